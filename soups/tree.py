@@ -1,0 +1,331 @@
+"""Do algebra on pytrees of weights whose leaves have names.
+
+Every function is pure and takes trees of NumPy or JAX arrays: NumPy leaves stay on the host, JAX leaves may be traced or
+sharded. Arithmetic is in float32 or wider and is cast once, at the end, so 256 + 1 does not stay 256 in bfloat16.
+Integer and boolean leaves are never averaged: they must be identical in all trees and are copied.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = Any  # a pytree of arrays, in this library mostly nested dicts
+Rules = str | Sequence[tuple[str, Any]]  # ordered (regex, value) pairs, or one regex that selects
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """Give the leaves of `tree` by name, the keys of a path joined with "/"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def names(tree: Tree) -> list[str]:
+    """List the names of the leaves of `tree` in their order."""
+    return list(flatten(tree))
+
+
+def map_with_names(function: Callable, tree: Tree, *rest: Tree) -> Tree:
+    """Apply `function(name, leaf, *other_leaves)` to every leaf."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(jax.tree_util.keystr(path, simple=True, separator="/"), *leaves), tree, *rest
+    )
+
+
+# --- Arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def mean(trees: Sequence[Tree]) -> Tree:
+    """Average trees of one structure, leaf by leaf.
+
+    (1/K) Σ_i θ_i, summed in float32 or wider in the order given; each leaf has the dtype of the first tree's.
+
+    Raises:
+        ValueError: no trees, different structures, or an integer leaf that is not the same in all.
+    """
+    trees = _checked(trees)
+    return jax.tree.map(lambda *leaves: _combine(leaves, lambda wide: _sum(wide) / np.float32(len(wide))), *trees)
+
+
+def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
+    """Sum trees of one structure, each times its weight.
+
+    Σ_i w_i θ_i in float32 or wider, in the order given; `weights`: K floats or an array [K]. They need not sum to 1.
+
+    Raises:
+        ValueError: as `mean`, or not one weight for each tree.
+    """
+    trees = _checked(trees)
+    if len(weights) != len(trees):
+        raise ValueError(f"{len(trees)} trees need {len(trees)} weights, but {len(weights)} were given")
+
+    def combine(wide):
+        return _sum([_scalar(weight, leaf) * leaf for weight, leaf in zip(weights, wide, strict=True)])
+
+    return jax.tree.map(lambda *leaves: _combine(leaves, combine), *trees)
+
+
+def lerp(a: Tree, b: Tree, t) -> Tree:
+    """Interpolate linearly: a + t (b − a); exactly `a` where a = b, for every t."""
+    a, b = _checked([a, b])
+    return jax.tree.map(lambda *leaves: _combine(leaves, lambda w: w[0] + _scalar(t, w[0]) * (w[1] - w[0])), a, b)
+
+
+def slerp(a: Tree, b: Tree, t, *, cos_angle=None) -> Tree:
+    """Interpolate on the arc between two trees taken as one long vector each.
+
+    [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with cos Ω = <a, b>/(|a||b|); linear where the vectors are (anti)parallel to
+    1e-6. `cos_angle`: the cosine of the whole trees, when `a` and `b` are parts of them (Shoemake, 1985).
+    """
+    cos_angle = cosine(a, b) if cos_angle is None else cos_angle
+    xp = jnp if isinstance(cos_angle, jax.Array) or isinstance(t, jax.Array) else np
+    omega = xp.arccos(xp.clip(cos_angle, -1.0, 1.0))
+    parallel = xp.abs(cos_angle) > 1 - 1e-6
+    sine = xp.where(parallel, 1.0, xp.sin(omega))
+    weight_a = xp.where(parallel, 1 - t, xp.sin((1 - t) * omega) / sine)
+    weight_b = xp.where(parallel, t, xp.sin(t * omega) / sine)
+    return weighted_sum([a, b], [weight_a, weight_b])
+
+
+def sub(a: Tree, b: Tree) -> Tree:
+    """Subtract: a − b in float32 or wider, so that a task vector loses nothing; integer leaves become zeros."""
+    a, b = _checked([a, b])
+
+    def leaf(*leaves):
+        if not _is_float(leaves[0]):
+            return _namespace(leaves).zeros_like(leaves[0])
+        wide = _widen(leaves)
+        return wide[0] - wide[1]
+
+    return jax.tree.map(leaf, a, b)
+
+
+def add_scaled(a: Tree, b: Tree, scale=1.0) -> Tree:
+    """Add: a + scale · b, in the dtypes of `a`; integer leaves are those of `a`.
+
+    Raises:
+        ValueError: other names or shapes. The dtypes may differ: `b` is mostly a float32 task vector.
+    """
+    check_same_structure([a, b], dtypes=False)
+
+    def leaf(x, y):
+        if not _is_float(x):
+            return x
+        wide = _widen((x, y))
+        return (wide[0] + _scalar(scale, wide[0]) * wide[1]).astype(x.dtype)
+
+    return jax.tree.map(leaf, a, b)
+
+
+def dot(a: Tree, b: Tree):
+    """Sum the products of all elements of the float leaves: <a, b>, a scalar in float32 or wider."""
+    check_same_structure([a, b], dtypes=False)
+    products = [
+        _tensordot(*_widen((x, y)))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        if _is_float(x)
+    ]
+    return _sum(products) if products else np.float32(0)
+
+
+def norm(a: Tree):
+    """Take the Euclidean norm |a| = sqrt(<a, a>) over all float leaves."""
+    squared = dot(a, a)
+    return _namespace([squared]).sqrt(squared)
+
+
+def cosine(a: Tree, b: Tree):
+    """Take the cosine <a, b> / (|a| |b|) of the angle between two trees; 0 where one of them is zero."""
+    product = norm(a) * norm(b)
+    xp = _namespace([product])
+    return xp.where(product > 0, dot(a, b) / xp.where(product > 0, product, 1), xp.zeros_like(product))
+
+
+def all_finite(tree: Tree) -> bool:
+    """Say whether no float leaf holds a NaN or an infinity (concrete arrays only)."""
+    return not nonfinite_names(tree)
+
+
+def nonfinite_names(tree: Tree) -> list[str]:
+    """List the names of the leaves that hold a NaN or an infinity (concrete arrays only)."""
+    return [name for name, leaf in flatten(tree).items() if _is_float(leaf) and not _leaf_finite(leaf)]
+
+
+# --- Selecting by name --------------------------------------------------------------------------------------------------
+
+
+def match(tree: Tree, rules: Rules) -> Tree:
+    """Give every leaf the value of the first rule whose regex matches its whole name.
+
+    `rules`: [(regex, value), ...] in order, or one regex, short for [(regex, True), (".*", False)].
+
+    Raises:
+        ValueError: a leaf that no rule matches, or a rule that matches no leaf; all of them are listed.
+    """
+    if isinstance(rules, str):
+        rules = [(rules, True), (".*", False)]
+    leaf_names = names(tree)
+    compiled = [(re.compile(pattern), value) for pattern, value in rules]
+    chosen = {name: next(((p, v) for p, v in compiled if p.fullmatch(name)), None) for name in leaf_names}
+    uncovered = [name for name, hit in chosen.items() if hit is None]
+    idle = [p.pattern for p, _ in compiled if p.pattern != ".*" and not any(map(p.fullmatch, leaf_names))]
+    if uncovered or idle:
+        lines = [f"  no rule matches leaf {name!r}" for name in uncovered]
+        lines += [f"  rule {pattern!r} matches no leaf{_closest(pattern, leaf_names)}" for pattern in idle]
+        raise ValueError("rules do not fit the tree (end them with ('.*', value) to cover the rest):\n" + "\n".join(lines))
+    return map_with_names(lambda name, _: chosen[name][1], tree)
+
+
+def partition(tree: Tree, rules: Rules) -> tuple[Tree, Tree]:
+    """Split `tree` into (selected, rest) of the same shape, with None in the places of the other part."""
+    mask = match(tree, rules)
+    selected = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
+    rest = jax.tree.map(lambda keep, leaf: None if keep else leaf, mask, tree)
+    return selected, rest
+
+
+def select(tree: Tree, rules: Rules) -> Tree:
+    """Keep the leaves that the rules select; None in the places of the others."""
+    return partition(tree, rules)[0]
+
+
+def combine(*parts: Tree) -> Tree:
+    """Put parts made by `partition` together: in each place the first that is not None."""
+    return jax.tree.map(
+        lambda *leaves: next((leaf for leaf in leaves if leaf is not None), None), *parts, is_leaf=lambda x: x is None
+    )
+
+
+# --- Structure ----------------------------------------------------------------------------------------------------------
+
+
+def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = None, *, dtypes: bool = True) -> None:
+    """Raise one ValueError that lists every difference of the trees from the first.
+
+    "-" is a leaf that is missing, "+" one that the first tree does not have, "~" one of another shape or dtype.
+    `labels` name the trees in the message; `dtypes=False` compares names and shapes alone.
+    """
+    if not trees:
+        raise ValueError("no members were given: at least one is needed")
+    labels = labels or [str(index) for index in range(len(trees))]
+    first = flatten(trees[0])
+    lines = []
+    for label, tree in zip(labels[1:], trees[1:], strict=True):
+        other = flatten(tree)
+        lines += [f"  - {label}: {name} is missing" for name in first if name not in other]
+        lines += [f"  + {label}: {name} is extra{_closest(name, first)}" for name in other if name not in first]
+        for name in first:
+            if name in other and (difference := _difference(first[name], other[name], dtypes)):
+                lines.append(f"  ~ {label}: {name} {difference}")
+        if not lines and jax.tree.structure(trees[0]) != jax.tree.structure(tree):
+            lines.append(f"  ~ {label}: other containers ({jax.tree.structure(tree)})")
+    if lines:
+        raise ValueError(f"members differ in structure from member {labels[0]}:\n" + "\n".join(lines))
+
+
+def cast_like(tree: Tree, like: Tree) -> Tree:
+    """Cast every leaf to the dtype of its counterpart in `like`."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
+
+
+def widen(tree: Tree) -> Tree:
+    """Cast float leaves narrower than float32 to float32, and leave the others as they are."""
+    return jax.tree.map(lambda leaf: _widen((leaf,))[0] if _is_float(leaf) else leaf, tree)
+
+
+def count(tree: Tree) -> int:
+    """Count the elements of all leaves."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+# --- Leaves -------------------------------------------------------------------------------------------------------------
+
+
+def _checked(trees):
+    trees = list(trees)
+    check_same_structure(trees)
+    flat = [flatten(tree) for tree in trees]
+    integers = [name for name, leaf in flat[0].items() if not _is_float(leaf)]
+    different = [name for name in integers if not _identical(name, [leaves[name] for leaves in flat])]
+    if different:
+        raise ValueError(
+            "integer and boolean leaves are copied, not averaged, so they must be identical in all members; "
+            f"these differ: {', '.join(different)}"
+        )
+    return trees
+
+
+def _combine(leaves, arithmetic):
+    if not _is_float(leaves[0]):
+        return leaves[0]
+    return arithmetic(_widen(leaves)).astype(leaves[0].dtype)
+
+
+def _sum(leaves):
+    # in order, one after the other: streamed and in-memory sums are then the same to the bit
+    return functools.reduce(lambda total, leaf: total + leaf, leaves)
+
+
+def _identical(name, leaves):
+    first = leaves[0]
+    if all(leaf is first for leaf in leaves):
+        return True
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        raise ValueError(
+            f"integer leaf {name} cannot be compared under a JAX transformation: "
+            "split such leaves off with soups.tree.partition first"
+        )
+    return all(np.array_equal(np.asarray(first), np.asarray(leaf)) for leaf in leaves[1:])
+
+
+def _leaf_finite(leaf) -> bool:
+    return bool(_namespace([leaf]).isfinite(_widen((leaf,))[0]).all())
+
+
+def _is_float(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _namespace(leaves):
+    return np if all(isinstance(leaf, (np.ndarray, np.generic, float)) for leaf in leaves) else jnp
+
+
+def _widen(leaves):
+    wide = functools.reduce(np.promote_types, [np.dtype(np.float32), *(_at_least_float32(x.dtype) for x in leaves)])
+    return [leaf.astype(wide) for leaf in leaves]
+
+
+def _at_least_float32(dtype):
+    return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else np.dtype(dtype)
+
+
+def _scalar(value, leaf):
+    # a Python or NumPy number takes the leaf's dtype; a traced one is cast, so strict promotion is content
+    if isinstance(value, jax.Array):
+        return value.astype(leaf.dtype)
+    return leaf.dtype.type(value)
+
+
+def _tensordot(x, y):
+    # over all axes at once: vdot would ravel, which on sharded arrays means communication
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+        return np.vdot(x, y)
+    return jnp.tensordot(x, y, x.ndim)
+
+
+def _difference(a, b, dtypes):
+    if a.shape != b.shape:
+        return f"has shape {tuple(b.shape)} instead of {tuple(a.shape)}"
+    if dtypes and a.dtype != b.dtype:
+        return f"has dtype {b.dtype} instead of {a.dtype}"
+    return ""
+
+
+def _closest(name, candidates):
+    found = difflib.get_close_matches(name, list(candidates), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
