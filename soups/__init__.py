@@ -1,3 +1,14 @@
 """Average the weights of fine-tuned networks: pools, soups and what is measured on them."""
 
 from soups import tree as tree
+from soups.recipes import Soup as Soup
+from soups.recipes import ema as ema
+from soups.recipes import greedy as greedy
+from soups.recipes import interpolate as interpolate
+from soups.recipes import learned as learned
+from soups.recipes import running_mean as running_mean
+from soups.recipes import uniform as uniform
+from soups.recipes import weighted as weighted
+from soups.recipes import wise_ft as wise_ft
+
+__version__ = "0.1.0"

@@ -33,11 +33,13 @@ def names(tree: Tree) -> list[str]:
 def map_with_names(function: Callable, tree: Tree, *rest: Tree) -> Tree:
     """Apply `function(name, leaf, *other_leaves)` to every leaf."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(jax.tree_util.keystr(path, simple=True, separator="/"), *leaves), tree, *rest
+        lambda path, *leaves: function(jax.tree_util.keystr(path, simple=True, separator="/"), *leaves),
+        tree,
+        *rest,
     )
 
 
-# --- Arithmetic -------------------------------------------------------------------------------------------------------
+# --- Arithmetic ---
 
 
 def mean(trees: Sequence[Tree]) -> Tree:
@@ -49,7 +51,9 @@ def mean(trees: Sequence[Tree]) -> Tree:
         ValueError: no trees, different structures, or an integer leaf that is not the same in all.
     """
     trees = _checked(trees)
-    return jax.tree.map(lambda *leaves: _combine(leaves, lambda wide: _sum(wide) / np.float32(len(wide))), *trees)
+    return jax.tree.map(
+        lambda *leaves: _combine(leaves, lambda wide: _sum(wide) / np.float32(len(wide))), *trees
+    )
 
 
 def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
@@ -73,7 +77,9 @@ def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
 def lerp(a: Tree, b: Tree, t) -> Tree:
     """Interpolate linearly: a + t (b − a); exactly `a` where a = b, for every t."""
     a, b = _checked([a, b])
-    return jax.tree.map(lambda *leaves: _combine(leaves, lambda w: w[0] + _scalar(t, w[0]) * (w[1] - w[0])), a, b)
+    return jax.tree.map(
+        lambda *leaves: _combine(leaves, lambda w: w[0] + _scalar(t, w[0]) * (w[1] - w[0])), a, b
+    )
 
 
 def slerp(a: Tree, b: Tree, t, *, cos_angle=None) -> Tree:
@@ -156,7 +162,7 @@ def nonfinite_names(tree: Tree) -> list[str]:
     return [name for name, leaf in flatten(tree).items() if _is_float(leaf) and not _leaf_finite(leaf)]
 
 
-# --- Selecting by name --------------------------------------------------------------------------------------------------
+# --- Selecting by name ---
 
 
 def match(tree: Tree, rules: Rules) -> Tree:
@@ -177,7 +183,9 @@ def match(tree: Tree, rules: Rules) -> Tree:
     if uncovered or idle:
         lines = [f"  no rule matches leaf {name!r}" for name in uncovered]
         lines += [f"  rule {pattern!r} matches no leaf{_closest(pattern, leaf_names)}" for pattern in idle]
-        raise ValueError("rules do not fit the tree (end them with ('.*', value) to cover the rest):\n" + "\n".join(lines))
+        raise ValueError(
+            "rules do not fit the tree (end them with ('.*', value) to cover the rest):\n" + "\n".join(lines)
+        )
     return map_with_names(lambda name, _: chosen[name][1], tree)
 
 
@@ -197,14 +205,18 @@ def select(tree: Tree, rules: Rules) -> Tree:
 def combine(*parts: Tree) -> Tree:
     """Put parts made by `partition` together: in each place the first that is not None."""
     return jax.tree.map(
-        lambda *leaves: next((leaf for leaf in leaves if leaf is not None), None), *parts, is_leaf=lambda x: x is None
+        lambda *leaves: next((leaf for leaf in leaves if leaf is not None), None),
+        *parts,
+        is_leaf=lambda x: x is None,
     )
 
 
-# --- Structure ----------------------------------------------------------------------------------------------------------
+# --- Structure ---
 
 
-def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = None, *, dtypes: bool = True) -> None:
+def check_same_structure(
+    trees: Sequence[Tree], labels: Sequence[str] | None = None, *, dtypes: bool = True
+) -> None:
     """Raise one ValueError that lists every difference of the trees from the first.
 
     "-" is a leaf that is missing, "+" one that the first tree does not have, "~" one of another shape or dtype.
@@ -218,7 +230,9 @@ def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = N
     for label, tree in zip(labels[1:], trees[1:], strict=True):
         other = flatten(tree)
         lines += [f"  - {label}: {name} is missing" for name in first if name not in other]
-        lines += [f"  + {label}: {name} is extra{_closest(name, first)}" for name in other if name not in first]
+        lines += [
+            f"  + {label}: {name} is extra{_closest(name, first)}" for name in other if name not in first
+        ]
         for name in first:
             if name in other and (difference := _difference(first[name], other[name], dtypes)):
                 lines.append(f"  ~ {label}: {name} {difference}")
@@ -243,7 +257,7 @@ def count(tree: Tree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-# --- Leaves -------------------------------------------------------------------------------------------------------------
+# --- Leaves ---
 
 
 def _checked(trees):
@@ -296,7 +310,9 @@ def _namespace(leaves):
 
 
 def _widen(leaves):
-    wide = functools.reduce(np.promote_types, [np.dtype(np.float32), *(_at_least_float32(x.dtype) for x in leaves)])
+    wide = functools.reduce(
+        np.promote_types, [np.dtype(np.float32), *(_at_least_float32(x.dtype) for x in leaves)]
+    )
     return [leaf.astype(wide) for leaf in leaves]
 
 

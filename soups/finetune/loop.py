@@ -1,0 +1,102 @@
+"""Run fine-tunings: the streamed loop, and the whole loop as one program."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from soups import tree
+from soups.data import batch_indices
+from soups.finetune.step import HYPERPARAMETERS, Training, init_state, training_step
+from soups.recipes._members import known
+
+
+def complete(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what a member's hyper-parameters leave out.
+
+    Raises:
+        ValueError: a name that is not one of `HYPERPARAMETERS`, with the closest one.
+    """
+    for name in hyperparameters:
+        known(name, list(HYPERPARAMETERS), "hyper-parameter")
+    return HYPERPARAMETERS | dict(hyperparameters)
+
+
+def num_steps(hyperparameters: Mapping[str, Any], num_examples: int, batch_size: int) -> int:
+    """Count the steps of a member: epochs times examples over batch size, rounded up."""
+    return math.ceil(hyperparameters["epochs"] * num_examples / batch_size)
+
+
+def finetune(
+    training: Training,
+    params: tree.Tree,
+    batches: Iterable[Mapping[str, Any]],
+    hyperparameters: Mapping[str, Any],
+    *,
+    step: Callable | None = None,
+    on_step: Callable[[int, jax.Array], None] = lambda index, loss: None,
+) -> dict[str, Any]:
+    """Fine-tune one member batch by batch and give its final state.
+
+    Args:
+        training: what is fixed at compile time.
+        params: the start weights; not donated.
+        batches: at least "num_steps" batches with "image" and "label", from `soups.data.loader` or arrays, sharded or not.
+        hyperparameters: as for `training_step`, with "num_steps".
+        step: the jitted step of an earlier call, so that several members share one compilation.
+        on_step: called after each step is dispatched, with its index and its loss, which may still be computing.
+
+    Raises:
+        ValueError: there are fewer batches than steps.
+    """
+    step = step or jit_step(training)
+    state = jax.jit(lambda params: init_state(training, params))(params)
+    # DO NOT CHANGE THE ORDER OF OPERATIONS: the batch of a step, its key and its rate all follow from the step's index.
+    total, iterator = int(hyperparameters["num_steps"]), iter(batches)
+    for index in range(total):
+        batch = next(iterator, None)
+        if batch is None:
+            raise ValueError(f"the batches ended after {index} of {total} steps")
+        state, loss = step(state, {"image": batch["image"], "label": batch["label"]}, hyperparameters)
+        on_step(index, loss)
+    return state
+
+
+def jit_step(training: Training) -> Callable:
+    """Compile the training step with its state donated."""
+    return jax.jit(lambda state, batch, hp: training_step(training, state, batch, hp), donate_argnums=0)
+
+
+def finetune_program(
+    training: Training, data: Mapping[str, jax.Array], constrain: Callable[[Any], Any] = lambda batch: batch
+) -> Callable:
+    """Give a function that runs a whole fine-tuning as one traceable program.
+
+    The function takes weights, hyper-parameters with "num_steps" and batch indices [max_steps, B] into `data` ("image"
+    uint8 [N, H, W, C], "label" [N]), and gives {"params", "averages", "losses" [max_steps]}; losses past the last step
+    are zero. It may be mapped: every member then runs its own number of steps.
+    """
+
+    def run(params, hyperparameters, indices):
+        def body(carry):
+            state, losses = carry
+            index = state["step"]
+            batch = constrain({name: array[indices[index]] for name, array in data.items()})
+            state, loss = training_step(training, state, batch, hyperparameters)
+            return state, losses.at[index].set(loss)
+
+        carry = (init_state(training, params), jnp.zeros(indices.shape[0]))
+        last = jnp.asarray(hyperparameters["num_steps"], jnp.int32)
+        state, losses = jax.lax.while_loop(lambda carry: carry[0]["step"] < last, body, carry)
+        return {"params": state["params"], "averages": state["averages"], "losses": losses}
+
+    return run
+
+
+def member_indices(hyperparameters: Mapping[str, Any], num_examples: int, batch_size: int) -> np.ndarray:
+    """Give the order of a member's examples, int32 [num_steps, B]: shuffled anew in each epoch by its seed."""
+    steps = num_steps(hyperparameters, num_examples, batch_size)
+    return batch_indices(num_examples, batch_size, steps, int(hyperparameters["seed"]))

@@ -1,0 +1,160 @@
+"""Build the training step: one pure function from state and batch to state."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from soups import tree
+from soups.finetune.augment import mixup, rand_augment
+from soups.recipes import ema, running_mean
+
+TrainApply = Callable[[tree.Tree, jax.Array, jax.Array], tuple[jax.Array, tree.Tree]]
+
+# what a member's hyper-parameters are where nothing else is said
+HYPERPARAMETERS = {
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "augment_operations": 0,
+    "augment_magnitude": 0.0,
+    "sam_radius": 0.0,
+    "warmup_fraction": 0.1,
+    "epochs": 1.0,
+    "seed": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """State what all members of a sweep have in common.
+
+    Attributes:
+        train_apply: gives logits [B, classes] and the weights with their updated statistics, from weights, inputs, key.
+        num_classes: of the targets.
+        preprocess: from uint8 images to inputs in [0, 1].
+        optimizer: from learning rate, weight decay and decay mask, the first two traced, to an optax transformation.
+        learning_rate_rules: multipliers by name, first match wins; 0 freezes: no gradient, no optimizer state.
+        decay_rules: which leaves decay, by name.
+        clip_norm: global norm that gradients are clipped to.
+        sam: take the gradient at the worst point within `sam_radius`; twice the cost.
+        ema_decay, swa_start: average the trajectory; SWA begins after this fraction of the steps.
+    """
+
+    train_apply: TrainApply
+    num_classes: int
+    preprocess: Callable[[jax.Array], jax.Array] = lambda images: images.astype(jnp.float32) / 255.0
+    optimizer: Callable[..., optax.GradientTransformation] = lambda learning_rate, weight_decay, mask: optax.adamw(
+        learning_rate, weight_decay=weight_decay, mask=mask
+    )
+    learning_rate_rules: tuple[tuple[str, float], ...] = ((".*", 1.0),)
+    decay_rules: tuple[tuple[str, bool], ...] = ((".*kernel", True), (".*", False))
+    clip_norm: float = 1.0
+    sam: bool = False
+    ema_decay: float | None = None
+    swa_start: float | None = None
+
+
+def learning_rate(step, num_steps, warmup_steps, peak):
+    """Give the rate at `step`: linear warm-up to `peak`, then a half cosine to zero at `num_steps`.
+
+    step < warmup: peak (step + 1) / warmup; else peak (1 + cos(π (step − warmup) / (num_steps − warmup))) / 2. All may be
+    traced. Loshchilov and Hutter, "SGDR", 2016, arXiv 1608.03983.
+    """
+    step, num_steps, warmup_steps = (jnp.asarray(x, jnp.float32) for x in (step, num_steps, warmup_steps))
+    warmup = (step + 1.0) / jnp.maximum(warmup_steps, 1.0)
+    progress = (step - warmup_steps) / jnp.maximum(num_steps - warmup_steps, 1.0)
+    return peak * jnp.where(step < warmup_steps, warmup, 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0))))
+
+
+def init_state(training: Training, params: tree.Tree) -> dict[str, Any]:
+    """Give the state before the first step: weights, optimizer state of the trainable leaves, averages."""
+    rates, mask = _matched(training, params)
+    trainable, _ = _split(rates, params)
+    state = {"params": params, "optimizer": training.optimizer(0.0, 0.0, mask).init(trainable), "step": jnp.int32(0)}
+    averaged = {"ema": training.ema_decay, "swa": training.swa_start}
+    state["averages"] = {name: tree.widen(params) for name, setting in averaged.items() if setting is not None}
+    return state
+
+
+def training_step(
+    training: Training, state: Mapping[str, Any], batch: Mapping[str, jax.Array], hyperparameters: Mapping[str, Any]
+) -> tuple[dict[str, Any], jax.Array]:
+    """Take one step and give the new state and the mean loss of the batch. Pure; jit it and donate the state.
+
+    Args:
+        training: what is fixed at compile time.
+        state: from `init_state` or the last step.
+        batch: "image" uint8 [B, H, W, C] and "label" int32 [B], or float targets [B, classes] under "label".
+        hyperparameters: those of `HYPERPARAMETERS`, and "num_steps"; numbers or traced.
+    """
+    hp, step = _arrays(hyperparameters), state["step"]
+    key = jax.random.fold_in(jax.random.key(hp["seed"]), step)
+    augment_key, mixup_key, model_key = jax.random.split(key, 3)
+    images = training.preprocess(batch["image"])
+    images = rand_augment(augment_key, images, hp["augment_operations"], hp["augment_magnitude"])
+    targets = soft_targets(batch["label"], training.num_classes, hp["label_smoothing"])
+    images, targets = mixup(mixup_key, images, targets, hp["mixup"])
+    rates, mask = _matched(training, state["params"])
+    trainable, frozen = _split(rates, state["params"])
+
+    def loss_of(trainable):
+        logits, updated = training.train_apply(tree.combine(trainable, frozen), images, model_key)
+        return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean(), updated
+
+    (loss, updated), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+    if training.sam:
+        grads = _sharpness_aware(loss_of, trainable, grads, hp["sam_radius"])
+    rate = learning_rate(step, hp["num_steps"], hp["warmup_fraction"] * hp["num_steps"], hp["learning_rate"])
+    grads, _ = optax.clip_by_global_norm(training.clip_norm).update(grads, optax.EmptyState())
+    optimizer = training.optimizer(rate, hp["weight_decay"], mask)
+    updates, optimizer_state = optimizer.update(grads, state["optimizer"], trainable)
+    updates = jax.tree.map(lambda rate, u: u * rate, _split(rates, rates)[0], updates)
+    frozen = _split(rates, updated)[1]  # BatchNorm statistics move without a gradient
+    params = tree.combine(optax.apply_updates(trainable, updates), frozen)
+    averages = _observe(training, state["averages"], params, step, hp["num_steps"])
+    return {"params": params, "optimizer": optimizer_state, "step": step + 1, "averages": averages}, loss
+
+
+def soft_targets(labels: jax.Array, num_classes: int, label_smoothing) -> jax.Array:
+    """Give targets [B, classes]: (1 − s) onehot + s / classes; float labels are targets already and are smoothed alike."""
+    targets = labels if jnp.issubdtype(labels.dtype, jnp.floating) else jax.nn.one_hot(labels, num_classes)
+    return targets * (1.0 - label_smoothing) + label_smoothing / num_classes
+
+
+def _sharpness_aware(loss_of, trainable, grads, radius):
+    """Give the gradient at θ + ρ g / |g| (Foret et al., 2020, arXiv 2010.01412)."""
+    norm = optax.tree.norm(grads)
+    there = jax.tree.map(lambda p, g: p + radius * g / (norm + 1e-12), trainable, grads)
+    return jax.grad(loss_of, has_aux=True)(there)[0]
+
+
+def _observe(training, averages, params, step, num_steps):
+    observed = {}
+    if "ema" in averages:
+        observed["ema"] = ema(averages["ema"], params, training.ema_decay)
+    if "swa" in averages:
+        seen = jnp.maximum(step.astype(jnp.float32) - jnp.floor(training.swa_start * num_steps), 0.0)
+        observed["swa"] = running_mean(averages["swa"], params, seen)  # before the start it just follows
+    return observed
+
+
+def _matched(training, params):
+    """Give the learning-rate multipliers as a tree, and the decay mask with None where a leaf is frozen."""
+    rates = tree.match(params, training.learning_rate_rules)
+    return rates, _split(rates, tree.match(params, training.decay_rules))[0]
+
+
+def _split(rates, params):
+    """Split into (trainable, frozen)."""
+    trainable = jax.tree.map(lambda rate, leaf: leaf if rate else None, rates, params)
+    return trainable, jax.tree.map(lambda rate, leaf: None if rate else leaf, rates, params)
+
+
+def _arrays(hyperparameters):
+    integers = ("seed", "augment_operations")
+    return {n: jnp.asarray(v, jnp.int32 if n in integers else jnp.float32) for n, v in hyperparameters.items()}

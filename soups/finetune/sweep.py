@@ -1,0 +1,169 @@
+"""Sweep hyper-parameters: a sweep is a list of plain dicts, run one by one, as one program, or over devices."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from soups import tree
+from soups.finetune.loop import complete, finetune, finetune_program, jit_step, member_indices
+from soups.finetune.step import Training
+
+MODES = ("sequential", "map", "vmap", "sharded")
+
+
+def grid(**choices: Sequence[Any]) -> list[dict[str, Any]]:
+    """List all combinations of the choices, the last name changing fastest."""
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+def zipped(**choices: Sequence[Any]) -> list[dict[str, Any]]:
+    """List the choices side by side: the first of each, the second of each, ...
+
+    Raises:
+        ValueError: they are not equally many.
+    """
+    if len({len(values) for values in choices.values()}) > 1:
+        raise ValueError(f"zipped choices differ in number: { {name: len(v) for name, v in choices.items()} }")
+    return [dict(zip(choices, values, strict=True)) for values in zip(*choices.values(), strict=True)]
+
+
+def random(number: int, seed: int, **distributions: Callable[[np.random.Generator], Any]) -> list[dict[str, Any]]:
+    """Draw `number` members; each hyper-parameter is a function of a NumPy generator.
+
+    Member i depends on `seed` and i alone: a longer sweep begins with the members of a shorter one.
+    """
+    generators = [np.random.default_rng([seed, index]) for index in range(number)]
+    return [{name: draw(generator) for name, draw in distributions.items()} for generator in generators]
+
+
+def log_uniform(low: float, high: float) -> Callable[[np.random.Generator], float]:
+    """Give a distribution whose logarithm is uniform between those of `low` and `high`."""
+    return lambda generator: float(np.exp(generator.uniform(np.log(low), np.log(high))))
+
+
+def uniform(low: float, high: float) -> Callable[[np.random.Generator], float]:
+    """Give the uniform distribution on [low, high)."""
+    return lambda generator: float(generator.uniform(low, high))
+
+
+def integers(low: int, high: int) -> Callable[[np.random.Generator], int]:
+    """Give the uniform distribution on the integers from `low` to `high`, both included."""
+    return lambda generator: int(generator.integers(low, high + 1))
+
+
+def zero_or(probability: float, distribution: Callable) -> Callable[[np.random.Generator], Any]:
+    """Give zero with this probability, else a draw from `distribution`."""
+    return lambda generator: distribution(generator) if generator.uniform() >= probability else 0
+
+
+def run_sweep(
+    training: Training,
+    params: tree.Tree,
+    data: Mapping[str, np.ndarray],
+    members: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int,
+    mode: str = "map",
+    mesh: jax.sharding.Mesh | None = None,
+) -> list[dict[str, Any]]:
+    """Fine-tune every member of a sweep from the same weights, and give their results in order.
+
+    All modes compute the same members; only float32 rounding may differ, since XLA fuses them differently.
+
+    Args:
+        training: what the members have in common.
+        params: the start weights.
+        data: "image" uint8 [N, H, W, C] and "label" int32 [N], or float targets [N, classes] as labels.
+        members: hyper-parameters of each member; see `HYPERPARAMETERS`.
+        batch_size: examples in each step.
+        mode: "sequential" runs one jitted step after the other; "map" makes the whole sweep one program that runs member
+            after member (best on a CPU); "vmap" runs them in lockstep (best when one member does not fill an
+            accelerator); "sharded" spreads them over the axis "pool" of `mesh`, and each batch over its axis "data".
+        mesh: for "sharded".
+
+    Returns:
+        For each member {"params", "averages", "losses" [num_steps]}, on the host.
+
+    Raises:
+        ValueError: an unknown mode or hyper-parameter, a mesh without "pool", a batch larger than the data.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if mode == "sharded" and (mesh is None or "pool" not in mesh.axis_names):
+        raise ValueError(f'mode "sharded" needs a mesh with an axis "pool", not {mesh}')
+    num_examples = len(data["label"])
+    members = [complete(member) for member in members]
+    orders = [member_indices(member, num_examples, batch_size) for member in members]
+    members = [member | {"num_steps": len(order)} for member, order in zip(members, orders, strict=True)]
+    if mode == "sequential":
+        return list(_one_by_one(training, params, data, members, orders))
+    results = _one_program(training, params, data, members, orders, mode, mesh)
+    return [
+        {"params": r["params"], "averages": r["averages"], "losses": r["losses"][: len(order)]}
+        for r, order in zip(results, orders, strict=True)
+    ]
+
+
+def _one_by_one(training, params, data, members, orders) -> Iterable[dict[str, Any]]:
+    step = jit_step(training)
+    for member, order in zip(members, orders, strict=True):
+        batches = ({name: array[rows] for name, array in data.items()} for rows in order)
+        losses = []
+        state = finetune(
+            training, params, batches, _numbers(member), step=step, on_step=lambda _, loss, to=losses: to.append(loss)
+        )
+        state = jax.device_get(state)
+        yield {"params": state["params"], "averages": state["averages"], "losses": np.array(jax.device_get(losses))}
+
+
+def _one_program(training, params, data, members, orders, mode, mesh):
+    count = len(members)
+    lanes = mesh.shape["pool"] if mode == "sharded" else 1
+    filled = -(-count // lanes) * lanes  # each device takes equally many: the first member fills up, its copies are dropped
+    members = [*members, *[members[0] | {"num_steps": 0}] * (filled - count)]
+    orders = [*orders, *[orders[0]] * (filled - count)]
+    longest = max(map(len, orders))
+    indices = np.stack([np.pad(order, ((0, longest - len(order)), (0, 0))) for order in orders])
+    numbers = jax.tree.map(lambda *values: np.stack(values), *map(_numbers, members))
+    data = {name: jnp.asarray(array) for name, array in data.items()}
+    results = _program(training, mode, mesh)(params, numbers, indices, data)
+    results = jax.device_get(results)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(count)]
+
+
+def _program(training, mode, mesh):
+    def all_members(params, numbers, indices, data, constrain=lambda batch: batch):
+        run = finetune_program(training, data, constrain)
+        if mode == "vmap":
+            return jax.vmap(run, in_axes=(None, 0, 0))(params, numbers, indices)
+        return jax.lax.map(lambda member: run(params, *member), (numbers, indices))
+
+    if mode != "sharded":
+        return jax.jit(all_members)
+
+    def on_each_device(params, numbers, indices, data):
+        def constrain(batch):
+            if "data" not in mesh.axis_names:
+                return batch
+            return jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: P("data"), batch))
+
+        return all_members(params, numbers, indices, data, constrain)
+
+    specs = {"in_specs": (P(), P("pool"), P("pool"), P()), "out_specs": P("pool"), "axis_names": {"pool"}}
+    sharded = jax.jit(jax.shard_map(on_each_device, mesh=mesh, check_vma=False, **specs))
+
+    def with_mesh(*args):
+        with jax.set_mesh(mesh):
+            return sharded(*args)
+
+    return with_mesh
+
+
+def _numbers(member):
+    integer = ("seed", "augment_operations", "num_steps")
+    return {name: np.asarray(value, np.int32 if name in integer else np.float32) for name, value in member.items()}

@@ -1,0 +1,50 @@
+"""Write down decisions one by one, so that a killed run goes on where it was."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+
+class Journal:
+    """Keep records in a file of JSON lines; without a path, in memory.
+
+    The first line states what is being decided; a journal of something else is refused. A last line that was cut off
+    by a crash is dropped.
+    """
+
+    def __init__(self, path: str | os.PathLike | None, header: dict[str, Any]):
+        self._path = pathlib.Path(path) if path is not None else None
+        self._old: list[dict[str, Any]] = []
+        if self._path is not None:
+            self._open(header)
+
+    def _open(self, header):
+        header = json.loads(json.dumps(header))
+        lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
+        if lines and json.loads(lines[0]) != header:
+            raise ValueError(
+                f"journal {self._path} belongs to another selection:\n  there: {lines[0]}\n  here:  {json.dumps(header)}\n"
+                "Remove it, or give another path."
+            )
+        self._old = [json.loads(line) for line in lines[1:]]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # rewrite what is whole, under a new name first, so a cut-off line never stays in the middle
+        fresh = self._path.with_name(self._path.name + ".tmp")
+        fresh.write_text("".join(line + "\n" for line in lines or [json.dumps(header)]))
+        os.replace(fresh, self._path)
+
+    def replay(self, kind: str, member: str) -> dict[str, Any] | None:
+        """Give the next old record if it is of this kind and member, else None."""
+        if self._old and (self._old[0]["kind"], self._old[0]["member"]) == (kind, member):
+            return self._old.pop(0)
+        return None
+
+    def write(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Append a record and see it to the disk."""
+        if self._path is not None:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        return record

@@ -1,0 +1,146 @@
+"""Learn the mixing weights of a soup by gradient descent."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from soups import tree
+from soups.recipes import _members, _optimizer
+from soups.recipes.soup import Soup, digests
+
+
+def learned(
+    members: _members.Members,
+    loss: Callable[[tree.Tree, Any, jax.Array], jax.Array],
+    batches: Iterable[Any],
+    *,
+    per: str = "model",
+    learning_rate: float = 0.05,
+) -> Soup:
+    """Mix members with softmax weights and a temperature that minimise a held-out loss: the learned soup.
+
+    min over a and β of E_batch loss(Σ_i softmax(a)_i θ_i, batch, β), by AdamW without decay, starting from the uniform
+    soup and β = 1. The gradient of a weight is an inner product, dL/dα_i = <dL/dθ, θ_i>, so one backward pass to the mixed
+    weights is enough: the device holds one model and its gradient, and the members stay where they are, on the host, in
+    the files of a pool, or sharded over devices.
+
+    Args:
+        members: a sequence or mapping of trees, or a pool.
+        loss: gives the mean loss of weights on a batch, with the logits multiplied by the temperature β.
+        batches: the held-out batches, in order, one step each; repeat them for more epochs.
+        per: "model" for one weight for each member, "leaf" for one for each leaf and member.
+        learning_rate: of the weights a and of β; the published code uses 0.05 for 5 epochs.
+
+    Returns:
+        A soup whose history has the loss of every step; with per="leaf" `ingredients` holds the mean over the leaves.
+
+    Raises:
+        ValueError: no (finite) members, other structures, no batches, another `per`, or a loss that is not finite.
+
+    Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.
+    """
+    if per not in ("model", "leaf"):
+        raise ValueError(f"per must be 'model' or 'leaf', not {per!r}")
+    members = _members.as_mapping(members)
+    names = list(members)
+    trees = [members[name] for name in names]
+    for name, member in zip(names, trees, strict=True):
+        if bad := tree.nonfinite_names(member):
+            raise ValueError(f"NaN or infinity in member {name}: {', '.join(bad)}")
+    tree.check_same_structure(trees, names)
+    leaf_names = tree.names(trees[0])
+    rows = 1 if per == "model" else len(leaf_names)
+    variables = {"mixing": np.ones((rows, len(names)), np.float32), "temperature": np.float32(1.0)}
+    variables, history = _descend(variables, trees, loss, batches, learning_rate)
+    weights = _softmax(variables["mixing"])
+    return Soup(
+        params=_mix(trees, weights),
+        recipe={"name": "learned", "per": per, "learning_rate": learning_rate, "num_steps": len(history)},
+        ingredients={name: float(weight) for name, weight in zip(names, weights.mean(0), strict=True)},
+        history=history,
+        leaf_weights=None if per == "model" else _by_leaf(weights, leaf_names, names),
+        temperature=float(variables["temperature"]),
+        digests=digests(members, names),
+    )
+
+
+def _descend(variables, trees, loss, batches, learning_rate):
+    optimizer = optax.adamw(learning_rate, weight_decay=0.0)
+    gradient = jax.jit(_float_gradient(loss))
+    update = jax.jit(lambda grads, state, now: _optimizer.apply(optimizer, grads, state, now))
+    state, history = optimizer.init(variables), []
+    for batch in batches:
+        weights = _softmax(variables["mixing"])
+        value, leaf_grads, temperature_grad = gradient(_mix(trees, weights), batch, variables["temperature"])
+        if not np.isfinite(value):
+            raise ValueError(
+                f"the loss is {float(value)} at step {len(history)}: lower the learning rate, or look at the batch"
+            )
+        products = _inner_products(leaf_grads, trees)
+        if len(weights) == 1:
+            products = products.sum(0, keepdims=True)
+        mixing_grad = weights * (products - (weights * products).sum(1, keepdims=True))  # through the softmax
+        variables, state = update({"mixing": mixing_grad, "temperature": temperature_grad}, state, variables)
+        history.append(float(value))
+    if not history:
+        raise ValueError("no batches were given: the learned soup needs held-out data")
+    return jax.device_get(variables), history
+
+
+def _float_gradient(loss):
+    def gradient(params, batch, temperature):
+        floats, rest = _split(params)
+
+        def of_floats(floats, temperature):
+            return loss(tree.combine(floats, rest), batch, temperature)
+
+        value, (grads, temperature_grad) = jax.value_and_grad(of_floats, argnums=(0, 1))(floats, temperature)
+        return value, grads, temperature_grad
+
+    return gradient
+
+
+def _split(params):
+    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)  # noqa: E731
+    floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, params)
+    return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, params)
+
+
+def _softmax(mixing):
+    exponentials = np.exp(mixing - np.max(mixing, axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(1, keepdims=True), np.float32)
+
+
+def _mix(trees, weights):
+    """Mix leaf by leaf; row l of `weights` [L or 1, K] is for leaf l."""
+    leaves, structure = jax.tree.flatten(trees[0])
+    columns = list(zip(*map(jax.tree.leaves, trees), strict=True))
+    rows = np.broadcast_to(weights, (len(leaves), weights.shape[1]))
+    mixed = [tree.weighted_sum(column, row) for column, row in zip(columns, rows, strict=True)]
+    return jax.tree.unflatten(structure, mixed)
+
+
+def _inner_products(grads, trees):
+    """Give <g_l, θ_{i,l}> as [L, K]; integer leaves have no gradient and count zero."""
+    on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trees[0]))
+    grads = jax.device_get(grads) if on_host else grads
+    flat_grads = tree.flatten(grads)
+    columns = [
+        [
+            tree.dot(flat_grads[name], leaf) if name in flat_grads else np.float32(0)
+            for name, leaf in tree.flatten(member).items()
+        ]
+        for member in trees
+    ]
+    return np.asarray(jax.device_get(columns), np.float32).T
+
+
+def _by_leaf(weights, leaf_names, names):
+    return {
+        leaf: {name: float(w) for name, w in zip(names, row, strict=True)}
+        for leaf, row in zip(leaf_names, weights, strict=True)
+    }

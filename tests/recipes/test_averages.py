@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+import soups
+from soups import tree
+
+
+def test_weighted_takes_names():
+    members = {"a": {"w": np.float32([1])}, "b": {"w": np.float32([2])}, "c": {"w": np.float32([4])}}
+    assert soups.weighted(members, {"c": 0.5, "a": 0.25})["w"][0] == 2.25
+
+
+def test_weighted_names_an_unknown_member():
+    with pytest.raises(ValueError, match=r"unknown member 'menber_1': did you mean 'member_1'"):
+        soups.weighted({"member_1": {"w": np.float32([1])}}, {"menber_1": 1.0})
+
+
+def test_weighted_counts_weights():
+    with pytest.raises(ValueError, match="1 members need 1 weights, but 2"):
+        soups.weighted([{"w": np.float32([1])}], [0.5, 0.5])
+
+
+def test_running_mean_of_bfloat16_kept_in_float32(rng):
+    values = rng.normal(size=300).astype(np.float32)
+    mean = tree.widen({"w": values[:1]})
+    for count, value in enumerate(values[1:], start=1):
+        mean = soups.running_mean(mean, {"w": value[None]}, count)
+    np.testing.assert_allclose(mean["w"][0], values.astype(np.float64).mean(), atol=1e-6)
+
+
+def test_ema_from_zero_is_wise_ft_of_the_debiased_average(rng):
+    # a property of the WiSE-FT paper: EMA started at θ0 equals (1 − α) θ0 + α (debiased EMA), α = 1 − β^T
+    start, decay, steps = 0.7, 0.9, 12
+    trajectory = rng.normal(size=steps)
+    average = {"w": np.float64([start])}
+    for value in trajectory:
+        average = soups.ema(average, {"w": np.float64([value])}, decay)
+    weights = (1 - decay) * decay ** np.arange(steps)[::-1]
+    alpha = 1 - decay**steps
+    expected = soups.wise_ft({"w": np.float64([weights @ trajectory / alpha])}, base={"w": np.float64([start])}, alpha=alpha)
+    np.testing.assert_allclose(average["w"], expected["w"], rtol=1e-12)
+
+
+def test_wise_ft_only_interpolates_the_trunk():
+    member = {"trunk": np.float32([2.0]), "head": np.float32([5.0, 6.0])}
+    base = {"trunk": np.float32([0.0])}
+    result = soups.wise_ft(member, base=base, alpha=0.5, only="trunk")
+    assert result["trunk"][0] == 1.0
+    assert result["head"] is member["head"]
+
+
+def test_wise_ft_needs_the_head_in_the_base_unless_told():
+    with pytest.raises(ValueError, match="- base: head is missing"):
+        soups.wise_ft({"trunk": np.float32([2.0]), "head": np.float32([5.0])}, base={"trunk": np.float32([0.0])})
+
+
+def test_interpolate_refuses_another_path():
+    with pytest.raises(ValueError, match="'linear' or 'spherical', not 'curved'"):
+        soups.interpolate({}, {}, t=0.5, path="curved")

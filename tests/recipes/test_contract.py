@@ -1,0 +1,220 @@
+"""Hold every recipe to one contract: structure, dtypes, transformations, sharding, streaming, order, errors."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import soups
+from soups.pool import Pool
+
+WEIGHTS = [0.5, 0.25, 0.25]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """State what holds for one recipe of three members."""
+
+    make: Callable  # members -> weights
+    oracle: Callable  # float64 arrays [K, ...] of one leaf -> array
+    pure: bool = True  # may be traced
+    symmetric: bool = True  # the order of members does not matter
+    pool: bool = True  # takes a pool as it is
+
+
+def squared_distance_to_mean_of_two(params):
+    """Score weights by how near all their elements are to 0.6: an `evaluate` that needs no network."""
+    return -sum(float(jnp.sum((leaf.astype(jnp.float32) - 0.6) ** 2)) for leaf in jax.tree.leaves(params))
+
+
+def greedy(members):
+    return soups.greedy(members, squared_distance_to_mean_of_two).params
+
+
+def learned(per):
+    def make(members):
+        def loss(params, batch, temperature):
+            return temperature * sum(jnp.sum((leaf.astype(jnp.float32) - batch) ** 2) for leaf in jax.tree.leaves(params))
+
+        return soups.learned(members, loss, [np.float32(0.6)] * 3, per=per).params
+
+    return make
+
+
+def pairwise(function):
+    return lambda members: function(*list(members.values() if hasattr(members, "values") else members)[:2])
+
+
+CASES = {
+    "uniform": Case(soups.uniform, lambda x: x.mean(0)),
+    "weighted": Case(
+        lambda m: soups.weighted(m, WEIGHTS), lambda x: np.tensordot(WEIGHTS, x, 1), symmetric=False
+    ),
+    "running_mean": Case(
+        lambda m: soups.running_mean(soups.running_mean(m[0], m[1], 1), m[2], 2), lambda x: x.mean(0), pool=False
+    ),
+    "ema": Case(
+        lambda m: soups.ema(soups.ema(m[0], m[1], 0.75), m[2], 0.75),
+        lambda x: 0.75 * (0.75 * x[0] + 0.25 * x[1]) + 0.25 * x[2],
+        symmetric=False,
+        pool=False,
+    ),
+    "interpolate": Case(
+        pairwise(lambda a, b: soups.interpolate(a, b, t=0.25)), lambda x: 0.75 * x[0] + 0.25 * x[1], symmetric=False
+    ),
+    "wise_ft": Case(
+        pairwise(lambda a, b: soups.wise_ft(a, base=b, alpha=0.75)), lambda x: 0.75 * x[0] + 0.25 * x[1], symmetric=False
+    ),
+    "greedy": Case(greedy, None, pure=False),
+    "learned per model": Case(learned("model"), None, pure=False),
+    "learned per leaf": Case(learned("leaf"), None, pure=False),
+}
+PURE = [name for name, case in CASES.items() if case.pure]
+POOLED = [name for name, case in CASES.items() if case.pool]
+ALL = list(CASES)
+
+
+def member(seed, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return {
+        "Dense_0": {"kernel": rng.normal(size=(8, 4)).astype(dtype), "bias": rng.normal(size=8).astype(dtype)},
+        "head": {"kernel": rng.normal(size=(8, 2)).astype(dtype)},
+    }
+
+
+@pytest.fixture
+def members():
+    return [member(seed) for seed in range(3)]
+
+
+def close(a, b, rtol=1e-5, atol=1e-6):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(x, np.float64), np.asarray(y, np.float64), rtol=rtol, atol=atol)
+
+
+def equal(a, b):
+    close(a, b, rtol=0, atol=0)
+
+
+def to_jax(weights):
+    return jax.tree.map(jnp.asarray, weights)
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_equals_float64(name, members):
+    expected = jax.tree.map(lambda *x: CASES[name].oracle(np.stack(x).astype(np.float64)), *members)
+    close(CASES[name].make(members), expected)
+    close(CASES[name].make([to_jax(m) for m in members]), expected)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_keeps_structure_and_dtype(name):
+    members = [member(seed, ml_dtypes.bfloat16) for seed in range(3)]
+    result = CASES[name].make(members)
+    assert jax.tree.structure(result) == jax.tree.structure(members[0])
+    assert {leaf.dtype for leaf in jax.tree.leaves(result)} == {np.dtype(ml_dtypes.bfloat16)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_identical_members_give_that_member(name, members):
+    close(CASES[name].make([members[0]] * 3), members[0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.symmetric])
+def test_order_does_not_matter(name, members):
+    close(CASES[name].make(members), CASES[name].make(members[::-1]))
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_under_jit_and_vmap(name, members):
+    make = CASES[name].make
+    expected = make(members)
+    close(jax.jit(make)([to_jax(m) for m in members]), expected)
+    two = jax.tree.map(lambda x, y: jnp.stack([x, y]), members, [member(seed) for seed in range(10, 13)])
+    both = jax.vmap(make)(two)
+    close(jax.tree.map(lambda leaf: leaf[0], both), expected)
+    close(jax.tree.map(lambda leaf: leaf[1], both), make([member(seed) for seed in range(10, 13)]))
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_under_pmap(name):
+    groups = [[member(10 * device + seed) for seed in range(3)] for device in range(8)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *groups)
+    result = jax.pmap(CASES[name].make)(stacked)
+    for device in range(8):
+        close(jax.tree.map(lambda leaf, d=device: leaf[d], result), CASES[name].make(groups[device]))
+
+
+def test_pmean_of_members_on_devices_is_the_uniform_soup():
+    members = [member(seed) for seed in range(8)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+    soup = jax.pmap(lambda m: jax.lax.pmean(m, "pool"), axis_name="pool")(stacked)
+    close(jax.tree.map(lambda leaf: leaf[3], soup), soups.uniform(members))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_on_sharded_members(name, members, mesh):
+    make = CASES[name].make
+    shard = NamedSharding(mesh, P("pool"))
+    sharded = [jax.tree.map(lambda leaf: jax.device_put(leaf, shard), m) for m in members]
+    result = make(sharded)
+    close(result, make(members))
+    assert all(leaf.sharding.is_equivalent_to(shard, leaf.ndim) for leaf in jax.tree.leaves(result))
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_streamed_from_a_pool_equals_in_memory(name, members, tmp_path):
+    pool = Pool(tmp_path / "pool")
+    for index, weights in enumerate(members):
+        pool.add(f"member_{index}", weights)
+    result = CASES[name].make(pool)
+    if CASES[name].pure:
+        equal(result, CASES[name].make(members))  # element-wise: the same to the bit
+    else:
+        close(result, CASES[name].make(members), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_no_members_is_an_error(name, tmp_path):
+    if name in ("interpolate", "wise_ft"):
+        pytest.skip("takes two weights, not a list of members")
+    for empty in ([], {}, Pool(tmp_path / "empty")):
+        with pytest.raises(ValueError, match="no members"):
+            CASES[name].make(empty)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_other_structure_is_an_error(name, members):
+    members[1]["head"]["kernel"] = np.zeros((8, 3), np.float32)
+    with pytest.raises(ValueError, match=r"head/kernel has shape"):
+        CASES[name].make(members)
+
+
+@pytest.mark.parametrize("name", ["uniform", "weighted", "learned per model"])
+def test_nan_is_named(name, members):
+    members[2]["Dense_0"]["bias"][1] = np.nan
+    with pytest.raises(ValueError, match=r"member 2: Dense_0/bias"):
+        CASES[name].make(members)
+
+
+def test_members_that_overflow_together_are_told_apart_from_nan():
+    huge = [{"w": np.float32([3e38])}] * 2
+    with pytest.raises(ValueError, match="overflows in: w"):
+        soups.weighted(huge, [1.0, 1.0])
+
+
+@pytest.mark.parametrize("name", ["uniform", "greedy", "learned per model"])
+def test_pool_leaves_out_members_that_diverged(name, members, tmp_path, caplog):
+    pool = Pool(tmp_path / "pool")
+    for index, weights in enumerate(members):
+        pool.add(f"member_{index}", weights)
+    pool.add("diverged", jax.tree.map(lambda leaf: leaf * np.nan, members[0]))
+    close(CASES[name].make(pool), CASES[name].make(members))
+    assert "diverged" in caplog.text

@@ -1,0 +1,161 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+import soups
+
+RNG = np.random.default_rng(5)
+MEMBERS = {f"m{i}": {"w": RNG.normal(size=6).astype(np.float32)} for i in range(8)}
+TARGET = np.mean([m["w"] for m in MEMBERS.values()], axis=0, dtype=np.float64) + 0.1
+
+
+def evaluate(params):
+    return -float(np.sum((params["w"].astype(np.float64) - TARGET) ** 2))
+
+
+def oracle(order, scores, strict=True):
+    """Run recipe 1 of the paper with explicit sums in float64."""
+    chosen, best, accepted = [], -math.inf, []
+    for name in order:
+        mean = np.mean([MEMBERS[n]["w"] for n in [*chosen, name]], axis=0, dtype=np.float64)
+        score = -float(np.sum((mean - TARGET) ** 2))
+        ok = score > best if strict else score >= best
+        accepted.append(ok)
+        if ok:
+            chosen, best = [*chosen, name], score
+    return chosen, best, accepted
+
+
+def best_first():
+    scores = {name: evaluate(m) for name, m in MEMBERS.items()}
+    return sorted(scores, key=scores.get, reverse=True), scores
+
+
+def test_equals_the_paper_written_out():
+    order, scores = best_first()
+    chosen, best, accepted = oracle(order, scores)
+    soup = soups.greedy(MEMBERS, evaluate)
+    assert 1 < len(chosen) < 8  # both decisions occur
+    assert list(soup.ingredients) == chosen
+    assert [step["accepted"] for step in soup.history] == accepted
+    np.testing.assert_allclose(soup.score, best, rtol=1e-5)
+    np.testing.assert_allclose(soup.params["w"], np.mean([MEMBERS[n]["w"] for n in chosen], axis=0), rtol=1e-5)
+    assert sum(soup.ingredients.values()) == pytest.approx(1.0)
+
+
+def test_given_order_is_followed():
+    order = ["m3", "m0", "m7", "m1"]
+    chosen, _, _ = oracle(order, None)
+    assert list(soups.greedy(MEMBERS, evaluate, order=order).ingredients) == chosen
+    assert list(soups.greedy(MEMBERS, evaluate, order=[3, 0, 7, 1]).ingredients) == chosen
+
+
+def test_given_scores_save_evaluations_and_reads():
+    _, scores = best_first()
+    reads, evaluations = [], []
+
+    class Counting(dict):
+        def __getitem__(self, name):
+            reads.append(name)
+            return super().__getitem__(name)
+
+    soups.greedy(Counting(MEMBERS), lambda p: evaluations.append(1) or evaluate(p), scores=scores)
+    assert sorted(reads) == sorted(MEMBERS)  # each once
+    assert len(evaluations) == len(MEMBERS) - 1  # the first is trusted, as in the published code
+
+
+def test_ties_try_the_later_listed_first():
+    members = {name: {"w": np.float32([0])} for name in "abcd"}
+    soup = soups.greedy(members, lambda p: 1.0, scores={"a": 0.5, "b": 1.0, "c": 1.0, "d": 0.5})
+    assert [step["member"] for step in soup.history] == ["c", "b", "d", "a"]
+
+
+def test_accept_ge_takes_equals_and_gt_does_not():
+    members = [{"w": np.float32([0])}] * 3
+    assert len(soups.greedy(members, lambda p: 1.0, accept="ge").ingredients) == 3
+    assert len(soups.greedy(members, lambda p: 1.0, accept="gt").ingredients) == 1
+
+
+def test_mode_min_and_metric():
+    soup = soups.greedy(MEMBERS, lambda p: {"loss": -evaluate(p), "accuracy": 0.0}, metric="loss", mode="min")
+    assert list(soup.ingredients) == list(soups.greedy(MEMBERS, evaluate).ingredients)
+    assert soup.score == pytest.approx(-soups.greedy(MEMBERS, evaluate).score)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "maximum"}, "mode must be"),
+        ({"accept": ">"}, "accept 'gt' or 'ge'"),
+        ({"order": ["m0", "mm1"]}, "unknown member 'mm1': did you mean 'm1'"),
+        ({"order": ["m0", "m0"]}, "twice"),
+        ({"scores": {"m0": 1.0}}, "no score is given for: m1"),
+        ({"scores": [1.0]}, "8 members need 8 scores, but 1"),
+        ({"metric": "accuracy"}, "returns a number"),
+    ],
+)
+def test_wrong_options_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        soups.greedy(MEMBERS, evaluate, **options)
+
+
+def test_metric_names_are_checked():
+    with pytest.raises(ValueError, match="choose one with metric=: accuracy, nll"):
+        soups.greedy(MEMBERS, lambda p: {"accuracy": 1.0, "nll": 0.0})
+    with pytest.raises(ValueError, match="unknown metric 'acuracy': did you mean 'accuracy'"):
+        soups.greedy(MEMBERS, lambda p: {"accuracy": 1.0}, metric="acuracy")
+
+
+def test_diverged_members_are_left_out_and_recorded():
+    members = MEMBERS | {"bad": {"w": np.full(6, np.nan, np.float32)}}
+    soup = soups.greedy(members, evaluate)
+    assert list(soup.ingredients) == list(soups.greedy(MEMBERS, evaluate).ingredients)
+    (step,) = [step for step in soup.history if step["member"] == "bad"]
+    assert not step["accepted"]
+    assert step["reason"] == "NaN or infinity in w"
+
+
+def test_all_diverged_is_an_error():
+    with pytest.raises(ValueError, match="no member is finite"):
+        soups.greedy({"a": {"w": np.float32([np.inf])}}, evaluate)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("survived", [0, 3, 8, 9, 12, 14])
+def test_goes_on_from_its_journal_with_the_same_bits(survived, tmp_path):
+    whole = soups.greedy(MEMBERS, evaluate)
+    left = survived
+
+    def dies(params):
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+        return evaluate(params)
+
+    path = tmp_path / "greedy.jsonl"
+    with pytest.raises(Killed):
+        soups.greedy(MEMBERS, dies, journal=path)
+    path.write_text(path.read_text() + '{"kind": "candi')  # the crash cut a line off
+    calls = []
+    soup = soups.greedy(MEMBERS, lambda p: calls.append(1) or evaluate(p), journal=path)
+    assert len(calls) == 15 - survived  # 8 single scores and 7 candidates, nothing twice
+    assert soup.history == whole.history
+    np.testing.assert_array_equal(soup.params["w"], whole.params["w"])
+
+
+def test_journal_of_another_selection_is_refused(tmp_path):
+    soups.greedy(MEMBERS, evaluate, journal=tmp_path / "j")
+    with pytest.raises(ValueError, match="belongs to another selection"):
+        soups.greedy(MEMBERS, evaluate, accept="ge", journal=tmp_path / "j")
+
+
+def test_record_is_json():
+    record = soups.greedy(MEMBERS, evaluate).record()
+    assert json.loads(json.dumps(record))["recipe"]["name"] == "greedy"
+    assert "params" not in record

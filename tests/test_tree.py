@@ -1,0 +1,198 @@
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from soups import tree
+
+
+def random_tree(rng, dtype=np.float32):
+    return {
+        "Dense_0": {"kernel": rng.normal(size=(4, 3)).astype(dtype), "bias": rng.normal(size=3).astype(dtype)},
+        "head": {"kernel": rng.normal(size=(3, 2)).astype(dtype)},
+    }
+
+
+def as_vector(weights):
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(weights)])
+
+
+def to_jax(weights):
+    return jax.tree.map(jnp.asarray, weights)
+
+
+@pytest.fixture(params=[lambda t: t, to_jax], ids=["numpy", "jax"])
+def place(request):
+    return request.param
+
+
+def test_names_join_keys_in_leaf_order(rng):
+    assert tree.names(random_tree(rng)) == ["Dense_0/bias", "Dense_0/kernel", "head/kernel"]
+
+
+def test_mean_equals_float64(rng, place):
+    members = [random_tree(rng) for _ in range(5)]
+    expected = np.mean([as_vector(m) for m in members], axis=0)
+    np.testing.assert_allclose(as_vector(tree.mean([place(m) for m in members])), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_weighted_sum_equals_float64(rng, place):
+    members, weights = [random_tree(rng) for _ in range(3)], [0.2, -1.5, 3.0]
+    expected = sum(w * as_vector(m) for w, m in zip(weights, members, strict=True))
+    result = tree.weighted_sum([place(m) for m in members], weights)
+    np.testing.assert_allclose(as_vector(result), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lerp_and_add_scaled_equal_float64(rng, place):
+    a, b = random_tree(rng), random_tree(rng)
+    np.testing.assert_allclose(
+        as_vector(tree.lerp(place(a), place(b), 0.3)), 0.7 * as_vector(a) + 0.3 * as_vector(b), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        as_vector(tree.add_scaled(place(a), place(b), -2.0)), as_vector(a) - 2.0 * as_vector(b), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_lerp_of_equal_trees_is_exact(rng):
+    a = random_tree(rng)
+    np.testing.assert_array_equal(as_vector(tree.lerp(a, a, 0.37)), as_vector(a))
+
+
+def test_slerp_equals_float64(rng, place):
+    a, b, t = random_tree(rng), random_tree(rng), 0.3
+    x, y = as_vector(a), as_vector(b)
+    omega = np.arccos(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+    expected = (np.sin((1 - t) * omega) * x + np.sin(t * omega) * y) / np.sin(omega)
+    np.testing.assert_allclose(as_vector(tree.slerp(place(a), place(b), t)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_slerp_by_parts_needs_only_the_cosine_of_the_whole(rng):
+    a, b = random_tree(rng), random_tree(rng)
+    whole = tree.slerp(a, b, 0.4)
+    part = tree.slerp(a["head"], b["head"], 0.4, cos_angle=tree.cosine(a, b))
+    np.testing.assert_array_equal(part["kernel"], whole["head"]["kernel"])
+
+
+def test_slerp_of_parallel_trees_is_linear(rng):
+    a = random_tree(rng)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, a)
+    np.testing.assert_allclose(as_vector(tree.slerp(a, doubled, 0.5)), 1.5 * as_vector(a), rtol=1e-6)
+
+
+def test_dot_norm_cosine_equal_float64(rng, place):
+    a, b = random_tree(rng), random_tree(rng)
+    x, y = as_vector(a), as_vector(b)
+    np.testing.assert_allclose(float(tree.dot(place(a), place(b))), x @ y, rtol=1e-5)
+    np.testing.assert_allclose(float(tree.norm(place(a))), np.linalg.norm(x), rtol=1e-6)
+    expected = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+    np.testing.assert_allclose(float(tree.cosine(place(a), place(b))), expected, rtol=1e-5)
+
+
+def test_cosine_with_zero_is_zero(rng):
+    a = random_tree(rng)
+    assert float(tree.cosine(a, jax.tree.map(np.zeros_like, a))) == 0.0
+
+
+def test_bfloat16_is_summed_in_float32(place):
+    ones = [{"w": np.array([256.0], ml_dtypes.bfloat16)}] + [{"w": np.array([1.0], ml_dtypes.bfloat16)}] * 4
+    total = tree.weighted_sum([place(m) for m in ones], [1.0] * 5)["w"]
+    assert total.dtype == jnp.bfloat16
+    assert float(total[0]) == 260.0  # in bfloat16, 256 + 1 is 256
+
+
+def test_sub_keeps_what_bfloat16_would_lose():
+    a, b = {"w": np.array([257.0], np.float32)}, {"w": np.array([256.0], np.float32)}
+    a16, b16 = {"w": np.array([1.0], ml_dtypes.bfloat16)}, {"w": np.array([0.0039], ml_dtypes.bfloat16)}
+    assert tree.sub(a, b)["w"][0] == 1.0
+    assert tree.sub(a16, b16)["w"].dtype == np.float32
+    assert tree.sub(a16, b16)["w"][0] == np.float32(1.0) - np.float32(b16["w"][0])
+
+
+def test_float64_stays_float64():
+    big = [{"w": np.array([1.0 + 2**-40])}, {"w": np.array([1.0])}]
+    assert tree.mean(big)["w"][0] == 1.0 + 2**-41
+
+
+def test_identical_integer_leaves_are_copied(place):
+    members = [place({"step": np.int32([7]), "w": np.float32([i])}) for i in range(2)]
+    assert int(tree.mean(members)["step"][0]) == 7
+    assert tree.mean(members)["step"].dtype == np.int32
+
+
+def test_different_integer_leaves_are_named():
+    members = [{"steps": {"count": np.int32([i])}, "mask": np.array([i == 0])} for i in range(2)]
+    with pytest.raises(ValueError, match=r"differ: mask, steps/count"):
+        tree.mean(members)
+
+
+def test_integer_leaves_under_jit_say_what_to_do():
+    with pytest.raises(ValueError, match="partition"):
+        jax.jit(lambda a, b: tree.mean([a, b]))({"n": jnp.int32(1)}, {"n": jnp.int32(1)})
+
+
+def test_structure_error_lists_every_difference(rng):
+    good = random_tree(rng)
+    bad = {"Dense_0": {"kernell": good["Dense_0"]["kernel"], "bias": np.zeros(5, np.float32)}, "head": good["head"]}
+    with pytest.raises(ValueError) as error:
+        tree.check_same_structure([good, bad], ["A", "B"])
+    message = str(error.value)
+    assert "- B: Dense_0/kernel is missing" in message
+    assert "+ B: Dense_0/kernell is extra (did you mean 'Dense_0/kernel'?)" in message
+    assert "~ B: Dense_0/bias has shape (5,) instead of (3,)" in message
+
+
+def test_structure_error_tells_dtypes(rng):
+    a = random_tree(rng)
+    b = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), a)
+    with pytest.raises(ValueError, match="has dtype bfloat16 instead of float32"):
+        tree.mean([a, b])
+    tree.check_same_structure([a, b], dtypes=False)
+
+
+def test_no_trees_is_an_error():
+    with pytest.raises(ValueError, match="at least one"):
+        tree.mean([])
+
+
+def test_weights_must_be_as_many_as_trees(rng):
+    with pytest.raises(ValueError, match="2 trees need 2 weights, but 3"):
+        tree.weighted_sum([random_tree(rng)] * 2, [1, 2, 3])
+
+
+def test_first_matching_rule_wins(rng):
+    values = tree.match(random_tree(rng), [("head/.*", 10.0), (".*/kernel", 1.0), (".*", 0.0)])
+    assert tree.flatten(values) == {"Dense_0/bias": 0.0, "Dense_0/kernel": 1.0, "head/kernel": 10.0}
+
+
+def test_rules_must_match_whole_names_and_cover_all(rng):
+    with pytest.raises(ValueError) as error:
+        tree.match(random_tree(rng), [("head", 1), ("Dense_0/kernel", 2)])
+    message = str(error.value)
+    assert "no rule matches leaf 'Dense_0/bias'" in message
+    assert "no rule matches leaf 'head/kernel'" in message
+    assert "rule 'head' matches no leaf" in message
+
+
+def test_misspelt_rule_has_a_suggestion(rng):
+    with pytest.raises(ValueError, match=r"'haed/kernel' matches no leaf \(did you mean 'head/kernel'"):
+        tree.match(random_tree(rng), [("haed/kernel", 1), (".*", 0)])
+
+
+def test_partition_and_combine_are_inverse(rng):
+    weights = random_tree(rng)
+    head, trunk = tree.partition(weights, "head/.*")
+    assert tree.names(head) == ["head/kernel"]
+    assert tree.names(trunk) == ["Dense_0/bias", "Dense_0/kernel"]
+    again = tree.combine(head, trunk)
+    assert jax.tree.structure(again) == jax.tree.structure(weights)
+    assert all(x is y for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(weights), strict=True))
+
+
+def test_nonfinite_leaves_are_named(rng, place):
+    weights = random_tree(rng)
+    weights["head"]["kernel"][0, 0] = np.nan
+    weights["Dense_0"]["bias"][1] = np.inf
+    assert tree.nonfinite_names(place(weights)) == ["Dense_0/bias", "head/kernel"]
+    assert not tree.all_finite(place(weights))
+    assert tree.all_finite(place(random_tree(rng)))
