@@ -1,6 +1,8 @@
 """Average the weights of fine-tuned networks: pools, soups and what is measured on them."""
 
 from soups import tree as tree
+from soups.pool import Pool as Pool
+from soups.pool import merge as merge
 from soups.recipes import Soup as Soup
 from soups.recipes import ema as ema
 from soups.recipes import greedy as greedy

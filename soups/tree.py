@@ -51,9 +51,7 @@ def mean(trees: Sequence[Tree]) -> Tree:
         ValueError: no trees, different structures, or an integer leaf that is not the same in all.
     """
     trees = _checked(trees)
-    return jax.tree.map(
-        lambda *leaves: _combine(leaves, lambda wide: _sum(wide) / np.float32(len(wide))), *trees
-    )
+    return jax.tree.map(lambda *leaves: _combine(leaves, lambda wide: _sum(wide) / np.float32(len(wide))), *trees)
 
 
 def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
@@ -77,9 +75,7 @@ def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
 def lerp(a: Tree, b: Tree, t) -> Tree:
     """Interpolate linearly: a + t (b − a); exactly `a` where a = b, for every t."""
     a, b = _checked([a, b])
-    return jax.tree.map(
-        lambda *leaves: _combine(leaves, lambda w: w[0] + _scalar(t, w[0]) * (w[1] - w[0])), a, b
-    )
+    return jax.tree.map(lambda *leaves: _combine(leaves, lambda w: w[0] + _scalar(t, w[0]) * (w[1] - w[0])), a, b)
 
 
 def slerp(a: Tree, b: Tree, t, *, cos_angle=None) -> Tree:
@@ -132,9 +128,7 @@ def dot(a: Tree, b: Tree):
     """Sum the products of all elements of the float leaves: <a, b>, a scalar in float32 or wider."""
     check_same_structure([a, b], dtypes=False)
     products = [
-        _tensordot(*_widen((x, y)))
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        if _is_float(x)
+        _tensordot(*_widen((x, y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True) if _is_float(x)
     ]
     return _sum(products) if products else np.float32(0)
 
@@ -214,9 +208,7 @@ def combine(*parts: Tree) -> Tree:
 # --- Structure ---
 
 
-def check_same_structure(
-    trees: Sequence[Tree], labels: Sequence[str] | None = None, *, dtypes: bool = True
-) -> None:
+def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = None, *, dtypes: bool = True) -> None:
     """Raise one ValueError that lists every difference of the trees from the first.
 
     "-" is a leaf that is missing, "+" one that the first tree does not have, "~" one of another shape or dtype.
@@ -230,9 +222,7 @@ def check_same_structure(
     for label, tree in zip(labels[1:], trees[1:], strict=True):
         other = flatten(tree)
         lines += [f"  - {label}: {name} is missing" for name in first if name not in other]
-        lines += [
-            f"  + {label}: {name} is extra{_closest(name, first)}" for name in other if name not in first
-        ]
+        lines += [f"  + {label}: {name} is extra{_closest(name, first)}" for name in other if name not in first]
         for name in first:
             if name in other and (difference := _difference(first[name], other[name], dtypes)):
                 lines.append(f"  ~ {label}: {name} {difference}")
@@ -310,9 +300,7 @@ def _namespace(leaves):
 
 
 def _widen(leaves):
-    wide = functools.reduce(
-        np.promote_types, [np.dtype(np.float32), *(_at_least_float32(x.dtype) for x in leaves)]
-    )
+    wide = functools.reduce(np.promote_types, [np.dtype(np.float32), *(_at_least_float32(x.dtype) for x in leaves)])
     return [leaf.astype(wide) for leaf in leaves]
 
 

@@ -1,0 +1,32 @@
+"""Measure weights: metrics and calibration, ensembles, diversity, connectivity."""
+
+from soups.evaluate.cache import LogitCache as LogitCache
+from soups.evaluate.classification import accuracy as accuracy
+from soups.evaluate.classification import brier as brier
+from soups.evaluate.classification import correct as correct
+from soups.evaluate.classification import ece as ece
+from soups.evaluate.classification import fit_temperature as fit_temperature
+from soups.evaluate.classification import metrics as metrics
+from soups.evaluate.classification import nll as nll
+from soups.evaluate.classification import reliability as reliability
+from soups.evaluate.connectivity import Plane as Plane
+from soups.evaluate.connectivity import angle as angle
+from soups.evaluate.connectivity import angles as angles
+from soups.evaluate.connectivity import barrier as barrier
+from soups.evaluate.connectivity import barriers as barriers
+from soups.evaluate.connectivity import interpolation_advantage as interpolation_advantage
+from soups.evaluate.connectivity import norms as norms
+from soups.evaluate.connectivity import path as path
+from soups.evaluate.connectivity import plane as plane
+from soups.evaluate.connectivity import plane_grid as plane_grid
+from soups.evaluate.diversity import kappa_complement as kappa_complement
+from soups.evaluate.diversity import mean_pairwise as mean_pairwise
+from soups.evaluate.diversity import pairwise_diversity as pairwise_diversity
+from soups.evaluate.diversity import prediction_diversity as prediction_diversity
+from soups.evaluate.diversity import q_diversity as q_diversity
+from soups.evaluate.diversity import q_statistic as q_statistic
+from soups.evaluate.diversity import ratio_error as ratio_error
+from soups.evaluate.ensembles import Ensemble as Ensemble
+from soups.evaluate.ensembles import ensemble_logits as ensemble_logits
+from soups.evaluate.ensembles import greedy_ensemble as greedy_ensemble
+from soups.evaluate.evaluator import Evaluator as Evaluator

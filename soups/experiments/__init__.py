@@ -1,0 +1,1 @@
+"""Run whole experiments from a config: each is one file, read from top to bottom."""

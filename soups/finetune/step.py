@@ -10,7 +10,7 @@ import optax
 
 from soups import tree
 from soups.finetune.augment import mixup, rand_augment
-from soups.recipes import ema, running_mean
+from soups.recipes import _optimizer, ema, running_mean
 
 TrainApply = Callable[[tree.Tree, jax.Array, jax.Array], tuple[jax.Array, tree.Tree]]
 
@@ -112,10 +112,10 @@ def training_step(
     rate = learning_rate(step, hp["num_steps"], hp["warmup_fraction"] * hp["num_steps"], hp["learning_rate"])
     grads, _ = optax.clip_by_global_norm(training.clip_norm).update(grads, optax.EmptyState())
     optimizer = training.optimizer(rate, hp["weight_decay"], mask)
-    updates, optimizer_state = optimizer.update(grads, state["optimizer"], trainable)
-    updates = jax.tree.map(lambda rate, u: u * rate, _split(rates, rates)[0], updates)
+    multipliers, _ = _split(rates, rates)
+    moved, optimizer_state = _optimizer.apply(optimizer, grads, state["optimizer"], trainable, multipliers)
     frozen = _split(rates, updated)[1]  # BatchNorm statistics move without a gradient
-    params = tree.combine(optax.apply_updates(trainable, updates), frozen)
+    params = tree.combine(moved, frozen)
     averages = _observe(training, state["averages"], params, step, hp["num_steps"])
     return {"params": params, "optimizer": optimizer_state, "step": step + 1, "averages": averages}, loss
 

@@ -1,7 +1,7 @@
 """Sweep hyper-parameters: a sweep is a list of plain dicts, run one by one, as one program, or over devices."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ def zipped(**choices: Sequence[Any]) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in zip(*choices.values(), strict=True)]
 
 
-def random(number: int, seed: int, **distributions: Callable[[np.random.Generator], Any]) -> list[dict[str, Any]]:
+def random(number: int, seed: int, /, **distributions: Callable[[np.random.Generator], Any]) -> list[dict[str, Any]]:
     """Draw `number` members; each hyper-parameter is a function of a NumPy generator.
 
     Member i depends on `seed` and i alone: a longer sweep begins with the members of a shorter one.
@@ -70,8 +70,10 @@ def run_sweep(
     batch_size: int,
     mode: str = "map",
     mesh: jax.sharding.Mesh | None = None,
-) -> list[dict[str, Any]]:
-    """Fine-tune every member of a sweep from the same weights, and give their results in order.
+    members_per_program: int | None = None,
+    skip: Collection[int] = (),
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Fine-tune every member of a sweep from the same weights, and give (index, result) as they are ready.
 
     All modes compute the same members; only float32 rounding may differ, since XLA fuses them differently.
 
@@ -81,13 +83,15 @@ def run_sweep(
         data: "image" uint8 [N, H, W, C] and "label" int32 [N], or float targets [N, classes] as labels.
         members: hyper-parameters of each member; see `HYPERPARAMETERS`.
         batch_size: examples in each step.
-        mode: "sequential" runs one jitted step after the other; "map" makes the whole sweep one program that runs member
-            after member (best on a CPU); "vmap" runs them in lockstep (best when one member does not fill an
-            accelerator); "sharded" spreads them over the axis "pool" of `mesh`, and each batch over its axis "data".
+        mode: "sequential" runs one jitted step after the other; "map" makes many members one program that runs one after
+            the other (best on a CPU); "vmap" runs them in lockstep (best when one member does not fill an accelerator);
+            "sharded" spreads them over the axis "pool" of `mesh`, and each batch over its axis "data".
         mesh: for "sharded".
+        members_per_program: how many members one run of the program makes; default all.
+        skip: indices of members that are not wanted; a program is run unless all of its members are skipped.
 
     Returns:
-        For each member {"params", "averages", "losses" [num_steps]}, on the host.
+        Pairs of a member's index and {"params", "averages", "losses" [num_steps]}, on the host.
 
     Raises:
         ValueError: an unknown mode or hyper-parameter, a mesh without "pool", a batch larger than the data.
@@ -101,39 +105,59 @@ def run_sweep(
     orders = [member_indices(member, num_examples, batch_size) for member in members]
     members = [member | {"num_steps": len(order)} for member, order in zip(members, orders, strict=True)]
     if mode == "sequential":
-        return list(_one_by_one(training, params, data, members, orders))
-    results = _one_program(training, params, data, members, orders, mode, mesh)
-    return [
-        {"params": r["params"], "averages": r["averages"], "losses": r["losses"][: len(order)]}
-        for r, order in zip(results, orders, strict=True)
-    ]
+        return _one_by_one(training, params, data, members, orders, skip)
+    size = members_per_program or len(members)
+    return _programs(training, params, data, members, orders, mode, mesh, size, skip)
 
 
-def _one_by_one(training, params, data, members, orders) -> Iterable[dict[str, Any]]:
+def _one_by_one(training, params, data, members, orders, skip):
     step = jit_step(training)
-    for member, order in zip(members, orders, strict=True):
+    for index, (member, order) in enumerate(zip(members, orders, strict=True)):
+        if index in skip:
+            continue
         batches = ({name: array[rows] for name, array in data.items()} for rows in order)
         losses = []
         state = finetune(
             training, params, batches, _numbers(member), step=step, on_step=lambda _, loss, to=losses: to.append(loss)
         )
-        state = jax.device_get(state)
-        yield {"params": state["params"], "averages": state["averages"], "losses": np.array(jax.device_get(losses))}
+        result = {"params": state["params"], "averages": state["averages"], "losses": jnp.stack(losses)}
+        yield index, jax.device_get(result)
 
 
-def _one_program(training, params, data, members, orders, mode, mesh):
-    count = len(members)
+def _programs(training, params, data, members, orders, mode, mesh, size, skip):
     lanes = mesh.shape["pool"] if mode == "sharded" else 1
-    filled = -(-count // lanes) * lanes  # each device takes equally many: the first member fills up, its copies are dropped
-    members = [*members, *[members[0] | {"num_steps": 0}] * (filled - count)]
-    orders = [*orders, *[orders[0]] * (filled - count)]
-    longest = max(map(len, orders))
-    indices = np.stack([np.pad(order, ((0, longest - len(order)), (0, 0))) for order in orders])
-    numbers = jax.tree.map(lambda *values: np.stack(values), *map(_numbers, members))
+    size = -(-size // lanes) * lanes  # every device takes equally many
+    longest = max(map(len, orders))  # of all programs, so that they share one compilation
+    program = _program(training, mode, mesh)
     data = {name: jnp.asarray(array) for name, array in data.items()}
-    results = _program(training, mode, mesh)(params, numbers, indices, data)
-    results = jax.device_get(results)
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(count)]
+    for start in range(0, len(members), size):
+        indices = list(range(start, min(start + size, len(members))))
+        if all(index in skip for index in indices):
+            continue
+        # what is missing in the last program is filled up with members of no steps, whose results are dropped
+        chosen = [*indices, *[None] * (size - len(indices))]
+        chosen = _balance(chosen, [0 if index is None else len(orders[index]) for index in chosen], lanes)
+        rows = [members[0] | {"num_steps": 0} if index is None else members[index] for index in chosen]
+        order = np.stack([_padded(orders[index or 0], longest) for index in chosen])
+        numbers = jax.tree.map(lambda *values: np.stack(values), *map(_numbers, rows))
+        results = jax.device_get(program(params, numbers, order, data))
+        for index in indices:
+            if index not in skip:
+                at = chosen.index(index)
+                result = jax.tree.map(lambda leaf, at=at: leaf[at], results)
+                yield index, result | {"losses": result["losses"][: len(orders[index])]}
+
+
+def _balance(items, costs, lanes):
+    """Deal items to lanes of equal length, back and forth from the most expensive, and join the lanes."""
+    ranked = sorted(range(len(items)), key=lambda i: -costs[i])
+    rounds = [ranked[start : start + lanes] for start in range(0, len(ranked), lanes)]
+    dealt = [row if number % 2 == 0 else row[::-1] for number, row in enumerate(rounds)]
+    return [items[row[lane]] for lane in range(lanes) for row in dealt]
+
+
+def _padded(order, length):
+    return np.pad(order, ((0, length - len(order)), (0, 0)))
 
 
 def _program(training, mode, mesh):

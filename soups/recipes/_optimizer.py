@@ -4,9 +4,11 @@ import jax
 import optax
 
 
-def apply(optimizer: optax.GradientTransformation, grads, state, params):
-    """Give the updated parameters and optimizer state."""
+def apply(optimizer: optax.GradientTransformation, grads, state, params, multipliers=None):
+    """Give the updated parameters and optimizer state; `multipliers` scale the update of each leaf."""
     # optax mixes Python floats with integer counts, which a program with strict promotion would refuse
     with jax.numpy_dtype_promotion("standard"):
         updates, state = optimizer.update(grads, state, params)
+        if multipliers is not None:
+            updates = jax.tree.map(lambda multiplier, update: multiplier * update, multipliers, updates)
         return optax.apply_updates(params, updates), state

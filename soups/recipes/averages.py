@@ -32,9 +32,7 @@ def weighted(members: _members.Members, weights: Sequence[float] | Mapping[str, 
     members = _members.as_mapping(members)
     if isinstance(weights, Mapping):
         names = [_members.known(name, list(members)) for name in weights]
-        members = (
-            members.select(names) if hasattr(members, "select") else {name: members[name] for name in names}
-        )
+        members = members.select(names) if hasattr(members, "select") else {name: members[name] for name in names}
         weights = list(weights.values())
     if len(weights) != len(members):
         raise ValueError(f"{len(members)} members need {len(members)} weights, but {len(weights)} were given")

@@ -55,9 +55,7 @@ def greedy(
     settings = {"mode": mode, "accept": accept, "metric": metric}
     fixed_order = None if order is None else _resolve(order, names)
     given = None if scores is None else _by_name(scores, names)
-    log = Journal(
-        journal, {"recipe": "greedy", **settings, "members": names, "order": fixed_order, "scores": given}
-    )
+    log = Journal(journal, {"recipe": "greedy", **settings, "members": names, "order": fixed_order, "scores": given})
     sign = 1.0 if mode == "max" else -1.0
 
     def score_of(params):
@@ -112,8 +110,7 @@ def _stir(members, order, scores, score_of, log, sign, accept):
         history[-1]["num_ingredients"] = len(ingredients)
     if mean is None:
         raise ValueError(
-            "no member is finite and has a score: "
-            + "; ".join(f"{h['member']}: {h['reason']}" for h in history)
+            "no member is finite and has a score: " + "; ".join(f"{h['member']}: {h['reason']}" for h in history)
         )
     return ingredients, tree.cast_like(mean, first), best, history
 
@@ -140,16 +137,12 @@ def _individual(name, members, score_of, log):
 
 def _best_first(scores: Mapping[str, float], sign: float) -> list[str]:
     # ascending, stable, then reversed: among equal scores the later-listed member comes first, as in the published code
-    ascending = sorted(
-        scores, key=lambda name: -math.inf if math.isnan(scores[name]) else sign * scores[name]
-    )
+    ascending = sorted(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else sign * scores[name])
     return ascending[::-1]
 
 
 def _resolve(order, names) -> list[str]:
-    resolved = [
-        names[item] if isinstance(item, (int, np.integer)) else _members.known(item, names) for item in order
-    ]
+    resolved = [names[item] if isinstance(item, (int, np.integer)) else _members.known(item, names) for item in order]
     if len(set(resolved)) < len(resolved):
         raise ValueError(f"order names a member twice: {', '.join(resolved)}")
     return resolved

@@ -37,7 +37,9 @@ def test_ema_from_zero_is_wise_ft_of_the_debiased_average(rng):
         average = soups.ema(average, {"w": np.float64([value])}, decay)
     weights = (1 - decay) * decay ** np.arange(steps)[::-1]
     alpha = 1 - decay**steps
-    expected = soups.wise_ft({"w": np.float64([weights @ trajectory / alpha])}, base={"w": np.float64([start])}, alpha=alpha)
+    expected = soups.wise_ft(
+        {"w": np.float64([weights @ trajectory / alpha])}, base={"w": np.float64([start])}, alpha=alpha
+    )
     np.testing.assert_allclose(average["w"], expected["w"], rtol=1e-12)
 
 

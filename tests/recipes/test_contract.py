@@ -40,7 +40,9 @@ def greedy(members):
 def learned(per):
     def make(members):
         def loss(params, batch, temperature):
-            return temperature * sum(jnp.sum((leaf.astype(jnp.float32) - batch) ** 2) for leaf in jax.tree.leaves(params))
+            return temperature * sum(
+                jnp.sum((leaf.astype(jnp.float32) - batch) ** 2) for leaf in jax.tree.leaves(params)
+            )
 
         return soups.learned(members, loss, [np.float32(0.6)] * 3, per=per).params
 
@@ -53,9 +55,7 @@ def pairwise(function):
 
 CASES = {
     "uniform": Case(soups.uniform, lambda x: x.mean(0)),
-    "weighted": Case(
-        lambda m: soups.weighted(m, WEIGHTS), lambda x: np.tensordot(WEIGHTS, x, 1), symmetric=False
-    ),
+    "weighted": Case(lambda m: soups.weighted(m, WEIGHTS), lambda x: np.tensordot(WEIGHTS, x, 1), symmetric=False),
     "running_mean": Case(
         lambda m: soups.running_mean(soups.running_mean(m[0], m[1], 1), m[2], 2), lambda x: x.mean(0), pool=False
     ),
@@ -69,7 +69,9 @@ CASES = {
         pairwise(lambda a, b: soups.interpolate(a, b, t=0.25)), lambda x: 0.75 * x[0] + 0.25 * x[1], symmetric=False
     ),
     "wise_ft": Case(
-        pairwise(lambda a, b: soups.wise_ft(a, base=b, alpha=0.75)), lambda x: 0.75 * x[0] + 0.25 * x[1], symmetric=False
+        pairwise(lambda a, b: soups.wise_ft(a, base=b, alpha=0.75)),
+        lambda x: 0.75 * x[0] + 0.25 * x[1],
+        symmetric=False,
     ),
     "greedy": Case(greedy, None, pure=False),
     "learned per model": Case(learned("model"), None, pure=False),

@@ -8,7 +8,9 @@ import soups
 
 RNG = np.random.default_rng(2)
 K, D, C, B = 4, 5, 3, 16
-MEMBERS = [{"a": RNG.normal(size=(D, C)).astype(np.float32), "b": RNG.normal(size=C).astype(np.float32)} for _ in range(K)]
+MEMBERS = [
+    {"a": RNG.normal(size=(D, C)).astype(np.float32), "b": RNG.normal(size=C).astype(np.float32)} for _ in range(K)
+]
 BATCHES = [
     {"x": RNG.normal(size=(B, D)).astype(np.float32), "y": RNG.integers(0, C, B).astype(np.int32)} for _ in range(6)
 ]

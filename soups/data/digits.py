@@ -1,0 +1,71 @@
+"""Make the task of the default experiment: real handwritten digits from two sources, no download."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from soups.data.dataset import Dataset, Task, decode
+from soups.data.names import check_name
+from soups.data.shifts import check_corruption, corrupt
+from soups.data.sources import tfds_source
+from soups.data.splits import check_disjoint, split_indices
+from soups.data.transforms import compose, resize, to_channels
+
+_OTHER = {"mnist_5k": "optdigits", "optdigits": "mnist_5k"}
+_FIXED_SEED = 0  # of what reports: test set, shifts and pre-training are the same in every repetition
+
+
+def digits_task(
+    *,
+    target: str = "mnist_5k",
+    image_size: int,
+    num_train: int,
+    num_held_out: int,
+    num_test: int,
+    shifts: Mapping[str, Sequence[int]],
+    natural_shift_size: int,
+    seed: int = 0,
+    data_dir=None,
+) -> tuple[Task, dict[str, Dataset]]:
+    """Give the task on one source of digits, and the other source to pre-train on as {"train": …, "test": …}.
+
+    `target` is "mnist_5k" (5,000 images) or "optdigits" (1,797). Images are gray, uint8 [N, image_size, image_size, 1].
+    The shifts are named "family/severity", for the families and severities in `shifts`, made from the test set; the one
+    named like the other source is natural: `natural_shift_size` images of that source, kept out of pre-training
+    (`pretrain["test"]`). `seed` draws train and held-out; everything else is the same for all seeds.
+
+    Raises:
+        ValueError: an unknown target, family or severity, or more images than a source has.
+    """
+    check_name(target, _OTHER, "source of digits")
+    levels = [(family, severity) for family, severities in shifts.items() for severity in severities]
+    for family, severity in levels:
+        check_corruption(family, severity)
+
+    to_task = compose(resize(image_size), to_channels(1))
+    own = decode(tfds_source(target, "train", data_dir=data_dir), to_task)
+    other = decode(tfds_source(_OTHER[target], "train", data_dir=data_dir), to_task)
+    test, rest = _set_apart(own, "test", num_test)
+    natural, pretraining = _set_apart(other, "natural shift", natural_shift_size)
+    parts = split_indices(rest.labels, {"train": num_train, "held_out": num_held_out}, seed)
+    check_disjoint(pretraining=pretraining, natural_shift=natural)
+
+    corrupted = {f"{name}/{severity}": corrupt(test, name, severity, _FIXED_SEED) for name, severity in levels}
+    task = Task(
+        name=target,
+        class_names=own.class_names,
+        train=rest.take(parts["train"]),
+        held_out=rest.take(parts["held_out"]),
+        test=test,
+        shifts={**corrupted, _OTHER[target]: natural},
+    )
+    return task, {"train": pretraining, "test": natural}
+
+
+def _set_apart(dataset, name, size):
+    """Split off a part that is the same for all seeds."""
+    chosen = split_indices(dataset.labels, {name: size}, _FIXED_SEED)[name]
+    rest = np.setdiff1d(np.arange(len(dataset)), chosen)
+    if not rest.size:
+        raise ValueError(f"{name} takes all {len(dataset)} images, nothing is left to train on")
+    return dataset.take(chosen), dataset.take(rest)

@@ -1,0 +1,108 @@
+"""Transform images on the host while they are decoded: every function maps uint8 [H, W, C] to uint8 [H', W', C']."""
+
+from collections.abc import Callable
+
+import numpy as np
+import PIL.Image
+
+from soups.data.names import check_name
+
+Transform = Callable[[np.ndarray], np.ndarray]
+
+_METHODS = {
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "box": PIL.Image.Resampling.BOX,
+    "nearest": PIL.Image.Resampling.NEAREST,
+}
+
+
+def compose(*transforms: Transform) -> Transform:
+    """Chain transforms, the first given is applied first."""
+
+    def apply(image):
+        for transform in transforms:
+            image = transform(image)
+        return image
+
+    return apply
+
+
+def resize(size: int | tuple[int, int], method: str = "bicubic") -> Transform:
+    """Resize to `size` pixels, a side or (height, width), with Pillow: antialiased when it shrinks.
+
+    `method`: "bicubic", "bilinear", "box" or "nearest".
+
+    Raises:
+        ValueError: an unknown method, or (when applied) an image without 1 or 3 channels.
+    """
+    check_name(method, _METHODS, "resize method")
+    height, width = (size, size) if isinstance(size, int) else size
+    return lambda image: from_pil(to_pil(image).resize((width, height), _METHODS[method]))
+
+
+def resize_shorter(size: int, method: str = "bicubic") -> Transform:
+    """Resize so that the shorter side has `size` pixels and the aspect ratio stays; the longer side is rounded down.
+
+    `compose(resize_shorter(224), center_crop(224), to_channels(3))` is the evaluation transform of CLIP's models.
+    """
+
+    def apply(image):
+        height, width = image.shape[:2]
+        shorter = min(height, width)
+        return resize((size * height // shorter, size * width // shorter), method)(image)
+
+    return apply
+
+
+def center_crop(size: int) -> Transform:
+    """Cut the central square of `size` pixels; half a pixel is rounded to the even neighbour.
+
+    Raises:
+        ValueError: (when applied) an image that is smaller than the crop.
+    """
+
+    def apply(image):
+        height, width = image.shape[:2]
+        if min(height, width) < size:
+            raise ValueError(
+                f"a {height} x {width} image is too small for a central crop of {size} x {size}: resize it first"
+            )
+        top, left = round((height - size) / 2), round((width - size) / 2)
+        return image[top : top + size, left : left + size]
+
+    return apply
+
+
+def to_channels(channels: int) -> Transform:
+    """Make all images gray (1: the luma of ITU-R 601) or all of them RGB (3: gray repeated).
+
+    Raises:
+        ValueError: `channels` is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"images have 1 or 3 channels, not {channels!r}")
+    return lambda image: from_pil(to_pil(image).convert("L" if channels == 1 else "RGB"))
+
+
+def to_pil(image: np.ndarray) -> PIL.Image.Image:
+    """Give a uint8 array [H, W, 1] or [H, W, 3] as a Pillow image."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(f"an image must be uint8 [H, W, 1] or [H, W, 3], not {image.dtype} {list(image.shape)}")
+    return PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def from_pil(image: PIL.Image.Image) -> np.ndarray:
+    """Give a Pillow image as uint8 [H, W, C]: gray and RGB as they are, palettes, CMYK and alpha as RGB or gray.
+
+    Raises:
+        ValueError: more than 8 bits per channel.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"images of more than 8 bits per channel (mode {image.mode!r}) are not supported: convert them first"
+        )
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels

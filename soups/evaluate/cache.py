@@ -1,0 +1,64 @@
+"""Keep logits on disk."""
+
+import io
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xxhash
+
+_DIGEST_BYTES = 16
+
+
+class LogitCache:
+    """Keep arrays in a directory, so that no network runs twice for the same logits.
+
+    A key must hold all that decides the logits, so a digest rather than a name where there is one:
+    `cache.get((pool.digest(name), dataset_name), lambda: evaluator.logits(pool[name]))`.
+
+    Each entry is one file: a plain .npy (`numpy.load` reads it) followed by 16 bytes of xxh3 digest. It is written
+    under another name and then renamed, so processes may share the directory and be killed at any moment. A file that
+    fails its digest is made again, with a line in the log.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = pathlib.Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str | Sequence[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """Give the array of `key`, from the disk if it is there, else from `compute()`, which is then kept."""
+        path = self._path((key,) if isinstance(key, str) else tuple(key))
+        array = _read(path)
+        if array is None:
+            array = np.asarray(compute())
+            _write(path, array)
+        return array
+
+    def _path(self, key):
+        # the readable part may be cut or coincide, the hash of the whole key decides
+        readable = re.sub(r"[^A-Za-z0-9.=_-]+", "_", "-".join(key))[:80]
+        whole = xxhash.xxh3_64_hexdigest("\0".join(key).encode())
+        return self.directory / f"{readable}-{whole}.npy"
+
+
+def _read(path) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    body = content[:-_DIGEST_BYTES]
+    if xxhash.xxh3_128_digest(body) != content[-_DIGEST_BYTES:]:
+        logging.getLogger(__name__).error("%s is corrupted: its logits are computed again", path)
+        return None
+    return np.load(io.BytesIO(body), allow_pickle=False)
+
+
+def _write(path, array):
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    body = buffer.getvalue()
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(body + xxhash.xxh3_128_digest(body))
+    os.replace(partial, path)

@@ -1,0 +1,229 @@
+"""Look at the landscape between members: straight paths, barriers, angles and planes.
+
+`evaluate` is any function `params -> float`, such as `lambda params: evaluator(params)["accuracy"]`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from soups import tree
+
+Evaluate = Callable[[tree.Tree], float]
+
+
+# --- Straight lines ---------------------------------------------------------------------------------------------------
+
+
+def path(evaluate: Evaluate, a: tree.Tree, b: tree.Tree, ts: Sequence[float]) -> list[float]:
+    """Evaluate the weights (1 − t) a + t b for each t; at 0 and 1 exactly `a` and `b`."""
+    return [float(evaluate(_between(a, b, t))) for t in ts]
+
+
+def interpolation_advantage(evaluate: Evaluate, a: tree.Tree, b: tree.Tree) -> float:
+    """Give what averaging two members gains: S(½a + ½b) − ½(S(a) + S(b)), S being `evaluate`.
+
+    Wortsman et al., "Model soups", 2022, arXiv 2203.05482, section 4.
+    """
+    middle = float(evaluate(tree.mean([a, b])))
+    return middle - (float(evaluate(a)) + float(evaluate(b))) / 2
+
+
+def barrier(
+    evaluate: Evaluate, a: tree.Tree, b: tree.Tree, ts: Sequence[float] | None = None, *, mode: str = "max"
+) -> float:
+    """Give how far the score falls, on the straight path, below the straight line between the scores of its ends.
+
+    max_t [(1 − t) S(a) + t S(b) − S((1 − t) a + t b)] where more is better (mode "max", an accuracy), and its negative
+    inside, the rise of a loss, where less is better (mode "min"). At least 0, the value at the ends; 0 means that the
+    members are linearly connected.
+
+    Args:
+        evaluate: S, a function of weights.
+        a, b: the ends.
+        ts: where to look, numbers in [0, 1]; default 0.1, 0.2, …, 0.9. The ends are always evaluated.
+        mode: "max" or "min".
+
+    Raises:
+        ValueError: another mode, or a t outside [0, 1].
+
+    Frankle et al., "Linear mode connectivity and the lottery ticket hypothesis", 2020, arXiv 1912.05671; relative to
+    the line between the ends: Entezari et al., 2022, arXiv 2110.06296.
+    """
+    return float(barriers(evaluate, [a, b], ts, mode=mode)[0, 1])
+
+
+def barriers(evaluate: Evaluate, members, ts: Sequence[float] | None = None, *, mode: str = "max") -> np.ndarray:
+    """Give the barrier between each two members: a symmetric float64 matrix [K, K], zero on the diagonal.
+
+    `members`: K trees, in a sequence or by name. Evaluates each member once and each pair at every t; see `barrier`.
+    """
+    sign = {"max": 1.0, "min": -1.0}.get(mode)
+    if sign is None:
+        raise ValueError(f"mode must be 'max' or 'min', not {mode!r}")
+    ts = np.linspace(0, 1, 11)[1:-1] if ts is None else np.asarray(ts, np.float64)
+    if not ((ts >= 0) & (ts <= 1)).all():
+        raise ValueError(f"ts must lie in [0, 1]: {ts.tolist()}")
+    members = _as_list(members)
+    ends = [float(evaluate(member)) for member in members]
+    matrix = np.zeros((len(members), len(members)))
+    for i, j in itertools.combinations(range(len(members)), 2):
+        line = (1 - ts) * ends[i] + ts * ends[j]
+        scores = np.array(path(evaluate, members[i], members[j], ts))
+        matrix[i, j] = matrix[j, i] = np.max(sign * (line - scores), initial=0.0)
+    return matrix
+
+
+def _between(a, b, t):
+    if t == 0:
+        return a
+    return b if t == 1 else tree.lerp(a, b, t)
+
+
+# --- Angles ----------------------------------------------------------------------------------------------------
+
+
+def angle(a: tree.Tree, b: tree.Tree, base: tree.Tree) -> float:
+    """Give the angle between the task vectors a − base and b − base in degrees; see `angles`."""
+    return float(angles([a, b], base)[0, 1])
+
+
+def angles(members, base: tree.Tree) -> np.ndarray:
+    """Give the angle between each two task vectors member − base in degrees: float64 [K, K].
+
+    `members`: K trees, in a sequence or by name.
+
+    Raises:
+        ValueError: other structures, or a member that equals the base and so has no direction.
+    """
+    gram = _gram(members, base)
+    lengths = np.sqrt(np.diag(gram))
+    if not lengths.all():
+        labels = np.array(_labels(members))[lengths == 0]
+        raise ValueError(f"no angle: the weights of the base are also those of member {', '.join(labels)}")
+    cosines = np.clip(gram / np.outer(lengths, lengths), -1, 1)
+    np.fill_diagonal(cosines, 1)
+    return np.degrees(np.arccos(cosines))
+
+
+def norms(members, base: tree.Tree) -> np.ndarray:
+    """Give the Euclidean norm of each task vector member − base: float64 [K]."""
+    return np.sqrt(np.diag(_gram(members, base)))
+
+
+def _gram(members, base):
+    """Give the inner products of all task vectors [K, K], holding one leaf of each at a time."""
+    trees = _as_list(members)
+    tree.check_same_structure([base, *trees], ["base", *_labels(members)], dtypes=False)
+    gram = np.zeros((len(trees), len(trees)))
+    for start, *leaves in zip(*(tree.flatten(t).values() for t in (base, *trees)), strict=True):
+        # float64: in float32 an angle near 0 would be wrong by a few hundredths of a degree
+        start = np.asarray(start, np.float64).ravel()
+        vectors = np.stack([np.asarray(leaf, np.float64).ravel() - start for leaf in leaves])
+        gram += vectors @ vectors.T
+    return gram
+
+
+def _as_list(members) -> list[tree.Tree]:
+    return list(members.values()) if isinstance(members, Mapping) else list(members)
+
+
+def _labels(members) -> list[str]:
+    return [str(label) for label in (members if isinstance(members, Mapping) else range(len(members)))]
+
+
+# --- Planes ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plane:
+    """Hold the plane through three sets of weights: origin + x u + y v.
+
+    Attributes:
+        origin: the base.
+        u, v: orthonormal directions, trees in float32 or wider.
+        points: coordinates (x, y) of "base", "a", "b" and "mean", the average of `a` and `b`.
+    """
+
+    origin: tree.Tree
+    u: tree.Tree
+    v: tree.Tree
+    points: dict[str, tuple[float, float]]
+
+    def at(self, x: float, y: float) -> tree.Tree:
+        """Give the weights at (x, y) in the dtypes of the base."""
+        step = tree.weighted_sum([self.u, self.v], [x, y])
+        return tree.add_scaled(self.origin, step)
+
+
+def plane(base: tree.Tree, a: tree.Tree, b: tree.Tree) -> Plane:
+    """Make the plane through three sets of weights by Gram-Schmidt.
+
+    u = (a − base) / |a − base|, and v the normalised part of b − base that is orthogonal to u; distances in the plane
+    are distances between weights.
+
+    Raises:
+        ValueError: other structures, or three points on one line.
+
+    Garipov et al., "Loss surfaces, mode connectivity, and fast ensembling of DNNs", 2018, arXiv 1802.10026.
+    """
+    to_a, to_b = tree.sub(a, base), tree.sub(b, base)
+    length_a, length_b = float(tree.norm(to_a)), float(tree.norm(to_b))
+    u = tree.weighted_sum([to_a], [1 / length_a]) if length_a else to_a
+    along = float(tree.dot(to_b, u))
+    across = tree.add_scaled(to_b, u, -along)
+    height = float(tree.norm(across))
+    # below that the direction of `across` is rounding of float32
+    if not length_a or height <= 1e-5 * length_b:
+        raise ValueError("base, a and b lie on one line: they span no plane")
+    points = {
+        "base": (0.0, 0.0),
+        "a": (length_a, 0.0),
+        "b": (along, height),
+        "mean": ((length_a + along) / 2, height / 2),
+    }
+    return Plane(origin=base, u=u, v=tree.weighted_sum([across], [1 / height]), points=points)
+
+
+def plane_grid(
+    evaluate: Evaluate,
+    base: tree.Tree,
+    a: tree.Tree,
+    b: tree.Tree,
+    *,
+    points_per_axis: int = 21,
+    margin: float = 0.3,
+) -> dict[str, Any]:
+    """Evaluate the weights on a grid in the plane through base, a and b: a loss surface.
+
+    The grid covers the box of the three points, widened on each side by `margin` times its width or height. Calls
+    `evaluate` points_per_axis² times.
+
+    Returns:
+        {"x": [n], "y": [n], "values": [n][n], "points": {"base": [x, y], "a": …, "b": …, "mean": …}}, ready for JSON;
+        values[i][j] is the score at (x[j], y[i]).
+
+    Raises:
+        ValueError: as `plane`, fewer than two points per axis, or a negative margin.
+    """
+    if points_per_axis < 2 or margin < 0:
+        raise ValueError(
+            f"a grid needs at least 2 points per axis and a margin of at least 0, not {points_per_axis} and {margin}"
+        )
+    surface = plane(base, a, b)
+    xs, ys = (_axis(values, points_per_axis, margin) for values in zip(*surface.points.values(), strict=True))
+    return {
+        "x": xs,
+        "y": ys,
+        "values": [[float(evaluate(surface.at(x, y))) for x in xs] for y in ys],
+        "points": {name: list(point) for name, point in surface.points.items()},
+    }
+
+
+def _axis(values, count, margin) -> list[float]:
+    low, high = min(values), max(values)
+    reach = margin * (high - low)
+    return np.linspace(low - reach, high + reach, count).tolist()

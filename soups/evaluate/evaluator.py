@@ -1,0 +1,187 @@
+"""Run a network over a dataset."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from soups import tree
+from soups.data import project_logits
+from soups.evaluate.classification import metrics
+
+_RESIDENT_BYTES = 2**30  # a dataset up to this size stays on the device
+
+
+class Evaluator:
+    """Measure any weights of one network on one dataset: `evaluator(params)` gives the metrics of `metrics`.
+
+    The images are decoded once, by the dataset, and moved to the device once if they take at most 1 GiB, else batch by
+    batch. Evaluators of the same `apply_fn` and shapes share one compiled program, whatever the weights. Batches are
+    of one size; the last is padded, and every example counts once.
+
+    Args:
+        apply_fn: `apply_fn(params, inputs) -> logits [B, C]`, each example on its own (BatchNorm in inference mode).
+        dataset: has `images` [N, ...], `labels` [N] and `class_groups`: None, or for each class of the dataset the
+            indices of the network's outputs that mean it, whose largest is its logit.
+        batch_size: the most examples in one step, over all devices; rounded up to a multiple of them.
+        mesh: shards the batch over its axis "data"; over several processes, each reads and computes its own part of
+            every batch and gets all logits. None computes on one device.
+        preprocess: `preprocess(images) -> inputs`, compiled with the network; default: uint8 to float32 in [0, 1].
+
+    Attributes:
+        labels: the labels of the dataset, [N].
+        forward_passes: how many examples went through the network until now, without padding.
+
+    Raises:
+        ValueError: a dataset that is empty or whose labels, images and class groups do not fit; images that are not
+            uint8 without a `preprocess`; a mesh without an axis "data"; a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        apply_fn: Callable,
+        dataset: Any,
+        *,
+        batch_size: int = 1000,
+        mesh: Mesh | None = None,
+        preprocess: Callable | None = None,
+    ):
+        self.labels = np.asarray(dataset.labels)
+        self.forward_passes = 0
+        self._images = dataset.images
+        self._resident = None
+        self._mesh = mesh
+        self._groups = dataset.class_groups
+        _check_dataset(self._images, self.labels, self._groups)
+        _check_settings(self._images, batch_size, mesh, preprocess)
+        used = self.labels if self._groups is None else np.concatenate(self._groups)
+        self._outputs_needed = max(int(used.max()) + 1, 2)
+        # even batches: 1,500 examples make two of 750, not 1,000 and a half-empty one
+        steps = math.ceil(len(self.labels) / batch_size)
+        shards = 1 if mesh is None else mesh.shape["data"]
+        self._batch = math.ceil(len(self.labels) / steps / shards) * shards
+        self._starts = range(0, len(self.labels), self._batch)
+        self._forward = functools.partial(_forward, apply_fn=apply_fn, preprocess=preprocess or _unit_range, mesh=mesh)
+
+    def __call__(self, params: tree.Tree) -> dict[str, float]:
+        """Give the metrics of the network with weights `params`.
+
+        Raises:
+            ValueError: as `logits`, or logits that hold NaN or infinity.
+        """
+        return metrics(self.logits(params), self.labels)
+
+    def logits(self, params: tree.Tree) -> np.ndarray:
+        """Give the logits of all examples in their order, class groups applied: float32 [N, classes of the dataset].
+
+        Raises:
+            ValueError: the network's output is not [batch, classes] or has fewer classes than the labels or the class
+                groups need.
+        """
+        params = self._place(params)
+        rows, previous = [], None
+        for images in self._batches():
+            current = self._forward(params, images)
+            if current.shape[1] < self._outputs_needed:
+                what = "labels" if self._groups is None else "class groups"
+                raise ValueError(
+                    f"the network gives {current.shape[1]} classes, but the {what} need at least {self._outputs_needed}"
+                )
+            # fetch one step late: the device computes meanwhile, and at most two batches are in flight
+            if previous is not None:
+                rows.append(self._fetch(previous))
+            previous = current
+        rows.append(self._fetch(previous))
+        self.forward_passes += len(self.labels)
+        return np.concatenate(rows)[: len(self.labels)]
+
+    def _fetch(self, logits) -> np.ndarray:
+        return project_logits(np.asarray(logits), self._groups)
+
+    def _place(self, params):
+        if self._mesh is None:
+            return jax.device_put(params)
+        devices, everywhere = set(self._mesh.devices.flat), NamedSharding(self._mesh, PartitionSpec())
+
+        def place(leaf):
+            if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
+                return leaf  # sharded weights stay sharded
+            if jax.process_count() > 1:
+                leaf = np.asarray(leaf)  # JAX copies from the host to the devices of all processes, not from one device
+            return jax.device_put(leaf, everywhere)
+
+        return jax.tree.map(place, params)
+
+    def _batches(self) -> Iterator[jax.Array]:
+        if self._images.nbytes > _RESIDENT_BYTES:
+            return map(self._batch_at, self._starts)
+        if self._resident is None:
+            self._resident = [self._batch_at(start) for start in self._starts]
+        return iter(self._resident)
+
+    def _batch_at(self, start) -> jax.Array:
+        images = np.asarray(self._images[start : start + self._batch])
+        padding = [(0, self._batch - len(images))] + [(0, 0)] * (images.ndim - 1)
+        images = np.pad(images, padding)
+        if self._mesh is None:
+            return jax.device_put(images)
+        # asks for the parts of this process's devices only
+        sharding = NamedSharding(self._mesh, PartitionSpec("data"))
+        return jax.make_array_from_callback(images.shape, sharding, lambda index: images[index])
+
+
+# Static arguments instead of a closure for each evaluator: twenty shifts of one test set then share one compilation.
+@functools.partial(jax.jit, static_argnames=("apply_fn", "preprocess", "mesh"))
+def _forward(params, images, *, apply_fn, preprocess, mesh):
+    logits = apply_fn(params, preprocess(images))
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise ValueError(f"the network must give logits [{len(images)}, classes], not of shape {logits.shape}")
+    logits = logits.astype(jnp.float32)
+    if mesh is None:
+        return logits
+    # replicated, so that every process holds the logits of all
+    return jax.lax.with_sharding_constraint(logits, NamedSharding(mesh, PartitionSpec()))
+
+
+def _unit_range(images):
+    return images.astype(jnp.float32) / 255
+
+
+def _check_dataset(images, labels, groups):
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers [N], not {labels.dtype} of shape {labels.shape}")
+    problems = []
+    if len(images) != len(labels):
+        problems.append(f"{len(images)} images have {len(labels)} labels")
+    if not len(labels):
+        problems.append("it has no examples")
+    elif labels.min() < 0:
+        problems.append(f"its labels go down to {labels.min()}, but classes count from 0")
+    if groups is not None:
+        problems += _group_problems(labels, groups)
+    if problems:
+        raise ValueError("the dataset cannot be evaluated: " + "; ".join(problems))
+
+
+def _group_problems(labels, groups):
+    if len(groups) < 2:
+        yield f"class_groups has {len(groups)} classes: at least two are needed"
+    elif len(labels) and labels.max() >= len(groups):
+        yield f"its labels go up to {labels.max()}, but class_groups has {len(groups)} classes"
+    for number, group in enumerate(groups):
+        if not group or min(group) < 0:
+            yield f"group {number} of class_groups must list outputs of the network, not {group}"
+
+
+def _check_settings(images, batch_size, mesh, preprocess):
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if mesh is not None and "data" not in mesh.axis_names:
+        raise ValueError(f"the mesh needs an axis 'data'; it has {', '.join(map(repr, mesh.axis_names))}")
+    if preprocess is None and images.dtype != np.uint8:
+        raise ValueError(f"images of dtype {images.dtype} need a preprocess: the default is for uint8")

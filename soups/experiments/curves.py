@@ -1,0 +1,113 @@
+"""Make the data of one seed's figures."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import soups
+from soups import tree
+from soups.evaluate import (
+    Evaluator,
+    angles,
+    barriers,
+    correct,
+    interpolation_advantage,
+    plane_grid,
+    ratio_error,
+    reliability,
+)
+from soups.experiments.cooking import greedy_soup, mixed_logits, short
+from soups.experiments.progress import progress, say
+from soups.experiments.setting import Setting
+
+
+def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
+    """Give accuracy against the number of models, in the order in which the sweep made them."""
+    counts = [count for count in setting.config["figures"]["counts"] if count < len(names)] + [len(names)]
+    curves = {
+        title: {"test": [], "shift_mean": []} for title in ("uniform soup", "greedy soup", "ensemble", "best so far")
+    }
+    logits = {name: setting.logits(setting.pool[name]) for name in names}
+    with progress("soups of the first members", len(counts), "sizes") as advance:
+        for count in counts:
+            first = names[:count]
+            best = max(first, key=scores.get)
+            greedy = greedy_soup(setting, f"greedy soup of {count}", first, scores)
+            made = {
+                "uniform soup": setting.logits(soups.uniform(setting.pool.select(first))),
+                "greedy soup": setting.logits(greedy.params),
+                "ensemble": mixed_logits(setting, logits, dict.fromkeys(first, 1.0 / count)),
+                "best so far": logits[best],
+            }
+            for title, values in made.items():
+                measured = setting.measured(values)
+                for split in ("test", "shift_mean"):
+                    curves[title][split].append(measured[split]["accuracy"])
+            advance(1)
+    return {"counts": counts, **curves}
+
+
+def loss_plane(setting: Setting, start: tree.Tree, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
+    """Give held-out error in the plane through the start and two members: the best, and the farthest from it in angle."""
+    config = setting.config["figures"]
+    best = max(names, key=scores.get)
+    good = [name for name in names if scores[name] >= np.median(list(scores.values()))]
+    degrees = angles([setting.pool[name] for name in good], start)
+    other = good[int(np.argmax(degrees[good.index(best)]))]
+    say(f"loss plane through the start, {short(setting, best)} and {short(setting, other)}")
+    error = _error(setting, config["plane_examples"])
+    grid = plane_grid(
+        error, start, setting.pool[best], setting.pool[other], points_per_axis=config["plane_points"], margin=0.35
+    )
+    points = grid["points"]
+    labels = {"base": "start", "a": short(setting, best), "b": short(setting, other), "mean": "average"}
+    return grid | {"points": {label: points[key] for key, label in labels.items()}}
+
+
+def pairs(setting: Setting, base: tree.Tree, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
+    """Give barriers, angles and diversity of pairs of members spread over the ranking by held-out accuracy."""
+    config = setting.config["figures"]
+    ranked = sorted(names, key=scores.get, reverse=True)
+    places = np.linspace(0, len(ranked) - 1, min(config["pairs_members"], len(ranked))).round().astype(int)
+    chosen = [ranked[place] for place in places]
+    say(f"barriers between {len(chosen)} members")
+    members = [setting.pool[name] for name in chosen]
+    labels = [short(setting, name) for name in chosen]
+    error = _error(setting, config["plane_examples"])
+    barrier = barriers(lambda params: 1.0 - error(params), members, config["barrier_ts"])
+    degrees = angles(members, base)
+    right = [correct(setting.logits(member, ["test"])["test"], setting.task.test.labels) for member in members]
+    diversity = [
+        {
+            "a": labels[i],
+            "b": labels[j],
+            "angle": float(degrees[i, j]),
+            "interpolation_advantage": interpolation_advantage(lambda p: 1.0 - error(p), members[i], members[j]),
+            "ratio_error": ratio_error(right[i], right[j]),
+        }
+        for i, j in itertools.combinations(range(len(chosen)), 2)
+    ]
+    return {
+        "barriers": {"names": labels, "matrix": barrier.tolist()},
+        "angles": {"names": labels, "matrix": degrees.tolist()},
+        "diversity": {"pairs": diversity},
+    }
+
+
+def reliability_diagrams(setting: Setting, params: Mapping[str, tree.Tree], names: list[str]) -> dict[str, Any]:
+    """Give confidence against accuracy on the test split for some weights and for the ensemble of all members."""
+    logits = {title: setting.logits(weights) for title, weights in params.items()}
+    members = {name: setting.logits(setting.pool[name]) for name in names}
+    logits["ensemble"] = mixed_logits(setting, members, dict.fromkeys(names, 1.0 / len(names)))
+    labels = setting.task.test.labels
+    return {title: reliability(values["test"], labels) for title, values in logits.items()}
+
+
+def _error(setting, examples):
+    held_out = setting.task.held_out.take(np.arange(min(examples, len(setting.task.held_out))))
+    evaluator = Evaluator(
+        setting.apply_fn, held_out, batch_size=setting.config["evaluate"]["batch_size"], mesh=setting.data_mesh
+    )
+    return lambda params: 1.0 - evaluator(params)["accuracy"]

@@ -1,0 +1,171 @@
+"""Fine-tune a pool from one start, cook soups from it, and report: the main experiment, read from top to bottom."""
+
+import datetime
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from soups import models
+from soups.data import digits_task
+from soups.evaluate import LogitCache
+from soups.experiments import cooking, curves, members
+from soups.experiments.progress import say
+from soups.experiments.setting import Setting
+from soups.experiments.workdir import Workdir, write_json
+from soups.pool import Pool
+from soups.report import print_table, write_report
+
+SCHEMA = "soups.results/1"
+
+
+def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
+    """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
+
+    The same command after a crash goes on where it was and gives the same rows to the bit.
+
+    Raises:
+        ValueError: a directory made with another config, or a config that does not fit the task.
+        OSError: the directory cannot be written, or the disk is full.
+    """
+    workdir = Workdir(directory, config)
+    settings = [_setting(config, seed, workdir) for seed in range(config["seeds"])]  # all checks before any long work
+    outcomes = {setting.seed: _one_seed(setting) for setting in settings}
+    results = _results(config, workdir, settings, outcomes)
+    write_json(workdir.path / "results.json", results)
+    paths = [workdir.path / "results.json", *write_report(workdir.path), workdir.path / "pool", workdir.path / "soups"]
+    print_table(results)
+    for path in paths:
+        say(os.path.relpath(path))
+    return [str(path) for path in paths]
+
+
+def _setting(config, seed, workdir) -> Setting:
+    task, pretraining = digits_task(**config["task"], seed=seed)
+    devices = jax.devices()
+    sharded = config["finetune"]["mode"] == "sharded" or (config["finetune"]["mode"] == "auto" and len(devices) > 1)
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    return Setting(
+        config=config,
+        seed=seed,
+        workdir=workdir,
+        task=task,
+        pretraining=pretraining,
+        model=models.ViT(num_classes=len(task.class_names), **config["model"]),
+        mesh=jax.make_mesh((len(devices), 1), ("pool", "data"), axis_types=auto) if sharded else None,
+        pool=Pool(workdir.path / "pool"),
+        bases=Pool(workdir.path / "bases"),
+        results=Pool(workdir.path / "soups"),
+        cache=LogitCache(workdir.path / "logits"),
+    )
+
+
+def _one_seed(setting: Setting) -> dict[str, Any]:
+    say(f"\nseed {setting.seed}")
+
+    # --- Weights: start -> linear probe -> sweep of fine-tunes ---
+    start = _timed(setting, "start weights", lambda: members.start_weights(setting))
+    probe = _timed(setting, "linear probe", lambda: members.linear_probe(setting, start))
+    every = _timed(setting, "sweep", lambda: members.fine_tuned(setting, probe))
+    sam = _timed(setting, "SAM sweep", lambda: members.sharpness_aware(setting, probe))
+    names = _usable(setting, every)
+    sam = _usable(setting, sam)
+
+    # --- Rows: each stage is kept as JSON, so a finished one is not repeated ---
+    rows = _stage(setting, "members", lambda: cooking.single_rows(setting, start, probe, names))
+    held_out = {row["name"]: row["metrics"]["held_out"]["accuracy"] for row in rows if row["group"] == "member"}
+    scores = {name: held_out[cooking.short(setting, name)] for name in names}
+    best = max(scores, key=scores.get)
+    soup_rows, histories = _stage(setting, "soups", lambda: cooking.soup_rows(setting, names, scores))
+    path_rows, wise_curve = _stage(setting, "WiSE-FT", lambda: cooking.path_rows(setting, probe, best))
+    averages = _timed(setting, "trajectory", lambda: members.trajectory_averages(setting, probe, best))
+    rows += soup_rows + path_rows
+    rows += _stage(setting, "EMA and SWA", lambda: cooking.trajectory_rows(setting, averages, best))
+    rows += _stage(setting, "SAM soups", lambda: cooking.sam_rows(setting, sam))
+    ensemble_rows, histories["greedy ensemble"] = _stage(
+        setting, "ensembles", lambda: cooking.ensemble_rows(setting, names)
+    )
+    student = _timed(setting, "distillation", lambda: members.distilled(setting, probe, names, best))
+    rows += [*ensemble_rows, _stage(setting, "distilled", lambda: cooking.distilled_row(setting, student, names, best))]
+
+    # --- Figures' data ---
+    soups = {title: setting.results[setting.name(title.replace(" ", "_"))] for title in ("uniform soup", "greedy soup")}
+    shown = {"best member": setting.pool[best], **soups}
+    data = {
+        "number_of_models": _stage(setting, "curve", lambda: curves.number_of_models(setting, names, scores)),
+        "wise_ft": wise_curve,
+        "plane": _stage(setting, "plane", lambda: curves.loss_plane(setting, probe, names, scores)),
+        **_stage(setting, "pairs", lambda: curves.pairs(setting, probe, names, scores)),
+        "reliability": _stage(setting, "reliability", lambda: curves.reliability_diagrams(setting, shown, names)),
+    }
+    return {"rows": rows, "curves": data, "histories": histories, "pool": _pool_record(setting, every)}
+
+
+def _usable(setting, names) -> list[str]:
+    usable = [name for name in names if name in setting.pool.usable]
+    if left_out := [name for name in names if name not in usable]:
+        say(f"diverged, kept in the pool but left out of every selection: {', '.join(left_out)}")
+    if len(usable) < 2:
+        raise ValueError(
+            f"only {len(usable)} of {len(names)} members are finite: lower the learning rates of the sweep"
+        )
+    return usable
+
+
+def _stage(setting, name, compute):
+    return setting.workdir.stage(setting.name(name.replace(" ", "_")), compute)
+
+
+def _timed(setting, name, make):
+    """Run a stage whose result is kept elsewhere, in a pool, and keep only its time."""
+    made = []
+    _stage(setting, name, lambda: made.append(make()))
+    return made[0] if made else make()
+
+
+def _pool_record(setting, names):
+    records = ((name, setting.pool.record(name)) for name in names)
+    return [
+        {
+            "name": cooking.short(setting, name),
+            "config": record["metadata"]["config"],
+            "status": record["status"],
+            "digest": record["digest"],
+        }
+        for name, record in records
+    ]
+
+
+def _results(config, workdir, settings, outcomes) -> dict[str, Any]:
+    first = settings[0]
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy")
+    return {
+        "schema": SCHEMA,
+        "experiment": config["name"],
+        "created": workdir.stage("created", lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
+        "config": dict(config),
+        "versions": {"soups": metadata_version(), "python": platform.python_version()}
+        | {package: metadata.version(package) for package in packages},
+        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        "seeds": [setting.seed for setting in settings],
+        "splits": {
+            "held_out": len(first.task.held_out),
+            "test": len(first.task.test),
+            "shifts": {name: len(dataset) for name, dataset in first.task.shifts.items()},
+        },
+        "rows": [row for outcome in outcomes.values() for row in outcome["rows"]],
+        "pool": {str(seed): outcome["pool"] for seed, outcome in outcomes.items()},
+        "curves": {str(seed): outcome["curves"] for seed, outcome in outcomes.items()},
+        "histories": {str(seed): outcome["histories"] for seed, outcome in outcomes.items()},
+        "timings": {str(s.seed): workdir.seconds(s.name("")) for s in settings},
+    }
+
+
+def metadata_version() -> str:
+    """Give the version of this library."""
+    from soups import __version__
+
+    return __version__

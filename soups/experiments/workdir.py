@@ -1,0 +1,97 @@
+"""Keep what a run has finished, so that the same command goes on where it was."""
+
+import difflib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class Workdir:
+    """Hold the directory of one run: its config, and the results of its stages as JSON.
+
+    Raises:
+        ValueError: the directory was made with another config; the differences are listed.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
+        self.path = pathlib.Path(path).absolute()
+        try:
+            (self.path / "stages").mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "stages" / ".probe", {})
+            (self.path / "stages" / ".probe").unlink()
+        except OSError as error:
+            raise OSError(f"the workdir {self.path} cannot be written: {error}; choose another --workdir") from error
+        self._check_config(json.loads(json.dumps(config)))
+
+    def _check_config(self, config):
+        path = self.path / "config.json"
+        if not path.exists():
+            write_json(path, config)
+            return
+        there = _flat(json.loads(path.read_text()))
+        here = _flat(config)
+        lines = [
+            f"  {name}: {there.get(name, '(absent)')} there, {here.get(name, '(absent)')} now"
+            for name in sorted(there.keys() | here.keys())
+            if there.get(name) != here.get(name)
+        ]
+        if lines:
+            raise ValueError(
+                f"the workdir {self.path} was made with another config:\n" + "\n".join(lines) + "\n"
+                "Use another --workdir, or remove this one."
+            )
+
+    def stage(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Give the JSON result of a stage: read if it is finished, else computed and kept."""
+        path = self.path / "stages" / f"{name}.json"
+        if not path.exists():
+            start = time.monotonic()
+            result = compute()
+            write_json(path, {"result": result, "seconds": round(time.monotonic() - start, 2)})
+        # read back even when just made, so a resumed run sees exactly the same
+        return json.loads(path.read_text())["result"]
+
+    def seconds(self, prefix: str) -> dict[str, float]:
+        """Give the time of each finished stage whose name begins with `prefix`, without it."""
+        paths = sorted((self.path / "stages").glob(f"{prefix}*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return {path.stem.removeprefix(prefix): json.loads(path.read_text())["seconds"] for path in paths}
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Write JSON to a new name and rename it, so that no half-written file is ever seen."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(fresh, "w") as file:
+            json.dump(content, file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def check_fields(config: Mapping[str, Any], expected: Mapping[str, Any], where: str = "config") -> None:
+    """Raise one ValueError that lists every field that is unknown or missing, with the closest known name."""
+    given, known = _flat(config), _flat(expected)
+    lines = []
+    for name in given.keys() - known.keys():
+        closest = difflib.get_close_matches(name, list(known), n=1)
+        lines.append(f"  + {name} is unknown" + (f" (did you mean {closest[0]!r}?)" if closest else ""))
+    lines += [f"  - {name} is missing" for name in known.keys() - given.keys()]
+    if lines:
+        raise ValueError(f"{where} has other fields than expected:\n" + "\n".join(sorted(lines)))
+
+
+def _flat(config, prefix=""):
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,210 @@
+"""Build Vision Transformers whose parameters bear the names and shapes of big_vision's.
+
+So released big_vision checkpoints load by name (`soups.models.load_big_vision`). Nothing here is a convolution: the
+patches are cut by a reshape and embedded by a matrix product, which stays fast under `jax.vmap` over members.
+"""
+
+import difflib
+import functools
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+# width, depth, mlp_dim, num_heads: Zhai et al., "Scaling Vision Transformers" (2021), arXiv:2106.04560, table 2
+SIZES = {
+    "mu": (32, 1, 128, 2),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "M": (512, 12, 2048, 8),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "So400m": (1152, 27, 4304, 16),
+    "H": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+    "g-opt": (1536, 40, 6144, 16),
+    "G": (1664, 48, 8192, 16),
+    "G-opt": (1536, 48, 8192, 16),
+    "e": (1792, 56, 15360, 16),
+}
+POOL_TYPES = ("gap", "tok", "map")
+
+
+class MlpBlock(nn.Module):
+    """Apply two dense layers with a tanh-approximated GELU between them to every token."""
+
+    mlp_dim: int
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxTxD, train: bool = False):
+        """Map tokens [B, T, D] to [B, T, D]."""
+        dense = functools.partial(
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=nn.initializers.normal(stddev=1e-6),
+        )
+        hidden = nn.gelu(dense(self.mlp_dim)(x_BxTxD))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return dense(x_BxTxD.shape[-1])(hidden)
+
+
+class MultiHeadDotProductAttention(nn.Module):
+    """Attend with several heads; the softmax is in float32."""
+
+    num_heads: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, queries_BxQxD, inputs_BxTxD):
+        """Map queries [B, Q, D] and inputs [B, T, D] to [B, Q, D]."""
+        width = inputs_BxTxD.shape[-1]
+        dense = functools.partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+        heads = (self.num_heads, width // self.num_heads)
+        query = dense(heads, name="query")(queries_BxQxD)
+        key = dense(heads, name="key")(inputs_BxTxD)
+        value = dense(heads, name="value")(inputs_BxTxD)
+        query = query * heads[1] ** -0.5
+        scores_BxHxQxT = jnp.einsum("bqhe,bthe->bhqt", query, key, preferred_element_type=jnp.float32)
+        shares_BxHxQxT = nn.softmax(scores_BxHxQxT).astype(self.dtype)
+        mixed_BxQxHxE = jnp.einsum("bhqt,bthe->bqhe", shares_BxHxQxT, value)
+        return dense(width, axis=(-2, -1), name="out")(mixed_BxQxHxE)
+
+
+class EncoderBlock(nn.Module):
+    """Add attention, then an MLP, each to the normalised tokens."""
+
+    mlp_dim: int
+    num_heads: int
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxTxD, train: bool = False):
+        """Map tokens [B, T, D] to [B, T, D]."""
+        drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
+        y = nn.LayerNorm(dtype=jnp.float32)(x_BxTxD.astype(jnp.float32))
+        x_BxTxD = x_BxTxD + drop(MultiHeadDotProductAttention(self.num_heads, self.dtype)(y, y))
+        y = nn.LayerNorm(dtype=jnp.float32)(x_BxTxD.astype(jnp.float32))
+        return x_BxTxD + drop(MlpBlock(self.mlp_dim, self.dropout, self.dtype)(y, train))
+
+
+class Encoder(nn.Module):
+    """Apply `depth` blocks and a final LayerNorm, which is in float32."""
+
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxTxD, train: bool = False):
+        """Map tokens [B, T, D] to [B, T, D] in float32."""
+        for index in range(self.depth):
+            block = EncoderBlock(self.mlp_dim, self.num_heads, self.dropout, self.dtype, name=f"encoderblock_{index}")
+            x_BxTxD = block(x_BxTxD, train)
+        return nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")(x_BxTxD.astype(jnp.float32))
+
+
+class MAPHead(nn.Module):
+    """Pool tokens by attention with one learned query (Zhai et al., 2021, arXiv:2106.04560)."""
+
+    mlp_dim: int
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, x_BxTxD):
+        """Map tokens [B, T, D] to [B, D]."""
+        batch, _, width = x_BxTxD.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
+        x = MultiHeadDotProductAttention(self.num_heads)(jnp.tile(probe, (batch, 1, 1)), x_BxTxD)
+        x = x + MlpBlock(self.mlp_dim)(nn.LayerNorm()(x))
+        return x[:, 0]
+
+
+class ViT(nn.Module):
+    """Classify images with a Vision Transformer (Dosovitskiy et al., 2020, arXiv:2010.11929).
+
+    Parameters are float32; the blocks' matrix products are in `dtype`, norms, pooling and head in float32. `pool_type`:
+    "gap" averages the tokens, "tok" reads a class token, "map" pools by attention. `representation_size`: the width of
+    a tanh layer before the head ("pre_logits"), None for no such layer. The head starts at zero.
+    """
+
+    num_classes: int
+    patch_size: int
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    pool_type: str = "gap"
+    representation_size: int | None = None
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC, train: bool = False):
+        """Map images [B, H, W, C] of floats to logits [B, num_classes] in float32.
+
+        Raises:
+            ValueError: sizes that do not divide, or an unknown `pool_type`.
+        """
+        self._check(images_BxHxWxC.shape)
+        x = nn.DenseGeneral(self.width, axis=(-3, -2, -1), dtype=self.dtype, name="embedding")(
+            patches(images_BxHxWxC, self.patch_size)
+        )
+        batch, tokens, width = x.shape
+        position = self.param("pos_embedding", nn.initializers.normal(width**-0.5), (1, tokens, width))
+        x = x + position.astype(self.dtype)
+        if self.pool_type == "tok":
+            token = self.param("cls", nn.initializers.zeros, (1, 1, width))
+            x = jnp.concatenate([jnp.tile(token.astype(self.dtype), (batch, 1, 1)), x], axis=1)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        encoder = Encoder(self.depth, self.mlp_dim, self.num_heads, self.dropout, self.dtype, name="Transformer")
+        x_BxD = self._pool(encoder(x, train))
+        if self.representation_size is not None:
+            x_BxD = nn.tanh(nn.Dense(self.representation_size, name="pre_logits")(x_BxD))
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x_BxD)
+
+    def _pool(self, x_BxTxD):
+        if self.pool_type == "map":
+            return MAPHead(self.mlp_dim, self.num_heads, name="MAPHead_0")(x_BxTxD)
+        return x_BxTxD[:, 0] if self.pool_type == "tok" else jnp.mean(x_BxTxD, axis=1)
+
+    def _check(self, shape):
+        if len(shape) != 4:
+            raise ValueError(f"images must be [B, H, W, C], but their shape is {shape}")
+        if shape[1] % self.patch_size or shape[2] % self.patch_size:
+            raise ValueError(f"images of {shape[1]}x{shape[2]} do not divide into patches of {self.patch_size}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} does not divide into {self.num_heads} heads")
+        if self.pool_type not in POOL_TYPES:
+            raise ValueError(f"pool_type must be one of {', '.join(POOL_TYPES)}, not {self.pool_type!r}")
+
+
+def patches(images_BxHxWxC, size: int):
+    """Cut images [B, H, W, C] into patches [B, H/size · W/size, size, size, C], row by row."""
+    batch, height, width, channels = images_BxHxWxC.shape
+    rows, columns = height // size, width // size
+    grid = images_BxHxWxC.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
+    return grid.reshape(batch, rows * columns, size, size, channels)
+
+
+def vit(name: str, *, num_classes: int, **fields) -> ViT:
+    """Make a ViT of a published size: "S/16", "B/32", "L/14", ..., that is size / patch size.
+
+    `fields` are those of `ViT`: pool_type, dropout, dtype, ...
+
+    Raises:
+        ValueError: a name that is not a known size and a patch size.
+    """
+    size, _, patch = name.partition("/")
+    if size not in SIZES or not patch.isdecimal():
+        close = difflib.get_close_matches(size, SIZES, n=1, cutoff=0.3)
+        hint = f" (did you mean '{close[0]}/16'?)" if close and size not in SIZES else ""
+        raise ValueError(f"no ViT is named {name!r}{hint}: give one of {', '.join(SIZES)}, '/' and a patch size")
+    width, depth, mlp_dim, num_heads = SIZES[size]
+    shape = {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
+    return ViT(num_classes=num_classes, patch_size=int(patch), **{**shape, **fields})

@@ -1,0 +1,48 @@
+"""Map files into memory without keeping them open."""
+
+import ctypes
+import mmap
+import os
+import pathlib
+
+import numpy as np
+
+# Python's mmap keeps a descriptor open for every mapping, and a few mapped members with hundreds of leaves would use up
+# the usual limit of 1024. The system's own mmap needs none.
+_SYSTEM = ctypes.CDLL(None, use_errno=True)
+_SYSTEM.mmap.restype = ctypes.c_void_p
+_SYSTEM.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+_SYSTEM.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def mapped(path: pathlib.Path, size: int) -> np.ndarray:
+    """Give the bytes of a file that must have `size` of them (at least one), read-only, without reading them yet.
+
+    Raises:
+        OSError: it cannot be mapped.
+        ValueError: another size; reading a map beyond the end of its file would kill the process.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        actual = os.fstat(descriptor).st_size
+        if actual != size:
+            raise ValueError(f"{path} has {actual} bytes instead of {size}")
+        return np.asarray(_Mapping(descriptor, size, path))
+    finally:
+        os.close(descriptor)
+
+
+class _Mapping:
+    # NumPy keeps an object with this interface alive as long as there is a view of its memory
+    def __init__(self, descriptor, size, path):
+        self._address = _SYSTEM.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        self._size = size
+        if self._address == _FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+        readonly = True
+        self.__array_interface__ = {"data": (self._address, readonly), "shape": (size,), "typestr": "|u1", "version": 3}
+
+    def __del__(self):
+        if self._address != _FAILED:
+            _SYSTEM.munmap(self._address, self._size)

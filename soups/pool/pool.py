@@ -1,0 +1,359 @@
+"""Keep fine-tuned members with their configurations, metrics and digests in a directory."""
+
+import contextlib
+import copy
+import difflib
+import json
+import pathlib
+import shutil
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from soups import tree as tree_lib
+from soups.pool import _checkpoint, _manifest, _member, _stream
+from soups.pool._processes import on_first_process
+from soups.tree import Tree
+
+
+class Pool(Mapping):
+    """Hold members by name: a mapping from names to nested dicts of read-only NumPy arrays, read when asked for.
+
+    A pool is a directory with a manifest and one Orbax checkpoint for each member. Adding is atomic, and any number of
+    processes may add at once. A `Pool` shows the members there were when it was opened or last changed through it; open
+    it anew to see what others have added. Every byte that is read is compared with the digests in the manifest.
+
+    Args:
+        path: the directory; one that does not exist is an empty pool, and is made by the first `add`.
+        must_exist: a pool must be there already.
+
+    Raises:
+        FileNotFoundError: there is none, with `must_exist`.
+        NotADirectoryError: `path` is, or leads through, a file.
+        PoolCorruptionError: the manifest is not what was written.
+    """
+
+    def __init__(self, path, *, must_exist: bool = False):
+        self.path = pathlib.Path(path).absolute()
+        if file := next((place for place in (self.path, *self.path.parents) if place.is_file()), None):
+            raise NotADirectoryError(f"a pool is a directory, and {file} is a file")
+        if must_exist and not _manifest.exists(self.path):
+            raise FileNotFoundError(f"there is no pool at {self.path}")
+        # shared with the views, so that what is changed through one is seen through all
+        self._shared = types.SimpleNamespace(manifest=_manifest.read(self.path))
+        self._selected = None
+
+    # --- The members -----------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """List the names in the order in which the members were added (of a view: were selected)."""
+        return list(self._records if self._selected is None else self._selected)
+
+    @property
+    def usable(self) -> "Pool":
+        """Give a view of the members all of whose numbers are finite."""
+        return self._view([name for name in self.names if self._record(name)["status"] == "ok"])
+
+    def select(self, names: Sequence[str]) -> "Pool":
+        """Give a view of some members, in the order of `names`.
+
+        Raises:
+            ValueError: a name that the pool does not have, or one given twice; all are listed.
+        """
+        unknown = [self._unknown(name) for name in names if name not in self]
+        twice = [f"{name!r} is selected twice" for name in dict.fromkeys(names) if list(names).count(name) > 1]
+        if unknown or twice:
+            raise ValueError("\n".join(unknown + twice))
+        return self._view(list(names))
+
+    @property
+    def structure(self) -> Tree:
+        """Give nested dicts of jax.ShapeDtypeStruct, which all members share.
+
+        Raises:
+            ValueError: the pool is empty.
+        """
+        return self._member(self._not_empty()[0]).structure
+
+    @property
+    def base(self) -> str | None:
+        """Give what all members were fine-tuned from, if they agree and it was said."""
+        return _manifest.common_base({name: self._record(name) for name in self.names})
+
+    def record(self, name: str) -> dict:
+        """Give all that the manifest says of a member; changing it changes nothing.
+
+        Raises:
+            KeyError: there is no such member.
+        """
+        return copy.deepcopy(self._record(name))
+
+    def metrics(self, name: str) -> dict:
+        """Give the metrics of a member."""
+        return copy.deepcopy(self._record(name)["metrics"])
+
+    def digest(self, name: str) -> str:
+        """Give the digest of a member's names, dtypes, shapes and numbers, the same however it is sharded."""
+        return self._record(name)["digest"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name) -> bool:
+        return name in self._records and (self._selected is None or name in self._selected)
+
+    def __repr__(self) -> str:
+        return f"Pool({str(self.path)!r}: {len(self)} members)"
+
+    # two pools are not compared by loading all that is in them
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    # --- Reading ---------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Tree:
+        """Give nested dicts of read-only NumPy arrays, mapped from the files.
+
+        Raises:
+            KeyError: there is no such member.
+            PoolCorruptionError: naming each file that is not what was written, and its leaf.
+        """
+        return self._member(name).load()
+
+    def load(self, name: str, *, like: Tree) -> Tree:
+        """Restore a member as JAX arrays straight into shardings.
+
+        `like`: nested dicts of jax.ShapeDtypeStruct with shardings, or of arrays; a leaf without a sharding goes to
+        the first device.
+
+        Raises:
+            KeyError: there is no such member.
+            ValueError: other names, shapes or dtypes, or a dtype that JAX is not set to hold (float64).
+            PoolCorruptionError: naming each file that is not what was written, and its leaf.
+        """
+        member = self._member(name)
+        tree_lib.check_same_structure([member.structure, like], labels=[name, "like"])
+        abstract = jax.tree.map(_with_sharding, like)
+        member.check()
+        restored = _checkpoint.load(member.directory, abstract)
+        left = [leaf for leaf, array in tree_lib.flatten(restored).items() if not isinstance(array, jax.Array)]
+        if left:
+            raise ValueError(f"Orbax left these leaves of member {name!r} unread: {', '.join(left)}")
+        return restored
+
+    def merge_leaves(self, function: Callable, *, whole_leaves: bool = False) -> Tree:
+        """Merge all members with the memory of the result and a few blocks: nested dicts of NumPy arrays.
+
+        For each leaf, and each block of at most 65,536 of its elements, `function` is called with a list of
+        {name: block [n]}, one of each member in the order of `names`, and gives {name: block [n]}. Several threads do
+        so at once. The files are mapped, and compared with their digests on the way.
+
+        Args:
+            function: element-wise, so that the parts of a leaf can be merged one by one.
+            whole_leaves: give it whole leaves in their shapes instead, for methods that look at all of a leaf.
+
+        Raises:
+            ValueError: an empty pool, non-finite members, integer leaves that are not the same in all members, or a
+                function that gives other names or shapes.
+            PoolCorruptionError: naming the member, the file and the leaf.
+        """
+        members = [self._member(name) for name in self._not_empty()]
+        diverged = {member.name: leaves for member in members if (leaves := member.record["nonfinite_leaves"])}
+        if diverged:
+            lines = "".join(f"\n  {name}: in {', '.join(leaves)}" for name, leaves in diverged.items())
+            raise ValueError(f"members with NaN or infinity cannot be merged, take pool.usable instead of:{lines}")
+        merged = _stream.merge_leaves(members, function, whole_leaves=whole_leaves)
+        return _member.nested(merged, lambda _, array: array)
+
+    def verify(self, names: Sequence[str] | None = None) -> dict[str, list[str]]:
+        """Compare every file with its digest: the problems of each member, none where all is well.
+
+        Without `names` all members are read, and directories that belong to no member are listed too, under their own
+        names.
+        """
+        members = [self._member(name) for name in (self.names if names is None else names)]
+        problems = {member.name: member.problems() + member.unexpected() for member in members}
+        if names is None:
+            unowned = "belongs to no member: a process was killed while it added or removed one"
+            problems |= {orphan: [unowned] for orphan in _manifest.orphans(self.path)}
+        return problems
+
+    # --- Changing --------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        params: Tree,
+        metadata: Mapping | None = None,
+        *,
+        metrics: Mapping | None = None,
+        base: str | None = None,
+    ) -> dict:
+        """Write a new member and give its record. It is there whole or not at all, even if the process is killed.
+
+        With several JAX processes all of them must call it. A member that holds NaN or infinity is kept, with the
+        status "non-finite".
+
+        Args:
+            name: any name that the pool does not have yet.
+            params: nested dicts of NumPy or JAX arrays, sharded or not, of the structure of the pool's first member.
+            metadata: what should be known of it (configuration, seed, ...), anything JSON can hold.
+            metrics: what was measured on it; see `update_metrics`.
+            base: the name or digest of the weights it was fine-tuned from.
+
+        Raises:
+            ValueError: a name that is taken, another structure, or what a pool cannot hold; all of it is listed.
+            OSError: the disk is full or cannot be written to.
+        """
+        self._check_whole_pool("add")
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ValueError(f"a member's name is a non-empty printable string, not {name!r}")
+        given = {
+            "metadata": as_json(metadata or {}, "metadata"),
+            "metrics": as_json(metrics or {}, "metrics"),
+            "base": base,
+        }
+        leaves = _member.named_leaves(params, name)
+        structure = _member.nested(leaves, lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        with _explained(f"cannot add member {name!r} to the pool {self.path}"), contextlib.ExitStack() as stack:
+            directory = on_first_process(lambda: self._reserve(name, structure, stack))
+            _checkpoint.save(self.path / directory, params)
+            record = on_first_process(lambda: self._enter(name, directory, structure, given))
+        self._shared.manifest = _manifest.read(self.path)
+        return record
+
+    def update_metrics(self, name: str, metrics: Mapping) -> dict:
+        """Add to the metrics of a member, replacing those of the same name, and give all of them.
+
+        Raises:
+            KeyError: there is no such member.
+            ValueError: what JSON cannot hold.
+        """
+        self._record(name)
+        metrics = as_json(metrics, "metrics")
+        with self._changing() as manifest:
+            self._still_there(manifest, name)["metrics"].update(metrics)
+        return self.metrics(name)
+
+    def remove(self, name: str) -> None:
+        """Take a member out of the manifest, then delete its files.
+
+        Raises:
+            KeyError: there is no such member.
+        """
+        self._check_whole_pool("remove")
+        self._record(name)
+        with self._changing() as manifest:
+            record = self._still_there(manifest, name)
+            del manifest["members"][name]
+        shutil.rmtree(self.path / record["path"])
+
+    def sweep_orphans(self) -> list[str]:
+        """Delete what killed processes left, nothing that a living one is writing, and list it."""
+        return _manifest.sweep(self.path)
+
+    # --- Inside ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _records(self):
+        return self._shared.manifest["members"]
+
+    def _record(self, name):
+        if name not in self:
+            raise KeyError(self._unknown(name))
+        return self._records[name]
+
+    def _member(self, name):
+        record = self._record(name)
+        return _member.Member(name, self.path / record["path"], record)
+
+    def _view(self, names):
+        view = copy.copy(self)
+        view._selected = names
+        return view
+
+    def _not_empty(self):
+        if not self.names:
+            raise ValueError(f"the pool {self.path} has no {'' if self._selected is None else 'selected '}members")
+        return self.names
+
+    def _unknown(self, name):
+        found = difflib.get_close_matches(str(name), self.names, n=1)
+        hint = f" (did you mean {found[0]!r}?)" if found else ""
+        return f"no member {name!r} in the pool {self.path}, which has {len(self)} members{hint}"
+
+    def _check_whole_pool(self, action):
+        if self._selected is not None:
+            raise ValueError(f"this is a view of some members: {action} on Pool({str(self.path)!r}) itself")
+
+    def _check_addition(self, manifest, name, structure):
+        if name in manifest["members"]:
+            raise ValueError(f"the pool {self.path} already has a member {name!r}: take another name, or remove it")
+        if first := next(iter(manifest["members"]), None):
+            expected = _member.nested(manifest["members"][first]["leaves"], _member.abstract_leaf)
+            tree_lib.check_same_structure([expected, structure], labels=[first, name])
+
+    def _reserve(self, name, structure, stack):
+        self._check_addition(_manifest.read(self.path), name, structure)
+        return stack.enter_context(_manifest.reserved(self.path, name))
+
+    def _enter(self, name, directory, structure, given):
+        described = _member.describe(self.path / directory)
+        record = {"path": directory, **given, **_member.provenance(), **described}
+        with _manifest.changing(self.path) as manifest:
+            self._check_addition(manifest, name, structure)  # again: others may have added since
+            manifest["members"][name] = record
+        return record
+
+    @contextlib.contextmanager
+    def _changing(self):
+        with _explained(f"cannot change the pool {self.path}"), _manifest.changing(self.path) as manifest:
+            yield manifest
+        self._shared.manifest = manifest
+
+    def _still_there(self, manifest, name):
+        if name not in manifest["members"]:
+            raise KeyError(f"member {name!r} was removed from the pool {self.path} by another process")
+        return manifest["members"][name]
+
+
+def _with_sharding(leaf):
+    if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+        raise ValueError(f"JAX holds {leaf.dtype} only with jax_enable_x64; pool[name] gives NumPy arrays without it")
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def as_json(values: Mapping, what: str) -> dict[str, Any]:
+    """Give a dict as JSON will hold it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{what} must be a dict, not {type(values).__name__}")
+    try:
+        return json.loads(json.dumps(dict(values), default=_plain))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be what JSON can hold: {error}") from error
+
+
+def _plain(value):
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        return value.tolist()
+    raise TypeError(f"{value!r:.100} is a {type(value).__name__}")
+
+
+@contextlib.contextmanager
+def _explained(what):
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{what}: {error.strerror or error}", error.filename) from error

@@ -1,0 +1,155 @@
+"""Compare BatchNorm statistics, and their re-estimation for soups, with NumPy float64 over all the data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from soups import models, tree
+
+MODEL = models.ConvNet(num_classes=3, widths=(4, 6), depth=2)
+SHAPE = (8, 8, 2)
+
+
+@pytest.fixture(scope="module")
+def params():
+    start = models.init(MODEL, jax.random.key(0), SHAPE)
+    return models.replace_head(start, jax.random.key(1), 3, zero=False)
+
+
+@pytest.fixture
+def images(rng):
+    return rng.normal(1.0, 2.0, size=(10, *SHAPE)).astype(np.float32)
+
+
+def first_statistics(params, images):
+    """Give mean and biased variance of the first convolution's output over all images and places, in float64."""
+    kernel = np.asarray(params["params"]["stage_0_0"]["conv"]["kernel"], np.float64)
+    padded = np.pad(images.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out = sum(padded[:, i : i + 8, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3))
+    return {"mean": out.mean((0, 1, 2)), "var": out.var((0, 1, 2))}
+
+
+def assert_close(actual, expected, **tolerances):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerances), actual, expected)
+
+
+def test_network_with_state_has_params_and_batch_stats(params):
+    assert set(params) == {"params", "batch_stats"}
+    shapes = {name: leaf.shape for name, leaf in tree.flatten(params["batch_stats"]).items()}
+    layers = {"stage_0_0": 4, "stage_0_1": 4, "stage_1_0": 6, "stage_1_1": 6}
+    assert shapes == {f"{layer}/norm/{kind}": (n,) for layer, n in layers.items() for kind in ("mean", "var")}
+    assert params["params"]["head"]["kernel"].shape == (6, 3)
+
+
+def test_training_updates_running_statistics_by_the_momentum(params, images):
+    logits, updated = models.train_apply_fn(MODEL)(params, images, jax.random.key(0))
+    batch = first_statistics(params, images)
+    running = updated["batch_stats"]["stage_0_0"]["norm"]
+    assert logits.shape == (10, 3)
+    np.testing.assert_allclose(running["mean"], 0.9 * 0 + 0.1 * batch["mean"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(running["var"], 0.9 * 1 + 0.1 * batch["var"], rtol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, updated["params"], params["params"])
+
+
+def test_evaluation_uses_running_statistics_so_images_do_not_see_each_other(params, images):
+    apply = models.apply_fn(MODEL)
+    np.testing.assert_allclose(apply(params, images)[:2], apply(params, images[:2]), rtol=1e-4, atol=1e-5)
+    train = models.train_apply_fn(MODEL)
+    together, alone = (train(params, x, jax.random.key(0))[0] for x in (images, images[:2]))
+    assert not np.allclose(together[:2], alone, atol=1e-3)
+
+
+def test_stats_of_a_batch_are_its_means_and_biased_variances(params, images):
+    stats = models.stats_fn(MODEL)(params, images)
+    assert_close(stats["stage_0_0"]["norm"], first_statistics(params, images), rtol=1e-4, atol=1e-5)
+
+
+def test_stats_do_not_depend_on_the_old_statistics(params, images):
+    stats = models.stats_fn(MODEL)
+    diverged = {**params, "batch_stats": jax.tree.map(lambda leaf: leaf * jnp.nan, params["batch_stats"])}
+    assert_close(stats(diverged, images), stats(params, images), rtol=0)
+
+
+def test_logits_with_stats_of_a_batch_equal_those_of_training(params, images):
+    own = {**params, "batch_stats": models.stats_fn(MODEL)(params, images)}
+    expected, _ = models.train_apply_fn(MODEL)(params, images, jax.random.key(0))
+    np.testing.assert_allclose(models.apply_fn(MODEL)(own, images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_reestimation_from_a_single_batch_is_exact(params, images):
+    stats = models.stats_fn(MODEL)
+    actual = models.reestimate_batch_stats(stats, params, [images])
+    assert_close(actual["batch_stats"], jax.jit(stats)(params, images), rtol=0)
+    assert tree.flatten(actual).keys() == tree.flatten(params).keys()
+
+
+@pytest.mark.parametrize("cuts", [(5,), (3, 4), (1, 2, 9)])
+def test_reestimation_over_unequal_batches_equals_one_pass_over_all_data(params, images, cuts):
+    images = images + np.arange(10, dtype=np.float32)[:, None, None, None]  # so that the batches' means differ
+    actual = models.reestimate_batch_stats(models.stats_fn(MODEL), params, iter(np.split(images, cuts)))
+    assert_close(actual["batch_stats"]["stage_0_0"]["norm"], first_statistics(params, images), rtol=1e-4)
+
+
+def test_reestimation_combines_every_layer_by_the_law_of_total_variance(params, images):
+    stats = models.stats_fn(MODEL)
+    parts = [stats(params, part) for part in np.split(images, [4])]
+    actual = models.reestimate_batch_stats(stats, params, np.split(images, [4]))["batch_stats"]
+    for layer in parts[0]:
+        mean, var = (np.stack([np.asarray(p[layer]["norm"][k], np.float64) for p in parts]) for k in ("mean", "var"))
+        share = np.array([[0.4], [0.6]])
+        second_moment = (share * (var + mean**2)).sum(0)
+        np.testing.assert_allclose(actual[layer]["norm"]["mean"], (share * mean).sum(0), rtol=1e-5, atol=1e-6)
+        expected = second_moment - (share * mean).sum(0) ** 2
+        np.testing.assert_allclose(actual[layer]["norm"]["var"], expected, rtol=1e-4)
+
+
+def test_statistics_of_a_soup_are_not_the_average_but_those_of_a_fresh_pass(params, images, rng):
+    def member():
+        noisy = jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), params["params"])
+        return models.reestimate_batch_stats(models.stats_fn(MODEL), {**params, "params": noisy}, [images])
+
+    soup = tree.mean([member(), member()])
+    fresh = models.reestimate_batch_stats(models.stats_fn(MODEL), soup, [images])
+    first = first_statistics(soup, images)
+    assert_close(fresh["batch_stats"]["stage_0_0"]["norm"], first, rtol=1e-4, atol=1e-5)
+    assert np.abs(soup["batch_stats"]["stage_0_0"]["norm"]["var"] - first["var"]).max() > 0.01
+
+
+def test_gradient_does_not_flow_into_statistics_in_training(params, images):
+    def loss(params):
+        logits, _ = models.train_apply_fn(MODEL)(params, images, jax.random.key(0))
+        return jnp.sum(logits**2)
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient["batch_stats"]))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["params"]["head"]))
+
+
+def test_bfloat16_network_is_close_and_measures_in_float32(params, images):
+    narrow = models.ConvNet(num_classes=3, widths=(4, 6), depth=2, dtype=jnp.bfloat16)
+    stats = models.stats_fn(narrow)(params, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {jnp.dtype(jnp.float32)}
+    expected = models.apply_fn(MODEL)(params, images)
+    np.testing.assert_allclose(models.apply_fn(narrow)(params, images), expected, atol=0.1)
+
+
+def test_network_without_batch_norm_is_an_error(images):
+    with pytest.raises(ValueError, match="ViT has no field 'momentum'"):
+        models.stats_fn(models.vit("mu/4", num_classes=3))
+    with pytest.raises(ValueError, match="no 'batch_stats'"):
+        models.reestimate_batch_stats(models.stats_fn(MODEL), {"head": {"kernel": images}}, [images])
+
+
+def test_no_batches_is_an_error(params):
+    with pytest.raises(ValueError, match="at least one"):
+        models.reestimate_batch_stats(models.stats_fn(MODEL), params, [])
+
+
+def test_images_that_are_not_floats_are_an_error(params, images):
+    for call in (
+        lambda x: models.apply_fn(MODEL)(params, x),
+        lambda x: models.train_apply_fn(MODEL)(params, x, jax.random.key(0)),
+    ):
+        with pytest.raises(ValueError, match="inputs must be floats, but they are uint8"):
+            call(images.astype(np.uint8))

@@ -1,0 +1,240 @@
+"""Make results that look like those of a real experiment: 3 seeds, 24 members, one diverged, soups that mostly help."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from soups.report import write_report
+
+SHIFTS = [f"{family}/{severity}" for family in ("rotation", "noise", "blur", "translation", "contrast", "occlusion")
+          for severity in (2, 4)] + ["optdigits"]  # fmt: skip
+# name, kind, gain over the best member on test and on the shifts (points), ingredients, inference, selection, training
+MAIN = [
+    ("start weights", "start", -46.0, -38.0, 0, 1, 0, 0),
+    ("linear probe", "probe", -11.0, -9.5, 0, 1, 0, 0),
+    ("best member", "member", 0.0, 0.0, 1, 1, 24_000, 0),
+    ("mean member", "members", -1.9, -2.6, 24, 1, 0, 0),
+    ("worst member", "member", -23.0, -21.0, 1, 1, 0, 0),
+    ("uniform soup", "soup", 0.25, 2.1, 23, 1, 0, 0),
+    ("greedy soup", "soup", 0.55, 2.6, 6, 1, 47_000, 0),
+    ("greedy soup, random order 1", "soup", 0.45, 2.3, 8, 1, 47_000, 0),
+    ("greedy soup, random order 2", "soup", 0.5, 2.5, 7, 1, 47_000, 0),
+    ("greedy soup, random order 3", "soup", 0.4, 2.2, 9, 1, 47_000, 0),
+    ("learned soup", "soup", 0.6, 2.8, 23, 1, 80_000, 0),
+    ("learned soup per leaf", "soup", 0.3, 2.4, 23, 1, 80_000, 0),
+    ("SAM uniform soup", "soup", 0.1, 1.4, 8, 1, 0, 200_000),
+    ("WiSE-FT", "interpolation", 0.05, 1.7, 2, 1, 11_000, 0),
+    ("EMA", "trajectory", 0.1, 0.6, 1, 1, 0, 40_000),
+    ("SWA", "trajectory", -0.2, 0.3, 1, 1, 0, 40_000),
+    ("logit ensemble", "ensemble", 0.7, 2.9, 23, 23, 0, 0),
+    ("greedy ensemble", "ensemble", 0.8, 3.1, 7, 7, 23_000, 0),
+    ("distilled ensemble", "distilled", 0.35, 1.1, 23, 1, 0, 90_000),
+]
+
+
+def metrics_at(rng, test, shift):
+    """Give the metrics of a row around these accuracies in percent."""
+
+    def block(accuracy):
+        accuracy = float(np.clip(np.round(accuracy / 100, 3), 0.02, 0.999))
+        nll = -1.15 * math.log(accuracy) + 0.02
+        return {
+            "accuracy": accuracy,
+            "nll": nll,
+            "brier": 1.5 * (1 - accuracy),
+            "ece": float(0.01 + 0.1 * (1 - accuracy) + 0.002 * rng.random()),
+            "ece_equal_width": float(0.012 + 0.1 * (1 - accuracy)),
+        }
+
+    easy = np.linspace(10, -14, len(SHIFTS))
+    shifts = {name: block(shift + hard + rng.normal(0, 0.5)) for name, hard in zip(SHIFTS, easy, strict=True)}
+    keys = shifts[SHIFTS[0]]
+    mean = {key: float(np.mean([found[key] for found in shifts.values()])) for key in keys}
+    return {
+        "held_out": block(test + rng.normal(0, 0.15)),
+        "test": block(test),
+        "shifts": shifts,
+        "shift_mean": mean,
+    }
+
+
+def make_pool(rng, count):
+    """Give the pool of one seed; member 17 diverged."""
+    pool = []
+    for index in range(count):
+        config = {
+            "learning_rate": float(10 ** rng.uniform(-4, -2)),
+            "weight_decay": float(10 ** rng.uniform(-4, -1)),
+            "label_smoothing": float(rng.choice([0.0, 0.05, 0.1])),
+            "mixup": float(rng.choice([0.0, 0.2, 0.4])),
+            "augmentation": str(rng.choice(["none", "light", "strong"])),
+            "epochs": int(rng.integers(4, 17)),
+            "seed": index,
+        }
+        status = "diverged" if index == 17 else "ok"
+        pool.append(
+            {"name": f"member_{index:03d}", "config": config, "status": status, "digest": f"{rng.bytes(8).hex()}"}
+        )
+    return pool
+
+
+def make_rows(rng, seed, pool):
+    """Give main and member rows of one seed."""
+    rows = []
+    base_test, base_shift = 96.9 + rng.normal(0, 0.15), 78.0 + rng.normal(0, 0.5)
+    ok = [member for member in pool if member["status"] == "ok"]
+    for member in ok:
+        far = abs(math.log10(member["config"]["learning_rate"]) + 2.9)
+        test = base_test - 0.2 - 2.0 * far**2 - abs(rng.normal(0, 0.4))
+        test = base_test - 23.0 if member["name"] == "member_005" else test
+        shift = base_shift - 2.0 * (base_test - test) * 0.6 + rng.normal(0, 0.9) - 0.8
+        rows.append({"seed": seed, "name": member["name"], "kind": "member", "group": "member"} |
+                    {"ingredients": {member["name"]: 1.0}, "num_ingredients": 1,
+                     "metrics": metrics_at(rng, test, shift),
+                     "cost": {"inference": 1, "selection": 0, "training": 0}})  # fmt: skip
+    for name, kind, test, shift, number, inference, selection, training in MAIN:
+        used = rng.permutation([member["name"] for member in ok])[:number]
+        rows.append({"seed": seed, "name": name, "kind": kind, "group": "main",
+                     "ingredients": {member: 1 / number for member in sorted(used)}, "num_ingredients": number,
+                     "metrics": metrics_at(rng, base_test + test + rng.normal(0, 0.1), base_shift + shift),
+                     "cost": {"inference": inference, "selection": selection, "training": training}})  # fmt: skip
+    return rows
+
+
+def make_curves(rng, names):
+    """Give all curves of one seed; `names`: the members that did not diverge."""
+    counts = list(range(1, len(names) + 1))
+    k = np.arange(len(counts))
+
+    def rising(start, end, speed):
+        noisy = end - (end - start) * np.exp(-k / speed) + rng.normal(0, 0.0006, len(k))
+        return [float(v) for v in noisy]
+
+    models = {"counts": counts}
+    ends = {"uniform soup": (0.9715, 0.801), "greedy soup": (0.9745, 0.806), "ensemble": (0.976, 0.809)}
+    for name, (test, shift) in (ends | {"best so far": (0.969, 0.78)}).items():
+        models[name] = {"test": rising(0.945, test, 3), "shift_mean": rising(0.742, shift, 4)}
+    alpha = np.linspace(0, 1, 11)
+    bow = 4 * alpha * (1 - alpha)
+    wise = {
+        "alpha": [float(round(a, 2)) for a in alpha],
+        "held_out": [float(v) for v in 0.86 + 0.11 * (1 - (1 - alpha) ** 2.4) + 0.006 * bow],
+        "test": [float(v) for v in 0.859 + 0.11 * (1 - (1 - alpha) ** 2.4) + 0.004 * bow],
+        "shift_mean": [float(v) for v in 0.685 + 0.095 * (1 - (1 - alpha) ** 2) + 0.028 * bow],
+    }
+    return {
+        "number_of_models": models,
+        "wise_ft": wise,
+        "plane": make_plane(),
+        **make_pairs(rng, names[:10]),
+        "reliability": make_reliability(rng),
+    }
+
+
+def make_plane():
+    """Give the held-out error of two basins around two members, the average between them a little lower."""
+    x, y = np.linspace(-1.5, 5.5, 25), np.linspace(-1.5, 5.0, 23)
+    points = {"start": [0.0, 0.0], "member_003": [4.0, 0.0], "member_011": [1.3, 3.6]}
+    points["average"] = [(4.0 + 1.3) / 2, 3.6 / 2]
+    grid = np.stack(np.meshgrid(x, y), axis=-1)
+    centre = np.array([2.3, 1.5])
+    distance = np.hypot(*(grid - centre).transpose(2, 0, 1))
+    values = np.clip(0.024 + 0.006 * distance**2.4 + 0.02 * (grid[..., 0] < 0) * grid[..., 0] ** 2, 0, 0.95)
+    return {"x": x.tolist(), "y": y.tolist(), "values": values.tolist(), "points": points}
+
+
+def make_pairs(rng, names):
+    """Give barriers, angles and diversity of pairs of members."""
+    n = len(names)
+    angle = rng.uniform(20, 85, (n, n))
+    angle = np.triu(angle, 1) + np.triu(angle, 1).T
+    barrier = np.maximum(0, (angle - 40) / 45 * 0.012 + rng.normal(0, 0.002, (n, n)))
+    barrier[2], barrier[:, 2] = 0.11, 0.11
+    barrier = np.triu(barrier, 1) + np.triu(barrier, 1).T
+    pairs = []
+    for i in range(n):
+        for j in range(i + 1, n):
+            gain = 0.0002 * (angle[i, j] - 20) + rng.normal(0, 0.002) - (0.09 if 2 in (i, j) else 0)
+            ratio = 0.4 + angle[i, j] / 60 + 0.2 * rng.random()
+            pairs.append({"a": names[i], "b": names[j], "angle": float(angle[i, j]),
+                          "interpolation_advantage": float(gain), "ratio_error": float(ratio)})  # fmt: skip
+    return {
+        "barriers": {"names": names, "matrix": barrier.tolist()},
+        "angles": {"names": names, "matrix": angle.tolist()},
+        "diversity": {"pairs": pairs},
+    }
+
+
+def make_reliability(rng):
+    """Give 15 bins of equal mass for four predictors; the first is too sure, the ensemble not sure enough."""
+    curves = {}
+    for name, tilt in (("best member", -0.05), ("uniform soup", 0.06), ("greedy soup", 0.02), ("ensemble", 0.09)):
+        confidence = 1 - 0.62 * (1 - np.linspace(0.02, 0.999, 15)) ** 2.2
+        accuracy = np.clip(confidence + 4 * tilt * (1 - confidence) * confidence + rng.normal(0, 0.008, 15), 0, 1)
+        curves[name] = [
+            {"confidence": float(c), "accuracy": float(a), "count": 67 if i else 62}
+            for i, (c, a) in enumerate(zip(confidence, accuracy, strict=True))
+        ]
+    return curves
+
+
+def make_results(seeds=(0, 1, 2), members=24):
+    """Give a whole results file as a dict."""
+    results = {
+        "schema": "soups.results/1",
+        "experiment": "digits",
+        "created": "2025-01-02T03:04:05+00:00",
+        "config": {
+            "experiment": "digits",
+            "seeds": len(seeds),
+            "sweep": {"members": members, "learning_rate": [1e-4, 1e-2]},
+        },
+        "versions": {"soups": "0.1.0", "jax": "0.10.2", "python": "3.11.9"},
+        "device": "cpu x2",
+        "seeds": list(seeds),
+        "splits": {"held_out": 1000, "test": 1000, "shifts": {name: 1000 for name in SHIFTS} | {"optdigits": 500}},
+        "rows": [], "pool": {}, "curves": {}, "histories": {}, "timings": {},
+    }  # fmt: skip
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        pool = make_pool(rng, members)
+        names = [member["name"] for member in pool if member["status"] == "ok"]
+        results["pool"][str(seed)] = pool
+        results["rows"] += make_rows(rng, seed, pool)
+        results["curves"][str(seed)] = make_curves(rng, names)
+        steps = [
+            {"member": name, "score": 0.96 + 0.001 * i, "accepted": i % 3 == 0, "num_ingredients": 1 + i // 3}
+            for i, name in enumerate(names[:12])
+        ]
+        losses = [float(0.2 * math.exp(-i / 30) + 0.1) for i in range(100)]
+        results["histories"][str(seed)] = {"greedy soup": steps, "learned soup": losses}
+        results["timings"][str(seed)] = {"linear probe": 3.2, "sweep": 104.5 + seed, "soups": 21.0}
+    return results
+
+
+@pytest.fixture
+def results():
+    """Give fresh results of 3 seeds that a test may change."""
+    return make_results()
+
+
+@pytest.fixture
+def write_results(tmp_path):
+    """Give a function that writes results into a directory and gives the directory."""
+
+    def write(results):
+        (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory):
+    """Give the results of 3 seeds, the directory of their report, and the paths that were written."""
+    directory = tmp_path_factory.mktemp("report")
+    results = make_results()
+    (directory / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return results, directory, write_report(directory)
