@@ -2,6 +2,7 @@
 
 from soups import tree as tree
 from soups.pool import Pool as Pool
+from soups.pool import PoolCorruptionError as PoolCorruptionError
 from soups.pool import merge as merge
 from soups.recipes import Soup as Soup
 from soups.recipes import ema as ema

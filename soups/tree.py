@@ -1,7 +1,7 @@
 """Do algebra on pytrees of weights whose leaves have names.
 
-Every function is pure and takes trees of NumPy or JAX arrays: NumPy leaves stay on the host, JAX leaves may be traced or
-sharded. Arithmetic is in float32 or wider and is cast once, at the end, so 256 + 1 does not stay 256 in bfloat16.
+Every function is pure and takes trees of NumPy or JAX arrays: NumPy leaves stay on the host, JAX leaves may be traced
+or sharded. Arithmetic is in float32 or wider and is cast once, at the end, so 256 + 1 does not stay 256 in bfloat16.
 Integer and boolean leaves are never averaged: they must be identical in all trees and are copied.
 """
 

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def single_rows(setting: Setting, start: tree.Tree, probe: tree.Tree, names: list[str]) -> list[Row]:
-    """Measure the start weights, the probe and each member, note it in the pool, and add best, mean and worst member."""
+    """Measure start weights, probe and each member, note it in the pool, and add the best, mean and worst member."""
     rows = [
         setting.row("start weights", "start", setting.logits(start), {}),
         setting.row("linear probe", "probe", setting.logits(probe), {}),

@@ -50,7 +50,7 @@ def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, fl
 
 
 def loss_plane(setting: Setting, start: tree.Tree, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
-    """Give held-out error in the plane through the start and two members: the best, and the farthest from it in angle."""
+    """Give held-out error in the plane through the start, the best member, and the one farthest from it in angle."""
     config = setting.config["figures"]
     best = max(names, key=scores.get)
     good = [name for name in names if scores[name] >= np.median(list(scores.values()))]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+import soups
 from soups import models
 from soups.data import digits_task
 from soups.evaluate import LogitCache
@@ -18,8 +19,7 @@ from soups.experiments.setting import Setting
 from soups.experiments.workdir import Workdir, write_json
 from soups.pool import Pool
 from soups.report import print_table, write_report
-
-SCHEMA = "soups.results/1"
+from soups.report.results import SCHEMA
 
 
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
@@ -92,8 +92,8 @@ def _one_seed(setting: Setting) -> dict[str, Any]:
     rows += [*ensemble_rows, _stage(setting, "distilled", lambda: cooking.distilled_row(setting, student, names, best))]
 
     # --- Figures' data ---
-    soups = {title: setting.results[setting.name(title.replace(" ", "_"))] for title in ("uniform soup", "greedy soup")}
-    shown = {"best member": setting.pool[best], **soups}
+    made = {title: setting.results[setting.name(title.replace(" ", "_"))] for title in ("uniform soup", "greedy soup")}
+    shown = {"best member": setting.pool[best], **made}
     data = {
         "number_of_models": _stage(setting, "curve", lambda: curves.number_of_models(setting, names, scores)),
         "wise_ft": wise_curve,
@@ -147,7 +147,7 @@ def _results(config, workdir, settings, outcomes) -> dict[str, Any]:
         "experiment": config["name"],
         "created": workdir.stage("created", lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
         "config": dict(config),
-        "versions": {"soups": metadata_version(), "python": platform.python_version()}
+        "versions": {"soups": soups.__version__, "python": platform.python_version()}
         | {package: metadata.version(package) for package in packages},
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "seeds": [setting.seed for setting in settings],
@@ -162,10 +162,3 @@ def _results(config, workdir, settings, outcomes) -> dict[str, Any]:
         "histories": {str(seed): outcome["histories"] for seed, outcome in outcomes.items()},
         "timings": {str(s.seed): workdir.seconds(s.name("")) for s in settings},
     }
-
-
-def metadata_version() -> str:
-    """Give the version of this library."""
-    from soups import __version__
-
-    return __version__

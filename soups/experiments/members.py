@@ -1,4 +1,4 @@
-"""Make the weights of one seed: start, linear probe, the sweep's members, SAM members, averages, the distilled network."""
+"""Make the weights of one seed: start, linear probe, members, SAM members, averages, the distilled network."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from soups import models, tree
 from soups.evaluate import ensemble_logits
 from soups.experiments.progress import progress, say
 from soups.experiments.setting import Setting
-from soups.finetune import Training, run_sweep, sweep
+from soups.finetune import run_sweep, sweep
 
 
 def start_weights(setting: Setting) -> tree.Tree:

@@ -37,7 +37,7 @@ def rand_augment(key: jax.Array, images: jax.Array, num_operations, magnitude, *
         sign = jax.random.rademacher(sign_key, (batch,), dtype=jnp.float32)
         active = jnp.asarray(slot < num_operations, jnp.float32)
         level = sign * active * jnp.asarray(magnitude, jnp.float32) / MAX_MAGNITUDE
-        amount = {name: level * (choice == index) for index, name in enumerate(OPERATIONS)}
+        amount = {name: jnp.where(choice == index, level, 0.0) for index, name in enumerate(OPERATIONS)}
         matrix = _affine({name: limit * amount[name] for name, limit in _GEOMETRIC.items()}) @ matrix
         gain = gain * (1.0 + _PHOTOMETRIC["contrast"] * amount["contrast"])
         offset = offset + _PHOTOMETRIC["brightness"] * amount["brightness"]
@@ -50,8 +50,8 @@ def rand_augment(key: jax.Array, images: jax.Array, num_operations, magnitude, *
 def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha) -> tuple[jax.Array, jax.Array]:
     """Mix each example with the one at the mirrored place of the batch.
 
-    x ← λ x + (1 − λ) x', the targets alike, with one λ ~ Beta(α, α) for the batch, taken at least 1/2; α = 0 mixes nothing.
-    `images` float [B, H, W, C], `targets` float [B, classes]; `alpha` may be traced.
+    x ← λ x + (1 − λ) x', the targets alike, with one λ ~ Beta(α, α) for the batch, taken at least 1/2; α = 0 mixes
+    nothing. `images` float [B, H, W, C], `targets` float [B, classes]; `alpha` may be traced.
 
     Zhang et al., "mixup: beyond empirical risk minimization", 2017, arXiv 1710.09412.
     """
@@ -76,7 +76,8 @@ def _affine(amount):
 
 def _warp(images, matrix, fill):
     _, height, width, _ = images.shape
-    y, x = jnp.meshgrid(jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij")
+    rows, columns = jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32)
+    y, x = jnp.meshgrid(rows - (height - 1) / 2, columns - (width - 1) / 2, indexing="ij")
     points = jnp.stack([x.ravel() / width, y.ravel() / height, jnp.ones(height * width)])
     source = matrix[:, :2] @ points[None]
     column = source[:, 0] * width + (width - 1) / 2

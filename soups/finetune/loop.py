@@ -44,7 +44,7 @@ def finetune(
     Args:
         training: what is fixed at compile time.
         params: the start weights; not donated.
-        batches: at least "num_steps" batches with "image" and "label", from `soups.data.loader` or arrays, sharded or not.
+        batches: "num_steps" or more with "image" and "label", from `soups.data.loader` or arrays, sharded or not.
         hyperparameters: as for `training_step`, with "num_steps".
         step: the jitted step of an earlier call, so that several members share one compilation.
         on_step: called after each step is dispatched, with its index and its loss, which may still be computing.

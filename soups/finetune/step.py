@@ -62,8 +62,8 @@ class Training:
 def learning_rate(step, num_steps, warmup_steps, peak):
     """Give the rate at `step`: linear warm-up to `peak`, then a half cosine to zero at `num_steps`.
 
-    step < warmup: peak (step + 1) / warmup; else peak (1 + cos(π (step − warmup) / (num_steps − warmup))) / 2. All may be
-    traced. Loshchilov and Hutter, "SGDR", 2016, arXiv 1608.03983.
+    step < warmup: peak (step + 1) / warmup; else peak (1 + cos(π (step − warmup) / (num_steps − warmup))) / 2. All may
+    be traced. Loshchilov and Hutter, "SGDR", 2016, arXiv 1608.03983.
     """
     step, num_steps, warmup_steps = (jnp.asarray(x, jnp.float32) for x in (step, num_steps, warmup_steps))
     warmup = (step + 1.0) / jnp.maximum(warmup_steps, 1.0)
@@ -121,7 +121,7 @@ def training_step(
 
 
 def soft_targets(labels: jax.Array, num_classes: int, label_smoothing) -> jax.Array:
-    """Give targets [B, classes]: (1 − s) onehot + s / classes; float labels are targets already and are smoothed alike."""
+    """Give targets [B, classes], (1 − s) onehot + s / classes; float labels are targets already, smoothed alike."""
     targets = labels if jnp.issubdtype(labels.dtype, jnp.floating) else jax.nn.one_hot(labels, num_classes)
     return targets * (1.0 - label_smoothing) + label_smoothing / num_classes
 

@@ -83,9 +83,9 @@ def run_sweep(
         data: "image" uint8 [N, H, W, C] and "label" int32 [N], or float targets [N, classes] as labels.
         members: hyper-parameters of each member; see `HYPERPARAMETERS`.
         batch_size: examples in each step.
-        mode: "sequential" runs one jitted step after the other; "map" makes many members one program that runs one after
-            the other (best on a CPU); "vmap" runs them in lockstep (best when one member does not fill an accelerator);
-            "sharded" spreads them over the axis "pool" of `mesh`, and each batch over its axis "data".
+        mode: "sequential" runs one jitted step after the other; "map" makes many members one program that runs one
+            after the other (best on a CPU); "vmap" runs them in lockstep (best when one member does not fill an
+            accelerator); "sharded" spreads them over the axis "pool" of `mesh`, and each batch over its axis "data".
         mesh: for "sharded".
         members_per_program: how many members one run of the program makes; default all.
         skip: indices of members that are not wanted; a program is run unless all of its members are skipped.

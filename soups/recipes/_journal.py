@@ -24,8 +24,8 @@ class Journal:
         lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
         if lines and json.loads(lines[0]) != header:
             raise ValueError(
-                f"journal {self._path} belongs to another selection:\n  there: {lines[0]}\n  here:  {json.dumps(header)}\n"
-                "Remove it, or give another path."
+                f"journal {self._path} belongs to another selection:\n  there: {lines[0]}\n"
+                f"  here:  {json.dumps(header)}\nRemove it, or give another path."
             )
         self._old = [json.loads(line) for line in lines[1:]]
         self._path.parent.mkdir(parents=True, exist_ok=True)

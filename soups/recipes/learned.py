@@ -24,9 +24,9 @@ def learned(
     """Mix members with softmax weights and a temperature that minimise a held-out loss: the learned soup.
 
     min over a and β of E_batch loss(Σ_i softmax(a)_i θ_i, batch, β), by AdamW without decay, starting from the uniform
-    soup and β = 1. The gradient of a weight is an inner product, dL/dα_i = <dL/dθ, θ_i>, so one backward pass to the mixed
-    weights is enough: the device holds one model and its gradient, and the members stay where they are, on the host, in
-    the files of a pool, or sharded over devices.
+    soup and β = 1. The gradient of a weight is an inner product, dL/dα_i = <dL/dθ, θ_i>, so one backward pass to the
+    mixed weights is enough: the device holds one model and its gradient, and the members stay where they are, on the
+    host, in the files of a pool, or sharded over devices.
 
     Args:
         members: a sequence or mapping of trees, or a pool.

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Set up, check lint and format, and run the whole test suite. Extra arguments go to pytest.
+source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+ruff check .
+ruff format --check .
+exec python -m pytest "$@"
