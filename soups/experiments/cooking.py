@@ -24,7 +24,7 @@ def single_rows(setting: Setting, start: tree.Tree, probe: tree.Tree, names: lis
     ]
     members = measured_members(setting, names)
     held_out = {name: row["metrics"]["held_out"]["accuracy"] for name, row in members.items()}
-    best, worst = max(held_out, key=held_out.get), min(held_out, key=held_out.get)
+    best, worst = best_of(held_out), min(held_out, key=held_out.get)
     selection = len(names) * len(setting.task.held_out)
     named = {"ingredients": {short(setting, best): 1.0}, "num_ingredients": 1}
     rows.append(members[best] | {"name": "best member", "kind": "member", "group": "main"} | named)
@@ -92,7 +92,7 @@ def sam_rows(setting: Setting, names: list[str]) -> list[Row]:
     """Give the best SAM member and the uniform and greedy soups of the SAM members."""
     members = measured_members(setting, names)
     held_out = {name: row["metrics"]["held_out"]["accuracy"] for name, row in members.items()}
-    best = max(held_out, key=held_out.get)
+    best = best_of(held_out)
     single, size = len(names) * len(setting.task.held_out), len(setting.task.held_out)
     # every step of SAM has one more forward and backward pass
     training = sum(3 * setting.pool.record(name)["metadata"]["config"]["epochs"] for name in names)
@@ -114,7 +114,7 @@ def sam_rows(setting: Setting, names: list[str]) -> list[Row]:
 def path_rows(setting: Setting, probe: tree.Tree, best: str) -> tuple[list[Row], dict[str, list[float]]]:
     """Walk from the linear probe to the best member (WiSE-FT); give the row of the best α and the curve."""
     member, alphas = setting.pool[best], setting.config["wise_ft"]["alphas"]
-    say(f"WiSE-FT from the linear probe to {best}")
+    say(f"WiSE-FT from the linear probe to {short(setting, best)}")
     rows = []
     for alpha in alphas:
         params = soups.wise_ft(member, base=probe, alpha=alpha)
@@ -186,6 +186,11 @@ def distilled_row(setting: Setting, params: tree.Tree, names: list[str], best: s
     training = (len(names) + 3 * epochs) * len(setting.task.train)  # the teachers once, then forward and backward
     equal = dict.fromkeys(map(lambda name: short(setting, name), names), 1.0 / len(names))
     return setting.row("distilled ensemble", "distilled", setting.logits(params), equal, training=int(training))
+
+
+def best_of(scores: Mapping[str, float]) -> str:
+    """Give the name with the highest score; of equal ones the last, with which the greedy soup begins as well."""
+    return max(reversed(scores), key=scores.get)
 
 
 def short(setting: Setting, name: str) -> str:

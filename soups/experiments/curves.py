@@ -18,7 +18,7 @@ from soups.evaluate import (
     ratio_error,
     reliability,
 )
-from soups.experiments.cooking import greedy_soup, mixed_logits, short
+from soups.experiments.cooking import best_of, greedy_soup, mixed_logits, short
 from soups.experiments.progress import progress, say
 from soups.experiments.setting import Setting
 
@@ -33,7 +33,7 @@ def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, fl
     with progress("soups of the first members", len(counts), "sizes") as advance:
         for count in counts:
             first = names[:count]
-            best = max(first, key=scores.get)
+            best = best_of({name: scores[name] for name in first})
             greedy = greedy_soup(setting, f"greedy soup of {count}", first, scores)
             made = {
                 "uniform soup": setting.logits(soups.uniform(setting.pool.select(first))),
@@ -52,7 +52,7 @@ def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, fl
 def loss_plane(setting: Setting, start: tree.Tree, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
     """Give held-out error in the plane through the start, the best member, and the one farthest from it in angle."""
     config = setting.config["figures"]
-    best = max(names, key=scores.get)
+    best = best_of(scores)
     good = [name for name in names if scores[name] >= np.median(list(scores.values()))]
     degrees = angles([setting.pool[name] for name in good], start)
     other = good[int(np.argmax(degrees[good.index(best)]))]

@@ -16,10 +16,36 @@ from soups.evaluate import LogitCache
 from soups.experiments import cooking, curves, members
 from soups.experiments.progress import say
 from soups.experiments.setting import Setting
-from soups.experiments.workdir import Workdir, write_json
+from soups.experiments.workdir import Workdir, check_fields, write_json
 from soups.pool import Pool
 from soups.report import print_table, write_report
 from soups.report.results import SCHEMA
+
+FIELDS = {
+    "": ("name", "seeds"),
+    "task": ("target", "image_size", "num_train", "num_held_out", "num_test", "natural_shift_size", "shifts"),
+    "model": ("patch_size", "width", "depth", "mlp_dim", "num_heads", "pool_type"),
+    "finetune": ("batch_size", "clip_norm", "mode", "members_per_program"),
+    "pretrain": ("learning_rate", "weight_decay", "epochs", "augment_operations", "augment_magnitude"),
+    "probe": ("learning_rate", "weight_decay", "epochs"),
+    "sweep": (
+        "members",
+        "learning_rate",
+        "weight_decay",
+        "label_smoothing",
+        "mixup",
+        "augment_operations",
+        "augment_magnitude",
+        "epochs",
+    ),
+    "sam": ("members", "radius"),
+    "trajectory": ("ema_decay", "swa_start"),
+    "greedy": ("random_orders",),
+    "learned": ("learning_rate", "epochs", "batch_size"),
+    "wise_ft": ("alphas",),
+    "evaluate": ("batch_size",),
+    "figures": ("counts", "plane_points", "plane_examples", "pairs_members", "barrier_ts"),
+}
 
 
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
@@ -31,6 +57,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
         ValueError: a directory made with another config, or a config that does not fit the task.
         OSError: the directory cannot be written, or the disk is full.
     """
+    check_fields(config, FIELDS)
     workdir = Workdir(directory, config)
     settings = [_setting(config, seed, workdir) for seed in range(config["seeds"])]  # all checks before any long work
     outcomes = {setting.seed: _one_seed(setting) for setting in settings}
@@ -48,6 +75,9 @@ def _setting(config, seed, workdir) -> Setting:
     devices = jax.devices()
     sharded = config["finetune"]["mode"] == "sharded" or (config["finetune"]["mode"] == "auto" and len(devices) > 1)
     auto = (jax.sharding.AxisType.Auto,) * 2
+    pool, bases, results = (Pool(workdir.path / name) for name in ("pool", "bases", "soups"))
+    for one in (pool, bases, results):
+        one.sweep_orphans()  # what a killed run left half-written
     return Setting(
         config=config,
         seed=seed,
@@ -56,9 +86,9 @@ def _setting(config, seed, workdir) -> Setting:
         pretraining=pretraining,
         model=models.ViT(num_classes=len(task.class_names), **config["model"]),
         mesh=jax.make_mesh((len(devices), 1), ("pool", "data"), axis_types=auto) if sharded else None,
-        pool=Pool(workdir.path / "pool"),
-        bases=Pool(workdir.path / "bases"),
-        results=Pool(workdir.path / "soups"),
+        pool=pool,
+        bases=bases,
+        results=results,
         cache=LogitCache(workdir.path / "logits"),
     )
 
@@ -78,7 +108,7 @@ def _one_seed(setting: Setting) -> dict[str, Any]:
     rows = _stage(setting, "members", lambda: cooking.single_rows(setting, start, probe, names))
     held_out = {row["name"]: row["metrics"]["held_out"]["accuracy"] for row in rows if row["group"] == "member"}
     scores = {name: held_out[cooking.short(setting, name)] for name in names}
-    best = max(scores, key=scores.get)
+    best = cooking.best_of(scores)
     soup_rows, histories = _stage(setting, "soups", lambda: cooking.soup_rows(setting, names, scores))
     path_rows, wise_curve = _stage(setting, "WiSE-FT", lambda: cooking.path_rows(setting, probe, best))
     averages = _timed(setting, "trajectory", lambda: members.trajectory_averages(setting, probe, best))

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -75,16 +75,22 @@ def write_json(path: pathlib.Path, content: Any) -> None:
         raise
 
 
-def check_fields(config: Mapping[str, Any], expected: Mapping[str, Any], where: str = "config") -> None:
-    """Raise one ValueError that lists every field that is unknown or missing, with the closest known name."""
-    given, known = _flat(config), _flat(expected)
+def check_fields(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]]) -> None:
+    """Raise one ValueError that lists every field of a config that is unknown or missing, with the closest known name.
+
+    `fields` names the fields of each section; those of the top level stand under "".
+    """
+    known = {f"{section}.{name}".removeprefix(".") for section, names in fields.items() for name in names}
+    given = set(config) - set(fields)
+    for section in fields.keys() & config.keys():
+        given |= {f"{section}.{name}" for name in config[section]}
     lines = []
-    for name in given.keys() - known.keys():
-        closest = difflib.get_close_matches(name, list(known), n=1)
+    for name in sorted(given - known):
+        closest = difflib.get_close_matches(name, known, n=1)
         lines.append(f"  + {name} is unknown" + (f" (did you mean {closest[0]!r}?)" if closest else ""))
-    lines += [f"  - {name} is missing" for name in known.keys() - given.keys()]
+    lines += [f"  - {name} is missing" for name in sorted(known - given)]
     if lines:
-        raise ValueError(f"{where} has other fields than expected:\n" + "\n".join(sorted(lines)))
+        raise ValueError("the config has other fields than the experiment:\n" + "\n".join(lines))
 
 
 def _flat(config, prefix=""):

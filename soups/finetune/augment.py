@@ -38,7 +38,8 @@ def rand_augment(key: jax.Array, images: jax.Array, num_operations, magnitude, *
         active = jnp.asarray(slot < num_operations, jnp.float32)
         level = sign * active * jnp.asarray(magnitude, jnp.float32) / MAX_MAGNITUDE
         amount = {name: jnp.where(choice == index, level, 0.0) for index, name in enumerate(OPERATIONS)}
-        matrix = _affine({name: limit * amount[name] for name, limit in _GEOMETRIC.items()}) @ matrix
+        affine = _affine({name: limit * amount[name] for name, limit in _GEOMETRIC.items()})
+        matrix = jnp.matmul(affine, matrix, precision="highest")  # positions need all bits, also on accelerators
         gain = gain * (1.0 + _PHOTOMETRIC["contrast"] * amount["contrast"])
         offset = offset + _PHOTOMETRIC["brightness"] * amount["brightness"]
     warped = _warp(images, matrix, fill)
@@ -78,10 +79,9 @@ def _warp(images, matrix, fill):
     _, height, width, _ = images.shape
     rows, columns = jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32)
     y, x = jnp.meshgrid(rows - (height - 1) / 2, columns - (width - 1) / 2, indexing="ij")
-    points = jnp.stack([x.ravel() / width, y.ravel() / height, jnp.ones(height * width)])
-    source = matrix[:, :2] @ points[None]
-    column = source[:, 0] * width + (width - 1) / 2
-    row = source[:, 1] * height + (height - 1) / 2
+    points = jnp.stack([x.ravel() / width, y.ravel() / width, jnp.ones(height * width)])
+    source = jnp.matmul(matrix[:, :2], points[None], precision="highest") * width
+    column, row = source[:, 0] + (width - 1) / 2, source[:, 1] + (height - 1) / 2
     return jax.vmap(_bilinear, in_axes=(0, 0, 0, None))(images, row, column, fill)
 
 

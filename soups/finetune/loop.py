@@ -10,6 +10,7 @@ import numpy as np
 
 from soups import tree
 from soups.data import batch_indices
+from soups.finetune.augment import MAX_OPERATIONS
 from soups.finetune.step import HYPERPARAMETERS, Training, init_state, training_step
 from soups.recipes._members import known
 
@@ -18,11 +19,17 @@ def complete(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what a member's hyper-parameters leave out.
 
     Raises:
-        ValueError: a name that is not one of `HYPERPARAMETERS`, with the closest one.
+        ValueError: a name that is not one of `HYPERPARAMETERS`, with the closest one; no epochs; a number of augmentation
+            operations that cannot be done.
     """
     for name in hyperparameters:
         known(name, list(HYPERPARAMETERS), "hyper-parameter")
-    return HYPERPARAMETERS | dict(hyperparameters)
+    completed = HYPERPARAMETERS | dict(hyperparameters)
+    if not completed["epochs"] > 0:
+        raise ValueError(f"epochs must be positive, not {completed['epochs']}")
+    if completed["augment_operations"] not in range(MAX_OPERATIONS + 1):
+        raise ValueError(f"augment_operations must be 0 to {MAX_OPERATIONS}, not {completed['augment_operations']}")
+    return completed
 
 
 def num_steps(hyperparameters: Mapping[str, Any], num_examples: int, batch_size: int) -> int:

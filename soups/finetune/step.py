@@ -62,11 +62,13 @@ class Training:
 def learning_rate(step, num_steps, warmup_steps, peak):
     """Give the rate at `step`: linear warm-up to `peak`, then a half cosine to zero at `num_steps`.
 
-    step < warmup: peak (step + 1) / warmup; else peak (1 + cos(π (step − warmup) / (num_steps − warmup))) / 2. All may
-    be traced. Loshchilov and Hutter, "SGDR", 2016, arXiv 1608.03983.
+    step < warmup: peak min((step + 1) / warmup, 1); else peak (1 + cos(π (step − warmup) / (num_steps − warmup))) / 2.
+    `warmup` need not be a whole number. All may be traced.
+
+    Loshchilov and Hutter, "SGDR", 2016, arXiv 1608.03983.
     """
     step, num_steps, warmup_steps = (jnp.asarray(x, jnp.float32) for x in (step, num_steps, warmup_steps))
-    warmup = (step + 1.0) / jnp.maximum(warmup_steps, 1.0)
+    warmup = jnp.minimum((step + 1.0) / jnp.maximum(warmup_steps, 1.0), 1.0)
     progress = (step - warmup_steps) / jnp.maximum(num_steps - warmup_steps, 1.0)
     return peak * jnp.where(step < warmup_steps, warmup, 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0))))
 
@@ -146,6 +148,9 @@ def _observe(training, averages, params, step, num_steps):
 def _matched(training, params):
     """Give the learning-rate multipliers as a tree, and the decay mask with None where a leaf is frozen."""
     rates = tree.match(params, training.learning_rate_rules)
+    if "params" in params:  # all beside it is state, such as BatchNorm statistics, and never trained
+        frozen = {name: jax.tree.map(lambda _: 0.0, state) for name, state in params.items() if name != "params"}
+        rates = {**rates, **frozen}
     return rates, _split(rates, tree.match(params, training.decay_rules))[0]
 
 
