@@ -5,7 +5,6 @@ or sharded. Arithmetic is in float32 or wider and is cast once, at the end, so 2
 Integer and boolean leaves are never averaged: they must be identical in all trees and are copied.
 """
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from soups.names import did_you_mean
 
 Tree = Any  # a pytree of arrays, in this library mostly nested dicts
 Rules = str | Sequence[tuple[str, Any]]  # ordered (regex, value) pairs, or one regex that selects
@@ -176,7 +177,7 @@ def match(tree: Tree, rules: Rules) -> Tree:
     idle = [p.pattern for p, _ in compiled if p.pattern != ".*" and not any(map(p.fullmatch, leaf_names))]
     if uncovered or idle:
         lines = [f"  no rule matches leaf {name!r}" for name in uncovered]
-        lines += [f"  rule {pattern!r} matches no leaf{_closest(pattern, leaf_names)}" for pattern in idle]
+        lines += [f"  rule {pattern!r} matches no leaf{did_you_mean(pattern, leaf_names)}" for pattern in idle]
         raise ValueError(
             "rules do not fit the tree (end them with ('.*', value) to cover the rest):\n" + "\n".join(lines)
         )
@@ -222,7 +223,7 @@ def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = N
     for label, tree in zip(labels[1:], trees[1:], strict=True):
         other = flatten(tree)
         lines += [f"  - {label}: {name} is missing" for name in first if name not in other]
-        lines += [f"  + {label}: {name} is extra{_closest(name, first)}" for name in other if name not in first]
+        lines += [f"  + {label}: {name} is extra{did_you_mean(name, first)}" for name in other if name not in first]
         for name in first:
             if name in other and (difference := _difference(first[name], other[name], dtypes)):
                 lines.append(f"  ~ {label}: {name} {difference}")
@@ -328,8 +329,3 @@ def _difference(a, b, dtypes):
     if dtypes and a.dtype != b.dtype:
         return f"has dtype {b.dtype} instead of {a.dtype}"
     return ""
-
-
-def _closest(name, candidates):
-    found = difflib.get_close_matches(name, list(candidates), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from soups.data.dataset import Dataset, Task, decode
-from soups.data.names import check_name
 from soups.data.shifts import check_corruption, corrupt
 from soups.data.sources import tfds_source
 from soups.data.splits import check_disjoint, split_indices
 from soups.data.transforms import compose, resize, to_channels
+from soups.names import check_name
 
 _OTHER = {"mnist_5k": "optdigits", "optdigits": "mnist_5k"}
 _FIXED_SEED = 0  # of what reports: test set, shifts and pre-training are the same in every repetition

@@ -12,8 +12,8 @@ import numpy as np
 import scipy.ndimage
 
 from soups.data.dataset import Dataset
-from soups.data.names import check_name
 from soups.data.transforms import compose, resize
+from soups.names import check_name
 
 SEVERITIES = {
     "rotation": (10, 20, 30, 40, 50),  # degrees, either way

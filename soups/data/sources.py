@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 
 from soups.data.dataset import Dataset, Source
-from soups.data.names import check_name
 from soups.data.transforms import from_pil
+from soups.names import check_name
 
 _EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 

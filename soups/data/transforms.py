@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import PIL.Image
 
-from soups.data.names import check_name
+from soups.names import check_name
 
 Transform = Callable[[np.ndarray], np.ndarray]
 

@@ -1,12 +1,13 @@
 """Keep what a run has finished, so that the same command goes on where it was."""
 
-import difflib
 import json
 import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from soups.names import did_you_mean
 
 
 class Workdir:
@@ -86,8 +87,7 @@ def check_fields(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]])
         given |= {f"{section}.{name}" for name in config[section]}
     lines = []
     for name in sorted(given - known):
-        closest = difflib.get_close_matches(name, known, n=1)
-        lines.append(f"  + {name} is unknown" + (f" (did you mean {closest[0]!r}?)" if closest else ""))
+        lines.append(f"  + {name} is unknown{did_you_mean(name, known)}")
     lines += [f"  - {name} is missing" for name in sorted(known - given)]
     if lines:
         raise ValueError("the config has other fields than the experiment:\n" + "\n".join(lines))

@@ -12,18 +12,18 @@ from soups import tree
 from soups.data import batch_indices
 from soups.finetune.augment import MAX_OPERATIONS
 from soups.finetune.step import HYPERPARAMETERS, Training, init_state, training_step
-from soups.recipes._members import known
+from soups.names import check_name
 
 
 def complete(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what a member's hyper-parameters leave out.
 
     Raises:
-        ValueError: a name that is not one of `HYPERPARAMETERS`, with the closest one; no epochs; a number of augmentation
-            operations that cannot be done.
+        ValueError: a name that is not one of `HYPERPARAMETERS`, with the closest one; no epochs; more augmentation
+            operations than there are.
     """
     for name in hyperparameters:
-        known(name, list(HYPERPARAMETERS), "hyper-parameter")
+        check_name(name, HYPERPARAMETERS, "hyper-parameter")
     completed = HYPERPARAMETERS | dict(hyperparameters)
     if not completed["epochs"] > 0:
         raise ValueError(f"epochs must be positive, not {completed['epochs']}")
@@ -57,12 +57,14 @@ def finetune(
         on_step: called after each step is dispatched, with its index and its loss, which may still be computing.
 
     Raises:
-        ValueError: there are fewer batches than steps.
+        ValueError: an unknown hyper-parameter, or fewer batches than steps.
     """
+    total, iterator = int(hyperparameters["num_steps"]), iter(batches)
+    given = {name: value for name, value in hyperparameters.items() if name != "num_steps"}
+    hyperparameters = typed(complete(given) | {"num_steps": total})
     step = step or jit_step(training)
     state = jax.jit(lambda params: init_state(training, params))(params)
     # DO NOT CHANGE THE ORDER OF OPERATIONS: the batch of a step, its key and its rate all follow from the step's index.
-    total, iterator = int(hyperparameters["num_steps"]), iter(batches)
     for index in range(total):
         batch = next(iterator, None)
         if batch is None:
@@ -101,6 +103,12 @@ def finetune_program(
         return {"params": state["params"], "averages": state["averages"], "losses": losses}
 
     return run
+
+
+def typed(hyperparameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Give every hyper-parameter the dtype it always has, so that other values never mean another compilation."""
+    integer = ("seed", "augment_operations", "num_steps")
+    return {n: np.asarray(value, np.int32 if n in integer else np.float32) for n, value in hyperparameters.items()}
 
 
 def member_indices(hyperparameters: Mapping[str, Any], num_examples: int, batch_size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.finetune.loop import complete, finetune, finetune_program, jit_step, member_indices
+from soups.finetune.loop import complete, finetune, finetune_program, jit_step, member_indices, typed
 from soups.finetune.step import Training
 
 MODES = ("sequential", "map", "vmap", "sharded")
@@ -94,20 +94,37 @@ def run_sweep(
         Pairs of a member's index and {"params", "averages", "losses" [num_steps]}, on the host.
 
     Raises:
-        ValueError: an unknown mode or hyper-parameter, a mesh without "pool", a batch larger than the data.
+        ValueError: an unknown mode or hyper-parameter, a mesh without "pool", no members, images and labels that differ
+            in number, labels of other classes, a batch larger than the data. All before any work.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if mode == "sharded" and (mesh is None or "pool" not in mesh.axis_names):
         raise ValueError(f'mode "sharded" needs a mesh with an axis "pool", not {mesh}')
-    num_examples = len(data["label"])
     members = [complete(member) for member in members]
+    if not members:
+        raise ValueError("a sweep needs at least one member")
+    num_examples = _checked_length(data, training.num_classes)
     orders = [member_indices(member, num_examples, batch_size) for member in members]
     members = [member | {"num_steps": len(order)} for member, order in zip(members, orders, strict=True)]
     if mode == "sequential":
         return _one_by_one(training, params, data, members, orders, skip)
     size = members_per_program or len(members)
     return _programs(training, params, data, members, orders, mode, mesh, size, skip)
+
+
+def _checked_length(data, num_classes):
+    # inside a program an index out of bounds is clamped and a label out of bounds has no target: neither is an error
+    lengths = {name: len(array) for name, array in data.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the data differ in number: {lengths}")
+    labels = np.asarray(data["label"])
+    if np.issubdtype(labels.dtype, np.floating):
+        if labels.shape[1:] != (num_classes,):
+            raise ValueError(f"targets must be [N, {num_classes}], not {list(labels.shape)}")
+    elif labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(f"labels must be 0 to {num_classes - 1}, but they go from {labels.min()} to {labels.max()}")
+    return lengths["label"]
 
 
 def _one_by_one(training, params, data, members, orders, skip):
@@ -118,7 +135,7 @@ def _one_by_one(training, params, data, members, orders, skip):
         batches = ({name: array[rows] for name, array in data.items()} for rows in order)
         losses = []
         state = finetune(
-            training, params, batches, _numbers(member), step=step, on_step=lambda _, loss, to=losses: to.append(loss)
+            training, params, batches, member, step=step, on_step=lambda _, loss, to=losses: to.append(loss)
         )
         result = {"params": state["params"], "averages": state["averages"], "losses": jnp.stack(losses)}
         yield index, jax.device_get(result)
@@ -139,7 +156,7 @@ def _programs(training, params, data, members, orders, mode, mesh, size, skip):
         chosen = _balance(chosen, [0 if index is None else len(orders[index]) for index in chosen], lanes)
         rows = [members[0] | {"num_steps": 0} if index is None else members[index] for index in chosen]
         order = np.stack([_padded(orders[index or 0], longest) for index in chosen])
-        numbers = jax.tree.map(lambda *values: np.stack(values), *map(_numbers, rows))
+        numbers = jax.tree.map(lambda *values: np.stack(values), *map(typed, rows))
         results = jax.device_get(program(params, numbers, order, data))
         for index in indices:
             if index not in skip:
@@ -186,8 +203,3 @@ def _program(training, mode, mesh):
             return sharded(*args)
 
     return with_mesh
-
-
-def _numbers(member):
-    integer = ("seed", "augment_operations", "num_steps")
-    return {name: np.asarray(value, np.int32 if name in integer else np.float32) for name, value in member.items()}

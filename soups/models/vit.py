@@ -4,12 +4,13 @@ So released big_vision checkpoints load by name (`soups.models.load_big_vision`)
 patches are cut by a reshape and embedded by a matrix product, which stays fast under `jax.vmap` over members.
 """
 
-import difflib
 import functools
 
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
+
+from soups.names import did_you_mean
 
 # width, depth, mlp_dim, num_heads: Zhai et al., "Scaling Vision Transformers" (2021), arXiv:2106.04560, table 2
 SIZES = {
@@ -202,8 +203,7 @@ def vit(name: str, *, num_classes: int, **fields) -> ViT:
     """
     size, _, patch = name.partition("/")
     if size not in SIZES or not patch.isdecimal():
-        close = difflib.get_close_matches(size, SIZES, n=1, cutoff=0.3)
-        hint = f" (did you mean '{close[0]}/16'?)" if close and size not in SIZES else ""
+        hint = "" if size in SIZES else did_you_mean(f"{size}/16", [f"{known}/16" for known in SIZES])
         raise ValueError(f"no ViT is named {name!r}{hint}: give one of {', '.join(SIZES)}, '/' and a patch size")
     width, depth, mlp_dim, num_heads = SIZES[size]
     shape = {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}

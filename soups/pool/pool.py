@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import difflib
 import json
 import pathlib
 import shutil
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from soups import tree as tree_lib
+from soups.names import did_you_mean
 from soups.pool import _checkpoint, _manifest, _member, _stream
 from soups.pool._processes import on_first_process
 from soups.tree import Tree
@@ -285,8 +285,7 @@ class Pool(Mapping):
         return self.names
 
     def _unknown(self, name):
-        found = difflib.get_close_matches(str(name), self.names, n=1)
-        hint = f" (did you mean {found[0]!r}?)" if found else ""
+        hint = did_you_mean(name, self.names)
         return f"no member {name!r} in the pool {self.path}, which has {len(self)} members{hint}"
 
     def _check_whole_pool(self, action):

@@ -1,6 +1,5 @@
 """Take members as users have them: a sequence of trees, a mapping from names to trees, or a pool."""
 
-import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -51,15 +50,6 @@ def merge(members: Mapping[str, tree.Tree], recipe: Callable[[list[tree.Tree]], 
     if hasattr(members, "merge_leaves"):
         return members.merge_leaves(checked)
     return checked(list(members.values()))
-
-
-def known(name: str, names: Sequence[str], what: str = "member") -> str:
-    """Return `name` if it is one of `names`; else raise a ValueError with the closest one."""
-    if name in names:
-        return name
-    closest = difflib.get_close_matches(str(name), list(names), n=1)
-    hint = f"did you mean {closest[0]!r}?" if closest else f"there are: {', '.join(names)}"
-    raise ValueError(f"unknown {what} {name!r}: {hint}")
 
 
 def _blame(names, trees, result):

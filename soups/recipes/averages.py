@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from soups import tree
+from soups.names import check_name
 from soups.recipes import _members
 
 
@@ -31,7 +32,7 @@ def weighted(members: _members.Members, weights: Sequence[float] | Mapping[str, 
     """
     members = _members.as_mapping(members)
     if isinstance(weights, Mapping):
-        names = [_members.known(name, list(members)) for name in weights]
+        names = [check_name(name, members, "member") for name in weights]
         members = members.select(names) if hasattr(members, "select") else {name: members[name] for name in names}
         weights = list(weights.values())
     if len(weights) != len(members):

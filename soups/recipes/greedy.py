@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from soups import tree
+from soups.names import check_name
 from soups.recipes import _members
 from soups.recipes._journal import Journal
 from soups.recipes.averages import running_mean
@@ -142,7 +143,9 @@ def _best_first(scores: Mapping[str, float], sign: float) -> list[str]:
 
 
 def _resolve(order, names) -> list[str]:
-    resolved = [names[item] if isinstance(item, (int, np.integer)) else _members.known(item, names) for item in order]
+    resolved = [
+        names[item] if isinstance(item, (int, np.integer)) else check_name(item, names, "member") for item in order
+    ]
     if len(set(resolved)) < len(resolved):
         raise ValueError(f"order names a member twice: {', '.join(resolved)}")
     return resolved
@@ -165,4 +168,4 @@ def _pick(value: Any, metric: str | None) -> float:
         return float(value)
     if metric is None:
         raise ValueError(f"evaluate returns several metrics, choose one with metric=: {', '.join(value)}")
-    return float(value[_members.known(metric, list(value), "metric")])
+    return float(value[check_name(metric, value, "metric")])

@@ -68,8 +68,8 @@ def test_the_seed_changes_train_and_held_out_alone(digits_dir):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "mnist5k"}, "unknown source of digits 'mnist5k'; did you mean 'mnist_5k'"),
-        ({"shifts": {"nois": [1]}}, "unknown family of corruptions 'nois'; did you mean 'noise'"),
+        ({"target": "mnist5k"}, "unknown source of digits 'mnist5k' .did you mean 'mnist_5k'"),
+        ({"shifts": {"nois": [1]}}, "unknown family of corruptions 'nois' .did you mean 'noise'"),
         ({"shifts": {"noise": [0]}}, "severity of 'noise' must be 1, 2, 3, 4 or 5, not 0"),
     ],
 )

@@ -158,9 +158,9 @@ def test_any_prepared_set_is_read(tmp_path, capfd):
 
 def test_keys_that_are_not_there(tmp_path, capfd):
     _prepare(ToyColors(data_dir=tmp_path, file_format="array_record"), capfd)
-    with pytest.raises(ValueError, match=r"unknown feature of TFDS set 'toy_colors': 'image' .*photo, pixels"):
+    with pytest.raises(ValueError, match=r"unknown feature of TFDS set 'toy_colors': 'image'.*photo, pixels"):
         tfds_source("toy_colors", "train", data_dir=tmp_path)
-    with pytest.raises(ValueError, match="'animals'; did you mean 'animal'"):
+    with pytest.raises(ValueError, match=r"'animals' .did you mean 'animal'"):
         tfds_source("toy_colors", "train", data_dir=tmp_path, image_key="photo", label_key="animals")
     with pytest.raises(ValueError, match="feature 'size' of TFDS set 'toy_colors' is not a class label"):
         tfds_source("toy_colors", "train", data_dir=tmp_path, image_key="photo", label_key="size")
@@ -169,9 +169,9 @@ def test_keys_that_are_not_there(tmp_path, capfd):
 
 
 def test_unknown_and_unprepared_sets(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown TFDS set 'mnist_5000'; did you mean 'mnist_5k'\?"):
+    with pytest.raises(ValueError, match=r"unknown TFDS set 'mnist_5000' .did you mean 'mnist_5k'"):
         tfds_source("mnist_5000", "train", data_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"unknown TFDS set 'cifer10'; did you mean 'cifar10'\?"):
+    with pytest.raises(ValueError, match=r"unknown TFDS set 'cifer10' .did you mean 'cifar10'"):
         tfds_source("cifer10:3.0.2", "train", data_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"not prepared in .*cifar10.*tfds build cifar10 --file_format=array_"):
         tfds_source("cifar10", "train", data_dir=tmp_path)

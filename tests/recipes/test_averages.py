@@ -11,7 +11,7 @@ def test_weighted_takes_names():
 
 
 def test_weighted_names_an_unknown_member():
-    with pytest.raises(ValueError, match=r"unknown member 'menber_1': did you mean 'member_1'"):
+    with pytest.raises(ValueError, match=r"unknown member 'menber_1' .did you mean 'member_1'"):
         soups.weighted({"member_1": {"w": np.float32([1])}}, {"menber_1": 1.0})
 
 

@@ -1,0 +1,78 @@
+"""Train members of a sweep in one way and put them into a pool: run by sweep.py, each time as a fresh process.
+
+Arguments: the folder that sweep.py prepared, the way, the pool to make, and the members' indices. Says as one line of
+JSON how many seconds the training took (compilation included), how many the saving, and, for a way that compiles once
+for all members, how many the same training took once more.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+
+from soups import models
+from soups.finetune import Training, finetune, run_sweep, training_step
+from soups.finetune.loop import complete, member_indices
+from soups.pool import Pool
+
+
+def main():
+    """Train, save, and train again."""
+    folder, way, pool, *indices = sys.argv[1:]
+    folder = pathlib.Path(folder)
+    task = json.loads((folder / "task.json").read_text())
+    data = dict(np.load(folder / "data.npz"))
+    start = Pool(folder / "base")["start"]
+    training = Training(train_apply=models.train_apply_fn(models.ViT(**task["model"])), **task["training"])
+    members = {int(index): task["members"][int(index)] for index in indices}
+    repeated = way != "compiled each" and len(members) > 1
+    results = train(way, training, start, data, list(members.values()) * (2 if repeated else 1), task["batch_size"])
+
+    begin = time.perf_counter()
+    trained = [next(results) for _ in members]
+    seconds = {"training": time.perf_counter() - begin}
+    begin = time.perf_counter()
+    pool = Pool(pool)
+    for index, params in zip(members, trained, strict=True):
+        pool.add(f"member{index}", params, {"config": members[index]})
+    seconds["saving"] = time.perf_counter() - begin
+    seconds["saved"] = time.time()
+    if repeated:
+        begin = time.perf_counter()
+        for _ in results:
+            pass
+        seconds["training again"] = time.perf_counter() - begin
+    print(json.dumps(seconds))
+
+
+def train(way, training, start, data, members, batch_size):
+    """Give the weights of each member in turn."""
+    if way == "compiled each":
+        yield from (compile_and_train(training, start, data, member, batch_size) for member in members)
+        return
+    axes = {"axis_types": (jax.sharding.AxisType.Auto,)}
+    mesh = jax.make_mesh((jax.device_count(),), ("pool",), **axes) if way == "sharded" else None
+    # half of the members are those of the second time, and one program makes either half
+    size = max(1, len(members) // 2)
+    results = run_sweep(
+        training, start, data, members, batch_size=batch_size, mode=way, mesh=mesh, members_per_program=size
+    )
+    yield from (result["params"] for _, result in results)
+
+
+def compile_and_train(training, start, data, member, batch_size):
+    """Train as a script does that is started with its hyper-parameters: they are constants of its compiled step."""
+    member = complete(member)
+    order = member_indices(member, len(data["label"]), batch_size)
+    member |= {"num_steps": len(order)}
+    step = jax.jit(lambda state, batch: training_step(training, state, batch, member), donate_argnums=0)
+    batches = ({name: array[rows] for name, array in data.items()} for rows in order)
+    state = finetune(training, start, batches, member, step=lambda state, batch, _: step(state, batch))
+    return jax.device_get(state["params"])
+
+
+if __name__ == "__main__":
+    main()
