@@ -17,6 +17,7 @@ of the 5,000 MNIST images. What was tried before (16 members, one seed; accuracy
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -24,6 +25,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "digits"
     config.seeds = 1  # repetitions of everything, pre-training included
+    config.data_dir = placeholder(str)  # of TFDS; default $TFDS_DATA_DIR or ~/tensorflow_datasets
 
     config.task = ConfigDict()
     config.task.target = "mnist_5k"

@@ -32,3 +32,14 @@ def mesh():
 def rng():
     """Give a NumPy generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    """Give a TFDS directory in which both sets of digits are prepared."""
+    from soups.data import tfds_source
+
+    path = tmp_path_factory.mktemp("tensorflow_datasets")
+    for name in ("mnist_5k", "optdigits"):
+        tfds_source(name, "train", data_dir=path)
+    return path

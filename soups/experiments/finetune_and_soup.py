@@ -22,7 +22,7 @@ from soups.report import print_table, write_report
 from soups.report.results import SCHEMA
 
 FIELDS = {
-    "": ("name", "seeds"),
+    "": ("name", "seeds", "data_dir"),
     "task": ("target", "image_size", "num_train", "num_held_out", "num_test", "natural_shift_size", "shifts"),
     "model": ("patch_size", "width", "depth", "mlp_dim", "num_heads", "pool_type"),
     "finetune": ("batch_size", "clip_norm", "mode", "members_per_program"),
@@ -71,7 +71,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
 
 
 def _setting(config, seed, workdir) -> Setting:
-    task, pretraining = digits_task(**config["task"], seed=seed)
+    task, pretraining = digits_task(**config["task"], seed=seed, data_dir=config["data_dir"])
     devices = jax.devices()
     sharded = config["finetune"]["mode"] == "sharded" or (config["finetune"]["mode"] == "auto" and len(devices) > 1)
     auto = (jax.sharding.AxisType.Auto,) * 2
@@ -102,6 +102,8 @@ def _one_seed(setting: Setting) -> dict[str, Any]:
     every = _timed(setting, "sweep", lambda: members.fine_tuned(setting, probe))
     sam = _timed(setting, "SAM sweep", lambda: members.sharpness_aware(setting, probe))
     names = _usable(setting, every)
+    if len(names) < 2:
+        raise ValueError(f"only {len(names)} of {len(every)} members are finite: lower the learning rates of the sweep")
     sam = _usable(setting, sam)
 
     # --- Rows: each stage is kept as JSON, so a finished one is not repeated ---
@@ -114,7 +116,8 @@ def _one_seed(setting: Setting) -> dict[str, Any]:
     averages = _timed(setting, "trajectory", lambda: members.trajectory_averages(setting, probe, best))
     rows += soup_rows + path_rows
     rows += _stage(setting, "EMA and SWA", lambda: cooking.trajectory_rows(setting, averages, best))
-    rows += _stage(setting, "SAM soups", lambda: cooking.sam_rows(setting, sam))
+    if sam:
+        rows += _stage(setting, "SAM soups", lambda: cooking.sam_rows(setting, sam))
     ensemble_rows, histories["greedy ensemble"] = _stage(
         setting, "ensembles", lambda: cooking.ensemble_rows(setting, names)
     )
@@ -138,10 +141,6 @@ def _usable(setting, names) -> list[str]:
     usable = [name for name in names if name in setting.pool.usable]
     if left_out := [name for name in names if name not in usable]:
         say(f"diverged, kept in the pool but left out of every selection: {', '.join(left_out)}")
-    if len(usable) < 2:
-        raise ValueError(
-            f"only {len(usable)} of {len(names)} members are finite: lower the learning rates of the sweep"
-        )
     return usable
 
 

@@ -28,24 +28,10 @@ def rand_augment(key: jax.Array, images: jax.Array, num_operations, magnitude, *
 
     Cubuk et al., "RandAugment", 2019, arXiv 1909.13719; here without the operations that need a histogram.
     """
-    batch = images.shape[0]
-    matrix = jnp.broadcast_to(jnp.eye(3), (batch, 3, 3))
-    gain, offset = jnp.ones(batch), jnp.zeros(batch)
-    for slot in range(MAX_OPERATIONS):
-        choice_key, sign_key = jax.random.split(jax.random.fold_in(key, slot))
-        choice = jax.random.randint(choice_key, (batch,), 0, len(OPERATIONS))
-        sign = jax.random.rademacher(sign_key, (batch,), dtype=jnp.float32)
-        active = jnp.asarray(slot < num_operations, jnp.float32)
-        level = sign * active * jnp.asarray(magnitude, jnp.float32) / MAX_MAGNITUDE
-        amount = {name: jnp.where(choice == index, level, 0.0) for index, name in enumerate(OPERATIONS)}
-        affine = _affine({name: limit * amount[name] for name, limit in _GEOMETRIC.items()})
-        matrix = jnp.matmul(affine, matrix, precision="highest")  # positions need all bits, also on accelerators
-        gain = gain * (1.0 + _PHOTOMETRIC["contrast"] * amount["contrast"])
-        offset = offset + _PHOTOMETRIC["brightness"] * amount["brightness"]
-    warped = _warp(images, matrix, fill)
-    average = warped.mean((1, 2, 3), keepdims=True)
-    columns = (batch, 1, 1, 1)
-    return jnp.clip((warped - average) * gain.reshape(columns) + average + offset.reshape(columns), 0.0, 1.0)
+    num_operations = jnp.asarray(num_operations, jnp.int32)
+    magnitude = jnp.asarray(magnitude, jnp.float32)
+    active = (num_operations > 0) & (magnitude > 0)  # members without augmentation do not pay for it
+    return jax.lax.cond(active, _augmented, lambda *_: images, key, images, num_operations, magnitude, fill)
 
 
 def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha) -> tuple[jax.Array, jax.Array]:
@@ -60,6 +46,27 @@ def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha) -> tuple
     drawn = jax.random.beta(key, jnp.maximum(alpha, 1e-3), jnp.maximum(alpha, 1e-3))
     weight = jnp.where(alpha > 0, jnp.maximum(drawn, 1.0 - drawn), 1.0)
     return tuple(weight * x + (1.0 - weight) * x[::-1] for x in (images, targets))
+
+
+def _augmented(key, images, num_operations, magnitude, fill):
+    batch = images.shape[0]
+    matrix = jnp.broadcast_to(jnp.eye(3), (batch, 3, 3))
+    gain, offset = jnp.ones(batch), jnp.zeros(batch)
+    for slot in range(MAX_OPERATIONS):
+        choice_key, sign_key = jax.random.split(jax.random.fold_in(key, slot))
+        choice = jax.random.randint(choice_key, (batch,), 0, len(OPERATIONS))
+        sign = jax.random.rademacher(sign_key, (batch,), dtype=jnp.float32)
+        active = jnp.asarray(slot < num_operations, jnp.float32)
+        level = sign * active * magnitude / MAX_MAGNITUDE
+        amount = {name: jnp.where(choice == index, level, 0.0) for index, name in enumerate(OPERATIONS)}
+        affine = _affine({name: limit * amount[name] for name, limit in _GEOMETRIC.items()})
+        matrix = jnp.matmul(affine, matrix, precision="highest")  # positions need all bits, also on accelerators
+        gain = gain * (1.0 + _PHOTOMETRIC["contrast"] * amount["contrast"])
+        offset = offset + _PHOTOMETRIC["brightness"] * amount["brightness"]
+    warped = _warp(images, matrix, fill)
+    average = warped.mean((1, 2, 3), keepdims=True)
+    columns = (batch, 1, 1, 1)
+    return jnp.clip((warped - average) * gain.reshape(columns) + average + offset.reshape(columns), 0.0, 1.0)
 
 
 def _affine(amount):

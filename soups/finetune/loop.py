@@ -1,5 +1,6 @@
 """Run fine-tunings: the streamed loop, and the whole loop as one program."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -76,7 +77,25 @@ def finetune(
 
 def jit_step(training: Training) -> Callable:
     """Compile the training step with its state donated."""
-    return jax.jit(lambda state, batch, hp: training_step(training, state, batch, hp), donate_argnums=0)
+
+    def step(state, batch, hyperparameters):
+        return training_step(training, state, batch, hyperparameters)
+
+    return jax.jit(step, donate_argnums=0, compiler_options=_cpu_options())
+
+
+@functools.cache
+def _cpu_options() -> dict[str, str] | None:
+    # On a CPU XLA hands reductions to a library too, which made a small ViT's step 1.4 times slower than fusing them
+    # (scripts/benchmarks/train_step_torch.py). The option is experimental: a version without it does without.
+    if jax.default_backend() != "cpu":
+        return None
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(np.float32(0)).compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
 
 
 def finetune_program(

@@ -74,12 +74,19 @@ def learning_rate(step, num_steps, warmup_steps, peak):
 
 
 def init_state(training: Training, params: tree.Tree) -> dict[str, Any]:
-    """Give the state before the first step: weights, optimizer state of the trainable leaves, averages."""
+    """Give the state before the first step: weights, optimizer state of the trainable leaves, averages.
+
+    All of them are copies, so that a step may be given the state to keep (donated) and `params` live on.
+    """
     rates, mask = _matched(training, params)
     trainable, _ = _split(rates, params)
-    state = {"params": params, "optimizer": training.optimizer(0.0, 0.0, mask).init(trainable), "step": jnp.int32(0)}
+    state = {
+        "params": _copy(params),
+        "optimizer": training.optimizer(0.0, 0.0, mask).init(trainable),
+        "step": jnp.int32(0),
+    }
     averaged = {"ema": training.ema_decay, "swa": training.swa_start}
-    state["averages"] = {name: tree.widen(params) for name, setting in averaged.items() if setting is not None}
+    state["averages"] = {name: _copy(tree.widen(params)) for name, setting in averaged.items() if setting is not None}
     return state
 
 
@@ -143,6 +150,10 @@ def _observe(training, averages, params, step, num_steps):
         seen = jnp.maximum(step.astype(jnp.float32) - jnp.floor(training.swa_start * num_steps), 0.0)
         observed["swa"] = running_mean(averages["swa"], params, seen)  # before the start it just follows
     return observed
+
+
+def _copy(params):
+    return jax.tree.map(jnp.copy, params)
 
 
 def _matched(training, params):

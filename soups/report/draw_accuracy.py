@@ -39,9 +39,12 @@ def scatter(results: Mapping):
     style.freeze_layout(figure)
     path = labels.along(*_percent(wise["test"], wise["shift_mean"])) if wise else []
     obstacles = [point for point in [*map(_point, members), *path] if _inside(axes, point)]
-    texts = [row["name"] for row in inside]
-    colors = [style.KINDS[row["kind"]][0] for row in inside]
-    labels.place_labels(axes, [_point(row) for row in inside], texts, colors, obstacles=obstacles, size=8)
+    together = {}  # rows at one point, such as WiSE-FT that chose α = 1, share a label
+    for row in inside:
+        together.setdefault(_point(row), []).append(row)
+    texts = [" = ".join(row["name"] for row in rows) for rows in together.values()]
+    colors = [style.KINDS[rows[0]["kind"]][0] for rows in together.values()]
+    labels.place_labels(axes, list(together), texts, colors, obstacles=obstacles, size=8)
     return figure
 
 
@@ -198,7 +201,7 @@ def _line_over_seeds(axes, curves, counts, name, split):
     dashes = (0, (4, 2)) if name.startswith("best") else "-"
     marker = "o" if len(counts) <= 12 else None
     axes.plot(counts, mean, color=color, linestyle=dashes, marker=marker, markersize=3.5, zorder=4)
-    axes.fill_between(counts, mean - deviation, mean + deviation, color=color, alpha=0.13, linewidth=0, zorder=2)
+    axes.fill_between(counts, mean - deviation, mean + deviation, color=color, alpha=0.08, linewidth=0, zorder=2)
     return mean, deviation
 
 

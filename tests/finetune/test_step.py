@@ -53,13 +53,9 @@ def hyperparameters(**given):
 
 
 def make_params(rng, scale=1.0):
-    return {
-        "head": {
-            "bias": rng.normal(size=CLASSES).astype(np.float32),
-            "kernel": rng.normal(size=(5, CLASSES)).astype(np.float32),
-        },
-        "trunk": {"kernel": (scale * rng.normal(size=(16, 5))).astype(np.float32)},
-    }
+    shapes = {"head": {"bias": (CLASSES,), "kernel": (5, CLASSES)}, "trunk": {"kernel": (16, 5)}}
+    draw = lambda shape: (scale * rng.normal(size=shape)).astype(np.float32)  # noqa: E731
+    return jax.tree.map(draw, shapes, is_leaf=lambda node: isinstance(node, tuple))
 
 
 def make_batch(rng):
@@ -123,8 +119,8 @@ def oracle_sgd(params, grads, rate, decay):
     return tree.map_with_names(moved, params, grads)
 
 
-def assert_close(actual, expected, rtol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), actual, expected)
+def assert_close(actual, expected, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), actual, expected)
 
 
 # --- Rate and targets ---
@@ -151,7 +147,7 @@ def test_soft_targets_of_labels_and_of_probabilities(rng):
 # --- One step ---
 
 
-@pytest.mark.parametrize(("scale", "clipped"), [(0.01, False), (5.0, True)])
+@pytest.mark.parametrize(("scale", "clipped"), [(0.1, False), (2.0, True)])
 def test_a_step_is_clipped_gradient_descent_with_rules(rng, sgd_step, scale, clipped):
     params, batch = make_params(rng, scale), make_batch(rng)
     hp = hyperparameters(learning_rate=0.2, weight_decay=0.1, label_smoothing=0.2, warmup_fraction=0.5)
@@ -242,7 +238,7 @@ def test_adamw_decays_kernels_only(trajectory):
             unbiased = (first / (1 - 0.9 ** (step + 1))) / (np.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8)
             decay = hp["weight_decay"] if name == "kernel" else 0.0
             head[name] = head[name] - rate * (unbiased + decay * head[name])
-        assert_close(states[step]["params"]["head"], head, rtol=1e-4)
+        assert_close(states[step]["params"]["head"], head, atol=1e-5)
 
 
 def test_frozen_leaves_do_not_change_by_a_bit(trajectory):
@@ -322,7 +318,7 @@ def test_batches_that_end_early_are_an_error(trajectory, probe_step):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"learning_rat": 0.1}, "unknown hyper-parameter 'learning_rat': did you mean 'learning_rate'"),
+        ({"learning_rat": 0.1}, "unknown hyper-parameter 'learning_rat' .did you mean 'learning_rate'"),
         ({"epochs": 0}, "epochs must be positive, not 0"),
         ({"augment_operations": 3}, "augment_operations must be 0 to 2, not 3"),
         ({"augment_operations": 0.5}, "augment_operations must be 0 to 2, not 0.5"),

@@ -1,0 +1,179 @@
+"""Run the whole experiment, small, as users do; kill it; run it wrongly."""
+
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from soups import Pool, tree
+from soups.report import load_results
+
+ROWS = {
+    "start weights",
+    "linear probe",
+    "best member",
+    "mean member",
+    "worst member",
+    "uniform soup",
+    "greedy soup",
+    "greedy soup, random order 1",
+    "greedy soup, random order 2",
+    "learned soup",
+    "learned soup, per leaf",
+    "WiSE-FT, α by held-out",
+    "WiSE-FT, α = 0.5",
+    "EMA of best member",
+    "SWA of best member",
+    "SAM best member",
+    "SAM uniform soup",
+    "SAM greedy soup",
+    "ensemble",
+    "greedy ensemble",
+    "distilled ensemble",
+}
+
+
+def main_rows(workdir):
+    return {row["name"]: row for row in load_results(workdir)["rows"] if row["group"] == "main"}
+
+
+def test_every_row_and_path_is_there(finished):
+    workdir, printed = finished
+    assert set(main_rows(workdir)) == ROWS
+    for name in ROWS:
+        assert name in printed
+    for path in ("results.json", "report.html", "figures/scatter.png", "figures/loss_plane.png", "pool", "soups"):
+        assert path in printed
+        assert (workdir / path).exists()
+    curves = json.loads((workdir / "results.json").read_text())["curves"]["0"]
+    assert {"number_of_models", "wise_ft", "plane", "barriers", "angles", "diversity", "reliability"} <= set(curves)
+
+
+def test_progress_has_rate_and_time_to_go(finished):
+    _, printed = finished
+    lines = [line for line in printed.splitlines() if line.startswith("sweep: ")]
+    assert lines[-1].startswith("sweep: 5/5 members, ")
+    assert all("/s, ETA " in line for line in lines)
+
+
+def test_uniform_soup_is_the_mean_of_the_pool(finished):
+    workdir, _ = finished
+    pool, soups = Pool(workdir / "pool"), Pool(workdir / "soups")
+    members = [pool[name] for name in pool if "member" in name]
+    assert len(members) == 5
+    for name, leaf in tree.flatten(soups["seed0_uniform_soup"]).items():
+        expected = np.mean([tree.flatten(member)[name].astype(np.float64) for member in members], axis=0)
+        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_greedy_soup_is_no_worse_than_the_best_member_on_held_out(finished):
+    rows = main_rows(finished[0])
+    held_out = {name: rows[name]["metrics"]["held_out"]["accuracy"] for name in rows}
+    assert held_out["greedy soup"] >= held_out["best member"] >= held_out["mean member"] >= held_out["worst member"]
+
+
+def test_costs_are_forward_passes(finished):
+    rows = main_rows(finished[0])
+    assert rows["uniform soup"]["cost"] == {"inference": 1, "selection": 0, "training": 0}
+    assert rows["greedy soup"]["cost"]["selection"] == 100 * (5 + 4)  # each member alone, then each candidate
+    assert rows["ensemble"]["cost"]["inference"] == 5
+    assert rows["WiSE-FT, α by held-out"]["cost"]["selection"] == 3 * 100
+
+
+def test_a_soup_records_what_it_was_made_from(finished):
+    workdir, _ = finished
+    record = Pool(workdir / "soups").record("seed0_greedy_soup")["metadata"]
+    pool = Pool(workdir / "pool")
+    assert record["digests"] == {name: pool.digest(name) for name in record["ingredients"]}
+
+
+def test_pool_knows_config_metrics_and_base_of_each_member(finished):
+    workdir, _ = finished
+    record = Pool(workdir / "pool").record("seed0_member_00")
+    assert {"learning_rate", "weight_decay", "mixup", "seed"} <= set(record["metadata"]["config"])
+    assert {"held_out", "test", "shift_mean"} <= set(record["metrics"])
+    assert record["base"] == Pool(workdir / "bases").digest("seed0_probe")
+
+
+def killed_when(command, reached, limit=200):
+    """Start a run, kill it with SIGKILL once `reached()` holds."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + limit
+        while not reached():
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "the run did not get there in time"
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_kill_9_and_the_same_command_give_the_same_rows_to_the_bit(finished, command, run, tmp_path):
+    whole, _ = finished
+    workdir = tmp_path / "killed"
+    journal = workdir / "journals" / "seed0_greedy_soup.jsonl"
+    moments = [
+        lambda: any((workdir / "pool" / "members").glob("seed0_member_*")),  # while the pool fills
+        lambda: journal.exists() and journal.read_text().count("\n") >= 3,  # in the middle of the greedy soup
+        lambda: (workdir / "stages" / "seed0_soups.json").exists(),
+    ]
+    for reached in moments:
+        killed_when(command(workdir), reached)
+        pool = Pool(workdir / "pool")
+        for name in pool:
+            assert pool.verify([name]) == {name: []}  # whole members only
+    process = run(workdir)
+    assert process.returncode == 0, process.stderr[-3000:]
+    there, here = (json.loads((path / "results.json").read_text()) for path in (whole, workdir))
+    for part in ("rows", "curves", "histories", "pool"):
+        assert here[part] == there[part]
+    assert all(problems == [] for problems in Pool(workdir / "pool").verify().values())
+
+
+def test_finished_work_is_not_repeated(finished, run):
+    workdir, _ = finished
+    stages = {path: path.stat().st_mtime_ns for path in (workdir / "stages").iterdir()}
+    before = (workdir / "results.json").read_bytes()
+    process = run(workdir)
+    assert process.returncode == 0
+    assert "sweep" not in process.stdout and "linear probe\n" not in process.stdout
+    assert {path: path.stat().st_mtime_ns for path in (workdir / "stages").iterdir()} == stages
+    assert (workdir / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.sweep.membres=3"], "Did you mean"),
+        (["--config.sweep.members=6"], "sweep.members: 5 there, 6 now"),
+        (["--config.task.num_train=6000", "--workdir={fresh}"], "only 4900"),
+        (["--workdir=/proc/soups"], "cannot be written"),
+    ],
+    ids=["misspelt field", "another config", "more images than there are", "unwritable"],
+)
+def test_what_users_do_wrong_is_one_clear_error(finished, run, tmp_path, flags, message):
+    workdir, _ = finished
+    process = run(workdir, *[flag.format(fresh=tmp_path / "fresh") for flag in flags])
+    assert process.returncode != 0
+    assert message in process.stderr
+    if "membres" not in flags[0]:  # that one is absl's own
+        assert "Traceback" not in process.stderr
+        assert process.stderr.startswith("error: ")
+
+
+def test_members_that_diverge_stay_in_the_pool_and_out_of_the_soups(command, run, tmp_path):
+    # some of the members get a learning rate with which they overflow
+    flags = ["--config.sweep.learning_rate=(1e-3, 1e10)", "--config.sweep.members=8"]
+    process = run(tmp_path / "diverged", *flags)
+    assert process.returncode == 0, process.stderr[-3000:]
+    pool = Pool(tmp_path / "diverged" / "pool")
+    diverged = [name for name in pool if pool.record(name)["status"] == "non-finite"]
+    assert diverged
+    (line,) = [line for line in process.stdout.splitlines() if line.startswith("diverged, kept in the pool")]
+    assert all(name in line for name in diverged if "member" in name)
+    soups = Pool(tmp_path / "diverged" / "soups")
+    assert not set(diverged) & set(soups.record("seed0_uniform_soup")["metadata"]["ingredients"])
