@@ -178,28 +178,39 @@ def _padded(order, length):
 
 
 def _program(training, mode, mesh):
-    def all_members(params, numbers, indices, data, constrain=lambda batch: batch):
-        run = finetune_program(training, data, constrain)
-        if mode == "vmap":
-            return jax.vmap(run, in_axes=(None, 0, 0))(params, numbers, indices)
+    def in_turn(params, numbers, indices, data):
+        run = finetune_program(training, data)
         return jax.lax.map(lambda member: run(params, *member), (numbers, indices))
 
-    if mode != "sharded":
-        return jax.jit(all_members)
+    if mode == "map":
+        return jax.jit(in_turn)
+    if mode == "vmap":
+        return jax.jit(lambda *args: _in_lockstep(training, *args))
+    if mesh.shape.get("data", 1) == 1:
+        # each device goes through its own members, however many steps they have
+        specs = {"in_specs": (P(), P("pool"), P("pool"), P()), "out_specs": P("pool"), "axis_names": {"pool"}}
+        return _on(mesh, jax.jit(jax.shard_map(in_turn, mesh=mesh, check_vma=False, **specs)))
 
-    def on_each_device(params, numbers, indices, data):
-        def constrain(batch):
-            if "data" not in mesh.axis_names:
-                return batch
-            return jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: P("data"), batch))
+    # devices that share a batch exchange gradients, which they can only do if all take their steps at the same time
+    def together(params, numbers, indices, data):
+        numbers, indices = jax.lax.with_sharding_constraint((numbers, indices), P("pool"))
+        results = _in_lockstep(training, params, numbers, indices, data, spmd_axis_name="pool", batch_spec=P("data"))
+        return jax.lax.with_sharding_constraint(results, P("pool"))
 
-        return all_members(params, numbers, indices, data, constrain)
+    return _on(mesh, jax.jit(together))
 
-    specs = {"in_specs": (P(), P("pool"), P("pool"), P()), "out_specs": P("pool"), "axis_names": {"pool"}}
-    sharded = jax.jit(jax.shard_map(on_each_device, mesh=mesh, check_vma=False, **specs))
 
-    def with_mesh(*args):
+def _in_lockstep(training, params, numbers, indices, data, *, spmd_axis_name=None, batch_spec=None):
+    def constrain(batch):
+        return batch if batch_spec is None else jax.lax.with_sharding_constraint(batch, batch_spec)
+
+    run = finetune_program(training, data, constrain)
+    return jax.vmap(run, in_axes=(None, 0, 0), spmd_axis_name=spmd_axis_name)(params, numbers, indices)
+
+
+def _on(mesh, program):
+    def run(*args):
         with jax.set_mesh(mesh):
-            return sharded(*args)
+            return program(*args)
 
-    return with_mesh
+    return run

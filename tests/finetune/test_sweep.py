@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from soups.finetune import Training, run_sweep, sweep
 
@@ -32,6 +33,7 @@ def network(params, images, key):
     return logits, params
 
 
+WAYS = ("sequential", "map", "vmap", "sharded over pool", "sharded over pool and data")
 TRAINING = Training(train_apply=network, num_classes=CLASSES, ema_decay=0.9, swa_start=0.5)
 
 
@@ -53,23 +55,14 @@ def data():
 
 @pytest.fixture(scope="session")
 def made(params, data, mesh):
-    """Give a function that runs the sweep in a mode, each mode once."""
+    """Give a function that runs the sweep in one of `WAYS`, each once."""
+    pool_alone = jax.make_mesh((4,), ("pool",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    meshes = {"sharded over pool": pool_alone, "sharded over pool and data": mesh}
 
     @functools.cache
-    def run(mode, members_per_program=None, skip=()):
-        options = {"mesh": mesh} if mode == "sharded" else {}
-        results = run_sweep(
-            TRAINING,
-            params,
-            data,
-            MEMBERS,
-            batch_size=BATCH,
-            mode=mode,
-            members_per_program=members_per_program,
-            skip=skip,
-            **options,
-        )
-        return dict(results)
+    def run(way, members_per_program=None, skip=()):
+        options = {"mode": way.split()[0], "mesh": meshes.get(way), "members_per_program": members_per_program}
+        return dict(run_sweep(TRAINING, params, data, MEMBERS, batch_size=BATCH, skip=skip, **options))
 
     return run
 
@@ -119,18 +112,18 @@ def test_distributions():
 # --- Every mode makes the same members ---
 
 
-@pytest.mark.parametrize("mode", sweep.MODES)
-def test_a_member_has_its_own_number_of_steps(made, mode):
-    results = made(mode)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_member_has_its_own_number_of_steps(made, way):
+    results = made(way)
     assert sorted(results) == list(range(len(MEMBERS)))
     assert [len(results[index]["losses"]) for index in range(len(MEMBERS))] == NUM_STEPS
 
 
-@pytest.mark.parametrize("mode", ["map", "vmap", "sharded"])
-def test_all_modes_make_the_same_members(made, mode):
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_all_modes_make_the_same_members(made, way):
+    # Float32 rounding remains, as sums are fused and split otherwise: 3e-7 at most was seen here, and none for "map".
     for index, expected in made("sequential").items():
-        print(mode, index, jax.tree.map(lambda a, b: float(abs(a - b).max()), made(mode)[index], expected))
-        chex.assert_trees_all_close(made(mode)[index], expected, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(made(way)[index], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_members_differ(made, params):
@@ -142,9 +135,9 @@ def test_members_differ(made, params):
 # --- What resuming stands on: what was left out changes no bit of the rest ---
 
 
-@pytest.mark.parametrize("mode", ["sequential", "map", "vmap", "sharded"])
-def test_skipped_members_change_no_bit_of_the_others(made, mode):
-    whole, resumed = made(mode), made(mode, skip=(0, 3))
+@pytest.mark.parametrize("way", WAYS)
+def test_skipped_members_change_no_bit_of_the_others(made, way):
+    whole, resumed = made(way), made(way, skip=(0, 3))
     assert sorted(resumed) == [1, 2, 4, 5]
     for index, result in resumed.items():
         chex.assert_trees_all_equal(result, whole[index])
@@ -160,7 +153,7 @@ def test_programs_of_fewer_members_change_no_bit(made):
 
 
 def test_programs_share_one_compilation(params, data):
-    training = Training(train_apply=chex.assert_max_traces(network, n=2), num_classes=CLASSES)
+    training = Training(train_apply=chex.assert_max_traces(network, n=1), num_classes=CLASSES)
     members = [{"epochs": epochs} for epochs in (0.5, 1, 2)]
     assert len(dict(run_sweep(training, params, data, members, batch_size=BATCH, members_per_program=1))) == 3
 
@@ -203,6 +196,6 @@ def test_data_that_does_not_fit_is_an_error(params, data, changed, message):
 
 
 def test_a_mesh_without_pool_is_an_error(params, data):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     with pytest.raises(ValueError, match='axis "pool"'):
         run_sweep(TRAINING, params, data, MEMBERS, batch_size=BATCH, mode="sharded", mesh=mesh)
