@@ -5,9 +5,9 @@
 For each candidate the published code loads its checkpoint, builds the average of two models in new memory, makes the
 dataset anew, decodes and resizes all held-out images again, and evaluates. That is written out here, with Orbax for the
 checkpoints, a thread for each core for the images, and the same compiled network. A second baseline keeps the decoded
-images and
-reloads the members only. All three must choose the same ingredients by the same scores. The members are one small ViT
-fine-tuned for a few epochs, plus noise: what they cost to load and to run does not depend on how they were made.
+images and reloads the members only. All three must choose the same ingredients by the same scores. The members are one
+small ViT fine-tuned for a few epochs, plus noise: what they cost to load and to run does not depend on how they were
+made.
 """
 
 import argparse

@@ -23,6 +23,7 @@ import os
 import pathlib
 import queue
 import runpy
+import shutil
 import statistics
 import subprocess
 import sys
@@ -44,7 +45,7 @@ from soups.pool import Pool
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
 WORKER = pathlib.Path(__file__).with_name("_sweep_worker.py")
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits.py"
-GOALS = {"16 jit runs in one process, one compiled step": 1.2, "16 processes, one per core at a time": 3.0}
+GOALS = {"separate jit runs, one compiled step": 1.2, "a process each, one per core": 3.0}
 TOLERANCE = 1e-3  # of the distance between member and start
 
 
@@ -59,16 +60,16 @@ class Contender:
     slow: bool = False
 
 
-OURS = "one program, members over the devices"
+OURS = "one program, all devices"
 CONTENDERS = {
     OURS: Contender("sharded", devices=len(CORES)),
     "one program, lax.map": Contender("map"),
     "one program, vmap": Contender("vmap"),
-    "16 jit runs in one process, one compiled step": Contender("sequential"),
-    "16 jit runs in one process, each compiled": Contender("compiled each", slow=True),
-    "16 processes, one per core at a time": Contender("map", at_a_time=len(CORES), slow=True),
-    "16 processes, one per core at a time, no cache": Contender("map", at_a_time=len(CORES), cached=False, slow=True),
-    "16 processes, one after the other": Contender("map", at_a_time=1, slow=True),
+    "separate jit runs, one compiled step": Contender("sequential"),
+    "separate jit runs, each compiled": Contender("compiled each", slow=True),
+    "a process each, one per core": Contender("map", at_a_time=len(CORES), slow=True),
+    "a process each, one per core, no cache": Contender("map", at_a_time=len(CORES), cached=False, slow=True),
+    "a process each, one by one": Contender("map", at_a_time=1, slow=True),
 }
 
 
@@ -89,3 +90,110 @@ def main():
     if not difference < TOLERANCE:
         sys.exit(f"the contenders made other members: they differ by {difference:.2g} of their distance from the start")
     report(rounds, difference, options)
+
+
+def prepare(folder, options):
+    """Write the task for the workers: data, start weights, hyper-parameters; give the start weights."""
+    config = runpy.run_path(str(CONFIG))["get_config"]().to_dict()
+    sizes = {name: config["task"][name] for name in ("target", "image_size", "num_train")}
+    task, _ = digits_task(**sizes, num_held_out=10, num_test=10, natural_shift_size=10, shifts={})
+    np.savez(folder / "data.npz", image=task.train.images, label=task.train.labels)
+    network = config["model"] | {"num_classes": len(task.class_names)}
+    start = models.init(models.ViT(**network), jax.random.key(0), task.train.images.shape[1:])
+    Pool(folder / "base").add("start", start)
+    sweep = config["sweep"] | {"members": options.members, "epochs": tuple(options.epochs)}
+    written = {
+        "model": network,
+        "training": {"num_classes": network["num_classes"], "clip_norm": config["finetune"]["clip_norm"]},
+        "members": sweep_members(sweep, 0),
+        "batch_size": config["finetune"]["batch_size"],
+    }
+    (folder / "task.json").write_text(json.dumps(written))
+    return start
+
+
+def run(contender, folder, label, members):
+    """Let a contender make the sweep in fresh processes; give its seconds from start to pool, and of training again."""
+    pool, cache = folder / f"pool-{label}", folder / f"cache-{label}"
+    groups = [[str(index)] for index in range(members)]
+    if contender.at_a_time is None:
+        groups = [[index for (index,) in groups]]
+    cores = queue.SimpleQueue()
+    for core in CORES:
+        cores.put(core)
+
+    def work(indices):
+        core = cores.get()
+        pinned = ["taskset", "-c", str(core)] if contender.at_a_time == len(CORES) and shutil.which("taskset") else []
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(contender.devices)}
+        if contender.cached:
+            environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        command = [*pinned, sys.executable, str(WORKER), str(folder), contender.way, str(pool), *indices]
+        process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        cores.put(core)
+        return json.loads(process.stdout.splitlines()[-1])
+
+    begin = time.time()
+    with concurrent.futures.ThreadPoolExecutor(contender.at_a_time or 1) as workers:
+        says = list(workers.map(work, groups))
+    return {"whole": max(said["saved"] for said in says) - begin, "training again": says[0].get("training again")}
+
+
+def largest_difference(folder, start):
+    """Give the largest distance of a member from the same member of the first contender, to how far it went."""
+    pools = [Pool(path) for path in sorted(folder.glob("pool-*"))]
+    differences = []
+    for name in pools[0]:
+        first = pools[0][name]
+        moved = tree.norm(tree.sub(first, jax.device_get(start)))
+        differences += [float(tree.norm(tree.sub(pool[name], first)) / moved) for pool in pools[1:]]
+    return max(differences)
+
+
+def report(rounds, difference, options):
+    """Print the table and write the JSON."""
+    results, rows = {}, []
+    for name in CONTENDERS:
+        row = [name]
+        for measure in ("whole", "training again"):
+            pairs = [(r[name][measure], r[OURS][measure]) for r in rounds if name in r and r[name][measure] is not None]
+            if not pairs:
+                row += ["", ""]
+                continue
+            seconds, ratios = [theirs for theirs, _ in pairs], [theirs / ours for theirs, ours in pairs]
+            results.setdefault(name, {})[measure] = _common.summarize(seconds) | {"ratios": ratios}
+            spread = f" ({min(ratios):.2f}-{max(ratios):.2f})" if len(ratios) > 1 else ""
+            row += [statistics.median(seconds), f"{statistics.median(ratios):.2f}{spread}"]
+        rows.append(row)
+    title = f"Sweep of {options.members} members, {options.epochs[0]} to {options.epochs[1]} epochs"
+    _common.table(title, ["", "from start to pool, s", "ratio", "training alone, s", "ratio"], rows)
+    print(f"members differ by at most {difference:.1g} of their distance from the start")
+    ratios = {name: statistics.median(results[name]["whole"]["ratios"]) for name in GOALS}
+    for name, ratio in ratios.items():
+        print(f"{name}: ratio {ratio:.2f}, goal {GOALS[name]}")
+    record = {
+        "benchmark": "sweep",
+        "what": __doc__.splitlines()[0],
+        "results": results,
+        "ratio": ratios,
+        "goal": GOALS,
+        "largest_difference": difference,
+        "repeats": len(rounds),
+        "settings": {"members": options.members, "epochs": options.epochs},
+        "machine": _common.machine(),
+    }
+    _common.write(options.out, record)
+
+
+def _options():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--epochs", type=int, nargs=2, default=[4, 8], metavar=("LOW", "HIGH"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--slow-repeats", type=int, default=1, help="rounds with the contenders that take minutes")
+    parser.add_argument("--out", default="runs/benchmarks/sweep.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """Share one finished run of the small experiment, made by the command line."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,22 +12,28 @@ CONFIG = pathlib.Path(__file__).with_name("small_config.py")
 
 
 @pytest.fixture(scope="session")
-def command(digits_dir):
-    """Give a function from a workdir and more flags to the command of the small experiment."""
+def start(digits_dir):
+    """Give a function that starts the small experiment in a workdir, with more flags, and gives its process."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
-    def make(workdir, *flags):
+    def starting(workdir, *flags, **options):
         script = [sys.executable, ROOT / "scripts" / "run.py", f"--config={CONFIG}", f"--config.data_dir={digits_dir}"]
-        return [*map(str, script), f"--workdir={workdir}", *flags]
+        return subprocess.Popen([*script, f"--workdir={workdir}", *flags], cwd=ROOT, env=environment, **options)
 
-    return make
+    return starting
 
 
 @pytest.fixture(scope="session")
-def run(command):
-    """Give a function that runs the command to its end and gives the finished process."""
+def run(start):
+    """Give a function that runs the small experiment to its end and gives the finished process."""
 
     def finish(workdir, *flags):
-        return subprocess.run(command(workdir, *flags), cwd=ROOT, capture_output=True, text=True, timeout=300)
+        with start(workdir, *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                printed, errors = process.communicate(timeout=300)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
 
     return finish
 

@@ -98,9 +98,8 @@ def test_pool_knows_config_metrics_and_base_of_each_member(finished):
     assert record["base"] == Pool(workdir / "bases").digest("seed0_probe")
 
 
-def killed_when(command, reached, limit=200):
-    """Start a run, kill it with SIGKILL once `reached()` holds."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def killed_when(reached, process, limit=200):
+    """Kill a run with SIGKILL once `reached()` holds."""
     try:
         deadline = time.monotonic() + limit
         while not reached():
@@ -112,7 +111,7 @@ def killed_when(command, reached, limit=200):
         process.wait()
 
 
-def test_kill_9_and_the_same_command_give_the_same_rows_to_the_bit(finished, command, run, tmp_path):
+def test_kill_9_and_the_same_command_give_the_same_rows_to_the_bit(finished, start, run, tmp_path):
     whole, _ = finished
     workdir = tmp_path / "killed"
     journal = workdir / "journals" / "seed0_greedy_soup.jsonl"
@@ -122,7 +121,7 @@ def test_kill_9_and_the_same_command_give_the_same_rows_to_the_bit(finished, com
         lambda: (workdir / "stages" / "seed0_soups.json").exists(),
     ]
     for reached in moments:
-        killed_when(command(workdir), reached)
+        killed_when(reached, start(workdir, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         pool = Pool(workdir / "pool")
         for name in pool:
             assert pool.verify([name]) == {name: []}  # whole members only
@@ -165,7 +164,7 @@ def test_what_users_do_wrong_is_one_clear_error(finished, run, tmp_path, flags, 
         assert process.stderr.startswith("error: ")
 
 
-def test_members_that_diverge_stay_in_the_pool_and_out_of_the_soups(command, run, tmp_path):
+def test_members_that_diverge_stay_in_the_pool_and_out_of_the_soups(run, tmp_path):
     # some of the members get a learning rate with which they overflow
     flags = ["--config.sweep.learning_rate=(1e-3, 1e10)", "--config.sweep.members=8"]
     process = run(tmp_path / "diverged", *flags)
