@@ -14,7 +14,9 @@ CONFIG = pathlib.Path(__file__).with_name("small_config.py")
 @pytest.fixture(scope="session")
 def start(digits_dir):
     """Give a function that starts the small experiment in a workdir, with more flags, and gives its process."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # the networks are tiny, so nearly all the time of a run is compilation: programs that run slower are there sooner
+    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": fast}
 
     def starting(workdir, *flags, **options):
         script = [sys.executable, ROOT / "scripts" / "run.py", f"--config={CONFIG}", f"--config.data_dir={digits_dir}"]
