@@ -63,7 +63,12 @@ class Workdir:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Write JSON to a new name and rename it, so that no half-written file is ever seen."""
+    """Write JSON to a new name and rename it, so that no half-written file is ever seen.
+
+    Raises:
+        ValueError: a number that is not finite, which JSON cannot hold.
+        OSError: the disk is full or cannot be written to; the path is in the message.
+    """
     fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(fresh, "w") as file:
@@ -71,8 +76,10 @@ def write_json(path: pathlib.Path, content: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
-    except BaseException:
+    except BaseException as error:
         fresh.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
         raise
 
 

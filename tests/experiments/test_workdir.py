@@ -1,4 +1,8 @@
+"""Test that what is finished is kept, and that a directory of another run is refused."""
+
+import errno
 import json
+import os
 
 import pytest
 
@@ -48,6 +52,21 @@ def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
         write_json(path, {"a": float("nan")})  # not JSON
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    workdir = Workdir(tmp_path, CONFIG)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*soups\.json: No space left on device") as error:
+        workdir.stage("soups", lambda: 5)
+    assert error.value.errno == errno.ENOSPC
+    assert list((tmp_path / "stages").iterdir()) == []
+    monkeypatch.undo()
+    assert workdir.stage("soups", lambda: 5) == 5
 
 
 def test_fields_are_all_checked_at_once():
