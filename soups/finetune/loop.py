@@ -21,7 +21,7 @@ def complete(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: a name that is not one of `HYPERPARAMETERS`, with the closest one; no epochs; more augmentation
-            operations than there are.
+            operations than there are; a seed that is not in 0..2³¹−1.
     """
     for name in hyperparameters:
         check_name(name, HYPERPARAMETERS, "hyper-parameter")
@@ -30,6 +30,8 @@ def complete(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"epochs must be positive, not {completed['epochs']}")
     if completed["augment_operations"] not in range(MAX_OPERATIONS + 1):
         raise ValueError(f"augment_operations must be 0 to {MAX_OPERATIONS}, not {completed['augment_operations']}")
+    if not 0 <= completed["seed"] < 2**31:
+        raise ValueError(f"a seed must be in 0..2**31 - 1, got {completed['seed']}")
     return completed
 
 

@@ -94,8 +94,9 @@ def run_sweep(
         Pairs of a member's index and {"params", "averages", "losses" [num_steps]}, on the host.
 
     Raises:
-        ValueError: an unknown mode or hyper-parameter, a mesh without "pool", no members, images and labels that differ
-            in number, labels of other classes, a batch larger than the data. All before any work.
+        ValueError: an unknown mode or hyper-parameter, a mesh without "pool", no members, a SAM radius without
+            SAM or the reverse, images and labels that differ in number, labels of other classes, a batch larger than
+            the data. All before any work.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
@@ -104,6 +105,8 @@ def run_sweep(
     members = [complete(member) for member in members]
     if not members:
         raise ValueError("a sweep needs at least one member")
+    if wrong := [index for index, member in enumerate(members) if (member["sam_radius"] > 0) != training.sam]:
+        raise ValueError(f"Training(sam={training.sam}) does not fit the sam_radius of members {wrong}")
     num_examples = _checked_length(data, training.num_classes)
     orders = [member_indices(member, num_examples, batch_size) for member in members]
     members = [member | {"num_steps": len(order)} for member, order in zip(members, orders, strict=True)]

@@ -319,6 +319,7 @@ def test_batches_that_end_early_are_an_error(trajectory, probe_step):
     ("given", "message"),
     [
         ({"learning_rat": 0.1}, "unknown hyper-parameter 'learning_rat' .did you mean 'learning_rate'"),
+        ({"seed": 2**31}, r"a seed must be in 0..2\*\*31 - 1, got 2147483648"),
         ({"epochs": 0}, "epochs must be positive, not 0"),
         ({"augment_operations": 3}, "augment_operations must be 0 to 2, not 3"),
         ({"augment_operations": 0.5}, "augment_operations must be 0 to 2, not 0.5"),

@@ -172,6 +172,7 @@ def test_programs_share_one_compilation(params, data):
             "unknown hyper-parameter 'learning_rat' .did you mean 'learning_rate'",
         ),
         ({"members": [{"seed": -1}]}, "seed must be in 0"),
+        ({"members": [{}, {"sam_radius": 0.1}]}, r"sam=False. does not fit the sam_radius of members \[1\]"),
         ({"batch_size": 21}, "between 1 and 20 examples .all there are., not 21"),
     ],
 )
