@@ -24,15 +24,16 @@ import PIL.Image
 
 import soups
 from soups import models
-from soups.data import decode, digits_task, folder_source, resize
+from soups.data import center_crop, compose, decode, digits_task, folder_source, resize_shorter, to_channels
 from soups.evaluate import Evaluator, accuracy
 from soups.finetune import Training, run_sweep
 from soups.pool import load_checkpoint
 
 GOAL = 5.0
-BATCH = 500
+BATCH = 250
 MODEL = models.ViT(num_classes=10, patch_size=7, width=64, depth=3, mlp_dim=128, num_heads=4)
 APPLY = models.apply_fn(MODEL)
+TRANSFORM = compose(resize_shorter(28), center_crop(28), to_channels(1))  # the published one, for small gray images
 
 
 def main():
@@ -68,7 +69,7 @@ def _prepare(folder, options):
 
 
 def _decoded(images, **options):
-    return decode(folder_source(images), resize(28), **options)
+    return decode(folder_source(images), TRANSFORM, **options)
 
 
 def _compare(pool, images, repeats):
