@@ -13,6 +13,8 @@ import jax
 import rich.console
 import rich.table
 
+from soups.files import replace_file
+
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -55,9 +57,7 @@ def write(path, record: dict) -> None:
     """Write `record` as JSON to `path`, replacing the file whole, and make the folders on the way."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(unfinished, path)
+    replace_file(path, json.dumps(record, indent=2) + "\n")
 
 
 def table(title: str, columns: list[str], rows: list[list]) -> None:

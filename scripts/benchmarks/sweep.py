@@ -6,10 +6,11 @@ The task, the network and the ranges of the hyper-parameters are those of config
 start weights are random, which costs the same. All contenders must give the same members, but for rounding.
 
 "from start to pool" is the wall time of fresh processes from their start until the last member is in the pool: it holds
-the imports, the compilation and the saving. Every contender begins with an empty compilation cache, which is on as in
-scripts/run.py, so most of the 16 processes find their program there. As many processes as there are cores run at a
-time, each held to one core where that is possible: alone on a core it is faster than with its threads over all of them.
-"training alone" is the same training once more in the same process, with everything compiled.
+the imports, the compilation and the saving. As many processes as there are cores run at a time: once as JAX comes, and
+once with a compilation cache that they share and each held to one core where that is possible, which is faster than
+with its threads over all of them. The other contenders have a compilation cache too, as scripts/run.py does; every
+contender begins with an empty one. "training alone" is the same training once more in the same process, with everything
+compiled.
 
 A ratio is a contender's time over that of the one program with a member on every device, both of the same round. The
 rounds alternate; contenders that take minutes are in the first `--slow-repeats` only.
@@ -45,7 +46,12 @@ from soups.pool import Pool
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
 WORKER = pathlib.Path(__file__).with_name("_sweep_worker.py")
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits.py"
-GOALS = {"separate jit runs, one compiled step": 1.2, "a process each, one per core": 3.0}
+GOALS = {
+    "separate jit runs, each compiled": 1.2,
+    "separate jit runs, one compiled step": 1.2,
+    "a process each": 3.0,
+    "a process each, a core and a cache": 3.0,
+}
 TOLERANCE = 1e-3  # of the distance between member and start
 
 
@@ -56,6 +62,7 @@ class Contender:
     way: str
     devices: int = 1
     at_a_time: int | None = None
+    cached: bool = True
     slow: bool = False
 
 
@@ -67,7 +74,8 @@ CONTENDERS = {
     "separate jit runs, one compiled step": Contender("sequential"),
     "separate jit runs, each compiled": Contender("compiled each", slow=True),
     # step by step, because a whole fine-tuning as one program depends on its number of steps: the cache would miss
-    "a process each, one per core": Contender("sequential", at_a_time=len(CORES), slow=True),
+    "a process each": Contender("sequential", at_a_time=len(CORES), cached=False, slow=True),
+    "a process each, a core and a cache": Contender("sequential", at_a_time=len(CORES), slow=True),
 }
 
 
@@ -122,9 +130,11 @@ def run(contender, folder, label, members):
 
     def work(indices):
         core = cores.get()
-        pinned = ["taskset", "-c", str(core)] if contender.at_a_time == len(CORES) and shutil.which("taskset") else []
+        alone = contender.at_a_time and contender.cached and shutil.which("taskset")
+        pinned = ["taskset", "-c", str(core)] if alone else []
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(contender.devices)}
-        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        if contender.cached:
+            environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         command = [*pinned, sys.executable, str(WORKER), str(folder), contender.way, str(pool), *indices]
         process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         cores.put(core)

@@ -1,5 +1,10 @@
-"""Shuffle and batch with grain: one order for a seed, whatever the number of processes, resumable at every batch."""
+"""Shuffle and batch: one order for a seed, whatever the number of processes, resumable at every batch.
 
+NumPy shuffles the epochs and grain reads the batches. Grain's own shuffle finds every index by itself, in 20 to 35 µs
+where the data are small: a minute for what NumPy does in a tenth of a second.
+"""
+
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -8,18 +13,20 @@ import numpy as np
 from soups.data.dataset import Source, read_example, stack_examples
 from soups.data.transforms import Transform
 
+_FOREVER = 2**62  # steps
+
 
 def batch_indices(num_examples: int, batch_size: int, num_steps: int, seed: int) -> np.ndarray:
     """Give the examples of the first `num_steps` batches, int32 [num_steps, batch_size].
 
-    It is the order of `loader`: every epoch is shuffled anew by grain, and batches run across the borders of epochs, so
-    that each example is used once per epoch and none is dropped.
+    It is the order of `loader`: every epoch is shuffled anew, and batches run across the borders of epochs, so that
+    each example is used once per epoch and none is dropped.
 
     Raises:
         ValueError: a batch larger than the data, or a seed that is not in 0..2³²−1.
     """
-    order = _shuffled_batches(num_examples, batch_size, seed, num_epochs=None)
-    return np.stack([order[step] for step in range(num_steps)]).astype(np.int32)
+    batch = _shuffled_batches(num_examples, batch_size, seed)
+    return np.stack([batch(step) for step in range(num_steps)])
 
 
 def loader(
@@ -55,21 +62,31 @@ def loader(
         raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {process_count} processes")
     share = batch_size // process_count
 
-    def read(indices) -> Mapping[str, np.ndarray]:
-        mine = indices[process_index * share : (process_index + 1) * share]
-        images, labels = stack_examples((read_example(source, int(index), transform) for index in mine), share)
-        return {"image": images, "label": labels, "index": mine.astype(np.int32)}
+    batch = _shuffled_batches(len(source), batch_size, seed)
+    num_steps = _FOREVER if num_epochs is None else num_epochs * len(source) // batch_size
 
-    batches = _shuffled_batches(len(source), batch_size, seed, num_epochs).map(read)
+    def read(step: int) -> Mapping[str, np.ndarray]:
+        mine = batch(step)[process_index * share : (process_index + 1) * share]
+        images, labels = stack_examples((read_example(source, int(index), transform) for index in mine), share)
+        return {"image": images, "label": labels, "index": mine}
+
+    batches = grain.MapDataset.range(num_steps).map(read)
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
 
 
-def _shuffled_batches(num_examples, batch_size, seed, num_epochs):
-    import grain
-
+def _shuffled_batches(num_examples, batch_size, seed):
+    """Give the function from a step to the indices of its batch."""
     if not 1 <= batch_size <= num_examples:
         raise ValueError(f"a batch must have between 1 and {num_examples} examples (all there are), not {batch_size}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"a seed must be in 0..2**32 - 1, got {seed}")
-    order = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat(num_epochs)
-    return order.batch(batch_size, drop_remainder=True)
+
+    @functools.lru_cache(maxsize=2)  # a batch lies in at most two epochs
+    def epoch(number):
+        return np.random.default_rng([seed, number]).permutation(num_examples).astype(np.int32)
+
+    def batch(step):
+        numbers, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
+        return np.concatenate([epoch(number)[places[numbers == number]] for number in np.unique(numbers)])
+
+    return batch

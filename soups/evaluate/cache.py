@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import xxhash
 
+from soups.files import replace_file
+
 _DIGEST_BYTES = 16
 
 
@@ -59,6 +61,4 @@ def _write(path, array):
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     body = buffer.getvalue()
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(body + xxhash.xxh3_128_digest(body))
-    os.replace(partial, path)
+    replace_file(path, body + xxhash.xxh3_128_digest(body))

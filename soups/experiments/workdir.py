@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from soups.files import replace_file
 from soups.names import did_you_mean
 
 
@@ -69,18 +70,7 @@ def write_json(path: pathlib.Path, content: Any) -> None:
         ValueError: a number that is not finite, which JSON cannot hold.
         OSError: the disk is full or cannot be written to; the path is in the message.
     """
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(fresh, "w") as file:
-            json.dump(content, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    except BaseException as error:
-        fresh.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
-        raise
+    replace_file(path, json.dumps(content, indent=1, allow_nan=False))
 
 
 def check_fields(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import xxhash
 
+from soups.files import replace_file
+
 FORMAT = "soups.pool/1"
 MEMBERS = "members"
 _FILE = "manifest.json"
@@ -120,16 +122,7 @@ def _write(path, manifest):
     members = ",\n".join(f"{json.dumps(name)}: {json.dumps(record)}" for name, record in records.items())
     head = json.dumps({"format": manifest["format"], "base": common_base(records)})[1:-1]
     rest = f'{head}, "members": {{\n{members}\n}}}}\n'.encode()
-    unfinished = path / f"{_FILE}.unfinished"
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(_checksum_line(rest) + b"\n" + rest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path / _FILE)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    replace_file(path / _FILE, _checksum_line(rest) + b"\n" + rest)
 
 
 def _checksum_line(rest):

@@ -288,6 +288,7 @@ def _finite(array):
 
 
 def abstract_leaf(_, leaf):
+    """Give the shape and dtype that a manifest's record of a leaf states."""
     return jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
 
 

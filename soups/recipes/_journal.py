@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Any
 
+from soups.files import cannot_write, replace_file
+
 
 class Journal:
     """Keep records in a file of JSON lines; without a path, in memory.
@@ -29,10 +31,8 @@ class Journal:
             )
         self._old = [json.loads(line) for line in lines[1:]]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # rewrite what is whole, under a new name first, so a cut-off line never stays in the middle
-        fresh = self._path.with_name(self._path.name + ".tmp")
-        fresh.write_text("".join(line + "\n" for line in lines or [json.dumps(header)]))
-        os.replace(fresh, self._path)
+        # rewrite what is whole, so a cut-off line never stays in the middle
+        replace_file(self._path, "".join(line + "\n" for line in lines or [json.dumps(header)]))
 
     def replay(self, kind: str, member: str) -> dict[str, Any] | None:
         """Give the next old record if it is of this kind and member, else None."""
@@ -41,10 +41,17 @@ class Journal:
         return None
 
     def write(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Append a record and see it to the disk."""
+        """Append a record and see it to the disk.
+
+        Raises:
+            OSError: the disk is full or cannot be written to; the path is in the message.
+        """
         if self._path is not None:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with open(self._path, "a") as file:
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise cannot_write(self._path, error) from error
         return record

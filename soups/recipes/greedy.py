@@ -46,6 +46,7 @@ def greedy(
     Raises:
         ValueError: no (finite) members, other structures, unknown member, metric, mode or rule, or a journal of
             another selection.
+        OSError: the journal cannot be written; its path is in the message.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, recipe 1.
     """

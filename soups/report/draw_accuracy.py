@@ -42,7 +42,8 @@ def scatter(results: Mapping):
     together = {}  # rows at one point, such as WiSE-FT that chose α = 1, share a label
     for row in inside:
         together.setdefault(_point(row), []).append(row)
-    texts = [" = ".join(row["name"] for row in rows) for rows in together.values()]
+    # the color says already that a random order is one of a greedy soup
+    texts = [" = ".join(row["name"].removeprefix("greedy soup, ") for row in rows) for rows in together.values()]
     colors = [style.KINDS[rows[0]["kind"]][0] for rows in together.values()]
     labels.place_labels(axes, list(together), texts, colors, obstacles=obstacles, size=8)
     return figure

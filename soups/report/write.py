@@ -1,8 +1,8 @@
 """Make the report of a run again, from its results file alone."""
 
-import os
 import pathlib
 
+from soups.files import replace_file
 from soups.report.figures import PLANS, draw_all
 from soups.report.page import page
 from soups.report.results import load_results
@@ -16,6 +16,7 @@ def write_report(directory) -> list[pathlib.Path]:
 
     Raises:
         FileNotFoundError, ValueError: as `load_results`.
+        OSError: as `soups.files.replace_file`.
     """
     directory = pathlib.Path(directory)
     results = load_results(directory)
@@ -24,12 +25,5 @@ def write_report(directory) -> list[pathlib.Path]:
     figures.mkdir(exist_ok=True)
     for name in {plan.name for plan in PLANS} - {figure.name for figure in drawn}:
         (figures / f"{name}.png").unlink(missing_ok=True)
-    paths = [_write(figures / f"{figure.name}.png", figure.png) for figure in drawn]
-    return [_write(directory / "report.html", page(results, drawn).encode("utf-8")), *paths]
-
-
-def _write(path, content):
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-    return path
+    paths = [replace_file(figures / f"{figure.name}.png", figure.png) for figure in drawn]
+    return [replace_file(directory / "report.html", page(results, drawn)), *paths]

@@ -1,4 +1,5 @@
 import json
+import os
 import math
 
 import numpy as np
@@ -153,6 +154,21 @@ def test_journal_of_another_selection_is_refused(tmp_path):
     soups.greedy(MEMBERS, evaluate, journal=tmp_path / "j")
     with pytest.raises(ValueError, match="belongs to another selection"):
         soups.greedy(MEMBERS, evaluate, accept="ge", journal=tmp_path / "j")
+
+
+def test_a_full_disk_names_the_journal(tmp_path, monkeypatch):
+    path = tmp_path / "greedy.jsonl"
+    with open("/dev/full", "w") as full, monkeypatch.context() as patched:
+        flushed = []  # first the journal's header, then its records
+        patched.setattr(os, "fsync", lambda _: _write_to(full) if flushed else flushed.append(1))
+        with pytest.raises(OSError, match=r"cannot write .*greedy\.jsonl: No space left on device"):
+            soups.greedy(MEMBERS, evaluate, journal=path)
+    soup = soups.greedy(MEMBERS, evaluate, journal=path)
+    assert soup.history == soups.greedy(MEMBERS, evaluate).history
+
+
+def _write_to(full):
+    os.write(full.fileno(), b"x")  # fails as the kernel does
 
 
 def test_record_is_json():

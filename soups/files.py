@@ -1,0 +1,33 @@
+"""Write files that are whole or not there."""
+
+import os
+import pathlib
+
+
+def replace_file(path: str | os.PathLike, content: bytes | str) -> pathlib.Path:
+    """Write a file under another name, see it to the disk and rename it: no reader ever meets half of one.
+
+    Processes may write the same file side by side; the last one stays.
+
+    Raises:
+        OSError: the disk is full or cannot be written to; the path is in the message, and the old file stays.
+    """
+    path = pathlib.Path(path)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        with open(fresh, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except BaseException as error:
+        fresh.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
+    return path
+
+
+def cannot_write(path: str | os.PathLike, error: OSError) -> OSError:
+    """Give the same error with the path in its message: a full disk does not name the file."""
+    return OSError(error.errno, f"cannot write {path}: {error.strerror}")
