@@ -233,6 +233,18 @@ def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = N
         raise ValueError(f"members differ in structure from member {labels[0]}:\n" + "\n".join(lines))
 
 
+def check_copied(trees: Sequence[Tree]) -> None:
+    """Raise a ValueError that names the integer and boolean leaves that are not the same in all trees."""
+    flat = [flatten(tree) for tree in trees]
+    integers = [name for name, leaf in flat[0].items() if not _is_float(leaf)]
+    different = [name for name in integers if not _identical(name, [leaves[name] for leaves in flat])]
+    if different:
+        raise ValueError(
+            "integer and boolean leaves are copied, not averaged, so they must be identical in all members; "
+            f"these differ: {', '.join(different)}"
+        )
+
+
 def cast_like(tree: Tree, like: Tree) -> Tree:
     """Cast every leaf to the dtype of its counterpart in `like`."""
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
@@ -254,14 +266,7 @@ def count(tree: Tree) -> int:
 def _checked(trees):
     trees = list(trees)
     check_same_structure(trees)
-    flat = [flatten(tree) for tree in trees]
-    integers = [name for name, leaf in flat[0].items() if not _is_float(leaf)]
-    different = [name for name in integers if not _identical(name, [leaves[name] for leaves in flat])]
-    if different:
-        raise ValueError(
-            "integer and boolean leaves are copied, not averaged, so they must be identical in all members; "
-            f"these differ: {', '.join(different)}"
-        )
+    check_copied(trees)
     return trees
 
 

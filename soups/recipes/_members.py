@@ -1,7 +1,7 @@
 """Take members as users have them: a sequence of trees, a mapping from names to trees, or a pool."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -42,21 +42,43 @@ def merge(members: Mapping[str, tree.Tree], recipe: Callable[[list[tree.Tree]], 
     def checked(trees):
         with np.errstate(over="ignore", invalid="ignore"):  # reported below, with names
             result = recipe(trees)
-        leaves = jax.tree.leaves(result)
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) and not tree.all_finite(result):
-            raise ValueError(_blame(list(members), trees, result))
-        return result
+        return check_finite(result, members, trees)
 
     if hasattr(members, "merge_leaves"):
         return members.merge_leaves(checked)
     return checked(list(members.values()))
 
 
-def _blame(names, trees, result):
-    lines = []
-    for name, member in zip(names, trees, strict=True):
-        if bad := tree.nonfinite_names(member):
-            lines.append(f"  member {name}: {', '.join(bad)}")
-    if not lines:
-        lines.append(f"  no member does, the sum overflows in: {', '.join(tree.nonfinite_names(result))}")
-    return "NaN or infinity in the members; leave out those that diverged:\n" + "\n".join(lines)
+def check_finite(result: tree.Tree, names: Iterable[str], trees: Sequence[tree.Tree]) -> tree.Tree:
+    """Give `result` back unless it holds NaN or infinity (traced results are not looked at).
+
+    Raises:
+        ValueError: it does; the members and leaves at fault are named.
+    """
+    if not _is_traced(result) and not tree.all_finite(result):
+        lines = _blame(names, trees)
+        overflows = f"  no member does, the sum overflows in: {', '.join(tree.nonfinite_names(result))}"
+        raise ValueError(_DIVERGED + "\n".join(lines or [overflows]))
+    return result
+
+
+def check_all_finite(names: Iterable[str], trees: Sequence[tree.Tree]) -> None:
+    """Look at all members before they are merged by a method that would pass over a NaN, as comparisons do.
+
+    Raises:
+        ValueError: one holds NaN or infinity; the members and leaves at fault are named.
+    """
+    if not any(map(_is_traced, trees)) and (lines := _blame(names, trees)):
+        raise ValueError(_DIVERGED + "\n".join(lines))
+
+
+_DIVERGED = "NaN or infinity in the members; leave out those that diverged:\n"
+
+
+def _is_traced(params):
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params))
+
+
+def _blame(names, trees):
+    found = {name: tree.nonfinite_names(member) for name, member in zip(names, trees, strict=True)}
+    return [f"  member {name}: {', '.join(bad)}" for name, bad in found.items() if bad]

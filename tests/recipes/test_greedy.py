@@ -1,6 +1,6 @@
 import json
-import os
 import math
+import os
 
 import numpy as np
 import pytest

@@ -1,0 +1,186 @@
+"""Sparsify task vectors: by magnitude, at random, or both. Each gives a `Sparsifier` for `combine_task_vectors`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from soups import tree
+from soups.recipes import _leafwise, _random
+from soups.recipes._select import kth_magnitude
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparsifier:
+    """State how one member's task vector becomes sparse.
+
+    Attributes:
+        apply: from a part, the member's index and what was measured to the sparse task vector of that part.
+        measure: from the parts of one scope and the member's index to anything.
+        unit: what a part must hold whole: an "element" or a "row".
+    """
+
+    apply: Callable[[_leafwise.Part, int, Any], Any]
+    measure: Callable[[_leafwise.Parts, int], Any] = lambda parts, index: None
+    unit: str = "element"
+
+
+KEEP_ALL = Sparsifier(lambda part, index, _: part.vector(index))
+
+
+def trim(density: float, *, surplus: int = 0, rescale: bool = False) -> Sparsifier:
+    """Keep the largest magnitudes, max(1, int(density · n)) + `surplus` of n.
+
+    Magnitudes that tie at the threshold all stay. TIES as published keeps one more than the fraction says (surplus 1).
+    `rescale`: restore the L1 norm of the scope.
+
+    Raises:
+        ValueError: a density outside (0, 1].
+
+    Yadav et al., "TIES-Merging", 2023, arXiv 2306.01708.
+    """
+    _check_density(density)
+
+    def measure(parts, index):
+        size = sum(part.leaves[index].size for part in parts())
+        kept = max(1, int(density * size)) + surplus
+        if kept >= size:
+            return None, 1.0
+        threshold = kth_magnitude(lambda: (part.vector(index) for part in parts()), size, size - kept + 1)
+        return threshold, _l1_ratio(parts, index, lambda part: cut(part, index, threshold)) if rescale else 1.0
+
+    def cut(part, index, threshold):
+        vector = part.vector(index)
+        return part.xp.where(part.xp.abs(vector) >= threshold, vector, part.xp.zeros_like(vector))
+
+    def apply(part, index, measured):
+        threshold, ratio = measured
+        return part.vector(index) if threshold is None else _scaled(cut(part, index, threshold), ratio)
+
+    return Sparsifier(apply, measure)
+
+
+def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") -> Sparsifier:
+    """Keep each element with probability `density`.
+
+    `rescale`: "probability" divides by the density, as published; "norm" restores the L1 norm of the scope; None.
+
+    Raises:
+        ValueError: a density outside (0, 1], or another way to rescale.
+
+    Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
+    """
+    _check_density(density)
+    if rescale not in ("probability", "norm", None):
+        raise ValueError(f"rescale must be 'probability', 'norm' or None, not {rescale!r}")
+
+    def kept(part, index):
+        vector = part.vector(index)
+        drawn = _random.uniform(seed, f"drop/{index}", part, vector.shape)
+        return part.xp.where(drawn < np.float32(density), vector, part.xp.zeros_like(vector))
+
+    def measure(parts, index):
+        if rescale == "norm" and density < 1:
+            return _l1_ratio(parts, index, lambda part: kept(part, index))
+        return 1.0 / density if rescale == "probability" else 1.0
+
+    def apply(part, index, ratio):
+        return part.vector(index) if density >= 1 else _scaled(kept(part, index), ratio)
+
+    return Sparsifier(apply, measure)
+
+
+def outliers(density: float, gamma: float = 0.01) -> Sparsifier:
+    """Leave out the int(γ n) largest of n magnitudes and keep the int(density · n) largest of the others.
+
+    Magnitudes that tie at the lower threshold all stay, those that tie with the smallest outlier all go.
+
+    Raises:
+        ValueError: a density outside (0, 1], or γ outside [0, 1).
+
+    Davari and Belilovsky, "Model breadcrumbs", 2023, arXiv 2312.06795.
+    """
+    _check_density(density)
+    if not 0 <= gamma < 1:
+        raise ValueError(f"gamma must be in [0, 1), not {gamma}")
+
+    def measure(parts, index):
+        size = sum(part.leaves[index].size for part in parts())
+        top = int(gamma * size)
+        bottom = max(0, size - int(density * size) - top)
+
+        def kth(k):
+            return kth_magnitude(lambda: (part.vector(index) for part in parts()), size, k)
+
+        return kth(bottom + 1), kth(size - top + 1) if top else None
+
+    def apply(part, index, thresholds):
+        low, high = thresholds
+        vector = part.vector(index)
+        magnitude = part.xp.abs(vector)
+        kept = (magnitude >= low) if high is None else (magnitude >= low) & (magnitude < high)
+        return part.xp.where(kept, vector, part.xp.zeros_like(vector))
+
+    return Sparsifier(apply, measure)
+
+
+def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | None = "probability") -> Sparsifier:
+    """Keep elements at random, small ones of a row (last axis) less often than large ones.
+
+    p = density − ε + 2 ε (rank − 1) / (n − 1) for the ranks 1 (smallest) to n of a row; elements of equal magnitude
+    rank in their order. A row of one element has p = density. `rescale`: "probability" divides each by its p, as
+    published; "norm" restores the L1 norm of the scope; None.
+
+    Raises:
+        ValueError: density − ε or density + ε outside (0, 1], or another way to rescale.
+
+    Deep et al., "DELLA-Merging", 2024, arXiv 2406.11617.
+    """
+    if not (0 < density - epsilon <= 1 and 0 < density + epsilon <= 1):
+        raise ValueError(f"density ± epsilon must lie in (0, 1], but they are {density} ± {epsilon}")
+    if rescale not in ("probability", "norm", None):
+        raise ValueError(f"rescale must be 'probability', 'norm' or None, not {rescale!r}")
+
+    def kept(part, index):
+        xp, vector = part.xp, part.vector(index)
+        probability = _rank_probability(xp, vector, density, epsilon)
+        drawn = _random.uniform(seed, f"magprune/{index}", part, vector.shape)
+        chosen = xp.where(drawn < probability, vector, xp.zeros_like(vector))
+        return chosen / probability.astype(vector.dtype) if rescale == "probability" else chosen
+
+    def measure(parts, index):
+        return _l1_ratio(parts, index, lambda part: kept(part, index)) if rescale == "norm" else 1.0
+
+    def apply(part, index, ratio):
+        return _scaled(kept(part, index), ratio)
+
+    return Sparsifier(apply, measure, unit="row")
+
+
+def _rank_probability(xp, vector, density, epsilon):
+    size = vector.shape[-1] if vector.ndim else 1
+    if size == 1:
+        return xp.full(vector.shape, density, np.float32)
+    # a stable argsort of the argsort: on one row at a time XLA's sort is affordable
+    ranks = xp.argsort(xp.argsort(xp.abs(vector), axis=-1, stable=True), axis=-1, stable=True)
+    return (ranks.astype(np.float32) * np.float32(2 * epsilon / (size - 1))) + np.float32(density - epsilon)
+
+
+def _l1_ratio(parts, index, sparse):
+    """Give |τ|_1 / |s(τ)|_1 over the parts; 1 where either is nearly zero."""
+    xp = next(iter(parts())).xp
+    before, after = _leafwise.sum_over(
+        parts, lambda part: (xp.sum(xp.abs(part.vector(index))), xp.sum(xp.abs(sparse(part))))
+    )
+    known = (before >= 1e-7) & (after >= 1e-7)
+    return xp.where(known, before / xp.where(known, after, xp.ones_like(after)), xp.ones_like(after))
+
+
+def _scaled(vector, ratio):
+    return vector if isinstance(ratio, float) and ratio == 1.0 else vector * tree._scalar(ratio, vector)
+
+
+def _check_density(density):
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be in (0, 1], not {density}")
