@@ -13,7 +13,7 @@ def kth_magnitude(arrays: Callable[[], Iterable], size: int, k: int):
     """Give the k-th smallest |x| (k = 1 is the smallest) over all `size` elements of the float arrays.
 
     `arrays` gives them anew at each call. Magnitudes order as their bit patterns do, read as integers. NumPy arrays:
-    a partition of the patterns, or histograms of their halves where there are very many. JAX arrays, also traced and
+    a partition of the patterns, or where there are very many histograms of their halves. JAX arrays, also traced and
     sharded: bisection over the pattern, a count of all elements for each bit. XLA's sort would take seconds on a CPU.
     """
     first = next(iter(arrays()))
@@ -21,13 +21,13 @@ def kth_magnitude(arrays: Callable[[], Iterable], size: int, k: int):
         return _bisect(list(arrays()), k)
     if size > GATHERED:
         return _by_histograms(arrays, k)
-    patterns = np.empty(size, _integer(first.dtype))
-    end = 0
+    gathered, end = np.empty(size, first.dtype), 0
     for array in arrays():
         start, end = end, end + array.size
-        np.abs(array.reshape(-1), out=patterns[start:end].view(first.dtype), casting="same_kind")
+        np.abs(array.reshape(-1), out=gathered[start:end])
+    patterns = gathered.view(_integer(first.dtype))
     patterns.partition(k - 1)
-    return patterns[k - 1 : k].view(first.dtype)[0]
+    return gathered[k - 1]
 
 
 def _integer(dtype):
@@ -35,7 +35,7 @@ def _integer(dtype):
 
 
 def _patterns(array):
-    return np.abs(array).view(_integer(array.dtype))
+    return np.abs(array.reshape(-1)).view(_integer(array.dtype))
 
 
 def _by_histograms(arrays, k):
@@ -44,7 +44,7 @@ def _by_histograms(arrays, k):
     for shift in range(bits - 16, -1, -16):
         counts = np.zeros(2**16, np.int64)
         for array in arrays():
-            patterns = _patterns(array.astype(dtype, copy=False).ravel())
+            patterns = _patterns(array)
             if shift < bits - 16:
                 patterns = patterns[patterns >> (shift + 16) == prefix]
             counts += np.bincount((patterns >> shift) & 0xFFFF, minlength=2**16)

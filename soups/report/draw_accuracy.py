@@ -60,12 +60,16 @@ def number_of_models(results: Mapping):
     figure, axes_grid = style.panels(2, 1, height=6.4, sharex=True)
     lines = {}
     for axes, split in zip(axes_grid[:, 0], ("test", "shift_mean"), strict=True):
-        lines[axes] = [_line_over_seeds(axes, curves, counts, name, split) for name in series]
+        aside = 0.14 * (np.arange(len(series)) - (len(series) - 1) / 2)  # so that no whisker hides another
+        lines[axes] = [
+            _line_over_seeds(axes, curves, counts, name, split, shift)
+            for name, shift in zip(series, aside, strict=True)
+        ]
         axes.set_title(_SHOWN[split][0].upper() + _SHOWN[split][1:])
         means = np.concatenate([mean for mean, _ in lines[axes]])
         ends = [mean[-1] for mean, _ in lines[axes]]
         axes.set_ylim(*style.robust_limits(means, keep=ends, whisker=6))
-        axes.set_xlim(counts[0], counts[-1] + 1e-6)
+        axes.set_xlim(counts[0] - 0.4, counts[-1] + 0.4)
         if np.nanmin(means) < axes.get_ylim()[0]:
             style.note(axes, f"the lowest point, {np.nanmin(means):.1f} %, lies below the axis")
         style.percent_axis(axes.yaxis)
@@ -192,8 +196,8 @@ def _configs(results, seed):
 # --- Number of models -------------------------------------------------------------------------------------------------
 
 
-def _line_over_seeds(axes, curves, counts, name, split):
-    """Draw one line and its band; give mean and deviation [counts]."""
+def _line_over_seeds(axes, curves, counts, name, split, aside):
+    """Draw one line and the deviations as whiskers a little aside; give mean and deviation [counts]."""
     picked = [[found["counts"].index(count) for count in counts] for found in curves]
     by_seed = np.array([_percent(found[name][split])[0][places] for found, places in zip(curves, picked, strict=True)])
     mean = by_seed.mean(axis=0)
@@ -202,7 +206,9 @@ def _line_over_seeds(axes, curves, counts, name, split):
     dashes = (0, (4, 2)) if name.startswith("best") else "-"
     marker = "o" if len(counts) <= 12 else None
     axes.plot(counts, mean, color=color, linestyle=dashes, marker=marker, markersize=3.5, zorder=4)
-    axes.fill_between(counts, mean - deviation, mean + deviation, color=color, alpha=0.08, linewidth=0, zorder=2)
+    if len(by_seed) > 1:
+        places = np.asarray(counts) + aside
+        axes.vlines(places, mean - deviation, mean + deviation, color=color, alpha=0.45, linewidth=1.1, zorder=2)
     return mean, deviation
 
 

@@ -170,19 +170,32 @@ def test_breadcrumbs():
     )
 
 
-@pytest.mark.parametrize("namespace", [np, jnp])
+AWKWARD = [RNG.normal(size=(5, 8)).astype(np.float32), np.float32([0, -0.0, 1e-40, -1e38] * 12 + [2, -2])]
+
+
 @pytest.mark.parametrize("k", [1, 7, 50, 89, 90])
-def test_kth_magnitude(namespace, k, monkeypatch):
-    arrays = [RNG.normal(size=(5, 8)).astype(np.float32), np.float32([0, -0.0, 1e-40, -1e38] * 12 + [2, -2])]
-    expected = np.sort(np.abs(np.concatenate([array.ravel() for array in arrays])))[k - 1]
-    size = sum(array.size for array in arrays)
-    found = kth_magnitude(lambda: (namespace.asarray(array) for array in arrays), size, k)
-    if namespace is np:
-        assert found == expected
-    else:  # XLA takes subnormal numbers for zero
-        assert found == expected or abs(expected) < 1e-37
-    monkeypatch.setattr(_select, "GATHERED", 10)  # too many for the memory
-    assert kth_magnitude(lambda: arrays, size, k) == expected
+def test_kth_magnitude(k):
+    expected = np.sort(np.abs(np.concatenate([array.ravel() for array in AWKWARD])))[k - 1]
+    assert kth_magnitude(lambda: AWKWARD, 90, k) == expected
+    found = kth_magnitude(lambda: map(jnp.asarray, AWKWARD), 90, k)
+    assert found == expected or abs(expected) < 1e-37  # XLA takes subnormal numbers for zero
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.2, 0.9, 1.0])
+@pytest.mark.parametrize("kind", ["random", "sorted", "few values", "all equal"])
+def test_kth_magnitude_of_many(kind, fraction, monkeypatch):
+    values = np.random.default_rng(0).normal(size=50_000).astype(np.float32)
+    if kind == "sorted":
+        values = np.sort(values)
+    elif kind == "few values":
+        values = np.round(values)
+    elif kind == "all equal":
+        values[:] = -0.5
+    k = max(1, int(fraction * values.size))
+    expected = np.sort(np.abs(values))[k - 1]
+    assert kth_magnitude(lambda: np.split(values, 10), values.size, k) == expected
+    monkeypatch.setattr(_select, "GATHERED", 1000)
+    assert kth_magnitude(lambda: np.split(values, 10), values.size, k) == expected
 
 
 def test_random_numbers_belong_to_the_element_alone():
