@@ -54,6 +54,7 @@ def _lines(what, total, unit):
         done += number
         elapsed = time.monotonic() - start
         rate = done / max(elapsed, 1e-9)
-        say(f"{what}: {done}/{total} {unit}, {elapsed:.0f} s, {rate:.3g}/s, ETA {(total - done) / rate:.0f} s")
+        left = f"{(total - done) / rate:.0f} s" if rate else "?"
+        say(f"{what}: {done}/{total} {unit}, {elapsed:.0f} s, {rate:.3g}/s, ETA {left}")
 
     yield advance

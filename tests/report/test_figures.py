@@ -128,7 +128,7 @@ def test_line_over_seeds_is_the_mean_over_common_counts(results):
             last[name]["test"] = last[name]["test"][:20]
     curves = [found["number_of_models"] for found in results["curves"].values()]
     _, ((axes,),) = style.panels()
-    mean, deviation = draw_accuracy._line_over_seeds(axes, curves, [1, 4, 20], "ensemble", "test")
+    mean, deviation = draw_accuracy._line_over_seeds(axes, curves, [1, 4, 20], "ensemble", "test", 0.0)
     expected = 100 * np.array([found["ensemble"]["test"] for found in curves])[:, [0, 3, 19]]
     np.testing.assert_allclose(mean, expected.mean(axis=0))
     np.testing.assert_allclose(deviation, expected.std(axis=0, ddof=1))
