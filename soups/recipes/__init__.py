@@ -1,13 +1,31 @@
 """Merge members: one file for each family of recipes."""
 
+from soups.recipes.activation_matching import activation_matching as activation_matching
+from soups.recipes.adamerging import adamerge as adamerge
+from soups.recipes.adamerging import adamerging as adamerging
 from soups.recipes.averages import ema as ema
 from soups.recipes.averages import running_mean as running_mean
 from soups.recipes.averages import uniform as uniform
 from soups.recipes.averages import weighted as weighted
+from soups.recipes.fisher import fisher as fisher
+from soups.recipes.fisher import fisher_information as fisher_information
+from soups.recipes.fisher import fisher_interpolate as fisher_interpolate
 from soups.recipes.greedy import greedy as greedy
 from soups.recipes.interpolation import interpolate as interpolate
 from soups.recipes.interpolation import wise_ft as wise_ft
 from soups.recipes.learned import learned as learned
+from soups.recipes.localize_and_stitch import localize as localize
+from soups.recipes.localize_and_stitch import localize_dataless as localize_dataless
+from soups.recipes.localize_and_stitch import mask_overlap as mask_overlap
+from soups.recipes.localize_and_stitch import stitch as stitch
+from soups.recipes.permutation import check_function_unchanged as check_function_unchanged
+from soups.recipes.permutation import permute as permute
+from soups.recipes.permutation import spec_from_rules as spec_from_rules
+from soups.recipes.rebasin import align as align
+from soups.recipes.rebasin import straight_through_matching as straight_through_matching
+from soups.recipes.rebasin import weight_matching as weight_matching
+from soups.recipes.regmean import regmean as regmean
+from soups.recipes.regmean import regmean_pp as regmean_pp
 from soups.recipes.soup import Soup as Soup
 from soups.recipes.spherical import geometric_median as geometric_median
 from soups.recipes.spherical import karcher as karcher

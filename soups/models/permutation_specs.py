@@ -1,0 +1,106 @@
+"""Declare the permutation symmetries of the built-in networks, for `soups.recipes.rebasin`."""
+
+from flax import linen as nn
+
+from soups.models.convnet import ConvNet
+from soups.models.mlp import MLP
+from soups.models.resnet import ResNet
+from soups.models.vit import ViT
+from soups.recipes.permutation import Spec, spec_from_rules
+from soups.tree import Tree
+
+
+def permutation_spec(model: nn.Module, params: Tree, *, residual: bool = True) -> Spec:
+    """Give the permutation spec of a built-in network with weights `params`.
+
+    MLP: the units of each hidden layer. ConvNet: the channels of each convolution, with their BatchNorm. ResNet: the
+    channels inside each block, and the residual stream of each stage. ViT: the hidden units of each MLP, the heads of
+    each attention, the representation before the head, and the one residual stream. The elements inside an attention
+    head are not permuted. `residual=False` leaves the residual streams as they are.
+
+    Raises:
+        ValueError: another class of network, or weights that are not of this network.
+    """
+    for kind, rules in RULES.items():
+        if isinstance(model, kind):
+            return spec_from_rules(params, _with_collections(rules(model, residual), params))
+    known = ", ".join(kind.__name__ for kind in RULES)
+    raise ValueError(
+        f"there is no permutation spec for {type(model).__name__}, only for {known}: "
+        "write one with soups.recipes.permutation.spec_from_rules"
+    )
+
+
+def _with_collections(rules, params):
+    # weights with state are {"params": ..., "batch_stats": ...}
+    if "params" not in params:
+        return rules
+    return [(rf"(?:params|batch_stats)/(?:{pattern})", axes) for pattern, axes in rules]
+
+
+def _mlp(model, residual):
+    rules, units = [], None
+    for index in range(len(model.widths)):
+        layer = f"layer_{index}"
+        rules += _dense(layer, units, layer)
+        units = layer
+    return rules + _dense("head", units, None)
+
+
+def _convnet(model, residual):
+    rules, channels = [], None
+    for stage in range(len(model.widths)):
+        for index in range(model.depth):
+            block = f"stage_{stage}_{index}"
+            rules += _conv_norm(block, channels, block)
+            channels = block
+    return rules + _dense("head", channels, None)
+
+
+def _resnet(model, residual):
+    streams = [f"stage_{stage}" if residual else None for stage in range(len(model.blocks))]
+    stream = streams[0]
+    rules = _conv_norm("stem", None, stream)
+    for stage, count in enumerate(model.blocks):
+        for index in range(count):
+            block = f"stage_{stage}_{index}"
+            rules += _conv_norm(f"{block}/first", stream, block)
+            rules += _conv_norm(f"{block}/second", block, streams[stage])
+            if stage > 0 and index == 0:
+                rules += _conv_norm(f"{block}/shortcut", stream, streams[stage])
+            stream = streams[stage]
+    return rules + _dense("head", stream, None)
+
+
+def _vit(model, residual):
+    stream = "stream" if residual else None
+    features = stream if model.representation_size is None else "pre_logits"
+    rules = [
+        (r"embedding/kernel", (None, None, None, stream)),
+        (r"embedding/bias", (stream,)),
+        (r"pos_embedding|cls|MAPHead_0/probe", (None, None, stream)),
+        (r".*(?:LayerNorm_\d|encoder_norm)/(?:scale|bias)", (stream,)),
+        (r"(.*Attention_0)/(?:query|key|value)/kernel", (stream, r"\1", None)),
+        (r"(.*Attention_0)/(?:query|key|value)/bias", (r"\1", None)),
+        (r"(.*Attention_0)/out/kernel", (r"\1", None, stream)),
+        (r".*Attention_0/out/bias", (stream,)),
+        *_dense(r"(.*MlpBlock_0)/Dense_0", stream, r"\1"),
+        *_dense(r"(.*MlpBlock_0)/Dense_1", r"\1", stream),
+    ]
+    if model.representation_size is not None:
+        rules += _dense("pre_logits", stream, features)
+    return rules + _dense("head", features, None)
+
+
+def _dense(name, inputs, outputs):
+    return [(f"{name}/kernel", (inputs, outputs)), (f"{name}/bias", (outputs,))]
+
+
+def _conv_norm(name, inputs, outputs):
+    return [
+        (f"{name}/conv/kernel", (None, None, inputs, outputs)),
+        (f"{name}/norm/(?:scale|bias|mean|var)", (outputs,)),
+    ]
+
+
+RULES = {MLP: _mlp, ConvNet: _convnet, ResNet: _resnet, ViT: _vit}

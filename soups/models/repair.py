@@ -1,0 +1,192 @@
+"""Repair soups whose activations have lost their variance, as those of aligned independent networks do."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from soups import tree
+from soups.models.batch_stats import reestimate_batch_stats, stats_fn
+from soups.models.functional import as_variables
+from soups.names import did_you_mean
+from soups.tree import Tree
+
+TRUNK = r"(?!head$).*"  # the head is not repaired: the scale of its logits is a matter of calibration
+LAYERS = (nn.Dense, nn.Conv)
+
+
+def repair(
+    model: nn.Module,
+    soup: Tree,
+    members: Sequence[Tree] | Mapping[str, Tree],
+    batches: Iterable,
+    *,
+    weights: Sequence[float] | None = None,
+    layers: str = TRUNK,
+) -> Tree:
+    """Give a soup the statistics of activations that lie between those of its members: REPAIR.
+
+    With mean m_l and standard deviation s_l of each unit of a layer's output over all data and places, the goals are
+    m*_l = Σ_i w_i m_l(θ_i) and s*_l = Σ_i w_i s_l(θ_i). Going up, each layer of the soup is made to give
+    (y − m_l) s*_l / s_l + m*_l, by its kernel and bias. Statistics of the soup are measured with the layers below
+    repaired for the same batch, and pooled as in `reestimate_batch_stats`: exact from a single batch, so prefer large
+    ones. A network with BatchNorm has its statistics re-estimated instead.
+
+    Args:
+        model: a Linen module, called as `model(inputs, train=False)`.
+        soup: the averaged weights.
+        members: the weights that were averaged, after alignment.
+        batches: inputs, to be read once for each member and once for the soup: a list.
+        weights: w, one float for each member; default equal ones.
+        layers: a regex of the paths ("layer_0", "stage_0/conv") of the Dense and Conv layers to repair; default all
+            but the head.
+
+    Raises:
+        ValueError: no members or batches, batches that can be read once only, other structures, NaN or infinity, not
+            one weight for each member, layers that do not exist, have no bias, or are called more than once.
+
+    Jordan et al., "REPAIR: REnormalizing permuted activations for interpolation repair", 2022, arXiv:2211.08403.
+    """
+    members = list(members.values() if isinstance(members, Mapping) else members)
+    weights = _check(soup, members, batches, weights)
+    if "batch_stats" in soup:
+        return reestimate_batch_stats(stats_fn(model), soup, batches)
+    measure = _measure(model, layers)
+    _check_layers(jax.eval_shape(measure, soup, _first(batches)), layers, soup)
+    measured = [_statistics(measure, params, batches) for params in members]
+    goals = {path: _goal([statistics[path] for statistics in measured], weights) for path in measured[0]}
+    statistics = _statistics(_measure(model, layers, goals), soup, batches)
+    return _fold(soup, statistics, goals)
+
+
+def activation_statistics(model: nn.Module, params: Tree, batches: Iterable, *, layers: str = ".*") -> dict[str, dict]:
+    """Measure the mean and biased variance of each unit of the Dense and Conv layers' outputs.
+
+    Gives {"layer_0": {"mean": [units], "var": [units]}, ...} over all data and places, before the nonlinearity, pooled
+    over batches in float64 and given in float32.
+
+    Raises:
+        ValueError: no batches, no such layer, or a layer that is called more than once.
+    """
+    measure = _measure(model, layers)
+    _check_match(jax.eval_shape(measure, params, _first(batches)), layers, params)
+    return _statistics(measure, params, batches)
+
+
+def _check(soup, members, batches, weights):
+    if not members:
+        raise ValueError("no members were given: their statistics are the goal")
+    if iter(batches) is batches:
+        raise ValueError("batches are read once for each member: give a list instead of an iterator")
+    labels = ["soup", *map(str, range(len(members)))]
+    tree.check_same_structure([soup, *members], labels, dtypes=False)
+    for label, params in zip(labels, [soup, *members], strict=True):
+        if bad := tree.nonfinite_names(params):
+            raise ValueError(f"NaN or infinity in member {label}: {', '.join(bad)}")
+    weights = [1 / len(members)] * len(members) if weights is None else list(weights)
+    if len(weights) != len(members):
+        raise ValueError(f"{len(members)} members need {len(members)} weights, but {len(weights)} were given")
+    return weights
+
+
+def _check_match(found, layers, params):
+    if not found:
+        paths = sorted({name.removeprefix("params/").rpartition("/")[0] for name in tree.names(params)})
+        raise ValueError(f"layers {layers!r} match no Dense or Conv layer{did_you_mean(layers, paths)}")
+
+
+def _check_layers(found, layers, soup):
+    _check_match(found, layers, soup)
+    names = {name.removeprefix("params/") for name in tree.names(soup)}
+    if missing := [path for path in found if f"{path}/bias" not in names]:
+        raise ValueError(
+            f"these layers have no bias to take the shift: {', '.join(missing)}; make them with use_bias=True, or "
+            "leave them out by `layers`"
+        )
+
+
+def _first(batches):
+    inputs = next(iter(batches), None)
+    if inputs is None:
+        raise ValueError("no batches were given: statistics of activations need at least one")
+    return inputs
+
+
+def _statistics(measure, params, batches):
+    # pooled as BatchNorm's statistics are, whose place in the weights these take
+    shapes = jax.eval_shape(measure, params, _first(batches))
+    holder = {**as_variables(params), "batch_stats": jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}
+    return jax.device_get(reestimate_batch_stats(measure, holder, batches)["batch_stats"])
+
+
+def _measure(model: nn.Module, layers: str, goals: Mapping | None = None) -> Callable:
+    """Give `measure(params, inputs) -> {path: {"mean", "var"}}` of one batch, with the layers repaired on the way."""
+
+    def measure(params, inputs):
+        found = {}
+
+        def intercept(call, args, kwargs, context):
+            outputs = call(*args, **kwargs)
+            path = "/".join(context.module.path)
+            if context.method_name != "__call__" or not isinstance(context.module, LAYERS):
+                return outputs
+            if not re.fullmatch(layers, path):
+                return outputs
+            if path in found:
+                raise ValueError(f"layer {path} is called more than once, so it has no statistics of its own")
+            found[path] = _moments(outputs)
+            return outputs if goals is None else _towards(outputs, found[path], goals[path])
+
+        with nn.intercept_methods(intercept):
+            model.apply({"params": as_variables(params)["params"]}, inputs, train=False)
+        return found
+
+    return measure
+
+
+def _moments(outputs):
+    wide = outputs.astype(jnp.float32)
+    axes = tuple(range(wide.ndim - 1))
+    return {"mean": jnp.mean(wide, axes), "var": jnp.var(wide, axes)}
+
+
+def _towards(outputs, moments, goal):
+    scale, shift = _affine(moments, goal, jnp)
+    shape = (1,) * (outputs.ndim - 1) + (-1,)
+    return (outputs.astype(jnp.float32) * scale.reshape(shape) + shift.reshape(shape)).astype(outputs.dtype)
+
+
+def _goal(measured, weights):
+    pairs = list(zip(measured, weights, strict=True))
+    return {
+        "mean": sum(np.float32(weight) * moments["mean"] for moments, weight in pairs),
+        "std": sum(np.float32(weight) * np.sqrt(moments["var"]) for moments, weight in pairs),
+    }
+
+
+def _affine(moments, goal, xp):
+    """Give scale and shift with scale · y + shift of the goal's statistics; a constant unit is only shifted."""
+    # below this share of the mean's square a variance in float32 is rounding
+    alive = moments["var"] > 1e-10 * moments["mean"] ** 2 + 1e-30
+    scale = xp.where(alive, goal["std"] / xp.sqrt(xp.where(alive, moments["var"], 1)), 1)
+    return scale, goal["mean"] - scale * moments["mean"]
+
+
+def _fold(soup, statistics, goals):
+    affine = {path: _affine(statistics[path], goals[path], np) for path in goals}
+
+    def leaf(name, value):
+        path, _, kind = name.removeprefix("params/").rpartition("/")
+        if path not in affine or kind not in ("kernel", "bias"):
+            return value
+        scale, shift = affine[path]
+        wide = tree.widen(value)
+        scale, shift = scale.astype(wide.dtype), shift.astype(wide.dtype)
+        if kind == "kernel":
+            return (wide * scale.reshape((1,) * (value.ndim - 1) + (-1,))).astype(value.dtype)
+        return (wide * scale + shift).astype(value.dtype)
+
+    return tree.map_with_names(leaf, soup)

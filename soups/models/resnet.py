@@ -1,0 +1,95 @@
+"""Build residual networks for small images, such as ResNet-20 for CIFAR, with LayerNorm or BatchNorm."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+NORMS = ("layer", "batch")
+
+
+class ResNet(nn.Module):
+    """Classify small images with stages of residual blocks of two 3x3 convolutions (He et al., 2015, arXiv:1512.03385).
+
+    `blocks`: the blocks of each stage, (3, 3, 3) is ResNet-20. Stage s has 16 · 2ˢ · `width_multiplier` channels; every
+    stage after the first halves the image, its shortcut is then a 3x3 convolution. `norm`: "layer" over the channels,
+    as in Git Re-Basin (2022, arXiv:2209.04836), so that there is no state to re-estimate after averaging, or "batch".
+    `momentum`: the share of the old BatchNorm statistics that a training step keeps. The head starts at zero.
+    Parameters and statistics are float32; convolutions compute in `dtype`, norms and head in float32.
+    """
+
+    num_classes: int
+    blocks: Sequence[int] = (3, 3, 3)
+    width_multiplier: float = 1.0
+    norm: str = "layer"
+    momentum: float = 0.9
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC, train: bool = False):
+        """Map images [B, H, W, C] of floats to logits [B, num_classes] in float32.
+
+        Raises:
+            ValueError: an unknown `norm`, or a `width_multiplier` that leaves no channel.
+        """
+        width = self._checked_width()
+        x = ConvNorm(width, 1, self.norm, self.momentum, self.dtype, name="stem")(images_BxHxWxC, train)
+        x = nn.relu(x)
+        for stage, count in enumerate(self.blocks):
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                fields = (width * 2**stage, stride, self.norm, self.momentum, self.dtype)
+                x = ResidualBlock(*fields, name=f"stage_{stage}_{index}")(x, train)
+        x_BxD = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="head")(x_BxD)
+
+    def _checked_width(self):
+        width = round(16 * self.width_multiplier)
+        if width < 1:
+            raise ValueError(f"width_multiplier {self.width_multiplier} leaves no channel of 16: give at least 1/16")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {self.norm!r}")
+        return width
+
+
+class ResidualBlock(nn.Module):
+    """Add two convolutions to their input, which a third one adapts where the image is halved; then ReLU."""
+
+    width: int
+    stride: int
+    norm: str
+    momentum: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC, train: bool):
+        """Map [B, H, W, C] to [B, H/stride, W/stride, width] in float32."""
+        rest = (self.norm, self.momentum, self.dtype)
+        y = nn.relu(ConvNorm(self.width, self.stride, *rest, name="first")(x_BxHxWxC, train))
+        y = ConvNorm(self.width, 1, *rest, name="second")(y, train)
+        if self.stride > 1:
+            x_BxHxWxC = ConvNorm(self.width, self.stride, *rest, name="shortcut")(x_BxHxWxC, train)
+        return nn.relu(x_BxHxWxC + y)
+
+
+class ConvNorm(nn.Module):
+    """Apply a 3x3 convolution without bias and a norm."""
+
+    width: int
+    stride: int
+    norm: str
+    momentum: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC, train: bool):
+        """Map [B, H, W, C] to [B, H/stride, W/stride, width] in float32."""
+        strides = (self.stride, self.stride)
+        x = nn.Conv(self.width, (3, 3), strides=strides, use_bias=False, dtype=self.dtype, name="conv")(x_BxHxWxC)
+        x = x.astype(jnp.float32)
+        # two-pass variances: E[x²] − E[x]² cancels in float32
+        if self.norm == "layer":
+            return nn.LayerNorm(dtype=jnp.float32, use_fast_variance=False, name="norm")(x)
+        norm = nn.BatchNorm(momentum=self.momentum, dtype=jnp.float32, use_fast_variance=False, name="norm")
+        return norm(x, use_running_average=not train)

@@ -1,0 +1,212 @@
+"""Learn how much of each task vector to add, from inputs without labels."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from soups import tree
+from soups.names import check_name
+from soups.recipes import _leaves, _members, _optimizer
+from soups.recipes._aligned import aligned
+from soups.recipes.soup import Soup, digests
+
+ApplyFn = Callable[[tree.Tree, Any], jax.Array]
+
+
+def adamerging(
+    members: _members.Members,
+    *,
+    base: tree.Tree,
+    apply_fn: ApplyFn | Sequence[ApplyFn] | Mapping[str, ApplyFn],
+    batches: Sequence[Iterable[Any]] | Mapping[str, Iterable[Any]],
+    per: str = "member",
+    steps: int = 500,
+    learning_rate: float = 1e-3,
+    initial: float = 0.3,
+    clip: bool = True,
+) -> Soup:
+    """Add task vectors with the coefficients at which the predictions on unlabelled inputs are most certain.
+
+    θ(λ) = θ_base + Σ_k λ_k τ_k with τ_k = θ_k − θ_base, or with per="leaf" θ_l = θ_base,l + Σ_k λ_{k,l} τ_{k,l};
+    min over λ of Σ_k E_{x of task k} H(softmax(apply_fn_k(θ(λ), x))), H(p) = −Σ_c p_c log p_c, by Adam. The gradient of
+    a coefficient is an inner product, dL/dλ_k = <dL/dθ, τ_k>: the device holds one model and its gradients, whatever
+    the number of members, which stay where they are.
+
+    Args:
+        members: a sequence or mapping of trees, or a pool: one fine-tuned network for each task.
+        base: the weights that they were fine-tuned from.
+        apply_fn: gives the logits [B, C] of weights on inputs, with a fixed head; one for all tasks or one for each.
+        batches: for each member the batches of inputs of its task, one for each step (the published code takes two of
+            16); gone through again when they end.
+        per: "member" for one coefficient for each member, "leaf" for one for each leaf and member, which is better.
+        steps: of the optimizer.
+        learning_rate: of Adam with its usual constants.
+        initial: coefficient to start from.
+        clip: use min(max(λ, 0), 1), as the published code does.
+
+    Returns:
+        A soup whose `ingredients` are the coefficients (with per="leaf" their means over the leaves, `leaf_weights`
+        holding them all), and whose history has the sum of the tasks' mean entropies at every step.
+
+    Raises:
+        ValueError: no (finite) members, other structures, `apply_fn` or `batches` for other members, a task without
+            batches, another `per`, settings out of range, logits that are not [B, C], or a loss that is not finite.
+
+    Yang et al., "AdaMerging: Adaptive model merging for multi-task learning", 2023, arXiv 2310.02575.
+    """
+    settings = _settings(per, steps, learning_rate, initial, clip)
+    members = _members.as_mapping(members)
+    trees = {name: members[name] for name in members}
+    tree.check_same_structure([base, *trees.values()], ["base", *trees])
+    vectors = {name: tree.sub(member, base) for name, member in trees.items()}
+    return _merge(vectors, base, apply_fn, batches, {"name": "adamerging", **settings}, digests(members, trees))
+
+
+def adamerge(
+    task_vectors: Sequence[tree.Tree] | Mapping[str, tree.Tree],
+    *,
+    base: tree.Tree,
+    apply_fn: ApplyFn | Sequence[ApplyFn] | Mapping[str, ApplyFn],
+    batches: Sequence[Iterable[Any]] | Mapping[str, Iterable[Any]],
+    per: str = "member",
+    steps: int = 500,
+    learning_rate: float = 1e-3,
+    initial: float = 0.3,
+    clip: bool = True,
+) -> Soup:
+    """Do as `adamerging` with task vectors in place of members, which may have been changed before.
+
+    AdaMerging++ is this on task vectors that TIES has trimmed to the largest 20 % and to the elected signs.
+    `task_vectors`: trees with the names and shapes of `base`, in any float dtypes. All else is as in `adamerging`.
+
+    Raises:
+        ValueError: as `adamerging`.
+
+    Yang et al., "AdaMerging: Adaptive model merging for multi-task learning", 2023, arXiv 2310.02575.
+    """
+    settings = _settings(per, steps, learning_rate, initial, clip)
+    if not len(task_vectors):
+        raise ValueError("no task vectors were given: at least one is needed")
+    vectors = _members.as_mapping(task_vectors)
+    tree.check_same_structure([base, *vectors.values()], ["base", *vectors], dtypes=False)
+    return _merge(vectors, base, apply_fn, batches, {"name": "adamerge", **settings}, {})
+
+
+def _settings(per, steps, learning_rate, initial, clip):
+    check_name(per, ("member", "leaf"), "value of per")
+    if steps < 1 or not learning_rate > 0:
+        raise ValueError(f"steps and learning_rate must be above 0, not {steps} and {learning_rate}")
+    if not np.isfinite(initial) or (clip and not 0 <= initial <= 1):
+        raise ValueError(f"initial must be {'in [0, 1], where clip leaves it' if clip else 'finite'}, not {initial}")
+    return {"per": per, "steps": steps, "learning_rate": learning_rate, "initial": initial, "clip": clip}
+
+
+def _merge(vectors, base, apply_fn, batches, recipe, digests):
+    for label, weights in [("base", base), *((f"task vector {name}", vector) for name, vector in vectors.items())]:
+        if bad := tree.nonfinite_names(weights):
+            raise ValueError(f"NaN or infinity in {label}: {', '.join(bad)}")
+    apply_fns = [apply_fn] * len(vectors) if callable(apply_fn) else aligned(apply_fn, vectors, "apply_fns")
+    streams = [_forever(task, name) for name, task in zip(vectors, aligned(batches, vectors, "batches"), strict=True)]
+    names, leaf_names = list(vectors), tree.names(base)
+    rows = 1 if recipe["per"] == "member" else len(leaf_names)
+    start = np.full((rows, len(names)), recipe["initial"], np.float32)
+    coefficients, history = _descend(start, list(vectors.values()), base, apply_fns, streams, recipe)
+    by_leaf = {
+        leaf: {name: float(value) for name, value in zip(names, row, strict=True)}
+        for leaf, row in zip(leaf_names, np.broadcast_to(coefficients, (len(leaf_names), len(names))), strict=True)
+    }
+    return Soup(
+        params=_mix(base, list(vectors.values()), coefficients),
+        recipe=recipe,
+        ingredients={name: float(value) for name, value in zip(names, coefficients.mean(0), strict=True)},
+        history=history,
+        leaf_weights=by_leaf if recipe["per"] == "leaf" else None,
+        digests=digests,
+    )
+
+
+def _descend(raw, vectors, base, apply_fns, streams, recipe):
+    optimizer = optax.adam(recipe["learning_rate"])
+    update = jax.jit(lambda grads, state, now: _optimizer.apply(optimizer, grads, state, now))
+    state, history = optimizer.init(raw), []
+    for step in range(recipe["steps"]):
+        value, products = _entropy_and_products(base, vectors, _clipped(raw, recipe), apply_fns, streams)
+        if not np.isfinite(value):
+            raise ValueError(f"the entropy is {value} at step {step}: lower the learning rate, or look at the batches")
+        if len(raw) == 1:
+            products = products.sum(0, keepdims=True)
+        if recipe["clip"]:
+            products = np.where((raw >= 0) & (raw <= 1), products, np.float32(0))
+        raw, state = jax.device_get(update(products, state, raw))
+        history.append(value)
+    return _clipped(raw, recipe), history
+
+
+def _clipped(raw, recipe):
+    return np.clip(raw, 0, 1) if recipe["clip"] else raw
+
+
+def _entropy_and_products(base, vectors, coefficients, apply_fns, streams):
+    params, total, grads = _mix(base, vectors, coefficients), 0.0, None
+    # task after task, so that the activations of one are on the device
+    for apply_fn, stream in zip(apply_fns, streams, strict=True):
+        value, grads = _add_task(apply_fn, params, next(stream), grads)
+        total += float(value)
+    return total, _inner_products(grads, vectors)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _add_task(apply_fn, params, inputs, so_far):
+    """Give the mean entropy of one task, and its gradient added to those so far."""
+    floats, rest = _leaves.split(params)
+
+    def entropy(floats):
+        logits = apply_fn(tree.combine(floats, rest), inputs)
+        if logits.ndim != 2:
+            raise ValueError(f"apply_fn must give logits [B, C], but it gave {logits.shape}")
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        return -jnp.mean(jnp.sum(jnp.exp(log_probs) * log_probs, axis=1))
+
+    value, grads = jax.value_and_grad(entropy)(floats)
+    grads = tree.widen(grads)
+    return value, grads if so_far is None else jax.tree.map(jnp.add, so_far, grads)
+
+
+def _mix(base, vectors, coefficients):
+    """Add the task vectors to the base; row l of `coefficients` [L or 1, K] is for leaf l."""
+    leaves, structure = jax.tree.flatten(base)
+    columns = zip(*map(jax.tree.leaves, vectors), strict=True)
+    rows = np.broadcast_to(coefficients, (len(leaves), len(vectors)))
+    mixed = [
+        tree.add_scaled(leaf, tree.weighted_sum(tree.widen(list(column)), row)) if _leaves.is_float(leaf) else leaf
+        for leaf, column, row in zip(leaves, columns, rows, strict=True)
+    ]
+    return jax.tree.unflatten(structure, mixed)
+
+
+def _inner_products(grads, vectors):
+    """Give <g_l, τ_{k,l}> as [L, K]; integer leaves have no gradient and count zero."""
+    flat_grads = tree.flatten(jax.device_get(grads) if _leaves.namespace(vectors) is np else grads)
+    columns = [
+        [
+            tree.dot(flat_grads[name], leaf) if name in flat_grads else np.float32(0)
+            for name, leaf in tree.flatten(vector).items()
+        ]
+        for vector in vectors
+    ]
+    return np.asarray(jax.device_get(columns), np.float32).T
+
+
+def _forever(batches: Iterable[Any], name: str) -> Iterator[Any]:
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError(f"no batches for task {name}: there are none, or they can be gone through only once")

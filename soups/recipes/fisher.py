@@ -1,0 +1,270 @@
+"""Average members with the weights that their Fisher information gives each parameter."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from soups import tree
+from soups.names import check_name
+from soups.recipes import _leaves, _members
+from soups.recipes._aligned import aligned, weights_of
+
+ESTIMATORS = ("exact", "sampled", "empirical", "batch")
+
+
+def fisher_information(
+    apply_fn: Callable[[tree.Tree, Any], jax.Array],
+    params: tree.Tree,
+    inputs: Any,
+    *,
+    estimator: str = "exact",
+    labels=None,
+    key: jax.Array | None = None,
+    batch_size: int = 32,
+) -> tree.Tree:
+    """Estimate the diagonal of the Fisher information of a classifier.
+
+    F = (1/n) Σ_x E_y (∂ log p(y|x, θ) / ∂θ)², element by element, with the gradient of each example by itself:
+
+    * "exact": the expectation Σ_c p(c|x) (...)² over all classes, one backward pass for each;
+    * "sampled": one label drawn from p(·|x) with `key`; unbiased, and the same for every `batch_size`;
+    * "empirical": the label that is given, which measures the fit and not the curvature where the model is wrong;
+    * "batch": (1/n) Σ_batches (∂/∂θ Σ_{x in batch} Σ_c √p(c|x) log p(c|x))² with √p held fixed: what several published
+      programs call Fisher. Squared after the sum, it keeps the products of different examples and classes, so it is
+      NOT the Fisher diagonal, and it depends on `batch_size`. For comparison only.
+
+    Args:
+        apply_fn: gives the logits [B, C] of weights on inputs, in evaluation mode.
+        params: the weights θ, float leaves of any width.
+        inputs: an array [n, ...], or a tree of arrays whose first axes are n.
+        estimator: one of those above.
+        labels: integers [n] below C, for "empirical".
+        key: a JAX key, for "sampled".
+        batch_size: examples at a time; except for "batch" the device holds as many gradients.
+
+    Returns:
+        A tree of the structure of `params` in float32; integer leaves count zero.
+
+    Raises:
+        ValueError: another estimator; labels or a key that are missing, of no use, of another number or not classes; no
+            inputs, or of different numbers; logits that are not [B, C]; NaN or infinity in the result.
+
+    Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
+    """
+    count = _check(apply_fn, params, inputs, estimator, labels, key, batch_size)
+    labels = np.zeros(count, np.int32) if labels is None else labels
+    total = None
+    for start in range(0, count, min(batch_size, count)):
+        # the last batch is filled up with what weighs nothing: one program for all
+        index = np.arange(start, start + min(batch_size, count))
+        chosen = np.minimum(index, count - 1)
+        kept = (index < count).astype(np.float32)
+        batch = jax.tree.map(lambda leaf, i=chosen: leaf[i], inputs)
+        part = _sum_of_squares(apply_fn, estimator, params, batch, labels[chosen], kept, chosen.astype(np.int32), key)
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    information = jax.tree.map(lambda leaf: leaf / np.float32(count), total)
+    if not _leaves.traced(information) and (bad := tree.nonfinite_names(information)):
+        raise ValueError(
+            f"NaN or infinity in the Fisher information of {', '.join(bad)}: look at the weights or inputs"
+        )
+    return information
+
+
+def fisher(
+    members: _members.Members,
+    fishers: Sequence[tree.Tree] | Mapping[str, tree.Tree],
+    *,
+    weights: Sequence[float] | Mapping[str, float] | None = None,
+    floor: float = 1e-6,
+    favor: str | int | None = None,
+    normalize: bool = False,
+) -> tree.Tree:
+    """Average members, each parameter weighted by its Fisher information.
+
+    θ = Σ_i c_i max(F_i, floor) θ_i / Σ_i c_i max(F_i, floor), in float32 or wider, cast once to the members' dtypes.
+    Pure and element-wise; F_i = 1 gives the weighted average.
+
+    Args:
+        members: a sequence or mapping of trees, or a pool.
+        fishers: the diagonals F_i ≥ 0, one tree for each member, as `fisher_information` gives them.
+        weights: the c_i ≥ 0, all 1 without; their scale does not matter.
+        floor: the least information, > 0. Where all F_i are below it, members count by c_i alone: it should be small
+            against the F_i that matter.
+        favor: the name or index of one member; then only its F has the floor, so that it decides where nobody knows
+            more. The published code does this with its first member.
+        normalize: divide c_i by the Euclidean norm of F_i over all leaves, so that no member wins by its scale. For a
+            part of a model divide `weights` by `tree.norm` of the whole F_i instead.
+
+    Raises:
+        ValueError: as `uniform`; fishers of other number, names or shapes, not finite, negative, or zero where their
+            norm divides; weights that are negative or all zero, or zero for the favoured member; a floor not above 0.
+
+    Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
+    """
+    if not floor > 0:
+        raise ValueError(f"floor must be above 0, not {floor}: it is what decides where all Fishers vanish")
+    members = _members.as_mapping(members)
+    members = {name: members[name] for name in members}
+    names, trees = list(members), list(members.values())
+    fishers = aligned(fishers, members, "fishers")
+    weights = weights_of(weights, members)
+    floored = names if favor is None else [check_name(str(favor), names, "member")]
+    if favor is not None and not _leaves.traced(weights) and not weights[names.index(floored[0])] > 0:
+        raise ValueError(f"the favoured member {floored[0]} needs a weight above 0")
+    tree.check_same_structure(trees, names)
+    _check_fishers(trees[0], fishers, names, normalize)
+    if normalize:
+        weights = [weight / tree.norm(information) for weight, information in zip(weights, fishers, strict=True)]
+    floors = [floor if name in floored else 0.0 for name in names]
+
+    def average(name, *leaves):
+        return _average(name, leaves[: len(names)], leaves[len(names) :], floors, weights)
+
+    return _members.merge(members, lambda trees: tree.map_with_names(average, *trees, *fishers))
+
+
+def fisher_interpolate(
+    base: tree.Tree,
+    member: tree.Tree,
+    fisher_base: tree.Tree,
+    fisher_member: tree.Tree,
+    *,
+    alpha,
+    floor: float = 1e-6,
+    normalize: bool = False,
+) -> tree.Tree:
+    """Interpolate from the base to a member, each parameter as far as the two Fisher diagonals say.
+
+    θ = ((1 − α) F_0 θ_0 + α F_1 θ_1) / ((1 − α) F_0 + α F_1), α in [0, 1], both F not below the floor; `wise_ft` where
+    F_0 = F_1.
+
+    Raises:
+        ValueError: as `fisher`; α outside [0, 1].
+
+    Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
+    """
+    if not _leaves.traced(alpha) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], not {alpha}")
+    members = {"base": base, "member": member}
+    fishers = {"base": fisher_base, "member": fisher_member}
+    return fisher(members, fishers, weights=[1.0 - alpha, alpha], floor=floor, normalize=normalize)
+
+
+# --- Averaging ---
+
+
+def _average(name, leaves, fishers, floors, weights):
+    if not _leaves.is_float(leaves[0]):
+        return tree.mean([{name: leaf} for leaf in leaves])[name]  # copied, if they are the same
+    xp = _leaves.namespace([leaves, fishers])
+    wide = tree.widen(list(leaves))
+    masses = [xp.maximum(f.astype(w.dtype), floor) for f, w, floor in zip(fishers, wide, floors, strict=True)]
+    total = tree.weighted_sum(masses, weights)
+    mixed = tree.weighted_sum([mass * leaf for mass, leaf in zip(masses, wide, strict=True)], weights)
+    return (mixed / total).astype(leaves[0].dtype)
+
+
+def _check_fishers(first, fishers, names, normalize):
+    tree.check_same_structure([first, *fishers], ["of the weights", *names], dtypes=False)
+    for name, information in zip(names, fishers, strict=True):
+        if _leaves.traced(information):
+            continue
+        if bad := tree.nonfinite_names(information):
+            raise ValueError(f"NaN or infinity in the Fisher information of member {name}: {', '.join(bad)}")
+        if bad := [leaf for leaf, values in tree.flatten(information).items() if bool((values < 0).any())]:
+            raise ValueError(f"negative Fisher information of member {name}: {', '.join(bad)}")
+        if normalize and not tree.norm(information) > 0:
+            raise ValueError(f"the Fisher information of member {name} is zero, so it cannot be normalized")
+
+
+# --- Estimating ---
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sum_of_squares(apply_fn, estimator, params, inputs, labels, kept, index, key):
+    """Sum over the examples of one batch, in float32; `kept` [B] is 1 for those that count."""
+    floats, rest = _leaves.split(params)
+
+    def log_probs(floats, inputs):
+        return jax.nn.log_softmax(apply_fn(tree.combine(floats, rest), inputs).astype(jnp.float32))
+
+    def log_prob(floats, example, label):
+        return log_probs(floats, jax.tree.map(lambda leaf: leaf[None], example))[0, label]
+
+    def weighted_squares(labels, weigh):
+        values, grads = jax.vmap(jax.value_and_grad(log_prob), (None, 0, 0))(floats, inputs, labels)
+        return jax.tree.map(functools.partial(_weighted_square, weigh(values)), tree.widen(grads))
+
+    if estimator == "batch":
+        grads = jax.grad(lambda floats: _pseudo_loss(log_probs(floats, inputs), kept))(floats)
+        sums = jax.tree.map(jnp.square, tree.widen(grads))
+    elif estimator == "exact":
+
+        def of_class(label):
+            return weighted_squares(jnp.full_like(index, label), lambda values: kept * jnp.exp(values))
+
+        sums = _sum_over_classes(of_class, jax.eval_shape(log_probs, floats, inputs).shape[1])
+    else:
+        labels = _draw(log_probs(floats, inputs), index, key) if estimator == "sampled" else labels
+        sums = weighted_squares(labels, lambda _: kept)
+    return jax.tree.map(
+        lambda leaf, total: jnp.zeros(leaf.shape, jnp.float32) if total is None else total.astype(jnp.float32),
+        params,
+        sums,
+    )
+
+
+def _weighted_square(weights, grads):
+    # no dot product: accelerators round its factors
+    return jnp.sum(jnp.expand_dims(weights.astype(grads.dtype), range(1, grads.ndim)) * grads * grads, axis=0)
+
+
+def _pseudo_loss(log_probs, kept):
+    roots = jax.lax.stop_gradient(jnp.exp(log_probs / 2))
+    return jnp.sum(kept[:, None] * roots * log_probs)
+
+
+def _sum_over_classes(of_class, num_classes):
+    # a loop, so that the device holds the gradients of one class
+    def step(total, label):
+        return jax.tree.map(jnp.add, total, of_class(label)), None
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_class, np.int32(0)))
+    return jax.lax.scan(step, zeros, jnp.arange(num_classes, dtype=jnp.int32))[0]
+
+
+def _draw(log_probs, index, key):
+    # a key for each example by its number: the size of the batches does not matter
+    return jax.vmap(lambda number, row: jax.random.categorical(jax.random.fold_in(key, number), row))(index, log_probs)
+
+
+def _check(apply_fn, params, inputs, estimator, labels, key, batch_size):
+    check_name(estimator, ESTIMATORS, "estimator")
+    for value, owner, what in ((labels, "empirical", "labels"), (key, "sampled", "key")):
+        if (value is None) == (estimator == owner):
+            verb = "needs" if value is None else "has no use for"
+            raise ValueError(f"estimator {estimator!r} {verb} {what}, which {owner!r} takes")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    counts = {leaf.shape[0] for leaf in jax.tree.leaves(inputs)}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(f"inputs must be arrays with one number of examples above 0, but there are {sorted(counts)}")
+    count = counts.pop()
+    logits = jax.eval_shape(apply_fn, params, jax.tree.map(lambda leaf: leaf[:1], inputs))
+    if len(logits.shape) != 2 or logits.shape[0] != 1:
+        raise ValueError(f"apply_fn must give logits [1, C] for one example, but it gave {logits.shape}")
+    if labels is not None:
+        _check_labels(labels, count, logits.shape[1])
+    return count
+
+
+def _check_labels(labels, count, num_classes):
+    if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be {count} integers, not {labels.dtype} of shape {tuple(labels.shape)}")
+    low, high = (0, 0) if _leaves.traced(labels) else (int(labels.min()), int(labels.max()))
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels must be in 0..{num_classes - 1}, but are in {low}..{high}")

@@ -1,0 +1,260 @@
+"""Find the few weights that a task needs, and stitch those of several tasks into the base."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from soups import tree
+from soups.names import check_name
+from soups.recipes import _leaves, _members, _select
+from soups.recipes._aligned import aligned
+
+START = 5.0  # a mask starts at ±5: σ is 0.993 in the first region, 0.007 elsewhere
+
+
+def localize(
+    loss_fn: Callable[[tree.Tree, Any], jax.Array],
+    batches: Iterable[Any],
+    *,
+    base: tree.Tree,
+    member: tree.Tree,
+    density: float = 1e-5,
+    epochs: int = 10,
+    learning_rate: float = 1e7,
+    l1_strength: float = 10.0,
+    only: str = ".*",
+    update: str = "paper",
+) -> tree.Tree:
+    """Learn which weights of a member its task needs, from a few examples (Localize-and-Stitch).
+
+    min over S of Σ_batches loss(θ_base + σ(S) ⊙ τ) + (l1_strength / learning_rate) |σ(S)|_1, τ = θ_member − θ_base, by
+    one gradient step over all batches in each epoch: S ← S − σ'(S) (learning_rate · Σ g ⊙ τ + l1_strength). S starts at
+    +5 for the int(density · n) largest |τ| (see `localize_dataless`), at −5 elsewhere; the mask is S > 0.
+
+    update="released" takes the sign that the published program gives the last term, σ'(S) (... − l1_strength sign(S)),
+    which is no L1 penalty: it drives each element away from 0 to the side where it is.
+
+    Args:
+        loss_fn: gives the mean loss of weights on a batch.
+        batches: gone through once in each epoch, so a list and no generator.
+        base, member: the weights before and after fine-tuning; the device holds about five models.
+        density: of the region to start from.
+        epochs, learning_rate, l1_strength: the published settings, for language; 1 is that for the strength in vision.
+        only: a regex for the names of the leaves that may be in the mask; the others stay the base's (the paper leaves
+            out embeddings and heads).
+        update: "paper" or "released".
+
+    Returns:
+        A boolean tree of the structure of `base`.
+
+    Raises:
+        ValueError: other structures, NaN or infinity, no batches or too few for the epochs, a density outside (0, 1],
+            fewer than one epoch, another `update`, a rule that matches no leaf, or a loss that is not finite.
+
+    He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
+    """
+    check_name(update, ("paper", "released"), "update")
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, not {epochs}")
+    # on the device once, not for every batch
+    vectors, start = jax.tree.map(jnp.asarray, (_task_vector(member, base, only), base))
+    first = tree.flatten(localize_dataless(member, base=base, density=density, only=only))
+    masks = {name: jnp.where(first[name], np.float32(START), np.float32(-START)) for name in vectors}
+    step = functools.partial(_step, learning_rate=learning_rate, l1_strength=l1_strength, released=update == "released")
+    for epoch in range(epochs):
+        masks = step(masks, vectors, _gradient_sum(loss_fn, batches, start, vectors, masks, epoch))
+    return tree.map_with_names(lambda name, leaf: _final(masks.get(name), leaf), base)
+
+
+def localize_dataless(member: tree.Tree, *, base: tree.Tree, density: float = 0.05, only: str = ".*") -> tree.Tree:
+    """Take the weights that fine-tuning moved most: a mask without data (Localize-and-Stitch).
+
+    The max(1, int(density · n)) largest |θ_member − θ_base| in float32 or wider, over the n elements of all float
+    leaves that match the regex `only`, jointly. Of equal ones the first go in, by order of leaves, then of elements.
+    Exact, without sorting; it may be traced.
+
+    Raises:
+        ValueError: other structures, NaN or infinity, a density outside (0, 1], a rule that matches no float leaf.
+
+    He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be in (0, 1], not {density}")
+    vectors = _task_vector(member, base, only)
+    kept = max(1, int(density * sum(leaf.size for leaf in vectors.values())))
+    masks = _largest(vectors, kept)
+    return tree.map_with_names(lambda name, leaf: masks[name] if name in masks else _no(leaf), base)
+
+
+def stitch(
+    members: _members.Members, masks: Sequence[tree.Tree] | Mapping[str, tree.Tree], *, base: tree.Tree
+) -> tree.Tree:
+    """Put the masked part of every member into the base; where masks overlap, the mean of those members.
+
+    θ = θ_base + Σ_i γ'_i ⊙ τ_i with γ'_i = γ_i / Σ_j γ_j (0 where no mask is) and τ_i = θ_i − θ_base, in float32 or
+    wider, cast once to the members' dtypes. Pure and element-wise. `masks`: one boolean tree for each member, as
+    `localize` and `localize_dataless` give them.
+
+    Raises:
+        ValueError: as `uniform`; masks of other number, names or shapes, or not boolean.
+
+    He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
+    """
+    members = _members.as_mapping(members)
+    members = {name: members[name] for name in members}
+    masks = aligned(masks, members, "masks")
+    tree.check_same_structure([base, *members.values()], ["base", *members])
+    _check_masks([base, *masks], ["of the weights", *members])
+
+    trees = list(members.values())
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below, with names
+        result = tree.map_with_names(functools.partial(_stitch, len(trees)), base, *trees, *masks)
+    return _members.check_finite(result, ["base", *members], [base, *trees])
+
+
+def mask_overlap(masks: Sequence[tree.Tree] | Mapping[str, tree.Tree]) -> dict[str, Any]:
+    """Measure how large masks are and how much they share.
+
+    Returns:
+        {"percent": {name: share of the elements in it}, "jaccard": {name: {other: |A ∩ B| / |A ∪ B|}}}; two empty masks
+        are the same (1). The masks of a sequence are called "0", "1", ...
+
+    Raises:
+        ValueError: no masks, masks of other names or shapes, or not boolean.
+    """
+    if not len(masks):
+        raise ValueError("no masks were given: at least one is needed")
+    masks = _members.as_mapping(masks)
+    names, trees = list(masks), list(masks.values())
+    _check_masks([trees[0], *trees], [names[0], *names])
+    leaves = [jax.tree.leaves(jax.device_get(mask)) for mask in trees]
+
+    def share(a, b):
+        common = sum(int(np.count_nonzero(x & y)) for x, y in zip(a, b, strict=True))
+        union = sum(int(np.count_nonzero(x | y)) for x, y in zip(a, b, strict=True))
+        return common / union if union else 1.0
+
+    return {
+        "percent": {
+            name: 100.0 * sum(int(np.count_nonzero(leaf)) for leaf in mask) / max(1, tree.count(trees[0]))
+            for name, mask in zip(names, leaves, strict=True)
+        },
+        "jaccard": {
+            name: {other: share(a, b) for other, b in zip(names, leaves, strict=True)}
+            for name, a in zip(names, leaves, strict=True)
+        },
+    }
+
+
+# --- Learning a mask ---
+
+
+def _gradient_sum(loss_fn, batches, base, vectors, masks, epoch):
+    total = None
+    for batch in batches:
+        value, grads = _loss_and_gradient(loss_fn, base, vectors, masks, batch)
+        if not np.isfinite(value):
+            raise ValueError(f"the loss is {float(value)} in epoch {epoch}: look at the weights and the batches")
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    if total is None:
+        raise ValueError(f"no batches in epoch {epoch}: there are none, or they can be gone through only once")
+    return total
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loss_and_gradient(loss_fn, base, vectors, masks, batch):
+    leaves = tree.flatten(base)
+    mixed = {name: _masked(leaves[name], masks[name], vector) for name, vector in vectors.items()}
+
+    def loss(mixed):
+        return loss_fn(tree.map_with_names(lambda name, leaf: mixed.get(name, leaf), base), batch)
+
+    value, grads = jax.value_and_grad(loss)(mixed)
+    return value.astype(jnp.float32), {name: leaf.astype(jnp.float32) for name, leaf in grads.items()}
+
+
+def _masked(leaf, mask, vector):
+    wide = tree.widen(leaf)
+    return (wide + jax.nn.sigmoid(mask).astype(wide.dtype) * vector).astype(leaf.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="released")
+def _step(masks, vectors, grads, learning_rate, l1_strength, released):
+    def move(mask, vector, grad):
+        slope = jax.nn.sigmoid(mask) * jax.nn.sigmoid(-mask)
+        penalty = -l1_strength * jnp.sign(mask) if released else l1_strength
+        return mask - slope * (learning_rate * grad * vector.astype(jnp.float32) + penalty)
+
+    return jax.tree.map(move, masks, vectors, grads)
+
+
+def _final(mask, leaf):
+    if mask is None:
+        return _no(leaf)
+    return np.asarray(mask > 0) if isinstance(leaf, np.ndarray) else mask > 0
+
+
+# --- The largest elements ---
+
+
+def _task_vector(member, base, only):
+    """Give member − base by name, for the float leaves that may be in a mask."""
+    tree.check_same_structure([base, member], ["base", "member"])
+    chosen = tree.flatten(tree.match(base, only))
+    for label, weights in {"base": base, "member": member}.items():
+        if not _leaves.traced(weights) and (bad := tree.nonfinite_names(weights)):
+            raise ValueError(f"NaN or infinity in the {label}: {', '.join(bad)}")
+    leaves = {name: leaf for name, leaf in tree.flatten(base).items() if _leaves.is_float(leaf) and chosen[name]}
+    if not leaves:
+        raise ValueError(f"no float leaf matches {only!r}")
+    flat = tree.flatten(member)
+    return {name: tree.sub(flat[name], leaf) for name, leaf in leaves.items()}
+
+
+def _largest(vectors, kept):
+    xp = _leaves.namespace(vectors)
+    wide = functools.reduce(np.promote_types, [leaf.dtype for leaf in vectors.values()])
+    magnitudes = {name: xp.abs(leaf).astype(wide) for name, leaf in vectors.items()}
+    number = sum(leaf.size for leaf in magnitudes.values())
+    threshold = _select.kth_magnitude(magnitudes.values, number, number - kept + 1)
+    above = {name: leaf > threshold for name, leaf in magnitudes.items()}
+    room = xp.asarray(kept, np.uint32) - sum(leaf.sum(dtype=np.uint32) for leaf in above.values())
+    masks = {}
+    for name, leaf in magnitudes.items():
+        equal = leaf == threshold
+        rank = xp.cumsum(equal.ravel(), dtype=np.uint32).reshape(leaf.shape)
+        masks[name] = above[name] | (equal & (rank <= room))
+        room = room - xp.minimum(room, equal.sum(dtype=np.uint32))
+    return masks
+
+
+def _no(leaf):
+    return (np if isinstance(leaf, np.ndarray) else jnp).zeros(leaf.shape, bool)
+
+
+# --- Stitching ---
+
+
+def _stitch(number, name, base, *rest):
+    leaves, masks = rest[:number], rest[number:]
+    if not _leaves.is_float(base):
+        return tree.mean([{name: leaf} for leaf in (base, *leaves)])[name]  # copied, if they are the same
+    first, *wide = tree.widen([base, *leaves])
+    xp = _leaves.namespace([base, leaves, masks])
+    gates = [mask.astype(first.dtype) for mask in masks]
+    total = functools.reduce(lambda a, b: a + b, gates)
+    change = functools.reduce(
+        lambda a, b: a + b, [gate * (leaf - first) for gate, leaf in zip(gates, wide, strict=True)]
+    )
+    return (first + change / xp.maximum(total, xp.ones_like(total))).astype(base.dtype)
+
+
+def _check_masks(trees, labels):
+    tree.check_same_structure(trees, labels, dtypes=False)
+    for label, mask in zip(labels[1:], trees[1:], strict=True):
+        if wrong := [name for name, leaf in tree.flatten(mask).items() if leaf.dtype != bool]:
+            raise ValueError(f"masks must be boolean; that of member {label} is not in: {', '.join(wrong)}")

@@ -1,0 +1,328 @@
+"""Align independently trained networks by permuting their hidden units, so that their weights can be averaged.
+
+Ainsworth, Hayase and Srinivasa, "Git Re-Basin: Merging models modulo permutation symmetries", 2022, arXiv 2209.04836.
+Which axes bear which permutation is declared by a spec (`soups.recipes.permutation`). All matching is on the host.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from soups import tree
+from soups.names import check_name
+from soups.recipes import _members
+from soups.recipes.permutation import (
+    Permutations,
+    Spec,
+    check_permutations,
+    check_spec,
+    compose,
+    generator_from,
+    identity,
+    invert,
+    permute,
+    permute_leaf,
+    units_of,
+    used_axes,
+)
+
+STATISTICS = r"batch_stats/.*"  # BatchNorm's statistics are permuted too, but the published objective is of weights
+METHODS = ("weight", "merge_many")
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """Hold the permutations that bring one network to another, and what was optimised on the way.
+
+    `permutations`: from each permutation's name to an array [units], for `permute`. `history`: the objective before and
+    after each sweep (weight matching), before and after (activation matching), or the loss of each batch (straight
+    through). `converged`: False if weight matching still made progress in its last sweep.
+    """
+
+    permutations: dict[str, np.ndarray]
+    history: list[float]
+    converged: bool = True
+
+
+# --- Weight matching ---
+
+
+def weight_matching(
+    reference: tree.Tree,
+    params: tree.Tree,
+    spec: Spec,
+    *,
+    key: jax.Array,
+    max_sweeps: int = 100,
+    start: Permutations | None = None,
+    ignore: str = STATISTICS,
+) -> Matching:
+    """Find the permutations of `params` that bring its weights nearest to those of `reference`.
+
+    max over π of <θ_A, π(θ_B)>, which is min |θ_A − π(θ_B)|², by coordinate descent: for one permutation after the
+    other, in random order, the linear assignment problem max_P <P, Σ W_A W_Bᵀ> is solved exactly, where the sum is over
+    all leaves and axes that bear P, as rows [units, rest], with the other permutations applied to W_B. It ends with a
+    sweep that finds nothing better. Float64 on the host; the same under the same key.
+
+    Args:
+        reference: weights that stay as they are.
+        params: weights of the same structure; dtypes may differ.
+        spec: which axes bear which permutation; see `soups.recipes.permutation`.
+        key: a JAX key for the order of the visits.
+        max_sweeps: how often each permutation is visited at most.
+        start: permutations to start from instead of the identity.
+        ignore: a regex of leaves that are permuted but do not vote; those without a float dtype never do.
+
+    Raises:
+        ValueError: other structures, NaN or infinity, a spec or `start` that does not fit, or no sweeps.
+
+    Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithm 1.
+    """
+    sizes = _check(["reference", "params"], [reference, params], spec, max_sweeps)
+    found = {**identity(sizes), **check_permutations(start or {}, sizes)}
+    votes = _votes(reference, params, spec, ignore)
+    return _descend(votes, spec, found, generator_from(key), max_sweeps)
+
+
+def _descend(votes, spec, start, generator, max_sweeps):
+    uses = _uses(votes, spec)
+    found, history, progress = dict(start), [_objective(votes, spec, start)], True
+    for _ in range(max_sweeps):
+        order = [list(uses)[index] for index in generator.permutation(len(uses))]
+        progress = any([_improve(name, uses[name], votes, spec, found) for name in order])
+        if not progress:
+            break
+        history.append(_objective(votes, spec, found))
+    return Matching(found, history, converged=not progress)
+
+
+def _improve(name, places, votes, spec, found):
+    """Solve for one permutation with the others fixed; say whether the objective grew."""
+    similarity = _similarity(name, places, votes, spec, found)
+    best = assign(similarity)
+    old, new = score(similarity, found[name]), score(similarity, best)
+    # the published bound is absolute; relative, rounding in large sums cannot pass for progress
+    if new <= old + 1e-12 * max(1.0, abs(old)):
+        return False
+    found[name] = best
+    return True
+
+
+def _similarity(name, places, votes, spec, found):
+    """Sum W_A W_Bᵀ over the places of one permutation: [units, units]."""
+    total = np.float64(0)
+    for leaf, number, blocks in places:
+        a, b = votes[leaf]
+        b = permute_leaf(b, spec[leaf], found, but=name)
+        total = total + _rows(a, number, blocks) @ _rows(b, number, blocks).T
+    return total
+
+
+def _rows(leaf, number, blocks):
+    """Give the leaf as float64 rows [units, rest]."""
+    units = units_of(leaf, number, blocks)
+    moved = np.moveaxis(np.asarray(leaf, np.float64), number, 0)
+    return moved.reshape(blocks.outer, units, -1).swapaxes(0, 1).reshape(units, -1)
+
+
+def assign(similarity: np.ndarray) -> np.ndarray:
+    """Solve the linear assignment problem: the order p of the columns with the largest Σ_i S[i, p_i]."""
+    return linear_sum_assignment(similarity, maximize=True)[1]
+
+
+def score(similarity: np.ndarray, order: np.ndarray) -> float:
+    """Give Σ_i S[i, p_i]."""
+    return float(similarity[np.arange(len(order)), order].sum())
+
+
+def _objective(votes, spec, found):
+    return sum((_dot(a, permute_leaf(b, spec[name], found)) for name, (a, b) in votes.items()), start=0.0)
+
+
+def _dot(a, b):
+    return float(np.vdot(np.asarray(a, np.float64), np.asarray(b, np.float64)))
+
+
+def _votes(reference, params, spec, ignore):
+    """Give the pairs of host arrays that the objective is about: float leaves with a permutation, not ignored."""
+    others = tree.flatten(params)
+    return {
+        name: (np.asarray(leaf), np.asarray(others[name]))
+        for name, leaf in tree.flatten(reference).items()
+        if _is_float(leaf) and any(True for _ in used_axes(spec[name])) and not re.fullmatch(ignore, name)
+    }
+
+
+def _uses(votes, spec):
+    uses = {}
+    for leaf in votes:
+        for number, blocks in used_axes(spec[leaf]):
+            uses.setdefault(blocks.permutation, []).append((leaf, number, blocks))
+    return dict(sorted(uses.items()))
+
+
+# --- Straight-through matching ---
+
+
+def straight_through_matching(
+    reference: tree.Tree,
+    params: tree.Tree,
+    spec: Spec,
+    loss: Callable[[tree.Tree, Any], jax.Array],
+    batches: Iterable[Any],
+    *,
+    key: jax.Array,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    max_sweeps: int = 100,
+    ignore: str = STATISTICS,
+) -> Matching:
+    """Find permutations of `params` that make the loss at the midpoint to `reference` small, by gradient descent.
+
+    Free weights φ, which start at θ_A, are projected to the nearest permutation, π = argmax <φ, π(θ_B)>, by weight
+    matching from the last π; L(½(θ_A + π(θ_B))) is differentiated as if π(θ_B) were φ, so ∂L/∂φ = ½ ∂L/∂θ; then comes
+    one step of SGD with momentum on φ. The π of the smallest batch loss is given.
+
+    Args:
+        reference, params, spec, key, max_sweeps, ignore: as `weight_matching`.
+        loss: the mean loss of weights on a batch; traced under `jit`.
+        batches: the data, in order, one step each; repeat them for more epochs.
+        learning_rate: of φ; the published code has 0.01 for 250 epochs with batches of 1000.
+        momentum: of φ, in [0, 1).
+
+    Raises:
+        ValueError: as `weight_matching`; no batches, a momentum outside [0, 1), or a loss that is not finite.
+
+    Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, section 3.3; the estimator: Bengio et al., 2013,
+    arXiv 1308.3432.
+    """
+    sizes = _check(["reference", "params"], [reference, params], spec, max_sweeps)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1), not {momentum}")
+    reference, params = jax.device_get((reference, tree.cast_like(params, reference)))
+    generator, gradient = generator_from(key), jax.jit(jax.value_and_grad(loss, allow_int=True))
+    free, velocity = tree.widen(reference), jax.tree.map(np.zeros_like, tree.widen(reference))
+    found, best, history = identity(sizes), identity(sizes), []
+    for batch in batches:
+        found = _descend(_votes(free, params, spec, ignore), spec, found, generator, max_sweeps).permutations
+        value, grads = jax.device_get(gradient(tree.mean([reference, permute(params, found, spec)]), batch))
+        if not np.isfinite(value):
+            raise ValueError(f"the midpoint's loss is {float(value)} at step {len(history)}: look at the batch")
+        best = found if not history or value < min(history) else best
+        history.append(float(value))
+        velocity = jax.tree.map(lambda v, g: _accumulate(v, g, momentum), velocity, grads)
+        free = jax.tree.map(lambda x, v: x - v.dtype.type(learning_rate) * v if _is_float(x) else x, free, velocity)
+    if not history:
+        raise ValueError("no batches were given: straight-through matching needs data")
+    return Matching(best, history)
+
+
+def _accumulate(velocity, gradient, momentum):
+    if not _is_float(velocity):
+        return velocity
+    dtype = velocity.dtype.type
+    return dtype(momentum) * velocity + dtype(0.5) * gradient.astype(velocity.dtype)
+
+
+# --- Many members ---
+
+
+def align(
+    members: _members.Members,
+    spec: Spec,
+    *,
+    key: jax.Array,
+    to: int | str = 0,
+    method: str = "weight",
+    max_sweeps: int = 100,
+    ignore: str = STATISTICS,
+) -> list[tree.Tree] | dict[str, tree.Tree]:
+    """Permute all members so that their weights can be averaged: `uniform(align(members, spec, key=key))`.
+
+    With method "weight" each is brought to the member `to` by weight matching. With "merge_many" each in turn, in
+    random order, is brought to the mean of the others as they are now, until none moves; then all are permuted alike,
+    so that the member `to` is as it was. Each computes what it did before, and keeps its dtypes.
+
+    Args:
+        members: a sequence or mapping of trees, or a pool; a sequence gives a list, the others a dict.
+        spec, key, max_sweeps, ignore: as `weight_matching`; "merge_many" has as many rounds at most.
+        to: the member that stays, by its place or its name.
+        method: "weight" or "merge_many".
+
+    Raises:
+        ValueError: no (finite) members, other structures, a member or method that is not there, or a spec that does not
+            fit.
+
+    Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithms 1 and 3.
+    """
+    check_name(method, METHODS, "method")
+    by_name = _members.as_mapping(members)
+    names = list(by_name)
+    to = _place(to, names)
+    trees = [by_name[name] for name in names]
+    sizes = _check(names, trees, spec, max_sweeps)
+    if method == "weight":
+        found = _to_one(trees, to, spec, sizes, key, max_sweeps, ignore)
+    else:
+        found = _to_mean_of_others(trees, spec, sizes, generator_from(key), max_sweeps, ignore)
+        found = [compose(orders, invert(found[to])) for orders in found]
+    aligned = [permute(params, orders, spec) for params, orders in zip(trees, found, strict=True)]
+    return dict(zip(names, aligned, strict=True)) if isinstance(members, Mapping) else aligned
+
+
+def _to_one(trees, to, spec, sizes, key, max_sweeps, ignore):
+    found = [identity(sizes) for _ in trees]
+    for index, params in enumerate(trees):
+        if index != to:
+            votes = _votes(trees[to], params, spec, ignore)
+            matching = _descend(votes, spec, found[index], generator_from(key, index), max_sweeps)
+            found[index] = matching.permutations
+    return found
+
+
+def _to_mean_of_others(trees, spec, sizes, generator, max_rounds, ignore):
+    found = [identity(sizes) for _ in trees]
+    moved = [tree.widen(params) for params in trees]
+    for _ in range(max_rounds if len(trees) > 1 else 0):
+        changed = False
+        for index in generator.permutation(len(trees)):
+            others = tree.mean(moved[:index] + moved[index + 1 :])
+            votes = _votes(others, trees[index], spec, ignore)
+            matching = _descend(votes, spec, found[index], generator, max_rounds)
+            changed |= len(matching.history) > 1
+            found[index] = matching.permutations
+            moved[index] = tree.widen(permute(trees[index], found[index], spec))
+        if not changed:
+            break
+    return found
+
+
+def _place(to: int | str, names: Sequence[str]) -> int:
+    if isinstance(to, str):
+        return names.index(check_name(to, names, "member"))
+    if not 0 <= to < len(names):
+        raise ValueError(f"member {to} is not there: the places are 0, …, {len(names) - 1}")
+    return to
+
+
+# --- Checks ---
+
+
+def _check(labels, trees, spec, max_sweeps):
+    if max_sweeps < 1:
+        raise ValueError(f"max_sweeps must be at least 1, not {max_sweeps}")
+    for label, params in zip(labels, trees, strict=True):
+        if bad := tree.nonfinite_names(params):
+            raise ValueError(f"NaN or infinity in member {label}: {', '.join(bad)}")
+    tree.check_same_structure(trees, labels, dtypes=False)
+    return check_spec(spec, trees[0])
+
+
+def _is_float(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
