@@ -307,9 +307,10 @@ def _namespace(leaves):
 
 def _widen(leaves):
     wide = functools.reduce(np.promote_types, [np.dtype(np.float32), *(_at_least_float32(x.dtype) for x in leaves)])
-    return [leaf.astype(wide) for leaf in leaves]
+    return [leaf if leaf.dtype == wide else leaf.astype(wide) for leaf in leaves]
 
 
+@functools.cache
 def _at_least_float32(dtype):
     return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else np.dtype(dtype)
 

@@ -17,7 +17,7 @@ from ml_dtypes import bfloat16
 from soups import tree
 from soups.recipes import _members
 
-BLOCK = 2**16  # elements: a block of each of some members fits into the cache of a core
+BLOCK = 2**15  # elements: blocks of some members fit into the cache of a core
 THREADS = max(2, min(8, os.cpu_count() or 2))
 
 

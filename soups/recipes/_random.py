@@ -10,16 +10,25 @@ def uniform(seed: int, name: str, part, shape: tuple[int, ...]):
     Element j gets 24 bits of an integer hash of j and of the hashed seed, name and leaf: the same numbers from NumPy
     and from JAX, wherever the part begins.
     """
+    return (_bits(seed, name, part, shape) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+
+
+def below(probability: float, seed: int, name: str, part, shape: tuple[int, ...]):
+    """Say for each element whether its number is below `probability`, to 32 bits."""
+    return _bits(seed, name, part, shape) < np.uint32(min(round(probability * 2**32), 2**32 - 1))
+
+
+def _bits(seed, name, part, shape):
     xp = part.xp
     words = np.frombuffer(xxhash.xxh3_128_digest(f"{seed}/{name}/{part.name}".encode()), np.uint32)
     size = int(np.prod(shape))
     high, low = divmod(part.start, 2**32)
     if low + size > 2**32:
         raise ValueError(f"leaf {part.name}: a part must not cross element {2**32}")
-    place = xp.arange(size, dtype=np.uint32).reshape(shape) + xp.uint32(low)
-    bits = _mix(place ^ xp.uint32(words[0])) + xp.uint32(words[1]) + xp.uint32(high * 0x9E3779B1 % 2**32)
-    bits = _mix(_mix(bits) ^ xp.uint32(words[2]))
-    return (bits >> xp.uint32(8)).astype(np.float32) * xp.float32(2**-24)
+    # keys before and after the first scrambling: no two streams are one, shifted
+    place = xp.arange(size, dtype=np.uint32).reshape(shape) + np.uint32(low)
+    mixed = _mix(place ^ words[0]) + np.uint32((int(words[1]) + high * 0x9E3779B1) % 2**32)
+    return _mix(mixed) ^ words[2]
 
 
 def _mix(x):

@@ -1,6 +1,6 @@
-"""Find the k-th smallest magnitude among many arrays, exactly, without sorting and without gathering."""
+"""Find the k-th smallest magnitudes among many arrays, exactly, without sorting and without gathering."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,25 +9,30 @@ import numpy as np
 GATHERED = 2**26  # elements whose patterns may lie in memory together: 256 MB
 
 
-def kth_magnitude(arrays: Callable[[], Iterable], size: int, k: int):
-    """Give the k-th smallest |x| (k = 1 is the smallest) over all `size` elements of the float arrays.
+def kth_magnitudes(arrays: Callable[[], Iterable], size: int, places: Sequence[int]) -> list:
+    """Give for each k in `places` the k-th smallest |x| (1: the smallest) over all `size` elements of the float arrays.
 
     `arrays` gives them anew at each call. Magnitudes order as their bit patterns do, read as integers. NumPy arrays:
     a partition of the patterns, or where there are very many histograms of their halves. JAX arrays, also traced and
     sharded: bisection over the pattern, a count of all elements for each bit. XLA's sort would take seconds on a CPU.
     """
     first = next(iter(arrays()))
-    if not isinstance(first, np.ndarray):
-        return _bisect(list(arrays()), k)
+    if isinstance(first, jax.Array):
+        return [_bisect(list(arrays()), k) for k in places]
     if size > GATHERED:
-        return _by_histograms(arrays, k)
+        return [_by_histograms(arrays, k) for k in places]
     gathered, end = np.empty(size, first.dtype), 0
     for array in arrays():
         start, end = end, end + array.size
         np.abs(array.reshape(-1), out=gathered[start:end])
     patterns = gathered.view(_integer(first.dtype))
-    patterns.partition(k - 1)
-    return gathered[k - 1]
+    patterns.partition([k - 1 for k in places])
+    return [gathered[k - 1] for k in places]
+
+
+def kth_magnitude(arrays: Callable[[], Iterable], size: int, k: int):
+    """Give the k-th smallest |x|, as `kth_magnitudes`."""
+    return kth_magnitudes(arrays, size, [k])[0]
 
 
 def _integer(dtype):

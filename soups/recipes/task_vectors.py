@@ -244,17 +244,22 @@ def _surplus(xp, vectors, weights):
 
 
 def _agreeing(xp, vectors, weights, surplus, normalize):
-    mass = _weighted(vectors, weights)
+    weighted = [tree._scalar(weight, vector) * vector for weight, vector in zip(weights, vectors, strict=True)]
+    mass = tree._sum(weighted)
     positive = mass >= 0
     if surplus is not None:  # where all cancel, the sign of most elements
         positive = (mass > 0) | ((mass == 0) & (surplus >= 0))
-    total, divisor = xp.zeros_like(mass), xp.zeros_like(mass)
-    for weight, vector in zip(weights, vectors, strict=True):
-        weighted = tree._scalar(weight, vector) * vector
-        agrees = xp.where(positive, weighted > 0, weighted < 0)
-        total = total + xp.where(agrees, weighted, xp.zeros_like(mass))
-        divisor = divisor + xp.where(agrees, tree._scalar(weight, vector), xp.zeros_like(mass))
-    return total / _or_one(xp, divisor) if normalize else total
+    sign = 2.0 * positive.astype(mass.dtype) - 1.0
+    # what points along the sign is positive after multiplying with it
+    agreeing = [xp.maximum(sign * vector, 0.0) for vector in weighted]
+    total = sign * tree._sum(agreeing)
+    if not normalize:
+        return total
+    divisor = [
+        (vector > 0).astype(mass.dtype) * tree._scalar(weight, vector)
+        for weight, vector in zip(weights, agreeing, strict=True)
+    ]
+    return total / _or_one(xp, tree._sum(divisor))
 
 
 def _or_one(xp, divisor):

@@ -9,7 +9,7 @@ import soups
 from soups.recipes import _select
 from soups.recipes._leafwise import Part
 from soups.recipes._random import uniform
-from soups.recipes._select import kth_magnitude
+from soups.recipes._select import kth_magnitudes
 from soups.recipes.sparsify import drop, magprune, outliers, trim
 
 RNG = np.random.default_rng(7)
@@ -129,7 +129,8 @@ def test_dare_is_unbiased():
 
 
 def test_norm_rescaling_restores_the_l1_norm_of_each_leaf():
-    for sparsifier in (drop(0.5, rescale="norm"), magprune(0.5, 0.2, rescale="norm"), trim(0.5, rescale=True)):
+    by_magnitude = (trim(0.5, rescale=True), outliers(0.5, 0.1, rescale=True))
+    for sparsifier in (drop(0.5, rescale="norm"), magprune(0.5, 0.2, rescale="norm"), *by_magnitude):
         result = soups.combine_task_vectors(MEMBERS[:1], base=BASE, sparsify=sparsifier, scope="leaf")
         sparse = jax.tree.map(lambda r, b: np.abs(r.astype(np.float64) - b).sum(), result, BASE)
         whole = jax.tree.map(lambda m, b: np.abs(m.astype(np.float64) - b).sum(), MEMBERS[0], BASE)
@@ -140,7 +141,7 @@ def test_magprune_keeps_by_rank_in_each_row():
     vector = RNG.permuted(np.tile(np.arange(1, 11, dtype=np.float32), (20_000, 1)), axis=1)
     vector *= RNG.choice(np.float32([-1, 1]), vector.shape)
     part = Part("w", [vector], np.zeros_like(vector))
-    sparse = magprune(0.6, 0.3).apply(part, 0, 1.0)
+    sparse = magprune(0.6, 0.3).apply(part, 0, (1.0, {}))
     for magnitude in range(1, 11):
         probability = 0.3 + 0.6 * (magnitude - 1) / 9
         here = np.abs(vector) == magnitude
@@ -176,8 +177,8 @@ AWKWARD = [RNG.normal(size=(5, 8)).astype(np.float32), np.float32([0, -0.0, 1e-4
 @pytest.mark.parametrize("k", [1, 7, 50, 89, 90])
 def test_kth_magnitude(k):
     expected = np.sort(np.abs(np.concatenate([array.ravel() for array in AWKWARD])))[k - 1]
-    assert kth_magnitude(lambda: AWKWARD, 90, k) == expected
-    found = kth_magnitude(lambda: map(jnp.asarray, AWKWARD), 90, k)
+    assert kth_magnitudes(lambda: AWKWARD, 90, [k]) == [expected]
+    (found,) = kth_magnitudes(lambda: map(jnp.asarray, AWKWARD), 90, [k])
     assert found == expected or abs(expected) < 1e-37  # XLA takes subnormal numbers for zero
 
 
@@ -193,9 +194,9 @@ def test_kth_magnitude_of_many(kind, fraction, monkeypatch):
         values[:] = -0.5
     k = max(1, int(fraction * values.size))
     expected = np.sort(np.abs(values))[k - 1]
-    assert kth_magnitude(lambda: np.split(values, 10), values.size, k) == expected
+    assert kth_magnitudes(lambda: np.split(values, 10), values.size, [k, 1]) == [expected, np.abs(values).min()]
     monkeypatch.setattr(_select, "GATHERED", 1000)
-    assert kth_magnitude(lambda: np.split(values, 10), values.size, k) == expected
+    assert kth_magnitudes(lambda: np.split(values, 10), values.size, [k, 1]) == [expected, np.abs(values).min()]
 
 
 def test_random_numbers_belong_to_the_element_alone():

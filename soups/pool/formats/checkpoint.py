@@ -1,0 +1,110 @@
+"""Describe a checkpoint of another format by its headers, and map its tensors on demand."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from soups.names import did_you_mean
+from soups.pool._mapping import mapped
+
+MAX_RANK = 64  # NumPy's limit
+MAX_BYTES = (1 << 63) - 1  # of one tensor; NumPy refuses more, even of an empty one
+
+
+class CheckpointError(ValueError):
+    """Say that a checkpoint is damaged, truncated, inconsistent or of an unknown kind."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """Say that a checkpoint asks for code to be run; none was."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """Say what a tensor is and where its bytes lie.
+
+    `offset`: of its raw, little-endian, C-contiguous bytes in `file`, or None where they are not contiguous; `strided`
+    then has the offset of its first element and its strides in bytes. `nbytes`: prod(shape) times the item size.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: pathlib.Path
+    offset: int | None
+    nbytes: int
+    strided: tuple[int, tuple[int, ...]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Give the tensors of a checkpoint by name, without reading them until asked.
+
+    `leaves`: in file order, shard after shard, by offset. `metadata`: strings that the files carry, with "ignored" for
+    the entries of a torch file that are no tensors. `aliases`: tied tensors, from each name that is left out to the
+    name in `leaves` that has its values. `sizes`: the files' sizes when their headers were read.
+    """
+
+    path: pathlib.Path
+    leaves: dict[str, Leaf]
+    metadata: dict[str, str]
+    aliases: dict[str, str]
+    sizes: dict[pathlib.Path, int]
+    _maps: dict[pathlib.Path, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def read(self, name: str) -> np.ndarray:
+        """Map a tensor, read-only, in its own shape and dtype; an alias gives the tensor that it is tied to.
+
+        The array may be unaligned or strided, as the file has it; its pages are read when they are touched.
+
+        Raises:
+            CheckpointError: no tensor of this name; the file has changed its size, or is gone.
+        """
+        leaf = self.leaves.get(self.aliases.get(name, name))
+        if leaf is None:
+            raise CheckpointError(f"{self.path}: no tensor {name!r}{did_you_mean(name, [*self.leaves, *self.aliases])}")
+        if not leaf.nbytes:
+            empty = np.empty(leaf.shape, leaf.dtype)
+            empty.flags.writeable = False
+            return empty
+        first, strides = leaf.strided or (leaf.offset, None)
+        # NumPy itself compares shape and strides with the size of the buffer
+        return np.ndarray(leaf.shape, leaf.dtype, self._map(leaf.file), first, strides)
+
+    def _map(self, file):
+        if file not in self._maps:
+            try:
+                self._maps[file] = mapped(file, self.sizes[file])
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{file} has changed since its header was read: {error}") from error
+        return self._maps[file]
+
+
+def checked_nbytes(shape: tuple, dtype: np.dtype, where: str) -> int:
+    """Count the bytes of a tensor whose shape comes from a file; `where` begins the message of an error."""
+    if len(shape) > MAX_RANK:
+        raise CheckpointError(f"{where} has {len(shape)} dimensions, more than {MAX_RANK}")
+    if not all(type(size) is int and 0 <= size <= MAX_BYTES for size in shape):
+        raise CheckpointError(f"{where} has a shape that is not of non-negative integers")
+    total = dtype.itemsize
+    for size in shape:
+        total *= size or 1  # an empty tensor must fit without its zeros too
+        if total > MAX_BYTES:
+            raise CheckpointError(f"{where} has a shape of more than 2^63 bytes")
+    return math.prod(shape) * dtype.itemsize
+
+
+def listed(items: Iterable[str], limit: int = 20) -> str:
+    """Join names for a message, and count those beyond `limit`."""
+    items = [short(item) for item in items]
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def short(value: str) -> str:
+    """Quote a string from a file for a message: it may be of any length and hold any character."""
+    text = ascii(value[:200])
+    return text if len(value) <= 200 else text + "..."

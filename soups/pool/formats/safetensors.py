@@ -1,0 +1,155 @@
+"""Read and lay out the headers of safetensors files."""
+
+import itertools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+
+from soups.pool.formats.checkpoint import CheckpointError, Leaf, checked_nbytes, short
+
+MAX_HEADER = 100_000_000  # the limit of the format
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "C64": np.dtype(np.complex64),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def read_header(path: pathlib.Path) -> tuple[list[Leaf], dict[str, str], int]:
+    """Give the leaves by offset, the metadata and the file's size; no byte of a tensor is read.
+
+    Raises:
+        CheckpointError: anything that the format does not allow, named with file and tensor.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise CheckpointError(f"{path} is truncated: {size} bytes, less than its header")
+        if length > MAX_HEADER:
+            raise CheckpointError(f"{path}: a header of {length} bytes, more than {MAX_HEADER}")
+        header = file.read(length)
+    entries = _parse(header, path)
+    metadata = _metadata(entries.pop("__metadata__", {}), path)
+    leaves = [_leaf(name, entry, path, 8 + length) for name, entry in entries.items()]
+    leaves.sort(key=lambda leaf: (leaf.offset, leaf.nbytes))
+    _check_coverage(leaves, 8 + length, size, path)
+    return leaves, metadata, size
+
+
+def write_header(entries: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]) -> bytes:
+    """Lay the tensors out one after the other and give the file's first bytes, a multiple of 8.
+
+    Raises:
+        ValueError: they are more than the format allows, or a name is no Unicode.
+    """
+    header = {"__metadata__": dict(metadata)} if metadata else {}
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in entries.values()]
+    ends = list(itertools.accumulate(sizes))
+    for (name, (shape, dtype)), length, end in zip(entries.items(), sizes, ends, strict=True):
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [end - length, end]}
+    content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    if len(content) > MAX_HEADER:
+        raise ValueError(f"a header of {len(content)} bytes, more than {MAX_HEADER}: write fewer leaves to a shard")
+    return len(content).to_bytes(8, "little") + content
+
+
+def _parse(header, path):
+    if not header.startswith(b"{"):
+        raise CheckpointError(f"{path} is not a safetensors file: its header is not a JSON object")
+    try:
+        text = header.decode()
+        entries = json.loads(
+            text, object_pairs_hook=unique, parse_constant=_no_number, parse_float=_no_number, parse_int=_integer
+        )
+        for name in entries:
+            name.encode()  # an escape may have made half a character
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the header is not valid: {error}") from error
+    return entries
+
+
+def unique(pairs: list) -> dict:
+    """Make a dict of JSON pairs; a name that is there twice is a ValueError."""
+    result = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"{short(name)} stands there twice")
+        result[name] = value
+    return result
+
+
+def _no_number(text):
+    raise ValueError(f"{text[:40]} is not an integer")
+
+
+def _integer(text):
+    if len(text) > 20:  # longer ones take time to convert
+        raise ValueError("an integer of more than 64 bits")
+    return int(text)
+
+
+def _metadata(metadata, path):
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ must map strings to strings")
+    return metadata
+
+
+def _leaf(name, entry, path, start):
+    where = f"{path}: tensor {short(name)}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where} must have a dtype, a shape and data_offsets, and nothing else")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise CheckpointError(f"{where} has a dtype that cannot be read, {_shown(entry['dtype'])}; known are {known}")
+    if not isinstance(entry["shape"], list):
+        raise CheckpointError(f"{where} has a shape that is not a list")
+    dtype, shape, offsets = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+    nbytes = checked_nbytes(shape, dtype, where)
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(x) is int and x >= 0 for x in offsets):
+        raise CheckpointError(f"{where} must have two non-negative integers as data_offsets")
+    begin, end = offsets
+    if end - begin != nbytes:
+        raise CheckpointError(f"{where} has {end - begin} bytes of data; its shape and dtype make {nbytes}")
+    return Leaf(name, shape, dtype, path, start + begin, nbytes)
+
+
+def _shown(value):
+    return short(value) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _check_coverage(leaves, start, size, path):
+    # every byte belongs to one tensor: what overlaps, or hides between tensors, was not written by an honest writer
+    for leaf in leaves:
+        if leaf.offset != start:
+            kind = "overlaps the one before it" if leaf.offset < start else "leaves a hole before it"
+            raise CheckpointError(f"{path}: tensor {short(leaf.name)} {kind}: offset {leaf.offset}, not {start}")
+        start += leaf.nbytes
+        if start > size:
+            raise CheckpointError(
+                f"{path} is truncated: tensor {short(leaf.name)} ends at byte {start}, the file at {size}"
+            )
+    if start != size:
+        raise CheckpointError(f"{path}: {size - start} bytes after the last tensor")

@@ -1,0 +1,255 @@
+"""Read the headers of torch's files: the zip archive that torch.save writes, and the older stream of pickles."""
+
+import os
+import pathlib
+import struct
+import zipfile
+import zlib
+
+from soups.pool._mapping import mapped
+from soups.pool.formats.checkpoint import CheckpointError, Leaf, checked_nbytes, short
+from soups.pool.formats.torch_globals import Storage, Tensor
+from soups.pool.formats.torch_pickle import MAX_PICKLE, unpickle
+
+MAGIC = 0x1950A86A20F9469CFC6C
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put the weights under
+MAX_DEPTH = 32
+MAX_ENTRIES = 2_000_000
+MAX_NAME = 1000
+MAX_EXPANDED = 1 << 30  # bytes of a tensor whose strides repeat elements
+
+
+def read_header(path: pathlib.Path) -> tuple[list[Leaf], dict[str, str], dict[str, str], int]:
+    """Give the leaves by offset, the metadata, the aliases and the file's size; no byte of a tensor is read.
+
+    Raises:
+        UnsafeCheckpointError: the pickle asks for more than tensors.
+        CheckpointError: not a torch file, or damaged, truncated, compressed, big-endian or without tensors by name.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(2)
+        if start == b"PK":
+            value, steps, locate = _read_zip(file, path, size)
+        elif start[:1] == b"\x80":
+            value, steps, locate = _read_stream(path, size)
+        else:
+            raise CheckpointError(f"{path} is not a torch file: neither a zip archive nor a pickle")
+        leaves, aliases, ignored = _leaves(value, steps, path, locate)
+    return leaves, {"ignored": ", ".join(ignored)} if ignored else {}, aliases, size
+
+
+# --- Containers ---
+
+
+def _read_zip(file, path, size):
+    entries = _zip_entries(file, path)
+    prefix = _prefix(entries, path)
+    if prefix + "constants.pkl" in entries:
+        raise CheckpointError(f"{path} is a TorchScript archive, which holds code; save the state_dict alone")
+    order = entries.get(prefix + "byteorder")
+    if order is not None and _content(file, order, path, size, 16) != b"little":
+        raise CheckpointError(f"{path} is not little-endian; save it again on a little-endian machine")
+    entry = entries[prefix + "data.pkl"]
+    pickled = _content(file, entry, path, size, MAX_PICKLE)
+    if entry.CRC not in (0, zlib.crc32(pickled)):  # torch writes 0 when it is told not to compute them
+        raise CheckpointError(f"{path}: {entry.filename} does not match its checksum: the file is damaged")
+    value, _, steps = unpickle(memoryview(pickled), path)
+
+    def locate(storage):
+        entry = entries.get(f"{prefix}data/{storage.key}")
+        if entry is None:
+            raise CheckpointError(f"{path}: storage {short(storage.key)} is not in the archive")
+        return _data_offset(file, entry, path, size), entry.file_size
+
+    return value, steps, locate
+
+
+def _zip_entries(file, path):
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()
+    # OSError: a directory that is said to lie before the start of the file
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole zip archive: {error}") from error
+    entries = {info.orig_filename: info for info in infos}
+    if len(entries) < len(infos):
+        raise CheckpointError(f"{path}: the archive holds two entries of one name")
+    return entries
+
+
+def _prefix(entries, path):
+    found = [name for name in entries if name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)]
+    if len(found) != 1:
+        raise CheckpointError(f"{path} is not a torch file: a zip archive with {len(found)} entries */data.pkl, not 1")
+    return found[0].removesuffix("data.pkl")
+
+
+def _content(file, entry, path, size, limit):
+    if entry.file_size > limit:
+        raise CheckpointError(f"{path}: {short(entry.filename)} has {entry.file_size} bytes, more than {limit}")
+    file.seek(_data_offset(file, entry, path, size))
+    return file.read(entry.file_size)
+
+
+def _data_offset(file, entry, path, size):
+    """Find an entry's bytes behind its local header, whose length the directory does not say."""
+    where = f"{path}: {short(entry.orig_filename)}"
+    if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+        raise CheckpointError(f"{where} is compressed; torch.save writes plain bytes")
+    if entry.flag_bits & 1:
+        raise CheckpointError(f"{where} is encrypted")
+    if not 0 <= entry.header_offset <= size:
+        raise CheckpointError(f"{where} lies outside the file")
+    file.seek(entry.header_offset)
+    header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise CheckpointError(f"{where} has no header in the file: it is damaged")
+    name_size, extra_size = struct.unpack("<HH", header[26:])
+    if file.read(name_size) != entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437"):
+        raise CheckpointError(f"{where} has another name in its header: the file is damaged")
+    offset = entry.header_offset + 30 + name_size + extra_size
+    if offset + entry.file_size > size:
+        raise CheckpointError(f"{where} is truncated: it ends at byte {offset + entry.file_size}, the file at {size}")
+    return offset
+
+
+def _read_stream(path, size):
+    """Read five pickles - magic number, version, system, object, keys - and the storages behind them."""
+    try:
+        data = memoryview(mapped(path, size))
+    except ValueError as error:
+        raise CheckpointError(f"{path} changed while it was read: {error}") from error
+    values, at = [], 0
+    for index in range(5):
+        value, length, steps = unpickle(data[at:], path)
+        values.append((value, steps))
+        at += length
+        if index == 0 and (type(value) is not int or value != MAGIC):
+            raise CheckpointError(f"{path} is a pickle, but not one of torch's")
+    (_, _), (_, _), (system, _), (value, steps), (keys, _) = values
+    if type(system) is not dict or system.get("little_endian") is not True:
+        raise CheckpointError(f"{path} is not little-endian; save it again on a little-endian machine")
+    if type(keys) is not list or not all(type(key) is str for key in keys) or len(set(keys)) < len(keys):
+        raise CheckpointError(f"{path}: the list of storages is damaged")
+    return value, steps, _stream_locator(data, at, keys, _storages(value), path)
+
+
+def _stream_locator(data, at, keys, storages, path):
+    places = {}
+    for key in keys:
+        count = int.from_bytes(data[at : at + 8], "little")
+        itemsize = storages[key].dtype.itemsize if key in storages else 1
+        if at + 8 + count * itemsize > len(data):
+            raise CheckpointError(f"{path} is truncated in storage {short(key)}, or damaged")
+        if key not in storages:
+            raise CheckpointError(f"{path}: no tensor says how long the elements of storage {short(key)} are")
+        places[key] = (at + 8, count * itemsize)
+        at += 8 + count * itemsize
+    if at != len(data):
+        raise CheckpointError(f"{path}: {len(data) - at} bytes after the last storage")
+
+    def locate(storage):
+        if storage.key not in places:
+            raise CheckpointError(f"{path}: storage {short(storage.key)} is not in the file")
+        return places[storage.key]
+
+    return locate
+
+
+def _storages(value):
+    """Find all storages in the object: also those in parts that give no leaf have bytes in the stream."""
+    storages, seen, stack = {}, set(), [value]
+    while stack:
+        item = stack.pop()
+        if type(item) is Tensor:
+            item = item.storage
+        if type(item) is Storage:
+            storages.setdefault(item.key, item)
+        elif type(item) in (dict, list, tuple) and id(item) not in seen:
+            seen.add(id(item))
+            stack.extend(item.values() if type(item) is dict else item)
+    return storages
+
+
+# --- Tensors by name ---
+
+
+def _leaves(value, steps, path, locate):
+    tensors, ignored = _named_tensors(value, min(steps, MAX_ENTRIES), path)
+    leaves, aliases, first = [], {}, {}
+    for name, tensor in tensors.items():
+        leaf, identity = _leaf(name, tensor, path, locate)
+        if leaf.nbytes and identity in first:
+            aliases[name] = first[identity]
+            continue
+        first[identity] = name
+        leaves.append(leaf)
+    leaves.sort(key=lambda leaf: leaf.strided[0] if leaf.strided else leaf.offset)
+    return leaves, aliases, ignored
+
+
+def _named_tensors(value, limit, path):
+    if type(value) is not dict:
+        raise CheckpointError(f"{path} holds a {type(value).__name__} instead of tensors by name")
+    ignored = []
+    wrapper = next((key for key in WRAPPERS if type(value.get(key)) is dict), None)
+    if wrapper is not None and not any(type(item) is Tensor for item in value.values()):
+        ignored = [name for name in value if name != wrapper]
+        value = value[wrapper]
+    tensors = {}
+    for count, (name, item) in enumerate(_walk(value, path)):
+        if count > limit:
+            raise CheckpointError(f"{path}: mappings that hold each other, or more than {limit} entries")
+        if name in tensors:
+            raise CheckpointError(f"{path}: two tensors of the name {short(name)}")
+        if type(item) is Tensor:
+            tensors[name] = item
+        elif type(item) is not dict:
+            ignored.append(name)
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors by name")
+    return tensors, ignored
+
+
+def _walk(mapping, path, prefix="", depth=0):
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"{path}: mappings that hold themselves, or deeper than {MAX_DEPTH}")
+    for key, item in mapping.items():
+        name = prefix + key
+        if len(name) > MAX_NAME:
+            raise CheckpointError(f"{path}: a name of more than {MAX_NAME} characters, {short(name)}")
+        yield name, item
+        if type(item) is dict:
+            yield from _walk(item, path, f"{name}.", depth + 1)
+
+
+def _leaf(name, tensor, path, locate):
+    where = f"{path}: tensor {short(name)}"
+    nbytes = checked_nbytes(tensor.shape, tensor.dtype, where)
+    start, available = locate(tensor.storage)
+    if tensor.storage.nbytes != available:
+        raise CheckpointError(f"{where}: its storage has {available} bytes instead of {tensor.storage.nbytes}")
+    itemsize = tensor.dtype.itemsize
+    # a dimension of 1 may have any stride
+    strides = tuple(s if n > 1 else 0 for n, s in zip(tensor.shape, tensor.strides, strict=True))
+    last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, strides, strict=True))
+    if nbytes and (last + 1) * itemsize > available:
+        raise CheckpointError(f"{where} reaches to byte {(last + 1) * itemsize} of a storage of {available} bytes")
+    if nbytes > max(available, MAX_EXPANDED):
+        raise CheckpointError(f"{where} repeats the elements of its storage to {nbytes} bytes")
+    first = start + tensor.offset * itemsize if nbytes else start
+    identity = (tensor.storage.key, first, tensor.shape, strides, tensor.dtype)
+    if not nbytes or strides == _contiguous(tensor.shape):
+        return Leaf(name, tensor.shape, tensor.dtype, path, first, nbytes), identity
+    in_bytes = tuple(stride * itemsize for stride in strides)
+    return Leaf(name, tensor.shape, tensor.dtype, path, None, nbytes, (first, in_bytes)), identity
+
+
+def _contiguous(shape):
+    strides, stride = [], 1
+    for size in reversed(shape):
+        strides.append(stride if size > 1 else 0)
+        stride *= size
+    return tuple(reversed(strides))

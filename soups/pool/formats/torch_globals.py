@@ -1,0 +1,213 @@
+"""Stand in for the few globals that a pickle of tensors names: each is a record, and nothing of torch's."""
+
+import dataclasses
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+from soups.pool.formats.checkpoint import CheckpointError, UnsafeCheckpointError, short
+
+DTYPES = {
+    "float64": np.dtype(np.float64),
+    "double": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "half": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "complex64": np.dtype(np.complex64),
+    "complex128": np.dtype(np.complex128),
+    "int64": np.dtype(np.int64),
+    "long": np.dtype(np.int64),
+    "int32": np.dtype(np.int32),
+    "int": np.dtype(np.int32),
+    "int16": np.dtype(np.int16),
+    "short": np.dtype(np.int16),
+    "int8": np.dtype(np.int8),
+    "uint64": np.dtype(np.uint64),
+    "uint32": np.dtype(np.uint32),
+    "uint16": np.dtype(np.uint16),
+    "uint8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
+STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "UntypedStorage": "uint8",
+}
+
+
+# The stand-ins are no tuples: a tuple from the file can then never be taken for one.
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class StorageType:
+    """Stand for one of torch's classes of storages."""
+
+    dtype: np.dtype | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """Stand for a storage: the bytes that the container keeps under `key`."""
+
+    key: str
+    dtype: np.dtype
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        """Count its bytes."""
+        return self.count * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """Stand for a view of a storage; offset and strides count elements of `dtype`."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Function:
+    """Stand for a function or class of torch's: calling it makes a stand-in."""
+
+    name: str
+    call: Callable
+
+
+class Refused(Exception):
+    """Say what cannot be read, before the file is known."""
+
+    def __init__(self, message, kind=CheckpointError):
+        super().__init__(message)
+        self.kind = kind
+
+
+def resolve(module: str, name: str) -> np.dtype | StorageType | Function:
+    """Give the stand-in of a global; any that is not needed for tensors is refused by name."""
+    if module == "torch" and name in DTYPES:
+        return DTYPES[name]
+    if module in ("torch", "torch.cuda", "torch.storage"):
+        if name in STORAGES:
+            return StorageType(DTYPES[STORAGES[name]])
+        if name == "TypedStorage":
+            return StorageType(None)
+    function = _FUNCTIONS.get(f"{module}.{name}")
+    if function is None:
+        raise Refused(
+            f"refused to load the global {short(f'{module}.{name}')}: weights do not need it, and it could run code; "
+            "save the state_dict alone, as tensors by name",
+            UnsafeCheckpointError,
+        )
+    return Function(f"{module}.{name}", function)
+
+
+def storage(identity: object) -> Storage:
+    """Make the storage of a persistent id: ("storage", type, key, location, count[, view])."""
+    if type(identity) is not tuple or len(identity) not in (5, 6):
+        raise Refused("a persistent id that is not a storage's")
+    kind, storage_type, key, _, count, *view = identity
+    # types first: NumPy's dtypes compare equal to strings and to None
+    if type(kind) is not str or kind != "storage" or type(storage_type) is not StorageType or type(key) is not str:
+        raise Refused("a persistent id that is not a storage's")
+    if storage_type.dtype is None:
+        raise Refused(f"storage {short(key)} has no dtype")
+    if type(count) is not int or not 0 <= count < 1 << 60:
+        raise Refused(f"storage {short(key)} has a size that is not a count of elements")
+    if view and view[0] is not None:
+        raise Refused(f"storage {short(key)} is a view of another one; save the file again with a torch of today")
+    return Storage(key, storage_type.dtype, count)
+
+
+def set_item(mapping: dict, key: object, value: object) -> None:
+    """Put an item into a dict of strings."""
+    # integers can be chosen to collide in a dict, strings cannot
+    key = str(key) if type(key) is int and abs(key) < 1 << 63 else key
+    if type(mapping) is not dict or type(key) is not str:
+        raise Refused(f"an item of a {type(mapping).__name__} under a key of type {type(key).__name__}")
+    if key in mapping:
+        raise Refused(f"two items under the key {short(key)}")
+    mapping[key] = value
+
+
+def _tensor(storage, offset, shape, strides, dtype=None):
+    if type(storage) is not Storage or type(shape) not in (tuple, list) or type(strides) not in (tuple, list):
+        raise TypeError
+    counts = [offset, *shape, *strides]
+    if not all(type(count) is int and 0 <= count < 1 << 63 for count in counts) or len(shape) != len(strides):
+        raise Refused("a tensor whose offset, shape or strides are not counts of elements")
+    return Tensor(storage, offset, tuple(shape), tuple(strides), storage.dtype if dtype is None else dtype)
+
+
+def _tensor_2(storage, offset, shape, strides, requires_grad, hooks, metadata=None):
+    _check_bits(metadata)
+    return _tensor(storage, offset, shape, strides)
+
+
+def _tensor_3(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
+    _check_bits(metadata)
+    if not isinstance(dtype, np.dtype):
+        raise TypeError
+    return _tensor(storage, offset, shape, strides, dtype)
+
+
+def _check_bits(metadata):
+    # a conjugated or negated view has other values than its bytes
+    if metadata is not None and (type(metadata) is not dict or any(bit is not False for bit in metadata.values())):
+        raise Refused("a tensor with a conjugate or negative bit; resolve it before saving")
+
+
+def _parameter(tensor, requires_grad, hooks, state=None):
+    if type(tensor) is not Tensor:
+        raise TypeError
+    return tensor
+
+
+def _mapping(items=()):
+    mapping = {}
+    if type(items) not in (list, tuple):
+        raise TypeError
+    for item in items:
+        if type(item) not in (list, tuple) or len(item) != 2:
+            raise TypeError
+        set_item(mapping, *item)
+    return mapping
+
+
+def _size(sizes=()):
+    if type(sizes) not in (list, tuple):
+        raise TypeError
+    return tuple(sizes)
+
+
+_FUNCTIONS = {
+    "collections.OrderedDict": _mapping,
+    "torch._utils._rebuild_tensor": lambda storage, offset, shape, strides: _tensor(storage, offset, shape, strides),
+    "torch._utils._rebuild_tensor_v2": _tensor_2,
+    "torch._utils._rebuild_tensor_v3": _tensor_3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.Size": _size,
+    "torch.device": lambda kind, index=None: None,
+}

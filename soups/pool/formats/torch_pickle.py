@@ -1,0 +1,229 @@
+"""Unpickle what torch.save writes, without executing anything.
+
+An interpreter of the pickle opcodes that a checkpoint of tensors needs. It is not a subclass of `pickle.Unpickler`, as
+that one imports and calls what it is told to, sizes its memo as it is told to, and hashes any tuple as a key, which
+takes for ever where tuples share parts. Here a global is a word in a short list, calling one makes a record, and no
+loop is longer than the file.
+"""
+
+import struct
+
+from soups.pool.formats.checkpoint import MAX_RANK, CheckpointError, UnsafeCheckpointError
+from soups.pool.formats.torch_globals import Function, Refused, resolve, set_item, storage
+
+MAX_PICKLE = 128 << 20  # bytes; 100 000 tensors take about 30 MB
+MAX_STEPS = 10_000_000  # opcodes; 100 000 tensors take about 4 million
+MAX_INTEGER = 1024  # bytes
+MAX_LINE = 1024  # bytes of a name of a global
+
+
+def unpickle(data: memoryview, path) -> tuple[object, int, int]:
+    """Give the value of the first pickle in `data`, how many bytes it takes, and how many opcodes.
+
+    Mappings come as dicts whose integer keys are strings, tensors as `Tensor`.
+
+    Raises:
+        UnsafeCheckpointError: it names a global that rebuilding tensors does not need, or calls something else.
+        CheckpointError: damaged, too big, or an opcode that torch.save does not write.
+    """
+    machine = _Machine(data)
+    try:
+        return machine.run(), machine.at, machine.steps
+    except Refused as error:
+        raise error.kind(f"{path}: {error}") from None
+    except (IndexError, KeyError, UnicodeDecodeError, struct.error) as error:
+        cut = f", or longer than {MAX_PICKLE} bytes" if len(data) > MAX_PICKLE else ""
+        raise CheckpointError(f"{path}: the pickle is damaged at its byte {machine.at}{cut}") from error
+
+
+class _Machine:
+    def __init__(self, data):
+        self.data = data[:MAX_PICKLE]
+        self.at = self.steps = self.work = 0
+        self.stack, self.marks, self.memo = [], [], {}
+
+    def run(self):
+        for self.steps in range(1, MAX_STEPS + 1):
+            code = self.data[self.at]
+            self.at += 1
+            if code == _STOP:
+                return self.stack.pop()
+            operation = _OPERATIONS.get(code)
+            if operation is None:
+                raise Refused(f"opcode 0x{code:02x} at byte {self.at - 1} of the pickle: torch.save does not write it")
+            operation(self)
+        raise Refused(f"a pickle of more than {MAX_STEPS} opcodes")
+
+    def take(self, size):
+        end = self.at + size
+        if end > len(self.data):
+            raise IndexError
+        taken = bytes(self.data[self.at : end])
+        self.at = end
+        return taken
+
+    def number(self, size, signed=False):
+        return int.from_bytes(self.take(size), "little", signed=signed)
+
+    def line(self):
+        text, newline, _ = bytes(self.data[self.at : self.at + MAX_LINE]).partition(b"\n")
+        if not newline:
+            raise IndexError
+        self.at += len(text) + 1
+        return text.decode()
+
+    def mark(self):
+        self.marks.append(self.stack)  # out of reach until the mark is taken back
+        self.stack = []
+
+    def since_mark(self):
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def put(self, index):
+        # picklers count; a sparse memo could be made to collide
+        if index > self.steps:
+            raise Refused(f"memo entry {index} before opcode {self.steps}")
+        self.memo[index] = self.stack[-1]
+
+
+# --- Opcodes ---
+
+
+def _push(get):
+    def operation(machine):
+        value = get(machine)  # first: it may change the stack for another
+        machine.stack.append(value)
+
+    return operation
+
+
+def _integer(size_of_size):
+    def operation(machine):
+        size = machine.number(size_of_size)
+        if size > MAX_INTEGER:
+            raise Refused(f"an integer of {size} bytes")
+        return machine.number(size, signed=True)
+
+    return _push(operation)
+
+
+def _string(size_of_size):
+    return _push(lambda machine: machine.take(machine.number(size_of_size)).decode())
+
+
+def _bytes(size_of_size):
+    return _push(lambda machine: machine.take(machine.number(size_of_size)))
+
+
+def _tuple(size):
+    def operation(machine):
+        if len(machine.stack) < size:
+            raise IndexError
+        machine.stack[len(machine.stack) - size :] = [tuple(machine.stack[len(machine.stack) - size :])]
+
+    return operation
+
+
+def _set_items(machine, items):
+    if len(items) % 2:
+        raise IndexError
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        set_item(machine.stack[-1], key, value)
+
+
+def _pop_two(machine):
+    second = machine.stack.pop()
+    return [machine.stack.pop(), second]
+
+
+def _append(machine, items):
+    if type(machine.stack[-1]) is not list:
+        raise Refused(f"elements of a {type(machine.stack[-1]).__name__}")
+    machine.stack[-1].extend(items)
+
+
+def _global(machine):
+    return resolve(machine.line(), machine.line())
+
+
+def _stack_global(machine):
+    module, name = _pop_two(machine)
+    if type(module) is not str or type(name) is not str:
+        raise Refused("a global whose name is not a string")
+    return resolve(module, name)
+
+
+def _call(machine):
+    function, arguments = _pop_two(machine)
+    if type(function) is not Function or type(arguments) is not tuple:
+        raise Refused(f"a call of a {type(function).__name__}, which is no function", UnsafeCheckpointError)
+    # one long list may be the argument of many calls
+    machine.work += len(arguments) + sum(len(x) for x in arguments[:MAX_RANK] if type(x) in (list, tuple, dict))
+    if machine.work > MAX_STEPS:
+        raise Refused(f"calls with more than {MAX_STEPS} arguments")
+    try:
+        return function.call(*arguments)
+    except TypeError as error:
+        raise Refused(f"{function.name} is called with other arguments than torch.save writes") from error
+
+
+def _protocol(machine):
+    protocol = machine.number(1)
+    if not 2 <= protocol <= 5:
+        raise Refused(f"pickle protocol {protocol}; torch.save writes 2 to 5")
+
+
+def _build(machine):
+    machine.stack.pop()
+    if type(machine.stack[-1]) is not dict:  # the attributes of a state dict are of no use here
+        raise Refused(f"a state for a {type(machine.stack[-1]).__name__}", UnsafeCheckpointError)
+
+
+_STOP = ord(".")
+_OPERATIONS = {
+    ord(code): operation
+    for code, operation in {
+        "\x80": _protocol,
+        "\x95": lambda machine: machine.take(8),  # frame: only for buffering
+        "N": _push(lambda machine: None),
+        "\x88": _push(lambda machine: True),
+        "\x89": _push(lambda machine: False),
+        "K": _push(lambda machine: machine.number(1)),
+        "M": _push(lambda machine: machine.number(2)),
+        "J": _push(lambda machine: machine.number(4, signed=True)),
+        "\x8a": _integer(1),
+        "\x8b": _integer(4),
+        "G": _push(lambda machine: struct.unpack(">d", machine.take(8))[0]),
+        "X": _string(4),
+        "\x8c": _string(1),
+        "\x8d": _string(8),
+        "U": _string(1),  # Python 2
+        "T": _string(4),  # Python 2
+        "B": _bytes(4),
+        "C": _bytes(1),
+        "\x8e": _bytes(8),
+        "}": _push(lambda machine: {}),
+        "]": _push(lambda machine: []),
+        ")": _push(lambda machine: ()),
+        "(": lambda machine: machine.mark(),
+        "t": _push(lambda machine: tuple(machine.since_mark())),
+        "\x85": _tuple(1),
+        "\x86": _tuple(2),
+        "\x87": _tuple(3),
+        "s": lambda machine: _set_items(machine, _pop_two(machine)),
+        "u": lambda machine: _set_items(machine, machine.since_mark()),
+        "a": lambda machine: _append(machine, [machine.stack.pop()]),
+        "e": lambda machine: _append(machine, machine.since_mark()),
+        "q": lambda machine: machine.put(machine.number(1)),
+        "r": lambda machine: machine.put(machine.number(4)),
+        "\x94": lambda machine: machine.put(len(machine.memo)),
+        "h": _push(lambda machine: machine.memo[machine.number(1)]),
+        "j": _push(lambda machine: machine.memo[machine.number(4)]),
+        "c": _push(_global),
+        "\x93": _push(_stack_global),
+        "R": _push(_call),
+        "b": _build,
+        "Q": _push(lambda machine: storage(machine.stack.pop())),
+    }.items()
+}

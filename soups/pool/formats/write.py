@@ -1,0 +1,344 @@
+"""Write safetensors files in place: sizes first, then tensors in any order, by any thread."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pathlib
+import threading
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from soups.files import cannot_write, replace_file
+from soups.names import check_name
+from soups.pool.formats import safetensors
+
+SHARD_BYTES = 5_000_000_000
+INDEX = "model.safetensors.index.json"
+
+Spec = tuple[tuple[int, ...], np.dtype]
+
+
+class Writer:
+    """Write the folder that Hugging Face's tools read, shard by shard, without a shard in memory.
+
+    `folder`: an existing, unfinished folder; renaming it is the caller's. `leaves`: shape and dtype of every tensor by
+    name, in the order in which they are put into shards; within a shard those with the widest elements come first, so
+    that all are aligned. A shard is closed before the tensor that would make it longer than `shard_bytes`. One shard is
+    model.safetensors; N are model-00001-of-0000N.safetensors ... with model.safetensors.index.json. `metadata`: strings
+    for the header of every shard.
+
+    The disk space of all shards is taken at once. A finished shard is known by a note beside it, `<shard>.done`, with
+    the XXH3 digest of its bytes, written when they are on the disk: a writer of the same leaves and metadata in the
+    same folder leaves such shards alone, and begins the others anew. `shards`: the names of each shard's tensors.
+
+    Raises:
+        ValueError: no leaves, a name, dtype or metadata that the format does not have, a negative size, a shard_bytes
+            below 1; shards of another division in the folder.
+        OSError: the disk is full or cannot be written to; the file is named.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        leaves: Mapping[str, Spec],
+        *,
+        shard_bytes: int = SHARD_BYTES,
+        metadata: Mapping[str, str] | None = None,
+    ):
+        self.folder = pathlib.Path(folder)
+        self._leaves = _checked(leaves, metadata or {})
+        if shard_bytes < 1:
+            raise ValueError(f"shard_bytes must be at least 1, not {shard_bytes}")
+        groups = _groups(self._leaves, shard_bytes)
+        names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+        names = ["model.safetensors"] if len(groups) == 1 else names
+        self._files = {
+            name: _File(self.folder / name, group, metadata or {}) for name, group in zip(names, groups, strict=True)
+        }
+        self.shards = {name: tuple(file.places) for name, file in self._files.items()}
+        self._shard_of = {leaf: shard for shard, leaves in self.shards.items() for leaf in leaves}
+        _check_folder(self.folder, names)
+        self._done = {name for name, file in self._files.items() if _is_noted(file)}
+        try:
+            for name in sorted(self.shards.keys() - self._done):
+                _note(self._files[name]).unlink(missing_ok=True)
+                self._files[name].create()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def is_done(self, shard: str) -> bool:
+        """Say whether a shard is finished: all of it is on the disk, whoever wrote it.
+
+        Raises:
+            ValueError: no shard of this name.
+        """
+        return check_name(shard, self._files, "shard") in self._done
+
+    def write(self, name: str, array: np.ndarray, start: int = 0) -> None:
+        """Put the elements of an array, in C order, at element `start` of a tensor; any thread may.
+
+        Raises:
+            ValueError: no tensor of this name, another dtype, elements beyond its end, or a shard that is finished.
+            OSError: the disk is full or cannot be written to.
+        """
+        if name not in self._shard_of:
+            check_name(name, self._shard_of, "tensor")
+        shard = self._shard_of[name]
+        if shard in self._done:
+            raise ValueError(f"{name}: its shard {shard} is finished")
+        self._files[shard].write(name, array, start)
+
+    def finish_shard(self, shard: str) -> None:
+        """See a shard to the disk and note its digest; one that is finished is left alone.
+
+        Raises:
+            ValueError: no shard of this name, or tensors of it that are not written, all of which are named.
+            OSError: the disk is full or cannot be written to.
+        """
+        if self.is_done(shard):
+            return
+        file = self._files[shard]
+        file.finish()
+        replace_file(_note(file), json.dumps({"xxh3_128": _digest(file.path)}))
+        self._done.add(shard)
+
+    def finish(self) -> None:
+        """Finish all shards, write the index, remove the notes, and see the folder to the disk.
+
+        Raises:
+            ValueError, OSError: as `finish_shard`.
+        """
+        for shard in self.shards:
+            self.finish_shard(shard)
+        if len(self.shards) > 1:
+            total = sum(_nbytes(spec) for spec in self._leaves.values())
+            index = {
+                "metadata": {"total_size": total},
+                "weight_map": {name: self._shard_of[name] for name in self._leaves},
+            }
+            replace_file(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+        for file in self._files.values():
+            _note(file).unlink(missing_ok=True)
+        _sync_folder(self.folder)
+
+    def close(self) -> None:
+        """Close the files; what is not finished stays so."""
+        for file in self._files.values():
+            file.close()
+
+
+def write_safetensors(
+    path: str | os.PathLike, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> pathlib.Path:
+    """Write one safetensors file under another name, see it to the disk, and rename it.
+
+    Raises:
+        ValueError: no leaves, a name, dtype or metadata that the format does not have.
+        OSError: the disk is full or cannot be written to; the path is in the message, and the old file stays.
+    """
+    path = pathlib.Path(path)
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    specs = _checked({name: (array.shape, array.dtype) for name, array in arrays.items()}, metadata or {})
+    file = _File(path.with_name(f"{path.name}.{os.getpid()}.unfinished"), specs, metadata or {}, path)
+    try:
+        file.create()
+        for name, array in arrays.items():
+            file.write(name, array, 0)
+        file.finish()
+        with file.named_errors():
+            os.replace(file.path, path)
+            _sync_folder(path.parent)
+    except BaseException:
+        file.close()
+        file.path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+# --- Files ---
+
+
+class _Place(NamedTuple):
+    offset: int
+    count: int
+    dtype: np.dtype
+
+
+class _File:
+    """Hold one safetensors file of known layout, and what of it is written."""
+
+    def __init__(self, path, specs, metadata, named=None):
+        # stable, and aligned for every reader: the widest elements first
+        specs = dict(sorted(specs.items(), key=lambda item: -item[1][1].itemsize))
+        self.path, self._named = path, named or path  # the name that a user knows
+        self.header = safetensors.write_header(specs, metadata)
+        self.size = len(self.header)
+        self.places = {}
+        for name, spec in specs.items():
+            self.places[name] = _Place(self.size, math.prod(spec[0]), spec[1])
+            self.size += _nbytes(spec)
+        self._written = {name: [] for name in specs}
+        self._lock = threading.Lock()
+        self._descriptor = None
+
+    def create(self):
+        with self.named_errors():
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            _allocate(self._descriptor, self.size)
+            _write_at(self._descriptor, self.header, 0)
+
+    def write(self, name, array, start):
+        array, place = np.asarray(array), self.places[name]
+        if array.dtype != place.dtype:
+            raise ValueError(f"{name} has dtype {array.dtype} instead of {place.dtype}")
+        if not 0 <= start <= place.count - array.size:
+            end = start + array.size
+            raise ValueError(f"{name} has {place.count} elements, not enough for elements {start} to {end}")
+        if self._descriptor is None:
+            raise ValueError(f"{name}: the writer is closed")
+        if array.size:
+            raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            with self.named_errors():
+                _write_at(self._descriptor, raw, place.offset + start * place.dtype.itemsize)
+        with self._lock:
+            self._written[name].append((start, start + array.size))
+
+    def finish(self):
+        if lacking := [name for name in self.places if not self._is_whole(name)]:
+            raise ValueError(f"{self.path.name} is not finished, these are not wholly written: {', '.join(lacking)}")
+        with self.named_errors():
+            os.fsync(self._descriptor)
+        self.close()
+
+    def close(self):
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _is_whole(self, name):
+        end = 0
+        for start, stop in sorted(self._written[name]):
+            if start > end:
+                return False
+            end = max(end, stop)
+        return end == self.places[name].count
+
+    @contextlib.contextmanager
+    def named_errors(self):
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self._named, error) from error
+
+
+def _write_at(descriptor, content, offset):
+    content = memoryview(content)
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
+
+
+def _allocate(descriptor, size):
+    # a disk that is too small says so now, and not after hours
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(descriptor, size)
+
+
+def _sync_folder(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- Notes on finished shards ---
+
+
+def _note(file):
+    return file.path.with_name(f"{file.path.name}.done")
+
+
+def _is_noted(file):
+    """Compare a shard with its note and with the layout that it should have."""
+    try:
+        note = json.loads(_note(file).read_bytes())
+        if file.path.stat().st_size != file.size:
+            return False
+        with open(file.path, "rb") as stream:
+            if stream.read(len(file.header)) != file.header:
+                return False
+    except (OSError, ValueError):
+        return False
+    return isinstance(note, dict) and note.get("xxh3_128") == _digest(file.path)
+
+
+def _digest(path):
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(8 << 20))
+    with open(path, "rb", buffering=0) as stream:
+        while size := stream.readinto(buffer):
+            digest.update(buffer[:size])
+    return digest.hexdigest()
+
+
+# --- Layout ---
+
+
+def _check_folder(folder, names):
+    # a reader would take them for parts of this checkpoint
+    allowed = {*names, INDEX} if len(names) > 1 else set(names)
+    patterns = ("model.safetensors", "model-*-of-*.safetensors", INDEX)
+    if others := sorted({file.name for pattern in patterns for file in folder.glob(pattern)} - allowed):
+        raise ValueError(f"{folder} holds files of another checkpoint, remove them first: {', '.join(others)}")
+
+
+def _checked(leaves, metadata):
+    if not leaves:
+        raise ValueError("no leaves to write: at least one is needed")
+    if not all(isinstance(text, str) for item in metadata.items() for text in item):
+        raise ValueError("the metadata of a safetensors file must map strings to strings")
+    lines = [f"  {name!r}: {problem}" for name, spec in leaves.items() if (problem := _problem(name, *spec))]
+    if lines:
+        raise ValueError("leaves that a safetensors file cannot hold:\n" + "\n".join(lines))
+    return {name: (tuple(map(int, shape)), np.dtype(dtype)) for name, (shape, dtype) in leaves.items()}
+
+
+def _problem(name, shape, dtype):
+    if not isinstance(name, str) or name == "__metadata__":
+        return "this name means something else there"
+    if any(size < 0 for size in shape):
+        return f"shape {tuple(shape)} is negative"
+    if np.dtype(dtype) not in safetensors.NAMES:
+        return f"dtype {np.dtype(dtype)}; there are {', '.join(map(str, safetensors.NAMES))}"
+    return ""
+
+
+def _groups(leaves, shard_bytes):
+    groups, size = [{}], 0
+    for name, spec in leaves.items():
+        if groups[-1] and size + _nbytes(spec) > shard_bytes:
+            groups.append({})
+            size = 0
+        groups[-1][name] = spec
+        size += _nbytes(spec)
+    return groups
+
+
+def _nbytes(spec):
+    return math.prod(spec[0]) * spec[1].itemsize
