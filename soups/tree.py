@@ -52,7 +52,9 @@ def mean(trees: Sequence[Tree]) -> Tree:
         ValueError: no trees, different structures, or an integer leaf that is not the same in all.
     """
     trees = _checked(trees)
-    return jax.tree.map(lambda *leaves: _combine(leaves, lambda wide: _sum(wide) / np.float32(len(wide))), *trees)
+    return jax.tree.map(
+        lambda *leaves: _combine(leaves, lambda wide: sum_in_order(wide) / np.float32(len(wide))), *trees
+    )
 
 
 def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
@@ -67,16 +69,13 @@ def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
     if len(weights) != len(trees):
         raise ValueError(f"{len(trees)} trees need {len(trees)} weights, but {len(weights)} were given")
 
-    def combine(wide):
-        return _sum([_scalar(weight, leaf) * leaf for weight, leaf in zip(weights, wide, strict=True)])
-
-    return jax.tree.map(lambda *leaves: _combine(leaves, combine), *trees)
+    return jax.tree.map(lambda *leaves: _combine(leaves, lambda wide: mix(wide, weights)), *trees)
 
 
 def lerp(a: Tree, b: Tree, t) -> Tree:
     """Interpolate linearly: a + t (b − a); exactly `a` where a = b, for every t."""
     a, b = _checked([a, b])
-    return jax.tree.map(lambda *leaves: _combine(leaves, lambda w: w[0] + _scalar(t, w[0]) * (w[1] - w[0])), a, b)
+    return jax.tree.map(lambda *leaves: _combine(leaves, lambda w: w[0] + scalar(t, w[0]) * (w[1] - w[0])), a, b)
 
 
 def slerp(a: Tree, b: Tree, t, *, cos_angle=None) -> Tree:
@@ -100,9 +99,9 @@ def sub(a: Tree, b: Tree) -> Tree:
     a, b = _checked([a, b])
 
     def leaf(*leaves):
-        if not _is_float(leaves[0]):
-            return _namespace(leaves).zeros_like(leaves[0])
-        wide = _widen(leaves)
+        if not is_float(leaves[0]):
+            return namespace(leaves).zeros_like(leaves[0])
+        wide = widen_leaves(leaves)
         return wide[0] - wide[1]
 
     return jax.tree.map(leaf, a, b)
@@ -117,10 +116,10 @@ def add_scaled(a: Tree, b: Tree, scale=1.0) -> Tree:
     check_same_structure([a, b], dtypes=False)
 
     def leaf(x, y):
-        if not _is_float(x):
+        if not is_float(x):
             return x
-        wide = _widen((x, y))
-        return (wide[0] + _scalar(scale, wide[0]) * wide[1]).astype(x.dtype)
+        wide = widen_leaves((x, y))
+        return (wide[0] + scalar(scale, wide[0]) * wide[1]).astype(x.dtype)
 
     return jax.tree.map(leaf, a, b)
 
@@ -129,21 +128,21 @@ def dot(a: Tree, b: Tree):
     """Sum the products of all elements of the float leaves: <a, b>, a scalar in float32 or wider."""
     check_same_structure([a, b], dtypes=False)
     products = [
-        _tensordot(*_widen((x, y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True) if _is_float(x)
+        inner(*widen_leaves((x, y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True) if is_float(x)
     ]
-    return _sum(products) if products else np.float32(0)
+    return sum_in_order(products) if products else np.float32(0)
 
 
 def norm(a: Tree):
     """Take the Euclidean norm |a| = sqrt(<a, a>) over all float leaves."""
     squared = dot(a, a)
-    return _namespace([squared]).sqrt(squared)
+    return namespace([squared]).sqrt(squared)
 
 
 def cosine(a: Tree, b: Tree):
     """Take the cosine <a, b> / (|a| |b|) of the angle between two trees; 0 where one of them is zero."""
     product = norm(a) * norm(b)
-    xp = _namespace([product])
+    xp = namespace([product])
     return xp.where(product > 0, dot(a, b) / xp.where(product > 0, product, 1), xp.zeros_like(product))
 
 
@@ -154,7 +153,7 @@ def all_finite(tree: Tree) -> bool:
 
 def nonfinite_names(tree: Tree) -> list[str]:
     """List the names of the leaves that hold a NaN or an infinity (concrete arrays only)."""
-    return [name for name, leaf in flatten(tree).items() if _is_float(leaf) and not _leaf_finite(leaf)]
+    return [name for name, leaf in flatten(tree).items() if is_float(leaf) and not _leaf_finite(leaf)]
 
 
 # --- Selecting by name ---
@@ -236,7 +235,7 @@ def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = N
 def check_copied(trees: Sequence[Tree]) -> None:
     """Raise a ValueError that names the integer and boolean leaves that are not the same in all trees."""
     flat = [flatten(tree) for tree in trees]
-    integers = [name for name, leaf in flat[0].items() if not _is_float(leaf)]
+    integers = [name for name, leaf in flat[0].items() if not is_float(leaf)]
     different = [name for name in integers if not _identical(name, [leaves[name] for leaves in flat])]
     if different:
         raise ValueError(
@@ -252,7 +251,7 @@ def cast_like(tree: Tree, like: Tree) -> Tree:
 
 def widen(tree: Tree) -> Tree:
     """Cast float leaves narrower than float32 to float32, and leave the others as they are."""
-    return jax.tree.map(lambda leaf: _widen((leaf,))[0] if _is_float(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: widen_leaves((leaf,))[0] if is_float(leaf) else leaf, tree)
 
 
 def count(tree: Tree) -> int:
@@ -271,13 +270,18 @@ def _checked(trees):
 
 
 def _combine(leaves, arithmetic):
-    if not _is_float(leaves[0]):
+    if not is_float(leaves[0]):
         return leaves[0]
-    return arithmetic(_widen(leaves)).astype(leaves[0].dtype)
+    return arithmetic(widen_leaves(leaves)).astype(leaves[0].dtype)
 
 
-def _sum(leaves):
-    # in order, one after the other: streamed and in-memory sums are then the same to the bit
+def mix(leaves, weights):
+    """Sum arrays, each times its weight."""
+    return sum_in_order([scalar(weight, leaf) * leaf for weight, leaf in zip(weights, leaves, strict=True)])
+
+
+def sum_in_order(leaves):
+    """Add arrays one after the other: streamed and in-memory sums are then the same to the bit."""
     return functools.reduce(lambda total, leaf: total + leaf, leaves)
 
 
@@ -294,18 +298,21 @@ def _identical(name, leaves):
 
 
 def _leaf_finite(leaf) -> bool:
-    return bool(_namespace([leaf]).isfinite(_widen((leaf,))[0]).all())
+    return bool(namespace([leaf]).isfinite(widen_leaves((leaf,))[0]).all())
 
 
-def _is_float(leaf) -> bool:
+def is_float(leaf) -> bool:
+    """Say whether a leaf holds floats, which are mixed, or integers and booleans, which are copied."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _namespace(leaves):
+def namespace(leaves):
+    """Give numpy if all arrays are NumPy's, else jax.numpy."""
     return np if all(isinstance(leaf, (np.ndarray, np.generic, float)) for leaf in leaves) else jnp
 
 
-def _widen(leaves):
+def widen_leaves(leaves):
+    """Cast float arrays to the widest of their dtypes and float32."""
     wide = functools.reduce(np.promote_types, [np.dtype(np.float32), *(_at_least_float32(x.dtype) for x in leaves)])
     return [leaf if leaf.dtype == wide else leaf.astype(wide) for leaf in leaves]
 
@@ -315,14 +322,15 @@ def _at_least_float32(dtype):
     return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else np.dtype(dtype)
 
 
-def _scalar(value, leaf):
-    # a Python or NumPy number takes the leaf's dtype; a traced one is cast, so strict promotion is content
+def scalar(value, leaf):
+    """Give a number, traced or not, in the dtype of a leaf, so that strict promotion is content."""
     if isinstance(value, jax.Array):
         return value.astype(leaf.dtype)
     return leaf.dtype.type(value)
 
 
-def _tensordot(x, y):
+def inner(x, y):
+    """Sum the products of two arrays' elements."""
     # over all axes at once: vdot would ravel, which on sharded arrays means communication
     if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
         return np.vdot(x, y)

@@ -19,6 +19,9 @@ from soups.evaluate.connectivity import norms as norms
 from soups.evaluate.connectivity import path as path
 from soups.evaluate.connectivity import plane as plane
 from soups.evaluate.connectivity import plane_grid as plane_grid
+from soups.evaluate.diagnose import Diagnosis as Diagnosis
+from soups.evaluate.diagnose import Finding as Finding
+from soups.evaluate.diagnose import diagnose as diagnose
 from soups.evaluate.diversity import kappa_complement as kappa_complement
 from soups.evaluate.diversity import mean_pairwise as mean_pairwise
 from soups.evaluate.diversity import pairwise_diversity as pairwise_diversity

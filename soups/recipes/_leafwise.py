@@ -44,7 +44,7 @@ class Part:
     @property
     def xp(self):
         """Give the namespace of the arrays, NumPy or jax.numpy."""
-        return tree._namespace(self.leaves)
+        return tree.namespace(self.leaves)
 
 
 Parts = Callable[[], Iterable[Part]]
@@ -84,7 +84,7 @@ def apply(recipe: Recipe, members: _members.Members, base: tree.Tree | None = No
     unknown = [] if hasattr(members, "merge_leaves") else trees
     _members.check_all_finite([*members, *others] if unknown else others, [*unknown, *others.values()])
     flat, flat_base = [tree.flatten(member) for member in trees], tree.flatten(base)
-    floats = [name for name, leaf in flat[0].items() if tree._is_float(leaf)]
+    floats = [name for name, leaf in flat[0].items() if tree.is_float(leaf)]
 
     def parts_of(name):
         return lambda: parts(name, [member[name] for member in flat], flat_base.get(name), recipe.unit)
@@ -109,7 +109,7 @@ def apply(recipe: Recipe, members: _members.Members, base: tree.Tree | None = No
 def parts(name: str, leaves: Sequence[Any], base: Any | None, unit: str = "element") -> Iterator[Part]:
     """Cut the arrays of one leaf into parts: blocks of NumPy arrays, or all of JAX's; in float32 or wider."""
     arrays = leaves if base is None else [*leaves, base]
-    if tree._namespace(arrays) is not np or unit == "leaf" or arrays[0].size <= BLOCK:
+    if tree.namespace(arrays) is not np or unit == "leaf" or arrays[0].size <= BLOCK:
         yield _part(name, arrays, len(leaves), 0)
         return
     columns = arrays[0].shape[-1] if unit == "row" else 1
@@ -160,7 +160,7 @@ def narrow(array: np.ndarray, dtype) -> np.ndarray:
 
 
 def _part(name, arrays, number, start):
-    wide = tree._widen([_from_bfloat16(array) for array in arrays])
+    wide = tree.widen_leaves([_from_bfloat16(array) for array in arrays])
     return Part(name, wide[:number], wide[number] if len(wide) > number else None, start)
 
 

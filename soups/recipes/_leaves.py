@@ -1,23 +1,16 @@
-"""Tell apart what leaves hold."""
+"""Tell apart what trees hold."""
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from soups.tree import Tree
+from soups import tree
 
 
-def is_float(leaf) -> bool:
-    """Say whether a leaf holds floats, which are mixed, or integers and booleans, which are copied."""
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def split(params: Tree) -> tuple[Tree, Tree]:
+def split(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
     """Give (floats, rest), with None in the places of the other part; `soups.tree.combine` undoes it."""
-    floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, params)
-    return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, params)
+    floats = jax.tree.map(lambda leaf: leaf if tree.is_float(leaf) else None, params)
+    return floats, jax.tree.map(lambda leaf: None if tree.is_float(leaf) else leaf, params)
 
 
 def traced(values: Any) -> bool:
@@ -26,5 +19,5 @@ def traced(values: Any) -> bool:
 
 
 def namespace(values: Any):
-    """Give numpy if all leaves are NumPy's, else jax.numpy."""
-    return np if all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(values)) else jnp
+    """Give numpy if all leaves of a tree are NumPy's, else jax.numpy."""
+    return tree.namespace(jax.tree.leaves(values))

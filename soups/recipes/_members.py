@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import jax
 import numpy as np
 
 from soups import tree
+from soups.recipes import _leaves
 
 Members = Sequence[tree.Tree] | Mapping[str, tree.Tree]
 
@@ -55,7 +55,7 @@ def check_finite(result: tree.Tree, names: Iterable[str], trees: Sequence[tree.T
     Raises:
         ValueError: it does; the members and leaves at fault are named.
     """
-    if not _is_traced(result) and not tree.all_finite(result):
+    if not _leaves.traced(result) and not tree.all_finite(result):
         lines = _blame(names, trees)
         overflows = f"  no member does, the sum overflows in: {', '.join(tree.nonfinite_names(result))}"
         raise ValueError(_DIVERGED + "\n".join(lines or [overflows]))
@@ -68,15 +68,11 @@ def check_all_finite(names: Iterable[str], trees: Sequence[tree.Tree]) -> None:
     Raises:
         ValueError: one holds NaN or infinity; the members and leaves at fault are named.
     """
-    if not any(map(_is_traced, trees)) and (lines := _blame(names, trees)):
+    if not _leaves.traced(trees) and (lines := _blame(names, trees)):
         raise ValueError(_DIVERGED + "\n".join(lines))
 
 
 _DIVERGED = "NaN or infinity in the members; leave out those that diverged:\n"
-
-
-def _is_traced(params):
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params))
 
 
 def _blame(names, trees):

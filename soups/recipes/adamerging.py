@@ -183,7 +183,7 @@ def _mix(base, vectors, coefficients):
     columns = zip(*map(jax.tree.leaves, vectors), strict=True)
     rows = np.broadcast_to(coefficients, (len(leaves), len(vectors)))
     mixed = [
-        tree.add_scaled(leaf, tree.weighted_sum(tree.widen(list(column)), row)) if _leaves.is_float(leaf) else leaf
+        tree.add_scaled(leaf, tree.weighted_sum(tree.widen(list(column)), row)) if tree.is_float(leaf) else leaf
         for leaf, column, row in zip(leaves, columns, rows, strict=True)
     ]
     return jax.tree.unflatten(structure, mixed)

@@ -158,7 +158,7 @@ def fisher_interpolate(
 
 
 def _average(name, leaves, fishers, floors, weights):
-    if not _leaves.is_float(leaves[0]):
+    if not tree.is_float(leaves[0]):
         return tree.mean([{name: leaf} for leaf in leaves])[name]  # copied, if they are the same
     xp = _leaves.namespace([leaves, fishers])
     wide = tree.widen(list(leaves))

@@ -61,7 +61,7 @@ def greedy(
     sign = 1.0 if mode == "max" else -1.0
 
     def score_of(params):
-        return _pick(evaluate(params), metric)
+        return pick_metric(evaluate(params), metric)
 
     if fixed_order is None and given is None:
         given = {name: _individual(name, members, score_of, log) for name in names}
@@ -162,7 +162,8 @@ def _by_name(scores, names) -> dict[str, float]:
     return {name: float(scores[name]) for name in names}
 
 
-def _pick(value: Any, metric: str | None) -> float:
+def pick_metric(value: Any, metric: str | None) -> float:
+    """Give the number by which to choose, of what an `evaluate` returned: a number, or metrics by name."""
     if not isinstance(value, Mapping):
         if metric is not None:
             raise ValueError(f"metric={metric!r} was given, but evaluate returns a number and no mapping")

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from soups import tree
-from soups.recipes import _members, _optimizer
+from soups.recipes import _leaves, _members, _optimizer
 from soups.recipes.soup import Soup, digests
 
 
@@ -93,7 +92,7 @@ def _descend(variables, trees, loss, batches, learning_rate):
 
 def _float_gradient(loss):
     def gradient(params, batch, temperature):
-        floats, rest = _split(params)
+        floats, rest = _leaves.split(params)
 
         def of_floats(floats, temperature):
             return loss(tree.combine(floats, rest), batch, temperature)
@@ -102,12 +101,6 @@ def _float_gradient(loss):
         return value, grads, temperature_grad
 
     return gradient
-
-
-def _split(params):
-    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)  # noqa: E731
-    floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, params)
-    return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, params)
 
 
 def _softmax(mixing):

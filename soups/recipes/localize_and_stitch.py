@@ -208,7 +208,7 @@ def _task_vector(member, base, only):
     for label, weights in {"base": base, "member": member}.items():
         if not _leaves.traced(weights) and (bad := tree.nonfinite_names(weights)):
             raise ValueError(f"NaN or infinity in the {label}: {', '.join(bad)}")
-    leaves = {name: leaf for name, leaf in tree.flatten(base).items() if _leaves.is_float(leaf) and chosen[name]}
+    leaves = {name: leaf for name, leaf in tree.flatten(base).items() if tree.is_float(leaf) and chosen[name]}
     if not leaves:
         raise ValueError(f"no float leaf matches {only!r}")
     flat = tree.flatten(member)
@@ -241,7 +241,7 @@ def _no(leaf):
 
 def _stitch(number, name, base, *rest):
     leaves, masks = rest[:number], rest[number:]
-    if not _leaves.is_float(base):
+    if not tree.is_float(base):
         return tree.mean([{name: leaf} for leaf in (base, *leaves)])[name]  # copied, if they are the same
     first, *wide = tree.widen([base, *leaves])
     xp = _leaves.namespace([base, leaves, masks])

@@ -203,7 +203,7 @@ def _check_grams(leaves, grams):
 
 
 def _check_gram(member, name, gram, leaf):
-    if not _leaves.is_float(leaf) or len(leaf.shape) < 2:
+    if not tree.is_float(leaf) or len(leaf.shape) < 2:
         raise ValueError(
             f"leaf {name} of shape {tuple(leaf.shape)} and dtype {leaf.dtype} is no kernel of a linear layer"
         )

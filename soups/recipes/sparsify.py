@@ -240,7 +240,7 @@ def _l1_ratio(parts, index, sparse):
 
 
 def _scaled(vector, ratio):
-    return vector if isinstance(ratio, float) and ratio == 1.0 else vector * tree._scalar(ratio, vector)
+    return vector if isinstance(ratio, float) and ratio == 1.0 else vector * tree.scalar(ratio, vector)
 
 
 def _check_density(density):

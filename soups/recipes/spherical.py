@@ -209,7 +209,7 @@ def gram_recipe(
 
     def products(part):
         here = vectors(part)
-        return [tree._tensordot(a, b) for index, a in enumerate(here) for b in here[: index + 1]]
+        return [tree.inner(a, b) for index, a in enumerate(here) for b in here[: index + 1]]
 
     def measure(parts):
         first = next(iter(parts()))
@@ -222,7 +222,7 @@ def gram_recipe(
 
     def merge(part, weights):
         here = vectors(part)
-        total = tree._sum([tree._scalar(weights[index], vector) * vector for index, vector in enumerate(here)])
+        total = tree.sum_in_order([tree.scalar(weights[index], vector) * vector for index, vector in enumerate(here)])
         if relative_to_first:
             return part.leaves[0] + total
         return part.base + total if has_base else total

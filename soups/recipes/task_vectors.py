@@ -224,42 +224,38 @@ def task_vector_recipe(
         if elect:
             merged = _agreeing(part.xp, vectors, weights, surplus, normalize)
         else:
-            merged = _weighted(vectors, weights)
+            merged = tree.mix(vectors, weights)
             if normalize:
-                merged = merged / _or_one(part.xp, tree._sum([tree._scalar(w, merged) for w in weights]))
-        return part.base + tree._scalar(scale, merged) * merged
+                merged = merged / _or_one(part.xp, tree.sum_in_order([tree.scalar(w, merged) for w in weights]))
+        return part.base + tree.scalar(scale, merged) * merged
 
     unit = "row" if any(sparsifier.unit == "row" for sparsifier in sparsifiers) else "element"
     return _leafwise.Recipe(merge, measure, scope, unit)
 
 
-def _weighted(vectors, weights):
-    return tree._sum([tree._scalar(weight, vector) * vector for weight, vector in zip(weights, vectors, strict=True)])
-
-
 def _surplus(xp, vectors, weights):
     """Count how many more elements have a positive sum than a negative one."""
-    mass = _weighted(vectors, weights)
+    mass = tree.mix(vectors, weights)
     return xp.sum(xp.sign(mass).astype(np.int32))
 
 
 def _agreeing(xp, vectors, weights, surplus, normalize):
-    weighted = [tree._scalar(weight, vector) * vector for weight, vector in zip(weights, vectors, strict=True)]
-    mass = tree._sum(weighted)
+    weighted = [tree.scalar(weight, vector) * vector for weight, vector in zip(weights, vectors, strict=True)]
+    mass = tree.sum_in_order(weighted)
     positive = mass >= 0
     if surplus is not None:  # where all cancel, the sign of most elements
         positive = (mass > 0) | ((mass == 0) & (surplus >= 0))
     sign = 2.0 * positive.astype(mass.dtype) - 1.0
     # what points along the sign is positive after multiplying with it
     agreeing = [xp.maximum(sign * vector, 0.0) for vector in weighted]
-    total = sign * tree._sum(agreeing)
+    total = sign * tree.sum_in_order(agreeing)
     if not normalize:
         return total
     divisor = [
-        (vector > 0).astype(mass.dtype) * tree._scalar(weight, vector)
+        (vector > 0).astype(mass.dtype) * tree.scalar(weight, vector)
         for weight, vector in zip(weights, agreeing, strict=True)
     ]
-    return total / _or_one(xp, tree._sum(divisor))
+    return total / _or_one(xp, tree.sum_in_order(divisor))
 
 
 def _or_one(xp, divisor):

@@ -1,0 +1,160 @@
+"""Ask, before anyone averages: can these be averaged, are they in one basin, and who should be left out?"""
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from soups import tree
+from soups.evaluate import _diagnosis_places as places
+from soups.evaluate import _diagnosis_scores as scoring
+from soups.evaluate import _diagnosis_structure as structure
+from soups.evaluate._diagnosis import Book
+from soups.evaluate._diagnosis import Diagnosis as Diagnosis
+from soups.evaluate._diagnosis import Finding as Finding
+from soups.evaluate._diagnosis_geometry import modules_of
+from soups.names import did_you_mean
+
+
+def diagnose(
+    members: Sequence[tree.Tree] | Mapping[str, tree.Tree],
+    *,
+    base: tree.Tree | None = None,
+    evaluate: Callable[[tree.Tree], float | Mapping[str, float]] | None = None,
+    metric: str | None = None,
+    mode: str = "max",
+    head: str | None = None,
+    max_members: int = 12,
+    points: int = 1,
+) -> Diagnosis:
+    """Say whether members can be averaged, whether they lie in one basin, and whom to leave out.
+
+    Bad members are never an error here: what is wrong with them is in the findings. Looked at in this order: names,
+    shapes and dtypes; NaN and infinity; integer leaves; running statistics and half precision; the base; copies; other
+    starts, members far off and outliers, by the norms |τ_i| and cosines <τ_i, τ_j> / (|τ_i| |τ_j|) of the task vectors
+    τ_i = θ_i − θ_base, or of the weights if there is no base; how far each module moved; and, with `evaluate`, scores,
+    barriers and the uniform soup. `uniform` of all members works if the verdict is "average", and of those in `.keep`
+    if it is "average some".
+
+    Without `evaluate` a verdict is a guess from angles and norms, by the limits in `_diagnosis_places`: only a
+    measured barrier tells two basins apart, and where it is measured it decides. All inner products come from one pass
+    over the weights in float64, a block of each leaf at a time: of a pool, what is read stays in its files.
+
+    Args:
+        members: K trees in a sequence or by name, or a pool.
+        base: the common starting weights.
+        evaluate: the held-out score of weights, a float or a mapping of metrics. It is called for each member, for each
+            pair at `points` points, and for two soups. Where it raises a ValueError
+            or gives NaN or infinity there is no score.
+        metric: which entry to use where `evaluate` gives a mapping.
+        mode: "max" if more is better, "min" if less is.
+        head: regex of the names of the head's leaves, to tell another head from another network; default: modules
+            named head, classifier, lm_head or fc.
+        max_members: how many members, the best ones, are measured pair by pair, M (M − 1) / 2 paths; each further one
+            only against the most central of them.
+        points: how many points of each path are evaluated, evenly spaced: 1 is the middle.
+
+    Raises:
+        ValueError: no members, or no sequence or mapping of them; another mode; a metric without `evaluate`, or one it
+            does not give; a head that is no regex or matches no leaf; `max_members` below 2, `points` below 1; an
+            `evaluate` that gives no score for any member.
+
+    Basins and barriers: Frankle et al., 2020, arXiv 1912.05671; angles: Wortsman et al., 2022, arXiv 2203.05482; other
+    starts: Entezari et al., 2022, arXiv 2110.06296; outliers: Iglewicz and Hoaglin, 1993.
+    """
+    labels = _labels(members)
+    _check_settings(evaluate, metric, mode, head, max_members, points)
+    by_name = members if isinstance(members, Mapping) else dict(enumerate(members))
+    book = Book()
+    trees = structure.read(book, by_name, labels)
+    trees = structure.same_structure(book, trees, _head_rule(head, trees))
+    trees = structure.finite(book, trees)
+    trees = structure.same_integers(book, trees)
+    found = _look(book, trees, base, evaluate is not None) if trees else {}
+    if trees and evaluate is not None:
+        left = [name for name in trees if name not in book.leave_out]
+        scorer = scoring.Scorer(evaluate, metric, mode)
+        options = {"max_members": max_members, "points": points}
+        found |= scoring.connect(book, by_name, trees, left, scorer, **options) if left else {}
+    return _conclude(book, tuple(labels), found)
+
+
+def _look(book, trees, base, measured):
+    structure.remark_leaves(book, trees, measured)
+    weights = structure.weights_of(trees)
+    modules = modules_of(weights)
+    used, shared = structure.usable_base(book, base, trees, weights)
+    found = places.look(book, trees, used, {leaf: modules[leaf] for leaf in shared}, measured)
+    places.remark_foreign_modules(book, trees, {leaf: modules[leaf] for leaf in weights if leaf not in shared})
+    return {**found, "reference": "members" if used is None else "base"}
+
+
+def _conclude(book, names, found) -> Diagnosis:
+    if len(names) - len(book.leave_out) < 2 and not book.apart:
+        kept = [name for name in names if name not in book.leave_out]
+        book.add("problem", "few", "fewer than two members are left to be averaged", kept)
+    scored = found.get("scores")
+    return Diagnosis(
+        verdict=_verdict(names, book),
+        names=names,
+        leave_out={name: book.leave_out[name] for name in names if name in book.leave_out},
+        findings=book.sorted(),
+        reference=found.get("reference", "members"),
+        norms=_spread_out(names, found, "norms"),
+        relative_norms=_spread_out(names, found, "relative_norms"),
+        cosines=_spread_out(names, found, "cosines"),
+        modules=tuple(found.get("modules", ())),
+        barriers=None if scored is None else scoring.matrix(names, found["barriers"]),
+        scores=None if scored is None else np.array([scored.get(name, np.nan) for name in names]),
+        soup_scores=found.get("soup_scores", {}),
+        tolerance=found.get("tolerance", 0.0),
+    )
+
+
+def _verdict(names, book):
+    if book.apart:
+        return "align first"
+    if book.spoiled or len(names) - len(book.leave_out) < 2:
+        return "do not average"
+    return "average some" if book.leave_out else "average"
+
+
+def _spread_out(names, found, key):
+    """Give values of some members in the order of all, NaN for the others."""
+    values = found.get(key, np.zeros((0, 0) if key == "cosines" else 0))
+    places_of = [names.index(name) for name in found.get("names", ())]
+    whole = np.full((len(names),) * values.ndim, np.nan)
+    whole[np.ix_(*[places_of] * values.ndim)] = values
+    return whole
+
+
+def _labels(members) -> dict[str, Any]:
+    if isinstance(members, (str, bytes)) or not isinstance(members, Collection):
+        raise ValueError(f"members must be a sequence or mapping of trees, or a pool, not {type(members).__name__}")
+    keys = list(members) if isinstance(members, Mapping) else range(len(members))
+    if not keys:
+        raise ValueError("no members were given: at least one is needed")
+    return {str(key): key for key in keys}
+
+
+def _check_settings(evaluate, metric, mode, head, max_members, points):
+    if mode not in ("max", "min"):
+        raise ValueError(f"mode must be 'max' or 'min', not {mode!r}")
+    if metric is not None and evaluate is None:
+        raise ValueError(f"metric={metric!r} was given, but no evaluate that gives it")
+    if max_members < 2 or points < 1:
+        raise ValueError(f"max_members must be at least 2 and points at least 1, not {max_members} and {points}")
+    try:
+        re.compile(head or "")
+    except re.error as error:
+        raise ValueError(f"head must be a regex of leaf names, not {head!r}: {error}") from error
+
+
+def _head_rule(head, trees):
+    if head is None:
+        return structure.HEAD
+    names = {name for member in trees.values() for name in tree.names(member)}
+    if trees and not any(re.fullmatch(head, name) for name in names):
+        raise ValueError(f"head={head!r} matches the whole name of no leaf{did_you_mean(head, names)}")
+    return head

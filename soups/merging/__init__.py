@@ -1,0 +1,13 @@
+"""Merge checkpoints on disk, of any size and format: recipe files, plans from headers, streaming."""
+
+from soups.merging.folder import folder_files as folder_files
+from soups.merging.methods import MERGEKIT as MERGEKIT
+from soups.merging.methods import PUBLISHED as PUBLISHED
+from soups.merging.plan import Plan as Plan
+from soups.merging.plan import plan as plan
+from soups.merging.recipe_file import Job as Job
+from soups.merging.recipe_file import parse_recipe as parse_recipe
+from soups.merging.recipe_file import read_recipe as read_recipe
+from soups.merging.run import THREADS as THREADS
+from soups.merging.run import merge_to_folder as merge_to_folder
+from soups.merging.run import verify_folder as verify_folder

@@ -1,0 +1,269 @@
+"""Read recipe files: mergekit's YAML as it is, or the same job from a command line."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import yaml
+from ml_dtypes import bfloat16
+
+from soups.merging.methods import REQUIRED, VOCABULARIES, Method
+from soups.merging.values import Place, Value, check, resolve
+from soups.names import check_name, did_you_mean
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(bfloat16),
+    "float64": np.dtype(np.float64),
+}
+KEYS = (
+    "merge_method",
+    "models",
+    "slices",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "chat_template",
+    "vocabulary",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Name a model, its own parameters, and the layers that are taken from it (all: None)."""
+
+    model: str
+    parameters: Mapping[str, Value]
+    layers: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Hold what is merged into consecutive layers of the output."""
+
+    sources: tuple[Source, ...]
+    parameters: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """State a merge completely.
+
+    Attributes:
+        method: a name of the vocabulary.
+        vocabulary: "mergekit" or "published".
+        slices: what is merged; one slice without layers is a merge of whole models.
+        base: path of the base, or None.
+        parameters: those of the whole merge.
+        dtype, out_dtype: of the arithmetic, where wider than float32, and of the output; None: the members'.
+        seed: of random methods.
+        text: the recipe as it was given.
+    """
+
+    method: str
+    vocabulary: str
+    slices: tuple[Slice, ...]
+    base: str | None = None
+    parameters: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    dtype: np.dtype | None = None
+    out_dtype: np.dtype | None = None
+    seed: int = 0
+    text: str = ""
+
+    @property
+    def definition(self) -> Method:
+        """Give the method's entry in its vocabulary."""
+        return VOCABULARIES[self.vocabulary][self.method]
+
+    @property
+    def models(self) -> list[str]:
+        """List the paths of all models, the base first, each once."""
+        sources = [source.model for part in self.slices for source in part.sources]
+        return list(dict.fromkeys(([self.base] if self.base else []) + sources))
+
+
+def read_recipe(path, *, seed: int = 0) -> Job:
+    """Read a recipe file in mergekit's YAML.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, or what `parse_recipe` says.
+    """
+    return parse_recipe(pathlib.Path(path).read_text(), where=str(path), seed=seed)
+
+
+def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
+    """Understand a recipe in mergekit's YAML.
+
+    The methods are mergekit's, unless the recipe says "vocabulary: published": then they are this library's.
+
+    Raises:
+        ValueError: not YAML; an unknown or missing field, method or parameter, with the closest name; a value of
+            another kind; numbers of models that do not fit the method; what this library does not do.
+    """
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {error}") from error
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where} must be a mapping with merge_method and models or slices")
+    for key in given:
+        if key in ("modules", "tokenizer"):
+            raise ValueError(f"{where}: {key!r} is not supported")
+        check_name(key, KEYS, f"field of {where}")
+    if "merge_method" not in given:
+        raise ValueError(f"{where} has no merge_method")
+    vocabulary = check_name(given.get("vocabulary", "mergekit"), VOCABULARIES, f"vocabulary of {where}")
+    method = check_name(given["merge_method"], VOCABULARIES[vocabulary], "merge_method")
+    if ("models" in given) == ("slices" in given):
+        raise ValueError(f"{where} must have either models or slices")
+    if "models" in given:
+        slices = (
+            Slice(tuple(_source(item, f"{where}: models", layers=False) for item in _list(given, "models", where))),
+        )
+    else:
+        slices = tuple(_slice(item, where) for item in _list(given, "slices", where))
+    for name in ("dtype", "out_dtype"):
+        if given.get(name) is not None:
+            check_name(given[name], DTYPES, f"{name} of {where}")
+    base = given.get("base_model")
+    job = Job(
+        method=method,
+        vocabulary=vocabulary,
+        slices=slices,
+        base=None if base is None else _path(base, f"{where}: base_model"),
+        parameters=given.get("parameters") or {},
+        dtype=DTYPES.get(given.get("dtype")),
+        out_dtype=DTYPES.get(given.get("out_dtype")),
+        seed=seed,
+        text=text,
+    )
+    _check_models(job, where)
+    _check_parameters(job, where)
+    return job
+
+
+def settings_at(job: Job, part: Slice, source: Source | None, place: Place) -> dict[str, Any]:
+    """Give the scalars that hold for one tensor: of a member, or without `source` of the merge.
+
+    A source's own value goes before the slice's, that before the whole merge's, that before the default.
+    """
+    defaults = job.definition.of_merge if source is None else job.definition.of_member
+    scopes = (
+        [part.parameters, job.parameters] if source is None else [source.parameters, part.parameters, job.parameters]
+    )
+    found = {}
+    for name, default in defaults.items():
+        values = (resolve(scope[name], place) for scope in scopes if name in scope)
+        found[name] = next((value for value in values if value is not None), default)
+        if found[name] is REQUIRED:
+            of = "" if source is None else f" of {source.model}"
+            raise ValueError(f"{job.method}: no value of {name!r}{of} holds for tensor {place.name}")
+    if source is None and "seed" in defaults and "seed" not in job.parameters:
+        found["seed"] = job.seed
+    return found
+
+
+def members_of(job: Job, part: Slice) -> list[Source]:
+    """List the sources that are merged: all but the base, unless the method has no base."""
+    if job.definition.base == "none" or job.base is None:
+        return list(part.sources)
+    return [source for source in part.sources if source.model != job.base]
+
+
+def _check_models(job, where):
+    needs = job.definition.base
+    if needs in ("required", "first") and job.base is None:
+        raise ValueError(f"{where}: {job.method} needs a base_model")
+    low, high = job.definition.members
+    for part in job.slices:
+        number = len(members_of(job, part))
+        if not low <= number <= high:
+            wanted = f"{low}" if low == high else f"at least {low}"
+            beside = " beside the base" if needs in ("required", "first") else ""
+            raise ValueError(f"{where}: {job.method} needs {wanted} member(s){beside}, but there are {number}")
+
+
+def _check_parameters(job, where):
+    known = {**job.definition.of_member, **job.definition.of_merge}
+    scopes = {f"{where}: parameters": job.parameters}
+    for index, part in enumerate(job.slices):
+        scopes[f"{where}: slices[{index}].parameters"] = part.parameters
+        scopes |= {f"{where}: parameters of {source.model}": source.parameters for source in part.sources}
+    for scope, parameters in scopes.items():
+        if not isinstance(parameters, Mapping):
+            raise ValueError(f"{scope} must be a mapping, not {parameters!r}")
+        for name, value in parameters.items():
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; it has: {', '.join(known) or 'none'}"
+                raise ValueError(f"{scope}: {job.method} has no parameter {name!r}{hint}")
+            check(value, f"{scope}.{name}", _kind(known[name]))
+    missing = [name for name, default in job.definition.of_merge.items() if default is REQUIRED]
+    missing = [name for name in missing if all(name not in scope for scope in scopes.values())]
+    if missing:
+        raise ValueError(f"{where}: {job.method} needs a value of {', '.join(missing)}")
+    for part in job.slices:
+        for source in members_of(job, part):
+            for name, default in job.definition.of_member.items():
+                if default is REQUIRED and not any(
+                    name in s for s in (source.parameters, part.parameters, job.parameters)
+                ):
+                    raise ValueError(f"{where}: {job.method} needs a value of {name!r} for {source.model}")
+
+
+def _kind(default):
+    if isinstance(default, bool):
+        return bool
+    if isinstance(default, str):
+        return str
+    return int if isinstance(default, int) else float
+
+
+def _slice(item, where):
+    if not isinstance(item, Mapping) or "sources" not in item:
+        raise ValueError(f"{where}: every slice has sources, not {item!r}")
+    for key in item:
+        check_name(key, ("sources", "parameters"), "field of a slice")
+    sources = tuple(_source(source, f"{where}: sources", layers=True) for source in _list(item, "sources", where))
+    lengths = {source.layers[1] - source.layers[0] for source in sources}
+    if len(lengths) > 1:
+        ranges = ", ".join(f"{source.model} {list(source.layers)}" for source in sources)
+        raise ValueError(f"{where}: the sources of a slice must have equally many layers, not {ranges}")
+    return Slice(sources, item.get("parameters") or {})
+
+
+def _source(item, where, *, layers):
+    if isinstance(item, str):
+        item = {"model": item}
+    if not isinstance(item, Mapping) or "model" not in item:
+        raise ValueError(f"{where}: every entry has a model, not {item!r}")
+    for key in item:
+        check_name(key, ("model", "parameters", *(["layer_range"] if layers else [])), f"field of an entry of {where}")
+    chosen = item.get("layer_range")
+    if layers:
+        whole = isinstance(chosen, list) and len(chosen) == 2 and all(type(end) is int for end in chosen)
+        if not whole or not 0 <= chosen[0] < chosen[1]:
+            raise ValueError(f"{where}: layer_range of {item['model']} must be [first, end], not {chosen!r}")
+    return Source(_path(item["model"], where), item.get("parameters") or {}, tuple(chosen) if chosen else None)
+
+
+def _path(model, where):
+    if isinstance(model, Mapping):
+        model = model.get("model", model)
+        model = model.get("path", model) if isinstance(model, Mapping) else model
+    if not isinstance(model, str) or not model:
+        raise ValueError(f"{where}: a model is a path, not {model!r}")
+    if "+" in pathlib.Path(model).name and not pathlib.Path(model).exists():
+        raise ValueError(f"{where}: {model} adds a LoRA, which is not supported: merge it into its model first")
+    return model
+
+
+def _list(given, name, where):
+    if not isinstance(given[name], list) or not given[name]:
+        raise ValueError(f"{where}: {name} must be a list with at least one entry")
+    return given[name]

@@ -1,0 +1,74 @@
+"""Resolve the values of a recipe's parameters, which may differ from tensor to tensor.
+
+A value is one of: a scalar; a list of numbers, a gradient over the layers; a list of {"filter": text, "value": value},
+the first of which applies whose text is part of the tensor's name ("*" or none: always). This is mergekit's grammar.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+Value = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Say where a tensor stands: its name, and how far through the layers, 0 to 1, its layer is."""
+
+    name: str
+    depth: float = 0.0
+
+
+def resolve(value: Value, place: Place) -> Any:
+    """Give the scalar that holds at this place; None where no filter applies.
+
+    A gradient is linear between its values, which are spread evenly over the layers; booleans and strings are chosen.
+    """
+    if not isinstance(value, list):
+        return value
+    if value and isinstance(value[0], Mapping):
+        for rule in value:
+            if rule.get("filter") in (None, "*") or rule["filter"] in place.name:
+                return resolve(rule["value"], place)
+        return None
+    position = place.depth * (len(value) - 1)
+    left = min(int(position), len(value) - 1)
+    right = min(left + 1, len(value) - 1)
+    share = position - left
+    if isinstance(value[left], bool | str):
+        return value[right if share > 0.5 else left]
+    return (1.0 - share) * value[left] + share * value[right]
+
+
+def check(value: Value, where: str, kind: type | tuple[type, ...]) -> None:
+    """Raise a ValueError that names `where` unless all scalars of the value are of this kind."""
+    if isinstance(value, list):
+        if not value:
+            raise ValueError(f"{where} is an empty list")
+        mappings = [isinstance(item, Mapping) for item in value]
+        if any(mappings) and not all(mappings):
+            raise ValueError(f"{where} mixes numbers with filters: give every number a filter, or none")
+        for item in value:
+            if isinstance(item, Mapping):
+                if unknown := set(item) - {"filter", "value"}:
+                    raise ValueError(f"{where}: a filter has 'filter' and 'value', not {sorted(unknown)[0]!r}")
+                if "value" not in item:
+                    raise ValueError(f"{where}: a filter without a value: {dict(item)}")
+                check(item["value"], f"{where}[{item.get('filter', '*')}]", kind)
+            elif isinstance(item, list):
+                raise ValueError(f"{where} is a list of lists")
+            else:
+                check(item, where, kind)
+        return
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    wanted = (*kinds, int) if float in kinds else kinds
+    if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, wanted):
+        names = " or ".join(
+            {float: "a number", int: "a whole number", bool: "true or false", str: "text"}[k] for k in kinds
+        )
+        raise ValueError(f"{where} must be {names}, not {value!r}")
+
+
+def is_constant(value: Value) -> bool:
+    """Say whether the value is the same for all tensors."""
+    return not isinstance(value, list)

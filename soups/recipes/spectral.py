@@ -1,0 +1,230 @@
+"""Merge task vectors as matrices: by their singular vectors, or by the inputs that their columns see."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from soups import tree
+from soups.names import check_name
+from soups.recipes import _leafwise, _members
+
+
+def tsv_merge(members: _members.Members, *, base: tree.Tree, scale=1.0, only: str = ".*") -> tree.Tree:
+    """Merge the first singular vectors of the task matrices after making them orthogonal (TSV-Merge).
+
+    T_i = U_i S_i V_iᵀ [m, n], cut to the max(1, min(m, n) // K) largest singular values; U = [U_1 … U_K] and V alike
+    are replaced by their nearest orthogonal matrices, U (UᵀU)^(−1/2); θ = θ_base + α U⊥ diag(S_1 … S_K) V⊥ᵀ. Where
+    members share directions the inverse is the pseudo-inverse; directions without a singular value are left out.
+
+    Leaves with two axes or more are matrices [product of all but the last, last]; those with fewer, and those that do
+    not match the regex `only`, get α times the mean of the task vectors. Singular value decompositions are in float64
+    on the host, in float32 or wider under JAX; a matrix is never cut into parts or kept on several devices.
+
+    Raises:
+        ValueError: no members, other structures, NaN or infinity, `only` that matches no leaf.
+
+    Gargiulo et al., "Task singular vectors: reducing task interference in model merging", 2024, arXiv 2412.00081.
+    """
+    members = _members.as_mapping(members)
+    return _apply(tsv_merge_recipe(len(members), scale, only), members, base, only)
+
+
+def iso_c(members: _members.Members, *, base: tree.Tree, scale=1.0, only: str = ".*") -> tree.Tree:
+    """Give all singular directions of the summed task matrices the same length, their mean (Iso-C).
+
+    Σ_i T_i = U diag(σ) Vᵀ; θ = θ_base + α mean(σ) U Vᵀ, over the directions that have a singular value. Leaves as in
+    `tsv_merge`; the paper searches α on held-out data.
+
+    Raises:
+        ValueError: as `tsv_merge`.
+
+    Marczak et al., "No task left behind: isotropic model merging with common and task-specific subspaces", 2025,
+    arXiv 2502.04959.
+    """
+    members = _members.as_mapping(members)
+    return _apply(iso_c_recipe(len(members), scale, only), members, base, only)
+
+
+def wudi(
+    members: _members.Members,
+    *,
+    base: tree.Tree,
+    steps: int = 300,
+    learning_rate: float = 1e-5,
+    scale=1.0,
+    only: str = ".*",
+    inputs: str = "first",
+) -> tree.Tree:
+    """Find the task matrix that interferes least with every member's inputs, without data (WUDI-Merging).
+
+    min over T of Σ_i |T_iᵀ (T − T_i)|² / |T_i|² by Adam from Σ_i T_i; θ = θ_base + α T. The matrices are [in, out], as
+    Flax has them: a member's inputs lie in the span of its columns. For weights [out, in, ...] as PyTorch has them,
+    inputs="last". Leaves otherwise as in `tsv_merge`; the published program leaves those that are no kernels of
+    attention or of a perceptron at the base.
+
+    Args:
+        members: a sequence of trees, a mapping from names to trees, or a pool.
+        base: the weights that all members were fine-tuned from.
+        steps, learning_rate: of Adam.
+        scale: α; the paper needs none.
+        only: a regex for the names of the leaves that are merged as matrices.
+        inputs: the axis of the inputs, "first" or "last".
+
+    Raises:
+        ValueError: as `tsv_merge`; negative steps, a learning rate that is not positive, other inputs.
+
+    Cheng et al., "Whoever started the interference should end it: guiding data-free model merging via task vectors",
+    2025, arXiv 2503.08099.
+    """
+    members = _members.as_mapping(members)
+    return _apply(wudi_recipe(len(members), steps, learning_rate, scale, only, inputs), members, base, only)
+
+
+def tsv_merge_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> _leafwise.Recipe:
+    """Give the recipe of `tsv_merge`."""
+    return matrix_recipe(number, _orthogonal_sum, scale, only)
+
+
+def iso_c_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> _leafwise.Recipe:
+    """Give the recipe of `iso_c`."""
+    return matrix_recipe(number, _isotropic, scale, only)
+
+
+def wudi_recipe(
+    number: int,
+    steps: int = 300,
+    learning_rate: float = 1e-5,
+    scale: Any = 1.0,
+    only: str = ".*",
+    inputs: str = "first",
+) -> _leafwise.Recipe:
+    """Give the recipe of `wudi`."""
+    check_name(inputs, ("first", "last"), "axis of the inputs")
+    if steps < 0:
+        raise ValueError(f"steps must not be negative, but they are {steps}")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, not {learning_rate}")
+
+    def merged(xp, matrices):
+        if inputs == "first":
+            return _least_interference(xp, matrices, steps, learning_rate)
+        return _least_interference(xp, [matrix.T for matrix in matrices], steps, learning_rate).T
+
+    return matrix_recipe(number, merged, scale, only, rows_first=inputs == "last")
+
+
+def matrix_recipe(
+    number: int, merged: Callable[[Any, list[Any]], Any], scale: Any, only: str, *, rows_first: bool = False
+) -> _leafwise.Recipe:
+    """Give the recipe that adds α · `merged(xp, matrices)` to the base, in leaves that are no matrices α · the mean.
+
+    Matrices: [product of all axes but the last, last], with `rows_first` [first, product of the others].
+    """
+    pattern = re.compile(only)
+
+    def merge(part, _):
+        vectors, shape = [part.vector(index) for index in range(number)], part.base.shape
+        if len(shape) < 2 or not pattern.fullmatch(part.name):
+            vector = tree.sum_in_order(vectors) / tree.scalar(number, vectors[0])
+        else:
+            matrix_shape = (shape[0], -1) if rows_first else (-1, shape[-1])
+            vector = merged(part.xp, [vector.reshape(matrix_shape) for vector in vectors])
+            vector = vector.reshape(shape).astype(part.base.dtype)
+        return _placed_as(part.leaves[0], part.base + tree.scalar(scale, vector) * vector)
+
+    return _leafwise.Recipe(merge, unit="leaf")
+
+
+def _apply(recipe, members, base, only):
+    if only != ".*" and len(members):
+        tree.match(members[next(iter(members))], only)  # an error if it matches nothing
+    return _leafwise.apply(recipe, members, base)
+
+
+def _placed_as(member, array):
+    # a decomposition leaves its result on one device, or on all
+    if isinstance(member, jax.Array) and not isinstance(array, jax.core.Tracer):
+        return jax.device_put(array, member.sharding)
+    return array
+
+
+# --- Singular vectors ---
+
+
+def _orthogonal_sum(xp, matrices):
+    rank = max(1, min(matrices[0].shape) // len(matrices))
+    lefts, values, rights = zip(*(_decomposed(xp, matrix) for matrix in matrices), strict=True)
+    left = _orthogonal(xp, xp.concatenate([left[:, :rank] for left in lefts], axis=1))
+    right = _orthogonal(xp, xp.concatenate([right[:rank] for right in rights], axis=0))
+    return _times(xp, left * xp.concatenate([value[:rank] for value in values])[None, :], right)
+
+
+def _isotropic(xp, matrices):
+    left, values, right = _decomposed(xp, tree.sum_in_order(matrices))
+    return xp.mean(values) * _times(xp, left, right)
+
+
+def _orthogonal(xp, matrix):
+    left, _, right = _decomposed(xp, matrix)
+    return _times(xp, left, right)
+
+
+def _decomposed(xp, matrix):
+    """Give U, σ and Vᵀ of a thin decomposition, with zeros for the vectors where σ is zero up to rounding."""
+    matrix = matrix.astype(np.float64) if xp is np else matrix
+    left, values, right = xp.linalg.svd(matrix, full_matrices=False)
+    real = (values > values[0] * (np.finfo(values.dtype).eps * max(matrix.shape))).astype(values.dtype)
+    return left * real[None, :], values * real, right * real[:, None]
+
+
+def _times(xp, a, b):
+    # accelerators would multiply float32 in fewer bits
+    return a @ b if xp is np else jnp.matmul(a, b, precision="highest")
+
+
+# --- Interference ---
+
+
+def _least_interference(xp, matrices, steps, learning_rate):
+    """Descend from the sum M of matrices T_i [in, out]; the gradient at M + D is 2 (C Cᵀ D + G)."""
+    start = tree.sum_in_order(matrices)
+    squares = [xp.sum(xp.square(matrix)) for matrix in matrices]
+    # of a member that equals the base nothing remains
+    inverse = [xp.where(square > 0, 1 / xp.where(square > 0, square, 1), 0).astype(start.dtype) for square in squares]
+    pulls = [_times(xp, matrix, _times(xp, matrix.T, start - matrix)) for matrix in matrices]
+    constant = tree.sum_in_order([weight * pull for weight, pull in zip(inverse, pulls, strict=True)])
+    columns = [xp.sqrt(weight) * matrix for weight, matrix in zip(inverse, matrices, strict=True)]
+    spread = xp.concatenate(columns, axis=1)  # C
+    narrow = spread.shape[0] > 2 * spread.shape[1]  # then C Cᵀ would be larger than C
+    square = None if narrow else _times(xp, spread, spread.T)
+
+    def gradient(moved):
+        product = _times(xp, spread, _times(xp, spread.T, moved)) if narrow else _times(xp, square, moved)
+        return 2 * (product + constant)
+
+    return start + _adam(xp, gradient, xp.zeros_like(start), steps, learning_rate)
+
+
+def _adam(xp, gradient, value, steps, learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-8):
+    """Minimise by Adam (Kingma and Ba, 2014, arXiv 1412.6980), on the host without compiling anything."""
+    counts = np.arange(1, steps + 1)
+    corrections = xp.asarray(np.stack([1 - beta_1**counts, 1 - beta_2**counts], axis=1).astype(value.dtype))
+
+    def step(number, state):
+        value, first, second = state
+        slope = gradient(value)
+        first = beta_1 * first + (1 - beta_1) * slope
+        second = beta_2 * second + (1 - beta_2) * xp.square(slope)
+        length = xp.sqrt(second / corrections[number, 1]) + epsilon
+        return value - learning_rate * (first / corrections[number, 0]) / length, first, second
+
+    state = (value, xp.zeros_like(value), xp.zeros_like(value))
+    if xp is jnp:
+        return jax.lax.fori_loop(0, steps, step, state)[0]
+    for number in range(steps):
+        state = step(number, state)
+    return state[0]
