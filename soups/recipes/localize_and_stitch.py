@@ -107,7 +107,7 @@ def stitch(
     members = _members.as_mapping(members)
     members = {name: members[name] for name in members}
     masks = aligned(masks, members, "masks")
-    tree.check_same_structure([base, *members.values()], ["base", *members])
+    tree.check_same_structure([base, *members.values()], ["base", *members], dtypes=False)
     _check_masks([base, *masks], ["of the weights", *members])
 
     trees = list(members.values())
@@ -243,14 +243,12 @@ def _stitch(number, name, base, *rest):
     leaves, masks = rest[:number], rest[number:]
     if not tree.is_float(base):
         return tree.mean([{name: leaf} for leaf in (base, *leaves)])[name]  # copied, if they are the same
-    first, *wide = tree.widen([base, *leaves])
+    first, *wide = tree.widen_leaves([base, *leaves])
     xp = _leaves.namespace([base, leaves, masks])
     gates = [mask.astype(first.dtype) for mask in masks]
-    total = functools.reduce(lambda a, b: a + b, gates)
-    change = functools.reduce(
-        lambda a, b: a + b, [gate * (leaf - first) for gate, leaf in zip(gates, wide, strict=True)]
-    )
-    return (first + change / xp.maximum(total, xp.ones_like(total))).astype(base.dtype)
+    total = tree.sum_in_order(gates)
+    change = tree.sum_in_order([gate * (leaf - first) for gate, leaf in zip(gates, wide, strict=True)])
+    return (first + change / xp.maximum(total, xp.ones_like(total))).astype(leaves[0].dtype)
 
 
 def _check_masks(trees, labels):

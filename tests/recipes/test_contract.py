@@ -63,11 +63,30 @@ def member(seed, dtype=np.float32):
 
 
 BASE = member(99)
+FISHERS = [jax.tree.map(lambda leaf, w=w: np.full_like(leaf, w), BASE) for w in (0.5, 1.0, 2.5)]
+
+
+def fisher_oracle(x):
+    return (0.5 * x[0] + 1.0 * x[1] + 2.5 * x[2]) / 4.0
 
 
 def from_base(function, **settings):
     """Give the case's `make` for a method that needs the base and whose oracle is in a test file of its own."""
     return lambda members: function(members, base=BASE, **settings)
+
+
+def near_base(function, **settings):
+    """As `from_base`, with task vectors that are small beside the base, as fine-tuning leaves them."""
+
+    def make(members):
+        values = list(members.values() if hasattr(members, "values") else members)
+        return function(
+            [soups.tree.lerp(soups.tree.cast_like(BASE, member), member, 0.1) for member in values],
+            base=BASE,
+            **settings,
+        )
+
+    return make
 
 
 def first_two(function):
@@ -110,6 +129,19 @@ CASES = {
     "karcher": Case(soups.karcher, None),
     "model_stock": Case(from_base(soups.model_stock), None),
     "geometric_median": Case(soups.geometric_median, None),
+    "sce": Case(from_base(soups.sce, select_topk=0.5), None, idempotent=False),
+    "consensus": Case(from_base(soups.consensus), None, idempotent=False),
+    "pcb": Case(from_base(soups.pcb), None, idempotent=False),
+    "magmax": Case(from_base(soups.magmax, scale=1.0), None),
+    "ram": Case(from_base(soups.ram), None),
+    "ram_plus": Case(from_base(soups.ram_plus), None),
+    "tsv_merge": Case(near_base(soups.tsv_merge), None, idempotent=False),
+    "iso_c": Case(near_base(soups.iso_c), None, idempotent=False),
+    "wudi": Case(near_base(soups.wudi, steps=5), None, idempotent=False),
+    "fisher": Case(lambda m: soups.fisher(m, FISHERS), fisher_oracle, symmetric=False),
+    "stitch": Case(
+        from_base(soups.stitch, masks=[jax.tree.map(lambda leaf: leaf > 0, BASE)] * 3), None, idempotent=False
+    ),
     "greedy": Case(greedy, None, pure=False),
     "learned per model": Case(learned("model"), None, pure=False),
     "learned per leaf": Case(learned("leaf"), None, pure=False),
