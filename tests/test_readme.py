@@ -1,26 +1,44 @@
-"""Run the README's Python as it stands."""
+"""Run the Python of the README and of the documentation as it stands."""
 
 import pathlib
 import re
 
 import jax
-import pytest
+import numpy as np
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-def test_there_are_two_examples():
-    assert len(BLOCKS) == 2
+ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=["library", "own model"])
-def test_example_runs(code, tmp_path, monkeypatch):
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def run(code, names):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as on a user's machine
+        exec(compile(code, "example", "exec"), names)
+    return names
+
+
+def test_library_in_15_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run(blocks("README.md")[0], {})
+    np.testing.assert_array_equal(names["streamed"]["w"], names["soup"]["w"])
+
+
+def test_merging(capsys):
+    names = run(blocks("README.md")[1], {})
+    assert "average" in capsys.readouterr().out
+    assert not np.array_equal(names["merged"]["w"], names["own"]["w"])
+
+
+def test_own_model():
+    names = run(blocks("README.md")[2], {})
+    assert 0.0 <= names["best"].score <= 1.0
+
+
+def test_page_on_merging(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as on a user's machine
-        exec(compile(code, "README.md", "exec"), names)
-    if "streamed" in names:
-        assert (names["streamed"]["w"] == names["soup"]["w"]).all()
-    else:
-        assert 0.0 <= names["best"].score <= 1.0
+    for code in blocks("docs/merging.md"):
+        run(code, names)
+    assert names

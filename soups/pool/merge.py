@@ -24,9 +24,10 @@ def merge(pool: Pool, recipe: Callable, out=None, *, whole_leaves: bool = False)
 
     Args:
         pool: a pool or a view of one.
-        recipe: a function from a list of trees to a tree, such as soups.uniform, or a functools.partial of one.
+        recipe: a function from a list of trees to a tree, or a functools.partial of one. A function of this library,
+            such as soups.uniform or functools.partial(soups.ties, base=base), is given the pool itself.
         out: a path where nothing is yet.
-        whole_leaves: for recipes that are not element-wise; see `Pool.merge_leaves`.
+        whole_leaves: for recipes of your own that are not element-wise; see `Pool.merge_leaves`.
 
     Raises:
         FileExistsError: something is at `out`.
@@ -34,16 +35,24 @@ def merge(pool: Pool, recipe: Callable, out=None, *, whole_leaves: bool = False)
         OSError: the disk is full or cannot be written to.
     """
     if out is None:
-        return pool.merge_leaves(recipe, whole_leaves=whole_leaves)
+        return _merged(pool, recipe, whole_leaves)
     out = pathlib.Path(out).absolute()
     unfinished = pathlib.Path(on_first_process(lambda: str(_make_unfinished(out))))
     try:
-        params = pool.merge_leaves(recipe, whole_leaves=whole_leaves)
+        params = _merged(pool, recipe, whole_leaves)
         _checkpoint.save(unfinished / "soup", params)
         on_first_process(lambda: _finish(unfinished / "soup", out, _ingredients(pool, recipe)))
     finally:
         on_first_process(lambda: shutil.rmtree(unfinished, ignore_errors=True))
     return params
+
+
+def _merged(pool, recipe, whole_leaves):
+    function = recipe.func if isinstance(recipe, functools.partial) else recipe
+    if (getattr(function, "__module__", None) or "").startswith("soups.recipes."):
+        pool.check_mergeable()
+        return recipe(pool)  # it knows best how to stream, and which base belongs to which leaf
+    return pool.merge_leaves(recipe, whole_leaves=whole_leaves)
 
 
 def _make_unfinished(out):

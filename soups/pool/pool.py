@@ -164,13 +164,18 @@ class Pool(Mapping):
                 function that gives other names or shapes.
             PoolCorruptionError: naming the member, the file and the leaf.
         """
-        members = [self._member(name) for name in self._not_empty()]
-        diverged = {member.name: leaves for member in members if (leaves := member.record["nonfinite_leaves"])}
+        self.check_mergeable()
+        members = [self._member(name) for name in self.names]
+        merged = _stream.merge_leaves(members, function, whole_leaves=whole_leaves)
+        return _member.nested(merged, lambda _, array: array)
+
+    def check_mergeable(self) -> None:
+        """Raise a ValueError if the pool is empty, or one that names all members with NaN or infinity."""
+        records = {name: self._member(name).record for name in self._not_empty()}
+        diverged = {name: leaves for name, record in records.items() if (leaves := record["nonfinite_leaves"])}
         if diverged:
             lines = "".join(f"\n  {name}: in {', '.join(leaves)}" for name, leaves in diverged.items())
             raise ValueError(f"members with NaN or infinity cannot be merged, take pool.usable instead of:{lines}")
-        merged = _stream.merge_leaves(members, function, whole_leaves=whole_leaves)
-        return _member.nested(merged, lambda _, array: array)
 
     def verify(self, names: Sequence[str] | None = None) -> dict[str, list[str]]:
         """Compare every file with its digest: the problems of each member, none where all is well.

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import soups
 from soups import tree
 from soups.pool import Pool, PoolCorruptionError, digest, load_checkpoint, merge
 from soups.tree import Tree
@@ -166,3 +167,21 @@ def test_merge_never_writes_over_anything_nor_leaves_a_half_soup(pool, tmp_path)
     with pytest.raises(ValueError, match="has no members"):
         merge(Pool(tmp_path / "none"), tree.mean, place / "other")
     assert sorted(place.rglob("*")) == content
+
+
+def test_a_method_with_a_base_is_merged_and_recorded(tmp_path):
+    rng = np.random.default_rng(0)
+    base, *members = (
+        {"a": rng.standard_normal((3, 4), np.float32), "b": rng.standard_normal(5, np.float32)} for _ in "0123"
+    )
+    pool = Pool(tmp_path / "pool")
+    for index, member in enumerate(members):
+        pool.add(f"m{index}", member)
+    result = merge(pool, functools.partial(soups.ties, base=base, density=0.5), tmp_path / "soup")
+    _same_bytes(result, soups.ties(members, base=base, density=0.5))
+    record = json.loads((tmp_path / "soup" / "soup.json").read_text())
+    assert record["recipe"]["name"] == "ties"
+    assert record["recipe"]["settings"]["density"] == 0.5
+    pool.add("diverged", jax.tree.map(lambda leaf: leaf * np.nan, base))
+    with pytest.raises(ValueError, match=r"take pool.usable instead of:\n  diverged: in a, b"):
+        merge(pool, soups.uniform)

@@ -1,0 +1,202 @@
+"""Compare every method that mergekit has too with mergekit itself, on random models.
+
+    python scripts/benchmarks/parity.py [--peer VENV] [--out FILE]
+
+Bare tensors of mixed shapes go through mergekit-pytorch; a small Llama folder, with gradients over its layers, filters
+and slices, through mergekit-yaml. Both programs read the same recipe file. The table has the largest absolute
+difference of an element; elements are of size 1, and in float32 a difference below 2e-6 is rounding. In bfloat16
+mergekit rounds every intermediate result and soups only the last, so differences are one or two units of the last
+place (0.008 at 1). Random methods are compared with density 1, where nothing is drawn.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import _common
+import _mergekit
+import ml_dtypes
+import numpy as np
+import yaml
+
+from soups import merging
+from soups.pool.formats import open_checkpoint, write_safetensors
+
+WEIGHTS = (0.5, 0.3, 0.4)
+LAYERS, WIDTH, HIDDEN, WORDS = 5, 32, 48, 64
+TOLERANCE = {"float32": 2e-6, "bfloat16": 0.04}
+
+
+def main():
+    """Run all cases through both programs and print the differences."""
+    options = _options()
+    programs = _mergekit.install(options.peer)
+    rows, failed = [], []
+    with tempfile.TemporaryDirectory(prefix="parity_") as folder:
+        folder = pathlib.Path(folder)
+        for dtype in ("float32", "bfloat16"):
+            models = make_models(folder / dtype, dtype)
+            cases = tensor_cases(models) | (folder_cases(models) if dtype == "float32" else {})
+            for name, recipe in cases.items():
+                difference = compare(recipe | {"dtype": dtype}, folder, programs)
+                rows.append([dtype, name, f"{difference:.2g}"])
+                failed += [f"{name} ({dtype})"] if not difference <= TOLERANCE[dtype] else []
+                print(dtype, name, difference, flush=True)
+    _common.table("Largest difference from mergekit", ["dtype", "case", "difference"], rows)
+    record = {"benchmark": "parity", "what": __doc__.splitlines()[0], "rows": rows, "machine": _common.machine()}
+    _common.write(options.out, record | {"mergekit": _mergekit.VERSION, "tolerance": TOLERANCE})
+    if failed:
+        sys.exit(f"differ by more than rounding: {', '.join(failed)}")
+
+
+def make_models(folder, dtype):
+    """Write four models as Hugging Face folders; give their paths by name."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "model.embed_tokens.weight": (WORDS, WIDTH),
+        "model.norm.weight": (WIDTH,),
+        "lm_head.weight": (WORDS, WIDTH),
+    }
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}."
+        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (WIDTH, WIDTH) for name in "qkvo"}
+        shapes |= {f"{prefix}mlp.{name}_proj.weight": (HIDDEN, WIDTH) for name in ("gate", "up")}
+        shapes |= {f"{prefix}mlp.down_proj.weight": (WIDTH, HIDDEN)}
+        shapes |= {f"{prefix}{name}_layernorm.weight": (WIDTH,) for name in ("input", "post_attention")}
+    base = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": WIDTH,
+        "intermediate_size": HIDDEN,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": LAYERS,
+        "vocab_size": WORDS,
+        "torch_dtype": dtype,
+        "tie_word_embeddings": False,
+    }
+    stored, paths = np.dtype(getattr(ml_dtypes, dtype, dtype)), {}
+    for name in ("base", "a", "b", "c"):
+        paths[name] = folder / name
+        paths[name].mkdir(parents=True)
+        noise = 0.0 if name == "base" else 0.1
+        tensors = {leaf: (array + noise * rng.normal(size=array.shape)).astype(stored) for leaf, array in base.items()}
+        write_safetensors(paths[name] / "model.safetensors", tensors, {"format": "pt"})
+        (paths[name] / "config.json").write_text(json.dumps(config))
+    return paths
+
+
+def tensor_cases(models):
+    """Give recipes over bare tensor files by name."""
+
+    def recipe(method, members="abc", base=None, settings=None, weights=True, **of_merge):
+        entries = [
+            {
+                "model": str(models[member] / "model.safetensors"),
+                "parameters": ({"weight": weight} if weights else {}) | (settings or {}),
+            }
+            for member, weight in zip(members, WEIGHTS, strict=False)
+        ]
+        given = {"merge_method": method, "models": entries, "parameters": of_merge}
+        return given | ({"base_model": str(models[base] / "model.safetensors")} if base else {})
+
+    half, rest = {"density": 0.4}, {"density": 0.5, "gamma": 0.05}
+    return {
+        "linear": recipe("linear"),
+        "linear, not normalized": recipe("linear", normalize=False),
+        "slerp": recipe("slerp", "ab", "a", weights=False, t=0.3),
+        "nuslerp": recipe("nuslerp", "ab"),
+        "nuslerp of task vectors": recipe("nuslerp", "ab", "base"),
+        "multislerp": recipe("multislerp"),
+        "multislerp of task vectors": recipe("multislerp", base="base"),
+        "karcher": recipe("karcher", weights=False),
+        "model_stock": recipe("model_stock", base="base", weights=False),
+        "task_arithmetic": recipe("task_arithmetic", base="base", **{"lambda": 0.7}),
+        "task_arithmetic, normalized": recipe("task_arithmetic", base="base", normalize=True),
+        "ties": recipe("ties", base="base", settings=half),
+        "ties, rescaled, not normalized": recipe("ties", base="base", settings=half, rescale=True, normalize=False),
+        "breadcrumbs": recipe("breadcrumbs", base="base", settings=rest),
+        "breadcrumbs_ties": recipe("breadcrumbs_ties", base="base", settings=rest),
+        "dare_ties, density 1": recipe("dare_ties", base="base", settings={"density": 1.0}),
+        "dare_linear, density 1": recipe("dare_linear", base="base", settings={"density": 1.0}),
+        "sce": recipe("sce", base="base", weights=False, select_topk=0.3),
+        "sce, all": recipe("sce", base="base", weights=False),
+        "nearswap": recipe("nearswap", "a", "base", weights=False, t=0.05),
+        "arcee_fusion": recipe("arcee_fusion", "a", "base", weights=False),
+        "ram": recipe("ram", base="base", weights=False),
+        "ramplus_tl": recipe("ramplus_tl", base="base", weights=False),
+        "passthrough": recipe("passthrough", "a", weights=False, settings={"scale": 0.5}),
+    }
+
+
+def folder_cases(models):
+    """Give recipes over Hugging Face folders by name: gradients, filters, slices."""
+    base, a, b, _ = (str(path) for path in models.values())
+    by_filter = [{"filter": "mlp", "value": 0.7}, {"value": [0.2, 0.4, 0.9]}]
+    curve = [
+        {"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]},
+        {"filter": "mlp", "value": [1, 0]},
+        {"value": 0.5},
+    ]
+    return {
+        "ties, gradients and filters": {
+            "merge_method": "ties",
+            "base_model": base,
+            "models": [
+                {"model": a, "parameters": {"weight": [0.1, 1.0], "density": 0.4}},
+                {"model": b, "parameters": {"weight": by_filter, "density": [0.2, 0.8]}},
+            ],
+        },
+        "slerp, gradients and filters": {
+            "merge_method": "slerp",
+            "base_model": a,
+            "models": [{"model": a}, {"model": b}],
+            "parameters": {"t": curve},
+        },
+        "slerp over slices": {
+            "merge_method": "slerp",
+            "base_model": a,
+            "slices": [
+                {"sources": [{"model": a, "layer_range": [0, LAYERS]}, {"model": b, "layer_range": [0, LAYERS]}]}
+            ],
+            "parameters": {"t": curve},
+        },
+        "passthrough of layers of two models": {
+            "merge_method": "passthrough",
+            "slices": [
+                {"sources": [{"model": a, "layer_range": [0, 3]}]},
+                {"sources": [{"model": b, "layer_range": [2, 5]}]},
+            ],
+        },
+    }
+
+
+def compare(recipe, folder, programs):
+    """Run a recipe through both programs and give the largest difference of an element."""
+    path = folder / "recipe.yml"
+    path.write_text(yaml.safe_dump(recipe))
+    theirs, ours = (pathlib.Path(tempfile.mkdtemp(dir=folder)) / "out" for _ in range(2))
+    folders = not any("safetensors" in model for model in merging.read_recipe(path).models)
+    subprocess.run(_mergekit.command(programs, path, theirs, folders=folders), check=True, capture_output=True)
+    plan = merging.plan(merging.read_recipe(path), open_checkpoint)
+    merging.merge_to_folder(plan, ours, files=merging.folder_files(plan))
+    one, other = open_checkpoint(theirs), open_checkpoint(ours)
+    if set(one.leaves) != set(other.leaves):
+        raise ValueError(f"other tensors: {sorted(set(one.leaves) ^ set(other.leaves))}")
+    wide = np.float64
+    return max(float(np.abs(one.read(name).astype(wide) - other.read(name).astype(wide)).max()) for name in one.leaves)
+
+
+def _options():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", default="runs/venvs/mergekit", help="where mergekit is installed")
+    parser.add_argument("--out", default="runs/benchmarks/parity.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
