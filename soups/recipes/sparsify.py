@@ -19,12 +19,12 @@ class Sparsifier:
 
     Attributes:
         apply: from a part, the member's index and what was measured to the sparse task vector of that part.
-        measure: from the parts of one scope and the member's index to anything.
+        measure: from the parts of one scope and the member's index to anything; None where nothing need be known.
         unit: what a part must hold whole: an "element" or a "row".
     """
 
     apply: Callable[[_leafwise.Part, int, Any], Any]
-    measure: Callable[[_leafwise.Parts, int], Any] = lambda parts, index: None
+    measure: Callable[[_leafwise.Parts, int], Any] | None = None
     unit: str = "element"
 
 
@@ -81,18 +81,15 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
         return _random.below(density, seed, f"drop/{index}", part, part.leaves[index].shape)
 
     def measure(parts, index):
-        if density >= 1:
-            return 1.0, {}
-        return _l1_ratio_and_masks(parts, index, mask) if rescale == "norm" else (1.0, {})
+        return _l1_ratio_and_masks(parts, index, mask)
 
     def apply(part, index, measured):
-        ratio, masks = measured
+        ratio, masks = measured or (1.0 / density if rescale == "probability" else 1.0, {})
         if density >= 1:
             return part.vector(index)
-        kept = masked(part.vector(index), _remembered(masks, part, index, mask))
-        return _scaled(kept, 1.0 / density if rescale == "probability" else ratio)
+        return _scaled(masked(part.vector(index), _remembered(masks, part, index, mask)), ratio)
 
-    return Sparsifier(apply, measure)
+    return Sparsifier(apply, measure if rescale == "norm" and density < 1 else None)
 
 
 def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> Sparsifier:
@@ -161,10 +158,10 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
         return drawn < probabilities(part, index)
 
     def measure(parts, index):
-        return _l1_ratio_and_masks(parts, index, mask) if rescale == "norm" else (1.0, {})
+        return _l1_ratio_and_masks(parts, index, mask)
 
     def apply(part, index, measured):
-        ratio, masks = measured
+        ratio, masks = measured or (1.0, {})
         vector = part.vector(index)
         if rescale == "probability":
             chosen = probabilities(part, index)
@@ -172,7 +169,7 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
             return masked(vector / chosen.astype(vector.dtype), drawn < chosen)
         return _scaled(masked(vector, _remembered(masks, part, index, mask)), ratio)
 
-    return Sparsifier(apply, measure, unit="row")
+    return Sparsifier(apply, measure if rescale == "norm" else None, unit="row")
 
 
 def masked(vector, mask):
@@ -202,10 +199,11 @@ def _ranks_on_host(vector):
     places = np.arange(vector.shape[-1], dtype=np.uint64)
     keys = (np.abs(vector).view(np.uint32).astype(np.uint64) << np.uint64(32)) | places
     keys.sort(axis=-1)
-    ranks = np.empty(vector.shape, np.int32)
-    order = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    np.put_along_axis(ranks, order, places.astype(np.int32).reshape((1,) * (vector.ndim - 1) + (-1,)), axis=-1)
-    return ranks
+    order = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64).reshape(-1, places.size)
+    order += np.arange(len(order))[:, None] * places.size  # in the flattened array
+    ranks = np.empty(vector.size, np.float32)
+    ranks[order.reshape(-1)] = np.broadcast_to(places.astype(np.float32), order.shape).reshape(-1)
+    return ranks.reshape(vector.shape)
 
 
 def _l1_ratio_and_masks(parts, index, mask):

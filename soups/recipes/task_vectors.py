@@ -213,7 +213,7 @@ def task_vector_recipe(
         ]
 
     def measure(parts):
-        measured = [sparsifier.measure(parts, index) for index, sparsifier in enumerate(sparsifiers)]
+        measured = [s.measure(parts, index) if s.measure else None for index, s in enumerate(sparsifiers)]
         if not elect or tie == "positive":
             return measured, None
         return measured, _leafwise.sum_over(parts, lambda part: _surplus(part.xp, sparse(part, measured), weights))
@@ -229,6 +229,8 @@ def task_vector_recipe(
                 merged = merged / _or_one(part.xp, tree.sum_in_order([tree.scalar(w, merged) for w in weights]))
         return part.base + tree.scalar(scale, merged) * merged
 
+    if not (elect and tie == "majority") and not any(sparsifier.measure for sparsifier in sparsifiers):
+        scope = "leaf"  # nothing is measured, so every leaf may be merged by itself
     unit = "row" if any(sparsifier.unit == "row" for sparsifier in sparsifiers) else "element"
     return _leafwise.Recipe(merge, measure, scope, unit)
 

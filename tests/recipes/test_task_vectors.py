@@ -141,7 +141,7 @@ def test_magprune_keeps_by_rank_in_each_row():
     vector = RNG.permuted(np.tile(np.arange(1, 11, dtype=np.float32), (20_000, 1)), axis=1)
     vector *= RNG.choice(np.float32([-1, 1]), vector.shape)
     part = Part("w", [vector], np.zeros_like(vector))
-    sparse = magprune(0.6, 0.3).apply(part, 0, (1.0, {}))
+    sparse = magprune(0.6, 0.3).apply(part, 0, None)
     for magnitude in range(1, 11):
         probability = 0.3 + 0.6 * (magnitude - 1) / 9
         here = np.abs(vector) == magnitude
