@@ -11,7 +11,7 @@ from soups import tree
 from soups.names import check_name
 from soups.recipes import _leafwise, _members
 from soups.recipes._select import kth_magnitude
-from soups.recipes.sparsify import _check_density
+from soups.recipes.sparsify import check_density, masked
 
 SCOPES = ("model", "leaf")
 
@@ -160,7 +160,7 @@ def sce_recipe(number: int, select_topk: float) -> _leafwise.Recipe:
         if threshold is None:
             return vectors
         kept = _variance(part) >= threshold
-        return [part.xp.where(kept, vector, part.xp.zeros_like(vector)) for vector in vectors]
+        return [masked(vector, kept) for vector in vectors]
 
     def measure(parts):
         xp, size = next(iter(parts())).xp, sum(part.leaves[0].size for part in parts())
@@ -177,12 +177,11 @@ def sce_recipe(number: int, select_topk: float) -> _leafwise.Recipe:
         threshold, share = seen
         xp, vectors = part.xp, selected(part, threshold)
         positive = tree.sum_in_order(vectors) >= 0
-        total, divisor = xp.zeros_like(vectors[0]), xp.zeros_like(vectors[0])
-        for index, vector in enumerate(vectors):
-            agrees = xp.where(positive, vector > 0, vector < 0)
-            weight = xp.where(agrees, tree.scalar(share[index], vector), xp.zeros_like(vector))
-            total, divisor = total + weight * vector, divisor + weight
-        return part.base + total / xp.maximum(divisor, tree.scalar(1e-6, divisor))
+        sign = 2.0 * positive.astype(vectors[0].dtype) - 1.0
+        # what points along the sign is positive after multiplying with it
+        agreeing = [xp.maximum(sign * vector, 0.0) for vector in vectors]
+        divisor = tree.mix([(vector > 0).astype(vector.dtype) for vector in agreeing], share)
+        return part.base + sign * tree.mix(agreeing, share) / xp.maximum(divisor, tree.scalar(1e-6, divisor))
 
     return _leafwise.Recipe(merge, measure)
 
@@ -197,7 +196,7 @@ def consensus_recipe(number: int, threshold: Any = 0.4, votes: int = 2, scale: A
         vectors = _vectors(part)
         total = tree.sum_in_order(vectors)
         count = tree.sum_in_order([mask.astype(np.int32) for mask in _needed(vectors, total, thresholds)])
-        kept = part.xp.where(count >= votes, total, part.xp.zeros_like(total))
+        kept = masked(total, count >= votes)
         return part.base + tree.scalar(scale, kept) * kept
 
     return _leafwise.Recipe(merge)
@@ -205,7 +204,7 @@ def consensus_recipe(number: int, threshold: Any = 0.4, votes: int = 2, scale: A
 
 def pcb_recipe(number: int, density: float = 0.1, scale: Any = 1.0, scope: str = "model") -> _leafwise.Recipe:
     """Give the recipe of `pcb`."""
-    _check_density(density)
+    check_density(density)
     check_name(scope, SCOPES, "scope")
     scales = _leafwise.per_member(scale, number, "scales")
 
@@ -226,7 +225,7 @@ def pcb_recipe(number: int, density: float = 0.1, scale: Any = 1.0, scope: str =
         xp, total, divisor = part.xp, part.xp.zeros_like(part.base), part.xp.zeros_like(part.base)
         for index in range(number):
             score, vector = _balance(part, index, ranges, means), part.vector(index)
-            score = xp.where(score >= tree.scalar(least[index], score), score, xp.zeros_like(score))
+            score = masked(score, score >= tree.scalar(least[index], score))
             total = total + score * (tree.scalar(scales[index], vector) * vector)
             divisor = divisor + score
         return part.base + total / xp.where(divisor > 0, divisor, xp.ones_like(divisor))
@@ -248,10 +247,12 @@ def _just_below(score):
 
 def _variance(part):
     # of the differences to the first member: exactly zero where all are equal
-    steps = [leaf - part.leaves[0] for leaf in part.leaves]
-    count = tree.scalar(len(steps), steps[0])
+    steps = [leaf - part.leaves[0] for leaf in part.leaves[1:]]
+    count = tree.scalar(len(part.leaves), part.leaves[0])
+    if not steps:
+        return part.xp.zeros_like(part.leaves[0])
     mean = tree.sum_in_order(steps) / count
-    return tree.sum_in_order([part.xp.square(step - mean) for step in steps]) / count
+    return tree.sum_in_order([part.xp.square(step - mean) for step in [*steps, 0.0 * mean]]) / count
 
 
 def _largest_variances(xp, parts, size, fraction):

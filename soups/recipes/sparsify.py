@@ -42,7 +42,7 @@ def trim(density: float, *, surplus: int = 0, rescale: bool = False) -> Sparsifi
 
     Yadav et al., "TIES-Merging", 2023, arXiv 2306.01708.
     """
-    _check_density(density)
+    check_density(density)
 
     def measure(parts, index):
         size = sum(part.leaves[index].size for part in parts())
@@ -73,7 +73,7 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
 
     Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
     """
-    _check_density(density)
+    check_density(density)
     if rescale not in ("probability", "norm", None):
         raise ValueError(f"rescale must be 'probability', 'norm' or None, not {rescale!r}")
 
@@ -103,7 +103,7 @@ def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> S
 
     Davari and Belilovsky, "Model breadcrumbs", 2023, arXiv 2312.06795.
     """
-    _check_density(density)
+    check_density(density)
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma must be in [0, 1), not {gamma}")
 
@@ -241,6 +241,7 @@ def _scaled(vector, ratio):
     return vector if isinstance(ratio, float) and ratio == 1.0 else vector * tree.scalar(ratio, vector)
 
 
-def _check_density(density):
+def check_density(density: float) -> None:
+    """Raise a ValueError unless the density is in (0, 1]."""
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], not {density}")
