@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import pathlib
+import re
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from soups.experiments.progress import progress
 from soups.names import check_name
 from soups.pool.formats import open_checkpoint
 
-SUFFIXES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+SUFFIXES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 BYTES_PER_SECOND = 1e9  # of reading and writing together, for the estimate of time
 
 
@@ -56,21 +57,14 @@ def merge(options, settings, console) -> int:
         raise FileExistsError(f"{out} exists: a merge is written to a new place")
     job = merging.parse_recipe(text, where=where, seed=options.seed)
     plan = merging.plan(job, open_checkpoint)
-    threads = _threads(plan, options)
+    threads, shard_bytes, files = _threads(plan, options), _size(options.shard_size), merging.folder_files(plan)
     describe(plan, threads, out, console)
     if options.dry_run:
         return 0
     begin = time.monotonic()
     with _advance("merging", plan.write_bytes) as advance:
-        merging.merge_to_folder(
-            plan,
-            out,
-            threads=threads,
-            shard_bytes=_size(options.shard_size),
-            files=merging.folder_files(plan),
-            progress=advance,
-        )
-    console.print(f"wrote {out} in {time.monotonic() - begin:.1f} s")
+        merging.merge_to_folder(plan, out, threads=threads, shard_bytes=shard_bytes, files=files, progress=advance)
+    console.print(f"wrote {rich.markup.escape(str(out))} in {time.monotonic() - begin:.1f} s")
     return 0
 
 
@@ -98,24 +92,34 @@ def describe(plan, threads, out, console) -> None:
         )
     console.print(table)
     defaults = {**job.definition.of_merge, **job.definition.of_member}
-    known = ", ".join(
-        f"{n} {job.parameters.get(n, d)}" for n, d in defaults.items() if isinstance(d, int | float | str)
-    )
-    console.print(rich.markup.escape(f"settings: {known or 'none'}"))
+    known = {name: job.parameters.get(name, default) for name, default in defaults.items()}
+    shown = ", ".join(f"{name} {value}" for name, value in known.items() if value is not merging.REQUIRED)
+    console.print(rich.markup.escape(f"settings: {shown or 'none'}"))
+    if plan.aliases:
+        tied = ", ".join(f"{alias} = {name}" for alias, name in plan.aliases.items())
+        console.print(rich.markup.escape(f"tied, written once: {tied}"))
+    if copied := [output.name for output in plan.outputs if output.recipe is None]:
+        more = f" and {len(copied) - 5} more" if len(copied) > 5 else ""
+        console.print(rich.markup.escape(f"copied, not merged: {', '.join(copied[:5])}{more}"))
     seconds = (plan.read_bytes + plan.write_bytes) / BYTES_PER_SECOND
     console.print(
-        f"reads {plan.read_bytes / 1e9:.3g} GB, writes {plan.write_bytes / 1e9:.3g} GB to {out}; "
+        f"reads {plan.read_bytes / 1e9:.3g} GB, writes {plan.write_bytes / 1e9:.3g} GB "
+        f"to {rich.markup.escape(str(out))}; "
         f"about {plan.memory(threads) / 1e6:.0f} MB of memory with {threads} threads, about {max(1, seconds):.0f} s"
     )
 
 
 def verify(options, console) -> int:
     """Merge a finished folder again and compare it bit for bit."""
-    record = json.loads((pathlib.Path(options.verify) / "merge.json").read_text())
+    note = pathlib.Path(options.verify) / "merge.json"
+    if not note.is_file():
+        raise FileNotFoundError(f"{options.verify} is not a folder that this program wrote: no merge.json")
+    record = json.loads(note.read_text())
     plan = merging.plan(merging.parse_recipe(record["recipe"], seed=record["seed"]), open_checkpoint)
     with _advance("verifying", plan.write_bytes) as advance:
         different = merging.verify_folder(plan, options.verify, threads=_threads(plan, options), progress=advance)
-    console.print("\n".join(different) or f"{options.verify} is what its recipe and its models give, bit for bit")
+    text = "\n".join(different) or f"{options.verify} is what its recipe and its models give, bit for bit"
+    console.print(rich.markup.escape(text))
     return 1 if different else 0
 
 
@@ -127,7 +131,7 @@ def list_methods(console) -> int:
             table.add_column(column)
         for name, method in methods.items():
             known = {**method.of_merge, **method.of_member}
-            settings = ", ".join(f"{n} {d}" if isinstance(d, int | float | str) else n for n, d in known.items())
+            settings = ", ".join(n if d is merging.REQUIRED else f"{n} {d}" for n, d in known.items())
             table.add_row(name, method.base, settings, method.summary, method.paper)
         console.print(table)
     return 0
@@ -140,6 +144,8 @@ def _recipe_text(options, settings):
     if options.recipe:
         if settings:
             raise ValueError(f"settings belong into the recipe file: {', '.join(settings)}")
+        if not pathlib.Path(options.recipe).is_file():
+            raise FileNotFoundError(f"no recipe file at {options.recipe}")
         return pathlib.Path(options.recipe).read_text(), options.recipe
     method = merging.PUBLISHED[check_name(options.method, merging.PUBLISHED, "method")]
     for name in settings:
@@ -206,14 +212,16 @@ def _split(words, parser):
         if values is None:
             kept.append(word)
         elif word:
-            values.append(yaml.safe_load(word))
+            values.append(merging.load_yaml(word))
     if empty := [name for name, values in settings.items() if not values]:
         raise ValueError(f"--{empty[0]} needs a value")
     return kept, {name: values[0] if len(values) == 1 else values for name, values in settings.items()}
 
 
 def _threads(plan, options):
-    threads = options.threads or merging.THREADS
+    threads = merging.THREADS if options.threads is None else options.threads
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, not {threads}")
     if options.memory:
         limit = _size(options.memory)
         while threads > 1 and plan.memory(threads) > limit:
@@ -226,36 +234,32 @@ def _threads(plan, options):
 
 
 def _size(text):
-    for suffix, factor in SUFFIXES.items():
-        if text.upper().endswith(suffix.upper()):
-            return int(float(text[: -len(suffix)]) * factor)
-    return int(text)
+    found = re.fullmatch(r"([0-9.]+)\s*([kMGT]?B)?", text, re.IGNORECASE)
+    factors = {suffix.upper(): factor for suffix, factor in SUFFIXES.items()}
+    try:
+        return int(float(found[1]) * factors[(found[2] or "B").upper()])
+    except (TypeError, ValueError):
+        raise ValueError(f"{text!r} is not a size; 2GB is one, with {', '.join(SUFFIXES)}") from None
 
 
-class _advance:
+@contextlib.contextmanager
+def _advance(what, total):
     """Show bytes as megabytes, from any thread, in steps that a person can read."""
-
-    def __init__(self, what, total):
-        # what is done at once needs no bar
-        self._shown = (
-            progress(what, round(total / 1e6), "MB") if total > 1e8 else contextlib.nullcontext(lambda _: None)
-        )
-        self._step, self._waiting, self._lock = total / 20, 0, threading.Lock()
-
-    def __enter__(self):
-        advance = self._shown.__enter__()
+    if total < 1e8:  # what is done at once needs no bar
+        yield lambda number: None
+        return
+    lock, done, shown = threading.Lock(), 0, 0
+    with progress(what, round(total / 1e6), "MB") as advance:
 
         def add(number):
-            with self._lock:
-                self._waiting += number
-                if self._waiting >= self._step:
-                    advance(round(self._waiting / 1e6))
-                    self._waiting = 0
+            nonlocal done, shown
+            with lock:
+                done += number
+                if done - shown * 1e6 >= total / 20 or done == total:
+                    advance(round(done / 1e6) - shown)
+                    shown = round(done / 1e6)
 
-        return add
-
-    def __exit__(self, *error):
-        return self._shown.__exit__(*error)
+        yield add
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from soups.merging.folder import folder_files as folder_files
 from soups.merging.methods import MERGEKIT as MERGEKIT
 from soups.merging.methods import PUBLISHED as PUBLISHED
+from soups.merging.methods import REQUIRED as REQUIRED
 from soups.merging.plan import Plan as Plan
 from soups.merging.plan import plan as plan
 from soups.merging.recipe_file import Job as Job
+from soups.merging.recipe_file import load_yaml as load_yaml
 from soups.merging.recipe_file import parse_recipe as parse_recipe
 from soups.merging.recipe_file import read_recipe as read_recipe
 from soups.merging.run import THREADS as THREADS

@@ -20,19 +20,24 @@ COPIED = (
     "generation_config.json",
     "preprocessor_config.json",
 )
+VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _DTYPE = ("torch_dtype", "dtype")
 
 
 def folder_files(plan: Plan) -> dict[str, bytes | str]:
-    """Give the files of the output's folder by name, made from the recipe and from the base's own files."""
-    first = pathlib.Path(plan.checkpoints[plan.job.models[0]].path)
-    first = first if first.is_dir() else first.parent
-    files: dict[str, bytes | str] = {name: (first / name).read_bytes() for name in COPIED if (first / name).is_file()}
-    if (first / "config.json").is_file():
-        files["config.json"] = (
-            json.dumps(_patched(json.loads((first / "config.json").read_text()), plan), indent=2) + "\n"
-        )
+    """Give the files of the output's folder by name, made from the recipe and from the base's own files.
+
+    Raises:
+        ValueError: a config that is not JSON; the union of tokenizers that differ.
+    """
+    folders = {model: _folder(checkpoint) for model, checkpoint in plan.checkpoints.items()}
+    first, chosen = folders[plan.job.models[0]], plan.job.tokenizer
+    if chosen == "union":
+        _check_same_tokenizer(folders)
+    files: dict[str, bytes | str] = dict(_copied(folders.get(chosen, first)))
+    if (config := first / "config.json").is_file():
+        files["config.json"] = json.dumps(_patched(_read_config(config), plan), indent=2) + "\n"
     files["mergekit_config.yml" if plan.job.vocabulary == "mergekit" else "recipe.yml"] = plan.job.text
     files["README.md"] = model_card(plan)
     return files
@@ -73,6 +78,38 @@ Made with soups, method `{job.method}` ({job.vocabulary} semantics){summary}{pap
 """
 
 
+def _folder(checkpoint):
+    path = pathlib.Path(checkpoint.path)
+    return path if path.is_dir() else path.parent
+
+
+def _copied(folder):
+    return {name: (folder / name).read_bytes() for name in COPIED if (folder / name).is_file()}
+
+
+def _check_same_tokenizer(folders):
+    vocabularies = {
+        model: {name: content for name, content in _copied(folder).items() if name in VOCABULARY}
+        for model, folder in folders.items()
+    }
+    first = next(iter(vocabularies))
+    if different := [model for model, found in vocabularies.items() if found != vocabularies[first]]:
+        raise ValueError(
+            f"tokenizer_source union: the vocabulary of {', '.join(different)} is not that of {first}; "
+            "give all models one vocabulary first, or name the model whose tokenizer is right"
+        )
+
+
+def _read_config(path):
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return config
+
+
 def _patched(config, plan):
     layers = sum(
         part.sources[0].layers[1] - part.sources[0].layers[0] for part in plan.job.slices if part.sources[0].layers
@@ -83,5 +120,5 @@ def _patched(config, plan):
         if name in _NUM_LAYERS and layers:
             patched[name] = layers
         if name in _DTYPE and len(dtypes) == 1:
-            patched[name] = dtypes.pop()
+            patched[name] = next(iter(dtypes))
     return patched

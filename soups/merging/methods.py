@@ -6,9 +6,9 @@ from typing import Any
 
 from soups import tree
 from soups.recipes import spherical
-from soups.recipes._leafwise import Recipe
 from soups.recipes.consensus import consensus_recipe, pcb_recipe, sce_recipe
 from soups.recipes.differences import arcee_fusion_recipe, magmax_recipe, nearswap_recipe, ram_plus_recipe, ram_recipe
+from soups.recipes.leafwise import Recipe
 from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, trim
 from soups.recipes.spectral import iso_c_recipe, tsv_merge_recipe, wudi_recipe
 from soups.recipes.task_vectors import task_vector_recipe
@@ -289,7 +289,24 @@ def _magprune(m, s):
 
 
 def _outliers(m, s):
-    return outliers(m["density"], m["gamma"], rescale=s["rescale"])
+    # what is kept goes before what is left out at the top, where the two fractions are more than one
+    density, gamma = m["density"], m["gamma"]
+    outliers(density, gamma)  # complains now of what cannot be
+
+    def measure(parts, index):
+        size = sum(part.leaves[index].size for part in parts())
+        top = min(int(gamma * size), size - int(density * size))
+        fitting = outliers(density, (top + 0.5) / (size + 0.5), rescale=s["rescale"])
+        return fitting, fitting.measure(parts, index)
+
+    return Sparsifier(lambda part, index, seen: seen[0].apply(part, index, seen[1]), measure)
+
+
+def _multislerp(members, settings, has_base):
+    weights = _weights(members)
+    recipe = spherical.multislerp_recipe(len(members), weights, has_base, "leaf")
+    total = 1.0 if settings["normalize_weights"] else sum(weights)
+    return dataclasses.replace(recipe, measure=lambda parts: total * recipe.measure(parts))
 
 
 MERGEKIT = {
@@ -311,7 +328,7 @@ MERGEKIT = {
         members=(2, 2),
     ),
     "multislerp": Method(
-        build=lambda members, s, base: spherical.multislerp_recipe(len(members), _weights(members), base, "leaf"),
+        build=_multislerp,
         of_member={"weight": REQUIRED},
         of_merge={"normalize_weights": True, "eps": 1e-8},
         base="optional",

@@ -13,7 +13,7 @@ from soups.merging.values import Place, is_constant
 from soups.names import did_you_mean
 from soups.pool.formats import Checkpoint
 from soups.recipes import _select
-from soups.recipes._leafwise import BLOCK, Recipe
+from soups.recipes.leafwise import BLOCK, Recipe
 
 _LAYER = re.compile(
     r"(?:(?<=^)|(?<=[./]))(?P<kind>layers|layer|h|blocks|block|resblocks|encoderblock)(?P<joint>[._])(?P<number>\d+)(?=[./])"
@@ -30,7 +30,7 @@ class Output:
         name, shape, dtype: of the output.
         members: (model, tensor) of each member.
         base: (model, tensor) or None.
-        recipe: None for a tensor that is copied because it is the same in all.
+        recipe: None for a tensor that is copied because it is the same in all, or empty.
     """
 
     name: str
@@ -45,10 +45,18 @@ class Output:
         """Count the elements."""
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes."""
+        return self.size * self.dtype.itemsize
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Hold the outputs in the order in which they are made, and what the work will need."""
+    """Hold the outputs in the order in which they are made, and what the work will need.
+
+    `aliases`: names that are tied to an output, as in the base; such a tensor is written once.
+    """
 
     job: Job
     outputs: tuple[Output, ...]
@@ -59,19 +67,24 @@ class Plan:
     def read_bytes(self) -> int:
         """Count the bytes of all tensors that go in, each once."""
         used = {pair for output in self.outputs for pair in (*output.members, *([output.base] if output.base else []))}
-        return sum(self.checkpoints[model].leaves[name].nbytes for model, name in used)
+        leaves = {_leaf(self.checkpoints[model], tensor) for model, tensor in used}
+        return sum(leaf.nbytes for leaf in leaves)
 
     @property
     def write_bytes(self) -> int:
         """Count the bytes of the output's tensors."""
-        return sum(output.size * output.dtype.itemsize for output in self.outputs)
+        return sum(output.nbytes for output in self.outputs)
 
     def memory(self, threads: int) -> float:
         """Estimate the private memory in bytes; mapped files come beside it and are given back when memory is short."""
-        largest = max((output.size for output in self.outputs if output.recipe), default=0)
+        merged = [output for output in self.outputs if output.recipe]
+        largest = max((output.size for output in merged), default=0)
         inputs = max(len(output.members) for output in self.outputs) + 1
-        whole = any(output.recipe and output.recipe.unit == "leaf" for output in self.outputs)
+        whole = any(output.recipe.unit == "leaf" for output in merged)
         block = 4 * (largest if whole else BLOCK) * (3 * inputs + 4)
+        if any(output.recipe.scope == "model" for output in merged):  # it is measured once
+            ranked = 4 * min(sum(output.size for output in merged), _select.GATHERED)
+            return OTHER + max(ranked, threads * block)
         return OTHER + threads * (block + 4 * min(largest, _select.GATHERED))
 
 
@@ -79,8 +92,8 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
     """Compare all headers and give the plan.
 
     Raises:
-        ValueError: every tensor that is missing, extra, or of another shape, in one message; layers that do not exist;
-            per-layer values of a method that looks at the whole model.
+        ValueError: every tensor that is missing, extra, or of another shape or kind, in one message; layers that do not
+            exist; values that differ between tensors, of a method that looks at the whole model.
         CheckpointError: as `open_model`.
     """
     checkpoints = {model: open_model(model) for model in job.models}
@@ -115,8 +128,7 @@ def _whole_models(job, checkpoints, lines):
     count = _num_layers(reference)
     everywhere = {source.model: checkpoints[source.model] for source in part.sources}
     for model, checkpoint in everywhere.items():
-        extra = [name for name in checkpoint.leaves if name not in reference.leaves]
-        lines += [f"  + {model}: {name} is extra{did_you_mean(name, reference.leaves)}" for name in extra]
+        lines += [line for name in checkpoint.leaves if (line := _extra(reference, model, checkpoint, name))]
     for name in reference.leaves:
         pairs = [(source, name) for source in part.sources]
         yield name, part, pairs, Place(name, _depth(name, 0, count))
@@ -138,7 +150,8 @@ def _layers(job, checkpoints, lines):
             in_layer = [n for n in checkpoints[part.sources[0].model].leaves if _layer(n) == first + offset]
             for name in in_layer:
                 pairs = [(source, _at_layer(name, source.layers[0] + offset)) for source in part.sources]
-                yield _at_layer(name, at + offset), part, pairs, Place(name, _depth(name, first, end - first))
+                made = _at_layer(name, at + offset)
+                yield made, part, pairs, Place(made, _depth(name, first, end - first))
         at += end - first
     for name in [name for name in others if not any(word in name.lower() for word in _FIRST)]:
         part = job.slices[-1]
@@ -146,39 +159,64 @@ def _layers(job, checkpoints, lines):
 
 
 def _output(job, checkpoints, name, part, pairs, place, lines):
-    tensors = {}
-    base_pair = None
+    base = None
     if job.base is not None:
         # the base's layer is that of the base among the sources, or the same layer as the first source's
-        own = next((tensor for source, tensor in pairs if source.model == job.base), pairs[0][1])
-        base_pair = (job.base, own)
-    wanted = members_of(job, part)
-    members = tuple((source.model, tensor) for source, tensor in pairs if source in wanted)
-    for model, tensor in [*members, *([base_pair] if base_pair else [])]:
-        leaf = checkpoints[model].leaves.get(checkpoints[model].aliases.get(tensor, tensor))
+        base = (job.base, next((tensor for source, tensor in pairs if source.model == job.base), pairs[0][1]))
+    merged = members_of(job, part)
+    wanted = [(source, tensor) for source, tensor in pairs if source in merged]
+    members = tuple((source.model, tensor) for source, tensor in wanted)
+    if different := _differences(checkpoints, dict.fromkeys([*([base] if base else []), *members])):
+        lines += different
+        return None
+    like = _leaf(checkpoints[members[0][0]], members[0][1])
+    if job.definition.base == "first":
+        members, base = (base, *members), None
+    elif job.definition.base == "none":
+        base = None
+    floats = tree.is_float(like)
+    recipe = _recipe(job, part, wanted, place, base is not None) if floats and math.prod(like.shape) else None
+    dtype = (job.out_dtype or job.dtype or like.dtype) if floats else like.dtype
+    return Output(name, tuple(like.shape), np.dtype(dtype), members, base, recipe)
+
+
+def _differences(checkpoints, pairs):
+    """List how tensors differ from the first that is there: the base's, or the first member's."""
+    lines, like = [], None
+    for model, tensor in pairs:
+        leaf = _leaf(checkpoints[model], tensor)
         if leaf is None:
             lines.append(f"  - {model}: {tensor} is missing{did_you_mean(tensor, checkpoints[model].leaves)}")
-            return None
-        tensors[model, tensor] = leaf
-    reference = next(iter(tensors.values()))
-    for (model, tensor), leaf in tensors.items():
-        if leaf.shape != reference.shape:
-            hint = "; give all models one vocabulary first" if leaf.shape[1:] == reference.shape[1:] else ""
-            lines.append(f"  ~ {model}: {tensor} has shape {list(leaf.shape)} instead of {list(reference.shape)}{hint}")
-            return None
-    floats = tree.is_float(reference)
-    if job.definition.base == "first":
-        members, base_pair = (base_pair, *members), None
-    elif job.definition.base == "none":
-        base_pair = None
-    recipe = _recipe(job, part, wanted, place, base_pair is not None) if floats else None
-    dtype = (job.out_dtype or job.dtype or reference.dtype) if floats else reference.dtype
-    return Output(name, tuple(reference.shape), np.dtype(dtype), members, base_pair, recipe)
+            continue
+        like = like or leaf
+        if leaf.shape != like.shape:
+            vocabulary = len(leaf.shape) > 1 and leaf.shape[1:] == like.shape[1:]
+            hint = "; give all models one vocabulary first" if vocabulary else ""
+            lines.append(f"  ~ {model}: {tensor} has shape {list(leaf.shape)} instead of {list(like.shape)}{hint}")
+        elif leaf.dtype != like.dtype and not (tree.is_float(leaf) and tree.is_float(like)):
+            lines.append(f"  ~ {model}: {tensor} has dtype {leaf.dtype} instead of {like.dtype}")
+    return lines
 
 
-def _recipe(job: Job, part: Slice, members: list[Source], place: Place, has_base: bool) -> Recipe:
-    of_members = [settings_at(job, part, source, place) for source in members]
+def _recipe(job: Job, part: Slice, members: list[tuple[Source, str]], place: Place, has_base: bool) -> Recipe:
+    # filters look for the member's own name of a tensor, those of the merge for that of the output
+    of_members = [settings_at(job, part, source, Place(tensor, place.depth)) for source, tensor in members]
     return job.definition.build(of_members, settings_at(job, part, None, place), has_base)
+
+
+def _leaf(checkpoint, tensor):
+    return checkpoint.leaves.get(checkpoint.aliases.get(tensor, tensor))
+
+
+def _extra(reference, model, checkpoint, name):
+    if name in reference.leaves:
+        return ""
+    tied = {name, *(alias for alias, kept in checkpoint.aliases.items() if kept == name)}
+    if name in reference.aliases:
+        # tied in both, whichever of the names each file keeps
+        kept = reference.aliases[name]
+        return "" if kept in tied else f"  + {model}: {name} is extra: {reference.path} has it tied to {kept}"
+    return f"  + {model}: {name} is extra{did_you_mean(name, reference.leaves)}"
 
 
 def _check_constant(job):
@@ -190,6 +228,8 @@ def _check_constant(job):
             f"{job.method} looks at the whole model, so {', '.join(varying)} cannot differ between tensors: "
             "give one number, or scope: leaf"
         )
+    if len(job.slices) > 1:
+        raise ValueError(f"{job.method} looks at the whole model, so it cannot merge slices: give scope: leaf")
 
 
 def _share_recipe(outputs):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ DTYPES = {
     "bfloat16": np.dtype(bfloat16),
     "float64": np.dtype(np.float64),
 }
+TOKENIZERS = ("base", "union")
 KEYS = (
     "merge_method",
     "models",
@@ -61,6 +63,8 @@ class Job:
         base: path of the base, or None.
         parameters: those of the whole merge.
         dtype, out_dtype: of the arithmetic, where wider than float32, and of the output; None: the members'.
+        tokenizer: path of the model whose tokenizer is copied, "union" where all must have the same, or None for the
+            base's.
         seed: of random methods.
         text: the recipe as it was given.
     """
@@ -72,6 +76,7 @@ class Job:
     parameters: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     dtype: np.dtype | None = None
     out_dtype: np.dtype | None = None
+    tokenizer: str | None = None
     seed: int = 0
     text: str = ""
 
@@ -107,7 +112,7 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
             another kind; numbers of models that do not fit the method; what this library does not do.
     """
     try:
-        given = yaml.safe_load(text)
+        given = load_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is not YAML: {error}") from error
     if not isinstance(given, Mapping):
@@ -143,9 +148,32 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
         seed=seed,
         text=text,
     )
+    job = dataclasses.replace(job, tokenizer=_tokenizer(given, job, where))
     _check_models(job, where)
     _check_parameters(job, where)
     return job
+
+
+def load_yaml(text: str) -> Any:
+    """Read YAML, with 1e-5 a number too, which YAML 1.1 takes for text, and no key twice.
+
+    Raises:
+        yaml.YAMLError: not YAML, or a key that stands there twice.
+    """
+    return yaml.load(text, _Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def settings_at(job: Job, part: Slice, source: Source | None, place: Place) -> dict[str, Any]:
@@ -164,7 +192,7 @@ def settings_at(job: Job, part: Slice, source: Source | None, place: Place) -> d
         if found[name] is REQUIRED:
             of = "" if source is None else f" of {source.model}"
             raise ValueError(f"{job.method}: no value of {name!r}{of} holds for tensor {place.name}")
-    if source is None and "seed" in defaults and "seed" not in job.parameters:
+    if source is None and "seed" in defaults and not any("seed" in scope for scope in scopes):
         found["seed"] = job.seed
     return found
 
@@ -190,23 +218,18 @@ def _check_models(job, where):
 
 
 def _check_parameters(job, where):
-    known = {**job.definition.of_member, **job.definition.of_merge}
-    scopes = {f"{where}: parameters": job.parameters}
+    of_merge = job.definition.of_merge
+    _check_scope(job, job.parameters, f"{where}: parameters")
     for index, part in enumerate(job.slices):
-        scopes[f"{where}: slices[{index}].parameters"] = part.parameters
-        scopes |= {f"{where}: parameters of {source.model}": source.parameters for source in part.sources}
-    for scope, parameters in scopes.items():
-        if not isinstance(parameters, Mapping):
-            raise ValueError(f"{scope} must be a mapping, not {parameters!r}")
-        for name, value in parameters.items():
-            if name not in known:
-                hint = did_you_mean(name, known) or f"; it has: {', '.join(known) or 'none'}"
-                raise ValueError(f"{scope}: {job.method} has no parameter {name!r}{hint}")
-            check(value, f"{scope}.{name}", _kind(known[name]))
-    missing = [name for name, default in job.definition.of_merge.items() if default is REQUIRED]
-    missing = [name for name in missing if all(name not in scope for scope in scopes.values())]
-    if missing:
-        raise ValueError(f"{where}: {job.method} needs a value of {', '.join(missing)}")
+        _check_scope(job, part.parameters, f"{where}: slices[{index}].parameters")
+        for source in part.sources:
+            scope = f"{where}: parameters of {source.model}"
+            _check_scope(job, source.parameters, scope)
+            if wrong := [name for name in source.parameters if name in of_merge]:
+                raise ValueError(f"{scope}: {wrong[0]!r} holds for all models; it belongs to the merge's parameters")
+        missing = [n for n, d in of_merge.items() if d is REQUIRED and n not in {**job.parameters, **part.parameters}]
+        if missing:
+            raise ValueError(f"{where}: {job.method} needs a value of {', '.join(missing)}")
     for part in job.slices:
         for source in members_of(job, part):
             for name, default in job.definition.of_member.items():
@@ -214,6 +237,27 @@ def _check_parameters(job, where):
                     name in s for s in (source.parameters, part.parameters, job.parameters)
                 ):
                     raise ValueError(f"{where}: {job.method} needs a value of {name!r} for {source.model}")
+
+
+def _check_scope(job, parameters, scope):
+    known = {**job.definition.of_member, **job.definition.of_merge}
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"{scope} must be a mapping, not {parameters!r}")
+    for name, value in parameters.items():
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; it has: {', '.join(known) or 'none'}"
+            raise ValueError(f"{scope}: {job.method} has no parameter {name!r}{hint}")
+        check(value, f"{scope}.{name}", _kind(known[name]))
+
+
+def _tokenizer(given, job, where):
+    if given.get("chat_template") not in (None, "auto"):
+        raise ValueError(f"{where}: chat_template is not supported: the tokenizer's own is kept")
+    source = given.get("tokenizer_source")
+    if source in (None, "base"):
+        return None
+    source = source if source == "union" else _path(source, f"{where}: tokenizer_source")
+    return check_name(source, [*TOKENIZERS, *job.models], f"tokenizer_source of {where}")
 
 
 def _kind(default):

@@ -4,25 +4,27 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import functools
 import json
 import os
 import pathlib
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 
+import ml_dtypes
 import numpy as np
 import xxhash
 
-from soups.files import replace_file
+from soups.files import cannot_write, replace_file
 from soups.merging.plan import Output, Plan
-from soups.pool.formats import Writer
-from soups.recipes import _leafwise
+from soups.pool.formats import Writer, open_checkpoint
+from soups.recipes import leafwise
 
 FORMAT = "soups.merge/1"
-THREADS = _leafwise.THREADS
+THREADS = leafwise.THREADS
 Progress = Callable[[int], None]
+Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in
 
 
 def merge_to_folder(
@@ -49,31 +51,34 @@ def merge_to_folder(
 
     Raises:
         FileExistsError: something is at `out`.
-        ValueError: NaN or infinity in a member, with its name and the tensor's; tensors that are not floats and differ.
+        ValueError: NaN or infinity in a member, with its name and the tensor's; tensors that are not floats and differ;
+            a merged tensor that overflows.
         CheckpointError: an input changed since it was planned.
         OSError: the disk is full or cannot be written to.
     """
     out = pathlib.Path(out).absolute()
     if out.exists():
         raise FileExistsError(f"{out} exists: a merge is written to a new place")
-    folder = _unfinished(out, plan)
+    folder = _unfinished(out, plan, shard_bytes)
     outputs = {output.name: output for output in plan.outputs}
     specs = {name: (output.shape, output.dtype) for name, output in outputs.items()}
-    digests = _Digests(folder / "digests.json")
-    shared = _measure_model(plan)
-    with Writer(folder, specs, shard_bytes=shard_bytes, metadata={"format": "pt"}) as writer:
+    # tied tensors are noted as torch's helper of the format does it
+    metadata = {"format": "pt", **plan.aliases}
+    known, shared = folder / "digests.json", _measure_model(plan)
+    digests: Digests = json.loads(known.read_text()) if known.exists() else {}
+    with Writer(folder, specs, shard_bytes=shard_bytes, metadata=metadata) as writer:
+
+        def make(name):
+            for start, block in merged_blocks(plan, outputs[name], shared, digests):
+                writer.write(name, block, start)
+                progress(block.nbytes)
+
         for shard, names in writer.shards.items():
-            if writer.is_done(shard) and digests.knows(names):
-                progress(sum(_nbytes(outputs[name]) for name in names))
+            if writer.is_done(shard):
+                progress(sum(outputs[name].nbytes for name in names))
                 continue
-
-            def make(name):
-                for start, block in merged_blocks(plan, outputs[name], shared, digests.of(name)):
-                    writer.write(name, block, start)
-                    progress(block.nbytes)
-
             run_in_threads(make, names, threads)
-            digests.keep(names)
+            replace_file(known, json.dumps(digests))  # before the shard counts as finished
             writer.finish_shard(shard)
         writer.finish()
     for name, content in (files or {}).items():
@@ -85,52 +90,60 @@ def merge_to_folder(
     return out
 
 
-def verify_folder(plan: Plan, folder, *, threads: int = THREADS, progress: Progress = lambda size: None):
-    """Merge again and list the tensors of a folder that are not what its recipe and inputs give, bit for bit."""
-    from soups.pool.formats import open_checkpoint
+def verify_folder(
+    plan: Plan, folder, *, threads: int = THREADS, progress: Progress = lambda bytes_compared: None
+) -> list[str]:
+    """Merge again and list what in a folder is not what its recipe and its inputs give, bit for bit.
 
-    there = open_checkpoint(folder)
-    shared, different = _measure_model(plan), []
+    Inputs that are not those of the folder's record, by their digests, are named too.
+
+    Raises:
+        FileNotFoundError: no merge.json in the folder.
+        CheckpointError: as `open_checkpoint`, of the folder.
+        ValueError: as `merge_to_folder`.
+    """
+    stored = json.loads((pathlib.Path(folder) / "merge.json").read_text())["inputs"]
+    there, shared, digests = open_checkpoint(folder), _measure_model(plan), {}
+    different = [f"{name} is extra" for name in there.leaves if name not in {output.name for output in plan.outputs}]
 
     def compare(output):
-        if output.name not in there.leaves:
-            different.append(f"{output.name} is missing")
-            return
-        stored = np.ascontiguousarray(there.read(output.name)).reshape(-1)
-        for start, block in merged_blocks(plan, output, shared, {}):
-            here = stored[start : start + block.size]
-            if here.dtype != block.dtype or here.tobytes() != np.ascontiguousarray(block).tobytes():
-                different.append(f"{output.name} differs from element {start} on")
-                return
+        expected, first = _stored(there, output), None
+        for start, block in merged_blocks(plan, output, shared, digests):
+            if expected is not None and first is None:
+                first = _first_difference(expected[start : start + block.size], block, start)
             progress(block.nbytes)
+        if expected is None:
+            different.append(f"{output.name} is missing, or of another shape or dtype")
+        elif first is not None:
+            different.append(f"{output.name} differs from element {first} on")
 
     run_in_threads(compare, plan.outputs, threads)
-    return sorted(different) + [
-        f"{name} is extra" for name in there.leaves if name not in {o.name for o in plan.outputs}
-    ]
+    now = record(plan, digests)["inputs"]
+    changed = [model for model in now if stored.get(model, {}).get("digest") != now[model]["digest"]]
+    return sorted(different) + [f"{model} is not the model that was merged: its tensors changed" for model in changed]
 
 
-def merged_blocks(plan: Plan, output: Output, shared, digests: dict) -> Iterator[tuple[int, np.ndarray]]:
+def merged_blocks(plan: Plan, output: Output, shared, digests: Digests) -> Iterator[tuple[int, np.ndarray]]:
     """Give (first element, merged elements [n]) of one tensor of the output, block after block.
 
-    `digests` is filled with the digest of every tensor that went in.
+    `shared`: what the recipe measured, if its scope is the model. After the last block `digests` has the digests of
+    all tensors that went in.
     """
-    pairs = [*output.members, *([output.base] if output.base else [])]
-    arrays = [plan.checkpoints[model].read(tensor) for model, tensor in pairs]
-    hashes = {pair: xxhash.xxh3_128() for pair in pairs}
+    pairs, arrays = _inputs(plan, output)
+    hashes = [xxhash.xxh3_128() for _ in pairs]
     if output.recipe is None:
         yield from _copied(output, pairs, arrays, hashes)
     else:
-        yield from _merged(output, pairs, arrays, hashes, shared)
-    digests.update({pair: hash_.hexdigest() for pair, hash_ in hashes.items()})
+        yield from _merged(plan, output, pairs, arrays, hashes, shared)
+    digests[output.name] = [[*pair, digest.hexdigest()] for pair, digest in zip(pairs, hashes, strict=True)]
 
 
-def record(plan: Plan, digests) -> dict:
+def record(plan: Plan, digests: Digests) -> dict:
     """Give what is needed to make the same merge again: recipe, versions, and a digest of each input's tensors."""
     import soups
 
     job = plan.job
-    inputs = {model: {"path": str(plan.checkpoints[model].path), **digests.summary(model)} for model in job.models}
+    inputs = {model: {"path": str(plan.checkpoints[model].path), **_summary(digests, model)} for model in job.models}
     return {
         "format": FORMAT,
         "method": job.method,
@@ -172,46 +185,74 @@ def _quiet(function, item):
         function(item)
 
 
-def _merged(output, pairs, arrays, hashes, shared):
-    recipe, number = output.recipe, len(output.members)
+def _inputs(plan, output):
+    pairs = [*output.members, *([output.base] if output.base else [])]
+    # torch files may hold a tensor in any order of its axes
+    return pairs, [np.ascontiguousarray(plan.checkpoints[model].read(tensor)) for model, tensor in pairs]
+
+
+def _parts(plan, output, pairs, arrays, checked: set[int]) -> Iterator[leafwise.Part]:
+    """Give the parts of a tensor, looked at when they are first gone through: no statistic is made of a NaN."""
+    number = len(output.members)
     base = arrays[number] if output.base else None
-    arrays = [np.ascontiguousarray(array) for array in arrays]
+    for part in leafwise.parts(output.name, arrays[:number], base, output.recipe.unit):
+        if part.start not in checked:
+            _check_members(pairs, part)
+            checked.add(part.start)
+        yield _in_float64(part) if plan.job.dtype == np.float64 else part
+
+
+def _in_float64(part):
+    base = None if part.base is None else part.base.astype(np.float64)
+    return dataclasses.replace(part, leaves=[leaf.astype(np.float64) for leaf in part.leaves], base=base)
+
+
+def _merged(plan, output, pairs, arrays, hashes, shared):
+    recipe, checked = output.recipe, set()
 
     def parts():
-        return _leafwise.parts(output.name, arrays[:number], base, recipe.unit)
+        return _parts(plan, output, pairs, arrays, checked)
 
     measured = shared if recipe.scope == "model" else recipe.measure(parts)
     flat = [array.reshape(-1) for array in arrays]
     for part in parts():
+        here = slice(part.start, part.start + part.leaves[0].size)
+        for digest, array in zip(hashes, flat, strict=True):
+            digest.update(array[here].view(np.uint8))
         block = recipe.merge(part, measured).reshape(-1)
-        raw = slice(part.start, part.start + block.size)
-        for pair, array in zip(pairs, flat, strict=True):
-            hashes[pair].update(array[raw].view(np.uint8))
-        _check_finite(output, pairs, part, block)
-        yield part.start, _leafwise.narrow(block, output.dtype)
+        narrow = leafwise.narrow(block, output.dtype)
+        _check_result(output, block, narrow)
+        yield part.start, narrow
 
 
-def _check_finite(output, pairs, part, block):
+def _check_members(pairs, part):
     # a NaN makes the sum NaN; comparisons, as in TIES, would pass over it
     seen = [*part.leaves, *([] if part.base is None else [part.base])]
     if not np.isfinite(np.sum([np.sum(array) for array in seen])):
         for (model, tensor), array in zip(pairs, seen, strict=True):
             if not np.isfinite(array).all():
                 raise ValueError(f"{model}: {tensor} holds NaN or infinity; leave this model out")
+
+
+def _check_result(output, block, narrow):
     if not np.isfinite(np.sum(block)) and not np.isfinite(block).all():
         raise ValueError(f"the merged tensor {output.name} overflows, though no member does")
+    if narrow.dtype.itemsize < block.dtype.itemsize:
+        limit = float(ml_dtypes.finfo(narrow.dtype).max)
+        if max(block.max(), -block.min()) > limit and not np.isfinite(narrow).all():
+            raise ValueError(f"the merged tensor {output.name} overflows {narrow.dtype}: choose a wider out_dtype")
 
 
 def _copied(output, pairs, arrays, hashes):
-    flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
-    for pair, array in zip(pairs, flat, strict=True):
-        hashes[pair].update(array.view(np.uint8))
+    flat = [array.reshape(-1) for array in arrays]
+    for pair, digest, array in zip(pairs, hashes, flat, strict=True):
+        digest.update(array.view(np.uint8))
         if not np.array_equal(array, flat[0]):
             raise ValueError(
                 f"tensor {output.name} is not of floats and is copied, so it must be the same in all models: "
                 f"{pair[0]} differs from {pairs[0][0]}"
             )
-    yield 0, flat[0]
+    yield 0, leafwise.narrow(flat[0], output.dtype)
 
 
 def _measure_model(plan):
@@ -219,60 +260,47 @@ def _measure_model(plan):
     outputs = [output for output in plan.outputs if output.recipe is not None]
     if not outputs or outputs[0].recipe.scope != "model":
         return None
+    checked = {output.name: set() for output in outputs}
 
     def parts():
         for output in outputs:
-            arrays = [np.ascontiguousarray(plan.checkpoints[m].read(t)) for m, t in output.members]
-            base = plan.checkpoints[output.base[0]].read(output.base[1]) if output.base else None
-            yield from _leafwise.parts(output.name, arrays, base, output.recipe.unit)
+            yield from _parts(plan, output, *_inputs(plan, output), checked[output.name])
 
     with np.errstate(all="ignore"):
         return outputs[0].recipe.measure(parts)
 
 
-@dataclasses.dataclass
-class _Digests:
-    """Keep the digests of input tensors, output by output, on the disk with the shards that are finished."""
-
-    path: pathlib.Path
-    _known: dict = dataclasses.field(default_factory=dict)
-    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-    def __post_init__(self):
-        if self.path.exists():
-            self._known = json.loads(self.path.read_text())
-
-    def knows(self, names) -> bool:
-        return all(name in self._known for name in names)
-
-    def of(self, name) -> dict:
-        """Give the mapping that one output's digests are put into."""
-        digests = self
-
-        class Filled(dict):
-            def update(self, found):
-                with digests._lock:
-                    digests._known[name] = [[*pair, digest] for pair, digest in found.items()]
-
-        return Filled()
-
-    def keep(self, names) -> None:
-        replace_file(
-            self.path, json.dumps({name: self._known[name] for name in self._known if name in set(names) or True})
-        )
-
-    def summary(self, model: str) -> dict:
-        """Give how many tensors of a model went in and one digest of them all."""
-        tensors = sorted({(t, d) for entries in self._known.values() for m, t, d in entries if m == model})
-        return {"tensors": len(tensors), "digest": xxhash.xxh3_128_hexdigest(json.dumps(tensors).encode())}
+def _summary(digests, model):
+    """Give how many tensors of a model went in, and one digest of them all."""
+    tensors = sorted(
+        {(tensor, digest) for found in digests.values() for name, tensor, digest in found if name == model}
+    )
+    return {"tensors": len(tensors), "digest": xxhash.xxh3_128_hexdigest(json.dumps(tensors).encode())}
 
 
-def _unfinished(out, plan):
+def _stored(there, output):
+    """Give the elements of a tensor of the folder, or None if it is not as planned."""
+    leaf = there.leaves.get(output.name)
+    if leaf is None or (leaf.shape, leaf.dtype) != (output.shape, output.dtype):
+        return None
+    return there.read(output.name).reshape(-1)
+
+
+def _first_difference(a, b, start):
+    if a.tobytes() == b.tobytes():
+        return None
+    different = (np.ascontiguousarray(x).view(np.uint8).reshape(-1, x.dtype.itemsize) for x in (a, b))
+    return start + int(np.flatnonzero(np.not_equal(*different).any(axis=1))[0])
+
+
+def _unfinished(out, plan, shard_bytes):
     """Give the folder that the merge is made in: an earlier one of the same merge, or a new one."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.unfinished")
-    files = {str(f): f.stat().st_mtime_ns for c in plan.checkpoints.values() for f in sorted(c.sizes)}
+    sizes = {file: size for checkpoint in plan.checkpoints.values() for file, size in checkpoint.sizes.items()}
+    files = {str(file.absolute()): [size, file.stat().st_mtime_ns] for file, size in sizes.items()}
     identity = {
+        "format": FORMAT,
+        "shard_bytes": shard_bytes,
         "text": plan.job.text,
         "job": repr(plan.job),
         "files": files,
@@ -281,10 +309,11 @@ def _unfinished(out, plan):
     note = folder / "plan.json"
     if folder.exists() and not (note.exists() and json.loads(note.read_text()) == identity):
         shutil.rmtree(folder)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # what should be a folder above it is a file
+        raise cannot_write(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))) from error
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     replace_file(note, json.dumps(identity))
     return folder
-
-
-def _nbytes(output):
-    return output.size * output.dtype.itemsize

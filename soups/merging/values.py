@@ -5,6 +5,7 @@ the first of which applies whose text is part of the tensor's name ("*" or none:
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,10 @@ def resolve(value: Value, place: Place) -> Any:
 
 
 def check(value: Value, where: str, kind: type | tuple[type, ...]) -> None:
-    """Raise a ValueError that names `where` unless all scalars of the value are of this kind."""
+    """Raise a ValueError that names `where` unless all scalars of the value are finite and of this kind.
+
+    0 and 1 may stand for false and true, as some programs write them.
+    """
     if isinstance(value, list):
         if not value:
             raise ValueError(f"{where} is an empty list")
@@ -54,6 +58,8 @@ def check(value: Value, where: str, kind: type | tuple[type, ...]) -> None:
                     raise ValueError(f"{where}: a filter has 'filter' and 'value', not {sorted(unknown)[0]!r}")
                 if "value" not in item:
                     raise ValueError(f"{where}: a filter without a value: {dict(item)}")
+                if not isinstance(item.get("filter", "*"), str | None):
+                    raise ValueError(f"{where}: a filter is part of a tensor's name, not {item['filter']!r}")
                 check(item["value"], f"{where}[{item.get('filter', '*')}]", kind)
             elif isinstance(item, list):
                 raise ValueError(f"{where} is a list of lists")
@@ -62,11 +68,15 @@ def check(value: Value, where: str, kind: type | tuple[type, ...]) -> None:
         return
     kinds = kind if isinstance(kind, tuple) else (kind,)
     wanted = (*kinds, int) if float in kinds else kinds
+    if bool in kinds and value in (0, 1):
+        return
     if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, wanted):
         names = " or ".join(
             {float: "a number", int: "a whole number", bool: "true or false", str: "text"}[k] for k in kinds
         )
         raise ValueError(f"{where} must be {names}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be finite, not {value}")
 
 
 def is_constant(value: Value) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from soups import tree
 from soups.names import check_name
-from soups.recipes import _leafwise, _members
+from soups.recipes import _members, leafwise
 from soups.recipes._select import kth_magnitude
 from soups.recipes.sparsify import check_density, masked
 
@@ -30,7 +30,7 @@ def sce(members: _members.Members, *, base: tree.Tree, select_topk: float = 1.0)
     Wan et al., "FuseChat: knowledge fusion of chat models", 2024, arXiv 2408.07990.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(sce_recipe(len(members), select_topk), members, base)
+    return leafwise.apply(sce_recipe(len(members), select_topk), members, base)
 
 
 def consensus(members: _members.Members, *, base: tree.Tree, threshold=0.4, votes: int = 2, scale=0.3) -> tree.Tree:
@@ -45,7 +45,7 @@ def consensus(members: _members.Members, *, base: tree.Tree, threshold=0.4, vote
     Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(consensus_recipe(len(members), threshold, votes, scale), members, base)
+    return leafwise.apply(consensus_recipe(len(members), threshold, votes, scale), members, base)
 
 
 def tall_masks(members: _members.Members, *, base: tree.Tree, threshold=0.4) -> dict[str, tree.Tree]:
@@ -61,7 +61,7 @@ def tall_masks(members: _members.Members, *, base: tree.Tree, threshold=0.4) -> 
     Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
     """
     members, trees = _checked(members, base)
-    thresholds = _leafwise.per_member(threshold, len(trees), "thresholds")
+    thresholds = leafwise.per_member(threshold, len(trees), "thresholds")
 
     def masks(start, *leaves):
         vectors = _task_vectors(start, leaves)
@@ -147,10 +147,10 @@ def pcb(
     Du et al., "Parameter competition balancing for model merging", 2024, arXiv 2410.02396.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(pcb_recipe(len(members), density, scale, scope), members, base)
+    return leafwise.apply(pcb_recipe(len(members), density, scale, scope), members, base)
 
 
-def sce_recipe(number: int, select_topk: float) -> _leafwise.Recipe:
+def sce_recipe(number: int, select_topk: float) -> leafwise.Recipe:
     """Give the recipe of `sce`."""
     if not 0 < select_topk <= 1:
         raise ValueError(f"select_topk must be in (0, 1], not {select_topk}")
@@ -165,7 +165,7 @@ def sce_recipe(number: int, select_topk: float) -> _leafwise.Recipe:
     def measure(parts):
         xp, size = next(iter(parts())).xp, sum(part.leaves[0].size for part in parts())
         threshold = None if select_topk >= 1 else _largest_variances(xp, parts, size, select_topk)
-        sums = _leafwise.sum_over(
+        sums = leafwise.sum_over(
             parts, lambda part: [xp.sum(xp.square(vector)) for vector in selected(part, threshold)]
         )
         energies = xp.stack(sums) / size
@@ -183,12 +183,12 @@ def sce_recipe(number: int, select_topk: float) -> _leafwise.Recipe:
         divisor = tree.mix([(vector > 0).astype(vector.dtype) for vector in agreeing], share)
         return part.base + sign * tree.mix(agreeing, share) / xp.maximum(divisor, tree.scalar(1e-6, divisor))
 
-    return _leafwise.Recipe(merge, measure)
+    return leafwise.Recipe(merge, measure)
 
 
-def consensus_recipe(number: int, threshold: Any = 0.4, votes: int = 2, scale: Any = 0.3) -> _leafwise.Recipe:
+def consensus_recipe(number: int, threshold: Any = 0.4, votes: int = 2, scale: Any = 0.3) -> leafwise.Recipe:
     """Give the recipe of `consensus`."""
-    thresholds = _leafwise.per_member(threshold, number, "thresholds")
+    thresholds = leafwise.per_member(threshold, number, "thresholds")
     if not 0 <= votes <= number:
         raise ValueError(f"votes must be between 0 and {number}, the number of members, not {votes}")
 
@@ -199,19 +199,19 @@ def consensus_recipe(number: int, threshold: Any = 0.4, votes: int = 2, scale: A
         kept = masked(total, count >= votes)
         return part.base + tree.scalar(scale, kept) * kept
 
-    return _leafwise.Recipe(merge)
+    return leafwise.Recipe(merge)
 
 
-def pcb_recipe(number: int, density: float = 0.1, scale: Any = 1.0, scope: str = "model") -> _leafwise.Recipe:
+def pcb_recipe(number: int, density: float = 0.1, scale: Any = 1.0, scope: str = "model") -> leafwise.Recipe:
     """Give the recipe of `pcb`."""
     check_density(density)
     check_name(scope, SCOPES, "scope")
-    scales = _leafwise.per_member(scale, number, "scales")
+    scales = leafwise.per_member(scale, number, "scales")
 
     def measure(parts):
         size = sum(part.leaves[0].size for part in parts())
         ranges = _ranges(parts, number)
-        sums = _leafwise.sum_over(parts, lambda part: _sums_of_exponentials(part, ranges))
+        sums = leafwise.sum_over(parts, lambda part: _sums_of_exponentials(part, ranges))
         means = {key: total / size for key, total in sums.items()}
         rank = size - max(1, int(density * size)) + 1
         least = [
@@ -230,7 +230,7 @@ def pcb_recipe(number: int, density: float = 0.1, scale: Any = 1.0, scope: str =
             divisor = divisor + score
         return part.base + total / xp.where(divisor > 0, divisor, xp.ones_like(divisor))
 
-    return _leafwise.Recipe(merge, measure, scope)
+    return leafwise.Recipe(merge, measure, scope)
 
 
 def _vectors(part):
@@ -256,7 +256,7 @@ def _variance(part):
 
 
 def _largest_variances(xp, parts, size, fraction):
-    varying = _leafwise.sum_over(parts, lambda part: xp.sum((_variance(part) > 0).astype(np.uint32)))
+    varying = leafwise.sum_over(parts, lambda part: xp.sum((_variance(part) > 0).astype(np.uint32)))
     kept = _floor_of_product(varying if xp is not np else int(varying), fraction)
     if xp is np and kept == 0:
         return np.float32(np.inf)

@@ -6,7 +6,7 @@ import numpy as np
 
 from soups import tree
 from soups.names import check_name
-from soups.recipes import _leafwise, _members
+from soups.recipes import _members, leafwise
 from soups.recipes._select import kth_magnitudes
 
 
@@ -20,7 +20,7 @@ def nearswap(members: _members.Members, *, base: tree.Tree, t=1e-4) -> tree.Tree
         ValueError: not one member, other structures, NaN or infinity, a negative t.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(nearswap_recipe(len(members), t), members, base)
+    return leafwise.apply(nearswap_recipe(len(members), t), members, base)
 
 
 def arcee_fusion(members: _members.Members, *, base: tree.Tree) -> tree.Tree:
@@ -35,7 +35,7 @@ def arcee_fusion(members: _members.Members, *, base: tree.Tree) -> tree.Tree:
         ValueError: not one member, other structures, NaN or infinity.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(arcee_fusion_recipe(len(members)), members, base)
+    return leafwise.apply(arcee_fusion_recipe(len(members)), members, base)
 
 
 def magmax(members: _members.Members, *, base: tree.Tree, scale=0.5) -> tree.Tree:
@@ -50,7 +50,7 @@ def magmax(members: _members.Members, *, base: tree.Tree, scale=0.5) -> tree.Tre
     Marczak et al., "MagMax: leveraging model merging for seamless continual learning", 2024, arXiv 2407.06322.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(magmax_recipe(len(members), scale), members, base)
+    return leafwise.apply(magmax_recipe(len(members), scale), members, base)
 
 
 def ram(members: _members.Members, *, base: tree.Tree, epsilon: float = 1e-5) -> tree.Tree:
@@ -65,7 +65,7 @@ def ram(members: _members.Members, *, base: tree.Tree, epsilon: float = 1e-5) ->
     Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(ram_recipe(len(members), epsilon), members, base)
+    return leafwise.apply(ram_recipe(len(members), epsilon), members, base)
 
 
 def ram_plus(
@@ -89,10 +89,10 @@ def ram_plus(
     Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(ram_plus_recipe(len(members), epsilon, rescale, limit, scope), members, base)
+    return leafwise.apply(ram_plus_recipe(len(members), epsilon, rescale, limit, scope), members, base)
 
 
-def nearswap_recipe(number: int, t=1e-4) -> _leafwise.Recipe:
+def nearswap_recipe(number: int, t=1e-4) -> leafwise.Recipe:
     """Give the recipe of `nearswap`."""
     _check_one("nearswap", number)
     if isinstance(t, int | float):
@@ -103,10 +103,10 @@ def nearswap_recipe(number: int, t=1e-4) -> _leafwise.Recipe:
         far = xp.maximum(xp.abs(vector), tree.scalar(1e-6, vector))
         return part.base + xp.minimum(tree.scalar(t, vector) / far, tree.scalar(1, vector)) * vector
 
-    return _leafwise.Recipe(merge)
+    return leafwise.Recipe(merge)
 
 
-def arcee_fusion_recipe(number: int) -> _leafwise.Recipe:
+def arcee_fusion_recipe(number: int) -> leafwise.Recipe:
     """Give the recipe of `arcee_fusion`."""
     _check_one("arcee_fusion", number)
 
@@ -120,10 +120,10 @@ def arcee_fusion_recipe(number: int) -> _leafwise.Recipe:
         vector = part.vector(0)
         return part.base + part.xp.where(_importance(part) >= threshold, vector, part.xp.zeros_like(vector))
 
-    return _leafwise.Recipe(merge, measure, unit="row")
+    return leafwise.Recipe(merge, measure, unit="row")
 
 
-def magmax_recipe(number: int, scale: Any = 0.5) -> _leafwise.Recipe:
+def magmax_recipe(number: int, scale: Any = 0.5) -> leafwise.Recipe:
     """Give the recipe of `magmax`."""
 
     def merge(part, _):
@@ -133,18 +133,18 @@ def magmax_recipe(number: int, scale: Any = 0.5) -> _leafwise.Recipe:
             largest = xp.where(xp.abs(vector) >= xp.abs(largest), vector, largest)
         return part.base + tree.scalar(scale, largest) * largest
 
-    return _leafwise.Recipe(merge)
+    return leafwise.Recipe(merge)
 
 
-def ram_recipe(number: int, epsilon: float = 1e-5) -> _leafwise.Recipe:
+def ram_recipe(number: int, epsilon: float = 1e-5) -> leafwise.Recipe:
     """Give the recipe of `ram`."""
     _check_not_negative("epsilon", epsilon)
-    return _leafwise.Recipe(lambda part, _: _mean_of_active(part, epsilon, [1.0] * number))
+    return leafwise.Recipe(lambda part, _: _mean_of_active(part, epsilon, [1.0] * number))
 
 
 def ram_plus_recipe(
     number: int, epsilon: float = 1e-5, rescale: float = 0.1, limit: float = 0.2, scope: str = "leaf"
-) -> _leafwise.Recipe:
+) -> leafwise.Recipe:
     """Give the recipe of `ram_plus`."""
     _check_not_negative("epsilon", epsilon)
     _check_not_negative("limit", limit)
@@ -157,12 +157,12 @@ def ram_plus_recipe(
     def measure(parts):
         xp = next(iter(parts())).xp
         factors = []
-        for shared, unique in _leafwise.sum_over(parts, counts):
+        for shared, unique in leafwise.sum_over(parts, counts):
             shared, unique = shared.astype(np.float32), unique.astype(np.float32)
             factors.append(1.0 + rescale * xp.minimum(shared / xp.maximum(unique, 1.0), limit))
         return factors
 
-    return _leafwise.Recipe(lambda part, factors: _mean_of_active(part, epsilon, factors), measure, scope)
+    return leafwise.Recipe(lambda part, factors: _mean_of_active(part, epsilon, factors), measure, scope)
 
 
 def _importance(part):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soups import tree
-from soups.recipes import _leafwise, _random
+from soups.recipes import _random, leafwise
 from soups.recipes._select import kth_magnitudes
 
 
@@ -23,8 +23,8 @@ class Sparsifier:
         unit: what a part must hold whole: an "element" or a "row".
     """
 
-    apply: Callable[[_leafwise.Part, int, Any], Any]
-    measure: Callable[[_leafwise.Parts, int], Any] | None = None
+    apply: Callable[[leafwise.Part, int, Any], Any]
+    measure: Callable[[leafwise.Parts, int], Any] | None = None
     unit: str = "element"
 
 
@@ -230,7 +230,7 @@ def _remembered(masks, part, index, mask):
 def _l1_ratio(parts, index, sparse):
     """Give |τ|_1 / |s(τ)|_1 over the parts; 1 where either is nearly zero."""
     xp = next(iter(parts())).xp
-    before, after = _leafwise.sum_over(
+    before, after = leafwise.sum_over(
         parts, lambda part: (xp.sum(xp.abs(part.vector(index))), xp.sum(xp.abs(sparse(part))))
     )
     known = (before >= 1e-7) & (after >= 1e-7)

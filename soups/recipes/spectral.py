@@ -10,7 +10,7 @@ import numpy as np
 
 from soups import tree
 from soups.names import check_name
-from soups.recipes import _leafwise, _members
+from soups.recipes import _members, leafwise
 
 
 def tsv_merge(members: _members.Members, *, base: tree.Tree, scale=1.0, only: str = ".*") -> tree.Tree:
@@ -84,12 +84,12 @@ def wudi(
     return _apply(wudi_recipe(len(members), steps, learning_rate, scale, only, inputs), members, base, only)
 
 
-def tsv_merge_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> _leafwise.Recipe:
+def tsv_merge_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> leafwise.Recipe:
     """Give the recipe of `tsv_merge`."""
     return matrix_recipe(number, _orthogonal_sum, scale, only)
 
 
-def iso_c_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> _leafwise.Recipe:
+def iso_c_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> leafwise.Recipe:
     """Give the recipe of `iso_c`."""
     return matrix_recipe(number, _isotropic, scale, only)
 
@@ -101,7 +101,7 @@ def wudi_recipe(
     scale: Any = 1.0,
     only: str = ".*",
     inputs: str = "first",
-) -> _leafwise.Recipe:
+) -> leafwise.Recipe:
     """Give the recipe of `wudi`."""
     check_name(inputs, ("first", "last"), "axis of the inputs")
     if steps < 0:
@@ -119,7 +119,7 @@ def wudi_recipe(
 
 def matrix_recipe(
     number: int, merged: Callable[[Any, list[Any]], Any], scale: Any, only: str, *, rows_first: bool = False
-) -> _leafwise.Recipe:
+) -> leafwise.Recipe:
     """Give the recipe that adds α · `merged(xp, matrices)` to the base, in leaves that are no matrices α · the mean.
 
     Matrices: [product of all axes but the last, last], with `rows_first` [first, product of the others].
@@ -136,13 +136,13 @@ def matrix_recipe(
             vector = vector.reshape(shape).astype(part.base.dtype)
         return _placed_as(part.leaves[0], part.base + tree.scalar(scale, vector) * vector)
 
-    return _leafwise.Recipe(merge, unit="leaf")
+    return leafwise.Recipe(merge, unit="leaf")
 
 
 def _apply(recipe, members, base, only):
     if only != ".*" and len(members):
         tree.match(members[next(iter(members))], only)  # an error if it matches nothing
-    return _leafwise.apply(recipe, members, base)
+    return leafwise.apply(recipe, members, base)
 
 
 def _placed_as(member, array):

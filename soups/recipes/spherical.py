@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soups import tree
-from soups.recipes import _leafwise, _members
+from soups.recipes import _members, leafwise
 from soups.recipes.task_vectors import Weights
 
 
@@ -35,7 +35,7 @@ def nuslerp(
     Shoemake, "Animating rotation with quaternion curves", 1985.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(nuslerp_recipe(len(members), weights, base is not None, scope), members, base)
+    return leafwise.apply(nuslerp_recipe(len(members), weights, base is not None, scope), members, base)
 
 
 def multislerp(
@@ -54,7 +54,7 @@ def multislerp(
         ValueError: no members, other structures, NaN or infinity, another scope, directions that cancel.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(multislerp_recipe(len(members), weights, base is not None, scope), members, base)
+    return leafwise.apply(multislerp_recipe(len(members), weights, base is not None, scope), members, base)
 
 
 def karcher(
@@ -71,7 +71,7 @@ def karcher(
     Karcher, "Riemannian center of mass and mollifier smoothing", 1977.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(karcher_recipe(len(members), base is not None, scope, iterations), members, base)
+    return leafwise.apply(karcher_recipe(len(members), base is not None, scope, iterations), members, base)
 
 
 def model_stock(members: _members.Members, *, base: tree.Tree, scope: str = "leaf") -> tree.Tree:
@@ -86,7 +86,7 @@ def model_stock(members: _members.Members, *, base: tree.Tree, scope: str = "lea
     Jang et al., "Model Stock: all we need is just a few fine-tuned models", 2024, arXiv 2403.19522.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(model_stock_recipe(len(members), scope), members, base)
+    return leafwise.apply(model_stock_recipe(len(members), scope), members, base)
 
 
 def geometric_median(
@@ -102,14 +102,14 @@ def geometric_median(
     Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937.
     """
     members = _members.as_mapping(members)
-    return _leafwise.apply(geometric_median_recipe(len(members), weights, scope, iterations), members)
+    return leafwise.apply(geometric_median_recipe(len(members), weights, scope, iterations), members)
 
 
-def nuslerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) -> _leafwise.Recipe:
+def nuslerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) -> leafwise.Recipe:
     """Give the recipe of `nuslerp`."""
     if number != 2:
         raise ValueError(f"nuslerp goes between two members, not {number}")
-    weights = _leafwise.per_member(weights, number, "weights")
+    weights = leafwise.per_member(weights, number, "weights")
 
     def coefficients(xp, gram):
         total = xp.asarray(weights[0] + weights[1], gram.dtype)
@@ -120,16 +120,16 @@ def nuslerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) ->
     return gram_recipe(coefficients, has_base, scope)
 
 
-def slerp_recipe(t: float, scope: str = "leaf", parallel: float = 0.9995) -> _leafwise.Recipe:
+def slerp_recipe(t: float, scope: str = "leaf", parallel: float = 0.9995) -> leafwise.Recipe:
     """Give the recipe of the arc from the first of two members to the second, linear where |cos Ω| > `parallel`."""
     return gram_recipe(
         lambda xp, gram: slerp_coefficients(xp, gram, xp.asarray(t, gram.dtype), parallel=parallel), False, scope
     )
 
 
-def multislerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) -> _leafwise.Recipe:
+def multislerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) -> leafwise.Recipe:
     """Give the recipe of `multislerp`."""
-    weights = np.asarray(_leafwise.per_member(weights, number, "weights"), np.float64)
+    weights = np.asarray(leafwise.per_member(weights, number, "weights"), np.float64)
 
     def coefficients(xp, gram):
         share = xp.asarray(weights / weights.sum(), gram.dtype)
@@ -142,7 +142,7 @@ def multislerp_recipe(number: int, weights: Weights, has_base: bool, scope: str)
     return gram_recipe(coefficients, has_base, scope)
 
 
-def karcher_recipe(number: int, has_base: bool, scope: str, iterations: int = 10) -> _leafwise.Recipe:
+def karcher_recipe(number: int, has_base: bool, scope: str, iterations: int = 10) -> leafwise.Recipe:
     """Give the recipe of `karcher`."""
 
     def coefficients(xp, gram):
@@ -155,7 +155,7 @@ def karcher_recipe(number: int, has_base: bool, scope: str, iterations: int = 10
     return gram_recipe(coefficients, has_base, scope)
 
 
-def model_stock_recipe(number: int, scope: str) -> _leafwise.Recipe:
+def model_stock_recipe(number: int, scope: str) -> leafwise.Recipe:
     """Give the recipe of `model_stock`."""
     if number < 2:
         raise ValueError(f"model_stock needs the angle between two members at least, but there is {number}")
@@ -171,9 +171,9 @@ def model_stock_recipe(number: int, scope: str) -> _leafwise.Recipe:
     return gram_recipe(coefficients, True, scope)
 
 
-def geometric_median_recipe(number: int, weights: Weights, scope: str, iterations: int = 100) -> _leafwise.Recipe:
+def geometric_median_recipe(number: int, weights: Weights, scope: str, iterations: int = 100) -> leafwise.Recipe:
     """Give the recipe of `geometric_median`."""
-    weights = np.asarray(_leafwise.per_member(weights, number, "weights"), np.float64)
+    weights = np.asarray(leafwise.per_member(weights, number, "weights"), np.float64)
 
     def coefficients(xp, gram):
         share = xp.asarray(weights / weights.sum(), gram.dtype)
@@ -193,7 +193,7 @@ def geometric_median_recipe(number: int, weights: Weights, scope: str, iteration
 
 def gram_recipe(
     coefficients: Callable[[Any, Any], Any], has_base: bool, scope: str, *, relative_to_first: bool = False
-) -> _leafwise.Recipe:
+) -> leafwise.Recipe:
     """Give the recipe that sums vectors with coefficients [K] made from their Gram matrix [K, K].
 
     `coefficients(xp, gram)`; float64 in NumPy, float32 in JAX. The vectors are the task vectors if there is a base,
@@ -214,7 +214,7 @@ def gram_recipe(
     def measure(parts):
         first = next(iter(parts()))
         xp, number = first.xp, len(first.leaves)
-        sums = _leafwise.sum_over(parts, products)
+        sums = leafwise.sum_over(parts, products)
         rows, columns = np.tril_indices(number)
         place = np.zeros((number, number), np.int64)
         place[rows, columns] = place[columns, rows] = np.arange(len(rows))
@@ -227,7 +227,7 @@ def gram_recipe(
             return part.leaves[0] + total
         return part.base + total if has_base else total
 
-    return _leafwise.Recipe(merge, measure, scope)
+    return leafwise.Recipe(merge, measure, scope)
 
 
 def slerp_coefficients(xp, gram, t, *, parallel: float | None = None):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from soups import tree
-from soups.recipes import _leafwise, _members
+from soups.recipes import _members, leafwise
 from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, trim
 
 Weights = Sequence[float] | float
@@ -49,7 +49,7 @@ def combine_task_vectors(
     """
     members = _members.as_mapping(members)
     recipe = task_vector_recipe(len(members), sparsify, weights, elect, normalize, scale, tie, scope)
-    return _leafwise.apply(recipe, members, base)
+    return leafwise.apply(recipe, members, base)
 
 
 def task_arithmetic(members: _members.Members, *, base: tree.Tree, scale=0.3, weights: Weights = 1.0) -> tree.Tree:
@@ -195,13 +195,13 @@ def task_vector_recipe(
     scale: Any = 1.0,
     tie: str = "majority",
     scope: str = "model",
-) -> _leafwise.Recipe:
+) -> leafwise.Recipe:
     """Give the recipe of `combine_task_vectors` for this number of members."""
     if tie not in ("majority", "positive"):
         raise ValueError(f"tie must be 'majority' or 'positive', not {tie!r}")
     if scope not in ("model", "leaf"):
         raise ValueError(f"scope must be 'model' or 'leaf', not {scope!r}")
-    weights = _leafwise.per_member(weights, number, "weights")
+    weights = leafwise.per_member(weights, number, "weights")
     sparsifiers = [sparsify] * number if isinstance(sparsify, Sparsifier) else list(sparsify)
     if len(sparsifiers) != number:
         raise ValueError(f"{number} members need {number} sparsifiers, but {len(sparsifiers)} were given")
@@ -216,7 +216,7 @@ def task_vector_recipe(
         measured = [s.measure(parts, index) if s.measure else None for index, s in enumerate(sparsifiers)]
         if not elect or tie == "positive":
             return measured, None
-        return measured, _leafwise.sum_over(parts, lambda part: _surplus(part.xp, sparse(part, measured), weights))
+        return measured, leafwise.sum_over(parts, lambda part: _surplus(part.xp, sparse(part, measured), weights))
 
     def merge(part, seen):
         measured, surplus = seen
@@ -232,7 +232,7 @@ def task_vector_recipe(
     if not (elect and tie == "majority") and not any(sparsifier.measure for sparsifier in sparsifiers):
         scope = "leaf"  # nothing is measured, so every leaf may be merged by itself
     unit = "row" if any(sparsifier.unit == "row" for sparsifier in sparsifiers) else "element"
-    return _leafwise.Recipe(merge, measure, scope, unit)
+    return leafwise.Recipe(merge, measure, scope, unit)
 
 
 def _surplus(xp, vectors, weights):

@@ -7,9 +7,9 @@ import pytest
 
 import soups
 from soups.recipes import _select
-from soups.recipes._leafwise import Part
 from soups.recipes._random import uniform
 from soups.recipes._select import kth_magnitudes
+from soups.recipes.leafwise import Part
 from soups.recipes.sparsify import drop, magprune, outliers, trim
 
 RNG = np.random.default_rng(7)

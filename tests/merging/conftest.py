@@ -1,0 +1,158 @@
+"""Make small checkpoints with layers, and merge them."""
+
+import importlib.util
+import json
+import pathlib
+import types
+
+import numpy as np
+import pytest
+import yaml
+
+from soups import merging
+from soups.pool.formats import open_checkpoint, write_safetensors
+
+ROOT = pathlib.Path(__file__).parents[2]
+LAYERS = 3
+
+
+def shapes(layers=LAYERS, vocabulary=10):
+    """Give the shapes of a small language model by name."""
+    inner = {"self_attn.q_proj.weight": (6, 6), "mlp.up_proj.weight": (8, 6), "norm.bias": (6,), "norm.gate": ()}
+    return (
+        {"model.embed_tokens.weight": (vocabulary, 6)}
+        | {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in inner.items()}
+        | {"model.norm.weight": (6,), "lm_head.weight": (vocabulary, 6)}
+    )
+
+
+def tensors(seed, dtype=np.float32, **sizes):
+    """Give a base (seed 0) or weights near it, with one tensor of integers."""
+    base, rng = np.random.default_rng(0), np.random.default_rng(seed)
+    made = {}
+    for name, shape in shapes(**sizes).items():
+        start, step = base.normal(size=shape), 0.3 * rng.normal(size=shape) if seed else 0.0
+        made[name] = np.asarray(start + step).astype(dtype)
+    return made | {"model.position_ids": np.arange(4)}
+
+
+def write_model(folder, leaves, config=None, tokenizer='{"a": 0}'):
+    """Write a folder as Hugging Face has it."""
+    folder.mkdir(parents=True)
+    write_safetensors(folder / "model.safetensors", leaves)
+    config = {"num_hidden_layers": LAYERS, "torch_dtype": "float32", "dtype": "float32"} if config is None else config
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(tokenizer)
+    return folder
+
+
+def read(folder):
+    """Give the arrays of a checkpoint."""
+    checkpoint = open_checkpoint(folder)
+    return {name: np.array(checkpoint.read(name)) for name in checkpoint.leaves}
+
+
+def plan(recipe, **options):
+    """Plan a recipe given as a dict, with paths for models."""
+    text = recipe if isinstance(recipe, str) else yaml.safe_dump(plain(recipe), sort_keys=False)
+    return merging.plan(merging.parse_recipe(text, **options), open_checkpoint)
+
+
+def merge(recipe, out, *, seed=0, files=False, **options):
+    """Merge into a folder and give the arrays that it holds."""
+    made = plan(recipe, seed=seed)
+    merging.merge_to_folder(made, out, files=merging.folder_files(made) if files else None, **options)
+    return read(out)
+
+
+def content(folder):
+    """Give the bytes of all files of a folder."""
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def near(merged, expected):
+    """Compare to 1e-6 of the largest element."""
+    np.testing.assert_allclose(merged, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def plain(value):
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, pathlib.Path) else value
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Give the functions of this file."""
+    return types.SimpleNamespace(**{name: value for name, value in globals().items() if not name.startswith("_")})
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Give the paths of the folders "base", "a", "b" and "c"."""
+    root = tmp_path_factory.mktemp("models")
+    return {name: write_model(root / name, tensors(seed)) for seed, name in enumerate(["base", "a", "b", "c"])}
+
+
+@pytest.fixture(scope="session")
+def trees(models):
+    """Give the tensors of floats of each model."""
+    result = {}
+    for name, path in models.items():
+        checkpoint = open_checkpoint(path)
+        result[name] = {n: np.array(checkpoint.read(n)) for n in checkpoint.leaves if n != "model.position_ids"}
+    return result
+
+
+@pytest.fixture
+def run(models, tmp_path):
+    """Give a function that merges by a recipe; models are named by their letters."""
+
+    def run_merge(method, members="abc", *, base="base", vocabulary="mergekit", parameters=None, **of_members):
+        recipe = {
+            "merge_method": method,
+            "vocabulary": vocabulary,
+            "models": [
+                {"model": models[x], "parameters": {name: values[x] for name, values in of_members.items()}}
+                for x in members
+            ],
+            "parameters": parameters or {},
+        }
+        recipe |= {"base_model": models[base]} if base else {}
+        merged = merge(recipe, tmp_path / "out")
+        np.testing.assert_array_equal(merged.pop("model.position_ids"), np.arange(4))
+        return merged
+
+    return run_merge
+
+
+@pytest.fixture(scope="session")
+def torch_bytes():
+    """Give the functions that write torch files byte by byte."""
+    spec = importlib.util.spec_from_file_location("torch_bytes", ROOT / "tests" / "pool" / "formats" / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def write_torch(torch_bytes):
+    """Give a function that writes a torch file; `tied` maps further names to the tensors that they share."""
+
+    def write(path, leaves, tied=None):
+        kinds = {np.dtype(np.float32): "FloatStorage", np.dtype(np.int64): "LongStorage"}
+        keys = {name: str(index) for index, name in enumerate(leaves)}
+
+        def pushed(name):
+            array = leaves[name]
+            strides = tuple(stride // array.itemsize for stride in np.zeros_like(array, order="C").strides)
+            storage = torch_bytes.storage(kinds[array.dtype], keys[name], array.size)
+            return torch_bytes.tensor(storage, array.shape, strides)
+
+        names = {name: name for name in leaves} | (tied or {})
+        pickle = torch_bytes.pickled(torch_bytes.mapping({name: pushed(kept) for name, kept in names.items()}))
+        return torch_bytes.write_zip(path, pickle, {keys[name]: array.tobytes() for name, array in leaves.items()})
+
+    return write

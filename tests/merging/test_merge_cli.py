@@ -1,0 +1,221 @@
+"""Test the command that merges: what it prints, its exit codes, and the settings that it takes."""
+
+import importlib.util
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import yaml
+
+import soups
+from soups.merging import MERGEKIT, PUBLISHED
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def command():
+    spec = importlib.util.spec_from_file_location("merge_command_line", ROOT / "scripts" / "merge.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cli(command, monkeypatch, capsys):
+    """Give a function that runs the command and returns (exit code, output, errors)."""
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def run(*arguments):
+        code = command.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(cli, tmp_path):
+    """Check that a command fails with this message, and that it leaves nothing."""
+
+    def check(*arguments, message):
+        before = sorted(tmp_path.rglob("*"))
+        code, _, err = cli(*arguments)
+        assert code == 2 and err.startswith("merge.py: ") and err.count("\n") == 1
+        assert message in err
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return check
+
+
+def method(name, models, *members, base="base"):
+    base = ["--base", models[base]] if base else []
+    return ["--method", name, *base, "--members", *(models[member] for member in members)]
+
+
+def floats(leaves):
+    return {name: leaf for name, leaf in leaves.items() if name != "model.position_ids"}
+
+
+def test_merges_members_by_a_method_and_says_what_happens(cli, models, small, tmp_path):
+    out = tmp_path / "deep" / "out[red]"
+    code, printed, err = cli(*method("ties", models, "a", "b", "c"), "--density", 0.4, "--out", out)
+    assert (code, err) == (0, "")
+    size = sum(leaf.nbytes for leaf in small.tensors(0).values())
+    assert "ties, as in the papers" in printed and "settings: scale 1.0, normalize True" in printed
+    assert "weight 1.0, density 0.4" in printed and "copied, not merged: model.position_ids" in printed
+    assert f"reads {4 * size / 1e9:.3g} GB, writes {size / 1e9:.3g} GB to {out}; about " in printed
+    assert f"wrote {out} in" in printed
+    members = [floats(small.tensors(seed)) for seed in (1, 2, 3)]
+    expected = soups.ties(members, base=floats(small.tensors(0)), density=0.4)
+    merged = small.read(out)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(merged[name], array)
+
+
+def test_a_setting_may_have_one_value_per_member(cli, models, small, tmp_path):
+    words = ["--weight", 1, "-2", "1e-1", "--scale=-0.5", "--out", tmp_path / "out"]
+    assert cli(*method("task_arithmetic", models, "a", "b", "c"), *words)[0] == 0
+    members = [floats(small.tensors(seed)) for seed in (1, 2, 3)]
+    expected = soups.task_arithmetic(members, base=floats(small.tensors(0)), weights=[1, -2, 0.1], scale=-0.5)
+    merged = small.read(tmp_path / "out")
+    for name, array in expected.items():
+        np.testing.assert_array_equal(merged[name], array)
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yml").read_text())
+    assert [model["parameters"] for model in recipe["models"]] == [{"weight": 1}, {"weight": -2}, {"weight": 0.1}]
+    # the recipe that the command wrote says the same
+    assert cli(tmp_path / "out" / "recipe.yml", tmp_path / "again")[0] == 0
+    for name, array in small.read(tmp_path / "again").items():
+        np.testing.assert_array_equal(array, merged[name])
+
+
+RECIPE = """
+merge_method: dare_ties
+base_model: {base}
+models:
+  - model: {a}
+    parameters: {{weight: 1, density: [0.2, 0.8]}}
+  - model: {b}
+    parameters: {{weight: 0.5}}
+parameters: {{density: 0.5}}
+"""
+
+
+@pytest.fixture
+def recipe(models, tmp_path):
+    path = tmp_path / "recipe.yml"
+    path.write_text(RECIPE.format(**models))
+    return path
+
+
+def test_merges_a_recipe_and_verifies_it(cli, recipe, small, tmp_path):
+    out = tmp_path / "out"
+    options = ["--seed", 3, "--threads", 2, "--shard-size", "0.4kB"]
+    code, printed, err = cli(recipe, out, *options)
+    assert (code, err) == (0, "")
+    assert "dare_ties, as in mergekit" in printed and "weight 1, density [0.2, 0.8]" in printed
+    assert "with 2 threads" in printed and len(list(out.glob("*.safetensors"))) > 3
+    assert (out / "mergekit_config.yml").read_text() == recipe.read_text()
+    merged = small.merge(recipe.read_text(), tmp_path / "here", seed=3)
+    for name, array in small.read(out).items():
+        np.testing.assert_array_equal(array, merged[name])
+    code, printed, err = cli("--verify", out)
+    assert (code, err) == (0, "") and "bit for bit" in printed
+
+
+def test_verify_exits_with_1_when_something_differs(cli, recipe, tmp_path):
+    assert cli(recipe, tmp_path / "out")[0] == 0
+    file = tmp_path / "out" / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, printed, _ = cli("--verify", tmp_path / "out")
+    assert code == 1 and " differs from element " in printed and "bit for bit" not in printed
+    code, _, err = cli("--verify", tmp_path)
+    assert code == 2 and "is not a folder that this program wrote: no merge.json" in err
+
+
+def test_a_dry_run_writes_nothing(cli, recipe, tmp_path):
+    code, printed, err = cli(recipe, tmp_path / "out", "--dry-run")
+    assert (code, err) == (0, "") and "reads" in printed and "wrote" not in printed
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
+def test_the_settings_of_slerp_and_what_is_tied_are_shown(cli, models, small, tmp_path, write_torch):
+    leaves = small.tensors(1)
+    del leaves["lm_head.weight"]
+    for name in ("x", "y"):
+        write_torch(tmp_path / f"{name}.pt", leaves, {"lm_head.weight": "model.embed_tokens.weight"})
+    words = ["--method", "slerp", "--t", "0.25", "--base", tmp_path / "x.pt", "--members", tmp_path / "y.pt"]
+    code, printed, _ = cli(*words, "--out", tmp_path / "out", "--dry-run")
+    assert code == 0 and "settings: t 0.25, scope leaf" in printed
+    assert "tied, written once: lm_head.weight = model.embed_tokens.weight" in printed
+
+
+def test_memory_lowers_the_threads_or_refuses(cli, refused, recipe, tmp_path):
+    assert "with 8 threads" in cli(recipe, tmp_path / "out", "--dry-run", "--threads", 8)[1]
+    few = cli(recipe, tmp_path / "out", "--dry-run", "--threads", 8, "--memory", "0.21GB")[1]
+    number = int(few.split(" threads")[0].split()[-1])
+    assert 1 <= number < 8 and int(few.split("about ")[1].split()[0]) <= 210
+    refused(recipe, tmp_path / "out", "--memory", "100MB", message="needs about 20")
+
+
+def test_lists_the_methods(cli):
+    code, printed, _ = cli("--methods")
+    assert code == 0
+    assert all(f" {name} " in printed for name in [*PUBLISHED, *MERGEKIT])
+    assert "Yadav et al. 2023, 2306.01708" in printed
+
+
+def test_out_must_be_new(refused, recipe, tmp_path):
+    (tmp_path / "out").mkdir()
+    refused(recipe, tmp_path / "out", message="out exists: a merge is written to a new place")
+
+
+def test_mistakes_are_named(refused, models, recipe, tmp_path):
+    out = tmp_path / "out"
+    ties = method("ties", models, "a", "b")
+    refused(*method("teis", models, "a"), "--out", out, message="unknown method 'teis' (did you mean 'ties'?)")
+    refused(*ties, "--densty", 0.2, "--out", out, message="unknown setting of ties 'densty' (did you mean 'density'?)")
+    refused(*ties, "--density", "x", "--out", out, message="parameters.density must be a number, not 'x'")
+    refused(*ties, "--density", "--out", out, message="--density needs a value")
+    refused(*ties, "--weight", 1, 2, 3, "--out", out, message="--weight: one value, or one for each of the 2 members")
+    refused(*ties, "--scale", 1, 2, "--out", out, message="--scale: one value, or one for each of the 2 members")
+    refused(*method("ties", models, "a", base=None), "--out", out, message="ties needs a base_model")
+    refused(*method("ties", {**models, "a": "nowhere"}, "a"), "--out", out, message="no checkpoint at nowhere")
+    refused(*ties, message="say what is merged and where to")
+    refused(recipe, message="say what is merged and where to")
+    refused(recipe, out, "--method", "ties", message="give a recipe file, or --method")
+    refused(recipe, out, "--density", 1, message="settings belong into the recipe file: density")
+    refused(tmp_path / "nowhere.yml", out, message="no recipe file at")
+    refused(recipe, out, "--threads", 0, message="--threads must be at least 1, not 0")
+    refused(recipe, out, "--memory", "lots", message="'lots' is not a size; 2GB is one, with B, kB, MB, GB, TB")
+    refused(recipe, out, "--shard-size", "5GiB", message="'5GiB' is not a size")
+    recipe.write_text("merge_method: dare-ties")
+    refused(recipe, out, message="unknown merge_method 'dare-ties' (did you mean 'dare_ties'?)")
+
+
+def test_a_disk_error_in_the_middle_is_named(cli, recipe, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        code, _, err = cli(recipe, tmp_path / "out")
+    assert code == 2 and "model.safetensors: No space left on device" in err
+    assert cli(recipe, tmp_path / "out")[0] == 0
+    assert json.loads((tmp_path / "out" / "merge.json").read_text())["method"] == "dare_ties"
+
+
+@pytest.mark.parametrize(("text", "size"), [("2GB", 2e9), ("1.5 mb", 1.5e6), ("300kB", 3e5), ("77", 77), ("1TB", 1e12)])
+def test_sizes(command, text, size):
+    assert command._size(text) == size
+
+
+def test_a_large_merge_shows_how_far_it_is(command, capsys):
+    with command._advance("merging", 2 * 10**8) as advance:
+        for _ in range(200):
+            advance(10**6)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 20 and lines[-1].startswith("merging: 200/200 MB")

@@ -1,0 +1,300 @@
+"""Test plans: gradients over layers, slices, ties, dtypes, and every difference of headers in one message."""
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from soups.merging.plan import Plan
+from soups.pool.formats import open_checkpoint, write_safetensors
+from soups.recipes import _select
+from soups.recipes.leafwise import BLOCK
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@pytest.fixture
+def two(tmp_path, small):
+    """Give a function that writes base and member from changes to the same tensors, and a recipe to add them."""
+
+    def make(**changes):
+        for name in ("base", "a"):
+            leaves = small.tensors(name == "a") | changes.get(name, {})
+            small.write_model(tmp_path / name, {n: leaf for n, leaf in leaves.items() if leaf is not None})
+        return {
+            "merge_method": "task_arithmetic",
+            "base_model": tmp_path / "base",
+            "models": [{"model": tmp_path / "a", "parameters": {"weight": 1}}],
+        }
+
+    return make
+
+
+# --- Values by place ---
+
+
+def linear(models, weight, **more):
+    """Give the sum of weight · a, so that each tensor shows its weight."""
+    member = {"model": models["a"], "parameters": {"weight": weight}}
+    return {"merge_method": "linear", "models": [member], "parameters": {"normalize": False}} | more
+
+
+def factors(merged, tensors):
+    return {name: float(np.median(merged[name] / tensors[name])) for name in tensors if name != "model.position_ids"}
+
+
+def test_a_gradient_goes_over_the_layers_and_other_tensors_stand_at_its_begin(models, small, tmp_path):
+    found = factors(small.merge(linear(models, [1, 3, 4]), tmp_path / "out"), small.tensors(1))
+    by_layer = {"layers.0.": 1, "layers.1.": 3, "layers.2.": 4}
+    for name, factor in found.items():
+        expected = next((value for layer, value in by_layer.items() if layer in name), 1)
+        assert factor == pytest.approx(expected, rel=1e-6), name
+
+
+def test_filters_choose_by_name(models, small, tmp_path):
+    rules = [{"filter": "mlp", "value": [2, 4]}, {"filter": "lm_head", "value": 5}, {"value": 7}]
+    found = factors(small.merge(linear(models, rules), tmp_path / "out"), small.tensors(1))
+    assert found["model.layers.1.mlp.up_proj.weight"] == pytest.approx(3, rel=1e-6)
+    assert found["lm_head.weight"] == pytest.approx(5, rel=1e-6)
+    assert found["model.layers.2.self_attn.q_proj.weight"] == pytest.approx(7, rel=1e-6)
+
+
+def test_a_filter_that_leaves_a_required_value_out_is_an_error_before_any_output(models, small, tmp_path):
+    recipe = linear(models, [{"filter": "mlp", "value": 1}])
+    with pytest.raises(ValueError, match=r"no value of 'weight' of .*a holds for tensor"):
+        small.merge(recipe, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+# --- Slices ---
+
+
+def test_passthrough_stacks_layers(models, small, tmp_path):
+    recipe = {
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": models["a"], "layer_range": [0, 2]}]},
+            {"sources": [{"model": models["b"], "layer_range": [1, 3], "parameters": {"scale": 0.5}}]},
+        ],
+    }
+    merged = small.merge(recipe, tmp_path / "out", files=True)
+    a, b = small.tensors(1), small.tensors(2)
+    assert set(merged) == {*small.shapes(layers=4), "model.position_ids"}
+    for name, array in merged.items():
+        expected = a.get(name)
+        for to, layer in ((2, 1), (3, 2)):
+            if f"layers.{to}." in name:
+                expected = np.float32(0.5) * b[name.replace(f"layers.{to}.", f"layers.{layer}.")]
+        if name in ("model.norm.weight", "lm_head.weight"):
+            expected = b[name]  # of the last slice
+        # a source's own scale holds for what follows its layers too
+        if name in ("model.norm.weight", "lm_head.weight"):
+            expected = np.float32(0.5) * expected
+        np.testing.assert_array_equal(array, expected, err_msg=name)
+
+
+def test_a_slice_merges_other_layers_with_gradients_of_its_own(models, small, tmp_path):
+    sources = [{"model": models[x], "layer_range": span} for x, span in (("a", [1, 3]), ("b", [0, 2]))]
+    rules = [{"filter": "layers.0.mlp", "value": 0.25}, {"value": [0, 1]}]
+    recipe = {
+        "merge_method": "slerp",
+        "base_model": models["a"],
+        "slices": [{"sources": sources, "parameters": {"t": rules}}],
+    }
+    merged = small.merge(recipe, tmp_path / "out")
+    a, b = small.tensors(1), small.tensors(2)
+    name = "model.layers.{}.mlp.up_proj.weight"
+    np.testing.assert_array_equal(merged[name.format(1)], b[name.format(1)])  # t = 1 at the last layer
+    attention = "model.layers.{}.self_attn.q_proj.weight"
+    np.testing.assert_array_equal(merged[attention.format(0)], a[attention.format(1)])  # t = 0 at the first
+    np.testing.assert_array_equal(merged["lm_head.weight"], a["lm_head.weight"])
+    # a filter of the merge looks for the name of the output
+    start, end = a[name.format(1)].astype(np.float64), b[name.format(0)].astype(np.float64)
+    cosine = np.sum(start * end) / np.linalg.norm(start) / np.linalg.norm(end)
+    omega = np.arccos(cosine)
+    expected = (np.sin(0.75 * omega) * start + np.sin(0.25 * omega) * end) / np.sin(omega)
+    np.testing.assert_allclose(merged[name.format(0)], expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_a_filter_of_a_member_looks_for_its_own_name_of_a_tensor(models, small, tmp_path):
+    rules = [{"filter": "layers.2.", "value": 3}, {"value": 1}]
+    source = {"model": models["a"], "layer_range": [2, 3], "parameters": {"weight": rules}}
+    recipe = {"merge_method": "linear", "slices": [{"sources": [source]}], "parameters": {"normalize": False}}
+    merged = small.merge(recipe, tmp_path / "out")
+    name = "model.layers.{}.mlp.up_proj.weight"
+    np.testing.assert_array_equal(merged[name.format(0)], np.float32(3) * small.tensors(1)[name.format(2)])
+
+
+def test_layers_that_do_not_exist_are_named(models, small):
+    sources = [{"model": models["a"], "layer_range": [1, 4], "parameters": {"weight": 1}}]
+    with pytest.raises(ValueError, match=r"~ .*a has 3 layers, not 4"):
+        small.plan({"merge_method": "linear", "slices": [{"sources": sources}]})
+
+
+def test_a_method_over_the_whole_model_takes_the_same_settings_everywhere(models, small):
+    recipe = {
+        "vocabulary": "published",
+        "merge_method": "ties",
+        "base_model": models["base"],
+        "models": [models["a"], models["b"]],
+        "parameters": {"density": [0.1, 0.5]},
+    }
+    with pytest.raises(ValueError, match="ties looks at the whole model, so density cannot differ between tensors"):
+        small.plan(recipe)
+    small.plan(recipe | {"parameters": {"density": [0.1, 0.5], "scope": "leaf"}})
+    slices = [{"sources": [{"model": models["a"], "layer_range": span}]} for span in ([0, 1], [1, 3])]
+    del recipe["models"]
+    with pytest.raises(ValueError, match="ties looks at the whole model, so it cannot merge slices"):
+        small.plan(recipe | {"slices": slices, "parameters": {}})
+
+
+# --- Differences ---
+
+
+def test_all_differences_are_in_one_message_before_any_output(two, small, tmp_path):
+    recipe = two(
+        a={
+            "model.norm.weight": None,
+            "model.norm.wieght": np.zeros(6, np.float32),
+            "model.layers.0.mlp.up_proj.weight": np.zeros((6, 8), np.float32),
+            "model.layers.1.norm.bias": np.zeros(6, np.int32),
+            "lm_head.weight": np.zeros((12, 6), np.float32),
+        }
+    )
+    # where one member lacks a tensor the others are still compared
+    b = small.write_model(tmp_path / "b", small.tensors(0) | {"model.norm.weight": np.zeros(7, np.float32)})
+    recipe["models"].append({"model": b, "parameters": {"weight": 1}})
+    with pytest.raises(ValueError, match="these models cannot be merged") as error:
+        small.merge(recipe, tmp_path / "out")
+    a = str(tmp_path / "a")
+    assert set(str(error.value).splitlines()[1:]) == {
+        f"  - {a}: model.norm.weight is missing (did you mean 'model.norm.wieght'?)",
+        f"  + {a}: model.norm.wieght is extra (did you mean 'model.norm.weight'?)",
+        f"  ~ {a}: model.layers.0.mlp.up_proj.weight has shape [6, 8] instead of [8, 6]",
+        f"  ~ {a}: model.layers.1.norm.bias has dtype int32 instead of float32",
+        f"  ~ {a}: lm_head.weight has shape [12, 6] instead of [10, 6]; give all models one vocabulary first",
+        f"  ~ {b}: model.norm.weight has shape [7] instead of [6]",
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "a", "b"}
+
+
+def test_a_long_list_of_differences_is_cut(two, small):
+    recipe = two(a={f"extra.{number}": np.zeros(1, np.float32) for number in range(60)})
+    with pytest.raises(ValueError, match="and 10 more"):
+        small.plan(recipe)
+
+
+# --- dtypes ---
+
+
+def test_arithmetic_is_in_float32_and_rounded_once(two, small, tmp_path):
+    values = {"base": [256.0, 1.0], "a": [1.0, 1.0078125]}
+    recipe = two(**{name: {"model.norm.bias": np.array(value, bfloat16)} for name, value in values.items()})
+    recipe["models"][0]["parameters"] = {"weight": 0.3}
+    merged = small.merge(recipe, tmp_path / "out")
+    base, member = (np.array(values[name], np.float32) for name in ("base", "a"))
+    expected = (base + np.float32(0.3) * (member - base)).astype(bfloat16)
+    assert merged["model.norm.bias"].dtype == bfloat16
+    np.testing.assert_array_equal(merged["model.norm.bias"], expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "dtype"),
+    [
+        *[({}, np.float32), ({"dtype": "bfloat16"}, bfloat16), ({"out_dtype": "float16"}, np.float16)],
+        *[({"dtype": "float64"}, np.float64), ({"dtype": "float64", "out_dtype": "float32"}, np.float32)],
+    ],
+)
+def test_the_output_has_the_dtype_asked_for(two, small, tmp_path, fields, dtype):
+    recipe = two(**{x: {"empty": np.zeros((0, 3), np.float32)} for x in ("base", "a")}) | fields
+    recipe["models"][0]["parameters"] = {"weight": 0.3}
+    merged = small.merge(recipe, tmp_path / "out")
+    base, member = small.tensors(0), small.tensors(1)
+    wide = np.float64 if fields.get("dtype") == "float64" else np.float32
+    for name in small.shapes():
+        start, end = base[name].astype(wide), member[name].astype(wide)
+        np.testing.assert_array_equal(merged[name], (start + wide(0.3) * (end - start)).astype(dtype))
+        assert merged[name].dtype == dtype
+    assert merged["model.position_ids"].dtype == np.int64
+    assert merged["empty"].dtype == dtype and merged["empty"].shape == (0, 3)
+
+
+# --- Tied tensors, other files ---
+
+
+def test_tied_tensors_are_written_once_whichever_name_a_file_keeps(small, tmp_path, write_torch):
+    base, member = small.tensors(0), small.tensors(1)
+    for leaves in (base, member):
+        del leaves["lm_head.weight"]
+    write_torch(tmp_path / "base.pt", base, {"lm_head.weight": "model.embed_tokens.weight"})
+    kept = {"lm_head.weight": member["model.embed_tokens.weight"]} | member
+    del kept["model.embed_tokens.weight"]
+    write_torch(tmp_path / "a.pt", kept, {"model.embed_tokens.weight": "lm_head.weight"})
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": tmp_path / f"{x}.pt", "parameters": {"weight": 1}} for x in ("base", "a")],
+    }
+    made = small.plan(recipe)
+    assert made.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert made.read_bytes == 2 * made.write_bytes == 2 * sum(leaf.nbytes for leaf in base.values())
+    small.merge(recipe, tmp_path / "out")
+    there = open_checkpoint(tmp_path / "out")
+    assert there.aliases == made.aliases and set(there.leaves) == set(base)
+    expected = (base["model.embed_tokens.weight"] + member["model.embed_tokens.weight"]) * np.float32(0.5)
+    np.testing.assert_allclose(there.read("lm_head.weight"), expected, rtol=1e-6)
+
+
+def test_a_member_that_is_not_tied_as_the_base_is_named(small, tmp_path, write_torch, models):
+    base = small.tensors(0)
+    del base["lm_head.weight"]
+    write_torch(tmp_path / "base.pt", base, {"lm_head.weight": "model.embed_tokens.weight"})
+    recipe = {"merge_method": "linear", "models": [{"model": m} for m in (tmp_path / "base.pt", models["a"])]}
+    with pytest.raises(ValueError, match=r"\+ .*a: lm_head.weight is extra: .*base.pt has it tied to model.embed_tok"):
+        small.plan(recipe | {"parameters": {"weight": 1}})
+
+
+def test_torch_files_and_sharded_folders_mix(small, models, tmp_path, write_torch):
+    recipe = {"merge_method": "passthrough", "models": [models["a"]]}
+    small.merge(recipe, tmp_path / "sharded", shard_bytes=300)
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 3
+    write_torch(tmp_path / "b.pt", small.tensors(2))
+    (tmp_path / "folder").mkdir()
+    write_torch(tmp_path / "folder" / "pytorch_model.bin", small.tensors(3))
+    write_safetensors(tmp_path / "base.safetensors", small.tensors(0))
+
+    def ties(base, *members):
+        parameters = {"weight": 1, "density": 0.5}
+        return {"merge_method": "ties", "base_model": base, "models": list(members), "parameters": parameters}
+
+    mixed = ties(*(tmp_path / name for name in ("base.safetensors", "sharded", "b.pt", "folder")))
+    merged = small.merge(mixed, tmp_path / "mixed")
+    expected = small.merge(ties(*models.values()), tmp_path / "expected")
+    for name, array in expected.items():
+        np.testing.assert_array_equal(merged[name], array)
+
+
+# --- What it will need ---
+
+
+def test_memory_grows_with_blocks_and_what_is_ranked(models, small):
+    recipe = {
+        "merge_method": "ties",
+        "base_model": models["base"],
+        "models": [models["a"], models["b"]],
+        "parameters": {"weight": 1, "density": 0.5},
+    }
+    made = small.plan(recipe)
+    block = 4 * BLOCK * (3 * 3 + 4)
+
+    def memory(threads, size, plan=made):
+        outputs = [dataclasses.replace(output, shape=(size,)) for output in plan.outputs]
+        return Plan(plan.job, tuple(outputs), plan.checkpoints, plan.aliases).memory(threads) - 200e6
+
+    assert memory(1, 1000) == block + 4000 and memory(3, 1000) == 3 * (block + 4000)
+    assert memory(2, 10**10) == 2 * (block + 4 * _select.GATHERED)
+    published = small.plan({**recipe, "vocabulary": "published", "parameters": {}})
+    ranked = sum(output.recipe is not None for output in made.outputs)
+    assert memory(1, 10**6, published) == 4 * 10**6 * ranked
+    whole = small.plan({**recipe, "vocabulary": "published", "merge_method": "iso_c", "parameters": {}})
+    assert memory(1, 10**6, whole) == 4 * 10**6 * (3 * 3 + 4) + 4 * 10**6

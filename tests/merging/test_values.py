@@ -1,0 +1,78 @@
+"""Test the values of parameters: scalars, gradients, filters."""
+
+import numpy as np
+import pytest
+
+from soups.merging.values import Place, check, is_constant, resolve
+
+
+@pytest.mark.parametrize("value", [0.5, 3, True, "leaf"])
+def test_a_scalar_holds_everywhere(value):
+    assert resolve(value, Place("a.b", 0.7)) is value
+    assert is_constant(value) and not is_constant([value])
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.1, 1 / 3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("values", [[0.3], [0, 1], [0.0, 0.5, 0.3, 0.7, 1.0]])
+def test_a_gradient_is_linear_between_values_spread_evenly(values, depth):
+    expected = np.interp(depth, np.linspace(0, 1, len(values)), values) if len(values) > 1 else values[0]
+    assert resolve(values, Place("x", depth)) == pytest.approx(expected, abs=1e-15)
+
+
+def test_a_gradient_of_booleans_or_text_is_chosen():
+    assert [resolve([True, False], Place("x", depth)) for depth in (0.0, 0.4, 0.6, 1.0)] == [True, True, False, False]
+    assert resolve(["model", "leaf"], Place("x", 0.8)) == "leaf"
+
+
+FILTERS = [
+    {"filter": "self_attn", "value": [0.0, 1.0]},
+    {"filter": "mlp", "value": 0.25},
+    {"filter": "mlp.up", "value": 99.0},  # the first that applies holds
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "expected"),
+    [("l.self_attn.q", 0.5, 0.75), ("l.mlp.up", 0.5, 0.25), ("norm", 0.5, 0.5), ("norm", None, None)],
+)
+@pytest.mark.parametrize("star", [{}, {"filter": "*"}, {"filter": None}])
+def test_the_first_filter_that_is_part_of_the_name_holds(name, default, expected, star):
+    rules = FILTERS + ([] if default is None else [{**star, "value": default}])
+    assert resolve(rules, Place(name, 0.75)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        *[(1, float), (0.5, float), ([0, 0.5, 1], float), (3, int), (True, bool), ("leaf", str)],
+        *[(1.0, bool), (0, bool), (1, bool), ([{"filter": "a", "value": [0.0, 1]}, {"value": 2}], float)],
+    ],
+)
+def test_good_values_pass(value, kind):
+    check(value, "ties.density", kind)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        ("0.5", float, "w must be a number, not '0.5'"),
+        (True, float, "w must be a number, not True"),
+        (None, float, "w must be a number, not None"),
+        (0.5, int, "w must be a whole number, not 0.5"),
+        (2, bool, "w must be true or false, not 2"),
+        ("yes", bool, "w must be true or false, not 'yes'"),
+        (1, str, "w must be text, not 1"),
+        (float("nan"), float, "w must be finite, not nan"),
+        ([0.5, float("inf")], float, "w must be finite, not inf"),
+        ([], float, "w is an empty list"),
+        ([[1.0]], float, "w is a list of lists"),
+        ([0.5, {"value": 1}], float, "w mixes numbers with filters"),
+        ([{"filter": "a", "value": "b"}], float, r"w\[a\] must be a number, not 'b'"),
+        ([{"filter": "a"}], float, "w: a filter without a value"),
+        ([{"filter": 3, "value": 1}], float, "w: a filter is part of a tensor's name, not 3"),
+        ([{"filters": "a", "value": 1}], float, "w: a filter has 'filter' and 'value', not 'filters'"),
+    ],
+)
+def test_bad_values_are_named(value, kind, message):
+    with pytest.raises(ValueError, match=message):
+        check(value, "w", kind)
