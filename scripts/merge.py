@@ -6,7 +6,8 @@
     python scripts/merge.py --methods
 
 A recipe file is mergekit's, and its methods do what they do there. With --method they do what their papers say, and
-every setting of the method is an option. Models are safetensors files, folders of Hugging Face, or torch files.
+every setting of the method is an option. Models are safetensors files, folders of Hugging Face, torch files, Orbax
+checkpoints, or members of a pool, POOL:NAME. OUT is a folder of Hugging Face, or with --format orbax a checkpoint.
 Everything is compared by the files' headers first; --dry-run stops there. OUT appears when it is complete; the same
 command goes on with a merge that was killed.
 """
@@ -28,7 +29,6 @@ import yaml
 from soups import merging
 from soups.experiments.progress import progress
 from soups.names import check_name
-from soups.pool.formats import open_checkpoint
 
 SUFFIXES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 BYTES_PER_SECOND = 1e9  # of reading and writing together, for the estimate of time
@@ -56,19 +56,22 @@ def merge(options, settings, console) -> int:
     if out.exists():
         raise FileExistsError(f"{out} exists: a merge is written to a new place")
     job = merging.parse_recipe(text, where=where, seed=options.seed)
-    plan = merging.plan(job, open_checkpoint)
+    plan = merging.plan(job, merging.open_model)
     threads, shard_bytes, files = _threads(plan, options), _size(options.shard_size), merging.folder_files(plan)
-    describe(plan, threads, out, console)
+    describe(plan, threads, _memory(plan, options, threads), out, console)
     if options.dry_run:
         return 0
     begin = time.monotonic()
     with _advance("merging", plan.write_bytes) as advance:
-        merging.merge_to_folder(plan, out, threads=threads, shard_bytes=shard_bytes, files=files, progress=advance)
+        if options.format == "orbax":
+            merging.merge_to_orbax(plan, out, threads=threads, progress=advance)
+        else:
+            merging.merge_to_folder(plan, out, threads=threads, shard_bytes=shard_bytes, files=files, progress=advance)
     console.print(f"wrote {rich.markup.escape(str(out))} in {time.monotonic() - begin:.1f} s")
     return 0
 
 
-def describe(plan, threads, out, console) -> None:
+def describe(plan, threads, memory, out, console) -> None:
     """Print what will be read and written, how, and what it needs."""
     job = plan.job
     table = rich.table.Table(title=f"{job.method}, as in {_SEMANTICS[job.vocabulary]}", title_justify="left")
@@ -105,7 +108,7 @@ def describe(plan, threads, out, console) -> None:
     console.print(
         f"reads {plan.read_bytes / 1e9:.3g} GB, writes {plan.write_bytes / 1e9:.3g} GB "
         f"to {rich.markup.escape(str(out))}; "
-        f"about {plan.memory(threads) / 1e6:.0f} MB of memory with {threads} threads, about {max(1, seconds):.0f} s"
+        f"about {memory / 1e6:.0f} MB of memory with {threads} threads, about {max(1, seconds):.0f} s"
     )
 
 
@@ -115,7 +118,7 @@ def verify(options, console) -> int:
     if not note.is_file():
         raise FileNotFoundError(f"{options.verify} is not a folder that this program wrote: no merge.json")
     record = json.loads(note.read_text())
-    plan = merging.plan(merging.parse_recipe(record["recipe"], seed=record["seed"]), open_checkpoint)
+    plan = merging.plan(merging.parse_recipe(record["recipe"], seed=record["seed"]), merging.open_model)
     with _advance("verifying", plan.write_bytes) as advance:
         different = merging.verify_folder(plan, options.verify, threads=_threads(plan, options), progress=advance)
     text = "\n".join(different) or f"{options.verify} is what its recipe and its models give, bit for bit"
@@ -185,6 +188,7 @@ def _options(arguments):
     parser.add_argument("--threads", type=int)
     parser.add_argument("--memory", help="the most private memory that may be used, such as 2GB")
     parser.add_argument("--shard-size", default="5GB")
+    parser.add_argument("--format", choices=("huggingface", "orbax"), default="huggingface")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--verify", metavar="OUT", help="merge again and compare")
     parser.add_argument("--methods", action="store_true", help="list the methods")
@@ -224,13 +228,15 @@ def _threads(plan, options):
         raise ValueError(f"--threads must be at least 1, not {threads}")
     if options.memory:
         limit = _size(options.memory)
-        while threads > 1 and plan.memory(threads) > limit:
+        while threads > 1 and _memory(plan, options, threads) > limit:
             threads -= 1
-        if plan.memory(threads) > limit:
-            raise ValueError(
-                f"this merge needs about {plan.memory(1) / 1e6:.0f} MB of memory, more than {options.memory}"
-            )
+        if (needed := _memory(plan, options, threads)) > limit:
+            raise ValueError(f"this merge needs about {needed / 1e6:.0f} MB of memory, more than {options.memory}")
     return threads
+
+
+def _memory(plan, options, threads):
+    return plan.memory(threads) + (plan.write_bytes if options.format == "orbax" else 0)
 
 
 def _size(text):

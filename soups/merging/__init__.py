@@ -12,4 +12,6 @@ from soups.merging.recipe_file import parse_recipe as parse_recipe
 from soups.merging.recipe_file import read_recipe as read_recipe
 from soups.merging.run import THREADS as THREADS
 from soups.merging.run import merge_to_folder as merge_to_folder
+from soups.merging.run import merge_to_orbax as merge_to_orbax
 from soups.merging.run import verify_folder as verify_folder
+from soups.merging.sources import open_model as open_model

@@ -18,6 +18,7 @@ import xxhash
 
 from soups.files import cannot_write, replace_file
 from soups.merging.plan import Output, Plan
+from soups.pool import save_checkpoint
 from soups.pool.formats import Writer, open_checkpoint
 from soups.recipes import leafwise
 
@@ -87,6 +88,39 @@ def merge_to_folder(
     for helper in ("digests.json", "plan.json"):
         (folder / helper).unlink(missing_ok=True)
     os.rename(folder, out)
+    return out
+
+
+def merge_to_orbax(
+    plan: Plan, out, *, threads: int = THREADS, progress: Progress = lambda bytes_merged: None
+) -> pathlib.Path:
+    """Merge into an Orbax checkpoint and give its path, which appears only when it is complete.
+
+    The output is in memory until it is saved. Names become nested dicts at each "/", or at each "." where no name has
+    a "/". The record lies beside the checkpoint's own files, in merge.json.
+
+    Raises:
+        FileExistsError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
+    """
+    out = pathlib.Path(out).absolute()
+    if out.exists():
+        raise FileExistsError(f"{out} exists: a merge is written to a new place")
+    shared, digests = _measure_model(plan), {}
+    merged = {output.name: np.empty(output.shape, output.dtype) for output in plan.outputs}
+
+    def make(output):
+        flat = merged[output.name].reshape(-1)
+        for start, block in merged_blocks(plan, output, shared, digests):
+            flat[start : start + block.size] = block
+            progress(block.nbytes)
+
+    run_in_threads(make, plan.outputs, threads)
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(unfinished, _nested(merged))
+    replace_file(unfinished / "merge.json", json.dumps(record(plan, digests), indent=1) + "\n")
+    os.rename(unfinished, out)
     return out
 
 
@@ -276,6 +310,15 @@ def _summary(digests, model):
         {(tensor, digest) for found in digests.values() for name, tensor, digest in found if name == model}
     )
     return {"tensors": len(tensors), "digest": xxhash.xxh3_128_hexdigest(json.dumps(tensors).encode())}
+
+
+def _nested(leaves):
+    separator = "/" if any("/" in name for name in leaves) else "."
+    tree = {}
+    for name, leaf in leaves.items():
+        *folders, last = name.split(separator)
+        functools.reduce(lambda node, key: node.setdefault(key, {}), folders, tree)[last] = leaf
+    return tree
 
 
 def _stored(there, output):

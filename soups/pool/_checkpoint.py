@@ -38,7 +38,7 @@ class StoredArray:
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-def save(path: pathlib.Path, tree: Tree) -> None:
+def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
     """Write nested dicts of arrays as a new checkpoint; with several processes, all of them must call it.
 
     Raises:

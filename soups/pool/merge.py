@@ -40,7 +40,7 @@ def merge(pool: Pool, recipe: Callable, out=None, *, whole_leaves: bool = False)
     unfinished = pathlib.Path(on_first_process(lambda: str(_make_unfinished(out))))
     try:
         params = _merged(pool, recipe, whole_leaves)
-        _checkpoint.save(unfinished / "soup", params)
+        _checkpoint.save_checkpoint(unfinished / "soup", params)
         on_first_process(lambda: _finish(unfinished / "soup", out, _ingredients(pool, recipe)))
     finally:
         on_first_process(lambda: shutil.rmtree(unfinished, ignore_errors=True))

@@ -229,7 +229,7 @@ class Pool(Mapping):
         structure = _member.nested(leaves, lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
         with _explained(f"cannot add member {name!r} to the pool {self.path}"), contextlib.ExitStack() as stack:
             directory = on_first_process(lambda: self._reserve(name, structure, stack))
-            _checkpoint.save(self.path / directory, params)
+            _checkpoint.save_checkpoint(self.path / directory, params)
             record = on_first_process(lambda: self._enter(name, directory, structure, given))
         self._shared.manifest = _manifest.read(self.path)
         return record

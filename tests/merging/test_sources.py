@@ -1,0 +1,119 @@
+"""Test that pool members and Orbax checkpoints are merged as files are, and that the output may be one."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+import soups
+from soups import merging
+from soups.pool import Pool, load_checkpoint, save_checkpoint
+from soups.pool.formats import CheckpointError, open_checkpoint, write_safetensors
+
+SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "merge.py"
+
+
+def weights(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "layer": {"kernel": rng.standard_normal((40, 30), np.float32), "bias": rng.standard_normal(30, np.float32)},
+        "head": {"kernel": rng.standard_normal((30, 4), np.float32).astype(ml_dtypes.bfloat16)},
+    }
+
+
+BASE, MEMBERS = weights(0), [weights(seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    pool = Pool(folder / "pool")
+    for index, member in enumerate(MEMBERS):
+        pool.add(f"m{index}", member)
+    pool.add("diverged", jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), BASE))
+    save_checkpoint(folder / "base", BASE)
+    return folder
+
+
+def merge_py(*arguments):
+    spec = importlib.util.spec_from_file_location("merge", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main([str(argument) for argument in arguments])
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_pool_members_and_orbax_to_either_format(models, tmp_path):
+    members = [f"{models}/pool:m{index}" for index in range(3)]
+    command = ["--method", "ties", "--density", "0.5", "--base", models / "base", "--members", *members]
+    expected = soups.ties(MEMBERS, base=BASE, density=0.5)
+    assert merge_py(*command, "--out", tmp_path / "folder") == 0
+    there = open_checkpoint(tmp_path / "folder")
+    same({name: there.read(name) for name in there.leaves}, soups.tree.flatten(expected))
+    assert merge_py("--verify", tmp_path / "folder") == 0
+    assert merge_py(*command, "--out", tmp_path / "orbax", "--format", "orbax") == 0
+    same(load_checkpoint(tmp_path / "orbax"), expected)
+    assert json.loads((tmp_path / "orbax" / "merge.json").read_text())["method"] == "ties"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "orbax"]
+    # what was made is an input again
+    assert merge_py("--method", "passthrough", "--members", tmp_path / "orbax", "--out", tmp_path / "copy") == 0
+    copied = open_checkpoint(tmp_path / "copy")
+    same({name: copied.read(name) for name in copied.leaves}, soups.tree.flatten(expected))
+
+
+def test_names_with_dots_become_nested(tmp_path):
+    leaves = {"model.a.weight": np.ones(3, np.float32), "model.b": np.zeros(2, np.float32)}
+    write_safetensors(tmp_path / "a.safetensors", leaves)
+    command = ["--method", "linear", "--members", tmp_path / "a.safetensors", "--format", "orbax"]
+    assert merge_py(*command, "--out", tmp_path / "out") == 0
+    same(
+        load_checkpoint(tmp_path / "out"),
+        {"model": {"a": {"weight": np.ones(3, np.float32)}, "b": np.zeros(2, np.float32)}},
+    )
+    assert merge_py(*command, "--out", tmp_path / "out") == 2  # it is there already
+
+
+def test_headers_alone_are_read_until_a_leaf_is(models):
+    model = merging.open_model(f"{models}/pool:m0")
+    assert {name: (leaf.shape, leaf.dtype.name) for name, leaf in model.leaves.items()} == {
+        "head/kernel": ((30, 4), "bfloat16"),
+        "layer/bias": ((30,), "float32"),
+        "layer/kernel": ((40, 30), "float32"),
+    }
+    assert sum(leaf.nbytes for leaf in model.leaves.values()) == 4 * (1200 + 30) + 2 * 120
+    np.testing.assert_array_equal(model.read("layer/bias"), MEMBERS[0]["layer"]["bias"])
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("pool:m9", ValueError, r"unknown member of .*pool 'm9'; there are: diverged, m0, m1, m2"),
+        ("pool:diverged", ValueError, r"pool:diverged holds NaN or infinity in head/kernel, layer/bias, layer/kernel"),
+        ("pool", CheckpointError, r"is a pool: name a member, such as .*pool:m0"),
+        ("nothing", FileNotFoundError, "no checkpoint at .*nothing"),
+    ],
+)
+def test_errors(models, model, error, message):
+    with pytest.raises(error, match=message):
+        merging.open_model(f"{models}/{model}")
+
+
+def test_a_flipped_bit_in_a_pool_is_named(tmp_path):
+    pool = Pool(tmp_path / "pool")
+    pool.add("m0", MEMBERS[0])
+    file = max((tmp_path / "pool" / pool.record("m0")["path"]).rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(soups.PoolCorruptionError, match="layer/kernel"):
+        merging.open_model(f"{tmp_path}/pool:m0").read("layer/bias")
