@@ -6,9 +6,10 @@ Bare tensors of mixed shapes go through mergekit-pytorch; a small Llama folder, 
 and slices, through mergekit-yaml. Both programs read the same recipe file. The table has the largest absolute
 difference of an element; elements are of size 1, and in float32 a difference below 2e-6 is rounding. In bfloat16
 mergekit rounds every intermediate result and soups only the last, so most differences are one or two units of the
-last place (0.008 at 1); methods that choose elements or signs also choose otherwise where the rounding decides. And where magnitudes tie at a
-threshold, as bfloat16 task vectors often do, soups keeps all of them and mergekit exactly so many. The share of
-elements beyond rounding shows both; only float32 is a strict comparison. Random methods are compared with density 1, where nothing is drawn.
+last place (0.008 at 1), but methods that choose elements or signs choose otherwise where the rounding decides. Where
+magnitudes tie at a threshold, soups keeps all of them and mergekit exactly so many. The share of elements beyond
+rounding shows both; only float32 is a strict comparison. Random methods are compared with density 1, where nothing is
+drawn.
 
 Real weights: a sentence transformer (safetensors) and an image network (a torch file) that packages ship are read and
 compared with what torch reads, copied through passthrough bit for bit, and merged with a perturbed copy.
