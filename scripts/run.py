@@ -1,5 +1,10 @@
-"""Run an experiment: python scripts/run.py --config configs/digits.py --workdir runs/digits [--config.seeds=3]."""
+"""Run an experiment: python scripts/run.py --config configs/digits.py --workdir runs/digits [--config.seeds=3].
 
+On several hosts, the same command on each, with one workdir that all of them see: --coordinator=auto on a TPU pod or
+under SLURM, elsewhere --coordinator=HOST:PORT --processes=4 --process=0 (to 3).
+"""
+
+import importlib
 import os
 import sys
 
@@ -7,8 +12,14 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from soups.experiments import EXPERIMENTS
+from soups.names import check_name
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; the same command goes on where it was.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "For several hosts: HOST:PORT of the first one, or auto.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator=HOST:PORT.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator=HOST:PORT.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the log of the libraries, and a traceback where something fails.")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -22,15 +33,30 @@ def main(argv):
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    from soups.experiments import finetune_and_soup
-
     try:
-        finetune_and_soup.run(_CONFIG.value.to_dict(), _WORKDIR.value)
+        _connect()
+        config = _CONFIG.value.to_dict()
+        experiment = check_name(config.get("experiment"), EXPERIMENTS, "experiment")
+        importlib.import_module(f"soups.experiments.{experiment}").run(config, _WORKDIR.value)
     except (ValueError, OSError) as error:
         if _DEBUG.value:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _connect():
+    if (_PROCESSES.value is None) != (_PROCESS.value is None):
+        raise ValueError("--processes and --process go together: how many there are, and which of them this is")
+    if _COORDINATOR.value is None:
+        if _PROCESSES.value is not None:
+            raise ValueError("several processes need --coordinator=HOST:PORT, the address of the first one")
+    elif _COORDINATOR.value == "auto":
+        jax.distributed.initialize()
+    elif _PROCESSES.value is None:
+        raise ValueError("--coordinator=HOST:PORT needs --processes and --process")
+    else:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
 
 
 if __name__ == "__main__":

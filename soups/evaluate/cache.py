@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from soups.files import replace_file
+from soups.processes import from_first_process, on_first_process
 
 _DIGEST_BYTES = 16
 
@@ -24,19 +25,23 @@ class LogitCache:
     Each entry is one file: a plain .npy (`numpy.load` reads it) followed by 16 bytes of xxh3 digest. It is written
     under another name and then renamed, so processes may share the directory and be killed at any moment. A file that
     fails its digest is made again, with a line in the log.
+
+    The processes of one JAX run must all ask for the same keys in the same order: the first one reads and writes, and
+    what it lacks all of them compute together.
     """
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = pathlib.Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        on_first_process(lambda: self.directory.mkdir(parents=True, exist_ok=True))
 
     def get(self, key: str | Sequence[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
         """Give the array of `key`, from the disk if it is there, else from `compute()`, which is then kept."""
         path = self._path((key,) if isinstance(key, str) else tuple(key))
-        array = _read(path)
-        if array is None:
-            array = np.asarray(compute())
-            _write(path, array)
+        body = from_first_process(lambda: _read(path))
+        if body:
+            return np.load(io.BytesIO(body), allow_pickle=False)
+        array = np.asarray(compute())
+        on_first_process(lambda: _write(path, array))
         return array
 
     def _path(self, key):
@@ -46,15 +51,16 @@ class LogitCache:
         return self.directory / f"{readable}-{whole}.npy"
 
 
-def _read(path) -> np.ndarray | None:
+def _read(path) -> bytes:
+    """Give the .npy of an entry, or nothing if it is not there or damaged."""
     if not path.exists():
-        return None
+        return b""
     content = path.read_bytes()
     body = content[:-_DIGEST_BYTES]
     if xxhash.xxh3_128_digest(body) != content[-_DIGEST_BYTES:]:
         logging.getLogger(__name__).error("%s is corrupted: its logits are computed again", path)
-        return None
-    return np.load(io.BytesIO(body), allow_pickle=False)
+        return b""
+    return body
 
 
 def _write(path, array):

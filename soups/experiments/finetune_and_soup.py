@@ -18,11 +18,12 @@ from soups.experiments.progress import say
 from soups.experiments.setting import Setting
 from soups.experiments.workdir import Workdir, check_fields, write_json
 from soups.pool import Pool
+from soups.processes import on_first_process
 from soups.report import print_table, write_report
 from soups.report.results import SCHEMA
 
 FIELDS = {
-    "": ("name", "seeds", "data_dir"),
+    "": ("experiment", "name", "seeds", "data_dir"),
     "task": ("target", "image_size", "num_train", "num_held_out", "num_test", "natural_shift_size", "shifts"),
     "model": ("patch_size", "width", "depth", "mlp_dim", "num_heads", "pool_type"),
     "finetune": ("batch_size", "clip_norm", "mode", "members_per_program"),
@@ -51,7 +52,8 @@ FIELDS = {
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
 
-    The same command after a crash goes on where it was and gives the same rows to the bit.
+    The same command after a crash goes on where it was and gives the same rows to the bit. Several JAX processes run it
+    together, with one directory that all of them see.
 
     Raises:
         ValueError: a directory made with another config, or a config that does not fit the task.
@@ -62,6 +64,10 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     settings = [_setting(config, seed, workdir) for seed in range(config["seeds"])]  # all checks before any long work
     outcomes = {setting.seed: _one_seed(setting) for setting in settings}
     results = _results(config, workdir, settings, outcomes)
+    return on_first_process(lambda: _report(workdir, results))
+
+
+def _report(workdir, results) -> list[str]:
     write_json(workdir.path / "results.json", results)
     paths = [workdir.path / "results.json", *write_report(workdir.path), workdir.path / "pool", workdir.path / "soups"]
     print_table(results)

@@ -1,10 +1,11 @@
-"""Show how far a run is: a bar on a terminal, plain lines elsewhere."""
+"""Show how far a run is: a bar on a terminal, plain lines elsewhere, by the first process alone."""
 
 import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -12,14 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 @contextlib.contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Give a function that reports `n` more finished units, with rate and time to go."""
-    show = _bar if sys.stdout.isatty() else _lines
+    show = _bar if sys.stdout.isatty() and jax.process_index() == 0 else _lines
     with show(what, total, unit) as advance:
         yield advance
 
 
 def say(text: str) -> None:
     """Print a line at once."""
-    print(text, flush=True)
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 @contextlib.contextmanager

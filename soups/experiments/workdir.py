@@ -9,10 +9,13 @@ from typing import Any
 
 from soups.files import replace_file
 from soups.names import did_you_mean
+from soups.processes import on_first_process
 
 
 class Workdir:
     """Hold the directory of one run: its config, and the results of its stages as JSON.
+
+    Of several JAX processes the first one reads and writes; all must make the same calls.
 
     Raises:
         ValueError: the directory was made with another config; the differences are listed.
@@ -21,15 +24,15 @@ class Workdir:
 
     def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
         self.path = pathlib.Path(path).absolute()
+        on_first_process(lambda: self._open(json.loads(json.dumps(config))))
+
+    def _open(self, config):
         try:
             (self.path / "stages").mkdir(parents=True, exist_ok=True)
             write_json(self.path / "stages" / ".probe", {})
             (self.path / "stages" / ".probe").unlink()
         except OSError as error:
             raise OSError(f"the workdir {self.path} cannot be written: {error}; choose another --workdir") from error
-        self._check_config(json.loads(json.dumps(config)))
-
-    def _check_config(self, config):
         path = self.path / "config.json"
         if not path.exists():
             write_json(path, config)
@@ -48,17 +51,21 @@ class Workdir:
             )
 
     def stage(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Give the JSON result of a stage: read if it is finished, else computed and kept."""
+        """Give the JSON result of a stage: read if it is finished, else computed, by all processes, and kept."""
         path = self.path / "stages" / f"{name}.json"
-        if not path.exists():
+        if not on_first_process(path.exists):
             start = time.monotonic()
             result = compute()
-            write_json(path, {"result": result, "seconds": round(time.monotonic() - start, 2)})
+            kept = {"result": result, "seconds": round(time.monotonic() - start, 2)}
+            on_first_process(lambda: write_json(path, kept))
         # read back even when just made, so a resumed run sees exactly the same
-        return json.loads(path.read_text())["result"]
+        return on_first_process(lambda: json.loads(path.read_text())["result"])
 
     def seconds(self, prefix: str) -> dict[str, float]:
         """Give the time of each finished stage whose name begins with `prefix`, without it."""
+        return on_first_process(lambda: self._seconds(prefix))
+
+    def _seconds(self, prefix):
         paths = sorted((self.path / "stages").glob(f"{prefix}*.json"), key=lambda path: path.stat().st_mtime_ns)
         return {path.stem.removeprefix(prefix): json.loads(path.read_text())["seconds"] for path in paths}
 

@@ -75,7 +75,9 @@ def run_sweep(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Fine-tune every member of a sweep from the same weights, and give (index, result) as they are ready.
 
-    All modes compute the same members; only float32 rounding may differ, since XLA fuses them differently.
+    All modes compute the same members; only float32 rounding may differ, since XLA fuses them differently. With several
+    JAX processes all of them must call it, with the same arguments: "sharded" spreads the members over the devices of
+    all and gives each result to all; in the other modes each process computes the same on its own first device.
 
     Args:
         training: what the members have in common.
@@ -149,7 +151,7 @@ def _programs(training, params, data, members, orders, mode, mesh, size, skip):
     size = -(-size // lanes) * lanes  # every device takes equally many
     longest = max(map(len, orders))  # of all programs, so that they share one compilation
     program = _program(training, mode, mesh)
-    data = {name: jnp.asarray(array) for name, array in data.items()}
+    params, data = _on_all(mesh, (params, dict(data)), P())
     for start in range(0, len(members), size):
         indices = list(range(start, min(start + size, len(members))))
         if all(index in skip for index in indices):
@@ -160,12 +162,34 @@ def _programs(training, params, data, members, orders, mode, mesh, size, skip):
         rows = [members[0] | {"num_steps": 0} if index is None else members[index] for index in chosen]
         order = np.stack([_padded(orders[index or 0], longest) for index in chosen])
         numbers = jax.tree.map(lambda *values: np.stack(values), *map(typed, rows))
-        results = jax.device_get(program(params, numbers, order, data))
+        result_at = _fetched(program(params, *_on_all(mesh, (numbers, order), P("pool")), data))
         for index in indices:
             if index not in skip:
-                at = chosen.index(index)
-                result = jax.tree.map(lambda leaf, at=at: leaf[at], results)
+                result = result_at(chosen.index(index))
                 yield index, result | {"losses": result["losses"][: len(orders[index])]}
+
+
+def _on_all(mesh, arrays, spec):
+    """Put arrays that every process holds on the devices of all of them; one process leaves that to its program."""
+    if mesh is None or jax.process_count() == 1:
+        return jax.tree.map(jnp.asarray, arrays)
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+
+    def place(array):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, arrays)
+
+
+def _fetched(results):
+    """Give the function from a place to the member that was made there, on the host of every process."""
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(results)):
+        results = jax.device_get(results)
+        return lambda at: jax.tree.map(lambda leaf: leaf[at], results)
+    everywhere = jax.sharding.NamedSharding(jax.tree.leaves(results)[0].sharding.mesh, P())
+    member = jax.jit(lambda results, at: jax.tree.map(lambda leaf: leaf[at], results), out_shardings=everywhere)
+    return lambda at: jax.device_get(member(results, np.int32(at)))  # one at a time: a host may not hold them all
 
 
 def _balance(items, costs, lanes):

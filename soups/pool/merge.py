@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Callable
 
 from soups.pool import _checkpoint, _member
-from soups.pool._processes import on_first_process
 from soups.pool.pool import Pool, as_json
+from soups.processes import on_first_process
 from soups.tree import Tree
 
 FORMAT = "soups.soup/1"

@@ -15,7 +15,7 @@ import numpy as np
 from soups import tree as tree_lib
 from soups.names import did_you_mean
 from soups.pool import _checkpoint, _manifest, _member, _stream
-from soups.pool._processes import on_first_process
+from soups.processes import on_first_process
 from soups.tree import Tree
 
 
@@ -237,32 +237,46 @@ class Pool(Mapping):
     def update_metrics(self, name: str, metrics: Mapping) -> dict:
         """Add to the metrics of a member, replacing those of the same name, and give all of them.
 
+        With several JAX processes all of them must call it.
+
         Raises:
             KeyError: there is no such member.
             ValueError: what JSON cannot hold.
         """
         self._record(name)
         metrics = as_json(metrics, "metrics")
-        with self._changing() as manifest:
-            self._still_there(manifest, name)["metrics"].update(metrics)
+
+        def update():
+            with self._changing() as manifest:
+                self._still_there(manifest, name)["metrics"].update(metrics)
+
+        on_first_process(update)
+        self._shared.manifest = _manifest.read(self.path)
         return self.metrics(name)
 
     def remove(self, name: str) -> None:
         """Take a member out of the manifest, then delete its files.
+
+        With several JAX processes all of them must call it.
 
         Raises:
             KeyError: there is no such member.
         """
         self._check_whole_pool("remove")
         self._record(name)
-        with self._changing() as manifest:
-            record = self._still_there(manifest, name)
-            del manifest["members"][name]
-        shutil.rmtree(self.path / record["path"])
+
+        def remove():
+            with self._changing() as manifest:
+                record = self._still_there(manifest, name)
+                del manifest["members"][name]
+            shutil.rmtree(self.path / record["path"])
+
+        on_first_process(remove)
+        self._shared.manifest = _manifest.read(self.path)
 
     def sweep_orphans(self) -> list[str]:
         """Delete what killed processes left, nothing that a living one is writing, and list it."""
-        return _manifest.sweep(self.path)
+        return on_first_process(lambda: _manifest.sweep(self.path))
 
     # --- Inside ----------------------------------------------------------------------------------------------------
 
@@ -320,7 +334,6 @@ class Pool(Mapping):
     def _changing(self):
         with _explained(f"cannot change the pool {self.path}"), _manifest.changing(self.path) as manifest:
             yield manifest
-        self._shared.manifest = manifest
 
     def _still_there(self, manifest, name):
         if name not in manifest["members"]:

@@ -5,21 +5,24 @@ import os
 import pathlib
 from typing import Any
 
+import jax
+
 from soups.files import cannot_write, replace_file
+from soups.processes import on_first_process
 
 
 class Journal:
     """Keep records in a file of JSON lines; without a path, in memory.
 
     The first line states what is being decided; a journal of something else is refused. A last line that was cut off
-    by a crash is dropped.
+    by a crash is dropped. Of several JAX processes the first one reads and writes, and all get the same records.
     """
 
     def __init__(self, path: str | os.PathLike | None, header: dict[str, Any]):
         self._path = pathlib.Path(path) if path is not None else None
         self._old: list[dict[str, Any]] = []
         if self._path is not None:
-            self._open(header)
+            self._old = on_first_process(lambda: self._open(header))
 
     def _open(self, header):
         header = json.loads(json.dumps(header))
@@ -29,10 +32,10 @@ class Journal:
                 f"journal {self._path} belongs to another selection:\n  there: {lines[0]}\n"
                 f"  here:  {json.dumps(header)}\nRemove it, or give another path."
             )
-        self._old = [json.loads(line) for line in lines[1:]]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # rewrite what is whole, so a cut-off line never stays in the middle
         replace_file(self._path, "".join(line + "\n" for line in lines or [json.dumps(header)]))
+        return [json.loads(line) for line in lines[1:]]
 
     def replay(self, kind: str, member: str) -> dict[str, Any] | None:
         """Give the next old record if it is of this kind and member, else None."""
@@ -46,7 +49,7 @@ class Journal:
         Raises:
             OSError: the disk is full or cannot be written to; the path is in the message.
         """
-        if self._path is not None:
+        if self._path is not None and jax.process_index() == 0:
             try:
                 with open(self._path, "a") as file:
                     file.write(json.dumps(record) + "\n")

@@ -152,8 +152,22 @@ def test_finished_work_is_not_repeated(finished, run):
         (["--config.task.num_train=6000", "--workdir={fresh}"], "only 4900"),
         (["--workdir=/proc/soups"], "cannot be written"),
         (["--config.sweep.learning_rate=(1e20, 1e21)", "--workdir={fresh}"], "only 0 of 5 members are finite: lower"),
+        (["--config.experiment=finetune_or_soup"], "did you mean 'finetune_and_soup'?"),
+        (["--process=0"], "--processes and --process go together"),
+        (["--processes=2", "--process=0"], "need --coordinator=HOST:PORT"),
+        (["--coordinator=localhost:1"], "needs --processes and --process"),
     ],
-    ids=["misspelt field", "another config", "more images than there are", "unwritable", "all diverged"],
+    ids=[
+        "misspelt field",
+        "another config",
+        "more images than there are",
+        "unwritable",
+        "all diverged",
+        "unknown experiment",
+        "one process of how many",
+        "processes without coordinator",
+        "coordinator without processes",
+    ],
 )
 def test_what_users_do_wrong_is_one_clear_error(finished, run, tmp_path, flags, message):
     workdir, _ = finished

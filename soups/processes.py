@@ -1,0 +1,58 @@
+"""Let the first of several JAX processes do what must be done once."""
+
+import json
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def on_first_process(function: Callable):
+    """Call `function()` on process 0 alone and give what it returned (JSON-able) to all processes, when it is done.
+
+    Raises:
+        ValueError, OSError, RuntimeError: on every process, if it failed on the first.
+    """
+    if jax.process_count() == 1:
+        return function()
+    return json.loads(from_first_process(lambda: json.dumps(function()).encode()))
+
+
+def from_first_process(function: Callable[[], bytes]) -> bytes:
+    """Call `function()` on process 0 alone and give the bytes it returned to all processes.
+
+    Raises:
+        ValueError, OSError, RuntimeError: on every process, if it failed on the first.
+    """
+    if jax.process_count() == 1:
+        return function()
+    message, failure = b"", None
+    if jax.process_index() == 0:
+        try:
+            message = b"+" + function()
+        except Exception as error:
+            failure, message = error, f"-{_kind(error).__name__}:{error}".encode()
+    message = _broadcast(message)
+    if failure is not None:
+        raise failure
+    if message[:1] == b"-":
+        kind, _, text = message[1:].decode().partition(":")
+        raise {kind.__name__: kind for kind in _KINDS}[kind](f"on process 0: {text}")
+    return message[1:]
+
+
+_KINDS = (ValueError, OSError, RuntimeError)
+
+
+def _kind(error: Exception) -> type[Exception]:
+    return next((kind for kind in _KINDS if isinstance(error, kind)), RuntimeError)
+
+
+def _broadcast(message: bytes) -> bytes:
+    # all processes must bring arrays of one size, so the length goes first; few sizes, for each is a compilation
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    padded = np.zeros(max(1024, 1 << (length - 1).bit_length()), np.uint8)
+    content = np.frombuffer(message, np.uint8)[: len(padded)]
+    padded[: len(content)] = content
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()[:length]
