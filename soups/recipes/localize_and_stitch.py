@@ -203,7 +203,7 @@ def _final(mask, leaf):
 
 def _task_vector(member, base, only):
     """Give member − base by name, for the float leaves that may be in a mask."""
-    tree.check_same_structure([base, member], ["base", "member"])
+    tree.check_same_structure([base, member], ["base", "member"], dtypes=False)
     chosen = tree.flatten(tree.match(base, only))
     for label, weights in {"base": base, "member": member}.items():
         if not _leaves.traced(weights) and (bad := tree.nonfinite_names(weights)):
@@ -212,7 +212,8 @@ def _task_vector(member, base, only):
     if not leaves:
         raise ValueError(f"no float leaf matches {only!r}")
     flat = tree.flatten(member)
-    return {name: tree.sub(flat[name], leaf) for name, leaf in leaves.items()}
+    wide = {name: tree.widen_leaves([flat[name], leaf]) for name, leaf in leaves.items()}
+    return {name: theirs - start for name, (theirs, start) in wide.items()}
 
 
 def _largest(vectors, kept):

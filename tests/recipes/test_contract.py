@@ -97,6 +97,24 @@ def first_two(function):
     return make
 
 
+def only_second(function):
+    """Give the case's `make` for a method that brings one member to the base."""
+    return lambda members: function(list(members.values() if hasattr(members, "values") else members)[1:2], base=BASE)
+
+
+def second_by_emr(members):
+    """Give what EMR's elected task vector, mask and rescaler make of the second member."""
+    return soups.tree.cast_like(soups.emr_restore(soups.emr(members, base=BASE), 1, base=BASE), members[1])
+
+
+def localize_and_stitch(members):
+    masks = [soups.localize_dataless(member, base=BASE, density=0.5) for member in members]
+    return soups.stitch(members, base=BASE, masks=masks)
+
+
+GRAMS = [{"Dense_0/kernel": np.cov(member(seed)["Dense_0"]["kernel"]), "head/kernel": np.eye(8)} for seed in range(3)]
+
+
 CASES = {
     "uniform": Case(soups.uniform, lambda x: x.mean(0)),
     "weighted": Case(lambda m: soups.weighted(m, WEIGHTS), lambda x: np.tensordot(WEIGHTS, x, 1), symmetric=False),
@@ -135,10 +153,20 @@ CASES = {
     "magmax": Case(from_base(soups.magmax, scale=1.0), None),
     "ram": Case(from_base(soups.ram), None),
     "ram_plus": Case(from_base(soups.ram_plus), None),
+    "nearswap": Case(only_second(soups.nearswap), None, symmetric=False, idempotent=False),
+    "arcee_fusion": Case(only_second(soups.arcee_fusion), None, symmetric=False, idempotent=False),
+    "emr": Case(second_by_emr, None, symmetric=False, pool=False, idempotent=False),
     "tsv_merge": Case(near_base(soups.tsv_merge), None, idempotent=False),
     "iso_c": Case(near_base(soups.iso_c), None, idempotent=False),
     "wudi": Case(near_base(soups.wudi, steps=5), None, idempotent=False),
     "fisher": Case(lambda m: soups.fisher(m, FISHERS), fisher_oracle, symmetric=False),
+    "fisher_interpolate": Case(
+        pairwise(lambda a, b: soups.fisher_interpolate(a, b, FISHERS[0], FISHERS[2], alpha=0.25)),
+        lambda x: (0.75 * 0.5 * x[0] + 0.25 * 2.5 * x[1]) / (0.75 * 0.5 + 0.25 * 2.5),
+        symmetric=False,
+    ),
+    "regmean": Case(lambda m: soups.regmean(m, GRAMS), None, symmetric=False),
+    "localize_and_stitch": Case(localize_and_stitch, None, pool=False, idempotent=False),
     "stitch": Case(
         from_base(soups.stitch, masks=[jax.tree.map(lambda leaf: leaf > 0, BASE)] * 3), None, idempotent=False
     ),
@@ -149,6 +177,7 @@ CASES = {
 PURE = [name for name, case in CASES.items() if case.pure]
 POOLED = [name for name, case in CASES.items() if case.pool]
 ALL = list(CASES)
+PAIRS = ("interpolate", "wise_ft", "nuslerp", "fisher_interpolate")  # of given members, never of a list
 
 
 @pytest.fixture
@@ -244,7 +273,7 @@ def test_streamed_from_a_pool_equals_in_memory(name, members, tmp_path):
         close(result, CASES[name].make(members), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in POOLED if name not in ("interpolate", "wise_ft", "nuslerp")])
+@pytest.mark.parametrize("name", [name for name in POOLED if name not in PAIRS])
 def test_no_members_is_an_error(name, tmp_path):
     for empty in ([], {}, Pool(tmp_path / "empty")):
         with pytest.raises(ValueError, match="no members"):
