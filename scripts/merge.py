@@ -7,9 +7,13 @@
 
 A recipe file is mergekit's, and its methods do what they do there. With --method they do what their papers say, and
 every setting of the method is an option. Models are safetensors files, folders of Hugging Face, torch files, Orbax
-checkpoints, or members of a pool, POOL:NAME. OUT is a folder of Hugging Face, or with --format orbax a checkpoint.
-Everything is compared by the files' headers first; --dry-run stops there. OUT appears when it is complete; the same
-command goes on with a merge that was killed.
+checkpoints, or members of a pool, POOL:NAME; MODEL+LORA is a model with an adapter of PEFT. OUT is a folder of Hugging
+Face, with --format orbax a checkpoint, with --format pool a member POOL:NAME. Everything is compared by the files'
+headers first; --dry-run stops there. OUT appears when it is complete; the same command goes on with a merge that was
+killed.
+
+--format orbax --sharded merges on all devices, each with its shards of every tensor. On several hosts, the same command
+on each: --coordinator auto on a TPU pod or under SLURM, elsewhere --coordinator HOST:PORT --processes 4 --process 0.
 """
 
 import argparse
@@ -21,6 +25,7 @@ import sys
 import threading
 import time
 
+import jax
 import rich.console
 import rich.markup
 import rich.table
@@ -28,6 +33,10 @@ import yaml
 
 from soups import merging
 from soups.experiments.progress import progress
+from soups.merging.into_pool import check_pool, merge_to_pool
+from soups.merging.methods import find_method
+from soups.merging.published import ELSEWHERE
+from soups.merging.sharded import merge_sharded
 from soups.names import check_name
 
 SUFFIXES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
@@ -39,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     console = rich.console.Console(soft_wrap=True)
     try:
         options, settings = _options(arguments)
+        _connect(options)
+        console.quiet = bool(options.coordinator) and jax.process_index() > 0
         if options.methods:
             return list_methods(console)
         if options.verify:
@@ -52,18 +63,27 @@ def main(arguments: list[str] | None = None) -> int:
 def merge(options, settings, console) -> int:
     """Plan, say what will happen, and do it."""
     text, where = _recipe_text(options, settings)
-    out = pathlib.Path(options.out)
-    if out.exists():
+    out = options.out if options.format == "pool" else pathlib.Path(options.out)
+    if options.format != "pool" and out.exists():
         raise FileExistsError(f"{out} exists: a merge is written to a new place")
     job = merging.parse_recipe(text, where=where, seed=options.seed)
     plan = merging.plan(job, merging.open_model)
+    if options.format == "pool":
+        check_pool(plan, out)
     threads, shard_bytes, files = _threads(plan, options), _size(options.shard_size), merging.folder_files(plan)
-    describe(plan, threads, _memory(plan, options, threads), out, console)
+    needed = f"about {_memory(plan, options, threads) / 1e6:.0f} MB of memory with {threads} threads"
+    describe(plan, f"on {jax.device_count()} devices" if options.sharded else needed, out, console)
+    if options.format == "huggingface":
+        console.print(rich.markup.escape(f"beside the tensors: {', '.join(sorted([*files, 'merge.json']))}"))
     if options.dry_run:
         return 0
     begin = time.monotonic()
-    with _advance("merging", plan.write_bytes) as advance:
-        if options.format == "orbax":
+    with _advance("merging", plan.read_bytes if options.sharded else plan.write_bytes) as advance:
+        if options.sharded:
+            merge_sharded(plan, out, progress=advance)
+        elif options.format == "pool":
+            merge_to_pool(plan, out, threads=threads, progress=advance)
+        elif options.format == "orbax":
             merging.merge_to_orbax(plan, out, threads=threads, progress=advance)
         else:
             merging.merge_to_folder(plan, out, threads=threads, shard_bytes=shard_bytes, files=files, progress=advance)
@@ -71,14 +91,16 @@ def merge(options, settings, console) -> int:
     return 0
 
 
-def describe(plan, threads, memory, out, console) -> None:
+def describe(plan, needed, out, console) -> None:
     """Print what will be read and written, how, and what it needs."""
     job = plan.job
-    table = rich.table.Table(title=f"{job.method}, as in {_SEMANTICS[job.vocabulary]}", title_justify="left")
-    for column in ("model", "", "tensors", "GB", "settings"):
+    summary, paper = job.definition.summary, job.definition.paper
+    title = f"{job.method}, as in {_SEMANTICS[job.vocabulary]}"
+    title += (f": {summary}" if summary else "") + (f" ({paper})" if paper else "")
+    table = rich.table.Table(title=title, title_justify="left")
+    for column in ("model", "", "tensors", "size", "settings"):
         table.add_column(column)
-    for model in job.models:
-        leaves = plan.checkpoints[model].leaves
+    for model, checkpoint in plan.checkpoints.items():
         own = {
             name: value
             for part in job.slices
@@ -88,16 +110,21 @@ def describe(plan, threads, memory, out, console) -> None:
         }
         table.add_row(
             rich.markup.escape(model),
-            "base" if model == job.base else "",
-            f"{len(leaves):,}",
-            f"{sum(leaf.nbytes for leaf in leaves.values()) / 1e9:.3g}",
+            "base" if model == job.base else "" if model in job.models else "Fisher",
+            f"{len(checkpoint.leaves):,}",
+            _amount(sum(leaf.nbytes for leaf in checkpoint.leaves.values())),
             rich.markup.escape(", ".join(f"{name} {value}" for name, value in own.items())),
         )
     console.print(table)
-    defaults = {**job.definition.of_merge, **job.definition.of_member}
-    known = {name: job.parameters.get(name, default) for name, default in defaults.items()}
+    known = {name: job.parameters.get(name, default) for name, default in job.definition.settings.items()}
     shown = ", ".join(f"{name} {value}" for name, value in known.items() if value is not merging.REQUIRED)
     console.print(rich.markup.escape(f"settings: {shown or 'none'}"))
+    for name, reason in job.definition.idle.items():
+        if job.parameters.get(name):
+            console.print(f"{name} has no effect here: {reason}")
+    if plan.tokenizer and plan.tokenizer.rows:
+        source = plan.tokenizer.source + (", with what others have beside it" if plan.tokenizer.files else "")
+        console.print(rich.markup.escape(f"vocabulary: that of {source}; {plan.tokenizer.rows:,} rows"))
     if plan.aliases:
         tied = ", ".join(f"{alias} = {name}" for alias, name in plan.aliases.items())
         console.print(rich.markup.escape(f"tied, written once: {tied}"))
@@ -106,9 +133,8 @@ def describe(plan, threads, memory, out, console) -> None:
         console.print(rich.markup.escape(f"copied, not merged: {', '.join(copied[:5])}{more}"))
     seconds = (plan.read_bytes + plan.write_bytes) / BYTES_PER_SECOND
     console.print(
-        f"reads {plan.read_bytes / 1e9:.3g} GB, writes {plan.write_bytes / 1e9:.3g} GB "
-        f"to {rich.markup.escape(str(out))}; "
-        f"about {memory / 1e6:.0f} MB of memory with {threads} threads, about {max(1, seconds):.0f} s"
+        f"reads {_amount(plan.read_bytes)}, writes {_amount(plan.write_bytes)} to {rich.markup.escape(str(out))}; "
+        f"{needed}, about {max(1, seconds):.0f} s"
     )
 
 
@@ -117,6 +143,8 @@ def verify(options, console) -> int:
     note = pathlib.Path(options.verify) / "merge.json"
     if not note.is_file():
         raise FileNotFoundError(f"{options.verify} is not a folder that this program wrote: no merge.json")
+    if (note.parent / "_CHECKPOINT_METADATA").is_file():
+        raise ValueError(f"{options.verify} is an Orbax checkpoint; --verify compares folders of Hugging Face only")
     record = json.loads(note.read_text())
     plan = merging.plan(merging.parse_recipe(record["recipe"], seed=record["seed"]), merging.open_model)
     with _advance("verifying", plan.write_bytes) as advance:
@@ -133,10 +161,17 @@ def list_methods(console) -> int:
         for column in ("method", "base", "settings and defaults", "what it does", "paper"):
             table.add_column(column)
         for name, method in methods.items():
-            known = {**method.of_merge, **method.of_member}
-            settings = ", ".join(n if d is merging.REQUIRED else f"{n} {d}" for n, d in known.items())
-            table.add_row(name, method.base, settings, method.summary, method.paper)
+            settings = ", ".join(n if d is merging.REQUIRED else f"{n} {d}" for n, d in method.settings.items())
+            # "first": it is where the method begins
+            base = "required" if method.base == "first" else method.base
+            table.add_row(name, base, settings, method.summary, method.paper)
         console.print(table)
+    table = rich.table.Table(title="not made from checkpoints alone, or under another name", title_justify="left")
+    for column in ("method", ""):
+        table.add_column(column)
+    for name, reason in ELSEWHERE.items():
+        table.add_row(name, reason)
+    console.print(table)
     return 0
 
 
@@ -144,19 +179,26 @@ _SEMANTICS = {"published": "the papers", "mergekit": "mergekit"}
 
 
 def _recipe_text(options, settings):
+    fields = {"base_model": options.base, "dtype": options.dtype, "out_dtype": options.out_dtype}
+    fields |= {"tokenizer_source": options.tokenizer_source}
+    fields = {name: value for name, value in fields.items() if value is not None}
     if options.recipe:
-        if settings:
-            raise ValueError(f"settings belong into the recipe file: {', '.join(settings)}")
+        if elsewhere := [*settings, *fields, *(["models"] if options.members else [])]:
+            raise ValueError(f"settings belong into the recipe file: {', '.join(elsewhere)}")
         if not pathlib.Path(options.recipe).is_file():
             raise FileNotFoundError(f"no recipe file at {options.recipe}")
         return pathlib.Path(options.recipe).read_text(), options.recipe
-    method = merging.PUBLISHED[check_name(options.method, merging.PUBLISHED, "method")]
+    method = find_method(options.method, "published")
     for name in settings:
-        check_name(name, [*method.of_merge, *method.of_member], f"setting of {options.method}")
-    lists = {name: value for name, value in settings.items() if isinstance(value, list)}
+        check_name(name, method.settings, f"setting of {options.method}")
+    # a file belongs to one member, even if there is but one
+    own = [name for name in settings if name in method.files and name in method.of_member]
+    lists = {name: values for name, values in settings.items() if isinstance(values, list) or name in own}
+    lists = {name: values if isinstance(values, list) else [values] for name, values in lists.items()}
     for name, values in lists.items():
         if name not in method.of_member or len(values) != len(options.members):
-            raise ValueError(f"--{name}: one value, or one for each of the {len(options.members)} members")
+            one = "one value" if name in own else "one value, or one"
+            raise ValueError(f"--{name}: {one} for each of the {len(options.members)} members")
     recipe = {
         "vocabulary": "published",
         "merge_method": options.method,
@@ -166,12 +208,7 @@ def _recipe_text(options, settings):
         ],
         "parameters": {name: value for name, value in settings.items() if name not in lists},
     }
-    recipe |= {
-        key: value
-        for key, value in (("base_model", options.base), ("dtype", options.dtype), ("out_dtype", options.out_dtype))
-        if value is not None
-    }
-    return yaml.safe_dump(recipe, sort_keys=False), "the command line"
+    return yaml.safe_dump(recipe | fields, sort_keys=False), "the command line"
 
 
 def _options(arguments):
@@ -184,11 +221,16 @@ def _options(arguments):
     parser.add_argument("--out")
     parser.add_argument("--dtype")
     parser.add_argument("--out_dtype", "--out-dtype")
+    parser.add_argument("--tokenizer_source", "--tokenizer-source", help="base, union or a model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--memory", help="the most private memory that may be used, such as 2GB")
     parser.add_argument("--shard-size", default="5GB")
-    parser.add_argument("--format", choices=("huggingface", "orbax"), default="huggingface")
+    parser.add_argument("--format", choices=("huggingface", "orbax", "pool"), default="huggingface")
+    parser.add_argument("--sharded", action="store_true", help="merge on all devices")
+    parser.add_argument("--coordinator", help="HOST:PORT of the first host, or auto")
+    parser.add_argument("--processes", type=int, help="how many there are")
+    parser.add_argument("--process", type=int, help="which of them this is, from 0")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--verify", metavar="OUT", help="merge again and compare")
     parser.add_argument("--methods", action="store_true", help="list the methods")
@@ -201,7 +243,24 @@ def _options(arguments):
         raise ValueError("give a recipe file, or --method with --members and --out (see --help)")
     if not options.out or (options.method and not options.members):
         raise ValueError("say what is merged and where to: RECIPE OUT, or --method, --members and --out")
+    if options.sharded and options.format != "orbax":
+        raise ValueError("--sharded writes an Orbax checkpoint: add --format orbax")
+    if options.sharded and options.memory:
+        raise ValueError("--memory is of a merge on the host: with --sharded all devices share what the models need")
+    if options.coordinator and not options.sharded:
+        raise ValueError("--coordinator needs --sharded: several hosts merge what each of them has shards of")
     return options, settings
+
+
+def _connect(options):
+    if (options.processes is None) != (options.process is None):
+        raise ValueError("--processes and --process go together: how many there are, and which of them this is")
+    if options.coordinator == "auto":
+        jax.distributed.initialize()
+    elif (options.coordinator is None) != (options.processes is None):
+        raise ValueError("several hosts need --coordinator HOST:PORT, --processes and --process")
+    elif options.coordinator:
+        jax.distributed.initialize(options.coordinator, options.processes, options.process)
 
 
 def _split(words, parser):
@@ -236,7 +295,12 @@ def _threads(plan, options):
 
 
 def _memory(plan, options, threads):
-    return plan.memory(threads) + (plan.write_bytes if options.format == "orbax" else 0)
+    return plan.memory(threads) + (0 if options.format == "huggingface" else plan.write_bytes)
+
+
+def _amount(number):
+    unit = next((unit for unit in reversed(SUFFIXES) if number >= SUFFIXES[unit]), "B")
+    return f"{number / SUFFIXES[unit]:.3g} {unit}"
 
 
 def _size(text):

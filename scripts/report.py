@@ -12,9 +12,7 @@ def main(argv):
     if len(argv) != 2:
         raise app.UsageError("give one directory that holds results.json, e.g. python scripts/report.py runs/digits")
     try:
-        results = report.load_results(argv[1])
-        report.print_table(results)
-        paths = report.write_report(argv[1])
+        paths = report.report_again(argv[1])
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     print("\n".join(map(str, paths)))

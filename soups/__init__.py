@@ -22,6 +22,7 @@ from soups.recipes import drop as drop
 from soups.recipes import ema as ema
 from soups.recipes import emr as emr
 from soups.recipes import emr_restore as emr_restore
+from soups.recipes import evolve as evolve
 from soups.recipes import fisher as fisher
 from soups.recipes import fisher_information as fisher_information
 from soups.recipes import fisher_interpolate as fisher_interpolate

@@ -1,4 +1,4 @@
-"""Let the first of several JAX processes do what must be done once."""
+"""Let one of several JAX processes do what must be done once, and all of them know of it."""
 
 import json
 from collections.abc import Callable
@@ -42,6 +42,28 @@ def from_first_process(function: Callable[[], bytes]) -> bytes:
     return message[1:]
 
 
+def on_all_processes(function: Callable):
+    """Call `function()` on every process and give what each of them returned (JSON-able) to all.
+
+    Raises:
+        ValueError: on every process, if it failed on one; on that one its own error.
+    """
+    if jax.process_count() == 1:
+        return [function()]
+    failure = None
+    try:
+        outcome = {"result": function()}
+    except Exception as error:
+        failure, outcome = error, {"error": str(error)}
+    outcomes = [json.loads(message) for message in _gathered(json.dumps(outcome).encode())]
+    if failure is not None:
+        raise failure
+    for process, outcome in enumerate(outcomes):
+        if "error" in outcome:
+            raise ValueError(f"on process {process}: {outcome['error']}")
+    return [outcome["result"] for outcome in outcomes]
+
+
 _KINDS = (ValueError, OSError, RuntimeError)
 
 
@@ -56,3 +78,11 @@ def _broadcast(message: bytes) -> bytes:
     content = np.frombuffer(message, np.uint8)[: len(padded)]
     padded[: len(content)] = content
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()[:length]
+
+
+def _gathered(message: bytes) -> list[bytes]:
+    lengths = multihost_utils.process_allgather(np.int32(len(message)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(message)] = np.frombuffer(message, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]

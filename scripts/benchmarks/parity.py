@@ -2,14 +2,14 @@
 
     python scripts/benchmarks/parity.py [--peer VENV] [--out FILE]
 
-Bare tensors of mixed shapes go through mergekit-pytorch; a small Llama folder, with gradients over its layers, filters
-and slices, through mergekit-yaml. Both programs read the same recipe file. The table has the largest absolute
-difference of an element; elements are of size 1, and in float32 a difference below 2e-6 is rounding. In bfloat16
-mergekit rounds every intermediate result and soups only the last, so most differences are one or two units of the
-last place (0.008 at 1), but methods that choose elements or signs choose otherwise where the rounding decides. Where
-magnitudes tie at a threshold, soups keeps all of them and mergekit exactly so many. The share of elements beyond
-rounding shows both; only float32 is a strict comparison. Random methods are compared with density 1, where nothing is
-drawn.
+Bare tensors of mixed shapes go through mergekit-pytorch; a small Llama folder, with gradients over its layers, filters,
+slices, adapters and other vocabularies, through mergekit-yaml. Both programs read the same recipe file. The table has
+the largest absolute difference of an element; elements are of size 1, and in float32 a difference below 2e-6 is
+rounding. In bfloat16 mergekit rounds every intermediate result and soups only the last, so most differences are one or
+two units of the last place (0.008 at 1), but methods that choose elements or signs choose otherwise where the rounding
+decides. Where magnitudes tie at a threshold, soups keeps all of them and mergekit exactly so many. The share of
+elements beyond rounding shows both; only float32 is a strict comparison. Random methods are compared with density 1,
+where nothing is drawn.
 
 Real weights: a sentence transformer (safetensors) and an image network (a torch file) that packages ship are read and
 compared with what torch reads, copied through passthrough bit for bit, and merged with a perturbed copy.
@@ -55,7 +55,11 @@ def main():
         folder = pathlib.Path(folder)
         for dtype in ("float32", "bfloat16"):
             models = make_models(folder / dtype, dtype)
-            cases = tensor_cases(models) | (folder_cases(models) if dtype == "float32" else {})
+            cases = tensor_cases(models)
+            if dtype == "float32":
+                cases |= (
+                    folder_cases(models) | adapter_cases(models) | vocabulary_cases(make_models(folder / "w", dtype))
+                )
             for name, recipe in cases.items():
                 difference, share = compare(recipe | {"dtype": dtype}, folder, programs)
                 rows.append([dtype, name, f"{difference:.2g}", f"{100 * share:.2g} %"])
@@ -134,8 +138,13 @@ def tensor_cases(models):
         "nuslerp of task vectors": recipe("nuslerp", "ab", "base"),
         "multislerp": recipe("multislerp"),
         "multislerp of task vectors": recipe("multislerp", base="base"),
+        "multislerp, eps 0.1": recipe("multislerp", eps=0.1),
         "karcher": recipe("karcher", weights=False),
+        "karcher, tol 0.05": recipe("karcher", weights=False, tol=0.05),
+        "nuslerp along the last axis": recipe("nuslerp", "ab", nuslerp_flatten=False),
+        "nuslerp along the first axis": recipe("nuslerp", "ab", "base", nuslerp_flatten=False, nuslerp_row_wise=True),
         "model_stock": recipe("model_stock", base="base", weights=False),
+        "model_stock by filter": recipe("model_stock", base="base", weights=False, filter_wise=True),
         "task_arithmetic": recipe("task_arithmetic", base="base", **{"lambda": 0.7}),
         "task_arithmetic, normalized": recipe("task_arithmetic", base="base", normalize=True),
         "ties": recipe("ties", base="base", settings=half),
@@ -196,22 +205,99 @@ def folder_cases(models):
     }
 
 
+def adapter_cases(models):
+    """Give recipes over models with LoRA adapters by name."""
+    base, a, b, _ = (str(path) for path in models.values())
+    rng = np.random.default_rng(1)
+    shapes = {"self_attn.q_proj": (WIDTH, WIDTH), "mlp.down_proj": (WIDTH, HIDDEN)}
+    cases = {}
+    for name, stabilised in (("LoRA", False), ("LoRA, rank-stabilised", True)):
+        adapter = models["base"].parent / f"adapter_{stabilised}"
+        adapter.mkdir()
+        tensors = {}
+        for layer in range(LAYERS):
+            for module, (outputs, inputs) in shapes.items():
+                prefix = f"base_model.model.model.layers.{layer}.{module}"
+                tensors[f"{prefix}.lora_A.weight"] = rng.normal(size=(4, inputs)).astype(np.float32)
+                tensors[f"{prefix}.lora_B.weight"] = 0.05 * rng.normal(size=(outputs, 4)).astype(np.float32)
+        write_safetensors(adapter / "adapter_model.safetensors", tensors, {"format": "pt"})
+        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": a, "r": 4, "lora_alpha": 8}
+        config |= {"target_modules": ["q_proj", "down_proj"], "use_rslora": stabilised}
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+        members = [
+            {"model": f"{a}+{adapter}", "parameters": {"weight": 0.7}},
+            {"model": b, "parameters": {"weight": 0.3}},
+        ]
+        cases[name] = {"merge_method": "task_arithmetic", "base_model": base, "models": members}
+    return cases
+
+
+def vocabulary_cases(models):
+    """Give recipes over models whose tokenizers differ in their added tokens, by name."""
+    base, a, b, c = (str(path) for path in models.values())
+    plain = {f"t{number}": number for number in range(WORDS - 4)}
+    extra = {"base": ["<s>", "<pad>"], "a": ["<s>", "<a>"], "b": ["<b>", "<s>", "<a>"], "c": ["<pad>", "<c>"]}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    for name, path in models.items():
+        added = [{"id": len(plain) + i, "content": token, **flags} for i, token in enumerate(extra[name])]
+        model = {"type": "BPE", "vocab": plain, "merges": []}
+        (path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": added, "model": model}))
+        (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    members = [{"model": m, "parameters": {"weight": w}} for m, w in zip((base, a, b, c), (0.4, *WEIGHTS), strict=True)]
+    linear = {"merge_method": "linear", "base_model": base, "models": members}
+    sources = {
+        "<a>": {"source": b, "force": True},
+        "<b>": {"source": {"kind": "zero"}},
+        "<c>": {"source": {"kind": "model_token", "model": a, "token": "t5"}},
+    }
+    return {
+        "vocabulary of the base": linear | {"tokenizer_source": "base"},
+        "vocabulary of a member": linear | {"tokenizer_source": b},
+        "union of vocabularies": linear | {"tokenizer_source": "union"},
+        "union without a base": {k: v for k, v in linear.items() if k != "base_model"} | {"tokenizer_source": "union"},
+        "tokens with sources of their own": linear
+        | {"tokenizer": {"source": "union", "pad_to_multiple_of": 16, "tokens": sources}},
+    }
+
+
 def compare(recipe, folder, programs):
     """Run a recipe through both programs; give the largest difference and the share of elements beyond rounding."""
     path = folder / "recipe.yml"
     path.write_text(yaml.safe_dump(recipe))
     theirs, ours = (pathlib.Path(tempfile.mkdtemp(dir=folder)) / "out" for _ in range(2))
     folders = not any("safetensors" in model for model in merging.read_recipe(path).models)
-    subprocess.run(_mergekit.command(programs, path, theirs, folders=folders), check=True, capture_output=True)
+    command = _mergekit.command(programs, path, theirs, folders=folders)
+    command += ["--lora-merge-cache", str(folder / "adapters")] if folders else []
+    subprocess.run(command, check=True, capture_output=True)
     plan = merging.plan(merging.read_recipe(path), open_checkpoint)
     merging.merge_to_folder(plan, ours, files=merging.folder_files(plan))
     one, other = open_checkpoint(theirs), open_checkpoint(ours)
     if set(one.leaves) != set(other.leaves):
         raise ValueError(f"other tensors: {sorted(set(one.leaves) ^ set(other.leaves))}")
-    wide = np.float64
-    differences = [np.abs(one.read(name).astype(wide) - other.read(name).astype(wide)).ravel() for name in one.leaves]
+    rows = _rows_of_their_tokens(theirs, ours)
+    differences = []
+    for name in one.leaves:
+        array = other.read(name).astype(np.float64)
+        array = array[rows] if rows and name in ("model.embed_tokens.weight", "lm_head.weight") else array
+        differences.append(np.abs(one.read(name).astype(np.float64) - array).ravel())
     differences = np.concatenate(differences)
     return float(differences.max()), float((differences > TOLERANCE[recipe["dtype"]]).mean())
+
+
+def _rows_of_their_tokens(theirs, ours):
+    """Give our row of each token, in the order of mergekit's: a union adds the tokens in no order that matters."""
+    if not (ours / "tokenizer.json").exists():
+        return None
+    numbers = []
+    for folder in (theirs, ours):
+        content = json.loads((folder / "tokenizer.json").read_text())
+        added = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
+        numbers.append(content["model"]["vocab"] | added)
+    if set(numbers[0]) != set(numbers[1]):
+        raise ValueError(f"other tokens: {sorted(set(numbers[0]) ^ set(numbers[1]))}")
+    rows = [numbers[1][token] for token in sorted(numbers[0], key=numbers[0].get)]
+    padded = json.loads((ours / "config.json").read_text())["vocab_size"]
+    return rows + list(range(len(rows), padded))
 
 
 def real_weights(folder, programs):

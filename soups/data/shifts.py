@@ -9,7 +9,7 @@ import dataclasses
 import zlib
 
 import numpy as np
-import scipy.ndimage
+import scipy  # its parts are imported when they are used
 
 from soups.data.dataset import Dataset
 from soups.data.transforms import compose, resize

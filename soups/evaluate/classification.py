@@ -7,7 +7,7 @@ same on every machine. All functions take logits [N, C]; for probabilities give 
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+import scipy  # its parts are imported when they are used
 
 _BLOCK = 4096  # rows at a time: float64 copies of 50,000 x 1,000 logits would need several times their memory
 _TEMPERATURES = (0.01, 100.0)
@@ -114,7 +114,7 @@ def fit_temperature(logits, labels) -> float:
     own = logits[np.arange(len(labels)), labels].mean()
 
     def slope(log_temperature):
-        probabilities = special.softmax(logits * np.exp(-log_temperature), axis=1)
+        probabilities = scipy.special.softmax(logits * np.exp(-log_temperature), axis=1)
         return np.einsum("nc,nc->n", probabilities, logits).mean() - own
 
     low, high = np.log(_TEMPERATURES)
@@ -122,7 +122,7 @@ def fit_temperature(logits, labels) -> float:
         return _TEMPERATURES[0]
     if slope(high) >= 0:
         return _TEMPERATURES[1]
-    return float(np.exp(optimize.brentq(slope, low, high, xtol=1e-10)))
+    return float(np.exp(scipy.optimize.brentq(slope, low, high, xtol=1e-10)))
 
 
 def _per_example(logits, labels, temperature=1.0) -> _Examples:
@@ -136,7 +136,7 @@ def _per_example(logits, labels, temperature=1.0) -> _Examples:
 
 def _block(logits, labels) -> _Examples:
     rows = np.arange(len(labels))
-    log_probabilities = special.log_softmax(logits, axis=1)
+    log_probabilities = scipy.special.log_softmax(logits, axis=1)
     probabilities = np.exp(log_probabilities)
     confidence = probabilities.max(axis=1)
     probabilities[rows, labels] -= 1.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy  # its parts are imported when they are used
 
 from soups.evaluate import classification
 
@@ -62,7 +62,9 @@ def ensemble_logits(logits, weights=None, space: str = "logits") -> np.ndarray:
     total = np.full(first.shape, -np.inf)
     for name, weight in weights.items():
         # in logarithms throughout: a probability too small for float64 is still a finite logit
-        total = np.logaddexp(total, np.log(weight) + special.log_softmax(np.asarray(members[name], np.float64), axis=1))
+        total = np.logaddexp(
+            total, np.log(weight) + scipy.special.log_softmax(np.asarray(members[name], np.float64), axis=1)
+        )
     return total.astype(first.dtype)
 
 

@@ -1,11 +1,14 @@
 """Merge checkpoints on disk, of any size and format: recipe files, plans from headers, streaming."""
 
 from soups.merging.folder import folder_files as folder_files
+from soups.merging.into_pool import merge_to_pool as merge_to_pool
 from soups.merging.methods import MERGEKIT as MERGEKIT
 from soups.merging.methods import PUBLISHED as PUBLISHED
 from soups.merging.methods import REQUIRED as REQUIRED
+from soups.merging.methods import find_method as find_method
 from soups.merging.plan import Plan as Plan
 from soups.merging.plan import plan as plan
+from soups.merging.published import ELSEWHERE as ELSEWHERE
 from soups.merging.recipe_file import Job as Job
 from soups.merging.recipe_file import load_yaml as load_yaml
 from soups.merging.recipe_file import parse_recipe as parse_recipe
@@ -14,4 +17,7 @@ from soups.merging.run import THREADS as THREADS
 from soups.merging.run import merge_to_folder as merge_to_folder
 from soups.merging.run import merge_to_orbax as merge_to_orbax
 from soups.merging.run import verify_folder as verify_folder
+from soups.merging.sharded import leaf_sharding as leaf_sharding
+from soups.merging.sharded import merge_sharded as merge_sharded
+from soups.merging.sharded import merged_leaves as merged_leaves
 from soups.merging.sources import open_model as open_model

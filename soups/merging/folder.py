@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from soups.merging.lora import split_reference
 from soups.merging.plan import Plan
 
 # copied from the base, or from the first model, where they are there
@@ -20,7 +21,6 @@ COPIED = (
     "generation_config.json",
     "preprocessor_config.json",
 )
-VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _DTYPE = ("torch_dtype", "dtype")
 
@@ -29,13 +29,12 @@ def folder_files(plan: Plan) -> dict[str, bytes | str]:
     """Give the files of the output's folder by name, made from the recipe and from the base's own files.
 
     Raises:
-        ValueError: a config that is not JSON; the union of tokenizers that differ.
+        ValueError: a config that is not JSON.
     """
     folders = {model: _folder(checkpoint) for model, checkpoint in plan.checkpoints.items()}
-    first, chosen = folders[plan.job.models[0]], plan.job.tokenizer
-    if chosen == "union":
-        _check_same_tokenizer(folders)
-    files: dict[str, bytes | str] = dict(_copied(folders.get(chosen, first)))
+    first = folders[plan.job.models[0]]
+    files: dict[str, bytes | str] = dict(_copied(folders[plan.tokenizer.source] if plan.tokenizer else first))
+    files |= plan.tokenizer.files if plan.tokenizer else {}
     if (config := first / "config.json").is_file():
         files["config.json"] = json.dumps(_patched(_read_config(config), plan), indent=2) + "\n"
     files["mergekit_config.yml" if plan.job.vocabulary == "mergekit" else "recipe.yml"] = plan.job.text
@@ -46,7 +45,7 @@ def folder_files(plan: Plan) -> dict[str, bytes | str]:
 def model_card(plan: Plan) -> str:
     """Write the card of a merged model: what it was made from, how, and the recipe word for word."""
     job, method = plan.job, plan.job.definition
-    names = [pathlib.Path(model).name for model in job.models]
+    names = ["+".join(pathlib.Path(part).name for part in split_reference(model) if part) for model in job.models]
     members = "\n".join(
         f"* {name}" + (" (base)" if job.base == model else "") for name, model in zip(names, job.models, strict=True)
     )
@@ -87,19 +86,6 @@ def _copied(folder):
     return {name: (folder / name).read_bytes() for name in COPIED if (folder / name).is_file()}
 
 
-def _check_same_tokenizer(folders):
-    vocabularies = {
-        model: {name: content for name, content in _copied(folder).items() if name in VOCABULARY}
-        for model, folder in folders.items()
-    }
-    first = next(iter(vocabularies))
-    if different := [model for model, found in vocabularies.items() if found != vocabularies[first]]:
-        raise ValueError(
-            f"tokenizer_source union: the vocabulary of {', '.join(different)} is not that of {first}; "
-            "give all models one vocabulary first, or name the model whose tokenizer is right"
-        )
-
-
 def _read_config(path):
     try:
         config = json.loads(path.read_text())
@@ -115,8 +101,13 @@ def _patched(config, plan):
         part.sources[0].layers[1] - part.sources[0].layers[0] for part in plan.job.slices if part.sources[0].layers
     )
     dtypes = {str(output.dtype) for output in plan.outputs if output.recipe is not None}
+    rows = plan.tokenizer.rows if plan.tokenizer else 0
     patched = dict(config)
     for name in config:
+        if name == "vocab_size" and rows:
+            patched[name] = rows
+        if name == "text_config" and rows and isinstance(config[name], dict) and "vocab_size" in config[name]:
+            patched[name] = config[name] | {"vocab_size": rows}
         if name in _NUM_LAYERS and layers:
             patched[name] = layers
         if name in _DTYPE and len(dtypes) == 1:

@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from soups import tree
-from soups.merging.recipe_file import Job, Slice, Source, members_of, settings_at
+from soups.merging.lora import open_with_lora
+from soups.merging.recipe_file import Job, members_of, settings_at
+from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
+from soups.merging.views import View
 from soups.names import did_you_mean
 from soups.pool.formats import Checkpoint
 from soups.recipes import _select
@@ -28,7 +31,7 @@ class Output:
 
     Attributes:
         name, shape, dtype: of the output.
-        members: (model, tensor) of each member.
+        members: (model, tensor) of each member, then of each file that the method takes beside them.
         base: (model, tensor) or None.
         recipe: None for a tensor that is copied because it is the same in all, or empty.
     """
@@ -55,13 +58,15 @@ class Output:
 class Plan:
     """Hold the outputs in the order in which they are made, and what the work will need.
 
-    `aliases`: names that are tied to an output, as in the base; such a tensor is written once.
+    `aliases`: names that are tied to an output, as in the base; such a tensor is written once. `tokenizer`: what the
+    output's folder needs of it, if the recipe says which one it has.
     """
 
     job: Job
     outputs: tuple[Output, ...]
     checkpoints: Mapping[str, Checkpoint]
     aliases: Mapping[str, str]
+    tokenizer: Aligned | None = None
 
     @property
     def read_bytes(self) -> int:
@@ -81,11 +86,16 @@ class Plan:
         largest = max((output.size for output in merged), default=0)
         inputs = max(len(output.members) for output in self.outputs) + 1
         whole = any(output.recipe.unit == "leaf" for output in merged)
-        block = 4 * (largest if whole else BLOCK) * (3 * inputs + 4)
+        block = 4 * (largest if whole else BLOCK) * (3 * inputs + 4) + max(map(self._making, merged), default=0)
         if any(output.recipe.scope == "model" for output in merged):  # it is measured once
             ranked = 4 * min(sum(output.size for output in merged), _select.GATHERED)
             return OTHER + max(ranked, threads * block)
-        return OTHER + threads * (block + 4 * min(largest, _select.GATHERED))
+        return OTHER + threads * (block + 4 * min(2 * largest, _select.GATHERED))
+
+    def _making(self, output):
+        """Count the bytes of the inputs of a tensor that are made when they are read."""
+        pairs = [(self.checkpoints[model], tensor) for model, tensor in (*output.members, *filter(None, [output.base]))]
+        return sum(model.making(tensor) for model, tensor in pairs if isinstance(model, View))
 
 
 def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
@@ -93,10 +103,14 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
 
     Raises:
         ValueError: every tensor that is missing, extra, or of another shape or kind, in one message; layers that do not
-            exist; values that differ between tensors, of a method that looks at the whole model.
+            exist; `only` that matches no name; values that differ between tensors, of a method that looks at the whole
+            model.
+        ValueError, FileNotFoundError: as `open_with_lora` and `align`.
         CheckpointError: as `open_model`.
     """
-    checkpoints = {model: open_model(model) for model in job.models}
+    models = {model: open_with_lora(model, open_model) for model in job.models}
+    checkpoints, tokenizer = align(job.tokenizer, models, job.base)
+    checkpoints |= {file: open_model(file) for file in job.files}
     lines, outputs = [], []
     for name, part, pairs, place in _outputs(job, checkpoints, lines):
         made = _output(job, checkpoints, name, part, pairs, place, lines)
@@ -105,13 +119,14 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
     if lines:
         shown = lines[:50] + ([f"  ... and {len(lines) - 50} more"] if len(lines) > 50 else [])
         raise ValueError("these models cannot be merged:\n" + "\n".join(shown))
+    _check_only(job, outputs)
     if any(output.recipe and output.recipe.scope == "model" for output in outputs):
         _check_constant(job)
         outputs = _share_recipe(outputs)
     first = checkpoints[job.models[0]]
     made = {output.name for output in outputs}
     aliases = {alias: name for alias, name in first.aliases.items() if name in made}
-    return Plan(job, tuple(outputs), checkpoints, aliases)
+    return Plan(job, tuple(outputs), checkpoints, aliases, tokenizer)
 
 
 def _outputs(job, checkpoints, lines):
@@ -126,8 +141,8 @@ def _whole_models(job, checkpoints, lines):
     part = job.slices[0]
     reference = checkpoints[job.base or part.sources[0].model]
     count = _num_layers(reference)
-    everywhere = {source.model: checkpoints[source.model] for source in part.sources}
-    for model, checkpoint in everywhere.items():
+    for model in dict.fromkeys([*(source.model for source in part.sources), *job.files]):
+        checkpoint = checkpoints[model]
         lines += [line for name in checkpoint.leaves if (line := _extra(reference, model, checkpoint, name))]
     for name in reference.leaves:
         pairs = [(source, name) for source in part.sources]
@@ -166,18 +181,34 @@ def _output(job, checkpoints, name, part, pairs, place, lines):
     merged = members_of(job, part)
     wanted = [(source, tensor) for source, tensor in pairs if source in merged]
     members = tuple((source.model, tensor) for source, tensor in wanted)
-    if different := _differences(checkpoints, dict.fromkeys([*([base] if base else []), *members])):
+    like = next((leaf for model, tensor in members if (leaf := _leaf(checkpoints[model], tensor))), None)
+    mixed = like is not None and tree.is_float(like) and math.prod(like.shape)
+    # filters look for the member's own name of a tensor, those of the merge for that of the output
+    own = [settings_at(job, part, source, Place(tensor, place.depth)) for source, tensor in wanted if mixed]
+    shared = settings_at(job, part, None, place) if mixed else {}
+    files = _files(job, shared, own, base, members)
+    if different := _differences(checkpoints, dict.fromkeys([*([base] if base else []), *members, *files])):
         lines += different
         return None
-    like = _leaf(checkpoints[members[0][0]], members[0][1])
     if job.definition.base == "first":
         members, base = (base, *members), None
     elif job.definition.base == "none":
         base = None
-    floats = tree.is_float(like)
-    recipe = _recipe(job, part, wanted, place, base is not None) if floats and math.prod(like.shape) else None
-    dtype = (job.out_dtype or job.dtype or like.dtype) if floats else like.dtype
-    return Output(name, tuple(like.shape), np.dtype(dtype), members, base, recipe)
+    recipe = job.definition.build(own, shared, base is not None) if mixed else None
+    dtype = (job.out_dtype or job.dtype or like.dtype) if tree.is_float(like) else like.dtype
+    return Output(name, tuple(like.shape), np.dtype(dtype), members + files, base, recipe)
+
+
+def _files(job, shared, own, base, members):
+    """Give (file, tensor) of what goes in beside the members: what belongs to the base first."""
+    of_base = [(shared[name], base[1]) for name in job.definition.files if name in shared]
+    of_members = [
+        (settings[name], tensor)
+        for name in job.definition.files
+        for settings, (_, tensor) in zip(own, members, strict=False)
+        if name in settings
+    ]
+    return (*of_base, *of_members)
 
 
 def _differences(checkpoints, pairs):
@@ -186,22 +217,18 @@ def _differences(checkpoints, pairs):
     for model, tensor in pairs:
         leaf = _leaf(checkpoints[model], tensor)
         if leaf is None:
-            lines.append(f"  - {model}: {tensor} is missing{did_you_mean(tensor, checkpoints[model].leaves)}")
+            others = checkpoints[next(iter(pairs))[0]].leaves
+            extra = [name for name in checkpoints[model].leaves if name not in others]
+            lines.append(f"  - {model}: {tensor} is missing{did_you_mean(tensor, extra)}")
             continue
         like = like or leaf
         if leaf.shape != like.shape:
             vocabulary = len(leaf.shape) > 1 and leaf.shape[1:] == like.shape[1:]
-            hint = "; give all models one vocabulary first" if vocabulary else ""
+            hint = "; tokenizer_source: base, union or a model would give all one vocabulary" if vocabulary else ""
             lines.append(f"  ~ {model}: {tensor} has shape {list(leaf.shape)} instead of {list(like.shape)}{hint}")
         elif leaf.dtype != like.dtype and not (tree.is_float(leaf) and tree.is_float(like)):
             lines.append(f"  ~ {model}: {tensor} has dtype {leaf.dtype} instead of {like.dtype}")
     return lines
-
-
-def _recipe(job: Job, part: Slice, members: list[tuple[Source, str]], place: Place, has_base: bool) -> Recipe:
-    # filters look for the member's own name of a tensor, those of the merge for that of the output
-    of_members = [settings_at(job, part, source, Place(tensor, place.depth)) for source, tensor in members]
-    return job.definition.build(of_members, settings_at(job, part, None, place), has_base)
 
 
 def _leaf(checkpoint, tensor):
@@ -216,7 +243,15 @@ def _extra(reference, model, checkpoint, name):
         # tied in both, whichever of the names each file keeps
         kept = reference.aliases[name]
         return "" if kept in tied else f"  + {model}: {name} is extra: {reference.path} has it tied to {kept}"
-    return f"  + {model}: {name} is extra{did_you_mean(name, reference.leaves)}"
+    missing = [leaf for leaf in reference.leaves if leaf not in checkpoint.leaves]
+    return f"  + {model}: {name} is extra{did_you_mean(name, missing)}"
+
+
+def _check_only(job, outputs):
+    merged = [output.name for output in outputs if output.recipe]
+    only = job.parameters.get("only", ".*")
+    if merged and not any(re.fullmatch(only, name) for name in merged):
+        raise ValueError(f"only: {only!r} is the whole name of no tensor; one is called {merged[0]!r}")
 
 
 def _check_constant(job):

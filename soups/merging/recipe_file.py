@@ -10,8 +10,10 @@ import numpy as np
 import yaml
 from ml_dtypes import bfloat16
 
-from soups.merging.methods import REQUIRED, VOCABULARIES, Method
-from soups.merging.values import Place, Value, check, resolve
+from soups.merging.lora import model_reference
+from soups.merging.methods import REQUIRED, VOCABULARIES, Method, find_method
+from soups.merging.tokenizers import Rule, parse_rule
+from soups.merging.values import Place, Value, check, is_constant, resolve
 from soups.names import check_name, did_you_mean
 
 DTYPES = {
@@ -20,7 +22,6 @@ DTYPES = {
     "bfloat16": np.dtype(bfloat16),
     "float64": np.dtype(np.float64),
 }
-TOKENIZERS = ("base", "union")
 KEYS = (
     "merge_method",
     "models",
@@ -30,6 +31,7 @@ KEYS = (
     "dtype",
     "out_dtype",
     "tokenizer_source",
+    "tokenizer",
     "chat_template",
     "vocabulary",
 )
@@ -63,8 +65,7 @@ class Job:
         base: path of the base, or None.
         parameters: those of the whole merge.
         dtype, out_dtype: of the arithmetic, where wider than float32, and of the output; None: the members'.
-        tokenizer: path of the model whose tokenizer is copied, "union" where all must have the same, or None for the
-            base's.
+        tokenizer: which vocabulary the output has; None: all models must have one, and the base's files are copied.
         seed: of random methods.
         text: the recipe as it was given.
     """
@@ -76,7 +77,7 @@ class Job:
     parameters: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     dtype: np.dtype | None = None
     out_dtype: np.dtype | None = None
-    tokenizer: str | None = None
+    tokenizer: Rule | None = None
     seed: int = 0
     text: str = ""
 
@@ -87,9 +88,15 @@ class Job:
 
     @property
     def models(self) -> list[str]:
-        """List the paths of all models, the base first, each once."""
+        """List the paths of the models that are merged, the base first, each once."""
         sources = [source.model for part in self.slices for source in part.sources]
         return list(dict.fromkeys(([self.base] if self.base else []) + sources))
+
+    @property
+    def files(self) -> list[str]:
+        """List the paths of what else is read, such as Fisher diagonals, each once."""
+        scopes = [self.parameters, *(source.parameters for part in self.slices for source in part.sources)]
+        return list(dict.fromkeys(scope[name] for scope in scopes for name in self.definition.files if name in scope))
 
 
 def read_recipe(path, *, seed: int = 0) -> Job:
@@ -118,13 +125,14 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} must be a mapping with merge_method and models or slices")
     for key in given:
-        if key in ("modules", "tokenizer"):
-            raise ValueError(f"{where}: {key!r} is not supported")
+        if key == "modules":
+            raise ValueError(f"{where}: 'modules' is not supported: merge each part by a recipe of its own")
         check_name(key, KEYS, f"field of {where}")
     if "merge_method" not in given:
         raise ValueError(f"{where} has no merge_method")
     vocabulary = check_name(given.get("vocabulary", "mergekit"), VOCABULARIES, f"vocabulary of {where}")
-    method = check_name(given["merge_method"], VOCABULARIES[vocabulary], "merge_method")
+    method = given["merge_method"]
+    find_method(method, vocabulary, "merge_method")
     if ("models" in given) == ("slices" in given):
         raise ValueError(f"{where} must have either models or slices")
     if "models" in given:
@@ -141,14 +149,16 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
         method=method,
         vocabulary=vocabulary,
         slices=slices,
-        base=None if base is None else _path(base, f"{where}: base_model"),
+        base=None if base is None else model_reference(base, f"{where}: base_model"),
         parameters=given.get("parameters") or {},
         dtype=DTYPES.get(given.get("dtype")),
         out_dtype=DTYPES.get(given.get("out_dtype")),
         seed=seed,
         text=text,
     )
-    job = dataclasses.replace(job, tokenizer=_tokenizer(given, job, where))
+    if given.get("chat_template") not in (None, "auto"):
+        raise ValueError(f"{where}: chat_template is not supported: the tokenizer's own is kept")
+    job = dataclasses.replace(job, tokenizer=parse_rule(given, job.models, where))
     _check_models(job, where)
     _check_parameters(job, where)
     return job
@@ -207,7 +217,7 @@ def members_of(job: Job, part: Slice) -> list[Source]:
 def _check_models(job, where):
     needs = job.definition.base
     if needs in ("required", "first") and job.base is None:
-        raise ValueError(f"{where}: {job.method} needs a base_model")
+        raise ValueError(f"{where}: {job.method} needs a base_model (--base)")
     low, high = job.definition.members
     for part in job.slices:
         number = len(members_of(job, part))
@@ -227,6 +237,13 @@ def _check_parameters(job, where):
             _check_scope(job, source.parameters, scope)
             if wrong := [name for name in source.parameters if name in of_merge]:
                 raise ValueError(f"{scope}: {wrong[0]!r} holds for all models; it belongs to the merge's parameters")
+        shared = {**job.parameters, **part.parameters}
+        if wrong := [
+            name
+            for name in job.definition.files
+            if name in part.parameters or (name not in of_merge and name in shared)
+        ]:
+            raise ValueError(f"{where}: {wrong[0]!r} is a file of each model; it belongs to the model's parameters")
         missing = [n for n, d in of_merge.items() if d is REQUIRED and n not in {**job.parameters, **part.parameters}]
         if missing:
             raise ValueError(f"{where}: {job.method} needs a value of {', '.join(missing)}")
@@ -240,24 +257,25 @@ def _check_parameters(job, where):
 
 
 def _check_scope(job, parameters, scope):
-    known = {**job.definition.of_member, **job.definition.of_merge}
+    known = job.definition.settings
     if not isinstance(parameters, Mapping):
         raise ValueError(f"{scope} must be a mapping, not {parameters!r}")
     for name, value in parameters.items():
         if name not in known:
             hint = did_you_mean(name, known) or f"; it has: {', '.join(known) or 'none'}"
             raise ValueError(f"{scope}: {job.method} has no parameter {name!r}{hint}")
-        check(value, f"{scope}.{name}", _kind(known[name]))
+        check(value, f"{scope}.{name}", str if name in job.definition.files else _kind(known[name]))
+        if name in job.definition.files and not is_constant(value):
+            raise ValueError(f"{scope}.{name} is one path for all tensors, not {value!r}")
+        if name == "only":
+            _check_regex(value, f"{scope}.{name}")
 
 
-def _tokenizer(given, job, where):
-    if given.get("chat_template") not in (None, "auto"):
-        raise ValueError(f"{where}: chat_template is not supported: the tokenizer's own is kept")
-    source = given.get("tokenizer_source")
-    if source in (None, "base"):
-        return None
-    source = source if source == "union" else _path(source, f"{where}: tokenizer_source")
-    return check_name(source, [*TOKENIZERS, *job.models], f"tokenizer_source of {where}")
+def _check_regex(value, where):
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{where} must be a regex, the same for all tensors, not {value!r}: {error}") from error
 
 
 def _kind(default):
@@ -293,18 +311,9 @@ def _source(item, where, *, layers):
         whole = isinstance(chosen, list) and len(chosen) == 2 and all(type(end) is int for end in chosen)
         if not whole or not 0 <= chosen[0] < chosen[1]:
             raise ValueError(f"{where}: layer_range of {item['model']} must be [first, end], not {chosen!r}")
-    return Source(_path(item["model"], where), item.get("parameters") or {}, tuple(chosen) if chosen else None)
-
-
-def _path(model, where):
-    if isinstance(model, Mapping):
-        model = model.get("model", model)
-        model = model.get("path", model) if isinstance(model, Mapping) else model
-    if not isinstance(model, str) or not model:
-        raise ValueError(f"{where}: a model is a path, not {model!r}")
-    if "+" in pathlib.Path(model).name and not pathlib.Path(model).exists():
-        raise ValueError(f"{where}: {model} adds a LoRA, which is not supported: merge it into its model first")
-    return model
+    return Source(
+        model_reference(item["model"], where), item.get("parameters") or {}, tuple(chosen) if chosen else None
+    )
 
 
 def _list(given, name, where):

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from soups.files import cannot_write, replace_file
+from soups.merging.lock import one_at_a_time
 from soups.merging.plan import Output, Plan
 from soups.pool import save_checkpoint
 from soups.pool.formats import Writer, open_checkpoint
@@ -28,6 +29,7 @@ Progress = Callable[[int], None]
 Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in
 
 
+@one_at_a_time
 def merge_to_folder(
     plan: Plan,
     out,
@@ -52,6 +54,7 @@ def merge_to_folder(
 
     Raises:
         FileExistsError: something is at `out`.
+        BlockingIOError: another merge writes there.
         ValueError: NaN or infinity in a member, with its name and the tensor's; tensors that are not floats and differ;
             a merged tensor that overflows.
         CheckpointError: an input changed since it was planned.
@@ -91,6 +94,7 @@ def merge_to_folder(
     return out
 
 
+@one_at_a_time
 def merge_to_orbax(
     plan: Plan, out, *, threads: int = THREADS, progress: Progress = lambda bytes_merged: None
 ) -> pathlib.Path:
@@ -100,7 +104,7 @@ def merge_to_orbax(
     a "/". The record lies beside the checkpoint's own files, in merge.json.
 
     Raises:
-        FileExistsError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
+        FileExistsError, BlockingIOError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
     """
     out = pathlib.Path(out).absolute()
     if out.exists():
@@ -177,7 +181,9 @@ def record(plan: Plan, digests: Digests) -> dict:
     import soups
 
     job = plan.job
-    inputs = {model: {"path": str(plan.checkpoints[model].path), **_summary(digests, model)} for model in job.models}
+    inputs = {
+        model: {"path": str(plan.checkpoints[model].path), **_summary(digests, model)} for model in plan.checkpoints
+    }
     return {
         "format": FORMAT,
         "method": job.method,
@@ -262,14 +268,14 @@ def _merged(plan, output, pairs, arrays, hashes, shared):
 def _check_members(pairs, part):
     # a NaN makes the sum NaN; comparisons, as in TIES, would pass over it
     seen = [*part.leaves, *([] if part.base is None else [part.base])]
-    if not np.isfinite(np.sum([np.sum(array) for array in seen])):
+    if not np.isfinite(sum(leafwise.total(np, array) for array in seen)):
         for (model, tensor), array in zip(pairs, seen, strict=True):
             if not np.isfinite(array).all():
                 raise ValueError(f"{model}: {tensor} holds NaN or infinity; leave this model out")
 
 
 def _check_result(output, block, narrow):
-    if not np.isfinite(np.sum(block)) and not np.isfinite(block).all():
+    if not np.isfinite(leafwise.total(np, block)) and not np.isfinite(block).all():
         raise ValueError(f"the merged tensor {output.name} overflows, though no member does")
     if narrow.dtype.itemsize < block.dtype.itemsize:
         limit = float(ml_dtypes.finfo(narrow.dtype).max)

@@ -18,6 +18,7 @@ from soups.recipes.differences import magmax as magmax
 from soups.recipes.differences import nearswap as nearswap
 from soups.recipes.differences import ram as ram
 from soups.recipes.differences import ram_plus as ram_plus
+from soups.recipes.evolve import evolve as evolve
 from soups.recipes.fisher import fisher as fisher
 from soups.recipes.fisher import fisher_information as fisher_information
 from soups.recipes.fisher import fisher_interpolate as fisher_interpolate

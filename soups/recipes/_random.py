@@ -1,7 +1,13 @@
 """Draw random numbers that depend on the place of an element alone, not on chunks, threads, devices or order."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import xxhash
+
+CHUNK = 2**17  # numbers that the host draws at a time
 
 
 def uniform(seed: int, name: str, part, shape: tuple[int, ...]):
@@ -19,16 +25,23 @@ def below(probability: float, seed: int, name: str, part, shape: tuple[int, ...]
 
 
 def _bits(seed, name, part, shape):
-    xp = part.xp
-    words = np.frombuffer(xxhash.xxh3_128_digest(f"{seed}/{name}/{part.name}".encode()), np.uint32)
-    size = int(np.prod(shape))
-    high, low = divmod(part.start, 2**32)
-    if low + size > 2**32:
+    stream, size = xxhash.xxh3_128_digest(f"{seed}/{name}/{part.name}".encode()), int(np.prod(shape))
+    if part.xp is np:
+        return _on_host(stream, part.start, size).reshape(shape)
+    if part.start % 2**32 + size > 2**32:
         raise ValueError(f"leaf {part.name}: a part must not cross element {2**32}")
+    return _hash(_key(stream, part.start), shape)
+
+
+def _key(stream, start):
+    words, (high, low) = np.frombuffer(stream, np.uint32), divmod(start, 2**32)
+    return np.array([words[0], (int(words[1]) + high * 0x9E3779B1) % 2**32, words[2], low], np.uint32)
+
+
+def _hash(key, shape):
+    place = jnp.arange(int(np.prod(shape)), dtype=np.uint32).reshape(shape) + key[3]
     # keys before and after the first scrambling: no two streams are one, shifted
-    place = xp.arange(size, dtype=np.uint32).reshape(shape) + np.uint32(low)
-    mixed = _mix(place ^ words[0]) + np.uint32((int(words[1]) + high * 0x9E3779B1) % 2**32)
-    return _mix(mixed) ^ words[2]
+    return _mix(_mix(place ^ key[0]) + key[1]) ^ key[2]
 
 
 def _mix(x):
@@ -37,3 +50,30 @@ def _mix(x):
     x = (x ^ (x >> word(16))) * word(0x85EBCA6B)
     x = (x ^ (x >> word(13))) * word(0xC2B2AE35)
     return x ^ (x >> word(16))
+
+
+def _on_host(stream, start, size):
+    first = start - start % CHUNK
+    chunks = [_chunk(stream, chunk) for chunk in range(first, max(start + size, first + 1), CHUNK)]
+    whole = np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
+    return whole[start - first : start - first + size]
+
+
+@functools.lru_cache(maxsize=32)
+def _chunk(stream, start):
+    # the parts of a leaf come one after the other, and a call costs more than the work
+    return np.asarray(_program()(_key(stream, start)))
+
+
+@functools.cache
+def _program():
+    """Compile the hash of a chunk for the host: one loop where NumPy has twenty."""
+    with jax.default_device(_host()):
+        return jax.jit(lambda key: _hash(key, (CHUNK,))).lower(jax.ShapeDtypeStruct((4,), np.uint32)).compile()
+
+
+def _host():
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX was told to use an accelerator alone
+        return jax.local_devices()[0]

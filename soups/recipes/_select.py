@@ -25,9 +25,11 @@ def kth_magnitudes(arrays: Callable[[], Iterable], size: int, places: Sequence[i
     for array in arrays():
         start, end = end, end + array.size
         np.abs(array.reshape(-1), out=gathered[start:end])
-    patterns = gathered.view(_integer(first.dtype))
-    patterns.partition([k - 1 for k in places])
-    return [gathered[k - 1] for k in places]
+    patterns, found, start = gathered.view(_integer(first.dtype)), {}, 0
+    for k in sorted(set(places)):  # one after the other: NumPy is ten times slower if asked for two at once
+        patterns[start:].partition(k - 1 - start)
+        found[k], start = gathered[k - 1], k
+    return [found[k] for k in places]
 
 
 def kth_magnitude(arrays: Callable[[], Iterable], size: int, k: int):

@@ -10,7 +10,7 @@ import numpy as np
 from soups import tree
 from soups.names import check_name
 from soups.recipes import _members, leafwise
-from soups.recipes._select import kth_magnitude
+from soups.recipes._select import GATHERED, kth_magnitude
 from soups.recipes.sparsify import check_density, masked
 
 SCOPES = ("model", "leaf")
@@ -155,33 +155,30 @@ def sce_recipe(number: int, select_topk: float) -> leafwise.Recipe:
     if not 0 < select_topk <= 1:
         raise ValueError(f"select_topk must be in (0, 1], not {select_topk}")
 
-    def selected(part, threshold):
-        vectors = _vectors(part)
-        if threshold is None:
-            return vectors
-        kept = _variance(part) >= threshold
-        return [masked(vector, kept) for vector in vectors]
-
     def measure(parts):
         xp, size = next(iter(parts())).xp, sum(part.leaves[0].size for part in parts())
-        threshold = None if select_topk >= 1 else _largest_variances(xp, parts, size, select_topk)
-        sums = leafwise.sum_over(
-            parts, lambda part: [xp.sum(xp.square(vector)) for vector in selected(part, threshold)]
-        )
-        energies = xp.stack(sums) / size
-        known = xp.sum(energies) >= 1e-6
-        share = xp.where(known, energies / xp.where(known, xp.sum(energies), 1), 1.0 / number)
-        return threshold, share
+        kept = None if select_topk >= 1 else leafwise.remembered(_varying_most(parts, size, select_topk))
+
+        def energies(part):
+            mask = None if kept is None else kept(part)
+            squares = [xp.square(vector) for vector in _vectors(part)]
+            return [leafwise.total(xp, square if mask is None else masked(square, mask)) for square in squares]
+
+        sums = xp.stack(leafwise.sum_over(parts, energies)) / size
+        known = xp.sum(sums) >= 1e-6
+        return kept, xp.where(known, sums / xp.where(known, xp.sum(sums), 1), 1.0 / number)
 
     def merge(part, seen):
-        threshold, share = seen
-        xp, vectors = part.xp, selected(part, threshold)
+        kept, share = seen
+        xp, vectors = part.xp, _vectors(part)
         positive = tree.sum_in_order(vectors) >= 0
         sign = 2.0 * positive.astype(vectors[0].dtype) - 1.0
         # what points along the sign is positive after multiplying with it
-        agreeing = [xp.maximum(sign * vector, 0.0) for vector in vectors]
+        zeros = xp.zeros_like(sign)
+        agreeing = [xp.maximum(sign * vector, zeros) for vector in vectors]
         divisor = tree.mix([(vector > 0).astype(vector.dtype) for vector in agreeing], share)
-        return part.base + sign * tree.mix(agreeing, share) / xp.maximum(divisor, tree.scalar(1e-6, divisor))
+        step = sign * tree.mix(agreeing, share) / xp.maximum(divisor, tree.scalar(1e-6, divisor))
+        return part.base + (step if kept is None else masked(step, kept(part)))
 
     return leafwise.Recipe(merge, measure)
 
@@ -255,14 +252,21 @@ def _variance(part):
     return tree.sum_in_order([part.xp.square(step - mean) for step in [*steps, 0.0 * mean]]) / count
 
 
-def _largest_variances(xp, parts, size, fraction):
-    varying = leafwise.sum_over(parts, lambda part: xp.sum((_variance(part) > 0).astype(np.uint32)))
+def _varying_most(parts, size, fraction):
+    """Give the function that says of a part which elements are among the fraction of largest variances."""
+    variance = leafwise.remembered(_variance) if 2 * size <= GATHERED else _variance
+    threshold = _just_below(_least_variance(parts, variance, size, fraction))
+    return lambda part: variance(part) >= tree.scalar(threshold, part.leaves[0])
+
+
+def _least_variance(parts, variance, size, fraction):
+    xp = next(iter(parts())).xp
+    varying = leafwise.sum_over(parts, lambda part: xp.sum((variance(part) > 0).astype(np.uint32)))
     kept = _floor_of_product(varying if xp is not np else int(varying), fraction)
     if xp is np and kept == 0:
         return np.float32(np.inf)
-    least = kth_magnitude(lambda: map(_variance, parts()), size, size + 1 - kept)
     # with nothing kept the rank is beyond the last: the pattern found is that of a NaN, which nothing reaches
-    return _just_below(least)
+    return kth_magnitude(lambda: map(variance, parts()), size, size + 1 - kept)
 
 
 def _floor_of_product(count, fraction):

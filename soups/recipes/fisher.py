@@ -10,7 +10,7 @@ import numpy as np
 
 from soups import tree
 from soups.names import check_name
-from soups.recipes import _leaves, _members
+from soups.recipes import _leaves, _members, leafwise
 from soups.recipes._aligned import aligned, weights_of
 
 ESTIMATORS = ("exact", "sampled", "empirical", "batch")
@@ -105,8 +105,7 @@ def fisher(
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
-    if not floor > 0:
-        raise ValueError(f"floor must be above 0, not {floor}: it is what decides where all Fishers vanish")
+    _check_floor(floor)
     members = _members.as_mapping(members)
     members = {name: members[name] for name in members}
     names, trees = list(members), list(members.values())
@@ -147,11 +146,51 @@ def fisher_interpolate(
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
-    if not _leaves.traced(alpha) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], not {alpha}")
+    check_alpha(alpha)
     members = {"base": base, "member": member}
     fishers = {"base": fisher_base, "member": fisher_member}
     return fisher(members, fishers, weights=[1.0 - alpha, alpha], floor=floor, normalize=normalize)
+
+
+def check_alpha(alpha) -> None:
+    """Raise a ValueError unless α is in [0, 1]."""
+    if not _leaves.traced(alpha) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], not {alpha}")
+
+
+def fisher_recipe(
+    number: int,
+    weights: Sequence[float] | None = None,
+    floor: float = 1e-6,
+    favored: Sequence[bool] | None = None,
+    normalize: bool = False,
+) -> leafwise.Recipe:
+    """Give the recipe of `fisher` for parts whose leaves are those of the members, then their Fisher diagonals.
+
+    `favored`: for each member; those that are have the floor, or all if none is.
+    """
+    names = [str(index) for index in range(number)]
+    weights = weights_of(weights, dict.fromkeys(names))
+    _check_floor(floor)
+    floors = [floor if chosen or not any(favored or ()) else 0.0 for chosen in favored or [False] * number]
+    if not any(weight > 0 and least > 0 for weight, least in zip(weights, floors, strict=True)):
+        raise ValueError("the favoured member needs a weight above 0")
+
+    def measure(parts):
+        squares = leafwise.sum_over(parts, lambda part: [tree.inner(leaf, leaf) for leaf in part.leaves[number:]])
+        for name, square in zip(names, squares, strict=True):
+            _check_norm(name, square)
+        return [weight / square**0.5 for weight, square in zip(weights, squares, strict=True)]
+
+    def merge(part, shares):
+        leaves, fishers = part.leaves[:number], part.leaves[number:]
+        for name, values in zip(names, fishers, strict=True):
+            _check_not_negative(name, {part.name: values})
+        return _weigh(leaves, fishers, floors, weights if shares is None else shares)
+
+    if not normalize:
+        return leafwise.Recipe(merge)
+    return leafwise.Recipe(merge, measure, scope="model")
 
 
 # --- Averaging ---
@@ -160,12 +199,14 @@ def fisher_interpolate(
 def _average(name, leaves, fishers, floors, weights):
     if not tree.is_float(leaves[0]):
         return tree.mean([{name: leaf} for leaf in leaves])[name]  # copied, if they are the same
-    xp = _leaves.namespace([leaves, fishers])
-    wide = tree.widen(list(leaves))
+    return _weigh(tree.widen(list(leaves)), fishers, floors, weights).astype(leaves[0].dtype)
+
+
+def _weigh(wide, fishers, floors, weights):
+    xp = _leaves.namespace([wide, fishers])
     masses = [xp.maximum(f.astype(w.dtype), floor) for f, w, floor in zip(fishers, wide, floors, strict=True)]
     total = tree.weighted_sum(masses, weights)
-    mixed = tree.weighted_sum([mass * leaf for mass, leaf in zip(masses, wide, strict=True)], weights)
-    return (mixed / total).astype(leaves[0].dtype)
+    return tree.weighted_sum([mass * leaf for mass, leaf in zip(masses, wide, strict=True)], weights) / total
 
 
 def _check_fishers(first, fishers, names, normalize):
@@ -175,10 +216,24 @@ def _check_fishers(first, fishers, names, normalize):
             continue
         if bad := tree.nonfinite_names(information):
             raise ValueError(f"NaN or infinity in the Fisher information of member {name}: {', '.join(bad)}")
-        if bad := [leaf for leaf, values in tree.flatten(information).items() if bool((values < 0).any())]:
-            raise ValueError(f"negative Fisher information of member {name}: {', '.join(bad)}")
-        if normalize and not tree.norm(information) > 0:
-            raise ValueError(f"the Fisher information of member {name} is zero, so it cannot be normalized")
+        _check_not_negative(name, tree.flatten(information))
+        if normalize:
+            _check_norm(name, tree.norm(information))
+
+
+def _check_floor(floor):
+    if not floor > 0:
+        raise ValueError(f"floor must be above 0, not {floor}: it is what decides where all Fishers vanish")
+
+
+def _check_not_negative(name, leaves):
+    if not _leaves.traced(leaves) and (bad := [leaf for leaf, x in leaves.items() if bool((x < 0).any())]):
+        raise ValueError(f"negative Fisher information of member {name}: {', '.join(bad)}")
+
+
+def _check_norm(name, norm):
+    if not _leaves.traced(norm) and not norm > 0:
+        raise ValueError(f"the Fisher information of member {name} is zero, so it cannot be normalized")
 
 
 # --- Estimating ---

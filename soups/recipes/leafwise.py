@@ -17,7 +17,7 @@ from ml_dtypes import bfloat16
 from soups import tree
 from soups.recipes import _members
 
-BLOCK = 2**15  # elements: blocks of some members fit into the cache of a core
+BLOCK = 2**16  # elements: a few blocks fit into the cache of a core
 THREADS = max(2, min(8, os.cpu_count() or 2))
 
 
@@ -140,6 +140,30 @@ def sum_over(parts: Parts, function: Callable[[Part], Any]) -> Any:
             value = jax.tree.map(lambda x: np.asarray(x, np.promote_types(np.asarray(x).dtype, np.float64)), value)
         totals = value if totals is None else jax.tree.map(lambda a, b: a + b, totals, value)
     return totals
+
+
+def total(xp, array) -> Any:
+    """Sum the elements of a part's array; NumPy's einsum takes a third of the time of its sum."""
+    return np.einsum("i->", np.reshape(array, -1)) if xp is np else xp.sum(array)
+
+
+def remembered(function: Callable[[Part], Any]) -> Callable[[Part], Any]:
+    """Give a function of the same arrays, each of which the host works out once; it keeps masks as bits."""
+    known: dict[tuple[str, int], np.ndarray] = {}
+
+    def again(part):
+        if part.xp is not np:
+            return function(part)
+        place, like = (part.name, part.start), part.leaves[0]
+        if place in known:
+            array = known[place]
+            bits = array.dtype == np.uint8
+            return np.unpackbits(array, count=like.size).view(bool).reshape(like.shape) if bits else array
+        found = function(part)
+        known[place] = np.packbits(found) if found.dtype == bool else found
+        return found
+
+    return again
 
 
 def per_member(values, number: int, what: str) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy  # its parts are imported when they are used
 
 from soups import tree
 from soups.names import check_name
@@ -133,7 +133,7 @@ def _rows(leaf, number, blocks):
 
 def assign(similarity: np.ndarray) -> np.ndarray:
     """Solve the linear assignment problem: the order p of the columns with the largest Σ_i S[i, p_i]."""
-    return linear_sum_assignment(similarity, maximize=True)[1]
+    return scipy.optimize.linear_sum_assignment(similarity, maximize=True)[1]
 
 
 def score(similarity: np.ndarray, order: np.ndarray) -> float:

@@ -50,15 +50,17 @@ def trim(density: float, *, surplus: int = 0, rescale: bool = False) -> Sparsifi
         if kept >= size:
             return None, 1.0
         (threshold,) = kth_magnitudes(lambda: (part.vector(index) for part in parts()), size, [size - kept + 1])
-        return threshold, _l1_ratio(parts, index, lambda part: cut(part, index, threshold)) if rescale else 1.0
-
-    def cut(part, index, threshold):
-        vector = part.vector(index)
-        return masked(vector, part.xp.abs(vector) >= threshold)
+        if not rescale:
+            return threshold, 1.0
+        return threshold, _l1_ratio(parts, index, lambda part: mask(part.vector(index), threshold))
 
     def apply(part, index, measured):
         threshold, ratio = measured
-        return part.vector(index) if threshold is None else _scaled(cut(part, index, threshold), ratio)
+        vector = part.vector(index)
+        return vector if threshold is None else scaled(masked(vector, mask(vector, threshold)), ratio)
+
+    def mask(vector, threshold):
+        return abs(vector) >= threshold
 
     return Sparsifier(apply, measure)
 
@@ -77,17 +79,21 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
     if rescale not in ("probability", "norm", None):
         raise ValueError(f"rescale must be 'probability', 'norm' or None, not {rescale!r}")
 
+    fixed_ratio = 1.0 / density if rescale == "probability" else 1.0
+
     def mask(part, index):
         return _random.below(density, seed, f"drop/{index}", part, part.leaves[index].shape)
 
     def measure(parts, index):
-        return _l1_ratio_and_masks(parts, index, mask)
+        kept = leafwise.remembered(lambda part: mask(part, index))
+        return _l1_ratio(parts, index, kept), kept
 
     def apply(part, index, measured):
-        ratio, masks = measured or (1.0 / density if rescale == "probability" else 1.0, {})
+        vector = part.vector(index)
         if density >= 1:
-            return part.vector(index)
-        return _scaled(masked(part.vector(index), _remembered(masks, part, index, mask)), ratio)
+            return vector
+        ratio, kept = measured or (fixed_ratio, lambda part: mask(part, index))
+        return scaled(masked(vector, kept(part)), ratio)
 
     return Sparsifier(apply, measure if rescale == "norm" and density < 1 else None)
 
@@ -117,18 +123,18 @@ def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> S
         places = [bottom + 1] + ([size - top + 1] if top else [])
         found = kth_magnitudes(lambda: (part.vector(index) for part in parts()), size, places)
         thresholds = found[0], found[1] if top else None
-        return thresholds, _l1_ratio(parts, index, lambda part: cut(part, index, thresholds)) if rescale else 1.0
-
-    def cut(part, index, thresholds):
-        low, high = thresholds
-        vector = part.vector(index)
-        magnitude = part.xp.abs(vector)
-        kept = (magnitude >= low) if high is None else (magnitude >= low) & (magnitude < high)
-        return masked(vector, kept)
+        if not rescale:
+            return thresholds, 1.0
+        return thresholds, _l1_ratio(parts, index, lambda part: mask(part.vector(index), *thresholds))
 
     def apply(part, index, measured):
         thresholds, ratio = measured
-        return _scaled(cut(part, index, thresholds), ratio)
+        vector = part.vector(index)
+        return scaled(masked(vector, mask(vector, *thresholds)), ratio)
+
+    def mask(vector, low, high):
+        magnitude = abs(vector)
+        return (magnitude >= low) if high is None else (magnitude >= low) & (magnitude < high)
 
     return Sparsifier(apply, measure)
 
@@ -158,16 +164,17 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
         return drawn < probabilities(part, index)
 
     def measure(parts, index):
-        return _l1_ratio_and_masks(parts, index, mask)
+        kept = leafwise.remembered(lambda part: mask(part, index))
+        return _l1_ratio(parts, index, kept), kept
 
     def apply(part, index, measured):
-        ratio, masks = measured or (1.0, {})
         vector = part.vector(index)
         if rescale == "probability":
             chosen = probabilities(part, index)
             drawn = _random.uniform(seed, f"magprune/{index}", part, vector.shape)
             return masked(vector / chosen.astype(vector.dtype), drawn < chosen)
-        return _scaled(masked(vector, _remembered(masks, part, index, mask)), ratio)
+        ratio, kept = measured or (1.0, lambda part: mask(part, index))
+        return scaled(masked(vector, kept(part)), ratio)
 
     return Sparsifier(apply, measure if rescale == "norm" else None, unit="row")
 
@@ -196,49 +203,34 @@ def _ranks_on_host(vector):
     if vector.dtype != np.float32:
         return np.argsort(np.argsort(np.abs(vector), axis=-1, kind="stable"), axis=-1, kind="stable")
     # the magnitude's bits with the place behind them: sorting these numbers is much faster than a stable argsort
-    places = np.arange(vector.shape[-1], dtype=np.uint64)
-    keys = (np.abs(vector).view(np.uint32).astype(np.uint64) << np.uint64(32)) | places
+    keys = np.abs(vector).view(np.uint32).astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.arange(vector.size, dtype=np.uint64).reshape(vector.shape)
     keys.sort(axis=-1)
-    order = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64).reshape(-1, places.size)
-    order += np.arange(len(order))[:, None] * places.size  # in the flattened array
+    keys &= np.uint64(0xFFFFFFFF)
+    columns = vector.shape[-1]
     ranks = np.empty(vector.size, np.float32)
-    ranks[order.reshape(-1)] = np.broadcast_to(places.astype(np.float32), order.shape).reshape(-1)
+    ranks[keys.reshape(-1).view(np.int64)] = np.tile(np.arange(columns, dtype=np.float32), vector.size // columns)
     return ranks.reshape(vector.shape)
 
 
-def _l1_ratio_and_masks(parts, index, mask):
-    """Give |τ|_1 / |m ⊙ τ|_1 over the parts, and on the host the masks as bits, so that none is drawn twice."""
-    masks = {}
+def _l1_ratio(parts, index, mask):
+    """Give |τ|_1 / |m ⊙ τ|_1 over the parts, of masks m(part); 1 where either is nearly zero."""
 
-    def kept(part):
-        here = mask(part, index)
-        if part.xp is np:
-            masks[part.name, part.start] = np.packbits(here)
-        return masked(part.vector(index), here)
+    def norms(part):
+        vector = part.vector(index)
+        magnitude = abs(vector)
+        return leafwise.total(part.xp, magnitude), leafwise.total(part.xp, masked(magnitude, mask(part)))
 
-    return _l1_ratio(parts, index, kept), masks
-
-
-def _remembered(masks, part, index, mask):
-    bits = masks.get((part.name, part.start))
-    if bits is None:
-        return mask(part, index)
-    shape = part.leaves[index].shape
-    return np.unpackbits(bits, count=part.leaves[index].size).view(bool).reshape(shape)
-
-
-def _l1_ratio(parts, index, sparse):
-    """Give |τ|_1 / |s(τ)|_1 over the parts; 1 where either is nearly zero."""
+    before, after = leafwise.sum_over(parts, norms)
     xp = next(iter(parts())).xp
-    before, after = leafwise.sum_over(
-        parts, lambda part: (xp.sum(xp.abs(part.vector(index))), xp.sum(xp.abs(sparse(part))))
-    )
     known = (before >= 1e-7) & (after >= 1e-7)
     return xp.where(known, before / xp.where(known, after, xp.ones_like(after)), xp.ones_like(after))
 
 
-def _scaled(vector, ratio):
-    return vector if isinstance(ratio, float) and ratio == 1.0 else vector * tree.scalar(ratio, vector)
+def scaled(vector, factor):
+    """Multiply by a number; by the number 1.0 without looking at the elements."""
+    return vector if isinstance(factor, float) and factor == 1.0 else vector * tree.scalar(factor, vector)
 
 
 def check_density(density: float) -> None:

@@ -4,6 +4,7 @@ So each is a weighted sum whose weights follow from one Gram matrix [K, K], per 
 that travels between devices and all that a stream has to remember.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soups import tree
+from soups.names import check_name
 from soups.recipes import _members, leafwise
 from soups.recipes.task_vectors import Weights
 
@@ -27,7 +29,7 @@ def nuslerp(
 
     [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with t = w_2 / (w_1 + w_2) and Ω the angle between a and b, which are the
     members or, with a base, their task vectors; linear where sin² Ω ≤ 1e-16 in float64, 1e-12 in float32. `scope`: one
-    angle for each "leaf" or for the "model".
+    angle for each "leaf", for the "model", or for each "row" (along the last axis) or "column" (along the first).
 
     Raises:
         ValueError: not two members, other structures, NaN or infinity, another scope.
@@ -48,10 +50,11 @@ def multislerp(
     """Average directions and lengths apart.
 
     (Σ_i w_i |v_i|) · s / |s| with s = Σ_i w_i v_i / |v_i| and weights that are normalised to one; v_i are the members
-    or, with a base, their task vectors.
+    or, with a base, their task vectors. Where the directions of two cancel, |s| < 1e-8, it is their average.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, another scope, directions that cancel.
+        ValueError: no members, other structures, NaN or infinity, another scope, weights that sum to zero, directions
+            of more than two members that cancel.
     """
     members = _members.as_mapping(members)
     return leafwise.apply(multislerp_recipe(len(members), weights, base is not None, scope), members, base)
@@ -78,7 +81,8 @@ def model_stock(members: _members.Members, *, base: tree.Tree, scope: str = "lea
     """Move from the base towards the mean of the members as far as their angles say.
 
     θ = t mean(θ_i) + (1 − t) θ_base, t = K cos / (1 + (K − 1) cos), cos the mean of the cosines between all pairs of
-    task vectors; t = 0 where the divisor is below 1e-6.
+    task vectors; t = 0 where the divisor is below 1e-6. `scope`: one t for each "leaf", for the "model", or for each
+    "row" (along the last axis).
 
     Raises:
         ValueError: fewer than two members, other structures, NaN or infinity, another scope.
@@ -117,7 +121,7 @@ def nuslerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) ->
         t = xp.where(known, xp.asarray(weights[1], gram.dtype) / xp.where(known, total, 1), xp.asarray(0.5, gram.dtype))
         return slerp_coefficients(xp, gram, t)
 
-    return gram_recipe(coefficients, has_base, scope)
+    return _by_scope(coefficients, has_base, scope, ("model", "leaf", "row", "column"))
 
 
 def slerp_recipe(t: float, scope: str = "leaf", parallel: float = 0.9995) -> leafwise.Recipe:
@@ -127,30 +131,57 @@ def slerp_recipe(t: float, scope: str = "leaf", parallel: float = 0.9995) -> lea
     )
 
 
-def multislerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) -> leafwise.Recipe:
-    """Give the recipe of `multislerp`."""
+def multislerp_recipe(
+    number: int, weights: Weights, has_base: bool, scope: str, *, normalize: bool = True, epsilon: float = 0.0
+) -> leafwise.Recipe:
+    """Give the recipe of `multislerp`.
+
+    Without `normalize` the weights stay as they are. `epsilon` is mergekit's: added to each length before the division,
+    and the angle of a last step, so that the result is cos(ε) times as long.
+    """
     weights = np.asarray(leafwise.per_member(weights, number, "weights"), np.float64)
+    if normalize and abs(weights.sum()) < 1e-8:
+        raise ValueError(f"weights that sum to zero cannot be normalized: {weights.tolist()}")
 
     def coefficients(xp, gram):
-        share = xp.asarray(weights / weights.sum(), gram.dtype)
+        share = xp.asarray(weights / weights.sum() if normalize else weights, gram.dtype)
         lengths, cosines = _lengths_and_cosines(xp, gram)
-        long = _positive(xp, share @ cosines @ share)
-        if xp is np and number > 2 and long < 1e-16:
+        part = share * lengths / (lengths + epsilon)
+        norm = xp.sqrt(_positive(xp, part @ cosines @ part))
+        cancels = norm < max(epsilon, 1e-8)
+        if xp is np and number > 2 and cancels and gram.any():
             raise ValueError("the members' directions cancel: there is no mean direction")
-        return xp.sum(share * lengths) * share / (lengths * xp.sqrt(long))
+        arc = math.cos(epsilon) * xp.sum(share * lengths) * part / (lengths * norm)
+        return xp.where(cancels, share, arc)
 
     return gram_recipe(coefficients, has_base, scope)
 
 
-def karcher_recipe(number: int, has_base: bool, scope: str, iterations: int = 10) -> leafwise.Recipe:
-    """Give the recipe of `karcher`."""
+def karcher_recipe(
+    number: int,
+    has_base: bool,
+    scope: str,
+    iterations: int = 10,
+    *,
+    tolerance: float = 1e-5,
+    least: float = 0.0,
+) -> leafwise.Recipe:
+    """Give the recipe of `karcher`.
+
+    It ends when a step is below `tolerance`. Vectors not longer than `least` have no direction, only a length, and the
+    result is zero if all are that short; mergekit takes its tolerance for both.
+    """
 
     def coefficients(xp, gram):
         lengths, cosines = _lengths_and_cosines(xp, gram)
-        start = xp.full(number, 1.0 / number, gram.dtype)
+        counted = lengths > least
+        share = counted.astype(gram.dtype) / xp.maximum(xp.sum(counted), 1).astype(gram.dtype)
+        length = xp.sqrt(_positive(xp, share @ cosines @ share))
+        first = (xp.arange(number) == xp.argmax(counted)).astype(gram.dtype)
+        start = xp.where(length < tolerance, first, share / length)
         # μ = Σ_i m_i u_i, so that all of the iteration is in the coefficients m
-        direction = _iterate(xp, lambda m: _karcher_step(xp, cosines, m), _unit(xp, cosines, start), iterations)
-        return xp.mean(lengths) * direction / lengths
+        direction = _iterate(xp, lambda m: _karcher_step(xp, cosines, share, m, tolerance), start, iterations)
+        return xp.mean(lengths) * direction / lengths * xp.any(counted).astype(gram.dtype)
 
     return gram_recipe(coefficients, has_base, scope)
 
@@ -162,13 +193,14 @@ def model_stock_recipe(number: int, scope: str) -> leafwise.Recipe:
 
     def coefficients(xp, gram):
         _, cosines = _lengths_and_cosines(xp, gram)
-        mean = (xp.sum(cosines) - xp.trace(cosines)) / (number * (number - 1))
+        diagonal = xp.sum(xp.diagonal(cosines, axis1=-2, axis2=-1), axis=-1)
+        mean = (xp.sum(cosines, axis=(-2, -1)) - diagonal) / (number * (number - 1))
         divisor = 1.0 + (number - 1) * mean
         known = xp.abs(divisor) >= 1e-6
         t = xp.where(known, number * mean / xp.where(known, divisor, 1.0), 0.0 * mean)
-        return xp.full(number, 1.0, gram.dtype) * t / number
+        return xp.stack([t / number] * number, axis=-1)
 
-    return gram_recipe(coefficients, True, scope)
+    return _by_scope(coefficients, True, scope, ("model", "leaf", "row"))
 
 
 def geometric_median_recipe(number: int, weights: Weights, scope: str, iterations: int = 100) -> leafwise.Recipe:
@@ -230,10 +262,38 @@ def gram_recipe(
     return leafwise.Recipe(merge, measure, scope)
 
 
+def _by_scope(coefficients, has_base, scope, scopes):
+    check_name(scope, scopes, "scope")
+    if scope in ("model", "leaf"):
+        return gram_recipe(coefficients, has_base, scope)
+    return _row_recipe(coefficients, has_base, columns=scope == "column")
+
+
+def _row_recipe(coefficients, has_base, *, columns):
+    """Give the recipe that does as `gram_recipe` for each row, or each column, by itself: Gram matrices [R, K, K]."""
+
+    def rows(array):
+        if columns:
+            return array.reshape(array.shape[0] if array.ndim else 1, -1).T
+        return array.reshape(-1, array.shape[-1] if array.ndim else 1)
+
+    def merge(part, _):
+        xp, number = part.xp, len(part.leaves)
+        vectors = [rows(part.vector(i) if has_base else part.leaves[i]) for i in range(number)]
+        wide = [x.astype(np.float64) for x in vectors] if xp is np else vectors
+        gram = xp.stack([xp.stack([xp.sum(a * b, axis=-1) for b in wide], axis=-1) for a in wide], axis=-1)
+        weights = coefficients(xp, gram)
+        total = tree.sum_in_order([weights[:, i, None].astype(x.dtype) * x for i, x in enumerate(vectors)])
+        merged = (total.T if columns else total).reshape(part.leaves[0].shape)
+        return part.base + merged if has_base else merged
+
+    return leafwise.Recipe(merge, unit="leaf" if columns else "row")
+
+
 def slerp_coefficients(xp, gram, t, *, parallel: float | None = None):
     """Give the weights of two vectors at `t` of their arc; linear where they are parallel."""
     _, cosines = _lengths_and_cosines(xp, gram)
-    cosine = xp.clip(cosines[0, 1], -1.0, 1.0)
+    cosine = xp.clip(cosines[..., 0, 1], -1.0, 1.0)
     squared_sine = 1.0 - cosine * cosine
     if parallel is None:
         straight = squared_sine <= (1e-16 if gram.dtype == np.float64 else 1e-12)
@@ -243,32 +303,32 @@ def slerp_coefficients(xp, gram, t, *, parallel: float | None = None):
     omega = xp.arccos(xp.where(straight, 0.0, cosine))
     a = xp.where(straight, 1.0 - t, xp.sin((1.0 - t) * omega) / sine)
     b = xp.where(straight, t, xp.sin(t * omega) / sine)
-    return xp.stack([a, b])
+    return xp.stack([a, b], axis=-1)
 
 
 def _lengths_and_cosines(xp, gram):
-    lengths = xp.sqrt(_positive(xp, xp.diagonal(gram)))
-    return lengths, gram / (lengths[:, None] * lengths[None, :])
+    lengths = xp.sqrt(_positive(xp, xp.diagonal(gram, axis1=-2, axis2=-1)))
+    return lengths, gram / (lengths[..., :, None] * lengths[..., None, :])
 
 
 def _positive(xp, squares):
-    # a vector of zeros has no direction; its coefficient may be anything finite
-    return xp.maximum(squares, xp.asarray(np.finfo(squares.dtype).tiny * 1e8, squares.dtype))
+    # a vector of zeros has no direction; its coefficient may be anything that is finite in float32 too
+    return xp.maximum(squares, xp.asarray(1e-60 if squares.dtype == np.float64 else 1e-30, squares.dtype))
 
 
 def _unit(xp, cosines, m):
     return m / xp.sqrt(_positive(xp, m @ cosines @ m))
 
 
-def _karcher_step(xp, cosines, m):
+def _karcher_step(xp, cosines, share, m, tolerance):
     cosine = xp.clip(cosines @ m, -1.0, 1.0)
     angle = xp.arccos(cosine)
     sine = xp.sqrt(1.0 - cosine * cosine)
-    near = angle < 1e-5
-    ratio = xp.where(near, 0.0 * angle, angle / xp.where(near, 1.0, sine)) / len(cosines)
+    skipped = (angle < tolerance) | (sine == 0.0)
+    ratio = xp.where(skipped, 0.0 * angle, angle / xp.where(skipped, 1.0, sine)) * share
     tangent = ratio - xp.sum(ratio * cosine) * m
     length = xp.sqrt(xp.maximum(tangent @ cosines @ tangent, 0.0))
-    done = length < 1e-5
+    done = length < tolerance
     moved = xp.cos(length) * m + xp.sin(length) * tangent / xp.where(done, 1.0, length)
     return xp.where(done, m, _unit(xp, cosines, moved))
 

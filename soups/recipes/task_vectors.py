@@ -7,7 +7,7 @@ import numpy as np
 
 from soups import tree
 from soups.recipes import _members, leafwise
-from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, trim
+from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, scaled, trim
 
 Weights = Sequence[float] | float
 
@@ -242,22 +242,20 @@ def _surplus(xp, vectors, weights):
 
 
 def _agreeing(xp, vectors, weights, surplus, normalize):
-    weighted = [tree.scalar(weight, vector) * vector for weight, vector in zip(weights, vectors, strict=True)]
+    weighted = [scaled(vector, weight) for weight, vector in zip(weights, vectors, strict=True)]
     mass = tree.sum_in_order(weighted)
     positive = mass >= 0
     if surplus is not None:  # where all cancel, the sign of most elements
         positive = (mass > 0) | ((mass == 0) & (surplus >= 0))
     sign = 2.0 * positive.astype(mass.dtype) - 1.0
+    zeros = xp.zeros_like(mass)  # against a number, NumPy's maximum takes five times as long
     # what points along the sign is positive after multiplying with it
-    agreeing = [xp.maximum(sign * vector, 0.0) for vector in weighted]
+    agreeing = [xp.maximum(sign * vector, zeros) for vector in weighted]
     total = sign * tree.sum_in_order(agreeing)
     if not normalize:
         return total
-    divisor = [
-        (vector > 0).astype(mass.dtype) * tree.scalar(weight, vector)
-        for weight, vector in zip(weights, agreeing, strict=True)
-    ]
-    return total / _or_one(xp, tree.sum_in_order(divisor))
+    counted = [(vector > 0).astype(mass.dtype) for vector in agreeing]
+    return total / _or_one(xp, tree.sum_in_order(map(scaled, counted, weights)))
 
 
 def _or_one(xp, divisor):

@@ -26,16 +26,26 @@ def load_results(path) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: not JSON, another version of the schema, or keys that are missing; all of them are listed.
     """
+    results = read_json(path)
+    check(results, path)
+    return {name: [] if name == "conclusions" else {} for name in _OPTIONAL} | results
+
+
+def read_json(path):
+    """Read a results file of any experiment, given as the file or as the directory that holds `results.json`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON.
+    """
     path = pathlib.Path(path)
     path = path / "results.json" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"no results file at {path}: run the experiment first, it writes results.json")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from error
-    check(results, path)
-    return {name: [] if name == "conclusions" else {} for name in _OPTIONAL} | results
 
 
 def check(results, where="results") -> None:

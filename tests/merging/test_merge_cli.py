@@ -11,6 +11,8 @@ import yaml
 
 import soups
 from soups.merging import MERGEKIT, PUBLISHED
+from soups.merging.lock import locked
+from soups.pool.formats import write_safetensors
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -66,7 +68,9 @@ def test_merges_members_by_a_method_and_says_what_happens(cli, models, small, tm
     size = sum(leaf.nbytes for leaf in small.tensors(0).values())
     assert "ties, as in the papers" in printed and "settings: scale 1.0, normalize True" in printed
     assert "weight 1.0, density 0.4" in printed and "copied, not merged: model.position_ids" in printed
-    assert f"reads {4 * size / 1e9:.3g} GB, writes {size / 1e9:.3g} GB to {out}; about " in printed
+    assert f"reads {4 * size / 1e3:.3g} kB, writes {size / 1e3:.3g} kB to {out}; about " in printed
+    assert "papers: trim task vectors, elect signs, average those that agree (Yadav et al. 2023" in printed
+    assert "beside the tensors: README.md, config.json, merge.json, recipe.yml, tokenizer.json" in printed
     assert f"wrote {out} in" in printed
     members = [floats(small.tensors(seed)) for seed in (1, 2, 3)]
     expected = soups.ties(members, base=floats(small.tensors(0)), density=0.4)
@@ -134,6 +138,8 @@ def test_verify_exits_with_1_when_something_differs(cli, recipe, tmp_path):
     assert code == 1 and " differs from element " in printed and "bit for bit" not in printed
     code, _, err = cli("--verify", tmp_path)
     assert code == 2 and "is not a folder that this program wrote: no merge.json" in err
+    assert cli(recipe, tmp_path / "orbax", "--format", "orbax")[0] == 0
+    assert cli("--verify", tmp_path / "orbax")[2].endswith("--verify compares folders of Hugging Face only\n")
 
 
 def test_a_dry_run_writes_nothing(cli, recipe, tmp_path):
@@ -153,6 +159,80 @@ def test_the_settings_of_slerp_and_what_is_tied_are_shown(cli, models, small, tm
     assert "tied, written once: lm_head.weight = model.embed_tokens.weight" in printed
 
 
+def test_what_has_no_effect_is_said(cli, recipe, small, tmp_path):
+    assert "int8_mask" not in cli(recipe, tmp_path / "out", "--dry-run")[1].replace("int8_mask False", "")
+    recipe.write_text(recipe.read_text().replace("density: 0.5}", "density: 0.5, int8_mask: true}"))
+    printed = cli(recipe, tmp_path / "out", "--dry-run")[1]
+    assert "int8_mask has no effect here: masks are made block after block and never held" in printed
+
+
+def test_fisher_files_are_settings_of_the_members(cli, refused, models, small, tmp_path):
+    fishers = {x: tmp_path / f"{x}.safetensors" for x in ("base", "a", "b")}
+    ones = {name: np.ones(shape, np.float32) for name, shape in small.shapes().items()}
+    for factor, path in enumerate(fishers.values(), start=1):
+        write_safetensors(path, {name: np.float32(factor) * leaf for name, leaf in ones.items()})
+    words = ["--fisher", fishers["a"], fishers["b"], "--out", tmp_path / "out"]
+    code, printed, err = cli(*method("fisher", models, "a", "b", base=None), *words)
+    assert (code, err) == (0, "") and printed.count("│ Fisher │") == 2
+    merged = small.read(tmp_path / "out")
+    a, b, base = (floats(small.tensors(seed)) for seed in (1, 2, 0))
+    for name in a:
+        small.near(merged[name], (2.0 * a[name] + 3.0 * b[name]) / 5)
+    words = ["--base_fisher", fishers["base"], "--fisher", fishers["a"], "--alpha", 0.25, "--out", tmp_path / "out2"]
+    assert cli(*method("fisher_interpolate", models, "a"), *words)[0] == 0
+    merged = small.read(tmp_path / "out2")
+    for name in a:
+        small.near(merged[name], (0.75 * base[name] + 0.25 * 2 * a[name]) / 1.25)
+    one = [*method("fisher", models, "a", "b", base=None), "--fisher", fishers["a"], "--out", tmp_path / "never"]
+    refused(*one, message="--fisher: one value for each of the 2 members")
+
+
+def test_models_of_other_vocabularies_need_to_be_told_which_one_to_take(cli, small, tmp_path):
+    for number, name in enumerate("ab"):
+        leaves = {"embed.weight": np.full((2 + number, 3), number, np.float32)}
+        tokens = {"model": {"vocab": {token: place for place, token in enumerate("xyz"[: 2 + number])}}}
+        small.write_model(tmp_path / name, leaves, {"vocab_size": 2 + number}, json.dumps(tokens))
+    words = ["--method", "linear", "--members", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out"]
+    code, printed, err = cli(*words)
+    assert code == 2 and "instead of [2, 3]; tokenizer_source: base, union or a model would give" in err
+    code, printed, err = cli(*words, "--tokenizer-source", "union")
+    assert (code, err) == (
+        0,
+        "",
+    ) and f"vocabulary: that of {tmp_path / 'a'}, with what others have beside it; 3 rows" in printed
+    np.testing.assert_array_equal(small.read(tmp_path / "out")["embed.weight"], np.repeat([[0.5], [0.5], [1]], 3, 1))
+
+
+def test_a_merge_may_become_a_member_of_a_pool(cli, refused, tmp_path):
+    pool = soups.Pool(tmp_path / "pool")
+    for seed, name in enumerate("ab"):
+        pool.add(name, {"w": np.full(3, seed, np.float32)})
+    words = ["--method", "linear", "--members", f"{pool.path}:a", f"{pool.path}:b", "--format", "pool", "--out"]
+    code, printed, err = cli(*words, f"{pool.path}:soup")
+    assert (code, err) == (0, "") and f"wrote {pool.path}:soup in" in printed
+    np.testing.assert_array_equal(soups.Pool(pool.path)["soup"]["w"], [0.5] * 3)
+    assert cli(*words, f"{pool.path}:dry", "--dry-run")[0] == 0 and "dry" not in soups.Pool(pool.path)
+    refused(*words, f"{pool.path}:soup", message="has a member 'soup'")
+    refused(*words, "nothing", message="a member of a pool is POOL:NAME, not 'nothing'")
+
+
+def test_a_merge_may_be_sharded_over_all_devices(cli, refused, small, tmp_path):
+    leaves = [{"w": np.full((8, 2), seed, np.float32)} for seed in (1, 4)]
+    models = {name: small.write_model(tmp_path / name, leaf) for name, leaf in zip("ab", leaves, strict=True)}
+    words = [*method("linear", models, "a", "b", base=None), "--sharded", "--out", tmp_path / "out"]
+    code, printed, err = cli(*words, "--format", "orbax")
+    assert (code, err) == (0, "") and "; on 8 devices, about " in printed
+    np.testing.assert_array_equal(soups.pool.load_checkpoint(tmp_path / "out")["w"], np.full((8, 2), 2.5))
+    refused(*words, message="--sharded writes an Orbax checkpoint: add --format orbax")
+    orbax = [*words, "--format", "orbax"]
+    refused(*orbax, "--memory", "2GB", message="--memory is of a merge on the host")
+    refused(*orbax, "--process", 0, message="--processes and --process go together")
+    refused(*orbax, "--coordinator", "x:1", message="several hosts need --coordinator HOST:PORT, --processes and")
+    refused(*orbax, "--processes", 2, "--process", 0, message="several hosts need --coordinator HOST:PORT")
+    alone = [word for word in orbax if word != "--sharded"]
+    refused(*alone, "--coordinator", "auto", message="--coordinator needs --sharded")
+
+
 def test_memory_lowers_the_threads_or_refuses(cli, refused, recipe, tmp_path):
     assert "with 8 threads" in cli(recipe, tmp_path / "out", "--dry-run", "--threads", 8)[1]
     few = cli(recipe, tmp_path / "out", "--dry-run", "--threads", 8, "--memory", "0.21GB")[1]
@@ -166,6 +246,7 @@ def test_lists_the_methods(cli):
     assert code == 0
     assert all(f" {name} " in printed for name in [*PUBLISHED, *MERGEKIT])
     assert "Yadav et al. 2023, 2306.01708" in printed
+    assert "regmean" in printed and "needs the inputs of the linear layers: use soups.regmean in Python" in printed
 
 
 def test_out_must_be_new(refused, recipe, tmp_path):
@@ -173,22 +254,39 @@ def test_out_must_be_new(refused, recipe, tmp_path):
     refused(recipe, tmp_path / "out", message="out exists: a merge is written to a new place")
 
 
+def test_a_second_merge_to_the_same_place_stops(cli, recipe, tmp_path):
+    with locked(tmp_path / "out"):
+        code, _, err = cli(recipe, tmp_path / "out")
+    assert code == 2 and f"another merge writes to {tmp_path / 'out'}: process {os.getpid()} on " in err
+    assert cli(recipe, tmp_path / "out")[0] == 0
+
+
 def test_mistakes_are_named(refused, models, recipe, tmp_path):
     out = tmp_path / "out"
     ties = method("ties", models, "a", "b")
-    refused(*method("teis", models, "a"), "--out", out, message="unknown method 'teis' (did you mean 'ties'?)")
+    refused(
+        *method("teis", models, "a"),
+        "--out",
+        out,
+        message="unknown method 'teis' (did you mean 'ties'?); python scripts/merge.py --methods lists all",
+    )
+    refused(*method("regmean", models, "a"), "--out", out, message="method 'regmean' needs the inputs of the linear")
     refused(*ties, "--densty", 0.2, "--out", out, message="unknown setting of ties 'densty' (did you mean 'density'?)")
     refused(*ties, "--density", "x", "--out", out, message="parameters.density must be a number, not 'x'")
     refused(*ties, "--density", "--out", out, message="--density needs a value")
     refused(*ties, "--weight", 1, 2, 3, "--out", out, message="--weight: one value, or one for each of the 2 members")
     refused(*ties, "--scale", 1, 2, "--out", out, message="--scale: one value, or one for each of the 2 members")
-    refused(*method("ties", models, "a", base=None), "--out", out, message="ties needs a base_model")
+    refused(*method("ties", models, "a", base=None), "--out", out, message="ties needs a base_model (--base)")
     refused(*method("ties", {**models, "a": "nowhere"}, "a"), "--out", out, message="no checkpoint at nowhere")
+    only = ["--only", "mlp", "--out", out]
+    refused(*method("iso_c", models, "a"), *only, message="only: 'mlp' is the whole name of no tensor; one is called")
     refused(*ties, message="say what is merged and where to")
     refused(recipe, message="say what is merged and where to")
     refused(recipe, out, "--method", "ties", message="give a recipe file, or --method")
     refused(recipe, out, "--density", 1, message="settings belong into the recipe file: density")
     refused(tmp_path / "nowhere.yml", out, message="no recipe file at")
+    given = ["--dtype", "bfloat16", "--base", models["a"], "--members", models["b"]]
+    refused(recipe, out, *given, message="settings belong into the recipe file: base_model, dtype, models")
     refused(recipe, out, "--threads", 0, message="--threads must be at least 1, not 0")
     refused(recipe, out, "--memory", "lots", message="'lots' is not a size; 2GB is one, with B, kB, MB, GB, TB")
     refused(recipe, out, "--shard-size", "5GiB", message="'5GiB' is not a size")
@@ -206,6 +304,14 @@ def test_a_disk_error_in_the_middle_is_named(cli, recipe, tmp_path, monkeypatch)
     assert code == 2 and "model.safetensors: No space left on device" in err
     assert cli(recipe, tmp_path / "out")[0] == 0
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["method"] == "dare_ties"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (999, "999 B"), (1530, "1.53 kB"), (2.5e6, "2.5 MB"), (1e9, "1 GB"), (3e15, "3e+03 TB")],
+)
+def test_amounts(command, number, text):
+    assert command._amount(number) == text
 
 
 @pytest.mark.parametrize(("text", "size"), [("2GB", 2e9), ("1.5 mb", 1.5e6), ("300kB", 3e5), ("77", 77), ("1TB", 1e12)])

@@ -144,34 +144,57 @@ def oracle_linear(base, members, normalize=True):
     return sum(w * x for w, x in zip(WEIGHTS.values(), members, strict=True)) / total
 
 
-def oracle_multislerp(base, members, weights, normalize=True):
+def oracle_multislerp(base, members, weights, normalize=True, eps=1e-8):
     """Follow the tangents at the mean direction; they cancel, up to rounding."""
     total = sum(weights)
     share = [w / total if normalize else w for w in weights]
     vectors = [x - base for x in members]
-    units = [unit(v) for v in vectors]
+    units = [v / (np.linalg.norm(v) + eps) for v in vectors]
     mean = unit(sum(w * u for w, u in zip(share, units, strict=True)))
     tangent = sum(w * (u - np.sum(u * mean) * mean) for w, u in zip(share, units, strict=True))
-    length = np.linalg.norm(tangent) + 1e-8
+    length = np.linalg.norm(tangent) + eps
     point = mean * np.cos(length) + tangent * np.sin(length) / length
     return base + point * sum(w * np.linalg.norm(v) for w, v in zip(share, vectors, strict=True))
 
 
-def oracle_karcher(base, members, iterations=10):
-    units = [unit(x) for x in members]
-    mean = unit(sum(units))
+def oracle_karcher(base, members, iterations=10, tol=1e-5):
+    long = [x for x in members if np.linalg.norm(x) > tol]
+    if not long:
+        return np.zeros_like(members[0])
+    units = [unit(x) for x in long]
+    mean = sum(units) / len(units)
+    mean = units[0] if np.linalg.norm(mean) < tol else unit(mean)
     for _ in range(iterations):
         tangent = np.zeros_like(mean)
         for u in units:
             cosine = np.clip(np.sum(u * mean), -1, 1)
             angle = np.arccos(cosine)
-            if angle >= 1e-5:
+            if angle >= tol:
                 tangent += angle / np.sin(angle) * (u - cosine * mean) / len(units)
         length = np.linalg.norm(tangent)
-        if length < 1e-5:
+        if length < tol:
             break
         mean = unit(np.cos(length) * mean + np.sin(length) * tangent / length)
     return mean * np.mean([np.linalg.norm(x) for x in members])
+
+
+def by_filter(oracle):
+    """Apply an oracle to each row along the last axis, a vector being one."""
+
+    def rows(x):
+        return x.reshape(-1, x.shape[-1] if x.ndim else 1)
+
+    def apply(base, members):
+        each = zip(rows(base), zip(*map(rows, members), strict=True), strict=True)
+        return np.array([oracle(start, list(ends)) for start, ends in each]).reshape(base.shape)
+
+    return apply
+
+
+def by_column(oracle):
+    """Apply an oracle to each column along the first axis."""
+    rows = by_filter(oracle)
+    return lambda base, members: rows(base.T, [x.T for x in members]).T
 
 
 def oracle_model_stock(base, members):
@@ -250,7 +273,28 @@ OTHERS = {
         dict(base=None, parameters={"max_iter": 1}),
         lambda base, members: oracle_karcher(base, members, 1),
     ),
+    "karcher, short vectors left out": (
+        dict(base=None, parameters={"tol": 2.3}),  # of tensors that all are shorter nothing is left
+        lambda base, members: oracle_karcher(base, members, tol=2.3),
+    ),
+    "multislerp, eps": (
+        dict(members="ac", weight=WEIGHTS, parameters={"eps": 0.1}),
+        lambda base, m: oracle_multislerp(base, m, [1.0, 0.75], eps=0.1),
+    ),
+    "nuslerp, row-wise is of no account while all is flat": (
+        dict(members="ac", weight=WEIGHTS, base=None, parameters={"nuslerp_row_wise": True}),
+        lambda base, m: arc(m[0], m[1], 0.75 / 1.75),
+    ),
+    "nuslerp, along the last axis": (
+        dict(members="ac", weight=WEIGHTS, base=None, parameters={"nuslerp_flatten": False}),
+        lambda base, m: by_filter(lambda _, x: arc(x[0], x[1], 0.75 / 1.75))(base, m),
+    ),
+    "nuslerp, along the first axis": (
+        dict(members="ac", weight=WEIGHTS, parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+        by_column(lambda start, x: start + arc(x[0] - start, x[1] - start, 0.75 / 1.75)),
+    ),
     "model_stock": (dict(), oracle_model_stock),
+    "model_stock, by filter": (dict(parameters={"filter_wise": True}), by_filter(oracle_model_stock)),
     "sce": (dict(), oracle_sce),
     "sce, selecting": (dict(parameters={"select_topk": 0.4}), lambda base, m: oracle_sce(base, m, 0.4)),
     "nearswap": (
@@ -311,3 +355,22 @@ def test_settings_that_cannot_be_are_errors_before_any_output(run, tmp_path, met
     with pytest.raises(ValueError, match=message):
         run(method, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_multislerp_takes_two_whose_directions_cancel_for_a_line(small, tmp_path):
+    values = {"a": [3.0, 4.0], "b": [-6.0, -8.0], "c": [0.0, 0.0]}
+    for name, value in values.items():
+        small.write_model(tmp_path / name, {"x": np.asarray(value, np.float32)})
+
+    def multislerp(members, out):
+        entries = [{"model": tmp_path / name, "parameters": {"weight": 1}} for name in members]
+        return small.merge({"merge_method": "multislerp", "models": entries}, tmp_path / out)["x"]
+
+    np.testing.assert_allclose(multislerp("ab", "out"), [-1.5, -2.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="the members' directions cancel"):
+        multislerp("abc", "never")
+
+
+def test_int8_mask_is_known_to_have_no_effect():
+    taking = [method for method in merging.MERGEKIT.values() if "int8_mask" in method.of_merge]
+    assert len(taking) == 9 and all(method.idle.keys() == {"int8_mask"} for method in taking)

@@ -173,10 +173,17 @@ def test_all_differences_are_in_one_message_before_any_output(two, small, tmp_pa
         f"  + {a}: model.norm.wieght is extra (did you mean 'model.norm.weight'?)",
         f"  ~ {a}: model.layers.0.mlp.up_proj.weight has shape [6, 8] instead of [8, 6]",
         f"  ~ {a}: model.layers.1.norm.bias has dtype int32 instead of float32",
-        f"  ~ {a}: lm_head.weight has shape [12, 6] instead of [10, 6]; give all models one vocabulary first",
+        f"  ~ {a}: lm_head.weight has shape [12, 6] instead of [10, 6]"
+        "; tokenizer_source: base, union or a model would give all one vocabulary",
         f"  ~ {b}: model.norm.weight has shape [7] instead of [6]",
     }
     assert {path.name for path in tmp_path.iterdir()} == {"base", "a", "b"}
+
+
+def test_a_name_that_both_have_is_not_meant(two, small):
+    with pytest.raises(ValueError, match="cannot be merged") as error:
+        small.plan(two(a={"model.layers.1.mlp.up_proj.weight": None}))
+    assert "is missing" in str(error.value) and "did you mean" not in str(error.value)
 
 
 def test_a_long_list_of_differences_is_cut(two, small):

@@ -3,14 +3,20 @@
 import importlib.util
 import json
 import pathlib
+import shutil
 
 import jax
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import v1 as ocp
 
 import soups
 from soups import merging
+from soups.merging.sources import part_reader
 from soups.pool import Pool, load_checkpoint, save_checkpoint
 from soups.pool.formats import CheckpointError, open_checkpoint, write_safetensors
 
@@ -69,6 +75,96 @@ def test_pool_members_and_orbax_to_either_format(models, tmp_path):
     assert merge_py("--method", "passthrough", "--members", tmp_path / "orbax", "--out", tmp_path / "copy") == 0
     copied = open_checkpoint(tmp_path / "copy")
     same({name: copied.read(name) for name in copied.leaves}, soups.tree.flatten(expected))
+
+
+# --- Orbax checkpoints, leaf by leaf ---
+
+
+@pytest.fixture
+def tree(mesh):
+    """Give what other programs store too: lists, scalars, arrays in shards."""
+    kernel = jax.device_put(MEMBERS[0]["layer"]["kernel"], NamedSharding(mesh, P("pool", "data")))
+    return {"layers": [{"kernel": kernel}, {"kernel": MEMBERS[0]["head"]["kernel"]}], "step": np.array(7), "empty": {}}
+
+
+def save_as_versions_before_did(path, tree):
+    with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+
+
+@pytest.mark.parametrize("save", [save_checkpoint, ocp.save, save_as_versions_before_did])
+def test_any_orbax_checkpoint_is_read_leaf_by_leaf(save, tree, tmp_path):
+    save(tmp_path / "orbax", tree)
+    model = merging.open_model(tmp_path / "orbax")
+    expected = soups.tree.flatten(jax.tree.map(np.asarray, tree))
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in model.leaves.items()} == {
+        name: (leaf.shape, leaf.dtype) for name, leaf in expected.items()
+    }
+    same({name: model.read(name) for name in model.leaves}, expected)
+    part = (slice(7, 21), slice(10, 30))
+    np.testing.assert_array_equal(part_reader(model, "layers/0/kernel")(part), expected["layers/0/kernel"][part])
+
+
+def test_leaves_that_lie_raw_are_mapped_and_others_are_not_looked_for(models, tmp_path):
+    shutil.copytree(models / "base", tmp_path / "base")
+    model = merging.open_model(tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "state" / "head.kernel")  # what is mapped stays until it is let go
+    bias = model.read("layer/bias")
+    assert not bias.flags.owndata and not bias.flags.writeable
+    np.testing.assert_array_equal(bias, BASE["layer"]["bias"])
+
+
+def test_a_lost_chunk_is_an_error_and_not_zeros(tree, tmp_path):
+    save_checkpoint(tmp_path / "orbax", tree)
+    model = merging.open_model(tmp_path / "orbax")
+    (tmp_path / "orbax" / "state" / "layers.0.kernel" / "2.1").unlink()
+    with pytest.raises(ValueError, match=r"layers\.0\.kernel cannot be read: .*missing"):
+        model.read("layers/0/kernel")
+    here = (slice(0, 20), slice(0, 30))  # in other chunks
+    np.testing.assert_array_equal(part_reader(model, "layers/0/kernel")(here), MEMBERS[0]["layer"]["kernel"][here])
+
+
+def test_a_damaged_orbax_checkpoint_is_named(models, tree, tmp_path):
+    shutil.copytree(models / "base", tmp_path / "short")
+    bias = tmp_path / "short" / "state" / "layer.bias" / "0"
+    bias.write_bytes(bias.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"layer\.bias/0 has 119 bytes instead of 120"):
+        merging.open_model(tmp_path / "short")
+    bias.with_name(".zarray").unlink()
+    with pytest.raises(CheckpointError, match=r"layer\.bias cannot be opened: .*zarray"):
+        merging.open_model(tmp_path / "short")
+    (tmp_path / "short" / "state" / "_METADATA").write_text("{}")
+    with pytest.raises(CheckpointError, match="_METADATA is damaged, or not as Orbax writes it"):
+        merging.open_model(tmp_path / "short")
+    shutil.copytree(models / "base", tmp_path / "two")
+    shutil.copytree(models / "base" / "state", tmp_path / "two" / "other")
+    with pytest.raises(CheckpointError, match="holds 2 trees: one Orbax checkpoint of one pytree is needed"):
+        merging.open_model(tmp_path / "two")
+    ocp.save(tmp_path / "text", tree | {"name": "x"})
+    with pytest.raises(CheckpointError, match="holds strings, which are no arrays: name"):
+        merging.open_model(tmp_path / "text")
+
+
+def test_processes_share_out_what_they_compare_with_digests(tree, tmp_path):
+    pool = Pool(tmp_path / "pool")
+    pool.add("m", {"sharded": tree["layers"][0]["kernel"], "a": np.ones(3), "b": np.ones(3), "c": np.ones(3)})
+    state = pool.path / pool.record("m")["path"] / "state"
+    finders = {}
+    for file in sorted(state.glob("*/[0-9]*")):
+        content = file.read_bytes()
+        file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        for process in range(2):
+            try:
+                merging.open_model(f"{pool.path}:m").check(process, 2)
+            except soups.PoolCorruptionError:
+                finders.setdefault(file.relative_to(state).as_posix(), []).append(process)
+        file.write_bytes(content)
+    # 4 x 2 shards: the first two rows of them are the first process's
+    rows = {f"sharded/{row}.{column}": [row // 2] for row in range(4) for column in range(2)}
+    assert finders == {**rows, "a/0": [0], "b/0": [1], "c/0": [0]}
+
+
+# --- Files ---
 
 
 def test_names_with_dots_become_nested(tmp_path):

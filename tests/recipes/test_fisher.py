@@ -6,7 +6,8 @@ import pytest
 
 from soups import tree
 from soups.recipes import uniform, weighted, wise_ft
-from soups.recipes.fisher import ESTIMATORS, fisher, fisher_information, fisher_interpolate
+from soups.recipes.fisher import ESTIMATORS, fisher, fisher_information, fisher_interpolate, fisher_recipe
+from soups.recipes.leafwise import Part
 
 N, D, H, C = 7, 3, 4, 3
 
@@ -271,3 +272,29 @@ def with_leaf(value):
 def test_fisher_errors(changed, message):
     with pytest.raises(ValueError, match=message):
         fisher(**{"members": MEMBERS, "fishers": FISHERS, **changed})
+
+
+@pytest.mark.parametrize("settings", [{}, {"weights": [1.0, 0.5, 2.0], "normalize": True}, {"favor": 1, "floor": 1e-3}])
+def test_the_recipe_over_members_and_their_diagonals_is_the_function(settings):
+    favored = {"favored": [index == settings["favor"] for index in range(3)]} if "favor" in settings else {}
+    recipe = fisher_recipe(3, **{name: value for name, value in settings.items() if name != "favor"}, **favored)
+    leaves = [tree.flatten(params) for params in [*MEMBERS, *FISHERS]]
+    parts = [Part(name, [leaf[name] for leaf in leaves]) for name in leaves[0]]
+    measured = recipe.measure(lambda: iter(parts))
+    expected = tree.flatten(fisher(MEMBERS, FISHERS, **settings))
+    for part in parts:
+        np.testing.assert_allclose(recipe.merge(part, measured), expected[part.name], rtol=1e-6)
+    assert recipe.scope == ("model" if settings.get("normalize") else "leaf")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"floor": 0.0}, "floor must be above 0, not 0.0"),
+        ({"weights": [1, -1]}, "must be finite, not negative"),
+        ({"weights": [0, 1], "favored": [True, False]}, "the favoured member needs a weight above 0"),
+    ],
+)
+def test_recipe_errors(settings, message):
+    with pytest.raises(ValueError, match=message):
+        fisher_recipe(2, **settings)

@@ -114,20 +114,57 @@ def test_karcher_mean_of_two_is_the_middle_of_their_arc_between_units():
     close(soups.karcher(units), per_leaf(slerp(0.5), units))
 
 
-def test_model_stock():
-    def oracle(vectors):
-        number = len(vectors)
-        cosines = [unit(vectors[i]) @ unit(vectors[j]) for i in range(number) for j in range(i)]
-        t = number * np.mean(cosines) / (1 + (number - 1) * np.mean(cosines))
-        return t * np.mean(vectors, axis=0)
+def stock(vectors):
+    number = len(vectors)
+    cosines = [unit(vectors[i]) @ unit(vectors[j]) for i in range(number) for j in range(i)]
+    t = number * np.mean(cosines) / (1 + (number - 1) * np.mean(cosines))
+    return t * np.mean(vectors, axis=0)
 
-    close(soups.model_stock(MEMBERS, base=BASE), per_leaf(oracle, MEMBERS, BASE))
+
+def test_model_stock():
+    close(soups.model_stock(MEMBERS, base=BASE), per_leaf(stock, MEMBERS, BASE))
 
 
 def test_model_stock_of_orthogonal_task_vectors_is_the_base():
     base = {"w": np.zeros(3, np.float32)}
     members = [{"w": row} for row in np.eye(3, dtype=np.float32)]
     np.testing.assert_array_equal(soups.model_stock(members, base=base)["w"], 0)
+
+
+@pytest.mark.parametrize("scope", ["row", "column"])
+def test_one_angle_for_each_row_or_column(scope):
+    """Rows go along the last axis, columns along the first; a vector is one of either."""
+    rows = {"a": lambda x: x if scope == "row" else x.T, "b": lambda x: x[None]}
+
+    def by_rows(function, name, *arrays):
+        made = np.array([function(list(vectors)) for vectors in zip(*map(rows[name], arrays), strict=True)])
+        return made.T if (name, scope) == ("a", "column") else made.reshape(arrays[0].shape)
+
+    base = {name: x.astype(np.float64) for name, x in BASE.items()}
+    expected = {n: base[n] + by_rows(slerp(0.75), n, *(m[n] - base[n] for m in MEMBERS[:2])) for n in base}
+    close(soups.nuslerp(MEMBERS[:2], weights=[1.0, 3.0], base=BASE, scope=scope), expected)
+    on_device = jax.jit(lambda m, b: soups.nuslerp(m, weights=[1.0, 3.0], base=b, scope=scope))(MEMBERS[:2], BASE)
+    close(on_device, expected, tolerance=1e-5)
+    if scope == "row":
+        expected = {n: base[n] + by_rows(stock, n, *(m[n] - base[n] for m in MEMBERS)) for n in base}
+        close(soups.model_stock(MEMBERS, base=BASE, scope=scope), expected)
+
+
+@pytest.mark.parametrize("function", [soups.multislerp, soups.karcher, soups.model_stock])
+def test_a_member_that_left_the_leaf_as_it_was_counts_with_length_zero(function):
+    members = [*MEMBERS[:2], BASE]
+    result = function(members, base=BASE)
+    assert all(np.isfinite(leaf).all() for leaf in result.values())
+    if function is not soups.model_stock:  # the direction of the two others, two thirds of their length
+        two = function(MEMBERS[:2], base=BASE)
+        close(result, {n: BASE[n] + (two[n].astype(np.float64) - BASE[n]) * 2 / 3 for n in BASE})
+    unchanged = function([BASE] * 3, base=BASE)
+    assert all(np.array_equal(unchanged[name], BASE[name]) for name in BASE)
+
+
+def test_multislerp_of_two_that_cancel_is_their_average():
+    opposite = jax.tree.map(lambda x: -2 * x, MEMBERS[0])
+    close(soups.multislerp([MEMBERS[0], opposite]), jax.tree.map(lambda x: -x.astype(np.float64) / 2, MEMBERS[0]))
 
 
 def test_geometric_median():
@@ -151,7 +188,10 @@ def test_geometric_median_ignores_one_odd_member():
     ("call", "message"),
     [
         (lambda: soups.nuslerp(MEMBERS), "between two members, not 4"),
-        (lambda: soups.nuslerp(MEMBERS[:2], scope="row"), "scope must be 'model' or 'leaf'"),
+        (lambda: soups.nuslerp(MEMBERS[:2], scope="rows"), r"unknown scope 'rows' \(did you mean 'row'\?\)"),
+        (lambda: soups.model_stock(MEMBERS, base=BASE, scope="column"), "unknown scope 'column'"),
+        (lambda: soups.karcher(MEMBERS, scope="row"), "scope must be 'model' or 'leaf', not 'row'"),
+        (lambda: soups.multislerp(MEMBERS, weights=[1, -1, 1, -1]), "weights that sum to zero cannot be normalized"),
         (lambda: soups.model_stock(MEMBERS[:1], base=BASE), "two members at least, but there is 1"),
         (lambda: soups.multislerp(MEMBERS, weights=[1.0]), "4 members need 4 weights"),
         (lambda: soups.karcher([]), "no members"),

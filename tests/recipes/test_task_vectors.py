@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import soups
-from soups.recipes import _select
+from soups.recipes import _random, _select
 from soups.recipes._random import uniform
 from soups.recipes._select import kth_magnitudes
 from soups.recipes.leafwise import Part
@@ -207,6 +207,33 @@ def test_random_numbers_belong_to_the_element_alone():
     on_device = jax.jit(lambda x: uniform(3, "drop/0", Part("leaf", [x]), x.shape))(jnp.zeros((30, 7)))
     np.testing.assert_array_equal(on_device, whole)
     assert not np.array_equal(uniform(3, "drop/0", Part("other", part.leaves), (30, 7)), whole)
+
+
+@pytest.mark.parametrize("start", [0, _random.CHUNK - 5, 2**32 + 3 * _random.CHUNK - 5])
+def test_random_numbers_are_the_same_in_chunks_and_on_devices(start):
+    part = Part("leaf", [np.zeros(1, np.float32)], start=start)
+    here = uniform(3, "drop/0", part, (_random.CHUNK + 10,))
+    there = jax.jit(lambda x: uniform(3, "drop/0", Part("leaf", [x], start=start), (_random.CHUNK + 10,)))(jnp.zeros(1))
+    np.testing.assert_array_equal(here, there)
+    np.testing.assert_array_equal(uniform(3, "drop/0", Part("leaf", part.leaves, start=start + 9), (7,)), here[9:16])
+
+
+def test_a_part_on_a_device_may_not_cross_the_largest_integer():
+    with pytest.raises(ValueError, match="leaf w: a part must not cross element 4294967296"):
+        uniform(0, "x", Part("w", [jnp.zeros(1)], start=2**32 - 2), (3,))
+
+
+def test_streams_of_other_seeds_members_and_leaves_are_independent():
+    streams = [(0, "drop/0", "a"), (0, "drop/1", "a"), (0, "drop/0", "b"), (1, "drop/0", "a"), (0, "drop/10", "a")]
+    drawn = np.stack([uniform(s, n, Part(leaf, [np.zeros(1)]), (500_000,)) for s, n, leaf in streams])
+    correlations = np.corrcoef(drawn)[np.triu_indices(len(streams), 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(drawn.shape[1])
+    kept = drawn < 0.1
+    both = (kept[:, None] & kept[None]).mean(-1)[np.triu_indices(len(streams), 1)]
+    assert np.abs(both - 0.01).max() < 5 * np.sqrt(0.01 * 0.99 / drawn.shape[1])
+    # nor is one stream another one, shifted
+    for lag in (1, 2**10, 2**17):
+        assert max(np.abs(np.corrcoef(a[:-lag], b[lag:])[0, 1]) for a in drawn for b in drawn) < 6e-3
 
 
 def test_random_numbers_are_uniform_and_independent_of_their_neighbours():

@@ -1,0 +1,85 @@
+"""Write the tables of docs/parity.md anew from the records in docs/benchmarks.
+
+    python scripts/benchmarks/parity_tables.py
+
+First copy the records that `parity.py`, `parity_rounding.py` and `parity_peers.py` wrote to docs/benchmarks.
+"""
+
+import json
+import pathlib
+import re
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+
+
+def main():
+    """Replace what stands between the marks of each table."""
+    page = DOCS / "parity.md"
+    text = page.read_text()
+    for name, table in (("mergekit", mergekit), ("means", means)):
+        text = put(text, name, table())
+    for peer in ("fusion_bench", "sd_mecha", "git_re_basin"):
+        text = put(text, peer, peers(_record(f"parity_{peer}")))
+    page.write_text(text)
+
+
+def put(text, name, rows):
+    """Put a table between its marks."""
+    header, *body = rows
+    lines = [header, ["---"] * len(header), *body]
+    table = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+    pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"docs/parity.md has no table {name!r}")
+    return pattern.sub(lambda marks: f"{marks[1]}\n{table}\n\n{marks[2]}", text)
+
+
+def mergekit():
+    """Give the rows of the comparison with mergekit: both dtypes, and bfloat16 with float32 arithmetic."""
+    found = {}
+    for dtype, case, difference, share in _record("parity")["rows"]:
+        found.setdefault(case, {})[dtype] = (difference, share)
+    exact = {row["case"]: (row["difference"], row["elements"]) for row in _record("parity_rounding")["rows"]}
+    yield ["recipe", "float32", "bfloat16", "beyond 0.04", "float32 arithmetic", "other elements"]
+    for case, by_dtype in found.items():
+        difference, share = exact.get(case, (None, None))
+        rounded = by_dtype.get("bfloat16", (None, None))
+        yield [case, by_dtype["float32"][0], *rounded, difference, None if share is None else f"{100 * share:.2g} %"]
+
+
+def peers(record):
+    """Give the rows of one peer."""
+    yield ["method", "float32", "float64", "why", "with it"]
+    for row in record["rows"]:
+        yield ["fails" if key == "float32" and "error" in row else row[key] for key in _KEYS]
+
+
+def means():
+    """Give the rows of the means over random elements."""
+    yield ["peer", "mean", "expected", "ours", "theirs", "standard deviation"]
+    for peer in ("fusion_bench", "sd_mecha"):
+        for row in _record(f"parity_{peer}")["means"]:
+            expected = " / ".join(f"{x:.4g}" for x in dict.fromkeys(row["expected"].values()))
+            yield [
+                peer.replace("_", "-"),
+                row["case"],
+                expected,
+                *(f"{row[k]:.4f}" for k in ("ours", "theirs", "deviation")),
+            ]
+
+
+_KEYS = ("case", "float32", "float64", "why", "with it")
+
+
+def _record(name):
+    return json.loads((DOCS / "benchmarks" / f"{name}.json").read_text())
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    return "–" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Give one trunk many heads: a head for each task, all padded to the same classes, so that tasks share programs."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.linear_model import LogisticRegression
+
+from soups import models, tree
+from soups.finetune import Training
+
+UNUSED = -30.0  # bias of a class that a task does not have: its probability is 1e-13, its gradient nothing to Adam
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Networks:
+    """Hold the functions of one network; they are the same objects for all tasks and seeds, so each compiles once.
+
+    A trunk is a tree of weights without "head"; a head is {"kernel": [D, C], "bias": [C]}.
+
+    Attributes:
+        fields: of `soups.models.ViT`, without the number of classes.
+        num_classes: C, of every head.
+        clip_norm: global norm that gradients are clipped to.
+    """
+
+    fields: Mapping[str, Any]
+    num_classes: int
+    clip_norm: float
+
+    @property
+    def width(self) -> int:
+        """Give the number of features, D."""
+        return self.fields["width"]
+
+    @property
+    def single(self) -> models.ViT:
+        """Give the module of a trunk with one head."""
+        return models.ViT(num_classes=self.num_classes, **self.fields)
+
+    def features(self, trunk: tree.Tree, inputs: jax.Array) -> jax.Array:
+        """Give features [B, D] of inputs [B, H, W, 1]."""
+        identity = {"kernel": jnp.eye(self.width), "bias": jnp.zeros(self.width)}
+        apply = models.apply_fn(models.ViT(num_classes=self.width, **self.fields))
+        return apply({**trunk, "head": identity}, inputs)
+
+    def logits(self, params: tree.Tree, inputs: jax.Array) -> jax.Array:
+        """Give logits [B, C] of a trunk with the head of one task."""
+        return models.apply_fn(self.single)(params, inputs)
+
+    def task_logits(self, trunk: tree.Tree, batch: Mapping[str, Any]) -> jax.Array:
+        """Give logits [B, C] of one task; its head comes in the batch, so that one program is for all tasks."""
+        return self.logits({**trunk, "head": batch["head"]}, batch["image"])
+
+    def task_loss(self, trunk: tree.Tree, batch: Mapping[str, Any]) -> jax.Array:
+        """Give the mean cross-entropy on a batch of one task."""
+        logits = self.task_logits(trunk, batch)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    def joint_logits(self, params: tree.Tree, inputs: jax.Array) -> jax.Array:
+        """Give logits [B, T, C] of a trunk with the heads of T tasks, from one input for each, [B, H, W, T]."""
+        count, height, width, tasks = inputs.shape
+        trunk, head = split_head(params)
+        flat = jnp.moveaxis(inputs, -1, 1).reshape(-1, height, width, 1)
+        features = self.features(trunk, flat).reshape(count, tasks, -1)
+        return jnp.einsum("btd,tdc->btc", features, head["kernel"]) + head["bias"][None]
+
+    def joint_loss(self, trunk: tree.Tree, batch: Mapping[str, Any], temperature: jax.Array) -> jax.Array:
+        """Give the mean cross-entropy on a batch of all tasks."""
+        logits = temperature * self.joint_logits({**trunk, "head": batch["head"]}, batch["image"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    def training(self) -> Training:
+        """Give the fine-tuning of a trunk with the head of one task; its data are images [N, H, W, 1]."""
+        apply = models.train_apply_fn(self.single)
+        return Training(train_apply=apply, num_classes=self.num_classes, clip_norm=self.clip_norm)
+
+    def joint_training(self) -> Training:
+        """Give the training of a trunk with all heads, as `training` but for the data: see `bundled`."""
+        return dataclasses.replace(
+            self.training(), train_apply=lambda params, inputs, _: (self.joint_logits(params, inputs), params)
+        )
+
+
+def split_head(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
+    """Split into (trunk, head)."""
+    return {name: part for name, part in params.items() if name != "head"}, params["head"]
+
+
+def bundled(datasets) -> dict[str, np.ndarray]:
+    """Lay equally many examples of T tasks side by side: "image" uint8 [N, H, W, T], "label" int32 [N, T]."""
+    images = np.concatenate([dataset.images for dataset in datasets], axis=-1)
+    return {"image": images, "label": np.stack([dataset.labels for dataset in datasets], axis=1)}
+
+
+def stacked(heads: Mapping[str, tree.Tree]) -> tree.Tree:
+    """Stack heads to {"kernel": [T, D, C], "bias": [T, C]}."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *heads.values())
+
+
+def unstacked(head: tree.Tree, names) -> dict[str, tree.Tree]:
+    """Undo `stacked`."""
+    return {name: jax.tree.map(lambda leaf, at=index: leaf[at], head) for index, name in enumerate(names)}
+
+
+def probed_head(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tree.Tree:
+    """Fit a head [D, num_classes] on features [N, D] by logistic regression; classes without labels are `UNUSED`."""
+    model = LogisticRegression(max_iter=5000).fit(features.astype(np.float64), labels)
+    kernel, bias = np.zeros((features.shape[1], num_classes), np.float32), np.full(num_classes, UNUSED, np.float32)
+    if len(model.classes_) == 2:  # of two classes it keeps the difference
+        kernel[:, model.classes_[1]], bias[model.classes_] = model.coef_[0], (0.0, model.intercept_[0])
+    else:
+        kernel[:, model.classes_], bias[model.classes_] = model.coef_.T, model.intercept_
+    return {"kernel": kernel, "bias": bias}
+
+
+def head_logits(features: np.ndarray, head: tree.Tree) -> np.ndarray:
+    """Give logits [N, C] on the host."""
+    return features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])

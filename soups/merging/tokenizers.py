@@ -1,0 +1,372 @@
+"""Give models of different tokenizers one vocabulary: rows of their embeddings in the order of the output's tokens."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from xxhash import xxh3_128_digest
+
+from soups import tree
+from soups.merging.lora import model_reference
+from soups.merging.views import View
+from soups.names import check_name, did_you_mean
+
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+FILES = (FILE, CONFIG, "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+# what the tensors with a row for each token are called
+WORDS = ("embed", "wte", "lm_head", "shared", "output", "head", "decoder", "predictions")
+NOT_WORDS = ("position", "token_type")
+KINDS = ("zero", "model_token")
+_PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Say where the row of a token comes from in models that do not have it; with `force` in all models.
+
+    `model` None: zeros. `token`: another token of this model, by its text or its number.
+    """
+
+    model: str | None = None
+    token: str | int | None = None
+    force: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """State the output's vocabulary.
+
+    Attributes:
+        source: "base", "union", or a model.
+        rows: of single tokens.
+        multiple: the number of rows is rounded up to a multiple of it, with the mean of the others.
+    """
+
+    source: str = "base"
+    rows: Mapping[str, Row] = dataclasses.field(default_factory=dict)
+    multiple: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Hold the tokens of a tokenizer with their numbers, and the entries of the added ones among them."""
+
+    tokens: dict[str, int]
+    added: dict[str, dict[str, Any]]
+
+    @property
+    def size(self) -> int:
+        """Give the number of rows that it needs."""
+        return max(self.tokens.values(), default=-1) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligned:
+    """Hold what the output's folder needs of its vocabulary: files by name, and the number of rows."""
+
+    source: str
+    files: dict[str, str]
+    rows: int
+
+
+# --- The recipe -------------------------------------------------------------------------------------------------------
+
+
+def parse_rule(given: Mapping[str, Any], models: list[str], where: str) -> Rule | None:
+    """Understand a recipe's `tokenizer_source` or `tokenizer`; None without either.
+
+    Raises:
+        ValueError: both, unknown fields or models, or values of another kind.
+    """
+    block, source = given.get("tokenizer"), given.get("tokenizer_source")
+    if block is None:
+        return None if source is None else Rule(_source(source, models, f"tokenizer_source of {where}"))
+    if source is not None:
+        raise ValueError(f"{where}: tokenizer_source and tokenizer say the same: give one of them")
+    where = f"tokenizer of {where}"
+    if not isinstance(block, Mapping):
+        raise ValueError(f"{where} must be a mapping, not {block!r}")
+    for key in block:
+        check_name(key, ("source", "tokens", "pad_to_multiple_of"), f"field of {where}")
+    multiple, tokens = block.get("pad_to_multiple_of") or 1, block.get("tokens") or {}
+    if type(multiple) is not int or multiple < 1:
+        raise ValueError(f"{where}: pad_to_multiple_of must be a whole number above 0, not {multiple!r}")
+    if not isinstance(tokens, Mapping):
+        raise ValueError(f"{where}: tokens must be a mapping from tokens to their sources, not {tokens!r}")
+    rows = {str(token): _row(value, models, f"{where}: {token!r}") for token, value in tokens.items()}
+    return Rule(_source(block.get("source", "union"), models, where), rows, multiple)
+
+
+def _source(source, models, where):
+    source = source if source in ("base", "union") else model_reference(source, where)
+    return check_name(source, ["base", "union", *models], where)
+
+
+def _row(value, models, where):
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a mapping with source, not {value!r}")
+    for key in value:
+        check_name(key, ("source", "force"), f"field of {where}")
+    source, force = value.get("source"), value.get("force", False)
+    if type(force) is not bool:
+        raise ValueError(f"{where}: force must be true or false, not {force!r}")
+    if not isinstance(source, Mapping) or "kind" not in source:
+        return Row(check_name(model_reference(source, where), models, f"source of {where}"), None, force)
+    if check_name(source["kind"], KINDS, f"kind of {where}") == "zero":
+        return Row(None, None, force)
+    for key in source:
+        check_name(key, ("kind", "model", "token", "token_id"), f"field of {where}")
+    if ("token" in source) == ("token_id" in source):
+        raise ValueError(f"{where}: give either token or token_id")
+    model = check_name(model_reference(source.get("model"), where), models, f"model of {where}")
+    return Row(model, source.get("token", source.get("token_id")), force)
+
+
+# --- The vocabularies -------------------------------------------------------------------------------------------------
+
+
+def align(
+    rule: Rule | None, checkpoints: Mapping[str, Any], base: str | None = None
+) -> tuple[dict[str, Any], Aligned | None]:
+    """Give the models with rows for the tokens of the output, and what the output's folder needs.
+
+    A row is that of the same token in the model. Where the model lacks it, it is the row of `rule.rows`, or that of the
+    base, or the mean of the models that have it, or zeros where none has. The tokens of a union are the first model's,
+    then those of the others in their order, as added tokens. Models that have the same tokens are left as they are.
+
+    Args:
+        rule: None compares, and leaves the models as they are.
+        checkpoints: by model, the base first.
+        base: the base, if the merge has one.
+
+    Raises:
+        ValueError: without a rule, numbers that stand for other tokens in another model; with one, models without a
+            tokenizer.json or with one that is damaged, or whose embeddings cannot be told from other tensors; rules for
+            tokens that are not there.
+    """
+    first, folders = next(iter(checkpoints)), {model: _folder(c.path) for model, c in checkpoints.items()}
+    same_files = _same_files(folders)
+    if rule is None:
+        _check_no_conflict({} if same_files else folders)
+        return dict(checkpoints), None
+    source = first if rule.source in ("base", "union") else rule.source
+    same_size = len({_vocabulary_size(folder) for folder in folders.values()}) == 1
+    as_they_are = dict(checkpoints), Aligned(source, {}, 0)
+    plain = same_size and not rule.rows and rule.multiple == 1
+    if plain and same_files:
+        return as_they_are
+    vocabularies = {model: read_vocabulary(folder) for model, folder in folders.items()}
+    if plain and all(found.tokens == vocabularies[first].tokens for found in vocabularies.values()):
+        return as_they_are
+    known = {model: _with_rows(found, folders[model], model) for model, found in vocabularies.items()}
+    union = rule.source == "union"
+    output = _union(vocabularies) if union else vocabularies[source]
+    rows = math.ceil(output.size / rule.multiple) * rule.multiple
+    own, donors = _rows(rule, base, output, known)
+    return (
+        _views(checkpoints, folders, own, donors, rows),
+        Aligned(source, _files(folders[source], output) if union else {}, rows),
+    )
+
+
+def read_vocabulary(folder: pathlib.Path) -> Vocabulary:
+    """Read the tokenizer.json of a folder.
+
+    Raises:
+        ValueError: there is none, or another file of this name.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(f"no {FILE} in {folder}: its tokens are not known")
+    content = _json(path)
+    model, added = content.get("model"), content.get("added_tokens") or []
+    found = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(found, dict | list):
+        raise ValueError(f"{path} has no model with a vocab: it is no tokenizer of Hugging Face")
+    further = _json(folder / CONFIG).get("added_tokens_decoder", {}) if (folder / CONFIG).is_file() else {}
+    try:
+        if isinstance(found, list):  # [token, score] of a unigram model
+            found = {entry[0]: number for number, entry in enumerate(found)}
+        entries = {entry["content"]: entry for entry in added}
+        for number, entry in further.items():
+            entries.setdefault(entry["content"], {"id": int(number), **entry})
+        tokens = {**found, **{token: entry["id"] for token, entry in entries.items()}}
+        return Vocabulary({token: int(number) for token, number in tokens.items()}, entries)
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} has tokens that are not as Hugging Face writes them: {error!r}") from error
+
+
+def _json(path):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return content
+
+
+def _folder(path):
+    path = pathlib.Path(path)
+    return path if path.is_dir() else path.parent
+
+
+def _same_files(folders):
+    contents = [
+        [xxh3_128_digest((folder / name).read_bytes()) if (folder / name).is_file() else None for name in FILES]
+        for folder in dict.fromkeys(folders.values())
+    ]
+    return all(content == contents[0] for content in contents)
+
+
+def _check_no_conflict(folders):
+    """Compare the tokens of equal number; what only some models have is in rows that the others do not use."""
+    known = {}
+    for model, folder in folders.items():
+        with contextlib.suppress(ValueError):  # without a rule a tokenizer is copied, whatever it is
+            known[model] = read_vocabulary(folder).tokens
+    if not known:
+        return
+    first, *others = known
+    by_number = {number: token for token, number in known[first].items()}
+    for model in others:
+        pairs = ((number, token, by_number.get(number, token)) for token, number in known[model].items())
+        if different := [pair for pair in pairs if pair[1] != pair[2]]:
+            number, token, other = min(different)
+            raise ValueError(
+                f"the vocabulary of {model} is not that of {first}: {len(different)} of its numbers stand for other "
+                f"tokens, {number} for {token!r} instead of {other!r}; say which vocabulary the output has: "
+                "tokenizer_source: base, union or a model"
+            )
+
+
+def _vocabulary_size(folder):
+    """Give the vocab_size of a model's config, also of a model of several parts; None without one."""
+    config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    inner = config.get("text_config")
+    return config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
+
+
+def _with_rows(vocabulary, folder, model):
+    """Give the tokens of a model that have rows; a tokenizer may have more than its model."""
+    size = _vocabulary_size(folder)
+    if type(size) is not int:
+        raise ValueError(f"{model} has no vocab_size in its config.json: its embeddings cannot be told from others")
+    return {token: number for token, number in vocabulary.tokens.items() if number < size}
+
+
+def _union(vocabularies):
+    """Add to the first tokenizer what others have beside it: as added tokens, in the order of their numbers."""
+    first = next(iter(vocabularies.values()))
+    tokens, added, free = dict(first.tokens), dict(first.added), first.size
+    for vocabulary in vocabularies.values():
+        for token in sorted(vocabulary.tokens, key=vocabulary.tokens.get):
+            if token not in tokens:
+                tokens[token], free = free, free + 1
+            if token not in first.tokens or token in vocabulary.added:
+                entry = {**_PLAIN, "content": token, **vocabulary.added.get(token, {}), "id": tokens[token]}
+                added.setdefault(token, entry)
+    return Vocabulary(tokens, added)
+
+
+def _files(folder, output):
+    """Give the files of the union: those of the first model, with all added tokens."""
+    added = sorted(output.added.values(), key=lambda entry: entry["id"])
+    files = {FILE: _json(folder / FILE) | {"added_tokens": added}}
+    config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if "added_tokens_decoder" in config:
+        entries = {str(x["id"]): {name: value for name, value in x.items() if name != "id"} for x in added}
+        files[CONFIG] = config | {"added_tokens_decoder": entries}
+    if (folder / "added_tokens.json").is_file():
+        files["added_tokens.json"] = {entry["content"]: entry["id"] for entry in added}
+    return {name: json.dumps(content, ensure_ascii=False, indent=2) for name, content in files.items()}
+
+
+# --- The rows ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(rule, base, output, known):
+    """Give, by model, the row of each token of the output (-1: none): its own, and those of what stands in for others.
+
+    A token that a model lacks gets the mean of the rows that stand in for it.
+    """
+    if unknown := [token for token in rule.rows if token not in output.tokens]:
+        raise ValueError(f"the output has no token {unknown[0]!r}{did_you_mean(unknown[0], output.tokens)}")
+    own = {model: np.full(output.size, -1) for model in known}
+    donors = {model: np.full(output.size, -1) for model in known}
+    for token, number in output.tokens.items():
+        having = {model: tokens[token] for model, tokens in known.items() if token in tokens}
+        row = rule.rows.get(token)
+        if row is None or not row.force:
+            for model, place in having.items():
+                own[model][number] = place
+        if row is not None:
+            standing_in = _stand_in(row, token, known)
+        else:
+            standing_in = {base: having[base]} if base in having else having
+        for model, place in standing_in.items():
+            donors[model][number] = place
+    return own, donors
+
+
+def _stand_in(row, token, known):
+    if row.model is None:
+        return {}
+    tokens, wanted = known[row.model], token if row.token is None else row.token
+    if type(wanted) is int and row.token is not None:
+        if wanted not in tokens.values():
+            raise ValueError(f"the row of {token!r}: {row.model} has no token number {wanted}")
+        return {row.model: wanted}
+    if wanted not in tokens:
+        raise ValueError(f"the row of {token!r}: {row.model} has no token {wanted!r}{did_you_mean(wanted, tokens)}")
+    return {row.model: tokens[wanted]}
+
+
+def _views(checkpoints, folders, own, donors, rows):
+    sizes = {file: size for c in checkpoints.values() for file, size in c.sizes.items()}
+    views = {}
+    for model, checkpoint in checkpoints.items():
+        changed = {}
+        for name in _tables(checkpoint, _vocabulary_size(folders[model])):
+            leaf = checkpoint.leaves[name]
+            shape = (rows, *leaf.shape[1:])
+            changed[name] = dataclasses.replace(leaf, shape=shape, nbytes=math.prod(shape) * leaf.dtype.itemsize)
+        if not changed:
+            raise ValueError(f"{model} has no tensor with a row for each of the tokens that its config.json counts")
+        views[model] = View(checkpoint, changed, functools.partial(_made, model, checkpoints, own, donors, rows), sizes)
+    return views
+
+
+def _tables(checkpoint, size):
+    """List the tensors with a row for each token."""
+    return [
+        name
+        for name, leaf in checkpoint.leaves.items()
+        if tree.is_float(leaf)
+        and leaf.shape[:1] == (size,)
+        and any(word in name.lower() for word in WORDS)
+        and not any(word in name.lower() for word in NOT_WORDS)
+    ]
+
+
+def _made(model, checkpoints, own, donors, rows, name):
+    table = checkpoints[model].read(name)
+    size, has = len(own[model]), own[model] >= 0
+    made = np.zeros((rows, *table.shape[1:]), tree.widen_leaves([table[:0]])[0].dtype)
+    made[:size][has] = table[own[model][has]]
+    lacks = np.flatnonzero(~has)
+    total, count = np.zeros((len(lacks), *table.shape[1:])), np.zeros(len(lacks))
+    for other, places in donors.items():
+        there = np.flatnonzero(places[lacks] >= 0)
+        if len(there):
+            total[there] += checkpoints[other].read(name)[places[lacks][there]].astype(np.float64)
+            count[there] += 1
+    made[lacks] = total / np.maximum(count, 1).reshape(-1, *[1] * (table.ndim - 1))
+    made[size:] = made[:size].mean(axis=0, dtype=np.float64)
+    return made

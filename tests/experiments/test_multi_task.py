@@ -1,0 +1,164 @@
+"""Run the multi-task experiment, small, from start to report; go on with it; configure it wrongly."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from soups import Pool, tree
+from soups.experiments import multi_task
+from soups.experiments.multi_task_networks import split_head
+
+_CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits_tasks.py"
+METHODS = {
+    "uniform": {},
+    "slerp": {"scope": ["leaf"]},
+    "task_arithmetic": {"scale": [0.0, 0.3, 1.0]},
+    "regmean": {"alpha": [0.9]},
+    "localize_and_stitch": {"density": [0.2], "epochs": [1], "learning_rate": [1e6], "l1_strength": [1.0]},
+    "emr": {},
+}
+
+
+def small_config(data_dir):
+    """Give configs/digits_tasks.py with everything small."""
+    spec = importlib.util.spec_from_file_location("digits_tasks", _CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config().to_dict()
+    config["data_dir"] = str(data_dir)
+    config["tasks"] |= {"image_size": 14, "num_train": 64, "num_held_out": 40, "num_test": 50, "num_pretraining": 64}
+    config["tasks"]["names"] = ["parity", "source", "rotation"]
+    config["model"] |= {"width": 16, "depth": 1, "mlp_dim": 16, "num_heads": 2}
+    config["pretrain"]["epochs"] = 2
+    config["finetune"] |= {"epochs": 3, "batch_size": 32, "learning_rate": 3e-3}
+    config["joint"] = {"learning_rates": [1e-3, 3e-3], "batch_size": 16}
+    config["examples"] = {"few": 8, "batch_size": 8}
+    return config | {"methods": METHODS}
+
+
+@pytest.fixture(scope="module")
+def finished(digits_dir, tmp_path_factory):
+    """Give the config and the directory of a finished run, and its results."""
+    directory, config = tmp_path_factory.mktemp("tasks"), small_config(digits_dir)
+    paths = multi_task.run(config, directory)
+    assert all(pathlib.Path(path).exists() for path in paths)
+    return config, directory, json.loads((directory / "results.json").read_text())
+
+
+def rows_of(finished):
+    return {row["name"]: row for row in finished[2]["rows"]}
+
+
+def test_every_row_is_there(finished):
+    assert list(rows_of(finished)) == [
+        "base with the members' heads",
+        "linear probes of the base",
+        "individual members",
+        "multi-task learning",
+        "uniform soup",
+        "task arithmetic",
+        "RegMean",
+        "Localize-and-Stitch",
+        "EMR",
+    ]
+    assert finished[2]["skipped"] == {"SLERP": "merges exactly 2 members, here are 3"}
+    for name in ("report.html", "figures/tasks.png", "figures/tasks_by_task.png", "figures/tasks_masks.png"):
+        assert (finished[1] / name).stat().st_size > 1000
+
+
+def test_rows_follow_from_the_pools(finished):
+    _, directory, _ = finished
+    pool, merged = Pool(directory / "pool"), Pool(directory / "merged")
+    trunks = [tree.flatten(split_head(pool[f"seed0_{task}"])[0]) for task in ("parity", "source", "rotation")]
+    for name, leaf in tree.flatten(merged["seed0_uniform"]).items():
+        expected = np.mean([trunk[name].astype(np.float64) for trunk in trunks], axis=0)
+        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
+    record = merged.record("seed0_emr_parity")["metadata"]
+    assert record["digests"]["rotation"] == pool.digest("seed0_rotation")
+
+
+def test_masks_alone_and_stitched(finished):
+    _, directory, results = finished
+    row = rows_of(finished)["Localize-and-Stitch"]
+    masks, tasks = row["masks"], ("parity", "source", "rotation")
+    base = split_head(Pool(directory / "bases")["seed0_start"])[0]
+    stitched = Pool(directory / "merged")["seed0_localize_and_stitch"]
+    changed = sum(np.count_nonzero(a != b) for a, b in zip(*map(jax.tree.leaves, (base, stitched)), strict=True))
+    sizes = [masks["percent"][task] * results["trunk"]["parameters"] / 100 for task in tasks]
+    assert 0.9 * max(sizes) <= changed <= sum(sizes) + 1  # no more than the union of the masks
+    assert set(masks["alone"]) == set(tasks)
+
+
+def test_settings_are_chosen_on_held_out_data(finished):
+    rows = rows_of(finished)
+    arithmetic, base = rows["task arithmetic"], rows["base with the members' heads"]
+    assert arithmetic["setting"]["scale"] in (0.0, 0.3, 1.0)
+    assert arithmetic["cost"]["search_points"] == 3
+    # a scale of 0 is the base, so the best of the three is no worse
+    assert sum(arithmetic["held_out"].values()) >= sum(base["held_out"].values()) - 1e-9
+
+
+def test_scores_are_relative_to_the_members(finished):
+    rows = rows_of(finished)
+    members = rows["individual members"]
+    assert members["normalised"] == 1.0
+    for row in rows.values():
+        ratios = [row["test"][task] / members["test"][task] for task in ("parity", "source", "rotation")]
+        assert row["normalised"] == pytest.approx(sum(ratios) / 3)
+        assert row["mean"] == pytest.approx(sum(row["test"].values()) / 3)
+
+
+def test_costs(finished):
+    rows, trunk = rows_of(finished), finished[2]["trunk"]
+    size, masks = trunk["bytes"], -(-trunk["parameters"] // 8)
+    assert size == 4 * trunk["parameters"]
+    stored = {name: row["cost"]["bytes"] for name, row in rows.items()}
+    assert stored["individual members"] == 3 * size
+    assert stored["uniform soup"] == stored["Localize-and-Stitch"] == stored["multi-task learning"] == size
+    assert stored["EMR"] == 2 * size + 3 * masks
+    taken = {name: (row["cost"]["labelled"], row["cost"]["unlabelled"]) for name, row in rows.items()}
+    assert taken["uniform soup"] == (0, 0)
+    assert taken["RegMean"] == (0, 3 * 8)
+    assert taken["Localize-and-Stitch"] == (3 * 8, 0)
+    assert taken["multi-task learning"] == (3 * 64, 0)
+
+
+def test_finished_work_is_not_repeated(finished):
+    config, directory, _ = finished
+    kept = {path: path.read_bytes() for path in (directory / "stages").iterdir()}
+    (directory / "stages" / "seed0_method_uniform.json").unlink()
+    multi_task.run(config, directory)
+    for path, content in kept.items():
+        if path.stem == "seed0_method_uniform":
+            again, before = json.loads(path.read_bytes())["result"], json.loads(content)["result"]
+            assert again | {"cost": 0} == before | {"cost": 0}
+        else:
+            assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": {"tise": {}}}, r"unknown method 'tise' \(did you mean 'ties'\?\)"),
+        (
+            {"methods": {"ties": {"densty": [1.0]}}},
+            r"unknown setting of method ties 'densty' \(did you mean 'density'\?\)",
+        ),
+        ({"methods": {"ties": {"density": [0.5], "scale": []}}}, "method ties needs at least one value of: scale"),
+        ({"methods": {}}, "the config has no methods"),
+        ({"joint": {"learning_rate": [1e-3], "batch_size": 8}}, r"joint\.learning_rate is unknown \(did you mean"),
+        ({"tasks": {"names": ["digit"]}}, "two tasks at least"),
+        ({"seeds": 2}, "seeds: 1 there, 2 now"),
+    ],
+    ids=["method", "setting", "no value", "no methods", "field", "one task", "another config"],
+)
+def test_what_users_do_wrong(finished, change, message, tmp_path):
+    config, directory, _ = finished
+    if "tasks" in change:
+        change = {"tasks": config["tasks"] | change["tasks"]}
+    with pytest.raises(ValueError, match=message):
+        multi_task.run(config | change, directory if "seeds" in change else tmp_path)

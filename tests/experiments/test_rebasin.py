@@ -1,0 +1,268 @@
+"""Run the experiment on independent networks, small; lose some of its work; configure it wrongly."""
+
+import copy
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from soups import Pool, models
+from soups.data import digits_task
+from soups.experiments import rebasin
+from soups.experiments.rebasin_paths import barriers
+from soups.models.permutation_specs import permutation_spec
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "rebasin.py"
+
+
+def default_config():
+    spec = importlib.util.spec_from_file_location("rebasin_config", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config().to_dict()
+
+
+def small_config(data_dir=None):
+    config = default_config()
+    config["data_dir"] = None if data_dir is None else str(data_dir)
+    config["task"] |= {"image_size": 8, "num_train": 80, "num_held_out": 60, "num_test": 60}
+    config["training"]["batch_size"] = 20
+    config["paths"] = {"pairs": 1, "points": 3}
+    config["matching"]["examples"] = 60
+    config["straight_through"] |= {"steps": 3, "batch_size": 20}
+    config["evaluate"] = {"batch_size": 60, "train_examples": 60}
+    mlp, cnn = config["networks"]["mlp_256"], config["networks"]["cnn_32"]
+    mlp |= {"widths": (7,), "members": 2, "epochs": 8, "learning_rate": 0.03, "soup_sizes": (2,)}
+    cnn |= {"widths": (4,), "members": 2, "epochs": 3, "soup_sizes": (), "matchings": ("naive", "weight")}
+    config["networks"] = {"mlp": mlp, "cnn": cnn}
+    return config
+
+
+@pytest.fixture(scope="module")
+def made(digits_dir, tmp_path_factory):
+    """Give the directory and the results of a finished run, and the paths that it gave."""
+    directory = tmp_path_factory.mktemp("rebasin") / "run"
+    paths = rebasin.run(small_config(digits_dir), directory)
+    return directory, json.loads((directory / "results.json").read_text()), paths
+
+
+def data_of(digits_dir, seed=0):
+    sizes = {"image_size": 8, "num_train": 80, "num_held_out": 60, "num_test": 60}
+    return digits_task(target="mnist_5k", **sizes, shifts={}, natural_shift_size=1, seed=seed, data_dir=digits_dir)[0]
+
+
+def mlp_metrics(params, dataset):
+    """Compute the network in float64, and its accuracy and NLL by a loop over the examples."""
+    x = dataset.images.reshape(len(dataset), -1) / 255.0
+    x = np.maximum(x @ np.float64(params["layer_0"]["kernel"]) + params["layer_0"]["bias"], 0)
+    logits = x @ np.float64(params["head"]["kernel"]) + params["head"]["bias"]
+    losses, right = [], []
+    for row, label in zip(logits, dataset.labels, strict=True):
+        losses.append(np.log(np.exp(row - row.max()).sum()) + row.max() - row[label])
+        right.append(row.argmax() == label)
+    return {"accuracy": np.mean(right), "nll": np.mean(losses)}
+
+
+def pair_of(results, network, matching):
+    (pair,) = (p for p in results["pairs"] if (p["network"], p["matching"]) == (network, matching))
+    return pair
+
+
+def soup_of(results, size, name, repaired=False):
+    keys = (size, name, repaired)
+    (row,) = (row for row in results["soups"] if (row["size"], row["name"], row["repaired"]) == keys)
+    return row["metrics"]
+
+
+def test_everything_is_there(made):
+    directory, results, paths = made
+    assert results["schema"] == "soups.rebasin/1"
+    assert list(results["networks"]) == ["mlp", "cnn"]
+    assert results["networks"]["mlp"]["parameters"] == 64 * 7 + 7 + 7 * 10 + 10
+    found = {(pair["network"], pair["matching"]) for pair in results["pairs"]}
+    methods = ("naive", "weight", "activation", "straight_through")
+    assert found == {*(("mlp", method) for method in methods), ("cnn", "naive"), ("cnn", "weight")}
+    names = {"mean member", "best member", "ensemble", "uniform soup", "aligned to the first", "MergeMany"}
+    assert {(row["size"], row["name"]) for row in results["soups"]} == {(2, name) for name in names}
+    assert {"seed0_mlp_training", "seed0_mlp_pair_0_weight", "seed0_mlp_soups_of_2"} <= set(results["timings"])
+    for path in ("results.json", "report.html", "figures/paths.png", "figures/soups.png", "pools"):
+        assert str(directory / path) in paths and (directory / path).exists()
+
+
+def test_members_differ_from_the_first_step_on(made):
+    directory, _, _ = made
+    pool = Pool(directory / "pools" / "mlp")
+    kernels = [np.asarray(pool[name]["layer_0"]["kernel"]) for name in pool]
+    assert len(kernels) == 2
+    cosine = np.vdot(kernels[0], kernels[1]) / (np.linalg.norm(kernels[0]) * np.linalg.norm(kernels[1]))
+    assert abs(cosine) < 0.5  # from one start they would still be close after so few steps
+    assert len({pool.record(name)["metadata"]["config"]["seed"] for name in pool}) == 2
+
+
+def test_naive_path_is_what_numpy_computes(made, digits_dir):
+    directory, results, _ = made
+    pool, test = Pool(directory / "pools" / "mlp"), data_of(digits_dir).test
+    a, b = pool["seed0_00"], pool["seed0_01"]
+    path = pair_of(results, "mlp", "naive")["paths"]["plain"]["test"]
+    for place, weight in enumerate((0.0, 0.5, 1.0)):
+        mixed = {
+            layer: {kind: (1 - weight) * np.float64(a[layer][kind]) + weight * b[layer][kind] for kind in a[layer]}
+            for layer in a
+        }
+        expected = mlp_metrics(mixed, test)
+        assert path["accuracy"][place] == pytest.approx(expected["accuracy"], abs=1e-9)
+        assert path["nll"][place] == pytest.approx(expected["nll"], rel=1e-5)
+
+
+def test_matching_keeps_the_function_of_both_ends(made):
+    _, results, _ = made
+    for network in ("mlp", "cnn"):
+        naive = pair_of(results, network, "naive")
+        assert naive["moved_units"] == 0 and naive["unchanged"]["largest_difference"] == 0
+        for pair in (pair for pair in results["pairs"] if pair["network"] == network and pair is not naive):
+            assert pair["unchanged"]["largest_difference"] < 1e-5 * pair["unchanged"]["largest_logit"]
+            for end in (0, -1):
+                line, other = (p["paths"]["plain"]["test"]["nll"][end] for p in (pair, naive))
+                assert line == pytest.approx(other, rel=1e-4)
+    assert pair_of(results, "mlp", "weight")["moved_units"] > 0
+
+
+def test_only_networks_with_batch_norm_have_repaired_paths(made):
+    _, results, _ = made
+    assert set(pair_of(results, "mlp", "weight")["paths"]) == {"plain"}
+    plain, repaired = (pair_of(results, "cnn", "weight")["paths"][kind]["train"] for kind in ("plain", "repaired"))
+    assert plain["nll"] != repaired["nll"]
+
+
+def test_soup_of_two_is_the_middle_of_their_path(made):
+    _, results, _ = made
+    for name, matching in (("uniform soup", "naive"), ("aligned to the first", "weight")):
+        path = pair_of(results, "mlp", matching)["paths"]["plain"]
+        # with one hidden layer weight matching is one assignment problem, so both ways find the same
+        for split in ("train", "test"):
+            for metric in ("accuracy", "nll"):
+                assert soup_of(results, 2, name)[split][metric] == pytest.approx(path[split][metric][1], rel=1e-4)
+    assert soup_of(results, 2, "uniform soup", True) != soup_of(results, 2, "uniform soup")
+
+
+def test_baselines_are_what_numpy_computes(made, digits_dir):
+    directory, results, _ = made
+    pool, task = Pool(directory / "pools" / "mlp"), data_of(digits_dir)
+    members = [pool[f"seed0_0{index}"] for index in range(2)]
+    test = [mlp_metrics(params, task.test) for params in members]
+    held_out = [mlp_metrics(params, task.held_out)["accuracy"] for params in members]
+    mean = soup_of(results, 2, "mean member")["test"]
+    assert mean["accuracy"] == pytest.approx(np.mean([m["accuracy"] for m in test]))
+    assert mean["nll"] == pytest.approx(np.mean([m["nll"] for m in test]), rel=1e-5)
+    best = soup_of(results, 2, "best member")
+    assert best["held_out"]["accuracy"] == pytest.approx(max(held_out))
+    assert best["test"]["accuracy"] == pytest.approx(test[int(np.argmax(held_out))]["accuracy"])
+
+
+def test_lost_work_is_done_again_to_the_bit_and_nothing_else(made, digits_dir, tmp_path):
+    directory, results, _ = made
+    again = tmp_path / "again"
+    shutil.copytree(directory, again)
+    Pool(again / "pools" / "mlp").remove("seed0_01")
+    lost = ("seed0_mlp_training", "seed0_mlp_pair_0_weight", "seed0_mlp_soups_of_2", "seed0_mlp_members")
+    for name in lost:
+        (again / "stages" / f"{name}.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (again / "stages").iterdir()}
+    rebasin.run(small_config(digits_dir), again)
+    there = json.loads((again / "results.json").read_text())
+    for pair in (*there["pairs"], *results["pairs"]):
+        del pair["seconds"]
+    assert there["pairs"] == results["pairs"] and there["soups"] == results["soups"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+# --- Barriers ---
+
+
+def test_barriers_equal_a_loop(rng):
+    lambdas = np.linspace(0, 1, 7)
+    for _ in range(20):
+        lines = {"accuracy": rng.uniform(size=7).tolist(), "nll": rng.uniform(size=7).tolist()}
+        rise = fall = 0.0
+        for place, weight in enumerate(lambdas):
+            for name in lines:
+                chord = (1 - weight) * lines[name][0] + weight * lines[name][-1]
+                difference = lines[name][place] - chord
+                if name == "nll":
+                    rise = max(rise, difference)
+                else:
+                    fall = max(fall, -difference)
+        found = barriers(lines, lambdas)
+        assert found["nll"] == pytest.approx(rise, abs=1e-12)
+        assert found["accuracy"] == pytest.approx(fall, abs=1e-12)
+
+
+def test_a_path_that_is_better_than_its_ends_has_no_barrier():
+    assert barriers({"accuracy": [0.5, 0.9, 0.5], "nll": [1.0, 0.2, 2.0]}, [0, 0.5, 1]) == {"accuracy": 0, "nll": 0}
+
+
+# --- The config ---
+
+
+def test_the_default_config_can_be_run():
+    rebasin.check_config(default_config())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["paths"].update(pair=3), r"paths.pair is unknown \(did you mean 'paths.pairs'"),
+        (lambda c: c["networks"]["mlp"].pop("epochs"), "networks.mlp.epochs is missing"),
+        (lambda c: c["networks"]["cnn"].update(kind="cnm"), "networks.cnn: unknown kind 'cnm' .did you mean 'cnn'"),
+        (lambda c: c["networks"]["mlp"].update(matchings=("wieght",)), "did you mean 'weight'"),
+        (lambda c: c["paths"].update(pairs=2), "networks.mlp: 2 members, but the pairs and the soups need 4"),
+        (lambda c: c["networks"]["mlp"].update(soup_sizes=(2, 9)), "2 members, but the pairs and the soups need 9"),
+        (lambda c: c["networks"]["mlp"].update(soup_sizes=(1,)), "a soup has at least 2 members, not 1"),
+        (lambda c: c["paths"].update(points=4), "paths.points must be odd, .* not 4"),
+        (lambda c: c.update(seeds=0), "seeds must be at least 1, not 0"),
+        (lambda c: c.update(networks={}), "at least one is needed"),
+        (lambda c: c["networks"].update({"m/p": c["networks"]["mlp"]}), "'m/p' is in the names of files"),
+        (lambda c: c["matching"].update(examples=81), "matching.examples must be 1 to task.num_train = 80, not 81"),
+    ],
+)
+def test_a_config_that_cannot_be_run_is_one_error_before_any_work(change, message, tmp_path):
+    config = copy.deepcopy(small_config())
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        rebasin.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_members_that_diverged_stop_the_run(digits_dir, tmp_path):
+    config = small_config(digits_dir)
+    del config["networks"]["cnn"]
+    config["networks"]["mlp"] |= {"learning_rate": 3e38}
+    with pytest.raises(ValueError, match=r"diverged: seed0_00, seed0_01; lower networks\.mlp\.learning_rate"):
+        rebasin.run(config, tmp_path / "run")
+
+
+def test_more_images_than_there_are(digits_dir, tmp_path):
+    config = small_config(digits_dir)
+    config["task"]["num_train"] = 6000
+    with pytest.raises(ValueError, match="6000"):
+        rebasin.run(config, tmp_path / "run")
+
+
+def test_another_config_in_the_same_directory(made, digits_dir):
+    directory, _, _ = made
+    config = small_config(digits_dir)
+    config["straight_through"]["steps"] = 4
+    with pytest.raises(ValueError, match=r"straight_through\.steps: 3 there, 4 now"):
+        rebasin.run(config, directory)
+
+
+def test_permutations_are_called_as_the_modules_whose_activations_are_matched():
+    for model, shape in ((models.MLP(10, widths=(7, 6)), (8, 8, 1)), (models.ConvNet(10, widths=(4, 5)), (8, 8, 1))):
+        params = models.init(model, jax.random.key(0), shape)
+        axes = {axis for entry in permutation_spec(model, params).values() for axis in entry if axis}
+        tops = set(params.get("params", params)) - {"head"}
+        assert axes == tops
