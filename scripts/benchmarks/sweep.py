@@ -40,7 +40,7 @@ import numpy as np
 
 from soups import models, tree
 from soups.data import digits_task
-from soups.experiments.members import sweep_members
+from soups.experiments.finetune_and_soup.members import sweep_members
 from soups.pool import Pool
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))

@@ -4,12 +4,12 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from soups.report import rebasin_tables, results, tasks_results
-from soups.report.rebasin_page import write_rebasin_report
-from soups.report.rebasin_tables import print_rebasin_table
+from soups.report import rebasin, results, tasks
+from soups.report.rebasin.page import write_rebasin_report
+from soups.report.rebasin.tables import print_rebasin_table
 from soups.report.tables import print_table
-from soups.report.tasks_tables import print_tasks_table
-from soups.report.tasks_write import write_tasks_report
+from soups.report.tasks.tables import print_tasks_table
+from soups.report.tasks.write import write_tasks_report
 from soups.report.write import write_report
 
 
@@ -23,10 +23,10 @@ def report_again(directory: str | os.PathLike) -> list[pathlib.Path]:
     """
     found = results.read_json(directory)
     schema = found.get("schema") if isinstance(found, Mapping) else None
-    if schema == tasks_results.SCHEMA:
+    if schema == tasks.results.SCHEMA:
         paths = write_tasks_report(found, directory)
         print_tasks_table(found)
-    elif schema == rebasin_tables.SCHEMA:
+    elif schema == rebasin.tables.SCHEMA:
         paths = write_rebasin_report(found, directory)
         print_rebasin_table(found)
     else:

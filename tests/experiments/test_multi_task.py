@@ -10,7 +10,7 @@ import pytest
 
 from soups import Pool, tree
 from soups.experiments import multi_task
-from soups.experiments.multi_task_networks import split_head
+from soups.experiments.multi_task.networks import split_head
 
 _CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits_tasks.py"
 METHODS = {

@@ -5,7 +5,7 @@ import pytest
 
 from soups.data import decode, tfds_source
 from soups.data.transforms import compose, resize, to_channels
-from soups.experiments.multi_task_data import CORRUPTIONS, TASKS, tasks_from_digits
+from soups.experiments.multi_task.data import CORRUPTIONS, TASKS, tasks_from_digits
 
 SIZES = {"image_size": 14, "num_train": 60, "num_held_out": 40, "num_test": 50, "num_pretraining": 30}
 

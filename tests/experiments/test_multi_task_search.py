@@ -8,8 +8,8 @@ import pytest
 
 from soups import tree
 from soups.data import array_source
-from soups.experiments.multi_task_methods import METHODS, agreeing, why_not
-from soups.experiments.multi_task_networks import (
+from soups.experiments.multi_task.methods import METHODS, agreeing, why_not
+from soups.experiments.multi_task.networks import (
     UNUSED,
     Networks,
     bundled,
@@ -18,7 +18,7 @@ from soups.experiments.multi_task_networks import (
     stacked,
     unstacked,
 )
-from soups.experiments.multi_task_search import normalised_score
+from soups.experiments.multi_task.search import normalised_score
 
 FIELDS = {"patch_size": 4, "width": 8, "depth": 1, "mlp_dim": 8, "num_heads": 2, "pool_type": "gap"}
 

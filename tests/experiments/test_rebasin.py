@@ -13,7 +13,7 @@ import pytest
 from soups import Pool, models
 from soups.data import digits_task
 from soups.experiments import rebasin
-from soups.experiments.rebasin_paths import barriers
+from soups.experiments.rebasin.paths import barriers
 from soups.models.permutation_specs import permutation_spec
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "rebasin.py"

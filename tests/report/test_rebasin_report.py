@@ -11,9 +11,10 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from soups.report import draw_rebasin, style
-from soups.report.rebasin_page import page, write_rebasin_report
-from soups.report.rebasin_tables import (
+from soups.report import style
+from soups.report.rebasin import draw
+from soups.report.rebasin.page import page, write_rebasin_report
+from soups.report.rebasin.tables import (
     check_rebasin,
     conclusions,
     path_rows,
@@ -222,7 +223,7 @@ def test_figures_without_data_are_left_out_and_stale_ones_go(results, tmp_path):
 
 def test_barriers_are_drawn_at_their_widths(results):
     with style.look():
-        figure = draw_rebasin.width(results)
+        figure = draw.width(results)
     axes = figure.axes[0]
     line = dict(zip(HEIGHTS, axes.lines, strict=True))["weight"]
     rows = [row for row in path_rows(results) if row["matching"] == "weight" and row["network"].startswith("mlp")]

@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from soups.report import draw_tasks, style
-from soups.report.tasks_page import tasks_page, tasks_summary
-from soups.report.tasks_results import check_tasks_results, masks_of, row_of, tasks_rows
-from soups.report.tasks_tables import print_tasks_table, ranked
-from soups.report.tasks_write import write_tasks_report
+from soups.report import style
+from soups.report.tasks import draw
+from soups.report.tasks.page import tasks_page, tasks_summary
+from soups.report.tasks.results import check_tasks_results, masks_of, row_of, tasks_rows
+from soups.report.tasks.tables import print_tasks_table, ranked
+from soups.report.tasks.write import write_tasks_report
 
 TASKS = ("parity", "loops")
 # name, family, accuracies on the tasks, seconds, trunks stored
@@ -151,7 +152,7 @@ def test_terminal_table(results):
 
 def test_page_stands_alone_and_escapes(results):
     with style.look():
-        figures = draw_tasks.draw_tasks(results)
+        figures = draw.draw_tasks(results)
     text = tasks_page(results, figures)
     reader = Reader(text)
     assert all(reference.startswith(("data:", "#")) for reference in reader.references)
@@ -186,7 +187,7 @@ def test_one_seed_has_no_spread(results):
 
 
 def test_points_and_lines_of_the_figure(results):
-    figure = draw_tasks.scores(results)
+    figure = draw.scores(results)
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_yticklabels()][::-1] == [
         "base with the members' heads",

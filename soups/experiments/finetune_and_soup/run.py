@@ -13,9 +13,9 @@ import soups
 from soups import models
 from soups.data import digits_task
 from soups.evaluate import LogitCache
-from soups.experiments import cooking, curves, members
+from soups.experiments.finetune_and_soup import cooking, curves, members
+from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.progress import say
-from soups.experiments.setting import Setting
 from soups.experiments.workdir import Workdir, check_fields, write_json
 from soups.pool import Pool
 from soups.processes import on_first_process

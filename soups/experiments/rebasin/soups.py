@@ -8,7 +8,7 @@ import numpy as np
 import soups
 from soups import tree
 from soups.evaluate import ensemble_logits, metrics
-from soups.experiments.rebasin_trial import MEASURES, Row, Trial
+from soups.experiments.rebasin.trial import MEASURES, Row, Trial
 
 ALIGNMENTS = {"uniform soup": None, "aligned to the first": "weight", "MergeMany": "merge_many"}
 

@@ -11,19 +11,19 @@ from typing import Any
 import jax
 
 import soups
-from soups.experiments import members
-from soups.experiments.multi_task_data import tasks_from_digits
-from soups.experiments.multi_task_members import Scene, fine_tuned, jointly_trained, members_of, probed
-from soups.experiments.multi_task_methods import METHODS, why_not
-from soups.experiments.multi_task_networks import Networks, split_head, unstacked
-from soups.experiments.multi_task_search import baseline_row, kit_of, method_row, trunk_bytes
+from soups.experiments.finetune_and_soup import members
+from soups.experiments.multi_task.data import tasks_from_digits
+from soups.experiments.multi_task.members import Scene, fine_tuned, jointly_trained, members_of, probed
+from soups.experiments.multi_task.methods import METHODS, why_not
+from soups.experiments.multi_task.networks import Networks, split_head, unstacked
+from soups.experiments.multi_task.search import baseline_row, kit_of, method_row, trunk_bytes
 from soups.experiments.progress import say
 from soups.experiments.workdir import Workdir, check_fields, write_json
 from soups.names import check_name
 from soups.pool import Pool
-from soups.report.tasks_results import BASE, JOINT, MEMBERS, SCHEMA
-from soups.report.tasks_tables import print_tasks_table
-from soups.report.tasks_write import write_tasks_report
+from soups.report.tasks.results import BASE, JOINT, MEMBERS, SCHEMA
+from soups.report.tasks.tables import print_tasks_table
+from soups.report.tasks.write import write_tasks_report
 
 FIELDS = {
     "": ("name", "experiment", "seeds", "data_dir"),

@@ -10,9 +10,9 @@ import numpy as np
 
 import soups
 from soups import tree
-from soups.experiments.multi_task_members import Scene, Trunks, members_of, trunk_of
-from soups.experiments.multi_task_methods import METHODS, Kit, Merged
-from soups.experiments.multi_task_networks import bundled
+from soups.experiments.multi_task.members import Scene, Trunks, members_of, trunk_of
+from soups.experiments.multi_task.methods import METHODS, Kit, Merged
+from soups.experiments.multi_task.networks import bundled
 from soups.experiments.progress import say
 from soups.finetune import sweep
 

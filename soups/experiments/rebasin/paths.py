@@ -10,7 +10,7 @@ import numpy as np
 import soups
 from soups import tree
 from soups.data import batch_indices
-from soups.experiments.rebasin_trial import MEASURES, Row, Trial, unit_range
+from soups.experiments.rebasin.trial import MEASURES, Row, Trial, unit_range
 from soups.recipes.activation_matching import activation_matching
 from soups.recipes.permutation import check_spec, identity, permute
 from soups.recipes.rebasin import Matching, straight_through_matching, weight_matching

@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from soups.report import style
-from soups.report.rebasin_tables import path_rows, soup_rows, title_of
+from soups.report.rebasin.tables import path_rows, soup_rows, title_of
 
 COLORS = {
     "naive": "#7b8794",

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from soups.report import page_assets, page_tables, style
-from soups.report.draw_tasks import FAMILIES
 from soups.report.figures import Drawn
 from soups.report.tables import format_count, format_percent, format_spread
-from soups.report.tasks_results import BASE, BASELINES, JOINT, masks_of, row_of, tasks_rows
-from soups.report.tasks_tables import format_seconds, format_size, ranked
+from soups.report.tasks.draw import FAMILIES
+from soups.report.tasks.results import BASE, BASELINES, JOINT, masks_of, row_of, tasks_rows
+from soups.report.tasks.tables import format_seconds, format_size, ranked
 
 
 def tasks_page(results: Mapping, drawn: Sequence[Drawn]) -> str:

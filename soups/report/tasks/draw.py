@@ -7,8 +7,8 @@ from matplotlib.colors import Normalize
 
 from soups.report import style
 from soups.report.figures import Drawn
-from soups.report.tasks_results import BASE, BASELINES, JOINT, MEMBERS, masks_of, row_of, tasks_rows
-from soups.report.tasks_tables import ranked
+from soups.report.tasks.results import BASE, BASELINES, JOINT, MEMBERS, masks_of, row_of, tasks_rows
+from soups.report.tasks.tables import ranked
 
 # colour and marker of each family; colours that colour-blind readers tell apart
 FAMILIES = {

@@ -10,8 +10,8 @@ import numpy as np
 
 import soups
 from soups import tree
-from soups.experiments.multi_task_members import Trunks
-from soups.experiments.multi_task_networks import Networks, stacked
+from soups.experiments.multi_task.members import Trunks
+from soups.experiments.multi_task.networks import Networks, stacked
 from soups.models import gram_fn
 
 Batch = Mapping[str, Any]

@@ -14,15 +14,15 @@ import numpy as np
 import soups
 from soups.data import digits_task
 from soups.experiments.progress import say
-from soups.experiments.rebasin_paths import MATCHINGS, matched_row
-from soups.experiments.rebasin_soups import soup_rows
-from soups.experiments.rebasin_trial import KINDS, Network, Trial, train_members
+from soups.experiments.rebasin.paths import MATCHINGS, matched_row
+from soups.experiments.rebasin.soups import soup_rows
+from soups.experiments.rebasin.trial import KINDS, Network, Trial, train_members
 from soups.experiments.workdir import Workdir, check_fields, write_json
 from soups.names import check_name
 from soups.pool import Pool
 from soups.processes import on_first_process
-from soups.report.rebasin_page import write_rebasin_report
-from soups.report.rebasin_tables import SCHEMA, print_rebasin_table
+from soups.report.rebasin.page import write_rebasin_report
+from soups.report.rebasin.tables import SCHEMA, print_rebasin_table
 
 FIELDS = {
     "": ("experiment", "name", "seeds", "data_dir"),

@@ -9,9 +9,10 @@ from html import escape
 from typing import NamedTuple
 
 from soups.files import replace_file
-from soups.report import draw_rebasin, page_assets, page_tables, style
+from soups.report import page_assets, page_tables, style
 from soups.report.figures import Drawn
-from soups.report.rebasin_tables import (
+from soups.report.rebasin import draw
+from soups.report.rebasin.tables import (
     PATH_HEADS,
     check_rebasin,
     conclusions,
@@ -37,7 +38,7 @@ PLANS = (
     _Plan(
         "paths",
         "The straight path between independent networks",
-        draw_rebasin.paths,
+        draw.paths,
         "Weights (1 − λ) A + λ π(B) between two networks trained from different starts on different orders of the "
         "data, π being the permutation of B's units that each matching found; naive: none. Solid: test, with one "
         "standard deviation over the pairs; dotted: train. Where the statistics are re-estimated, those of BatchNorm "
@@ -46,14 +47,14 @@ PLANS = (
     _Plan(
         "width",
         "Barriers against width",
-        draw_rebasin.width,
+        draw.width,
         "The most by which the path is worse on the test set than the line between its ends, against the units of the "
         "first hidden layer. Lines: means over the pairs; small dots: single pairs. Logarithmic axes, linear near 0.",
     ),
     _Plan(
         "soups",
         "Soups of independent networks",
-        draw_rebasin.soups,
+        draw.soups,
         "Test accuracy of the average of the first k networks: as they are, aligned to the first by weight matching, "
         "and by MergeMany. Solid: repaired, which for BatchNorm means that its statistics were re-estimated; dashed: "
         "as averaged. The ensemble costs k forward passes a prediction, everything else one.",

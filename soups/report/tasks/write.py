@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Mapping
 
 from soups.files import replace_file
-from soups.report.draw_tasks import draw_tasks
-from soups.report.tasks_page import tasks_page
-from soups.report.tasks_results import check_tasks_results
+from soups.report.tasks.draw import draw_tasks
+from soups.report.tasks.page import tasks_page
+from soups.report.tasks.results import check_tasks_results
 
 
 def write_tasks_report(results: Mapping, directory: str | os.PathLike) -> list[str]:

@@ -18,9 +18,9 @@ from soups.evaluate import (
     ratio_error,
     reliability,
 )
-from soups.experiments.cooking import best_of, greedy_soup, mixed_logits, short
+from soups.experiments.finetune_and_soup.cooking import best_of, greedy_soup, mixed_logits, short
+from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.progress import progress, say
-from soups.experiments.setting import Setting
 
 
 def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:

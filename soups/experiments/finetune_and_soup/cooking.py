@@ -10,8 +10,8 @@ import soups
 from soups import tree
 from soups.data import batch_indices
 from soups.evaluate import ensemble_logits, greedy_ensemble
+from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.progress import progress, say
-from soups.experiments.setting import Setting
 
 Row = dict[str, Any]
 

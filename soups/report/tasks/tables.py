@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from soups.report.tables import format_count, format_percent, format_spread
-from soups.report.tasks_results import BASELINES, tasks_rows
+from soups.report.tasks.results import BASELINES, tasks_rows
 
 # heading, text of an aggregated row; the most important ones first
 _COLUMNS = (

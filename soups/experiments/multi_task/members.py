@@ -12,7 +12,7 @@ import numpy as np
 from soups import models, tree
 from soups.data import Dataset, Task
 from soups.evaluate import Evaluator, accuracy
-from soups.experiments.multi_task_networks import (
+from soups.experiments.multi_task.networks import (
     Networks,
     bundled,
     head_logits,

@@ -9,8 +9,8 @@ import numpy as np
 
 from soups import models, tree
 from soups.evaluate import ensemble_logits
+from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.progress import progress, say
-from soups.experiments.setting import Setting
 from soups.finetune import run_sweep, sweep
 
 

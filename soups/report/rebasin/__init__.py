@@ -1,0 +1,1 @@
+"""Report the experiment with networks that share no start."""
