@@ -37,6 +37,8 @@ def main(argv):
         _connect()
         config = _CONFIG.value.to_dict()
         experiment = check_name(config.get("experiment"), EXPERIMENTS, "experiment")
+        if jax.process_count() > 1 and experiment != "finetune_and_soup":
+            raise ValueError(f"{experiment} runs in one process; of several, only finetune_and_soup")
         importlib.import_module(f"soups.experiments.{experiment}").run(config, _WORKDIR.value)
     except (ValueError, OSError) as error:
         if _DEBUG.value:

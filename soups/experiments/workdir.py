@@ -1,12 +1,18 @@
 """Keep what a run has finished, so that the same command goes on where it was."""
 
+import datetime
 import json
 import os
 import pathlib
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
+import jax
+
+import soups
 from soups.files import replace_file
 from soups.names import did_you_mean
 from soups.processes import on_first_process
@@ -60,6 +66,24 @@ class Workdir:
             on_first_process(lambda: write_json(path, kept))
         # read back even when just made, so a resumed run sees exactly the same
         return on_first_process(lambda: json.loads(path.read_text())["result"])
+
+    def timed(self, name: str, make: Callable[[], Any]) -> Any:
+        """Give what a stage makes and keeps by itself, as in a pool, where it finds it again; only its time is kept."""
+        made = []
+        self.stage(name, lambda: made.append(make()))
+        return made[0] if made else make()
+
+    def head(self, schema: str, config: Mapping[str, Any], packages: Sequence[str]) -> dict[str, Any]:
+        """Give what the results of every experiment begin with: its config, when and on what it ran."""
+        versions = {"soups": soups.__version__, "python": platform.python_version()}
+        return {
+            "schema": schema,
+            "experiment": config["name"],
+            "created": self.stage("created", lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
+            "config": dict(config),
+            "versions": versions | {package: metadata.version(package) for package in packages},
+            "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        }
 
     def seconds(self, prefix: str) -> dict[str, float]:
         """Give the time of each finished stage whose name begins with `prefix`, without it."""

@@ -1,7 +1,6 @@
 """Merge into a member of a pool."""
 
 import jax
-import numpy as np
 
 from soups import tree
 from soups.merging import run
@@ -33,7 +32,7 @@ def check_pool(plan: Plan, out: str) -> None:
         raise ValueError(f"{path} has a member {name!r}: a merge is written under a new name")
     if len(pool):
         specs = {output.name: jax.ShapeDtypeStruct(output.shape, output.dtype) for output in plan.outputs}
-        tree.check_same_structure([pool.structure, run._nested(specs)], [path, name])
+        tree.check_same_structure([pool.structure, run.nested(specs)], [path, name])
 
 
 def merge_to_pool(
@@ -51,17 +50,7 @@ def merge_to_pool(
     """
     check_pool(plan, out)
     path, name = split_member(out)
-    shared, digests = run._measure_model(plan), {}
-    merged = {output.name: np.empty(output.shape, output.dtype) for output in plan.outputs}
-
-    def make(output):
-        flat = merged[output.name].reshape(-1)
-        for start, block in run.merged_blocks(plan, output, shared, digests):
-            flat[start : start + block.size] = block
-            progress(block.nbytes)
-
-    run.run_in_threads(make, plan.outputs, threads)
+    merged, made = run.merge_in_memory(plan, threads, progress)
     pool = Pool(path)
     own = all(model.rpartition(":")[0] == path for model in plan.job.models)
-    metadata = {"merge": run.record(plan, digests)}
-    return pool.add(name, run._nested(merged), metadata, base=pool.base if own else None)
+    return pool.add(name, merged, {"merge": made}, base=pool.base if own else None)

@@ -109,6 +109,22 @@ def merge_to_orbax(
     out = pathlib.Path(out).absolute()
     if out.exists():
         raise FileExistsError(f"{out} exists: a merge is written to a new place")
+    merged, made = merge_in_memory(plan, threads, progress)
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(unfinished, merged)
+    replace_file(unfinished / "merge.json", json.dumps(made, indent=1) + "\n")
+    os.rename(unfinished, out)
+    return out
+
+
+def merge_in_memory(plan: Plan, threads: int, progress: Progress) -> tuple[dict, dict]:
+    """Merge into nested dicts of NumPy arrays, and give them and the record.
+
+    Raises:
+        ValueError, CheckpointError: as `merge_to_folder`.
+    """
     shared, digests = _measure_model(plan), {}
     merged = {output.name: np.empty(output.shape, output.dtype) for output in plan.outputs}
 
@@ -119,13 +135,7 @@ def merge_to_orbax(
             progress(block.nbytes)
 
     run_in_threads(make, plan.outputs, threads)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(unfinished, _nested(merged))
-    replace_file(unfinished / "merge.json", json.dumps(record(plan, digests), indent=1) + "\n")
-    os.rename(unfinished, out)
-    return out
+    return nested(merged), record(plan, digests)
 
 
 def verify_folder(
@@ -318,7 +328,8 @@ def _summary(digests, model):
     return {"tensors": len(tensors), "digest": xxhash.xxh3_128_hexdigest(json.dumps(tensors).encode())}
 
 
-def _nested(leaves):
+def nested(leaves):
+    """Give nested dicts of leaves by name: names are cut at each "/", or at each "." where no name has a "/"."""
     separator = "/" if any("/" in name for name in leaves) else "."
     tree = {}
     for name, leaf in leaves.items():

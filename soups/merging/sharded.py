@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from soups.files import replace_file
 from soups.merging.lock import locked
 from soups.merging.plan import Plan
-from soups.merging.run import THREADS, Digests, Progress, _nested, merged_blocks, record
+from soups.merging.run import THREADS, Digests, Progress, merged_blocks, nested, record
 from soups.merging.sources import Arrays, part_reader
 from soups.pool import save_checkpoint
 from soups.processes import on_all_processes, on_first_process
@@ -65,7 +65,7 @@ def merge_sharded(
         unfinished = pathlib.Path(on_first_process(lambda: _begin(out, held)))
         digests = _digests(plan)
         merged = merged_leaves(plan, devices=devices, programs=programs, progress=progress)
-        save_checkpoint(unfinished, _nested(merged))
+        save_checkpoint(unfinished, nested(merged))
         on_first_process(lambda: _finish(unfinished, out, record(plan, digests)))
     return out
 

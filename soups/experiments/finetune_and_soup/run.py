@@ -1,15 +1,11 @@
 """Fine-tune a pool from one start, cook soups from it, and report: the main experiment, read from top to bottom."""
 
-import datetime
 import os
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import jax
 
-import soups
 from soups import models
 from soups.data import digits_task
 from soups.evaluate import LogitCache
@@ -155,10 +151,7 @@ def _stage(setting, name, compute):
 
 
 def _timed(setting, name, make):
-    """Run a stage whose result is kept elsewhere, in a pool, and keep only its time."""
-    made = []
-    _stage(setting, name, lambda: made.append(make()))
-    return made[0] if made else make()
+    return setting.workdir.timed(setting.name(name.replace(" ", "_")), make)
 
 
 def _pool_record(setting, names):
@@ -178,13 +171,7 @@ def _results(config, workdir, settings, outcomes) -> dict[str, Any]:
     first = settings[0]
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy")
     return {
-        "schema": SCHEMA,
-        "experiment": config["name"],
-        "created": workdir.stage("created", lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
-        "config": dict(config),
-        "versions": {"soups": soups.__version__, "python": platform.python_version()}
-        | {package: metadata.version(package) for package in packages},
-        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        **workdir.head(SCHEMA, config, packages),
         "seeds": [setting.seed for setting in settings],
         "splits": {
             "held_out": len(first.task.held_out),

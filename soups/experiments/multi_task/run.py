@@ -1,14 +1,9 @@
 """Merge members of different tasks into one trunk, against the members and multi-task learning: read top to bottom."""
 
-import datetime
 import functools
 import os
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
-
-import jax
 
 import soups
 from soups.experiments.finetune_and_soup import members
@@ -146,10 +141,7 @@ def _stage(scene, name, compute):
 
 
 def _timed(scene, name, make):
-    """Run a stage whose result is kept in a pool, and keep only its time."""
-    made = []
-    _stage(scene, name, lambda: made.append(make()))
-    return made[0] if made else make()
+    return scene.workdir.timed(scene.name(name.replace(" ", "_")), make)
 
 
 def _results(config, workdir, scenes, outcomes) -> dict[str, Any]:
@@ -157,13 +149,7 @@ def _results(config, workdir, scenes, outcomes) -> dict[str, Any]:
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "scikit-learn")
     trunk, _ = split_head(scenes[0].bases[scenes[0].name("start")])
     return {
-        "schema": SCHEMA,
-        "experiment": config["name"],
-        "created": workdir.stage("created", lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
-        "config": dict(config),
-        "versions": {"soups": soups.__version__, "python": platform.python_version()}
-        | {package: metadata.version(package) for package in packages},
-        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        **workdir.head(SCHEMA, config, packages),
         "seeds": [scene.seed for scene in scenes],
         "tasks": {
             name: {"classes": list(task.class_names)}

@@ -1,17 +1,12 @@
 """Train networks independently, match their units, walk between them, and average several: Git Re-Basin on digits."""
 
-import datetime
 import os
-import platform
 import re
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
-import jax
 import numpy as np
 
-import soups
 from soups.data import digits_task
 from soups.experiments.progress import say
 from soups.experiments.rebasin.paths import MATCHINGS, matched_row
@@ -104,13 +99,7 @@ def _results(config, workdir, pools, tasks, rows) -> dict[str, Any]:
     packages = ("jax", "flax", "optax", "numpy", "scipy")
     task = tasks[0]
     return {
-        "schema": SCHEMA,
-        "experiment": config["name"],
-        "created": workdir.stage("created", lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
-        "config": dict(config),
-        "versions": {"soups": soups.__version__, "python": platform.python_version()}
-        | {package: metadata.version(package) for package in packages},
-        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        **workdir.head(SCHEMA, config, packages),
         "seeds": list(tasks),
         "splits": {name: len(getattr(task, name)) for name in ("train", "held_out", "test")},
         "lambdas": np.linspace(0, 1, config["paths"]["points"]).tolist(),
