@@ -298,10 +298,10 @@ def test_memory_grows_with_blocks_and_what_is_ranked(models, small):
         outputs = [dataclasses.replace(output, shape=(size,)) for output in plan.outputs]
         return Plan(plan.job, tuple(outputs), plan.checkpoints, plan.aliases).memory(threads) - 200e6
 
-    assert memory(1, 1000) == block + 4000 and memory(3, 1000) == 3 * (block + 4000)
+    assert memory(1, 1000) == block + 8000 and memory(3, 1000) == 3 * (block + 8000)
     assert memory(2, 10**10) == 2 * (block + 4 * _select.GATHERED)
     published = small.plan({**recipe, "vocabulary": "published", "parameters": {}})
     ranked = sum(output.recipe is not None for output in made.outputs)
     assert memory(1, 10**6, published) == 4 * 10**6 * ranked
     whole = small.plan({**recipe, "vocabulary": "published", "merge_method": "iso_c", "parameters": {}})
-    assert memory(1, 10**6, whole) == 4 * 10**6 * (3 * 3 + 4) + 4 * 10**6
+    assert memory(1, 10**6, whole) == 4 * 10**6 * (3 * 3 + 4) + 8 * 10**6
