@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set up, check lint and format, and run the whole test suite. Extra arguments go to pytest.
+# Set up, check lint and format, and run the whole test suite in two processes. Extra arguments go to pytest.
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses 2 --dist loadfile "$@"
