@@ -1,7 +1,7 @@
 """Shuffle and batch: one order for a seed, whatever the number of processes, resumable at every batch.
 
-NumPy shuffles the epochs and grain reads the batches. Grain's own shuffle finds every index by itself, in 20 to 35 µs
-where the data are small: a minute for what NumPy does in a tenth of a second.
+NumPy shuffles the epochs and grain reads the batches. Grain's own shuffle is a cipher on at least 16 bits, repeated
+until the index fits: 5 µs for an index of 65,536, 25 µs of 1,000, milliseconds of four. NumPy takes 0.1 µs.
 """
 
 import functools

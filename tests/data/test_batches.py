@@ -29,6 +29,13 @@ def test_epochs_are_shuffled_anew_and_batches_run_across_their_borders():
     assert tuple(epochs[0]) != tuple(range(COUNT))
 
 
+def test_every_order_is_equally_likely():
+    orders = np.concatenate([batch_indices(4, 4, 100, seed) for seed in range(24)])
+    _, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert np.sum(np.square(counts - 100)) / 100 < 49.7  # chi-squared with 23 degrees of freedom, p = 0.001
+
+
 def test_the_order_is_a_function_of_the_seed():
     orders = [batch_indices(COUNT, 8, 4, seed) for seed in range(5)]
     np.testing.assert_array_equal(orders[0], batch_indices(COUNT, 8, 4, 0))
