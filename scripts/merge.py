@@ -12,13 +12,14 @@ Face, with --format orbax a checkpoint, with --format pool a member POOL:NAME. E
 headers first; --dry-run stops there. OUT appears when it is complete; the same command goes on with a merge that was
 killed.
 
+--align SPEC permutes the units of independently trained networks first; SPEC names the permutation of each axis.
+
 --format orbax --sharded merges on all devices, each with its shards of every tensor. On several hosts, the same command
 on each: --coordinator auto on a TPU pod or under SLURM, elsewhere --coordinator HOST:PORT --processes 4 --process 0.
 """
 
 import argparse
 import contextlib
-import json
 import pathlib
 import re
 import sys
@@ -100,6 +101,7 @@ def describe(plan, needed, out, console) -> None:
     table = rich.table.Table(title=title, title_justify="left")
     for column in ("model", "", "tensors", "size", "settings"):
         table.add_column(column)
+    beside = "Gram matrices" if job.definition.grams else "Fisher"
     for model, checkpoint in plan.checkpoints.items():
         own = {
             name: value
@@ -110,7 +112,7 @@ def describe(plan, needed, out, console) -> None:
         }
         table.add_row(
             rich.markup.escape(model),
-            "base" if model == job.base else "" if model in job.models else "Fisher",
+            "base" if model == job.base else "" if model in job.models else beside,
             f"{len(checkpoint.leaves):,}",
             _amount(sum(leaf.nbytes for leaf in checkpoint.leaves.values())),
             rich.markup.escape(", ".join(f"{name} {value}" for name, value in own.items())),
@@ -139,16 +141,11 @@ def describe(plan, needed, out, console) -> None:
 
 
 def verify(options, console) -> int:
-    """Merge a finished folder again and compare it bit for bit."""
-    note = pathlib.Path(options.verify) / "merge.json"
-    if not note.is_file():
-        raise FileNotFoundError(f"{options.verify} is not a folder that this program wrote: no merge.json")
-    if (note.parent / "_CHECKPOINT_METADATA").is_file():
-        raise ValueError(f"{options.verify} is an Orbax checkpoint; --verify compares folders of Hugging Face only")
-    record = json.loads(note.read_text())
+    """Merge a finished output again and compare it bit for bit."""
+    record = merging.read_record(options.verify)
     plan = merging.plan(merging.parse_recipe(record["recipe"], seed=record["seed"]), merging.open_model)
     with _advance("verifying", plan.write_bytes) as advance:
-        different = merging.verify_folder(plan, options.verify, threads=_threads(plan, options), progress=advance)
+        different = merging.verify_output(plan, options.verify, threads=_threads(plan, options), progress=advance)
     text = "\n".join(different) or f"{options.verify} is what its recipe and its models give, bit for bit"
     console.print(rich.markup.escape(text))
     return 1 if different else 0
@@ -180,7 +177,7 @@ _SEMANTICS = {"published": "the papers", "mergekit": "mergekit"}
 
 def _recipe_text(options, settings):
     fields = {"base_model": options.base, "dtype": options.dtype, "out_dtype": options.out_dtype}
-    fields |= {"tokenizer_source": options.tokenizer_source}
+    fields |= {"tokenizer_source": options.tokenizer_source, "align": _align(options)}
     fields = {name: value for name, value in fields.items() if value is not None}
     if options.recipe:
         if elsewhere := [*settings, *fields, *(["models"] if options.members else [])]:
@@ -211,6 +208,14 @@ def _recipe_text(options, settings):
     return yaml.safe_dump(recipe | fields, sort_keys=False), "the command line"
 
 
+def _align(options):
+    if options.align is None:
+        return None
+    if not pathlib.Path(options.align).is_file():
+        raise FileNotFoundError(f"--align: no file at {options.align}")
+    return merging.load_yaml(pathlib.Path(options.align).read_text())
+
+
 def _options(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", help="a recipe file")
@@ -222,6 +227,9 @@ def _options(arguments):
     parser.add_argument("--dtype")
     parser.add_argument("--out_dtype", "--out-dtype")
     parser.add_argument("--tokenizer_source", "--tokenizer-source", help="base, union or a model")
+    parser.add_argument(
+        "--align", metavar="SPEC", help="YAML, a list of [regex, axes]: permute units to match the first"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--memory", help="the most private memory that may be used, such as 2GB")

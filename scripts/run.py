@@ -1,4 +1,4 @@
-"""Run an experiment: python scripts/run.py --config configs/digits.py --workdir runs/digits [--config.seeds=3].
+"""Run an experiment: python scripts/run.py --config configs/digits.py [--workdir runs/digits] [--config.seeds=3].
 
 On several hosts, the same command on each, with one workdir that all of them see: --coordinator=auto on a TPU pod or
 under SLURM, elsewhere --coordinator=HOST:PORT --processes=4 --process=0 (to 3).
@@ -16,12 +16,12 @@ from soups.experiments import EXPERIMENTS
 from soups.names import check_name
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; the same command goes on where it was.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, where the same command goes on; runs/NAME.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "For several hosts: HOST:PORT of the first one, or auto.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator=HOST:PORT.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator=HOST:PORT.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the log of the libraries, and a traceback where something fails.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main(argv):
@@ -39,7 +39,8 @@ def main(argv):
         experiment = check_name(config.get("experiment"), EXPERIMENTS, "experiment")
         if jax.process_count() > 1 and experiment != "finetune_and_soup":
             raise ValueError(f"{experiment} runs in one process; of several, only finetune_and_soup")
-        importlib.import_module(f"soups.experiments.{experiment}").run(config, _WORKDIR.value)
+        workdir = _WORKDIR.value or os.path.join("runs", config["name"])
+        importlib.import_module(f"soups.experiments.{experiment}").run(config, workdir)
     except (ValueError, OSError) as error:
         if _DEBUG.value:
             raise

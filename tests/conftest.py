@@ -1,14 +1,20 @@
 """Make the tests strict: 8 CPU devices, no implicit promotion of dtypes or ranks, a persistent compilation cache."""
 
+import os
 import pathlib
+import socket
+import subprocess
+import time
 
 import jax
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 # All of this must stand before the backend starts: afterwards JAX ignores it without a word.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"))
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 import numpy as np
@@ -32,6 +38,45 @@ def mesh():
 def rng():
     """Give a NumPy generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def quick_start():
+    """Give the environment of a process that starts this library: its programs run slower and are there sooner."""
+    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": fast}
+
+
+@pytest.fixture(scope="session")
+def run_both(quick_start):
+    """Give a function that runs two processes of one JAX run, and gives what each of them printed.
+
+    It is given a function from the index of a process and a free port to its command. One that fails would leave the
+    other waiting for it: then both are killed.
+    """
+
+    def run(command, folder, seconds):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        logs, processes = [folder / f"log{index}.txt" for index in range(2)], []
+        try:
+            for index, log in enumerate(logs):
+                with open(log, "w") as file:
+                    output = {"stdout": file, "stderr": subprocess.STDOUT, "env": quick_start, "cwd": ROOT}
+                    processes.append(subprocess.Popen(command(index, port), **output))
+            deadline, codes = time.monotonic() + seconds, [None, None]
+            while None in codes and not any(codes) and time.monotonic() < deadline:
+                time.sleep(0.1)
+                codes = [process.poll() for process in processes]
+            assert codes == [0, 0], [log.read_text()[-3000:] for log in logs]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return [log.read_text() for log in logs]
+
+    return run
 
 
 @pytest.fixture(scope="session")

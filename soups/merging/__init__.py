@@ -16,7 +16,8 @@ from soups.merging.recipe_file import read_recipe as read_recipe
 from soups.merging.run import THREADS as THREADS
 from soups.merging.run import merge_to_folder as merge_to_folder
 from soups.merging.run import merge_to_orbax as merge_to_orbax
-from soups.merging.run import verify_folder as verify_folder
+from soups.merging.run import read_record as read_record
+from soups.merging.run import verify_output as verify_output
 from soups.merging.sharded import leaf_sharding as leaf_sharding
 from soups.merging.sharded import merge_sharded as merge_sharded
 from soups.merging.sharded import merged_leaves as merged_leaves

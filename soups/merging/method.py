@@ -20,6 +20,7 @@ class Method:
         of_merge: settings of the whole merge, with their defaults.
         files: those of the settings that are paths of checkpoints with the same tensors, such as Fisher diagonals; a
             part has their arrays behind the members', those of the merge first.
+        grams: the files have Gram matrices [in, in] instead, under the names of the kernels that they belong to.
         idle: settings that are taken and change nothing, with the reason.
         base: "required", "optional", "none", or "first": then the base is the first of the members.
         members: smallest and largest number of members, the base not counted.
@@ -31,6 +32,7 @@ class Method:
     of_member: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     of_merge: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: tuple[str, ...] = ()
+    grams: bool = False
     idle: Mapping[str, str] = dataclasses.field(default_factory=dict)
     base: str = "none"
     members: tuple[int, int] = (1, 10**6)

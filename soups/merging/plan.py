@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from soups import tree
+from soups.merging.alignment import aligned
 from soups.merging.lora import open_with_lora
 from soups.merging.recipe_file import Job, members_of, settings_at
 from soups.merging.tokenizers import Aligned, align
@@ -87,6 +88,7 @@ class Plan:
         inputs = max(len(output.members) for output in self.outputs) + 1
         whole = any(output.recipe.unit == "leaf" for output in merged)
         block = 4 * (largest if whole else BLOCK) * (3 * inputs + 4) + max(map(self._making, merged), default=0)
+        block += 32 * largest if self.job.align else 0  # a tensor of both models, in float64 and in order
         if any(output.recipe.scope == "model" for output in merged):  # it is measured once
             ranked = 4 * min(sum(output.size for output in merged), _select.GATHERED)
             return OTHER + max(ranked, threads * block)
@@ -105,11 +107,13 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
         ValueError: every tensor that is missing, extra, or of another shape or kind, in one message; layers that do not
             exist; `only` that matches no name; values that differ between tensors, of a method that looks at the whole
             model.
-        ValueError, FileNotFoundError: as `open_with_lora` and `align`.
+        ValueError, FileNotFoundError: as `open_with_lora`, `align` and `aligned`.
         CheckpointError: as `open_model`.
     """
     models = {model: open_with_lora(model, open_model) for model in job.models}
     checkpoints, tokenizer = align(job.tokenizer, models, job.base)
+    if job.align is not None:
+        checkpoints = aligned(checkpoints, job.models[0], job.align, job.seed)
     checkpoints |= {file: open_model(file) for file in job.files}
     lines, outputs = [], []
     for name, part, pairs, place in _outputs(job, checkpoints, lines):
@@ -187,7 +191,12 @@ def _output(job, checkpoints, name, part, pairs, place, lines):
     own = [settings_at(job, part, source, Place(tensor, place.depth)) for source, tensor in wanted if mixed]
     shared = settings_at(job, part, None, place) if mixed else {}
     files = _files(job, shared, own, base, members)
-    if different := _differences(checkpoints, dict.fromkeys([*([base] if base else []), *members, *files])):
+    alike = [*([base] if base else []), *members, *([] if job.definition.grams else files)]
+    different = _differences(checkpoints, dict.fromkeys(alike))
+    if job.definition.grams and like is not None:
+        files, wrong = _grams(checkpoints, files, like, shared.get("inputs"))
+        different += wrong
+    if different:
         lines += different
         return None
     if job.definition.base == "first":
@@ -209,6 +218,25 @@ def _files(job, shared, own, base, members):
         if name in settings
     ]
     return (*of_base, *of_members)
+
+
+def _grams(checkpoints, files, like, inputs):
+    """Give the Gram matrices that there are for a kernel, and what is wrong with them."""
+    found = {pair: leaf for pair in files if (leaf := _leaf(checkpoints[pair[0]], pair[1])) is not None}
+    lines = [
+        f"  - {file}: {tensor} is missing, others have it" for file, tensor in files if (file, tensor) not in found
+    ]
+    ends = [1] if inputs == "last" else range(1, len(like.shape))
+    sizes = [math.prod(like.shape[end:] if inputs == "last" else like.shape[:end]) for end in ends]
+    for (file, tensor), leaf in found.items():
+        if len(like.shape) < 2:
+            lines.append(f"  ~ {file}: {tensor} of shape {list(like.shape)} is no kernel and has no Gram matrix")
+        elif leaf.shape not in [(size, size) for size in sizes]:
+            lines.append(
+                f"  ~ {file}: the Gram matrix of {tensor} has shape {list(leaf.shape)}, but a kernel "
+                f"{list(like.shape)} with its inputs {inputs} needs [in, in] with in = {' or '.join(map(str, sizes))}"
+            )
+    return tuple(found), lines if found else []
 
 
 def _differences(checkpoints, pairs):

@@ -13,6 +13,7 @@ from soups.recipes.consensus import consensus_recipe, pcb_recipe, sce_recipe
 from soups.recipes.differences import arcee_fusion_recipe, magmax_recipe, nearswap_recipe, ram_plus_recipe, ram_recipe
 from soups.recipes.fisher import check_alpha, fisher_recipe
 from soups.recipes.leafwise import Recipe
+from soups.recipes.regmean import regmean_recipe
 from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, trim
 from soups.recipes.spectral import iso_c_recipe, tsv_merge_recipe, wudi_recipe
 from soups.recipes.task_vectors import task_vector_recipe
@@ -111,6 +112,15 @@ PUBLISHED = {
         members=(1, 1),
         summary="wise_ft in which each parameter counts by its Fisher information",
         paper="Matena and Raffel 2021, 2111.09832",
+    ),
+    "regmean": Method(
+        build=lambda members, s, _: regmean_recipe(weights_of(members), s["alpha"], s["inputs"]),
+        of_member={"weight": 1.0, "grams": REQUIRED},
+        of_merge={"alpha": 0.9, "inputs": "last"},
+        files=("grams",),
+        grams=True,
+        summary="linear layers by least squares on each member's inputs, of which it needs the Gram matrices",
+        paper="Jin et al. 2022, 2212.09849",
     ),
     "slerp": Method(
         build=lambda members, s, _: spherical.slerp_recipe(s["t"], s["scope"], parallel=1 - 1e-6),
@@ -298,7 +308,7 @@ PUBLISHED = {
 # what is a method of this library, but not one that makes a model from checkpoints alone: the end of a sentence
 ELSEWHERE = {
     "adamerging": "needs inputs of each task: use soups.adamerging in Python",
-    "align": "needs a permutation spec of the network: use soups.align in Python",
+    "align": "comes before a merge: --align SPEC with any method",
     "ema": "follows one training run: use soups.ema in Python",
     "emr": "gives weights for each task and not one model: use soups.emr in Python",
     "evolve": "needs a function that evaluates weights: use soups.evolve in Python",
@@ -306,9 +316,8 @@ ELSEWHERE = {
     "interpolate": "is wise_ft here, or slerp on the arc",
     "learned": "needs held-out data and a loss: use soups.learned in Python",
     "localize": "needs examples of each task: use soups.localize in Python, or localize_and_stitch, which needs none",
-    "rebasin": "needs a permutation spec of the network: use soups.align in Python",
-    "regmean": "needs the inputs of the linear layers: use soups.regmean in Python",
-    "regmean_pp": "needs the inputs of the linear layers: use soups.regmean_pp in Python",
+    "rebasin": "comes before a merge: --align SPEC with any method",
+    "regmean_pp": "needs the networks to measure inputs with: use soups.regmean_pp in Python",
     "stitch": "needs a mask for each member: use soups.stitch in Python, or localize_and_stitch",
     "tall_masks": "gives masks and not a model: use soups.tall_masks in Python, or consensus",
     "uniform": "is linear here, with all weights 1",

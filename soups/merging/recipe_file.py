@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from ml_dtypes import bfloat16
 
+from soups.merging.alignment import Rules, parse_rules
 from soups.merging.lora import model_reference
 from soups.merging.methods import REQUIRED, VOCABULARIES, Method, find_method
 from soups.merging.tokenizers import Rule, parse_rule
@@ -27,6 +28,7 @@ KEYS = (
     "models",
     "slices",
     "base_model",
+    "align",
     "parameters",
     "dtype",
     "out_dtype",
@@ -65,6 +67,7 @@ class Job:
         base: path of the base, or None.
         parameters: those of the whole merge.
         dtype, out_dtype: of the arithmetic, where wider than float32, and of the output; None: the members'.
+        align: how the units of the models are permuted to match those of the first; None: not at all.
         tokenizer: which vocabulary the output has; None: all models must have one, and the base's files are copied.
         seed: of random methods.
         text: the recipe as it was given.
@@ -77,6 +80,7 @@ class Job:
     parameters: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     dtype: np.dtype | None = None
     out_dtype: np.dtype | None = None
+    align: Rules | None = None
     tokenizer: Rule | None = None
     seed: int = 0
     text: str = ""
@@ -153,12 +157,15 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
         parameters=given.get("parameters") or {},
         dtype=DTYPES.get(given.get("dtype")),
         out_dtype=DTYPES.get(given.get("out_dtype")),
+        align=parse_rules(given.get("align"), where),
         seed=seed,
         text=text,
     )
     if given.get("chat_template") not in (None, "auto"):
         raise ValueError(f"{where}: chat_template is not supported: the tokenizer's own is kept")
     job = dataclasses.replace(job, tokenizer=parse_rule(given, job.models, where))
+    if job.align and job.files:
+        raise ValueError(f"{where}: align would leave the units of {job.files[0]} as they are: align its model before")
     _check_models(job, where)
     _check_parameters(job, where)
     return job

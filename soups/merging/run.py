@@ -16,11 +16,13 @@ import ml_dtypes
 import numpy as np
 import xxhash
 
+from soups import tree
 from soups.files import cannot_write, replace_file
 from soups.merging.lock import one_at_a_time
 from soups.merging.plan import Output, Plan
-from soups.pool import save_checkpoint
-from soups.pool.formats import Writer, open_checkpoint
+from soups.merging.sources import Arrays, open_model
+from soups.pool import Pool, save_checkpoint
+from soups.pool.formats import Writer
 from soups.recipes import leafwise
 
 FORMAT = "soups.merge/1"
@@ -138,24 +140,28 @@ def merge_in_memory(plan: Plan, threads: int, progress: Progress) -> tuple[dict,
     return nested(merged), record(plan, digests)
 
 
-def verify_folder(
-    plan: Plan, folder, *, threads: int = THREADS, progress: Progress = lambda bytes_compared: None
+def verify_output(
+    plan: Plan, out, *, threads: int = THREADS, progress: Progress = lambda bytes_compared: None
 ) -> list[str]:
-    """Merge again and list what in a folder is not what its recipe and its inputs give, bit for bit.
+    """Merge again and list what in an output is not what its recipe and its inputs give, bit for bit.
 
-    Inputs that are not those of the folder's record, by their digests, are named too.
+    `out`: a folder, an Orbax checkpoint, or POOL:NAME. Inputs that are not those of its record, by their digests, are
+    named too. What was merged on devices may differ where a compiler rounds otherwise than NumPy.
 
     Raises:
-        FileNotFoundError: no merge.json in the folder.
-        CheckpointError: as `open_checkpoint`, of the folder.
+        FileNotFoundError: there is no record, as `read_record`.
+        CheckpointError: as `open_model`, of the output.
         ValueError: as `merge_to_folder`.
     """
-    stored = json.loads((pathlib.Path(folder) / "merge.json").read_text())["inputs"]
-    there, shared, digests = open_checkpoint(folder), _measure_model(plan), {}
-    different = [f"{name} is extra" for name in there.leaves if name not in {output.name for output in plan.outputs}]
+    stored, there = read_record(out)["inputs"], open_model(str(out))
+    shared, digests = _measure_model(plan), {}
+    names = {output.name: output.name for output in plan.outputs}
+    if isinstance(there, Arrays):
+        names = {leaf: name for name, leaf in tree.flatten(nested({name: name for name in names})).items()}
+    different = [f"{name} is extra" for name in there.leaves if name not in names.values()]
 
     def compare(output):
-        expected, first = _stored(there, output), None
+        expected, first = _stored(there, names[output.name], output), None
         for start, block in merged_blocks(plan, output, shared, digests):
             if expected is not None and first is None:
                 first = _first_difference(expected[start : start + block.size], block, start)
@@ -169,6 +175,21 @@ def verify_folder(
     now = record(plan, digests)["inputs"]
     changed = [model for model in now if stored.get(model, {}).get("digest") != now[model]["digest"]]
     return sorted(different) + [f"{model} is not the model that was merged: its tensors changed" for model in changed]
+
+
+def read_record(out) -> dict:
+    """Give the record of a merge: of a folder or an Orbax checkpoint, or of a member POOL:NAME.
+
+    Raises:
+        FileNotFoundError: this program did not write it.
+    """
+    if (note := pathlib.Path(out) / "merge.json").is_file():
+        return json.loads(note.read_text())
+    pool, _, name = str(out).rpartition(":")
+    members = Pool(pool) if pool else {}
+    if name in members and "merge" in members.record(name)["metadata"]:
+        return members.record(name)["metadata"]["merge"]
+    raise FileNotFoundError(f"{out} has no record of a merge: no merge.json, nor is it a member POOL:NAME with one")
 
 
 def merged_blocks(plan: Plan, output: Output, shared, digests: Digests) -> Iterator[tuple[int, np.ndarray]]:
@@ -266,7 +287,8 @@ def _merged(plan, output, pairs, arrays, hashes, shared):
     measured = shared if recipe.scope == "model" else recipe.measure(parts)
     flat = [array.reshape(-1) for array in arrays]
     for part in parts():
-        here = slice(part.start, part.start + part.leaves[0].size)
+        # a whole leaf may have files of other sizes beside it
+        here = slice(None) if recipe.unit == "leaf" else slice(part.start, part.start + part.leaves[0].size)
         for digest, array in zip(hashes, flat, strict=True):
             digest.update(array[here].view(np.uint8))
         block = recipe.merge(part, measured).reshape(-1)
@@ -331,19 +353,19 @@ def _summary(digests, model):
 def nested(leaves):
     """Give nested dicts of leaves by name: names are cut at each "/", or at each "." where no name has a "/"."""
     separator = "/" if any("/" in name for name in leaves) else "."
-    tree = {}
+    top = {}
     for name, leaf in leaves.items():
         *folders, last = name.split(separator)
-        functools.reduce(lambda node, key: node.setdefault(key, {}), folders, tree)[last] = leaf
-    return tree
+        functools.reduce(lambda node, key: node.setdefault(key, {}), folders, top)[last] = leaf
+    return top
 
 
-def _stored(there, output):
-    """Give the elements of a tensor of the folder, or None if it is not as planned."""
-    leaf = there.leaves.get(output.name)
+def _stored(there, name, output):
+    """Give the elements of a tensor that was written, or None if it is not as planned."""
+    leaf = there.leaves.get(name)
     if leaf is None or (leaf.shape, leaf.dtype) != (output.shape, output.dtype):
         return None
-    return there.read(output.name).reshape(-1)
+    return there.read(name).reshape(-1)
 
 
 def _first_difference(a, b, start):

@@ -2,6 +2,7 @@
 
 A checkpoint is written without OCDBT and without compression, one Zarr (v2) chunk for each leaf and shard. So Orbax
 restores it into any sharding, and the chunk of an unsharded leaf is a file of its raw bytes, which can be mapped.
+Orbax and TensorStore are imported when they are used: half a second that reading files of other formats need not wait.
 """
 
 import dataclasses
@@ -10,11 +11,10 @@ import logging
 import math
 import pathlib
 import re
+from typing import Any
 
 import jax
 import numpy as np
-import tensorstore
-from orbax.checkpoint import v1 as ocp
 
 from soups.pool._mapping import mapped
 from soups.tree import Tree
@@ -45,6 +45,8 @@ def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
     Raises:
         OSError: what the file system said, such as a full disk.
     """
+    from orbax.checkpoint import v1 as ocp
+
     context = ocp.Context()
     saving = context.array.saving
     saving.use_ocdbt = saving.use_zarr3 = saving.use_compression = False
@@ -62,6 +64,8 @@ def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
 
 def load(path: pathlib.Path, abstract: Tree) -> Tree:
     """Restore a checkpoint to `abstract`: jax.ShapeDtypeStructs with shardings become JAX arrays in those shardings."""
+    from orbax.checkpoint import v1 as ocp
+
     return ocp.load(path.absolute(), abstract)
 
 
@@ -72,6 +76,8 @@ def load_checkpoint(path) -> Tree:
         FileNotFoundError: there is no directory at `path`.
         ValueError: it is no Orbax checkpoint of one pytree.
     """
+    from orbax.checkpoint import v1 as ocp
+
     path = pathlib.Path(path).absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"there is no checkpoint directory {path}")
@@ -87,7 +93,7 @@ class StoredLeaf:
     """Read a leaf of a checkpoint, or a part of it: mapped where it lies raw in one file, else from its chunks."""
 
     path: str
-    source: np.ndarray | tensorstore.TensorStore
+    source: Any  # np.ndarray or tensorstore.TensorStore
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,6 +156,8 @@ def stored_array(metadata: bytes) -> StoredArray:
 
 def read_array(folder: pathlib.Path) -> np.ndarray:
     """Read an array of several chunks from its folder into memory."""
+    import tensorstore
+
     spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{folder}/"}}
     return tensorstore.open(spec, open=True, read=True).result().read().result()
 
@@ -160,6 +168,8 @@ def _name(leaf):
 
 def _open_leaf(item, name, storage):
     """Begin to open a leaf and give the function that ends it, so that many are opened side by side."""
+    import tensorstore
+
     folder = item / name.replace("/", ".")
     if (folder / ARRAY_METADATA).is_file():
         stored = stored_array((folder / ARRAY_METADATA).read_bytes())

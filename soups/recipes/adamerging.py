@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from soups import tree
 from soups.names import check_name
@@ -131,6 +130,8 @@ def _merge(vectors, base, apply_fn, batches, recipe, digests):
 
 
 def _descend(raw, vectors, base, apply_fns, streams, recipe):
+    import optax  # takes a third of a second to import
+
     optimizer = optax.adam(recipe["learning_rate"])
     update = jax.jit(lambda grads, state, now: _optimizer.apply(optimizer, grads, state, now))
     state, history = optimizer.init(raw), []

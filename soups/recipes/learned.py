@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from soups import tree
 from soups.recipes import _leaves, _members, _optimizer
@@ -68,6 +67,8 @@ def learned(
 
 
 def _descend(variables, trees, loss, batches, learning_rate):
+    import optax  # takes a third of a second to import
+
     optimizer = optax.adamw(learning_rate, weight_decay=0.0)
     gradient = jax.jit(_float_gradient(loss))
     update = jax.jit(lambda grads, state, now: _optimizer.apply(optimizer, grads, state, now))
@@ -80,6 +81,7 @@ def _descend(variables, trees, loss, batches, learning_rate):
                 f"the loss is {float(value)} at step {len(history)}: lower the learning rate, or look at the batch"
             )
         products = _inner_products(leaf_grads, trees)
+        del leaf_grads  # else the device would hold them beside those of the next step
         if len(weights) == 1:
             products = products.sum(0, keepdims=True)
         mixing_grad = weights * (products - (weights * products).sum(1, keepdims=True))  # through the softmax

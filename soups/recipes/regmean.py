@@ -14,6 +14,7 @@ from soups import tree
 from soups.names import check_name
 from soups.recipes import _leaves, _members
 from soups.recipes._aligned import aligned, weights_of
+from soups.recipes.leafwise import Part, Recipe
 
 Grams = Mapping[str, Any]  # by the name of a kernel [*in, *out]: Xᵀ X / rows of its inputs X [rows, in], as [in, in]
 
@@ -50,8 +51,7 @@ def regmean(
 
     Jin et al., "Dataless knowledge fusion by merging weights of language models", 2022, arXiv 2212.09849.
     """
-    if not _leaves.traced(alpha) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], not {alpha}")
+    _check_alpha(alpha)
     members = _members.as_mapping(members)
     members = {name: members[name] for name in members}
     names, trees = list(members), list(members.values())
@@ -113,6 +113,33 @@ def regmean_pp(
         part = regmean(parts, grams, alpha=alpha, weights=weights)
         merged = tree.map_with_names(lambda name, leaf, part=part: part.get(name, leaf), merged)
     return merged
+
+
+def regmean_recipe(weights: Sequence[float], alpha: float = 0.9, inputs: str = "first") -> Recipe:
+    """Give `regmean` for one leaf after the other: a part's leaves are the members' kernels, then their Gram matrices.
+
+    A part without Gram matrices is averaged. `weights`: one for each member. `inputs`: "first" for kernels [*in, *out]
+    as Flax keeps them, "last" for [out, *in] as torch does.
+
+    Raises:
+        ValueError: as `regmean`, or another word for `inputs`.
+    """
+    _check_alpha(alpha)
+    check_name(inputs, ("first", "last"), "place of the inputs")
+    if min(weights) < 0 or sum(weights) == 0:
+        raise ValueError(f"weights must not be negative, nor all zero: {list(weights)}")
+    shares = [weight / sum(weights) for weight in weights]
+
+    def merge(part: Part, _):
+        kernels, grams = part.leaves[: len(shares)], part.leaves[len(shares) :]
+        if not grams:
+            return tree.mix(kernels, shares)
+        if inputs == "first":
+            return _regress(kernels, grams, shares, alpha)
+        turned = [kernel.reshape(len(kernel), -1).T for kernel in kernels]
+        return _regress(turned, grams, shares, alpha).T.reshape(kernels[0].shape)
+
+    return Recipe(merge, unit="leaf")
 
 
 # --- One kernel ---
@@ -186,6 +213,11 @@ def _solve(left, right):
 
 
 # --- Checks ---
+
+
+def _check_alpha(alpha):
+    if not _leaves.traced(alpha) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], not {alpha}")
 
 
 def _check_grams(leaves, grams):

@@ -1,13 +1,13 @@
 """Put the report page together: one HTML file that needs no other, the same bytes for the same results."""
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from numbers import Real
 
-from soups.report import page_assets, page_tables
+from soups.report import page_tables
 from soups.report.figures import Drawn
+from soups.report.shell import figures, shell
 from soups.report.summary import summary
 from soups.report.tables import best_of, format_count, format_percent, format_points, rows_table
 
@@ -17,54 +17,23 @@ def page(results: Mapping, drawn: Sequence[Drawn]) -> str:
     rows = rows_table(results)
     sections = [
         ("results", "Results", page_tables.main_table(results, rows)),
-        ("figures", "Figures", "".join(map(_figure, drawn))),
+        ("figures", "Figures", figures(drawn)),
         ("shifts", "Every shift", page_tables.shift_table(results, rows) if results["splits"]["shifts"] else ""),
         ("calibration", "Calibration", page_tables.calibration_table(results, rows)),
         ("members", "Members", _by_seed(results, results["pool"], page_tables.pool_table)),
         ("selection", "How the soups were chosen", _histories(results)),
         ("run", "The run", _run(results)),
     ]
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    body = "".join(f'<section><h2 id="{name}">{title}</h2>\n{text}\n</section>\n' for name, title, text in sections)
-    title = escape(f"Soups: {results['experiment']}")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>{page_assets.CSS}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p class="quiet">{_facts(results)}</p>
-<nav>{links}</nav>
-</header>
-<main>
-{_tiles(rows)}
+    intro = f"""{_tiles(rows)}
 <p>{_unbroken(" ".join(summary(results)))}</p>
-{_conclusions(results["conclusions"])}
-{body}</main>
-<footer class="quiet">Made from results.json alone, which is described in docs/results.md.</footer>
-<script>{page_assets.SCRIPT}</script>
-</body>
-</html>
-"""
+{_conclusions(results["conclusions"])}"""
+    versions = [f"{name} {version}" for name, version in list(results["versions"].items())[:2]]
+    return shell(results, sections, intro=intro, described="docs/results.md", facts=[", ".join(versions)])
 
 
 def _unbroken(text):
     """Escape a text and keep a number on one line with its spread and its sign %."""
     return escape(text).replace(" %", "\u00a0%").replace(" ±", "\u00a0±")
-
-
-def _facts(results):
-    seeds = ", ".join(map(str, results["seeds"]))
-    versions = ", ".join(f"{name} {version}" for name, version in list(results["versions"].items())[:2])
-    facts = [str(results["created"]), f"seeds {seeds}", str(results["device"]), versions]
-    return " · ".join(escape(fact) for fact in facts if fact)
 
 
 def _tiles(rows):
@@ -106,15 +75,6 @@ def _conclusions(sentences):
     if not sentences:
         return ""
     return f"<h3>Conclusions</h3><ul>{''.join(f'<li>{escape(str(text))}</li>' for text in sentences)}</ul>"
-
-
-def _figure(drawn):
-    data = base64.b64encode(drawn.png).decode("ascii")
-    return (
-        f'<figure id="figure-{drawn.name}"><img alt="{escape(drawn.title)}" src="data:image/png;base64,{data}">'
-        f"<figcaption><h3>{escape(drawn.title)}</h3><p>{escape(drawn.caption)}</p>"
-        f"<code>figures/{drawn.name}.png</code></figcaption></figure>\n"
-    )
 
 
 def _by_seed(results, found, build):

@@ -1,6 +1,5 @@
 """Share one finished run of the small experiment, made by the command line."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,15 +11,22 @@ CONFIG = pathlib.Path(__file__).with_name("small_config.py")
 
 
 @pytest.fixture(scope="session")
-def start(digits_dir):
+def command(digits_dir):
+    """Give a function from a workdir and more flags to the command that runs the small experiment there."""
+
+    def words(workdir, *flags):
+        script = [sys.executable, ROOT / "scripts" / "run.py", f"--config={CONFIG}", f"--config.data_dir={digits_dir}"]
+        return [*script, f"--workdir={workdir}", *flags]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def start(command, quick_start):
     """Give a function that starts the small experiment in a workdir, with more flags, and gives its process."""
-    # the networks are tiny, so nearly all the time of a run is compilation: programs that run slower are there sooner
-    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": fast}
 
     def starting(workdir, *flags, **options):
-        script = [sys.executable, ROOT / "scripts" / "run.py", f"--config={CONFIG}", f"--config.data_dir={digits_dir}"]
-        return subprocess.Popen([*script, f"--workdir={workdir}", *flags], cwd=ROOT, env=environment, **options)
+        return subprocess.Popen(command(workdir, *flags), cwd=ROOT, env=quick_start, **options)
 
     return starting
 

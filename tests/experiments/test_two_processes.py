@@ -1,9 +1,6 @@
 """Test that two processes run the experiment together, and find what one process finds."""
 
 import json
-import socket
-import subprocess
-import time
 
 import pytest
 
@@ -12,30 +9,14 @@ from soups.report import load_results
 
 
 @pytest.fixture(scope="module")
-def together(start, tmp_path_factory):
+def together(command, run_both, tmp_path_factory):
     """Give the directory of a run by two processes, and what each printed."""
     folder = tmp_path_factory.mktemp("together")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = [f"--coordinator=localhost:{port}", "--processes=2"]
-    logs, processes = [folder / f"log{index}.txt" for index in range(2)], []
-    try:
-        for index, log in enumerate(logs):
-            with log.open("w") as file:
-                options = {"stdout": file, "stderr": subprocess.STDOUT}
-                processes.append(start(folder / "run", *flags, f"--process={index}", **options))
-        deadline, codes = time.monotonic() + 300, [None, None]
-        # one that fails would leave the other waiting for it
-        while None in codes and not any(codes) and time.monotonic() < deadline:
-            time.sleep(0.1)
-            codes = [process.poll() for process in processes]
-        assert codes == [0, 0], [log.read_text()[-3000:] for log in logs]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return folder / "run", [log.read_text() for log in logs]
+
+    def process(index, port):
+        return command(folder / "run", f"--coordinator=localhost:{port}", "--processes=2", f"--process={index}")
+
+    return folder / "run", run_both(process, folder, seconds=300)
 
 
 def test_two_processes_find_what_one_finds(finished, together):

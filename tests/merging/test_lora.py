@@ -147,7 +147,7 @@ def test_a_recipe_merges_models_with_adapters(small, models, trees, tmp_path, ad
     ).memory(1) == pytest.approx(2 * 4 * 36)
     assert "* a+lora\n* b+lora" in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "out" / "tokenizer.json").exists()
-    assert merging.verify_folder(small.plan(recipe), tmp_path / "out") == []
+    assert merging.verify_output(small.plan(recipe), tmp_path / "out") == []
 
 
 def test_a_tied_tensor_gets_the_adapter_of_either_name(small, tmp_path, write_torch, adapter):

@@ -137,9 +137,26 @@ def test_verify_exits_with_1_when_something_differs(cli, recipe, tmp_path):
     code, printed, _ = cli("--verify", tmp_path / "out")
     assert code == 1 and " differs from element " in printed and "bit for bit" not in printed
     code, _, err = cli("--verify", tmp_path)
-    assert code == 2 and "is not a folder that this program wrote: no merge.json" in err
-    assert cli(recipe, tmp_path / "orbax", "--format", "orbax")[0] == 0
-    assert cli("--verify", tmp_path / "orbax")[2].endswith("--verify compares folders of Hugging Face only\n")
+    assert code == 2 and f"{tmp_path} has no record of a merge" in err
+
+
+@pytest.mark.parametrize("kind", ["orbax", "pool"])
+def test_verifies_checkpoints_and_members_of_pools(cli, small, recipe, models, tmp_path, kind):
+    def place(name):
+        return f"{tmp_path / 'pool'}:{name}" if kind == "pool" else tmp_path / name
+
+    assert cli(recipe, place("right"), "--format", kind)[0] == 0
+    code, printed, err = cli("--verify", place("right"))
+    assert (code, err) == (0, "") and "bit for bit" in printed
+    leaves = small.read(models["a"])
+    leaves["model.layers.1.norm.bias"][2] += 1
+    changed = small.write_model(tmp_path / "changed", leaves)
+    recipe.write_text(recipe.read_text().replace(str(models["a"]), str(changed)))
+    assert cli(recipe, place("wrong"), "--format", kind)[0] == 0
+    write_safetensors(changed / "model.safetensors", small.read(models["a"]))
+    code, printed, _ = cli("--verify", place("wrong"))
+    assert code == 1 and f"{changed} is not the model that was merged" in printed
+    assert "model.layers.1.norm.bias differs from element " in printed
 
 
 def test_a_dry_run_writes_nothing(cli, recipe, tmp_path):
@@ -246,7 +263,7 @@ def test_lists_the_methods(cli):
     assert code == 0
     assert all(f" {name} " in printed for name in [*PUBLISHED, *MERGEKIT])
     assert "Yadav et al. 2023, 2306.01708" in printed
-    assert "regmean" in printed and "needs the inputs of the linear layers: use soups.regmean in Python" in printed
+    assert "regmean_pp" in printed and "needs the networks to measure inputs with: use soups.regmean_pp" in printed
 
 
 def test_out_must_be_new(refused, recipe, tmp_path):
@@ -270,7 +287,10 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
         out,
         message="unknown method 'teis' (did you mean 'ties'?); python scripts/merge.py --methods lists all",
     )
-    refused(*method("regmean", models, "a"), "--out", out, message="method 'regmean' needs the inputs of the linear")
+    refused(*method("regmean_pp", models, "a"), "--out", out, message="method 'regmean_pp' needs the networks")
+    refused(*method("regmean", models, "a"), "--out", out, message="regmean needs a value of 'grams' for ")
+    missing = ["--align", tmp_path / "none.yml", "--out", out]
+    refused(*method("linear", models, "a", "b", base=None), *missing, message="--align: no file at ")
     refused(*ties, "--densty", 0.2, "--out", out, message="unknown setting of ties 'densty' (did you mean 'density'?)")
     refused(*ties, "--density", "x", "--out", out, message="parameters.density must be a number, not 'x'")
     refused(*ties, "--density", "--out", out, message="--density needs a value")

@@ -90,7 +90,7 @@ PUBLISHED = {
     ),
     "passthrough": (dict(members="a", base=None, scale={"a": 0.5}), None),
 }
-WITH_FILES = {"fisher", "fisher_interpolate"}  # tested below
+WITH_FILES = {"fisher", "fisher_interpolate", "regmean"}  # tested below
 
 
 def stitched(members, base, density, only):

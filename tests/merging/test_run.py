@@ -312,10 +312,10 @@ def test_verify_finds_a_changed_element(ties, small, tmp_path, monkeypatch, bloc
     monkeypatch.setattr(leafwise, "BLOCK", block)
     made, out = small.plan(ties), tmp_path / "out"
     merging.merge_to_folder(made, out)
-    assert merging.verify_folder(made, out, threads=2) == []
+    assert merging.verify_output(made, out, threads=2) == []
     flip(out / "model.safetensors", "lm_head.weight", 29)
     flip(out / "model.safetensors", "model.position_ids", 2)
-    assert merging.verify_folder(made, out) == [
+    assert merging.verify_output(made, out) == [
         "lm_head.weight differs from element 29 on",
         "model.position_ids differs from element 2 on",
     ]
@@ -328,7 +328,7 @@ def test_verify_finds_tensors_that_are_missing_extra_or_of_another_kind(ties, sm
     merged["lm_head.weight"] = merged["lm_head.weight"].T.copy()
     merged["more"] = np.zeros(2)
     write_safetensors(out / "model.safetensors", merged)
-    assert merging.verify_folder(made, out) == [
+    assert merging.verify_output(made, out) == [
         "lm_head.weight is missing, or of another shape or dtype",
         "model.norm.weight is missing, or of another shape or dtype",
         "more is extra",
@@ -339,10 +339,10 @@ def test_verify_names_an_input_that_changed(changed, small, tmp_path):
     given, path = changed("b", "model.position_ids", np.arange(4))
     small.merge(given, tmp_path / "out")
     flip(path / "model.safetensors", "model.layers.0.norm.gate", 0)
-    found = merging.verify_folder(small.plan(given), tmp_path / "out")
+    found = merging.verify_output(small.plan(given), tmp_path / "out")
     assert found[-1] == f"{path} is not the model that was merged: its tensors changed"
 
 
 def test_verify_needs_the_record(ties, small, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"merge.json"):
-        merging.verify_folder(small.plan(ties), tmp_path)
+        merging.verify_output(small.plan(ties), tmp_path)

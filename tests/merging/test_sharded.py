@@ -29,6 +29,7 @@ SETTINGS = {
     "steps": 5,
     "fisher": ["a", "b", "c"],
     "base_fisher": "base",
+    "grams": ["grams_a", "grams_b", "grams_c"],
 }
 # these add up floats over all devices, in another order than one device does
 SUMMING = {
@@ -45,7 +46,7 @@ SUMMING = {
     "mergekit della",
     "mergekit della_linear",
 }
-ON_HOST = {"tsv_merge", "iso_c", "wudi"}
+ON_HOST = {"tsv_merge", "iso_c", "wudi", "regmean"}
 METHODS = {
     f"{vocabulary} {name}": (vocabulary, name)
     for vocabulary, methods in (("published", merging.PUBLISHED), ("mergekit", merging.MERGEKIT))
@@ -64,6 +65,8 @@ def write(folder, shapes):
     for seed, name in enumerate(("base", "a", "b", "c")):
         leaves = {**weights(seed, shapes), "steps": np.arange(3)}
         write_safetensors(folder / f"{name}.safetensors", leaves)
+        grams = {leaf: array.T @ array for leaf, array in leaves.items() if array.ndim == 2}
+        write_safetensors(folder / f"grams_{name}.safetensors", grams)
     return folder
 
 
@@ -88,7 +91,7 @@ def planned(folder, vocabulary, name, paths=None, **parameters):
     def value(setting, index=None):
         found = SETTINGS[setting]
         found = found[index] if isinstance(found, list) else found
-        return paths[found] if "fisher" in setting else found
+        return str(folder / f"{found}.safetensors") if setting in method.files else found
 
     members = [
         {"model": paths[model], "parameters": {s: value(s, i) for s in method.of_member if s in SETTINGS}}

@@ -158,7 +158,7 @@ def test_a_tied_table_is_changed_once(small, tmp_path, write_torch):
 def test_a_merge_with_another_vocabulary_can_be_verified_and_says_its_memory(different, small, tmp_path):
     made = small.plan(recipe(tmp_path, tokenizer_source="union"))
     merging.merge_to_folder(made, tmp_path / "out", files=merging.folder_files(made))
-    assert merging.verify_folder(small.plan(recipe(tmp_path, tokenizer_source="union")), tmp_path / "out") == []
+    assert merging.verify_output(small.plan(recipe(tmp_path, tokenizer_source="union")), tmp_path / "out") == []
     tables = 3 * (2 * 4 * 7 * WIDTH)  # of each model two arrays of the union's rows
     assert made.memory(1) == OTHER + 4 * BLOCK * (3 * 4 + 4) + tables + 2 * 4 * 7 * WIDTH
 

@@ -2,12 +2,8 @@
 
 import importlib.util
 import json
-import os
 import pathlib
-import socket
-import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -23,32 +19,10 @@ spec.loader.exec_module(worker)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(run_both, tmp_path_factory):
     """Give the folder in which both processes have worked."""
     folder = tmp_path_factory.mktemp("two_processes_merge")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile, not to run
-    environment = os.environ | {"PYTHONPATH": str(WORKER.parents[2]), "XLA_FLAGS": fast}
-    logs = [folder / f"log{index}.txt" for index in range(2)]
-    processes = []
-    try:
-        for index, log in enumerate(logs):
-            command = [sys.executable, WORKER, str(index), port, folder]
-            with open(log, "w") as file:
-                processes.append(subprocess.Popen(command, env=environment, stderr=file))
-        deadline = time.monotonic() + 150
-        codes = [None, None]
-        # one that fails would leave the other waiting for it
-        while None in codes and not any(codes) and time.monotonic() < deadline:
-            time.sleep(0.1)
-            codes = [process.poll() for process in processes]
-        assert codes == [0, 0], [log.read_text()[-3000:] for log in logs]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    run_both(lambda index, port: [sys.executable, WORKER, str(index), port, folder], folder, seconds=150)
     return folder
 
 

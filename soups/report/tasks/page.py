@@ -1,13 +1,12 @@
 """Put the report page of a multi-task experiment together: one HTML file that needs no other."""
 
-import base64
 import json
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from soups.report import page_assets, page_tables, style
+from soups.report import page_tables, style
 from soups.report.figures import Drawn
+from soups.report.shell import figures, folded, head_cell, number_cell, shell, text_cell
 from soups.report.tables import format_count, format_percent, format_spread
 from soups.report.tasks.draw import FAMILIES
 from soups.report.tasks.results import BASE, BASELINES, JOINT, masks_of, row_of, tasks_rows
@@ -19,40 +18,14 @@ def tasks_page(results: Mapping, drawn: Sequence[Drawn]) -> str:
     rows = ranked(tasks_rows(results))
     sections = [
         ("results", "Results", _main_table(results, rows)),
-        ("figures", "Figures", "".join(map(_figure, drawn))),
+        ("figures", "Figures", figures(drawn)),
         ("by-task", "Accuracy on each task", _by_task(results, rows)),
         ("masks", "Masks", _masks(results)),
         ("settings", "Settings, chosen on held-out data", _settings(results, rows)),
         ("run", "The run", _run(results)),
     ]
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    body = "".join(f'<section><h2 id="{name}">{title}</h2>\n{text}\n</section>\n' for name, title, text in sections)
-    title = escape(f"Soups: {results['experiment']}")
-    seeds = ", ".join(map(str, results["seeds"]))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>{page_assets.CSS}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p class="quiet">{escape(str(results["created"]))} · seeds {escape(seeds)} · {escape(str(results["device"]))}</p>
-<nav>{links}</nav>
-</header>
-<main>
-{"".join(f"<p>{escape(sentence)}</p>" for sentence in tasks_summary(results))}
-{body}</main>
-<footer class="quiet">Made from results.json alone, which is described in docs/results_tasks.md.</footer>
-<script>{page_assets.SCRIPT}</script>
-</body>
-</html>
-"""
+    intro = "".join(f"<p>{escape(sentence)}</p>" for sentence in tasks_summary(results))
+    return shell(results, sections, intro=intro, described="docs/results_tasks.md")
 
 
 def tasks_summary(results: Mapping) -> list[str]:
@@ -90,14 +63,14 @@ def _main_table(results, rows):
         body.append(
             [
                 _head(row),
-                _text(row["family"]),
-                _cell(format_percent(row["normalised"]), row["normalised"].mean),
-                _cell(format_percent(row["mean"]), row["mean"].mean),
-                _cell(format_seconds(cost["seconds"]), cost["seconds"].mean),
-                _cell(format_size(row, results["trunk"]), cost["bytes"].mean),
-                *(_cell(format_count(cost[name]), cost[name].mean) for name in ("labelled", "unlabelled")),
-                _cell(format_seconds(cost["search_seconds"]), cost["search_seconds"].mean),
-                _cell(format_count(cost["search_points"]), cost["search_points"].mean),
+                text_cell(row["family"]),
+                number_cell(format_percent(row["normalised"]), row["normalised"].mean),
+                number_cell(format_percent(row["mean"]), row["mean"].mean),
+                number_cell(format_seconds(cost["seconds"]), cost["seconds"].mean),
+                number_cell(format_size(row, results["trunk"]), cost["bytes"].mean),
+                *(number_cell(format_count(cost[name]), cost[name].mean) for name in ("labelled", "unlabelled")),
+                number_cell(format_seconds(cost["search_seconds"]), cost["search_seconds"].mean),
+                number_cell(format_count(cost["search_points"]), cost["search_points"].mean),
             ]
         )
     note = (
@@ -117,7 +90,7 @@ def _skipped(results):
 def _by_task(results, rows):
     tasks = list(results["tasks"])
     body = [
-        [_head(row), *(_cell(format_percent(row["accuracy"][t]), row["accuracy"][t].mean) for t in tasks)]
+        [_head(row), *(number_cell(format_percent(row["accuracy"][t]), row["accuracy"][t].mean) for t in tasks)]
         for row in rows
     ]
     return page_tables.table(["", *tasks], body, f"Test accuracy in percent. {_spread_note(results)}")
@@ -132,9 +105,11 @@ def _masks(results):
         body = []
         for task, row in zip(tasks, mask["jaccard"], strict=True):
             size, alone = mask["percent"][task], mask["alone"][task]
-            overlaps = [_cell("" if task == other else f"{x:.3f}", x) for other, x in zip(tasks, row, strict=True)]
-            own = [_cell(format_spread(size), size.mean), _cell(format_percent(alone), alone.mean)]
-            body.append([_text(task, head=True), *own, *overlaps])
+            overlaps = [
+                number_cell("" if task == other else f"{x:.3f}", x) for other, x in zip(tasks, row, strict=True)
+            ]
+            own = [number_cell(format_spread(size), size.mean), number_cell(format_percent(alone), alone.mean)]
+            body.append([head_cell(task), *own, *overlaps])
         table = page_tables.table(["", "size %", "alone %", *tasks], body, note)
         parts.append(f"<details{' open' if not parts else ''}><summary>{escape(name)}</summary>{table}</details>\n")
     return "".join(parts)
@@ -145,24 +120,13 @@ def _settings(results, rows):
     for row in rows:
         if any(row["settings"]):
             texts = [", ".join(f"{name} {json.dumps(value)}" for name, value in s.items()) for s in row["settings"]]
-            body.append([_head(row), *map(_text, texts)])
+            body.append([_head(row), *map(text_cell, texts)])
     return page_tables.table(["", *(f"seed {seed}" for seed in results["seeds"])], body) if body else ""
 
 
 def _run(results):
     parts = [(name, results[name.lower()]) for name in ("Tasks", "Config", "Versions")]
-    parts += [("Seconds of each stage", results["timings"])] if results.get("timings") else []
-    tables = [(name, page_tables.pairs_table(found)) for name, found in parts]
-    return "".join(f"<details><summary>{name}</summary>{text}</details>\n" for name, text in tables)
-
-
-def _figure(drawn):
-    data = base64.b64encode(drawn.png).decode("ascii")
-    return (
-        f'<figure id="figure-{drawn.name}"><img alt="{escape(drawn.title)}" src="data:image/png;base64,{data}">'
-        f"<figcaption><h3>{escape(drawn.title)}</h3><p>{escape(drawn.caption)}</p>"
-        f"<code>figures/{drawn.name}.png</code></figcaption></figure>\n"
-    )
+    return folded([*parts, ("Seconds of each stage", results.get("timings", {}))])
 
 
 def _spread_note(results):
@@ -177,14 +141,3 @@ def _head(row):
         f'<th scope="row" data-v="{name}"><span class="kind" style="background:{color}" '
         f'title="{escape(row["family"])}"></span>{name}</th>'
     )
-
-
-def _text(text, *, head=False):
-    tag = "th" if head else "td"
-    return f'<{tag} class="text" data-v="{escape(str(text))}">{escape(str(text))}</{tag}>'
-
-
-def _cell(text, value):
-    mean, _, deviation = text.partition(" ±")
-    inner = escape(mean) + (f' <small class="spread">±{escape(deviation)}</small>' if deviation else "")
-    return f'<td data-v="{"" if not math.isfinite(value) else f"{value:.10g}"}"><span>{inner}</span></td>'

@@ -1,0 +1,99 @@
+"""Align independently trained networks before they are merged: `align:` in a recipe permutes their hidden units."""
+
+import functools
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from soups.merging.views import View
+from soups.names import check_name
+from soups.pool.formats import Checkpoint
+from soups.recipes.permutation import Blocks, Spec, permute_leaf, spec_from_rules, used_axes
+from soups.recipes.rebasin import weight_matching
+
+_STATISTICS = r"batch_stats/.*|.*running_(?:mean|var)"  # permuted with the others, but no weights that could be matched
+Rules = tuple[tuple[str, tuple | None], ...]
+
+
+def parse_rules(given: Any, where: str) -> Rules | None:
+    """Understand `align:`, a list of [regex, axes] as `spec_from_rules` takes them.
+
+    `axes` has an entry for each axis: the name of a permutation, null, or a mapping {permutation, outer, inner} for an
+    axis that flattens more than its units; null instead of a list leaves a tensor as it is.
+
+    Raises:
+        ValueError: anything else, with its place.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise ValueError(f"{where}: align must be a list of [regex, axes], not {given!r}")
+    return tuple(_rule(rule, f"{where}: align[{index}]") for index, rule in enumerate(given))
+
+
+def _rule(rule, where):
+    if not isinstance(rule, Sequence) or isinstance(rule, str) or len(rule) != 2:
+        raise ValueError(f"{where} must be [regex, axes], not {rule!r}")
+    pattern, axes = rule
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{where}: {pattern!r} is not a regex: {error}") from error
+    if axes is not None and (not isinstance(axes, Sequence) or isinstance(axes, str)):
+        raise ValueError(f"{where}: the axes are a list with an entry for each axis, or null, not {axes!r}")
+    return pattern, None if axes is None else tuple(_axis(axis, where) for axis in axes)
+
+
+def _axis(axis, where):
+    if isinstance(axis, Mapping):
+        for key in axis:
+            check_name(key, ("permutation", "outer", "inner"), f"field of an axis of {where}")
+        if not isinstance(axis.get("permutation"), str) or not all(
+            type(axis.get(size, 1)) is int for size in ("outer", "inner")
+        ):
+            raise ValueError(f"{where}: an axis needs the name of its permutation, outer and inner are whole numbers")
+        return Blocks(axis["permutation"], axis.get("outer", 1), axis.get("inner", 1))
+    if axis is not None and not isinstance(axis, str):
+        raise ValueError(f"{where}: an axis is the name of a permutation, null or a mapping, not {axis!r}")
+    return axis
+
+
+def aligned(models: Mapping[str, Checkpoint], reference: str, rules: Rules, seed: int) -> dict[str, Checkpoint | View]:
+    """Show each model with its units permuted to match the reference's, by weight matching when it is first read.
+
+    The spec is compared with the headers at once.
+
+    Raises:
+        ValueError: rules that do not fit the tensors, as `spec_from_rules`.
+
+    Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836.
+    """
+    headers = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in sorted(models[reference].leaves.items())
+    }
+    spec = spec_from_rules(headers, rules)
+    return {
+        model: checkpoint if model == reference else _view(checkpoint, models[reference], spec, seed)
+        for model, checkpoint in models.items()
+    }
+
+
+def _view(checkpoint, reference, spec: Spec, seed):
+    lock = threading.Lock()
+
+    @functools.cache
+    def permutations():
+        arrays = [{name: np.asarray(model.read(name)) for name in spec} for model in (reference, checkpoint)]
+        return weight_matching(*arrays, spec, key=jax.random.key(seed), ignore=_STATISTICS).permutations
+
+    def make(name):
+        with lock:  # threads read tensors side by side, and one matching serves them all
+            found = permutations()
+        return permute_leaf(np.asarray(checkpoint.read(name)), spec[name], found)
+
+    changed = {name: leaf for name, leaf in checkpoint.leaves.items() if name in spec and any(used_axes(spec[name]))}
+    return View(checkpoint, changed, make, checkpoint.sizes)
