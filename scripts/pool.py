@@ -1,22 +1,35 @@
-"""List, show, verify, add and remove the members of a checkpoint pool.
+"""List, show, verify, add, import and remove the members of a checkpoint pool.
 
 python scripts/pool.py list POOL
 python scripts/pool.py show POOL NAME ...
 python scripts/pool.py verify POOL [NAME ...]
 python scripts/pool.py add POOL NAME CHECKPOINT [--metadata JSON]
+python scripts/pool.py import --arch ARCHITECTURE --pool POOL FILE ... [--hparams hparam_info.json] [--num_classes N]
 python scripts/pool.py remove POOL NAME ...
+
+`import` reads published weights, .pt and .pth without torch, .safetensors and .npz: each file becomes the member of its
+name without suffix. The headers of all files are compared with the architecture first, and nothing is imported if one
+of them is wrong. The same command goes on after it was stopped: what is there from the same file is left as it is.
 """
 
 import argparse
+import collections
 import json
 import math
+import pathlib
 import sys
+import time
 
+import jax
 import numpy as np
 import rich.console
 import rich.markup
 import rich.table
+import xxhash
 
+from soups import tree
+from soups.models.architectures import ARCHITECTURES
+from soups.models.import_weights import imported_members
 from soups.pool import Pool, load_checkpoint
 
 
@@ -92,6 +105,28 @@ def add(options, console) -> int:
     return 0
 
 
+def import_files(options, console) -> int:
+    """Import published weights as members, after all of their headers were found to be right."""
+    members = imported_members(options.files, options.arch, options.num_classes)
+    files = dict(zip(members, map(pathlib.Path, options.files), strict=True))
+    pool, hparams = Pool(options.pool), _hparams(options.hparams, members) if options.hparams else {}
+    missing = [name for name in members if not _is_there(pool, name, files[name], options.arch)]
+    if len(pool) and missing:
+        tree.check_same_structure([pool.structure, _structure(members[missing[0]])], [pool.names[0], missing[0]])
+    if there := len(members) - len(missing):
+        console.print(f"{there} of {len(members)} are there already")
+    for number, name in enumerate(missing, there + 1):
+        start = time.monotonic()
+        metadata = {"arch": options.arch, "source": _source(files[name])}
+        metadata |= {"hparams": hparams[name]} if hparams else {}
+        record = pool.add(name, members[name], metadata)
+        size, seconds = _size(record)[1] / 1e6, time.monotonic() - start
+        console.print(_text(f"{name}: {size:.3g} MB, {record['status']}, {seconds:.2g} s ({number}/{len(members)})"))
+    for names in _duplicates(pool):
+        console.print(_text(f"the same weights: {' = '.join(names)}"))
+    return 0
+
+
 def remove(options, console) -> int:
     """Remove members, all or none of those that are named."""
     pool = Pool(options.pool, must_exist=True)
@@ -122,7 +157,82 @@ def _parser():
             command.add_argument("name", metavar="NAME", help="the new member")
             command.add_argument("checkpoint", metavar="CHECKPOINT", help="an Orbax checkpoint")
             command.add_argument("--metadata", default="{}", metavar="JSON", help="what should be known of it")
+    _import_parser(commands.add_parser("import", help=import_files.__doc__))
     return parser
+
+
+def _import_parser(command):
+    command.set_defaults(command=import_files)
+    command.add_argument("files", metavar="FILE", nargs="+", help="published weights; the stem names the member")
+    command.add_argument("--arch", required=True, metavar="ARCHITECTURE", help=", ".join(ARCHITECTURES))
+    command.add_argument("--pool", required=True, metavar="POOL", help="the directory of the pool")
+    command.add_argument("--hparams", metavar="JSON", help="a file of {name: hyper-parameters}, as hparam_info.json")
+    command.add_argument("--num_classes", type=int, metavar="N", help="give files without a head one of zeros")
+
+
+# --- Importing ---
+
+
+def _hparams(path, names):
+    try:
+        known = json.loads(pathlib.Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    known = known if isinstance(known, dict) else {}
+    if lacking := [name for name in names if not isinstance(known.get(name), dict)]:
+        raise ValueError(f"{path} does not give the hyper-parameters of {', '.join(lacking)}")
+    return known
+
+
+def _is_there(pool, name, file, arch):
+    """Say whether the pool has this member from this file; one of this name from elsewhere is a ValueError."""
+    if name not in pool:
+        return False
+    metadata, now = pool.record(name)["metadata"], _stamp(file)
+    source = metadata.get("source", {})
+    # as make and rsync do, believe size and time; what was copied or fetched again is compared by its bytes
+    same = source.items() >= now.items() or (
+        source.get("size") == now["size"] and source.get("xxh3_128") == _digest(file)
+    )
+    if not same or metadata.get("arch") != arch:
+        raise ValueError(f"the pool {pool.path} has a member {name!r} that is not {file} as {arch}: rename one of them")
+    return True
+
+
+def _structure(params):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+
+
+def _source(file):
+    return {"file": str(file.absolute()), **_stamp(file), "xxh3_128": _digest(file)}
+
+
+def _stamp(file):
+    known = [part.stat() for part in _parts(file)]
+    return {"size": sum(one.st_size for one in known), "modified_ns": max(one.st_mtime_ns for one in known)}
+
+
+def _digest(file):
+    digest = xxhash.xxh3_128()
+    for part in _parts(file):
+        with open(part, "rb") as content:
+            while block := content.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _parts(path):
+    return sorted(part for part in path.iterdir() if part.is_file()) if path.is_dir() else [path]
+
+
+def _duplicates(pool):
+    same = collections.defaultdict(list)
+    for name in pool:
+        same[pool.digest(name)].append(name)
+    return [names for names in same.values() if len(names) > 1]
+
+
+# --- Showing ---
 
 
 def _table(title, *columns):

@@ -16,7 +16,8 @@ ClassGroups = tuple[tuple[int, ...], ...]
 class Source(Protocol):
     """Describe what every source can do: `len`, `source[i]` and `class_names`; any random-access object will do.
 
-    `source[i]` is {"image": uint8 [H, W, C], "label": int}, decoded when it is read. A `Dataset` is a source too.
+    `source[i]` is {"image": uint8 [H, W, C], "label": int}, decoded when it is read. A `Dataset` is a source too. A
+    source of a set that has other classes than the model has `class_groups` besides, as a `Dataset` has them.
     """
 
     class_names: tuple[str, ...]
@@ -116,8 +117,7 @@ def decode(
     with ThreadPoolExecutor(num_threads) as pool:
         examples = pool.map(lambda index: read_example(source, index, transform), indices)
         images, labels = stack_examples(examples, len(indices))
-    groups = source.class_groups if isinstance(source, Dataset) else None
-    return Dataset(images, labels, tuple(source.class_names), groups)
+    return Dataset(images, labels, tuple(source.class_names), getattr(source, "class_groups", None))
 
 
 def project_logits(logits: np.ndarray, class_groups: ClassGroups | None) -> np.ndarray:

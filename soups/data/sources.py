@@ -1,13 +1,17 @@
 """Open images as sources: random access to {"image": uint8 [H, W, C], "label": int}, decoded when it is read."""
 
+import dataclasses
 import io
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
+import xxhash
 
-from soups.data.dataset import Dataset, Source
+from soups.data.dataset import ClassGroups, Dataset, Source
 from soups.data.transforms import from_pil
 from soups.names import check_name
 
@@ -31,19 +35,24 @@ def array_source(images: np.ndarray, labels, class_names=None) -> Dataset:
     return Dataset(images, labels.astype(np.int32), tuple(class_names))
 
 
-def folder_source(path) -> Source:
+class UnreadableImage(ValueError):
+    """Say that a file is no image or a broken one."""
+
+
+def folder_source(path, folders: Sequence[str] | None = None) -> Source:
     """Open a folder of images laid out as class/file.
 
-    Classes are the folders, sorted by name; examples are sorted by class, then by file name. Hidden files and files
-    without the extension of an image are left out. Gray and RGB files are given as they are, all others as RGB.
+    Classes are the folders, sorted by name, or the named `folders` in the order given; examples are sorted by class,
+    then by file name. Hidden files and files without the extension of an image are left out. Gray and RGB files are
+    given as they are, all others as RGB. The source also has `files`, "class/file" of each example, and `labels`.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: fewer than two classes, or classes without images; when an example is read: a broken file.
     """
     path = pathlib.Path(path)
-    class_names = _folders(path)
-    files = [_images(path / name) for name in class_names]
+    class_names = class_folders(path) if folders is None else list(folders)
+    files = [_image_names(path / name) for name in class_names]
     empty = [name for name, found in zip(class_names, files, strict=True) if not found]
     if empty:
         raise ValueError(
@@ -52,7 +61,19 @@ def folder_source(path) -> Source:
         )
     if len(class_names) < 2:
         raise ValueError(f"{path}: there must be at least 2 class folders, found {class_names}")
-    return _FolderSource(files, class_names)
+    return _FolderSource(path, class_names, files)
+
+
+def class_folders(path) -> list[str]:
+    """List the folders in a folder by name, without hidden ones.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder")
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def domain_folder_sources(path) -> dict[str, Source]:
@@ -63,10 +84,10 @@ def domain_folder_sources(path) -> dict[str, Source]:
         ValueError: domains with different classes; for each it lists what is missing. And as `folder_source`.
     """
     path = pathlib.Path(path)
-    domains = _folders(path)
+    domains = class_folders(path)
     if not domains:
         raise FileNotFoundError(f"{path}: no domain folders in it; the layout must be domain/class/file")
-    classes = {domain: _folders(path / domain) for domain in domains}
+    classes = {domain: class_folders(path / domain) for domain in domains}
     union = sorted(set().union(*classes.values()))
     missing = {domain: [name for name in union if name not in found] for domain, found in classes.items()}
     lines = [f"  {domain} lacks {', '.join(names)}" for domain, names in missing.items() if names]
@@ -103,31 +124,79 @@ def tfds_source(name: str, split: str, *, data_dir=None, image_key: str = "image
     )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """See a source's examples in another order, with other labels and classes; a source too.
+
+    Attributes:
+        source: has `files` besides, the name of each example, and `stamp`.
+        indices: int64 [N], example i of the view is example `indices[i]` of the source.
+        labels: int32 [N], indices into `class_names`.
+        class_names: as of any source.
+        class_groups: as of a `Dataset`.
+    """
+
+    source: Source
+    indices: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    class_groups: ClassGroups | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": self.source[int(self.indices[index])]["image"], "label": int(self.labels[index])}
+
+    @property
+    def files(self) -> list[str]:
+        """List the name of each example."""
+        return [self.source.files[index] for index in self.indices]
+
+    def take(self, indices: np.ndarray) -> "View":
+        """Give the view of the examples at `indices`, in that order."""
+        return dataclasses.replace(self, indices=self.indices[indices], labels=self.labels[indices])
+
+    def stamp(self) -> str:
+        """Digest the names and sizes of the files: other data has another stamp. Nothing is read."""
+        return self.source.stamp(self.indices)
+
+
 class _FolderSource:
-    def __init__(self, files, class_names):
-        self.class_names = tuple(class_names)
-        self._paths = [path for found in files for path in found]
-        self._labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
+    def __init__(self, path, folders, files):
+        self.class_names = tuple(folders)
+        self.files = [f"{folder}/{name}" for folder, names in zip(folders, files, strict=True) for name in names]
+        self.labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(names) for names in files])
+        self._path = path
 
     def __len__(self):
-        return len(self._paths)
+        return len(self.files)
 
     def __getitem__(self, index):
-        return {"image": _decode(self._paths[index], self._paths[index]), "label": int(self._labels[index])}
+        path = os.path.join(self._path, self.files[index])
+        return {"image": _decode(path, path), "label": int(self.labels[index])}
+
+    def stamp(self, indices: Iterable[int]) -> str:
+        files = [self.files[index] for index in indices]
+        with ThreadPoolExecutor(16) as pool:  # on a network's disk each size takes a while
+            sizes = pool.map(lambda file: os.path.getsize(os.path.join(self._path, file)), files)
+            lines = [f"{file} {size}\n" for file, size in zip(files, sizes, strict=True)]
+        return xxhash.xxh3_128_hexdigest("".join(lines).encode())
 
 
 class _TfdsSource:
     def __init__(self, records, image_key, label_key, class_names):
         self.class_names = tuple(class_names)
-        self._records, self._image_key, self._label_key = records, image_key, label_key
+        self.records = records  # as TFDS gives them, with images still encoded
+        self._image_key, self._label_key = image_key, label_key
 
     def __len__(self):
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index):
         if not 0 <= index < len(self):
             raise IndexError(f"{index} is not among the {len(self)} examples")
-        record = self._records[index]
+        record = self.records[index]
         image = record[self._image_key]
         image = _decode(io.BytesIO(image), f"example {index}") if isinstance(image, bytes) else image
         return {"image": image, "label": int(record[self._label_key])}
@@ -137,19 +206,15 @@ def _decode(file, where):
     try:
         with PIL.Image.open(file) as image:
             return from_pil(image)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{where}: cannot be read as an image ({error})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # broken files make Pillow raise errors of many kinds, SyntaxError among them
+        raise UnreadableImage(f"{where}: cannot be read as an image ({error})") from error
 
 
-def _folders(path):
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such folder")
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images(path):
+def _image_names(path):
     names = (entry.name for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith("."))
-    return [os.path.join(path, name) for name in sorted(names) if os.path.splitext(name)[1].lower() in _EXTENSIONS]
+    return [name for name in sorted(names) if os.path.splitext(name)[1].lower() in _EXTENSIONS]
 
 
 def _prepared_builder(name, data_dir):

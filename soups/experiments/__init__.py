@@ -1,3 +1,4 @@
 """Run whole experiments from a config: in the folder of each, run.py is read from top to bottom."""
 
-EXPERIMENTS = ("finetune_and_soup", "multi_task", "rebasin")  # what a config's field "experiment" may name
+# what a config's field "experiment" may name
+EXPERIMENTS = ("finetune_and_soup", "imagenet_finetune", "imagenet_soups", "multi_task", "rebasin")

@@ -13,6 +13,7 @@ from soups import tree
 from soups.data import batch_indices
 from soups.finetune.augment import MAX_OPERATIONS
 from soups.finetune.step import HYPERPARAMETERS, Training, init_state, training_step
+from soups.finetune.trajectory import averages
 from soups.names import check_name
 
 
@@ -21,7 +22,7 @@ def complete(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: a name that is not one of `HYPERPARAMETERS`, with the closest one; no epochs; more augmentation
-            operations than there are; a seed that is not in 0..2³¹−1.
+            operations than there are; negative warm-up steps; a seed that is not in 0..2³¹−1.
     """
     for name in hyperparameters:
         check_name(name, HYPERPARAMETERS, "hyper-parameter")
@@ -30,6 +31,8 @@ def complete(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"epochs must be positive, not {completed['epochs']}")
     if completed["augment_operations"] not in range(MAX_OPERATIONS + 1):
         raise ValueError(f"augment_operations must be 0 to {MAX_OPERATIONS}, not {completed['augment_operations']}")
+    if not completed["warmup_steps"] >= 0:
+        raise ValueError(f"warmup_steps must not be negative, got {completed['warmup_steps']}")
     if not 0 <= completed["seed"] < 2**31:
         raise ValueError(f"a seed must be in 0..2**31 - 1, got {completed['seed']}")
     return completed
@@ -77,13 +80,20 @@ def finetune(
     return state
 
 
-def jit_step(training: Training) -> Callable:
-    """Compile the training step with its state donated."""
+def jit_step(training: Training, shardings: tuple | None = None) -> Callable:
+    """Compile the training step with its state donated.
+
+    `shardings`: of the state, the batch and all else, from `soups.finetune.sharding.step_shardings`.
+    """
 
     def step(state, batch, hyperparameters):
         return training_step(training, state, batch, hyperparameters)
 
-    return jax.jit(step, donate_argnums=0, compiler_options=_cpu_options())
+    placed = {}
+    if shardings is not None:
+        of_state, of_batch, of_rest = shardings
+        placed = {"in_shardings": (of_state, of_batch, of_rest), "out_shardings": (of_state, of_rest)}
+    return jax.jit(step, donate_argnums=0, compiler_options=_cpu_options(), **placed)
 
 
 @functools.cache
@@ -121,7 +131,7 @@ def finetune_program(
         carry = (init_state(training, params), jnp.zeros(indices.shape[0]))
         last = jnp.asarray(hyperparameters["num_steps"], jnp.int32)
         state, losses = jax.lax.while_loop(lambda carry: carry[0]["step"] < last, body, carry)
-        return {"params": state["params"], "averages": state["averages"], "losses": losses}
+        return {"params": state["params"], "averages": averages(state, training.ema_decays), "losses": losses}
 
     return run
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from soups import tree
+from soups.finetune import trajectory
 from soups.finetune.augment import mixup, rand_augment
 from soups.recipes import _optimizer, ema, running_mean
 
@@ -24,6 +25,7 @@ HYPERPARAMETERS = {
     "augment_magnitude": 0.0,
     "sam_radius": 0.0,
     "warmup_fraction": 0.1,
+    "warmup_steps": 0,  # above 0 it stands instead of the fraction
     "epochs": 1.0,
     "seed": 0,
 }
@@ -43,6 +45,13 @@ class Training:
         clip_norm: global norm that gradients are clipped to.
         sam: take the gradient at the worst point within `sam_radius`; twice the cost.
         ema_decay, swa_start: average the trajectory; SWA begins after this fraction of the steps.
+        ema_decays: more exponential averages at once, which also keep decays such as 0.9999999; see
+            `soups.finetune.trajectory.averages`.
+        accumulate: parts that a batch is cut into, one after the other, with the memory of one. The step is that of the
+            whole batch, since images are transformed and mixed before; only BatchNorm sees the parts.
+
+    Raises:
+        ValueError: fewer than one part, a decay of `ema_decays` that is not in [0, 1) or stands there twice.
     """
 
     train_apply: TrainApply
@@ -57,6 +66,16 @@ class Training:
     sam: bool = False
     ema_decay: float | None = None
     swa_start: float | None = None
+    ema_decays: tuple[float, ...] = ()
+    accumulate: int = 1
+
+    def __post_init__(self):
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, not {self.accumulate}")
+        if wrong := [decay for decay in self.ema_decays if not 0 <= decay < 1]:
+            raise ValueError(f"ema_decays must be at least 0 and below 1, not {wrong[0]}")
+        if len(set(self.ema_decays)) < len(self.ema_decays):
+            raise ValueError(f"ema_decays names a decay twice: {self.ema_decays}")
 
 
 def learning_rate(step, num_steps, warmup_steps, peak):
@@ -87,6 +106,8 @@ def init_state(training: Training, params: tree.Tree) -> dict[str, Any]:
     }
     averaged = {"ema": training.ema_decay, "swa": training.swa_start}
     state["averages"] = {name: _copy(tree.widen(params)) for name, setting in averaged.items() if setting is not None}
+    if training.ema_decays:
+        state["drifts"] = trajectory.start(params, training.ema_decays)
     return state
 
 
@@ -100,6 +121,9 @@ def training_step(
         state: from `init_state` or the last step.
         batch: "image" uint8 [B, H, W, C] and "label" int32 [B], or float targets [B, classes] under "label".
         hyperparameters: those of `HYPERPARAMETERS`, and "num_steps"; numbers or traced.
+
+    Raises:
+        ValueError: a batch that cannot be cut into `accumulate` equal parts.
     """
     hp, step = _arrays(hyperparameters), state["step"]
     key = jax.random.fold_in(jax.random.key(hp["seed"]), step)
@@ -111,22 +135,31 @@ def training_step(
     rates, mask = _matched(training, state["params"])
     trainable, frozen = _split(rates, state["params"])
 
-    def loss_of(trainable):
-        logits, updated = training.train_apply(tree.combine(trainable, frozen), images, model_key)
-        return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean(), updated
+    def of_part(trainable, frozen, images, targets, key):
+        def loss_of(trainable):
+            logits, updated = training.train_apply(tree.combine(trainable, frozen), images, key)
+            return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean(), _split(rates, updated)[1]
 
-    (loss, updated), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        return jax.value_and_grad(loss_of, has_aux=True)(trainable)
+
+    def gradient(trainable):
+        return _accumulated(of_part, training.accumulate, trainable, frozen, images, targets, model_key)
+
+    (loss, moved_frozen), grads = gradient(trainable)
     if training.sam:
-        grads = _sharpness_aware(loss_of, trainable, grads, hp["sam_radius"])
-    rate = learning_rate(step, hp["num_steps"], hp["warmup_fraction"] * hp["num_steps"], hp["learning_rate"])
+        grads = gradient(_worst_nearby(trainable, grads, hp["sam_radius"]))[1]
+    warmup = jnp.where(hp["warmup_steps"] > 0, hp["warmup_steps"], hp["warmup_fraction"] * hp["num_steps"])
+    rate = learning_rate(step, hp["num_steps"], warmup, hp["learning_rate"])
     grads, _ = optax.clip_by_global_norm(training.clip_norm).update(grads, optax.EmptyState())
     optimizer = training.optimizer(rate, hp["weight_decay"], mask)
     multipliers, _ = _split(rates, rates)
     moved, optimizer_state = _optimizer.apply(optimizer, grads, state["optimizer"], trainable, multipliers)
-    frozen = _split(rates, updated)[1]  # BatchNorm statistics move without a gradient
-    params = tree.combine(moved, frozen)
+    params = tree.combine(moved, moved_frozen)  # BatchNorm statistics move without a gradient
     averages = _observe(training, state["averages"], params, step, hp["num_steps"])
-    return {"params": params, "optimizer": optimizer_state, "step": step + 1, "averages": averages}, loss
+    after = {"params": params, "optimizer": optimizer_state, "step": step + 1, "averages": averages}
+    if training.ema_decays:
+        after["drifts"] = trajectory.follow(state["drifts"], params, training.ema_decays)
+    return after, loss
 
 
 def soft_targets(labels: jax.Array, num_classes: int, label_smoothing) -> jax.Array:
@@ -135,11 +168,37 @@ def soft_targets(labels: jax.Array, num_classes: int, label_smoothing) -> jax.Ar
     return targets * (1.0 - label_smoothing) + label_smoothing / num_classes
 
 
-def _sharpness_aware(loss_of, trainable, grads, radius):
-    """Give the gradient at θ + ρ g / |g| (Foret et al., 2020, arXiv 2010.01412)."""
+def _accumulated(of_part, count, trainable, frozen, images, targets, key):
+    """Give (mean loss, frozen leaves after the batch) and the mean gradient over `count` parts of the batch."""
+    if count == 1:
+        return of_part(trainable, frozen, images, targets, key)
+
+    def take(carry, part):
+        frozen, sums = carry
+        (loss, frozen), grads = of_part(trainable, frozen, *part)
+        return (frozen, jax.tree.map(lambda total, new: total + new.astype(total.dtype), sums, (loss, grads))), None
+
+    parts = (_parts(images, count), _parts(targets, count), jax.random.split(key, count))
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), tree.widen(trainable)))
+    (frozen, sums), _ = jax.lax.scan(take, (frozen, zeros), parts)
+    loss, grads = jax.tree.map(lambda total: total / count, sums)
+    return (loss, frozen), tree.cast_like(grads, trainable)
+
+
+def _parts(batch, count):
+    """Cut [B, ...] into [count, B / count, ...]; a device that holds rows of the batch has some of each part."""
+    if len(batch) % count:
+        raise ValueError(f"a batch of {len(batch)} cannot be cut into accumulate={count} equal parts")
+    return jnp.swapaxes(batch.reshape(len(batch) // count, count, *batch.shape[1:]), 0, 1)
+
+
+def _worst_nearby(trainable, grads, radius):
+    """Give θ + ρ g / |g|, where sharpness-aware minimisation takes its gradient.
+
+    Foret et al., "Sharpness-aware minimization for efficiently improving generalization", 2020, arXiv 2010.01412.
+    """
     norm = optax.tree.norm(grads)
-    there = jax.tree.map(lambda p, g: p + radius * g / (norm + 1e-12), trainable, grads)
-    return jax.grad(loss_of, has_aux=True)(there)[0]
+    return jax.tree.map(lambda p, g: p + radius * g / (norm + 1e-12), trainable, grads)
 
 
 def _observe(training, averages, params, step, num_steps):

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from soups import tree
 from soups.finetune.loop import complete, finetune, finetune_program, jit_step, member_indices, typed
 from soups.finetune.step import Training
+from soups.finetune.trajectory import averages
 
 MODES = ("sequential", "map", "vmap", "sharded")
 
@@ -142,7 +143,8 @@ def _one_by_one(training, params, data, members, orders, skip):
         state = finetune(
             training, params, batches, member, step=step, on_step=lambda _, loss, to=losses: to.append(loss)
         )
-        result = {"params": state["params"], "averages": state["averages"], "losses": jnp.stack(losses)}
+        kept = averages(state, training.ema_decays)
+        result = {"params": state["params"], "averages": kept, "losses": jnp.stack(losses)}
         yield index, jax.device_get(result)
 
 

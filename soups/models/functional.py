@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from soups.tree import Tree
@@ -20,28 +21,38 @@ def init(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> Tree:
     return variables if len(variables) > 1 else variables["params"]
 
 
-def apply_fn(model: nn.Module) -> Callable:
+def apply_fn(model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Callable:
     """Give `apply(params, inputs) -> logits [B, C]` in float32, in evaluation mode.
 
-    `apply` raises a ValueError for inputs that are not floats: raw bytes in 0..255 would give silly logits.
+    `mean`, `std`: of each channel, the last axis; given, the network sees (inputs − mean) / std, in float32. `apply`
+    raises a ValueError for inputs that are not floats, as raw bytes in 0..255 would give silly logits, or that have
+    another number of channels.
+
+    Raises:
+        ValueError: only one of `mean` and `std`, not one of each for a channel, or a `std` that is not positive.
     """
+    normalized = _normalizer(mean, std)
 
     def apply(params, inputs):
-        _check_floats(inputs)
+        inputs = normalized(inputs)
         return model.apply(as_variables(params), inputs, train=False).astype(jnp.float32)
 
     return apply
 
 
-def train_apply_fn(model: nn.Module) -> Callable:
+def train_apply_fn(
+    model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Callable:
     """Give `train_apply(params, inputs, key) -> (logits [B, C], params)`, in training mode.
 
     The key is for dropout. BatchNorm normalises by the batch and the returned params hold its updated running
-    statistics; a network without state returns the params it was given. Inputs are checked as in `apply_fn`.
+    statistics; a network without state returns the params it was given. Inputs are normalised and checked as in
+    `apply_fn`, with the same errors.
     """
+    normalized = _normalizer(mean, std)
 
     def train_apply(params, inputs, key):
-        _check_floats(inputs)
+        inputs = normalized(inputs)
         logits, state = model.apply(
             as_variables(params), inputs, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
         )
@@ -55,6 +66,26 @@ def as_variables(params: Tree) -> Tree:
     return params if "params" in params else {"params": params}
 
 
-def _check_floats(inputs):
+def _normalizer(mean, std):
+    if mean is None and std is None:
+        return _checked_floats
+    if mean is None or std is None:
+        raise ValueError("inputs are normalised with both mean and std: give both or neither")
+    if len(mean) != len(std) or min(std) <= 0:
+        raise ValueError(f"mean and std need a number for each channel, std positive ones, not {mean} and {std}")
+    shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+    def normalized(inputs):
+        _checked_floats(inputs)
+        if inputs.shape[-1] != len(shift):
+            raise ValueError(f"inputs have {inputs.shape[-1]} channels, but mean and std are of {len(shift)}")
+        shape = (1,) * (inputs.ndim - 1) + (-1,)
+        return (inputs.astype(jnp.float32) - shift.reshape(shape)) / scale.reshape(shape)
+
+    return normalized
+
+
+def _checked_floats(inputs):
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(f"inputs must be floats, but they are {inputs.dtype}: scale the images first")
+    return inputs

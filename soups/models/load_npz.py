@@ -4,6 +4,7 @@ import math
 import pathlib
 import re
 import zipfile
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
@@ -33,16 +34,17 @@ def load_big_vision(path, like: Tree, *, keep: str | None = None, part: str | No
         ValueError: not an .npz file, a `part` that it does not have, a `keep` that matches no leaf, or names or shapes
             other than those of `like`: all are listed ("-" the file lacks, "+" it has more).
     """
-    leaves = _read(path, part)
+    leaves = read_leaves(path, part)
     if keep is not None:
         kept = tree.flatten(tree.select(like, keep))
         leaves = {name: leaf for name, leaf in leaves.items() if not re.fullmatch(keep, name)} | kept
-    loaded = _nested(leaves)
+    loaded = nested(leaves)
     tree.check_same_structure([like, loaded], ["like", pathlib.Path(path).name], dtypes=False)
     return tree.cast_like(loaded, like)
 
 
-def _read(path, part):
+def read_leaves(path, part: str | None = None) -> dict[str, np.ndarray]:
+    """Read the weights of a ViT from an .npz file, by today's names; arguments and errors as in `load_big_vision`."""
     try:
         # opened here, because np.load leaves a broken file open
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -75,12 +77,13 @@ def _recover_dtype(leaf):
     return leaf.view(ml_dtypes.bfloat16) if leaf.dtype == np.dtype("V2") else leaf
 
 
-def _nested(leaves):
-    nested = {}
+def nested(leaves: Mapping[str, np.ndarray]) -> Tree:
+    """Make nested dicts of leaves with names such as "head/kernel"."""
+    top = {}
     for name, leaf in leaves.items():
         *path, last = name.split("/")
-        node = nested
+        node = top
         for key in path:
             node = node.setdefault(key, {})
         node[last] = leaf
-    return nested
+    return top

@@ -1,16 +1,18 @@
 """Build Vision Transformers whose parameters bear the names and shapes of big_vision's.
 
-So released big_vision checkpoints load by name (`soups.models.load_big_vision`). Nothing here is a convolution: the
-patches are cut by a reshape and embedded by a matrix product, which stays fast under `jax.vmap` over members.
+So released big_vision checkpoints load by name (`soups.models.load_big_vision`); other fields make the networks of
+CLIP, timm and Hugging Face (`soups.models.architectures`). Nothing here is a convolution: the patches are cut by a
+reshape and embedded by a matrix product, which stays fast under `jax.vmap` over members.
 """
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from soups.names import did_you_mean
+from soups.names import check_name, did_you_mean
 
 # width, depth, mlp_dim, num_heads: Zhai et al., "Scaling Vision Transformers" (2021), arXiv:2106.04560, table 2
 SIZES = {
@@ -29,14 +31,20 @@ SIZES = {
     "e": (1792, 56, 15360, 16),
 }
 POOL_TYPES = ("gap", "tok", "map")
+ACTIVATIONS = {
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
 
 
 class MlpBlock(nn.Module):
-    """Apply two dense layers with a tanh-approximated GELU between them to every token."""
+    """Apply two dense layers with a GELU of some form between them to every token."""
 
     mlp_dim: int
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
+    activation: str = "gelu_tanh"
 
     @nn.compact
     def __call__(self, x_BxTxD, train: bool = False):
@@ -47,16 +55,17 @@ class MlpBlock(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(stddev=1e-6),
         )
-        hidden = nn.gelu(dense(self.mlp_dim)(x_BxTxD))
+        hidden = ACTIVATIONS[self.activation](dense(self.mlp_dim)(x_BxTxD))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
         return dense(x_BxTxD.shape[-1])(hidden)
 
 
 class MultiHeadDotProductAttention(nn.Module):
-    """Attend with several heads; the softmax is in float32."""
+    """Attend with several heads, with `causal` to no later token; the softmax is in float32."""
 
     num_heads: int
     dtype: Dtype = jnp.float32
+    causal: bool = False
 
     @nn.compact
     def __call__(self, queries_BxQxD, inputs_BxTxD):
@@ -69,6 +78,9 @@ class MultiHeadDotProductAttention(nn.Module):
         value = dense(heads, name="value")(inputs_BxTxD)
         query = query * heads[1] ** -0.5
         scores_BxHxQxT = jnp.einsum("bqhe,bthe->bhqt", query, key, preferred_element_type=jnp.float32)
+        if self.causal:
+            seen = jnp.tri(*scores_BxHxQxT.shape[2:], dtype=bool)[None, None]
+            scores_BxHxQxT = jnp.where(seen, scores_BxHxQxT, -jnp.inf)
         shares_BxHxQxT = nn.softmax(scores_BxHxQxT).astype(self.dtype)
         mixed_BxQxHxE = jnp.einsum("bhqt,bthe->bqhe", shares_BxHxQxT, value)
         return dense(width, axis=(-2, -1), name="out")(mixed_BxQxHxE)
@@ -81,33 +93,46 @@ class EncoderBlock(nn.Module):
     num_heads: int
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
+    activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-6
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x_BxTxD, train: bool = False):
         """Map tokens [B, T, D] to [B, T, D]."""
         drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
-        y = nn.LayerNorm(dtype=jnp.float32)(x_BxTxD.astype(jnp.float32))
-        x_BxTxD = x_BxTxD + drop(MultiHeadDotProductAttention(self.num_heads, self.dtype)(y, y))
-        y = nn.LayerNorm(dtype=jnp.float32)(x_BxTxD.astype(jnp.float32))
-        return x_BxTxD + drop(MlpBlock(self.mlp_dim, self.dropout, self.dtype)(y, train))
+        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=jnp.float32)
+        y = norm(name="LayerNorm_0")(x_BxTxD.astype(jnp.float32))
+        x_BxTxD = x_BxTxD + drop(MultiHeadDotProductAttention(self.num_heads, self.dtype, self.causal)(y, y))
+        y = norm(name="LayerNorm_1")(x_BxTxD.astype(jnp.float32))
+        return x_BxTxD + drop(MlpBlock(self.mlp_dim, self.dropout, self.dtype, self.activation)(y, train))
 
 
 class Encoder(nn.Module):
-    """Apply `depth` blocks and a final LayerNorm, which is in float32."""
+    """Apply `depth` blocks and a final LayerNorm, which is in float32.
+
+    `causal`: no token sees a later one. `remat`: the backward pass computes each block again instead of keeping it.
+    """
 
     depth: int
     mlp_dim: int
     num_heads: int
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
+    activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-6
+    causal: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x_BxTxD, train: bool = False):
         """Map tokens [B, T, D] to [B, T, D] in float32."""
+        block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
+        fields = (self.mlp_dim, self.num_heads, self.dropout, self.dtype, self.activation, self.norm_epsilon)
         for index in range(self.depth):
-            block = EncoderBlock(self.mlp_dim, self.num_heads, self.dropout, self.dtype, name=f"encoderblock_{index}")
-            x_BxTxD = block(x_BxTxD, train)
-        return nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")(x_BxTxD.astype(jnp.float32))
+            x_BxTxD = block(*fields, self.causal, name=f"encoderblock_{index}")(x_BxTxD, train)
+        norm = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=jnp.float32, name="encoder_norm")
+        return norm(x_BxTxD.astype(jnp.float32))
 
 
 class MAPHead(nn.Module):
@@ -115,6 +140,8 @@ class MAPHead(nn.Module):
 
     mlp_dim: int
     num_heads: int
+    activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x_BxTxD):
@@ -122,7 +149,8 @@ class MAPHead(nn.Module):
         batch, _, width = x_BxTxD.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
         x = MultiHeadDotProductAttention(self.num_heads)(jnp.tile(probe, (batch, 1, 1)), x_BxTxD)
-        x = x + MlpBlock(self.mlp_dim)(nn.LayerNorm()(x))
+        y = nn.LayerNorm(epsilon=self.norm_epsilon, name="LayerNorm_0")(x)
+        x = x + MlpBlock(self.mlp_dim, activation=self.activation)(y)
         return x[:, 0]
 
 
@@ -131,10 +159,16 @@ class ViT(nn.Module):
 
     Parameters are float32; the blocks' matrix products are in `dtype`, norms, pooling and head in float32. `pool_type`:
     "gap" averages the tokens, "tok" reads a class token, "map" pools by attention. `representation_size`: the width of
-    a tanh layer before the head ("pre_logits"), None for no such layer. The head starts at zero.
+    a tanh layer before the head ("pre_logits"), None for no such layer. The head starts at zero; `num_classes=None` is
+    a network without it, which gives the features.
+
+    CLIP (Radford et al., 2021, arXiv:2103.00020) has a `pre_norm` before the blocks, no `embedding_bias`, a matrix
+    "projection" of `projection_size` columns after pooling, and `normalize`: features of length 1. `activation`:
+    "gelu_tanh", "gelu" (exact) or "quick_gelu", x / (1 + exp(−1.702 x)). `remat`: the backward pass computes each block
+    again instead of keeping what is inside.
     """
 
-    num_classes: int
+    num_classes: int | None
     patch_size: int
     width: int
     depth: int
@@ -144,34 +178,64 @@ class ViT(nn.Module):
     representation_size: int | None = None
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
+    activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-6
+    pre_norm: bool = False
+    embedding_bias: bool = True
+    projection_size: int | None = None
+    normalize: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_BxHxWxC, train: bool = False):
-        """Map images [B, H, W, C] of floats to logits [B, num_classes] in float32.
+        """Map images [B, H, W, C] of floats to logits [B, num_classes], or features [B, D], in float32.
 
         Raises:
-            ValueError: sizes that do not divide, or an unknown `pool_type`.
+            ValueError: sizes that do not divide, or an unknown `pool_type` or `activation`.
         """
         self._check(images_BxHxWxC.shape)
-        x = nn.DenseGeneral(self.width, axis=(-3, -2, -1), dtype=self.dtype, name="embedding")(
-            patches(images_BxHxWxC, self.patch_size)
+        encoder = Encoder(
+            self.depth,
+            self.mlp_dim,
+            self.num_heads,
+            self.dropout,
+            self.dtype,
+            self.activation,
+            self.norm_epsilon,
+            remat=self.remat,
+            name="Transformer",
         )
+        x_BxD = self._pool(encoder(self._embed(images_BxHxWxC, train), train))
+        if self.representation_size is not None:
+            x_BxD = nn.tanh(nn.Dense(self.representation_size, name="pre_logits")(x_BxD))
+        if self.projection_size is not None:
+            x_BxD = nn.Dense(self.projection_size, use_bias=False, name="projection")(x_BxD)
+        if self.normalize:
+            x_BxD = x_BxD / jnp.linalg.norm(x_BxD, axis=-1, keepdims=True)
+        if self.num_classes is None:
+            return x_BxD
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x_BxD)
+
+    def _embed(self, images_BxHxWxC, train):
+        embedding = nn.DenseGeneral(
+            self.width, axis=(-3, -2, -1), use_bias=self.embedding_bias, dtype=self.dtype, name="embedding"
+        )
+        x = embedding(patches(images_BxHxWxC, self.patch_size))
         batch, tokens, width = x.shape
         position = self.param("pos_embedding", nn.initializers.normal(width**-0.5), (1, tokens, width))
         x = x + position.astype(self.dtype)
         if self.pool_type == "tok":
             token = self.param("cls", nn.initializers.zeros, (1, 1, width))
             x = jnp.concatenate([jnp.tile(token.astype(self.dtype), (batch, 1, 1)), x], axis=1)
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        encoder = Encoder(self.depth, self.mlp_dim, self.num_heads, self.dropout, self.dtype, name="Transformer")
-        x_BxD = self._pool(encoder(x, train))
-        if self.representation_size is not None:
-            x_BxD = nn.tanh(nn.Dense(self.representation_size, name="pre_logits")(x_BxD))
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x_BxD)
+        if self.pre_norm:
+            norm = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=jnp.float32, name="pre_norm")
+            x = norm(x.astype(jnp.float32)).astype(self.dtype)
+        return nn.Dropout(self.dropout)(x, deterministic=not train)
 
     def _pool(self, x_BxTxD):
         if self.pool_type == "map":
-            return MAPHead(self.mlp_dim, self.num_heads, name="MAPHead_0")(x_BxTxD)
+            fields = (self.mlp_dim, self.num_heads, self.activation, self.norm_epsilon)
+            return MAPHead(*fields, name="MAPHead_0")(x_BxTxD)
         return x_BxTxD[:, 0] if self.pool_type == "tok" else jnp.mean(x_BxTxD, axis=1)
 
     def _check(self, shape):
@@ -183,6 +247,7 @@ class ViT(nn.Module):
             raise ValueError(f"width {self.width} does not divide into {self.num_heads} heads")
         if self.pool_type not in POOL_TYPES:
             raise ValueError(f"pool_type must be one of {', '.join(POOL_TYPES)}, not {self.pool_type!r}")
+        check_name(self.activation, ACTIVATIONS, "activation")
 
 
 def patches(images_BxHxWxC, size: int):
@@ -193,7 +258,7 @@ def patches(images_BxHxWxC, size: int):
     return grid.reshape(batch, rows * columns, size, size, channels)
 
 
-def vit(name: str, *, num_classes: int, **fields) -> ViT:
+def vit(name: str, *, num_classes: int | None, **fields) -> ViT:
     """Make a ViT of a published size: "S/16", "B/32", "L/14", ..., that is size / patch size.
 
     `fields` are those of `ViT`: pool_type, dropout, dtype, ...

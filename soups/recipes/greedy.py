@@ -11,8 +11,8 @@ import numpy as np
 from soups import tree
 from soups.names import check_name
 from soups.recipes import _members
+from soups.recipes._candidates import Candidates, Growing
 from soups.recipes._journal import Journal
-from soups.recipes.averages import running_mean
 from soups.recipes.soup import Soup, digests
 
 
@@ -50,27 +50,34 @@ def greedy(
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, recipe 1.
     """
+
+    def candidates_of(members):
+        return Candidates(members, lambda params: pick_metric(evaluate(params), metric))
+
+    rules = {"mode": mode, "accept": accept, "metric": metric}
+    return select(members, candidates_of, rules, scores=scores, order=order, journal=journal)
+
+
+def select(members: _members.Members, candidates_of: Callable, rules: Mapping[str, Any], *, scores, order, journal):
+    """Choose as `greedy` does by its `rules` (mode, accept, metric); `candidates_of(members)` gives `Candidates`."""
+    mode, accept = rules["mode"], rules["accept"]
     if mode not in ("max", "min") or accept not in ("gt", "ge"):
         raise ValueError(f"mode must be 'max' or 'min' and accept 'gt' or 'ge', not {mode!r} and {accept!r}")
     members = _members.as_mapping(members)
     names = list(members)
-    settings = {"mode": mode, "accept": accept, "metric": metric}
     fixed_order = None if order is None else _resolve(order, names)
-    given = None if scores is None else _by_name(scores, names)
-    log = Journal(journal, {"recipe": "greedy", **settings, "members": names, "order": fixed_order, "scores": given})
+    scores = None if scores is None else _by_name(scores, names)
+    log = Journal(journal, {"recipe": "greedy", **rules, "members": names, "order": fixed_order, "scores": scores})
+    candidates = candidates_of(members)
+    if fixed_order is None and scores is None:
+        scores = _individual(names, candidates, log)
     sign = 1.0 if mode == "max" else -1.0
-
-    def score_of(params):
-        return pick_metric(evaluate(params), metric)
-
-    if fixed_order is None and given is None:
-        given = {name: _individual(name, members, score_of, log) for name in names}
-    order = fixed_order or _best_first(given, sign)
-    soup = _stir(members, order, given if fixed_order is None else None, score_of, log, sign, accept)
-    ingredients, params, score, history = soup
+    order = fixed_order or _best_first(scores, sign)
+    better = _better(sign, accept)
+    ingredients, params, score, history = _stir(order, None if fixed_order else scores, candidates, log, better)
     return Soup(
         params=params,
-        recipe={"name": "greedy", **settings},
+        recipe={"name": "greedy", **rules},
         ingredients={name: 1.0 / len(ingredients) for name in ingredients},
         history=history,
         score=score,
@@ -78,63 +85,58 @@ def greedy(
     )
 
 
-def _stir(members, order, scores, score_of, log, sign, accept):
+def _stir(order, scores, candidates, log, better):
     """Go through `order` once; return ingredients, weights, their score and the history."""
-    better = operator.gt if accept == "gt" else operator.ge
-    mean, first, best, ingredients, history = None, None, math.nan, [], []
-    for name in order:
-        done = log.replay("candidate", name)
-        if done is None or done["accepted"]:
-            member = members[name]
-            first = _same_structure(first, member, name)
-            nonfinite = tree.nonfinite_names(member)
-            candidate = None if nonfinite else _add(mean, member, len(ingredients))
+    soup, best, ingredients, history = Growing(), math.nan, [], []
+    for position, name in enumerate(order):
+        candidate, done = None, log.replay("candidate", name)
         if done is None:
-            if nonfinite:
-                score, reason = math.nan, f"NaN or infinity in {', '.join(nonfinite)}"
-            elif mean is None and scores is not None:
-                score, reason = scores[name], None  # the published code trusts the given score of the first
-            else:
-                score, reason = score_of(tree.cast_like(candidate, member)), None
-            accepted = not math.isnan(score) and (mean is None or better(sign * score, sign * best))
+            candidate = _candidate(order[position:], soup, scores, candidates)
+            accepted = not math.isnan(candidate.score) and (not soup.count or better(candidate.score, best))
             done = {
                 "kind": "candidate",
                 "member": name,
-                "score": score,
+                "score": candidate.score,
                 "accepted": accepted,
-                "reason": reason,
+                "reason": candidate.reason,
             }
             log.write(done)
         if done["accepted"]:
-            mean, best = candidate, done["score"]
+            soup, best = (candidate or candidates.unscored(name, soup)).soup, done["score"]
             ingredients.append(name)
         history.append({key: done[key] for key in ("member", "score", "accepted", "reason")})
         history[-1]["num_ingredients"] = len(ingredients)
-    if mean is None:
+    if not ingredients:
         raise ValueError(
             "no member is finite and has a score: " + "; ".join(f"{h['member']}: {h['reason']}" for h in history)
         )
-    return ingredients, tree.cast_like(mean, first), best, history
+    return ingredients, candidates.finished(soup), best, history
 
 
-def _add(mean, member, count):
-    return tree.widen(member) if mean is None else running_mean(mean, member, count)
+def _candidate(names, soup, scores, candidates):
+    if soup.count:
+        return candidates.scored(names, soup)
+    if scores is None:
+        return candidates.scored(names[:1], soup)  # it will be accepted: what comes after would be tried in vain
+    candidate = candidates.unscored(names[0], soup)
+    # the published code trusts the given score of the first
+    return candidate if candidate.reason else candidate._replace(score=scores[names[0]])
 
 
-def _same_structure(first, member, name):
-    if first is None:
-        return member
-    tree.check_same_structure([first, member], ["of the first ingredient", name])
-    return first
+def _individual(names, candidates, log) -> dict[str, float]:
+    scores, nothing = {}, Growing()
+    for position, name in enumerate(names):
+        done = log.replay("individual", name)
+        if done is None:
+            score = candidates.scored(names[position:], nothing).score
+            done = log.write({"kind": "individual", "member": name, "score": score})
+        scores[name] = done["score"]
+    return scores
 
 
-def _individual(name, members, score_of, log):
-    done = log.replay("individual", name)
-    if done is None:
-        member = members[name]
-        score = math.nan if tree.nonfinite_names(member) else score_of(member)
-        done = log.write({"kind": "individual", "member": name, "score": score})
-    return done["score"]
+def _better(sign, accept):
+    compare = operator.gt if accept == "gt" else operator.ge
+    return lambda score, best: compare(sign * score, sign * best)
 
 
 def _best_first(scores: Mapping[str, float], sign: float) -> list[str]:

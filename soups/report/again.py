@@ -4,7 +4,9 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from soups.report import rebasin, results, tasks
+from soups.report import imagenet, rebasin, results, tasks
+from soups.report.imagenet.page import write_imagenet_report
+from soups.report.imagenet.tables import print_imagenet_table
 from soups.report.rebasin.page import write_rebasin_report
 from soups.report.rebasin.tables import print_rebasin_table
 from soups.report.tables import print_table
@@ -29,6 +31,9 @@ def report_again(directory: str | os.PathLike) -> list[pathlib.Path]:
     elif schema == rebasin.tables.SCHEMA:
         paths = write_rebasin_report(found, directory)
         print_rebasin_table(found)
+    elif schema == imagenet.results.SCHEMA:
+        paths = write_imagenet_report(found, directory)
+        print_imagenet_table(found)
     else:
         paths = write_report(directory)
         print_table(results.load_results(directory))

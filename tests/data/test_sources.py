@@ -11,6 +11,7 @@ import sklearn.datasets
 import tensorflow_datasets as tfds
 
 from soups.data import builders, decode, domain_folder_sources, folder_source, resize, tfds_source, to_channels
+from soups.data.sources import UnreadableImage, View
 
 
 def _save(path, pixels, **options):
@@ -83,6 +84,51 @@ def test_a_broken_file_is_named_when_it_is_read(tmp_path, colors):
             source[index]
     with pytest.raises(ValueError, match=r"b/1\.png: cannot be read"):
         decode(source)
+
+
+def test_broken_files_of_every_kind_are_unreadable_images(tmp_path, colors):
+    file = tmp_path / "a" / "1.png"
+    _save(file, colors[0])
+    _save(tmp_path / "b" / "1.png", colors[1])
+    whole = file.read_bytes()
+    source = folder_source(tmp_path)
+    unreadable = 0
+    for place in range(8, len(whole), 7):  # Pillow answers with OSError, SyntaxError and others
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            source[0]
+        except UnreadableImage as error:
+            unreadable += "a/1.png: cannot be read as an image" in str(error)
+    assert unreadable > len(whole) / 7 / 2
+    file.unlink()
+    with pytest.raises(UnreadableImage, match=r"a/1\.png: cannot be read as an image .*No such file"):
+        source[0]
+
+
+def test_named_folders_in_the_order_given(tmp_path, colors):
+    for number, name in enumerate(["1", "10", "2", "other"]):
+        _save(tmp_path / name / "x.png", colors[number])
+    source = folder_source(tmp_path, ["1", "2", "10"])
+    assert source.class_names == ("1", "2", "10")
+    assert source.files == ["1/x.png", "2/x.png", "10/x.png"]
+    assert (source.labels.dtype, source.labels.tolist()) == (np.int32, [0, 1, 2])
+    np.testing.assert_array_equal(source[2]["image"], colors[1])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        folder_source(tmp_path, ["1", "nowhere"])
+
+
+def test_a_view_has_order_labels_and_classes_of_its_own(tmp_path, colors):
+    for number, name in enumerate("abc"):
+        _save(tmp_path / name / "x.png", colors[number])
+    view = View(folder_source(tmp_path), np.array([2, 0]), np.array([0, 1], np.int32), ("C", "A"), ((5,), (1, 3)))
+    assert (len(view), view.files, [view[index]["label"] for index in (0, 1)]) == (2, ["c/x.png", "a/x.png"], [0, 1])
+    np.testing.assert_array_equal(view[0]["image"], colors[2])
+    dataset = decode(view.take(np.array([1, 0, 1])))
+    np.testing.assert_array_equal(dataset.images, colors[[0, 2, 0]])
+    assert (dataset.class_names, dataset.class_groups) == (("C", "A"), ((5,), (1, 3)))
+    assert dataset.labels.tolist() == [1, 0, 1]
+    with pytest.raises(IndexError):
+        view[2]
 
 
 def test_domains_share_their_classes(tmp_path, colors):

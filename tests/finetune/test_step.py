@@ -14,6 +14,7 @@ from soups import models, tree
 from soups.finetune import HYPERPARAMETERS, Training, finetune, init_state, training_step
 from soups.finetune.loop import complete, jit_step
 from soups.finetune.step import learning_rate, soft_targets
+from soups.finetune.trajectory import averages
 
 BATCH, CLASSES, CLIP = 8, 3, 0.5
 PROBE_RULES = (("trunk/.*", 0.0), (".*", 1.0))
@@ -204,6 +205,109 @@ def test_sharpness_aware_gradient_is_taken_at_the_worst_point_nearby(rng):
     assert_close(state["params"], oracle_sgd(double(params), grads_there, 0.1, decay=0.0))
 
 
+def test_warm_up_in_steps_stands_instead_of_the_fraction(rng, sgd_step):
+    params, batch = make_params(rng), make_batch(rng)
+    hp = hyperparameters(learning_rate=0.2, warmup_fraction=1.0, warmup_steps=3)
+    _, grads = oracle_loss(double(params), batch)
+    for step in (1, 5):
+        state, _ = sgd_step(init_state(SGD, params) | {"step": jnp.int32(step)}, batch, hp)
+        assert_close(
+            state["params"], oracle_sgd(double(params), grads, oracle_rate(step, NUM_STEPS, 3, 0.2), decay=0.0)
+        )
+
+
+# --- A batch in parts ---
+
+
+@pytest.mark.parametrize("sam", [False, True])
+def test_parts_of_a_batch_make_the_step_of_the_whole(rng, sam):
+    params, batch = make_params(rng, 0.3), make_batch(rng)
+    hp = hyperparameters(learning_rate=0.2, mixup=0.5, label_smoothing=0.1, sam_radius=0.5 * sam, warmup_fraction=0.0)
+    states = []
+    for parts in (1, 4):
+        training = dataclasses.replace(SGD, sam=sam, accumulate=parts)
+        states.append(jax.jit(functools.partial(training_step, training))(init_state(training, params), batch, hp))
+    (whole, whole_loss), (parted, loss) = states
+    np.testing.assert_allclose(loss, whole_loss, rtol=1e-6)
+    assert_close(parted, whole)
+    assert np.abs(parted["params"]["head"]["kernel"] - params["head"]["kernel"]).max() > 1e-3
+
+
+def test_parts_hand_on_their_statistics_and_draw_their_own_keys(rng):
+    def network(params, images, key):
+        logits, _ = two_layers(params["params"], images, key)
+        seen = params["batch_stats"]
+        seen = {"mean": 0.5 * seen["mean"] + images.mean(), "draws": seen["draws"] + jax.random.uniform(key)}
+        return logits, {"params": params["params"], "batch_stats": seen}
+
+    statistics = {"mean": np.float32(0), "draws": np.float32(0)}
+    params = {"params": make_params(rng), "batch_stats": statistics}
+    training = Training(train_apply=network, num_classes=CLASSES, accumulate=2)
+    batch, seen = make_batch(rng), []
+    step = jax.jit(functools.partial(training_step, training))
+    for seed in (0, 1):
+        state, _ = step(init_state(training, params), batch, hyperparameters(seed=seed))
+        seen.append(state["params"]["batch_stats"])
+    means = [batch["image"][start::2].mean() / 255 for start in (0, 1)]
+    np.testing.assert_allclose(seen[0]["mean"], 0.5 * means[0] + means[1], rtol=1e-5)
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)[2]
+    np.testing.assert_allclose(seen[0]["draws"], sum(map(jax.random.uniform, jax.random.split(key, 2))), rtol=1e-6)
+    assert seen[0]["draws"] != seen[1]["draws"]
+
+
+def test_parts_must_divide_the_batch(rng):
+    training = dataclasses.replace(SGD, accumulate=3)
+    params = make_params(rng)
+    with pytest.raises(ValueError, match="a batch of 8 cannot be cut into accumulate=3 equal parts"):
+        step = functools.partial(training_step, training)
+        jax.eval_shape(step, init_state(training, params), make_batch(rng), hyperparameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"accumulate": 0}, "accumulate must be at least 1, not 0"),
+        ({"ema_decays": (0.9, 1.0)}, "ema_decays must be at least 0 and below 1, not 1.0"),
+        ({"ema_decays": (0.9, 0.9)}, "ema_decays names a decay twice"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SGD, **settings)
+
+
+# --- Narrow arithmetic, wide weights ---
+
+
+def test_in_bfloat16_weights_gradients_and_moments_stay_float32(rng):
+    model = models.ViT(num_classes=CLASSES, patch_size=2, width=8, depth=1, mlp_dim=16, num_heads=2, dtype=jnp.bfloat16)
+    params = jax.eval_shape(lambda key: models.init(model, key, (4, 4, 1)), jax.random.key(0))
+    seen = []
+
+    def watched(learning_rate, weight_decay, mask):
+        adam = optax.adamw(learning_rate, weight_decay=weight_decay, mask=mask)
+
+        def update(grads, state, params):
+            seen.extend(leaf.dtype for leaf in jax.tree.leaves(grads))
+            return adam.update(grads, state, params)
+
+        return optax.GradientTransformation(adam.init, update)
+
+    training = Training(
+        train_apply=models.train_apply_fn(model), num_classes=CLASSES, optimizer=watched, accumulate=2, sam=True
+    )
+    state = jax.eval_shape(functools.partial(init_state, training), params)
+    hp = hyperparameters(sam_radius=0.1)
+    program, after = jax.make_jaxpr(functools.partial(training_step, training), return_shape=True)(
+        state, make_batch(rng), hp
+    )
+    products = [line for line in str(program).splitlines() if "dot_general" in line]
+    assert sum(":bf16[" in line for line in products) > 20
+    assert set(seen) == {jnp.dtype(jnp.float32)}
+    assert jax.tree.map(lambda leaf: leaf.dtype, after[0]) == jax.tree.map(lambda leaf: leaf.dtype, state)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after[0]["params"])} == {jnp.dtype(jnp.float32)}
+
+
 # --- A whole trajectory ---
 
 
@@ -274,6 +378,20 @@ def test_swa_averages_the_end_of_the_trajectory(trajectory):
         assert_close(state["averages"]["swa"], jax.tree.map(lambda *leaves: np.mean(leaves, 0), *seen))
 
 
+def test_several_emas_follow_at_once(trajectory):
+    params, batches, hp, states = trajectory
+    training = dataclasses.replace(PROBE, ema_decays=(EMA_DECAY, 0.5))
+    state = finetune(training, params, batches, hp)
+    several = averages(state, training.ema_decays)
+    assert list(several) == ["ema", "swa", "ema_0.8", "ema_0.5"]
+    assert_close(several["ema_0.8"], states[-1]["averages"]["ema"])
+    assert_close(several["swa"], states[-1]["averages"]["swa"])
+    faster = double(params)
+    for now in states:
+        faster = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, faster, double(now["params"]))
+    assert_close(several["ema_0.5"], faster)
+
+
 # --- The loop ---
 
 
@@ -323,6 +441,7 @@ def test_batches_that_end_early_are_an_error(trajectory, probe_step):
         ({"epochs": 0}, "epochs must be positive, not 0"),
         ({"augment_operations": 3}, "augment_operations must be 0 to 2, not 3"),
         ({"augment_operations": 0.5}, "augment_operations must be 0 to 2, not 0.5"),
+        ({"warmup_steps": -1}, "warmup_steps must not be negative, got -1"),
     ],
 )
 def test_bad_hyperparameters(trajectory, given, message):

@@ -1,5 +1,7 @@
 """Compare the ViT with big_vision's names and with an independent forward pass in NumPy float64."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,18 +98,24 @@ def test_patch_embedding_equals_a_strided_convolution(rng):
     np.testing.assert_allclose(actual, expected.reshape(2, 6, 5), rtol=1e-5, atol=1e-5)
 
 
-def numpy_vit(params, images, patch, pool_type):
+GELUS = {
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))),
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+}
+
+
+def numpy_vit(params, images, patch, pool_type, gelu="gelu_tanh", epsilon=1e-6, normalize=False):
     """Compute the logits in float64 with explicit loops over images, heads and tokens."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
     def norm(x, layer):
         centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * layer["scale"] + layer["bias"]
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * layer["scale"] + layer["bias"]
 
     def mlp(x, block):
         h = x @ block["Dense_0"]["kernel"] + block["Dense_0"]["bias"]
-        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
-        return h @ block["Dense_1"]["kernel"] + block["Dense_1"]["bias"]
+        return GELUS[gelu](h) @ block["Dense_1"]["kernel"] + block["Dense_1"]["bias"]
 
     def attention(queries, x, layer):
         total = np.zeros((len(queries), x.shape[-1])) + layer["out"]["bias"]
@@ -126,10 +134,12 @@ def numpy_vit(params, images, patch, pool_type):
             for i in range(0, image.shape[0], patch)
             for j in range(0, image.shape[1], patch)
         ]
-        x = np.stack(cut) @ p["embedding"]["kernel"].reshape(-1, p["embedding"]["bias"].size)
-        x = x + p["embedding"]["bias"] + p["pos_embedding"][0]
+        x = np.stack(cut) @ p["embedding"]["kernel"].reshape(-1, p["pos_embedding"].shape[-1])
+        x = x + p["embedding"].get("bias", 0) + p["pos_embedding"][0]
         if pool_type == "tok":
             x = np.concatenate([p["cls"][0], x])
+        if "pre_norm" in p:
+            x = norm(x, p["pre_norm"])
         blocks = [name for name in p["Transformer"] if name.startswith("encoderblock_")]
         for index in range(len(blocks)):
             block = p["Transformer"][f"encoderblock_{index}"]
@@ -145,7 +155,10 @@ def numpy_vit(params, images, patch, pool_type):
             x = x[0] if pool_type == "tok" else x.mean(0)
         if "pre_logits" in p:
             x = np.tanh(x @ p["pre_logits"]["kernel"] + p["pre_logits"]["bias"])
-        return x @ p["head"]["kernel"] + p["head"]["bias"]
+        if "projection" in p:
+            x = x @ p["projection"]["kernel"]
+        x = x / np.sqrt((x**2).sum()) if normalize else x
+        return x @ p["head"]["kernel"] + p["head"]["bias"] if "head" in p else x
 
     return np.stack([one(image) for image in np.asarray(images, np.float64)])
 
@@ -160,6 +173,49 @@ def test_forward_pass_equals_numpy(rng, pool_type, representation_size):
     actual = models.apply_fn(model)(params, images)
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, numpy_vit(params, images, 7, pool_type), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("pool_type", "gelu"), [("tok", "quick_gelu"), ("map", "gelu")])
+def test_forward_pass_with_the_fields_of_clip_equals_numpy(rng, pool_type, gelu):
+    fields = {"pre_norm": True, "embedding_bias": False, "projection_size": 5, "normalize": True}
+    fields |= {"activation": gelu, "norm_epsilon": 0.3, "pool_type": pool_type}
+    model = models.ViT(**TINY, **fields)
+    params = weights(model, rng)
+    more = {"pre_norm/scale": (8,), "pre_norm/bias": (8,), "projection/kernel": (8, 5), "head/kernel": (5, 3)}
+    expected = {name: shape for name, shape in COMMON.items() if name != "embedding/bias"} | EXTRA[pool_type] | more
+    assert {name: leaf.shape for name, leaf in tree.flatten(params).items()} == expected
+    images = rng.normal(size=(3, 14, 14, 1)).astype(np.float32)
+    logits = models.apply_fn(model)(params, images)
+    np.testing.assert_allclose(
+        logits, numpy_vit(params, images, 7, pool_type, gelu, 0.3, normalize=True), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_without_classes_it_gives_the_features_before_the_head(rng):
+    model = models.ViT(**TINY)
+    params, images = weights(model, rng), rng.normal(size=(2, 14, 14, 1)).astype(np.float32)
+    trunk = {name: leaf for name, leaf in params.items() if name != "head"}
+    bare = models.ViT(**{**TINY, "num_classes": None})
+    assert tree.names(abstract(bare)) == tree.names(trunk)
+    features = models.apply_fn(bare)(trunk, images)
+    np.testing.assert_allclose(features, numpy_vit(trunk, images, 7, "gap"), rtol=1e-4, atol=1e-4)
+
+
+def test_rematerialised_blocks_have_the_same_weights_logits_and_gradients(rng):
+    models_of = {remat: models.ViT(**TINY, remat=remat) for remat in (False, True)}
+    params, images = weights(models_of[False], rng), rng.normal(size=(2, 14, 14, 1)).astype(np.float32)
+
+    def loss(params, remat):
+        logits, _ = models.train_apply_fn(models_of[remat])(params, images, jax.random.key(0))
+        return jnp.sum(logits**2)
+
+    def program(remat):
+        return str(jax.make_jaxpr(lambda params: jax.grad(loss)(params, remat))(params))
+
+    assert "remat" in program(True) and "remat" not in program(False)
+    plain, again = (jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, remat) for remat in (False, True))
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("pool_type", ["gap", "tok", "map"])
@@ -223,6 +279,7 @@ def test_published_sizes_have_their_published_number_of_parameters():
         ({}, (14, 14, 1), r"must be \[B, H, W, C\]"),
         ({"num_heads": 3}, (2, 14, 14, 1), "width 8 does not divide into 3 heads"),
         ({"pool_type": "mean"}, (2, 14, 14, 1), "pool_type must be one of gap, tok, map, not 'mean'"),
+        ({"activation": "gelu_new"}, (2, 14, 14, 1), "unknown activation 'gelu_new'"),
     ],
 )
 def test_impossible_sizes_are_errors(change, shape, message):

@@ -5,6 +5,8 @@ import optax
 import pytest
 
 import soups
+from soups import tree
+from soups.recipes.learned import _float_gradient
 
 RNG = np.random.default_rng(2)
 K, D, C, B = 4, 5, 3, 16
@@ -74,6 +76,31 @@ def test_the_device_never_holds_the_members():
 
     soups.learned(members, lambda p, b, t: t * jnp.mean((p["w"] - b) ** 2), watched_batches())
     assert peak <= 2 * member_bytes  # the mixed weights and their gradient
+
+
+@pytest.mark.parametrize("per", ["model", "leaf"])
+def test_72_members_need_less_than_three_models_on_the_device(per):
+    members = [{name: RNG.normal(scale=0.05, size=(256, 256)).astype(np.float32) for name in "abcd"} for _ in range(72)]
+    batches = [np.float32(RNG.normal(size=(2, 256))) for _ in range(3)]
+    one_model, held = tree.count(members[0]) * 4, []
+
+    def network_loss(params, batch, temperature):
+        # while a step runs: its arguments, and what is left of the steps before
+        jax.debug.callback(lambda: held.append(sum(array.nbytes for array in jax.live_arrays())))
+        for layer in "abcd":
+            batch = jnp.tanh(batch @ params[layer])
+        return jnp.mean((temperature * batch - 1) ** 2)
+
+    before = sum(array.nbytes for array in jax.live_arrays())
+    soups.learned(members, network_loss, batches, per=per)
+    jax.effects_barrier()
+    program = jax.jit(_float_gradient(network_loss)).lower(members[0], batches[0], np.float32(1)).compile()
+    memory = program.memory_analysis()
+    results = memory.output_size_in_bytes + memory.temp_size_in_bytes
+    assert len(held) == 3
+    assert min(held) - before >= one_model  # the weights
+    assert results >= one_model  # their gradient
+    assert max(held) - before + results < 3 * one_model
 
 
 def test_integer_leaves_are_carried_along():

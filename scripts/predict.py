@@ -1,0 +1,189 @@
+"""Write the logits of a member, a soup or a file of weights for all images of a folder.
+
+python scripts/predict.py --pool POOL --member NAME --images DIR --out logits.npz [--arch ARCHITECTURE]
+python scripts/predict.py --weights FILE --arch ARCHITECTURE --images DIR --out logits.npz
+
+The images may lie in folders of folders; they are taken in the order of their names, resized (bicubic) so that the
+shorter side fits the network, and cropped at the centre. logits.npz holds "files" [N], names relative to DIR, "logits"
+float32 [N, C], and "corrupt": the names of images that cannot be read. These are also printed, and the command ends
+with 1. A member's architecture is by default what the pool says of it.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import io
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+
+from soups import tree
+from soups.data.transforms import center_crop, compose, from_pil, resize_shorter, to_channels
+from soups.experiments.progress import progress
+from soups.files import replace_file
+from soups.models.architectures import ARCHITECTURES, architecture
+from soups.models.import_weights import import_weights
+from soups.pool import Pool
+
+EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and give the exit code: 0, 1 if images are corrupt, 2 if it cannot be done."""
+    try:
+        corrupt = predict(_parser().parse_args(arguments))
+    except KeyError as error:
+        message = error.args[0]
+    except (ValueError, OSError) as error:
+        message = error
+    else:
+        for name, reason in corrupt.items():
+            print(f"predict.py: {name} is left out: {reason}", file=sys.stderr)
+        return int(bool(corrupt))
+    print(f"predict.py: {message}", file=sys.stderr)
+    return 2
+
+
+def predict(options) -> dict[str, str]:
+    """Write the logits of all images that can be read; give the others, with the reasons."""
+    folder = pathlib.Path(options.images)
+    files = _files(folder)
+    params, arch = _weights(options)
+    classify = _classifier(params, arch, min(options.batch_size, len(files)))
+    names, logits, corrupt = [], [], {}
+    with progress("predicting", len(files), "images") as advance:
+        for batch, images, reasons in _batches(folder, files, arch.image_size, options.batch_size):
+            names += images
+            corrupt |= reasons
+            if images:
+                logits.append(classify(np.stack(list(images.values()))))
+            advance(len(batch))
+    if not names:
+        raise ValueError(f"{folder}: none of its {len(files)} images can be read: {next(iter(corrupt.values()))}")
+    content = io.BytesIO()
+    np.savez(content, files=np.array(names), logits=np.concatenate(logits), corrupt=np.array(list(corrupt), str))
+    print(f"logits of {len(names)} images in {replace_file(options.out, content.getvalue())}")
+    return corrupt
+
+
+# --- Weights ---
+
+
+def _weights(options):
+    """Give the weights and their architecture, after the names and shapes were compared with it."""
+    if options.weights:
+        if options.member or not options.arch:
+            raise ValueError("--weights FILE needs --arch and no --member")
+        arch, where = architecture(options.arch), options.weights
+        params = import_weights(options.weights, options.arch)
+    else:
+        if not options.member:
+            raise ValueError("--pool POOL needs --member NAME")
+        pool, where = Pool(options.pool, must_exist=True), f"member {options.member}"
+        arch = architecture(options.arch or _known_arch(pool, options.member))
+        params = pool[options.member]
+    tree.check_same_structure([arch.abstract(_num_classes(params, where)), params], [arch.name, where], dtypes=False)
+    return params, arch
+
+
+def _known_arch(pool, name):
+    arch = pool.record(name)["metadata"].get("arch")
+    if arch is None:
+        raise ValueError(f"the pool {pool.path} does not say of what architecture {name!r} is: give --arch")
+    return arch
+
+
+def _num_classes(params, where):
+    biases = [leaf for name, leaf in tree.flatten(params).items() if f"/{name}".endswith("/head/bias")]
+    if not biases:
+        raise ValueError(f"{where} has no head, so it gives no logits")
+    return biases[0].shape[0]
+
+
+def _classifier(params, arch, batch_size):
+    """Give a function from uint8 images [B, S, S, 3], B up to `batch_size`, to their logits [B, C]."""
+    apply = arch.apply_fn(_num_classes(params, arch.name))
+    compiled = jax.jit(lambda params, images: apply(params, images.astype(jnp.float32) / 255))
+    params = jax.device_put(params)
+
+    def classify(images):
+        padding = [(0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)]  # one shape, one compilation
+        return np.asarray(compiled(params, np.pad(images, padding)))[: len(images)]
+
+    return classify
+
+
+# --- Images ---
+
+
+def _files(folder):
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in EXTENSIONS)
+    if not files:
+        raise ValueError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
+    return files
+
+
+def _batches(folder, files, size, batch_size):
+    """Give (names, {name: image}, {name: why it cannot be read}), read on threads one batch ahead."""
+    transform = compose(resize_shorter(size), center_crop(size), to_channels(3))
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        started = collections.deque()
+        for start in range(0, len(files), batch_size):
+            names = files[start : start + batch_size]
+            started.append((names, threads.map(lambda name: _read(folder / name, transform), names)))
+            if len(started) > 1:
+                yield _sorted_out(*started.popleft())
+        yield _sorted_out(*started.popleft())
+
+
+def _read(path, transform):
+    """Give an image, or the reason why it cannot be read."""
+    try:
+        with PIL.Image.open(path) as image:
+            return transform(from_pil(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # of broken files Pillow raises errors of many kinds
+        return str(error)
+
+
+def _sorted_out(names, results):
+    images, reasons = {}, {}
+    for name, result in zip(names, results, strict=True):
+        (reasons if isinstance(result, str) else images)[name] = result
+    return names, images, reasons
+
+
+# --- Options ---
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--pool", metavar="POOL", help="a pool of members or soups")
+    source.add_argument("--weights", metavar="FILE", help="published weights, as `pool.py import` reads them")
+    parser.add_argument("--member", metavar="NAME", help="the member of the pool")
+    parser.add_argument("--arch", metavar="ARCHITECTURE", help=", ".join(ARCHITECTURES))
+    parser.add_argument("--images", required=True, metavar="DIR", help="a folder of images")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the .npz file to write")
+    parser.add_argument("--batch_size", type=_positive, default=256, metavar="N", help="images at once; default 256")
+    return parser
+
+
+def _positive(text):
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"it must be a positive whole number, not {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

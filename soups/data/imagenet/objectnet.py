@@ -1,0 +1,64 @@
+"""Map ObjectNet's folders to the outputs of an ImageNet classifier, by the four files in its own `mappings` folder.
+
+folder_to_objectnet_label.json     {"alarm_clock": "Alarm clock", …}
+objectnet_to_imagenet_1k.json      {"Alarm clock": "labels of ImageNet, separated by '; '", …}, 113 objects of 313
+imagenet_to_label_2012_v2          line i (from 0) is the label of ImageNet's 2012 id i
+pytorch_to_imagenet_2012_id.json   {"place of the class, sorted by WordNet id": 2012 id, …}
+"""
+
+import json
+import pathlib
+
+_FILES = (
+    "folder_to_objectnet_label.json",
+    "objectnet_to_imagenet_1k.json",
+    "imagenet_to_label_2012_v2",
+    "pytorch_to_imagenet_2012_id.json",
+)
+_SEPARATOR = "; "
+
+
+def object_groups(mappings, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Give for each folder that is in ImageNet the outputs it stands for, sorted by folder.
+
+    The logit of an object is the maximum over its outputs (Barbu et al., 2019, "ObjectNet").
+
+    Raises:
+        FileNotFoundError: mapping files that are not there; lists them.
+        ValueError: a file that is no JSON, objects without a folder or with names that are none of the classifier's
+            classes; lists all of them.
+    """
+    folder_labels, object_labels, lines, ids = _read(pathlib.Path(mappings))
+    folders = {label: folder for folder, label in folder_labels.items()}
+    places = {number: int(place) for place, number in ids.items()}
+    outputs = {line.strip(): places.get(number) for number, line in enumerate(lines)}
+    problems, groups = [], {}
+    for label, value in object_labels.items():
+        names = value.split(_SEPARATOR)
+        problems += [f"object {label!r} has no folder"] * (label not in folders)
+        problems += [
+            f"object {label!r}: {name!r} is not one of the {num_classes} classes"
+            for name in names
+            if outputs.get(name) not in range(num_classes)
+        ]
+        groups[folders.get(label)] = tuple(outputs.get(name) for name in names)
+    if problems:
+        raise ValueError(f"{mappings}: the files do not fit together:\n" + "\n".join(f"  {line}" for line in problems))
+    return dict(sorted(groups.items()))
+
+
+def _read(mappings):
+    missing = [name for name in _FILES if not (mappings / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{mappings}: ObjectNet's mapping files are missing: {', '.join(missing)}")
+    return [_content(mappings / name) for name in _FILES]
+
+
+def _content(path):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".json":
+        return text.splitlines()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: it is no JSON ({error})") from error

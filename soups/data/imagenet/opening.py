@@ -1,0 +1,98 @@
+"""Open ImageNet's sets as sources, with the classes of the training images and the held-out ones apart."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from soups.data.imagenet import layouts
+from soups.data.imagenet.classes import check_classes, folder_classes, single_groups, training_classes
+from soups.data.imagenet.held_out import BY_NAME, PUBLISHED, HeldOutSplit, split_files
+from soups.data.imagenet.layouts import SETS, locate
+from soups.data.imagenet.tfds_sets import open_tfds
+from soups.data.sources import View, folder_source
+
+
+def imagenet_sources(data_dir, sets: Sequence[str] = SETS, *, cache_dir=None) -> dict[str, View]:
+    """Open sets by name, in the layouts that `soups.data.imagenet.layouts` lists.
+
+    Class names are the WordNet ids of the training classes. A set with other classes has `class_groups`: ImageNet-R
+    and -A one output for each of their (200) classes, ObjectNet one or several for each of its (113) objects that are
+    in ImageNet; images of other objects are left out. Every source has `files`, "class/file" for each example, and
+    lists its examples by class and file name. "held_out" is the part of the training images that `held_out_split`
+    sets aside. `cache_dir` keeps the file names of sets that TFDS prepared.
+
+    Raises:
+        FileNotFoundError: sets that are not there; lists all of them, with the folder or the command expected.
+        ValueError: an unknown set, class folders that do not match (lists all), an index file that does not fit.
+    """
+    places, classes = _checked(data_dir, sets)
+    return {name: _open(data_dir, name, path, classes, cache_dir) for name, path in places.items()}
+
+
+def train_source(data_dir, *, cache_dir=None) -> View:
+    """Open the training images without the held-out ones.
+
+    Raises:
+        FileNotFoundError, ValueError: as `imagenet_sources`.
+    """
+    view = _training_images(data_dir, cache_dir)
+    return view.take(_split(data_dir, view).train)
+
+
+def held_out_split(data_dir, *, cache_dir=None) -> HeldOutSplit:
+    """Say which training images are held out: by the published index file in `data_dir`, otherwise by file name.
+
+    The file is imagenet_98_idxs.npy of github.com/mlfoundations/model-soups; `split_files` has the rules.
+
+    Raises:
+        FileNotFoundError, ValueError: as `imagenet_sources`.
+    """
+    return _split(data_dir, _training_images(data_dir, cache_dir))
+
+
+def held_out_kind(data_dir) -> str:
+    """Say how the images are held out, "published" or "by file name", without a look at them."""
+    return PUBLISHED if _index_file(data_dir) else BY_NAME
+
+
+def _checked(data_dir, sets):
+    places = locate(data_dir, sets)
+    classes = training_classes(data_dir)
+    check_classes(data_dir, places, classes)
+    return places, classes
+
+
+def _training_images(data_dir, cache_dir):
+    places, classes = _checked(data_dir, ["train"])
+    return _open(data_dir, "train", places["train"], classes, cache_dir)
+
+
+def _split(data_dir, view):
+    return split_files(view.files, view.labels, _index_file(data_dir))
+
+
+def _index_file(data_dir):
+    path = pathlib.Path(data_dir, layouts.INDEX_FILE)
+    return path if path.exists() else None
+
+
+def _open(data_dir, name, path, classes, cache_dir):
+    view = _tfds_view(data_dir, name, classes, cache_dir) if path is None else _view(data_dir, name, path, classes)
+    return view.take(_split(data_dir, view).held_out) if name == "held_out" else view
+
+
+def _view(data_dir, name, path, classes):
+    folders, class_names, groups = folder_classes(data_dir, name, path, classes)
+    source = folder_source(path, folders)
+    return View(source, np.arange(len(source)), source.labels, class_names, groups)
+
+
+def _tfds_view(data_dir, name, classes, cache_dir):
+    view = open_tfds(name, data_dir, classes, cache_dir)
+    if name not in ("imagenet_r", "imagenet_a"):
+        return view
+    # TFDS gives them the labels of all of ImageNet's classes
+    found, labels = np.unique(view.labels, return_inverse=True)
+    names = tuple(classes[place] for place in found)
+    return View(view.source, view.indices, labels.astype(np.int32), names, single_groups(names, classes))

@@ -1,0 +1,231 @@
+"""Augment images on the host: every function maps (uint8 [H, W, C], NumPy generator) to uint8 [H', W', C].
+
+What is drawn depends on the generator alone; `soups.data.batches.loader` makes one for each example of each epoch.
+Mixup works on whole batches and is done on the device, in `soups.finetune`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from soups.data.transforms import from_pil, resize, to_pil
+from soups.names import check_name
+
+RandomTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def compose_random(*transforms: RandomTransform) -> RandomTransform:
+    """Chain random transforms, the first given is applied first; all draw from the same generator."""
+
+    def apply(image, rng):
+        for transform in transforms:
+            image = transform(image, rng)
+        return image
+
+    return apply
+
+
+# --- Crop and flip ----------------------------------------------------------------------------------------------------
+
+
+def random_resized_crop(
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    method: str = "bicubic",
+) -> RandomTransform:
+    """Cut a random part of the image and resize it to `size` x `size` pixels: the part is `random_box`'s.
+
+    Raises:
+        ValueError: a range that is not 0 < low <= high, a scale above 1, or an unknown method of `resize`.
+
+    Szegedy et al., 2014 (arXiv 1409.4842), in the form of torchvision and timm; WiSE-FT has scale=(0.9, 1.0).
+    """
+    for name, (low, high) in {"scale": scale, "ratio": ratio}.items():
+        if not 0 < low <= high:
+            raise ValueError(f"{name} must be a range (low, high) with 0 < low <= high, not ({low}, {high})")
+    if scale[1] > 1:
+        raise ValueError(f"scale is a share of the image's area, at most 1, not {scale[1]}")
+    to_size = resize(size, method)
+
+    def apply(image, rng):
+        top, left, height, width = random_box(*image.shape[:2], scale, ratio, rng)
+        return to_size(image[top : top + height, left : left + width])  # cut first: no pixel outside has a part in it
+
+    return apply
+
+
+def random_box(height: int, width: int, scale, ratio, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw a part (top, left, height, width) of an image of height x width pixels.
+
+    Its area is U(scale) of the image's, its aspect ratio (width to height) exp U(log ratio), its place uniform. After
+    ten draws that do not fit it is the largest central one whose aspect ratio is allowed.
+    """
+    for _ in range(10):
+        area = rng.uniform(*scale) * (height * width)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top = int(rng.integers(height - box_height + 1))
+            return top, int(rng.integers(width - box_width + 1)), box_height, box_width
+    box_height = min(height, max(1, round(width / ratio[0])))
+    box_width = min(width, max(1, round(height * ratio[1])))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def random_flip() -> RandomTransform:
+    """Mirror every second image, left to right."""
+    return lambda image, rng: image[:, ::-1] if rng.random() < 0.5 else image
+
+
+# --- RandAugment ------------------------------------------------------------------------------------------------------
+
+Operation = Callable[..., Image.Image]  # (RGB picture, level 0..1, sign -1 or 1, resample=, fillcolor=)
+
+
+def rand_augment(policy: str, fill: tuple[int, int, int] = (128, 128, 128)) -> RandomTransform:
+    """Apply some random operations to an RGB image, as a policy in timm's language says: "rand-m9-n2-mstd0.5".
+
+    n (2) operations are drawn with replacement from the 15 of `OPERATIONS`; each is applied with probability p (0.5) at
+    level m / 10. m (10) gets Gaussian noise of standard deviation mstd (0; above 100: it is uniform in 0..m) and is
+    clipped to 0..mmax (10): without mmax "rand-m20-n2" is "rand-m10-n2". inc1 takes `INCREASING_OPERATIONS`, each of
+    which changes more at higher levels; without it some change less. n0 leaves the image alone. Signs are drawn, and so
+    is bilinear or bicubic interpolation; `fill` is what comes in from outside.
+
+    Raises:
+        ValueError: a policy that does not start with "rand", an unknown or repeated setting, or a value that is not a
+            number of its range; when applied: an image that is not RGB.
+
+    Cubuk et al., 2019 (arXiv 1909.13719); operations, levels and the language are those of timm 1.0.
+    """
+    settings = _parse(policy)
+    operations = list((INCREASING_OPERATIONS if settings.inc else OPERATIONS).values())
+    if settings.n == 0:
+        return lambda image, rng: image
+
+    def apply(image, rng):
+        if image.shape[2] != 3:
+            raise ValueError(f"RandAugment is for RGB images, not {list(image.shape)}: put to_channels(3) before it")
+        picture = to_pil(image)
+        for chosen in rng.integers(len(operations), size=settings.n):
+            if rng.random() < settings.p:
+                level, sign = _draw_magnitude(settings, rng) / 10, 1 if rng.random() < 0.5 else -1
+                resample = _INTERPOLATIONS[rng.integers(2)]
+                picture = operations[chosen](picture, level, sign, resample=resample, fillcolor=fill)
+        return from_pil(picture)
+
+    return apply
+
+
+_INTERPOLATIONS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Policy:
+    m: float = 10
+    n: int = 2
+    p: float = 0.5
+    mstd: float = 0
+    mmax: float = 10
+    inc: int = 0
+
+
+def _parse(policy):
+    first, *sections = policy.split("-")
+    check_name(first, ["rand"], f"kind of policy in {policy!r}:")
+    found = {}
+    for section in sections:
+        key = section.rstrip(".0123456789")
+        check_name(key, _Policy.__dataclass_fields__, f"setting of RandAugment in {policy!r}:")
+        if key in found:
+            raise ValueError(f"RandAugment {policy!r} sets {key!r} twice")
+        found[key] = _number(policy, key, section.removeprefix(key))
+    return _Policy(**found)
+
+
+def _number(policy, key, digits):
+    whole = key in ("n", "inc")
+    if not (digits if whole else digits.replace(".", "", 1)).isdecimal():
+        raise ValueError(f"RandAugment {policy!r}: {key!r} needs a {'whole ' * whole}number after it, not {digits!r}")
+    number = int(digits) if whole else float(digits)
+    if key in ("p", "inc") and number > 1:
+        raise ValueError(f"RandAugment {policy!r}: {key!r} must be {'0 or 1' if whole else 'in 0..1'}, not {digits}")
+    return number
+
+
+def _draw_magnitude(settings, rng):
+    magnitude = rng.uniform(0, settings.m) if settings.mstd > 100 else rng.normal(settings.m, settings.mstd)
+    return min(max(magnitude, 0), settings.mmax)
+
+
+def _rotate(picture, level, sign, **pixels):
+    return picture.rotate(sign * (30 * level), **pixels)  # degrees
+
+
+def _affine(largest, matrix):
+    def apply(picture, level, sign, **pixels):
+        data = matrix(sign * (largest * level), *picture.size)
+        return picture.transform(picture.size, Image.Transform.AFFINE, data, **pixels)
+
+    return apply
+
+
+def _posterize(increasing):
+    def apply(picture, level, sign, **pixels):
+        bits = 4 - int(level * 4) if increasing else int(level * 4)
+        dropped = 8 - min(max(bits, 0), 8)  # of 8: all of them makes a black image, which Pillow's posterize refuses
+        return picture.point([value >> dropped << dropped for value in range(256)] * 3)
+
+    return apply
+
+
+def _solarize(increasing):
+    def apply(picture, level, sign, **pixels):
+        threshold = min(256, int(level * 256))
+        return ImageOps.solarize(picture, 256 - threshold if increasing else threshold)
+
+    return apply
+
+
+def _solarize_add(picture, level, sign, **pixels):
+    add = min(128, int(level * 110))
+    return picture.point([min(255, value + add) if value < 128 else value for value in range(256)] * 3)
+
+
+def _enhance(kind, increasing):
+    def apply(picture, level, sign, **pixels):
+        factor = max(0.1, 1 + sign * (0.9 * level)) if increasing else 1.8 * level + 0.1  # 1 changes nothing
+        return kind(picture).enhance(factor)
+
+    return apply
+
+
+def _plain(function):
+    return lambda picture, level, sign, **pixels: function(picture)
+
+
+def _operations(increasing: bool) -> dict[str, Operation]:
+    return {
+        "auto_contrast": _plain(ImageOps.autocontrast),
+        "equalize": _plain(ImageOps.equalize),
+        "invert": _plain(ImageOps.invert),
+        "rotate": _rotate,
+        "posterize": _posterize(increasing),
+        "solarize": _solarize(increasing),
+        "solarize_add": _solarize_add,
+        "color": _enhance(ImageEnhance.Color, increasing),
+        "contrast": _enhance(ImageEnhance.Contrast, increasing),
+        "brightness": _enhance(ImageEnhance.Brightness, increasing),
+        "sharpness": _enhance(ImageEnhance.Sharpness, increasing),
+        "shear_x": _affine(0.3, lambda amount, width, height: (1, amount, 0, 0, 1, 0)),
+        "shear_y": _affine(0.3, lambda amount, width, height: (1, 0, 0, amount, 1, 0)),
+        "translate_x": _affine(0.45, lambda amount, width, height: (1, 0, amount * width, 0, 1, 0)),
+        "translate_y": _affine(0.45, lambda amount, width, height: (1, 0, 0, 0, 1, amount * height)),
+    }
+
+
+OPERATIONS = _operations(increasing=False)
+INCREASING_OPERATIONS = _operations(increasing=True)

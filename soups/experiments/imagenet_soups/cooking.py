@@ -1,0 +1,208 @@
+"""Make every row of the report: members, soups, the path of WiSE-FT, ensembles."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import soups
+from soups import tree
+from soups.data import batch_indices
+from soups.evaluate import accuracy, greedy_ensemble
+from soups.experiments.imagenet_soups.setting import Row, Setting
+from soups.experiments.progress import progress, say
+from soups.pool import Pool, digest
+from soups.recipes.speculative import greedy_speculative
+
+
+def member_rows(setting: Setting, trees: Mapping[str, tree.Tree]) -> dict[str, Row]:
+    """Measure each member on every set, unless an earlier run has done so, and give the rows by name.
+
+    Raises:
+        ValueError: a member that is not the one that the earlier run measured, or one with NaN or infinity.
+    """
+    names, rows = setting.members.names, {}
+    done = set(names) - set(unmeasured(setting))
+    with progress("measuring", len(names), "members") as advance:
+        advance(len(done))
+        for name in names:
+            rows[name] = setting.workdir.stage(_stage_of(name), lambda name=name: _measured(setting, name, trees[name]))
+            advance(int(name not in done))
+    changed = [name for name in names if rows[name]["origin"] != setting.members.origins[name]]
+    if changed:
+        raise ValueError(f"members have changed since they were measured, use another --workdir: {', '.join(changed)}")
+    return rows
+
+
+def unmeasured(setting: Setting) -> list[str]:
+    """List the members that no earlier run has measured."""
+    stages = setting.workdir.path / "stages"
+    return [name for name in setting.members.names if not (stages / f"{_stage_of(name)}.json").exists()]
+
+
+def single_rows(setting: Setting, members: Mapping[str, Row]) -> list[Row]:
+    """Name the best member on the held-out set, the best on the shifts (which nobody could choose), and the mean."""
+    best = best_of({name: row["accuracy"]["held_out"] for name, row in members.items()})
+    rows = [members[best] | {"name": "best member", "group": "main"}]
+    if all(row["shift_mean"] is not None for row in members.values()):
+        oracle = best_of({name: row["shift_mean"] for name, row in members.items()})
+        rows.append(members[oracle] | {"name": "best member on the shifts", "group": "main"})
+    sets = rows[0]["accuracy"]
+    means = {name: float(np.mean([row["accuracy"][name] for row in members.values()])) for name in sets}
+    rows.append(setting.row("mean member", "members", means, {}) | {"num_ingredients": 1})
+    return [{key: row[key] for key in rows[-1]} for row in rows]
+
+
+def uniform_row(setting: Setting, trees: Mapping[str, tree.Tree], digests: Mapping[str, str]) -> Row:
+    """Average all members."""
+    say("uniform soup")
+    equal = dict.fromkeys(digests, 1 / len(digests))
+    return _soup_row(setting, "uniform soup", lambda: _uniform(setting, trees), equal, digests)
+
+
+def greedy_row(
+    setting: Setting,
+    trees: Mapping[str, tree.Tree],
+    members: Mapping[str, Row],
+    title: str,
+    order: Sequence[str] | None = None,
+) -> tuple[Row, list[dict[str, Any]]]:
+    """Add members one by one, by held-out score or in a given order; give the row and the history."""
+    scores = None if order else {name: row["accuracy"]["held_out"] for name, row in members.items()}
+    with progress(title, len(members), "candidates") as advance:
+
+        def evaluate_many(candidates):
+            found = setting.held_out(candidates)
+            advance(len(candidates))
+            return found
+
+        soup = greedy_speculative(
+            trees,
+            evaluate_many,
+            width=setting.width,
+            scores=scores,
+            order=order,
+            journal=setting.workdir.path / "journals" / f"{slug(title)}.jsonl",
+        )
+    digests = {name: members[name]["digest"] for name in soup.ingredients}
+    return _soup_row(setting, title, lambda: soup.params, soup.ingredients, digests), soup.history
+
+
+def greedy_orders(setting: Setting, names: Sequence[str]) -> dict[str, list[str] | None]:
+    """Give titles of greedy soups with their orders: by score (None), then `greedy.random_orders` random ones."""
+    generator = np.random.default_rng([setting.config["seed"], 1])
+    orders = {"greedy soup": None}
+    for number in range(1, setting.config["greedy"]["random_orders"] + 1):
+        orders[f"greedy soup, random order {number}"] = [names[place] for place in generator.permutation(len(names))]
+    return orders
+
+
+def learned_row(setting: Setting, digests: Mapping[str, str], per: str) -> tuple[Row, list[float]]:
+    """Learn the mixing weights on the held-out set, one for each member or one for each leaf; give row and losses."""
+    title = {"model": "learned soup", "leaf": "learned soup, per leaf"}[per]
+    say(title)
+    config, data = setting.config["learned"], setting.datasets["held_out"]
+    steps = max(1, round(config["epochs"] * len(data) / config["batch_size"]))
+    order = batch_indices(len(data), config["batch_size"], steps, setting.config["seed"])
+    batches = ({"image": data.images[np.sort(rows)], "label": data.labels[np.sort(rows)]} for rows in order)
+
+    def loss(params, batch, temperature):
+        logits = temperature * setting.apply_fn(params, batch["image"].astype(jnp.float32) / 255.0)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    members = {name: setting.members.trees[name] for name in digests}
+    soup = soups.learned(members, loss, batches, per=per, learning_rate=config["learning_rate"])
+    row = _soup_row(setting, title, lambda: soup.params, soup.ingredients, digests)
+    return row | {"temperature": soup.temperature}, soup.history
+
+
+def path_row(setting: Setting, base: str, member: str, alpha: float) -> Row:
+    """Measure the weights (1 − α) base + α member (WiSE-FT)."""
+    say(f"WiSE-FT from {base} to {member}, α = {alpha:g}")
+    trees = setting.members.trees
+    params = soups.wise_ft(trees[member], base=trees[base], alpha=alpha)
+    ingredients = {base: 1.0 - alpha, member: alpha}
+    return setting.row(
+        f"WiSE-FT, α = {alpha:g}", "interpolation", setting.accuracies(params), ingredients, group="curve"
+    )
+
+
+def chosen_on_path(rows: Sequence[Row], alphas: Sequence[float]) -> list[Row]:
+    """Give the row of the α with the highest held-out accuracy (the largest of equal ones), and of that nearest ½."""
+    best = max(range(len(rows)), key=lambda place: (rows[place]["accuracy"]["held_out"], alphas[place]))
+    middle = min(range(len(rows)), key=lambda place: abs(alphas[place] - 0.5))
+    return [
+        rows[best] | {"name": "WiSE-FT, α by held-out", "group": "main"},
+        rows[middle] | {"name": f"WiSE-FT, α = {alphas[middle]:g}", "group": "main"},
+    ]
+
+
+def ensemble_rows(setting: Setting, digests: Mapping[str, str]) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Give the ensemble of all members and the greedy ensemble, by arithmetic on their logits, and its history."""
+    say("ensembles")
+    held_out = {name: _logits(setting, digests, name, "held_out") for name in digests}
+    greedy = greedy_ensemble(held_out, setting.datasets["held_out"].labels)
+    del held_out
+    chosen = {"ensemble": dict.fromkeys(digests, 1 / len(digests)), "greedy ensemble": greedy.ingredients}
+    rows = []
+    for title, weights in chosen.items():
+        found = {
+            name: accuracy(_mixed(setting, digests, weights, name), data.labels)
+            for name, data in setting.datasets.items()
+        }
+        rows.append(setting.row(title, "ensemble", found, weights, passes=len(weights)))
+    return rows, greedy.history
+
+
+def best_of(scores: Mapping[str, float]) -> str:
+    """Give the name with the highest score; of equal ones the last, with which the greedy soup begins as well."""
+    return max(reversed(scores), key=scores.get)
+
+
+def slug(title: str) -> str:
+    """Give the name under which a soup of this title is kept."""
+    return title.replace(" ", "_").replace(",", "")
+
+
+def _measured(setting, name, params) -> Row:
+    if nonfinite := tree.nonfinite_names(params):
+        raise ValueError(f"NaN or infinity in member {name}: {', '.join(nonfinite)}; import into a pool leaves it out")
+    accuracies = setting.accuracies(params, keep_logits="ensembles" in setting.config["cook"])
+    row = setting.row(name, "member", accuracies, {name: 1.0}, group="member")
+    return row | {"digest": digest(params), "origin": setting.members.origins[name]}
+
+
+def _soup_row(setting, title, make, ingredients, digests) -> Row:
+    kept = slug(title)
+    if kept not in setting.results:
+        used = {name: digests[name] for name in ingredients}
+        record = {"recipe": title, "arch": setting.config["arch"], "ingredients": dict(ingredients), "digests": used}
+        setting.results.add(kept, make(), record | {"soups": soups.__version__})
+    return setting.row(title, "soup", setting.accuracies(setting.results[kept]), ingredients)
+
+
+def _uniform(setting, trees):
+    if isinstance(setting.members.trees, Pool):
+        return soups.uniform(setting.members.trees)  # streamed through its files
+    mean = None
+    for count, name in enumerate(setting.members.names):
+        mean = tree.widen(trees[name]) if mean is None else soups.running_mean(mean, trees[name], count)
+    return mean
+
+
+def _logits(setting, digests, member, name):
+    return setting.logits(digests[member], name, lambda: setting.members.trees[member])
+
+
+def _mixed(setting, digests, weights, name):
+    """Average logits with one member's in memory at a time, in float64."""
+    return sum(
+        weight * _logits(setting, digests, member, name).astype(np.float64) for member, weight in weights.items()
+    )
+
+
+def _stage_of(member):
+    return f"member_{quote(member, safe='')}"

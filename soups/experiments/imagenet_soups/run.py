@@ -1,0 +1,182 @@
+"""Evaluate a pool on ImageNet and its shifts, cook soups from it, and report, read from top to bottom."""
+
+import contextlib
+import functools
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from soups.data.imagenet import SETS, count_notes, evaluation_sets, held_out_kind, imagenet_sources
+from soups.evaluate import LogitCache
+from soups.experiments.imagenet_soups import cooking
+from soups.experiments.imagenet_soups.members import open_members
+from soups.experiments.imagenet_soups.setting import Setting
+from soups.experiments.progress import progress, say
+from soups.experiments.workdir import Workdir, check_fields, write_json
+from soups.models.architectures import architecture
+from soups.names import check_name
+from soups.pool import Pool
+from soups.pool.prefetch import prefetched
+from soups.processes import on_first_process
+from soups.report.imagenet.page import write_imagenet_report
+from soups.report.imagenet.results import SCHEMA
+from soups.report.imagenet.tables import print_imagenet_table
+
+FIELDS = {
+    "": ("experiment", "name", "seed", "data_dir", "cache_dir", "arch", "pool", "models", "sets", "cook"),
+    "evaluate": ("batch_size", "precision"),
+    "greedy": ("random_orders",),
+    "learned": ("learning_rate", "epochs", "batch_size"),
+    "wise_ft": ("base", "member", "alphas"),
+}
+COOK = ("uniform", "greedy", "learned", "ensembles", "wise_ft")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+
+
+def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
+    """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
+
+    The same command after a crash goes on where it was: no member and no candidate that was measured is measured again.
+
+    Raises:
+        ValueError: a directory made with another config, unknown names in it, members that do not fit the architecture
+            or the classes of the data, a corrupt image; all before the first member is measured.
+        FileNotFoundError: no data, pool or files there; all that is missing is listed.
+        OSError: the directory cannot be written, or the disk is full.
+    """
+    _check(config)
+    with _matmul_precision(config["evaluate"]["precision"]):
+        workdir = Workdir(directory, config)
+        setting, facts = _opened(config, workdir)
+        rows, histories = _rows(setting)
+    results = workdir.head(SCHEMA, config, ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow"))
+    results |= facts | {"rows": rows, "histories": histories, "timings": workdir.seconds("")}
+    return on_first_process(lambda: _report(workdir, results))
+
+
+def _check(config):
+    check_fields(config, FIELDS)
+    for name in config["sets"]:
+        check_name(name, SETS, "set")
+    for name in config["cook"]:
+        check_name(name, COOK, "recipe in cook")
+    check_name(config["evaluate"]["precision"], PRECISIONS, "precision")
+    if missing := {"held_out", "imagenet"} - set(config["sets"]):
+        raise ValueError(f"sets must have {' and '.join(sorted(missing))}: one selects, the other reports")
+    if "wise_ft" in config["cook"] and not config["wise_ft"]["alphas"]:
+        raise ValueError("wise_ft.alphas must have at least one place between base (0) and member (1)")
+    if not config["data_dir"]:
+        raise ValueError("data_dir is missing: the directory that holds imagenet/ and the shifts")
+
+
+# --- Data and members: every check before any long work ---------------------------------------------------------------
+
+
+def _opened(config, workdir):
+    arch = architecture(config["arch"])
+    sources = imagenet_sources(config["data_dir"], ["imagenet"])
+    num_classes = len(sources["imagenet"].class_names)
+    members = open_members(config, num_classes)
+    _check_path(config["wise_ft"], members.names)
+    cache_dir = pathlib.Path(config["cache_dir"] or workdir.path.parent / "decoded")  # which other runs share
+    datasets = evaluation_sets(
+        config["data_dir"], cache_dir, image_size=arch.image_size, sets=config["sets"], progress=progress
+    )
+    results = Pool(workdir.path / "soups")
+    results.sweep_orphans()  # what a killed run left half-written
+    setting = Setting(
+        config=config,
+        workdir=workdir,
+        members=members,
+        datasets=datasets,
+        apply_fn=arch.apply_fn(num_classes=num_classes),
+        results=results,
+        cache=LogitCache(workdir.path / "logits"),
+    )
+    facts = {
+        "num_classes": num_classes,
+        "sets": {name: {"examples": len(data), "classes": len(data.class_names)} for name, data in datasets.items()},
+        "held_out": held_out_kind(config["data_dir"]),
+        "notes": count_notes(datasets),
+        "hyperparameters": members.hyperparameters,
+    }
+    return setting, facts
+
+
+def _check_path(config, names):
+    for name in filter(None, (config["base"], config["member"])):
+        check_name(name, names, "member in wise_ft")
+    if config["member"] == (config["base"] or names[0]):
+        raise ValueError(f"wise_ft leads from {config['member']} to itself: give another base or member")
+
+
+# --- Rows: each stage is kept as JSON, so a finished one is not repeated ----------------------------------------------
+
+
+def _rows(setting):
+    cook, stage = setting.config["cook"], setting.workdir.stage
+    members, rows, histories = _of_members_in_memory(setting)
+    digests = {name: row["digest"] for name, row in members.items()}
+    if "learned" in cook:
+        for per in ("model", "leaf"):
+            row, history = stage(f"learned_per_{per}", lambda per=per: cooking.learned_row(setting, digests, per))
+            rows, histories[row["name"]] = [*rows, row], history
+    if "ensembles" in cook:
+        made, histories["greedy ensemble"] = stage("ensembles", lambda: cooking.ensemble_rows(setting, digests))
+        rows += made
+    if "wise_ft" in cook:
+        rows += _path(setting, members)
+    return rows + list(members.values()), histories
+
+
+def _of_members_in_memory(setting):
+    """Measure the members, then make the uniform and the greedy soups: members are read once, while memory allows."""
+    cook, stage = setting.config["cook"], setting.workdir.stage
+    left = cooking.unmeasured(setting)
+    done = [name for name in setting.members.names if name not in left]
+    trees = prefetched(setting.members.trees, left + done, ahead=max(2, setting.width))
+    members = cooking.member_rows(setting, trees)
+    digests = {name: row["digest"] for name, row in members.items()}
+    rows, histories = cooking.single_rows(setting, members), {}
+    if "uniform" in cook:
+        rows.append(stage("uniform_soup", lambda: cooking.uniform_row(setting, trees, digests)))
+    for title, order in cooking.greedy_orders(setting, list(members)).items() if "greedy" in cook else ():
+        made = functools.partial(cooking.greedy_row, setting, trees, members, title, order)
+        row, histories[title] = stage(cooking.slug(title), made)
+        rows.append(row)
+    return members, rows, histories
+
+
+def _path(setting, members):
+    config = setting.config["wise_ft"]
+    base, alphas = config["base"] or next(iter(members)), config["alphas"]
+    others = {name: row["accuracy"]["held_out"] for name, row in members.items() if name != base}
+    member = config["member"] or cooking.best_of(others)
+    rows = [
+        setting.workdir.stage(f"wise_ft_{alpha:g}", lambda alpha=alpha: cooking.path_row(setting, base, member, alpha))
+        for alpha in alphas
+    ]
+    return cooking.chosen_on_path(rows, alphas) + rows
+
+
+def _report(workdir, results) -> list[str]:
+    write_json(workdir.path / "results.json", results)
+    paths = [workdir.path / "results.json", *write_imagenet_report(results, workdir.path), workdir.path / "soups"]
+    print_imagenet_table(results)
+    for path in paths:
+        say(os.path.relpath(path))
+    return [str(path) for path in paths]
+
+
+@contextlib.contextmanager
+def _matmul_precision(name):
+    # not JAX's own context, which other threads do not see
+    before = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", name)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)

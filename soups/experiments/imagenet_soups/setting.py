@@ -1,0 +1,115 @@
+"""Put together what the stages share: members, decoded sets, the network, and how weights are measured."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from soups import tree
+from soups.data import Dataset
+from soups.evaluate import Evaluator, LogitCache, accuracy, correct
+from soups.evaluate.parallel import ParallelEvaluator
+from soups.experiments.imagenet_soups.members import Members
+from soups.experiments.workdir import Workdir
+from soups.pool import Pool, digest
+
+SHIFTS = ("imagenet_v2", "imagenet_sketch", "imagenet_r", "objectnet", "imagenet_a")
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Hold members, decoded sets and caches of one run; `results` has the soups."""
+
+    config: Mapping[str, Any]
+    workdir: Workdir
+    members: Members
+    datasets: Mapping[str, Dataset]
+    apply_fn: Callable
+    results: Pool
+    cache: LogitCache
+
+    @functools.cached_property
+    def mesh(self) -> Mesh | None:
+        """Give a mesh with all devices on the axis "data", or None for a single device."""
+        devices = jax.devices()
+        if len(devices) == 1:
+            return None
+        return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,))
+
+    @functools.cached_property
+    def evaluators(self) -> dict[str, Evaluator]:
+        """Give one evaluator for each set."""
+        size = self.config["evaluate"]["batch_size"]
+        return {
+            name: Evaluator(self.apply_fn, dataset, batch_size=size, mesh=self.mesh)
+            for name, dataset in self.datasets.items()
+        }
+
+    def accuracies(self, params: tree.Tree, *, keep_logits: bool = False) -> dict[str, float]:
+        """Measure weights on every set; what was measured once, by whatever name, is not measured again."""
+        key, placed = digest(params), functools.cache(lambda: self._place(params))
+
+        def right(name):
+            logits = self.logits(key, name, placed) if keep_logits else self.evaluators[name].logits(placed())
+            return correct(logits, self.datasets[name].labels)
+
+        return {
+            name: float(self.cache.get((key, *self._of_set(name), "right"), lambda name=name: right(name)).mean())
+            for name in self.datasets
+        }
+
+    @property
+    def width(self) -> int:
+        """Say how many candidates of a greedy soup are evaluated at once: one on each device."""
+        return jax.device_count()
+
+    @functools.cached_property
+    def _candidates(self):
+        dataset, size = self.datasets["held_out"], self.config["evaluate"]["batch_size"]
+        return ParallelEvaluator(self.apply_fn, dataset, groups=self.width, batch_size=size)
+
+    def held_out(self, candidates: Sequence[tree.Tree]) -> list[float]:
+        """Measure the accuracy of candidates on the held-out set, all at once; the journals keep it."""
+        labels = self.datasets["held_out"].labels
+        return [accuracy(logits, labels) for logits in self._candidates.logits(candidates)]
+
+    def logits(self, key: str, name: str, params: Callable[[], tree.Tree]) -> np.ndarray:
+        """Give the logits of weights with this digest on a set; `params()` is called where they are not kept."""
+        return self.cache.get((key, *self._of_set(name)), lambda: self.evaluators[name].logits(params()))
+
+    def _of_set(self, name):
+        dataset = self.datasets[name]
+        return name, getattr(dataset, "digest", "") or str(len(dataset))
+
+    def _place(self, params):
+        where = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+        return jax.device_put(params, where)  # once for all sets
+
+    def row(
+        self,
+        name: str,
+        kind: str,
+        accuracies: Mapping[str, float],
+        ingredients: Mapping[str, float],
+        *,
+        group: str = "main",
+        passes: int = 1,
+    ) -> Row:
+        """Give one row of the results; `passes` are forward passes for one prediction."""
+        shifts = [accuracies[shift] for shift in SHIFTS if shift in accuracies]
+        return {
+            "name": name,
+            "kind": kind,
+            "group": group,
+            "ingredients": dict(ingredients),
+            "num_ingredients": len(ingredients),
+            "accuracy": dict(accuracies),
+            "shift_mean": float(np.mean(shifts)) if shifts else None,
+            "passes": passes,
+        }

@@ -1,0 +1,213 @@
+"""Train a linear probe: features of a frozen trunk once, then logistic regression on them."""
+
+import math
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from soups import tree
+from soups.data.dataset import decode, read_example
+from soups.data.transforms import Transform
+from soups.evaluate.cache import LogitCache
+from soups.evaluate.evaluator import Evaluator
+
+STRENGTHS = tuple(float(f"1e{power}") for power in range(-7, 3))  # C of Kumar et al., from strong to weak decay
+_CHUNK = 4096  # examples whose logits are held at a time
+
+
+def extract_features(
+    apply_fn: Callable,
+    params: tree.Tree,
+    dataset: Any,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 1000,
+    mesh: Mesh | None = None,
+    cache: LogitCache | None = None,
+    key: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Give the features of all examples in their order, float32 [N, D].
+
+    Args:
+        apply_fn: `apply_fn(params, inputs) -> features [B, D]`, such as that of an architecture without a head.
+        params: the weights of the trunk.
+        dataset: with `images`, uint8 [N, H, W, C] in memory or mapped; or a source, which is decoded batch by batch.
+        transform: of the images of a source, to one shape.
+        batch_size, mesh: as of `soups.evaluate.Evaluator`.
+        cache, key: keep the features on disk; the key holds all that decides them: digests of the weights and the data.
+
+    Raises:
+        ValueError: a cache without a key; an output that is not [batch, D]; what `Evaluator` says of the images.
+    """
+    if cache is not None and not key:
+        raise ValueError("features are cached under a key, such as the digests of the weights and of the data")
+    # features belong to no class: labels, which the evaluator compares with the number of outputs, say nothing here
+    images = dataset.images if hasattr(dataset, "images") else _DecodedImages(dataset, transform)
+    unlabelled = types.SimpleNamespace(images=images, labels=np.zeros(len(images), np.int32), class_groups=None)
+
+    def compute():
+        return Evaluator(apply_fn, unlabelled, batch_size=batch_size, mesh=mesh).logits(params)
+
+    return compute() if cache is None else cache.get(key, compute)
+
+
+def probe_on_features(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    strengths: Sequence[float] = STRENGTHS,
+    held_out: tuple[np.ndarray, np.ndarray] | None = None,
+    max_iterations: int = 200,
+    mesh: Mesh | None = None,
+    on_strength: Callable[[dict[str, float]], None] = lambda row: None,
+) -> dict[str, np.ndarray]:
+    """Fit a head to features by logistic regression: {"kernel" [D, C], "bias" [C]} in float32.
+
+    Minimises C Σ_i −log softmax(Wᵀx_i + b)[y_i] + |W|²/2 by L-BFGS for one strength C after the other, from small to
+    large, each from the head of the last; the head with the highest held-out accuracy is given (of equals the first).
+    The features are scaled by one mean and one standard deviation, which go back into the head.
+
+    Args:
+        features: float32 [N, D].
+        labels: integers [N].
+        num_classes: of the head.
+        strengths: the values of C.
+        held_out: features and labels that choose among several strengths.
+        max_iterations: of L-BFGS, for each strength.
+        mesh: shards the examples over its axis "data".
+        on_strength: called with each {"strength", "loss" (mean), "iterations", "accuracy" (held-out, or NaN)}.
+
+    Raises:
+        ValueError: features, labels and classes that do not fit; features that are not finite or all equal; strengths
+            that are not positive; several of them and nothing held out.
+
+    Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022, arXiv
+    2202.10054, as their code does.
+    """
+    _check(features, labels, num_classes, strengths, held_out)
+    mean, scale = float(np.mean(features, dtype=np.float64)), float(np.std(features, dtype=np.float64))
+    measured = _objective(features, labels, num_classes, mean, scale, mesh)
+    flat = np.zeros((features.shape[1] + 1) * num_classes)
+    best, best_accuracy = None, -math.inf
+    for strength in sorted(strengths):
+        flat, row = _fit(measured, flat, num_classes, strength * len(labels), max_iterations)
+        head = _unscaled(flat.reshape(-1, num_classes), mean, scale)
+        accuracy = _accuracy(head, *held_out) if held_out is not None else math.nan
+        on_strength({"strength": strength, **row, "accuracy": accuracy})
+        if best is None or accuracy > best_accuracy:
+            best, best_accuracy = head, accuracy
+    return best
+
+
+class _DecodedImages:
+    """See the images of a source as an array, of which each slice is decoded when it is asked for."""
+
+    def __init__(self, source, transform):
+        self._source, self._transform = source, transform
+        first, _ = read_example(source, 0, transform)
+        self.dtype, self.nbytes = first.dtype, first.nbytes * len(source)
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, rows):
+        return decode(self._source, self._transform, indices=range(*rows.indices(len(self)))).images
+
+
+def _check(features, labels, num_classes, strengths, held_out):
+    sets = {"the features": (features, labels)} | ({} if held_out is None else {"held_out": held_out})
+    problems = [
+        problem for name, pair in sets.items() for problem in _problems(name, *map(np.asarray, pair), num_classes)
+    ]
+    if held_out is not None and held_out[0].shape[1:] != features.shape[1:]:
+        problems.append(f"held_out has features {list(held_out[0].shape)}, not [N, {features.shape[-1]}]")
+    if not strengths or min(strengths) <= 0:
+        problems.append(f"strengths must be positive numbers, not {tuple(strengths)}")
+    if len(strengths) > 1 and held_out is None:
+        problems.append(f"{len(strengths)} strengths need held_out to choose among them")
+    if problems:
+        raise ValueError("a probe cannot be fitted:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def _problems(name, features, labels, num_classes):
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+        yield f"{name} are [N, D] with labels [N], not {list(features.shape)} with {list(labels.shape)}"
+        return
+    if not np.issubdtype(labels.dtype, np.integer) or not 0 <= labels.min() <= labels.max() < num_classes:
+        yield f"labels of {name} must be integers from 0 to {num_classes - 1}"
+    if not np.isfinite(features).all():
+        yield f"{name} hold NaN or infinity"
+    elif features.min() == features.max():
+        yield f"{name} are all equal"
+
+
+def _objective(features, labels, num_classes, mean, scale, mesh):
+    """Give the function from a head [D + 1, C] (the bias last) to its mean loss and the gradient, on the device."""
+    count, width = features.shape
+    shards = 1 if mesh is None else mesh.shape["data"]
+    chunk = min(_CHUNK, math.ceil(count / shards)) * shards
+    chunks = math.ceil(count / chunk)
+    padding = chunks * chunk - count
+    x = np.pad((np.asarray(features, np.float32) - np.float32(mean)) / np.float32(scale), ((0, padding), (0, 0)))
+    y = np.pad(np.asarray(labels, np.int32), (0, padding), constant_values=-1)  # no class: its row of one-hot is zero
+    x, y = _placed(x.reshape(chunks, chunk, width), mesh), _placed(y.reshape(chunks, chunk), mesh)
+
+    def loss_of(head, x, y):
+        logits = jnp.matmul(x, head[:-1], precision="highest") + head[-1:]
+        losses = -jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(y, num_classes), axis=-1)
+        return losses.sum() / count, losses
+
+    def measure(head, x, y):
+        def take(total, part):
+            (_, losses), gradient = jax.value_and_grad(loss_of, has_aux=True)(head, *part)
+            return total + gradient, losses
+
+        return jax.lax.scan(take, jnp.zeros_like(head), (x, y))
+
+    measure = jax.jit(measure, out_shardings=None if mesh is None else NamedSharding(mesh, P()))
+
+    def measured(head):
+        gradient, losses = measure(np.asarray(head, np.float32), x, y)
+        # summed in float32 the losses would be too coarse for the last steps of a line search
+        return np.asarray(losses, np.float64).sum() / count, np.asarray(gradient, np.float64)
+
+    return measured
+
+
+def _placed(array, mesh):
+    if mesh is None:
+        return jnp.asarray(array)
+    sharding = NamedSharding(mesh, P(None, "data"))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _fit(measured, flat, num_classes, weight, max_iterations):
+    """Minimise mean loss + |W|² / (2 weight) from the head `flat`; weight = C N."""
+
+    def objective(flat):
+        head = flat.reshape(-1, num_classes)
+        loss, gradient = measured(head)
+        penalised = np.concatenate([head[:-1], np.zeros((1, num_classes))])
+        return loss + (penalised**2).sum() / (2 * weight), (gradient + penalised / weight).ravel()
+
+    options = {"maxiter": max_iterations, "gtol": 1e-7, "ftol": 1e-14}
+    found = scipy.optimize.minimize(objective, flat, jac=True, method="L-BFGS-B", options=options)
+    return found.x, {"loss": measured(found.x.reshape(-1, num_classes))[0], "iterations": int(found.nit)}
+
+
+def _unscaled(head, mean, scale):
+    kernel = head[:-1] / scale
+    bias = head[-1] - mean * kernel.sum(axis=0)
+    return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
+
+
+def _accuracy(head, features, labels):
+    return float(np.mean(np.argmax(features @ head["kernel"] + head["bias"], axis=1) == labels))

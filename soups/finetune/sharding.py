@@ -1,0 +1,137 @@
+"""Shard weights and training state over a mesh ("pool", "data", "model"), by ordered rules on names."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from soups import tree
+from soups.finetune.step import Training, init_state
+
+LARGEST = "largest"
+MIN_SIZE = 2**16  # elements; to gather a smaller leaf takes longer than to keep it
+_AXES = ("data", "model")
+
+
+def param_shardings(
+    params: tree.Tree, mesh: Mesh, rules: tree.Rules = ((".*", LARGEST),), *, min_size: int = MIN_SIZE
+) -> tree.Tree:
+    """Give the sharding of every leaf, by the first rule whose regex matches its whole name.
+
+    Args:
+        params: arrays or jax.ShapeDtypeStructs.
+        mesh: with some of the axes "pool", "data" and "model".
+        rules: [(regex, value)]; a value is a PartitionSpec, or "largest": the longest dimension that "data" and "model"
+            together divide is cut over both, which shards weights, gradients and optimizer state fully (FSDP); a leaf
+            without such a dimension, or of fewer than `min_size` elements, is on every device.
+        min_size: see `rules`.
+
+    Raises:
+        ValueError: rules that do not fit the tree, as `soups.tree.match`; or, all in one message, rules of another kind
+            and specs with an axis that the mesh lacks, with more dimensions than their leaf, or that do not divide it.
+
+    Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", 2019, arXiv 1910.02054.
+    """
+    chosen, problems = tree.match(params, rules), []
+
+    def spec_of(name, leaf, rule):
+        spec = _largest(leaf.shape, mesh, min_size) if rule == LARGEST else rule
+        problems.extend(f"  {name} {problem}" for problem in _problems(leaf.shape, spec, mesh))
+        return spec
+
+    # a PartitionSpec is a leaf to JAX; that of a rule may be shared by several leaves
+    specs = tree.map_with_names(spec_of, params, chosen)
+    if problems:
+        raise ValueError(f"rules do not fit the mesh {dict(mesh.shape)}:\n" + "\n".join(problems))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda node: isinstance(node, P))
+
+
+def state_shardings(training: Training, params: tree.Tree, shardings: tree.Tree) -> dict[str, Any]:
+    """Give the sharding of every leaf of the training state: moments and averages lie as the weights they belong to.
+
+    What belongs to no single weight, such as the count of steps, is on every device. `params`: arrays or
+    jax.ShapeDtypeStructs; `shardings`: theirs, from `param_shardings`.
+    """
+    weights, of_weight = tree.flatten(params), tree.flatten(shardings)
+    everywhere = NamedSharding(_mesh(shardings), P())
+
+    def of_leaf(name, leaf):
+        parts = name.split("/")
+        owner = next((end for end in ("/".join(parts[i:]) for i in range(len(parts))) if end in weights), None)
+        # an optimizer may keep something smaller than the weight, such as the sums of its rows
+        return of_weight[owner] if owner is not None and weights[owner].shape == leaf.shape else everywhere
+
+    return tree.map_with_names(of_leaf, jax.eval_shape(lambda params: init_state(training, params), params))
+
+
+def step_shardings(training: Training, params: tree.Tree, shardings: tree.Tree) -> tuple[Any, Any, NamedSharding]:
+    """Give the shardings of the state, of a batch (over "data") and of all else, for `soups.finetune.loop.jit_step`."""
+    mesh = _mesh(shardings)
+    batch = NamedSharding(mesh, P("data"))
+    return state_shardings(training, params, shardings), {"image": batch, "label": batch}, NamedSharding(mesh, P())
+
+
+def place(params: tree.Tree, shardings: tree.Tree) -> tree.Tree:
+    """Put weights that every process holds, or that are sharded already, on the devices; each takes its own shards."""
+
+    def put(leaf, sharding):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, params, shardings)
+
+
+def batch_placer(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]:
+    """Give a function that makes this process's part of a batch, as from `soups.data.loader`, part of a global one.
+
+    The function raises a ValueError for parts that do not make up the batch: the axis "data" then does not run over
+    all processes.
+    """
+    sharding = NamedSharding(mesh, P("data"))
+
+    def part(array):
+        array = np.asarray(array)
+        whole = jax.make_array_from_process_local_data(sharding, array)
+        if len(whole) != len(array) * jax.process_count():
+            raise ValueError(
+                f"{jax.process_count()} processes with {len(array)} examples each make a batch of {len(whole)}: "
+                'the axis "data" of the mesh must run over all processes'
+            )
+        return whole
+
+    return lambda batch: {name: part(batch[name]) for name in ("image", "label")}
+
+
+def _mesh(shardings):
+    return jax.tree.leaves(shardings)[0].mesh
+
+
+def _largest(shape, mesh, min_size):
+    axes = tuple(axis for axis in _AXES if mesh.shape.get(axis, 1) > 1)
+    count = math.prod(mesh.shape[axis] for axis in axes)
+    fitting = [dimension for dimension, size in enumerate(shape) if size % count == 0]
+    if not axes or not fitting or math.prod(shape) < min_size:
+        return P()
+    longest = max(fitting, key=lambda dimension: shape[dimension])
+    return P(*[None] * longest, axes)
+
+
+def _problems(shape, spec, mesh):
+    if not isinstance(spec, P):
+        yield f"has the rule {spec!r}, which is neither a PartitionSpec nor {LARGEST!r}"
+        return
+    if len(spec) > len(shape):
+        yield f"has {len(shape)} dimensions, but {spec} has {len(spec)}"
+        return
+    for size, axes in zip(shape, spec, strict=False):
+        axes = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+        if unknown := [axis for axis in axes if axis not in mesh.axis_names]:
+            yield f"shall be cut over {unknown[0]!r}, an axis that the mesh does not have"
+        elif size % (count := math.prod(mesh.shape[axis] for axis in axes)):
+            yield f"has a dimension of {size}, which {count} devices do not divide: {spec}"

@@ -1,0 +1,152 @@
+"""Name the networks whose published weights can be imported, with what their images are and how they are normalised."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+
+from soups.models import functional
+from soups.models.bottleneck_resnet import BottleneckResNet
+from soups.models.text_tower import TextTower
+from soups.models.vit import vit
+from soups.names import check_name
+from soups.tree import Tree
+
+# of RGB in [0, 1], as each family's own preprocessing states them
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Describe an image classifier: features, of length 1 for CLIP, and a linear head.
+
+    Attributes:
+        name: as in `ARCHITECTURES`.
+        family: whose names the weights have: "clip", "augreg", "timm", "huggingface" or "torchvision".
+        image_size: the side of its square images.
+        mean, std: of each channel of RGB in [0, 1]; the network sees (image − mean) / std.
+        feature_dim: the length of the features.
+        features: the network without a head.
+        text: CLIP's text tower, else None.
+    """
+
+    name: str
+    family: str
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    feature_dim: int
+    features: nn.Module
+    text: TextTower | None = None
+
+    @property
+    def patches(self) -> int:
+        """Count the patches into which a ViT cuts an image."""
+        return (self.image_size // self.features.patch_size) ** 2
+
+    @property
+    def head(self) -> str:
+        """Give the name of the head's module."""
+        return "params/head" if hasattr(self.features, "momentum") else "head"
+
+    def model(self, num_classes: int | None, **fields) -> nn.Module:
+        """Make the network, which takes normalised images; None: without a head. `fields`: dtype, remat, ..."""
+        return self.features.clone(num_classes=num_classes, **fields)
+
+    def apply_fn(self, num_classes: int | None, **fields) -> Callable:
+        """Give `apply(params, images) -> logits [B, num_classes]`, in evaluation mode.
+
+        Images: floats [B, H, W, 3] in [0, 1], which it normalises. For None it gives features [B, feature_dim].
+        """
+        return functional.apply_fn(self.model(num_classes, **fields), self.mean, self.std)
+
+    def train_apply_fn(self, num_classes: int | None, **fields) -> Callable:
+        """Give `train_apply(params, images, key) -> (logits, params)`, in training mode; images as in `apply_fn`.
+
+        `fields`: such as dtype=jnp.bfloat16, which leaves the weights in float32, and remat=True.
+        """
+        return functional.train_apply_fn(self.model(num_classes, **fields), self.mean, self.std)
+
+    def abstract(self, num_classes: int | None) -> Tree:
+        """Give the weights' names, shapes and dtypes as jax.ShapeDtypeStructs; nothing is computed."""
+        model, shape = self.model(num_classes), (self.image_size, self.image_size, 3)
+        return jax.eval_shape(lambda key: functional.init(model, key, shape), jax.random.key(0))
+
+
+def architecture(name: str | Architecture) -> Architecture:
+    """Give the architecture of this name, or the one that it is: your own, made by `dataclasses.replace`.
+
+    clip-*: OpenAI's CLIP (Radford et al., 2021, arXiv:2103.00020), whose GELU is x / (1 + exp(−1.702 x)); open-clip-*:
+    those of the open_clip project, with the exact GELU; clip-vit-mini is a small one for tests. vit-*: AugReg and
+    big_vision (Steiner et al., 2021, arXiv:2106.10270), with the tanh form of GELU; timm-vit-* and hf-vit-*: the same
+    networks as timm and Hugging Face compute them, with the exact GELU and, at Hugging Face, another epsilon in their
+    norms. resnet50: torchvision's.
+
+    Raises:
+        ValueError: an unknown name; the message has the closest one.
+    """
+    if isinstance(name, Architecture):
+        return name
+    check_name(name, _TABLE, "architecture")
+    family, build, *arguments = _TABLE[name]
+    return build(name, family, *arguments)
+
+
+def _clip(name, family, size, image_size, projection_size, text_width, activation, mean=CLIP_MEAN, std=CLIP_STD):
+    features = vit(
+        size,
+        num_classes=None,
+        pool_type="tok",
+        activation=activation,
+        norm_epsilon=1e-5,
+        pre_norm=True,
+        embedding_bias=False,
+        projection_size=projection_size,
+        normalize=True,
+    )
+    text = TextTower(text_width, 12, text_width // 64, projection_size, activation)
+    return Architecture(name, family, image_size, mean, std, projection_size, features, text)
+
+
+def _clip_mini(name, family):
+    small = _clip(name, family, "B/8", 32, 64, 64, "quick_gelu")
+    features = small.features.clone(width=128, depth=2, mlp_dim=512, num_heads=2)
+    return dataclasses.replace(small, features=features, text=small.text.clone(depth=2))
+
+
+def _vit(name, family, size, activation, norm_epsilon):
+    features = vit(size, num_classes=None, pool_type="tok", activation=activation, norm_epsilon=norm_epsilon)
+    return Architecture(name, family, 224, HALF, HALF, features.width, features)
+
+
+def _resnet(name, family, blocks):
+    features = BottleneckResNet(None, blocks)
+    return Architecture(name, family, 224, IMAGENET_MEAN, IMAGENET_STD, 2048, features)
+
+
+def _table():
+    table = {"resnet50": ("torchvision", _resnet, (3, 4, 6, 3)), "clip-vit-mini": ("clip", _clip_mini)}
+    sizes = {
+        "b32": ("B/32", 224, 512, 512),
+        "b16": ("B/16", 224, 512, 512),
+        "l14": ("L/14", 224, 768, 768),
+        "l14-336": ("L/14", 336, 768, 768),
+    }
+    for name, size in sizes.items():
+        table[f"clip-vit-{name}"] = ("clip", _clip, *size, "quick_gelu")
+        if name != "l14-336":
+            table[f"open-clip-vit-{name}"] = ("clip", _clip, *size, "gelu")
+    # as open_clip's release of 2022 on LAION-2B was trained
+    table["open-clip-vit-l14-half"] = (*table["open-clip-vit-l14"], HALF, HALF)
+    for name, size in {"ti16": "Ti/16", "s16": "S/16", "b32": "B/32", "b16": "B/16", "l16": "L/16"}.items():
+        table[f"vit-{name}"] = ("augreg", _vit, size, "gelu_tanh", 1e-6)
+        table[f"timm-vit-{name}"] = ("timm", _vit, size, "gelu", 1e-6)
+        table[f"hf-vit-{name}"] = ("huggingface", _vit, size, "gelu", 1e-12)
+    return table
+
+
+_TABLE = _table()
+ARCHITECTURES = tuple(sorted(_TABLE))

@@ -1,0 +1,56 @@
+"""Turn tokens into the features that CLIP compares with those of images."""
+
+import dataclasses
+
+import jax
+
+from soups.models.architectures import Architecture, architecture
+from soups.models.load_npz import nested
+from soups.models.tables.configs import config_problems
+from soups.models.tables.layouts import TEXT_LAYOUTS
+from soups.models.tables.reading import convert, find_layout, mismatches, open_tensors
+from soups.models.text_tower import TextTower as TextTower
+from soups.tree import Tree
+
+
+def text_tower(arch: str | Architecture) -> TextTower:
+    """Give the text tower of an architecture, with CLIP's vocabulary.
+
+    Raises:
+        ValueError: an unknown architecture, or one without a text tower.
+    """
+    wanted = architecture(arch)
+    tower = wanted.text
+    if tower is None:
+        raise ValueError(f"architecture {wanted.name!r} has no text tower: only those of CLIP have one")
+    return tower
+
+
+def text_features(params: Tree, tokens, *, arch: str | Architecture) -> jax.Array:
+    """Give the features [B, D] in float32 of tokens [B, T], T <= 77, not normalised; `params`: of `import_text_tower`.
+
+    Raises:
+        ValueError: as `text_tower`; tokens that are no integers or of another shape.
+    """
+    vocabulary_size = params["token_embedding"]["embedding"].shape[0]
+    return text_tower(arch).clone(vocabulary_size=vocabulary_size).apply({"params": params}, tokens)
+
+
+def import_text_tower(path, arch: str | Architecture) -> Tree:
+    """Read the weights of the text tower of a CLIP file or folder with OpenAI's, open_clip's or Hugging Face's names.
+
+    Files and laziness are as in `soups.models.import_weights`; the image tower is left out. The vocabulary's size is
+    the file's.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: an architecture without a text tower; a file that does not hold exactly this tower: all is listed.
+    """
+    wanted, tower = architecture(arch), text_tower(arch)
+    tensors = open_tensors(path)
+    layout = find_layout(tensors, TEXT_LAYOUTS, wanted, path)
+    vocabulary_size = tensors[layout.sign].shape[0] if tensors[layout.sign].ndim else 0
+    table = layout.table(dataclasses.replace(wanted, text=tower.clone(vocabulary_size=vocabulary_size)))
+    if problems := mismatches(tensors, table, layout.left_out) + config_problems(path, wanted):
+        raise ValueError(f"{path} does not hold the text tower of {wanted.name}:\n" + "\n".join(problems))
+    return nested(convert(tensors, table))

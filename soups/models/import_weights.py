@@ -1,0 +1,130 @@
+"""Import published weights of a named architecture, without torch and without reading what is not used yet."""
+
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from soups.models.architectures import Architecture, architecture
+from soups.models.load_npz import nested
+from soups.models.tables.configs import config_problems
+from soups.models.tables.layouts import IMAGE_LAYOUTS
+from soups.models.tables.parts import Table
+from soups.models.tables.reading import convert, find_layout, mismatches, open_tensors
+from soups.tree import Tree
+
+
+def import_weights(path, arch: str | Architecture, *, num_classes: int | None = None) -> Tree:
+    """Read the weights of an image classifier from a published file, as nested dicts of float32 arrays.
+
+    `path`: a torch file (.pt, .pth, .bin) or .safetensors, or a folder of Hugging Face or open_clip, with the names of
+    the released model soups, OpenAI's CLIP, open_clip, Hugging Face's CLIP or ViT, timm's ViT or torchvision's ResNet;
+    or an .npz file of AugReg or big_vision. `arch`: one of `soups.models.architectures.ARCHITECTURES`, or an
+    `Architecture` of your own. CLIP's text tower is left out. `num_classes`: a file without a head gets one of zeros;
+    None leaves it without.
+
+    The arrays are read-only views of the mapped file, transposed where the names' owner keeps matrices the other way,
+    so that nothing is read or copied before its use; leave the file as it is while they are used. Only what is not
+    float32 is copied, and the class token, to which its position embedding is added.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: an unknown architecture; a file that is damaged, hostile or has another project's names; tensors
+            that are missing, extra or of another shape, a head of other classes than `num_classes`, a folder whose
+            configuration computes something else: all are listed.
+    """
+    wanted = architecture(arch)
+    tensors, table, classes = _matched(path, wanted, num_classes)
+    leaves = convert(tensors, table)
+    if classes is None and num_classes is not None:
+        leaves |= {f"{wanted.head}/kernel": np.zeros((wanted.feature_dim, num_classes), np.float32)}
+        leaves |= {f"{wanted.head}/bias": np.zeros(num_classes, np.float32)}
+    return nested(leaves)
+
+
+def check_weights(path, arch: str | Architecture, *, num_classes: int | None = None) -> None:
+    """Raise what `import_weights` would, without reading a tensor (of an .npz file all are read)."""
+    _matched(path, architecture(arch), num_classes)
+
+
+def imported_members(paths: Iterable, arch: str | Architecture, num_classes: int | None = None) -> Mapping[str, Tree]:
+    """Give the weights of published files as members by name, "used in place": each is imported when it is asked for.
+
+    A member is named as its file, without the suffix. The headers of all files are read and checked at once.
+
+    Raises:
+        FileNotFoundError: files that are not there; all are listed.
+        ValueError: no files, two of one name, or any that `import_weights` refuses: all are listed; heads of different
+            numbers of classes.
+    """
+    return _Imported(_by_name(paths), architecture(arch), num_classes)
+
+
+class _Imported(Mapping):
+    def __init__(self, paths, wanted, num_classes):
+        self._paths, self._wanted, self._num_classes = paths, wanted, num_classes
+        self._check()
+
+    def __getitem__(self, name: str) -> Tree:
+        return import_weights(self._paths[name], self._wanted, num_classes=self._num_classes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def _check(self):
+        problems, classes = [], {}
+        for name, path in self._paths.items():
+            try:
+                classes[name] = _matched(path, self._wanted, self._num_classes)[2]
+            except ValueError as error:
+                problems.append(str(error))
+        if not problems and self._num_classes is None and len(set(classes.values())) > 1:
+            problems = ["heads of different numbers of classes:"]
+            problems += [f"  {name}: {'no head' if count is None else count}" for name, count in classes.items()]
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+def _by_name(paths):
+    paths = [pathlib.Path(path) for path in paths]
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise FileNotFoundError(f"no such files: {', '.join(missing)}")
+    if not paths:
+        raise ValueError("no files of members were given: at least one is needed")
+    named = {}
+    for path in paths:
+        name = path.name if path.is_dir() else path.stem
+        if name in named:
+            raise ValueError(f"two files would be member {name!r}: {named[name]} and {path}")
+        named[name] = path
+    return named
+
+
+def _matched(path, wanted, num_classes) -> tuple[Mapping[str, np.ndarray], Table, int | None]:
+    """Give the tensors of a file, their table, and how many classes its head has, if it has one."""
+    if num_classes is not None and num_classes < 2:
+        raise ValueError(f"a head needs at least two classes, not {num_classes}")
+    tensors = open_tensors(path)
+    layout = find_layout(tensors, IMAGE_LAYOUTS, wanted, path)
+    table = layout.table(wanted)
+    classes = _classes(tensors, layout, wanted)
+    if classes is not None:
+        table |= layout.head(wanted, classes)
+    problems = mismatches(tensors, table, layout.left_out) + config_problems(path, wanted)
+    if None not in (classes, num_classes) and classes != num_classes:
+        problems.append(f"  ~ its head is of {classes} classes, not {num_classes}")
+    if problems:
+        raise ValueError(f"{path} does not hold the weights of {wanted.name}:\n" + "\n".join(problems))
+    return tensors, table, classes
+
+
+def _classes(tensors, layout, wanted):
+    for name, part in layout.head(wanted, 1).items() if layout.head else ():
+        if name in tensors:
+            # where a head for one class has its 1
+            axis = part.shape.index(1)
+            return tensors[name].shape[axis] if tensors[name].ndim == len(part.shape) else 1
+    return None

@@ -1,0 +1,88 @@
+"""Say which tensors of CLIP files are which weights: OpenAI's names, which open_clip shares, and Hugging Face's."""
+
+from soups.models.architectures import Architecture
+from soups.models.tables import parts
+from soups.models.tables.parts import BlockNames, Table
+
+OPENAI_BLOCK = BlockNames(
+    "ln_1", ("attn.in_proj_weight", "attn.in_proj_bias"), "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"
+)
+HF_BLOCK = BlockNames(
+    "layer_norm1",
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.out_proj",
+    "layer_norm2",
+    "mlp.fc1",
+    "mlp.fc2",
+)
+# the rest of a CLIP, which an image classifier does without; the numbers are those of OpenAI's archives
+OPENAI_TEXT = (
+    r"(transformer|token_embedding|ln_final)\..*|positional_embedding|text_projection(\.weight)?|logit_(scale|bias)"
+    r"|attn_mask|input_resolution|context_length|vocab_size"
+)
+HF_TEXT = r"text_model\..*|text_projection\.weight|logit_scale|vision_model\.embeddings\.position_ids"
+OPENAI_IMAGE = r"visual\..*|logit_(scale|bias)|attn_mask|input_resolution|context_length|vocab_size"
+HF_IMAGE = r"(vision_model|visual_projection)\..*|logit_scale|text_model\.embeddings\.position_ids"
+
+
+def openai_image(arch: Architecture) -> Table:
+    """Give the table of the image tower."""
+    model = arch.features
+    width, patch = model.width, model.patch_size
+    return (
+        parts.class_token("visual.class_embedding", (width,))
+        | parts.positions("visual.positional_embedding", (1 + arch.patches, width))
+        | parts.convolution("visual.conv1.weight", "embedding/kernel", patch, 3, width)
+        | parts.norm("visual.ln_pre", "pre_norm", width)
+        | parts.encoder(
+            "visual.transformer.resblocks.{}", OPENAI_BLOCK, model.depth, width, model.mlp_dim, model.num_heads
+        )
+        | parts.norm("visual.ln_post", "Transformer/encoder_norm", width)
+        | parts.as_it_is("visual.proj", (width, model.projection_size), "projection/kernel")
+    )
+
+
+def hf_image(arch: Architecture) -> Table:
+    """Give the table of the image tower."""
+    model = arch.features
+    width, top = model.width, "vision_model.embeddings"
+    return (
+        parts.class_token(f"{top}.class_embedding", (width,))
+        | parts.positions(f"{top}.position_embedding.weight", (1 + arch.patches, width))
+        | parts.convolution(f"{top}.patch_embedding.weight", "embedding/kernel", model.patch_size, 3, width)
+        | parts.norm("vision_model.pre_layrnorm", "pre_norm", width)  # the name is theirs
+        | parts.encoder("vision_model.encoder.layers.{}", HF_BLOCK, model.depth, width, model.mlp_dim, model.num_heads)
+        | parts.norm("vision_model.post_layernorm", "Transformer/encoder_norm", width)
+        | parts.matrix("visual_projection.weight", "projection/kernel", (width,), (model.projection_size,))
+    )
+
+
+def openai_text(arch: Architecture) -> Table:
+    """Give the table of the text tower."""
+    tower = arch.text
+    width = tower.width
+    return (
+        parts.as_it_is("token_embedding.weight", (tower.vocabulary_size, width), "token_embedding/embedding")
+        | _text_positions("positional_embedding", tower)
+        | parts.encoder("transformer.resblocks.{}", OPENAI_BLOCK, tower.depth, width, 4 * width, tower.num_heads)
+        | parts.norm("ln_final", "Transformer/encoder_norm", width)
+        | parts.as_it_is("text_projection", (width, tower.projection_size), "projection/kernel")
+    )
+
+
+def hf_text(arch: Architecture) -> Table:
+    """Give the table of the text tower."""
+    tower = arch.text
+    width, top = tower.width, "text_model.embeddings"
+    return (
+        parts.as_it_is(f"{top}.token_embedding.weight", (tower.vocabulary_size, width), "token_embedding/embedding")
+        | _text_positions(f"{top}.position_embedding.weight", tower)
+        | parts.encoder("text_model.encoder.layers.{}", HF_BLOCK, tower.depth, width, 4 * width, tower.num_heads)
+        | parts.norm("text_model.final_layer_norm", "Transformer/encoder_norm", width)
+        | parts.matrix("text_projection.weight", "projection/kernel", (width,), (tower.projection_size,))
+    )
+
+
+def _text_positions(name, tower):
+    shape = (tower.context_length, tower.width)
+    return {name: parts.Part(shape, {"pos_embedding": lambda rows: rows[None]})}

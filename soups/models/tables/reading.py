@@ -1,0 +1,84 @@
+"""Open a published file, find out whose names it has, compare it with their table, and make weights of it."""
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from soups.models.architectures import Architecture
+from soups.models.load_npz import read_leaves
+from soups.models.tables.layouts import Layout
+from soups.models.tables.parts import Table
+from soups.names import did_you_mean
+from soups.pool.formats import open_checkpoint
+from soups.pool.formats.checkpoint import short
+
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in its folders
+MOST_EXTRA = 50  # names in a message
+PARALLEL = "module."  # before all names that torch's data-parallel wrappers save
+
+
+def open_tensors(path) -> dict[str, np.ndarray]:
+    """Give the tensors of a file or folder by name: of an .npz file read, of others mapped and not read yet.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: a file of another kind, damaged or hostile.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".npz":
+        return read_leaves(path)
+    path = next((path / name for name in OPEN_CLIP if (path / name).is_file()), path)
+    checkpoint = open_checkpoint(path)
+    names = [*checkpoint.leaves, *checkpoint.aliases]
+    wrapped = all(name.startswith(PARALLEL) for name in names)
+    return {name.removeprefix(PARALLEL) if wrapped else name: checkpoint.read(name) for name in names}
+
+
+def find_layout(tensors: Mapping[str, np.ndarray], layouts: Sequence[Layout], wanted: Architecture, path) -> Layout:
+    """Give the layout whose sign is among the tensors.
+
+    Raises:
+        ValueError: none is, or one that does not belong to the architecture.
+    """
+    found = next((one for one in layouts if one.sign in tensors), None)
+    fitting = " or ".join(dict.fromkeys(f"{one.owner} names" for one in layouts if wanted.family in one.families))
+    if found is None:
+        some = ", ".join(short(name) for name in list(tensors)[:3])
+        raise ValueError(f"{path} has names that are not known ({some}, ...): {wanted.name} needs {fitting}")
+    if wanted.family not in found.families:
+        raise ValueError(f"{path} has {found.owner} names, but {wanted.name} needs {fitting}")
+    return found
+
+
+def mismatches(tensors: Mapping[str, np.ndarray], table: Table, left_out: str) -> list[str]:
+    """List what the tensors lack ("-"), have besides the table and `left_out` ("+"), or have otherwise ("~")."""
+    lines = [f"  - {name} is missing" for name in table if name not in tensors]
+    extra = [name for name in tensors if name not in table and not re.fullmatch(left_out, name)]
+    # a hostile file may have a million names
+    lines += [f"  + {short(name)} is extra{did_you_mean(name[:200], table)}" for name in extra[:MOST_EXTRA]]
+    if len(extra) > MOST_EXTRA:
+        lines.append(f"  + {len(extra) - MOST_EXTRA} more are extra")
+    for name, part in table.items():
+        if name in tensors and tensors[name].shape != part.shape:
+            lines.append(f"  ~ {name} has shape {tensors[name].shape} instead of {part.shape}")
+        elif name in tensors and not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+            lines.append(f"  ~ {name} has dtype {tensors[name].dtype}, which is no float")
+    return lines
+
+
+def convert(tensors: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+    """Give the weights of a table by name, in float32: views of the tensors wherever they are float32 already."""
+    leaves = {}
+    for name, part in table.items():
+        for ours, give in part.gives.items():
+            leaf = _float32(give(tensors[name]))
+            leaves[ours] = leaves[ours] + leaf if ours in leaves else leaf
+    return leaves
+
+
+def _float32(leaf):
+    # a copy keeps the order of the axes in memory, and is made of what lies unaligned in its file
+    return leaf if leaf.dtype == np.float32 and leaf.flags.aligned else np.array(leaf, np.float32, order="K")

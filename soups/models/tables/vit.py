@@ -1,0 +1,61 @@
+"""Say which tensors of AugReg's, timm's and Hugging Face's ViTs are which weights."""
+
+from soups import tree
+from soups.models.architectures import Architecture
+from soups.models.tables import parts
+from soups.models.tables.parts import BlockNames, Table
+
+TIMM_BLOCK = BlockNames("norm1", ("attn.qkv.weight", "attn.qkv.bias"), "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+HF_BLOCK = BlockNames(
+    "layernorm_before",
+    ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    "attention.output.dense",
+    "layernorm_after",
+    "intermediate.dense",
+    "output.dense",
+)
+HF_POOLER = r"pooler\..*"  # of a file without a classifier, which does not use it either
+
+
+def augreg(arch: Architecture) -> Table:
+    """Give the table of AugReg's and big_vision's names, which are those of this library."""
+    return _as_they_are(tree.flatten(arch.abstract(None)))
+
+
+def augreg_head(arch: Architecture, classes: int) -> Table:
+    """Give the table of their head."""
+    leaves = tree.flatten(arch.abstract(classes))
+    return _as_they_are({name: leaves[name] for name in ("head/kernel", "head/bias")})
+
+
+def timm(arch: Architecture) -> Table:
+    """Give the table of timm's names."""
+    model, width = arch.features, arch.features.width
+    return (
+        parts.class_token("cls_token", (1, 1, width))
+        | parts.positions("pos_embed", (1, 1 + arch.patches, width))
+        | _patches("patch_embed.proj", model)
+        | parts.encoder("blocks.{}", TIMM_BLOCK, model.depth, width, model.mlp_dim, model.num_heads)
+        | parts.norm("norm", "Transformer/encoder_norm", width)
+    )
+
+
+def huggingface(arch: Architecture) -> Table:
+    """Give the table of Hugging Face's names."""
+    model, width = arch.features, arch.features.width
+    return (
+        parts.class_token("embeddings.cls_token", (1, 1, width))
+        | parts.positions("embeddings.position_embeddings", (1, 1 + arch.patches, width))
+        | _patches("embeddings.patch_embeddings.projection", model)
+        | parts.encoder("encoder.layer.{}", HF_BLOCK, model.depth, width, model.mlp_dim, model.num_heads)
+        | parts.norm("layernorm", "Transformer/encoder_norm", width)
+    )
+
+
+def _patches(name, model):
+    kernel = parts.convolution(f"{name}.weight", "embedding/kernel", model.patch_size, 3, model.width)
+    return kernel | parts.as_it_is(f"{name}.bias", (model.width,), "embedding/bias")
+
+
+def _as_they_are(leaves):
+    return {name: parts.Part(leaf.shape, {name: lambda tensor: tensor}) for name, leaf in leaves.items()}

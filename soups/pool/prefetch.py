@@ -1,0 +1,149 @@
+"""Read members ahead of need."""
+
+import concurrent.futures
+import os
+import pathlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from soups import tree
+from soups.names import check_name
+from soups.recipes import _members
+
+_SHARE = 0.5  # of the memory that is free at the start, where nothing else is said
+
+
+def prefetched(
+    members: _members.Members,
+    order: Sequence[str] | None = None,
+    *,
+    ahead: int = 2,
+    keep_bytes: int | None = None,
+    dtype=None,
+) -> Mapping[str, tree.Tree]:
+    """Give the members by the same names, read in threads ahead of need and kept in memory while there is room.
+
+    When a member is asked for, threads begin to read the `ahead` members after it in `order`, each in a thread of its
+    own. What was read is kept, and read once, until `keep_bytes` are full; later members are read each time they are
+    asked for. An error of reading is raised where the member is asked for, and asking again reads it again.
+
+    Args:
+        members: a sequence or mapping of trees, or a pool, whose non-finite members are left out with a warning.
+        order: in which they will be asked for; default: that of `members`. Another order costs waiting, no more.
+        ahead: how many members are read ahead, and so wait in memory beyond those that are kept.
+        keep_bytes: the most bytes of members to keep; 0 keeps none. Default: half the memory that is free now.
+        dtype: what float32 and wider leaves are rounded to, such as "bfloat16", which keeps twice as many members.
+            They are given in their own dtype, always rounded. Default: they stay as they are.
+
+    Returns:
+        A mapping to nested dicts of NumPy arrays in memory, not in mapped files. Its members must not be changed.
+
+    Raises:
+        ValueError: no members, an unknown name in `order`, or `ahead` or `keep_bytes` below 0.
+    """
+    members = _members.as_mapping(members)
+    order = [check_name(name, members, "member") for name in (members if order is None else order)]
+    keep_bytes = int(_SHARE * _free_bytes()) if keep_bytes is None else keep_bytes
+    if ahead < 0 or keep_bytes < 0:
+        raise ValueError(f"ahead and keep_bytes must be at least 0, not {ahead} and {keep_bytes}")
+    return _Prefetched(members, order, ahead, keep_bytes, None if dtype is None else jax.numpy.dtype(dtype))
+
+
+class _Prefetched(Mapping):
+    def __init__(self, members, order, ahead, keep_bytes, dtype):
+        self._members = members
+        self._order = order
+        self._places = {name: place for place, name in enumerate(order)}
+        self._ahead = ahead
+        self._room = keep_bytes
+        self._dtype = dtype
+        self._kept = {}
+        self._coming: dict[str, concurrent.futures.Future] = {}
+        self._lock = threading.Lock()
+        self._threads = concurrent.futures.ThreadPoolExecutor(ahead + 1, thread_name_prefix="prefetch")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, name) -> bool:
+        return name in self._members
+
+    def __getitem__(self, name: str) -> tree.Tree:
+        with self._lock:
+            self._start(name)
+            coming = self._coming.get(name)
+            stored = self._kept.get(name)
+        if stored is None:
+            stored = self._arrived(name, coming)
+        return jax.tree.map(_given, *stored)
+
+    @property
+    def digest(self):
+        """Give what tells a member's digest, where the members know theirs."""
+        return self._members.digest
+
+    def _start(self, name):
+        """Begin to read a member and those after it, and let go of what was read ahead in vain."""
+        place = self._places.get(name, len(self._order))
+        for wanted in (name, *self._order[place + 1 : place + 1 + self._ahead]):
+            if wanted not in self._kept and wanted not in self._coming:
+                self._coming[wanted] = self._threads.submit(_read, self._members, wanted, self._dtype)
+        # those a little before stay too: several threads may ask for neighbours in any order
+        near = self._order[max(0, place - self._ahead) : place + 1 + self._ahead]
+        for other, future in list(self._coming.items()):
+            if other != name and other not in near and future.done():
+                del self._coming[other]
+                if not future.exception():
+                    self._keep(other, future.result())
+
+    def _arrived(self, name, coming):
+        stored = None
+        try:
+            stored = coming.result()
+        finally:
+            with self._lock:
+                if self._coming.get(name) is coming:
+                    del self._coming[name]
+                    if stored is not None:
+                        self._keep(name, stored)
+        return stored
+
+    def _keep(self, name, stored):
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(stored[0]))
+        if size <= self._room:
+            self._room -= size
+            self._kept[name] = stored
+
+
+def _read(members, name, dtype):
+    """Give a member's leaves as they are kept, and the dtypes in which they are given."""
+    member = members[name]
+    return jax.tree.map(lambda leaf: _in_memory(leaf, dtype), member), jax.tree.map(lambda leaf: leaf.dtype, member)
+
+
+def _in_memory(leaf, dtype):
+    if dtype is not None and tree.is_float(leaf) and leaf.dtype.itemsize > dtype.itemsize:
+        return np.asarray(leaf).astype(dtype)
+    if isinstance(leaf, np.ndarray) and leaf.flags.owndata:
+        return leaf
+    copy = np.array(leaf)  # in the order of the file: to transpose would take longer than to read
+    copy.flags.writeable = False
+    return copy
+
+
+def _given(leaf, dtype):
+    return leaf if leaf.dtype == dtype else leaf.astype(dtype)
+
+
+def _free_bytes():
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

@@ -1,0 +1,1 @@
+"""Report soups on ImageNet, each number beside the published one."""

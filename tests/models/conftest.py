@@ -1,0 +1,41 @@
+"""Give small architectures, whose recorded files and logits were made by other programs, and write files of them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from soups.models.architectures import Architecture, architecture
+from soups.pool.formats import write_safetensors
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Shrink an architecture as scripts/benchmarks/parity_models.py does, by name."""
+
+    def shrink(name: str) -> Architecture:
+        arch = architecture(name)
+        if arch.family == "torchvision":
+            features = arch.features.clone(blocks=(1, 2, 1, 1), width=2)
+            return dataclasses.replace(arch, image_size=64, feature_dim=64, features=features)
+        if arch.text is None:
+            features = arch.features.clone(patch_size=4, width=16, depth=2, mlp_dim=32, num_heads=2)
+            return dataclasses.replace(arch, image_size=12, feature_dim=16, features=features)
+        features = arch.features.clone(patch_size=4, width=16, depth=2, mlp_dim=64, num_heads=2, projection_size=8)
+        text = arch.text.clone(width=16, depth=1, num_heads=2, projection_size=8, vocabulary_size=20, context_length=8)
+        return dataclasses.replace(arch, image_size=12, feature_dim=8, features=features, text=text)
+
+    return shrink
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write tensors as a .safetensors file and give its path."""
+
+    def write_file(tensors, name="model.safetensors"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        write_safetensors(path, {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()})
+        return path
+
+    return write_file
