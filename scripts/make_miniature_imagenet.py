@@ -1,9 +1,7 @@
 """Make a miniature of ImageNet, its shifts and a pool of fine-tuned CLIPs: make_miniature_imagenet.py DIR [--scale 4].
 
-It takes a minute (scale 1: 30 training images in each of 20 classes; 4: 120, the most). Then the experiments run on it:
-
-python scripts/pool.py import --arch clip-vit-mini --pool runs/mini/pool --hparams DIR/models/hparam_info.json \\
-    DIR/models/model_*.pt
+It takes half a minute (scale 1: 30 training images in each of 20 classes) to two minutes (4: 120, the most). Then the
+experiments run on it, as scripts/miniature_imagenet.sh shows.
 """
 
 import argparse

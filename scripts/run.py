@@ -12,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from soups.experiments import EXPERIMENTS
+from soups.experiments import EXPERIMENTS, OF_SEVERAL_PROCESSES
 from soups.names import check_name
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
@@ -37,8 +37,8 @@ def main(argv):
         _connect()
         config = _CONFIG.value.to_dict()
         experiment = check_name(config.get("experiment"), EXPERIMENTS, "experiment")
-        if jax.process_count() > 1 and experiment != "finetune_and_soup":
-            raise ValueError(f"{experiment} runs in one process; of several, only finetune_and_soup")
+        if jax.process_count() > 1 and experiment not in OF_SEVERAL_PROCESSES:
+            raise ValueError(f"{experiment} runs in one process; in several run {', '.join(OF_SEVERAL_PROCESSES)}")
         workdir = _WORKDIR.value or os.path.join("runs", config["name"])
         importlib.import_module(f"soups.experiments.{experiment}").run(config, workdir)
     except (ValueError, OSError) as error:

@@ -28,6 +28,7 @@ from soups.recipes import fisher_information as fisher_information
 from soups.recipes import fisher_interpolate as fisher_interpolate
 from soups.recipes import geometric_median as geometric_median
 from soups.recipes import greedy as greedy
+from soups.recipes import greedy_speculative as greedy_speculative
 from soups.recipes import interpolate as interpolate
 from soups.recipes import iso_c as iso_c
 from soups.recipes import karcher as karcher

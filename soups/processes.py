@@ -64,7 +64,19 @@ def on_all_processes(function: Callable):
     return [outcome["result"] for outcome in outcomes]
 
 
+def all_or_none(function: Callable):
+    """Call `function()` on every process and give each its own result, which may be anything.
+
+    Raises:
+        ValueError: on every process, if it failed on one; on that one its own error.
+    """
+    made = []
+    on_all_processes(lambda: made.append(function()))
+    return made[0]
+
+
 _KINDS = (ValueError, OSError, RuntimeError)
+_AT_ONCE = 2**26  # bytes: a longer message goes in parts, of each of which the devices hold a few copies
 
 
 def _kind(error: Exception) -> type[Exception]:
@@ -72,11 +84,16 @@ def _kind(error: Exception) -> type[Exception]:
 
 
 def _broadcast(message: bytes) -> bytes:
-    # all processes must bring arrays of one size, so the length goes first; few sizes, for each is a compilation
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-    padded = np.zeros(max(1024, 1 << (length - 1).bit_length()), np.uint8)
-    content = np.frombuffer(message, np.uint8)[: len(padded)]
-    padded[: len(content)] = content
+    # all processes must bring arrays of one size, so the length goes first, in two numbers that fit into int32
+    parts, rest = map(int, multihost_utils.broadcast_one_to_all(np.array(divmod(len(message), _AT_ONCE), np.int32)))
+    length = parts * _AT_ONCE + rest
+    starts = range(0, length, _AT_ONCE)
+    return b"".join(_broadcast_part(message[at : at + _AT_ONCE], min(_AT_ONCE, length - at)) for at in starts)
+
+
+def _broadcast_part(message, length):
+    padded = np.zeros(max(1024, 1 << (length - 1).bit_length()), np.uint8)  # few sizes, for each is a compilation
+    padded[: len(message)] = np.frombuffer(message, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()[:length]
 
 

@@ -1,5 +1,6 @@
 """Make the tests strict: 8 CPU devices, no implicit promotion of dtypes or ranks, a persistent compilation cache."""
 
+import importlib.util
 import os
 import pathlib
 import socket
@@ -88,3 +89,12 @@ def digits_dir(tmp_path_factory):
     for name in ("mnist_5k", "optdigits"):
         tfds_source(name, "train", data_dir=path)
     return path
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory):
+    """Give a folder with a small ImageNet, its shifts and a pool of CLIPs; made once: copy what a test damages."""
+    spec = importlib.util.spec_from_file_location("imagenet_miniature", ROOT / "tests" / "imagenet_miniature.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # here, for it brings the networks with it
+    return module.shared_miniature(tmp_path_factory)

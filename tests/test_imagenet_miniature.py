@@ -21,11 +21,6 @@ imagenet_miniature = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(imagenet_miniature)
 
 
-@pytest.fixture(scope="session")
-def miniature(tmp_path_factory):
-    return imagenet_miniature.shared_miniature(tmp_path_factory)
-
-
 @pytest.fixture(scope="module")
 def accuracies(miniature, tmp_path_factory):
     """Give the accuracy of some networks on every set."""
@@ -163,10 +158,11 @@ def test_hyperparameters_are_in_the_published_form(miniature):
 
 
 def test_members_are_better_than_the_probe_and_that_is_better_than_chance(accuracies):
-    probe, members = accuracies.pop(0), accuracies
-    assert probe["imagenet"] > 8 / 20
-    assert probe["imagenet"] > probe["imagenet_sketch"]
-    assert max(member["imagenet"] for member in members.values()) > probe["imagenet"]
+    probe, *members = accuracies.values()
+    assert probe["imagenet"] > 6 / 20
+    mean = {name: np.mean([member[name] for member in members]) for name in probe}
+    for name, margin in {"held_out": 0.05, "imagenet": 0.05, "imagenet_v2": 0.04, "imagenet_sketch": 0.04}.items():
+        assert mean[name] > probe[name] + margin, name
 
 
 def test_the_clip_tells_classes_apart_by_their_names(miniature, tmp_path):
@@ -181,7 +177,7 @@ def test_the_clip_tells_classes_apart_by_their_names(miniature, tmp_path):
     head = zero_shot_head(embed, clip_tokenizer(miniature / "clip"), names, ["a photo of a {}."])
     params = import_weights(path, arch.name, num_classes=20) | {"head": head}
     test = evaluation_sets(miniature / "data", tmp_path, image_size=32, sets=("imagenet",))["imagenet"]
-    assert Evaluator(arch.apply_fn(20), test, batch_size=200)(params)["accuracy"] > 6 / 20
+    assert Evaluator(arch.apply_fn(20), test, batch_size=200)(params)["accuracy"] > 3 / 20
 
 
 def test_a_miniature_is_not_written_over_another_folder_or_without_digits(tmp_path):

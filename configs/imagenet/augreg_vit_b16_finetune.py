@@ -7,25 +7,17 @@ AUGREG.npz is a checkpoint of vision_transformer or big_vision that was pre-trai
 replaces its head. Learning rates are higher than CLIP's; no search of them was done here.
 """
 
-import importlib.util
 import pathlib
+import runpy
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """Give the config of clip_vit_b32_finetune.py, changed for this network."""
-    config = _clip_vit_b32()
+    config = runpy.run_path(pathlib.Path(__file__).with_name("clip_vit_b32_finetune.py"))["get_config"]()
     config.name = "augreg_vit_b16_finetune"
     config.arch = "vit-b16"
     config.finetune.accumulate = 2
     config.sweep.learning_rate = (3e-6, 3e-4)
     return config
-
-
-def _clip_vit_b32():
-    path = pathlib.Path(__file__).with_name("clip_vit_b32_finetune.py")
-    spec = importlib.util.spec_from_file_location("clip_vit_b32_finetune", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()

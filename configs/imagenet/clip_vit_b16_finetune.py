@@ -6,24 +6,16 @@
 CLIP.pt is OpenAI's ViT-B/16. No pool of it was published.
 """
 
-import importlib.util
 import pathlib
+import runpy
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """Give the config of clip_vit_b32_finetune.py, changed for this network."""
-    config = _clip_vit_b32()
+    config = runpy.run_path(pathlib.Path(__file__).with_name("clip_vit_b32_finetune.py"))["get_config"]()
     config.name = "clip_vit_b16_finetune"
     config.arch = "clip-vit-b16"
     config.finetune.accumulate = 2
     return config
-
-
-def _clip_vit_b32():
-    path = pathlib.Path(__file__).with_name("clip_vit_b32_finetune.py")
-    spec = importlib.util.spec_from_file_location("clip_vit_b32_finetune", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()

@@ -32,7 +32,10 @@ def get_config() -> ConfigDict:
     config.finetune = ConfigDict(dict(batch_size=512, accumulate=1, clip_norm=1.0, warmup_steps=500, save_every=1000))
     config.finetune.dtype = "bfloat16"  # of the computation; weights stay in float32
     config.finetune.remat = False  # compute activations again in the backward pass, to save memory
+    config.finetune.mesh = (-1, 1)  # devices on the axes "data" and "model"; -1: all there are
     config.finetune.shard = False  # cut weights and optimizer state over the devices
+    config.finetune.sam_radius = 0.0  # above 0: sharpness-aware minimisation, at twice the cost
+    config.finetune.ema_decays = ()  # such as (0.999, 0.9999999): each has a pool of its own beside that of the members
     config.finetune.num_threads = 8  # in each worker
     config.finetune.num_workers = 8  # processes that decode and augment
 

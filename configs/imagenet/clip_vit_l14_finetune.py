@@ -8,15 +8,15 @@ ZERO_SHOT is what scripts/zero_shot.py made of OpenAI's ViT-L/14: there is no li
 arXiv 2109.01903, appendix D.2. Two members that differ in their seeds.
 """
 
-import importlib.util
 import pathlib
+import runpy
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """Give the config of clip_vit_b32_finetune.py, changed for this network."""
-    config = _clip_vit_b32()
+    config = runpy.run_path(pathlib.Path(__file__).with_name("clip_vit_b32_finetune.py"))["get_config"]()
     config.name = "clip_vit_l14_finetune"
     config.arch = "clip-vit-l14"
     config.probe.strengths = ()
@@ -25,11 +25,3 @@ def get_config() -> ConfigDict:
     config.sweep.update(label_smoothing=(0.0, 0.0), mixup=(0.0, 0.0), minimal=1.0)
     config.evaluate.batch_size = 250
     return config
-
-
-def _clip_vit_b32():
-    path = pathlib.Path(__file__).with_name("clip_vit_b32_finetune.py")
-    spec = importlib.util.spec_from_file_location("clip_vit_b32_finetune", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()

@@ -7,25 +7,17 @@ model.safetensors is that of timm's vit_base_patch16_224, whose head the linear 
 Hugging Face add --config.arch=hf-vit-b16. No search of the learning rates was done here.
 """
 
-import importlib.util
 import pathlib
+import runpy
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """Give the config of clip_vit_b32_finetune.py, changed for this network."""
-    config = _clip_vit_b32()
+    config = runpy.run_path(pathlib.Path(__file__).with_name("clip_vit_b32_finetune.py"))["get_config"]()
     config.name = "timm_vit_b16_finetune"
     config.arch = "timm-vit-b16"
     config.finetune.accumulate = 2
     config.sweep.learning_rate = (3e-6, 3e-4)
     return config
-
-
-def _clip_vit_b32():
-    path = pathlib.Path(__file__).with_name("clip_vit_b32_finetune.py")
-    spec = importlib.util.spec_from_file_location("clip_vit_b32_finetune", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()

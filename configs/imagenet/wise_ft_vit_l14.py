@@ -6,15 +6,15 @@
 The files are zero-shot-vit-l14.pt and checkpoint-4-vit-l14.pt. Published: ImageNet 75.5, 85.5 and, at α = 0.75, 86.0 %.
 """
 
-import importlib.util
 import pathlib
+import runpy
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """Give the config of the experiment."""
-    config = _soups()
+    config = runpy.run_path(pathlib.Path(__file__).with_name("clip_vit_b32_soups.py"))["get_config"]()
     config.name = "wise_ft_vit_l14"
     config.arch = "clip-vit-l14"
     config.pool = ""
@@ -24,11 +24,3 @@ def get_config() -> ConfigDict:
     config.wise_ft.update(base="zero-shot-vit-l14", member="checkpoint-4-vit-l14")
     config.wise_ft.alphas = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)
     return config
-
-
-def _soups():
-    path = pathlib.Path(__file__).with_name("clip_vit_b32_soups.py")
-    spec = importlib.util.spec_from_file_location("clip_vit_b32_soups", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()

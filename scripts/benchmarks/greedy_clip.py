@@ -1,11 +1,11 @@
-"""Time the greedy soup over 72 checkpoints of CLIP ViT-B/32 against the published scheme written out.
+"""Time the greedy soup over 72 checkpoints of CLIP ViT-B/32 against the published scheme, in PyTorch and in JAX.
 
-    python scripts/benchmarks/greedy_clip.py --torch-python PATH/bin/python [--images 8 64] [--members 72] [--out FILE]
+    python scripts/benchmarks/greedy_clip.py --torch-python PATH/bin/python [--members 72] [--out FILE]
 
 For each candidate the published code reads its file of 456 MB whole, copies two state dicts and mixes a third from
-them, builds the network anew, decodes and resizes all held-out images again, and evaluates. That is written out here,
-with this library's reader, a thread for each core for the images, and the same compiled network, so that the ratio is
-one of schemes and not of frameworks. Both must choose the same ingredients by the same scores.
+them, builds the classifier anew, decodes and resizes all held-out images again, and evaluates. "PyTorch" does that with
+torch.load, open_clip's network and a data loader of two workers; "same program" with this library's reader and compiled
+network, so that its ratio is one of schemes and not of frameworks. All must choose the same ingredients.
 
 PyTorch writes the checkpoints, in an environment of its own. 72 files of 456 MB are 33 GB: here 6 files are linked
 under 72 names, so that twelve names hold the same weights and all reading is from the system's cache, which favours the
@@ -17,6 +17,7 @@ the members is drawn too: what a candidate costs does not depend on how good it 
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -30,12 +31,14 @@ import _common
 import jax
 import numpy as np
 import PIL.Image
+from peers.ours_models import REQUIREMENTS, Case
 
 from soups.data import center_crop, compose, decode, folder_source, resize_shorter, to_channels
 from soups.evaluate import Evaluator, accuracy
 from soups.models.architectures import architecture
 from soups.models.import_weights import import_weights, imported_members
 from soups.pool.formats import open_checkpoint
+from soups.pool.prefetch import prefetched
 from soups.recipes.speculative import greedy_speculative
 
 ARCH, FILES, BATCH = "clip-vit-b32", 6, 32
@@ -44,9 +47,10 @@ TEXT = r"model\.(positional_embedding|text_projection|logit_scale|token_embeddin
 APPLY = architecture(ARCH).apply_fn(1000)
 TRANSFORM = compose(resize_shorter(224), center_crop(224), to_channels(3))
 MAKER = pathlib.Path(__file__).parent / "peers" / "make_clip_files.py"
-HOW = """This benchmark needs the interpreter of an environment with PyTorch, to write checkpoints:
+PEER = MAKER.with_name("theirs_greedy.py")
+HOW = f"""This benchmark needs the interpreter of an environment with PyTorch:
     python -m venv torch-venv
-    torch-venv/bin/pip install torch==2.13.0 numpy
+    torch-venv/bin/pip install {" ".join(REQUIREMENTS)}
     python scripts/benchmarks/greedy_clip.py --torch-python torch-venv/bin/python"""
 
 
@@ -55,7 +59,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch-python", help="interpreter with PyTorch")
     parser.add_argument("--members", type=int, default=72)
-    parser.add_argument("--images", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--images", type=int, nargs="+", default=[2, 8, 64])
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--out", default="runs/benchmarks/greedy_clip.json")
     options = parser.parse_args()
@@ -64,7 +68,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="greedy_clip_") as folder:
         folder = pathlib.Path(folder)
         paths = make_members(folder, options)
-        rows = [compare(paths, make_images(folder, count), options.repeats) for count in options.images]
+        rows = [compare(paths, make_images(folder, count), options) for count in options.images]
     report(rows, options)
 
 
@@ -112,10 +116,10 @@ class Held:
         self.images, self.labels = decoded(images)
 
 
-def compare(paths, images, repeats):
-    """Run both schemes in turns; give their seconds and what they are made of."""
+def compare(paths, images, options):
+    """Run all schemes in turns; give their seconds and what they are made of."""
     order = [paths[place].stem for place in np.random.default_rng(1).permutation(len(paths))]
-    chosen, parts = {}, []
+    chosen, parts = {}, {"same program": [], "PyTorch": []}
 
     def ours():
         evaluate = Evaluator(APPLY, Held(images), batch_size=BATCH)
@@ -123,31 +127,52 @@ def compare(paths, images, repeats):
         def evaluate_many(candidates):
             return [accuracy(evaluate.logits(params), evaluate.labels) for params in candidates]
 
-        members = imported_members(paths, ARCH)
+        members = prefetched(imported_members(paths, ARCH), order, keep_bytes=0, device=jax.devices()[0])
         soup = greedy_speculative(members, evaluate_many, width=1, order=order)
         chosen["soups"] = (tuple(soup.ingredients), soup.score)
 
     def published():
         *found, spent = published_scheme(paths, images, order)
-        chosen["published scheme"] = tuple(found)
-        parts.append(spent)
+        chosen["same program"] = tuple(found)
+        parts["same program"].append(spent)
+
+    def pytorch():
+        *found, spent = torch_scheme(options.torch_python, paths, images[0], order)
+        chosen["PyTorch"] = tuple(found)
+        parts["PyTorch"].append(spent)
 
     held = Held(images)
     evaluate = Evaluator(APPLY, held, batch_size=BATCH)
     params = jax.device_put(import_weights(paths[0], ARCH))
     evaluate.logits(params)  # compiles; both schemes run this program
     single = _common.measure({"forward": lambda: evaluate.logits(params)}, 7)["forward"]
-    seconds = _common.measure({"soups": ours, "published scheme": published}, repeats)
-    if chosen["soups"] != chosen["published scheme"]:
+    seconds = _common.measure({"soups": ours, "same program": published, "PyTorch": pytorch}, options.repeats)
+    if len(set(chosen.values())) > 1:
         raise SystemExit(f"the schemes chose differently: {chosen}")
-    spent = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
+    spent = {
+        scheme: {name: statistics.median(part[name] for part in found) for name in found[0]}
+        for scheme, found in parts.items()
+    }
     return {
         "images": len(held.labels),
         "results": {name: _common.summarize(times) for name, times in seconds.items()},
-        "published_parts": spent,
+        "parts": spent,
         "forward_once": _common.summarize(single),
         "num_ingredients": len(chosen["soups"][0]),
     }
+
+
+def torch_scheme(python, paths, images, order):
+    """Let PyTorch choose; give the ingredients, their score and the seconds of each part. Its start is not timed."""
+    folder, files = paths[0].parent, {path.stem: str(path) for path in paths}
+    given = {"case": Case("released", architecture(ARCH)).described(folder), "images": str(images)}
+    given |= {"checkpoints": [files[name] for name in order], "batch_size": BATCH}
+    (folder / "greedy.json").write_text(json.dumps(given))
+    done = subprocess.run([python, PEER, folder], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"PyTorch failed: {done.stderr}")
+    found = json.loads(done.stdout)
+    return tuple(found["ingredients"]), found["score"], found["parts"]
 
 
 def published_scheme(paths, images, order):
@@ -192,15 +217,18 @@ def report(rows, options):
     """Print the table and write the JSON."""
     shown = []
     for row in rows:
-        ours, theirs = (row["results"][name]["median"] for name in ("soups", "published scheme"))
+        ours, same = (row["results"][name]["median"] for name in ("soups", "same program"))
+        theirs = sum(row["parts"]["PyTorch"].values())
         forward = options.members * row["forward_once"]["median"]
-        row |= {"ratio": theirs / ours, "forward": forward, "forward_share": forward / ours}
-        shown.append([row["images"], ours, theirs, row["ratio"], forward, row["forward_share"]])
-        print(
-            "published, seconds: " + ", ".join(f"{part} {value:.1f}" for part, value in row["published_parts"].items())
-        )
+        row |= {"ratio": theirs / ours, "ratio_same_program": same / ours}
+        row |= {"forward": forward, "forward_share": forward / ours}
+        shown.append([row["images"], ours, theirs, row["ratio"], same, row["ratio_same_program"]])
+        shown[-1] += [forward, row["forward_share"]]
+        for scheme, parts in row["parts"].items():
+            print(f"{scheme}, seconds: " + ", ".join(f"{part} {value:.1f}" for part, value in parts.items()))
     title = f"Greedy soup over {options.members} checkpoints of {ARCH}; goals: ratio {RATIO_GOAL}, share {SHARE_GOAL}"
-    _common.table(title, ["images", "soups s", "published s", "ratio", "forward s", "share of ours"], shown)
+    heads = ["images", "soups s", "PyTorch s", "ratio", "same program s", "ratio", "forward s", "share of ours"]
+    _common.table(title, heads, shown)
     record = {
         "benchmark": "greedy_clip",
         "what": __doc__.splitlines()[0],

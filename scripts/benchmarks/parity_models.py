@@ -71,7 +71,7 @@ def ask(python, folder, cases):
 
 def compare(folder, case, size):
     """Give the row of one case."""
-    with np.load(folder / f"{case.name}.npz") as theirs:
+    with np.load(folder / f"{case.name}.logits.npz") as theirs:
         found = case.ours(folder / case.name, theirs["inputs"])
         error = _relative(found, theirs["float32"])
         row = {"peer": case.kind, "architecture": case.arch.name, "size": size, "error": error}
@@ -86,7 +86,7 @@ def record(folder, target, cases):
     target.mkdir(parents=True, exist_ok=True)
     for case in cases:
         # the weights of a text are those of the images too
-        for source in (folder / f"{case.name}.npz", *([] if case.of_text else [folder / case.name])):
+        for source in (folder / f"{case.name}.logits.npz", *([] if case.of_text else [folder / case.name])):
             if source.is_dir():
                 shutil.copytree(source, target / source.name, dirs_exist_ok=True)
             else:

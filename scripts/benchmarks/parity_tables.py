@@ -2,7 +2,8 @@
 
     python scripts/benchmarks/parity_tables.py
 
-First copy the records that `parity.py`, `parity_rounding.py` and `parity_peers.py` wrote to docs/benchmarks.
+First copy the records that `parity.py`, `parity_rounding.py`, `parity_peers.py`, `parity_models.py` and
+`parity_tokenizer.py` wrote to docs/benchmarks.
 """
 
 import json
@@ -16,7 +17,7 @@ def main():
     """Replace what stands between the marks of each table."""
     page = DOCS / "parity.md"
     text = page.read_text()
-    for name, table in (("mergekit", mergekit), ("means", means)):
+    for name, table in (("mergekit", mergekit), ("means", means), ("models", models), ("tokenizer", tokenizer)):
         text = put(text, name, table())
     for peer in ("fusion_bench", "sd_mecha", "git_re_basin"):
         text = put(text, peer, peers(_record(f"parity_{peer}")))
@@ -66,6 +67,25 @@ def means():
                 expected,
                 *(f"{row[k]:.4f}" for k in ("ours", "theirs", "deviation")),
             ]
+
+
+def models():
+    """Give the rows of the networks: the error at both sizes, and whose rounding it is."""
+    yield ["network of", "architecture", "size", "ours to theirs", "ours to float64", "theirs to float64"]
+    for row in _record("parity_models")["rows"]:
+        yield [row[key] for key in ("peer", "architecture", "size", "error", "ours to float64", "theirs to float64")]
+
+
+def tokenizer():
+    """Give the rows of the tokenizers: equal texts of all, for each peer."""
+    groups = {}
+    record = _record("parity_tokenizer")
+    for row in record["rows"]:
+        groups.setdefault(row["group"], {})[row["peer"]] = f"{row['equal']} of {row['texts']}"
+    peers = list(record["peers"])
+    yield ["texts", *peers]
+    for group, by_peer in groups.items():
+        yield [group, *(by_peer.get(peer) for peer in peers)]
 
 
 _KEYS = ("case", "float32", "float64", "why", "with it")

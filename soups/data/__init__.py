@@ -8,6 +8,10 @@ from soups.data.dataset import Task as Task
 from soups.data.dataset import decode as decode
 from soups.data.dataset import project_logits as project_logits
 from soups.data.digits import digits_task as digits_task
+from soups.data.random_transforms import compose_random as compose_random
+from soups.data.random_transforms import rand_augment as rand_augment
+from soups.data.random_transforms import random_flip as random_flip
+from soups.data.random_transforms import random_resized_crop as random_resized_crop
 from soups.data.shifts import CORRUPTIONS as CORRUPTIONS
 from soups.data.shifts import SEVERITIES as SEVERITIES
 from soups.data.shifts import corrupt as corrupt

@@ -33,3 +33,4 @@ from soups.evaluate.ensembles import Ensemble as Ensemble
 from soups.evaluate.ensembles import ensemble_logits as ensemble_logits
 from soups.evaluate.ensembles import greedy_ensemble as greedy_ensemble
 from soups.evaluate.evaluator import Evaluator as Evaluator
+from soups.evaluate.parallel import ParallelEvaluator as ParallelEvaluator

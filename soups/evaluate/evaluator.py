@@ -111,9 +111,10 @@ class Evaluator:
         def place(leaf):
             if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
                 return leaf  # sharded weights stay sharded
-            if jax.process_count() > 1:
-                leaf = np.asarray(leaf)  # JAX copies from the host to the devices of all processes, not from one device
-            return jax.device_put(leaf, everywhere)
+            if jax.process_count() == 1:
+                return jax.device_put(leaf, everywhere)
+            host = np.asarray(leaf)  # device_put would send it to all processes, to see whether theirs is the same
+            return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
 
         return jax.tree.map(place, params)
 
@@ -125,14 +126,25 @@ class Evaluator:
         return iter(self._resident)
 
     def _batch_at(self, start) -> jax.Array:
-        images = np.asarray(self._images[start : start + self._batch])
-        padding = [(0, self._batch - len(images))] + [(0, 0)] * (images.ndim - 1)
-        images = np.pad(images, padding)
         if self._mesh is None:
-            return jax.device_put(images)
-        # asks for the parts of this process's devices only
+            return jax.device_put(self._padded(start, self._batch))
         sharding = NamedSharding(self._mesh, PartitionSpec("data"))
-        return jax.make_array_from_callback(images.shape, sharding, lambda index: images[index])
+        # only what this process's devices take: images may be decoded as they are read
+        own = sharding.addressable_devices_indices_map((self._batch,)).values()
+        first = min(rows.indices(self._batch)[0] for (rows,) in own)
+        last = max(rows.indices(self._batch)[1] for (rows,) in own)
+        images = self._padded(start + first, last - first)
+
+        def part(index):
+            low, high, _ = index[0].indices(self._batch)
+            return images[low - first : high - first]
+
+        return jax.make_array_from_callback((self._batch, *images.shape[1:]), sharding, part)
+
+    def _padded(self, start, count):
+        first = min(start, len(self.labels) - 1)  # one at least is read, for its shape
+        images = np.asarray(self._images[first : start + count])[start - first :]
+        return np.pad(images, [(0, count - len(images))] + [(0, 0)] * (images.ndim - 1))
 
 
 # Static arguments instead of a closure for each evaluator: twenty shifts of one test set then share one compilation.

@@ -2,3 +2,4 @@
 
 # what a config's field "experiment" may name
 EXPERIMENTS = ("finetune_and_soup", "imagenet_finetune", "imagenet_soups", "multi_task", "rebasin")
+OF_SEVERAL_PROCESSES = ("finetune_and_soup", "imagenet_finetune", "imagenet_soups")  # which run on several hosts

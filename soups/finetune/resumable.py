@@ -30,6 +30,7 @@ def finetune_resumable(
     save_every: int,
     mesh: Mesh | None = None,
     shardings: tree.Tree | None = None,
+    step: Callable | None = None,
     on_step: Callable[[int, float], None] = lambda index, loss: None,
 ) -> dict[str, Any]:
     """Fine-tune one member and give its final state; the same call goes on with a run that was killed, to the bit.
@@ -50,6 +51,7 @@ def finetune_resumable(
         save_every: steps from one checkpoint to the next; the last step is always kept.
         mesh: shards each batch over its axis "data"; the weights are then on every device, or lie by `shardings`.
         shardings: of the weights, from `param_shardings`; optimizer state and averages lie alike.
+        step: from `shared_step`, so that several members share one compilation.
         on_step: called with the index and the loss of each step, one step late.
 
     Raises:
@@ -68,7 +70,7 @@ def finetune_resumable(
     log = _LossLog(directory / "losses.jsonl", first, on_step)
     if first == total:
         return state
-    step = jit_step(training, None if shardings is None else step_shardings(training, params, shardings))
+    step = step or shared_step(training, params, mesh=mesh, shardings=shardings)
     numbers = typed(hyperparameters)
     place_batch = batch_placer(mesh) if mesh is not None else lambda batch: {n: batch[n] for n in ("image", "label")}
     with _iterating(make_loader, hyperparameters, position) as batches:
@@ -83,6 +85,18 @@ def finetune_resumable(
                 log.flush()
                 save_state(directory, index + 1, state, batches.get_state())
     return state
+
+
+def shared_step(
+    training: Training, params: tree.Tree, *, mesh: Mesh | None = None, shardings: tree.Tree | None = None
+) -> Callable:
+    """Give the step of all runs of `finetune_resumable` with these arguments, compiled when it is first taken.
+
+    Raises:
+        ValueError: shardings of another mesh, several processes without a mesh.
+    """
+    _, shardings = _placement(params, mesh, shardings)
+    return jit_step(training, None if shardings is None else step_shardings(training, params, shardings))
 
 
 def _checked(hyperparameters, save_every):

@@ -23,6 +23,7 @@ def prefetched(
     ahead: int = 2,
     keep_bytes: int | None = None,
     dtype=None,
+    device: jax.Device | jax.sharding.Sharding | None = None,
 ) -> Mapping[str, tree.Tree]:
     """Give the members by the same names, read in threads ahead of need and kept in memory while there is room.
 
@@ -37,9 +38,12 @@ def prefetched(
         keep_bytes: the most bytes of members to keep; 0 keeps none. Default: half the memory that is free now.
         dtype: what float32 and wider leaves are rounded to, such as "bfloat16", which keeps twice as many members.
             They are given in their own dtype, always rounded. Default: they stay as they are.
+        device: where they are put each time they are asked for, such as `jax.devices()[0]`. A greedy soup is then mixed
+            there, which is faster. What is kept is on the host all the same.
 
     Returns:
-        A mapping to nested dicts of NumPy arrays in memory, not in mapped files. Its members must not be changed.
+        A mapping to nested dicts of NumPy arrays in memory, not in mapped files, or of JAX arrays on the `device`. Its
+        members must not be changed.
 
     Raises:
         ValueError: no members, an unknown name in `order`, or `ahead` or `keep_bytes` below 0.
@@ -49,17 +53,19 @@ def prefetched(
     keep_bytes = int(_SHARE * _free_bytes()) if keep_bytes is None else keep_bytes
     if ahead < 0 or keep_bytes < 0:
         raise ValueError(f"ahead and keep_bytes must be at least 0, not {ahead} and {keep_bytes}")
-    return _Prefetched(members, order, ahead, keep_bytes, None if dtype is None else jax.numpy.dtype(dtype))
+    dtype = None if dtype is None else jax.numpy.dtype(dtype)
+    return _Prefetched(members, order, ahead, keep_bytes, dtype, device)
 
 
 class _Prefetched(Mapping):
-    def __init__(self, members, order, ahead, keep_bytes, dtype):
+    def __init__(self, members, order, ahead, keep_bytes, dtype, device):
         self._members = members
         self._order = order
         self._places = {name: place for place, name in enumerate(order)}
         self._ahead = ahead
         self._room = keep_bytes
         self._dtype = dtype
+        self._device = device
         self._kept = {}
         self._coming: dict[str, concurrent.futures.Future] = {}
         self._lock = threading.Lock()
@@ -81,7 +87,8 @@ class _Prefetched(Mapping):
             stored = self._kept.get(name)
         if stored is None:
             stored = self._arrived(name, coming)
-        return jax.tree.map(_given, *stored)
+        member = jax.tree.map(_given, *stored)
+        return member if self._device is None else jax.device_put(member, self._device)
 
     @property
     def digest(self):

@@ -46,6 +46,7 @@ from soups.recipes.sparsify import trim as trim
 from soups.recipes.spectral import iso_c as iso_c
 from soups.recipes.spectral import tsv_merge as tsv_merge
 from soups.recipes.spectral import wudi as wudi
+from soups.recipes.speculative import greedy_speculative as greedy_speculative
 from soups.recipes.spherical import geometric_median as geometric_median
 from soups.recipes.spherical import karcher as karcher
 from soups.recipes.spherical import model_stock as model_stock

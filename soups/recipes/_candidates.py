@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from soups import tree
 from soups.recipes.averages import running_mean
@@ -49,11 +50,11 @@ class Candidates:
             ValueError: the member has another structure than the first that was read.
         """
         member = self._read(name)
-        if nonfinite := tree.nonfinite_names(member):
+        mean, nonfinite = _mean_with(soup, member) if soup.count else (tree.widen(member), tree.nonfinite_names(member))
+        if nonfinite:
             return Candidate(None, None, f"NaN or infinity in {', '.join(nonfinite)}")
         if not soup.count:
-            return Candidate(Growing(tree.widen(member), 1), member)
-        mean = running_mean(soup.mean, member, soup.count)
+            return Candidate(Growing(mean, 1), member)
         return Candidate(Growing(mean, soup.count + 1), _in_dtypes_of(member, mean))
 
     def finished(self, soup: Growing) -> tree.Tree:
@@ -66,6 +67,22 @@ class Candidates:
             self._first = member
         tree.check_same_structure([self._first, member], ["of the first ingredient", name])
         return member
+
+
+def _mean_with(soup, member):
+    """Give the mean with one more member, and the names of the member's leaves that hold NaN or infinity."""
+    leaves = jax.tree.leaves((soup.mean, member))
+    if not all(isinstance(leaf, jax.Array) and tree.is_float(leaf) for leaf in leaves):
+        return running_mean(soup.mean, member, soup.count), tree.nonfinite_names(member)
+    mean, finite = _compiled_mean_with(soup.mean, member, soup.count)
+    return mean, [name for name, flag in tree.flatten(jax.device_get(finite)).items() if not flag]
+
+
+@jax.jit
+def _compiled_mean_with(mean, member, count):
+    """Read and write each leaf once, where operation by operation would pass over the memory six times."""
+    finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), member)
+    return running_mean(mean, member, count), finite
 
 
 def _in_dtypes_of(member, mean):

@@ -1,12 +1,12 @@
-"""Fine-tune a pool on a miniature of ImageNet and cook from it; interrupt both; configure them wrongly."""
+"""Fine-tune a pool on a miniature of ImageNet and cook from it; interrupt both; run both in two processes."""
 
-import copy
-import importlib.util
+import functools
 import json
 import os
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,45 +15,27 @@ from soups.data.imagenet import SETS, evaluation_sets
 from soups.evaluate import Evaluator
 from soups.experiments import imagenet_finetune, imagenet_soups
 from soups.experiments.imagenet_finetune import members as finetune_members
-from soups.experiments.imagenet_finetune.search import augmentation, draw_members
 from soups.experiments.imagenet_soups import cooking
-from soups.experiments.imagenet_soups.members import natural
+from soups.experiments.imagenet_soups.members import open_members
+from soups.finetune import loop
 from soups.models.architectures import architecture
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE))
 
-from imagenet_miniature import make_data  # noqa: E402
-from miniature import tensors, torch_zip  # noqa: E402
-
-ARCH, CLASSES = "clip-vit-mini", 20
+from imagenet_small import ARCH, CLASSES, QUICK, changed, finetune_config, make_folder, soups_config  # noqa: E402
 
 
-def default_config(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / "imagenet" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config().to_dict()
-
-
-def finetune_config(folder):
-    config = default_config("clip_vit_b32_finetune")
-    config |= {"data_dir": str(folder / "data"), "start": str(folder / "clip.pt"), "arch": ARCH}
-    config["probe"] = {"strengths": (1.0, 100.0), "max_iterations": 20}
-    config["finetune"] |= {"batch_size": 64, "save_every": 3, "num_threads": 0, "num_workers": 0, "dtype": "float32"}
-    config["sweep"] |= {"members": 2, "epochs": (1, 1), "learning_rate": (1e-4, 1e-3)}
-    config["evaluate"]["batch_size"] = 200
-    return config
-
-
-def soups_config(folder):
-    config = default_config("clip_vit_b32_soups")
-    config |= {"data_dir": str(folder / "data"), "arch": ARCH, "pool": str(folder / "finetune" / "pool")}
-    config["evaluate"]["batch_size"] = 200
-    config["greedy"]["random_orders"] = 1
-    config["learned"] |= {"epochs": 1, "batch_size": 80}
-    config["wise_ft"]["alphas"] = (0.0, 0.5, 1.0)
-    return config
+@pytest.fixture(scope="module", autouse=True)
+def small_machine():
+    """Let the runs see four devices, as many as two processes of two have together, and compile the step quickly."""
+    few = jax.devices()[:4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: few)
+        for name in ("device_count", "local_device_count"):
+            patch.setattr(jax, name, lambda: 4)
+        patch.setattr(loop, "_cpu_options", lambda: QUICK)
+        yield
 
 
 class Cut:
@@ -76,25 +58,18 @@ class Cut:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Give a folder with the data and a CLIP in OpenAI's names whose towers are random."""
-    folder = tmp_path_factory.mktemp("imagenet")
-    make_data(folder / "made")
-    (folder / "made" / "data").rename(folder / "data")
-    rng, network = np.random.default_rng(0), architecture(ARCH)
-    weights = tensors.random_weights(network.abstract(None), rng)
-    text = tensors.text_tensors(514, network.text.width, network.text.depth, network.feature_dim, rng)
-    torch_zip.write_state_dict(folder / "clip.pt", tensors.clip_tensors(weights, text))
-    return folder
+    return make_folder(tmp_path_factory.mktemp("imagenet"))
 
 
 @pytest.fixture(scope="module")
 def finetuned(folder):
-    """Give the pool of a fine-tuning that was interrupted in its second member, and the batches after that."""
+    """Give the pools of a fine-tuning that was interrupted in its second member, and the batches after that."""
     drawn, real = [], finetune_members._batches
 
     def cut(setting, seed, policy):
         batches = iter(real(setting, seed, policy))
         drawn.append(policy)
-        return Cut(batches, 5) if len(drawn) == 2 else batches
+        return Cut(batches, 3) if len(drawn) == 2 else batches
 
     config = finetune_config(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -106,8 +81,8 @@ def finetuned(folder):
         counted = []
         patch.setattr(finetune_members, "_batches", lambda *args: _counted(iter(real(*args)), counted))
         paths = imagenet_finetune.run(config, folder / "finetune")
-    assert paths == [str(folder / "finetune" / "pool")]
-    return Pool(paths[0]), digests, counted
+    assert [pathlib.Path(path).name for path in paths] == ["pool", "pool_ema_0.0", "pool_ema_0.9"]
+    return *map(Pool, paths), digests, counted
 
 
 def _counted(batches, counted):
@@ -124,7 +99,7 @@ def cooked(folder, finetuned):
     """Give the results of a run that was interrupted before its ensembles, and the forward passes of the same command
 
     after it was finished."""
-    config = soups_config(folder)
+    config = soups_config(folder, finetuned[0].path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cooking, "ensemble_rows", _interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -165,9 +140,16 @@ def row_named(results, name):
     return row
 
 
+@functools.cache
+def network():
+    return jax.jit(architecture(ARCH).apply_fn(CLASSES))
+
+
 def accuracy_by_hand(params, dataset):
     """Run the network on all images at once, take the largest output of each group, and count."""
-    logits = np.asarray(architecture(ARCH).apply_fn(CLASSES)(params, dataset.images.astype(np.float32) / 255.0))
+    images = np.zeros((200, 32, 32, 3), np.float32)  # the largest set has so many
+    images[: len(dataset)] = dataset.images / np.float32(255)
+    logits = np.asarray(network()(params, images))[: len(dataset)]
     groups = dataset.class_groups or [(c,) for c in range(CLASSES)]
     right = 0
     for row, label in zip(logits, dataset.labels, strict=True):
@@ -194,12 +176,12 @@ def test_the_pool_has_the_probe_and_the_members_with_their_settings(finetuned):
 
 
 def test_an_interrupted_fine_tuning_goes_on_at_its_last_checkpoint(folder, finetuned):
-    pool, digests, counted = finetuned
+    pool, *_, digests, counted = finetuned
     assert set(digests) == {"member_00", "member_01"}
     assert {name: pool.digest(name) for name in digests} == digests
-    assert len(counted) == 7 - 3  # 440 images in batches of 64 are 7 steps, and the third was kept
+    assert len(counted) == 4 - 2  # 440 images in batches of 128 are 4 steps, and the second was kept
     losses = (folder / "finetune" / "losses" / "member_02.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in losses] == list(range(7))
+    assert [json.loads(line)["step"] for line in losses] == list(range(4))
     assert not list((folder / "finetune" / "training").iterdir())
 
 
@@ -213,35 +195,49 @@ def test_held_out_accuracies_are_those_of_the_network(finetuned, datasets):
 def test_the_next_command_is_printed_with_its_pool(folder, finetuned, capsys):
     imagenet_finetune.run(finetune_config(folder), folder / "finetune")
     printed = capsys.readouterr().out
-    assert f"--config.pool={os.path.relpath(folder / 'finetune')}/pool --config.wise_ft.base=member_00" in printed
-    assert "member_02" in printed and "minimal" in printed + printed.replace("rand-m", "minimal")
+    workdir = os.path.relpath(folder / "finetune")
+    for name, own in (("pool", "soups"), ("pool_ema_0.9", "soups_ema_0.9")):
+        assert f"--workdir {workdir}_{own} " in printed
+        assert f"--config.pool={workdir}/{name} --config.wise_ft.base=member_00" in printed
+    for name in list(finetuned[0])[1:]:
+        (line,) = (line for line in printed.splitlines() if line.split()[:1] == [name])
+        assert finetuned[0].record(name)["metadata"]["hparams"]["augmentation"] in line
 
 
-def test_the_search_draws_what_the_published_search_could():
-    config = default_config("clip_vit_b32_finetune")["sweep"]
-    drawn = draw_members(config | {"members": 300}, 0)
-    assert drawn[:71] == draw_members(config, 0)
-    rates = np.array([one["learning_rate"] for one in drawn])
-    assert 1e-6 <= rates.min() < 2e-6 and 5e-5 < rates.max() <= 1e-4
-    for name, largest in (("label_smoothing", 0.25), ("mixup", 0.9)):
-        values = np.array([one[name] for one in drawn])
-        assert 0.4 < np.mean(values == 0) < 0.6 and largest / 2 < values.max() < largest
-    minimal = [one["augmentation"] == "minimal" for one in drawn]
-    assert 0.25 < np.mean(minimal) < 0.42
-    policies = {one["augmentation"] for one in drawn} - {"minimal"}
-    assert {policy.split("-n")[1] for policy in policies} == {"0", "1", "2"}
-    assert {int(policy.split("-")[1][1:]) for policy in policies} == set(range(21))
-    assert {one["epochs"] for one in drawn} == set(range(4, 17))
+def test_every_average_has_a_pool_of_its_own(folder, finetuned, datasets):
+    pool, at_the_end, average, *_ = finetuned
+    first = tree.flatten(pool["member_00"])
+    for one, kind in ((at_the_end, "ema_0.0"), (average, "ema_0.9")):
+        assert list(one) == list(pool) and one.digest("member_00") == pool.digest("member_00")
+        for name in list(pool)[1:]:
+            record, expected = one.record(name), pool.record(name)
+            assert record["metadata"] == expected["metadata"] | {"average": kind}
+            assert record["base"] == expected["base"]
+            by_hand = accuracy_by_hand(one[name], datasets["held_out"])
+            assert record["metrics"]["held_out"] == pytest.approx(by_hand, abs=1e-9)
+        assert open_members(soups_config(folder, one.path), CLASSES).names == list(pool)
+    for name in list(pool)[1:]:
+        member, last, mean = (tree.flatten(one[name]) for one in (pool, at_the_end, average))
+        for leaf in first:
+            np.testing.assert_allclose(last[leaf], member[leaf], rtol=0, atol=1e-6)  # decay 0: the weights themselves
+        # after 4 steps 0.9 has seen a third of the way
+        far, near = (sum(np.abs(one[leaf] - first[leaf]).sum() for leaf in first) for one in (member, mean))
+        assert 0.03 * far < near < 0.4 * far
 
 
-def test_minimal_augmentation_keeps_nearly_all_of_the_image(rng):
-    image = np.tile(np.arange(100, dtype=np.uint8)[:, None, None], (1, 100, 3))
-    crops = [augmentation("minimal", 50)(image, rng)[..., 0] for _ in range(20)]
-    assert all(int(crop.max()) - int(crop.min()) >= 85 for crop in crops)
-    spans = [
-        int(found.max()) - int(found.min()) for found in (augmentation("rand-m0-n0", 50)(image, rng) for _ in range(20))
-    ]
-    assert min(spans) < 70
+def test_sharpness_aware_members_have_the_radius_of_the_config(folder, finetuned, tmp_path, monkeypatch):
+    seen = {}
+
+    def caught(training, params, make_loader, hyperparameters, directory, **_):
+        seen.update(hyperparameters, sam=training.sam, decays=training.ema_decays)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune_members, "finetune_resumable", caught)
+    start = finetuned[0].path / finetuned[0].record("member_00")["path"]  # with a head, so that there is no probe
+    changes = {"start": str(start), "probe.strengths": (), "finetune.sam_radius": 0.05, "finetune.ema_decays": ()}
+    with pytest.raises(KeyboardInterrupt):
+        imagenet_finetune.run(changed(finetune_config(folder), changes), tmp_path / "run")
+    assert (seen["sam"], seen["sam_radius"], seen["decays"]) == (True, 0.05, ())
 
 
 # --- Cooking ----------------------------------------------------------------------------------------------------------
@@ -309,25 +305,27 @@ def test_soups_are_kept_with_what_they_were_made_from(folder, cooked, finetuned)
     assert record["digests"] == {name: finetuned[0].digest(name) for name in record["ingredients"]}
 
 
-def test_finished_evaluations_are_not_repeated(folder, cooked):
+def test_finished_evaluations_are_not_repeated(folder, cooked, finetuned):
     _, after_interruption, _ = cooked
     sizes = json.loads((folder / "soups" / "results.json").read_text())["sets"]
     # left were the ensembles, which are arithmetic, and three places on the path
     assert sum(after_interruption) <= 3 * sum(found["examples"] for found in sizes.values())
     before = (folder / "soups" / "results.json").read_bytes()
     with counted_passes() as seen:
-        imagenet_soups.run(soups_config(folder), folder / "soups")
+        imagenet_soups.run(soups_config(folder, finetuned[0].path), folder / "soups")
     assert seen == []
     assert (folder / "soups" / "results.json").read_bytes() == before
 
 
 def test_files_in_place_give_the_numbers_of_the_pool(folder, cooked, finetuned, tmp_path):
+    from miniature import tensors, torch_zip
+
     text = tensors.text_tensors(514, 64, 2, 64, np.random.default_rng(0))
     names = {"member_00": "model_0", "member_01": "model_2", "member_02": "model_10"}
     for name, file in names.items():
         weights = tensors.classifier_tensors(finetuned[0][name], text)
         torch_zip.write_state_dict(tmp_path / f"{file}.pt", weights)
-    config = soups_config(folder) | {"pool": "", "models": str(tmp_path / "model_*.pt"), "cook": ("uniform",)}
+    config = soups_config(folder, "") | {"models": str(tmp_path / "model_*.pt"), "cook": ("uniform",)}
     config |= {"sets": ("held_out", "imagenet"), "cache_dir": str(folder / "decoded")}
     imagenet_soups.run(config, tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -343,75 +341,48 @@ def test_files_in_place_give_the_numbers_of_the_pool(folder, cooked, finetuned, 
         imagenet_soups.run(config, tmp_path / "run")
 
 
-def test_members_are_in_their_natural_order():
-    assert natural(["model_10", "model_2", "linear", "model_1"]) == ["linear", "model_1", "model_2", "model_10"]
-    assert natural(["2b", "10a", "a"]) == ["a", "2b", "10a"]
+# --- Two processes ----------------------------------------------------------------------------------------------------
 
 
-def changed(config, changes):
-    config = copy.deepcopy(config)
-    for name, value in changes.items():
-        section, _, field = name.rpartition(".")
-        (config[section] if section else config)[field] = value
-    return config
+@pytest.fixture(scope="module")
+def together(folder, run_both):
+    """Give what each of two processes printed that did all of it once more, in folder / "both"."""
+    script = HERE / "two_processes_imagenet.py"
+    return run_both(lambda index, port: [sys.executable, script, str(index), port, folder], folder, seconds=300)
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"sets": ("held_out", "imagenet", "imagenet_v3")}, ValueError, "did you mean 'imagenet_v2'"),
-        ({"sets": ("imagenet",)}, ValueError, "sets must have held_out"),
-        ({"cook": ("gredy",)}, ValueError, "did you mean 'greedy'"),
-        ({"evaluate.precision": "float16"}, ValueError, "unknown precision 'float16'"),
-        ({"data_dir": None}, ValueError, "data_dir is missing"),
-        ({"data_dir": "/nowhere"}, FileNotFoundError, "/nowhere"),
-        ({"models": "*.pt"}, ValueError, "give either pool.* or models"),
-        ({"pool": "/nowhere"}, FileNotFoundError, "no pool at /nowhere"),
-        ({"pool": "", "models": "/nowhere/*.pt"}, FileNotFoundError, "fits 0 files"),
-        ({"wise_ft.base": "member_0"}, ValueError, "did you mean 'member_0"),
-        ({"wise_ft.member": "member_00"}, ValueError, "leads from member_00 to itself"),
-        ({"arch": "clip-vit-b32"}, ValueError, "clip-vit-b32 with 20 classes"),
-        ({"wise_ft.alphas": ()}, ValueError, "alphas"),
-        ({"extra": 1}, ValueError, "extra is unknown"),
-    ],
-)
-def test_wrong_configs_are_refused_before_any_evaluation(folder, finetuned, tmp_path, changes, error, message):
-    with counted_passes() as seen, pytest.raises(error, match=message):
-        imagenet_soups.run(changed(soups_config(folder), changes), tmp_path / "run")
-    assert seen == []
+def test_two_processes_make_the_pools_of_one(folder, finetuned, together):
+    for pool in finetuned[:3]:
+        there = Pool(folder / "both" / "finetune" / pool.path.name)
+        # to the bit: over two shards of a batch a sum has one order alone
+        assert {name: there.digest(name) for name in there} == {name: pool.digest(name) for name in pool}
+        assert [there.record(name)["metadata"] for name in there] == [pool.record(name)["metadata"] for name in pool]
+        assert [there.metrics(name) for name in there] == [pool.metrics(name) for name in pool]
+        assert all(problems == [] for problems in there.verify().values())
 
 
-def test_a_pool_with_too_few_finite_members_is_refused(folder, finetuned, tmp_path):
-    pool = Pool(tmp_path / "pool")
-    pool.add("good", finetuned[0]["member_00"])
-    pool.add("bad", tree.map_with_names(lambda _, leaf: np.full_like(leaf, np.nan), finetuned[0]["member_00"]))
-    with pytest.raises(ValueError, match="has 1 finite members, but soups need two"):
-        imagenet_soups.run(soups_config(folder) | {"pool": str(pool.path)}, tmp_path / "run")
+def test_two_processes_find_the_rows_of_one(folder, cooked, together):
+    results = json.loads((folder / "both" / "soups" / "results.json").read_text())
+    assert results["device"].endswith("x4")
+    for part in ("rows", "histories", "sets", "notes"):
+        assert results[part] == cooked[0][part]
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"start": None}, ValueError, "start must be given"),
-        ({"data_dir": "/nowhere"}, FileNotFoundError, "/nowhere"),
-        ({"start": "/nowhere.pt"}, FileNotFoundError, "nowhere.pt"),
-        ({"finetune.dtype": "float16"}, ValueError, "unknown dtype 'float16'"),
-        ({"probe.strengths": ()}, ValueError, "head/kernel"),
-        ({"arch": "clip-vit-b16"}, ValueError, "clip-vit-b16"),
-    ],
-)
-def test_wrong_fine_tunings_are_refused(folder, tmp_path, changes, error, message):
-    with pytest.raises(error, match=message):
-        imagenet_finetune.run(changed(finetune_config(folder), changes), tmp_path / "run")
-    assert not (tmp_path / "run" / "stages" / "first_member.json").exists()
+def test_the_first_process_alone_decodes_and_prints(together):
+    lines = [printed.splitlines() for printed in together]
+    for what in (
+        "decode held_out: 160/160",
+        "decode imagenet_a: ",
+        "member_02: held-out",
+        "measuring: 3/3",
+        "soups · ",
+    ):
+        assert sum(what in line for line in lines[0]) >= 1, what
+        assert not any(what in line for line in lines[1]), what
+    assert sum("decode held_out: 160/160" in line for line in lines[0]) == 1
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "imagenet").glob("*.py")), ids=lambda path: path.stem)
-def test_every_config_has_the_fields_and_a_known_architecture(path):
-    config = default_config(path.stem)
-    experiment = {"imagenet_soups": imagenet_soups, "imagenet_finetune": imagenet_finetune}[config["experiment"]]
-    fields = experiment.run.__globals__["FIELDS"]
-    assert {name for name in config if not isinstance(config[name], dict)} == set(fields[""])
-    assert all(set(config[section]) == set(names) for section, names in fields.items() if section)
-    assert config["name"] == path.stem
-    architecture(config["arch"])
+def test_what_is_missing_on_one_host_ends_the_run_on_all(together):
+    refused = [next(line for line in printed.splitlines() if line.startswith("refused: ")) for printed in together]
+    assert refused[0].startswith("refused: on process 1: ") and "/nowhere" in refused[0]
+    assert "/nowhere" in refused[1]

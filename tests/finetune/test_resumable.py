@@ -18,7 +18,7 @@ from jax.sharding import AxisType
 
 from soups import tree
 from soups.finetune import finetune
-from soups.finetune.resumable import finetune_resumable
+from soups.finetune.resumable import finetune_resumable, shared_step
 from soups.finetune.sharding import param_shardings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def run(directory, training=killed_run.TRAINING, make_loader=killed_run.make_loa
     return finetune_resumable(training, params, make_loader, hyperparameters, directory, **given)
 
 
-KEYWORDS = ("save_every", "mesh", "shardings", "on_step")
+KEYWORDS = ("save_every", "mesh", "shardings", "step", "on_step")
 
 
 def no_loader(seed):
@@ -75,6 +75,22 @@ def test_it_trains_as_the_plain_loop(whole):
     batches = iter(killed_run.make_loader(killed_run.HYPERPARAMETERS["seed"]))
     expected = finetune(killed_run.TRAINING, killed_run.start_weights(), batches, killed_run.HYPERPARAMETERS)
     chex.assert_trees_all_equal(whole[1], jax.device_get(expected))
+
+
+def test_members_share_one_compilation(whole, tmp_path):
+    traced = []
+
+    def network(params, images, key):
+        traced.append(images.shape)
+        return killed_run.network(params, images, key)
+
+    training = dataclasses.replace(killed_run.TRAINING, train_apply=network)
+    step = shared_step(training, killed_run.start_weights())
+    first = run(tmp_path / "first", training, step=step)
+    chex.assert_trees_all_equal(jax.device_get(first), whole[1])
+    once = len(traced)
+    run(tmp_path / "second", training, step=step, learning_rate=1e-4, seed=6)
+    assert len(traced) == once > 0
 
 
 def test_losses_are_written_for_every_step(whole):
@@ -169,12 +185,16 @@ def test_shardings_of_another_mesh_are_an_error(tmp_path, mesh):
     shardings = param_shardings(killed_run.start_weights(), other)
     with pytest.raises(ValueError, match="the shardings are not all of the mesh"):
         run(tmp_path, mesh=mesh, shardings=shardings)
+    with pytest.raises(ValueError, match="the shardings are not all of the mesh"):
+        shared_step(killed_run.TRAINING, killed_run.start_weights(), mesh=mesh, shardings=shardings)
 
 
 def test_several_processes_need_a_mesh(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="2 processes need a mesh"):
         run(tmp_path)
+    with pytest.raises(ValueError, match="2 processes need a mesh"):
+        shared_step(killed_run.TRAINING, killed_run.start_weights())
 
 
 def test_a_directory_that_cannot_be_written_is_an_error(tmp_path):

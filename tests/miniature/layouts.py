@@ -21,7 +21,7 @@ SIZES = {
     "imagenet_sketch": 6,
     "imagenet_r": 6,
     "imagenet_a": 6,
-    "pretraining": 10,
+    "pretraining": 4,
 }
 SOURCES = {
     "mnist": ("train", "val", "imagenet_v2", "objectnet", "pretraining"),

@@ -50,15 +50,15 @@ def photographs() -> dict[str, PIL.Image.Image]:
 def draw(stroke: np.ndarray, ink, place: str, look: str, photos: dict, rng: np.random.Generator) -> PIL.Image.Image:
     """Draw one digit in one place: RGB of 48 x 40 or, one of five, 40 x 48 pixels.
 
-    `look`: "photo"; "sketch" is gray on paper; "rendition" has other inks and few colours; "object" is turned and off
-    its place; "hard" is blurred, noisy and hardly darker or brighter than what is behind it.
+    `look`: "photo"; "sketch" is on paper in pale colours; "rendition" has other inks and few colours; "object" is
+    turned and off its place; "hard" is blurred, noisy and hardly darker or brighter than what is behind it.
     """
     size = (WIDTH, HEIGHT) if rng.uniform() < 0.8 else (HEIGHT, WIDTH)
     picture = _behind(photos[PLACES[place]], place, size, rng)
     ink = np.asarray(ink, np.float32) + rng.normal(0, 10, 3)
     if look == "sketch":
         picture = np.full_like(picture, 60 if place == "temple" else 225) + rng.normal(0, 4, picture.shape)
-        ink = np.full(3, np.mean(ink))
+        ink = np.mean(ink) + 0.3 * (ink - np.mean(ink))
     if look == "rendition":
         ink = ink[rng.permutation(3)]
     if look == "hard":

@@ -13,8 +13,8 @@ from soups.models.clip_text import import_text_tower, text_features, text_tower
 RECORDED = pathlib.Path(__file__).parent / "recorded" / "models"
 OPEN_CLIP, HF_CLIP = RECORDED / "open_clip-open-clip-vit-b32.safetensors", RECORDED / "transformers-CLIP-clip-vit-mini"
 EXPECTED = {
-    OPEN_CLIP: ("open-clip-vit-b32", RECORDED / "open_clip-text-open-clip-vit-b32.safetensors.npz"),
-    HF_CLIP: ("clip-vit-mini", RECORDED / "transformers-CLIP-text-clip-vit-mini.npz"),
+    OPEN_CLIP: ("open-clip-vit-b32", RECORDED / "open_clip-text-open-clip-vit-b32.safetensors.logits.npz"),
+    HF_CLIP: ("clip-vit-mini", RECORDED / "transformers-CLIP-text-clip-vit-mini.logits.npz"),
 }
 
 

@@ -50,7 +50,7 @@ def test_logits_equal_those_of_the_program_that_wrote_the_file(small, name):
     classes = next((x.shape[0] for leaf, x in tree.flatten(params).items() if leaf.endswith("head/bias")), None)
     assert classes == (None if name in (OPEN_CLIP.name, HF_CLIP.name) else 5)
     tree.check_same_structure([arch.abstract(classes), params])
-    with np.load(RECORDED / f"{name}.npz") as theirs:
+    with np.load(RECORDED / f"{name}.logits.npz") as theirs:
         images = theirs["inputs"].astype(np.float32) / np.float32(255)
         found = np.asarray(jax.jit(arch.apply_fn(classes))(params, images), np.float64)
         error = np.abs(found - theirs["float64"]).max() / np.abs(theirs["float64"]).max()

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections import Counter
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -184,3 +185,13 @@ def test_wrong_options_are_explained(options, message):
         prefetched(Files(), **options)
     with pytest.raises(ValueError, match="no members"):
         prefetched({})
+
+
+def test_members_are_put_on_a_device_and_kept_on_the_host():
+    files, device = Files(), jax.devices()[3]
+    members = prefetched(files, device=device)
+    for _ in range(2):
+        leaf = members["m2"]["w"]
+        assert leaf.devices() == {device}
+        np.testing.assert_array_equal(leaf, dict.__getitem__(files, "m2")["w"])
+    assert files.reads["m2"] == 1

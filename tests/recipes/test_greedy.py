@@ -2,6 +2,7 @@ import json
 import math
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -175,3 +176,26 @@ def test_record_is_json():
     record = soups.greedy(MEMBERS, evaluate).record()
     assert json.loads(json.dumps(record))["recipe"]["name"] == "greedy"
     assert "params" not in record
+
+
+@pytest.mark.parametrize("others", [{}, {"n": np.int32([7])}])
+def test_members_on_a_device_are_mixed_there_and_give_the_same_soup(others):
+    rng = np.random.default_rng(5)
+    members = {f"m{i}": {"w": rng.normal(size=(3, 4)).astype(np.float32), **others} for i in range(6)}
+    members["m2"]["w"][1, 2] = np.inf
+    seen = []
+
+    def evaluate(params):
+        seen.append(params["w"])
+        return -float(np.square(np.asarray(params["w"], np.float64) - 0.1).sum())
+
+    expected = soups.greedy(members, evaluate)
+    assert not any(isinstance(leaf, jax.Array) for leaf in seen)
+    seen.clear()
+    found = soups.greedy({name: jax.device_put(member) for name, member in members.items()}, evaluate)
+    assert all(isinstance(leaf, jax.Array) for leaf in seen)
+    assert list(found.ingredients) == list(expected.ingredients) and len(found.ingredients) > 1
+    assert [step["reason"] for step in found.history] == [step["reason"] for step in expected.history]
+    assert "NaN or infinity in w" in [step["reason"] for step in found.history]
+    np.testing.assert_allclose(found.params["w"], expected.params["w"], rtol=1e-6)
+    assert set(found.params) == {"w", *others}

@@ -2,7 +2,7 @@
 
     python theirs_models.py FOLDER CASES.json
 
-For each case it writes FOLDER/NAME, a file or folder of weights as the peer writes it, and FOLDER/NAME.npz with the
+For each case it writes FOLDER/NAME, a file or folder of weights as the peer writes it, and FOLDER/NAME.logits.npz with the
 images (or tokens) and what the peer's network makes of them in float32 and in float64.
 """
 
@@ -210,7 +210,7 @@ def answer(folder, case):
         network.to(dtype)
         with torch.no_grad():
             outputs[str(dtype).removeprefix("torch.")] = run(_given(inputs, case, dtype)).numpy()
-    np.savez(folder / f"{case['name']}.npz", **outputs)
+    np.savez(folder / f"{case['name']}.logits.npz", **outputs)
 
 
 def _given(inputs, case, dtype):

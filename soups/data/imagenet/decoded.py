@@ -120,8 +120,12 @@ def open_decoded(one: DecodedSet) -> Content:
     Every byte is compared with the digests, at the speed of the disk or of the memory.
 
     Raises:
+        FileNotFoundError: it is not finished here.
         ValueError: a broken file; names it and the images at fault.
     """
+    if not one.is_finished:
+        where = f"there is no decoded set {one.folder}"
+        raise FileNotFoundError(f"{where}; of several hosts the first decodes, and all of them must see its cache_dir")
     record = json.loads((one.folder / "record.json").read_text())
     path = one.folder / "images.bin"
     shape = (record["count"], one.image_size, one.image_size, 3)

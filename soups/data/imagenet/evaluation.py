@@ -12,6 +12,7 @@ from soups.data.imagenet.layouts import INDEX_FILE, SETS
 from soups.data.imagenet.opening import held_out_kind, imagenet_sources
 from soups.data.sources import UnreadableImage
 from soups.names import check_name
+from soups.processes import all_or_none, on_first_process
 
 PUBLISHED_SIZES = {
     "held_out": 26_000,
@@ -61,6 +62,8 @@ def evaluation_sets(
     cannot be read and says so in `notes`. `crop_objectnet_border` cuts ObjectNet's red border, 2 pixels; the published
     numbers are without that, though the code that made them was meant to cut it.
 
+    With several JAX processes all of them must call it, with a `cache_dir` that all of them see: the first one decodes.
+
     Raises:
         FileNotFoundError: sets that are not there; lists all of them, with the folder or the command expected.
         ValueError: an unknown set, class folders that do not match (lists all), a choice for `on_corrupt` that does not
@@ -69,15 +72,14 @@ def evaluation_sets(
         OSError: the disk has too little space for the sets.
     """
     check_name(on_corrupt, ("raise", "count"), "way with corrupt images")
-    sources = imagenet_sources(data_dir, sets, cache_dir=cache_dir)
-    pathlib.Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    sources = all_or_none(lambda: imagenet_sources(data_dir, sets, cache_dir=cache_dir))
     borders = {"objectnet": OBJECTNET_BORDER} if crop_objectnet_border else {}
     places = {
         name: decoded_set(name, source, cache_dir, image_size=image_size, border=borders.get(name, 0))
         for name, source in sources.items()
     }
-    _decode_all(places, progress, on_corrupt)
-    return {name: _evaluation_set(data_dir, name, one, on_corrupt) for name, one in places.items()}
+    on_first_process(lambda: _decode_all(places, cache_dir, progress, on_corrupt))
+    return all_or_none(lambda: {name: _evaluation_set(data_dir, name, one, on_corrupt) for name, one in places.items()})
 
 
 def count_notes(datasets: Mapping[str, Dataset]) -> list[str]:
@@ -93,7 +95,8 @@ def count_notes(datasets: Mapping[str, Dataset]) -> list[str]:
     return notes
 
 
-def _decode_all(places, progress, on_corrupt):
+def _decode_all(places, cache_dir, progress, on_corrupt):
+    pathlib.Path(cache_dir).mkdir(parents=True, exist_ok=True)
     waiting = {name: one for name, one in places.items() if not one.is_finished}
     check_space(list(waiting.values()))
     problems = []

@@ -1,10 +1,13 @@
 """Make the members: the weights with their first head, then one fine-tuning after the other."""
 
+import functools
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from soups import tree
 from soups.data.batches import loader
@@ -14,8 +17,10 @@ from soups.experiments.imagenet_finetune.setting import Setting
 from soups.experiments.progress import progress, say
 from soups.finetune.loop import num_steps
 from soups.finetune.probe import extract_features, probe_on_features
-from soups.finetune.resumable import finetune_resumable
+from soups.finetune.resumable import finetune_resumable, shared_step
+from soups.finetune.trajectory import averages
 from soups.pool import digest
+from soups.processes import on_first_process
 
 FIRST = "member_00"  # the head alone was trained, or none at all: what all others start from
 
@@ -28,16 +33,25 @@ def first_member(setting: Setting) -> tree.Tree:
             params, info = _probed(setting, setting.start, strengths), "linear probe on the start weights"
         metadata = {"arch": setting.arch.name, "hparams": {"info": info}, "start": setting.config["start"]}
         setting.pool.add(FIRST, params, metadata, metrics={"held_out": setting.held_out_accuracy(params)})
-    return setting.pool[FIRST]
+    first, record = setting.pool[FIRST], setting.pool.record(FIRST)
+    for pool in setting.averages.values():
+        if FIRST not in pool:
+            pool.add(FIRST, first, record["metadata"], metrics=record["metrics"])
+    return first
 
 
 def fine_tuned(setting: Setting, first: tree.Tree, drawn: list[dict[str, Any]]) -> list[str]:
     """Fine-tune the members one after the other on all devices, and give their names."""
     names = [f"member_{number:02d}" for number in range(1, len(drawn) + 1)]
+    radius = setting.config["finetune"]["sam_radius"]
+    drawn = [one | {"sam_radius": radius} for one in drawn] if radius else drawn
+    placed = {"mesh": setting.mesh, "shardings": setting.shardings(first)}
+    placed["step"] = shared_step(setting.training, first, **placed)
     for name, hyperparameters in zip(names, drawn, strict=True):
         if name not in setting.pool:
-            _fine_tune(setting, name, first, hyperparameters)
-        shutil.rmtree(_directory(setting, name), ignore_errors=True)
+            _fine_tune(setting, name, first, hyperparameters, placed)
+        directory = _directory(setting, name)
+        on_first_process(lambda directory=directory: shutil.rmtree(directory, ignore_errors=True))
     return names
 
 
@@ -82,7 +96,7 @@ def _probed(setting, params, strengths):
     return with_head(params, setting.arch.head, head)
 
 
-def _fine_tune(setting, name, first, hyperparameters):
+def _fine_tune(setting, name, first, hyperparameters, placed):
     config = setting.config["finetune"]
     steps = num_steps(hyperparameters, len(setting.train), config["batch_size"])
     numbers = {key: value for key, value in hyperparameters.items() if key != "augmentation"}
@@ -96,11 +110,10 @@ def _fine_tune(setting, name, first, hyperparameters):
             numbers,
             _directory(setting, name),
             save_every=config["save_every"],
-            mesh=setting.mesh,
-            shardings=setting.shardings(first),
             on_step=shown,
+            **placed,
         )
-    _keep(setting, name, state["params"], hyperparameters)
+    _keep(setting, name, state, hyperparameters)
 
 
 def _batches(setting, seed, policy):
@@ -116,17 +129,39 @@ def _batches(setting, seed, policy):
     )
 
 
-def _keep(setting, name, params, hyperparameters: Mapping[str, Any]):
+def _keep(setting, name, state, hyperparameters: Mapping[str, Any]):
+    """Keep the averages, then the member itself: where that is in its pool, all of them are."""
     metadata = {"arch": setting.arch.name, "hparams": dict(hyperparameters)}
-    finite = tree.all_finite(params)
-    metrics = {"held_out": setting.held_out_accuracy(params)} if finite else {}
+    on_first_process(lambda: _keep_losses(setting, name))
+    kept, shown = jax.jit(functools.partial(averages, decays=setting.training.ema_decays))(state), []
+    for kind, pool in setting.averages.items():
+        params = tree.cast_like(kept[kind], state["params"])
+        shown.append(f"{kind} {_add(setting, pool, name, params, metadata | {'average': kind})}")
+    say(", ".join([f"{name}: held-out {_add(setting, setting.pool, name, state['params'], metadata)}", *shown]))
+
+
+def _add(setting, pool, name, params, metadata):
+    """Add weights to a pool, if they are not there, and say how good they are."""
+    if name not in pool:
+        # whole arrays: where they were sharded is of no use to those who read the pool
+        params = _on_host(setting, params)
+        metrics = {"held_out": setting.held_out_accuracy(params)} if tree.all_finite(params) else {}
+        pool.add(name, params, metadata, metrics=metrics, base=pool.digest(FIRST))
+    found = pool.metrics(name)
+    return f"{100 * found['held_out']:.2f} %" if found else "diverged, and no soup will take it"
+
+
+def _on_host(setting, params):
+    if setting.mesh is None:
+        return jax.device_get(params)
+    everywhere = NamedSharding(setting.mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: np.asarray(jax.device_put(leaf, everywhere)), params)
+
+
+def _keep_losses(setting, name):
     losses = setting.workdir.path / "losses"
     losses.mkdir(exist_ok=True)
     shutil.copy(_directory(setting, name) / "losses.jsonl", losses / f"{name}.jsonl")
-    # whole arrays: where they were sharded is of no use to those who read the pool
-    setting.pool.add(name, jax.device_get(params), metadata, metrics=metrics, base=setting.pool.digest(FIRST))
-    shown = f"held-out {100 * metrics['held_out']:.2f} %" if finite else "diverged, and no soup will take it"
-    say(f"{name}: {shown}")
 
 
 def _directory(setting, name):

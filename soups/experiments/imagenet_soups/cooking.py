@@ -15,6 +15,7 @@ from soups.evaluate import accuracy, greedy_ensemble
 from soups.experiments.imagenet_soups.setting import Row, Setting
 from soups.experiments.progress import progress, say
 from soups.pool import Pool, digest
+from soups.processes import on_first_process
 from soups.recipes.speculative import greedy_speculative
 
 
@@ -31,7 +32,8 @@ def member_rows(setting: Setting, trees: Mapping[str, tree.Tree]) -> dict[str, R
         for name in names:
             rows[name] = setting.workdir.stage(_stage_of(name), lambda name=name: _measured(setting, name, trees[name]))
             advance(int(name not in done))
-    changed = [name for name in names if rows[name]["origin"] != setting.members.origins[name]]
+    # of several hosts each may have copies of the files of its own
+    changed = on_first_process(lambda: [n for n in names if rows[n]["origin"] != setting.members.origins[n]])
     if changed:
         raise ValueError(f"members have changed since they were measured, use another --workdir: {', '.join(changed)}")
     return rows
@@ -40,7 +42,8 @@ def member_rows(setting: Setting, trees: Mapping[str, tree.Tree]) -> dict[str, R
 def unmeasured(setting: Setting) -> list[str]:
     """List the members that no earlier run has measured."""
     stages = setting.workdir.path / "stages"
-    return [name for name in setting.members.names if not (stages / f"{_stage_of(name)}.json").exists()]
+    names = setting.members.names
+    return on_first_process(lambda: [name for name in names if not (stages / f"{_stage_of(name)}.json").exists()])
 
 
 def single_rows(setting: Setting, members: Mapping[str, Row]) -> list[Row]:
@@ -73,10 +76,13 @@ def greedy_row(
     """Add members one by one, by held-out score or in a given order; give the row and the history."""
     scores = None if order else {name: row["accuracy"]["held_out"] for name, row in members.items()}
     with progress(title, len(members), "candidates") as advance:
+        left = len(members)
 
         def evaluate_many(candidates):
-            found = setting.held_out(candidates)
-            advance(len(candidates))
+            nonlocal left
+            found, new = setting.held_out(candidates), min(left, len(candidates))  # some are evaluated again
+            left -= new
+            advance(new)
             return found
 
         soup = greedy_speculative(

@@ -20,7 +20,7 @@ from soups.models.architectures import architecture
 from soups.names import check_name
 from soups.pool import Pool
 from soups.pool.prefetch import prefetched
-from soups.processes import on_first_process
+from soups.processes import all_or_none, on_first_process
 from soups.report.imagenet.page import write_imagenet_report
 from soups.report.imagenet.results import SCHEMA
 from soups.report.imagenet.tables import print_imagenet_table
@@ -40,6 +40,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
 
     The same command after a crash goes on where it was: no member and no candidate that was measured is measured again.
+    Several JAX processes run it together, with one directory that all of them see.
 
     Raises:
         ValueError: a directory made with another config, unknown names in it, members that do not fit the architecture
@@ -77,10 +78,7 @@ def _check(config):
 
 def _opened(config, workdir):
     arch = architecture(config["arch"])
-    sources = imagenet_sources(config["data_dir"], ["imagenet"])
-    num_classes = len(sources["imagenet"].class_names)
-    members = open_members(config, num_classes)
-    _check_path(config["wise_ft"], members.names)
+    num_classes, members = all_or_none(lambda: _members(config))
     cache_dir = pathlib.Path(config["cache_dir"] or workdir.path.parent / "decoded")  # which other runs share
     datasets = evaluation_sets(
         config["data_dir"], cache_dir, image_size=arch.image_size, sets=config["sets"], progress=progress
@@ -104,6 +102,13 @@ def _opened(config, workdir):
         "hyperparameters": members.hyperparameters,
     }
     return setting, facts
+
+
+def _members(config):
+    num_classes = len(imagenet_sources(config["data_dir"], ["imagenet"])["imagenet"].class_names)
+    members = open_members(config, num_classes)
+    _check_path(config["wise_ft"], members.names)
+    return num_classes, members
 
 
 def _check_path(config, names):

@@ -15,6 +15,7 @@ from soups.evaluate import Evaluator, LogitCache, accuracy, correct
 from soups.evaluate.parallel import ParallelEvaluator
 from soups.experiments.imagenet_soups.members import Members
 from soups.experiments.workdir import Workdir
+from soups.finetune.sharding import place
 from soups.pool import Pool, digest
 
 SHIFTS = ("imagenet_v2", "imagenet_sketch", "imagenet_r", "objectnet", "imagenet_a")
@@ -40,7 +41,7 @@ class Setting:
         devices = jax.devices()
         if len(devices) == 1:
             return None
-        return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,))
+        return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
     @functools.cached_property
     def evaluators(self) -> dict[str, Evaluator]:
@@ -66,8 +67,8 @@ class Setting:
 
     @property
     def width(self) -> int:
-        """Say how many candidates of a greedy soup are evaluated at once: one on each device."""
-        return jax.device_count()
+        """Say how many candidates of a greedy soup are evaluated at once: one on each device (of every process)."""
+        return jax.local_device_count()
 
     @functools.cached_property
     def _candidates(self):
@@ -88,8 +89,10 @@ class Setting:
         return name, getattr(dataset, "digest", "") or str(len(dataset))
 
     def _place(self, params):
-        where = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-        return jax.device_put(params, where)  # once for all sets
+        if self.mesh is None:
+            return jax.device_put(params)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return place(params, jax.tree.map(lambda _: everywhere, params))  # once for all sets
 
     def row(
         self,

@@ -1,5 +1,6 @@
 """Draw an ImageNet run: accuracy against the mean of the shifts, with what was published, and the path of WiSE-FT."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,6 +10,9 @@ from soups.report.imagenet.published import differences
 from soups.report.imagenet.results import TITLES, columns_of, rows_of, value
 
 _STARS = ("soup", "interpolation")
+# held-out and the mean as in other reports; of the sets each has a colour of its own
+_COLORS = {"imagenet": "#0072b2", "imagenet_v2": "#6a51a3", "imagenet_sketch": "#7b8794", "imagenet_r": "#c44e00"}
+_COLORS |= {"objectnet": "#00805e", "imagenet_a": "#1f2933"}
 
 
 def scatter(results: Mapping):
@@ -24,7 +28,8 @@ def scatter(results: Mapping):
     _hollow(axes, [*_published(results, members, "o", 24), *_published(results, main, "*", 150)])
     dots = [_point(row) for row in members]
     axes.scatter(*zip(*dots, strict=True), s=22, color=style.QUIET, edgecolor="white", linewidth=0.7, zorder=3)
-    if path := [_point(row) for row in rows_of(results, "curve")]:
+    path = [_point(row) for row in rows_of(results, "curve")]
+    if path:
         axes.plot(*zip(*path, strict=True), color=style.KINDS["interpolation"][0], linewidth=1.4, alpha=0.7, zorder=2)
     together = {}  # rows at one point share a label
     for row in main:
@@ -41,11 +46,15 @@ def scatter(results: Mapping):
             zorder=5,
         )
         together.setdefault(_point(row), []).append(row)
+    if path:
+        base = next(iter(rows_of(results, "curve")[0]["ingredients"]))
+        together.setdefault(path[0], []).append({"name": base, "kind": "members"})
     axes.margins(0.08)
     style.freeze_layout(figure)
+    obstacles = [*dots, *_along(path)]
     texts = [" = ".join(row["name"].removeprefix("greedy soup, ") for row in rows) for rows in together.values()]
     colors = [style.KINDS[rows[0]["kind"]][0] for rows in together.values()]
-    labels.place_labels(axes, list(together), texts, colors, obstacles=dots, size=8)
+    labels.place_labels(axes, list(together), texts, colors, obstacles=obstacles, size=8)
     return figure
 
 
@@ -60,7 +69,7 @@ def wise_ft(results: Mapping):
     ends = []
     for column in columns_of(results):
         line = [100 * value(row, column) for row in rows]
-        color = style.series_color({"imagenet": "test"}.get(column, column))
+        color = _COLORS.get(column) or style.series_color(column)
         wide = 2.6 if column in ("imagenet", "shift_mean") else 1.3
         axes.plot(alphas, line, color=color, marker="o", markersize=3, linewidth=wide)
         ends.append((alphas[-1], line[-1], TITLES[column], color))
@@ -74,6 +83,12 @@ def wise_ft(results: Mapping):
 
 def _point(row):
     return 100 * value(row, "imagenet"), 100 * value(row, "shift_mean")
+
+
+def _along(path):
+    """Give points all along a path, which labels then keep off."""
+    corners = np.array(path).reshape(-1, 2)
+    return [start + part * (end - start) for start, end in itertools.pairwise(corners) for part in np.arange(0, 1, 0.1)]
 
 
 def _published(results, rows, marker, area):

@@ -10,7 +10,7 @@ from soups.report import page_tables, style
 from soups.report.figures import Drawn
 from soups.report.imagenet import draw
 from soups.report.imagenet.published import differences, member_differences, published, published_pool
-from soups.report.imagenet.results import TITLES, check_imagenet, columns_of, rows_of, value
+from soups.report.imagenet.results import TITLES, check_imagenet, columns_of, row_named, rows_of, value
 from soups.report.imagenet.tables import NOTE, difference_text, headings, percent, sentences
 from soups.report.shell import figures, folded, head_cell, number_cell, shell, text_cell
 
@@ -20,7 +20,7 @@ PLANS = (
         "ImageNet against its shifts",
         draw.scatter,
         "Farther right is better on ImageNet, farther up on the plain mean of V2, Sketch, R, ObjectNet and A. Dots are "
-        "members, stars soups; the green line is WiSE-FT. Hollow: where the same was published.",
+        "members, stars soups; the green line is WiSE-FT.",
     ),
     (
         "wise_ft",
@@ -70,7 +70,10 @@ def _draw_all(results) -> list[Drawn]:
     with style.look():
         for name, title, plan, caption in PLANS:
             if (figure := plan(results)) is not None:
-                drawn.append(Drawn(name, title, caption, style.png(figure)))
+                beside = (
+                    " Hollow: where the same was published." if published_pool(results) and name == "imagenet" else ""
+                )
+                drawn.append(Drawn(name, title, caption + beside, style.png(figure)))
     return drawn
 
 
@@ -141,9 +144,18 @@ def _histories(results):
         if history and isinstance(history[0], Mapping):
             table = page_tables.history_table(history)
         else:
-            table = page_tables.history_table([{"loss": loss} for loss in history])
+            table = _mixture(row_named(results, name)) + page_tables.history_table([{"loss": loss} for loss in history])
         parts.append(f"<details><summary>{escape(name)}</summary>{table}</details>\n")
     return "".join(parts)
+
+
+def _mixture(row):
+    """Show the weights of a learned soup, the largest first, and its temperature."""
+    if row is None:
+        return ""
+    weights = sorted(row["ingredients"].items(), key=lambda item: -item[1])
+    body = [[head_cell(name), number_cell(f"{weight:.4f}", weight)] for name, weight in weights]
+    return page_tables.table(["", "weight"], body, f"Logits are multiplied by {row['temperature']:.4g}.")
 
 
 def _run(results):

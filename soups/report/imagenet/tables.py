@@ -62,8 +62,8 @@ def _best(results):
         text = f"{gain:+.2f}".replace("-", "−")
         verdict = "" if gain > 0 else "; no soup is above it"
         yield (
-            f"{TITLES[column]}: the highest soup is {top['name']} with {percent(value(top, column))} %, {text} points "
-            f"from the best member on held-out data ({percent(value(best, column))} %){verdict}."
+            f"{TITLES[column]}: the highest soup in hindsight is {top['name']} with {percent(value(top, column))} %, "
+            f"{text} points from the best member on held-out data ({percent(value(best, column))} %){verdict}."
         )
 
 

@@ -235,6 +235,11 @@ def test_a_full_disk_is_named(photos, monkeypatch):
         _decode(_set(photos))
 
 
+def test_a_set_that_is_not_decoded_here_is_named(photos):
+    with pytest.raises(FileNotFoundError, match=r"there is no decoded set .*all of them must see its cache_dir"):
+        open_decoded(_set(photos))
+
+
 def test_a_second_process_waits_for_the_first(photos):
     one = _set(photos)
     with open(one.folder.with_name(f".{one.folder.name}.lock"), "ab") as lock:

@@ -57,8 +57,8 @@ def test_sentences_compare_soups_with_the_best_member_and_ingredients_with_the_p
     said = sentences(published_results)
     assert said[0].startswith("72 members were measured on: held-out 26,000, ImageNet 50,000")
     assert said[0].endswith("chosen by the published index file.")
-    assert "ImageNet: the highest soup is greedy soup with 81.03 %, +0.64 points from" in said[1]
-    assert "mean of shifts: the highest soup is uniform soup with 51.58 %, +3.61 points from" in said[2]
+    assert "ImageNet: the highest soup in hindsight is greedy soup with 81.03 %, +0.64 points from" in said[1]
+    assert "mean of shifts: the highest soup in hindsight is uniform soup with 51.58 %, +3.61 points from" in said[2]
     assert "Of the 432 accuracies" in said[3] and "432 are within it" in said[3]
     assert said[4] == "The greedy soup took model_43, model_44, model_32, model_47, model_50; the same as published."
 
@@ -92,6 +92,7 @@ def test_page_is_whole_and_has_the_numbers(published_results, written):
     assert {"results", "figures", "wise-ft", "beside", "members", "selection", "run"} <= reader.ids
     assert text.count("<tr>") > 72 + 7 + 6
     assert "rand-m12-n1" in text and "leovewc" in text  # hyper-parameters and sources of the published members
+    assert "Logits are multiplied by 1.25." in text and "0.0139" in text  # the weights of the learned soup are shown
     for sentence in sentences(published_results):
         assert html.escape(sentence, quote=True) in text
     for path in paths[1:]:

@@ -1,0 +1,36 @@
+"""Fine-tune on the miniature and cook from the pool in one of two processes: ID PORT FOLDER; see test_imagenet.py."""
+
+import os
+import pathlib
+import sys
+
+os.environ.pop("XLA_FLAGS", None)  # the programs of one process, which the results are compared with, have none
+
+import jax
+from imagenet_small import QUICK, ROOT, finetune_config, soups_config
+
+from soups import processes
+from soups.experiments import imagenet_finetune, imagenet_soups
+from soups.finetune import loop
+
+
+def main():
+    """Do what each of the two processes does."""
+    process, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
+    loop._cpu_options = lambda: QUICK
+    processes._AT_ONCE = 2**12  # so that what the first process reads goes to the other in several parts
+    config = finetune_config(folder)
+    try:
+        imagenet_finetune.run(config | ({"data_dir": "/nowhere"} if process else {}), folder / "both" / "refused")
+    except (ValueError, OSError) as error:
+        print(f"refused: {error}", flush=True)
+    imagenet_finetune.run(config, folder / "both" / "finetune")
+    imagenet_soups.run(soups_config(folder, folder / "both" / "finetune" / "pool"), folder / "both" / "soups")
+
+
+if __name__ == "__main__":
+    main()
