@@ -2,8 +2,8 @@
 
     python theirs_models.py FOLDER CASES.json
 
-For each case it writes FOLDER/NAME, a file or folder of weights as the peer writes it, and FOLDER/NAME.logits.npz with the
-images (or tokens) and what the peer's network makes of them in float32 and in float64.
+For each case it writes FOLDER/NAME, a file or folder of weights as the peer writes it, and FOLDER/NAME.logits.npz with
+the images (or tokens) and what the peer's network makes of them in float32 and in float64.
 """
 
 import json
