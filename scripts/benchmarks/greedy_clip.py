@@ -127,7 +127,7 @@ def compare(paths, images, options):
         def evaluate_many(candidates):
             return [accuracy(evaluate.logits(params), evaluate.labels) for params in candidates]
 
-        members = prefetched(imported_members(paths, ARCH), order, keep_bytes=0, device=jax.devices()[0])
+        members = prefetched(imported_members(paths, ARCH), keep_bytes=0, ahead=0, device=jax.devices()[0])
         soup = greedy_speculative(members, evaluate_many, width=1, order=order)
         chosen["soups"] = (tuple(soup.ingredients), soup.score)
 

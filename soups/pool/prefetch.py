@@ -39,7 +39,8 @@ def prefetched(
         dtype: what float32 and wider leaves are rounded to, such as "bfloat16", which keeps twice as many members.
             They are given in their own dtype, always rounded. Default: they stay as they are.
         device: where they are put each time they are asked for, such as `jax.devices()[0]`. A greedy soup is then mixed
-            there, which is faster. What is kept is on the host all the same.
+            there, which is faster. What is kept is on the host all the same; where nothing is to be kept, members go
+            from their files to the device without a copy on the host.
 
     Returns:
         A mapping to nested dicts of NumPy arrays in memory, not in mapped files, or of JAX arrays on the `device`. Its
@@ -66,6 +67,7 @@ class _Prefetched(Mapping):
         self._room = keep_bytes
         self._dtype = dtype
         self._device = device
+        self._at_once = device if keep_bytes == 0 and dtype is None else None
         self._kept = {}
         self._coming: dict[str, concurrent.futures.Future] = {}
         self._lock = threading.Lock()
@@ -100,7 +102,7 @@ class _Prefetched(Mapping):
         place = self._places.get(name, len(self._order))
         for wanted in (name, *self._order[place + 1 : place + 1 + self._ahead]):
             if wanted not in self._kept and wanted not in self._coming:
-                self._coming[wanted] = self._threads.submit(_read, self._members, wanted, self._dtype)
+                self._coming[wanted] = self._threads.submit(_read, self._members, wanted, self._dtype, self._at_once)
         # those a little before stay too: several threads may ask for neighbours in any order
         near = self._order[max(0, place - self._ahead) : place + 1 + self._ahead]
         for other, future in list(self._coming.items()):
@@ -128,9 +130,11 @@ class _Prefetched(Mapping):
             self._kept[name] = stored
 
 
-def _read(members, name, dtype):
+def _read(members, name, dtype, device):
     """Give a member's leaves as they are kept, and the dtypes in which they are given."""
     member = members[name]
+    if device is not None:
+        return jax.device_put(member, device), jax.tree.map(lambda leaf: leaf.dtype, member)
     return jax.tree.map(lambda leaf: _in_memory(leaf, dtype), member), jax.tree.map(lambda leaf: leaf.dtype, member)
 
 

@@ -187,11 +187,12 @@ def test_wrong_options_are_explained(options, message):
         prefetched({})
 
 
-def test_members_are_put_on_a_device_and_kept_on_the_host():
+@pytest.mark.parametrize(("keep_bytes", "reads"), [(None, 1), (0, 2)])
+def test_members_are_put_on_a_device_and_kept_on_the_host(keep_bytes, reads):
     files, device = Files(), jax.devices()[3]
-    members = prefetched(files, device=device)
+    members = prefetched(files, keep_bytes=keep_bytes, device=device)
     for _ in range(2):
         leaf = members["m2"]["w"]
         assert leaf.devices() == {device}
         np.testing.assert_array_equal(leaf, dict.__getitem__(files, "m2")["w"])
-    assert files.reads["m2"] == 1
+    assert files.reads["m2"] == reads
