@@ -1,5 +1,6 @@
 """Make results that look like those of a real experiment: 3 seeds, 24 members, one diverged, soups that mostly help."""
 
+import html.parser
 import json
 import math
 
@@ -238,3 +239,24 @@ def reported(tmp_path_factory):
     results = make_results()
     (directory / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return results, directory, write_report(directory)
+
+
+class TagReader(html.parser.HTMLParser):
+    """Follow which tags are open, and collect the ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids = [], set()
+
+    def handle_starttag(self, tag, attributes):
+        self.ids |= {value for name, value in attributes if name == "id"}
+        if tag not in ("meta", "link", "img", "br", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def tag_reader():
+    return TagReader()

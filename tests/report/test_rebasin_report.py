@@ -1,7 +1,6 @@
 """Test the tables, sentences, figures and page of the experiment on independent networks, on made-up results."""
 
 import copy
-import html.parser
 import io
 import json
 import math
@@ -191,11 +190,10 @@ def test_report_is_written_and_the_same_again(results, written, tmp_path):
         assert image.shape[1] > 700 and image[..., :3].std() > 0.05
 
 
-def test_page_is_whole_and_has_the_numbers(results, written):
+def test_page_is_whole_and_has_the_numbers(results, written, tag_reader):
     text = (written[0] / "report.html").read_text(encoding="utf-8")
-    reader = Reader()
-    reader.feed(text)
-    assert reader.open == [] and {"figures", "paths", "soups", "run"} <= reader.ids
+    tag_reader.feed(text)
+    assert tag_reader.open == [] and {"figures", "paths", "soups", "run"} <= tag_reader.ids
     assert text.count("data:image/png;base64") == 3 and "http" not in text.replace("http://www.w3.org", "")
     for row in path_rows(results):
         assert f"{row['barrier']['train']['nll'].mean:.3f} <small" in text
@@ -252,19 +250,3 @@ def test_other_results_are_refused(results, change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_rebasin_report(change(results), tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-class Reader(html.parser.HTMLParser):
-    """Follow which tags are open."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.ids = [], set()
-
-    def handle_starttag(self, tag, attributes):
-        self.ids |= {value for name, value in attributes if name == "id"}
-        if tag not in ("meta", "link", "img", "br", "polyline"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag

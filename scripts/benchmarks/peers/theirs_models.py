@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import torch
+from torch import library
 
 # where torchvision's compiled operations do not load, as beside a torch for CPUs, it asks for these all the same
 try:
@@ -20,9 +21,9 @@ try:
 except RuntimeError:
     for name in [name for name in sys.modules if name.startswith("torchvision")]:
         del sys.modules[name]
-    LIBRARY = torch.library.Library("torchvision", "DEF")
+    operations = library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        operations.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
 import open_clip
 import safetensors.torch

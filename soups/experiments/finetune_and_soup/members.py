@@ -11,6 +11,7 @@ from soups import models, tree
 from soups.evaluate import ensemble_logits
 from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.progress import progress, say
+from soups.experiments.search_space import common_choices
 from soups.finetune import run_sweep, sweep
 
 
@@ -47,10 +48,7 @@ def sweep_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     return sweep.random(
         config["members"],
         seed,
-        learning_rate=sweep.log_uniform(*config["learning_rate"]),
-        weight_decay=sweep.log_uniform(*config["weight_decay"]),
-        label_smoothing=sweep.zero_or(0.5, sweep.uniform(*config["label_smoothing"])),
-        mixup=sweep.zero_or(0.5, sweep.uniform(*config["mixup"])),
+        **common_choices(config),
         augment_operations=sweep.integers(*config["augment_operations"]),
         augment_magnitude=sweep.uniform(*config["augment_magnitude"]),
         epochs=sweep.integers(*config["epochs"]),

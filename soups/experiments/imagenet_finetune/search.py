@@ -15,6 +15,7 @@ from soups.data.random_transforms import (
     random_flip,
     random_resized_crop,
 )
+from soups.experiments.search_space import common_choices
 from soups.finetune import sweep
 
 MINIMAL = "minimal"
@@ -25,10 +26,7 @@ def draw_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     return sweep.random(
         config["members"],
         seed,
-        learning_rate=sweep.log_uniform(*config["learning_rate"]),
-        weight_decay=sweep.log_uniform(*config["weight_decay"]),
-        label_smoothing=sweep.zero_or(0.5, sweep.uniform(*config["label_smoothing"])),
-        mixup=sweep.zero_or(0.5, sweep.uniform(*config["mixup"])),
+        **common_choices(config),
         epochs=sweep.integers(*config["epochs"]),
         augmentation=_augmentation(config),
         seed=sweep.integers(0, 2**31 - 1),

@@ -2,7 +2,6 @@
 
 import copy
 import html
-import html.parser
 import io
 import json
 
@@ -82,14 +81,13 @@ def test_another_pool_has_no_published_numbers(published_results):
     assert draw.scatter(results) is None
 
 
-def test_page_is_whole_and_has_the_numbers(published_results, written):
+def test_page_is_whole_and_has_the_numbers(published_results, written, tag_reader):
     directory, paths = written
     assert paths == [str(directory / name) for name in ("report.html", "figures/imagenet.png", "figures/wise_ft.png")]
     text = (directory / "report.html").read_text(encoding="utf-8")
-    reader = Reader()
-    reader.feed(text)
-    assert reader.open == []
-    assert {"results", "figures", "wise-ft", "beside", "members", "selection", "run"} <= reader.ids
+    tag_reader.feed(text)
+    assert tag_reader.open == []
+    assert {"results", "figures", "wise-ft", "beside", "members", "selection", "run"} <= tag_reader.ids
     assert text.count("<tr>") > 72 + 7 + 6
     assert "rand-m12-n1" in text and "leovewc" in text  # hyper-parameters and sources of the published members
     assert "Logits are multiplied by 1.25." in text and "0.0139" in text  # the weights of the learned soup are shown
@@ -145,19 +143,3 @@ def test_other_results_are_refused(published_results, change, message, tmp_path)
     with pytest.raises(ValueError, match=message):
         write_imagenet_report(change(published_results), tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-class Reader(html.parser.HTMLParser):
-    """Follow which tags are open."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.ids = [], set()
-
-    def handle_starttag(self, tag, attributes):
-        self.ids |= {value for name, value in attributes if name == "id"}
-        if tag not in ("meta", "link", "img", "br", "polyline"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
