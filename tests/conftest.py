@@ -52,11 +52,11 @@ def quick_start():
 def run_both(quick_start):
     """Give a function that runs two processes of one JAX run, and gives what each of them printed.
 
-    It is given a function from the index of a process and a free port to its command. One that fails would leave the
-    other waiting for it: then both are killed.
+    It is given a function from the index of a process and a free port to its command, and the code both must end with.
+    One that fails would leave the other waiting for it: then both are killed.
     """
 
-    def run(command, folder, seconds):
+    def run(command, folder, seconds, code=0):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = str(free.getsockname()[1])
@@ -67,10 +67,10 @@ def run_both(quick_start):
                     output = {"stdout": file, "stderr": subprocess.STDOUT, "env": quick_start, "cwd": ROOT}
                     processes.append(subprocess.Popen(command(index, port), **output))
             deadline, codes = time.monotonic() + seconds, [None, None]
-            while None in codes and not any(codes) and time.monotonic() < deadline:
+            while None in codes and set(codes) <= {None, code} and time.monotonic() < deadline:
                 time.sleep(0.1)
                 codes = [process.poll() for process in processes]
-            assert codes == [0, 0], [log.read_text()[-3000:] for log in logs]
+            assert codes == [code, code], [log.read_text()[-3000:] for log in logs]
         finally:
             for process in processes:
                 process.kill()

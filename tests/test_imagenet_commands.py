@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
@@ -17,24 +16,15 @@ import pytest
 from soups import Pool, tree
 from soups.data.imagenet import SETS
 from soups.evaluate import accuracy
+from soups.finetune.lanes import losses_path
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "experiments"))
+
+from imagenet_small import MAIN_ROWS  # noqa: E402
+
 ARCH = "clip-vit-mini"
 NAMES = [f"model_{index}" for index in range(12)]
-ROWS = [
-    "best member",
-    "best member on the shifts",
-    "mean member",
-    "uniform soup",
-    "greedy soup",
-    "greedy soup, random order 1",
-    "learned soup",
-    "learned soup, per leaf",
-    "ensemble",
-    "greedy ensemble",
-    "WiSE-FT, α by held-out",
-    "WiSE-FT, α = 0.5",
-]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +105,7 @@ def soups_arguments(miniature, folder):
         "--config.evaluate.batch_size=100",
         "--config.greedy.random_orders=1",
         "--config.learned.epochs=1",
-        "--config.learned.batch_size=40",
+        "--config.learned.batch_size=16",
         "--config.wise_ft.alphas=(0.0, 0.5, 1.0)",
     ]
 
@@ -175,7 +165,7 @@ def test_every_row_has_every_set(results):
     main = [row for row in results["rows"] if row["group"] == "main"]
     members = [row for row in results["rows"] if row["group"] == "member"]
     curve = [row for row in results["rows"] if row["group"] == "curve"]
-    assert [row["name"] for row in main] == ROWS
+    assert [row["name"] for row in main] == MAIN_ROWS
     assert [row["name"] for row in members] == NAMES
     assert [row["ingredients"]["model_0"] for row in curve] == [1.0, 0.5, 0.0]
     for row in results["rows"]:
@@ -192,7 +182,7 @@ def test_the_report_and_its_figures_show_all_of_it(cooked, results):
     page = (workdir / "report.html").read_text()
     for name in (row["name"] for row in results["rows"]):
         assert name in page
-    for name in ROWS:
+    for name in MAIN_ROWS:
         assert name in printed
     assert os.path.relpath(workdir / "report.html", ROOT) in printed
     assert page.count("data:image/png;base64,") == 2
@@ -217,11 +207,19 @@ def test_the_same_command_measures_nothing_again(run, cooked, soups_arguments):
 def test_kill_9_and_the_same_command_give_the_same_rows(kill_when, run, results, soups_arguments, folder):
     workdir = folder / "killed_soups"
     arguments = ["run.py", *soups_arguments, f"--workdir={workdir}"]
-    kill_when((workdir / "stages" / "member_model_4.json").exists, *arguments)
-    assert not (workdir / "stages" / "uniform_soup.json").exists()
+    stages, journal, finished = workdir / "stages", workdir / "journals" / "learned_soup.jsonl", {}
+    moments = [
+        ((stages / "member_model_4.json").exists, "uniform_soup"),  # among the members
+        (lambda: journal.exists() and journal.read_text().count("\n") == 2, "learned_per_model"),  # after a step of it
+        ((stages / "wise_ft_0.json").exists, "wise_ft_1"),  # between two places on the path
+    ]
+    for reached, still_missing in moments:
+        kill_when(reached, *arguments)
+        assert not (stages / f"{still_missing}.json").exists()
+        finished |= {path: path.stat().st_mtime_ns for path in stages.glob("*.json")}
     printed = run(*arguments)
-    already, total = map(int, re.search(r"measuring: (\d+)/(\d+) members", printed).groups())
-    assert (already >= 5, total) == (True, 12)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert "measuring: 12/12 members" in printed and "greedy soup" not in printed.partition("soups · ")[0]
     again = json.loads((workdir / "results.json").read_text())
     for part in results.keys() - {"created", "timings"}:
         assert again[part] == results[part]
@@ -247,7 +245,7 @@ def test_kill_9_in_the_middle_of_a_member_gives_the_same_pool(kill_when, run, fi
     training = workdir / "training" / "member_02"
 
     def begun():
-        losses = training / "losses.jsonl"
+        losses = losses_path(training, "member_02")
         return losses.exists() and losses.read_text().count("\n") >= 2
 
     kill_when(begun, *arguments)

@@ -32,12 +32,13 @@ def get_config() -> ConfigDict:
     config.finetune = ConfigDict(dict(batch_size=512, accumulate=1, clip_norm=1.0, warmup_steps=500, save_every=1000))
     config.finetune.dtype = "bfloat16"  # of the computation; weights stay in float32
     config.finetune.remat = False  # compute activations again in the backward pass, to save memory
-    config.finetune.mesh = (-1, 1)  # devices on the axes "data" and "model"; -1: all there are
-    config.finetune.shard = False  # cut weights and optimizer state over the devices
+    # devices on the axes "pool" (members that are trained side by side), "data" (-1: all that are left) and "model"
+    config.finetune.mesh = (1, -1, 1)
+    config.finetune.shard = False  # cut a member's weights and optimizer state over its devices
     config.finetune.sam_radius = 0.0  # above 0: sharpness-aware minimisation, at twice the cost
     config.finetune.ema_decays = ()  # such as (0.999, 0.9999999): each has a pool of its own beside that of the members
     config.finetune.num_threads = 8  # in each worker
-    config.finetune.num_workers = 8  # processes that decode and augment
+    config.finetune.num_workers = 8  # processes on each host that decode and augment, shared by the members on it
 
     config.sweep = ConfigDict(dict(members=71, learning_rate=(1e-6, 1e-4), weight_decay=(1e-4, 10**-0.2)))
     config.sweep.label_smoothing = (0.0, 0.25)  # with probability 1/2, else none

@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
 
     # float32: the precision of the published numbers; tensorfloat32 and bfloat16 are faster and change some images
     config.evaluate = ConfigDict(dict(batch_size=1000, precision="float32"))
+    # in which the host keeps members; auto: bfloat16 if half the free memory holds all of them only so, else float32
+    config.evaluate.members_dtype = "auto"
     config.greedy = ConfigDict(dict(random_orders=3))
     config.learned = ConfigDict(dict(learning_rate=0.05, epochs=5, batch_size=256))
     # base "": the first member (model_0, the linear probe); member "": the best other one on held-out data

@@ -11,10 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Give a function that reports `n` more finished units, with rate and time to go."""
+def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Give a function that reports `n` more finished units, with rate and time to go; an earlier run finished `done`.
+
+    Both are measured from the first report on, before which programs are compiled; until there is a second, from the
+    start.
+    """
     show = _bar if sys.stdout.isatty() and jax.process_index() == 0 else _lines
-    with show(what, total, unit) as advance:
+    with show(what, total, unit, done) as advance:
         yield advance
 
 
@@ -25,7 +29,7 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _bar(what, total, unit):
+def _bar(what, total, unit, done):
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
@@ -35,28 +39,43 @@ def _bar(what, total, unit):
         TextColumn("ETA"),
         TimeRemainingColumn(elapsed_when_finished=False),
     ]
-    start, done = time.monotonic(), 0
+    pace = _Pace(done)
     with Progress(*columns, console=Console()) as bars:
-        task = bars.add_task(what, total=total, rate="")
+        task = bars.add_task(what, total=total, completed=done, rate="")
 
         def advance(number):
-            nonlocal done
-            done += number
-            bars.update(task, advance=number, rate=f"{done / (time.monotonic() - start):.3g}/s")
+            pace.add(number)
+            bars.update(task, advance=number, rate=f"{pace.rate:.3g}/s")  # which measures its own time to go so, too
 
         yield advance
 
 
 @contextlib.contextmanager
-def _lines(what, total, unit):
-    start, done = time.monotonic(), 0
+def _lines(what, total, unit, done):
+    pace = _Pace(done)
+    if done:
+        say(f"{what}: {done}/{total} {unit} were finished before")
 
     def advance(number):
-        nonlocal done
-        done += number
-        elapsed = time.monotonic() - start
-        rate = done / max(elapsed, 1e-9)
-        left = f"{(total - done) / rate:.0f} s" if rate else "?"
-        say(f"{what}: {done}/{total} {unit}, {elapsed:.0f} s, {rate:.3g}/s, ETA {left}")
+        pace.add(number)
+        left = f"{(total - pace.done) / pace.rate:.0f} s" if pace.rate else "?"
+        say(f"{what}: {pace.done}/{total} {unit}, {pace.elapsed:.0f} s, {pace.rate:.3g}/s, ETA {left}")
 
     yield advance
+
+
+class _Pace:
+    """Count units and how fast they are finished."""
+
+    def __init__(self, done):
+        self._start = time.monotonic()
+        self._begun, self._first = (done, 0.0), None
+        self.done, self.elapsed, self.rate = done, 0.0, 0.0
+
+    def add(self, number):
+        self.done += number
+        self.elapsed = time.monotonic() - self._start
+        before, since = self._first or self._begun
+        self.rate = (self.done - before) / max(self.elapsed - since, 1e-9)
+        if self._first is None and number:
+            self._first = self.done, self.elapsed

@@ -1,5 +1,6 @@
 """Fine-tune members: the training step, the loops, sweeps, and averages along a trajectory."""
 
+from soups.finetune.lanes import finetune_lanes as finetune_lanes
 from soups.finetune.loop import finetune as finetune
 from soups.finetune.probe import extract_features as extract_features
 from soups.finetune.probe import probe_on_features as probe_on_features

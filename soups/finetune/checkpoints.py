@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,11 +38,14 @@ def save_state(directory: pathlib.Path, step: int, state: tree.Tree, position: A
     on_first_process(lambda: _finish(fresh, final, positions))
 
 
-def restore_state(directory: pathlib.Path, abstract: tree.Tree) -> tuple[int, tree.Tree, Any] | None:
+def restore_state(
+    directory: pathlib.Path, abstract: tree.Tree, choose: Callable[[list[Any]], Any] | None = None
+) -> tuple[int, tree.Tree, Any] | None:
     """Give (step, state, position) of the newest whole checkpoint, or None if there is none yet.
 
-    `abstract`: the state as jax.ShapeDtypeStructs with shardings. A damaged checkpoint is passed over, with a line in
-    the log. With several JAX processes all of them must call it.
+    `abstract`: the state as jax.ShapeDtypeStructs with shardings. `choose` gives this process's position from those of
+    all that wrote; by default its own. A damaged checkpoint is passed over, with a line in the log. With several JAX
+    processes all of them must call it.
 
     Raises:
         ValueError: all checkpoints are damaged, or the state has other leaves or shapes than `abstract`; the loaders of
@@ -53,7 +57,7 @@ def restore_state(directory: pathlib.Path, abstract: tree.Tree) -> tuple[int, tr
         problems = on_first_process(lambda path=path: _problems(path))
         if not problems:
             positions = on_first_process(lambda path=path: json.loads((path / _POSITIONS).read_text()))
-            return int(name.removeprefix("step_")), load(path / "state", abstract), _mine(positions)
+            return int(name.removeprefix("step_")), load(path / "state", abstract), (choose or _mine)(positions)
         logging.getLogger(__name__).error("%s is damaged and passed over: %s", path, "; ".join(problems))
     if names:
         raise ValueError(f"every checkpoint in {directory} is damaged: {', '.join(names)}; remove them to begin anew")

@@ -69,7 +69,7 @@ def finetune(
     given = {name: value for name, value in hyperparameters.items() if name != "num_steps"}
     hyperparameters = typed(complete(given) | {"num_steps": total})
     step = step or jit_step(training)
-    state = jax.jit(lambda params: init_state(training, params))(params)
+    state = training.begin(params)
     # DO NOT CHANGE THE ORDER OF OPERATIONS: the batch of a step, its key and its rate all follow from the step's index.
     for index in range(total):
         batch = next(iterator, None)

@@ -1,6 +1,7 @@
 """Train a linear probe: features of a frozen trunk once, then logistic regression on them."""
 
 import math
+import os
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from soups.data.dataset import decode, read_example
 from soups.data.transforms import Transform
 from soups.evaluate.cache import LogitCache
 from soups.evaluate.evaluator import Evaluator
+from soups.pool import digest
+from soups.recipes._journal import Journal
 
 STRENGTHS = tuple(float(f"1e{power}") for power in range(-7, 3))  # C of Kumar et al., from strong to weak decay
 _CHUNK = 4096  # examples whose logits are held at a time
@@ -68,6 +71,7 @@ def probe_on_features(
     max_iterations: int = 200,
     mesh: Mesh | None = None,
     on_strength: Callable[[dict[str, float]], None] = lambda row: None,
+    journal: str | os.PathLike | None = None,
 ) -> dict[str, np.ndarray]:
     """Fit a head to features by logistic regression: {"kernel" [D, C], "bias" [C]} in float32.
 
@@ -84,21 +88,28 @@ def probe_on_features(
         max_iterations: of L-BFGS, for each strength.
         mesh: shards the examples over its axis "data".
         on_strength: called with each {"strength", "loss" (mean), "iterations", "accuracy" (held-out, or NaN)}.
+        journal: a file for the head of each strength; the same call after a crash fits no strength twice.
 
     Raises:
         ValueError: features, labels and classes that do not fit; features that are not finite or all equal; strengths
-            that are not positive; several of them and nothing held out.
+            that are not positive; several of them and nothing held out; a journal of another probe.
+        OSError: the journal cannot be written; its path is in the message.
 
     Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022, arXiv
     2202.10054, as their code does.
     """
     _check(features, labels, num_classes, strengths, held_out)
     mean, scale = float(np.mean(features, dtype=np.float64)), float(np.std(features, dtype=np.float64))
+    log = _opened(journal, features, labels, num_classes, strengths, max_iterations)
     measured = _objective(features, labels, num_classes, mean, scale, mesh)
     flat = np.zeros((features.shape[1] + 1) * num_classes)
     best, best_accuracy = None, -math.inf
     for strength in sorted(strengths):
-        flat, row = _fit(measured, flat, num_classes, strength * len(labels), max_iterations)
+        done = log.replay("strength", strength)
+        if done is None:
+            flat, row = _fit(measured, flat, num_classes, strength * len(labels), max_iterations)
+            done = log.write({"kind": "strength", "member": strength, "row": row, "head": flat.tolist()})
+        flat, row = np.asarray(done["head"]), done["row"]
         head = _unscaled(flat.reshape(-1, num_classes), mean, scale)
         accuracy = _accuracy(head, *held_out) if held_out is not None else math.nan
         on_strength({"strength": strength, **row, "accuracy": accuracy})
@@ -147,6 +158,13 @@ def _problems(name, features, labels, num_classes):
         yield f"{name} hold NaN or infinity"
     elif features.min() == features.max():
         yield f"{name} are all equal"
+
+
+def _opened(journal, features, labels, num_classes, strengths, max_iterations) -> Journal:
+    if journal is None:
+        return Journal(None, {})  # hashing the features takes a while
+    settings = {"num_classes": num_classes, "strengths": sorted(strengths), "max_iterations": max_iterations}
+    return Journal(journal, {"recipe": "linear probe", **settings, "data": digest({"x": features, "y": labels})})
 
 
 def _objective(features, labels, num_classes, mean, scale, mesh):

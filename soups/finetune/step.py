@@ -1,6 +1,7 @@
 """Build the training step: one pure function from state and batch to state."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,6 +77,11 @@ class Training:
             raise ValueError(f"ema_decays must be at least 0 and below 1, not {wrong[0]}")
         if len(set(self.ema_decays)) < len(self.ema_decays):
             raise ValueError(f"ema_decays names a decay twice: {self.ema_decays}")
+
+    @functools.cached_property
+    def begin(self) -> Callable[[tree.Tree], dict[str, Any]]:
+        """Give `init_state` of this training, compiled once for all members that begin with the same shapes."""
+        return jax.jit(functools.partial(init_state, self))
 
 
 def learning_rate(step, num_steps, warmup_steps, peak):

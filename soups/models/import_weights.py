@@ -17,11 +17,11 @@ from soups.tree import Tree
 def import_weights(path, arch: str | Architecture, *, num_classes: int | None = None) -> Tree:
     """Read the weights of an image classifier from a published file, as nested dicts of float32 arrays.
 
-    `path`: a torch file (.pt, .pth, .bin) or .safetensors, or a folder of Hugging Face or open_clip, with the names of
-    the released model soups, OpenAI's CLIP, open_clip, Hugging Face's CLIP or ViT, timm's ViT or torchvision's ResNet;
-    or an .npz file of AugReg or big_vision. `arch`: one of `soups.models.architectures.ARCHITECTURES`, or an
-    `Architecture` of your own. CLIP's text tower is left out. `num_classes`: a file without a head gets one of zeros;
-    None leaves it without.
+    `path`: a torch file (.pt, .pth, .bin; also a TorchScript archive, as OpenAI's CLIP is) or .safetensors, or a folder
+    of Hugging Face or open_clip, with the names of the released model soups, OpenAI's CLIP, open_clip, Hugging Face's
+    CLIP or ViT, timm's ViT or torchvision's ResNet; or an .npz file of AugReg or big_vision. `arch`: one of
+    `soups.models.architectures.ARCHITECTURES`, or an `Architecture` of your own. CLIP's text tower is left out.
+    `num_classes`: a file without a head gets one of zeros; None leaves it without.
 
     The arrays are read-only views of the mapped file, transposed where the names' owner keeps matrices the other way,
     so that nothing is read or copied before its use; leave the file as it is while they are used. Only what is not

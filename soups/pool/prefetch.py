@@ -23,7 +23,6 @@ def prefetched(
     ahead: int = 2,
     keep_bytes: int | None = None,
     dtype=None,
-    device: jax.Device | jax.sharding.Sharding | None = None,
 ) -> Mapping[str, tree.Tree]:
     """Give the members by the same names, read in threads ahead of need and kept in memory while there is room.
 
@@ -37,37 +36,48 @@ def prefetched(
         ahead: how many members are read ahead, and so wait in memory beyond those that are kept.
         keep_bytes: the most bytes of members to keep; 0 keeps none. Default: half the memory that is free now.
         dtype: what float32 and wider leaves are rounded to, such as "bfloat16", which keeps twice as many members.
-            They are given in their own dtype, always rounded. Default: they stay as they are.
-        device: where they are put each time they are asked for, such as `jax.devices()[0]`. A greedy soup is then mixed
-            there, which is faster. What is kept is on the host all the same; where nothing is to be kept, members go
-            from their files to the device without a copy on the host.
+            They are given in their own dtype, always rounded. Default: they stay as they are. See `kept_dtype`.
 
     Returns:
-        A mapping to nested dicts of NumPy arrays in memory, not in mapped files, or of JAX arrays on the `device`. Its
-        members must not be changed.
+        A mapping to nested dicts of NumPy arrays in memory, not in mapped files, which must not be changed. Its method
+        `as_kept(name)` gives a member in the dtype in which it is kept.
 
     Raises:
         ValueError: no members, an unknown name in `order`, or `ahead` or `keep_bytes` below 0.
     """
     members = _members.as_mapping(members)
     order = [check_name(name, members, "member") for name in (members if order is None else order)]
-    keep_bytes = int(_SHARE * _free_bytes()) if keep_bytes is None else keep_bytes
+    keep_bytes = _room() if keep_bytes is None else keep_bytes
     if ahead < 0 or keep_bytes < 0:
         raise ValueError(f"ahead and keep_bytes must be at least 0, not {ahead} and {keep_bytes}")
     dtype = None if dtype is None else jax.numpy.dtype(dtype)
-    return _Prefetched(members, order, ahead, keep_bytes, dtype, device)
+    return _Prefetched(members, order, ahead, keep_bytes, dtype)
+
+
+def kept_dtype(members: _members.Members) -> str:
+    """Choose the dtype in which `prefetched` keeps members: "bfloat16" if they fit into half the free memory only so.
+
+    Otherwise "float32": where all fit as they are, and where they would not fit even so, since some are then read again
+    anyway. Members are taken to be as large as the first.
+
+    Raises:
+        ValueError: no members.
+    """
+    members = _members.as_mapping(members)
+    floats = [leaf for leaf in jax.tree.leaves(members[next(iter(members))]) if tree.is_float(leaf)]
+    wide = len(members) * sum(leaf.nbytes for leaf in floats)
+    narrow = len(members) * sum(2 * leaf.size for leaf in floats)
+    return "bfloat16" if narrow <= _room() < wide else "float32"
 
 
 class _Prefetched(Mapping):
-    def __init__(self, members, order, ahead, keep_bytes, dtype, device):
+    def __init__(self, members, order, ahead, keep_bytes, dtype):
         self._members = members
         self._order = order
         self._places = {name: place for place, name in enumerate(order)}
         self._ahead = ahead
         self._room = keep_bytes
         self._dtype = dtype
-        self._device = device
-        self._at_once = device if keep_bytes == 0 and dtype is None else None
         self._kept = {}
         self._coming: dict[str, concurrent.futures.Future] = {}
         self._lock = threading.Lock()
@@ -83,18 +93,24 @@ class _Prefetched(Mapping):
         return name in self._members
 
     def __getitem__(self, name: str) -> tree.Tree:
+        return jax.tree.map(_given, *self._stored(name))
+
+    def as_kept(self, name: str) -> tree.Tree:
+        """Give a member in the dtype in which it is kept."""
+        return self._stored(name)[0]
+
+    def _stored(self, name):
         with self._lock:
             self._start(name)
             coming = self._coming.get(name)
             stored = self._kept.get(name)
-        if stored is None:
-            stored = self._arrived(name, coming)
-        member = jax.tree.map(_given, *stored)
-        return member if self._device is None else jax.device_put(member, self._device)
+        return self._arrived(name, coming) if stored is None else stored
 
     @property
     def digest(self):
-        """Give what tells a member's digest, where the members know theirs."""
+        """Give what tells a member's digest, where the members know theirs and are not rounded."""
+        if self._dtype is not None:
+            raise AttributeError("rounded members are not those whose digests are known")
         return self._members.digest
 
     def _start(self, name):
@@ -102,7 +118,7 @@ class _Prefetched(Mapping):
         place = self._places.get(name, len(self._order))
         for wanted in (name, *self._order[place + 1 : place + 1 + self._ahead]):
             if wanted not in self._kept and wanted not in self._coming:
-                self._coming[wanted] = self._threads.submit(_read, self._members, wanted, self._dtype, self._at_once)
+                self._coming[wanted] = self._threads.submit(_read, self._members, wanted, self._dtype)
         # those a little before stay too: several threads may ask for neighbours in any order
         near = self._order[max(0, place - self._ahead) : place + 1 + self._ahead]
         for other, future in list(self._coming.items()):
@@ -130,11 +146,9 @@ class _Prefetched(Mapping):
             self._kept[name] = stored
 
 
-def _read(members, name, dtype, device):
+def _read(members, name, dtype):
     """Give a member's leaves as they are kept, and the dtypes in which they are given."""
     member = members[name]
-    if device is not None:
-        return jax.device_put(member, device), jax.tree.map(lambda leaf: leaf.dtype, member)
     return jax.tree.map(lambda leaf: _in_memory(leaf, dtype), member), jax.tree.map(lambda leaf: leaf.dtype, member)
 
 
@@ -150,6 +164,10 @@ def _in_memory(leaf, dtype):
 
 def _given(leaf, dtype):
     return leaf if leaf.dtype == dtype else leaf.astype(dtype)
+
+
+def _room():
+    return int(_SHARE * _free_bytes())
 
 
 def _free_bytes():

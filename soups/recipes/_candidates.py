@@ -31,11 +31,14 @@ class Candidate(NamedTuple):
 
 
 class Candidates:
-    """Make candidates from members and score them one at a time."""
+    """Make candidates from members, on a device or where the members are, and score them one at a time."""
 
-    def __init__(self, members: Mapping[str, tree.Tree], score: Callable[[tree.Tree], float]):
+    def __init__(
+        self, members: Mapping[str, tree.Tree], score: Callable[[tree.Tree], float], device: jax.Device | None = None
+    ):
         self._members = members
         self._score = score
+        self._device = device
         self._first = None
 
     def scored(self, names: Sequence[str], soup: Growing) -> Candidate:
@@ -50,6 +53,8 @@ class Candidates:
             ValueError: the member has another structure than the first that was read.
         """
         member = self._read(name)
+        if self._device is not None:
+            member = jax.device_put(member, self._device)
         mean, nonfinite = _mean_with(soup, member) if soup.count else (tree.widen(member), tree.nonfinite_names(member))
         if nonfinite:
             return Candidate(None, None, f"NaN or infinity in {', '.join(nonfinite)}")

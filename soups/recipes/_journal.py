@@ -1,4 +1,4 @@
-"""Write down decisions one by one, so that a killed run goes on where it was."""
+"""Write down decisions one by one, or the state so far, so that a killed run goes on where it was."""
 
 import json
 import os
@@ -15,26 +15,27 @@ class Journal:
     """Keep records in a file of JSON lines; without a path, in memory.
 
     The first line states what is being decided; a journal of something else is refused. A last line that was cut off
-    by a crash is dropped. Of several JAX processes the first one reads and writes, and all get the same records.
+    by a crash is dropped. Records are appended (`write`) or the newest alone is kept (`keep`). Of several JAX
+    processes the first one reads and writes, and all get the same records.
     """
 
     def __init__(self, path: str | os.PathLike | None, header: dict[str, Any]):
         self._path = pathlib.Path(path) if path is not None else None
         self._old: list[dict[str, Any]] = []
         if self._path is not None:
-            self._old = on_first_process(lambda: self._open(header))
+            self._header = json.dumps(header)
+            self._old = on_first_process(self._open)
 
-    def _open(self, header):
-        header = json.loads(json.dumps(header))
+    def _open(self):
         lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
-        if lines and json.loads(lines[0]) != header:
+        if lines and (differences := _differences(lines[0], self._header)):
             raise ValueError(
-                f"journal {self._path} belongs to another selection:\n  there: {lines[0]}\n"
-                f"  here:  {json.dumps(header)}\nRemove it, or give another path."
+                f"journal {self._path} belongs to another selection:\n" + "\n".join(differences) + "\n"
+                "Remove it, or give another path."
             )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # rewrite what is whole, so a cut-off line never stays in the middle
-        replace_file(self._path, "".join(line + "\n" for line in lines or [json.dumps(header)]))
+        replace_file(self._path, "".join(line + "\n" for line in lines or [self._header]))
         return [json.loads(line) for line in lines[1:]]
 
     def replay(self, kind: str, member: str) -> dict[str, Any] | None:
@@ -42,6 +43,10 @@ class Journal:
         if self._old and (self._old[0]["kind"], self._old[0]["member"]) == (kind, member):
             return self._old.pop(0)
         return None
+
+    def newest(self) -> dict[str, Any] | None:
+        """Give the last old record, else None."""
+        return self._old[-1] if self._old else None
 
     def write(self, record: dict[str, Any]) -> dict[str, Any]:
         """Append a record and see it to the disk.
@@ -58,3 +63,21 @@ class Journal:
             except OSError as error:
                 raise cannot_write(self._path, error) from error
         return record
+
+    def keep(self, record: dict[str, Any]) -> None:
+        """Put a record in the place of all others.
+
+        Raises:
+            OSError: the disk is full or cannot be written to; the path is in the message, and the old records stay.
+        """
+        if self._path is not None and jax.process_index() == 0:
+            replace_file(self._path, f"{self._header}\n{json.dumps(record)}\n")
+
+
+def _differences(there, here):
+    there, here = json.loads(there), json.loads(here)
+    return [
+        f"  {name}: {there.get(name, '(absent)')} there, {here.get(name, '(absent)')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from soups import tree
@@ -26,6 +27,7 @@ def greedy(
     mode: str = "max",
     accept: str = "gt",
     journal: str | os.PathLike | None = None,
+    device: jax.Device | None = None,
 ) -> Soup:
     """Add members one by one, keeping each that improves the held-out score of the average: the greedy soup.
 
@@ -42,6 +44,8 @@ def greedy(
         mode: "max" if more is better, "min" if less is.
         accept: "gt" for strictly better, as the published code; "ge" for not worse, as the paper's text and DiWA.
         journal: a file for all decisions; the same call goes on from it after a crash and evaluates nothing twice.
+        device: where members are put to be mixed and evaluated, such as `jax.devices()[0]`; those of mapped files go
+            there without a copy on the host. Default: they stay where they are, so NumPy arrays are mixed by NumPy.
 
     Raises:
         ValueError: no (finite) members, other structures, unknown member, metric, mode or rule, or a journal of
@@ -52,7 +56,7 @@ def greedy(
     """
 
     def candidates_of(members):
-        return Candidates(members, lambda params: pick_metric(evaluate(params), metric))
+        return Candidates(members, lambda params: pick_metric(evaluate(params), metric), device)
 
     rules = {"mode": mode, "accept": accept, "metric": metric}
     return select(members, candidates_of, rules, scores=scores, order=order, journal=journal)

@@ -1,5 +1,8 @@
 """Learn the mixing weights of a soup by gradient descent."""
 
+import functools
+import itertools
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,6 +11,7 @@ import numpy as np
 
 from soups import tree
 from soups.recipes import _leaves, _members, _optimizer
+from soups.recipes._journal import Journal
 from soups.recipes.soup import Soup, digests
 
 
@@ -18,6 +22,8 @@ def learned(
     *,
     per: str = "model",
     learning_rate: float = 0.05,
+    dtype=None,
+    journal: str | os.PathLike | None = None,
 ) -> Soup:
     """Mix members with softmax weights and a temperature that minimise a held-out loss: the learned soup.
 
@@ -32,12 +38,18 @@ def learned(
         batches: the held-out batches, in order, one step each; repeat them for more epochs.
         per: "model" for one weight for each member, "leaf" for one for each leaf and member.
         learning_rate: of the weights a and of β; the published code uses 0.05 for 5 epochs.
+        dtype: of the mixed weights, for the loss and as they are returned, such as "float32" where members are kept in
+            bfloat16. Default: that of the members.
+        journal: a file for the state after the last step; the same call goes on from it after a crash, to the bit, and
+            passes over the batches that were used.
 
     Returns:
         A soup whose history has the loss of every step; with per="leaf" `ingredients` holds the mean over the leaves.
 
     Raises:
-        ValueError: no (finite) members, other structures, no batches, another `per`, or a loss that is not finite.
+        ValueError: no (finite) members, other structures, no batches, another `per`, a loss that is not finite, or a
+            journal of other members or settings, or of more batches.
+        OSError: the journal cannot be written; its path is in the message.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.
     """
@@ -46,36 +58,41 @@ def learned(
     members = _members.as_mapping(members)
     names = list(members)
     trees = [members[name] for name in names]
+    leaf_names = tree.names(trees[0])
+    known = {"members": names, "digests": digests(members, names), "num_leaves": len(leaf_names)}
+    dtype = None if dtype is None else jax.numpy.dtype(dtype)
+    known["dtype"] = str(dtype)
+    log = Journal(journal, {"recipe": "learned", "per": per, "learning_rate": learning_rate, **known})
     for name, member in zip(names, trees, strict=True):
         if bad := tree.nonfinite_names(member):
             raise ValueError(f"NaN or infinity in member {name}: {', '.join(bad)}")
     tree.check_same_structure(trees, names)
-    leaf_names = tree.names(trees[0])
     rows = 1 if per == "model" else len(leaf_names)
     variables = {"mixing": np.ones((rows, len(names)), np.float32), "temperature": np.float32(1.0)}
-    variables, history = _descend(variables, trees, loss, batches, learning_rate)
+    mix = functools.partial(_mix, trees, dtype=dtype)
+    variables, history = _descend(variables, trees, mix, loss, batches, learning_rate, log)
     weights = _softmax(variables["mixing"])
     return Soup(
-        params=_mix(trees, weights),
+        params=mix(weights),
         recipe={"name": "learned", "per": per, "learning_rate": learning_rate, "num_steps": len(history)},
         ingredients={name: float(weight) for name, weight in zip(names, weights.mean(0), strict=True)},
         history=history,
         leaf_weights=None if per == "model" else _by_leaf(weights, leaf_names, names),
         temperature=float(variables["temperature"]),
-        digests=digests(members, names),
+        digests=known["digests"],
     )
 
 
-def _descend(variables, trees, loss, batches, learning_rate):
+def _descend(variables, trees, mix, loss, batches, learning_rate, log):
     import optax  # takes a third of a second to import
 
     optimizer = optax.adamw(learning_rate, weight_decay=0.0)
     gradient = jax.jit(_float_gradient(loss))
     update = jax.jit(lambda grads, state, now: _optimizer.apply(optimizer, grads, state, now))
-    state, history = optimizer.init(variables), []
-    for batch in batches:
+    variables, state, history = _restored(log, variables, optimizer.init(variables))
+    for batch in _unused(batches, len(history)):
         weights = _softmax(variables["mixing"])
-        value, leaf_grads, temperature_grad = gradient(_mix(trees, weights), batch, variables["temperature"])
+        value, leaf_grads, temperature_grad = gradient(mix(weights), batch, variables["temperature"])
         if not np.isfinite(value):
             raise ValueError(
                 f"the loss is {float(value)} at step {len(history)}: lower the learning rate, or look at the batch"
@@ -87,9 +104,30 @@ def _descend(variables, trees, loss, batches, learning_rate):
         mixing_grad = weights * (products - (weights * products).sum(1, keepdims=True))  # through the softmax
         variables, state = update({"mixing": mixing_grad, "temperature": temperature_grad}, state, variables)
         history.append(float(value))
+        leaves = jax.device_get(jax.tree.leaves((variables, state)))
+        log.keep({"losses": history, "state": [leaf.tolist() for leaf in leaves]})  # floats in JSON lose no bit
     if not history:
         raise ValueError("no batches were given: the learned soup needs held-out data")
     return jax.device_get(variables), history
+
+
+def _restored(log, variables, state):
+    """Give variables, optimizer state and losses as a killed run had them after its last step, else the first ones."""
+    kept = log.newest()
+    if kept is None:
+        return variables, state, []
+    leaves, structure = jax.tree.flatten((variables, state))
+    leaves = [np.asarray(kept, leaf.dtype) for kept, leaf in zip(kept["state"], leaves, strict=True)]
+    return *jax.tree.unflatten(structure, leaves), kept["losses"]
+
+
+def _unused(batches, used):
+    """Give the batches after the first `used` ones."""
+    batches = iter(batches)
+    given = sum(1 for _ in itertools.islice(batches, used))
+    if given < used:
+        raise ValueError(f"the journal has {used} steps, but only {given} batches were given: give all, or remove it")
+    return batches
 
 
 def _float_gradient(loss):
@@ -110,13 +148,18 @@ def _softmax(mixing):
     return np.asarray(exponentials / exponentials.sum(1, keepdims=True), np.float32)
 
 
-def _mix(trees, weights):
+def _mix(trees, weights, dtype):
     """Mix leaf by leaf; row l of `weights` [L or 1, K] is for leaf l."""
+
+    def mixed(column, row):
+        if dtype is None or not tree.is_float(column[0]):
+            return tree.weighted_sum(column, row)
+        return tree.mix(tree.widen_leaves(column), row).astype(dtype)
+
     leaves, structure = jax.tree.flatten(trees[0])
     columns = list(zip(*map(jax.tree.leaves, trees), strict=True))
     rows = np.broadcast_to(weights, (len(leaves), weights.shape[1]))
-    mixed = [tree.weighted_sum(column, row) for column, row in zip(columns, rows, strict=True)]
-    return jax.tree.unflatten(structure, mixed)
+    return jax.tree.unflatten(structure, map(mixed, columns, rows))
 
 
 def _inner_products(grads, trees):

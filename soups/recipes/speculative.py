@@ -4,6 +4,8 @@ import concurrent.futures
 import os
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
+
 from soups import tree
 from soups.recipes import _members
 from soups.recipes._candidates import Candidate, Candidates, Growing
@@ -22,6 +24,7 @@ def greedy_speculative(
     mode: str = "max",
     accept: str = "gt",
     journal: str | os.PathLike | None = None,
+    device: jax.Device | None = None,
 ) -> Soup:
     """Make the greedy soup with `width` candidates evaluated at once: the same soup as that of `greedy`, to the bit.
 
@@ -37,7 +40,7 @@ def greedy_speculative(
         evaluate_many: gives the held-out scores of a list of at most `width` weights, as `soups.evaluate.parallel`'s
             `ParallelEvaluator` does; a round may be shorter.
         width: how many candidates are evaluated at once.
-        members, scores, order, metric, mode, accept, journal: as for `greedy`.
+        members, scores, order, metric, mode, accept, journal, device: as for `greedy`.
 
     Raises:
         ValueError: as `greedy`; a width below 1; or scores that are not as many as the candidates.
@@ -59,7 +62,7 @@ def greedy_speculative(
     try:
         return select(
             members,
-            lambda members: _AtOnce(members, scores_of, width, threads),
+            lambda members: _AtOnce(members, scores_of, width, threads, device),
             rules,
             scores=scores,
             order=order,
@@ -72,8 +75,8 @@ def greedy_speculative(
 class _AtOnce(Candidates):
     """Make candidates in threads ahead of need, and score `width` of them at once."""
 
-    def __init__(self, members, scores_of, width, threads):
-        super().__init__(members, None)
+    def __init__(self, members, scores_of, width, threads, device):
+        super().__init__(members, None, device)
         self._scores_of = scores_of
         self._width = width
         self._threads = threads

@@ -14,6 +14,20 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 ARCH, CLASSES = "clip-vit-mini", 20
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # slower, and there sooner
+MAIN_ROWS = [  # of one random order and with ½ on the path
+    "best member",
+    "best member on the shifts",
+    "mean member",
+    "uniform soup",
+    "greedy soup",
+    "greedy soup, random order 1",
+    "learned soup",
+    "learned soup, per leaf",
+    "ensemble",
+    "greedy ensemble",
+    "WiSE-FT, α by held-out",
+    "WiSE-FT, α = 0.5",
+]
 
 
 def make_folder(folder):
@@ -49,7 +63,8 @@ def finetune_config(folder):
     config["probe"] = {"strengths": (1.0, 100.0), "max_iterations": 20}
     config["finetune"] |= {"batch_size": 128, "save_every": 2, "num_threads": 0, "num_workers": 0, "dtype": "float32"}
     # a norm that is never reached: over the shards of several processes it is added up in another order
-    config["finetune"] |= {"mesh": (-1, 2), "shard": True, "clip_norm": 1e6, "ema_decays": (0.0, 0.9)}
+    config["finetune"] |= {"mesh": (2, -1, 1), "shard": True, "clip_norm": 1e6, "ema_decays": (0.0, 0.9)}
+    config["finetune"]["sam_radius"] = 0.05
     config["sweep"] |= {"members": 2, "epochs": (1, 1), "learning_rate": (1e-4, 1e-3)}
     config["evaluate"]["batch_size"] = 20  # on four devices the only size of a batch, whatever the set: one compilation
     return config

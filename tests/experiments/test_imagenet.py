@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,11 +20,21 @@ from soups.experiments.imagenet_soups import cooking
 from soups.experiments.imagenet_soups.members import open_members
 from soups.finetune import loop
 from soups.models.architectures import architecture
+from soups.pool import digest, prefetch
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from imagenet_small import ARCH, CLASSES, QUICK, changed, finetune_config, make_folder, soups_config  # noqa: E402
+from imagenet_small import (  # noqa: E402
+    ARCH,
+    CLASSES,
+    MAIN_ROWS,
+    QUICK,
+    changed,
+    finetune_config,
+    make_folder,
+    soups_config,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,26 +74,36 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finetuned(folder):
-    """Give the pools of a fine-tuning that was interrupted in its second member, and the batches after that."""
-    drawn, real = [], finetune_members._batches
+    """Give the pools of a fine-tuning that was interrupted in the middle of its group, and while the members of it were
 
-    def cut(setting, seed, policy):
-        batches = iter(real(setting, seed, policy))
-        drawn.append(policy)
-        return Cut(batches, 3) if len(drawn) == 2 else batches
+    added; the digests that were there then; and the batches after the first interruption and after the second."""
+    drawn, counted, config = [], ([], []), finetune_config(folder)
+    real, add = finetune_members._batches, finetune_members._add
 
-    config = finetune_config(folder)
+    def cut(*args):
+        drawn.append(args)
+        return Cut(iter(real(*args)), 3 if len(drawn) == 2 else -1)
+
+    def not_the_last(setting, pool, name, *rest):
+        if pool is setting.pool and name == "member_02":
+            raise KeyboardInterrupt
+        return add(setting, pool, name, *rest)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetune_members, "_batches", cut)
         with pytest.raises(KeyboardInterrupt):
             imagenet_finetune.run(config, folder / "finetune")
+        patch.setattr(finetune_members, "_batches", lambda *args: _counted(iter(real(*args)), counted[0]))
+        patch.setattr(finetune_members, "_add", not_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            imagenet_finetune.run(config, folder / "finetune")
         before = Pool(folder / "finetune" / "pool")
         digests = {name: before.digest(name) for name in before}
-        counted = []
-        patch.setattr(finetune_members, "_batches", lambda *args: _counted(iter(real(*args)), counted))
+        patch.setattr(finetune_members, "_batches", lambda *args: _counted(iter(real(*args)), counted[1]))
+        patch.setattr(finetune_members, "_add", add)
         paths = imagenet_finetune.run(config, folder / "finetune")
     assert [pathlib.Path(path).name for path in paths] == ["pool", "pool_ema_0.0", "pool_ema_0.9"]
-    return *map(Pool, paths), digests, counted
+    return *map(Pool, paths), digests, [len(batches) for batches in counted]
 
 
 def _counted(batches, counted):
@@ -179,9 +200,11 @@ def test_an_interrupted_fine_tuning_goes_on_at_its_last_checkpoint(folder, finet
     pool, *_, digests, counted = finetuned
     assert set(digests) == {"member_00", "member_01"}
     assert {name: pool.digest(name) for name in digests} == digests
-    assert len(counted) == 4 - 2  # 440 images in batches of 128 are 4 steps, and the second was kept
-    losses = (folder / "finetune" / "losses" / "member_02.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in losses] == list(range(4))
+    # 440 images in batches of 128 are 4 steps of each of two members, and the second was kept; then all of them
+    assert counted == [2 * (4 - 2), 0]
+    for name in ("member_01", "member_02"):
+        losses = (folder / "finetune" / "losses" / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in losses] == list(range(4))
     assert not list((folder / "finetune" / "training").iterdir())
 
 
@@ -228,16 +251,16 @@ def test_every_average_has_a_pool_of_its_own(folder, finetuned, datasets):
 def test_sharpness_aware_members_have_the_radius_of_the_config(folder, finetuned, tmp_path, monkeypatch):
     seen = {}
 
-    def caught(training, params, make_loader, hyperparameters, directory, **_):
-        seen.update(hyperparameters, sam=training.sam, decays=training.ema_decays)
+    def caught(training, params, make_loader, members, directory, **_):
+        seen.update(members["member_02"], sam=training.sam, decays=training.ema_decays)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune_members, "finetune_resumable", caught)
+    monkeypatch.setattr(finetune_members, "finetune_lanes", caught)
     start = finetuned[0].path / finetuned[0].record("member_00")["path"]  # with a head, so that there is no probe
-    changes = {"start": str(start), "probe.strengths": (), "finetune.sam_radius": 0.05, "finetune.ema_decays": ()}
+    changes = {"start": str(start), "probe.strengths": (), "finetune.sam_radius": 0.03, "finetune.ema_decays": ()}
     with pytest.raises(KeyboardInterrupt):
         imagenet_finetune.run(changed(finetune_config(folder), changes), tmp_path / "run")
-    assert (seen["sam"], seen["sam_radius"], seen["decays"]) == (True, 0.05, ())
+    assert (seen["sam"], seen["sam_radius"], seen["decays"]) == (True, 0.03, ())
 
 
 # --- Cooking ----------------------------------------------------------------------------------------------------------
@@ -246,20 +269,7 @@ def test_sharpness_aware_members_have_the_radius_of_the_config(folder, finetuned
 def test_every_row_is_there(cooked):
     results, _, paths = cooked
     main = [row["name"] for row in results["rows"] if row["group"] == "main"]
-    assert main == [
-        "best member",
-        "best member on the shifts",
-        "mean member",
-        "uniform soup",
-        "greedy soup",
-        "greedy soup, random order 1",
-        "learned soup",
-        "learned soup, per leaf",
-        "ensemble",
-        "greedy ensemble",
-        "WiSE-FT, α by held-out",
-        "WiSE-FT, α = 0.5",
-    ]
+    assert main == MAIN_ROWS
     assert [row["name"] for row in results["rows"] if row["group"] == "member"] == [f"member_0{i}" for i in range(3)]
     assert len([row for row in results["rows"] if row["group"] == "curve"]) == 3
     assert list(results["sets"]) == list(SETS) and results["held_out"] == "published"
@@ -341,11 +351,37 @@ def test_files_in_place_give_the_numbers_of_the_pool(folder, cooked, finetuned, 
         imagenet_soups.run(config, tmp_path / "run")
 
 
+def test_members_are_kept_as_memory_allows_and_the_report_says_so(folder, finetuned, tmp_path, monkeypatch):
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(finetuned[0]["member_00"]))
+    monkeypatch.setattr(prefetch, "_free_bytes", lambda: 2 * 3 * size - 1)
+    config = soups_config(folder, finetuned[0].path) | {
+        "cook": ("uniform", "learned"),
+        "sets": ("held_out", "imagenet"),
+    }
+    imagenet_soups.run(config, tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["members_dtype"] == "bfloat16"
+    assert "rounded to bfloat16" in (tmp_path / "run" / "report.html").read_text()
+    rounded = {
+        name: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(np.float32), member)
+        for name, member in finetuned[0].items()
+    }
+    assert {row["digest"] for row in results["rows"] if row["group"] == "member"} == set(map(digest, rounded.values()))
+    kept = Pool(tmp_path / "run" / "soups")
+    expected = tree.mean(list(rounded.values()))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), kept["uniform_soup"], expected)
+    expected = tree.weighted_sum(list(rounded.values()), row_named(results, "learned soup")["ingredients"].values())
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), kept["learned_soup"], expected)
+    monkeypatch.setattr(prefetch, "_free_bytes", lambda: 10**12)  # the run goes on as it was begun
+    imagenet_soups.run(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+
+
 # --- Two processes ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def together(folder, run_both):
+def together(folder, finetuned, run_both):
     """Give what each of two processes printed that did all of it once more, in folder / "both"."""
     script = HERE / "two_processes_imagenet.py"
     return run_both(lambda index, port: [sys.executable, script, str(index), port, folder], folder, seconds=300)
@@ -356,9 +392,23 @@ def test_two_processes_make_the_pools_of_one(folder, finetuned, together):
         there = Pool(folder / "both" / "finetune" / pool.path.name)
         # to the bit: over two shards of a batch a sum has one order alone
         assert {name: there.digest(name) for name in there} == {name: pool.digest(name) for name in pool}
-        assert [there.record(name)["metadata"] for name in there] == [pool.record(name)["metadata"] for name in pool]
+        own, others = ([one.record(name)["metadata"] for name in list(one)[1:]] for one in (pool, there))
+        assert own == others
         assert [there.metrics(name) for name in there] == [pool.metrics(name) for name in pool]
         assert all(problems == [] for problems in there.verify().values())
+
+
+def test_two_processes_fit_the_probe_of_one(folder, finetuned, together):
+    there = Pool(folder / "both" / "probe" / "pool")
+    found, expected = tree.flatten(there["member_00"]), tree.flatten(finetuned[0]["member_00"])
+    heads = [name for name in expected if name.startswith("head/")]
+    assert len(heads) == 2
+    for name, leaf in expected.items():
+        # each step of L-BFGS makes more of the rounding of sums over four devices
+        allowed = 1e-3 * np.linalg.norm(leaf) if name in heads else 0
+        assert np.linalg.norm(found[name] - leaf) <= allowed
+    held_out = [pool.metrics("member_00")["held_out"] for pool in (there, finetuned[0])]
+    assert held_out[0] == pytest.approx(held_out[1], abs=1.01 / 160)  # one image may lie on the border between classes
 
 
 def test_two_processes_find_the_rows_of_one(folder, cooked, together):

@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import types
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from soups import Pool, tree
 from soups.evaluate import Evaluator
 from soups.experiments import imagenet_finetune, imagenet_soups
+from soups.experiments.imagenet_finetune import setting
 from soups.experiments.imagenet_finetune.search import augmentation, draw_members
 from soups.experiments.imagenet_finetune.setting import mesh_of
 from soups.experiments.imagenet_soups.members import natural
@@ -81,8 +83,9 @@ def test_members_are_in_their_natural_order():
         ({"sets": ("imagenet",)}, ValueError, "sets must have held_out"),
         ({"cook": ("gredy",)}, ValueError, "did you mean 'greedy'"),
         ({"evaluate.precision": "float16"}, ValueError, "unknown precision 'float16'"),
+        ({"evaluate.members_dtype": "float16"}, ValueError, "unknown members_dtype 'float16'.*bfloat16"),
         ({"data_dir": None}, ValueError, "data_dir is missing"),
-        ({"data_dir": "/nowhere"}, FileNotFoundError, "/nowhere"),
+        ({"data_dir": "/nowhere"}, FileNotFoundError, "(?s)missing in /nowhere:.*/val/.*sketch/.*objectnet-1.0"),
         ({"models": "*.pt"}, ValueError, "give either pool.* or models"),
         ({"pool": "/nowhere"}, FileNotFoundError, "no pool at /nowhere"),
         ({"pool": "", "models": "/nowhere/*.pt"}, FileNotFoundError, "fits 0 files"),
@@ -115,9 +118,12 @@ def test_a_pool_with_too_few_finite_members_is_refused(folder, tmp_path):
         ({"data_dir": "/nowhere"}, FileNotFoundError, "/nowhere"),
         ({"start": "/nowhere.pt"}, FileNotFoundError, "nowhere.pt"),
         ({"finetune.dtype": "float16"}, ValueError, "unknown dtype 'float16'"),
-        ({"finetune.mesh": (2, 2)}, ValueError, "does not take all 8 devices"),
-        ({"finetune.mesh": (-1, 3)}, ValueError, "does not take all 8 devices"),
-        ({"finetune.mesh": (-1, 0)}, ValueError, "does not take all 8 devices"),
+        ({"finetune.mesh": (-1, 2)}, ValueError, r'has three sizes, of the axes "pool", .* not \(-1, 2\)'),
+        ({"finetune.mesh": (1, 2, 2)}, ValueError, "does not take all 8 devices"),
+        ({"finetune.mesh": (3, -1, 1)}, ValueError, "does not take all 8 devices"),
+        ({"finetune.mesh": (1, -1, 3)}, ValueError, "does not take all 8 devices"),
+        ({"finetune.mesh": (-1, 8, 1)}, ValueError, "does not take all 8 devices"),
+        ({"finetune.mesh": (1, -1, 0)}, ValueError, "does not take all 8 devices"),
         ({"finetune.batch_size": 62}, ValueError, "batch_size=62 must be a multiple of 4 devices"),
         ({"finetune.accumulate": 3}, ValueError, "must be a multiple of 4 devices and accumulate=3"),
         ({"finetune.accumulate": 0}, ValueError, "accumulate must be at least 1"),
@@ -133,11 +139,21 @@ def test_wrong_fine_tunings_are_refused(folder, tmp_path, changes, error, messag
     assert not (tmp_path / "run" / "stages" / "first_member.json").exists()
 
 
-def test_a_mesh_that_the_processes_cannot_share_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    config = finetune_config(folder)["finetune"] | {"mesh": (2, 4)}
-    with pytest.raises(ValueError, match='4 processes cannot share the axis "data" of 2'):
-        mesh_of(config)
+class _Device:
+    def __init__(self, number, process):
+        self.id, self.process_index = number, process
+
+
+def test_a_place_of_the_pool_lies_within_a_host_where_the_sizes_allow_it(folder, monkeypatch):
+    hosts = [_Device(device.id, device.id % 2) for device in jax.devices()]  # their numbers say nothing of their hosts
+    monkeypatch.setattr(jax, "devices", lambda: hosts)
+    monkeypatch.setattr(setting, "Mesh", lambda devices, axes, axis_types: types.SimpleNamespace(devices=devices))
+    monkeypatch.setattr(setting, "lane_shares", lambda mesh: None)
+    config = finetune_config(folder)["finetune"] | {"mesh": (2, -1, 2)}
+    devices = mesh_of(config).devices
+    assert devices.shape == (2, 2, 2)
+    assert [[device.process_index for device in lane.flat] for lane in devices] == [[0] * 4, [1] * 4]
+    assert [device.id for device in devices[1].flat] == [1, 3, 5, 7]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "imagenet").glob("*.py")), ids=lambda path: path.stem)

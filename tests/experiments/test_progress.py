@@ -30,6 +30,33 @@ def test_lines_have_count_rate_and_time_to_go(capsys, monkeypatch):
     ]
 
 
+def test_what_comes_before_the_first_report_is_not_counted_in_the_time_to_go(capsys, monkeypatch):
+    clock = iter([0.0, 1.0, 41.0, 43.0, 45.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with progress("sweep", 10, "members") as advance:
+        advance(0)  # nothing was there when it was started; then 40 s of compilation
+        advance(1)
+        advance(1)
+        advance(1)
+    assert [line.partition("s, ")[2].partition("s, ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "0/s, ETA ?",
+        "0.0244/s, ETA 369 s",
+        "0.5/s, ETA 16 s",
+        "0.5/s, ETA 14 s",
+    ]
+
+
+def test_what_an_earlier_run_has_finished_is_not_counted_in_the_rate(capsys, monkeypatch):
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with progress("sweep", 8, "members", done=5) as advance:
+        advance(1)
+    assert capsys.readouterr().out.splitlines() == [
+        "sweep: 5/8 members were finished before",
+        "sweep: 6/8 members, 10 s, 0.1/s, ETA 20 s",
+    ]
+
+
 def test_a_terminal_shows_a_bar():
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -1,6 +1,7 @@
 """Test that two processes run the experiment together, and find what one process finds."""
 
 import json
+import sys
 
 import pytest
 
@@ -36,3 +37,15 @@ def test_the_first_process_alone_prints_and_writes(together):
     assert "sweep: 5/5 members" in printed[0] and "greedy soup" in printed[0]
     assert "sweep" not in printed[1] and "greedy soup" not in printed[1]
     assert json.loads((workdir / "results.json").read_text())["device"].endswith("x4")
+
+
+def test_an_experiment_of_one_process_refuses_several(run_both, tmp_path):
+    def process(index, port):
+        script = [sys.executable, "scripts/run.py", "--config=configs/rebasin.py", f"--workdir={tmp_path / 'run'}"]
+        return [*script, f"--coordinator=localhost:{port}", "--processes=2", f"--process={index}"]
+
+    several = "finetune_and_soup, imagenet_finetune, imagenet_soups"
+    for printed in run_both(process, tmp_path, seconds=100, code=2):
+        assert f"error: rebasin runs in one process; in several run {several}\n" in printed
+        assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()

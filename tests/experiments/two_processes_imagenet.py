@@ -7,9 +7,9 @@ import sys
 os.environ.pop("XLA_FLAGS", None)  # the programs of one process, which the results are compared with, have none
 
 import jax
-from imagenet_small import QUICK, ROOT, finetune_config, soups_config
+from imagenet_small import QUICK, ROOT, changed, finetune_config, soups_config
 
-from soups import processes
+from soups import Pool, processes
 from soups.experiments import imagenet_finetune, imagenet_soups
 from soups.finetune import loop
 
@@ -28,7 +28,11 @@ def main():
         imagenet_finetune.run(config | ({"data_dir": "/nowhere"} if process else {}), folder / "both" / "refused")
     except (ValueError, OSError) as error:
         print(f"refused: {error}", flush=True)
-    imagenet_finetune.run(config, folder / "both" / "finetune")
+    imagenet_finetune.run(changed(config, {"sweep.members": 0}), folder / "both" / "probe")
+    # over four devices of two processes the probe's sums have another order: the members are made from that of one
+    pool = Pool(folder / "finetune" / "pool")
+    first = pool.path / pool.record("member_00")["path"]
+    imagenet_finetune.run(changed(config, {"start": str(first), "probe.strengths": ()}), folder / "both" / "finetune")
     imagenet_soups.run(soups_config(folder, folder / "both" / "finetune" / "pool"), folder / "both" / "soups")
 
 

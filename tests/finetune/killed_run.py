@@ -59,6 +59,23 @@ class Deadly:
         return next(self._batches)
 
 
+class Interrupted:
+    """Give `limit` batches of an iterator, then raise; without end where it is -1."""
+
+    def __init__(self, batches, limit, error=KeyboardInterrupt):
+        self._batches, self._left, self._error = batches, limit, error
+        self.get_state, self.set_state, self.close = batches.get_state, batches.set_state, batches.close
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._left == 0:
+            raise self._error
+        self._left -= 1
+        return next(self._batches)
+
+
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     folder, last = sys.argv[1], int(sys.argv[2])

@@ -1,6 +1,7 @@
 """Test features and probes against NumPy and scikit-learn."""
 
 import itertools
+import os
 
 import jax
 import numpy as np
@@ -152,6 +153,55 @@ def test_the_strength_is_chosen_by_what_is_held_out(examples):
         strengths=[next(r["strength"] for r in rows if r["accuracy"] == best)],
     )
     np.testing.assert_allclose(head["kernel"], alone["kernel"], rtol=0.02, atol=0.02 * np.abs(alone["kernel"]).max())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("survived", [0, 1, 3])
+def test_a_killed_probe_fits_no_strength_twice(examples, tmp_path, monkeypatch, survived):
+    features, labels = examples
+    data = {"features": features, "labels": labels, "num_classes": CLASSES, "held_out": (features, labels)}
+    options = data | {"strengths": (1e2, 1e-7, 1e-2, 1e-3), "journal": tmp_path / "new" / "probe.jsonl"}
+    fitted, real = [], probe._fit
+
+    def fit(*arguments):
+        if len(fitted) == survived:
+            raise Killed
+        fitted.append(arguments)
+        return real(*arguments)
+
+    rows, expected = [], []
+    whole = probe_on_features(**options | {"journal": None}, on_strength=expected.append)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(probe, "_fit", fit)
+        probe_on_features(**options)
+    monkeypatch.setattr(probe, "_fit", lambda *arguments: fitted.append(arguments) or real(*arguments))
+    head = probe_on_features(**options, on_strength=rows.append)
+    assert len(fitted) == 4 and rows == expected
+    for name, leaf in whole.items():
+        np.testing.assert_array_equal(head[name], leaf)
+    for change, line in [
+        ({"max_iterations": 9}, "  max_iterations: 200 there, 9 here"),
+        ({"strengths": (1.0,)}, "  strengths: [1e-07, 0.001, 0.01, 100.0] there, [1.0] here"),
+        ({"features": features + 1}, "  data: "),
+        ({"labels": labels[::-1]}, "  data: "),
+    ]:
+        with pytest.raises(ValueError, match=r"probe\.jsonl belongs to another selection") as error:
+            probe_on_features(**options | change)
+        assert str(error.value).splitlines()[1].startswith(line)
+    assert len(fitted) == 4
+
+
+def test_a_full_disk_names_the_journal_of_the_probe(examples, tmp_path, monkeypatch):
+    features, labels = examples
+    options = {"num_classes": CLASSES, "strengths": [1.0], "journal": tmp_path / "probe.jsonl"}
+    with open("/dev/full", "w") as full:
+        flushed = []  # first the journal's header, then its records
+        monkeypatch.setattr(os, "fsync", lambda _: os.write(full.fileno(), b"x") if flushed else flushed.append(1))
+        with pytest.raises(OSError, match=r"cannot write .*probe\.jsonl: No space left on device"):
+            probe_on_features(features, labels, **options)
 
 
 def test_what_cannot_be_fitted_is_listed(examples):

@@ -91,6 +91,7 @@ def test_members_share_one_compilation(whole, tmp_path):
     once = len(traced)
     run(tmp_path / "second", training, step=step, learning_rate=1e-4, seed=6)
     assert len(traced) == once > 0
+    assert training.begin._cache_size() == 1
 
 
 def test_losses_are_written_for_every_step(whole):

@@ -6,13 +6,13 @@ import time
 import weakref
 from collections import Counter
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import soups
-from soups.pool.prefetch import prefetched
+from soups.pool import prefetch
+from soups.pool.prefetch import kept_dtype, prefetched
 
 TIMEOUT = 20
 
@@ -91,6 +91,33 @@ def test_bfloat16_takes_half_the_room_and_is_given_as_float32():
             assert given.dtype == np.float32
             np.testing.assert_array_equal(given, exact.astype(jnp.bfloat16).astype(np.float32))
     assert files.reads == dict.fromkeys(files, 1)
+
+
+def test_members_are_also_given_as_they_are_kept():
+    files = Files()
+    rounded, exact = prefetched(files, dtype="bfloat16"), prefetched(files)
+    assert rounded.as_kept("m1")["w"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rounded.as_kept("m1")["w"], rounded["m1"]["w"].astype(jnp.bfloat16))
+    assert exact.as_kept("m1")["w"] is exact["m1"]["w"]
+
+
+@pytest.mark.parametrize(
+    ("free", "chosen"), [(4096, "float32"), (4095, "bfloat16"), (2048, "bfloat16"), (2047, "float32")]
+)
+def test_the_dtype_is_what_memory_allows(free, chosen, monkeypatch):
+    monkeypatch.setattr(prefetch, "_free_bytes", lambda: free)
+    member = {"w": np.zeros(128, np.float32), "n": np.zeros(1000, np.int32)}  # integers are never rounded
+    assert kept_dtype([member] * 4) == chosen
+    with pytest.raises(ValueError, match="no members"):
+        kept_dtype([])
+
+
+def test_rounded_members_do_not_pass_for_those_of_the_pool(tmp_path):
+    pool = soups.Pool(tmp_path)
+    pool.add("m", {"w": np.float32([1.001])})
+    assert prefetched(pool).digest("m") == pool.digest("m")
+    rounded = prefetched(pool, dtype="bfloat16")
+    assert soups.greedy(rounded, lambda params: 0.0).digests == {}
 
 
 def test_integers_and_narrow_floats_are_not_rounded():
@@ -185,14 +212,3 @@ def test_wrong_options_are_explained(options, message):
         prefetched(Files(), **options)
     with pytest.raises(ValueError, match="no members"):
         prefetched({})
-
-
-@pytest.mark.parametrize(("keep_bytes", "reads"), [(None, 1), (0, 2)])
-def test_members_are_put_on_a_device_and_kept_on_the_host(keep_bytes, reads):
-    files, device = Files(), jax.devices()[3]
-    members = prefetched(files, keep_bytes=keep_bytes, device=device)
-    for _ in range(2):
-        leaf = members["m2"]["w"]
-        assert leaf.devices() == {device}
-        np.testing.assert_array_equal(leaf, dict.__getitem__(files, "m2")["w"])
-    assert files.reads["m2"] == reads

@@ -1,3 +1,6 @@
+import json
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +43,18 @@ def oracle(per):
         variables = optax.apply_updates(variables, updates)
         history.append(float(value))
     return mixed(variables["raw"]), float(variables["beta"]), history
+
+
+@pytest.mark.parametrize("per", ["model", "leaf"])
+def test_members_kept_in_bfloat16_are_mixed_to_the_bit_as_if_they_were_float32(per):
+    narrow = [jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), member) | {"n": np.int32([3])} for member in MEMBERS]
+    wide = [member | {name: member[name].astype(np.float32) for name in "ab"} for member in narrow]
+    expected = soups.learned(wide, loss, BATCHES, per=per)
+    found = soups.learned(narrow, loss, BATCHES, per=per, dtype="float32")
+    assert found.history == expected.history
+    for name, leaf in expected.params.items():
+        assert found.params[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(found.params[name], leaf)
 
 
 @pytest.mark.parametrize("per", ["model", "leaf"])
@@ -115,3 +130,90 @@ def test_wrong_use_is_explained():
         soups.learned(MEMBERS, loss, [])
     with pytest.raises(ValueError, match="the loss is nan at step 0"):
         soups.learned(MEMBERS, lambda p, b, t: jnp.nan * jnp.sum(p["b"]), BATCHES)
+
+
+class Killed(Exception):
+    pass
+
+
+def dying(survived):
+    """Give as many batches, then die."""
+    yield from BATCHES[:survived]
+    raise Killed
+
+
+@pytest.mark.parametrize("per", ["model", "leaf"])
+@pytest.mark.parametrize("survived", [0, 1, 4, 6])
+def test_goes_on_from_its_journal_with_the_same_bits(per, survived, tmp_path):
+    whole, path, run = soups.learned(MEMBERS, loss, BATCHES, per=per), tmp_path / "new" / "learned.jsonl", []
+    with pytest.raises(Killed):
+        soups.learned(MEMBERS, loss, dying(survived), per=per, journal=path)
+
+    def counted(params, batch, temperature):
+        jax.debug.callback(lambda: run.append(1))
+        return loss(params, batch, temperature)
+
+    soup = soups.learned(MEMBERS, counted, BATCHES, per=per, journal=path)
+    jax.effects_barrier()
+    assert len(run) == len(BATCHES) - survived
+    assert json.dumps(soup.record()) == json.dumps(whole.record())  # which has all losses and weights
+    for name, leaf in whole.params.items():
+        np.testing.assert_array_equal(soup.params[name], leaf)
+    again = soups.learned(MEMBERS, counted, [*BATCHES, BATCHES[0]], per=per, journal=path)
+    jax.effects_barrier()
+    assert len(run) == len(BATCHES) - survived + 1  # one epoch more goes on as well
+    assert again.history[:-1] == whole.history
+
+
+def test_journal_of_another_soup_is_refused_and_stays(tmp_path):
+    path = tmp_path / "learned.jsonl"
+    soups.learned(MEMBERS, loss, BATCHES, journal=path)
+    before = path.read_bytes()
+    others = [dict(zip("abcd", MEMBERS, strict=True)), [{"a": m["a"], "b": m["b"], "c": m["b"]} for m in MEMBERS]]
+    for members, settings, line in [
+        (MEMBERS, {"per": "leaf"}, "  per: model there, leaf here"),
+        (MEMBERS, {"learning_rate": 0.1}, "  learning_rate: 0.05 there, 0.1 here"),
+        (MEMBERS, {"dtype": "float32"}, "  dtype: None there, float32 here"),
+        (others[0], {}, "  members: ['0', '1', '2', '3'] there, ['a', 'b', 'c', 'd'] here"),
+        (others[1], {}, "  num_leaves: 2 there, 3 here"),
+    ]:
+        with pytest.raises(ValueError, match=r"learned\.jsonl belongs to another selection") as error:
+            soups.learned(members, loss, BATCHES, journal=path, **settings)
+        assert str(error.value).splitlines()[1:-1] == [line]
+    with pytest.raises(ValueError, match="belongs to another selection"):
+        soups.greedy(MEMBERS, lambda params: 0.0, journal=path)
+    with pytest.raises(ValueError, match="the journal has 6 steps, but only 5 batches were given"):
+        soups.learned(MEMBERS, loss, BATCHES[:5], journal=path)
+    assert path.read_bytes() == before
+
+
+def test_journal_of_another_pool_with_the_same_names_is_refused(tmp_path):
+    pools = [soups.Pool(tmp_path / name) for name in ("one", "other")]
+    for sign, pool in zip((1, -1), pools, strict=True):
+        for index, member in enumerate(MEMBERS):
+            pool.add(f"m{index}", {name: sign * leaf for name, leaf in member.items()})
+    soups.learned(pools[0], loss, BATCHES[:1], journal=tmp_path / "j")
+    with pytest.raises(ValueError, match=r"another selection:\n  digests: "):
+        soups.learned(pools[1], loss, BATCHES[:1], journal=tmp_path / "j")
+
+
+def test_a_full_disk_names_the_journal_and_keeps_its_steps(tmp_path, monkeypatch):
+    path = tmp_path / "learned.jsonl"
+    soups.learned(MEMBERS, loss, BATCHES[:2], journal=path)
+    before = path.read_bytes()
+    with open("/dev/full", "w") as full, monkeypatch.context() as patched:
+        flushed = []  # first the journal as it was, then with one step more
+        patched.setattr(os, "fsync", lambda _: os.write(full.fileno(), b"x") if flushed else flushed.append(1))
+        with pytest.raises(OSError, match=r"cannot write .*learned\.jsonl: No space left on device"):
+            soups.learned(MEMBERS, loss, BATCHES, journal=path)
+    assert path.read_bytes() == before
+
+
+def test_of_several_processes_the_first_one_writes(tmp_path, monkeypatch):
+    path = tmp_path / "learned.jsonl"
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    soups.learned(MEMBERS, loss, BATCHES[:2], journal=path)
+    assert path.read_text().count("\n") == 1  # as it was opened
+    monkeypatch.undo()
+    soups.learned(MEMBERS, loss, BATCHES[:2], journal=path)
+    assert path.read_text().count("\n") == 2

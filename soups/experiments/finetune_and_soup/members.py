@@ -118,9 +118,7 @@ def _fill(setting, prefix, training, params, members, what) -> list[str]:
         members_per_program=config["members_per_program"],
         skip=done,
     )
-    with progress(what, len(members), "members") as advance:
-        if done:
-            advance(len(done))
+    with progress(what, len(members), "members", done=len(done)) as advance:
         for index, result in results:
             metadata = {"config": members[index], "seed": setting.seed, "final_loss": _number(result["losses"][-1])}
             setting.pool.add(names[index], result["params"], metadata, base=setting.bases.digest(setting.name("probe")))

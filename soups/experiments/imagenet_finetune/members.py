@@ -1,13 +1,11 @@
-"""Make the members: the weights with their first head, then one fine-tuning after the other."""
+"""Make the members: the weights with their first head, then one group of fine-tunings after the other."""
 
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from soups import tree
 from soups.data.batches import loader
@@ -15,9 +13,9 @@ from soups.data.transforms import center_crop, compose, resize_shorter, to_chann
 from soups.experiments.imagenet_finetune.search import augmentation
 from soups.experiments.imagenet_finetune.setting import Setting
 from soups.experiments.progress import progress, say
+from soups.finetune.lanes import finetune_lanes, groups_of, lane_programs, lane_shares, losses_path, take_lane
 from soups.finetune.loop import num_steps
 from soups.finetune.probe import extract_features, probe_on_features
-from soups.finetune.resumable import finetune_resumable, shared_step
 from soups.finetune.trajectory import averages
 from soups.pool import digest
 from soups.processes import on_first_process
@@ -41,18 +39,18 @@ def first_member(setting: Setting) -> tree.Tree:
 
 
 def fine_tuned(setting: Setting, first: tree.Tree, drawn: list[dict[str, Any]]) -> list[str]:
-    """Fine-tune the members one after the other on all devices, and give their names."""
-    names = [f"member_{number:02d}" for number in range(1, len(drawn) + 1)]
+    """Fine-tune the members, as many side by side as the mesh's axis "pool" is long, and give their names."""
     radius = setting.config["finetune"]["sam_radius"]
     drawn = [one | {"sam_radius": radius} for one in drawn] if radius else drawn
-    placed = {"mesh": setting.mesh, "shardings": setting.shardings(first)}
-    placed["step"] = shared_step(setting.training, first, **placed)
-    for name, hyperparameters in zip(names, drawn, strict=True):
-        if name not in setting.pool:
-            _fine_tune(setting, name, first, hyperparameters, placed)
-        directory = _directory(setting, name)
+    members = {f"member_{number:02d}": one for number, one in enumerate(drawn, 1)}
+    steps = {name: _num_steps(setting, one) for name, one in members.items()}
+    programs = lane_programs(setting.training, first, mesh=setting.mesh, shardings=setting.shardings(first))
+    for group in groups_of(steps, setting.mesh.shape["pool"]):
+        directory = setting.workdir.path / "training" / group[0]
+        if any(name not in setting.pool for name in group):
+            _fine_tune(setting, first, {name: members[name] for name in group}, directory, programs)
         on_first_process(lambda directory=directory: shutil.rmtree(directory, ignore_errors=True))
-    return names
+    return list(members)
 
 
 def with_head(params: tree.Tree, place: str, head: tree.Tree | None) -> tree.Tree:
@@ -77,7 +75,7 @@ def _probed(setting, params, strengths):
             data,
             transform=transform,
             batch_size=setting.config["evaluate"]["batch_size"],
-            mesh=setting.mesh,
+            mesh=setting.flat_mesh,
             cache=setting.features,
             key=(name, digest(trunk), key),
         )
@@ -90,93 +88,103 @@ def _probed(setting, params, strengths):
         strengths=strengths,
         held_out=(found["held_out"], setting.held_out.labels),
         max_iterations=config["max_iterations"],
-        mesh=setting.mesh,
+        mesh=setting.flat_mesh,
+        journal=setting.workdir.path / "journals" / "linear_probe.jsonl",
         on_strength=lambda row: say(f"linear probe, C = {row['strength']:g}: held-out {100 * row['accuracy']:.2f} %"),
     )
     return with_head(params, setting.arch.head, head)
 
 
-def _fine_tune(setting, name, first, hyperparameters, placed):
+def _fine_tune(setting, first, group, directory, programs):
+    """Fine-tune a group of members and add them to the pools."""
     config = setting.config["finetune"]
-    steps = num_steps(hyperparameters, len(setting.train), config["batch_size"])
-    numbers = {key: value for key, value in hyperparameters.items() if key != "augmentation"}
-    numbers |= {"num_steps": steps, "warmup_steps": min(config["warmup_steps"], steps // 2)}
-    with progress(f"{name} ({hyperparameters['augmentation']})", steps, "steps") as advance:
-        shown = _every(max(1, steps // 100), advance)
-        state = finetune_resumable(
+    numbers = {name: _numbers(setting, one) for name, one in group.items()}
+    total = max(one["num_steps"] for one in numbers.values())
+    what = ", ".join(f"{name} ({one['augmentation']})" for name, one in group.items())
+    with progress(what, total, "steps") as advance:
+        state = finetune_lanes(
             setting.training,
             first,
-            lambda seed: _batches(setting, seed, hyperparameters["augmentation"]),
+            lambda name, *part: _batches(setting, group[name], *part),
             numbers,
-            _directory(setting, name),
+            directory,
+            mesh=setting.mesh,
             save_every=config["save_every"],
-            on_step=shown,
-            **placed,
+            programs=programs,
+            on_step=_every(max(1, total // 100), advance),
         )
-    _keep(setting, name, state, hyperparameters)
+    on_first_process(lambda: _keep_losses(setting, group, directory))
+    kept = _kinds(state, decays=setting.training.ema_decays)
+    for lane, (name, hyperparameters) in enumerate(group.items()):
+        _keep(setting, name, hyperparameters, lambda kind, lane=lane: take_lane(kept[kind], lane))
 
 
-def _batches(setting, seed, policy):
-    config = setting.config["finetune"]
+def _numbers(setting, hyperparameters):
+    steps, warmup = _num_steps(setting, hyperparameters), setting.config["finetune"]["warmup_steps"]
+    numbers = {key: value for key, value in hyperparameters.items() if key != "augmentation"}
+    return numbers | {"num_steps": steps, "warmup_steps": min(warmup, steps // 2)}
+
+
+def _num_steps(setting, hyperparameters):
+    return num_steps(hyperparameters, len(setting.train), setting.config["finetune"]["batch_size"])
+
+
+def _batches(setting, hyperparameters, index, count):
+    """Load one of `count` parts of a member's batches; the members on this host share its workers."""
+    config, members_here = setting.config["finetune"], len(lane_shares(setting.mesh))
     return loader(
         setting.train,
         config["batch_size"],
-        seed=seed,
+        seed=hyperparameters["seed"],
         transform=to_channels(3),
-        random_transform=augmentation(policy, setting.arch.image_size),
+        random_transform=augmentation(hyperparameters["augmentation"], setting.arch.image_size),
+        process_index=index,
+        process_count=count,
         num_threads=config["num_threads"],
-        num_workers=config["num_workers"],
+        num_workers=-(-config["num_workers"] // members_here),
     )
 
 
-def _keep(setting, name, state, hyperparameters: Mapping[str, Any]):
-    """Keep the averages, then the member itself: where that is in its pool, all of them are."""
-    metadata = {"arch": setting.arch.name, "hparams": dict(hyperparameters)}
-    on_first_process(lambda: _keep_losses(setting, name))
-    kept, shown = jax.jit(functools.partial(averages, decays=setting.training.ema_decays))(state), []
+@functools.partial(jax.jit, static_argnames="decays")
+def _kinds(state, decays):
+    """Give the weights of all lanes under "", and their averages under their names."""
+    params = state["params"]
+    return {"": params} | {kind: tree.cast_like(kept, params) for kind, kept in averages(state, decays).items()}
+
+
+def _keep(setting, name, hyperparameters: Mapping[str, Any], take: Callable):
+    """Keep a member's averages, then itself: where that is in its pool, all of them are."""
+    metadata, shown = {"arch": setting.arch.name, "hparams": dict(hyperparameters)}, []
     for kind, pool in setting.averages.items():
-        params = tree.cast_like(kept[kind], state["params"])
-        shown.append(f"{kind} {_add(setting, pool, name, params, metadata | {'average': kind})}")
-    say(", ".join([f"{name}: held-out {_add(setting, setting.pool, name, state['params'], metadata)}", *shown]))
+        shown.append(f"{kind} {_add(setting, pool, name, take, metadata | {'average': kind})}")
+    say(", ".join([f"{name}: held-out {_add(setting, setting.pool, name, take, metadata)}", *shown]))
 
 
-def _add(setting, pool, name, params, metadata):
+def _add(setting, pool, name, take, metadata):
     """Add weights to a pool, if they are not there, and say how good they are."""
     if name not in pool:
-        # whole arrays: where they were sharded is of no use to those who read the pool
-        params = _on_host(setting, params)
+        params = take(metadata.get("average", ""))
         metrics = {"held_out": setting.held_out_accuracy(params)} if tree.all_finite(params) else {}
         pool.add(name, params, metadata, metrics=metrics, base=pool.digest(FIRST))
     found = pool.metrics(name)
     return f"{100 * found['held_out']:.2f} %" if found else "diverged, and no soup will take it"
 
 
-def _on_host(setting, params):
-    if setting.mesh is None:
-        return jax.device_get(params)
-    everywhere = NamedSharding(setting.mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: np.asarray(jax.device_put(leaf, everywhere)), params)
-
-
-def _keep_losses(setting, name):
+def _keep_losses(setting, names, directory):
     losses = setting.workdir.path / "losses"
     losses.mkdir(exist_ok=True)
-    shutil.copy(_directory(setting, name) / "losses.jsonl", losses / f"{name}.jsonl")
-
-
-def _directory(setting, name):
-    return setting.workdir.path / "training" / name
+    for name in names:
+        shutil.copy(losses_path(directory, name), losses / f"{name}.jsonl")
 
 
 def _every(steps, advance):
-    """Give an `on_step` that reports once in so many steps."""
-    waiting = 0
+    """Give an `on_step` that reports once in so many steps, and at once where the run begins or goes on."""
+    done = 0
 
-    def on_step(index, loss):
-        nonlocal waiting
-        waiting += 1
-        if waiting == steps:
-            advance(steps)
-            waiting = 0
+    def on_step(index, losses):
+        nonlocal done
+        if not done or index + 1 >= done + steps:
+            advance(index + 1 - done)
+            done = index + 1
 
     return on_step

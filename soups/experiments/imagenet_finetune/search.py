@@ -1,6 +1,7 @@
 """Draw the hyper-parameters of the members, and turn a name of augmentation into what is done to the images.
 
-The ranges of configs/imagenet are those of Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix J.2.1.
+The search is that of Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix J.2.1; where the ranges of
+configs/imagenet come from is said there.
 """
 
 from collections.abc import Callable, Mapping

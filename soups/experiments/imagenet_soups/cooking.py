@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,38 +11,31 @@ import soups
 from soups import tree
 from soups.data import batch_indices
 from soups.evaluate import accuracy, greedy_ensemble
-from soups.experiments.imagenet_soups.setting import Row, Setting
+from soups.experiments.imagenet_soups.setting import Row, Setting, stage_of
 from soups.experiments.progress import progress, say
 from soups.pool import Pool, digest
 from soups.processes import on_first_process
 from soups.recipes.speculative import greedy_speculative
 
 
-def member_rows(setting: Setting, trees: Mapping[str, tree.Tree]) -> dict[str, Row]:
+def member_rows(setting: Setting) -> dict[str, Row]:
     """Measure each member on every set, unless an earlier run has done so, and give the rows by name.
 
     Raises:
         ValueError: a member that is not the one that the earlier run measured, or one with NaN or infinity.
     """
     names, rows = setting.members.names, {}
-    done = set(names) - set(unmeasured(setting))
-    with progress("measuring", len(names), "members") as advance:
-        advance(len(done))
+    done = set(names) - set(setting.unmeasured())
+    with progress("measuring", len(names), "members", done=len(done)) as advance:
         for name in names:
-            rows[name] = setting.workdir.stage(_stage_of(name), lambda name=name: _measured(setting, name, trees[name]))
-            advance(int(name not in done))
+            rows[name] = setting.workdir.stage(stage_of(name), lambda name=name: _measured(setting, name))
+            if name not in done:
+                advance(1)
     # of several hosts each may have copies of the files of its own
     changed = on_first_process(lambda: [n for n in names if rows[n]["origin"] != setting.members.origins[n]])
     if changed:
         raise ValueError(f"members have changed since they were measured, use another --workdir: {', '.join(changed)}")
     return rows
-
-
-def unmeasured(setting: Setting) -> list[str]:
-    """List the members that no earlier run has measured."""
-    stages = setting.workdir.path / "stages"
-    names = setting.members.names
-    return on_first_process(lambda: [name for name in names if not (stages / f"{_stage_of(name)}.json").exists()])
 
 
 def single_rows(setting: Setting, members: Mapping[str, Row]) -> list[Row]:
@@ -59,16 +51,15 @@ def single_rows(setting: Setting, members: Mapping[str, Row]) -> list[Row]:
     return [{key: row[key] for key in rows[-1]} for row in rows]
 
 
-def uniform_row(setting: Setting, trees: Mapping[str, tree.Tree], digests: Mapping[str, str]) -> Row:
+def uniform_row(setting: Setting, digests: Mapping[str, str]) -> Row:
     """Average all members."""
     say("uniform soup")
     equal = dict.fromkeys(digests, 1 / len(digests))
-    return _soup_row(setting, "uniform soup", lambda: _uniform(setting, trees), equal, digests)
+    return _soup_row(setting, "uniform soup", lambda: _uniform(setting), equal, digests)
 
 
 def greedy_row(
     setting: Setting,
-    trees: Mapping[str, tree.Tree],
     members: Mapping[str, Row],
     title: str,
     order: Sequence[str] | None = None,
@@ -80,15 +71,17 @@ def greedy_row(
 
         def evaluate_many(candidates):
             nonlocal left
-            found, new = setting.held_out(candidates), min(left, len(candidates))  # some are evaluated again
+            found, new = setting.held_out(candidates), min(left, len(candidates))
             left -= new
-            advance(new)
+            if new:  # else all were evaluated before, with another soup
+                advance(new)
             return found
 
         soup = greedy_speculative(
-            trees,
+            setting.trees,
             evaluate_many,
             width=setting.width,
+            device=setting.device,
             scores=scores,
             order=order,
             journal=setting.workdir.path / "journals" / f"{slug(title)}.jsonl",
@@ -119,8 +112,9 @@ def learned_row(setting: Setting, digests: Mapping[str, str], per: str) -> tuple
         logits = temperature * setting.apply_fn(params, batch["image"].astype(jnp.float32) / 255.0)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
-    members = {name: setting.members.trees[name] for name in digests}
-    soup = soups.learned(members, loss, batches, per=per, learning_rate=config["learning_rate"])
+    options = {"per": per, "learning_rate": config["learning_rate"], "dtype": "float32"}
+    journal = setting.workdir.path / "journals" / f"{slug(title)}.jsonl"
+    soup = soups.learned(_all_at_once(setting, digests), loss, batches, journal=journal, **options)
     row = _soup_row(setting, title, lambda: soup.params, soup.ingredients, digests)
     return row | {"temperature": soup.temperature}, soup.history
 
@@ -128,7 +122,7 @@ def learned_row(setting: Setting, digests: Mapping[str, str], per: str) -> tuple
 def path_row(setting: Setting, base: str, member: str, alpha: float) -> Row:
     """Measure the weights (1 − α) base + α member (WiSE-FT)."""
     say(f"WiSE-FT from {base} to {member}, α = {alpha:g}")
-    trees = setting.members.trees
+    trees = setting.trees
     params = soups.wise_ft(trees[member], base=trees[base], alpha=alpha)
     ingredients = {base: 1.0 - alpha, member: alpha}
     return setting.row(
@@ -173,7 +167,8 @@ def slug(title: str) -> str:
     return title.replace(" ", "_").replace(",", "")
 
 
-def _measured(setting, name, params) -> Row:
+def _measured(setting, name) -> Row:
+    params = setting.trees[name]
     if nonfinite := tree.nonfinite_names(params):
         raise ValueError(f"NaN or infinity in member {name}: {', '.join(nonfinite)}; import into a pool leaves it out")
     accuracies = setting.accuracies(params, keep_logits="ensembles" in setting.config["cook"])
@@ -190,17 +185,24 @@ def _soup_row(setting, title, make, ingredients, digests) -> Row:
     return setting.row(title, "soup", setting.accuracies(setting.results[kept]), ingredients)
 
 
-def _uniform(setting, trees):
-    if isinstance(setting.members.trees, Pool):
+def _uniform(setting):
+    if isinstance(setting.members.trees, Pool) and not setting.rounded:
         return soups.uniform(setting.members.trees)  # streamed through its files
     mean = None
     for count, name in enumerate(setting.members.names):
-        mean = tree.widen(trees[name]) if mean is None else soups.running_mean(mean, trees[name], count)
+        member = setting.trees[name]
+        mean = tree.widen(member) if mean is None else soups.running_mean(mean, member, count)
     return mean
 
 
+def _all_at_once(setting, names):
+    """Give the members as those who need all at once want them: in mapped files, or in memory in the narrow dtype."""
+    trees = setting.trees.as_kept if setting.rounded else setting.members.trees.__getitem__
+    return {name: trees(name) for name in names}
+
+
 def _logits(setting, digests, member, name):
-    return setting.logits(digests[member], name, lambda: setting.members.trees[member])
+    return setting.logits(digests[member], name, lambda: setting.trees[member])
 
 
 def _mixed(setting, digests, weights, name):
@@ -208,7 +210,3 @@ def _mixed(setting, digests, weights, name):
     return sum(
         weight * _logits(setting, digests, member, name).astype(np.float64) for member, weight in weights.items()
     )
-
-
-def _stage_of(member):
-    return f"member_{quote(member, safe='')}"

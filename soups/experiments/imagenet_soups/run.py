@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from soups.data.imagenet import SETS, count_notes, evaluation_sets, held_out_kind, imagenet_sources
+from soups.data.imagenet.layouts import locate
 from soups.evaluate import LogitCache
 from soups.experiments.imagenet_soups import cooking
 from soups.experiments.imagenet_soups.members import open_members
@@ -19,7 +20,7 @@ from soups.experiments.workdir import Workdir, check_fields, write_json
 from soups.models.architectures import architecture
 from soups.names import check_name
 from soups.pool import Pool
-from soups.pool.prefetch import prefetched
+from soups.pool.prefetch import kept_dtype
 from soups.processes import all_or_none, on_first_process
 from soups.report.imagenet.page import write_imagenet_report
 from soups.report.imagenet.results import SCHEMA
@@ -27,13 +28,15 @@ from soups.report.imagenet.tables import print_imagenet_table
 
 FIELDS = {
     "": ("experiment", "name", "seed", "data_dir", "cache_dir", "arch", "pool", "models", "sets", "cook"),
-    "evaluate": ("batch_size", "precision"),
+    "evaluate": ("batch_size", "precision", "members_dtype"),
     "greedy": ("random_orders",),
     "learned": ("learning_rate", "epochs", "batch_size"),
     "wise_ft": ("base", "member", "alphas"),
 }
 COOK = ("uniform", "greedy", "learned", "ensembles", "wise_ft")
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+MEMBERS_DTYPES = ("auto", "float32", "bfloat16")
+ROUNDED = "every member was rounded to {}, so that the memory holds all; the published numbers are of float32"
 
 
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
@@ -65,6 +68,7 @@ def _check(config):
     for name in config["cook"]:
         check_name(name, COOK, "recipe in cook")
     check_name(config["evaluate"]["precision"], PRECISIONS, "precision")
+    check_name(config["evaluate"]["members_dtype"], MEMBERS_DTYPES, "members_dtype")
     if missing := {"held_out", "imagenet"} - set(config["sets"]):
         raise ValueError(f"sets must have {' and '.join(sorted(missing))}: one selects, the other reports")
     if "wise_ft" in config["cook"] and not config["wise_ft"]["alphas"]:
@@ -85,10 +89,14 @@ def _opened(config, workdir):
     )
     results = Pool(workdir.path / "soups")
     results.sweep_orphans()  # what a killed run left half-written
+    wanted = config["evaluate"]["members_dtype"]
+    # a run that goes on must not change it, however much memory is free by then
+    dtype = wanted if wanted != "auto" else workdir.stage("members_dtype", lambda: kept_dtype(members.trees))
     setting = Setting(
         config=config,
         workdir=workdir,
         members=members,
+        members_dtype=dtype,
         datasets=datasets,
         apply_fn=arch.apply_fn(num_classes=num_classes),
         results=results,
@@ -98,13 +106,15 @@ def _opened(config, workdir):
         "num_classes": num_classes,
         "sets": {name: {"examples": len(data), "classes": len(data.class_names)} for name, data in datasets.items()},
         "held_out": held_out_kind(config["data_dir"]),
-        "notes": count_notes(datasets),
+        "notes": count_notes(datasets) + [ROUNDED.format(dtype)] * setting.rounded,
+        "members_dtype": dtype,
         "hyperparameters": members.hyperparameters,
     }
     return setting, facts
 
 
 def _members(config):
+    locate(config["data_dir"], config["sets"])  # all that is missing in one error
     num_classes = len(imagenet_sources(config["data_dir"], ["imagenet"])["imagenet"].class_names)
     members = open_members(config, num_classes)
     _check_path(config["wise_ft"], members.names)
@@ -123,7 +133,7 @@ def _check_path(config, names):
 
 def _rows(setting):
     cook, stage = setting.config["cook"], setting.workdir.stage
-    members, rows, histories = _of_members_in_memory(setting)
+    members, rows, histories = _members_and_means(setting)
     digests = {name: row["digest"] for name, row in members.items()}
     if "learned" in cook:
         for per in ("model", "leaf"):
@@ -137,19 +147,16 @@ def _rows(setting):
     return rows + list(members.values()), histories
 
 
-def _of_members_in_memory(setting):
-    """Measure the members, then make the uniform and the greedy soups: members are read once, while memory allows."""
+def _members_and_means(setting):
+    """Measure the members, then make the uniform and the greedy soups."""
     cook, stage = setting.config["cook"], setting.workdir.stage
-    left = cooking.unmeasured(setting)
-    done = [name for name in setting.members.names if name not in left]
-    trees = prefetched(setting.members.trees, left + done, ahead=max(2, setting.width))
-    members = cooking.member_rows(setting, trees)
+    members = cooking.member_rows(setting)
     digests = {name: row["digest"] for name, row in members.items()}
     rows, histories = cooking.single_rows(setting, members), {}
     if "uniform" in cook:
-        rows.append(stage("uniform_soup", lambda: cooking.uniform_row(setting, trees, digests)))
+        rows.append(stage("uniform_soup", lambda: cooking.uniform_row(setting, digests)))
     for title, order in cooking.greedy_orders(setting, list(members)).items() if "greedy" in cook else ():
-        made = functools.partial(cooking.greedy_row, setting, trees, members, title, order)
+        made = functools.partial(cooking.greedy_row, setting, members, title, order)
         row, histories[title] = stage(cooking.slug(title), made)
         rows.append(row)
     return members, rows, histories

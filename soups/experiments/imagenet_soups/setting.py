@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import jax
 import numpy as np
@@ -16,24 +17,55 @@ from soups.evaluate.parallel import ParallelEvaluator
 from soups.experiments.imagenet_soups.members import Members
 from soups.experiments.workdir import Workdir
 from soups.finetune.sharding import place
-from soups.pool import Pool, digest
+from soups.pool import Pool, digest, prefetched
+from soups.processes import on_first_process
 
 SHIFTS = ("imagenet_v2", "imagenet_sketch", "imagenet_r", "objectnet", "imagenet_a")
 
 Row = dict[str, Any]
 
 
+def stage_of(member: str) -> str:
+    """Give the name of the stage that measures a member."""
+    return f"member_{quote(member, safe='')}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Hold members, decoded sets and caches of one run; `results` has the soups."""
+    """Hold members, decoded sets and caches of one run; `results` has the soups.
+
+    `members_dtype` is that in which the host keeps members: with "bfloat16" all that is made of them, and their own
+    rows, is of weights rounded to it.
+    """
 
     config: Mapping[str, Any]
     workdir: Workdir
     members: Members
+    members_dtype: str
     datasets: Mapping[str, Dataset]
     apply_fn: Callable
     results: Pool
     cache: LogitCache
+
+    @property
+    def rounded(self) -> bool:
+        """Say whether members are rounded to be kept."""
+        return self.members_dtype != "float32"
+
+    @functools.cached_property
+    def trees(self) -> Mapping[str, tree.Tree]:
+        """Give the members in float32, each read ahead of need and kept while memory allows."""
+        left = self.unmeasured()  # they are asked for first
+        order = left + [name for name in self.members.names if name not in left]
+        dtype = self.members_dtype if self.rounded else None
+        return prefetched(self.members.trees, order, ahead=max(2, self.width), dtype=dtype)
+
+    def unmeasured(self) -> list[str]:
+        """List the members that no earlier run has measured."""
+        stages = self.workdir.path / "stages"
+        return on_first_process(
+            lambda: [name for name in self.members.names if not (stages / f"{stage_of(name)}.json").exists()]
+        )
 
     @functools.cached_property
     def mesh(self) -> Mesh | None:
@@ -64,6 +96,11 @@ class Setting:
             name: float(self.cache.get((key, *self._of_set(name), "right"), lambda name=name: right(name)).mean())
             for name in self.datasets
         }
+
+    @property
+    def device(self) -> jax.Device | None:
+        """Say where candidates are mixed: on the device if there is one alone, else on the host, for any of them."""
+        return jax.devices()[0] if self.mesh is None else None
 
     @property
     def width(self) -> int:

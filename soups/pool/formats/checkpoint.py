@@ -44,8 +44,9 @@ class Checkpoint:
     """Give the tensors of a checkpoint by name, without reading them until asked.
 
     `leaves`: in file order, shard after shard, by offset. `metadata`: strings that the files carry, with "ignored" for
-    the entries of a torch file that are no tensors. `aliases`: tied tensors, from each name that is left out to the
-    name in `leaves` that has its values. `sizes`: the files' sizes when their headers were read.
+    the entries of a torch file that are no tensors (of a TorchScript archive the last parts of their names, each once).
+    `aliases`: tied tensors, from each name that is left out to the name in `leaves` that has its values. `sizes`: the
+    files' sizes when their headers were read.
     """
 
     path: pathlib.Path

@@ -20,7 +20,9 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     without torch and without executing its pickle; or a folder with model.safetensors, model.safetensors.index.json
     and its shards, pytorch_model.bin, or pytorch_model.bin.index.json and its shards, looked for in this order. Of a
     torch file the mapping "state_dict", "model_state_dict" or "model" is taken, or all of it; the names of nested
-    mappings are joined with ".". Tensors that share all their elements are one leaf and aliases.
+    mappings are joined with ".". A torch file may be a TorchScript archive, as OpenAI's CLIP is: its code is not read,
+    and its modules' tensors have the names of its state_dict; a tensor that is neither parameter nor buffer cannot be
+    told from those and is given too. Tensors that share all their elements are one leaf and aliases.
 
     Raises:
         FileNotFoundError: nothing there.

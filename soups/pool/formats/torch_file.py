@@ -1,4 +1,4 @@
-"""Read the headers of torch's files: the zip archive that torch.save writes, and the older stream of pickles."""
+"""Read the headers of torch's files: the zip archives of torch.save and torch.jit.save, the older stream of pickles."""
 
 import os
 import pathlib
@@ -10,6 +10,7 @@ from soups.pool._mapping import mapped
 from soups.pool.formats.checkpoint import CheckpointError, Leaf, checked_nbytes, short
 from soups.pool.formats.torch_globals import Storage, Tensor
 from soups.pool.formats.torch_pickle import MAX_PICKLE, unpickle
+from soups.pool.formats.torch_script import SCRIPT_OPERATIONS, Module
 
 MAGIC = 0x1950A86A20F9469CFC6C
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put the weights under
@@ -17,6 +18,7 @@ MAX_DEPTH = 32
 MAX_ENTRIES = 2_000_000
 MAX_NAME = 1000
 MAX_EXPANDED = 1 << 30  # bytes of a tensor whose strides repeat elements
+_KINDS = {dict: "mappings", Module: "modules"}
 
 
 def read_header(path: pathlib.Path) -> tuple[list[Leaf], dict[str, str], dict[str, str], int]:
@@ -24,7 +26,8 @@ def read_header(path: pathlib.Path) -> tuple[list[Leaf], dict[str, str], dict[st
 
     Raises:
         UnsafeCheckpointError: the pickle asks for more than tensors.
-        CheckpointError: not a torch file, or damaged, truncated, compressed, big-endian or without tensors by name.
+        CheckpointError: not a torch file, or damaged, truncated, compressed, big-endian or without tensors by name; a
+            module that saves a state of its own making.
         OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
@@ -46,8 +49,6 @@ def read_header(path: pathlib.Path) -> tuple[list[Leaf], dict[str, str], dict[st
 def _read_zip(file, path, size):
     entries = _zip_entries(file, path)
     prefix = _prefix(entries, path)
-    if prefix + "constants.pkl" in entries:
-        raise CheckpointError(f"{path} is a TorchScript archive, which holds code; save the state_dict alone")
     order = entries.get(prefix + "byteorder")
     if order is not None and _content(file, order, path, size, 16) != b"little":
         raise CheckpointError(f"{path} is not little-endian; save it again on a little-endian machine")
@@ -55,7 +56,10 @@ def _read_zip(file, path, size):
     pickled = _content(file, entry, path, size, MAX_PICKLE)
     if entry.CRC not in (0, zlib.crc32(pickled)):  # torch writes 0 when it is told not to compute them
         raise CheckpointError(f"{path}: {entry.filename} does not match its checksum: the file is damaged")
-    value, _, steps = unpickle(memoryview(pickled), path)
+    script = prefix + "constants.pkl" in entries  # torch.jit.save writes one, torch.save none
+    value, _, steps = unpickle(memoryview(pickled), path, SCRIPT_OPERATIONS if script else None)
+    if script and type(value) is not Module:
+        raise CheckpointError(f"{path} is a TorchScript archive, but of a {type(value).__name__} instead of a module")
 
     def locate(storage):
         entry = entries.get(f"{prefix}data/{storage.key}")
@@ -80,6 +84,8 @@ def _zip_entries(file, path):
 
 
 def _prefix(entries, path):
+    if any(name.endswith("/model.json") and name.count("/") == 1 for name in entries):
+        raise CheckpointError(f"{path} is a TorchScript archive of an old layout; save it again with a torch of today")
     found = [name for name in entries if name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)]
     if len(found) != 1:
         raise CheckpointError(f"{path} is not a torch file: a zip archive with {len(found)} entries */data.pkl, not 1")
@@ -191,37 +197,46 @@ def _leaves(value, steps, path, locate):
 
 
 def _named_tensors(value, limit, path):
-    if type(value) is not dict:
-        raise CheckpointError(f"{path} holds a {type(value).__name__} instead of tensors by name")
-    ignored = []
-    wrapper = next((key for key in WRAPPERS if type(value.get(key)) is dict), None)
-    if wrapper is not None and not any(type(item) is Tensor for item in value.values()):
-        ignored = [name for name in value if name != wrapper]
-        value = value[wrapper]
+    kind = type(value)
+    if kind not in (dict, Module):
+        raise CheckpointError(f"{path} holds a {kind.__name__} instead of tensors by name")
+    value, ignored = _unwrapped(value)
     tensors = {}
     for count, (name, item) in enumerate(_walk(value, path)):
         if count > limit:
-            raise CheckpointError(f"{path}: mappings that hold each other, or more than {limit} entries")
+            raise CheckpointError(f"{path}: {_KINDS[kind]} that hold each other, or more than {limit} entries")
         if name in tensors:
             raise CheckpointError(f"{path}: two tensors of the name {short(name)}")
         if type(item) is Tensor:
             tensors[name] = item
-        elif type(item) is not dict:
+        elif type(item) is not kind:
             ignored.append(name)
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors by name")
+    if kind is Module:  # hundreds of modules have the same settings
+        ignored = list(dict.fromkeys(name.rpartition(".")[2] for name in ignored))
     return tensors, ignored
 
 
-def _walk(mapping, path, prefix="", depth=0):
+def _unwrapped(value):
+    """Give the weights of a training checkpoint, and the names of what lies beside them; else all, and none."""
+    if type(value) is dict and not any(type(item) is Tensor for item in value.values()):
+        wrapper = next((key for key in WRAPPERS if type(value.get(key)) is dict), None)
+        if wrapper is not None:
+            return value[wrapper], [name for name in value if name != wrapper]
+    return value, []
+
+
+def _walk(node, path, prefix="", depth=0):
+    kind = type(node)
     if depth > MAX_DEPTH:
-        raise CheckpointError(f"{path}: mappings that hold themselves, or deeper than {MAX_DEPTH}")
-    for key, item in mapping.items():
+        raise CheckpointError(f"{path}: {_KINDS[kind]} that hold themselves, or deeper than {MAX_DEPTH}")
+    for key, item in (node if kind is dict else node.attributes or {}).items():
         name = prefix + key
         if len(name) > MAX_NAME:
             raise CheckpointError(f"{path}: a name of more than {MAX_NAME} characters, {short(name)}")
         yield name, item
-        if type(item) is dict:
+        if type(item) is kind:
             yield from _walk(item, path, f"{name}.", depth + 1)
 
 

@@ -7,6 +7,7 @@ loop is longer than the file.
 """
 
 import struct
+from collections.abc import Callable, Mapping
 
 from soups.pool.formats.checkpoint import MAX_RANK, CheckpointError, UnsafeCheckpointError
 from soups.pool.formats.torch_globals import Function, Refused, resolve, set_item, storage
@@ -17,16 +18,17 @@ MAX_INTEGER = 1024  # bytes
 MAX_LINE = 1024  # bytes of a name of a global
 
 
-def unpickle(data: memoryview, path) -> tuple[object, int, int]:
+def unpickle(data: memoryview, path, operations: Mapping[int, Callable] | None = None) -> tuple[object, int, int]:
     """Give the value of the first pickle in `data`, how many bytes it takes, and how many opcodes.
 
-    Mappings come as dicts whose integer keys are strings, tensors as `Tensor`.
+    Mappings come as dicts whose integer keys are strings, tensors as `Tensor`. `operations`: by opcode; None for those
+    of `torch.save`.
 
     Raises:
         UnsafeCheckpointError: it names a global that rebuilding tensors does not need, or calls something else.
         CheckpointError: damaged, too big, or an opcode that torch.save does not write.
     """
-    machine = _Machine(data)
+    machine = _Machine(data, operations or OPERATIONS)
     try:
         return machine.run(), machine.at, machine.steps
     except Refused as error:
@@ -37,8 +39,8 @@ def unpickle(data: memoryview, path) -> tuple[object, int, int]:
 
 
 class _Machine:
-    def __init__(self, data):
-        self.data = data[:MAX_PICKLE]
+    def __init__(self, data, operations):
+        self.data, self.operations = data[:MAX_PICKLE], operations
         self.at = self.steps = self.work = 0
         self.stack, self.marks, self.memo = [], [], {}
 
@@ -48,7 +50,7 @@ class _Machine:
             self.at += 1
             if code == _STOP:
                 return self.stack.pop()
-            operation = _OPERATIONS.get(code)
+            operation = self.operations.get(code)
             if operation is None:
                 raise Refused(f"opcode 0x{code:02x} at byte {self.at - 1} of the pickle: torch.save does not write it")
             operation(self)
@@ -181,7 +183,7 @@ def _build(machine):
 
 
 _STOP = ord(".")
-_OPERATIONS = {
+OPERATIONS = {
     ord(code): operation
     for code, operation in {
         "\x80": _protocol,

@@ -66,6 +66,11 @@ def mapping(items):
     return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
 
 
+def module_of(items, name="Network"):
+    """Push an object of a class of a TorchScript archive."""
+    return global_of("__torch__", name) + b")\x81" + mapping(items) + b"b"
+
+
 def pickled(body):
     """Make a pickle of one value."""
     return b"\x80\x02" + body + b"."
@@ -87,6 +92,11 @@ def write_zip(
         for name in more:
             archive.writestr(f"{prefix}{name}", b"")
     return path
+
+
+def write_script(path, body, storages, **kwargs):
+    """Write what torch.jit.save does, without the code."""
+    return write_zip(path, pickled(body), storages, more=["constants.pkl"], **kwargs)
 
 
 def write_legacy(path, pickle, storages, *, little_endian=True, magic=MAGIC):

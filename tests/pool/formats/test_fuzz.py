@@ -106,37 +106,8 @@ def strict_safetensors(content):
         return None
 
 
-TOKENS = [
-    b'"',
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b",",
-    b":",
-    b"-",
-    b"1",
-    b"0",
-    b"1e3",
-    b"null",
-    b"true",
-    b'"F32"',
-    b'"BOOL"',
-    b'"U8"',
-]
-TOKENS += [
-    b'"a":',
-    b'"shape":[2],',
-    b"9" * 30,
-    b"\\u0000",
-    b"\\ud800",
-    b"  ",
-    b"[0,8]",
-    b"[8,16]",
-    b'"x":{}',
-    b"NaN",
-    b"6",
-]
+TOKENS = rb'" { } [ ] , : - 1 0 1e3 null true "F32" "BOOL" "U8" "a": "shape":[2],'.split()
+TOKENS += [b"9" * 30, rb"\u0000", rb"\ud800", b"  ", *rb'[0,8] [8,16] "x":{} NaN 6'.split()]
 
 
 def random_entries(rng):
@@ -204,6 +175,8 @@ class Anything(tuple):
             return dict(*args)
         if self == ("torch", "Size"):
             return tuple(*args)
+        if self == ("torch.jit._pickle", "restore_type_tag"):
+            return None
         assert self in [("torch._utils", f"_rebuild_{name}") for name in ("tensor_v2", "parameter", "tensor")]
         return args[0] if self[1] == "_rebuild_parameter" else ("tensor", *args[:4])
 
@@ -225,6 +198,28 @@ class Oracle(pickle._Unpickler):
         return ("storage", np.dtype(KINDS[name]), key, count)
 
 
+class Object:
+    """Stand for an object of a class of a TorchScript archive."""
+
+    attributes = None
+
+
+class ScriptOracle(Oracle):
+    """The same for data.pkl of TorchScript."""
+
+    def new_object(self):
+        arguments, (module, _) = self.stack.pop(), self.stack.pop()
+        assert module.split(".")[0] == "__torch__" and arguments == ()
+        self.stack.append(Object())
+
+    def build(self):
+        state = self.stack.pop()
+        assert type(state) is dict and self.stack[-1].attributes is None
+        self.stack[-1].attributes = state
+
+    dispatch = Oracle.dispatch | {pickle.NEWOBJ[0]: new_object, pickle.BUILD[0]: build}
+
+
 KINDS = {"FloatStorage": "f4", "DoubleStorage": "f8", "LongStorage": "i8", "ByteStorage": "u1", "HalfStorage": "f2"}
 
 
@@ -240,10 +235,10 @@ def gather(view, storages):
     return size, tuple(shape), b"".join(elements)
 
 
-def expected(stream, storages=None):
+def expected(stream, storages=None, oracle=Oracle):
     """Read with Python's unpickler: a pickle beside its storages, or the five of the older format before them."""
     if storages is not None:
-        value = Oracle(stream).load()
+        value = oracle(stream).load()
     else:
         _, _, _, value, keys = [Oracle(stream).load() for _ in range(5)]
         sizes = {}
@@ -259,7 +254,8 @@ def expected(stream, storages=None):
         walk(value)
         storages = {key: stream.read(sizes[key] * struct.unpack("<q", stream.read(8))[0]) for key in keys}
     if (
-        "model" in value
+        type(value) is dict
+        and "model" in value
         and type(value["model"]) is dict
         and not any(type(v) is tuple and v[:1] == ("tensor",) for v in value.values())
     ):
@@ -267,8 +263,9 @@ def expected(stream, storages=None):
     found = {}
 
     def flatten(mapping, prefix):
-        for key, item in mapping.items():
-            if type(item) is dict:
+        items = mapping.attributes or {} if type(mapping) is Object else mapping
+        for key, item in items.items():
+            if type(item) is type(mapping):
                 flatten(item, f"{prefix}{key}.")
             elif type(item) is tuple and item[:1] == ("tensor",):
                 found[f"{prefix}{key}"] = gather(item, storages)
@@ -296,21 +293,10 @@ def weights(make):
     return make.pickled(body), {"0": data[0], "1": data[1]}
 
 
-OPCODES = [bytes([code]) for code in b"Rbtu}])(Qs\x85\x86\x87\x81h\x88NKJ.qcX0"] + [
-    b"h\0",
-    b"h\0s",
-    b"K\0",
-    b"K\7",
-    b"J\xff\xff\xff\xff",
-    b"\x8a\x09" + b"\xff" * 8 + b"\0",
-    b"cos\nsystem\n",
-    b"X\x01\0\0\0w",
-    b"r\xff\xff\xff\xff",
-    b"\x8e" + b"\xff" * 8,
-    b"ctorch\nDoubleStorage\n",
-    b"ctorch\nByteStorage\n",
-    b"(K\x01K\x02t",
-]
+OPCODES = [bytes([code]) for code in b"Rbtu}])(Qs\x85\x86\x87\x81h\x88NKJ.qcX0"]
+OPCODES += [b"h\0", b"h\0s", b"K\0", b"K\7", b"J\xff\xff\xff\xff", b"\x8a\x09" + b"\xff" * 8 + b"\0"]
+OPCODES += [b"cos\nsystem\n", b"X\x01\0\0\0w", b"r\xff\xff\xff\xff", b"\x8e" + b"\xff" * 8]
+OPCODES += [b"ctorch\nDoubleStorage\n", b"ctorch\nByteStorage\n", b"(K\x01K\x02t"]
 
 
 def compare(path, read):
@@ -329,6 +315,22 @@ def test_torch_pickles_in_an_archive_with_good_checksums(tmp_path, make, weights
         damaged = mutated(rng, pickled, OPCODES)
         rewrite(path, make.write_zip(io.BytesIO(), damaged, storages, byteorder=None).getvalue())
         accepted += compare(path, lambda damaged=damaged: expected(io.BytesIO(damaged), storages))
+    assert 30 < accepted < 1500
+
+
+def test_modules_in_an_archive(tmp_path, make):
+    rng, path, accepted = np.random.default_rng(7), tmp_path / "x.pt", 0
+    first = make.tensor(make.storage("FloatStorage", "0", 6), (2, 3), (3, 1))
+    other = make.tensor(make.storage("LongStorage", "1", 2), (2,), (1,))
+    tagged = make.global_of("torch.jit._pickle", "restore_type_tag") + b"]" + make.text("List[int]") + b"\x86R"
+    part = make.module_of({"w": first, "sizes": tagged, "none": b"N", "table": make.mapping({"t": other})}, "nn.Linear")
+    pickled = make.pickled(make.module_of({"0": part + b"q\0", "w": other, "again": b"h\0", "training": b"\x88"}))
+    storages = {"0": np.arange(6, dtype=np.float32).tobytes(), "1": np.arange(2).tobytes()}
+    for _ in range(4000):
+        damaged = mutated(rng, pickled, [*OPCODES, b"c__torch__\nNetwork\n", b")\x81", b")\x81}b"])
+        archive = make.write_zip(io.BytesIO(), damaged, storages, byteorder=None, more=["constants.pkl"])
+        rewrite(path, archive.getvalue())
+        accepted += compare(path, lambda damaged=damaged: expected(io.BytesIO(damaged), storages, ScriptOracle))
     assert 30 < accepted < 1500
 
 
@@ -382,7 +384,7 @@ def test_torch_archives(tmp_path, make, weights):
     assert zlib.crc32(pickled) != 0
 
 
-@pytest.mark.parametrize("file", ["zip.pt", "legacy.pt", "training.pt"])
+@pytest.mark.parametrize("file", ["zip.pt", "legacy.pt", "training.pt", "script.pt"])
 def test_files_of_torch(file, tmp_path):
     rng = np.random.default_rng(4)
     whole, path = (DATA / file).read_bytes(), tmp_path / "x.pt"

@@ -196,7 +196,8 @@ ZIPS = {
     "a storage that is short": ({"storages": {"0": b"\0" * 20}}, "its storage has 20 bytes instead of 24"),
     "big-endian": ({"byteorder": b"big"}, "is not little-endian"),
     "compressed": ({"compression": zipfile.ZIP_DEFLATED, "byteorder": None}, "data.pkl' is compressed"),
-    "TorchScript": ({"more": ["constants.pkl"]}, "is a TorchScript archive"),
+    "TorchScript of a dict": ({"more": ["constants.pkl"]}, "is a TorchScript archive, but of a dict instead of a mod"),
+    "TorchScript of old": ({"more": ["model.json"]}, "is a TorchScript archive of an old layout; save it again"),
 }
 
 

@@ -68,6 +68,8 @@ GLOBALS = [
     ("torch.storage", "_load_from_bytes"),
     ("torch._utils", "_rebuild_tensor_v2.__globals__"),
     ("torch.nn.modules.linear", "Linear"),
+    ("torch.jit._pickle", "restore_type_tag"),
+    ("__torch__", "Network"),
     ("numpy.core.multiarray", "_reconstruct"),
     ("collections", "OrderedDict.__init__"),
     ("functools", "partial"),
