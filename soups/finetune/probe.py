@@ -18,8 +18,8 @@ from soups.data.dataset import decode, read_example
 from soups.data.transforms import Transform
 from soups.evaluate.cache import LogitCache
 from soups.evaluate.evaluator import Evaluator
+from soups.journal import Journal
 from soups.pool import digest
-from soups.recipes._journal import Journal
 
 STRENGTHS = tuple(float(f"1e{power}") for power in range(-7, 3))  # C of Kumar et al., from strong to weak decay
 _CHUNK = 4096  # examples whose logits are held at a time

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from soups import tree
+from soups.journal import Journal
 from soups.names import check_name
 from soups.recipes import _members
-from soups.recipes._journal import Journal
 from soups.recipes.greedy import pick_metric
 from soups.recipes.soup import Soup, digests
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from soups import tree
+from soups.journal import Journal
 from soups.names import check_name
 from soups.recipes import _members
 from soups.recipes._candidates import Candidates, Growing
-from soups.recipes._journal import Journal
 from soups.recipes.soup import Soup, digests
 
 

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from soups import tree
+from soups.journal import Journal
 from soups.recipes import _leaves, _members, _optimizer
-from soups.recipes._journal import Journal
 from soups.recipes.soup import Soup, digests
 
 

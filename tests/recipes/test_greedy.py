@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 
 import jax
 import numpy as np
@@ -155,6 +156,14 @@ def test_journal_of_another_selection_is_refused(tmp_path):
     soups.greedy(MEMBERS, evaluate, journal=tmp_path / "j")
     with pytest.raises(ValueError, match="belongs to another selection"):
         soups.greedy(MEMBERS, evaluate, accept="ge", journal=tmp_path / "j")
+
+
+@pytest.mark.parametrize("content", ["loss 0.1\n", "[1]\n"])
+def test_a_file_that_is_no_journal_is_refused_and_stays(content, tmp_path):
+    (tmp_path / "losses.txt").write_text(content)
+    with pytest.raises(ValueError, match="losses.txt belongs .*\n.*no line of a journal: '" + re.escape(content[:3])):
+        soups.greedy(MEMBERS, evaluate, journal=tmp_path / "losses.txt")
+    assert (tmp_path / "losses.txt").read_text() == content
 
 
 def test_a_full_disk_names_the_journal(tmp_path, monkeypatch):

@@ -74,8 +74,15 @@ class Journal:
             replace_file(self._path, f"{self._header}\n{json.dumps(record)}\n")
 
 
-def _differences(there, here):
-    there, here = json.loads(there), json.loads(here)
+def _differences(line, here):
+    """List how the first line of a journal differs from the one of this selection."""
+    try:
+        there = json.loads(line)
+    except ValueError:
+        there = None
+    if not isinstance(there, dict):
+        return [f"  its first line is no line of a journal: {line[:100]!r}"]
+    here = json.loads(here)
     return [
         f"  {name}: {there.get(name, '(absent)')} there, {here.get(name, '(absent)')} here"
         for name in sorted(there.keys() | here.keys())
