@@ -13,7 +13,7 @@ import pytest
 
 from soups import Pool, tree
 from soups.data.imagenet import SETS, evaluation_sets
-from soups.evaluate import Evaluator
+from soups.evaluate import Evaluator, ParallelEvaluator
 from soups.experiments import imagenet_finetune, imagenet_soups
 from soups.experiments.imagenet_finetune import members as finetune_members
 from soups.experiments.imagenet_soups import cooking
@@ -375,6 +375,28 @@ def test_members_are_kept_as_memory_allows_and_the_report_says_so(folder, finetu
     monkeypatch.setattr(prefetch, "_free_bytes", lambda: 10**12)  # the run goes on as it was begun
     imagenet_soups.run(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+
+
+def test_a_single_device_mixes_there_and_gives_the_soups_of_many(folder, cooked, finetuned, tmp_path, monkeypatch):
+    one, mixed_on = jax.devices()[:1], []
+    monkeypatch.setattr(jax, "devices", lambda: one)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    real = ParallelEvaluator.logits
+
+    def logits(evaluator, candidates):
+        mixed_on.extend(leaf.devices() for candidate in candidates for leaf in jax.tree.leaves(candidate))
+        return real(evaluator, candidates)
+
+    monkeypatch.setattr(ParallelEvaluator, "logits", logits)
+    config = soups_config(folder, finetuned[0].path) | {"cook": ("greedy",), "sets": ("held_out", "imagenet")}
+    imagenet_soups.run(config | {"cache_dir": str(folder / "decoded")}, tmp_path / "run")
+    assert set(map(tuple, mixed_on)) == {tuple(one)}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    here, there = (Pool(path / "soups") for path in (tmp_path / "run", folder / "soups"))
+    for name in ("greedy soup", "greedy soup, random order 1"):
+        assert row_named(results, name)["ingredients"] == row_named(cooked[0], name)["ingredients"]
+        kept = here[cooking.slug(name)], there[cooking.slug(name)]
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), *kept)
 
 
 # --- Two processes ----------------------------------------------------------------------------------------------------
