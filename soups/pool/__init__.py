@@ -6,4 +6,5 @@ from soups.pool._manifest import PoolCorruptionError as PoolCorruptionError
 from soups.pool._member import digest as digest
 from soups.pool.merge import merge as merge
 from soups.pool.pool import Pool as Pool
+from soups.pool.prefetch import kept_dtype as kept_dtype
 from soups.pool.prefetch import prefetched as prefetched

@@ -19,8 +19,7 @@ from soups.experiments.progress import progress, say
 from soups.experiments.workdir import Workdir, check_fields, write_json
 from soups.models.architectures import architecture
 from soups.names import check_name
-from soups.pool import Pool
-from soups.pool.prefetch import kept_dtype
+from soups.pool import Pool, kept_dtype
 from soups.processes import all_or_none, on_first_process
 from soups.report.imagenet.page import write_imagenet_report
 from soups.report.imagenet.results import SCHEMA
