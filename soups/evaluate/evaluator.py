@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +14,16 @@ from soups import tree
 from soups.data import project_logits
 from soups.evaluate.classification import metrics
 
-_RESIDENT_BYTES = 2**30  # a dataset up to this size stays on the device
+# images up to this size stay on the devices; where these tell how much memory they have, up to this part of it
+_RESIDENT_BYTES, _RESIDENT_PART = 2**30, 1 / 16
 
 
 class Evaluator:
     """Measure any weights of one network on one dataset: `evaluator(params)` gives the metrics of `metrics`.
 
-    The images are decoded once, by the dataset, and moved to the device once if they take at most 1 GiB, else batch by
-    batch. Evaluators of the same `apply_fn` and shapes share one compiled program, whatever the weights. Batches are
-    of one size; the last is padded, and every example counts once.
+    The images are decoded once, by the dataset, and moved to the devices once if they take at most 1 GiB or a sixteenth
+    of the devices' memory, else batch by batch. Evaluators of the same `apply_fn` and shapes share one program,
+    whatever the weights. Batches are of one size; the last is padded, and every example counts once.
 
     Args:
         apply_fn: `apply_fn(params, inputs) -> logits [B, C]`, each example on its own (BatchNorm in inference mode).
@@ -119,7 +120,8 @@ class Evaluator:
         return jax.tree.map(place, params)
 
     def _batches(self) -> Iterator[jax.Array]:
-        if self._images.nbytes > _RESIDENT_BYTES:
+        devices = jax.local_devices()[:1] if self._mesh is None else list(self._mesh.devices.flat)
+        if self._images.nbytes > resident_bytes(devices, 1 if self._mesh is None else self._mesh.shape["data"]):
             return map(self._batch_at, self._starts)
         if self._resident is None:
             self._resident = [self._batch_at(start) for start in self._starts]
@@ -144,7 +146,16 @@ class Evaluator:
     def _padded(self, start, count):
         first = min(start, len(self.labels) - 1)  # one at least is read, for its shape
         images = np.asarray(self._images[first : start + count])[start - first :]
+        if len(images) == count:
+            return images  # as they lie in memory or in a mapped file
         return np.pad(images, [(0, count - len(images))] + [(0, 0)] * (images.ndim - 1))
+
+
+def resident_bytes(devices: Sequence[jax.Device], parts: int) -> int:
+    """Give the size up to which images stay on devices that each hold one of so many parts of them."""
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in own]
+    return max(_RESIDENT_BYTES, int(parts * min(limits) * _RESIDENT_PART))
 
 
 # Static arguments instead of a closure for each evaluator: twenty shifts of one test set then share one compilation.

@@ -1,6 +1,7 @@
 """Fine-tune several members side by side: lane g, the devices at place g of a mesh's axis "pool", trains its own."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from soups.finetune._resuming import (
     numbers,
     resume,
 )
-from soups.finetune.sharding import state_shardings
+from soups.finetune.sharding import axes_of, gathered, state_shardings
 from soups.finetune.step import Training, init_state, training_step
 from soups.processes import on_first_process
 
@@ -142,12 +143,13 @@ def lane_programs(
     if shardings is None:
         shardings = jax.tree.map(lambda _: NamedSharding(mesh, P()), params)
     mesh_of_shardings(shardings, mesh)
-    over = {name: sharding.spec for name, sharding in tree.flatten(shardings).items() if "pool" in _axes(sharding.spec)}
-    if over:
+    specs = {name: sharding.spec for name, sharding in tree.flatten(shardings).items()}
+    if over := {name: spec for name, spec in specs.items() if "pool" in axes_of(spec)}:
         raise ValueError(f'each place on the axis "pool" has its own member, so no weight can be cut over it: {over}')
     of_state = jax.tree.map(
         lambda sharding: NamedSharding(mesh, P("pool", *sharding.spec)), state_shardings(training, params, shardings)
     )
+    training = dataclasses.replace(training, train_apply=gathered(training.train_apply, shardings))
     of_lane, of_rows = NamedSharding(mesh, P("pool")), NamedSharding(mesh, P("pool", "data"))
 
     def step(state, batch, hyperparameters):
@@ -251,10 +253,6 @@ def _lanes(mesh):
             f"the mesh needs the axes 'pool' and 'data', and lacks {', '.join(map(repr, sorted(missing)))}"
         )
     return mesh.shape["pool"]
-
-
-def _axes(spec):
-    return {axis for axes in spec if axes is not None for axis in ((axes,) if isinstance(axes, str) else axes)}
 
 
 def _on_lanes(members, count):

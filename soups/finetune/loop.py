@@ -1,5 +1,6 @@
 """Run fine-tunings: the streamed loop, and the whole loop as one program."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 from soups import tree
 from soups.data import batch_indices
 from soups.finetune.augment import MAX_OPERATIONS
+from soups.finetune.sharding import gathered
 from soups.finetune.step import HYPERPARAMETERS, Training, init_state, training_step
 from soups.finetune.trajectory import averages
 from soups.names import check_name
@@ -86,13 +88,15 @@ def jit_step(training: Training, shardings: tuple | None = None) -> Callable:
     `shardings`: of the state, the batch and all else, from `soups.finetune.sharding.step_shardings`.
     """
 
-    def step(state, batch, hyperparameters):
-        return training_step(training, state, batch, hyperparameters)
-
     placed = {}
     if shardings is not None:
         of_state, of_batch, of_rest = shardings
+        training = dataclasses.replace(training, train_apply=gathered(training.train_apply, of_state["params"]))
         placed = {"in_shardings": (of_state, of_batch, of_rest), "out_shardings": (of_state, of_rest)}
+
+    def step(state, batch, hyperparameters):
+        return training_step(training, state, batch, hyperparameters)
+
     return jax.jit(step, donate_argnums=0, compiler_options=_cpu_options(), **placed)
 
 

@@ -1,5 +1,6 @@
 """Shard weights and training state over a mesh ("pool", "data", "model"), by ordered rules on names."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.finetune.step import Training, init_state
+from soups.finetune.step import TrainApply, Training, init_state
 
 LARGEST = "largest"
 MIN_SIZE = 2**16  # elements; to gather a smaller leaf takes longer than to keep it
@@ -75,6 +76,24 @@ def step_shardings(training: Training, params: tree.Tree, shardings: tree.Tree) 
     return state_shardings(training, params, shardings), {"image": batch, "label": batch}, NamedSharding(mesh, P())
 
 
+def gathered(train_apply: TrainApply, shardings: tree.Tree) -> TrainApply:
+    """Give a `train_apply` that gathers each weight cut over "data" before its use, and cuts its gradient again.
+
+    Left to itself, XLA lets the cut of a weight decide how activations lie, and exchanges these as well, which are
+    larger. A weight cut over "model" alone stays so, and its matrix products with it. `shardings`: of the weights.
+    """
+
+    def gather(leaf, sharding):
+        return _gather(leaf, sharding) if "data" in axes_of(sharding.spec) else leaf
+
+    return lambda params, images, key: train_apply(jax.tree.map(gather, params, shardings), images, key)
+
+
+def axes_of(spec: P) -> set[str]:
+    """Give the axes over which a PartitionSpec cuts."""
+    return {axis for axes in spec if axes is not None for axis in ((axes,) if isinstance(axes, str) else axes)}
+
+
 def place(params: tree.Tree, shardings: tree.Tree) -> tree.Tree:
     """Put weights that every process holds, or that are sharded already, on the devices; each takes its own shards."""
 
@@ -106,6 +125,28 @@ def batch_placer(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], dict[str, j
         return whole
 
     return lambda batch: {name: part(batch[name]) for name in ("image", "label")}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(leaf, sharding):
+    return _constrained(leaf, NamedSharding(sharding.mesh, P()))
+
+
+def _gather_forward(leaf, sharding):
+    return _gather(leaf, sharding), None
+
+
+def _gather_backward(sharding, _, gradient):
+    return (_constrained(gradient, sharding),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _constrained(leaf, sharding):
+    # inside of `shard_map` the mesh is that of the axes which are left there
+    inside = not jax.sharding.get_abstract_mesh().empty
+    return jax.lax.with_sharding_constraint(leaf, sharding.spec if inside else sharding)
 
 
 def _mesh(shardings):

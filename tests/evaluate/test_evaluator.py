@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,27 @@ def test_a_large_dataset_moves_batch_by_batch(rng, monkeypatch):
     np.testing.assert_array_equal(evaluate.logits(params), expected)
     np.testing.assert_array_equal(evaluate.logits(params), expected)
     assert evaluate._resident is None
+
+
+def test_images_stay_on_devices_up_to_a_sixteenth_of_their_memory():
+    def device(gibibytes, process=0):
+        stats = None if gibibytes is None else {"bytes_limit": gibibytes * 2**30}
+        return SimpleNamespace(process_index=process, memory_stats=lambda: stats)
+
+    assert evaluator.resident_bytes([device(None)], 1) == 2**30  # a CPU does not tell
+    assert evaluator.resident_bytes([device(8)], 1) == 2**30
+    assert evaluator.resident_bytes([device(80)], 1) == 5 * 2**30
+    assert evaluator.resident_bytes([device(32)] * 4, 4) == 8 * 2**30
+    assert evaluator.resident_bytes([device(32)] * 4, 2) == 4 * 2**30  # two devices have the same part
+    assert evaluator.resident_bytes([device(64), device(32), device(1, process=1)], 3) == 6 * 2**30
+    assert evaluator.resident_bytes(jax.devices(), 8) == 2**30
+
+
+def test_full_batches_are_not_copied_on_their_way(rng):
+    dataset = make_dataset(rng)
+    evaluate = Evaluator(linear, dataset, batch_size=10)
+    assert np.shares_memory(evaluate._padded(0, 10), dataset.images)
+    assert len(evaluate._padded(30, 10)) == 10  # 37 examples
 
 
 def test_a_dataset_of_the_library_is_accepted(rng):

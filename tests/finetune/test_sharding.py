@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 import re
 
 import jax
@@ -170,19 +171,30 @@ def test_a_sharded_run_gives_the_numbers_of_one_device(mesh, params, compiled, r
         assert leaf.sharding.is_equivalent_to(tree.flatten(of_params)[name], leaf.ndim)
 
 
-def collectives(program):
-    """Count the exchanges between devices by their kind."""
-    return collections.Counter(
-        re.findall(r" (all-\w+(?:-\w+)?|reduce-scatter|collective-permute)(?:-start)?\(", program.as_text())
-    )
+EXCHANGES = r"= (.*?) (all-\w+(?:-\w+)?|reduce-scatter|collective-permute)(?:-start)?\("
 
 
-def test_the_program_gathers_shards_and_reduces_gradients(compiled):
-    sharded, replicated = (collectives(compiled(rule)[1]) for rule in (LARGEST, P()))
-    assert sharded["all-gather"] and (sharded["all-reduce"] or sharded["reduce-scatter"])
+def exchanged(program):
+    """Give the sizes of the arrays that devices exchange, by the kind of exchange."""
+    sizes = collections.defaultdict(list)
+    for results, kind in re.findall(EXCHANGES, program.as_text()):
+        shapes = re.findall(r"\w\d+\[([\d,]*)\]", results)
+        sizes[kind] += [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
+    return sizes
+
+
+def test_the_program_gathers_weights_and_reduces_gradients(params, compiled):
+    sharded, replicated = (exchanged(compiled(rule)[1]) for rule in (LARGEST, P()))
     # to cut a batch into parts moves nothing: images and targets move once, to be mixed with the mirrored batch
-    assert replicated.keys() == {"all-reduce", "collective-permute"}
-    assert replicated["collective-permute"] == 2
+    moved = [BATCH // 4 * size for size in (4 * 4 * 3, CLASSES)]
+    of_weights = {leaf.size for leaf in jax.tree.leaves(params)}
+    for sizes, kinds in ((sharded, {"all-gather", "all-reduce"}), (replicated, {"all-reduce"})):
+        assert sizes.keys() == kinds | {"collective-permute"}
+        assert sorted(sizes["collective-permute"]) == sorted(moved)
+        assert set(sizes["all-reduce"]) <= of_weights | {1}
+    # no activation: two kernels and a bias, for the gradient and again at the worst point nearby
+    cut = [params["trunk"]["kernel"], params["trunk"]["bias"], params["head"]["kernel"]]
+    assert sorted(sharded["all-gather"]) == sorted(2 * [leaf.size for leaf in cut])
 
 
 def test_batches_are_cut_over_data(mesh):

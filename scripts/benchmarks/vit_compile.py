@@ -1,0 +1,175 @@
+"""Compile evaluation and training of CLIP ViTs for accelerators that are not here: what fits, and the compiler's guess.
+
+    pip install libtpu            python scripts/benchmarks/vit_compile.py --tpu v4:2x2x1
+    pip install jax-cuda12-plugin[with-cuda]  python scripts/benchmarks/vit_compile.py --gpu FILE
+
+Nothing is run, so no number here is a measured speed; that is scripts/benchmarks/vit_throughput.py, on the accelerator.
+That the programs compile, the memory of a chip and the exchanges between chips are the compiler's statements about what
+would run there. For a TPU it also notes how many cycles it expects of each operation: their sum, without loops and
+exchanges, gives "guessed MFU" and "guessed images/s". A product of two large matrices, guessed alike, is the first row.
+FILE describes a GPU to XLA: one of xla/backends/gpu/target_config/specs in github.com/openxla/xla.
+
+data: one member on all chips, a batch of 512; sharded: its weights and optimizer state are cut over them; pool: a
+member on each chip, with a batch of 512 each; remat: activations are computed again.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}  # no such device is looked for
+
+import _common
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from vit_throughput import CLASSES, PEAKS, forward_flops
+
+from soups.evaluate.evaluator import _forward, _unit_range
+from soups.finetune import Training, param_shardings
+from soups.finetune.lanes import lane_programs
+from soups.finetune.loop import complete, jit_step, typed
+from soups.finetune.published import DECAY_ALL, MODEL_SOUPS
+from soups.finetune.sharding import step_shardings
+from soups.finetune.step import init_state
+from soups.models.architectures import architecture
+
+BATCH, EVALUATION_BATCH = 512, 1000
+CLOCKS = {"TPU v4": 1.05e9, "TPU v5 lite": 1.5e9, "TPU v6 lite": 1.75e9}  # Hz: peak by operations in a cycle
+EXCHANGES = r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+MATMUL = 8192
+
+
+def main():
+    """Compile, print the table and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--tpu", help="the topology, such as v4:2x2x1, the four chips of a v4-8")
+    where.add_argument("--gpu", help="XLA's description of a GPU")
+    parser.add_argument("--archs", nargs="+", default=["clip-vit-b32", "clip-vit-b16"])
+    parser.add_argument("--out", default="runs/benchmarks/vit_compile.json")
+    options = parser.parse_args()
+    devices = tpu_devices(options.tpu) if options.tpu else gpu_devices(options.gpu)
+    kind, mesh = devices[0].device_kind, mesh_of(devices, (1, len(devices), 1))
+    rows = [row("a large product", "bfloat16", matmul(mesh), 2.0 * MATMUL**3, 0, kind)]
+    for name in options.archs:
+        arch = architecture(name)
+        for what, program, images, passes in programs(arch, devices):
+            rows.append(row(name, what, program, passes * images / len(devices) * forward_flops(arch), images, kind))
+            print(rows[-1], flush=True)
+    heads = list(rows[0])
+    title = f"{len(devices)} x {kind}, compiled and not run; memory of a chip"
+    _common.table(title, heads, [[line[head] for head in heads] for line in rows])
+    record = {"benchmark": "vit_compile", "what": __doc__.splitlines()[0], "device": kind, "chips": len(devices)}
+    _common.write(options.out, record | {"rows": rows, "machine": _common.machine()})
+
+
+def tpu_devices(topology) -> list:
+    """Give the chips of a topology; a v4 or v5p is one device with two cores."""
+    cores = {"chip_config_name": "megacore"} if topology.startswith(("v4", "v5p")) else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **cores).devices
+
+
+def gpu_devices(description) -> list:
+    """Give one GPU of this description."""
+    target = pathlib.Path(description).read_text()
+    return topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1").devices
+
+
+def mesh_of(devices, shape) -> Mesh:
+    """Arrange the chips on "pool", "data" and "model"."""
+    return Mesh(np.array(devices).reshape(shape), ("pool", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+
+
+def programs(arch, devices):
+    """Yield (what, compiled program, images in all, passes as long as a forward pass) of each task and arrangement."""
+    chips, whole = len(devices), mesh_of(devices, (1, len(devices), 1))
+    for dtype in ("bfloat16", "float32"):
+        yield f"evaluation, {dtype}", evaluation(arch, whole, dtype), EVALUATION_BATCH, 1
+    yield "training, data", training(arch, whole), BATCH, 3
+    yield "training, data, remat", training(arch, whole, remat=True), BATCH, 3
+    if chips > 1:
+        yield "training, sharded", training(arch, whole, sharded=True), BATCH, 3
+        yield "training, pool", training_pool(arch, mesh_of(devices, (chips, 1, 1))), chips * BATCH, 3
+
+
+def matmul(mesh):
+    """Compile a product of two matrices that every chip has."""
+    matrix = jax.ShapeDtypeStruct((MATMUL, MATMUL), jnp.bfloat16, sharding=NamedSharding(mesh, P()))
+    return jax.jit(lambda a, b: a @ b).lower(matrix, matrix).compile()
+
+
+def evaluation(arch, mesh, dtype):
+    """Compile the forward pass of `soups.evaluate.Evaluator`."""
+    apply_fn = arch.apply_fn(CLASSES, dtype=jnp.dtype(dtype))
+    params = placed(arch.abstract(CLASSES), NamedSharding(mesh, P()))
+    images = batch_of(arch, (EVALUATION_BATCH,), NamedSharding(mesh, P("data")))["image"]
+    with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
+        lowered = _forward.lower(params, images, apply_fn=apply_fn, preprocess=_unit_range, mesh=mesh)
+        return lowered.compile()
+
+
+def training(arch, mesh, sharded=False, remat=False):
+    """Compile a step of the published recipe."""
+    settings, params = recipe(arch, remat), arch.abstract(CLASSES)
+    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), params)
+    shardings = param_shardings(params, mesh) if sharded else everywhere
+    of_state, of_batch, of_rest = step_shardings(settings, params, shardings)
+    state = jax.eval_shape(lambda params: init_state(settings, params), params)
+    step = jit_step(settings, (of_state, of_batch, of_rest))
+    return step.lower(state, batch_of(arch, (BATCH,)), hyperparameters()).compile()
+
+
+def training_pool(arch, mesh):
+    """Compile a step of several members, each on its own chip."""
+    settings, params, lanes = recipe(arch, False), arch.abstract(CLASSES), mesh.shape["pool"]
+    on_lanes = lambda leaf: jax.ShapeDtypeStruct((lanes, *leaf.shape), leaf.dtype)  # noqa: E731
+    state = jax.tree.map(on_lanes, jax.eval_shape(lambda params: init_state(settings, params), params))
+    step = lane_programs(settings, params, mesh=mesh).step
+    return step.lower(state, batch_of(arch, (lanes, BATCH)), jax.tree.map(on_lanes, hyperparameters())).compile()
+
+
+def recipe(arch, remat) -> Training:
+    """Give what the members have in common."""
+    apply_fn = arch.train_apply_fn(CLASSES, dtype=jnp.bfloat16, remat=remat)
+    return Training(train_apply=apply_fn, num_classes=CLASSES, decay_rules=DECAY_ALL)
+
+
+def hyperparameters():
+    """Give the published ones, typed."""
+    return typed(complete(MODEL_SOUPS) | {"num_steps": 10_000})
+
+
+def batch_of(arch, shape, sharding=None):
+    """Describe a batch."""
+    side = arch.image_size
+    images = jax.ShapeDtypeStruct((*shape, side, side, 3), jnp.uint8, sharding=sharding)
+    return {"image": images, "label": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)}
+
+
+def placed(params, sharding):
+    """Describe weights that lie as `sharding` says."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params)
+
+
+def row(name, what, program, flops, images, kind) -> dict:
+    """Give what the compiler says of a program with so many operations on a chip and images on all."""
+    memory, text = program.memory_analysis(), program.as_text()
+    sizes = (memory.temp_size_in_bytes, memory.argument_size_in_bytes, memory.output_size_in_bytes)
+    found = re.findall(EXCHANGES, text)
+    line = {"network": name, "task": what, "memory GB": (sum(sizes) - memory.alias_size_in_bytes) / 1e9}
+    line["exchanges"] = ", ".join(f"{found.count(kind)} {kind}" for kind in sorted(set(found))) or "none"
+    cycles = sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text[text.index("\nENTRY") :])))
+    seconds = cycles / CLOCKS[kind] if kind in CLOCKS else 0
+    line["guessed MFU"] = flops / seconds / 1e12 / PEAKS[kind] if seconds else None
+    line["guessed images/s"] = images / seconds if seconds and images else None
+    return line
+
+
+if __name__ == "__main__":
+    main()
