@@ -1,7 +1,7 @@
 """Compile evaluation and training of CLIP ViTs for accelerators that are not here: what fits, and the compiler's guess.
 
-    pip install libtpu            python scripts/benchmarks/vit_compile.py --tpu v4:2x2x1
-    pip install jax-cuda12-plugin[with-cuda]  python scripts/benchmarks/vit_compile.py --gpu FILE
+    python scripts/benchmarks/vit_compile.py --tpu v4:2x2x1     after pip install "jax[tpu]"
+    python scripts/benchmarks/vit_compile.py --gpu FILE         after pip install "jax[cuda12]"
 
 Nothing is run, so no number here is a measured speed; that is scripts/benchmarks/vit_throughput.py, on the accelerator.
 That the programs compile, the memory of a chip and the exchanges between chips are the compiler's statements about what
@@ -56,13 +56,13 @@ def main():
     options = parser.parse_args()
     devices = tpu_devices(options.tpu) if options.tpu else gpu_devices(options.gpu)
     kind, mesh = devices[0].device_kind, mesh_of(devices, (1, len(devices), 1))
-    rows = [row("a large product", "bfloat16", matmul(mesh), 2.0 * MATMUL**3, 0, kind)]
+    rows = [row("one large product", "bfloat16", matmul(mesh), 2.0 * MATMUL**3, 0, kind)]
     for name in options.archs:
         arch = architecture(name)
         for what, program, images, passes in programs(arch, devices):
             rows.append(row(name, what, program, passes * images / len(devices) * forward_flops(arch), images, kind))
             print(rows[-1], flush=True)
-    heads = list(rows[0])
+    heads = [head for head in rows[0] if head != "exchanges"]  # in the record, of which the table has no room
     title = f"{len(devices)} x {kind}, compiled and not run; memory of a chip"
     _common.table(title, heads, [[line[head] for head in heads] for line in rows])
     record = {"benchmark": "vit_compile", "what": __doc__.splitlines()[0], "device": kind, "chips": len(devices)}
@@ -76,7 +76,8 @@ def tpu_devices(topology) -> list:
 
 
 def gpu_devices(description) -> list:
-    """Give one GPU of this description."""
+    """Give one GPU of this description; its matrix products are cuBLAS's, as XLA's own are chosen by trying them."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
     target = pathlib.Path(description).read_text()
     return topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1").devices
 
@@ -110,8 +111,8 @@ def evaluation(arch, mesh, dtype):
     params = placed(arch.abstract(CLASSES), NamedSharding(mesh, P()))
     images = batch_of(arch, (EVALUATION_BATCH,), NamedSharding(mesh, P("data")))["image"]
     with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
-        lowered = _forward.lower(params, images, apply_fn=apply_fn, preprocess=_unit_range, mesh=mesh)
-        return lowered.compile()
+        fixed = {"apply_fn": apply_fn, "preprocess": _unit_range, "mesh": mesh, "gather": ()}
+        return _forward.lower(params, images, **fixed).compile()
 
 
 def training(arch, mesh, sharded=False, remat=False):
@@ -163,7 +164,7 @@ def row(name, what, program, flops, images, kind) -> dict:
     sizes = (memory.temp_size_in_bytes, memory.argument_size_in_bytes, memory.output_size_in_bytes)
     found = re.findall(EXCHANGES, text)
     line = {"network": name, "task": what, "memory GB": (sum(sizes) - memory.alias_size_in_bytes) / 1e9}
-    line["exchanges"] = ", ".join(f"{found.count(kind)} {kind}" for kind in sorted(set(found))) or "none"
+    line["exchanges"] = ", ".join(f"{found.count(one)} {one}" for one in sorted(set(found))) or "none"
     cycles = sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text[text.index("\nENTRY") :])))
     seconds = cycles / CLOCKS[kind] if kind in CLOCKS else 0
     line["guessed MFU"] = flops / seconds / 1e12 / PEAKS[kind] if seconds else None

@@ -67,7 +67,7 @@ class Evaluator:
         shards = 1 if mesh is None else mesh.shape["data"]
         self._batch = math.ceil(len(self.labels) / steps / shards) * shards
         self._starts = range(0, len(self.labels), self._batch)
-        self._forward = functools.partial(_forward, apply_fn=apply_fn, preprocess=preprocess or _unit_range, mesh=mesh)
+        self._program = functools.partial(_forward, apply_fn=apply_fn, preprocess=preprocess or _unit_range, mesh=mesh)
 
     def __call__(self, params: tree.Tree) -> dict[str, float]:
         """Give the metrics of the network with weights `params`.
@@ -85,9 +85,10 @@ class Evaluator:
                 groups need.
         """
         params = self._place(params)
+        gather = () if self._mesh is None else tuple(map(_over_data, jax.tree.leaves(params)))
         rows, previous = [], None
         for images in self._batches():
-            current = self._forward(params, images)
+            current = self._program(params, images, gather=gather)
             if current.shape[1] < self._outputs_needed:
                 what = "labels" if self._groups is None else "class groups"
                 raise ValueError(
@@ -159,8 +160,15 @@ def resident_bytes(devices: Sequence[jax.Device], parts: int) -> int:
 
 
 # Static arguments instead of a closure for each evaluator: twenty shifts of one test set then share one compilation.
-@functools.partial(jax.jit, static_argnames=("apply_fn", "preprocess", "mesh"))
-def _forward(params, images, *, apply_fn, preprocess, mesh):
+@functools.partial(jax.jit, static_argnames=("apply_fn", "preprocess", "mesh", "gather"))
+def _forward(params, images, *, apply_fn, preprocess, mesh, gather):
+    if any(gather):
+        leaves, structure = jax.tree.flatten(params)
+        # else XLA would gather the rows of the batch, as each device has a part of these weights alone
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        whole = functools.partial(jax.lax.with_sharding_constraint, shardings=everywhere)
+        leaves = [whole(leaf) if cut else leaf for leaf, cut in zip(leaves, gather, strict=True)]
+        params = jax.tree.unflatten(structure, leaves)
     logits = apply_fn(params, preprocess(images))
     if logits.ndim != 2 or len(logits) != len(images):
         raise ValueError(f"the network must give logits [{len(images)}, classes], not of shape {logits.shape}")
@@ -169,6 +177,10 @@ def _forward(params, images, *, apply_fn, preprocess, mesh):
         return logits
     # replicated, so that every process holds the logits of all
     return jax.lax.with_sharding_constraint(logits, NamedSharding(mesh, PartitionSpec()))
+
+
+def _over_data(leaf):
+    return isinstance(leaf.sharding, NamedSharding) and "data" in jax.tree.leaves(tuple(leaf.sharding.spec))
 
 
 def _unit_range(images):

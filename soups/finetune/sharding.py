@@ -91,7 +91,7 @@ def gathered(train_apply: TrainApply, shardings: tree.Tree) -> TrainApply:
 
 def axes_of(spec: P) -> set[str]:
     """Give the axes over which a PartitionSpec cuts."""
-    return {axis for axes in spec if axes is not None for axis in ((axes,) if isinstance(axes, str) else axes)}
+    return set(jax.tree.leaves(tuple(spec)))
 
 
 def place(params: tree.Tree, shardings: tree.Tree) -> tree.Tree:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -98,11 +99,29 @@ def test_weights_on_one_device_or_sharded_give_the_same(rng, mesh):
     expected = Evaluator(linear, dataset).logits(params)
     sharded = jax.device_put(params, NamedSharding(mesh, PartitionSpec(None)))
     sharded["kernel"] = jax.device_put(params["kernel"], NamedSharding(mesh, PartitionSpec(None, "pool")))
+    over_data = {**sharded, "kernel": jax.device_put(params["kernel"], NamedSharding(mesh, PartitionSpec("data")))}
     last_device = jax.device_put(params, jax.devices()[-1])
-    for weights in (sharded, last_device):
+    for weights in (sharded, over_data, last_device):
         for some_mesh in (mesh, None):
             logits = Evaluator(linear, dataset, mesh=some_mesh).logits(weights)
             np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_cut_over_data_are_gathered_and_not_the_batch(rng, mesh, monkeypatch):
+    dataset, params, programs = make_dataset(rng), make_params(rng, classes=8), []
+
+    def forward(*args, **options):
+        programs.append(original.lower(*args, **options).compile().as_text())
+        return original(*args, **options)
+
+    original = evaluator._forward
+    monkeypatch.setattr(evaluator, "_forward", forward)
+    kernel = params["kernel"]
+    cut = {**params, "kernel": jax.device_put(kernel, NamedSharding(mesh, PartitionSpec("data")))}
+    logits = Evaluator(linear, dataset, batch_size=16, mesh=mesh).logits(cut)
+    np.testing.assert_allclose(logits, Evaluator(linear, dataset, batch_size=16).logits(params), rtol=1e-6, atol=1e-6)
+    gathered = set(re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", programs[0]))
+    assert gathered == {"{},{}".format(*kernel.shape), "14,8"}  # and the logits of a batch
 
 
 def test_many_weights_and_datasets_of_one_shape_compile_once(rng):
