@@ -12,7 +12,7 @@ import pytest
 
 from soups import models, tree
 from soups.finetune import HYPERPARAMETERS, Training, finetune, init_state, training_step
-from soups.finetune.loop import complete, jit_step
+from soups.finetune.loop import complete, jit_step, typed
 from soups.finetune.step import learning_rate, soft_targets
 from soups.finetune.trajectory import averages
 
@@ -277,6 +277,19 @@ def test_bad_settings(settings, message):
 
 
 # --- Narrow arithmetic, wide weights ---
+
+
+def test_a_step_is_a_program_for_gpus_and_tpus():
+    arch = models.architecture("clip-vit-mini")
+    apply_fn = arch.train_apply_fn(CLASSES, dtype=jnp.bfloat16, remat=True)
+    training = Training(train_apply=apply_fn, num_classes=CLASSES, sam=True, accumulate=2, ema_decays=(0.9,))
+    state = jax.eval_shape(functools.partial(init_state, training), arch.abstract(CLASSES))
+    images = jax.ShapeDtypeStruct((4, arch.image_size, arch.image_size, 3), jnp.uint8)
+    batch = {"image": images, "label": jax.ShapeDtypeStruct((4,), jnp.int32)}
+    step = jax.jit(functools.partial(training_step, training))
+    exported = jax.export.export(step, platforms=["cuda", "tpu"])(state, batch, typed(hyperparameters(mixup=0.4)))
+    products = [line for line in exported.mlir_module().splitlines() if "dot_general" in line]
+    assert sum("bf16" in line for line in products) > len(products) / 2
 
 
 def test_in_bfloat16_weights_gradients_and_moments_stay_float32(rng):

@@ -231,6 +231,12 @@ def test_order_does_not_matter(name, members):
 
 
 @pytest.mark.parametrize("name", PURE)
+def test_is_a_program_for_gpus_and_tpus(name, members):
+    exported = jax.export.export(jax.jit(CASES[name].make), platforms=["cuda", "tpu"])([to_jax(m) for m in members])
+    assert "lapack" not in exported.mlir_module()  # what a CPU would call
+
+
+@pytest.mark.parametrize("name", PURE)
 def test_under_jit_and_vmap(name, members):
     make = CASES[name].make
     expected = make(members)
