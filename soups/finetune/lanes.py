@@ -70,6 +70,8 @@ def finetune_lanes(
         mesh: with the axes "pool" and "data", over which each batch is cut; several processes may share a lane.
         save_every: steps from one checkpoint to the next; the last step is always kept.
         shardings: of the weights of one member, from `param_shardings`; by default they are on all devices of its lane.
+            Where there are several lanes, what is cut over "data" and "model" is cut to save memory alone: it is whole
+            while it is used. What is cut over "model" alone stays so.
         programs: from `lane_programs`, so that several groups share one compilation.
         on_step: called one step late with the index of each step and the losses of those members that took it and of
             which this process has devices.
@@ -149,7 +151,9 @@ def lane_programs(
     of_state = jax.tree.map(
         lambda sharding: NamedSharding(mesh, P("pool", *sharding.spec)), state_shardings(training, params, shardings)
     )
-    training = dataclasses.replace(training, train_apply=gathered(training.train_apply, shardings))
+    # XLA's partitioner aborts where a weight on several lanes is cut over both axes and gathered over one of them
+    over = ("data",) if mesh.shape["pool"] == 1 else ("data", "model")
+    training = dataclasses.replace(training, train_apply=gathered(training.train_apply, shardings, over))
     of_lane, of_rows = NamedSharding(mesh, P("pool")), NamedSharding(mesh, P("pool", "data"))
 
     def step(state, batch, hyperparameters):

@@ -76,15 +76,18 @@ def step_shardings(training: Training, params: tree.Tree, shardings: tree.Tree) 
     return state_shardings(training, params, shardings), {"image": batch, "label": batch}, NamedSharding(mesh, P())
 
 
-def gathered(train_apply: TrainApply, shardings: tree.Tree) -> TrainApply:
+def gathered(train_apply: TrainApply, shardings: tree.Tree, over: tuple[str, ...] = ("data",)) -> TrainApply:
     """Give a `train_apply` that gathers each weight cut over "data" before its use, and cuts its gradient again.
 
     Left to itself, XLA lets the cut of a weight decide how activations lie, and exchanges these as well, which are
-    larger. A weight cut over "model" alone stays so, and its matrix products with it. `shardings`: of the weights.
+    larger. `shardings`: of the weights; `over`: the axes over which they are gathered. Over "model" they stay cut by
+    default, and their matrix products with them, as are those of weights that are cut over "model" alone.
     """
 
     def gather(leaf, sharding):
-        return _gather(leaf, sharding) if "data" in axes_of(sharding.spec) else leaf
+        if "data" not in axes_of(sharding.spec):
+            return leaf
+        return _gather(leaf, NamedSharding(sharding.mesh, _without(sharding.spec, over)), sharding)
 
     return lambda params, images, key: train_apply(jax.tree.map(gather, params, shardings), images, key)
 
@@ -127,20 +130,25 @@ def batch_placer(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], dict[str, j
     return lambda batch: {name: part(batch[name]) for name in ("image", "label")}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gather(leaf, sharding):
-    return _constrained(leaf, NamedSharding(sharding.mesh, P()))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(leaf, joined, cut):
+    return _constrained(leaf, joined)
 
 
-def _gather_forward(leaf, sharding):
-    return _gather(leaf, sharding), None
+def _gather_forward(leaf, joined, cut):
+    return _gather(leaf, joined, cut), None
 
 
-def _gather_backward(sharding, _, gradient):
-    return (_constrained(gradient, sharding),)
+def _gather_backward(joined, cut, _, gradient):
+    return (_constrained(gradient, cut),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _without(spec, axes):
+    kept = [tuple(axis for axis in jax.tree.leaves(part) if axis not in axes) for part in spec]
+    return P(*[part or None for part in kept])
 
 
 def _constrained(leaf, sharding):

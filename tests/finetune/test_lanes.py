@@ -70,8 +70,8 @@ def plain(tmp_path_factory):
 
 
 def alone(name, directory):
-    """Train a member of `full` on as many devices as it has there, on a mesh without "pool"."""
-    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
+    """Train a member of `full` with its batch cut as there, on a mesh without "pool"; its weights are whole in use."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     options = {"save_every": 100, **placed_on(mesh)}
     return finetune_resumable(
         FULL, killed_run.start_weights(), lambda seed: make_loader(name), SHARP[name], directory, **options

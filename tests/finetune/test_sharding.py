@@ -51,8 +51,8 @@ def compiled(mesh, params):
     """Give a function from a rule to the shardings of the state and the compiled step."""
 
     @functools.cache
-    def compile_step(rule, min_size=64):
-        of_params = param_shardings(params, mesh, ((".*", rule),), min_size=min_size)
+    def compile_step(rule, mesh=mesh):
+        of_params = param_shardings(params, mesh, ((".*", rule),), min_size=64)
         shardings = step_shardings(TRAINING, params, of_params)
         arguments = (first_state(TRAINING, params, of_params), batch_placer(mesh)(batches()[0]), numbers())
         return of_params, jit_step(TRAINING, shardings).lower(*arguments).compile()
@@ -184,9 +184,10 @@ def exchanged(program):
 
 
 def test_the_program_gathers_weights_and_reduces_gradients(params, compiled):
-    sharded, replicated = (exchanged(compiled(rule)[1]) for rule in (LARGEST, P()))
+    flat = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    sharded, replicated = (exchanged(compiled(rule, flat)[1]) for rule in (LARGEST, P()))
     # to cut a batch into parts moves nothing: images and targets move once, to be mixed with the mirrored batch
-    moved = [BATCH // 4 * size for size in (4 * 4 * 3, CLASSES)]
+    moved = [BATCH // 8 * size for size in (4 * 4 * 3, CLASSES)]
     of_weights = {leaf.size for leaf in jax.tree.leaves(params)}
     for sizes, kinds in ((sharded, {"all-gather", "all-reduce"}), (replicated, {"all-reduce"})):
         assert sizes.keys() == kinds | {"collective-permute"}
@@ -195,6 +196,11 @@ def test_the_program_gathers_weights_and_reduces_gradients(params, compiled):
     # no activation: two kernels and a bias, for the gradient and again at the worst point nearby
     cut = [params["trunk"]["kernel"], params["trunk"]["bias"], params["head"]["kernel"]]
     assert sorted(sharded["all-gather"]) == sorted(2 * [leaf.size for leaf in cut])
+
+
+def test_over_model_products_are_cut(compiled):
+    cut, whole = (compiled(rule)[1].cost_analysis()["flops"] for rule in (LARGEST, P()))
+    assert cut < 0.7 * whole  # of the two devices at one place of "data" each does its part
 
 
 def test_batches_are_cut_over_data(mesh):
