@@ -111,7 +111,7 @@ def evaluation(arch, mesh, dtype):
     params = placed(arch.abstract(CLASSES), NamedSharding(mesh, P()))
     images = batch_of(arch, (EVALUATION_BATCH,), NamedSharding(mesh, P("data")))["image"]
     with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
-        fixed = {"apply_fn": apply_fn, "preprocess": _unit_range, "mesh": mesh, "gather": ()}
+        fixed = {"apply_fn": apply_fn, "preprocess": _unit_range, "mesh": mesh, "gathered": None}
         return _forward.lower(params, images, **fixed).compile()
 
 

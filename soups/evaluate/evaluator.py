@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from soups import tree
 from soups.data import project_logits
 from soups.evaluate.classification import metrics
+from soups.partition import axes_of, constrained, joined
 
 # images up to this size stay on the devices; where these tell how much memory they have, up to this part of it
 _RESIDENT_BYTES, _RESIDENT_PART = 2**30, 1 / 16
@@ -85,10 +86,10 @@ class Evaluator:
                 groups need.
         """
         params = self._place(params)
-        gather = () if self._mesh is None else tuple(map(_over_data, jax.tree.leaves(params)))
+        gathered = None if self._mesh is None else tuple(map(_gathered, jax.tree.leaves(params)))
         rows, previous = [], None
         for images in self._batches():
-            current = self._program(params, images, gather=gather)
+            current = self._program(params, images, gathered=gathered)
             if current.shape[1] < self._outputs_needed:
                 what = "labels" if self._groups is None else "class groups"
                 raise ValueError(
@@ -160,15 +161,14 @@ def resident_bytes(devices: Sequence[jax.Device], parts: int) -> int:
 
 
 # Static arguments instead of a closure for each evaluator: twenty shifts of one test set then share one compilation.
-@functools.partial(jax.jit, static_argnames=("apply_fn", "preprocess", "mesh", "gather"))
-def _forward(params, images, *, apply_fn, preprocess, mesh, gather):
-    if any(gather):
+@functools.partial(jax.jit, static_argnames=("apply_fn", "preprocess", "mesh", "gathered"))
+def _forward(params, images, *, apply_fn, preprocess, mesh, gathered):
+    if gathered is not None:
         leaves, structure = jax.tree.flatten(params)
-        # else XLA would gather the rows of the batch, as each device has a part of these weights alone
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        whole = functools.partial(jax.lax.with_sharding_constraint, shardings=everywhere)
-        leaves = [whole(leaf) if cut else leaf for leaf, cut in zip(leaves, gather, strict=True)]
-        params = jax.tree.unflatten(structure, leaves)
+        pairs = zip(leaves, gathered, strict=True)
+        params = jax.tree.unflatten(
+            structure, [leaf if where is None else constrained(leaf, where) for leaf, where in pairs]
+        )
     logits = apply_fn(params, preprocess(images))
     if logits.ndim != 2 or len(logits) != len(images):
         raise ValueError(f"the network must give logits [{len(images)}, classes], not of shape {logits.shape}")
@@ -179,8 +179,12 @@ def _forward(params, images, *, apply_fn, preprocess, mesh, gather):
     return jax.lax.with_sharding_constraint(logits, NamedSharding(mesh, PartitionSpec()))
 
 
-def _over_data(leaf):
-    return isinstance(leaf.sharding, NamedSharding) and "data" in jax.tree.leaves(tuple(leaf.sharding.spec))
+def _gathered(leaf):
+    """Give the sharding of a weight in use if it is cut over "data": else XLA would gather the rows of the batch."""
+    sharding = leaf.sharding
+    if isinstance(sharding, NamedSharding) and "data" in axes_of(sharding.spec):
+        return joined(sharding, {"data"})
+    return None
 
 
 def _unit_range(images):

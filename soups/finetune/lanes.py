@@ -25,8 +25,9 @@ from soups.finetune._resuming import (
     numbers,
     resume,
 )
-from soups.finetune.sharding import axes_of, gathered, state_shardings
+from soups.finetune.sharding import gathered, state_shardings
 from soups.finetune.step import Training, init_state, training_step
+from soups.partition import axes_of
 from soups.processes import on_first_process
 
 
@@ -54,9 +55,9 @@ def finetune_lanes(
     """Fine-tune a group of members in lockstep, one on each lane, and give their final states as one.
 
     Every leaf of the state has a leading axis over the lanes: `take_lane` gives a member's part. Each member is that of
-    `finetune_resumable` on a mesh of its lane's devices, up to float32 rounding; gradients stay within a lane. A member
-    that has taken its steps stays as it is while the others go on, and so does a lane without a member: groups should
-    have members of similar length, as those of `groups_of`. What is on disk and how it resumes is that of
+    `finetune_resumable` with its batch cut as on its lane, up to float32 rounding; gradients stay within a lane. A
+    member that has taken its steps stays as it is while the others go on, and so does a lane without a member: groups
+    should have members of similar length, as those of `groups_of`. What is on disk and how it resumes is that of
     `finetune_resumable`, with a file "losses_NAME.jsonl" for each member.
 
     Args:

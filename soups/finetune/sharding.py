@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from soups import tree
 from soups.finetune.step import TrainApply, Training, init_state
+from soups.partition import axes_of, constrained, joined
 
 LARGEST = "largest"
 MIN_SIZE = 2**16  # elements; to gather a smaller leaf takes longer than to keep it
@@ -87,14 +88,9 @@ def gathered(train_apply: TrainApply, shardings: tree.Tree, over: tuple[str, ...
     def gather(leaf, sharding):
         if "data" not in axes_of(sharding.spec):
             return leaf
-        return _gather(leaf, NamedSharding(sharding.mesh, _without(sharding.spec, over)), sharding)
+        return _gather(leaf, joined(sharding, over), sharding)
 
     return lambda params, images, key: train_apply(jax.tree.map(gather, params, shardings), images, key)
-
-
-def axes_of(spec: P) -> set[str]:
-    """Give the axes over which a PartitionSpec cuts."""
-    return set(jax.tree.leaves(tuple(spec)))
 
 
 def place(params: tree.Tree, shardings: tree.Tree) -> tree.Tree:
@@ -131,30 +127,19 @@ def batch_placer(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], dict[str, j
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(leaf, joined, cut):
-    return _constrained(leaf, joined)
+def _gather(leaf, whole, cut):
+    return constrained(leaf, whole)
 
 
-def _gather_forward(leaf, joined, cut):
-    return _gather(leaf, joined, cut), None
+def _gather_forward(leaf, whole, cut):
+    return _gather(leaf, whole, cut), None
 
 
-def _gather_backward(joined, cut, _, gradient):
-    return (_constrained(gradient, cut),)
+def _gather_backward(whole, cut, _, gradient):
+    return (constrained(gradient, cut),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
-
-
-def _without(spec, axes):
-    kept = [tuple(axis for axis in jax.tree.leaves(part) if axis not in axes) for part in spec]
-    return P(*[part or None for part in kept])
-
-
-def _constrained(leaf, sharding):
-    # inside of `shard_map` the mesh is that of the axes which are left there
-    inside = not jax.sharding.get_abstract_mesh().empty
-    return jax.lax.with_sharding_constraint(leaf, sharding.spec if inside else sharding)
 
 
 def _mesh(shardings):
