@@ -205,6 +205,12 @@ def combine(*parts: Tree) -> Tree:
     )
 
 
+def split_floats(tree: Tree) -> tuple[Tree, Tree]:
+    """Give (floats, rest), with None in the places of the other part; `combine` undoes it."""
+    floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
+    return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
+
+
 # --- Structure ---
 
 
@@ -309,6 +315,16 @@ def is_float(leaf) -> bool:
 def namespace(leaves):
     """Give numpy if all arrays are NumPy's, else jax.numpy."""
     return np if all(isinstance(leaf, (np.ndarray, np.generic, float)) for leaf in leaves) else jnp
+
+
+def namespace_of(tree: Tree):
+    """Give numpy if all leaves of a tree are NumPy's, else jax.numpy."""
+    return namespace(jax.tree.leaves(tree))
+
+
+def traced(values: Any) -> bool:
+    """Say whether numbers are not known yet, because a JAX transformation is under way."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def widen_leaves(leaves):

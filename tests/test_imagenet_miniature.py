@@ -11,9 +11,9 @@ import pytest
 
 from soups.data.imagenet import SETS, evaluation_sets, held_out_split, imagenet_sources, train_source
 from soups.evaluate import Evaluator
+from soups.formats import open_checkpoint
 from soups.models.architectures import architecture
 from soups.models.import_weights import import_weights
-from soups.pool.formats import open_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("imagenet_miniature", ROOT / "tests" / "imagenet_miniature.py")

@@ -37,9 +37,9 @@ from peers.ours_models import REQUIREMENTS, Case
 
 from soups.data import center_crop, compose, decode, folder_source, resize_shorter, to_channels
 from soups.evaluate import Evaluator, accuracy
+from soups.formats import open_checkpoint
 from soups.models.architectures import architecture
 from soups.models.import_weights import import_weights, imported_members
-from soups.pool.formats import open_checkpoint
 from soups.recipes.speculative import greedy_speculative
 
 ARCH, FILES, BATCH = "clip-vit-b32", 6, 32

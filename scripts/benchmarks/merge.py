@@ -30,7 +30,7 @@ import ml_dtypes
 import numpy as np
 import yaml
 
-from soups.pool.formats import write_safetensors
+from soups.formats import write_safetensors
 
 MERGE = pathlib.Path(__file__).parents[1] / "merge.py"
 GOALS = {

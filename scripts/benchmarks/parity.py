@@ -29,7 +29,7 @@ import numpy as np
 import yaml
 
 from soups import merging
-from soups.pool.formats import open_checkpoint, write_safetensors
+from soups.formats import open_checkpoint, write_safetensors
 
 WEIGHTS = (0.5, 0.3, 0.4)
 LAYERS, WIDTH, HIDDEN, WORDS = 5, 32, 48, 64

@@ -14,7 +14,7 @@ import xxhash
 
 from soups import tree
 from soups.files import replace_file
-from soups.pool._checkpoint import load, save_checkpoint
+from soups.formats.orbax import load, save_checkpoint
 from soups.processes import on_all_processes, on_first_process
 
 _KEPT = 2  # should the last one be damaged, the one before it is there

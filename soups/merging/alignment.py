@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from soups.merging.views import View
+from soups.formats import Checkpoint
+from soups.formats.view import View
 from soups.names import check_name
-from soups.pool.formats import Checkpoint
 from soups.recipes.permutation import Blocks, Spec, permute_leaf, spec_from_rules, used_axes
 from soups.recipes.rebasin import weight_matching
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from soups import tree
-from soups.merging.views import View
+from soups.formats import Checkpoint, CheckpointError, open_checkpoint
+from soups.formats.view import View
 from soups.names import did_you_mean
-from soups.pool.formats import Checkpoint, CheckpointError, open_checkpoint
 
 CONFIG, FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from soups import tree
-from soups.recipes.leafwise import Recipe
+from soups.engine import Recipe
 
 REQUIRED = object()
 

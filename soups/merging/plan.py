@@ -8,16 +8,15 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from soups import tree
+from soups.engine import BLOCK, Recipe
+from soups.formats import Checkpoint
 from soups.merging.alignment import aligned
 from soups.merging.lora import open_with_lora
 from soups.merging.recipe_file import Job, members_of, settings_at
 from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
-from soups.merging.views import View
 from soups.names import did_you_mean
-from soups.pool.formats import Checkpoint
 from soups.recipes import _select
-from soups.recipes.leafwise import BLOCK, Recipe
 
 _LAYER = re.compile(
     r"(?:(?<=^)|(?<=[./]))(?P<kind>layers|layer|h|blocks|block|resblocks|encoderblock)(?P<joint>[._])(?P<number>\d+)(?=[./])"
@@ -97,7 +96,7 @@ class Plan:
     def _making(self, output):
         """Count the bytes of the inputs of a tensor that are made when they are read."""
         pairs = [(self.checkpoints[model], tensor) for model, tensor in (*output.members, *filter(None, [output.base]))]
-        return sum(model.making(tensor) for model, tensor in pairs if isinstance(model, View))
+        return sum(model.making(tensor) for model, tensor in pairs)
 
 
 def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:

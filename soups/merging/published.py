@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable
 
 from soups import tree
+from soups.engine import Recipe
 from soups.merging.method import REQUIRED, Method, linear_recipe, passthrough_recipe, weights_of
 from soups.recipes import spherical
 from soups.recipes.consensus import consensus_recipe, pcb_recipe, sce_recipe
 from soups.recipes.differences import arcee_fusion_recipe, magmax_recipe, nearswap_recipe, ram_plus_recipe, ram_recipe
 from soups.recipes.fisher import check_alpha, fisher_recipe
-from soups.recipes.leafwise import Recipe
 from soups.recipes.regmean import regmean_recipe
 from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, trim
 from soups.recipes.spectral import iso_c_recipe, tsv_merge_recipe, wudi_recipe

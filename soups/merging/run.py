@@ -16,17 +16,16 @@ import ml_dtypes
 import numpy as np
 import xxhash
 
-from soups import tree
+from soups import engine, tree
 from soups.files import cannot_write, replace_file
+from soups.formats import Writer
 from soups.merging.lock import one_at_a_time
 from soups.merging.plan import Output, Plan
 from soups.merging.sources import Arrays, open_model
 from soups.pool import Pool, save_checkpoint
-from soups.pool.formats import Writer
-from soups.recipes import leafwise
 
 FORMAT = "soups.merge/1"
-THREADS = leafwise.THREADS
+THREADS = engine.THREADS
 Progress = Callable[[int], None]
 Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in
 
@@ -262,11 +261,11 @@ def _inputs(plan, output):
     return pairs, [np.ascontiguousarray(plan.checkpoints[model].read(tensor)) for model, tensor in pairs]
 
 
-def _parts(plan, output, pairs, arrays, checked: set[int]) -> Iterator[leafwise.Part]:
+def _parts(plan, output, pairs, arrays, checked: set[int]) -> Iterator[engine.Part]:
     """Give the parts of a tensor, looked at when they are first gone through: no statistic is made of a NaN."""
     number = len(output.members)
     base = arrays[number] if output.base else None
-    for part in leafwise.parts(output.name, arrays[:number], base, output.recipe.unit):
+    for part in engine.parts(output.name, arrays[:number], base, output.recipe.unit):
         if part.start not in checked:
             _check_members(pairs, part)
             checked.add(part.start)
@@ -292,7 +291,7 @@ def _merged(plan, output, pairs, arrays, hashes, shared):
         for digest, array in zip(hashes, flat, strict=True):
             digest.update(array[here].view(np.uint8))
         block = recipe.merge(part, measured).reshape(-1)
-        narrow = leafwise.narrow(block, output.dtype)
+        narrow = engine.narrow(block, output.dtype)
         _check_result(output, block, narrow)
         yield part.start, narrow
 
@@ -300,14 +299,14 @@ def _merged(plan, output, pairs, arrays, hashes, shared):
 def _check_members(pairs, part):
     # a NaN makes the sum NaN; comparisons, as in TIES, would pass over it
     seen = [*part.leaves, *([] if part.base is None else [part.base])]
-    if not np.isfinite(sum(leafwise.total(np, array) for array in seen)):
+    if not np.isfinite(sum(engine.total(np, array) for array in seen)):
         for (model, tensor), array in zip(pairs, seen, strict=True):
             if not np.isfinite(array).all():
                 raise ValueError(f"{model}: {tensor} holds NaN or infinity; leave this model out")
 
 
 def _check_result(output, block, narrow):
-    if not np.isfinite(leafwise.total(np, block)) and not np.isfinite(block).all():
+    if not np.isfinite(engine.total(np, block)) and not np.isfinite(block).all():
         raise ValueError(f"the merged tensor {output.name} overflows, though no member does")
     if narrow.dtype.itemsize < block.dtype.itemsize:
         limit = float(ml_dtypes.finfo(narrow.dtype).max)
@@ -324,7 +323,7 @@ def _copied(output, pairs, arrays, hashes):
                 f"tensor {output.name} is not of floats and is copied, so it must be the same in all models: "
                 f"{pair[0]} differs from {pairs[0][0]}"
             )
-    yield 0, leafwise.narrow(flat[0], output.dtype)
+    yield 0, engine.narrow(flat[0], output.dtype)
 
 
 def _measure_model(plan):

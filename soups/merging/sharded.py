@@ -17,14 +17,13 @@ import xxhash
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from soups import engine
 from soups.files import replace_file
 from soups.merging.lock import locked
 from soups.merging.plan import Plan
 from soups.merging.run import THREADS, Digests, Progress, merged_blocks, nested, record
-from soups.merging.sources import Arrays, part_reader
 from soups.pool import save_checkpoint
 from soups.processes import on_all_processes, on_first_process
-from soups.recipes import leafwise
 
 Programs = dict[tuple, jax.stages.Compiled]
 
@@ -159,7 +158,7 @@ def _restore(plan, output, devices, progress):
     sharding = leaf_sharding(output.shape, output.recipe.unit, devices)
 
     def array(model, tensor):
-        reader = part_reader(plan.checkpoints[model], tensor)
+        reader = functools.partial(plan.checkpoints[model].read, tensor)
 
         @functools.cache  # devices that hold the same shard share what was read
         def read(*bounds):
@@ -196,15 +195,14 @@ def _on_host(plan, output, progress):
 
 def _check_files(plan):
     process, processes = jax.process_index(), jax.process_count()
-    checked = [model for model in plan.checkpoints.values() if isinstance(model, Arrays)]
-    on_all_processes(lambda: [model.check(process, processes) for model in checked])
+    on_all_processes(lambda: [model.check(process, processes) for model in plan.checkpoints.values()])
 
 
 def _digests(plan: Plan) -> Digests:
     """Give the digests of all tensors that go in; of those that no pool knows a process hashes its share."""
     process, processes = jax.process_index(), jax.process_count()
     pairs = {output.name: _pairs(output) for output in plan.outputs}
-    known = {name: model.digests for name, model in plan.checkpoints.items() if isinstance(model, Arrays)}
+    known = {name: dict(model.digests) for name, model in plan.checkpoints.items()}
     unknown = sorted({pair for used in pairs.values() for pair in used if pair[1] not in known.get(pair[0], {})})
 
     def hashed(pair):
@@ -257,7 +255,7 @@ def _merge(job, output, inputs, measured):
 def _part(output, dtype, leaves, base):
     if dtype == np.float64:
         leaves, base = jax.tree.map(lambda leaf: leaf.astype(dtype), (leaves, base))
-    (part,) = leafwise.parts(output.name, leaves, base, output.recipe.unit)
+    (part,) = engine.parts(output.name, leaves, base, output.recipe.unit)
     return part
 
 

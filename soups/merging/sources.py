@@ -1,20 +1,18 @@
 """Open what is merged: files of other formats, members of pools, Orbax checkpoints."""
 
 import dataclasses
-import functools
 import pathlib
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from soups.formats import Checkpoint, CheckpointError, Leaf, open_checkpoint
+from soups.formats.orbax import ARRAY_METADATA, StoredLeaf, open_leaves
 from soups.names import check_name
 from soups.pool import Pool
-from soups.pool._checkpoint import ARRAY_METADATA, StoredLeaf, open_leaves
 from soups.pool._member import Member
-from soups.pool.formats import Checkpoint, CheckpointError, Leaf, open_checkpoint
 
 _POOL, _ORBAX = "manifest.json", "_CHECKPOINT_METADATA"
 
@@ -54,6 +52,10 @@ class Arrays:
         self.check()
         return self._stored[name].read(index)
 
+    def making(self, name: str) -> int:
+        """Count the bytes of a tensor that is not mapped."""
+        return 0
+
     def check(self, process: int = 0, processes: int = 1) -> None:
         """Compare the files with their digests, unless that was done; of several processes each compares its share.
 
@@ -91,11 +93,6 @@ def open_model(path: str) -> Checkpoint | Arrays:
     if (folder / _ORBAX).is_file():
         return _orbax(folder)
     return open_checkpoint(path)
-
-
-def part_reader(model: Checkpoint | Arrays, name: str) -> Callable[[tuple[slice, ...]], np.ndarray]:
-    """Give the function from an index, slices for all axes, to that part of a tensor, which does not read the rest."""
-    return functools.partial(model.read, name) if isinstance(model, Arrays) else model.read(name).__getitem__
 
 
 def _member(pool, name):

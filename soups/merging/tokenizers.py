@@ -13,8 +13,8 @@ import numpy as np
 from xxhash import xxh3_128_digest
 
 from soups import tree
+from soups.formats.view import View
 from soups.merging.lora import model_reference
-from soups.merging.views import View
 from soups.names import check_name, did_you_mean
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"

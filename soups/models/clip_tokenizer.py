@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 
-from soups.pool.formats.checkpoint import short
+from soups.formats.tensors import short
 
 PUBLISHED = "bpe_simple_vocab_16e6.txt.gz"
 FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",), (PUBLISHED,))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from soups.pool.formats.checkpoint import listed
+from soups.formats.tensors import listed
 
 
 def zero_shot_head(

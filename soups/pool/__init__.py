@@ -1,7 +1,7 @@
 """Keep fine-tuned members in a directory that any process may add to, and merge them without loading them."""
 
-from soups.pool._checkpoint import load_checkpoint as load_checkpoint
-from soups.pool._checkpoint import save_checkpoint as save_checkpoint
+from soups.formats.orbax import load_checkpoint as load_checkpoint
+from soups.formats.orbax import save_checkpoint as save_checkpoint
 from soups.pool._manifest import PoolCorruptionError as PoolCorruptionError
 from soups.pool._member import digest as digest
 from soups.pool.merge import merge as merge

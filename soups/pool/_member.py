@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import xxhash
 
-from soups.pool import _checkpoint
+from soups.formats import orbax as _checkpoint
+from soups.formats.mapping import mapped
 from soups.pool._manifest import PoolCorruptionError
-from soups.pool._mapping import mapped
 from soups.tree import Tree
 
 # 256 kB of float32: the blocks of a few members and what is computed from them stay in a core's cache

@@ -7,7 +7,8 @@ import shutil
 import uuid
 from collections.abc import Callable
 
-from soups.pool import _checkpoint, _member
+from soups.formats import orbax as _checkpoint
+from soups.pool import _member
 from soups.pool.pool import Pool, as_json
 from soups.processes import on_first_process
 from soups.tree import Tree

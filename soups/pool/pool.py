@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from soups import tree as tree_lib
+from soups.formats import orbax as _checkpoint
 from soups.names import did_you_mean
-from soups.pool import _checkpoint, _manifest, _member, _stream
+from soups.pool import _manifest, _member, _stream
 from soups.processes import on_first_process
 from soups.tree import Tree
 

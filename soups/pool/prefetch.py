@@ -9,15 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from soups import tree
+from soups import arguments, tree
 from soups.names import check_name
-from soups.recipes import _members
 
 _SHARE = 0.5  # of the memory that is free at the start, where nothing else is said
 
 
 def prefetched(
-    members: _members.Members,
+    members: arguments.Members,
     order: Sequence[str] | None = None,
     *,
     ahead: int = 2,
@@ -45,7 +44,7 @@ def prefetched(
     Raises:
         ValueError: no members, an unknown name in `order`, or `ahead` or `keep_bytes` below 0.
     """
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     order = [check_name(name, members, "member") for name in (members if order is None else order)]
     keep_bytes = _room() if keep_bytes is None else keep_bytes
     if ahead < 0 or keep_bytes < 0:
@@ -54,7 +53,7 @@ def prefetched(
     return _Prefetched(members, order, ahead, keep_bytes, dtype)
 
 
-def kept_dtype(members: _members.Members) -> str:
+def kept_dtype(members: arguments.Members) -> str:
     """Choose the dtype in which `prefetched` keeps members: "bfloat16" if they fit into half the free memory only so.
 
     Otherwise "float32": where all fit as they are, and where they would not fit even so, since some are then read again
@@ -63,7 +62,7 @@ def kept_dtype(members: _members.Members) -> str:
     Raises:
         ValueError: no members.
     """
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     floats = [leaf for leaf in jax.tree.leaves(members[next(iter(members))]) if tree.is_float(leaf)]
     wide = len(members) * sum(leaf.nbytes for leaf in floats)
     narrow = len(members) * sum(2 * leaf.size for leaf in floats)

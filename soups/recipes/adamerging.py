@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soups import tree
+from soups import arguments, tree
+from soups.arguments import aligned
 from soups.names import check_name
-from soups.recipes import _leaves, _members, _optimizer
-from soups.recipes._aligned import aligned
+from soups.recipes import _optimizer
 from soups.recipes.soup import Soup, digests
 
 ApplyFn = Callable[[tree.Tree, Any], jax.Array]
 
 
 def adamerging(
-    members: _members.Members,
+    members: arguments.Members,
     *,
     base: tree.Tree,
     apply_fn: ApplyFn | Sequence[ApplyFn] | Mapping[str, ApplyFn],
@@ -59,7 +59,7 @@ def adamerging(
     Yang et al., "AdaMerging: Adaptive model merging for multi-task learning", 2023, arXiv 2310.02575.
     """
     settings = _settings(per, steps, learning_rate, initial, clip)
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     trees = {name: members[name] for name in members}
     tree.check_same_structure([base, *trees.values()], ["base", *trees])
     vectors = {name: tree.sub(member, base) for name, member in trees.items()}
@@ -91,7 +91,7 @@ def adamerge(
     settings = _settings(per, steps, learning_rate, initial, clip)
     if not len(task_vectors):
         raise ValueError("no task vectors were given: at least one is needed")
-    vectors = _members.as_mapping(task_vectors)
+    vectors = arguments.as_mapping(task_vectors)
     tree.check_same_structure([base, *vectors.values()], ["base", *vectors], dtypes=False)
     return _merge(vectors, base, apply_fn, batches, {"name": "adamerge", **settings}, {})
 
@@ -164,7 +164,7 @@ def _entropy_and_products(base, vectors, coefficients, apply_fns, streams):
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _add_task(apply_fn, params, inputs, so_far):
     """Give the mean entropy of one task, and its gradient added to those so far."""
-    floats, rest = _leaves.split(params)
+    floats, rest = tree.split_floats(params)
 
     def entropy(floats):
         logits = apply_fn(tree.combine(floats, rest), inputs)
@@ -192,7 +192,7 @@ def _mix(base, vectors, coefficients):
 
 def _inner_products(grads, vectors):
     """Give <g_l, τ_{k,l}> as [L, K]; integer leaves have no gradient and count zero."""
-    flat_grads = tree.flatten(jax.device_get(grads) if _leaves.namespace(vectors) is np else grads)
+    flat_grads = tree.flatten(jax.device_get(grads) if tree.namespace_of(vectors) is np else grads)
     columns = [
         [
             tree.dot(flat_grads[name], leaf) if name in flat_grads else np.float32(0)

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from soups import tree
+from soups import arguments, tree
 from soups.names import check_name
-from soups.recipes import _members
 
 
-def uniform(members: _members.Members) -> tree.Tree:
+def uniform(members: arguments.Members) -> tree.Tree:
     """Average all members with equal weights: the uniform soup.
 
     θ = (1/K) Σ_i θ_i in float32 or wider, cast once to the members' dtypes. `members`: a sequence of trees, a mapping
@@ -19,10 +18,10 @@ def uniform(members: _members.Members) -> tree.Tree:
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482.
     """
-    return _members.merge(_members.as_mapping(members), tree.mean)
+    return arguments.merge(arguments.as_mapping(members), tree.mean)
 
 
-def weighted(members: _members.Members, weights: Sequence[float] | Mapping[str, float]) -> tree.Tree:
+def weighted(members: arguments.Members, weights: Sequence[float] | Mapping[str, float]) -> tree.Tree:
     """Average members with the given weights, which need not sum to one.
 
     θ = Σ_i w_i θ_i. `weights`: one float for each member, or a mapping from some members' names to floats.
@@ -30,14 +29,14 @@ def weighted(members: _members.Members, weights: Sequence[float] | Mapping[str, 
     Raises:
         ValueError: as `uniform`; not one weight for each member; a weight for a member that is not there.
     """
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     if isinstance(weights, Mapping):
         names = [check_name(name, members, "member") for name in weights]
         members = members.select(names) if hasattr(members, "select") else {name: members[name] for name in names}
         weights = list(weights.values())
     if len(weights) != len(members):
         raise ValueError(f"{len(members)} members need {len(members)} weights, but {len(weights)} were given")
-    return _members.merge(members, lambda trees: tree.weighted_sum(trees, weights))
+    return arguments.merge(members, lambda trees: tree.weighted_sum(trees, weights))
 
 
 def running_mean(mean: tree.Tree, member: tree.Tree, count) -> tree.Tree:

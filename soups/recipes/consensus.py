@@ -7,16 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from soups import tree
+from soups import arguments, engine, tree
 from soups.names import check_name
-from soups.recipes import _members, leafwise
 from soups.recipes._select import GATHERED, kth_magnitude
 from soups.recipes.sparsify import check_density, masked
 
 SCOPES = ("model", "leaf")
 
 
-def sce(members: _members.Members, *, base: tree.Tree, select_topk: float = 1.0) -> tree.Tree:
+def sce(members: arguments.Members, *, base: tree.Tree, select_topk: float = 1.0) -> tree.Tree:
     """Select the elements that vary most, weigh members by their energy there, erase the minority sign (SCE).
 
     In each leaf: of the n elements whose variance over the members is not zero the ⌊select_topk · n⌋ with the largest
@@ -29,11 +28,11 @@ def sce(members: _members.Members, *, base: tree.Tree, select_topk: float = 1.0)
 
     Wan et al., "FuseChat: knowledge fusion of chat models", 2024, arXiv 2408.07990.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(sce_recipe(len(members), select_topk), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(sce_recipe(len(members), select_topk), members, base)
 
 
-def consensus(members: _members.Members, *, base: tree.Tree, threshold=0.4, votes: int = 2, scale=0.3) -> tree.Tree:
+def consensus(members: arguments.Members, *, base: tree.Tree, threshold=0.4, votes: int = 2, scale=0.3) -> tree.Tree:
     """Keep the elements of the summed task vectors that several members need (Consensus Merging).
 
     θ = θ_base + α τ ⊙ [Σ_i m_i ≥ k], τ = Σ_i τ_i, with the masks m_i of `tall_masks`, k `votes` and α `scale`. Votes of
@@ -44,11 +43,11 @@ def consensus(members: _members.Members, *, base: tree.Tree, threshold=0.4, vote
 
     Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(consensus_recipe(len(members), threshold, votes, scale), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(consensus_recipe(len(members), threshold, votes, scale), members, base)
 
 
-def tall_masks(members: _members.Members, *, base: tree.Tree, threshold=0.4) -> dict[str, tree.Tree]:
+def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) -> dict[str, tree.Tree]:
     """Find for each member where the summed task vectors serve it (TALL masks).
 
     m_i = [|τ_i| ≥ λ_i |τ − τ_i|], τ = Σ_j τ_j: boolean trees by the members' names; False in integer leaves. θ_base +
@@ -61,7 +60,7 @@ def tall_masks(members: _members.Members, *, base: tree.Tree, threshold=0.4) -> 
     Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
     """
     members, trees = _checked(members, base)
-    thresholds = leafwise.per_member(threshold, len(trees), "thresholds")
+    thresholds = engine.per_member(threshold, len(trees), "thresholds")
 
     def masks(start, *leaves):
         vectors = _task_vectors(start, leaves)
@@ -86,7 +85,7 @@ class Elected:
     rescalers: dict[str, Any]
 
 
-def emr(members: _members.Members, *, base: tree.Tree) -> Elected:
+def emr(members: arguments.Members, *, base: tree.Tree) -> Elected:
     """Elect one task vector, with a mask and a rescaler for each member (EMR-Merging); see `emr_restore`.
 
     τ_uni = γ ⊙ max over {i: sign τ_i = γ} of |τ_i|, γ = sign(Σ_i τ_i); M_i = [τ_i ⊙ τ_uni > 0]; λ_i = Σ |τ_i| /
@@ -124,7 +123,7 @@ def emr_restore(merged: Elected, member: str | int, *, base: tree.Tree) -> tree.
 
 
 def pcb(
-    members: _members.Members, *, base: tree.Tree, density: float = 0.1, scale=1.0, scope: str = "model"
+    members: arguments.Members, *, base: tree.Tree, density: float = 0.1, scale=1.0, scope: str = "model"
 ) -> tree.Tree:
     """Balance the competition of elements within and between task vectors, drop the low scores (PCB-Merging).
 
@@ -146,25 +145,25 @@ def pcb(
 
     Du et al., "Parameter competition balancing for model merging", 2024, arXiv 2410.02396.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(pcb_recipe(len(members), density, scale, scope), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(pcb_recipe(len(members), density, scale, scope), members, base)
 
 
-def sce_recipe(number: int, select_topk: float) -> leafwise.Recipe:
+def sce_recipe(number: int, select_topk: float) -> engine.Recipe:
     """Give the recipe of `sce`."""
     if not 0 < select_topk <= 1:
         raise ValueError(f"select_topk must be in (0, 1], not {select_topk}")
 
     def measure(parts):
         xp, size = next(iter(parts())).xp, sum(part.leaves[0].size for part in parts())
-        kept = None if select_topk >= 1 else leafwise.remembered(_varying_most(parts, size, select_topk))
+        kept = None if select_topk >= 1 else engine.remembered(_varying_most(parts, size, select_topk))
 
         def energies(part):
             mask = None if kept is None else kept(part)
             squares = [xp.square(vector) for vector in _vectors(part)]
-            return [leafwise.total(xp, square if mask is None else masked(square, mask)) for square in squares]
+            return [engine.total(xp, square if mask is None else masked(square, mask)) for square in squares]
 
-        sums = xp.stack(leafwise.sum_over(parts, energies)) / size
+        sums = xp.stack(engine.sum_over(parts, energies)) / size
         known = xp.sum(sums) >= 1e-6
         return kept, xp.where(known, sums / xp.where(known, xp.sum(sums), 1), 1.0 / number)
 
@@ -180,12 +179,12 @@ def sce_recipe(number: int, select_topk: float) -> leafwise.Recipe:
         step = sign * tree.mix(agreeing, share) / xp.maximum(divisor, tree.scalar(1e-6, divisor))
         return part.base + (step if kept is None else masked(step, kept(part)))
 
-    return leafwise.Recipe(merge, measure)
+    return engine.Recipe(merge, measure)
 
 
-def consensus_recipe(number: int, threshold: Any = 0.4, votes: int = 2, scale: Any = 0.3) -> leafwise.Recipe:
+def consensus_recipe(number: int, threshold: Any = 0.4, votes: int = 2, scale: Any = 0.3) -> engine.Recipe:
     """Give the recipe of `consensus`."""
-    thresholds = leafwise.per_member(threshold, number, "thresholds")
+    thresholds = engine.per_member(threshold, number, "thresholds")
     if not 0 <= votes <= number:
         raise ValueError(f"votes must be between 0 and {number}, the number of members, not {votes}")
 
@@ -196,19 +195,19 @@ def consensus_recipe(number: int, threshold: Any = 0.4, votes: int = 2, scale: A
         kept = masked(total, count >= votes)
         return part.base + tree.scalar(scale, kept) * kept
 
-    return leafwise.Recipe(merge)
+    return engine.Recipe(merge)
 
 
-def pcb_recipe(number: int, density: float = 0.1, scale: Any = 1.0, scope: str = "model") -> leafwise.Recipe:
+def pcb_recipe(number: int, density: float = 0.1, scale: Any = 1.0, scope: str = "model") -> engine.Recipe:
     """Give the recipe of `pcb`."""
     check_density(density)
     check_name(scope, SCOPES, "scope")
-    scales = leafwise.per_member(scale, number, "scales")
+    scales = engine.per_member(scale, number, "scales")
 
     def measure(parts):
         size = sum(part.leaves[0].size for part in parts())
         ranges = _ranges(parts, number)
-        sums = leafwise.sum_over(parts, lambda part: _sums_of_exponentials(part, ranges))
+        sums = engine.sum_over(parts, lambda part: _sums_of_exponentials(part, ranges))
         means = {key: total / size for key, total in sums.items()}
         rank = size - max(1, int(density * size)) + 1
         least = [
@@ -227,7 +226,7 @@ def pcb_recipe(number: int, density: float = 0.1, scale: Any = 1.0, scope: str =
             divisor = divisor + score
         return part.base + total / xp.where(divisor > 0, divisor, xp.ones_like(divisor))
 
-    return leafwise.Recipe(merge, measure, scope)
+    return engine.Recipe(merge, measure, scope)
 
 
 def _vectors(part):
@@ -254,14 +253,14 @@ def _variance(part):
 
 def _varying_most(parts, size, fraction):
     """Give the function that says of a part which elements are among the fraction of largest variances."""
-    variance = leafwise.remembered(_variance) if 2 * size <= GATHERED else _variance
+    variance = engine.remembered(_variance) if 2 * size <= GATHERED else _variance
     threshold = _just_below(_least_variance(parts, variance, size, fraction))
     return lambda part: variance(part) >= tree.scalar(threshold, part.leaves[0])
 
 
 def _least_variance(parts, variance, size, fraction):
     xp = next(iter(parts())).xp
-    varying = leafwise.sum_over(parts, lambda part: xp.sum((variance(part) > 0).astype(np.uint32)))
+    varying = engine.sum_over(parts, lambda part: xp.sum((variance(part) > 0).astype(np.uint32)))
     kept = _floor_of_product(varying if xp is not np else int(varying), fraction)
     if xp is np and kept == 0:
         return np.float32(np.inf)
@@ -292,11 +291,11 @@ def _needed(vectors, total, thresholds):
 
 
 def _checked(members, base):
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     trees = [members[name] for name in members]
     tree.check_same_structure([*trees, base], [*members, "base"], dtypes=False)
     tree.check_copied(trees)
-    _members.check_all_finite([*members, "base"], [*trees, base])
+    arguments.check_all_finite([*members, "base"], [*trees, base])
     return list(members), trees
 
 

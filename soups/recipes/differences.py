@@ -4,13 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from soups import tree
+from soups import arguments, engine, tree
 from soups.names import check_name
-from soups.recipes import _members, leafwise
 from soups.recipes._select import kth_magnitudes
 
 
-def nearswap(members: _members.Members, *, base: tree.Tree, t=1e-4) -> tree.Tree:
+def nearswap(members: arguments.Members, *, base: tree.Tree, t=1e-4) -> tree.Tree:
     """Go from the base to one member by at most `t` in each element: all the way where they are near.
 
     θ = θ_base + w τ, w = min(t / max(|τ|, 1e-6), 1). Float leaves [...], in float32 or wider. `t` is in the units of
@@ -19,11 +18,11 @@ def nearswap(members: _members.Members, *, base: tree.Tree, t=1e-4) -> tree.Tree
     Raises:
         ValueError: not one member, other structures, NaN or infinity, a negative t.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(nearswap_recipe(len(members), t), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(nearswap_recipe(len(members), t), members, base)
 
 
-def arcee_fusion(members: _members.Members, *, base: tree.Tree) -> tree.Tree:
+def arcee_fusion(members: arguments.Members, *, base: tree.Tree) -> tree.Tree:
     """Take from one member the differences that are outliers of importance in their leaf, the rest from the base.
 
     Importance: |τ| · KL(p ‖ q) of the rows (last axis), p = softmax(θ) + 1e-8, q = softmax(θ_base) + 1e-8. τ stays
@@ -34,11 +33,11 @@ def arcee_fusion(members: _members.Members, *, base: tree.Tree) -> tree.Tree:
     Raises:
         ValueError: not one member, other structures, NaN or infinity.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(arcee_fusion_recipe(len(members)), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(arcee_fusion_recipe(len(members)), members, base)
 
 
-def magmax(members: _members.Members, *, base: tree.Tree, scale=0.5) -> tree.Tree:
+def magmax(members: arguments.Members, *, base: tree.Tree, scale=0.5) -> tree.Tree:
     """Take for each element the task vector of the largest magnitude (MagMax).
 
     θ = θ_base + λ τ_j, j = argmax_i |τ_i| for each element, the last of equal magnitudes; in float32 or wider. λ = 0.5
@@ -49,11 +48,11 @@ def magmax(members: _members.Members, *, base: tree.Tree, scale=0.5) -> tree.Tre
 
     Marczak et al., "MagMax: leveraging model merging for seamless continual learning", 2024, arXiv 2407.06322.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(magmax_recipe(len(members), scale), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(magmax_recipe(len(members), scale), members, base)
 
 
-def ram(members: _members.Members, *, base: tree.Tree, epsilon: float = 1e-5) -> tree.Tree:
+def ram(members: arguments.Members, *, base: tree.Tree, epsilon: float = 1e-5) -> tree.Tree:
     """Average each element over the members that changed it (RAM).
 
     θ = θ_base + the mean of τ_i over {i: |τ_i| > ε}; what one member alone changed stays whole. Float leaves [...], in
@@ -64,12 +63,12 @@ def ram(members: _members.Members, *, base: tree.Tree, epsilon: float = 1e-5) ->
 
     Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(ram_recipe(len(members), epsilon), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(ram_recipe(len(members), epsilon), members, base)
 
 
 def ram_plus(
-    members: _members.Members,
+    members: arguments.Members,
     *,
     base: tree.Tree,
     epsilon: float = 1e-5,
@@ -88,11 +87,11 @@ def ram_plus(
 
     Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(ram_plus_recipe(len(members), epsilon, rescale, limit, scope), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(ram_plus_recipe(len(members), epsilon, rescale, limit, scope), members, base)
 
 
-def nearswap_recipe(number: int, t=1e-4) -> leafwise.Recipe:
+def nearswap_recipe(number: int, t=1e-4) -> engine.Recipe:
     """Give the recipe of `nearswap`."""
     _check_one("nearswap", number)
     if isinstance(t, int | float):
@@ -103,10 +102,10 @@ def nearswap_recipe(number: int, t=1e-4) -> leafwise.Recipe:
         far = xp.maximum(xp.abs(vector), tree.scalar(1e-6, vector))
         return part.base + xp.minimum(tree.scalar(t, vector) / far, tree.scalar(1, vector)) * vector
 
-    return leafwise.Recipe(merge)
+    return engine.Recipe(merge)
 
 
-def arcee_fusion_recipe(number: int) -> leafwise.Recipe:
+def arcee_fusion_recipe(number: int) -> engine.Recipe:
     """Give the recipe of `arcee_fusion`."""
     _check_one("arcee_fusion", number)
 
@@ -120,10 +119,10 @@ def arcee_fusion_recipe(number: int) -> leafwise.Recipe:
         vector = part.vector(0)
         return part.base + part.xp.where(_importance(part) >= threshold, vector, part.xp.zeros_like(vector))
 
-    return leafwise.Recipe(merge, measure, unit="row")
+    return engine.Recipe(merge, measure, unit="row")
 
 
-def magmax_recipe(number: int, scale: Any = 0.5) -> leafwise.Recipe:
+def magmax_recipe(number: int, scale: Any = 0.5) -> engine.Recipe:
     """Give the recipe of `magmax`."""
 
     def merge(part, _):
@@ -133,18 +132,18 @@ def magmax_recipe(number: int, scale: Any = 0.5) -> leafwise.Recipe:
             largest = xp.where(xp.abs(vector) >= xp.abs(largest), vector, largest)
         return part.base + tree.scalar(scale, largest) * largest
 
-    return leafwise.Recipe(merge)
+    return engine.Recipe(merge)
 
 
-def ram_recipe(number: int, epsilon: float = 1e-5) -> leafwise.Recipe:
+def ram_recipe(number: int, epsilon: float = 1e-5) -> engine.Recipe:
     """Give the recipe of `ram`."""
     _check_not_negative("epsilon", epsilon)
-    return leafwise.Recipe(lambda part, _: _mean_of_active(part, epsilon, [1.0] * number))
+    return engine.Recipe(lambda part, _: _mean_of_active(part, epsilon, [1.0] * number))
 
 
 def ram_plus_recipe(
     number: int, epsilon: float = 1e-5, rescale: float = 0.1, limit: float = 0.2, scope: str = "leaf"
-) -> leafwise.Recipe:
+) -> engine.Recipe:
     """Give the recipe of `ram_plus`."""
     _check_not_negative("epsilon", epsilon)
     _check_not_negative("limit", limit)
@@ -157,12 +156,12 @@ def ram_plus_recipe(
     def measure(parts):
         xp = next(iter(parts())).xp
         factors = []
-        for shared, unique in leafwise.sum_over(parts, counts):
+        for shared, unique in engine.sum_over(parts, counts):
             shared, unique = shared.astype(np.float32), unique.astype(np.float32)
             factors.append(1.0 + rescale * xp.minimum(shared / xp.maximum(unique, 1.0), limit))
         return factors
 
-    return leafwise.Recipe(lambda part, factors: _mean_of_active(part, epsilon, factors), measure, scope)
+    return engine.Recipe(lambda part, factors: _mean_of_active(part, epsilon, factors), measure, scope)
 
 
 def _importance(part):

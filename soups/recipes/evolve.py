@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from soups import tree
+from soups import arguments, tree
 from soups.journal import Journal
 from soups.names import check_name
-from soups.recipes import _members
 from soups.recipes.greedy import pick_metric
 from soups.recipes.soup import Soup, digests
 
@@ -21,7 +20,7 @@ Range = Sequence[Any]  # (low, high) or (low, high, "log")
 
 def evolve(
     recipe: Callable[..., tree.Tree],
-    members: _members.Members,
+    members: arguments.Members,
     evaluate: Callable[[tree.Tree], float | Mapping[str, float]],
     *,
     base: tree.Tree | None = None,
@@ -72,7 +71,7 @@ def evolve(
         raise ValueError(f"mode must be 'max' or 'min', not {mode!r}")
     if budget < 1 or (population is not None and population < 2):
         raise ValueError(f"budget must be at least 1 and population at least 2, not {budget} and {population}")
-    usable = _members.as_mapping(members)
+    usable = arguments.as_mapping(members)
     name, axes = _name(recipe), _axes(recipe, settings or {}, weights, len(usable))
     search = {"of": name, "axes": [list(axis) for axis in axes], "population": population, "seed": seed, "mode": mode}
     log = Journal(journal, {"recipe": "evolve", **search, "metric": metric, "members": list(usable)})

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soups import tree
+from soups import arguments, engine, tree
+from soups.arguments import aligned, weights_of
 from soups.names import check_name
-from soups.recipes import _leaves, _members, leafwise
-from soups.recipes._aligned import aligned, weights_of
 
 ESTIMATORS = ("exact", "sampled", "empirical", "batch")
 
@@ -67,7 +66,7 @@ def fisher_information(
         part = _sum_of_squares(apply_fn, estimator, params, batch, labels[chosen], kept, chosen.astype(np.int32), key)
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     information = jax.tree.map(lambda leaf: leaf / np.float32(count), total)
-    if not _leaves.traced(information) and (bad := tree.nonfinite_names(information)):
+    if not tree.traced(information) and (bad := tree.nonfinite_names(information)):
         raise ValueError(
             f"NaN or infinity in the Fisher information of {', '.join(bad)}: look at the weights or inputs"
         )
@@ -75,7 +74,7 @@ def fisher_information(
 
 
 def fisher(
-    members: _members.Members,
+    members: arguments.Members,
     fishers: Sequence[tree.Tree] | Mapping[str, tree.Tree],
     *,
     weights: Sequence[float] | Mapping[str, float] | None = None,
@@ -106,13 +105,13 @@ def fisher(
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
     _check_floor(floor)
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     members = {name: members[name] for name in members}
     names, trees = list(members), list(members.values())
     fishers = aligned(fishers, members, "fishers")
     weights = weights_of(weights, members)
     floored = names if favor is None else [check_name(str(favor), names, "member")]
-    if favor is not None and not _leaves.traced(weights) and not weights[names.index(floored[0])] > 0:
+    if favor is not None and not tree.traced(weights) and not weights[names.index(floored[0])] > 0:
         raise ValueError(f"the favoured member {floored[0]} needs a weight above 0")
     tree.check_same_structure(trees, names)
     _check_fishers(trees[0], fishers, names, normalize)
@@ -123,7 +122,7 @@ def fisher(
     def average(name, *leaves):
         return _average(name, leaves[: len(names)], leaves[len(names) :], floors, weights)
 
-    return _members.merge(members, lambda trees: tree.map_with_names(average, *trees, *fishers))
+    return arguments.merge(members, lambda trees: tree.map_with_names(average, *trees, *fishers))
 
 
 def fisher_interpolate(
@@ -154,7 +153,7 @@ def fisher_interpolate(
 
 def check_alpha(alpha) -> None:
     """Raise a ValueError unless α is in [0, 1]."""
-    if not _leaves.traced(alpha) and not 0 <= alpha <= 1:
+    if not tree.traced(alpha) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], not {alpha}")
 
 
@@ -164,7 +163,7 @@ def fisher_recipe(
     floor: float = 1e-6,
     favored: Sequence[bool] | None = None,
     normalize: bool = False,
-) -> leafwise.Recipe:
+) -> engine.Recipe:
     """Give the recipe of `fisher` for parts whose leaves are those of the members, then their Fisher diagonals.
 
     `favored`: for each member; those that are have the floor, or all if none is.
@@ -177,7 +176,7 @@ def fisher_recipe(
         raise ValueError("the favoured member needs a weight above 0")
 
     def measure(parts):
-        squares = leafwise.sum_over(parts, lambda part: [tree.inner(leaf, leaf) for leaf in part.leaves[number:]])
+        squares = engine.sum_over(parts, lambda part: [tree.inner(leaf, leaf) for leaf in part.leaves[number:]])
         for name, square in zip(names, squares, strict=True):
             _check_norm(name, square)
         return [weight / square**0.5 for weight, square in zip(weights, squares, strict=True)]
@@ -189,8 +188,8 @@ def fisher_recipe(
         return _weigh(leaves, fishers, floors, weights if shares is None else shares)
 
     if not normalize:
-        return leafwise.Recipe(merge)
-    return leafwise.Recipe(merge, measure, scope="model")
+        return engine.Recipe(merge)
+    return engine.Recipe(merge, measure, scope="model")
 
 
 # --- Averaging ---
@@ -203,7 +202,7 @@ def _average(name, leaves, fishers, floors, weights):
 
 
 def _weigh(wide, fishers, floors, weights):
-    xp = _leaves.namespace([wide, fishers])
+    xp = tree.namespace_of([wide, fishers])
     masses = [xp.maximum(f.astype(w.dtype), floor) for f, w, floor in zip(fishers, wide, floors, strict=True)]
     total = tree.weighted_sum(masses, weights)
     return tree.weighted_sum([mass * leaf for mass, leaf in zip(masses, wide, strict=True)], weights) / total
@@ -212,7 +211,7 @@ def _weigh(wide, fishers, floors, weights):
 def _check_fishers(first, fishers, names, normalize):
     tree.check_same_structure([first, *fishers], ["of the weights", *names], dtypes=False)
     for name, information in zip(names, fishers, strict=True):
-        if _leaves.traced(information):
+        if tree.traced(information):
             continue
         if bad := tree.nonfinite_names(information):
             raise ValueError(f"NaN or infinity in the Fisher information of member {name}: {', '.join(bad)}")
@@ -227,12 +226,12 @@ def _check_floor(floor):
 
 
 def _check_not_negative(name, leaves):
-    if not _leaves.traced(leaves) and (bad := [leaf for leaf, x in leaves.items() if bool((x < 0).any())]):
+    if not tree.traced(leaves) and (bad := [leaf for leaf, x in leaves.items() if bool((x < 0).any())]):
         raise ValueError(f"negative Fisher information of member {name}: {', '.join(bad)}")
 
 
 def _check_norm(name, norm):
-    if not _leaves.traced(norm) and not norm > 0:
+    if not tree.traced(norm) and not norm > 0:
         raise ValueError(f"the Fisher information of member {name} is zero, so it cannot be normalized")
 
 
@@ -242,7 +241,7 @@ def _check_norm(name, norm):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _sum_of_squares(apply_fn, estimator, params, inputs, labels, kept, index, key):
     """Sum over the examples of one batch, in float32; `kept` [B] is 1 for those that count."""
-    floats, rest = _leaves.split(params)
+    floats, rest = tree.split_floats(params)
 
     def log_probs(floats, inputs):
         return jax.nn.log_softmax(apply_fn(tree.combine(floats, rest), inputs).astype(jnp.float32))
@@ -320,6 +319,6 @@ def _check(apply_fn, params, inputs, estimator, labels, key, batch_size):
 def _check_labels(labels, count, num_classes):
     if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be {count} integers, not {labels.dtype} of shape {tuple(labels.shape)}")
-    low, high = (0, 0) if _leaves.traced(labels) else (int(labels.min()), int(labels.max()))
+    low, high = (0, 0) if tree.traced(labels) else (int(labels.min()), int(labels.max()))
     if low < 0 or high >= num_classes:
         raise ValueError(f"labels must be in 0..{num_classes - 1}, but are in {low}..{high}")

@@ -9,16 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from soups import tree
+from soups import arguments, tree
 from soups.journal import Journal
 from soups.names import check_name
-from soups.recipes import _members
 from soups.recipes._candidates import Candidates, Growing
 from soups.recipes.soup import Soup, digests
 
 
 def greedy(
-    members: _members.Members,
+    members: arguments.Members,
     evaluate: Callable[[tree.Tree], float | Mapping[str, float]],
     *,
     scores: Mapping[str, float] | Sequence[float] | None = None,
@@ -62,12 +61,12 @@ def greedy(
     return select(members, candidates_of, rules, scores=scores, order=order, journal=journal)
 
 
-def select(members: _members.Members, candidates_of: Callable, rules: Mapping[str, Any], *, scores, order, journal):
+def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[str, Any], *, scores, order, journal):
     """Choose as `greedy` does by its `rules` (mode, accept, metric); `candidates_of(members)` gives `Candidates`."""
     mode, accept = rules["mode"], rules["accept"]
     if mode not in ("max", "min") or accept not in ("gt", "ge"):
         raise ValueError(f"mode must be 'max' or 'min' and accept 'gt' or 'ge', not {mode!r} and {accept!r}")
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     names = list(members)
     fixed_order = None if order is None else _resolve(order, names)
     scores = None if scores is None else _by_name(scores, names)

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from soups import tree
+from soups import arguments, tree
 from soups.journal import Journal
-from soups.recipes import _leaves, _members, _optimizer
+from soups.recipes import _optimizer
 from soups.recipes.soup import Soup, digests
 
 
 def learned(
-    members: _members.Members,
+    members: arguments.Members,
     loss: Callable[[tree.Tree, Any, jax.Array], jax.Array],
     batches: Iterable[Any],
     *,
@@ -55,7 +55,7 @@ def learned(
     """
     if per not in ("model", "leaf"):
         raise ValueError(f"per must be 'model' or 'leaf', not {per!r}")
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     names = list(members)
     trees = [members[name] for name in names]
     leaf_names = tree.names(trees[0])
@@ -132,7 +132,7 @@ def _unused(batches, used):
 
 def _float_gradient(loss):
     def gradient(params, batch, temperature):
-        floats, rest = _leaves.split(params)
+        floats, rest = tree.split_floats(params)
 
         def of_floats(floats, temperature):
             return loss(tree.combine(floats, rest), batch, temperature)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soups import tree
+from soups import arguments, tree
+from soups.arguments import aligned
 from soups.names import check_name
-from soups.recipes import _leaves, _members, _select
-from soups.recipes._aligned import aligned
+from soups.recipes import _select
 
 START = 5.0  # a mask starts at ±5: σ is 0.993 in the first region, 0.007 elsewhere
 
@@ -91,7 +91,7 @@ def localize_dataless(member: tree.Tree, *, base: tree.Tree, density: float = 0.
 
 
 def stitch(
-    members: _members.Members, masks: Sequence[tree.Tree] | Mapping[str, tree.Tree], *, base: tree.Tree
+    members: arguments.Members, masks: Sequence[tree.Tree] | Mapping[str, tree.Tree], *, base: tree.Tree
 ) -> tree.Tree:
     """Put the masked part of every member into the base; where masks overlap, the mean of those members.
 
@@ -104,7 +104,7 @@ def stitch(
 
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     members = {name: members[name] for name in members}
     masks = aligned(masks, members, "masks")
     tree.check_same_structure([base, *members.values()], ["base", *members], dtypes=False)
@@ -113,7 +113,7 @@ def stitch(
     trees = list(members.values())
     with np.errstate(over="ignore", invalid="ignore"):  # reported below, with names
         result = tree.map_with_names(functools.partial(_stitch, len(trees)), base, *trees, *masks)
-    return _members.check_finite(result, ["base", *members], [base, *trees])
+    return arguments.check_finite(result, ["base", *members], [base, *trees])
 
 
 def mask_overlap(masks: Sequence[tree.Tree] | Mapping[str, tree.Tree]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def mask_overlap(masks: Sequence[tree.Tree] | Mapping[str, tree.Tree]) -> dict[s
     """
     if not len(masks):
         raise ValueError("no masks were given: at least one is needed")
-    masks = _members.as_mapping(masks)
+    masks = arguments.as_mapping(masks)
     names, trees = list(masks), list(masks.values())
     _check_masks([trees[0], *trees], [names[0], *names])
     leaves = [jax.tree.leaves(jax.device_get(mask)) for mask in trees]
@@ -206,7 +206,7 @@ def _task_vector(member, base, only):
     tree.check_same_structure([base, member], ["base", "member"], dtypes=False)
     chosen = tree.flatten(tree.match(base, only))
     for label, weights in {"base": base, "member": member}.items():
-        if not _leaves.traced(weights) and (bad := tree.nonfinite_names(weights)):
+        if not tree.traced(weights) and (bad := tree.nonfinite_names(weights)):
             raise ValueError(f"NaN or infinity in the {label}: {', '.join(bad)}")
     leaves = {name: leaf for name, leaf in tree.flatten(base).items() if tree.is_float(leaf) and chosen[name]}
     if not leaves:
@@ -217,7 +217,7 @@ def _task_vector(member, base, only):
 
 
 def _largest(vectors, kept):
-    xp = _leaves.namespace(vectors)
+    xp = tree.namespace_of(vectors)
     wide = functools.reduce(np.promote_types, [leaf.dtype for leaf in vectors.values()])
     magnitudes = {name: xp.abs(leaf).astype(wide) for name, leaf in vectors.items()}
     number = sum(leaf.size for leaf in magnitudes.values())
@@ -245,7 +245,7 @@ def _stitch(number, name, base, *rest):
     if not tree.is_float(base):
         return tree.mean([{name: leaf} for leaf in (base, *leaves)])[name]  # copied, if they are the same
     first, *wide = tree.widen_leaves([base, *leaves])
-    xp = _leaves.namespace([base, leaves, masks])
+    xp = tree.namespace_of([base, leaves, masks])
     gates = [mask.astype(first.dtype) for mask in masks]
     total = tree.sum_in_order(gates)
     change = tree.sum_in_order([gate * (leaf - first) for gate, leaf in zip(gates, wide, strict=True)])

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are imported when they are used
 
-from soups import tree
+from soups import arguments, tree
 from soups.names import check_name
-from soups.recipes import _members
 from soups.recipes.permutation import (
     Permutations,
     Spec,
@@ -234,7 +233,7 @@ def _accumulate(velocity, gradient, momentum):
 
 
 def align(
-    members: _members.Members,
+    members: arguments.Members,
     spec: Spec,
     *,
     key: jax.Array,
@@ -262,7 +261,7 @@ def align(
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithms 1 and 3.
     """
     check_name(method, METHODS, "method")
-    by_name = _members.as_mapping(members)
+    by_name = arguments.as_mapping(members)
     names = list(by_name)
     to = _place(to, names)
     trees = [by_name[name] for name in names]

@@ -10,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are imported when they are used
 
-from soups import tree
+from soups import arguments, tree
+from soups.arguments import aligned, weights_of
+from soups.engine import Part, Recipe
 from soups.names import check_name
-from soups.recipes import _leaves, _members
-from soups.recipes._aligned import aligned, weights_of
-from soups.recipes.leafwise import Part, Recipe
 
 Grams = Mapping[str, Any]  # by the name of a kernel [*in, *out]: Xᵀ X / rows of its inputs X [rows, in], as [in, in]
 
 
 def regmean(
-    members: _members.Members,
+    members: arguments.Members,
     grams: Sequence[Grams] | Mapping[str, Grams],
     *,
     alpha: float = 0.9,
@@ -52,7 +51,7 @@ def regmean(
     Jin et al., "Dataless knowledge fusion by merging weights of language models", 2022, arXiv 2212.09849.
     """
     _check_alpha(alpha)
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     members = {name: members[name] for name in members}
     names, trees = list(members), list(members.values())
     grams = aligned(grams, members, "grams")
@@ -67,11 +66,11 @@ def regmean(
             return _regress(leaves, [of_member[name] for of_member in grams], shares, alpha)
         return tree.weighted_sum([{name: leaf} for leaf in leaves], shares)[name]
 
-    return _members.merge(members, lambda trees: tree.map_with_names(merge, *trees))
+    return arguments.merge(members, lambda trees: tree.map_with_names(merge, *trees))
 
 
 def regmean_pp(
-    members: _members.Members,
+    members: arguments.Members,
     grams_of: Sequence[Callable[[tree.Tree], Grams]] | Mapping[str, Callable[[tree.Tree], Grams]],
     *,
     groups: Sequence[str],
@@ -100,7 +99,7 @@ def regmean_pp(
     """
     if isinstance(groups, str) or not groups:
         raise ValueError(f"groups must be a list of at least one regex, not {groups!r}")
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     members = {name: members[name] for name in members}
     grams_of = dict(zip(members, aligned(grams_of, members, "grams_of"), strict=True))
     first = next(iter(members.values()))
@@ -148,7 +147,7 @@ def regmean_recipe(weights: Sequence[float], alpha: float = 0.9, inputs: str = "
 def _regress(leaves, grams, shares, alpha):
     wide = tree.widen(list(leaves))
     size = grams[0].shape[0]
-    on_host = _leaves.namespace(wide) is np and not _leaves.traced(grams)
+    on_host = tree.namespace_of(wide) is np and not tree.traced(grams)
     grams = jax.device_get(grams) if on_host else grams
     xp, dtype = (np, np.float64) if on_host else (jnp, wide[0].dtype)
     mean = tree.weighted_sum(wide, shares)
@@ -216,7 +215,7 @@ def _solve(left, right):
 
 
 def _check_alpha(alpha):
-    if not _leaves.traced(alpha) and not 0 <= alpha <= 1:
+    if not tree.traced(alpha) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], not {alpha}")
 
 
@@ -245,7 +244,7 @@ def _check_gram(member, name, gram, leaf):
             f"the Gram matrix of member {member} for {name} has shape {tuple(gram.shape)}, but a kernel of shape "
             f"{tuple(leaf.shape)} needs [in, in] with in = {' or '.join(map(str, sizes))}"
         )
-    if not _leaves.traced(gram) and not tree.all_finite(gram):
+    if not tree.traced(gram) and not tree.all_finite(gram):
         raise ValueError(f"NaN or infinity in the Gram matrix of member {member} for {name}")
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soups import tree
-from soups.recipes import _random, leafwise
+from soups import engine, tree
+from soups.recipes import _random
 from soups.recipes._select import kth_magnitudes
 
 
@@ -23,8 +23,8 @@ class Sparsifier:
         unit: what a part must hold whole: an "element" or a "row".
     """
 
-    apply: Callable[[leafwise.Part, int, Any], Any]
-    measure: Callable[[leafwise.Parts, int], Any] | None = None
+    apply: Callable[[engine.Part, int, Any], Any]
+    measure: Callable[[engine.Parts, int], Any] | None = None
     unit: str = "element"
 
 
@@ -85,7 +85,7 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
         return _random.below(density, seed, f"drop/{index}", part, part.leaves[index].shape)
 
     def measure(parts, index):
-        kept = leafwise.remembered(lambda part: mask(part, index))
+        kept = engine.remembered(lambda part: mask(part, index))
         return _l1_ratio(parts, index, kept), kept
 
     def apply(part, index, measured):
@@ -164,7 +164,7 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
         return drawn < probabilities(part, index)
 
     def measure(parts, index):
-        kept = leafwise.remembered(lambda part: mask(part, index))
+        kept = engine.remembered(lambda part: mask(part, index))
         return _l1_ratio(parts, index, kept), kept
 
     def apply(part, index, measured):
@@ -220,9 +220,9 @@ def _l1_ratio(parts, index, mask):
     def norms(part):
         vector = part.vector(index)
         magnitude = abs(vector)
-        return leafwise.total(part.xp, magnitude), leafwise.total(part.xp, masked(magnitude, mask(part)))
+        return engine.total(part.xp, magnitude), engine.total(part.xp, masked(magnitude, mask(part)))
 
-    before, after = leafwise.sum_over(parts, norms)
+    before, after = engine.sum_over(parts, norms)
     xp = next(iter(parts())).xp
     known = (before >= 1e-7) & (after >= 1e-7)
     return xp.where(known, before / xp.where(known, after, xp.ones_like(after)), xp.ones_like(after))

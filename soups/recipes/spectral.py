@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soups import tree
+from soups import arguments, engine, tree
 from soups.names import check_name
-from soups.recipes import _members, leafwise
 
 
-def tsv_merge(members: _members.Members, *, base: tree.Tree, scale=1.0, only: str = ".*") -> tree.Tree:
+def tsv_merge(members: arguments.Members, *, base: tree.Tree, scale=1.0, only: str = ".*") -> tree.Tree:
     """Merge the first singular vectors of the task matrices after making them orthogonal (TSV-Merge).
 
     T_i = U_i S_i V_iᵀ [m, n], cut to the max(1, min(m, n) // K) largest singular values; U = [U_1 … U_K] and V alike
@@ -29,11 +28,11 @@ def tsv_merge(members: _members.Members, *, base: tree.Tree, scale=1.0, only: st
 
     Gargiulo et al., "Task singular vectors: reducing task interference in model merging", 2024, arXiv 2412.00081.
     """
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     return _apply(tsv_merge_recipe(len(members), scale, only), members, base, only)
 
 
-def iso_c(members: _members.Members, *, base: tree.Tree, scale=1.0, only: str = ".*") -> tree.Tree:
+def iso_c(members: arguments.Members, *, base: tree.Tree, scale=1.0, only: str = ".*") -> tree.Tree:
     """Give all singular directions of the summed task matrices the same length, their mean (Iso-C).
 
     Σ_i T_i = U diag(σ) Vᵀ; θ = θ_base + α mean(σ) U Vᵀ, over the directions that have a singular value. Leaves as in
@@ -45,12 +44,12 @@ def iso_c(members: _members.Members, *, base: tree.Tree, scale=1.0, only: str = 
     Marczak et al., "No task left behind: isotropic model merging with common and task-specific subspaces", 2025,
     arXiv 2502.04959.
     """
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     return _apply(iso_c_recipe(len(members), scale, only), members, base, only)
 
 
 def wudi(
-    members: _members.Members,
+    members: arguments.Members,
     *,
     base: tree.Tree,
     steps: int = 300,
@@ -80,16 +79,16 @@ def wudi(
     Cheng et al., "Whoever started the interference should end it: guiding data-free model merging via task vectors",
     2025, arXiv 2503.08099.
     """
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     return _apply(wudi_recipe(len(members), steps, learning_rate, scale, only, inputs), members, base, only)
 
 
-def tsv_merge_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> leafwise.Recipe:
+def tsv_merge_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> engine.Recipe:
     """Give the recipe of `tsv_merge`."""
     return matrix_recipe(number, _orthogonal_sum, scale, only)
 
 
-def iso_c_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> leafwise.Recipe:
+def iso_c_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> engine.Recipe:
     """Give the recipe of `iso_c`."""
     return matrix_recipe(number, _isotropic, scale, only)
 
@@ -101,7 +100,7 @@ def wudi_recipe(
     scale: Any = 1.0,
     only: str = ".*",
     inputs: str = "first",
-) -> leafwise.Recipe:
+) -> engine.Recipe:
     """Give the recipe of `wudi`."""
     check_name(inputs, ("first", "last"), "axis of the inputs")
     if steps < 0:
@@ -119,7 +118,7 @@ def wudi_recipe(
 
 def matrix_recipe(
     number: int, merged: Callable[[Any, list[Any]], Any], scale: Any, only: str, *, rows_first: bool = False
-) -> leafwise.Recipe:
+) -> engine.Recipe:
     """Give the recipe that adds α · `merged(xp, matrices)` to the base, in leaves that are no matrices α · the mean.
 
     Matrices: [product of all axes but the last, last], with `rows_first` [first, product of the others].
@@ -136,13 +135,13 @@ def matrix_recipe(
             vector = vector.reshape(shape).astype(part.base.dtype)
         return _placed_as(part.leaves[0], part.base + tree.scalar(scale, vector) * vector)
 
-    return leafwise.Recipe(merge, unit="leaf")
+    return engine.Recipe(merge, unit="leaf")
 
 
 def _apply(recipe, members, base, only):
     if only != ".*" and len(members):
         tree.match(members[next(iter(members))], only)  # an error if it matches nothing
-    return leafwise.apply(recipe, members, base)
+    return engine.apply(recipe, members, base)
 
 
 def _placed_as(member, array):

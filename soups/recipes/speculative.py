@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from soups import tree
-from soups.recipes import _members
+from soups import arguments, tree
 from soups.recipes._candidates import Candidate, Candidates, Growing
 from soups.recipes.greedy import pick_metric, select
 from soups.recipes.soup import Soup
 
 
 def greedy_speculative(
-    members: _members.Members,
+    members: arguments.Members,
     evaluate_many: Callable[[list[tree.Tree]], Sequence[float | Mapping[str, float]]],
     *,
     width: int,

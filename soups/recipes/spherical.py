@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soups import tree
+from soups import arguments, engine, tree
 from soups.names import check_name
-from soups.recipes import _members, leafwise
 from soups.recipes.task_vectors import Weights
 
 
 def nuslerp(
-    members: _members.Members,
+    members: arguments.Members,
     *,
     weights: Weights = 1.0,
     base: tree.Tree | None = None,
@@ -36,12 +35,12 @@ def nuslerp(
 
     Shoemake, "Animating rotation with quaternion curves", 1985.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(nuslerp_recipe(len(members), weights, base is not None, scope), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(nuslerp_recipe(len(members), weights, base is not None, scope), members, base)
 
 
 def multislerp(
-    members: _members.Members,
+    members: arguments.Members,
     *,
     weights: Weights = 1.0,
     base: tree.Tree | None = None,
@@ -56,12 +55,12 @@ def multislerp(
         ValueError: no members, other structures, NaN or infinity, another scope, weights that sum to zero, directions
             of more than two members that cancel.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(multislerp_recipe(len(members), weights, base is not None, scope), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(multislerp_recipe(len(members), weights, base is not None, scope), members, base)
 
 
 def karcher(
-    members: _members.Members, *, base: tree.Tree | None = None, scope: str = "leaf", iterations: int = 10
+    members: arguments.Members, *, base: tree.Tree | None = None, scope: str = "leaf", iterations: int = 10
 ) -> tree.Tree:
     """Take the Karcher mean of the members' directions on the sphere, with the mean of their lengths.
 
@@ -73,11 +72,11 @@ def karcher(
 
     Karcher, "Riemannian center of mass and mollifier smoothing", 1977.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(karcher_recipe(len(members), base is not None, scope, iterations), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(karcher_recipe(len(members), base is not None, scope, iterations), members, base)
 
 
-def model_stock(members: _members.Members, *, base: tree.Tree, scope: str = "leaf") -> tree.Tree:
+def model_stock(members: arguments.Members, *, base: tree.Tree, scope: str = "leaf") -> tree.Tree:
     """Move from the base towards the mean of the members as far as their angles say.
 
     θ = t mean(θ_i) + (1 − t) θ_base, t = K cos / (1 + (K − 1) cos), cos the mean of the cosines between all pairs of
@@ -89,12 +88,12 @@ def model_stock(members: _members.Members, *, base: tree.Tree, scope: str = "lea
 
     Jang et al., "Model Stock: all we need is just a few fine-tuned models", 2024, arXiv 2403.19522.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(model_stock_recipe(len(members), scope), members, base)
+    members = arguments.as_mapping(members)
+    return engine.apply(model_stock_recipe(len(members), scope), members, base)
 
 
 def geometric_median(
-    members: _members.Members, *, weights: Weights = 1.0, scope: str = "leaf", iterations: int = 100
+    members: arguments.Members, *, weights: Weights = 1.0, scope: str = "leaf", iterations: int = 100
 ) -> tree.Tree:
     """Find the point with the smallest sum of distances to the members, which one odd member hardly moves.
 
@@ -105,15 +104,15 @@ def geometric_median(
 
     Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937.
     """
-    members = _members.as_mapping(members)
-    return leafwise.apply(geometric_median_recipe(len(members), weights, scope, iterations), members)
+    members = arguments.as_mapping(members)
+    return engine.apply(geometric_median_recipe(len(members), weights, scope, iterations), members)
 
 
-def nuslerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) -> leafwise.Recipe:
+def nuslerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) -> engine.Recipe:
     """Give the recipe of `nuslerp`."""
     if number != 2:
         raise ValueError(f"nuslerp goes between two members, not {number}")
-    weights = leafwise.per_member(weights, number, "weights")
+    weights = engine.per_member(weights, number, "weights")
 
     def coefficients(xp, gram):
         total = xp.asarray(weights[0] + weights[1], gram.dtype)
@@ -124,7 +123,7 @@ def nuslerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) ->
     return _by_scope(coefficients, has_base, scope, ("model", "leaf", "row", "column"))
 
 
-def slerp_recipe(t: float, scope: str = "leaf", parallel: float = 0.9995) -> leafwise.Recipe:
+def slerp_recipe(t: float, scope: str = "leaf", parallel: float = 0.9995) -> engine.Recipe:
     """Give the recipe of the arc from the first of two members to the second, linear where |cos Ω| > `parallel`."""
     return gram_recipe(
         lambda xp, gram: slerp_coefficients(xp, gram, xp.asarray(t, gram.dtype), parallel=parallel), False, scope
@@ -133,13 +132,13 @@ def slerp_recipe(t: float, scope: str = "leaf", parallel: float = 0.9995) -> lea
 
 def multislerp_recipe(
     number: int, weights: Weights, has_base: bool, scope: str, *, normalize: bool = True, epsilon: float = 0.0
-) -> leafwise.Recipe:
+) -> engine.Recipe:
     """Give the recipe of `multislerp`.
 
     Without `normalize` the weights stay as they are. `epsilon` is mergekit's: added to each length before the division,
     and the angle of a last step, so that the result is cos(ε) times as long.
     """
-    weights = np.asarray(leafwise.per_member(weights, number, "weights"), np.float64)
+    weights = np.asarray(engine.per_member(weights, number, "weights"), np.float64)
     if normalize and abs(weights.sum()) < 1e-8:
         raise ValueError(f"weights that sum to zero cannot be normalized: {weights.tolist()}")
 
@@ -165,7 +164,7 @@ def karcher_recipe(
     *,
     tolerance: float = 1e-5,
     least: float = 0.0,
-) -> leafwise.Recipe:
+) -> engine.Recipe:
     """Give the recipe of `karcher`.
 
     It ends when a step is below `tolerance`. Vectors not longer than `least` have no direction, only a length, and the
@@ -186,7 +185,7 @@ def karcher_recipe(
     return gram_recipe(coefficients, has_base, scope)
 
 
-def model_stock_recipe(number: int, scope: str) -> leafwise.Recipe:
+def model_stock_recipe(number: int, scope: str) -> engine.Recipe:
     """Give the recipe of `model_stock`."""
     if number < 2:
         raise ValueError(f"model_stock needs the angle between two members at least, but there is {number}")
@@ -203,9 +202,9 @@ def model_stock_recipe(number: int, scope: str) -> leafwise.Recipe:
     return _by_scope(coefficients, True, scope, ("model", "leaf", "row"))
 
 
-def geometric_median_recipe(number: int, weights: Weights, scope: str, iterations: int = 100) -> leafwise.Recipe:
+def geometric_median_recipe(number: int, weights: Weights, scope: str, iterations: int = 100) -> engine.Recipe:
     """Give the recipe of `geometric_median`."""
-    weights = np.asarray(leafwise.per_member(weights, number, "weights"), np.float64)
+    weights = np.asarray(engine.per_member(weights, number, "weights"), np.float64)
 
     def coefficients(xp, gram):
         share = xp.asarray(weights / weights.sum(), gram.dtype)
@@ -225,7 +224,7 @@ def geometric_median_recipe(number: int, weights: Weights, scope: str, iteration
 
 def gram_recipe(
     coefficients: Callable[[Any, Any], Any], has_base: bool, scope: str, *, relative_to_first: bool = False
-) -> leafwise.Recipe:
+) -> engine.Recipe:
     """Give the recipe that sums vectors with coefficients [K] made from their Gram matrix [K, K].
 
     `coefficients(xp, gram)`; float64 in NumPy, float32 in JAX. The vectors are the task vectors if there is a base,
@@ -246,7 +245,7 @@ def gram_recipe(
     def measure(parts):
         first = next(iter(parts()))
         xp, number = first.xp, len(first.leaves)
-        sums = leafwise.sum_over(parts, products)
+        sums = engine.sum_over(parts, products)
         rows, columns = np.tril_indices(number)
         place = np.zeros((number, number), np.int64)
         place[rows, columns] = place[columns, rows] = np.arange(len(rows))
@@ -259,7 +258,7 @@ def gram_recipe(
             return part.leaves[0] + total
         return part.base + total if has_base else total
 
-    return leafwise.Recipe(merge, measure, scope)
+    return engine.Recipe(merge, measure, scope)
 
 
 def _by_scope(coefficients, has_base, scope, scopes):
@@ -287,7 +286,7 @@ def _row_recipe(coefficients, has_base, *, columns):
         merged = (total.T if columns else total).reshape(part.leaves[0].shape)
         return part.base + merged if has_base else merged
 
-    return leafwise.Recipe(merge, unit="leaf" if columns else "row")
+    return engine.Recipe(merge, unit="leaf" if columns else "row")
 
 
 def slerp_coefficients(xp, gram, t, *, parallel: float | None = None):

@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from soups import tree
-from soups.recipes import _members, leafwise
+from soups import arguments, engine, tree
 from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, scaled, trim
 
 Weights = Sequence[float] | float
 
 
 def combine_task_vectors(
-    members: _members.Members,
+    members: arguments.Members,
     *,
     base: tree.Tree,
     sparsify: Sparsifier | Sequence[Sparsifier] = KEEP_ALL,
@@ -47,12 +46,12 @@ def combine_task_vectors(
 
     Ilharco et al., "Editing models with task arithmetic", 2022, arXiv 2212.04089; the parts as in the methods below.
     """
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     recipe = task_vector_recipe(len(members), sparsify, weights, elect, normalize, scale, tie, scope)
-    return leafwise.apply(recipe, members, base)
+    return engine.apply(recipe, members, base)
 
 
-def task_arithmetic(members: _members.Members, *, base: tree.Tree, scale=0.3, weights: Weights = 1.0) -> tree.Tree:
+def task_arithmetic(members: arguments.Members, *, base: tree.Tree, scale=0.3, weights: Weights = 1.0) -> tree.Tree:
     """Add scaled task vectors to the base; a negative scale forgets a task.
 
     θ = θ_base + λ Σ_i w_i τ_i. The paper searches λ on held-out data; 0.3 is its choice for eight tasks.
@@ -66,7 +65,7 @@ def task_arithmetic(members: _members.Members, *, base: tree.Tree, scale=0.3, we
 
 
 def ties(
-    members: _members.Members,
+    members: arguments.Members,
     *,
     base: tree.Tree,
     density: float = 0.2,
@@ -99,7 +98,7 @@ def ties(
 
 
 def dare(
-    members: _members.Members,
+    members: arguments.Members,
     *,
     base: tree.Tree,
     density: float = 0.1,
@@ -131,7 +130,7 @@ def dare(
 
 
 def della(
-    members: _members.Members,
+    members: arguments.Members,
     *,
     base: tree.Tree,
     density: float = 0.7,
@@ -163,7 +162,7 @@ def della(
 
 
 def breadcrumbs(
-    members: _members.Members,
+    members: arguments.Members,
     *,
     base: tree.Tree,
     density: float = 0.9,
@@ -195,13 +194,13 @@ def task_vector_recipe(
     scale: Any = 1.0,
     tie: str = "majority",
     scope: str = "model",
-) -> leafwise.Recipe:
+) -> engine.Recipe:
     """Give the recipe of `combine_task_vectors` for this number of members."""
     if tie not in ("majority", "positive"):
         raise ValueError(f"tie must be 'majority' or 'positive', not {tie!r}")
     if scope not in ("model", "leaf"):
         raise ValueError(f"scope must be 'model' or 'leaf', not {scope!r}")
-    weights = leafwise.per_member(weights, number, "weights")
+    weights = engine.per_member(weights, number, "weights")
     sparsifiers = [sparsify] * number if isinstance(sparsify, Sparsifier) else list(sparsify)
     if len(sparsifiers) != number:
         raise ValueError(f"{number} members need {number} sparsifiers, but {len(sparsifiers)} were given")
@@ -216,7 +215,7 @@ def task_vector_recipe(
         measured = [s.measure(parts, index) if s.measure else None for index, s in enumerate(sparsifiers)]
         if not elect or tie == "positive":
             return measured, None
-        return measured, leafwise.sum_over(parts, lambda part: _surplus(part.xp, sparse(part, measured), weights))
+        return measured, engine.sum_over(parts, lambda part: _surplus(part.xp, sparse(part, measured), weights))
 
     def merge(part, seen):
         measured, surplus = seen
@@ -232,7 +231,7 @@ def task_vector_recipe(
     if not (elect and tie == "majority") and not any(sparsifier.measure for sparsifier in sparsifiers):
         scope = "leaf"  # nothing is measured, so every leaf may be merged by itself
     unit = "row" if any(sparsifier.unit == "row" for sparsifier in sparsifiers) else "element"
-    return leafwise.Recipe(merge, measure, scope, unit)
+    return engine.Recipe(merge, measure, scope, unit)
 
 
 def _surplus(xp, vectors, weights):

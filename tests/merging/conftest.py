@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from soups import merging
-from soups.pool.formats import open_checkpoint, write_safetensors
+from soups.formats import open_checkpoint, write_safetensors
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = 3
@@ -131,7 +131,7 @@ def run(models, tmp_path):
 @pytest.fixture(scope="session")
 def torch_bytes():
     """Give the functions that write torch files byte by byte."""
-    spec = importlib.util.spec_from_file_location("torch_bytes", ROOT / "tests" / "pool" / "formats" / "conftest.py")
+    spec = importlib.util.spec_from_file_location("torch_bytes", ROOT / "tests" / "formats" / "conftest.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from soups import merging
+from soups.formats import write_safetensors
 from soups.merging.alignment import parse_rules
-from soups.pool.formats import write_safetensors
 from soups.recipes.permutation import Blocks, permute, spec_from_rules
 from soups.recipes.rebasin import weight_matching
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from soups import merging
+from soups.formats import open_checkpoint, write_safetensors
 from soups.merging.lora import model_reference, open_with_lora, split_reference
-from soups.pool.formats import open_checkpoint, write_safetensors
 
 RANK, ALPHA = 2, 6.0
 Q = "model.layers.{}.self_attn.q_proj"

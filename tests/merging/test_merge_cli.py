@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 import soups
+from soups.formats import write_safetensors
 from soups.merging import MERGEKIT, PUBLISHED
 from soups.merging.lock import locked
-from soups.pool.formats import write_safetensors
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from soups import merging
+from soups.engine import Part
 from soups.recipes import _random
-from soups.recipes.leafwise import Part
 
 WEIGHTS = {"a": 1.0, "b": -0.5, "c": 0.75}
 DENSITIES = {"a": 0.6, "b": 0.3, "c": 1.0}

@@ -6,10 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from soups.engine import BLOCK
+from soups.formats import open_checkpoint, write_safetensors
 from soups.merging.plan import Plan
-from soups.pool.formats import open_checkpoint, write_safetensors
 from soups.recipes import _select
-from soups.recipes.leafwise import BLOCK
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -9,10 +9,10 @@ import pytest
 
 import soups
 from soups import merging
+from soups.engine import Part
+from soups.formats import write_safetensors
 from soups.merging import published
 from soups.merging.methods import find_method
-from soups.pool.formats import write_safetensors
-from soups.recipes.leafwise import Part
 
 WEIGHTS = {"a": 1.0, "b": -0.5, "c": 0.75}
 

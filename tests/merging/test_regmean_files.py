@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from soups import merging
+from soups.formats import write_safetensors
 from soups.pool import save_checkpoint
-from soups.pool.formats import write_safetensors
 
 KERNELS = {"model.layers.0.mlp.up_proj.weight": 6, "model.layers.2.self_attn.q_proj.weight": 6}
 WEIGHTS = {"a": 1.0, "b": 3.0, "c": 0.5}

@@ -11,9 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from soups import merging
-from soups.pool.formats import CheckpointError, open_checkpoint, write_safetensors
-from soups.recipes import leafwise
+from soups import engine, merging
+from soups.formats import CheckpointError, open_checkpoint, write_safetensors
 
 SHARD = 300  # bytes: several shards of several tensors
 
@@ -55,7 +54,7 @@ def test_threads_and_blocks_change_nothing(models, small, tmp_path, monkeypatch,
         small.merge(given, tmp_path / f"{threads}", threads=threads)
         assert small.content(tmp_path / f"{threads}") == expected
     for block in (7, 16):
-        monkeypatch.setattr(leafwise, "BLOCK", block)
+        monkeypatch.setattr(engine, "BLOCK", block)
         merged = small.merge(given, tmp_path / f"block {block}", threads=2)
         if (vocabulary, method) in ELEMENTWISE:
             assert small.content(tmp_path / f"block {block}") == expected
@@ -270,7 +269,7 @@ def test_only_the_same_merge_goes_on(models, small, tmp_path):
 SLOW = """
 import sys, time
 from soups import merging
-from soups.pool.formats import open_checkpoint
+from soups.formats import open_checkpoint
 plan = merging.plan(merging.read_recipe(sys.argv[1], seed=2), open_checkpoint)
 merging.merge_to_folder(plan, sys.argv[2], threads=2, shard_bytes=300, progress=lambda _: time.sleep(0.05))
 """
@@ -307,9 +306,9 @@ def flip(path, name, element):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("block", [8, leafwise.BLOCK])
+@pytest.mark.parametrize("block", [8, engine.BLOCK])
 def test_verify_finds_a_changed_element(ties, small, tmp_path, monkeypatch, block):
-    monkeypatch.setattr(leafwise, "BLOCK", block)
+    monkeypatch.setattr(engine, "BLOCK", block)
     made, out = small.plan(ties), tmp_path / "out"
     merging.merge_to_folder(made, out)
     assert merging.verify_output(made, out, threads=2) == []

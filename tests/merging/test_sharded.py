@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from soups import merging
+from soups.formats import write_safetensors
+from soups.formats.view import View
 from soups.merging.lock import locked
 from soups.merging.run import merge_to_orbax
 from soups.merging.sharded import leaf_sharding, merge_sharded, merged_leaves
-from soups.merging.views import View
 from soups.pool import Pool, PoolCorruptionError, load_checkpoint
-from soups.pool.formats import write_safetensors
 
 SHAPE = (64, 32)
 SETTINGS = {

@@ -16,9 +16,8 @@ from orbax.checkpoint import v1 as ocp
 
 import soups
 from soups import merging
-from soups.merging.sources import part_reader
+from soups.formats import CheckpointError, open_checkpoint, write_safetensors
 from soups.pool import Pool, load_checkpoint, save_checkpoint
-from soups.pool.formats import CheckpointError, open_checkpoint, write_safetensors
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "merge.py"
 
@@ -102,7 +101,7 @@ def test_any_orbax_checkpoint_is_read_leaf_by_leaf(save, tree, tmp_path):
     }
     same({name: model.read(name) for name in model.leaves}, expected)
     part = (slice(7, 21), slice(10, 30))
-    np.testing.assert_array_equal(part_reader(model, "layers/0/kernel")(part), expected["layers/0/kernel"][part])
+    np.testing.assert_array_equal(model.read("layers/0/kernel", part), expected["layers/0/kernel"][part])
 
 
 def test_leaves_that_lie_raw_are_mapped_and_others_are_not_looked_for(models, tmp_path):
@@ -121,7 +120,7 @@ def test_a_lost_chunk_is_an_error_and_not_zeros(tree, tmp_path):
     with pytest.raises(ValueError, match=r"layers\.0\.kernel cannot be read: .*missing"):
         model.read("layers/0/kernel")
     here = (slice(0, 20), slice(0, 30))  # in other chunks
-    np.testing.assert_array_equal(part_reader(model, "layers/0/kernel")(here), MEMBERS[0]["layer"]["kernel"][here])
+    np.testing.assert_array_equal(model.read("layers/0/kernel", here), MEMBERS[0]["layer"]["kernel"][here])
 
 
 def test_a_damaged_orbax_checkpoint_is_named(models, tree, tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from soups import merging
+from soups.engine import BLOCK
 from soups.merging.plan import OTHER
 from soups.merging.tokenizers import Row, Rule, parse_rule, read_vocabulary
-from soups.recipes.leafwise import BLOCK
 
 WIDTH = 3
 # in this order: tokens of the model, then added ones; "pad" models have rows without a token

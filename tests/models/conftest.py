@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from soups.formats import write_safetensors
 from soups.models.architectures import Architecture, architecture
-from soups.pool.formats import write_safetensors
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from soups import tree
+from soups.formats import UnsafeCheckpointError, open_checkpoint
 from soups.models.import_weights import check_weights, import_weights, imported_members
-from soups.pool.formats import UnsafeCheckpointError, open_checkpoint
 
 RECORDED = pathlib.Path(__file__).parent / "recorded" / "models"
 FILES = {

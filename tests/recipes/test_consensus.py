@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import soups
+from soups import engine
 from soups.pool import Pool
-from soups.recipes import leafwise
 from soups.recipes.consensus import Elected, _floor_of_product, consensus, emr, emr_restore, pcb, sce, tall_masks
 
 RNG = np.random.default_rng(11)
@@ -286,7 +286,7 @@ def test_the_same_in_blocks_and_from_a_pool(name, tmp_path, monkeypatch):
     for index, member in enumerate(MEMBERS):
         pool.add(f"member_{index}", member)
     close(METHODS[name](pool, BASE), expected, 0)
-    monkeypatch.setattr(leafwise, "BLOCK", 7)
+    monkeypatch.setattr(engine, "BLOCK", 7)
     close(METHODS[name](MEMBERS, BASE), expected)
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from soups import engine
 from soups.pool import Pool
-from soups.recipes import leafwise
 from soups.recipes.differences import arcee_fusion, magmax, nearswap, ram, ram_plus
 
 RNG = np.random.default_rng(5)
@@ -202,7 +202,7 @@ def test_the_same_under_jit_and_in_blocks(name, monkeypatch):
     expected = METHODS[name](MEMBERS, BASE)
     members, base = jax.tree.map(jnp.asarray, (MEMBERS, BASE))
     close(jax.jit(METHODS[name])(members, base), expected)
-    monkeypatch.setattr(leafwise, "BLOCK", 7)
+    monkeypatch.setattr(engine, "BLOCK", 7)
     result = METHODS[name](MEMBERS, BASE)
     jax.tree.map(np.testing.assert_array_equal, result, expected)
 

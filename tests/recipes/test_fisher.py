@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from soups import tree
+from soups.engine import Part
 from soups.recipes import uniform, weighted, wise_ft
 from soups.recipes.fisher import ESTIMATORS, fisher, fisher_information, fisher_interpolate, fisher_recipe
-from soups.recipes.leafwise import Part
 
 N, D, H, C = 7, 3, 4, 3
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import soups
+from soups.engine import Part
 from soups.recipes import _random, _select
 from soups.recipes._random import uniform
 from soups.recipes._select import kth_magnitudes
-from soups.recipes.leafwise import Part
 from soups.recipes.sparsify import drop, magprune, outliers, trim
 
 RNG = np.random.default_rng(7)

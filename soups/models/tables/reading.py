@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from soups.formats import open_checkpoint
+from soups.formats.tensors import short
 from soups.models.architectures import Architecture
 from soups.models.load_npz import read_leaves
 from soups.models.tables.layouts import Layout
 from soups.models.tables.parts import Table
 from soups.names import did_you_mean
-from soups.pool.formats import open_checkpoint
-from soups.pool.formats.checkpoint import short
 
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in its folders
 MOST_EXTRA = 50  # names in a message

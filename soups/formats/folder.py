@@ -5,8 +5,8 @@ import json
 import os
 import pathlib
 
-from soups.pool.formats import safetensors, torch_file
-from soups.pool.formats.checkpoint import Checkpoint, CheckpointError, listed, short
+from soups.formats import safetensors, torch_file
+from soups.formats.tensors import Checkpoint, CheckpointError, listed, short
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SINGLE = ("model.safetensors", "pytorch_model.bin")

@@ -14,8 +14,8 @@ import numpy as np
 import xxhash
 
 from soups.files import cannot_write, replace_file
+from soups.formats import safetensors
 from soups.names import check_name
-from soups.pool.formats import safetensors
 
 SHARD_BYTES = 5_000_000_000
 INDEX = "model.safetensors.index.json"

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soups.pool._mapping import mapped
+from soups.formats.mapping import mapped
 from soups.tree import Tree
 
 ARRAY_METADATA, TREE_METADATA = ".zarray", "_METADATA"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from soups import tree
+from soups.formats import CheckpointError, UnsafeCheckpointError, open_checkpoint
 from soups.models.architectures import architecture
 from soups.models.clip_text import import_text_tower
 from soups.models.import_weights import import_weights
 from soups.models.tables import clip
-from soups.pool.formats import CheckpointError, UnsafeCheckpointError, open_checkpoint
 
 DATA = pathlib.Path(__file__).parent / "data"  # made by torch 2.13; the code in them is blanked
 
@@ -224,7 +224,7 @@ def test_objects_that_hold_themselves_or_each_other_end(make, refused, leaf):
 
 
 def test_there_is_a_limit_of_opcodes(make, refused, leaf, monkeypatch):
-    monkeypatch.setattr("soups.pool.formats.torch_pickle.MAX_STEPS", 1000)
+    monkeypatch.setattr("soups.formats.torch_pickle.MAX_STEPS", 1000)
     refused(NETWORK + b"q\0" + b"h\0)\x81" * 400, "a pickle of more than 1000 opcodes")
 
 

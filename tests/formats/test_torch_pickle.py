@@ -8,8 +8,8 @@ import tracemalloc
 
 import pytest
 
-from soups.pool.formats import CheckpointError, UnsafeCheckpointError, open_checkpoint
-from soups.pool.formats.torch_pickle import unpickle
+from soups.formats import CheckpointError, UnsafeCheckpointError, open_checkpoint
+from soups.formats.torch_pickle import unpickle
 
 
 def load(body, protocol=2):
@@ -256,8 +256,8 @@ def test_deep_nesting_is_no_recursion():
 
 
 def test_there_is_a_limit_of_opcodes_and_bytes(monkeypatch):
-    monkeypatch.setattr("soups.pool.formats.torch_pickle.MAX_STEPS", 1000)
-    monkeypatch.setattr("soups.pool.formats.torch_pickle.MAX_PICKLE", 5000)
+    monkeypatch.setattr("soups.formats.torch_pickle.MAX_STEPS", 1000)
+    monkeypatch.setattr("soups.formats.torch_pickle.MAX_PICKLE", 5000)
     load(b"N" * 998)
     with pytest.raises(CheckpointError, match="a pickle of more than 1000 opcodes"):
         load(b"N" * 1000)
@@ -267,7 +267,7 @@ def test_there_is_a_limit_of_opcodes_and_bytes(monkeypatch):
 
 @pytest.mark.parametrize("function", ["torch.Size", "collections.OrderedDict"])
 def test_one_long_list_is_not_the_argument_of_many_calls(function, make, monkeypatch):
-    monkeypatch.setattr("soups.pool.formats.torch_pickle.MAX_STEPS", 10_000)
+    monkeypatch.setattr("soups.formats.torch_pickle.MAX_STEPS", 10_000)
     pairs = b"".join(make.text(str(i)) + b"N\x86" for i in range(1000))
     call = make.global_of(*function.rsplit(".", 1)) + b"h\0\x85R"
     body = b"](" + pairs + b"eq\0"

@@ -9,8 +9,8 @@ loop is longer than the file.
 import struct
 from collections.abc import Callable, Mapping
 
-from soups.pool.formats.checkpoint import MAX_RANK, CheckpointError, UnsafeCheckpointError
-from soups.pool.formats.torch_globals import Function, Refused, resolve, set_item, storage
+from soups.formats.tensors import MAX_RANK, CheckpointError, UnsafeCheckpointError
+from soups.formats.torch_globals import Function, Refused, resolve, set_item, storage
 
 MAX_PICKLE = 128 << 20  # bytes; 100 000 tensors take about 30 MB
 MAX_STEPS = 10_000_000  # opcodes; 100 000 tensors take about 4 million

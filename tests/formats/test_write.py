@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from soups.pool.formats import Writer, open_checkpoint, write_safetensors
+from soups.formats import Writer, open_checkpoint, write_safetensors
 
 CODES = {
     np.float64: "F64",
@@ -109,7 +109,7 @@ def test_refuses_before_writing(case, tmp_path):
 
 
 def test_refuses_a_header_that_no_reader_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr("soups.pool.formats.safetensors.MAX_HEADER", 100)
+    monkeypatch.setattr("soups.formats.safetensors.MAX_HEADER", 100)
     with pytest.raises(ValueError, match=r"a header of 112 bytes, more than 100: write fewer leaves"):
         write_safetensors(tmp_path / "x.safetensors", {"a": np.zeros(1)}, {"long": "x" * 30})
 

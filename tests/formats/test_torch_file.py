@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from soups.pool.formats import CheckpointError, open_checkpoint
+from soups.formats import CheckpointError, open_checkpoint
 
 DATA = pathlib.Path(__file__).parent / "data"  # made by torch 2.13
 WIDER = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float8": np.dtype(ml_dtypes.float8_e4m3fn)}  # saved as float32
@@ -270,7 +270,7 @@ def test_a_damaged_pickle_is_noticed_by_its_checksum(tmp_path, make, whole, floa
 
 
 def test_a_pickle_larger_than_the_limit_is_not_read(tmp_path, make, whole, floats, refused, monkeypatch):
-    monkeypatch.setattr("soups.pool.formats.torch_file.MAX_PICKLE", 100)
+    monkeypatch.setattr("soups.formats.torch_file.MAX_PICKLE", 100)
     path = make.write_zip(tmp_path / "x.pt", whole, {"0": floats[1]})
     refused(path, rf"data.pkl' has {len(whole)} bytes, more than 100")
 

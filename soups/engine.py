@@ -14,8 +14,7 @@ import jax
 import numpy as np
 from ml_dtypes import bfloat16
 
-from soups import tree
-from soups.recipes import _members
+from soups import arguments, tree
 
 BLOCK = 2**16  # elements: a few blocks fit into the cache of a core
 THREADS = max(2, min(8, os.cpu_count() or 2))
@@ -68,13 +67,13 @@ class Recipe:
     unit: str = "element"
 
 
-def apply(recipe: Recipe, members: _members.Members, base: tree.Tree | None = None) -> tree.Tree:
+def apply(recipe: Recipe, members: arguments.Members, base: tree.Tree | None = None) -> tree.Tree:
     """Merge trees in memory, or mapped from a pool; leaves have the dtypes of the first member's.
 
     Raises:
         ValueError: no members, other structures, NaN or infinity, integer leaves that differ.
     """
-    members = _members.as_mapping(members)
+    members = arguments.as_mapping(members)
     # a pool's leaves are mapped: they come into memory block after block
     trees = [members[name] for name in members]
     others = {} if base is None else {"base": base}
@@ -82,7 +81,7 @@ def apply(recipe: Recipe, members: _members.Members, base: tree.Tree | None = No
     tree.check_copied(trees)
     # a pool knows which of its members are finite, and its view of the usable ones has no others
     unknown = [] if hasattr(members, "merge_leaves") else trees
-    _members.check_all_finite([*members, *others] if unknown else others, [*unknown, *others.values()])
+    arguments.check_all_finite([*members, *others] if unknown else others, [*unknown, *others.values()])
     flat, flat_base = [tree.flatten(member) for member in trees], tree.flatten(base)
     floats = [name for name, leaf in flat[0].items() if tree.is_float(leaf)]
 
@@ -103,7 +102,7 @@ def apply(recipe: Recipe, members: _members.Members, base: tree.Tree | None = No
         on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves([trees, base]))
         leaves = dict(zip(floats, _in_threads(merged, floats) if on_host else map(merged, floats), strict=True))
     result = tree.map_with_names(lambda name, leaf: leaves.get(name, leaf), trees[0])
-    return _members.check_finite(result, members, trees)
+    return arguments.check_finite(result, members, trees)
 
 
 def parts(name: str, leaves: Sequence[Any], base: Any | None, unit: str = "element") -> Iterator[Part]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from soups.pool.formats.checkpoint import CheckpointError, Leaf, checked_nbytes, short
+from soups.formats.tensors import CheckpointError, Leaf, checked_nbytes, short
 
 MAX_HEADER = 100_000_000  # the limit of the format
 DTYPES = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
-from soups.pool.formats.checkpoint import CheckpointError, UnsafeCheckpointError, short
+from soups.formats.tensors import CheckpointError, UnsafeCheckpointError, short
 
 DTYPES = {
     "float64": np.dtype(np.float64),

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from soups.pool.formats import CheckpointError, open_checkpoint, write_safetensors
+from soups.formats import CheckpointError, open_checkpoint, write_safetensors
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"

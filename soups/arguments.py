@@ -1,12 +1,13 @@
-"""Take members as users have them: a sequence of trees, a mapping from names to trees, or a pool."""
+"""Take what users give: members as a sequence of trees, a mapping by name or a pool, and what is given for each."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from soups import tree
-from soups.recipes import _leaves
+from soups.names import did_you_mean
 
 Members = Sequence[tree.Tree] | Mapping[str, tree.Tree]
 
@@ -55,7 +56,7 @@ def check_finite(result: tree.Tree, names: Iterable[str], trees: Sequence[tree.T
     Raises:
         ValueError: it does; the members and leaves at fault are named.
     """
-    if not _leaves.traced(result) and not tree.all_finite(result):
+    if not tree.traced(result) and not tree.all_finite(result):
         lines = _blame(names, trees)
         overflows = f"  no member does, the sum overflows in: {', '.join(tree.nonfinite_names(result))}"
         raise ValueError(_DIVERGED + "\n".join(lines or [overflows]))
@@ -68,7 +69,7 @@ def check_all_finite(names: Iterable[str], trees: Sequence[tree.Tree]) -> None:
     Raises:
         ValueError: one holds NaN or infinity; the members and leaves at fault are named.
     """
-    if not _leaves.traced(trees) and (lines := _blame(names, trees)):
+    if not tree.traced(trees) and (lines := _blame(names, trees)):
         raise ValueError(_DIVERGED + "\n".join(lines))
 
 
@@ -78,3 +79,41 @@ _DIVERGED = "NaN or infinity in the members; leave out those that diverged:\n"
 def _blame(names, trees):
     found = {name: tree.nonfinite_names(member) for name, member in zip(names, trees, strict=True)}
     return [f"  member {name}: {', '.join(bad)}" for name, bad in found.items() if bad]
+
+
+# --- What is given once for each member ---
+
+
+def aligned(given: Any, members: Mapping[str, Any], kind: str) -> list[Any]:
+    """List what is given for each member: by the members' names, or as many as there are, in their order.
+
+    Raises:
+        ValueError: other names, or another number; `kind` says in the plural of what.
+    """
+    if not isinstance(given, Mapping):
+        given = list(given)
+        if len(given) != len(members):
+            raise ValueError(f"{len(members)} members need {len(members)} {kind}, but {len(given)} were given")
+        return given
+    lines = [f"  - {name} is missing" for name in members if name not in given]
+    lines += [f"  + {name} is extra{did_you_mean(name, members)}" for name in given if name not in members]
+    if lines:
+        raise ValueError(f"{kind} must be given by the names of the members:\n" + "\n".join(lines))
+    return [given[name] for name in members]
+
+
+def weights_of(weights: Any, members: Mapping[str, Any]) -> list[Any]:
+    """List the weight of each member, 1 without `weights`.
+
+    Raises:
+        ValueError: as `aligned`; a weight that is negative or not finite; all weights zero.
+    """
+    if weights is None:
+        return [1.0] * len(members)
+    weights = aligned(weights, members, "weights")
+    if tree.traced(weights):
+        return weights
+    numbers = np.asarray([float(weight) for weight in weights])
+    if not np.isfinite(numbers).all() or (numbers < 0).any() or not numbers.any():
+        raise ValueError(f"weights must be finite, not negative and not all zero, but they are {numbers.tolist()}")
+    return weights

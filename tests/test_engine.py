@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soups.recipes import leafwise
-from soups.recipes.leafwise import Part, remembered, total
+from soups import engine
+from soups.engine import Part, remembered, total
 
 VALUES = np.random.default_rng(0).normal(size=(7, 13)).astype(np.float32)
 
@@ -18,11 +18,11 @@ def counted(function):
 
 @pytest.mark.parametrize("function", [lambda part: part.leaves[0] > 0, lambda part: 2.0 * part.leaves[0]])
 def test_what_is_remembered_is_the_same_and_worked_out_once_for_each_part(function, monkeypatch):
-    monkeypatch.setattr(leafwise, "BLOCK", 30)
+    monkeypatch.setattr(engine, "BLOCK", 30)
     again, calls = counted(function)
     again = remembered(again)
     for _ in range(3):
-        for part in leafwise.parts("w", [VALUES], None, "row"):
+        for part in engine.parts("w", [VALUES], None, "row"):
             found = again(part)
             assert found.shape == part.leaves[0].shape and found.dtype == function(part).dtype
             np.testing.assert_array_equal(found, function(part))

@@ -4,24 +4,25 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from soups.pool.formats import Checkpoint, Leaf
+from soups.formats.tensors import Leaf, Tensors
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Give the tensors of a checkpoint by name, as a `Checkpoint` does.
+    """Give the tensors of a checkpoint by name, as its checkpoint does.
 
     Attributes:
-        checkpoint: a `Checkpoint` or what gives tensors as one does.
+        checkpoint: what the others are read from.
         changed: the headers of the tensors that are changed; their dtype is that which the output takes from them.
         make: from the name of one of these to its array, in float32 or wider.
         sizes: of all files that go in.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Tensors
     changed: Mapping[str, Leaf]
     make: Callable[[str], np.ndarray] = dataclasses.field(repr=False)
     sizes: dict[pathlib.Path, int]
@@ -46,14 +47,22 @@ class View:
         """Give the checkpoint's tied tensors."""
         return self.checkpoint.aliases
 
-    def read(self, name: str) -> np.ndarray:
-        """Give a tensor: made anew, or as the checkpoint gives it."""
+    @property
+    def digests(self) -> dict[str, str]:
+        """Give the digests that the checkpoint knows of tensors that are not changed."""
+        return {name: digest for name, digest in self.checkpoint.digests.items() if name not in self.changed}
+
+    def check(self, process: int = 0, processes: int = 1) -> None:
+        """Compare the checkpoint's files with their digests."""
+        self.checkpoint.check(process, processes)
+
+    def read(self, name: str, index: Any = ...) -> np.ndarray:
+        """Give a tensor, or a part of it: made anew, or as the checkpoint gives it."""
         name = self.aliases.get(name, name)
-        return self.make(name) if name in self.changed else self.checkpoint.read(name)
+        return self.make(name)[index] if name in self.changed else self.checkpoint.read(name, index)
 
     def making(self, name: str) -> int:
         """Count the bytes of memory that it takes to make a tensor."""
         name = self.aliases.get(name, name)
         made = [2 * 4 * int(np.prod(self.changed[name].shape))] if name in self.changed else []
-        inner = self.checkpoint.making(name) if isinstance(self.checkpoint, View) else 0
-        return sum(made) + inner
+        return sum(made) + self.checkpoint.making(name)

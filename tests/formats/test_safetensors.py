@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from soups.pool.formats import CheckpointError, open_checkpoint, write_safetensors
+from soups.formats import CheckpointError, open_checkpoint, write_safetensors
 
 DTYPES = {
     "F64": np.float64,

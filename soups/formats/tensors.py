@@ -1,14 +1,16 @@
-"""Describe a checkpoint of another format by its headers, and map its tensors on demand."""
+"""Say what every source of weights is to the library: tensors by name, described by headers, read on demand."""
 
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
+from soups.formats.mapping import mapped
 from soups.names import did_you_mean
-from soups.pool._mapping import mapped
 
 MAX_RANK = 64  # NumPy's limit
 MAX_BYTES = (1 << 63) - 1  # of one tensor; NumPy refuses more, even of an empty one
@@ -39,6 +41,36 @@ class Leaf:
     strided: tuple[int, tuple[int, ...]] | None = None
 
 
+class Tensors(Protocol):
+    """Give tensors by name, none of which is read until it is asked for: the one protocol of all formats.
+
+    Attributes:
+        path: of the file or folder.
+        leaves: the header of each tensor by name, in the order in which reading is cheapest.
+        aliases: tied tensors, from each name that is left out to the name in `leaves` that has its values.
+        metadata: strings that the files carry.
+        sizes: of all files that go in, when their headers were read.
+        digests: XXH3 (128 bits, hexadecimal) of the bytes of those tensors whose digests are known without reading
+            them, such as those of a pool's member.
+    """
+
+    path: pathlib.Path
+    leaves: Mapping[str, "Leaf"]
+    aliases: Mapping[str, str]
+    metadata: Mapping[str, str]
+    sizes: Mapping[pathlib.Path, int]
+    digests: Mapping[str, str]
+
+    def read(self, name: str, index: Any = ...) -> np.ndarray:
+        """Return a tensor in its own shape and dtype, or the part at `index`, a slice for each axis."""
+
+    def check(self, process: int = 0, processes: int = 1) -> None:
+        """Compare files that have digests with them; of several processes each compares its share."""
+
+    def making(self, name: str) -> int:
+        """Count the bytes of memory that it takes to make a tensor; 0 where it is mapped."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """Give the tensors of a checkpoint by name, without reading them until asked.
@@ -56,8 +88,19 @@ class Checkpoint:
     sizes: dict[pathlib.Path, int]
     _maps: dict[pathlib.Path, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
-    def read(self, name: str) -> np.ndarray:
+    digests = types.MappingProxyType({})  # none is known before a file is read
+
+    def check(self, process: int = 0, processes: int = 1) -> None:
+        """Compare nothing: these files have no digests."""
+
+    def making(self, name: str) -> int:
+        """Count no bytes: a tensor is mapped."""
+        return 0
+
+    def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Map a tensor, read-only, in its own shape and dtype; an alias gives the tensor that it is tied to.
+
+        `index`: slices for all axes, for a part of it.
 
         The array may be unaligned or strided, as the file has it; its pages are read when they are touched.
 
@@ -70,10 +113,10 @@ class Checkpoint:
         if not leaf.nbytes:
             empty = np.empty(leaf.shape, leaf.dtype)
             empty.flags.writeable = False
-            return empty
+            return empty[index]
         first, strides = leaf.strided or (leaf.offset, None)
         # NumPy itself compares shape and strides with the size of the buffer
-        return np.ndarray(leaf.shape, leaf.dtype, self._map(leaf.file), first, strides)
+        return np.ndarray(leaf.shape, leaf.dtype, self._map(leaf.file), first, strides)[index]
 
     def _map(self, file):
         if file not in self._maps:

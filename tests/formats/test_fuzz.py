@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 
-from soups.pool.formats import CheckpointError, open_checkpoint
+from soups.formats import CheckpointError, open_checkpoint
 
 DATA = pathlib.Path(__file__).parent / "data"
 NUMBERS = [0, 1, 2, 3, 4, 7, 8, 12, 24, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1]

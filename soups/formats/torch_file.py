@@ -6,11 +6,11 @@ import struct
 import zipfile
 import zlib
 
-from soups.pool._mapping import mapped
-from soups.pool.formats.checkpoint import CheckpointError, Leaf, checked_nbytes, short
-from soups.pool.formats.torch_globals import Storage, Tensor
-from soups.pool.formats.torch_pickle import MAX_PICKLE, unpickle
-from soups.pool.formats.torch_script import SCRIPT_OPERATIONS, Module
+from soups.formats.mapping import mapped
+from soups.formats.tensors import CheckpointError, Leaf, checked_nbytes, short
+from soups.formats.torch_globals import Storage, Tensor
+from soups.formats.torch_pickle import MAX_PICKLE, unpickle
+from soups.formats.torch_script import SCRIPT_OPERATIONS, Module
 
 MAGIC = 0x1950A86A20F9469CFC6C
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put the weights under

@@ -7,9 +7,9 @@ object, one that gives it this state, and the tags by which typed lists and dict
 
 import dataclasses
 
-from soups.pool.formats.checkpoint import UnsafeCheckpointError, short
-from soups.pool.formats.torch_globals import Function, Refused, resolve
-from soups.pool.formats.torch_pickle import OPERATIONS
+from soups.formats.tensors import UnsafeCheckpointError, short
+from soups.formats.torch_globals import Function, Refused, resolve
+from soups.formats.torch_pickle import OPERATIONS
 
 CLASSES = "__torch__"  # the root of all names of an archive's own classes
 TAGS = tuple(
