@@ -2,6 +2,25 @@
 
 import os
 import pathlib
+import re
+
+# a scheme of two letters or more, for one letter is a drive of Windows; pathlib makes one slash of two
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_path(path: str | os.PathLike) -> pathlib.Path:
+    """Return a path of this machine's file system.
+
+    Raises:
+        ValueError: a URL, such as gs://bucket/model, which would otherwise become a local folder "gs:"; an empty path,
+            which would be the working directory; one that no file system can have.
+    """
+    text = os.fspath(path)
+    if _URL.match(text):
+        raise ValueError(f"{text[:200]!a} is a URL: give a local path, such as that of a copy or of a mount")
+    if not text or "\0" in text:
+        raise ValueError(f"{text[:200]!a} is no path: it is empty or holds a null character")
+    return pathlib.Path(path)
 
 
 def replace_file(path: str | os.PathLike, content: bytes | str) -> pathlib.Path:

@@ -2,10 +2,30 @@
 
 import errno
 import os
+import pathlib
 
 import pytest
 
-from soups.files import replace_file
+from soups.files import local_path, replace_file
+
+URLS = ["gs://bucket/a", "s3://b/a", "hf://org/model", "https://x.org/a.pt", "file:///tmp/a", "HDFS://a", "gs:/b"]
+
+
+@pytest.mark.parametrize("url", [*URLS, pathlib.Path("gs://bucket/a")])
+def test_urls_are_no_local_paths(url):
+    with pytest.raises(ValueError, match="is a URL: give a local path"):
+        local_path(url)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_what_is_no_path(path):
+    with pytest.raises(ValueError, match="is no path: it is empty or holds a null character"):
+        local_path(path)
+
+
+@pytest.mark.parametrize("path", ["a", "/a/b:c", "C:/a", "C:\\a", "pool:member", pathlib.Path("a"), "a b@params"])
+def test_local_paths(path):
+    assert local_path(path) == pathlib.Path(path)
 
 
 def test_the_file_is_replaced(tmp_path):

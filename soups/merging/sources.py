@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from soups.files import local_path
 from soups.formats import Checkpoint, CheckpointError, Leaf, open_checkpoint
 from soups.formats.orbax import ARRAY_METADATA, StoredLeaf, open_leaves
 from soups.names import check_name
@@ -81,12 +82,12 @@ def open_model(path: str) -> Checkpoint | Arrays:
     Raises:
         FileNotFoundError: nothing is there.
         CheckpointError: it is damaged, or it is a pool without the name of a member.
-        ValueError: the pool has no such member, or the member holds NaN or infinity.
+        ValueError: the pool has no such member, or the member holds NaN or infinity; a URL.
     """
+    folder = local_path(path)
     pool, _, member = str(path).rpartition(":")
     if pool and (pathlib.Path(pool) / _POOL).is_file():
         return _member(Pool(pool, must_exist=True), member)
-    folder = pathlib.Path(path)
     if (folder / _POOL).is_file():
         names = Pool(folder, must_exist=True).names
         raise CheckpointError(f"{path} is a pool: name a member, such as {path}:{names[0] if names else 'NAME'}")

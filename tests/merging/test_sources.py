@@ -203,6 +203,12 @@ def test_errors(models, model, error, message):
         merging.open_model(f"{models}/{model}")
 
 
+@pytest.mark.parametrize("reference", ["gs://bucket/model", "hf://org/model@params", "https://x.org/pool:m0"])
+def test_urls_are_refused(reference):
+    with pytest.raises(ValueError, match="is a URL: give a local path"):
+        merging.open_model(reference)
+
+
 def test_a_flipped_bit_in_a_pool_is_named(tmp_path):
     pool = Pool(tmp_path / "pool")
     pool.add("m0", MEMBERS[0])
