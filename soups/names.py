@@ -1,11 +1,19 @@
-"""Check names that a user gives against the names that exist."""
+"""Check names that a user gives against the names that exist, and say how two sets of names differ."""
 
+import bisect
 import difflib
-from collections.abc import Iterable
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+MOST = 20  # names or lines of a message; more would hide what it says
+_LONG = 200  # characters; a name from a file may have any number
+_CUTS = 4  # modules around the one that others have
 
 
 def check_name(name: str, known: Iterable[str], kind: str) -> str:
-    """Give `name` back if it is among the known names of this `kind`.
+    """Return `name` if it is among the known names of this `kind`.
 
     Raises:
         ValueError: it is not; the message has the closest name, and all of them where they are few.
@@ -13,12 +21,106 @@ def check_name(name: str, known: Iterable[str], kind: str) -> str:
     known = list(known)
     if name in known:
         return name
-    # a list of hundreds of names would hide the message
-    choices = f"; there are: {', '.join(sorted(known))}" if len(known) <= 20 else ""
+    choices = f"; there are: {', '.join(sorted(map(str, known)))}" if len(known) <= MOST else ""
     raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, known)}{choices}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Give " (did you mean 'x'?)" for the known name that is most like `name`, or nothing if none is."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """Return " (did you mean 'x'?)" for the known name that is most like `name`, or nothing if none is.
+
+    Of many names only those are compared that begin or end most like it.
+    """
+    return _Closest(known).hint(str(name))
+
+
+def differences(missing: Iterable[str], extra: Iterable[str], label: str = "") -> list[str]:
+    """List the lines "  - label: x is missing" and "  + label: y is extra", each with the name that may be meant.
+
+    Names that differ only in how they begin, or only in how they end, are one line "  ~ label: ..." together. The cost
+    grows with the number of names.
+    """
+    missing, extra, lines = list(missing), list(extra), []
+    where = f"{label}: " if label else ""
+    for split, verb in ((_from_front, "begin"), (_from_back, "end")):
+        for (old, new), pairs in _renamed(missing, extra, split).items():
+            wanted, found = pairs[0]
+            lines.append(
+                f"  ~ {where}{len(pairs)} names {verb} with {shown(new)!r} instead of {shown(old)!r}, "
+                f"such as {shown(found)} for {shown(wanted)}"
+            )
+            gone = {name for pair in pairs for name in pair}
+            missing, extra = ([name for name in names if name not in gone] for names in (missing, extra))
+    meant = {"-": _Closest(extra), "+": _Closest(missing)}
+    rest = [("-", name, "missing") for name in missing] + [("+", name, "extra") for name in extra]
+    for at, (sign, name, what) in enumerate(rest):
+        hint = meant[sign].hint(name) if at < MOST else ""
+        lines.append(f"  {sign} {where}{shown(name)} is {what}{hint}")
+    return lines
+
+
+def bounded(lines: Sequence[str], most: int = MOST) -> str:
+    """Join the lines of a message, and count those beyond the first ones."""
+    more = [f"  ... and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n".join([*lines[:most], *more])
+
+
+def shown(name: str) -> str:
+    """Return a name as it may stand in a message: what is no printable text is escaped, what is long is cut."""
+    text = name if len(name) <= _LONG else f"{name[:_LONG]}..."
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+class _Closest:
+    """Find the name most like another; what is no text, or too long to be mistyped, is not meant."""
+
+    def __init__(self, known):
+        self.known = [name for name in known if isinstance(name, str) and len(name) <= _LONG]
+
+    @functools.cached_property
+    def _orders(self):
+        # a slip of the pen leaves the begin or the end of a name as it is
+        return [(key, sorted(self.known, key=key)) for key in (str, lambda name: name[::-1])]
+
+    def hint(self, name):
+        if len(name) > _LONG:
+            return ""
+        candidates = self.known
+        if len(candidates) > 4 * MOST:
+            places = [(bisect.bisect(ordered, key(name), key=key), ordered) for key, ordered in self._orders]
+            candidates = {other for at, ordered in places for other in ordered[max(at - MOST // 2, 0) : at + MOST // 2]}
+        close = difflib.get_close_matches(name, sorted(candidates), n=1)
+        return f" (did you mean {shown(close[0])!r}?)" if close else ""
+
+
+def _from_front(name):
+    """Give the ways to cut a name at a separator: (how it begins, the rest), the longest rest first."""
+    mark = _separator(name)
+    rests = [name, *name.split(mark, _CUTS)[1:]]
+    for at in range(len(rests) - 2, 0, -1):
+        rests[at] += mark + rests[at + 1]
+    return [(name[: len(name) - len(rest)], rest) for rest in rests if rest]
+
+
+def _from_back(name):
+    mark = _separator(name)
+    *rests, _ = itertools.accumulate(name.rsplit(mark, _CUTS), lambda begin, part: begin + mark + part)
+    return [(name[len(rest) :], rest) for rest in (name, *reversed(rests)) if rest]
+
+
+def _separator(name):
+    return "/" if "/" in name else "."
+
+
+def _renamed(missing, extra, split):
+    """Give {(part of the missing names, that of the extra ones): [pairs of names]} where three or more are alike."""
+    rests = defaultdict(list)
+    for name in missing if extra else ():
+        for part, rest in split(name):
+            rests[rest].append((part, name))
+    pairs = defaultdict(list)
+    for name in extra if missing else ():
+        for part, rest in split(name):
+            if len(meant := rests.get(rest, ())) == 1:
+                pairs[meant[0][0], part].append((meant[0][1], name))
+                break
+    return {parts: found for parts, found in pairs.items() if len(found) > 2}

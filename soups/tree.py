@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soups.names import did_you_mean
+from soups.names import bounded, did_you_mean, differences
 
 Tree = Any  # a pytree of arrays, in this library mostly nested dicts
 Rules = str | Sequence[tuple[str, Any]]  # ordered (regex, value) pairs, or one regex that selects
@@ -227,15 +227,15 @@ def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = N
     lines = []
     for label, tree in zip(labels[1:], trees[1:], strict=True):
         other = flatten(tree)
-        lines += [f"  - {label}: {name} is missing" for name in first if name not in other]
-        lines += [f"  + {label}: {name} is extra{did_you_mean(name, first)}" for name in other if name not in first]
+        missing, extra = ([name for name in a if name not in b] for a, b in ((first, other), (other, first)))
+        lines += differences(missing, extra, label)
         for name in first:
             if name in other and (difference := _difference(first[name], other[name], dtypes)):
                 lines.append(f"  ~ {label}: {name} {difference}")
         if not lines and jax.tree.structure(trees[0]) != jax.tree.structure(tree):
             lines.append(f"  ~ {label}: other containers ({jax.tree.structure(tree)})")
     if lines:
-        raise ValueError(f"members differ in structure from member {labels[0]}:\n" + "\n".join(lines))
+        raise ValueError(f"members differ in structure from member {labels[0]}:\n" + bounded(lines))
 
 
 def check_copied(trees: Sequence[Tree]) -> None:

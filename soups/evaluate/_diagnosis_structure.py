@@ -187,7 +187,7 @@ def _differences(expected, other):
     try:
         tree.check_same_structure([expected, other], ["", ""])
     except ValueError as error:
-        return [re.sub(r"^  [-+~] : ", "", line) for line in str(error).splitlines()[1:]]
+        return [re.sub(r"^  ([-+~] (: )?)?", "", line) for line in str(error).splitlines()[1:]]
     return ["other containers"]  # such as a name that is a key of one tree and a path in the other
 
 

@@ -59,7 +59,8 @@ class Plan:
     """Hold the outputs in the order in which they are made, and what the work will need.
 
     `aliases`: names that are tied to an output, as in the base; such a tensor is written once. `tokenizer`: what the
-    output's folder needs of it, if the recipe says which one it has.
+    output's folder needs of it, if the recipe says which one it has. `notes`: sentences for the user about what is not
+    merged as a matter of course: what is left out, taken from the first member, tied or untied.
     """
 
     job: Job
@@ -67,6 +68,7 @@ class Plan:
     checkpoints: Mapping[str, Checkpoint]
     aliases: Mapping[str, str]
     tokenizer: Aligned | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def read_bytes(self) -> int:
@@ -114,7 +116,7 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
     if job.align is not None:
         checkpoints = aligned(checkpoints, job.models[0], job.align, job.seed)
     checkpoints |= {file: open_model(file) for file in job.files}
-    lines, outputs = [], []
+    lines, outputs, notes = [], [], []
     for name, part, pairs, place in _outputs(job, checkpoints, lines):
         made = _output(job, checkpoints, name, part, pairs, place, lines)
         if made is not None:
@@ -129,7 +131,7 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
     first = checkpoints[job.models[0]]
     made = {output.name for output in outputs}
     aliases = {alias: name for alias, name in first.aliases.items() if name in made}
-    return Plan(job, tuple(outputs), checkpoints, aliases, tokenizer)
+    return Plan(job, tuple(outputs), checkpoints, aliases, tokenizer, tuple(notes))
 
 
 def _outputs(job, checkpoints, lines):
