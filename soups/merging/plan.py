@@ -10,6 +10,7 @@ import numpy as np
 from soups import tree
 from soups.engine import BLOCK, Recipe
 from soups.formats import Checkpoint
+from soups.merging import stacks
 from soups.merging.alignment import aligned
 from soups.merging.lora import open_with_lora
 from soups.merging.recipe_file import Job, members_of, settings_at
@@ -18,10 +19,6 @@ from soups.merging.values import Place, is_constant
 from soups.names import did_you_mean
 from soups.recipes import _select
 
-_LAYER = re.compile(
-    r"(?:(?<=^)|(?<=[./]))(?P<kind>layers|layer|h|blocks|block|resblocks|encoderblock)(?P<joint>[._])(?P<number>\d+)(?=[./])"
-)
-_FIRST = ("embed", "wte", "wpe", "patch", "position", "cls_token", "class_embedding")  # before the layers
 OTHER = 200e6  # bytes: the interpreter, libraries and headers
 
 
@@ -139,43 +136,19 @@ def _outputs(job, checkpoints, lines):
     if job.slices[0].sources[0].layers is None:
         yield from _whole_models(job, checkpoints, lines)
     else:
-        yield from _layers(job, checkpoints, lines)
+        yield from stacks.sliced(job, checkpoints, lines)
 
 
 def _whole_models(job, checkpoints, lines):
     part = job.slices[0]
     reference = checkpoints[job.base or part.sources[0].model]
-    count = _num_layers(reference)
+    counts = stacks.count_layers(reference.leaves)
     for model in dict.fromkeys([*(source.model for source in part.sources), *job.files]):
         checkpoint = checkpoints[model]
         lines += [line for name in checkpoint.leaves if (line := _extra(reference, model, checkpoint, name))]
     for name in reference.leaves:
         pairs = [(source, name) for source in part.sources]
-        yield name, part, pairs, Place(name, _depth(name, 0, count))
-
-
-def _layers(job, checkpoints, lines):
-    reference = checkpoints[job.base or job.slices[0].sources[0].model]
-    others = [name for name in reference.leaves if not _LAYER.search(name)]
-    for name in [name for name in others if any(word in name.lower() for word in _FIRST)]:
-        part = job.slices[0]
-        yield name, part, [(source, name) for source in part.sources], Place(name)
-    at = 0
-    for part in job.slices:
-        first, end = part.sources[0].layers
-        for source in part.sources:
-            if source.layers[1] > (count := _num_layers(checkpoints[source.model])):
-                lines.append(f"  ~ {source.model} has {count} layers, not {source.layers[1]}")
-        for offset in range(end - first):
-            in_layer = [n for n in checkpoints[part.sources[0].model].leaves if _layer(n) == first + offset]
-            for name in in_layer:
-                pairs = [(source, _at_layer(name, source.layers[0] + offset)) for source in part.sources]
-                made = _at_layer(name, at + offset)
-                yield made, part, pairs, Place(made, _depth(name, first, end - first))
-        at += end - first
-    for name in [name for name in others if not any(word in name.lower() for word in _FIRST)]:
-        part = job.slices[-1]
-        yield name, part, [(source, name) for source in part.sources], Place(name)
+        yield name, part, pairs, Place(name, stacks.depth(name, counts))
 
 
 def _output(job, checkpoints, name, part, pairs, place, lines):
@@ -299,23 +272,3 @@ def _check_constant(job):
 def _share_recipe(outputs):
     shared = next(output.recipe for output in outputs if output.recipe)
     return [dataclasses.replace(o, recipe=shared) if o.recipe else o for o in outputs]
-
-
-def _layer(name):
-    found = _LAYER.search(name)
-    return int(found["number"]) if found else None
-
-
-def _num_layers(checkpoint):
-    return max((layer for name in checkpoint.leaves if (layer := _layer(name)) is not None), default=-1) + 1
-
-
-def _depth(name, first, count):
-    layer = _layer(name)
-    if layer is None:
-        return 0.0
-    return (layer - first) / (count - 1) if count > 1 else 1.0
-
-
-def _at_layer(name, number):
-    return _LAYER.sub(lambda found: f"{found['kind']}{found['joint']}{number}", name, count=1)

@@ -36,6 +36,7 @@ KEYS = (
     "tokenizer",
     "chat_template",
     "vocabulary",
+    "insist",
 )
 
 
@@ -50,10 +51,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Hold what is merged into consecutive layers of the output."""
+    """Hold what is merged into consecutive layers of the output.
+
+    `stack`: name, or its beginning, of the stack of layers that is cut; None: the only one.
+    """
 
     sources: tuple[Source, ...]
     parameters: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    stack: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,7 @@ class Job:
         align: how the units of the models are permuted to match those of the first; None: not at all.
         tokenizer: which vocabulary the output has; None: all models must have one, and the base's files are copied.
         seed: of random methods.
+        insist: whether models are merged though their config or vocabulary says that they mean other things.
         text: the recipe as it was given.
     """
 
@@ -83,6 +89,7 @@ class Job:
     align: Rules | None = None
     tokenizer: Rule | None = None
     seed: int = 0
+    insist: bool = False
     text: str = ""
 
     @property
@@ -148,6 +155,8 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
     for name in ("dtype", "out_dtype"):
         if given.get(name) is not None:
             check_name(given[name], DTYPES, f"{name} of {where}")
+    if type(insist := given.get("insist", False)) is not bool:
+        raise ValueError(f"{where}: insist must be true or false, not {insist!r}")
     base = given.get("base_model")
     job = Job(
         method=method,
@@ -159,6 +168,7 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
         out_dtype=DTYPES.get(given.get("out_dtype")),
         align=parse_rules(given.get("align"), where),
         seed=seed,
+        insist=insist,
         text=text,
     )
     if given.get("chat_template") not in (None, "auto"):
@@ -297,13 +307,15 @@ def _slice(item, where):
     if not isinstance(item, Mapping) or "sources" not in item:
         raise ValueError(f"{where}: every slice has sources, not {item!r}")
     for key in item:
-        check_name(key, ("sources", "parameters"), "field of a slice")
+        check_name(key, ("sources", "parameters", "stack"), "field of a slice")
+    if not isinstance(stack := item.get("stack"), str | None):
+        raise ValueError(f"{where}: stack must be the name of a stack of layers, not {stack!r}")
     sources = tuple(_source(source, f"{where}: sources", layers=True) for source in _list(item, "sources", where))
     lengths = {source.layers[1] - source.layers[0] for source in sources}
     if len(lengths) > 1:
         ranges = ", ".join(f"{source.model} {list(source.layers)}" for source in sources)
         raise ValueError(f"{where}: the sources of a slice must have equally many layers, not {ranges}")
-    return Slice(sources, item.get("parameters") or {})
+    return Slice(sources, item.get("parameters") or {}, stack)
 
 
 def _source(item, where, *, layers):
