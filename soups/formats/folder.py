@@ -1,16 +1,15 @@
 """Open a checkpoint: one file, or a folder in the layout of Hugging Face."""
 
 import collections
-import json
 import os
 import pathlib
 
 from soups.formats import safetensors, torch_file
 from soups.formats.tensors import Checkpoint, CheckpointError, listed, short
+from soups.formats.text import read_json
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
-MAX_INDEX = 100_000_000  # bytes
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -76,14 +75,8 @@ def _open_shards(folder, index):
 
 def _read_index(index):
     """Give the names of each shard's tensors, shard after shard."""
-    size = index.stat().st_size
-    if size > MAX_INDEX:
-        raise CheckpointError(f"{index} has {size} bytes, more than {MAX_INDEX}")
-    try:
-        content = json.loads(index.read_bytes().decode(), object_pairs_hook=safetensors.unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{index} is not valid JSON: {error}") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    content = read_json(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(x, str) for x in weight_map.values()):
         raise CheckpointError(f"{index} must have a weight_map from tensors to files")
     shards = collections.defaultdict(set)

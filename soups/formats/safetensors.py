@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from soups.formats.tensors import CheckpointError, Leaf, checked_nbytes, short
+from soups.formats.text import parse_json
 
 MAX_HEADER = 100_000_000  # the limit of the format
 DTYPES = {
@@ -81,24 +82,9 @@ def _parse(header, path):
         raise CheckpointError(f"{path} is not a safetensors file: its header is not a JSON object")
     try:
         text = header.decode()
-        entries = json.loads(
-            text, object_pairs_hook=unique, parse_constant=_no_number, parse_float=_no_number, parse_int=_integer
-        )
-        for name in entries:
-            name.encode()  # an escape may have made half a character
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the header is not valid: {error}") from error
-    return entries
-
-
-def unique(pairs: list) -> dict:
-    """Make a dict of JSON pairs; a name that is there twice is a ValueError."""
-    result = {}
-    for name, value in pairs:
-        if name in result:
-            raise ValueError(f"{short(name)} stands there twice")
-        result[name] = value
-    return result
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: the header is not valid JSON: {error}") from error
+    return parse_json(text, f"{path}: the header", _INTEGERS)
 
 
 def _no_number(text):
@@ -109,6 +95,9 @@ def _integer(text):
     if len(text) > 20:  # longer ones take time to convert
         raise ValueError("an integer of more than 64 bits")
     return int(text)
+
+
+_INTEGERS = {"parse_constant": _no_number, "parse_float": _no_number, "parse_int": _integer}
 
 
 def _metadata(metadata, path):

@@ -104,7 +104,7 @@ def test_a_tensor_in_two_shards(shards):
 
 INDICES = {
     "no JSON": ("{", "is not valid JSON"),
-    "a list": ("[]", "must have a weight_map"),
+    "a list": ("[]", "is not a JSON object"),
     "no map": ('{"metadata": {}}', "must have a weight_map"),
     "an empty map": ('{"weight_map": {}}', "must have a weight_map"),
     "numbers as files": ('{"weight_map": {"a": 1}}', "must have a weight_map"),

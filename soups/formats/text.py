@@ -1,0 +1,140 @@
+"""Read the JSON and text files that lie beside weights: one door, bounded in size and depth."""
+
+import codecs
+import json
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Mapping
+
+from soups.formats.tensors import CheckpointError, short
+
+MAX_TEXT = 1 << 26  # bytes; Gemma 3's tokenizer.json has half of it
+MAX_NESTING = 64
+STAND_INS = (
+    (rb"version https://git-lfs\.github\.com/spec/", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
+    (rb"(?i)(\xef\xbb\xbf)?\s{0,100}<(!doctype html|html|head|\?xml)", "a web page, not the file: download it again"),
+)
+_BYTE_ORDER = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+
+
+def read_json(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> dict:
+    """Return the JSON object in a file.
+
+    NaN and Infinity are numbers here, as Hugging Face writes them into config.json.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        CheckpointError: not a JSON object, deeper than MAX_NESTING, a key stands there twice, or as `read_text`.
+    """
+    return parse_json(read_text(path, limit=limit), path)
+
+
+def parse_json(text: str, where: object, hooks: Mapping = {}) -> dict:
+    """Return the object in a JSON text; `where` begins a message, and `hooks` are `json.loads`'s for numbers.
+
+    Raises:
+        CheckpointError: as `read_json`.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, **hooks)
+        _check_depth(value)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # half a character, which no file can be written with
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise CheckpointError(f"{where} is not valid JSON: nested deeper than {MAX_NESTING}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} is not a JSON object")
+    return value
+
+
+def read_text(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        CheckpointError: another encoding, or as `read_bytes`.
+    """
+    content = read_bytes(path, limit=limit)
+    mark, encoding = next((pair for pair in _BYTE_ORDER if content.startswith(pair[0])), (b"", "utf-8"))
+    try:
+        text = content.decode(encoding)[len(mark) and 1 :]
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+    if "\0" in text:
+        raise CheckpointError(f"{path} is not text in UTF-8, but binary or UTF-16 without a byte order mark")
+    return text
+
+
+def read_bytes(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> bytes:
+    """Return the bytes of a small file.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        CheckpointError: not a regular file, unreadable, empty, of more than `limit` bytes, a Git LFS pointer, or a web
+            page saved in its place.
+    """
+    path = pathlib.Path(path)
+    size = check_file(path)
+    if size > limit:
+        raise CheckpointError(f"{path} has {size} bytes, more than {limit}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    check_stand_in(path, content[:200])
+    return content
+
+
+def check_file(path: pathlib.Path) -> int:
+    """Return the size of a regular file.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        CheckpointError: it is of another kind, such as a directory, or cannot be looked at.
+    """
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        kind = "a link to a file that is not there" if os.path.islink(path) else "not there"
+        raise FileNotFoundError(f"{path} is {kind}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise CheckpointError(f"{short(str(path))} cannot be read: {getattr(error, 'strerror', error)}") from error
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise CheckpointError(f"{path} is {'a directory' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
+    return status.st_size
+
+
+def check_stand_in(path: pathlib.Path, start: bytes) -> None:
+    """Raise a CheckpointError if a file's first bytes are those of what is often found in a file's place."""
+    if not start:
+        raise CheckpointError(f"{path} is empty")
+    for pattern, kind in STAND_INS:
+        if re.match(pattern, start):
+            raise CheckpointError(f"{path} is {kind}")
+
+
+def _unique(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{short(twice)} stands there twice")
+    return result
+
+
+def _check_depth(value):
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            item
+            for part in level
+            if isinstance(part, dict | list)
+            for item in (part.values() if isinstance(part, dict) else part)
+        ]
+        if not level:
+            return
+    raise RecursionError
