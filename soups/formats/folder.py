@@ -117,16 +117,16 @@ def _header(path):
 
 
 def _combine(path, files, headers):
-    leaves, metadata, aliases, sizes, ignored = {}, {}, {}, {}, []
+    leaves, metadata, aliases, sizes, notes = {}, {}, {}, {}, []
     for file in files:
-        found, notes, tied, sizes[file] = headers[file]
+        found, strings, tied, sizes[file] = headers[file]
         for name in [leaf.name for leaf in found] + list(tied):
             if name in leaves or name in aliases:
                 raise CheckpointError(f"{path}: tensor {short(name)} is in two files")
         leaves |= {leaf.name: leaf for leaf in found}
         aliases |= tied
-        ignored += [notes["ignored"]] if file.suffix != ".safetensors" and "ignored" in notes else []
-        metadata = notes | metadata
-    if ignored:
-        metadata["ignored"] = ", ".join(ignored)
-    return Checkpoint(path, leaves, metadata, aliases, sizes)
+        if file.suffix == ".safetensors":
+            metadata = strings | metadata
+        elif "ignored" in strings:
+            notes.append(f"left out of {file.name}: {strings['ignored']}")
+    return Checkpoint(path, leaves, metadata, aliases, sizes, tuple(notes))

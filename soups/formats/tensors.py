@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +52,7 @@ class Tensors(Protocol):
         sizes: of all files that go in, when their headers were read.
         digests: XXH3 (128 bits, hexadecimal) of the bytes of those tensors whose digests are known without reading
             them, such as those of a pool's member.
+        notes: sentences for the user: what was chosen where several things could be meant, and what was left out.
     """
 
     path: pathlib.Path
@@ -60,6 +61,7 @@ class Tensors(Protocol):
     metadata: Mapping[str, str]
     sizes: Mapping[pathlib.Path, int]
     digests: Mapping[str, str]
+    notes: Sequence[str]
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Return a tensor in its own shape and dtype, or the part at `index`, a slice for each axis."""
@@ -75,10 +77,10 @@ class Tensors(Protocol):
 class Checkpoint:
     """Give the tensors of a checkpoint by name, without reading them until asked.
 
-    `leaves`: in file order, shard after shard, by offset. `metadata`: strings that the files carry, with "ignored" for
-    the entries of a torch file that are no tensors (of a TorchScript archive the last parts of their names, each once).
-    `aliases`: tied tensors, from each name that is left out to the name in `leaves` that has its values. `sizes`: the
-    files' sizes when their headers were read.
+    `leaves`: in file order, shard after shard, by offset. `metadata`: strings that the files carry. `aliases`: tied
+    tensors, from each name that is left out to the name in `leaves` that has its values. `sizes`: the files' sizes when
+    their headers were read. `notes`: with the entries of a torch file that are no weights (of a TorchScript archive the
+    last parts of their names, each once).
     """
 
     path: pathlib.Path
@@ -86,6 +88,7 @@ class Checkpoint:
     metadata: dict[str, str]
     aliases: dict[str, str]
     sizes: dict[pathlib.Path, int]
+    notes: tuple[str, ...] = ()
     _maps: dict[pathlib.Path, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     digests = types.MappingProxyType({})  # none is known before a file is read

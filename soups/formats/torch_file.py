@@ -7,7 +7,7 @@ import zipfile
 import zlib
 
 from soups.formats.mapping import mapped
-from soups.formats.tensors import CheckpointError, Leaf, checked_nbytes, short
+from soups.formats.tensors import CheckpointError, Leaf, checked_nbytes, listed, short
 from soups.formats.torch_globals import Storage, Tensor
 from soups.formats.torch_pickle import MAX_PICKLE, unpickle
 from soups.formats.torch_script import SCRIPT_OPERATIONS, Module
@@ -40,7 +40,7 @@ def read_header(path: pathlib.Path) -> tuple[list[Leaf], dict[str, str], dict[st
         else:
             raise CheckpointError(f"{path} is not a torch file: neither a zip archive nor a pickle")
         leaves, aliases, ignored = _leaves(value, steps, path, locate)
-    return leaves, {"ignored": ", ".join(ignored)} if ignored else {}, aliases, size
+    return leaves, {"ignored": listed(ignored)} if ignored else {}, aliases, size
 
 
 # --- Containers ---

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,11 @@ class View:
     def metadata(self) -> dict[str, str]:
         """Give the checkpoint's metadata."""
         return self.checkpoint.metadata
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Return the checkpoint's notes."""
+        return self.checkpoint.notes
 
     @property
     def aliases(self) -> dict[str, str]:

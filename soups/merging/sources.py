@@ -35,6 +35,7 @@ class Arrays:
     member: tuple[str, dict[str, Any]] | None = dataclasses.field(default=None, repr=False)
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     aliases: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     _stored: dict[str, StoredLeaf] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False, compare=False)
 

@@ -64,7 +64,7 @@ def test_torch_shards_with_ties(tmp_path, make, floats):
     write_index(tmp_path, {"a": "1.bin", "tied": "1.bin", "b": "2.bin"}, "pytorch_model.bin.index.json")
     checkpoint = open_checkpoint(tmp_path)
     assert list(checkpoint.leaves) == ["a", "b"] and checkpoint.aliases == {"tied": "a"}
-    assert checkpoint.metadata == {"ignored": "step"}
+    assert checkpoint.metadata == {} and checkpoint.notes == ("left out of 1.bin: 'step'",)
     np.testing.assert_array_equal(checkpoint.read("b"), floats[0])
 
 

@@ -60,7 +60,7 @@ def test_takes_the_weights_of_a_training_checkpoint():
         assert set(checkpoint.leaves) == set(expected)
         for name, values in expected.items():
             np.testing.assert_array_equal(checkpoint.read(name), values)
-    assert checkpoint.metadata == {"ignored": "optimizer, epoch, name"}
+    assert checkpoint.notes == ("left out of training.pt: 'optimizer', 'epoch', 'name'",)
 
 
 # --- Files made by hand ---
@@ -145,7 +145,7 @@ def test_nested_mappings_have_names_with_dots_and_the_rest_is_ignored(tmp_path, 
     body = make.mapping({"net": make.mapping({"0": row, "list": b"]" + leaf + b"a"}), "ema": inner, "epoch": b"K\x03"})
     checkpoint = open_checkpoint(make.write_zip(tmp_path / "x.pt", make.pickled(body), {"0": floats[1]}))
     assert list(checkpoint.leaves) == ["ema.0", "net.0"]
-    assert checkpoint.metadata == {"ignored": "net.list, ema.lr, epoch"}
+    assert checkpoint.notes == ("left out of x.pt: 'net.list', 'ema.lr', 'epoch'",)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
@@ -153,7 +153,7 @@ def test_a_wrapped_state_dict_is_taken_if_no_tensor_lies_beside_it(wrapper, tmp_
     leaf = make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))
     wrapped = make.mapping({wrapper: make.mapping({"a": leaf}), "step": b"K\x03"})
     checkpoint = open_checkpoint(make.write_zip(tmp_path / "x.pt", make.pickled(wrapped), {"0": floats[1]}))
-    assert list(checkpoint.leaves) == ["a"] and checkpoint.metadata == {"ignored": "step"}
+    assert list(checkpoint.leaves) == ["a"] and checkpoint.notes == ("left out of x.pt: 'step'",)
     beside = make.mapping(
         {wrapper: make.mapping({"a": leaf}), "b": make.tensor(make.storage("FloatStorage", "0", 6), (2,), (1,))}
     )
