@@ -25,5 +25,5 @@ def find_method(name: str, vocabulary: str, kind: str = "method") -> Method:
         if name in ELSEWHERE:
             raise ValueError(f"{kind} {name!r} {ELSEWHERE[name]}")
         hint = did_you_mean(name, methods)
-        raise ValueError(f"unknown {kind} {name!r}{hint}; python scripts/merge.py --methods lists all")
+        raise ValueError(f"unknown {kind} {name!r}{hint}; soups merge --methods lists all")
     return methods[name]

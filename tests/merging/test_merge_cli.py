@@ -1,37 +1,26 @@
 """Test the command that merges: what it prints, its exit codes, and the settings that it takes."""
 
-import importlib.util
 import json
 import os
-import pathlib
 
 import numpy as np
 import pytest
 import yaml
 
 import soups
+from soups.cli import main
 from soups.formats import write_safetensors
 from soups.merging import MERGEKIT, PUBLISHED
 from soups.merging.lock import locked
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def command():
-    spec = importlib.util.spec_from_file_location("merge_command_line", ROOT / "scripts" / "merge.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
-def cli(command, monkeypatch, capsys):
+def cli(monkeypatch, capsys):
     """Give a function that runs the command and returns (exit code, output, errors)."""
     monkeypatch.setenv("COLUMNS", "250")
 
     def run(*arguments):
-        code = command.main([str(argument) for argument in arguments])
+        code = main(["merge", *map(str, arguments)])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -45,7 +34,7 @@ def refused(cli, tmp_path):
     def check(*arguments, message):
         before = sorted(tmp_path.rglob("*"))
         code, _, err = cli(*arguments)
-        assert code == 2 and err.startswith("merge.py: ") and err.count("\n") == 1
+        assert code == 2 and err.startswith("soups merge: ") and err.count("\n") == 1
         assert message in err
         assert sorted(tmp_path.rglob("*")) == before
 
@@ -190,7 +179,7 @@ def test_fisher_files_are_settings_of_the_members(cli, refused, models, small, t
         write_safetensors(path, {name: np.float32(factor) * leaf for name, leaf in ones.items()})
     words = ["--fisher", fishers["a"], fishers["b"], "--out", tmp_path / "out"]
     code, printed, err = cli(*method("fisher", models, "a", "b", base=None), *words)
-    assert (code, err) == (0, "") and printed.count("│ Fisher │") == 2
+    assert (code, err) == (0, "") and printed.count("  Fisher  ") == 2
     merged = small.read(tmp_path / "out")
     a, b, base = (floats(small.tensors(seed)) for seed in (1, 2, 0))
     for name in a:
@@ -285,15 +274,15 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
         *method("teis", models, "a"),
         "--out",
         out,
-        message="unknown method 'teis' (did you mean 'ties'?); python scripts/merge.py --methods lists all",
+        message="unknown method 'teis' (did you mean 'ties'?); soups merge --methods lists all",
     )
     refused(*method("regmean_pp", models, "a"), "--out", out, message="method 'regmean_pp' needs the networks")
     refused(*method("regmean", models, "a"), "--out", out, message="regmean needs a value of 'grams' for ")
     missing = ["--align", tmp_path / "none.yml", "--out", out]
     refused(*method("linear", models, "a", "b", base=None), *missing, message="--align: no file at ")
-    refused(*ties, "--densty", 0.2, "--out", out, message="unknown setting of ties 'densty' (did you mean 'density'?)")
+    refused(*ties, "--densty", 0.2, "--out", out, message="unknown option --densty (did you mean --density?)")
     refused(*ties, "--density", "x", "--out", out, message="parameters.density must be a number, not 'x'")
-    refused(*ties, "--density", "--out", out, message="--density needs a value")
+    refused(*ties, "--density", "--out", out, message="argument --density: expected at least one argument")
     refused(*ties, "--weight", 1, 2, 3, "--out", out, message="--weight: one value, or one for each of the 2 members")
     refused(*ties, "--scale", 1, 2, "--out", out, message="--scale: one value, or one for each of the 2 members")
     refused(*method("ties", models, "a", base=None), "--out", out, message="ties needs a base_model (--base)")
@@ -303,7 +292,7 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     refused(*ties, message="say what is merged and where to")
     refused(recipe, message="say what is merged and where to")
     refused(recipe, out, "--method", "ties", message="give a recipe file, or --method")
-    refused(recipe, out, "--density", 1, message="settings belong into the recipe file: density")
+    refused(recipe, out, "--density", 1, message="unknown option --density")
     refused(tmp_path / "nowhere.yml", out, message="no recipe file at")
     given = ["--dtype", "bfloat16", "--base", models["a"], "--members", models["b"]]
     refused(recipe, out, *given, message="settings belong into the recipe file: base_model, dtype, models")
@@ -324,24 +313,3 @@ def test_a_disk_error_in_the_middle_is_named(cli, recipe, tmp_path, monkeypatch)
     assert code == 2 and "model.safetensors: No space left on device" in err
     assert cli(recipe, tmp_path / "out")[0] == 0
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["method"] == "dare_ties"
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0 B"), (999, "999 B"), (1530, "1.53 kB"), (2.5e6, "2.5 MB"), (1e9, "1 GB"), (3e15, "3e+03 TB")],
-)
-def test_amounts(command, number, text):
-    assert command._amount(number) == text
-
-
-@pytest.mark.parametrize(("text", "size"), [("2GB", 2e9), ("1.5 mb", 1.5e6), ("300kB", 3e5), ("77", 77), ("1TB", 1e12)])
-def test_sizes(command, text, size):
-    assert command._size(text) == size
-
-
-def test_a_large_merge_shows_how_far_it_is(command, capsys):
-    with command._advance("merging", 2 * 10**8) as advance:
-        for _ in range(200):
-            advance(10**6)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 20 and lines[-1].startswith("merging: 200/200 MB")

@@ -1,6 +1,6 @@
 """Test the import of published weights into a pool by the command line."""
 
-import importlib.util
+import importlib
 import json
 import os
 import pathlib
@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from soups.cli import main
 from soups.models.architectures import architecture
 from soups.models.import_weights import import_weights
 from soups.pool import Pool
@@ -24,13 +25,10 @@ torch_zip = importlib.import_module("miniature.torch_zip")
 @pytest.fixture
 def cli(monkeypatch, capsys):
     """Give a function that runs `pool.py import` and returns (exit code, output, errors)."""
-    spec = importlib.util.spec_from_file_location("pool_command_line", ROOT / "scripts" / "pool.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
-        code = module.main(["import", "--arch", ARCH, *map(str, arguments)])
+        code = main(["pool", "import", "--arch", ARCH, *map(str, arguments)])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -141,5 +139,5 @@ def test_user_errors_come_before_any_work(cli, tmp_path, files, published):
     ]:
         code, out, err = cli("--pool", tmp_path / "pool", *arguments)
         assert (code, out) == (2, "")
-        assert err.startswith("pool.py: ") and message in err
+        assert err.startswith("soups pool: ") and message in err
     assert not (tmp_path / "pool").exists()

@@ -1,6 +1,5 @@
 """Test the command line of pools."""
 
-import importlib.util
 import os
 import pathlib
 import subprocess
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from soups.cli import main
 from soups.pool import Pool
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -18,13 +18,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture
 def cli(monkeypatch, capsys):
     """Give a function that runs one command and returns (exit code, output, errors)."""
-    spec = importlib.util.spec_from_file_location("pool_command_line", ROOT / "scripts" / "pool.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
-        code = module.main([str(argument) for argument in arguments])
+        code = main(["pool", *map(str, arguments)])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -91,7 +88,7 @@ def test_user_errors_are_one_line_and_2(cli, pool, tmp_path):
     ]:
         code, out, err = cli(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert err.startswith("pool.py: ")
+        assert err.startswith("soups pool: ")
         assert message in err
     assert "good" in Pool(pool.path)
 

@@ -1,0 +1,75 @@
+"""Say what a merge will do, and which methods there are."""
+
+import shutil
+import textwrap
+
+from soups import merging
+from soups.cli.show import amount, printable, say, table
+
+BYTES_PER_SECOND = 1e9  # of reading and writing together, for the estimate of time
+_SEMANTICS = {"published": "the papers", "mergekit": "mergekit"}
+
+
+def describe(plan, out, needed: str) -> None:
+    """Print what will be read and written, how, and what it needs."""
+    job, definition = plan.job, plan.job.definition
+    title = f"{job.method}, as in {_SEMANTICS[job.vocabulary]}"
+    title += (f": {definition.summary}" if definition.summary else "") + (
+        f" ({definition.paper})" * bool(definition.paper)
+    )
+    columns = ("model", "", "tensors", "size", "settings")
+    table(title, columns, [_row(job, *pair) for pair in plan.checkpoints.items()], ("tensors", "size"))
+    known = {name: job.parameters.get(name, default) for name, default in definition.settings.items()}
+    shown = ", ".join(f"{name} {value}" for name, value in known.items() if value is not merging.REQUIRED)
+    say(f"settings: {shown or 'none'}")
+    for name, reason in definition.idle.items():
+        if job.parameters.get(name):
+            say(f"{name} has no effect here: {reason}")
+    if plan.tokenizer and plan.tokenizer.rows:
+        source = plan.tokenizer.source + (", with what others have beside it" if plan.tokenizer.files else "")
+        say(f"vocabulary: that of {source}; {plan.tokenizer.rows:,} rows")
+    if plan.aliases:
+        say(f"tied, written once: {_few([f'{alias} = {name}' for alias, name in plan.aliases.items()])}")
+    if copied := [output.name for output in plan.outputs if output.recipe is None]:
+        say(f"copied, not merged: {_few(copied)}")
+    for note in getattr(plan, "notes", ()):
+        say(note)
+    seconds = max(1, (plan.read_bytes + plan.write_bytes) / BYTES_PER_SECOND)
+    say(f"reads {amount(plan.read_bytes)}, writes {amount(plan.write_bytes)} to {out}; {needed}, about {seconds:.0f} s")
+
+
+def _row(job, model, checkpoint):
+    sources = [source for part in job.slices for source in part.sources if source.model == model]
+    own = {name: value for source in sources for name, value in source.parameters.items()}
+    beside = "Gram matrices" if job.definition.grams else "Fisher"
+    role = "base" if model == job.base else "" if model in job.models else beside
+    size = amount(sum(leaf.nbytes for leaf in checkpoint.leaves.values()))
+    return model, role, f"{len(checkpoint.leaves):,}", size, ", ".join(f"{name} {value}" for name, value in own.items())
+
+
+def _few(names):
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def list_methods() -> int:
+    """Print the methods of both vocabularies with their settings."""
+    vocabularies = ("published", merging.PUBLISHED, "--method NAME"), ("mergekit", merging.MERGEKIT, "in recipe files")
+    for vocabulary, methods, where in vocabularies:
+        say(f"methods, as in {_SEMANTICS[vocabulary]} ({where}):\n")
+        for name, method in methods.items():
+            settings = [n if d is merging.REQUIRED else f"{n} {d}" for n, d in method.settings.items()]
+            # "first": it is where the method begins
+            base = "required" if method.base == "first" else method.base
+            _entry(name, method.summary, f"base {base}; {', '.join(settings) or 'no settings'}", method.paper)
+        say("")
+    say("not made from checkpoints alone, or under another name:\n")
+    for name, reason in merging.ELSEWHERE.items():
+        _entry(name, reason)
+    return 0
+
+
+def _entry(name, *lines):
+    width = max(40, shutil.get_terminal_size().columns - 1)
+    wrapped = [part for line in lines if line for part in textwrap.wrap(printable(line), width - 22)]
+    heads = [f"  {printable(name):<19} "] + [" " * 22] * (len(wrapped) - 1)
+    print("\n".join(head + line for head, line in zip(heads, wrapped, strict=True)))

@@ -1,0 +1,124 @@
+"""Merge checkpoints into one, in the memory of a few blocks.
+
+    soups merge RECIPE.yml OUT
+    soups merge --method ties --density 0.2 --base B --members A C D --out OUT
+    soups merge --method ties --help       the settings of a method
+    soups merge --methods                  all methods
+    soups merge --verify OUT
+
+A recipe file is mergekit's, and its methods do what they do there. With --method they do what their papers say, and
+every setting of the method is an option. Models are safetensors files, folders of Hugging Face, torch files, Orbax
+checkpoints, or members of a pool, POOL:NAME; MODEL+LORA is a model with an adapter of PEFT. OUT is a folder of Hugging
+Face, with --format orbax a checkpoint, with --format pool a member POOL:NAME. Everything is compared by the files'
+headers first; --dry-run stops there. OUT appears when it is complete; the same command goes on with a merge that was
+stopped.
+
+--align SPEC permutes the units of independently trained networks first; SPEC names the permutation of each axis.
+--plugin FILE.py declares methods of your own, by `soups.recipes.method`.
+
+--format orbax --sharded merges on all devices, each with its shards of every tensor. On several hosts, the same command
+on each: --coordinator auto on a TPU pod or under SLURM, elsewhere --coordinator HOST:PORT --processes 4 --process 0.
+"""
+
+import contextlib
+import io
+import time
+
+from soups import merging
+from soups.cli.describe import describe, list_methods
+from soups.cli.merge_options import parse, recipe_text
+from soups.cli.places import check_place
+from soups.cli.show import advance, parse_size, say
+
+GO_ON = "the same command goes on where it was"
+BEGIN_ANEW = "nothing was written, and the same command begins anew"
+
+
+def main(arguments: list[str], run) -> int:
+    """Merge, verify or list, and return the exit code."""
+    options, settings = parse(arguments, run.prog, __doc__)
+    if options.methods:
+        return list_methods()
+    if options.verify:
+        return verify(options)
+    # of several processes one tells what all of them do
+    with contextlib.nullcontext() if _connect(options) else contextlib.redirect_stdout(io.StringIO()):
+        return merge(options, settings, run)
+
+
+def merge(options, settings, run) -> int:
+    """Plan, say what will happen, and do it."""
+    text, where = recipe_text(options, settings)
+    shard_bytes = parse_size(options.shard_size)
+    plan = merging.plan(merging.parse_recipe(text, where=where, seed=options.seed), merging.open_model)
+    out = check_place(plan, options.out, options.format)
+    threads = _threads(plan, options)
+    describe(plan, out, _needed(plan, options, threads))
+    files = merging.folder_files(plan) if options.format == "huggingface" else {}
+    if files:
+        say(f"beside the tensors: {', '.join(sorted([*files, 'merge.json']))}")
+    if options.dry_run:
+        return 0
+    begin, run.go_on = time.monotonic(), GO_ON if options.format == "huggingface" else BEGIN_ANEW
+    with advance("merging", plan.read_bytes if options.sharded else plan.write_bytes) as progress:
+        if options.sharded:
+            merging.merge_sharded(plan, out, progress=progress)
+        elif options.format == "pool":
+            merging.merge_to_pool(plan, out, threads=threads, progress=progress)
+        elif options.format == "orbax":
+            merging.merge_to_orbax(plan, out, threads=threads, progress=progress)
+        else:
+            merging.merge_to_folder(plan, out, threads=threads, shard_bytes=shard_bytes, files=files, progress=progress)
+    run.go_on = ""
+    say(f"wrote {out} in {time.monotonic() - begin:.1f} s")
+    return 0
+
+
+def verify(options) -> int:
+    """Merge a finished output again and compare it bit for bit."""
+    record = merging.read_record(options.verify)
+    plan = merging.plan(merging.parse_recipe(record["recipe"], seed=record["seed"]), merging.open_model)
+    with advance("verifying", plan.write_bytes) as progress:
+        different = merging.verify_output(plan, options.verify, threads=_threads(plan, options), progress=progress)
+    say("\n".join(different) or f"{options.verify} is what its recipe and its models give, bit for bit")
+    return 1 if different else 0
+
+
+def _connect(options):
+    """Join the other processes, if there are any, and say whether this is the first of them."""
+    if (options.processes is None) != (options.process is None):
+        raise ValueError("--processes and --process go together: how many there are, and which of them this is")
+    if options.coordinator != "auto" and (options.coordinator is None) != (options.processes is None):
+        raise ValueError("several hosts need --coordinator HOST:PORT, --processes and --process")
+    if not options.coordinator:
+        return True
+    import jax
+
+    several = () if options.coordinator == "auto" else (options.coordinator, options.processes, options.process)
+    jax.distributed.initialize(*several)
+    return jax.process_index() == 0
+
+
+def _threads(plan, options):
+    threads = merging.THREADS if options.threads is None else options.threads
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, not {threads}")
+    if options.memory:
+        limit = parse_size(options.memory)
+        while threads > 1 and _memory(plan, options, threads) > limit:
+            threads -= 1
+        if (needed := _memory(plan, options, threads)) > limit:
+            raise ValueError(f"this merge needs about {needed / 1e6:.0f} MB of memory, more than {options.memory}")
+    return threads
+
+
+def _needed(plan, options, threads):
+    if options.sharded:
+        import jax
+
+        return f"on {jax.device_count()} devices"
+    return f"about {_memory(plan, options, threads) / 1e6:.0f} MB of memory with {threads} threads"
+
+
+def _memory(plan, options, threads):
+    return plan.memory(threads) + (0 if options.format == "huggingface" else plan.write_bytes)

@@ -1,0 +1,148 @@
+"""List, show, verify, add, import and remove the members of a checkpoint pool.
+
+soups pool list POOL
+soups pool show POOL NAME ...
+soups pool verify POOL [NAME ...]
+soups pool add POOL NAME CHECKPOINT [--metadata JSON]
+soups pool import --arch ARCHITECTURE --pool POOL FILE ... [--hparams hparam_info.json] [--num_classes N]
+soups pool remove POOL NAME ...
+
+`import` reads published weights, .pt and .pth without torch, .safetensors and .npz: each file becomes the member of its
+name without suffix. The headers of all files are compared with the architecture first, and nothing is imported if one
+of them is wrong. The same command goes on after it was stopped: what is there from the same file is left as it is.
+"""
+
+import argparse
+import json
+import math
+
+import numpy as np
+
+from soups.cli.options import Parser, path_argument
+from soups.cli.show import say, table
+from soups.pool import Pool, load_checkpoint
+
+
+def main(arguments: list[str], run) -> int:
+    """Run one command and return its exit code."""
+    options = _parser(run.prog).parse(arguments)
+    return options.command(options, run)
+
+
+def list_members(options, run) -> int:
+    """Print a line for each member."""
+    pool = Pool(options.pool, must_exist=True)
+    rows = [_row(name, pool.record(name)) for name in pool]
+    columns = ("name", "status", "parameters", "MB", "metrics", "digest")
+    table(f"{pool.path}: {len(pool)} members", columns, rows, ("parameters", "MB"))
+    return 0
+
+
+def show(options, run) -> int:
+    """Print all that is known of some members."""
+    pool = Pool(options.pool, must_exist=True)
+    for name, record in [(name, pool.record(name)) for name in options.names]:
+        facts = [(key, record[key]) for key in ("status", "digest", "base", "created", "path")]
+        for group in ("metadata", "metrics", "versions"):
+            facts += [(f"{group}.{key}", _text(value)) for key, value in record[group].items()]
+        table(name, ("", ""), facts)
+        title = f"{len(record['leaves'])} leaves, {size_of(record)[0]:,} parameters"
+        bad = {leaf: "NaN or infinity" for leaf in record["nonfinite_leaves"]}
+        leaves = [(leaf, tuple(k["shape"]), k["dtype"], bad.get(leaf, "")) for leaf, k in record["leaves"].items()]
+        table(title, ("leaf", "shape", "dtype", ""), leaves)
+    return 0
+
+
+def verify(options, run) -> int:
+    """Print for each member whether its files are what was written; 1 if any is not."""
+    pool = Pool(options.pool, must_exist=True)
+    problems = pool.verify(options.names or None)
+    rows = [(name, line) for name, found in problems.items() for line in found or ["ok"]]
+    table(str(pool.path), ("name", "result"), rows)
+    return int(any(problems.values()))
+
+
+def add(options, run) -> int:
+    """Add an Orbax checkpoint as a member."""
+    try:
+        metadata = json.loads(options.metadata)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"--metadata is not JSON: {error}") from error
+    record = Pool(options.pool).add(options.name, load_checkpoint(options.checkpoint), metadata)
+    say(f"added {options.name}: {size_of(record)[0]:,} parameters, {record['status']}")
+    return 0
+
+
+def import_files(options, run) -> int:
+    """Import published weights as members, after all of their headers were found to be right."""
+    from soups.cli.pool_import import import_members
+
+    return import_members(options, run)
+
+
+def remove(options, run) -> int:
+    """Remove members, all or none of those that are named."""
+    pool = Pool(options.pool, must_exist=True)
+    for name in pool.select(options.names):
+        pool.remove(name)
+        say(f"removed {name}")
+    return 0
+
+
+def size_of(record) -> tuple[int, int]:
+    """Count the parameters and the bytes of a member."""
+    numbers = [(math.prod(leaf["shape"]), np.dtype(leaf["dtype"]).itemsize) for leaf in record["leaves"].values()]
+    return sum(count for count, _ in numbers), sum(count * itemsize for count, itemsize in numbers)
+
+
+def _parser(prog):
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, function, names in [
+        ("list", list_members, None),
+        ("show", show, "+"),
+        ("verify", verify, "*"),
+        ("add", add, None),
+        ("import", import_files, None),
+        ("remove", remove, "+"),
+    ]:
+        command = commands.add_parser(name, help=function.__doc__)
+        command.set_defaults(command=function)
+        if function is import_files:
+            _add_import_arguments(command)
+        else:
+            command.add_argument("pool", metavar="POOL", type=path_argument, help="the directory of the pool")
+        if names:
+            command.add_argument("names", metavar="NAME", nargs=names, help="members")
+        if function is add:
+            command.add_argument("name", metavar="NAME", help="the new member")
+            command.add_argument("checkpoint", metavar="CHECKPOINT", type=path_argument, help="an Orbax checkpoint")
+            command.add_argument("--metadata", default="{}", metavar="JSON", help="what should be known of it")
+        parser.known += command.known
+    return parser
+
+
+def _add_import_arguments(command):
+    path = {"type": path_argument}
+    command.add_argument(
+        "files", metavar="FILE", nargs="+", **path, help="published weights; the stem names the member"
+    )
+    command.add_argument("--arch", required=True, metavar="ARCHITECTURE", help="a network, such as clip-vit-b32")
+    command.add_argument("--pool", required=True, metavar="POOL", **path, help="the directory of the pool")
+    command.add_argument("--hparams", metavar="JSON", **path, help="{name: hyper-parameters}, as hparam_info.json")
+    command.add_argument("--num_classes", type=int, metavar="N", help="give files without a head one of zeros")
+
+
+def _row(name, record):
+    numbers, size = size_of(record)
+    return name, record["status"], f"{numbers:,}", f"{size / 1e6:.3g}", _metrics(record), record["digest"][:12]
+
+
+def _text(value):
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _metrics(record):
+    scalars = {key: value for key, value in record["metrics"].items() if isinstance(value, (int, float))}
+    held_out = {key: value for key, value in scalars.items() if "held_out" in key}
+    return ", ".join(f"{key} {value:.4g}" for key, value in (held_out or scalars).items())

@@ -1,0 +1,97 @@
+"""Import published weights into a pool."""
+
+import collections
+import json
+import pathlib
+import time
+
+import jax
+import xxhash
+
+from soups import tree
+from soups.cli.pool import size_of
+from soups.cli.show import say
+from soups.models.import_weights import imported_members
+from soups.pool import Pool
+
+
+def import_members(options, run) -> int:
+    """Make a member of each file that is not there yet, and return 0."""
+    members = imported_members(options.files, options.arch, options.num_classes)
+    files = dict(zip(members, map(pathlib.Path, options.files), strict=True))
+    pool, hparams = Pool(options.pool), _hparams(options.hparams, members) if options.hparams else {}
+    missing = [name for name in members if not _is_there(pool, name, files[name], options.arch)]
+    if len(pool) and missing:
+        tree.check_same_structure([pool.structure, _structure(members[missing[0]])], [pool.names[0], missing[0]])
+    if there := len(members) - len(missing):
+        say(f"{there} of {len(members)} are there already")
+    run.go_on = "the same command goes on with what is not there yet"
+    for number, name in enumerate(missing, there + 1):
+        start = time.monotonic()
+        metadata = {"arch": options.arch, "source": _source(files[name])}
+        metadata |= {"hparams": hparams[name]} if hparams else {}
+        record = pool.add(name, members[name], metadata)
+        size, seconds = size_of(record)[1] / 1e6, time.monotonic() - start
+        say(f"{name}: {size:.3g} MB, {record['status']}, {seconds:.2g} s ({number}/{len(members)})")
+    for names in _duplicates(pool):
+        say(f"the same weights: {' = '.join(names)}")
+    return 0
+
+
+def _hparams(path, names):
+    try:
+        known = json.loads(pathlib.Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    known = known if isinstance(known, dict) else {}
+    if lacking := [name for name in names if not isinstance(known.get(name), dict)]:
+        raise ValueError(f"{path} does not give the hyper-parameters of {', '.join(lacking)}")
+    return known
+
+
+def _is_there(pool, name, file, arch):
+    """Say whether the pool has this member from this file; one of this name from elsewhere is a ValueError."""
+    if name not in pool:
+        return False
+    metadata, now = pool.record(name)["metadata"], _stamp(file)
+    source = metadata.get("source", {})
+    # as make and rsync do, believe size and time; what was copied or fetched again is compared by its bytes
+    same = source.items() >= now.items() or (
+        source.get("size") == now["size"] and source.get("xxh3_128") == _digest(file)
+    )
+    if not same or metadata.get("arch") != arch:
+        raise ValueError(f"the pool {pool.path} has a member {name!r} that is not {file} as {arch}: rename one of them")
+    return True
+
+
+def _structure(params):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+
+
+def _source(file):
+    return {"file": str(file.absolute()), **_stamp(file), "xxh3_128": _digest(file)}
+
+
+def _stamp(file):
+    known = [part.stat() for part in _parts(file)]
+    return {"size": sum(one.st_size for one in known), "modified_ns": max(one.st_mtime_ns for one in known)}
+
+
+def _digest(file):
+    digest = xxhash.xxh3_128()
+    for part in _parts(file):
+        with open(part, "rb") as content:
+            while block := content.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _parts(path):
+    return sorted(part for part in path.iterdir() if part.is_file()) if path.is_dir() else [path]
+
+
+def _duplicates(pool):
+    same = collections.defaultdict(list)
+    for name in pool:
+        same[pool.digest(name)].append(name)
+    return [names for names in same.values() if len(names) > 1]

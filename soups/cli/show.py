@@ -1,0 +1,105 @@
+"""Show text, tables, sizes and progress on any terminal or pipe; what comes from files is never printed raw."""
+
+import contextlib
+import re
+import shutil
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+SUFFIXES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+
+
+def printable(value) -> str:
+    """Return the text of anything with what would steer a terminal, or is no letter, as an escape such as \\x1b."""
+    text = str(value)
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def _escape(letter):
+    if letter.isprintable():
+        return letter
+    if "\udc80" <= letter <= "\udcff":  # a byte of a file's name that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def say(text) -> None:
+    """Print a text, each of its lines made printable."""
+    print("\n".join(map(printable, str(text).split("\n"))))
+
+
+def complain(prog: str, text) -> None:
+    """Print what is wrong as `say`, to the standard error."""
+    print(f"{prog}: " + "\n".join(map(printable, str(text).split("\n"))), file=sys.stderr)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence], right: Sequence[str] = ()) -> None:
+    """Print rows under the names of their columns, no wider than the terminal: long cells go on in further lines."""
+    cells = [[printable(cell) for cell in row] for row in [columns, *rows]]
+    width = shutil.get_terminal_size().columns
+    widths = [min(width, max(map(len, column))) for column in zip(*cells, strict=True)]
+    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    say(textwrap.fill(printable(title), width, break_on_hyphens=False))
+    for number, row in enumerate(cells):
+        _print_row(row, widths, [name in right for name in columns])
+        if number == 0:
+            print("  ".join("-" * width for width in widths))
+
+
+def _print_row(row, widths, right):
+    wrapped = [_wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+    for line in range(max(map(len, wrapped))):
+        parts = [cell[line] if line < len(cell) else "" for cell in wrapped]
+        aligned = [
+            part.rjust(width) if to_right else part.ljust(width)
+            for part, width, to_right in zip(parts, widths, right, strict=True)
+        ]
+        print("  ".join(aligned).rstrip())
+
+
+def _wrap(cell, width):
+    return [cell] if len(cell) <= width else textwrap.wrap(cell, width, break_on_hyphens=False)
+
+
+def amount(number: float) -> str:
+    """Return a number of bytes in three digits."""
+    unit = next((unit for unit in reversed(SUFFIXES) if number >= SUFFIXES[unit]), "B")
+    return f"{number / SUFFIXES[unit]:.3g} {unit}"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a text such as 2GB.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kMGT]?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not found:
+        raise ValueError(f"{text!r} is not a size; 2GB is one, with {', '.join(SUFFIXES)}")
+    factors = {suffix.upper(): factor for suffix, factor in SUFFIXES.items()}
+    return int(float(found[1]) * factors[(found[2] or "B").upper()])
+
+
+@contextlib.contextmanager
+def advance(what: str, total: float) -> Iterator[Callable[[int], None]]:
+    """Show bytes as megabytes, from any thread, in steps that a person can read."""
+    if total < 1e8:  # what is done at once needs no bar
+        yield lambda number: None
+        return
+    from soups.experiments.progress import progress
+
+    lock, done, shown = threading.Lock(), 0, 0
+    with progress(what, round(total / 1e6), "MB") as report:
+
+        def add(number):
+            nonlocal done, shown
+            with lock:
+                done += number
+                if done - shown * 1e6 >= total / 20 or done == total:
+                    report(round(done / 1e6) - shown)
+                    shown = round(done / 1e6)
+
+        yield add

@@ -1,0 +1,103 @@
+"""End a command by one line and an exit code, whatever ends it: an error, a signal, lack of memory, a closed pipe."""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from soups.cli.show import complain
+
+GRACE = 2.0  # seconds that threads have to end by themselves
+
+
+@dataclasses.dataclass
+class Run:
+    """Hold what is known of the command that runs.
+
+    Attributes:
+        prog: its name, before what it complains of.
+        go_on: how to go on with it when it is stopped now.
+        signal: the number of the signal that stopped it, or 0.
+    """
+
+    prog: str
+    go_on: str = ""
+    signal: int = 0
+
+    def end(self, what: str) -> None:
+        """Print what ended the command and how to go on with it."""
+        complain(self.prog, "; ".join(filter(None, [what, self.go_on])))
+
+
+class Stopped(KeyboardInterrupt):
+    """Say that a signal stopped the command."""
+
+
+def guarded(command: Callable[[], int], run: Run) -> int:
+    """Call a command and return its exit code: its own; 2 for an error, which is printed; 128 + a signal's number.
+
+    SIGINT and SIGTERM end it; what its threads still do two seconds later, or at a second signal, is cut off.
+    """
+    try:
+        with _listening(run):
+            code = command()
+            sys.stdout.flush()  # a closed pipe is found here and not when the interpreter ends
+        return code
+    except Stopped:
+        run.end("stopped")
+        return 128 + run.signal
+    except BrokenPipeError:
+        return _hang_up()
+    except (ValueError, KeyError, OSError, MemoryError, RuntimeError) as error:
+        if _lacks_memory(error):
+            run.end(f"out of memory{f' ({error})' if str(error) else ''}, fewer --threads need less".splitlines()[0])
+        elif isinstance(error, RuntimeError):
+            raise
+        else:
+            complain(run.prog, error.args[0] if isinstance(error, KeyError) and error.args else error)
+        return 2
+
+
+def _lacks_memory(error):
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    # the devices' and the threads' own words
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("RESOURCE_EXHAUSTED", "can't start new thread")
+    )
+
+
+def _hang_up():
+    # who reads has gone; the interpreter would complain when it writes the rest at its end
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
+@contextlib.contextmanager
+def _listening(run: Run) -> Iterator[None]:
+    """Raise Stopped at the first signal; at the second the process ends as it would without this program."""
+    late = threading.Timer(GRACE, lambda: (run.end("stopped"), os._exit(128 + run.signal)))
+    late.daemon = True
+
+    def stop(number, _):
+        run.signal = number
+        for again in before:
+            signal.signal(again, signal.SIG_DFL)
+        late.start()
+        raise Stopped
+
+    in_charge = threading.current_thread() is threading.main_thread()
+    # what is ignored, as behind nohup, stays so
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if in_charge and signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        late.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
