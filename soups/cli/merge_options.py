@@ -1,7 +1,6 @@
 """Understand the words of `soups merge`: its options, and those that are settings of the chosen method."""
 
 import argparse
-import pathlib
 
 import yaml
 
@@ -9,6 +8,8 @@ from soups import merging
 from soups.cli.options import Parser, path_argument
 from soups.cli.plugins import load_plugin
 from soups.files import local_path
+from soups.formats.text import read_text
+from soups.merging.yaml_text import LARGEST
 
 FORMATS = ("huggingface", "orbax", "pool")
 
@@ -131,7 +132,7 @@ def _add_settings(parser, name, method):
 def _value(word):
     try:
         return merging.load_yaml(word)
-    except yaml.YAMLError:
+    except ValueError:
         raise argparse.ArgumentTypeError(f"{word!r} is no value of YAML") from None
 
 
@@ -151,16 +152,10 @@ def _check(options):
 def _align(options):
     if options.align is None:
         return None
-    try:
-        return merging.load_yaml(_text(options.align, "--align: no file at"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--align: {options.align} is not YAML: {error}") from error
+    return merging.load_yaml(_text(options.align, "--align: no file at"), f"--align: {options.align}")
 
 
 def _text(path, missing):
     if not local_path(path).is_file():
         raise FileNotFoundError(f"{missing} {path}")
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    return read_text(path, limit=LARGEST)

@@ -10,7 +10,6 @@ from soups.merging.plan import Plan as Plan
 from soups.merging.plan import plan as plan
 from soups.merging.published import ELSEWHERE as ELSEWHERE
 from soups.merging.recipe_file import Job as Job
-from soups.merging.recipe_file import load_yaml as load_yaml
 from soups.merging.recipe_file import parse_recipe as parse_recipe
 from soups.merging.recipe_file import read_recipe as read_recipe
 from soups.merging.run import THREADS as THREADS
@@ -22,3 +21,4 @@ from soups.merging.sharded import leaf_sharding as leaf_sharding
 from soups.merging.sharded import merge_sharded as merge_sharded
 from soups.merging.sharded import merged_leaves as merged_leaves
 from soups.merging.sources import open_model as open_model
+from soups.merging.yaml_text import load_yaml as load_yaml

@@ -1,21 +1,22 @@
 """Read recipe files: mergekit's YAML as it is, or the same job from a command line."""
 
 import dataclasses
-import pathlib
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import yaml
 from ml_dtypes import bfloat16
 
+from soups.formats.text import read_text
 from soups.merging.alignment import Rules, parse_rules
 from soups.merging.lora import model_reference
 from soups.merging.methods import REQUIRED, VOCABULARIES, Method, find_method
 from soups.merging.tokenizers import Rule, parse_rule
-from soups.merging.values import Place, Value, check, is_constant, resolve
-from soups.names import check_name, did_you_mean
+from soups.merging.values import Place, Value, brief, check, is_constant, resolve
+from soups.merging.yaml_text import LARGEST, load_yaml
+from soups.names import MOST, check_name, did_you_mean, shown
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -29,6 +30,7 @@ KEYS = (
     "slices",
     "base_model",
     "align",
+    "modules",
     "parameters",
     "dtype",
     "out_dtype",
@@ -38,6 +40,7 @@ KEYS = (
     "vocabulary",
     "insist",
 )
+ALONE = ("karcher", "multislerp")  # of one member they are that member
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +77,11 @@ class Job:
         dtype, out_dtype: of the arithmetic, where wider than float32, and of the output; None: the members'.
         align: how the units of the models are permuted to match those of the first; None: not at all.
         tokenizer: which vocabulary the output has; None: all models must have one, and the base's files are copied.
+        chat_template: "auto", the one that most models have; "chatml"; its text; None: the tokenizer's own.
         seed: of random methods.
         insist: whether models are merged though their config or vocabulary says that they mean other things.
         text: the recipe as it was given.
+        notes: sentences about what of the recipe has no effect.
     """
 
     method: str
@@ -88,13 +93,15 @@ class Job:
     out_dtype: np.dtype | None = None
     align: Rules | None = None
     tokenizer: Rule | None = None
+    chat_template: str | None = None
     seed: int = 0
     insist: bool = False
     text: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def definition(self) -> Method:
-        """Give the method's entry in its vocabulary."""
+        """Return the method's entry in its vocabulary."""
         return VOCABULARIES[self.vocabulary][self.method]
 
     @property
@@ -115,96 +122,251 @@ def read_recipe(path, *, seed: int = 0) -> Job:
 
     Raises:
         FileNotFoundError: no such file.
+        CheckpointError: more than 1 MB, or no text, as `soups.formats.text.read_text`.
         ValueError: not YAML, or what `parse_recipe` says.
     """
-    return parse_recipe(pathlib.Path(path).read_text(), where=str(path), seed=seed)
+    return parse_recipe(read_text(path, limit=LARGEST), where=str(path), seed=seed)
 
 
 def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
     """Understand a recipe in mergekit's YAML.
 
-    The methods are mergekit's, unless the recipe says "vocabulary: published": then they are this library's.
+    The methods are mergekit's, unless the recipe says "vocabulary: published": then they are this library's. Fields and
+    parameters that mergekit ignores are ignored, which `notes` says; of the published methods they are errors.
 
     Raises:
         ValueError: not YAML; an unknown or missing field, method or parameter, with the closest name; a value of
             another kind; numbers of models that do not fit the method; what this library does not do.
     """
-    try:
-        given = load_yaml(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not YAML: {error}") from error
+    given = load_yaml(text, where)
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} must be a mapping with merge_method and models or slices")
-    for key in given:
-        if key == "modules":
-            raise ValueError(f"{where}: 'modules' is not supported: merge each part by a recipe of its own")
-        check_name(key, KEYS, f"field of {where}")
-    if "merge_method" not in given:
-        raise ValueError(f"{where} has no merge_method")
-    vocabulary = check_name(given.get("vocabulary", "mergekit"), VOCABULARIES, f"vocabulary of {where}")
-    method = given["merge_method"]
-    find_method(method, vocabulary, "merge_method")
-    if ("models" in given) == ("slices" in given):
-        raise ValueError(f"{where} must have either models or slices")
-    if "models" in given:
-        slices = (
-            Slice(tuple(_source(item, f"{where}: models", layers=False) for item in _list(given, "models", where))),
-        )
-    else:
-        slices = tuple(_slice(item, where) for item in _list(given, "slices", where))
-    for name in ("dtype", "out_dtype"):
-        if given.get(name) is not None:
-            check_name(given[name], DTYPES, f"{name} of {where}")
-    if type(insist := given.get("insist", False)) is not bool:
-        raise ValueError(f"{where}: insist must be true or false, not {insist!r}")
-    base = given.get("base_model")
+    vocabulary = check_name(given.get("vocabulary") or "mergekit", VOCABULARIES, f"vocabulary of {where}")
+    ignored = _Ignored(where) if vocabulary == "mergekit" else None
+    given = _fields(given, KEYS, where, ignored)
+    method = given.get("merge_method")
+    if method is None:
+        raise ValueError(f"{where} has no merge_method{_beside(ignored.notes('') if ignored else ())}")
+    if not isinstance(method, str):
+        raise ValueError(f"{where}: merge_method must be the name of a method, not {brief(method)}")
+    definition = find_method(method, vocabulary, "merge_method")
+    given = _of_module(given, where)
+    slices, base = _slices(given, definition, where, ignored)
+    if vocabulary == "mergekit" and "models" in given and definition.base == "none":
+        slices = (_with_base(slices[0], base),)
     job = Job(
         method=method,
         vocabulary=vocabulary,
         slices=slices,
-        base=None if base is None else model_reference(base, f"{where}: base_model"),
-        parameters=given.get("parameters") or {},
-        dtype=DTYPES.get(given.get("dtype")),
-        out_dtype=DTYPES.get(given.get("out_dtype")),
+        base=base,
+        parameters=_parameters(given.get("parameters"), definition, f"{where}: parameters", ignored),
+        dtype=_dtype(given, "dtype", where),
+        out_dtype=_dtype(given, "out_dtype", where),
         align=parse_rules(given.get("align"), where),
+        chat_template=_chat_template(given.get("chat_template"), where),
         seed=seed,
-        insist=insist,
+        insist=_insist(given, where),
         text=text,
+        notes=(*(ignored.notes(method) if ignored else ()), *_module_notes(given)),
     )
-    if given.get("chat_template") not in (None, "auto"):
-        raise ValueError(f"{where}: chat_template is not supported: the tokenizer's own is kept")
     job = dataclasses.replace(job, tokenizer=parse_rule(given, job.models, where))
     if job.align and job.files:
         raise ValueError(f"{where}: align would leave the units of {job.files[0]} as they are: align its model before")
+    job = _alone(job)
     _check_models(job, where)
-    _check_parameters(job, where)
+    _check_required(job, where)
     return job
 
 
-def load_yaml(text: str) -> Any:
-    """Read YAML, with 1e-5 a number too, which YAML 1.1 takes for text, and no key twice.
+class _Ignored:
+    """Collect what mergekit ignores: names, with the places where they stand."""
 
-    Raises:
-        yaml.YAMLError: not YAML, or a key that stands there twice.
-    """
-    return yaml.load(text, _Loader)
+    def __init__(self, where):
+        self.where, self.fields, self.parameters = where, {}, defaultdict(list)
+
+    def notes(self, method):
+        fields = [f"{where} has {shown(name)!r}, which is ignored{hint}" for (where, name), hint in self.fields.items()]
+        parameters = []
+        for (name, reason), places in self.parameters.items():
+            places = list(dict.fromkeys(places))
+            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+            parameters.append(f"{shown(name)!r} is ignored: {method} {reason} (in {', '.join(places[:3])}{more})")
+        notes = fields + parameters
+        rest = [f"{len(notes) - MOST} more are ignored"] if len(notes) > MOST else []
+        return (*notes[:MOST], *rest)
 
 
-class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+def _fields(given, known, where, ignored):
+    """Return the fields that are not null. Of an unknown one tell `ignored`, or where there is none refuse it."""
+    for key in given:
+        if key not in known:
+            if ignored is None:
+                check_name(key, known, f"field of {where}")
+            ignored.fields[where, key] = did_you_mean(key, known)
+    return {key: value for key, value in given.items() if key in known and value is not None}
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+def _parameters(given, definition, scope, ignored, of_source=False):
+    """Return the checked parameters of a scope; those that the method does not have there are ignored or refused."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{scope} must be a mapping, not {brief(given)}")
+    known, found = definition.settings, {}
+    for name, value in given.items():
+        elsewhere = of_source and name in definition.of_merge and name not in definition.of_member
+        if name in known and not elsewhere:
+            _check_value(name, value, definition, f"{scope}.{name}")
+            found[name] = value
+        elif ignored:
+            reason = (
+                "takes it for all models at once" if elsewhere else f"has no such parameter{did_you_mean(name, known)}"
+            )
+            ignored.parameters[name, reason].append(scope.removeprefix(f"{ignored.where}: "))
+        elif elsewhere:
+            raise ValueError(f"{scope}: {name!r} holds for all models; it belongs to the merge's parameters")
+        else:
+            hint = did_you_mean(name, known) or f"; it has: {', '.join(known) or 'none'}"
+            raise ValueError(f"{scope}: the method has no parameter {name!r}{hint}")
+    return found
+
+
+def _check_value(name, value, definition, where):
+    check(value, where, str if name in definition.files else _kind(definition.settings[name]))
+    if name in definition.files and not is_constant(value):
+        raise ValueError(f"{where} is one path for all tensors, not {brief(value)}")
+    if name == "only":
+        try:
+            re.compile(value)
+        except (re.error, TypeError, RecursionError, OverflowError) as error:
+            message = f"{where} must be a regex, the same for all tensors, not {brief(value)}: {error}"
+            raise ValueError(message) from error
+
+
+def _of_module(given, where):
+    """Return the recipe with `models` or `slices` of its modules, where one definition holds for them all."""
+    modules = given.get("modules")
+    if not modules:
+        return given
+    if not isinstance(modules, Mapping) or not all(isinstance(module, Mapping) for module in modules.values()):
+        raise ValueError(f"{where}: modules must be a mapping from names to models or slices, not {brief(modules)}")
+    if "models" in given or "slices" in given:
+        raise ValueError(f"{where} must have either models or slices or modules")
+    first, *others = modules.values()
+    names = ", ".join(map(shown, list(modules)[:MOST]))
+    if any(other != first for other in others):
+        raise ValueError(
+            f"{where}: modules that are merged in different ways ({names}) are not supported: "
+            "give models and parameters with filters for the tensors of each module"
+        )
+    shared = given.get("parameters") or {}
+    own = first.get("parameters") or {}
+    if not isinstance(shared, Mapping) or not isinstance(own, Mapping):
+        raise ValueError(f"{where}: parameters must be a mapping")
+    found = {name: first[name] for name in ("models", "slices") if first.get(name) is not None}
+    return given | found | {"parameters": shared | own}
+
+
+def _module_notes(given):
+    names = ", ".join(map(shown, list(given.get("modules") or ())[:MOST]))
+    return [f"the modules {names} are merged alike, and with them the whole model"] if names else []
+
+
+def _slices(given, definition, where, ignored):
+    """Return the slices and the base."""
+    if ("models" in given) == ("slices" in given):
+        raise ValueError(f"{where} must have either models or slices")
+    base = given.get("base_model")
+    bases = [] if base is None else [model_reference(base, f"{where}: base_model")]
+    if "models" in given:
+        items = _list(given, "models", where)
+        sources = [_source(item, f"{where}: models", definition, ignored, layers=False) for item in items]
+        return (Slice(tuple(sources)),), *(bases or [None])
+    slices = []
+    for index, item in enumerate(_list(given, "slices", where)):
+        place = f"{where}: slices[{index}]"
+        if not isinstance(item, Mapping) or "sources" not in item:
+            raise ValueError(f"{where}: every slice has sources, not {brief(item)}")
+        item = _fields(item, ("sources", "parameters", "base_model", "stack"), f"a slice of {where}", ignored)
+        if "base_model" in item:
+            bases.append(model_reference(item["base_model"], f"{place}.base_model"))
+        slices.append(_slice(item, place, definition, ignored))
+    if len(set(bases)) > 1:
+        raise ValueError(f"{where}: slices with a base_model of their own are not supported: {', '.join(bases[:MOST])}")
+    return tuple(slices), bases[0] if bases else None
+
+
+def _with_base(part, base):
+    """Make a base that is not listed the last of the models, as mergekit does."""
+    unlisted = base is not None and base not in [source.model for source in part.sources]
+    return dataclasses.replace(part, sources=(*part.sources, Source(base, {}))) if unlisted else part
+
+
+def _slice(item, place, definition, ignored):
+    items = _list(item, "sources", place)
+    sources = tuple(_source(source, f"{place}.sources", definition, ignored, layers=True) for source in items)
+    if len({source.layers[1] - source.layers[0] for source in sources}) > 1:
+        ranges = ", ".join(f"{source.model} {list(source.layers)}" for source in sources[:MOST])
+        raise ValueError(f"{place}: the sources of a slice must have equally many layers, not {ranges}")
+    if not isinstance(stack := item.get("stack"), str | None):
+        raise ValueError(f"{place}: stack must be the name of a stack of layers, not {brief(stack)}")
+    return Slice(sources, _parameters(item.get("parameters"), definition, f"{place}.parameters", ignored), stack)
+
+
+def _source(item, where, definition, ignored, *, layers):
+    if isinstance(item, str):
+        item = {"model": item}
+    if not isinstance(item, Mapping) or "model" not in item:
+        raise ValueError(f"{where}: every entry has a model, not {brief(item)}")
+    if not layers and item.get("layer_range") is not None:  # mergekit would merge all layers without a word
+        raise ValueError(f"{where}: layer_range belongs to the sources of slices, not to models")
+    known = ("model", "parameters", *(["layer_range"] if layers else []))
+    item = {"model": None} | _fields(item, known, f"an entry of {where}", ignored)
+    model, chosen = model_reference(item["model"], where), item.get("layer_range")
+    if layers:
+        whole = isinstance(chosen, list) and len(chosen) == 2 and all(type(end) is int for end in chosen)
+        if not whole or not 0 <= chosen[0] < chosen[1]:
+            raise ValueError(f"{where}: layer_range of {model} must be [first, end], not {brief(chosen)}")
+    scope = f"{where.partition(': ')[0]}: parameters of {model}"
+    parameters = _parameters(item.get("parameters"), definition, scope, ignored, of_source=True)
+    return Source(model, parameters, tuple(chosen) if layers else None)
+
+
+def _dtype(given, name, where):
+    value = given.get(name)
+    if value is None:
+        return None
+    return DTYPES[check_name(str(value).removeprefix("torch."), DTYPES, f"{name} of {where}")]
+
+
+def _chat_template(value, where):
+    if value is None or value in ("auto", "chatml") or (isinstance(value, str) and "{" in value):
+        return value
+    raise ValueError(f"{where}: chat_template is auto, chatml, or the text of a template in Jinja, not {brief(value)}")
+
+
+def _insist(given, where):
+    if type(insist := given.get("insist", False)) is not bool:
+        raise ValueError(f"{where}: insist must be true or false, not {brief(insist)}")
+    return insist
+
+
+def _list(given, name, where):
+    if not isinstance(given.get(name), list) or not given[name]:
+        raise ValueError(f"{where}: {name} must be a list with at least one entry")
+    return given[name]
+
+
+def _kind(default):
+    if isinstance(default, bool):
+        return bool
+    if isinstance(default, str):
+        return str
+    return int if isinstance(default, int) else float
 
 
 def settings_at(job: Job, part: Slice, source: Source | None, place: Place) -> dict[str, Any]:
-    """Give the scalars that hold for one tensor: of a member, or without `source` of the merge.
+    """Return the scalars that hold for one tensor: of a member, or without `source` of the merge.
 
     A source's own value goes before the slice's, that before the whole merge's, that before the default.
     """
@@ -214,7 +376,7 @@ def settings_at(job: Job, part: Slice, source: Source | None, place: Place) -> d
     )
     found = {}
     for name, default in defaults.items():
-        values = (resolve(scope[name], place) for scope in scopes if name in scope)
+        values = (resolve(scope[name], place, _kind(default)) for scope in scopes if name in scope)
         found[name] = next((value for value in values if value is not None), default)
         if found[name] is REQUIRED:
             of = "" if source is None else f" of {source.model}"
@@ -231,6 +393,36 @@ def members_of(job: Job, part: Slice) -> list[Source]:
     return [source for source in part.sources if source.model != job.base]
 
 
+def unused_filters(job: Job, names: Iterable[str]) -> list[str]:
+    """Return a sentence for each filter of the recipe that is part of none of these names of tensors."""
+    scopes = [job.parameters, *(part.parameters for part in job.slices)]
+    scopes += [source.parameters for part in job.slices for source in part.sources]
+    lists = [value for scope in scopes for value in scope.values() if isinstance(value, list)]
+    rules = [rule for value in lists for rule in value if isinstance(rule, Mapping)]
+    filters = dict.fromkeys(rule["filter"] for rule in rules if rule.get("filter") not in (None, "*"))
+    everything = "\n".join(names)
+    stacked = re.search(r"\S*\bexperts[./][a-z_]\S*", everything)
+    hint = f"; the experts are one tensor, {stacked[0]}, in which a filter cannot choose" if stacked else ""
+    unused = [text for text in filters if text not in everything]
+    return [
+        f"the filter {shown(text)!r} is part of no tensor's name{hint if 'expert' in text else ''}" for text in unused
+    ]
+
+
+def _beside(notes):
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def _alone(job):
+    """Return the job as a copy where a method that mergekit has for one member too has but one."""
+    numbers = {len(members_of(job, part)) for part in job.slices}
+    if job.vocabulary != "mergekit" or job.method not in ALONE or numbers != {1}:
+        return job
+    slices = [dataclasses.replace(part, sources=tuple(members_of(job, part))) for part in job.slices]
+    note = f"{job.method} of one member is that member: it is copied"
+    return dataclasses.replace(job, method="passthrough", slices=tuple(slices), notes=(*job.notes, note))
+
+
 def _check_models(job, where):
     needs = job.definition.base
     if needs in ("required", "first") and job.base is None:
@@ -244,98 +436,17 @@ def _check_models(job, where):
             raise ValueError(f"{where}: {job.method} needs {wanted} member(s){beside}, but there are {number}")
 
 
-def _check_parameters(job, where):
-    of_merge = job.definition.of_merge
-    _check_scope(job, job.parameters, f"{where}: parameters")
-    for index, part in enumerate(job.slices):
-        _check_scope(job, part.parameters, f"{where}: slices[{index}].parameters")
-        for source in part.sources:
-            scope = f"{where}: parameters of {source.model}"
-            _check_scope(job, source.parameters, scope)
-            if wrong := [name for name in source.parameters if name in of_merge]:
-                raise ValueError(f"{scope}: {wrong[0]!r} holds for all models; it belongs to the merge's parameters")
-        shared = {**job.parameters, **part.parameters}
-        if wrong := [
-            name
-            for name in job.definition.files
-            if name in part.parameters or (name not in of_merge and name in shared)
-        ]:
-            raise ValueError(f"{where}: {wrong[0]!r} is a file of each model; it belongs to the model's parameters")
-        missing = [n for n, d in of_merge.items() if d is REQUIRED and n not in {**job.parameters, **part.parameters}]
-        if missing:
-            raise ValueError(f"{where}: {job.method} needs a value of {', '.join(missing)}")
+def _check_required(job, where):
+    of_merge, of_member = job.definition.of_merge, job.definition.of_member
     for part in job.slices:
+        shared = {**job.parameters, **part.parameters}
+        if wrong := [n for n in job.definition.files if n in part.parameters or (n not in of_merge and n in shared)]:
+            raise ValueError(f"{where}: {wrong[0]!r} is a file of each model; it belongs to the model's parameters")
+        if missing := [name for name, default in of_merge.items() if default is REQUIRED and name not in shared]:
+            raise ValueError(f"{where}: {job.method} needs a value of {', '.join(missing)}")
         for source in members_of(job, part):
-            for name, default in job.definition.of_member.items():
-                if default is REQUIRED and not any(
-                    name in s for s in (source.parameters, part.parameters, job.parameters)
-                ):
-                    raise ValueError(f"{where}: {job.method} needs a value of {name!r} for {source.model}")
-
-
-def _check_scope(job, parameters, scope):
-    known = job.definition.settings
-    if not isinstance(parameters, Mapping):
-        raise ValueError(f"{scope} must be a mapping, not {parameters!r}")
-    for name, value in parameters.items():
-        if name not in known:
-            hint = did_you_mean(name, known) or f"; it has: {', '.join(known) or 'none'}"
-            raise ValueError(f"{scope}: {job.method} has no parameter {name!r}{hint}")
-        check(value, f"{scope}.{name}", str if name in job.definition.files else _kind(known[name]))
-        if name in job.definition.files and not is_constant(value):
-            raise ValueError(f"{scope}.{name} is one path for all tensors, not {value!r}")
-        if name == "only":
-            _check_regex(value, f"{scope}.{name}")
-
-
-def _check_regex(value, where):
-    try:
-        re.compile(value)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{where} must be a regex, the same for all tensors, not {value!r}: {error}") from error
-
-
-def _kind(default):
-    if isinstance(default, bool):
-        return bool
-    if isinstance(default, str):
-        return str
-    return int if isinstance(default, int) else float
-
-
-def _slice(item, where):
-    if not isinstance(item, Mapping) or "sources" not in item:
-        raise ValueError(f"{where}: every slice has sources, not {item!r}")
-    for key in item:
-        check_name(key, ("sources", "parameters", "stack"), "field of a slice")
-    if not isinstance(stack := item.get("stack"), str | None):
-        raise ValueError(f"{where}: stack must be the name of a stack of layers, not {stack!r}")
-    sources = tuple(_source(source, f"{where}: sources", layers=True) for source in _list(item, "sources", where))
-    lengths = {source.layers[1] - source.layers[0] for source in sources}
-    if len(lengths) > 1:
-        ranges = ", ".join(f"{source.model} {list(source.layers)}" for source in sources)
-        raise ValueError(f"{where}: the sources of a slice must have equally many layers, not {ranges}")
-    return Slice(sources, item.get("parameters") or {}, stack)
-
-
-def _source(item, where, *, layers):
-    if isinstance(item, str):
-        item = {"model": item}
-    if not isinstance(item, Mapping) or "model" not in item:
-        raise ValueError(f"{where}: every entry has a model, not {item!r}")
-    for key in item:
-        check_name(key, ("model", "parameters", *(["layer_range"] if layers else [])), f"field of an entry of {where}")
-    chosen = item.get("layer_range")
-    if layers:
-        whole = isinstance(chosen, list) and len(chosen) == 2 and all(type(end) is int for end in chosen)
-        if not whole or not 0 <= chosen[0] < chosen[1]:
-            raise ValueError(f"{where}: layer_range of {item['model']} must be [first, end], not {chosen!r}")
-    return Source(
-        model_reference(item["model"], where), item.get("parameters") or {}, tuple(chosen) if chosen else None
-    )
-
-
-def _list(given, name, where):
-    if not isinstance(given[name], list) or not given[name]:
-        raise ValueError(f"{where}: {name} must be a list with at least one entry")
-    return given[name]
+            for name, default in of_member.items():
+                if default is REQUIRED and name not in source.parameters and name not in shared:
+                    raise ValueError(
+                        f"{where}: {job.method} needs a value of {name!r} for {source.model}{_beside(job.notes)}"
+                    )

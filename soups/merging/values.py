@@ -5,7 +5,7 @@ the first of which applies whose text is part of the tensor's name ("*" or none:
 """
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,28 +20,28 @@ class Place:
     depth: float = 0.0
 
 
-def resolve(value: Value, place: Place) -> Any:
-    """Give the scalar that holds at this place; None where no filter applies.
+def resolve(value: Value, place: Place, kind: type = float) -> Any:
+    """Return the scalar that holds at this place; None where no filter applies.
 
-    A gradient is linear between its values, which are spread evenly over the layers; booleans and strings are chosen.
+    A gradient of numbers is linear between its values, which are spread evenly over the layers. Of whole numbers,
+    booleans and texts it is the entry at or before the place, the last one in the last layer alone.
     """
     if not isinstance(value, list):
-        return value
+        return int(value) if kind is int and isinstance(value, float) else value
     if value and isinstance(value[0], Mapping):
         for rule in value:
             if rule.get("filter") in (None, "*") or rule["filter"] in place.name:
-                return resolve(rule["value"], place)
+                return resolve(rule["value"], place, kind)
         return None
     position = place.depth * (len(value) - 1)
     left = min(int(position), len(value) - 1)
-    right = min(left + 1, len(value) - 1)
-    share = position - left
-    if isinstance(value[left], bool | str):
-        return value[right if share > 0.5 else left]
+    if kind in (bool, int, str) or isinstance(value[left], bool | str):
+        return resolve(value[left], place, kind)
+    right, share = min(left + 1, len(value) - 1), position - left
     return (1.0 - share) * value[left] + share * value[right]
 
 
-def check(value: Value, where: str, kind: type | tuple[type, ...]) -> None:
+def check(value: Value, where: str, kind: type) -> None:
     """Raise a ValueError that names `where` unless all scalars of the value are finite and of this kind.
 
     0 and 1 may stand for false and true, as some programs write them.
@@ -57,26 +57,31 @@ def check(value: Value, where: str, kind: type | tuple[type, ...]) -> None:
                 if unknown := set(item) - {"filter", "value"}:
                     raise ValueError(f"{where}: a filter has 'filter' and 'value', not {sorted(unknown)[0]!r}")
                 if "value" not in item:
-                    raise ValueError(f"{where}: a filter without a value: {dict(item)}")
+                    raise ValueError(f"{where}: a filter without a value: {brief(dict(item))}")
                 if not isinstance(item.get("filter", "*"), str | None):
-                    raise ValueError(f"{where}: a filter is part of a tensor's name, not {item['filter']!r}")
+                    raise ValueError(f"{where}: a filter is part of a tensor's name, not {brief(item['filter'])}")
                 check(item["value"], f"{where}[{item.get('filter', '*')}]", kind)
             elif isinstance(item, list):
                 raise ValueError(f"{where} is a list of lists")
             else:
                 check(item, where, kind)
         return
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    wanted = (*kinds, int) if float in kinds else kinds
-    if bool in kinds and value in (0, 1):
+    if kind is bool and value in (0, 1):
         return
-    if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, wanted):
-        names = " or ".join(
-            {float: "a number", int: "a whole number", bool: "true or false", str: "text"}[k] for k in kinds
-        )
-        raise ValueError(f"{where} must be {names}, not {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} must be finite, not {value}")
+    number = isinstance(value, int | float)
+    finite = number and abs(value) <= sys.float_info.max  # math.isfinite raises for 10**400
+    fits = {float: number, int: finite and value == int(value)}.get(kind, isinstance(value, kind))
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        name = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}[kind]
+        raise ValueError(f"{where} must be {name}, not {brief(value)}")
+    if kind is float and not finite:
+        raise ValueError(f"{where} must be finite, not {brief(value)}")
+
+
+def brief(value: Any) -> str:
+    """Return a value as an error shows it, shortened if it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def is_constant(value: Value) -> bool:

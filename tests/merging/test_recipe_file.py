@@ -7,7 +7,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 from soups.merging import parse_recipe, read_recipe
-from soups.merging.recipe_file import load_yaml, settings_at
+from soups.merging.recipe_file import settings_at, unused_filters
 from soups.merging.values import Place
 
 
@@ -106,12 +106,6 @@ def test_models_may_be_nested_as_mergekit_prints_them():
     assert job.models == ["a"]
 
 
-def test_numbers_with_an_exponent_are_numbers():
-    assert load_yaml("{a: 1e-5, b: -2E+3, c: 1.5e2, d: 1e5x, e: 0x1e}") == {
-        **{"a": 1e-5, "b": -2000.0, "c": 150.0, "d": "1e5x", "e": 30}
-    }
-
-
 def two(**fields):
     fields = {"merge_method": "linear", "models": "[{model: a, parameters: {weight: 1}}]"} | fields
     return "\n".join(f"{name}: {value}" for name, value in fields.items() if value is not None)
@@ -123,9 +117,19 @@ def two(**fields):
         ("a: [", "the recipe is not YAML"),
         ("merge_method: ties\nmerge_method: linear", "the recipe is not YAML: 'merge_method' stands there twice"),
         ("- a", "the recipe must be a mapping with merge_method"),
-        (two(merge_metod="ties"), r"unknown field of the recipe 'merge_metod' \(did you mean 'merge_method'\?\)"),
-        (two(modules="{}"), "'modules' is not supported"),
-        (two(merge_method=None), "the recipe has no merge_method"),
+        (
+            two(vocabulary="published", merge_metod="ties"),
+            r"unknown field of the recipe 'merge_metod' \(did you mean 'merge_method'\?\)",
+        ),
+        (two(merge_method=None), "the recipe has no merge_method$"),
+        (
+            two(merge_method=None, merge_metod="ties"),
+            r"no merge_method \(.*'merge_metod', .*did you mean 'merge_method'",
+        ),
+        (two(merge_method="[ties]"), r"merge_method must be the name of a method, not \['ties'\]"),
+        (two(modules="[a]"), "modules must be a mapping from names to models or slices"),
+        (two(modules="{text: {models: [a]}}"), "either models or slices or modules"),
+        (two(models=None, modules="{text: {models: [a]}, vision: {models: [b]}}"), r"different ways \(text, vision\)"),
         (two(merge_method="dare-ties"), r"unknown merge_method 'dare-ties' \(did you mean 'dare_ties'\?\)"),
         (two(vocabulary="mergkit"), r"unknown vocabulary of the recipe 'mergkit' \(did you mean 'mergekit'\?\)"),
         (two(slices="[]"), "either models or slices"),
@@ -133,21 +137,35 @@ def two(**fields):
         (two(models="[]"), "models must be a list with at least one entry"),
         (two(models="a"), "models must be a list with at least one entry"),
         (two(models="[{modl: a}]"), "every entry has a model, not"),
-        (two(models="[{model: a, parameter: {}}]"), r"'parameter' \(did you mean 'parameters'\?\)"),
-        (two(models="[{model: a, layer_range: [0, 1]}]"), "unknown field of an entry of .* 'layer_range'"),
+        (
+            two(vocabulary="published", models="[{model: a, parameter: {}}]"),
+            r"'parameter' \(did you mean 'parameters'\?\)",
+        ),
+        (two(models="[{model: a, layer_range: [0, 1]}]"), "layer_range belongs to the sources of slices"),
         (two(models="[{model: 3}]"), "a model is a path, or path[+]lora, not 3"),
         (two(base_model="3"), "base_model: a model is a path, or path[+]lora, not 3"),
         (two(dtype="bf16"), r"unknown dtype of the recipe 'bf16' \(did you mean"),
         (two(out_dtype="int8"), "unknown out_dtype of the recipe 'int8'"),
-        (two(chat_template="chatml"), "chat_template is not supported"),
+        (
+            two(chat_template="llama3"),
+            "chatml, or the text of a template in Jinja, not 'llama3'",
+        ),
+        (two(chat_template="[a]"), "chat_template is auto, chatml"),
         (two(tokenizer_source="unoin"), r"unknown tokenizer_source of the recipe 'unoin' \(did you mean 'union'\?\)"),
         (two(models="[a]"), "linear needs a value of 'weight' for a"),
         (two(models="[{model: a, parameters: 3}]"), "parameters of a must be a mapping, not 3"),
-        (two(models="[{model: a, parameters: {wieght: 1}}]"), r"no parameter 'wieght' \(did you mean 'weight'\?\)"),
-        (two(parameters="{density: 1}"), "parameters: linear has no parameter 'density'; it has: normalize, weight"),
+        (
+            two(models="[{model: a, parameters: {wieght: 1}}]"),
+            r"'weight' for a \('wieght' is ignored: linear has no such parameter \(did you mean 'weight'\?\)",
+        ),
+        (
+            two(vocabulary="published", models="[{model: a, parameters: {wieght: 1}}]"),
+            r"no parameter 'wieght' \(did you mean 'weight'\?\)",
+        ),
+        (two(vocabulary="published", parameters="{density: 1}"), "no parameter 'density'; it has: normalize, weight"),
         (two(models="[{model: a, parameters: {weight: x}}]"), "parameters of a.weight must be a number, not 'x'"),
         (
-            two(models="[{model: a, parameters: {weight: 1, normalize: true}}]"),
+            two(vocabulary="published", models="[{model: a, parameters: {weight: 1, normalize: true}}]"),
             "parameters of a: 'normalize' holds for all models",
         ),
         (two(merge_method="slerp", models="[a, b]", base_model="a"), "slerp needs a value of t"),
@@ -158,10 +176,16 @@ def two(**fields):
             r"slerp needs 1 member\(s\) beside the base, .* 2",
         ),
         (two(merge_method="ties", models="[a]", base_model="a"), r"ties needs at least 1 member\(s\) beside the base"),
-        (two(merge_method="karcher", models="[a]"), "karcher needs at least 2 member"),
         (two(merge_method="passthrough", models="[a, b]"), "passthrough needs 1 member"),
         (two(models=None, slices="[a]"), "every slice has sources, not 'a'"),
-        (two(models=None, slices="[{sources: [], par: 1}]"), r"unknown field of a slice 'par'"),
+        (
+            two(vocabulary="published", models=None, slices="[{sources: [], par: 1}]"),
+            "unknown field of a slice of the recipe 'par'",
+        ),
+        (
+            two(models=None, slices="[{sources: [{model: a, layer_range: [0, 1]}], base_model: b}]", base_model="a"),
+            "slices with a base_model of their own are not supported: a, b",
+        ),
         (two(models=None, slices="[{sources: []}]"), "sources must be a list with at least one entry"),
         (two(models=None, slices="[{sources: [{model: a}]}]"), r"layer_range of a must be \[first, end\], not None"),
         (two(models=None, slices="[{sources: [{model: a, layer_range: [2, 1]}]}]"), r"must be \[first, end\]"),
@@ -194,3 +218,121 @@ def test_filters_that_leave_a_tensor_without_a_required_value_are_named():
     assert settings_at(job, part, part.sources[0], Place("x.mlp"))["weight"] == 1
     with pytest.raises(ValueError, match=r"linear: no value of 'weight' of a holds for tensor x\.norm"):
         settings_at(job, part, part.sources[0], Place("x.norm"))
+
+
+def notes(text):
+    return "\n".join(parse_recipe(text).notes)
+
+
+def test_what_mergekit_ignores_is_ignored_and_said():
+    members = "[{model: a, parameters: {weight: 0.6}}, {model: b, parameters: {weight: 0.4}}]"
+    job = parse_recipe(two(merge_method="slerp", base_model="a", models=members, parameters="{t: 0.35, densty: 1}"))
+    assert job.parameters == {"t": 0.35} and all(not source.parameters for source in job.slices[0].sources)
+    assert job.notes == (
+        "'weight' is ignored: slerp has no such parameter (in parameters of a, parameters of b)",
+        "'densty' is ignored: slerp has no such parameter (in parameters)",
+    )
+    of_model = two(models="[{model: a, parameters: {weight: 1, normalize: false}, x-y: 1}]", dtypes="float16")
+    assert notes(of_model) == (
+        "the recipe has 'dtypes', which is ignored (did you mean 'dtype'?)\n"
+        "an entry of the recipe: models has 'x-y', which is ignored\n"
+        "'normalize' is ignored: linear takes it for all models at once (in parameters of a)"
+    )
+    assert parse_recipe(of_model).parameters == {}
+
+
+def test_notes_are_bounded():
+    many = parse_recipe(two(parameters=repr({f"x{i}": 1 for i in range(100)}))).notes
+    assert len(many) == 21 and many[-1] == "80 more are ignored"
+    entries = [{"model": f"m{i}", "parameters": {"t": 1}} for i in range(9)]
+    assert "(in parameters of m0, parameters of m1, parameters of m2 and 6 more)" in notes(
+        two(merge_method="karcher", models=repr(entries))
+    )
+
+
+def test_null_is_absent():
+    job = parse_recipe(
+        two(slices="null", parameters="null", tokenizer="null", tokenizer_source="~", modules="null", dtype="null")
+        + "\nchat_template:\nout_dtype:\nalign:\nbase_model:\n"
+    )
+    assert (job.parameters, job.tokenizer, job.chat_template, job.base) == ({}, None, None, None)
+    slices = "[{sources: [{model: a, layer_range: [0, 1], parameters: null}], parameters: null, base_model: null}]"
+    assert len(parse_recipe(two(merge_method="passthrough", models="null", slices=slices)).slices) == 1
+
+
+def test_anchors_and_merge_keys_beside_the_fields():
+    job = parsed("""
+        x-common: &common {weight: 0.5, density: 0.3}
+        merge_method: ties
+        base_model: base
+        models:
+          - {model: a, parameters: *common}
+          - {model: b, parameters: {<<: *common, weight: 2}}
+    """)
+    _, b = job.slices[0].sources
+    assert b.parameters == {"weight": 2, "density": 0.3}
+    assert job.notes == ("the recipe has 'x-common', which is ignored",)
+
+
+@pytest.mark.parametrize("method", ["karcher", "linear"])
+def test_an_unlisted_base_is_a_member_of_methods_without_a_base(method):
+    job = parse_recipe(two(merge_method=method, models="[a, b]", base_model="c", parameters="{weight: 1, x: 0}"))
+    assert [source.model for source in job.slices[0].sources] == ["a", "b", "c"]
+    listed = parse_recipe(two(merge_method=method, models="[c, b]", base_model="c", parameters="{weight: 1}"))
+    assert [source.model for source in listed.slices[0].sources] == ["c", "b"]
+
+
+def test_an_unlisted_base_of_linear_needs_a_shared_weight():
+    with pytest.raises(ValueError, match="linear needs a value of 'weight' for c"):
+        parse_recipe(two(base_model="c"))
+
+
+@pytest.mark.parametrize("recipe", [{"merge_method": "karcher"}, {"merge_method": "multislerp", "base_model": "b"}])
+def test_one_member_is_copied(recipe):
+    job = parse_recipe(two(**recipe))
+    assert (job.method, [source.model for source in job.slices[0].sources]) == ("passthrough", ["a"])
+    assert job.notes[-1] == f"{recipe['merge_method']} of one member is that member: it is copied"
+
+
+def test_gradients_of_whole_numbers_and_booleans_are_chosen():
+    job = parse_recipe(two(merge_method="karcher", models="[a, b]", parameters="{max_iter: [1, 5.0], tol: [1, 5]}"))
+    found = [settings_at(job, job.slices[0], None, Place("x", depth)) for depth in (0, 0.75, 1)]
+    assert [(value["max_iter"], value["tol"]) for value in found] == [(1, 1), (1, 4), (5, 5)]
+    assert type(found[-1]["max_iter"]) is int
+    job = parse_recipe(two(parameters="{normalize: [false, true]}"))
+    found = [settings_at(job, job.slices[0], None, Place("x", depth))["normalize"] for depth in (0, 0.75, 1)]
+    assert found == [False, False, True]
+
+
+def test_modules_that_are_merged_alike_are_the_models():
+    entry = "{models: [{model: a, parameters: {weight: 1}}], parameters: {normalize: false}}"
+    job = parse_recipe(two(models=None, modules=f"{{text: {entry}, vision: {entry}}}", parameters="{normalize: true}"))
+    assert (job.models, job.parameters) == (["a"], {"normalize": False})
+    assert job.notes == ("the modules text, vision are merged alike, and with them the whole model",)
+
+
+def test_a_base_of_all_slices_is_the_base():
+    part = "{sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}], base_model: a}"
+    job = parse_recipe(two(merge_method="slerp", models=None, slices=f"[{part}, {part}]", parameters="{t: 0.5}"))
+    assert job.base == "a"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "torch.bfloat16"])
+def test_dtypes_as_mergekit_spells_them(dtype):
+    assert parse_recipe(two(dtype=dtype)).dtype == bfloat16
+
+
+@pytest.mark.parametrize("template", ["auto", "chatml", "'{{ messages[0].content }}'"])
+def test_chat_templates(template):
+    assert parse_recipe(two(chat_template=template)).chat_template == template.strip("'")
+
+
+def test_filters_that_match_nothing_are_said():
+    rules = "[{filter: mlp, value: 1}, {filter: experts.3, value: 2}, {filter: 'norm ', value: 3}, {value: 4}]"
+    job = parse_recipe(two(models=f"[{{model: a, parameters: {{weight: {rules}}}}}]"))
+    assert unused_filters(job, ["l.0.mlp.experts.gate_up_proj", "l.1.mlp.experts.gate_up_proj", "norm"]) == [
+        "the filter 'experts.3' is part of no tensor's name; the experts are one tensor, "
+        "l.0.mlp.experts.gate_up_proj, in which a filter cannot choose",
+        "the filter 'norm ' is part of no tensor's name",
+    ]
+    assert unused_filters(job, ["l.0.mlp.experts.3.up", "norm "]) == []

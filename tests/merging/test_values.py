@@ -19,9 +19,17 @@ def test_a_gradient_is_linear_between_values_spread_evenly(values, depth):
     assert resolve(values, Place("x", depth)) == pytest.approx(expected, abs=1e-15)
 
 
-def test_a_gradient_of_booleans_or_text_is_chosen():
-    assert [resolve([True, False], Place("x", depth)) for depth in (0.0, 0.4, 0.6, 1.0)] == [True, True, False, False]
-    assert resolve(["model", "leaf"], Place("x", 0.8)) == "leaf"
+@pytest.mark.parametrize(
+    ("values", "kind"), [([True, False], bool), ([1, 0], bool), (["leaf", "model"], str), ([1, 5], int)]
+)
+def test_a_gradient_of_what_is_no_number_is_the_entry_before_the_place(values, kind):
+    first, last = values
+    assert [resolve(values, Place("x", depth), kind) for depth in (0.0, 0.4, 0.9, 1.0)] == [first, first, first, last]
+    assert resolve([first, last, first], Place("x", 0.7), kind) == last
+
+
+def test_whole_numbers_may_be_written_with_a_point():
+    assert type(resolve(5.0, Place("x"), int)) is int
 
 
 FILTERS = [
@@ -44,7 +52,7 @@ def test_the_first_filter_that_is_part_of_the_name_holds(name, default, expected
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
-        *[(1, float), (0.5, float), ([0, 0.5, 1], float), (3, int), (True, bool), ("leaf", str)],
+        *[(1, float), (0.5, float), ([0, 0.5, 1], float), (3, int), (3.0, int), (True, bool), ("leaf", str)],
         *[(1.0, bool), (0, bool), (1, bool), ([{"filter": "a", "value": [0.0, 1]}, {"value": 2}], float)],
     ],
 )
@@ -57,6 +65,11 @@ def test_good_values_pass(value, kind):
     [
         ("0.5", float, "w must be a number, not '0.5'"),
         (True, float, "w must be a number, not True"),
+        (10**400, float, "w must be finite, not 1000"),
+        (10**400, int, "w must be a whole number, not 1000"),
+        (float("inf"), int, "w must be a whole number, not inf"),
+        ("x" * 10**6, float, r"w must be a number, not 'x{199}\.\.\.$"),
+        ({"filter": "a", "value": 1}, float, "w must be a number, not {"),
         (None, float, "w must be a number, not None"),
         (0.5, int, "w must be a whole number, not 0.5"),
         (2, bool, "w must be true or false, not 2"),

@@ -1,0 +1,120 @@
+"""Read YAML that may be anything: of bounded size and depth, with plain values alone."""
+
+import re
+from typing import Any
+
+import yaml
+
+LARGEST = 1_000_000  # bytes of a file
+VALUES, DEPTH, LONG = 20_000, 50, 50  # with anchors written out; 50 characters count as a value
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+
+
+def load_yaml(text: str, where: str = "the text") -> Any:
+    """Return the value of a YAML document: 1e-5 is a number too, keys are text, dates and unknown tags are not there.
+
+    Raises:
+        ValueError: not YAML, or several documents; a key that stands there twice, or that is no text; a tag of another
+            kind of value; more than 20,000 values or 50 levels with anchors written out, or an anchor inside itself.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            return loader.load()
+        finally:
+            loader.dispose()
+    except LookupError as error:
+        raise ValueError(f"{where} is not YAML: a tag does not fit its value") from error
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML's numbers raise what int and float raise
+        raise ValueError(f"{where} is not YAML: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    def __init__(self, text):
+        super().__init__(text)
+        self.level = self.composed = 0
+
+    def load(self):
+        node = self.get_node() if self.check_node() else None
+        if self.check_node():
+            raise _problem(
+                self.peek_event(), "there are several documents: give each a file of its own, and merge in order"
+            )
+        if node is None:
+            return None
+        _measure(node, {})
+        return self.construct_document(node)
+
+    def compose_node(self, parent, index):
+        self.level += 1
+        self.composed += 1
+        if self.level > DEPTH or self.composed > VALUES:
+            limit = f"{DEPTH} levels" if self.level > DEPTH else f"{VALUES:,} values"
+            raise _problem(self.peek_event(), f"it has more than {limit}")
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
+
+    def compose_mapping_node(self, anchor):
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _problem(key, "a key must be text")
+            if key.value in seen:
+                raise _problem(key, f"{key.value!r} stands there twice")
+            seen.add(key.value)
+        return node
+
+    def flatten_mapping(self, node):
+        # PyYAML's own takes {p: 1} for c in "a: &a {p: 1}", "b: &b {<<: *a, p: 3}", "c: {<<: *b}"
+        merged, own = {}, {}
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if not isinstance(part, yaml.MappingNode):
+                        raise _problem(part, "<< takes a mapping or a list of mappings")
+                    self.flatten_mapping(part)
+                    merged = {pair[0].value: pair for pair in part.value} | merged
+            else:
+                own[key.value] = (key, value)
+                if key.tag in _TAGS:  # 1, on and null are text, as tokens may be
+                    key.tag = "tag:yaml.org,2002:str"
+        node.value = list((merged | own).values())
+
+
+def _measure(node, known):
+    """Return (values, levels) of a node with its anchors written out; an anchor stands before what refers to it."""
+    if id(node) in known:
+        if known[id(node)] is None:
+            raise _problem(node, "an anchor contains itself")
+        return known[id(node)]
+    known[id(node)] = None
+    children = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+    sizes = [_measure(child, known) for child in children]
+    values = 1 + sum(size for size, _ in sizes) + (len(node.value) // LONG if isinstance(node, yaml.ScalarNode) else 0)
+    levels = 1 + max((level for _, level in sizes), default=0)
+    if values > VALUES or levels > DEPTH:
+        raise _problem(node, f"its anchors, written out, are more than {VALUES:,} values or {DEPTH} levels")
+    known[id(node)] = values, levels
+    return values, levels
+
+
+def _problem(node, text):
+    return yaml.MarkedYAMLError(None, None, text, node.start_mark)
+
+
+# a date is text, and 1e-5 is a number, which YAML 1.1 takes for text
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_constructors = {
+    tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in _TAGS
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
