@@ -77,7 +77,7 @@ def main():
         sys.exit(f"differ by more than rounding: {', '.join(failed)}")
 
 
-def make_models(folder, dtype):
+def make_models(folder, dtype, layers=LAYERS):
     """Write four models as Hugging Face folders; give their paths by name."""
     rng = np.random.default_rng(0)
     shapes = {
@@ -85,7 +85,7 @@ def make_models(folder, dtype):
         "model.norm.weight": (WIDTH,),
         "lm_head.weight": (WORDS, WIDTH),
     }
-    for layer in range(LAYERS):
+    for layer in range(layers):
         prefix = f"model.layers.{layer}."
         shapes |= {f"{prefix}self_attn.{name}_proj.weight": (WIDTH, WIDTH) for name in "qkvo"}
         shapes |= {f"{prefix}mlp.{name}_proj.weight": (HIDDEN, WIDTH) for name in ("gate", "up")}
@@ -99,7 +99,7 @@ def make_models(folder, dtype):
         "intermediate_size": HIDDEN,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "vocab_size": WORDS,
         "torch_dtype": dtype,
         "tie_word_embeddings": False,
@@ -274,7 +274,7 @@ def compare(recipe, folder, programs):
     one, other = open_checkpoint(theirs), open_checkpoint(ours)
     if set(one.leaves) != set(other.leaves):
         raise ValueError(f"other tensors: {sorted(set(one.leaves) ^ set(other.leaves))}")
-    rows = _rows_of_their_tokens(theirs, ours)
+    rows = rows_of_their_tokens(theirs, ours)
     differences = []
     for name in one.leaves:
         array = other.read(name).astype(np.float64)
@@ -284,7 +284,7 @@ def compare(recipe, folder, programs):
     return float(differences.max()), float((differences > TOLERANCE[recipe["dtype"]]).mean())
 
 
-def _rows_of_their_tokens(theirs, ours):
+def rows_of_their_tokens(theirs, ours):
     """Give our row of each token, in the order of mergekit's: a union adds the tokens in no order that matters."""
     if not (ours / "tokenizer.json").exists():
         return None

@@ -215,6 +215,7 @@ def _parameters(given, definition, scope, ignored, of_source=False):
     known, found = definition.settings, {}
     for name, value in given.items():
         elsewhere = of_source and name in definition.of_merge and name not in definition.of_member
+        value = [value] if isinstance(value, Mapping) else value  # one filter alone
         if name in known and not elsewhere:
             _check_value(name, value, definition, f"{scope}.{name}")
             found[name] = value
@@ -414,12 +415,18 @@ def _beside(notes):
 
 
 def _alone(job):
-    """Return the job as a copy where a method that mergekit has for one member too has but one."""
-    numbers = {len(members_of(job, part)) for part in job.slices}
-    if job.vocabulary != "mergekit" or job.method not in ALONE or numbers != {1}:
+    """Return the job as a copy where a method that mergekit has for a single model too has but one."""
+    members = [members_of(job, part) for part in job.slices]
+    low, high = job.definition.members
+    copied = None
+    if job.vocabulary == "mergekit" and job.method in ALONE and all(len(of_part) == 1 for of_part in members):
+        copied = "one member is that member"
+    if job.vocabulary == "mergekit" and job.base and (low, high > 1) == (1, True) and not any(members):
+        copied, members = "no member is the base", [part.sources[:1] for part in job.slices]
+    if copied is None:
         return job
-    slices = [dataclasses.replace(part, sources=tuple(members_of(job, part))) for part in job.slices]
-    note = f"{job.method} of one member is that member: it is copied"
+    slices = [dataclasses.replace(part, sources=tuple(m)) for part, m in zip(job.slices, members, strict=True)]
+    note = f"{job.method} of {copied}: it is copied"
     return dataclasses.replace(job, method="passthrough", slices=tuple(slices), notes=(*job.notes, note))
 
 

@@ -5,6 +5,7 @@ the first of which applies whose text is part of the tensor's name ("*" or none:
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -23,11 +24,11 @@ class Place:
 def resolve(value: Value, place: Place, kind: type = float) -> Any:
     """Return the scalar that holds at this place; None where no filter applies.
 
-    A gradient of numbers is linear between its values, which are spread evenly over the layers. Of whole numbers,
-    booleans and texts it is the entry at or before the place, the last one in the last layer alone.
+    A gradient of numbers is linear between its values, which are spread evenly over the layers, and rounded down where
+    whole numbers are wanted. Of booleans and texts it is the entry at or before the place: the last in the last layer.
     """
     if not isinstance(value, list):
-        return int(value) if kind is int and isinstance(value, float) else value
+        return math.floor(value) if kind is int and isinstance(value, float) else value
     if value and isinstance(value[0], Mapping):
         for rule in value:
             if rule.get("filter") in (None, "*") or rule["filter"] in place.name:
@@ -35,10 +36,10 @@ def resolve(value: Value, place: Place, kind: type = float) -> Any:
         return None
     position = place.depth * (len(value) - 1)
     left = min(int(position), len(value) - 1)
-    if kind in (bool, int, str) or isinstance(value[left], bool | str):
-        return resolve(value[left], place, kind)
+    if kind in (bool, str) or isinstance(value[left], bool | str):
+        return value[left]
     right, share = min(left + 1, len(value) - 1), position - left
-    return (1.0 - share) * value[left] + share * value[right]
+    return resolve((1.0 - share) * value[left] + share * value[right], place, kind)
 
 
 def check(value: Value, where: str, kind: type) -> None:

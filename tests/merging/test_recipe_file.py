@@ -175,7 +175,10 @@ def two(**fields):
             two(merge_method="slerp", models="[a, b]", base_model="c"),
             r"slerp needs 1 member\(s\) beside the base, .* 2",
         ),
-        (two(merge_method="ties", models="[a]", base_model="a"), r"ties needs at least 1 member\(s\) beside the base"),
+        (
+            two(vocabulary="published", merge_method="ties", models="[a]", base_model="a"),
+            r"ties needs at least 1 member\(s\) beside the base",
+        ),
         (two(merge_method="passthrough", models="[a, b]"), "passthrough needs 1 member"),
         (two(models=None, slices="[a]"), "every slice has sources, not 'a'"),
         (
@@ -294,10 +297,10 @@ def test_one_member_is_copied(recipe):
     assert job.notes[-1] == f"{recipe['merge_method']} of one member is that member: it is copied"
 
 
-def test_gradients_of_whole_numbers_and_booleans_are_chosen():
+def test_gradients_of_whole_numbers_are_rounded_and_of_booleans_chosen():
     job = parse_recipe(two(merge_method="karcher", models="[a, b]", parameters="{max_iter: [1, 5.0], tol: [1, 5]}"))
     found = [settings_at(job, job.slices[0], None, Place("x", depth)) for depth in (0, 0.75, 1)]
-    assert [(value["max_iter"], value["tol"]) for value in found] == [(1, 1), (1, 4), (5, 5)]
+    assert [(value["max_iter"], value["tol"]) for value in found] == [(1, 1), (4, 4), (5, 5)]
     assert type(found[-1]["max_iter"]) is int
     job = parse_recipe(two(parameters="{normalize: [false, true]}"))
     found = [settings_at(job, job.slices[0], None, Place("x", depth))["normalize"] for depth in (0, 0.75, 1)]
@@ -336,3 +339,15 @@ def test_filters_that_match_nothing_are_said():
         "the filter 'norm ' is part of no tensor's name",
     ]
     assert unused_filters(job, ["l.0.mlp.experts.3.up", "norm "]) == []
+
+
+def test_the_base_alone_is_copied():
+    job = parse_recipe(two(merge_method="ties", models="[a]", base_model="a"))
+    assert (job.method, [source.model for source in job.slices[0].sources]) == ("passthrough", ["a"])
+    assert job.notes == ("ties of no member is the base: it is copied",)
+
+
+def test_one_filter_need_not_be_a_list():
+    job = parse_recipe(two(parameters="{weight: {filter: mlp, value: [1, 2]}, normalize: {value: false}}"))
+    assert settings_at(job, job.slices[0], None, Place("x"))["normalize"] is False
+    assert job.parameters["weight"] == [{"filter": "mlp", "value": [1, 2]}]

@@ -19,13 +19,16 @@ def test_a_gradient_is_linear_between_values_spread_evenly(values, depth):
     assert resolve(values, Place("x", depth)) == pytest.approx(expected, abs=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("values", "kind"), [([True, False], bool), ([1, 0], bool), (["leaf", "model"], str), ([1, 5], int)]
-)
-def test_a_gradient_of_what_is_no_number_is_the_entry_before_the_place(values, kind):
+@pytest.mark.parametrize(("values", "kind"), [([True, False], bool), ([1, 0], bool), (["leaf", "model"], str)])
+def test_a_gradient_of_booleans_or_text_is_the_entry_before_the_place(values, kind):
     first, last = values
     assert [resolve(values, Place("x", depth), kind) for depth in (0.0, 0.4, 0.9, 1.0)] == [first, first, first, last]
     assert resolve([first, last, first], Place("x", 0.7), kind) == last
+
+
+def test_a_gradient_of_whole_numbers_is_linear_and_rounded_down():
+    found = [resolve([1, 5], Place("x", depth), int) for depth in (0.0, 0.4, 0.5, 0.9, 1.0)]
+    assert found == [1, 2, 3, 4, 5] and {type(value) for value in found} == {int}
 
 
 def test_whole_numbers_may_be_written_with_a_point():

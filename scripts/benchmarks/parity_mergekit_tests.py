@@ -1,0 +1,188 @@
+"""Carry out the merges of mergekit's own tests and examples with both programs, and compare what comes out.
+
+    python scripts/benchmarks/parity_mergekit_tests.py CHECKOUT [--peer VENV] [--out FILE]
+
+CHECKOUT is a copy of mergekit's repository, of which tests/ and examples/ are used. Its tests run in the peer's own
+environment; a plugin keeps the recipe of every merge and what mergekit made of it, once as it stands and once with
+dtype float32. Then `soups merge` does the same merges from the same recipes. The examples are merged with small random
+models in the place of those that they name.
+
+A merge is *equal* if no element differs by more than rounding in float32, 2e-6 of the largest, or if both refuse it;
+*explained* if it is so with dtype float32, or if the method draws random numbers; *refused* if soups alone refuses it.
+"""
+
+import argparse
+import collections
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import _common
+import _mergekit
+import numpy as np
+import parity
+import yaml
+
+from soups.formats import open_checkpoint
+
+TESTS = ("test_basic_merges", "test_tokenizer", "test_chat_template")
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+LAYERS = 40  # the examples cut that many
+PLUGIN = """
+import os, pathlib, shutil
+import mergekit.merge
+
+record, real, count = pathlib.Path(os.environ["RECORD"]), mergekit.merge.run_merge, iter(range(1000))
+
+def run_merge(config, out_path, options, **further):
+    folder = record / f"{next(count):03d}"
+    folder.mkdir()
+    (folder / "test").write_text(os.environ["PYTEST_CURRENT_TEST"].split(" ")[0])
+    (folder / "recipe.yml").write_text(config.to_yaml())
+    exact = config.model_copy(deep=True)
+    try:
+        real(config, out_path, options, **further)
+    except Exception as error:
+        (folder / "error").write_text(f"{type(error).__name__}: {error}")
+        raise
+    shutil.copytree(out_path, folder / "out")
+    if exact.dtype not in (None, "float32"):
+        exact.dtype = "float32"
+        real(exact, str(folder / "out_float32"), options, **further)
+
+mergekit.merge.run_merge = run_merge
+"""
+
+
+def main():
+    """Record mergekit's merges, do them again, and print the table."""
+    options = _options()
+    programs = _mergekit.install(options.peer)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="parity_") as folder:
+        record = pathlib.Path(folder) / "record"
+        record.mkdir()
+        ran = run_tests(options.checkout, programs, record, TESTS)
+        run_examples(options.checkout, programs, record)
+        for case in sorted(path for path in record.iterdir() if (path / "recipe.yml").exists()):
+            rows.append(compare(case))
+            print(*rows[-1].values(), flush=True)
+            shutil.rmtree(case)
+    counts = collections.Counter((row["file"], row["status"]) for row in rows)
+    _common.table("Merges", ["file", "status", "merges"], [[*key, number] for key, number in sorted(counts.items())])
+    what = {"benchmark": "parity_mergekit_tests", "what": __doc__.splitlines()[0], "mergekit": _mergekit.VERSION}
+    _common.write(options.out, what | {"tests": ran, "rows": rows, "machine": _common.machine()})
+    if wrong := [f"{row['file']} {row['case']}" for row in rows if row["status"] == "differs"]:
+        sys.exit(f"differ by more than is explained: {', '.join(wrong)}")
+
+
+def run_tests(checkout, programs, record, names):
+    """Run test files in the peer's environment, with every merge recorded; return pytest's last line."""
+    subprocess.run([str(programs / "pip"), "install", "-q", "pytest"], check=True)
+    folder = record / "checkout"
+    shutil.copytree(checkout / "tests", folder / "tests")
+    (folder / "soups_record.py").write_text(PLUGIN)
+    files = [f"tests/{name}.py" for name in names]
+    command = [str(programs / "python"), "-m", "pytest", "-q", "-p", "soups_record", "-p", "no:cacheprovider"]
+    command += ["--basetemp", str(record / "models"), *files]
+    environment = os.environ | {"RECORD": str(record), "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if not list(record.glob("*/recipe.yml")):
+        raise RuntimeError(f"mergekit's tests made no merge: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def run_examples(checkout, programs, record):
+    """Merge each example with small models of the same names."""
+    made = iter(parity.make_models(record / "small", "float32", LAYERS).values())
+    models = collections.defaultdict(lambda: str(next(made)))
+    for path in sorted((checkout / "examples").glob("*.yml")):
+        recipe = with_models(yaml.safe_load(path.read_text()), models)
+        case = record / f"example_{path.stem}"
+        case.mkdir()
+        (case / "test").write_text(f"examples/{path.name}")
+        (case / "recipe.yml").write_text(yaml.safe_dump(recipe))
+        (case / "exact.yml").write_text(yaml.safe_dump(recipe | {"dtype": "float32"}))
+        for name, out in (("recipe.yml", "out"), ("exact.yml", "out_float32")):
+            command = _mergekit.command(programs, case / name, case / out, folders=True)
+            subprocess.run(command, check=True, capture_output=True)
+
+
+def with_models(value, models):
+    """Return a recipe with a path in the place of each model's name."""
+    if isinstance(value, list):
+        return [with_models(item, models) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: models[item] if key in ("model", "base_model") else with_models(item, models)
+        for key, item in value.items()
+    }
+
+
+def compare(case):
+    """Do a recorded merge again and return a row of the table."""
+    file, _, test = (case / "test").read_text().rpartition("/")[2].partition("::")
+    recipe = yaml.safe_load((case / "recipe.yml").read_text())
+    row = {"file": file, "case": test.rpartition("::")[2], "method": recipe["merge_method"], "status": "equal"}
+    row |= {"difference": None, "with float32": None, "why": ""}
+    refusal = merge(case / "recipe.yml", case / "ours")
+    if (case / "error").exists():
+        theirs = (case / "error").read_text().splitlines()[0]
+        why = f"both refuse; mergekit: {theirs}" if refusal else f"mergekit refuses: {theirs}"
+        return row | {"status": "equal" if refusal else "explained", "why": why}
+    if refusal:
+        return row | {"status": "refused", "why": refusal}
+    row["difference"], other = difference(case / "out", case / "ours")
+    if other or row["difference"] > parity.TOLERANCE["float32"]:
+        row |= {"status": "differs", "why": other}
+        if (case / "out_float32").exists() and not other:
+            (case / "exact.yml").write_text(yaml.safe_dump(recipe | {"dtype": "float32"}))
+            merge(case / "exact.yml", case / "ours_float32")
+            row["with float32"], _ = difference(case / "out_float32", case / "ours_float32")
+        if recipe["merge_method"] in RANDOM:
+            row |= {"status": "explained", "why": "other random numbers"}
+        elif row["with float32"] is not None and row["with float32"] <= parity.TOLERANCE["float32"]:
+            row |= {"status": "explained", "why": f"mergekit rounds every step to {recipe['dtype']}"}
+    return row
+
+
+def merge(recipe, out):
+    """Run `soups merge`; return what it said if it refused."""
+    command = [sys.executable, "-m", "soups", "merge", str(recipe), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode not in (0, 2):
+        raise RuntimeError(f"{recipe.read_text()}\n{done.stderr}")
+    return done.stderr.strip() if done.returncode else ""
+
+
+def difference(theirs, ours):
+    """Return the largest difference relative to the largest element, and in words what cannot be compared."""
+    one, other = open_checkpoint(theirs), open_checkpoint(ours)
+    if names := set(one.leaves) ^ set(other.leaves):
+        return None, f"tensors of one output alone: {', '.join(sorted(names))}"
+    rows = parity.rows_of_their_tokens(theirs, ours)
+    worst = largest = 0.0
+    for name in one.leaves:
+        expected, found = (np.asarray(folder.read(name)).astype(np.float64) for folder in (one, other))
+        found = found[rows] if rows and name in ("model.embed_tokens.weight", "lm_head.weight") else found
+        if expected.shape != found.shape:
+            return None, f"{name} has shape {found.shape} instead of {expected.shape}"
+        worst = max(worst, float(np.abs(expected - found).max(initial=0)))
+        largest = max(largest, float(np.abs(expected).max(initial=0)))
+    return worst / (largest or 1.0), ""
+
+
+def _options():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkout", type=pathlib.Path, help="a copy of mergekit's repository")
+    parser.add_argument("--peer", default="runs/venvs/mergekit", help="where mergekit is installed")
+    parser.add_argument("--out", default="runs/benchmarks/parity_mergekit_tests.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
