@@ -33,7 +33,8 @@ def how_to_download(reference: str) -> str:
     if not found or "/" not in found["name"]:
         return ""
     revision = f" --revision {found['revision']}" if found["revision"] else ""
-    return f", nor is it in {cache()}; a model of the Hugging Face hub comes there by: hf download {found['name']}{revision}"
+    command = f"hf download {found['name']}{revision}"
+    return f", nor is it in {cache()}; a model of the Hugging Face hub comes there by: {command}"
 
 
 def cache() -> pathlib.Path:

@@ -12,6 +12,7 @@ import numpy as np
 from soups import tree
 from soups.formats import Checkpoint, CheckpointError, open_checkpoint
 from soups.formats.view import View
+from soups.merging.hub import cached_model, how_to_download
 from soups.names import did_you_mean
 
 CONFIG, FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
@@ -42,11 +43,16 @@ def model_reference(value: Any, where: str) -> str:
     if isinstance(model, Mapping):
         adapter = model.get("lora")
         model = model.get("model", model)
-        model = model.get("path", model) if isinstance(model, Mapping) else model
-        adapter = adapter.get("path", adapter) if isinstance(adapter, Mapping) else adapter
+        model, adapter = _with_revision(model), _with_revision(adapter)
     if not isinstance(model, str) or not model or not isinstance(adapter, str | None):
         raise ValueError(f"{where}: a model is a path, or path+lora, not {value!r}")
     return f"{model}+{adapter}" if adapter else model
+
+
+def _with_revision(value):
+    if not isinstance(value, Mapping) or "path" not in value:
+        return value
+    return f"{value['path']}@{value['revision']}" if value.get("revision") else value["path"]
 
 
 def split_reference(model: str) -> tuple[str, str | None]:
@@ -75,9 +81,13 @@ def open_with_lora(model: str, open_model) -> Checkpoint | View:
     stabilization scaling factor for fine-tuning with LoRA", 2023, arXiv 2312.03732.
     """
     path, adapter = split_reference(model)
-    checkpoint = open_model(path)
+    try:
+        checkpoint = open_model(cached_model(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{how_to_download(path)}") from error
     if adapter is None:
         return checkpoint
+    adapter = cached_model(adapter)
     config, matrices = _config(pathlib.Path(adapter)), _open_adapter(pathlib.Path(adapter))
     changes = _changes(checkpoint, matrices, config, adapter)
     changed = {name: checkpoint.leaves[name] for name in changes}
