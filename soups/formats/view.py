@@ -20,12 +20,14 @@ class View:
         changed: the headers of the tensors that are changed; their dtype is that which the output takes from them.
         make: from the name of one of these to its array, in float32 or wider.
         sizes: of all files that go in.
+        added_notes: sentences for the user, beside the checkpoint's.
     """
 
     checkpoint: Tensors
     changed: Mapping[str, Leaf]
     make: Callable[[str], np.ndarray] = dataclasses.field(repr=False)
     sizes: dict[pathlib.Path, int]
+    added_notes: Sequence[str] = ()
 
     @property
     def path(self) -> pathlib.Path:
@@ -44,8 +46,8 @@ class View:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Return the checkpoint's notes."""
-        return self.checkpoint.notes
+        """Return the checkpoint's notes and those of the change."""
+        return (*self.checkpoint.notes, *self.added_notes)
 
     @property
     def aliases(self) -> dict[str, str]:

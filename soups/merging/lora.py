@@ -1,6 +1,7 @@
 """Read references to models, "model" and "model+lora", and add low-rank adapters of PEFT to their models."""
 
-import json
+import collections
+import dataclasses
 import math
 import pathlib
 import re
@@ -10,14 +11,22 @@ from typing import Any
 import numpy as np
 
 from soups import tree
-from soups.formats import Checkpoint, CheckpointError, open_checkpoint
+from soups.formats import Checkpoint, open_checkpoint
+from soups.formats.folder import SINGLE
+from soups.formats.tensors import listed
+from soups.formats.text import read_json
 from soups.formats.view import View
+from soups.merging import ties
+from soups.merging.adapter_names import find_tensors, is_part, sort_parts
 from soups.merging.hub import cached_model, how_to_download
-from soups.names import did_you_mean
+from soups.names import bounded, shown
 
 CONFIG, FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-_PREFIX = "base_model.model."
-_PART = re.compile(r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?$")
+MODEL_FILES = tuple(f"{name}{index}" for name in SINGLE for index in ("", ".index.json"))
+_LINEAR, _EMBEDDING = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
+# modules of GPT-2 and its kin, whose weights are stored as [inputs, outputs]; others have Linear of the same names
+_CONV1D = ("c_attn", "q_attn", "c_proj", "c_fc")
+_WIDENING = ("c_attn", "c_fc")  # of them, those with more outputs than inputs
 # settings of PEFT that change the formula: what they must be, and what is then not supported
 _PLAIN = {
     "use_dora": "DoRA",
@@ -67,61 +76,94 @@ def open_with_lora(model: str, open_model) -> Checkpoint | View:
     """Open a model by its reference; with an adapter the tensors that it changes are W + s B A.
 
     s = α / r, or α / √r for rank-stabilised adapters; B A [outputs, inputs] with B [outputs, r] and A [r, inputs],
-    transposed for embeddings and for layers that are stored as [inputs, outputs] (`fan_in_fan_out`); r of each matrix
-    is that of A, α that of the adapter's `alpha_pattern` or its `lora_alpha`. Convolutions: as matrices [outputs,
-    inputs · width · height]. In float32 or wider. What the adapter saves whole takes the place of the model's tensor.
+    transposed for embeddings and for layers that are stored as [inputs, outputs], as GPT-2's are: what fits the weight
+    decides, not the adapter's `fan_in_fan_out`, which PEFT sets for each layer anew. r of each matrix is that of A, α
+    that of the adapter's `alpha_pattern` or its `lora_alpha`. Convolutions: as matrices [outputs, inputs · width ·
+    height]. In float32 or wider. What the adapter saves whole takes the place of the model's tensor. Several adapters,
+    "model+lora+lora", add.
 
     Raises:
         FileNotFoundError: no such model or adapter.
-        ValueError: an adapter of another kind than LoRA, or with what changes this formula, by name; matrices without
-            a tensor in the model, without their other half, or of other shapes, all of them in one message.
-        CheckpointError: as `open_checkpoint`.
+        ValueError: an adapter where a model is meant; an adapter of another kind than LoRA, or with what changes this
+            formula, by name; matrices without a tensor in the model or with several, without their other half, or of
+            other shapes; a square matrix that fits both ways; parts of the adapter that would change one tensor, all of
+            them in one message.
+        CheckpointError: as `open_checkpoint` and `read_json`.
 
     Hu et al., "LoRA: low-rank adaptation of large language models", 2021, arXiv 2106.09685; Kalajdzievski, "A rank
     stabilization scaling factor for fine-tuning with LoRA", 2023, arXiv 2312.03732.
     """
     path, adapter = split_reference(model)
-    try:
-        checkpoint = open_model(cached_model(path))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}{how_to_download(path)}") from error
     if adapter is None:
-        return checkpoint
-    adapter = cached_model(adapter)
-    config, matrices = _config(pathlib.Path(adapter)), _open_adapter(pathlib.Path(adapter))
-    changes = _changes(checkpoint, matrices, config, adapter)
+        return _open_whole(path, open_model)
+    checkpoint = open_with_lora(path, open_model)
+    folder = pathlib.Path(cached_model(adapter))
+    config, matrices = _config(folder), _open_adapter(folder)
+    changes, notes = _changes(checkpoint, matrices, config, adapter)
     changed = {name: checkpoint.leaves[name] for name in changes}
-    sizes = {**checkpoint.sizes, **matrices.sizes, **_size(pathlib.Path(adapter) / CONFIG)}
+    sizes = {**checkpoint.sizes, **matrices.sizes, folder / CONFIG: (folder / CONFIG).stat().st_size}
 
     def make(name):
         return changes[name](checkpoint.read(name))
 
-    return View(checkpoint, changed, make, sizes)
+    return View(checkpoint, changed, make, sizes, tuple(notes))
+
+
+def _open_whole(path, open_model):
+    found = cached_model(path)
+    folder = pathlib.Path(found)
+    if (folder / CONFIG).is_file() and not any((folder / name).exists() for name in MODEL_FILES):
+        of = _config(folder).get("base_model_name_or_path")
+        which = f"; it was trained on {shown(of)}" if isinstance(of, str) and of else ""
+        raise ValueError(f"{path} is an adapter: give MODEL+{path}, with the model that it belongs to{which}")
+    try:
+        checkpoint = open_model(found)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{how_to_download(path)}") from error
+    if part := next(filter(is_part, checkpoint.leaves), None):
+        raise ValueError(
+            f"{path} holds low-rank matrices, such as {shown(part)}, whose mean is not that of what they add: "
+            "give MODEL+DIR, with the folder that PEFT wrote"
+        )
+    return checkpoint
 
 
 def _config(folder):
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"no {CONFIG} in {folder}: a LoRA is a folder that PEFT wrote")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise ValueError(f"{path}: peft_type must be 'LORA', not {kind!r}: merge this adapter into its model first")
+    config = read_json(path)
+    if (kind := config.get("peft_type")) != "LORA":
+        raise ValueError(
+            f"{path}: peft_type must be 'LORA', not {kind!r:.200}: merge this adapter into its model first"
+        )
     if wrong := [what for name, what in _PLAIN.items() if config.get(name)]:
         raise ValueError(f"{path}: {', '.join(wrong)}: not supported; merge this adapter into its model first")
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and re.match("pissa|olora|corda|loftq|lora_ga", start, re.IGNORECASE):
         raise ValueError(
-            f"{path}: init_lora_weights {start!r} changes the model that the adapter belongs to, "
+            f"{path}: init_lora_weights {start!r:.200} changes the model that the adapter belongs to, "
             "so adding it to the original is wrong: merge this adapter into its model first"
         )
-    for alpha in [config.get("lora_alpha"), *(config.get("alpha_pattern") or {}).values()]:
-        if not isinstance(alpha, int | float):
-            raise ValueError(f"{path}: lora_alpha must be a number, not {alpha!r}")
+    _check_alphas(config, path)
     return config
+
+
+def _check_alphas(config, path):
+    alphas = config.get("alpha_pattern") or {}
+    if not isinstance(alphas, dict):
+        raise ValueError(f"{path}: alpha_pattern must map names of modules to numbers, not {alphas!r:.200}")
+    for alpha in [config.get("lora_alpha"), *alphas.values()]:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
+            raise ValueError(f"{path}: lora_alpha must be a number, not {alpha!r:.200}")
+    for name in ("use_rslora", "fan_in_fan_out"):
+        if not isinstance(config.get(name), bool | None):
+            raise ValueError(f"{path}: {name} must be true or false, not {config[name]!r:.200}")
+    for pattern in alphas:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{path}: alpha_pattern: {shown(pattern)!r} is not a regex: {error}") from error
 
 
 def _open_adapter(folder):
@@ -131,86 +173,171 @@ def _open_adapter(folder):
     raise FileNotFoundError(f"{folder} holds neither {' nor '.join(FILES)}")
 
 
-def _size(path):
-    return {path: path.stat().st_size}
-
-
 def _changes(checkpoint, matrices, config, adapter):
-    """Give for each tensor that changes a function from its old array to the new one."""
-    pairs, whole, lines = {}, {}, []
-    for stored in matrices.leaves:
-        name = stored.removeprefix(_PREFIX)
-        if found := _PART.match(name):
-            pairs.setdefault(found["module"], {})[found["kind"]] = stored
-        elif "lora_" in name:
-            lines.append(f"  ? {stored}: not supported")
-        else:
-            whole[name] = stored
-    changes = {}
-    for module, parts in pairs.items():
-        name = _find(checkpoint, f"{module}.weight", lines)
-        if name and _fits(checkpoint.leaves[name].shape, module, parts, matrices, config, lines):
-            changes[name] = _adding(matrices, parts, config, module)
-    for wanted, stored in whole.items():
-        name = _find(checkpoint, wanted, lines)
-        if name and matrices.leaves[stored].shape != checkpoint.leaves[name].shape:
-            shapes = list(matrices.leaves[stored].shape), list(checkpoint.leaves[name].shape)
-            lines.append(f"  ~ {stored} has shape {shapes[0]} instead of {shapes[1]}")
-        elif name:
-            changes[name] = lambda _, stored=stored: _wide(matrices.read(stored))
+    """Give for each tensor that changes a function from its old array to the new one, and notes for the user."""
+    lines, notes, changes = [], [], {}
+    pairs, whole = sort_parts([*matrices.leaves, *matrices.aliases], lines)
+    tied = dict(checkpoint.aliases) | ties.of_config(checkpoint)
+    known = {leaf: leaf for leaf in checkpoint.leaves} | tied
+    targets = find_tensors([*map(_weight, pairs), *whole.values()], known, str(checkpoint.path), lines)
+    places = _places(checkpoint, matrices, pairs, whole, targets, lines)
+    turned = _Turned(checkpoint, matrices, pairs, targets, bool(config.get("fan_in_fan_out")))
+    for target, (modules, saved) in places.items():
+        parts = [*modules, *saved]
+        names = [alias for alias, kept in tied.items() if kept == target]
+        if len(parts) > 1 and not (modules and saved and whole[saved[0]] == _weight(modules[0])):
+            why = f", which the model ties to {listed(names)}: untie the model first" if names else ""
+            lines.append(f"  = {' and '.join(map(shown, parts[:4]))} would all change {shown(target)}{why}")
+            continue
+        if saved and target in getattr(checkpoint, "changed", ()):
+            lines.append(f"  = {shown(saved[0])} is saved whole, but another adapter changes {shown(target)} too")
+        kinds = _matrices(modules[0], pairs, matrices, checkpoint.leaves[target].shape, lines) if modules else None
+        swap = bool(kinds) and turned(modules[0], kinds, lines)
+        scale = _scale(config, modules[0], matrices.leaves[kinds[0]].shape[0]) if kinds else 0
+        changes[target] = _changing(matrices, saved, kinds, scale, swap)
+        if names:
+            notes.append(
+                f"{adapter}: {shown(parts[0])} changes both {shown(target)} and {listed(names)}, which are tied"
+            )
     if lines:
-        raise ValueError(f"{adapter} does not fit {checkpoint.path}:\n" + "\n".join(lines))
-    return changes
+        raise ValueError(f"{adapter} does not fit {checkpoint.path}:\n{bounded(lines)}")
+    return changes, notes
 
 
-def _find(checkpoint, name, lines):
-    """Give the model's name of a tensor, which may lack modules around it, as it does for a language model's trunk."""
-    known = {**{leaf: leaf for leaf in checkpoint.leaves}, **checkpoint.aliases}
-    found = [known[name]] if name in known else sorted({known[x] for x in known if name.endswith(f".{x}")})
-    if len(found) != 1:
-        lines.append(f"  - {checkpoint.path} has no tensor {name}{did_you_mean(name, known)}")
-        return None
-    return found[0]
+def _weight(module):
+    return f"{module}.weight"
 
 
-def _fits(shape, module, parts, matrices, config, lines):
-    kinds = ("lora_embedding_A", "lora_embedding_B") if "lora_embedding_A" in parts else ("lora_A", "lora_B")
-    if set(parts) != set(kinds):
-        lines.append(f"  - {module} has {', '.join(sorted(parts))}, not both of {', '.join(kinds)}")
+def _places(checkpoint, matrices, pairs, whole, targets, lines):
+    """Give {tensor of the model: ([modules with matrices], [tensors saved whole])} of what the adapter changes."""
+    places = collections.defaultdict(lambda: ([], []))
+    for module in pairs:
+        if target := targets.get(_weight(module)):
+            places[target][0].append(module)
+    for stored, name in whole.items():
+        if target := targets.get(name):
+            places[target][1].append(stored)
+    for target, (modules, saved) in places.items():
+        if any([_misfit(checkpoint, matrices, stored, target, lines) for stored in saved]):
+            saved.clear()
+        if len(modules) + len(saved) > 1:
+            own = {_weight(module) for module in modules}
+            saved[:] = _distinct(checkpoint.read(target), matrices, saved, [x for x in saved if whole[x] in own])
+    return {target: parts for target, parts in places.items() if any(parts)}
+
+
+def _misfit(checkpoint, matrices, stored, target, lines):
+    saved, own = _leaf(matrices, stored).shape, checkpoint.leaves[target].shape
+    if saved == own:
         return False
-    a, b = (matrices.leaves[parts[kind]].shape for kind in kinds)
-    swapped = kinds[0] == "lora_embedding_A" or config.get("fan_in_fan_out")
-    rows = shape[1:] + shape[:1] if swapped else shape
-    plain = len(a) == len(b) == 2 and (b[0], a[1]) == rows
-    convolution = len(a) > 2 and not swapped and a[1:] == shape[1:] and b == (shape[0], a[0], *[1] * (len(a) - 2))
-    if not (plain or convolution) or b[1] != a[0]:
-        lines.append(f"  ~ {module}: B {list(b)} times A {list(a)} does not fit the weight {list(shape)}")
-        return False
+    hint = ""
+    if saved and own and saved[1:] == own[1:] and saved[0] > own[0]:
+        hint = f": the adapter was trained with {saved[0] - own[0]} more tokens; give the model as many rows first"
+    lines.append(f"  ~ {shown(stored)} has shape {list(saved)} instead of {list(own)}{hint}")
     return True
 
 
-def _adding(matrices, parts, config, module):
-    embedding = "lora_embedding_A" in parts
-    kinds = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+def _leaf(matrices, stored):
+    return matrices.leaves[matrices.aliases.get(stored, stored)]
 
-    def add(weight):
-        a, b = (_wide(matrices.read(parts[kind])) for kind in kinds)
-        rank = a.shape[0]
-        scale = _alpha(config, module) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        product = b.reshape(-1, rank) @ a.reshape(rank, -1)
+
+def _distinct(array, matrices, saved, own):
+    """Leave out what is saved as the model has it, and what is saved twice; of the modules' own tensors one is kept."""
+    kept = own[:1]
+    for stored in [stored for stored in saved if stored not in kept]:
+        others = [array, *map(matrices.read, kept)]
+        if not any(_equal(matrices.read(stored), other) for other in others):
+            kept.append(stored)
+    return kept
+
+
+def _equal(a, b, rows=1 << 12):
+    return all(np.array_equal(_wide(a[at : at + rows]), _wide(b[at : at + rows])) for at in range(0, len(a), rows))
+
+
+def _matrices(module, pairs, matrices, shape, lines):
+    """Give the names of A and B of a module, or None where one is missing or they do not fit its weight."""
+    kinds = _EMBEDDING if any(kind in pairs[module] for kind in _EMBEDDING) else _LINEAR
+    if set(pairs[module]) != set(kinds):
+        lines.append(f"  - {shown(module)} has {', '.join(sorted(pairs[module]))}, not both of {', '.join(kinds)}")
+        return None
+    a, b = (_leaf(matrices, pairs[module][kind]).shape for kind in kinds)
+    linear = len(a) == len(b) == len(shape) == 2 and shape in [(a[1], b[0]), (b[0], a[1])][: 1 + (kinds == _LINEAR)]
+    convolution = len(a) > 2 and kinds == _LINEAR and (b[:1] + a[1:], b[2:]) == (shape, (1,) * (len(a) - 2))
+    if not (linear or convolution) or b[1] != a[0] or not a[0]:
+        lines.append(f"  ~ {shown(module)}: B {list(b)} times A {list(a)} does not fit the weight {list(shape)}")
+        return None
+    return tuple(pairs[module][kind] for kind in kinds)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turned:
+    """Say whether a module's weight is stored as [inputs, outputs], so that it takes the transpose of B A."""
+
+    checkpoint: Checkpoint
+    matrices: Checkpoint
+    pairs: dict
+    targets: dict
+    flag: bool
+
+    def __call__(self, module, names, lines):
+        shape = self.checkpoint.leaves[self.targets[_weight(module)]].shape
+        a, b = (_leaf(self.matrices, name).shape for name in names)
+        kind = module.rpartition(".")[2]
+        if len(a) > 2 or a[1] != b[0]:
+            return shape != b[:1] + a[1:]
+        if names[0] == self.pairs[module].get("lora_embedding_A"):
+            return True
+        if not self.flag and kind not in _CONV1D:
+            return False
+        seen = self._seen(_CONV1D if kind in _CONV1D else (kind,))
+        if len(seen) == 1 or (not seen and self.flag and kind in _CONV1D):
+            return seen != {False}
+        lines.append(
+            f"  ? {shown(module)}: B A fits the square weight {list(shape)} in both directions, and nothing says "
+            "whether it is stored as [inputs, outputs]: merge this adapter into its model first"
+        )
+        return False
+
+    def _seen(self, kinds):
+        """Give how the weights of modules of these names are stored, by those that are not square."""
+        return {*self._of_adapter(kinds), *self._of_model(kinds)}
+
+    def _of_adapter(self, kinds):
+        for module, found in self.pairs.items():
+            target = self.targets.get(_weight(module))
+            if target and module.rpartition(".")[2] in kinds and set(found) == set(_LINEAR):
+                a, b = (_leaf(self.matrices, found[kind]).shape for kind in _LINEAR)
+                if len(a) == len(b) == 2 and a[1] != b[0]:
+                    yield self.checkpoint.leaves[target].shape == (a[1], b[0])
+
+    def _of_model(self, kinds):
+        widening = [kind for kind in _WIDENING if kind in kinds]
+        for name, leaf in self.checkpoint.leaves.items():
+            if any(name.endswith(f".{kind}.weight") for kind in widening) and len(leaf.shape) == 2:
+                inputs, outputs = sorted(leaf.shape)
+                yield from [leaf.shape == (inputs, outputs)] * (inputs != outputs)
+
+
+def _changing(matrices, saved, names, scale, turned):
+    """Give the function from a tensor of the model to what the adapter makes of it."""
+
+    def change(weight):
+        weight = _wide(matrices.read(saved[0]) if saved else weight)
+        if names is None:
+            return weight
+        a, b = (_wide(matrices.read(name)) for name in names)
+        product = b.reshape(-1, a.shape[0]) @ a.reshape(a.shape[0], -1)
         product *= product.dtype.type(scale)
-        if embedding or config.get("fan_in_fan_out"):
-            product = product.T
-        return _wide(weight) + product.reshape(weight.shape)
+        return weight + (product.T if turned else product).reshape(weight.shape)
 
-    return add
+    return change
 
 
-def _alpha(config, module):
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return alpha
-    return config["lora_alpha"]
+def _scale(config, module, rank):
+    alphas = config.get("alpha_pattern") or {}
+    alpha = next((alphas[x] for x in alphas if re.match(rf"(.*\.)?({x})$", module)), config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _wide(array):

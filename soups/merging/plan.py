@@ -115,6 +115,7 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
     checkpoints |= {file: open_model(file) for file in job.files}
     names = {name for model in models.values() for name in model.leaves}
     lines, outputs, notes = [], [], [*job.notes, *unused_filters(job, names)]
+    notes += [note for checkpoint in checkpoints.values() for note in checkpoint.notes]
     for name, part, pairs, place in _outputs(job, checkpoints, lines):
         made = _output(job, checkpoints, name, part, pairs, place, lines)
         if made is not None:
@@ -129,7 +130,7 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
     first = checkpoints[job.models[0]]
     made = {output.name for output in outputs}
     aliases = {alias: name for alias, name in first.aliases.items() if name in made}
-    return Plan(job, tuple(outputs), checkpoints, aliases, tokenizer, tuple(notes))
+    return Plan(job, tuple(outputs), checkpoints, aliases, tokenizer, tuple(dict.fromkeys(notes)))
 
 
 def _outputs(job, checkpoints, lines):

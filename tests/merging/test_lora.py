@@ -159,6 +159,193 @@ def test_a_tied_tensor_gets_the_adapter_of_either_name(small, tmp_path, write_to
     np.testing.assert_array_equal(view.read("head.weight"), view.read("embed.weight"))
 
 
+# --- What PEFT stores ---
+
+
+def normal(*shape, seed=3):
+    return np.random.default_rng(seed + sum(shape)).normal(size=shape).astype(np.float32)
+
+
+def delta(leaves, module, scale=ALPHA / RANK):
+    b, a = (leaves[f"{module}.lora_{x}.weight"].astype(np.float64) for x in "BA")
+    return scale * np.einsum("or,ri->oi", b, a)
+
+
+GPT2 = {
+    "transformer.wte.weight": normal(10, 4),
+    "transformer.h.0.attn.c_attn.weight": normal(4, 12),
+    "transformer.h.0.attn.c_proj.weight": normal(4, 4),
+    "transformer.h.0.mlp.c_fc.weight": normal(4, 16),
+    "transformer.h.0.mlp.c_proj.weight": normal(16, 4),
+    "lm_head.weight": normal(10, 4, seed=5),
+}
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("turned", [True, False])
+def test_each_weight_gets_the_product_as_it_is_stored(small, tmp_path, adapter, flag, turned):
+    """Conv1D beside Linear in one adapter; the square weight is stored as its neighbours are."""
+    given = {n: x.T.copy() if "c_" in n and not turned else x for n, x in GPT2.items()}
+    model = small.write_model(tmp_path / "model", given)
+    sizes = {"attn.c_attn": (12, 4), "attn.c_proj": (4, 4), "mlp.c_fc": (16, 4), "mlp.c_proj": (4, 16)}
+    modules = {f"transformer.h.0.{x}": size for x, size in sizes.items()}
+    folder, leaves = adapter(modules | {"lm_head": (10, 4)}, fan_in_fan_out=flag)
+    view = opened(model, folder)
+    for module in modules:
+        added = delta(leaves, module)
+        near(view.read(f"{module}.weight"), given[f"{module}.weight"] + (added.T if turned else added))
+    near(view.read("lm_head.weight"), given["lm_head.weight"] + delta(leaves, "lm_head"))
+
+
+@pytest.mark.parametrize(
+    ("module", "flag", "turned"),
+    [("h.c_proj", True, True), ("h.c_proj", False, None), ("h.query", True, None), ("h.query", False, False)],
+)
+def test_a_square_weight_that_nothing_tells_of_is_an_error(small, tmp_path, adapter, module, flag, turned):
+    weight = normal(4, 4)
+    model = small.write_model(tmp_path / "model", {f"{module}.weight": weight})
+    folder, leaves = adapter({module: (4, 4)}, fan_in_fan_out=flag)
+    if turned is None:
+        with pytest.raises(ValueError, match=rf"{module}: B A fits the square weight \[4, 4\] in both directions"):
+            opened(model, folder)
+    else:
+        added = delta(leaves, module)
+        near(opened(model, folder).read(f"{module}.weight"), weight + (added.T if turned else added))
+
+
+def test_the_wrappers_of_peft_are_no_part_of_names(models, trees, adapter):
+    q, up = Q.format(0), UP.format(1)
+    saved = {
+        "lm_head.base_layer.weight": normal(10, 6),
+        "lm_head.lora_A.weight": normal(2, 6),
+        "lm_head.lora_B.weight": normal(10, 2),
+        "model.embed_tokens.modules_to_save.default.weight": normal(10, 6, seed=7),
+        "model.embed_tokens.original_module.weight": trees["a"]["model.embed_tokens.weight"],
+        "model.layers.0.norm.base_layer.bias": normal(6),
+        f"{q}.lora_A.default.weight": normal(2, 6, seed=8),
+        f"{q}.lora_B.default.weight": normal(6, 2, seed=9),
+        f"{up}.lora_A": normal(2, 6, seed=10),
+        f"{up}.lora_B": normal(8, 2, seed=11),
+    }
+    view = opened(models["a"], adapter({}, tensors=saved)[0])
+    of = {name.replace(".default", ""): x.astype(np.float64) for name, x in saved.items()}
+    of |= {f"{up}.lora_{x}.weight": of[f"{up}.lora_{x}"] for x in "AB"}
+    near(view.read("lm_head.weight"), of["lm_head.base_layer.weight"] + delta(of, "lm_head"))
+    near(view.read("model.embed_tokens.weight"), of["model.embed_tokens.modules_to_save.weight"])
+    near(view.read("model.layers.0.norm.bias"), of["model.layers.0.norm.base_layer.bias"])
+    for module in (q, up):
+        near(view.read(f"{module}.weight"), trees["a"][f"{module}.weight"] + delta(of, module))
+    assert len(view.changed) == 5
+
+
+def test_alphas_go_by_the_first_pattern_that_ends_a_name(models, trees, adapter):
+    patterns = {"proj": 100.0, "0.self_attn.q_proj": 12.0, "q_proj": 4.0, "k_proj|up_proj": 8.0}
+    modules = {Q.format(0): (6, 6), Q.format(1): (6, 6), UP.format(0): (8, 6)}
+    folder, leaves = adapter(modules, alpha_pattern=patterns, use_rslora=True)
+    for module, alpha in zip(modules, (12.0, 4.0, 8.0), strict=True):
+        near(
+            opened(models["a"], folder).read(f"{module}.weight"),
+            trees["a"][f"{module}.weight"] + delta(leaves, module, alpha / RANK**0.5),
+        )
+
+
+def test_several_adapters_add(models, trees, adapter):
+    (first, one), (second, other) = (adapter({Q.format(0): (6, 6)}, name=name) for name in ("one", "other"))
+    name = f"{Q.format(0)}.weight"
+    expected = trees["a"][name] + delta(one, Q.format(0)) + delta(other, Q.format(0))
+    near(opened(f"{models['a']}+{first}", second).read(name), expected)
+    third, _ = adapter({}, name="third", tensors={name: normal(6, 6)})
+    with pytest.raises(ValueError, match=rf"{name} is saved whole, but another adapter changes {name} too"):
+        opened(f"{models['a']}+{first}", third)
+
+
+# --- Names of the model ---
+
+
+@pytest.mark.parametrize(
+    ("own", "adapters"),
+    [
+        ("language_model.model.layers.0.q", "model.language_model.layers.0.q"),
+        ("model.language_model.layers.0.q", "language_model.model.layers.0.q"),
+        ("model.layers.0.q", "model.language_model.layers.0.q"),
+        ("language_model.lm_head", "lm_head"),
+        ("visual.blocks.0.q", "model.visual.blocks.0.q"),
+        ("vision_tower.layers.0.q", "model.vision_tower.layers.0.q"),
+        ("layers.0.q", "transformer.layers.0.q"),
+        ("model.layers.0.q", "layers.0.q"),
+    ],
+)
+def test_other_spellings_of_the_same_modules(small, tmp_path, adapter, own, adapters):
+    weight = normal(4, 3)
+    model = small.write_model(tmp_path / "model", {f"{own}.weight": weight, "other.weight": weight})
+    folder, leaves = adapter({adapters: (4, 3)})
+    view = opened(model, folder)
+    assert set(view.changed) == {f"{own}.weight"}
+    near(view.read(f"{own}.weight"), weight + delta(leaves, adapters))
+
+
+def test_names_that_could_be_those_of_two_towers_are_an_error(small, tmp_path, adapter):
+    towers = {f"{tower}.layers.{i}.q.weight": normal(4, 4) for tower in ("text_model", "vision_model") for i in (0, 1)}
+    model = small.write_model(tmp_path / "model", towers)
+    folder, _ = adapter({f"layers.{i}.q": (4, 4) for i in (0, 1)})
+    with pytest.raises(ValueError, match="could be those of several modules") as error:
+        opened(model, folder)
+    assert "text_model.layers.0.q.weight (after 'text_model.')" in str(error.value)
+    assert "vision_model.layers.0.q.weight (after 'vision_model.')" in str(error.value)
+
+
+@pytest.mark.parametrize("layers", [(0, 0), (0, 1)], ids=["the same layer", "other layers"])
+def test_two_towers_do_not_land_on_one_trunk(small, tmp_path, adapter, layers):
+    model = small.write_model(tmp_path / "model", {f"layers.{i}.q.weight": normal(4, 4) for i in (0, 1)})
+    towers = ("text_model", "vision_model")
+    folder, _ = adapter({f"{tower}.layers.{i}.q": (4, 4) for tower, i in zip(towers, layers, strict=True)})
+    with pytest.raises(ValueError, match=r"text_model.layers.0.q.weight and others like it"):
+        opened(model, folder)
+
+
+# --- Several parts for one tensor ---
+
+
+@pytest.fixture
+def tied(small, tmp_path, write_torch):
+    """Give models whose head is their embedding: noted by the file, by shared storage, by config.json alone."""
+    weight = normal(5, 4)
+    path = tmp_path / "noted"
+    path.mkdir()
+    write_safetensors(
+        path / "model.safetensors", {"embed_tokens.weight": weight}, {"lm_head.weight": "embed_tokens.weight"}
+    )
+    write_torch(tmp_path / "shared.pt", {"embed_tokens.weight": weight}, {"lm_head.weight": "embed_tokens.weight"})
+    said = small.write_model(tmp_path / "said", {"embed_tokens.weight": weight}, {"tie_word_embeddings": True})
+    return {"noted": path, "shared": tmp_path / "shared.pt", "said": said}, weight
+
+
+@pytest.mark.parametrize("kind", ["noted", "shared", "said"])
+def test_two_parts_for_one_tied_tensor_are_both_named(tied, adapter, kind):
+    models, _ = tied
+    saved = {"embed_tokens.weight": normal(5, 4, seed=1), "lm_head.weight": normal(5, 4, seed=2)}
+    folder, _ = adapter({}, tensors=saved)
+    clash = "embed_tokens.weight and base_model.model.lm_head.weight would all change embed_tokens.weight"
+    with pytest.raises(ValueError, match=f"{clash}, which the model ties to 'lm_head.weight': untie the model first"):
+        opened(models[kind], folder)
+    low_rank, _ = adapter({"lm_head": (5, 4)}, name="b", tensors={"embed_tokens.weight": normal(5, 4, seed=4)})
+    with pytest.raises(ValueError, match=r"lm_head and base_model.model.embed_tokens.weight would all change"):
+        opened(models[kind], low_rank)
+
+
+@pytest.mark.parametrize("kind", ["noted", "shared", "said"])
+def test_what_is_saved_twice_or_as_it_was_is_no_second_part(tied, adapter, kind):
+    models, weight = tied
+    new = normal(5, 4, seed=1)
+    folder, _ = adapter({}, tensors={"embed_tokens.weight": new, "lm_head.weight": new})
+    np.testing.assert_array_equal(opened(models[kind], folder).read("embed_tokens.weight"), new)
+    frozen = {"embed_tokens.weight": weight, "lm_head.base_layer.weight": weight}
+    folder, leaves = adapter({"lm_head": (5, 4)}, name="b", tensors=frozen)
+    view = opened(models[kind], folder)
+    near(view.read("embed_tokens.weight"), weight + delta(leaves, "lm_head"))
+    assert view.notes == (f"{folder}: lm_head changes both embed_tokens.weight and 'lm_head.weight', which are tied",)
+
+
 # --- References ---
 
 
@@ -184,7 +371,15 @@ def test_references(tmp_path):
         ({"use_dora": True}, "adapter_config.json: DoRA: not supported; merge this adapter into its model first"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' changes the model"),
         ({"lora_alpha": None}, "lora_alpha must be a number, not None"),
+        ({"lora_alpha": True}, "lora_alpha must be a number, not True"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a number, not nan"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number, not 1000"),
         ({"alpha_pattern": {"q": "x"}}, "lora_alpha must be a number, not 'x'"),
+        ({"alpha_pattern": ["q"]}, r"alpha_pattern must map names of modules to numbers, not \['q'\]"),
+        ({"alpha_pattern": {"q(": 2}}, r"alpha_pattern: 'q\(' is not a regex"),
+        ({"use_rslora": "yes"}, "use_rslora must be true or false, not 'yes'"),
+        ({"fan_in_fan_out": 1}, "fan_in_fan_out must be true or false, not 1"),
+        ({"peft_type": ["LORA"]}, r"peft_type must be 'LORA', not \['LORA'\]"),
     ],
 )
 def test_adapters_of_another_kind_are_refused(models, adapter, settings, message):
@@ -207,7 +402,8 @@ def test_matrices_that_do_not_fit_are_all_named(models, adapter):
         f"  - {models['a']} has no tensor model.layers.0.self_attn.k_proj.weight (did you mean '{q}.weight'?)",
         f"  - {Q.format(1)} has lora_A, not both of lora_A, lora_B",
         f"  ? base_model.model.{Q.format(2)}.lora_magnitude_vector: not supported",
-        "  ~ base_model.model.lm_head.weight has shape [11, 6] instead of [10, 6]",
+        "  ~ base_model.model.lm_head.weight has shape [11, 6] instead of [10, 6]: "
+        "the adapter was trained with 1 more tokens; give the model as many rows first",
     }
 
 
@@ -221,5 +417,40 @@ def test_what_is_not_there_is_named(models, adapter, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds neither adapter_model.safetensors nor adapter_model.bin"):
         opened(models["a"], folder)
     (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"adapter_config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"adapter_config.json is not valid JSON"):
         opened(models["a"], folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_is_no_model(models, adapter, name, write_torch):
+    folder, leaves = adapter({Q.format(0): (6, 6)}, base_model_name_or_path="org/name")
+    if name.endswith("bin"):
+        write_torch(folder / name, {key: array.astype(np.float32) for key, array in leaves.items()})
+        (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"{folder} is an adapter: give MODEL\+{folder}, .*trained on org/name"):
+        open_with_lora(str(folder), open_checkpoint)
+    with pytest.raises(ValueError, match=r"holds low-rank matrices, such as .*lora_A.weight, .*give MODEL\+DIR"):
+        open_with_lora(str(folder / name), open_checkpoint)
+
+
+def test_two_adapters_in_one_file_are_named(models, adapter):
+    given = {f"{Q.format(0)}.lora_A.{name}.weight": np.zeros((2, 6), np.float32) for name in ("x", "y")}
+    with pytest.raises(ValueError, match=r"lora_A.x.weight and .*lora_A.y.weight: several adapters in one file"):
+        opened(models["a"], adapter({}, tensors=given)[0])
+
+
+def test_many_names_that_are_not_there_are_counted(models, adapter):
+    folder, _ = adapter({f"no.{i}.such": (2, 2) for i in range(50)})
+    with pytest.raises(ValueError, match="and 30 more") as error:
+        opened(models["a"], folder)
+    assert len(str(error.value).splitlines()) == 22
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((), ()), ((2,), (6,)), ((0, 6), (6, 0)), ((2, 6, 1), (6, 2)), ((2, 6, 1), (6,)), ((6,), (6, 2, 1))]
+)
+def test_matrices_of_any_shape_are_an_error_in_words(models, adapter, a, b):
+    q = Q.format(0)
+    given = {f"{q}.lora_A.weight": np.zeros(a, np.float32), f"{q}.lora_B.weight": np.zeros(b, np.float32)}
+    with pytest.raises(ValueError, match=f"{q}: B .* times A .* does not fit the weight"):
+        opened(models["a"], adapter({}, tensors=given)[0])
