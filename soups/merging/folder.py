@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from soups.merging.chat_template import template_files
 from soups.merging.lora import split_reference
 from soups.merging.plan import Plan
 
@@ -35,6 +36,7 @@ def folder_files(plan: Plan) -> dict[str, bytes | str]:
     first = folders[plan.job.models[0]]
     files: dict[str, bytes | str] = dict(_copied(folders[plan.tokenizer.source] if plan.tokenizer else first))
     files |= plan.tokenizer.files if plan.tokenizer else {}
+    files |= template_files(plan.job.chat_template, [folders[model] for model in plan.job.models], files)
     if (config := first / "config.json").is_file():
         files["config.json"] = json.dumps(_patched(_read_config(config), plan), indent=2) + "\n"
     files["mergekit_config.yml" if plan.job.vocabulary == "mergekit" else "recipe.yml"] = plan.job.text

@@ -1,0 +1,58 @@
+"""Choose the chat template of the output as a recipe's `chat_template` says."""
+
+import collections
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+
+from soups.formats.text import parse_json, read_json, read_text
+
+FILE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
+CHATML = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+
+def template_files(
+    wanted: str | None, folders: Iterable[pathlib.Path], files: Mapping[str, bytes | str]
+) -> dict[str, str]:
+    """Return the files of the output's folder that hold its chat template.
+
+    It stands in a file of its own, which newer programs read, and in `tokenizer_config.json`, which older ones do.
+
+    Args:
+        wanted: "auto", the one that most of the models have, or the first of equally frequent ones; "chatml"; the text
+            of a template; None keeps what the tokenizer has.
+        folders: of the models.
+        files: of the output so far.
+
+    Raises:
+        CheckpointError: a tokenizer_config.json or a template that cannot be read, as `soups.formats.text`.
+    """
+    template = CHATML if wanted == "chatml" else wanted
+    if wanted == "auto":
+        found = collections.Counter(filter(None, map(_template, dict.fromkeys(folders))))
+        template = found.most_common(1)[0][0] if found else None
+    if template is None:
+        return {}
+    made = {FILE: template}
+    if (config := files.get(CONFIG)) is not None:
+        text = config if isinstance(config, str) else config.decode("utf-8-sig")
+        made[CONFIG] = json.dumps(parse_json(text, CONFIG) | {"chat_template": template}, ensure_ascii=False, indent=2)
+    return made
+
+
+def _template(folder):
+    """Return the template of a model's folder, stripped; its own file goes first, as in transformers."""
+    if (folder / FILE).is_file():
+        return read_text(folder / FILE).strip()
+    found = read_json(folder / CONFIG).get("chat_template") if (folder / CONFIG).is_file() else None
+    if isinstance(found, list):  # of several the one that is called default
+        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
+        found = named[0].get("template") if named else None
+    return found.strip() if isinstance(found, str) else None
