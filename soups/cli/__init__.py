@@ -23,8 +23,7 @@ def main(arguments: list[str] | None = None, *, prog: str | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # a terminal may lack the letters of a name; a pipe's reader should not wait for the end
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     if prog is None and (not arguments or arguments[0] not in COMMANDS):
         return _without_command(arguments)
     run = Run(prog or f"soups {arguments[0]}")
