@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None, *, prog: str | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
+            # a terminal may lack the letters of a name; a pipe's reader should not wait for the end
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     if prog is None and (not arguments or arguments[0] not in COMMANDS):
         return _without_command(arguments)
     run = Run(prog or f"soups {arguments[0]}")

@@ -46,6 +46,7 @@ def recipe_text(options, settings) -> tuple[str, str]:
     """
     fields = {"base_model": options.base, "dtype": options.dtype, "out_dtype": options.out_dtype}
     fields |= {"tokenizer_source": options.tokenizer_source, "align": _align(options)}
+    fields |= {"insist": options.insist or None}
     fields = {name: value for name, value in fields.items() if value is not None}
     if options.recipe:
         if elsewhere := [*fields, *(["models"] if options.members else [])]:
@@ -85,6 +86,7 @@ def _parser(prog, description):
     parser.add_argument("--dtype", help="of the arithmetic where wider than float32, and of the output")
     parser.add_argument("--out_dtype", "--out-dtype", help="of the output alone")
     parser.add_argument("--tokenizer_source", "--tokenizer-source", help="base, union or a model")
+    parser.add_argument("--insist", action="store_true", help="merge models whose configs or tokens mean other things")
     parser.add_argument(
         "--align",
         metavar="SPEC",

@@ -22,15 +22,19 @@ class Run:
         prog: its name, before what it complains of.
         go_on: how to go on with it when it is stopped now.
         signal: the number of the signal that stopped it, or 0.
+        ended: what ended it was printed.
     """
 
     prog: str
     go_on: str = ""
     signal: int = 0
+    ended: bool = False
 
     def end(self, what: str) -> None:
         """Print what ended the command and how to go on with it."""
-        complain(self.prog, "; ".join(filter(None, [what, self.go_on])))
+        if not self.ended:
+            self.ended = True
+            complain(self.prog, "; ".join(filter(None, [what, self.go_on])))
 
 
 class Stopped(KeyboardInterrupt):
@@ -40,7 +44,8 @@ class Stopped(KeyboardInterrupt):
 def guarded(command: Callable[[], int], run: Run) -> int:
     """Call a command and return its exit code: its own; 2 for an error, which is printed; 128 + a signal's number.
 
-    SIGINT and SIGTERM end it; what its threads still do two seconds later, or at a second signal, is cut off.
+    SIGINT and SIGTERM end it, and the process: what its threads still do two seconds later, or at a second signal, is
+    cut off.
     """
     try:
         with _listening(run):
@@ -98,6 +103,5 @@ def _listening(run: Run) -> Iterator[None]:
     try:
         yield
     finally:
-        late.cancel()
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if run.signal else handler)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from soups.formats.tensors import CheckpointError, Leaf, checked_nbytes, short
+from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes, short
 from soups.formats.text import parse_json
 
 MAX_HEADER = 100_000_000  # the limit of the format
@@ -36,8 +36,8 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def read_header(path: pathlib.Path) -> tuple[list[Leaf], dict[str, str], int]:
-    """Give the leaves by offset, the metadata and the file's size; no byte of a tensor is read.
+def read_header(path: pathlib.Path) -> Header:
+    """Return what a safetensors file holds; no byte of a tensor is read.
 
     Raises:
         CheckpointError: anything that the format does not allow, named with file and tensor.
@@ -56,7 +56,10 @@ def read_header(path: pathlib.Path) -> tuple[list[Leaf], dict[str, str], int]:
     leaves = [_leaf(name, entry, path, 8 + length) for name, entry in entries.items()]
     leaves.sort(key=lambda leaf: (leaf.offset, leaf.nbytes))
     _check_coverage(leaves, 8 + length, size, path)
-    return leaves, metadata, size
+    names = {leaf.name for leaf in leaves}
+    # torch's helper of the format notes the tied tensors that it leaves out in the metadata
+    aliases = {name: kept for name, kept in metadata.items() if kept in names and name not in names}
+    return Header(leaves, size, metadata, aliases)
 
 
 def write_header(entries: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]) -> bytes:
@@ -111,8 +114,7 @@ def _leaf(name, entry, path, start):
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where} must have a dtype, a shape and data_offsets, and nothing else")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-        known = ", ".join(DTYPES)
-        raise CheckpointError(f"{where} has a dtype that cannot be read, {_shown(entry['dtype'])}; known are {known}")
+        raise CheckpointError(f"{where} has a dtype that cannot be read, {_unread(entry['dtype'])}")
     if not isinstance(entry["shape"], list):
         raise CheckpointError(f"{where} has a shape that is not a list")
     dtype, shape, offsets = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
@@ -125,8 +127,11 @@ def _leaf(name, entry, path, start):
     return Leaf(name, shape, dtype, path, start + begin, nbytes)
 
 
-def _shown(value):
-    return short(value) if isinstance(value, str) else f"a {type(value).__name__}"
+def _unread(dtype):
+    if dtype in ("F4", "F6_E2M3", "F6_E3M2"):
+        return f"{dtype}: quantised numbers of less than a byte; save the model in BF16 or F32"
+    shown = short(dtype) if isinstance(dtype, str) else f"a {type(dtype).__name__}"
+    return f"{shown}; known are {', '.join(DTYPES)}"
 
 
 def _check_coverage(leaves, start, size, path):

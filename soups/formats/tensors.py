@@ -4,8 +4,8 @@ import dataclasses
 import math
 import pathlib
 import types
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Leaf:
 
     `offset`: of its raw, little-endian, C-contiguous bytes in `file`, or None where they are not contiguous; `strided`
     then has the offset of its first element and its strides in bytes. `nbytes`: prod(shape) times the item size.
+    `load` makes a tensor whose bytes cannot be mapped, such as a compressed one.
     """
 
     name: str
@@ -39,6 +40,17 @@ class Leaf:
     offset: int | None
     nbytes: int
     strided: tuple[int, tuple[int, ...]] | None = None
+    load: Callable[[], np.ndarray] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+
+class Header(NamedTuple):
+    """Say what one file holds: leaves by offset, its size, strings, tied tensors, and entries that are no weights."""
+
+    leaves: list[Leaf]
+    size: int
+    metadata: Mapping[str, str] = types.MappingProxyType({})
+    aliases: Mapping[str, str] = types.MappingProxyType({})
+    ignored: Sequence[str] = ()
 
 
 class Tensors(Protocol):
@@ -97,37 +109,51 @@ class Checkpoint:
         """Compare nothing: these files have no digests."""
 
     def making(self, name: str) -> int:
-        """Count no bytes: a tensor is mapped."""
-        return 0
+        """Count the bytes that unpacking a tensor takes; 0 where it is mapped."""
+        leaf = self._leaf(name)
+        return 2 * leaf.nbytes if leaf.load else 0  # what is unpacked is joined from blocks
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Map a tensor, read-only, in its own shape and dtype; an alias gives the tensor that it is tied to.
 
         `index`: slices for all axes, for a part of it.
 
-        The array may be unaligned or strided, as the file has it; its pages are read when they are touched.
+        The array may be unaligned or strided, as the file has it; its pages are read when they are touched. A
+        compressed one is unpacked whole.
 
         Raises:
             CheckpointError: no tensor of this name; the file has changed its size, or is gone.
         """
-        leaf = self.leaves.get(self.aliases.get(name, name))
-        if leaf is None:
-            raise CheckpointError(f"{self.path}: no tensor {name!r}{did_you_mean(name, [*self.leaves, *self.aliases])}")
+        leaf = self._leaf(name)
         if not leaf.nbytes:
             empty = np.empty(leaf.shape, leaf.dtype)
             empty.flags.writeable = False
             return empty[index]
+        if leaf.load:
+            return leaf.load()[index]
         first, strides = leaf.strided or (leaf.offset, None)
         # NumPy itself compares shape and strides with the size of the buffer
         return np.ndarray(leaf.shape, leaf.dtype, self._map(leaf.file), first, strides)[index]
 
+    def _leaf(self, name):
+        leaf = self.leaves.get(self.aliases.get(name, name))
+        if leaf is None:
+            close = did_you_mean(name, [*self.leaves, *self.aliases])
+            raise CheckpointError(f"{self.path}: no tensor {short(name)}{close}")
+        return leaf
+
     def _map(self, file):
         if file not in self._maps:
-            try:
-                self._maps[file] = mapped(file, self.sizes[file])
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{file} has changed since its header was read: {error}") from error
+            self._maps[file] = map_file(file, self.sizes[file])
         return self._maps[file]
+
+
+def map_file(path: pathlib.Path, size: int) -> np.ndarray:
+    """Return the bytes of a file, read-only and not read yet, which must have as many as when its header was read."""
+    try:
+        return mapped(path, size)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} has changed since its header was read: {error}") from error
 
 
 def checked_nbytes(shape: tuple, dtype: np.dtype, where: str) -> int:

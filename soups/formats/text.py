@@ -14,6 +14,10 @@ MAX_TEXT = 1 << 26  # bytes; Gemma 3's tokenizer.json has half of it
 MAX_NESTING = 64
 STAND_INS = (
     (rb"version https://git-lfs\.github\.com/spec/", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
+    (rb"(?s).{257}ustar", "a tar archive, as torch 0.1 wrote; load it there and save its state_dict again"),
+    (rb"\x1f\x8b|\xfd7zXZ|\x28\xb5\x2f\xfd|BZh[1-9]", "compressed: unpack it first"),
+    (rb"\x89HDF\r\n", "an HDF5 file, which is not read; save its arrays with numpy.savez or as safetensors"),
+    (rb"\x93NUMPY", "a single array without a name; save arrays by name with numpy.savez"),
     (rb"(?i)(\xef\xbb\xbf)?\s{0,100}<(!doctype html|html|head|\?xml)", "a web page, not the file: download it again"),
 )
 _BYTE_ORDER = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -85,7 +89,7 @@ def read_bytes(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    check_stand_in(path, content[:200])
+    check_stand_in(path, content[:300])
     return content
 
 

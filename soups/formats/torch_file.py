@@ -2,18 +2,16 @@
 
 import os
 import pathlib
-import struct
-import zipfile
 import zlib
 
-from soups.formats.mapping import mapped
-from soups.formats.tensors import CheckpointError, Leaf, checked_nbytes, listed, short
+from soups.formats.archive import data_offset, read_entries
+from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes, map_file, short
 from soups.formats.torch_globals import Storage, Tensor
 from soups.formats.torch_pickle import MAX_PICKLE, unpickle
 from soups.formats.torch_script import SCRIPT_OPERATIONS, Module
-from soups.formats.weights import weights
 
 MAGIC = 0x1950A86A20F9469CFC6C
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put the weights under
 MAX_DEPTH = 32
 MAX_ENTRIES = 2_000_000
 MAX_NAME = 1000
@@ -21,10 +19,8 @@ MAX_EXPANDED = 1 << 30  # bytes of a tensor whose strides repeat elements
 _KINDS = {dict: "mappings", Module: "modules"}
 
 
-def read_header(path: pathlib.Path, tree: str | None = None) -> tuple[list[Leaf], dict[str, str], dict[str, str], int]:
-    """Give the leaves by offset, the metadata, the aliases and the file's size; no byte of a tensor is read.
-
-    `tree`: the keys of the mapping that is taken, joined with "/", or "." for all; else the weights are.
+def read_header(path: pathlib.Path) -> Header:
+    """Return what a torch file holds; no byte of a tensor is read.
 
     Raises:
         UnsafeCheckpointError: the pickle asks for more than tensors.
@@ -36,26 +32,26 @@ def read_header(path: pathlib.Path, tree: str | None = None) -> tuple[list[Leaf]
         size = os.fstat(file.fileno()).st_size
         start = file.read(2)
         if start == b"PK":
-            value, steps, locate = _read_zip(file, path, size)
+            value, steps, locate = _read_zip(file, path)
         elif start[:1] == b"\x80":
             value, steps, locate = _read_stream(path, size)
         else:
             raise CheckpointError(f"{path} is not a torch file: neither a zip archive nor a pickle")
-        leaves, aliases, ignored = _leaves(value, steps, path, locate, tree)
-    return leaves, {"ignored": listed(ignored)} if ignored else {}, aliases, size
+        leaves, aliases, ignored = _leaves(value, steps, path, locate)
+    return Header(leaves, size, aliases=aliases, ignored=ignored)
 
 
 # --- Containers ---
 
 
-def _read_zip(file, path, size):
-    entries = _zip_entries(file, path)
+def _read_zip(file, path):
+    entries = read_entries(file, path)
     prefix = _prefix(entries, path)
     order = entries.get(prefix + "byteorder")
-    if order is not None and _content(file, order, path, size, 16) != b"little":
+    if order is not None and _content(file, order, path, 16) != b"little":
         raise CheckpointError(f"{path} is not little-endian; save it again on a little-endian machine")
     entry = entries[prefix + "data.pkl"]
-    pickled = _content(file, entry, path, size, MAX_PICKLE)
+    pickled = _content(file, entry, path, MAX_PICKLE)
     if entry.CRC not in (0, zlib.crc32(pickled)):  # torch writes 0 when it is told not to compute them
         raise CheckpointError(f"{path}: {entry.filename} does not match its checksum: the file is damaged")
     script = prefix + "constants.pkl" in entries  # torch.jit.save writes one, torch.save none
@@ -67,22 +63,9 @@ def _read_zip(file, path, size):
         entry = entries.get(f"{prefix}data/{storage.key}")
         if entry is None:
             raise CheckpointError(f"{path}: storage {short(storage.key)} is not in the archive")
-        return _data_offset(file, entry, path, size), entry.file_size
+        return data_offset(file, entry, path), entry.file_size
 
     return value, steps, locate
-
-
-def _zip_entries(file, path):
-    try:
-        with zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
-    # OSError: a directory that is said to lie before the start of the file
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole zip archive: {error}") from error
-    entries = {info.orig_filename: info for info in infos}
-    if len(entries) < len(infos):
-        raise CheckpointError(f"{path}: the archive holds two entries of one name")
-    return entries
 
 
 def _prefix(entries, path):
@@ -94,41 +77,16 @@ def _prefix(entries, path):
     return found[0].removesuffix("data.pkl")
 
 
-def _content(file, entry, path, size, limit):
+def _content(file, entry, path, limit):
     if entry.file_size > limit:
         raise CheckpointError(f"{path}: {short(entry.filename)} has {entry.file_size} bytes, more than {limit}")
-    file.seek(_data_offset(file, entry, path, size))
+    file.seek(data_offset(file, entry, path))
     return file.read(entry.file_size)
-
-
-def _data_offset(file, entry, path, size):
-    """Find an entry's bytes behind its local header, whose length the directory does not say."""
-    where = f"{path}: {short(entry.orig_filename)}"
-    if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-        raise CheckpointError(f"{where} is compressed; torch.save writes plain bytes")
-    if entry.flag_bits & 1:
-        raise CheckpointError(f"{where} is encrypted")
-    if not 0 <= entry.header_offset <= size:
-        raise CheckpointError(f"{where} lies outside the file")
-    file.seek(entry.header_offset)
-    header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise CheckpointError(f"{where} has no header in the file: it is damaged")
-    name_size, extra_size = struct.unpack("<HH", header[26:])
-    if file.read(name_size) != entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437"):
-        raise CheckpointError(f"{where} has another name in its header: the file is damaged")
-    offset = entry.header_offset + 30 + name_size + extra_size
-    if offset + entry.file_size > size:
-        raise CheckpointError(f"{where} is truncated: it ends at byte {offset + entry.file_size}, the file at {size}")
-    return offset
 
 
 def _read_stream(path, size):
     """Read five pickles - magic number, version, system, object, keys - and the storages behind them."""
-    try:
-        data = memoryview(mapped(path, size))
-    except ValueError as error:
-        raise CheckpointError(f"{path} changed while it was read: {error}") from error
+    data = memoryview(map_file(path, size))
     values, at = [], 0
     for index in range(5):
         value, length, steps = unpickle(data[at:], path)
@@ -184,8 +142,8 @@ def _storages(value):
 # --- Tensors by name ---
 
 
-def _leaves(value, steps, path, locate, tree):
-    tensors, ignored = _named_tensors(value, min(steps, MAX_ENTRIES), path, tree)
+def _leaves(value, steps, path, locate):
+    tensors, ignored = _named_tensors(value, min(steps, MAX_ENTRIES), path)
     leaves, aliases, first = [], {}, {}
     for name, tensor in tensors.items():
         leaf, identity = _leaf(name, tensor, path, locate)
@@ -198,15 +156,11 @@ def _leaves(value, steps, path, locate, tree):
     return leaves, aliases, ignored
 
 
-def _named_tensors(value, limit, path, tree):
+def _named_tensors(value, limit, path):
     kind = type(value)
     if kind not in (dict, Module):
         raise CheckpointError(f"{path} holds a {kind.__name__} instead of tensors by name")
-    ignored = []
-    if kind is dict:
-        value, ignored = weights(value, path, is_tensor=lambda item: type(item) is Tensor, choice=tree, wrapped=True)
-    elif tree is not None:
-        raise CheckpointError(f"{path} is a TorchScript archive, which has no trees to choose {short(tree)} from")
+    value, ignored = _unwrapped(value)
     tensors = {}
     for count, (name, item) in enumerate(_walk(value, path)):
         if count > limit:
@@ -222,6 +176,15 @@ def _named_tensors(value, limit, path, tree):
     if kind is Module:  # hundreds of modules have the same settings
         ignored = list(dict.fromkeys(name.rpartition(".")[2] for name in ignored))
     return tensors, ignored
+
+
+def _unwrapped(value):
+    """Give the weights of a training checkpoint, and the names of what lies beside them; else all, and none."""
+    if type(value) is dict and not any(type(item) is Tensor for item in value.values()):
+        wrapper = next((key for key in WRAPPERS if type(value.get(key)) is dict), None)
+        if wrapper is not None:
+            return value[wrapper], [name for name in value if name != wrapper]
+    return value, []
 
 
 def _walk(node, path, prefix="", depth=0):

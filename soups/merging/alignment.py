@@ -41,7 +41,7 @@ def _rule(rule, where):
     pattern, axes = rule
     try:
         re.compile(pattern)
-    except (re.error, TypeError) as error:
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{where}: {pattern!r} is not a regex: {error}") from error
     if axes is not None and (not isinstance(axes, Sequence) or isinstance(axes, str)):
         raise ValueError(f"{where}: the axes are a list with an entry for each axis, or null, not {axes!r}")

@@ -13,6 +13,7 @@ from soups.formats import Checkpoint
 from soups.merging import stacks
 from soups.merging.alignment import aligned
 from soups.merging.lora import open_with_lora
+from soups.merging.meaning import check_meaning, mixed_dtypes, widest
 from soups.merging.recipe_file import Job, members_of, settings_at, unused_filters
 from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
@@ -105,16 +106,17 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
         ValueError: every tensor that is missing, extra, or of another shape or kind, in one message; layers that do not
             exist; `only` that matches no name; values that differ between tensors, of a method that looks at the whole
             model.
-        ValueError, FileNotFoundError: as `open_with_lora`, `align` and `aligned`.
+        ValueError, FileNotFoundError: as `open_with_lora`, `check_meaning`, `align` and `aligned`.
         CheckpointError: as `open_model`.
     """
     models = {model: open_with_lora(model, open_model) for model in job.models}
+    said = check_meaning(job, models)
     checkpoints, tokenizer = align(job.tokenizer, models, job.base)
     if job.align is not None:
         checkpoints = aligned(checkpoints, job.models[0], job.align, job.seed)
     checkpoints |= {file: open_model(file) for file in job.files}
     names = {name for model in models.values() for name in model.leaves}
-    lines, outputs, notes = [], [], [*job.notes, *unused_filters(job, names)]
+    lines, outputs, notes = [], [], [*job.notes, *unused_filters(job, names), *said]
     notes += [note for checkpoint in checkpoints.values() for note in checkpoint.notes]
     for name, part, pairs, place in _outputs(job, checkpoints, lines):
         made = _output(job, checkpoints, name, part, pairs, place, lines)
@@ -127,6 +129,8 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
     if any(output.recipe and output.recipe.scope == "model" for output in outputs):
         _check_constant(job)
         outputs = _share_recipe(outputs)
+    if not (job.out_dtype or job.dtype):
+        notes += mixed_dtypes(outputs, checkpoints)
     first = checkpoints[job.models[0]]
     made = {output.name for output in outputs}
     aliases = {alias: name for alias, name in first.aliases.items() if name in made}
@@ -180,7 +184,10 @@ def _output(job, checkpoints, name, part, pairs, place, lines):
     elif job.definition.base == "none":
         base = None
     recipe = job.definition.build(own, shared, base is not None) if mixed else None
-    dtype = (job.out_dtype or job.dtype or like.dtype) if tree.is_float(like) else like.dtype
+    used = [
+        leaf.dtype for pair in [*members, *([base] if base else [])] if (leaf := _leaf(checkpoints[pair[0]], pair[1]))
+    ]
+    dtype = (job.out_dtype or job.dtype or widest(used)) if tree.is_float(like) else like.dtype
     return Output(name, tuple(like.shape), np.dtype(dtype), members + files, base, recipe)
 
 

@@ -440,7 +440,8 @@ def _check_models(job, where):
         if not low <= number <= high:
             wanted = f"{low}" if low == high else f"at least {low}"
             beside = " beside the base" if needs in ("required", "first") else ""
-            raise ValueError(f"{where}: {job.method} needs {wanted} member(s){beside}, but there are {number}")
+            counted = f", with the base_model {job.base}" if not beside and job.base else ""
+            raise ValueError(f"{where}: {job.method} needs {wanted} member(s){beside}, but there are {number}{counted}")
 
 
 def _check_required(job, where):

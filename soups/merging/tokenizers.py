@@ -1,24 +1,22 @@
 """Give models of different tokenizers one vocabulary: rows of their embeddings in the order of the output's tokens."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from xxhash import xxh3_128_digest
 
 from soups import tree
+from soups.formats.text import read_json
 from soups.formats.view import View
+from soups.merging.config import folder_of, read_config
 from soups.merging.lora import model_reference
-from soups.names import check_name, did_you_mean
+from soups.merging.vocabulary import ADDED, CONFIG, FILE, Vocabulary, read_vocabulary, same_files
+from soups.names import MOST, check_name, did_you_mean, shown
 
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
-FILES = (FILE, CONFIG, "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
 # what the tensors with a row for each token are called
 WORDS = ("embed", "wte", "lm_head", "shared", "output", "head", "decoder", "predictions")
 NOT_WORDS = ("position", "token_type")
@@ -51,19 +49,6 @@ class Rule:
     source: str = "base"
     rows: Mapping[str, Row] = dataclasses.field(default_factory=dict)
     multiple: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """Hold the tokens of a tokenizer with their numbers, and the entries of the added ones among them."""
-
-    tokens: dict[str, int]
-    added: dict[str, dict[str, Any]]
-
-    @property
-    def size(self) -> int:
-        """Give the number of rows that it needs."""
-        return max(self.tokens.values(), default=-1) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,27 +126,24 @@ def align(
     then those of the others in their order, as added tokens. Models that have the same tokens are left as they are.
 
     Args:
-        rule: None compares, and leaves the models as they are.
+        rule: None leaves the models as they are.
         checkpoints: by model, the base first.
         base: the base, if the merge has one.
 
     Raises:
-        ValueError: without a rule, numbers that stand for other tokens in another model; with one, models without a
-            tokenizer.json or with one that is damaged, or whose embeddings cannot be told from other tensors; rules for
-            tokens that are not there.
+        ValueError: models whose tokens or their rows are not known, or whose embeddings cannot be told from other
+            tensors; rules for tokens that are not there; tokens without a row in any model and without a rule.
     """
-    first, folders = next(iter(checkpoints)), {model: _folder(c.path) for model, c in checkpoints.items()}
-    same_files = _same_files(folders)
     if rule is None:
-        _check_no_conflict({} if same_files else folders)
         return dict(checkpoints), None
+    first, folders = next(iter(checkpoints)), {model: folder_of(c) for model, c in checkpoints.items()}
     source = first if rule.source in ("base", "union") else rule.source
     same_size = len({_vocabulary_size(folder) for folder in folders.values()}) == 1
     as_they_are = dict(checkpoints), Aligned(source, {}, 0)
     plain = same_size and not rule.rows and rule.multiple == 1
-    if plain and same_files:
+    if plain and same_files(list(folders.values())):
         return as_they_are
-    vocabularies = {model: read_vocabulary(folder) for model, folder in folders.items()}
+    vocabularies = {model: read_vocabulary(folder, with_rows=True) for model, folder in folders.items()}
     if plain and all(found.tokens == vocabularies[first].tokens for found in vocabularies.values()):
         return as_they_are
     known = {model: _with_rows(found, folders[model], model) for model, found in vocabularies.items()}
@@ -175,80 +157,9 @@ def align(
     )
 
 
-def read_vocabulary(folder: pathlib.Path) -> Vocabulary:
-    """Read the tokenizer.json of a folder.
-
-    Raises:
-        ValueError: there is none, or another file of this name.
-    """
-    path = folder / FILE
-    if not path.is_file():
-        raise ValueError(f"no {FILE} in {folder}: its tokens are not known")
-    content = _json(path)
-    model, added = content.get("model"), content.get("added_tokens") or []
-    found = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(found, dict | list):
-        raise ValueError(f"{path} has no model with a vocab: it is no tokenizer of Hugging Face")
-    further = _json(folder / CONFIG).get("added_tokens_decoder", {}) if (folder / CONFIG).is_file() else {}
-    try:
-        if isinstance(found, list):  # [token, score] of a unigram model
-            found = {entry[0]: number for number, entry in enumerate(found)}
-        entries = {entry["content"]: entry for entry in added}
-        for number, entry in further.items():
-            entries.setdefault(entry["content"], {"id": int(number), **entry})
-        tokens = {**found, **{token: entry["id"] for token, entry in entries.items()}}
-        return Vocabulary({token: int(number) for token, number in tokens.items()}, entries)
-    except (TypeError, LookupError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} has tokens that are not as Hugging Face writes them: {error!r}") from error
-
-
-def _json(path):
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return content
-
-
-def _folder(path):
-    path = pathlib.Path(path)
-    return path if path.is_dir() else path.parent
-
-
-def _same_files(folders):
-    contents = [
-        [xxh3_128_digest((folder / name).read_bytes()) if (folder / name).is_file() else None for name in FILES]
-        for folder in dict.fromkeys(folders.values())
-    ]
-    return all(content == contents[0] for content in contents)
-
-
-def _check_no_conflict(folders):
-    """Compare the tokens of equal number; what only some models have is in rows that the others do not use."""
-    known = {}
-    for model, folder in folders.items():
-        with contextlib.suppress(ValueError):  # without a rule a tokenizer is copied, whatever it is
-            known[model] = read_vocabulary(folder).tokens
-    if not known:
-        return
-    first, *others = known
-    by_number = {number: token for token, number in known[first].items()}
-    for model in others:
-        pairs = ((number, token, by_number.get(number, token)) for token, number in known[model].items())
-        if different := [pair for pair in pairs if pair[1] != pair[2]]:
-            number, token, other = min(different)
-            raise ValueError(
-                f"the vocabulary of {model} is not that of {first}: {len(different)} of its numbers stand for other "
-                f"tokens, {number} for {token!r} instead of {other!r}; say which vocabulary the output has: "
-                "tokenizer_source: base, union or a model"
-            )
-
-
 def _vocabulary_size(folder):
     """Give the vocab_size of a model's config, also of a model of several parts; None without one."""
-    config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_config(folder) or {}
     inner = config.get("text_config")
     return config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
 
@@ -277,14 +188,16 @@ def _union(vocabularies):
 
 def _files(folder, output):
     """Give the files of the union: those of the first model, with all added tokens."""
+    if not (folder / FILE).exists():
+        raise ValueError(f"no {FILE} in {folder}: a union of vocabularies is written into one")
     added = sorted(output.added.values(), key=lambda entry: entry["id"])
-    files = {FILE: _json(folder / FILE) | {"added_tokens": added}}
-    config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    files = {FILE: read_json(folder / FILE) | {"added_tokens": added}}
+    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     if "added_tokens_decoder" in config:
         entries = {str(x["id"]): {name: value for name, value in x.items() if name != "id"} for x in added}
         files[CONFIG] = config | {"added_tokens_decoder": entries}
-    if (folder / "added_tokens.json").is_file():
-        files["added_tokens.json"] = {entry["content"]: entry["id"] for entry in added}
+    if (folder / ADDED).exists():
+        files[ADDED] = {entry["content"]: entry["id"] for entry in added}
     return {name: json.dumps(content, ensure_ascii=False, indent=2) for name, content in files.items()}
 
 
@@ -300,6 +213,15 @@ def _rows(rule, base, output, known):
         raise ValueError(f"the output has no token {unknown[0]!r}{did_you_mean(unknown[0], output.tokens)}")
     own = {model: np.full(output.size, -1) for model in known}
     donors = {model: np.full(output.size, -1) for model in known}
+    without = [
+        token for token in output.tokens if token not in rule.rows and not any(token in k for k in known.values())
+    ]
+    if without:
+        listed = ", ".join(repr(shown(token)) for token in without[:MOST]) + ", ..." * (len(without) > MOST)
+        raise ValueError(
+            f"{len(without)} tokens have no row in any model, for their tokenizers go beyond vocab_size: {listed}; "
+            "say which row they get, such as tokenizer: {tokens: {TOKEN: {source: {kind: zero}}}}"
+        )
     for token, number in output.tokens.items():
         having = {model: tokens[token] for model, tokens in known.items() if token in tokens}
         row = rule.rows.get(token)

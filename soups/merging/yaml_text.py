@@ -18,15 +18,16 @@ def load_yaml(text: str, where: str = "the text") -> Any:
             kind of value; more than 20,000 values or 50 levels with anchors written out, or an anchor inside itself.
     """
     try:
-        loader = _Loader(text)
-        try:
-            return loader.load()
-        finally:
-            loader.dispose()
+        value, more = _Loader(text).load()
     except LookupError as error:
         raise ValueError(f"{where} is not YAML: a tag does not fit its value") from error
     except (yaml.YAMLError, ValueError) as error:  # PyYAML's numbers raise what int and float raise
         raise ValueError(f"{where} is not YAML: {error}") from error
+    if more:
+        raise ValueError(
+            f"{where} has several documents: give each a file of its own, and merge them one after another"
+        )
+    return value
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,15 +36,14 @@ class _Loader(yaml.SafeLoader):
         self.level = self.composed = 0
 
     def load(self):
-        node = self.get_node() if self.check_node() else None
-        if self.check_node():
-            raise _problem(
-                self.peek_event(), "there are several documents: give each a file of its own, and merge in order"
-            )
-        if node is None:
-            return None
-        _measure(node, {})
-        return self.construct_document(node)
+        """Return the first document's value, and whether others follow that are not empty."""
+        nodes = []
+        while self.check_node():
+            nodes.append(self.get_node())
+        if not nodes:
+            return None, False
+        _measure(nodes[0], {})
+        return self.construct_document(nodes[0]), any(node.tag != "tag:yaml.org,2002:null" for node in nodes[1:])
 
     def compose_node(self, parent, index):
         self.level += 1

@@ -43,7 +43,7 @@ def import_weights(path, arch: str | Architecture, *, num_classes: int | None = 
 
 
 def check_weights(path, arch: str | Architecture, *, num_classes: int | None = None) -> None:
-    """Raise what `import_weights` would, without reading a tensor (of an .npz file all are read)."""
+    """Raise what `import_weights` would, without reading a tensor."""
     _matched(path, architecture(arch), num_classes)
 
 

@@ -3,13 +3,13 @@
 import math
 import pathlib
 import re
-import zipfile
 from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
 
 from soups import tree
+from soups.formats import CheckpointError, open_checkpoint
+from soups.formats.tensors import listed, short
 from soups.tree import Tree
 
 # older checkpoints number the modules of a block by call, and keep the position embedding in the encoder
@@ -34,7 +34,8 @@ def load_big_vision(path, like: Tree, *, keep: str | None = None, part: str | No
         ValueError: not an .npz file, a `part` that it does not have, a `keep` that matches no leaf, or names or shapes
             other than those of `like`: all are listed ("-" the file lacks, "+" it has more).
     """
-    leaves = read_leaves(path, part)
+    # copies: what is mapped may lie unaligned
+    leaves = {name: np.array(leaf) for name, leaf in read_leaves(path, part).items()}
     if keep is not None:
         kept = tree.flatten(tree.select(like, keep))
         leaves = {name: leaf for name, leaf in leaves.items() if not re.fullmatch(keep, name)} | kept
@@ -44,20 +45,19 @@ def load_big_vision(path, like: Tree, *, keep: str | None = None, part: str | No
 
 
 def read_leaves(path, part: str | None = None) -> dict[str, np.ndarray]:
-    """Read the weights of a ViT from an .npz file, by today's names; arguments and errors as in `load_big_vision`."""
+    """Map the weights of a ViT from an .npz file, by today's names; arguments and errors as in `load_big_vision`."""
     try:
-        # opened here, because np.load leaves a broken file open
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            leaves = {name: _recover_dtype(file[name]) for name in file.files}
-    except (zipfile.BadZipFile, ValueError, TypeError) as error:
+        file = open_checkpoint(path)
+    except CheckpointError as error:
         raise ValueError(f"{path} is not an .npz file of arrays: {error}") from error
+    leaves = {name: file.read(name) for name in file.leaves}
     prefixes = ("params/", "opt/target/") if part is None else (f"params/{part}/", f"{part}/")
     for prefix in prefixes:
         if inside := {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}:
             return _renamed(inside)
     if part is not None:
         tops = sorted({name.removeprefix("params/").split("/")[0] for name in leaves})
-        raise ValueError(f"{path} has no part {part!r}, only {', '.join(tops)}")
+        raise ValueError(f"{path} has no part {part!r}, only {listed(tops)}")
     return _renamed(leaves)
 
 
@@ -65,25 +65,29 @@ def _renamed(leaves):
     for pattern, replacement in RENAMES:
         leaves = {re.sub(f"^{pattern}$", replacement, name): leaf for name, leaf in leaves.items()}
     position = leaves.get("pos_embedding")
-    if position is not None and "cls" in leaves and math.isqrt(position.shape[1] - 1) ** 2 == position.shape[1] - 1:
+    tokens = position.shape[1] if position is not None and position.ndim == 3 else 0
+    if tokens and "cls" in leaves and math.isqrt(tokens - 1) ** 2 == tokens - 1:
         # older networks added a position to the class token too: the sum of both is its value today
         leaves["cls"] = leaves["cls"] + position[:, :1]
         leaves["pos_embedding"] = position[:, 1:]
     return leaves
 
 
-def _recover_dtype(leaf):
-    # NumPy saves bfloat16 as two raw bytes
-    return leaf.view(ml_dtypes.bfloat16) if leaf.dtype == np.dtype("V2") else leaf
-
-
 def nested(leaves: Mapping[str, np.ndarray]) -> Tree:
-    """Make nested dicts of leaves with names such as "head/kernel"."""
+    """Make nested dicts of leaves with names such as "head/kernel".
+
+    Raises:
+        ValueError: one leaf has the name of a folder of others.
+    """
     top = {}
     for name, leaf in leaves.items():
         *path, last = name.split("/")
         node = top
         for key in path:
             node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{short(name)} lies below a leaf")
+        if last in node:
+            raise ValueError(f"{short(name)} is a leaf, and others lie below it")
         node[last] = leaf
     return top

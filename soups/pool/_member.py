@@ -1,202 +1,218 @@
-"""Describe a member when it is added, and read it back with every byte checked."""
+"""Read a member leaf by leaf, with every byte checked."""
 
 import concurrent.futures
-import datetime
-import importlib.metadata
+import functools
+import math
 import os
 import pathlib
-import platform
-from collections.abc import Callable, Iterator
+import threading
+import types
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xxhash
 
-from soups.formats import orbax as _checkpoint
+from soups.formats import orbax
 from soups.formats.mapping import mapped
+from soups.formats.tensors import Leaf
+from soups.names import bounded, check_name, shown
+from soups.pool import _paths
 from soups.pool._manifest import PoolCorruptionError
 from soups.tree import Tree
 
 # 256 kB of float32: the blocks of a few members and what is computed from them stay in a core's cache
 BLOCK = 1 << 16
 THREADS = max(2, min(8, os.cpu_count() or 2))
-_DIFFERS = "does not have the bytes that were written"
-_PACKAGES = ("soups", "jax", "flax", "orbax-checkpoint", "numpy")
+_DIFFERS, _MISSING = "does not have the bytes that were written", "is missing"
 
 
 class Member:
-    """Read one member's checkpoint and compare every byte with the digests of its record.
+    """Read one member's leaves by name, each when it is asked for: a `soups.formats.tensors.Tensors`.
 
-    `check` first: it also learns from the files how each leaf is stored, which `map` needs.
+    Every byte is compared with the digests of the record before it is used, with one exception: the leaves in
+    `unverified` each lie raw in one file that nobody has read yet. `map` hands such a leaf out at once, for a caller
+    that hashes its bytes (XXH3, 128 bits) on their way and gives the hash to `check_leaf` at the end.
+
+    Attributes:
+        name: of the member.
+        path: of its checkpoint.
+        record: what the pool knows of it.
+        leaves: the header of each leaf by name.
+        digests: of each leaf's bytes, by name.
     """
 
+    aliases = metadata = types.MappingProxyType({})
+    notes = ()
+
     def __init__(self, name: str, directory: pathlib.Path, record: dict):
-        self.name = name
-        self.directory = directory
-        self.record = record
-        # that a leaf's folder is called after its keys is all of Orbax's layout that is relied on
-        by_keys = {folder.rpartition("/")[2]: folder for folder in _folders(record["files"])}
-        self._folders = {name: by_keys[".".join(leaf["keys"])] for name, leaf in record["leaves"].items()}
-        self._stored = {}
+        self.name, self.path, self.record = name, directory, record
+        self.digests = {leaf: entry["digest"] for leaf, entry in record["leaves"].items()}
+        self._chunks = _chunks(record)
+        # a file with the digest of the leaf's bytes holds just these bytes
+        self._raw = {
+            leaf: files[0]
+            for leaf, files in self._chunks.items()
+            if len(files) == 1 and record["files"][files[0]] == self.digests[leaf]
+        }
+        self.leaves = {leaf: self._header(leaf, entry) for leaf, entry in record["leaves"].items()}
+        self._verified: set[str] = set()
+        self._lock = threading.Lock()
+        self._opened = None  # what reads the leaves that do not lie raw, when the checkpoint's description is verified
+
+    @functools.cached_property
+    def sizes(self) -> dict[pathlib.Path, int]:
+        """Return the sizes of the files that are there."""
+        files = [self.path / file for file in self.record["files"]]
+        return {file: file.stat().st_size for file in files if file.is_file()}
 
     @property
-    def structure(self) -> Tree:
-        """Give nested dicts of jax.ShapeDtypeStruct."""
-        return nested(self.record["leaves"], abstract_leaf)
+    def unverified(self) -> set[str]:
+        """Name the leaves that lie raw in one file each, whose bytes nobody has compared with their digests yet."""
+        return set(self._raw) - self._verified
+
+    def read(self, name: str, index: Any = ...) -> np.ndarray:
+        """Return a leaf, read-only and mapped where it lies raw, or the part of it at `index`, a slice for each axis.
+
+        Raises:
+            ValueError: no leaf of this name.
+            PoolCorruptionError: naming the member, and every file of the leaf that differs or is missing.
+        """
+        check_name(name, self.leaves, f"leaf of member {self.name!r}")
+        if name not in self._verified:
+            self._raise(self._compare(self._chunks[name]))
+            self._verified.add(name)
+        return self._array(name, index)
+
+    def map(self, name: str) -> np.ndarray:
+        """Return a leaf as `read` does, but leave those in `unverified` to the caller to compare.
+
+        Raises:
+            PoolCorruptionError: as `read`; or a raw file of another size, or damage in what describes the checkpoint.
+        """
+        return self._array(name, ...) if name in self._raw else self.read(name)
+
+    def making(self, name: str) -> int:
+        """Count the bytes that it takes to make a leaf: 0 where it is mapped."""
+        return 0 if name in self._raw else self.leaves[name].nbytes
 
     def load(self) -> Tree:
-        """Check every file and give nested dicts of read-only NumPy arrays, mapped where they lie raw."""
+        """Compare every file and return nested dicts of read-only NumPy arrays, mapped where they lie raw."""
         self.check()
-        return nested(self.record["leaves"], lambda name, _: self.map(name))
+        return nested(self.record, {name: self.read(name) for name in self.leaves})
 
-    def map(self, leaf: str) -> np.ndarray:
-        """Give a leaf as it lies on disk, read-only."""
-        return _stored_leaf(self.directory / self._folders[leaf], self._stored[leaf])
+    def check(self, process: int = 0, processes: int = 1) -> None:
+        """Compare all files with their digests, unless that was done; of several processes each compares its share.
 
-    def check(self, *, streamed: bool = False) -> None:
-        """Compare all files with their digests, except, with `streamed`, those that the caller hashes on the way.
+        What describes the arrays is compared by all. The files of a leaf that is stored in shards are shared out in
+        their order, so that a process compares those that it reads if it holds the leaf in such shards; leaves of one
+        file are shared out in turn.
 
         Raises:
             PoolCorruptionError: naming the member, every file that differs or is missing, and its leaf.
         """
-        if problems := self.problems(streamed=streamed):
-            raise PoolCorruptionError(self._message(problems))
+        with self._lock:
+            if len(self._verified) < len(self.leaves):
+                self._raise(self._compare([*self._descriptions(), *self._share(process, processes)]))
+                self._verified.update(self.leaves)
+        self._prepare()
 
     def check_leaf(self, leaf: str, digest: str) -> None:
-        """Compare the digest of a mapped leaf with the record's.
+        """Compare the hash of a leaf's bytes, which the caller has read, with the record's.
 
         Raises:
             PoolCorruptionError: naming the member, the file and the leaf.
         """
-        if digest != self.record["leaves"][leaf]["digest"]:
-            file = f"{self._folders[leaf]}/{self._stored[leaf].file or ''}"
-            raise PoolCorruptionError(self._message([self._described(file, _DIFFERS)]))
+        if digest != self.digests[leaf]:
+            self._raise([self._described(file, _DIFFERS) for file in self._chunks[leaf]])
+        self._verified.add(leaf)
 
-    def problems(self, *, streamed: bool = False) -> list[str]:
-        """List the files that are missing or do not have the bytes that were written."""
-        if not self.directory.is_dir():
-            return ["the whole directory is missing"]
-        files = self.record["files"]
-        descriptions = [file for file in files if _is_description(file, files)]
-        problems = self._compare(descriptions)
-        if problems:  # then nothing says which of the others are mapped
-            return problems + self._compare(set(files).difference(descriptions))
-        for leaf, folder in self._folders.items():
-            self._stored[leaf] = _stored_array(self.directory / folder)
-        if not streamed:
-            return self._compare(set(files).difference(descriptions))
-        raw = {f"{self._folders[leaf]}/{stored.file}": stored for leaf, stored in self._stored.items() if stored.file}
-        sizes = [self._wrong_size(file, stored) for file, stored in raw.items()]
-        return [size for size in sizes if size] + self._compare(set(files).difference(descriptions, raw))
+    def problems(self) -> list[str]:
+        """List the files that are missing, that differ from what was written, or that the record does not know."""
+        known = self.record["files"]
+        return self._compare(known) + [shown(file) for file in relative_files(self.path) if file not in known]
 
-    def unexpected(self) -> list[str]:
-        """List the files of the checkpoint that the record does not know."""
-        return [file for file in _relative_files(self.directory) if file not in self.record["files"]]
+    def _header(self, name, entry):
+        shape, dtype = tuple(entry["shape"]), np.dtype(entry["dtype"])
+        file, offset = (self.path / self._raw[name], 0) if name in self._raw else (self.path, None)
+        return Leaf(name, shape, dtype, file, offset, math.prod(shape) * dtype.itemsize)
+
+    def _array(self, name, index):
+        self._prepare()
+        leaf = self.leaves[name]
+        if not leaf.nbytes:
+            array = np.empty(leaf.shape, leaf.dtype)
+        elif name in self._raw:
+            return self._mapped(leaf).view(leaf.dtype).reshape(leaf.shape)[index]
+        else:
+            array = self._opened[stored_name(self.record["leaves"][name])].read(index)
+        array.flags.writeable = False
+        return array
+
+    def _mapped(self, leaf):
+        try:
+            return mapped(leaf.file, leaf.nbytes)
+        except (FileNotFoundError, ValueError) as error:
+            problem = _MISSING if isinstance(error, FileNotFoundError) else _DIFFERS
+            raise self._error([self._described(self._raw[leaf.name], problem)]) from error
+
+    def _prepare(self):
+        with self._lock:
+            if self._opened is None:
+                self._raise(self._compare(self._descriptions()))
+                self._opened = self._open() if len(self._raw) < len(self._chunks) else {}
+
+    def _open(self):
+        try:
+            return orbax.open_leaves(self.path)
+        except (ValueError, OSError) as error:  # it looks at all leaves, also at those that are not verified yet
+            raise self._error(self.problems() or [str(error)]) from error
+
+    def _descriptions(self):
+        return set(self.record["files"]).difference(*self._chunks.values())
+
+    def _share(self, process, processes):
+        for turn, files in enumerate(self._chunks.values()):
+            for place, file in enumerate(files):
+                if (place * processes // len(files) if len(files) > 1 else turn % processes) == process:
+                    yield file
 
     def _compare(self, files):
+        if not self.path.is_dir():
+            return ["the whole directory is missing"]
         with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
             return [problem for problem in threads.map(self._problem, sorted(files)) if problem]
 
     def _problem(self, file):
         try:
-            actual = _hash_file(self.directory / file)
-        except FileNotFoundError:
-            return self._described(file, "is missing")
-        if actual != self.record["files"][file]:
-            return self._described(file, _DIFFERS)
-        return None
-
-    def _wrong_size(self, file, stored):
-        try:
-            actual = (self.directory / file).stat().st_size
-        except FileNotFoundError:
-            return self._described(file, "is missing")
-        return self._described(file, _DIFFERS) if actual != stored.size else None
+            actual = hash_file(self.path / file)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return self._described(file, _MISSING)
+        return None if actual == self.record["files"][file] else self._described(file, _DIFFERS)
 
     def _described(self, file, problem):
-        folder = file.rpartition("/")[0]
-        return f"{file}{''.join(f' (leaf {leaf})' for leaf, own in self._folders.items() if own == folder)} {problem}"
+        folder = file.rpartition("/")[0].rpartition("/")[2]
+        leaf = next((leaf for leaf, entry in self.record["leaves"].items() if _folder(entry) == folder), None)
+        return f"{shown(file)}{'' if leaf is None else f' (leaf {shown(leaf)})'} {problem}"
 
-    def _message(self, problems):
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        return f"member {self.name!r} is corrupted, in {self.directory}:{lines}"
+    def _raise(self, problems):
+        if problems:
+            raise self._error(problems)
 
-
-# --- Describing ---------------------------------------------------------------------------------------------------
-
-
-def named_leaves(params: Tree, name: str) -> dict[str, np.ndarray | jax.Array]:
-    """Give the arrays of nested dicts by name, the keys joined with "/", in the order of the sorted keys.
-
-    Raises:
-        ValueError: listing everything that a pool cannot hold.
-    """
-    leaves, problems = {}, []
-    _walk(params, (), leaves, problems)
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise ValueError(f"member {name!r} cannot be stored: a pool holds nested dicts of arrays{lines}")
-    return leaves
+    def _error(self, problems):
+        lines = bounded([f"  {problem}" for problem in problems])
+        return PoolCorruptionError(f"member {self.name!r} is corrupted, in {self.path}:\n{lines}")
 
 
-def describe(directory: pathlib.Path) -> dict:
-    """Describe a checkpoint from its files: {"status", "nonfinite_leaves", "leaves", "files", "digest"}."""
-    files = {file: _hash_file(directory / file) for file in _relative_files(directory)}
-    leaves, nonfinite = {}, []
-    for folder in _folders(files):
-        name = folder.rpartition("/")[2].replace(".", "/")
-        array = _stored_leaf(directory / folder, _stored_array(directory / folder))
-        leaves[name] = _leaf_record(name, array)
-        if not _finite(array):
-            nonfinite.append(name)
-    leaves = dict(sorted(leaves.items(), key=lambda item: item[1]["keys"]))
-    return {
-        "status": "non-finite" if nonfinite else "ok",
-        "nonfinite_leaves": sorted(nonfinite),
-        "digest": _digest_of_leaves(leaves),
-        "leaves": leaves,
-        "files": files,
-    }
+def nested(record: dict, values: dict[str, Any]) -> Tree:
+    """Put a value for each leaf of a record into nested dicts."""
+    keys = {name: entry["keys"] for name, entry in record["leaves"].items()}
+    return _paths.nested(values, keys, record.get("empty", ()))
 
 
-def digest(params: Tree) -> str:
-    """Give the digest of a tree of arrays: that of the pool's member with these leaves, however either is sharded.
-
-    XXH3 (128 bits, hexadecimal) over the sorted names of the leaves, their dtypes, shapes and digests of their bytes.
-
-    Raises:
-        ValueError: it is not nested dicts of arrays.
-    """
-    leaves = named_leaves(params, "tree")
-    return _digest_of_leaves({name: _leaf_record(name, np.asarray(leaf)) for name, leaf in leaves.items()})
-
-
-def provenance() -> dict:
-    """Give {"versions", "created"}: the packages in use and the time (UTC, ISO 8601)."""
-    versions = {package: _version(package) for package in _PACKAGES}
-    return {
-        "versions": {**versions, "python": platform.python_version()},
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def nested(leaves: dict[str, Any], function: Callable) -> Tree:
-    """Make nested dicts of `function(name, leaf)` from leaves by name."""
-    tree = {}
-    for name, leaf in leaves.items():
-        *keys, last = name.split("/")
-        node = tree
-        for key in keys:
-            node = node.setdefault(key, {})
-        node[last] = function(name, leaf)
-    return tree
-
-
-def is_float(dtype) -> bool:
-    """Say whether leaves of this dtype are averaged, rather than copied."""
-    return jnp.issubdtype(dtype, jnp.inexact)
+def stored_name(entry: dict) -> str:
+    """Return the name that a leaf has in its checkpoint."""
+    return entry.get("stored") or "/".join(entry["keys"])
 
 
 def blocks(size: int) -> Iterator[slice]:
@@ -209,91 +225,32 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-# --- Files and leaves ---------------------------------------------------------------------------------------------
-
-
-def _stored_array(folder):
-    return _checkpoint.stored_array((folder / _checkpoint.ARRAY_METADATA).read_bytes())
-
-
-def _stored_leaf(folder, stored):
-    if stored.file is None:
-        array = _checkpoint.read_array(folder)
-        array.flags.writeable = False
-        return array
-    return mapped(folder / stored.file, stored.size).view(stored.dtype).reshape(stored.shape)
-
-
-def _hash_file(path):
+def hash_file(path: pathlib.Path) -> str:
+    """Return the XXH3 (128 bits, hexadecimal) of a file's bytes."""
     size = path.stat().st_size
     return xxhash.xxh3_128_hexdigest(mapped(path, size) if size > 1 << 16 else path.read_bytes())
 
 
-def _relative_files(directory):
-    return sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
+def relative_files(directory: pathlib.Path) -> list[str]:
+    """List the files below a directory."""
+    return sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if not file.is_dir())
 
 
-def _folders(files):
-    end = f"/{_checkpoint.ARRAY_METADATA}"
-    return [file.removesuffix(end) for file in files if file.endswith(end)]
+def _folder(entry):
+    return stored_name(entry).replace("/", ".")
 
 
-def _is_description(file, files):
-    folder, _, last = file.rpartition("/")
-    return last == _checkpoint.ARRAY_METADATA or f"{folder}/{_checkpoint.ARRAY_METADATA}" not in files
-
-
-def _walk(node, keys, leaves, problems):
-    where = "/".join(map(str, keys)) or "the tree itself"
-    if type(node) is dict:
-        if not node:
-            problems.append(f"{where} is an empty dict")
-        for key in sorted(node, key=str):
-            if not isinstance(key, str) or not key or set(key) & set("/.\0"):
-                problems.append(f"{where} has the key {key!r}: keys are strings without '/' and '.'")
-            _walk(node[key], (*keys, key), leaves, problems)
-    elif not keys:
-        problems.append(f"{where} is a {type(node).__name__}, not a dict")
-    elif problem := _leaf_problem(node):
-        problems.append(f"{where} {problem}")
-    else:
-        leaves[where] = node
-
-
-def _leaf_problem(leaf):
-    if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
-        return f"is a {type(leaf).__name__}, neither a dict nor an array"
-    if not (jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == np.bool_):
-        return f"has dtype {leaf.dtype}: only numbers and booleans can be stored"
-    return f"has shape {leaf.shape}, without any element" if leaf.size == 0 else ""
-
-
-def _leaf_record(name, array):
+def _chunks(record):
+    """Give the files of each leaf's elements, in their order."""
+    described = f"/{orbax.ARRAY_METADATA}"
+    folders = {file.removesuffix(described) for file in record["files"] if file.endswith(described)}
+    by_folder = {folder.rpartition("/")[2]: [] for folder in folders}
+    for file in record["files"]:
+        folder = file.rpartition("/")[0]
+        if folder in folders and not file.endswith(described):
+            by_folder[folder.rpartition("/")[2]].append(file)
+    # that a leaf's folder is called after its keys is all of Orbax's layout that is relied on
     return {
-        "keys": name.split("/"),
-        "shape": list(array.shape),
-        "dtype": array.dtype.name,
-        "digest": xxhash.xxh3_128_hexdigest(as_bytes(array)),
+        leaf: sorted(by_folder.get(_folder(entry), ()), key=lambda file: (len(file), file))
+        for leaf, entry in record["leaves"].items()
     }
-
-
-def _digest_of_leaves(leaves):
-    lines = [f"{name} {leaf['dtype']} {leaf['shape']} {leaf['digest']}\n" for name, leaf in sorted(leaves.items())]
-    return xxhash.xxh3_128_hexdigest("".join(lines).encode())
-
-
-def _finite(array):
-    flat = array.reshape(-1)
-    return not is_float(array.dtype) or all(np.isfinite(flat[block]).all() for block in blocks(flat.size))
-
-
-def abstract_leaf(_, leaf):
-    """Give the shape and dtype that a manifest's record of a leaf states."""
-    return jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
-
-
-def _version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

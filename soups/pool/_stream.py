@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import xxhash
 
-from soups.pool._member import THREADS, Member, as_bytes, blocks, is_float
+from soups.pool._member import THREADS, Member, as_bytes, blocks
+from soups.pool._paths import is_float
 from soups.tree import Tree
 
 
 def merge_leaves(members: Sequence[Member], function: Callable, *, whole_leaves: bool) -> dict[str, np.ndarray]:
     """Give the merged leaves by name; see `Pool.merge_leaves`."""
     _check_copied_leaves(members)
-    for member in members:
-        member.check(streamed=True)
     leaves = members[0].record["leaves"]
     largest_first = sorted(leaves, key=lambda leaf: -math.prod(leaves[leaf]["shape"]))
     merge = _merge_whole if whole_leaves else _merge_in_blocks

@@ -7,8 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 
-from soups.formats import orbax as _checkpoint
-from soups.pool import _member
+from soups.pool import _describe, _paths
 from soups.pool.pool import Pool, as_json
 from soups.processes import on_first_process
 from soups.tree import Tree
@@ -41,8 +40,9 @@ def merge(pool: Pool, recipe: Callable, out=None, *, whole_leaves: bool = False)
     unfinished = pathlib.Path(on_first_process(lambda: str(_make_unfinished(out))))
     try:
         params = _merged(pool, recipe, whole_leaves)
-        _checkpoint.save_checkpoint(unfinished / "soup", params)
-        on_first_process(lambda: _finish(unfinished / "soup", out, _ingredients(pool, recipe)))
+        flat = _paths.flatten(params, "the soup")
+        _describe.save(unfinished / "soup", flat)
+        on_first_process(lambda: _finish(unfinished / "soup", out, _ingredients(pool, recipe), flat))
     finally:
         on_first_process(lambda: shutil.rmtree(unfinished, ignore_errors=True))
     return params
@@ -69,8 +69,8 @@ def _check_free(out):
         raise FileExistsError(f"{out} exists: a soup is written to a new place")
 
 
-def _finish(directory, out, ingredients):
-    record = {"format": FORMAT, **ingredients, **_member.provenance(), **_member.describe(directory)}
+def _finish(directory, out, ingredients, flat):
+    record = {"format": FORMAT, **ingredients, **_describe.provenance(), **_describe.describe(directory, flat)}
     (directory / "soup.json").write_text(json.dumps(record, indent=1) + "\n")
     _check_free(out)
     directory.rename(out)
@@ -97,4 +97,4 @@ def _setting(value):
     try:
         return as_json({"value": value}, "a setting")["value"]
     except ValueError:
-        return {"digest": _member.digest(value)} if isinstance(value, dict) else repr(value)
+        return {"digest": _describe.digest(value)} if isinstance(value, dict) else repr(value)

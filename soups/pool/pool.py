@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import json
-import pathlib
 import shutil
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +12,10 @@ import jax
 import numpy as np
 
 from soups import tree as tree_lib
-from soups.formats import orbax as _checkpoint
+from soups.files import local_path
 from soups.names import did_you_mean
-from soups.pool import _manifest, _member, _stream
+from soups.pool import _describe, _manifest, _paths, _stream
+from soups.pool._member import Member, nested
 from soups.processes import on_first_process
 from soups.tree import Tree
 
@@ -38,7 +38,7 @@ class Pool(Mapping):
     """
 
     def __init__(self, path, *, must_exist: bool = False):
-        self.path = pathlib.Path(path).absolute()
+        self.path = local_path(path).absolute()
         if file := next((place for place in (self.path, *self.path.parents) if place.is_file()), None):
             raise NotADirectoryError(f"a pool is a directory, and {file} is a file")
         if must_exist and not _manifest.exists(self.path):
@@ -78,7 +78,8 @@ class Pool(Mapping):
         Raises:
             ValueError: the pool is empty.
         """
-        return self._member(self._not_empty()[0]).structure
+        record = self._record(self._not_empty()[0])
+        return nested(record, {name: _describe.abstract(entry) for name, entry in record["leaves"].items()})
 
     @property
     def base(self) -> str | None:
@@ -129,10 +130,10 @@ class Pool(Mapping):
         return self._member(name).load()
 
     def load(self, name: str, *, like: Tree) -> Tree:
-        """Restore a member as JAX arrays straight into shardings.
+        """Restore a member as JAX arrays straight into shardings, in the structure of `like`.
 
-        `like`: nested dicts of jax.ShapeDtypeStruct with shardings, or of arrays; a leaf without a sharding goes to
-        the first device.
+        `like`: any pytree of jax.ShapeDtypeStruct with shardings, or of arrays, with the names of the member's leaves;
+        a leaf without a sharding goes to the first device.
 
         Raises:
             KeyError: there is no such member.
@@ -140,14 +141,20 @@ class Pool(Mapping):
             PoolCorruptionError: naming each file that is not what was written, and its leaf.
         """
         member = self._member(name)
-        tree_lib.check_same_structure([member.structure, like], labels=[name, "like"])
-        abstract = jax.tree.map(_with_sharding, like)
+        wanted = _paths.by_exact_name(like)
+        tree_lib.check_same_structure([_describe.recorded_shapes(member.record), wanted], labels=[name, "like"])
+        wanted = {leaf: _with_sharding(abstract) for leaf, abstract in wanted.items()}
         member.check()
-        restored = _checkpoint.load(member.directory, abstract)
-        left = [leaf for leaf, array in tree_lib.flatten(restored).items() if not isinstance(array, jax.Array)]
-        if left:
-            raise ValueError(f"Orbax left these leaves of member {name!r} unread: {', '.join(left)}")
-        return restored
+        restored = _describe.restore(member, wanted)
+        return jax.tree.unflatten(jax.tree.structure(like), [restored[leaf] for leaf in wanted])
+
+    def tensors(self, name: str) -> Member:
+        """Return a member's leaves by name, each read when it is asked for, as the engine streams them.
+
+        Raises:
+            KeyError: there is no such member.
+        """
+        return self._member(name)
 
     def merge_leaves(self, function: Callable, *, whole_leaves: bool = False) -> Tree:
         """Merge all members with the memory of the result and a few blocks: nested dicts of NumPy arrays.
@@ -168,7 +175,7 @@ class Pool(Mapping):
         self.check_mergeable()
         members = [self._member(name) for name in self.names]
         merged = _stream.merge_leaves(members, function, whole_leaves=whole_leaves)
-        return _member.nested(merged, lambda _, array: array)
+        return nested(members[0].record, merged)
 
     def check_mergeable(self) -> None:
         """Raise a ValueError if the pool is empty, or one that names all members with NaN or infinity."""
@@ -185,7 +192,7 @@ class Pool(Mapping):
         names.
         """
         members = [self._member(name) for name in (self.names if names is None else names)]
-        problems = {member.name: member.problems() + member.unexpected() for member in members}
+        problems = {member.name: member.problems() for member in members}
         if names is None:
             unowned = "belongs to no member: a process was killed while it added or removed one"
             problems |= {orphan: [unowned] for orphan in _manifest.orphans(self.path)}
@@ -209,7 +216,7 @@ class Pool(Mapping):
 
         Args:
             name: any name that the pool does not have yet.
-            params: nested dicts of NumPy or JAX arrays, sharded or not, of the structure of the pool's first member.
+            params: any pytree of NumPy or JAX arrays, sharded or not, with the names of the pool's first member.
             metadata: what should be known of it (configuration, seed, ...), anything JSON can hold.
             metrics: what was measured on it; see `update_metrics`.
             base: the name or digest of the weights it was fine-tuned from.
@@ -226,12 +233,11 @@ class Pool(Mapping):
             "metrics": as_json(metrics or {}, "metrics"),
             "base": base,
         }
-        leaves = _member.named_leaves(params, name)
-        structure = _member.nested(leaves, lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        flat = _paths.flatten(params, f"member {name!r}")
         with _explained(f"cannot add member {name!r} to the pool {self.path}"), contextlib.ExitStack() as stack:
-            directory = on_first_process(lambda: self._reserve(name, structure, stack))
-            _checkpoint.save_checkpoint(self.path / directory, params)
-            record = on_first_process(lambda: self._enter(name, directory, structure, given))
+            directory = on_first_process(lambda: self._reserve(name, flat, stack))
+            _describe.save(self.path / directory, flat)
+            record = on_first_process(lambda: self._enter(name, directory, flat, given))
         self._shared.manifest = _manifest.read(self.path)
         return record
 
@@ -292,7 +298,7 @@ class Pool(Mapping):
 
     def _member(self, name):
         record = self._record(name)
-        return _member.Member(name, self.path / record["path"], record)
+        return Member(name, self.path / record["path"], record)
 
     def _view(self, names):
         view = copy.copy(self)
@@ -312,22 +318,22 @@ class Pool(Mapping):
         if self._selected is not None:
             raise ValueError(f"this is a view of some members: {action} on Pool({str(self.path)!r}) itself")
 
-    def _check_addition(self, manifest, name, structure):
+    def _check_addition(self, manifest, name, flat):
         if name in manifest["members"]:
             raise ValueError(f"the pool {self.path} already has a member {name!r}: take another name, or remove it")
         if first := next(iter(manifest["members"]), None):
-            expected = _member.nested(manifest["members"][first]["leaves"], _member.abstract_leaf)
-            tree_lib.check_same_structure([expected, structure], labels=[first, name])
+            expected = _describe.recorded_shapes(manifest["members"][first])
+            tree_lib.check_same_structure([expected, _describe.shapes(flat)], labels=[first, name])
 
-    def _reserve(self, name, structure, stack):
-        self._check_addition(_manifest.read(self.path), name, structure)
+    def _reserve(self, name, flat, stack):
+        self._check_addition(_manifest.read(self.path), name, flat)
         return stack.enter_context(_manifest.reserved(self.path, name))
 
-    def _enter(self, name, directory, structure, given):
-        described = _member.describe(self.path / directory)
-        record = {"path": directory, **given, **_member.provenance(), **described}
+    def _enter(self, name, directory, flat, given):
+        described = _describe.describe(self.path / directory, flat)
+        record = {"path": directory, **given, **_describe.provenance(), **described}
         with _manifest.changing(self.path) as manifest:
-            self._check_addition(manifest, name, structure)  # again: others may have added since
+            self._check_addition(manifest, name, flat)  # again: others may have added since
             manifest["members"][name] = record
         return record
 

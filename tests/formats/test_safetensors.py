@@ -147,7 +147,11 @@ def test_a_file_that_changed_since_is_an_error(size, tmp_path):
 # --- What is refused ---
 
 ENTRIES = {
-    "an unknown dtype": ({"a": ("F4", [4], 0, 2)}, "tensor 'a' has a dtype that cannot be read, 'F4'; known are F64"),
+    "an unknown dtype": ({"a": ("Q4", [4], 0, 2)}, "tensor 'a' has a dtype that cannot be read, 'Q4'; known are F64"),
+    "an escape": ({"\x1b": ("\x1b[2J", [4], 0, 2)}, r"tensor '\\x1b' has a dtype that cannot be read, '\\x1b\[2J'"),
+    "F4": ({"a": ("F4", [4], 0, 2)}, "tensor 'a' has a dtype that cannot be read, F4: quantised numbers of less than"),
+    "F6_E2M3": ({"a": ("F6_E2M3", [4], 0, 3)}, "tensor 'a' has a dtype that cannot be read, F6_E2M3: quantised"),
+    "F6_E3M2": ({"a": ("F6_E3M2", [4], 0, 3)}, "tensor 'a' has a dtype that cannot be read, F6_E3M2: quantised"),
     "no dtype": ({"a": (3, [4], 0, 2)}, "tensor 'a' has a dtype that cannot be read, a int"),
     "a negative size": ({"a": ("U8", [-1, -4], 0, 4)}, "tensor 'a' has a shape that is not of non-negative"),
     "a boolean size": ({"a": ("U8", [True], 0, 1)}, "tensor 'a' has a shape that is not of non-negative"),
@@ -205,7 +209,7 @@ def test_refuses_headers(case, refused, make):
     "content", [b"", b"\1\0", struct.pack("<Q", 3) + b"{}", struct.pack("<Q", 2**63) + b"{}" * 9, b"\xff" * 20]
 )
 def test_refuses_a_length_beyond_the_file(content, refused):
-    refused(content, "is truncated")
+    refused(content, "is truncated" if content else "is empty")
 
 
 def test_refuses_a_longer_header_than_the_format_allows(tmp_path):

@@ -61,7 +61,9 @@ def test_single_files_need_no_config(small, models, recipe, tmp_path):
     assert set(merging.folder_files(small.plan(recipe))) == {"README.md", "mergekit_config.yml"}
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "config.json is not JSON"), ("[]", "is not a JSON object")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "config.json is not valid JSON"), ("[]", "is not a JSON object")]
+)
 def test_a_damaged_config_is_named(small, recipe, tmp_path, content, message):
     broken = small.write_model(tmp_path / "broken", small.tensors(0))
     (broken / "config.json").write_text(content)

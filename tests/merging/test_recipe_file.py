@@ -151,6 +151,9 @@ def two(**fields):
             "chatml, or the text of a template in Jinja, not 'llama3'",
         ),
         (two(chat_template="[a]"), "chat_template is auto, chatml"),
+        (two(align="[['(', null]]"), r"align\[0\]: '\(' is not a regex"),
+        (two(align=f"[['{'(' * 5000}', null]]"), r"align\[0\]: .* is not a regex"),
+        (two(align="[['a{99999999999}', null]]"), r"align\[0\]: .* is not a regex"),
         (two(tokenizer_source="unoin"), r"unknown tokenizer_source of the recipe 'unoin' \(did you mean 'union'\?\)"),
         (two(models="[a]"), "linear needs a value of 'weight' for a"),
         (two(models="[{model: a, parameters: 3}]"), "parameters of a must be a mapping, not 3"),
@@ -180,6 +183,10 @@ def two(**fields):
             r"ties needs at least 1 member\(s\) beside the base",
         ),
         (two(merge_method="passthrough", models="[a, b]"), "passthrough needs 1 member"),
+        (
+            two(merge_method="passthrough", models="[a]", base_model="b"),
+            r"passthrough needs 1 member\(s\), but there are 2, with the base_model b$",
+        ),
         (two(models=None, slices="[a]"), "every slice has sources, not 'a'"),
         (
             two(vocabulary="published", models=None, slices="[{sources: [], par: 1}]"),

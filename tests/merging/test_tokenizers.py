@@ -8,7 +8,8 @@ import pytest
 from soups import merging
 from soups.engine import BLOCK
 from soups.merging.plan import OTHER
-from soups.merging.tokenizers import Row, Rule, parse_rule, read_vocabulary
+from soups.merging.tokenizers import Row, Rule, parse_rule
+from soups.merging.vocabulary import read_vocabulary
 
 WIDTH = 3
 # in this order: tokens of the model, then added ones; "pad" models have rows without a token
@@ -231,7 +232,7 @@ def test_tokenizers_that_cannot_be_understood_are_named(different, small, tmp_pa
     (tmp_path / "one" / "tokenizer.json").write_text("[]")
     refused(r"one/tokenizer.json is not a JSON object")
     (tmp_path / "one" / "tokenizer.json").write_text("{")
-    refused(r"one/tokenizer.json is not JSON")
+    refused(r"one/tokenizer.json is not valid JSON")
     (tmp_path / "one" / "tokenizer.json").unlink()
     refused(r"no tokenizer.json in .*one: its tokens are not known")
 

@@ -15,6 +15,7 @@ def test_values():
         **{"1": "x", "on": "x", "~": "x"},
     }
     assert load_yaml("") is None
+    assert load_yaml("---\na: 1\n---\n") == {"a": 1}
 
 
 def test_anchors_and_merge_keys():
@@ -34,7 +35,7 @@ def laughs(first, item):
     [
         ("a: [", "the text is not YAML"),
         ("a: 1\na: 2", "'a' stands there twice"),
-        ("a: 1\n---\nb: 2", "several documents: give each a file of its own"),
+        ("a: 1\n---\nb: 2", "the text has several documents: give each a file of its own"),
         (laughs("[x]", "[X, X, X, X, X, X, X, X, X, X]"), "written out, are more than 20,000 values"),
         (laughs("{k: 1}", "{<<: [X, X, X, X, X, X, X, X]}"), "written out, are more than 20,000 values"),
         (f"a: &a {'x' * 400_000}\nb: [*a, *a, *a]", "written out, are more than 20,000 values"),

@@ -78,7 +78,7 @@ def test_one_tower_of_several_is_taken_by_part(tmp_path, released):
     path = save(tmp_path / "two.npz", towers)
     loaded = models.load_big_vision(path, like, part="img")
     np.testing.assert_array_equal(loaded["cls"], leaves["cls"])
-    with pytest.raises(ValueError, match="no part 'image', only img, t, txt"):
+    with pytest.raises(ValueError, match="no part 'image', only 'img', 't', 'txt'"):
         models.load_big_vision(path, like, part="image")
 
 
@@ -122,6 +122,20 @@ def test_files_that_are_no_checkpoints_are_errors(tmp_path, released):
     for name in ("one.npy", "text.npz", "cut.npz"):
         with pytest.raises(ValueError, match=rf"{name} is not an .npz file"):
             models.load_big_vision(tmp_path / name, like)
+
+
+@pytest.mark.parametrize("names", [["a", "a/b"], ["a/b", "a"], ["a/b/c", "a/b"]])
+def test_a_leaf_with_the_name_of_a_folder(names, tmp_path, released):
+    path = save(tmp_path / "x.npz", {name: np.zeros(1) for name in names})
+    with pytest.raises(ValueError, match=r"'a/b' (lies below a leaf|is a leaf)|'a' is a leaf, and others lie below it"):
+        models.load_big_vision(path, released[1])
+
+
+def test_a_position_embedding_of_another_rank(tmp_path, released):
+    leaves, like = released
+    path = save(tmp_path / "x.npz", {**leaves, "pos_embedding": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"pos_embedding has shape \(3,\)"):
+        models.load_big_vision(path, like)
 
 
 def test_loaded_weights_run(tmp_path, released):

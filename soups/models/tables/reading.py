@@ -21,7 +21,7 @@ PARALLEL = "module."  # before all names that torch's data-parallel wrappers sav
 
 
 def open_tensors(path) -> dict[str, np.ndarray]:
-    """Give the tensors of a file or folder by name: of an .npz file read, of others mapped and not read yet.
+    """Give the tensors of a file or folder by name: mapped and not read yet.
 
     Raises:
         FileNotFoundError: nothing there.

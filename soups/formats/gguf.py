@@ -1,0 +1,165 @@
+"""Read the headers of GGUF files, versions 2 and 3: numbers are mapped, quantised codes are refused."""
+
+import collections
+import math
+import pathlib
+import struct
+
+import ml_dtypes
+import numpy as np
+
+from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes, listed, map_file, short
+
+MAX_STEPS = 5_000_000  # values in the header: a vocabulary of 256,000 tokens takes about a million
+MAX_TEXT = 1 << 20  # bytes of a string that is kept
+MAX_NAME = 1000
+DTYPES = {
+    0: np.dtype(np.float32),
+    1: np.dtype(np.float16),
+    24: np.dtype(np.int8),
+    25: np.dtype(np.int16),
+    26: np.dtype(np.int32),
+    27: np.dtype(np.int64),
+    28: np.dtype(np.float64),
+    30: np.dtype(ml_dtypes.bfloat16),
+}
+QUANTISED = {2: "Q4_0", 3: "Q4_1", 4: "Q4_2", 5: "Q4_3", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1"}
+QUANTISED |= {10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS"}
+QUANTISED |= {18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M"}
+QUANTISED |= {31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 34: "TQ1_0", 35: "TQ2_0", 36: "IQ4_NL_4_4"}
+QUANTISED |= {37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 39: "MXFP4", 40: "NVFP4"}
+# the kinds of values by number; 8 is a string and 9 an array
+_NUMBERS = {kind: struct.Struct(f"<{code}") for kind, code in zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True)}
+
+
+def read_header(path: pathlib.Path) -> Header:
+    """Return what a GGUF file holds, without reading a tensor; the metadata are its single values, as strings.
+
+    Raises:
+        CheckpointError: not GGUF of version 2 or 3, quantised, one part of several, damaged, truncated, or claiming
+            more than the file can hold.
+        OSError: the file cannot be read.
+    """
+    size = path.stat().st_size
+    machine = _Reader(memoryview(map_file(path, size)), path)
+    try:
+        leaves, metadata = _read(machine, path, size)
+    except (IndexError, struct.error) as error:
+        raise CheckpointError(f"{path} is truncated, or damaged at byte {machine.at}") from error
+    return Header(leaves, size, metadata)
+
+
+class _Reader:
+    def __init__(self, data, path):
+        self.data, self.path, self.at, self.steps = data, path, 0, 0
+
+    def skip(self, size):
+        if size > len(self.data) - self.at:
+            raise IndexError
+        self.at += size
+
+    def number(self, kind=10):
+        form = _NUMBERS[kind]
+        (value,) = form.unpack_from(self.data, self.at)
+        self.at += form.size
+        return value
+
+    def step(self):
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise CheckpointError(f"{self.path} has a header of more than {MAX_STEPS} values")
+
+    def text(self, limit):
+        """Return a string, or None if it is longer."""
+        size = self.number()
+        begin = self.at
+        self.skip(size)
+        return bytes(self.data[begin : self.at]).decode("utf-8", "backslashreplace") if size <= limit else None
+
+    def value(self, kind, depth=0):
+        """Return a value as a string; None for arrays, which are passed over."""
+        self.step()
+        if kind == 8:
+            return self.text(MAX_TEXT)
+        if kind == 9 and depth < 4:
+            return self.array(depth)
+        if kind not in _NUMBERS:
+            raise CheckpointError(f"{self.path} has metadata of an unknown kind, {kind}, at byte {self.at}: damaged?")
+        return str(self.number(kind))
+
+    def array(self, depth):
+        kind, count = self.number(4), self.number()
+        if kind in _NUMBERS:
+            self.skip(count * _NUMBERS[kind].size)
+        else:
+            for _ in range(count):
+                self.value(kind, depth + 1)
+
+
+def _read(machine, path, size):
+    magic, version, tensors, values = bytes(machine.data[:4]), *struct.unpack_from("<IQQ", machine.data, 4)
+    if magic != b"GGUF":
+        raise CheckpointError(f"{path} is not a GGUF file")
+    if version not in (2, 3):
+        big = version and not version & 0xFFFF
+        kind = "is big-endian" if big else f"is GGUF of version {version}"
+        raise CheckpointError(f"{path} {kind}; convert it to GGUF of version 3, little-endian")
+    machine.at = 24
+    metadata = {}
+    for _ in range(values):
+        name = machine.text(MAX_NAME)
+        value = machine.value(machine.number(4))
+        if name is None or name in metadata:
+            raise CheckpointError(f"{path} has metadata of one name twice, or of a name that is too long")
+        metadata[name] = value
+    metadata = {name: value for name, value in metadata.items() if value is not None}
+    if metadata.get("split.count", "1") not in ("0", "1"):
+        raise CheckpointError(f"{path} is one of {short(metadata['split.count'])} parts of a model; join them first")
+    infos = [_info(machine) for _ in range(tensors)]
+    return _leaves(infos, machine.at, metadata, path, size), metadata
+
+
+def _info(machine):
+    machine.step()
+    name, rank = machine.text(MAX_NAME), machine.number(4)
+    if name is None or rank > 64:
+        raise CheckpointError(f"{machine.path} has a tensor of a name that is too long, or of {rank} dimensions")
+    shape = [machine.number() for _ in range(rank)]
+    return name, tuple(reversed(shape)), machine.number(4), machine.number()  # GGUF counts the fastest axis first
+
+
+def _leaves(infos, end, metadata, path, size):
+    _check_numbers(infos, path)
+    alignment = metadata.get("general.alignment", "32")
+    if not alignment.isdecimal() or not 0 < int(alignment) <= 1 << 20:
+        raise CheckpointError(f"{path} has an alignment that is no number of bytes, {short(alignment)}")
+    alignment, leaves = int(alignment), []
+    start = end = math.ceil(end / alignment) * alignment
+    for name, shape, kind, offset in sorted(infos, key=lambda info: info[3]):
+        where = f"{path}: tensor {short(name)}"
+        nbytes = checked_nbytes(shape, DTYPES[kind], where)
+        if start + offset != end:
+            wrong = "overlaps the one before it" if start + offset < end else "leaves a hole before it"
+            raise CheckpointError(f"{where} {wrong}: offset {offset}, not {end - start}")
+        if end + nbytes > size:
+            raise CheckpointError(f"{path} is truncated: {where} ends at byte {end + nbytes}, the file at {size}")
+        leaves.append(Leaf(name, shape, DTYPES[kind], path, end, nbytes))
+        end += -(-nbytes // alignment) * alignment
+    if size > max(end, start):
+        raise CheckpointError(f"{path}: {size - end} bytes after the last tensor")
+    return leaves
+
+
+def _check_numbers(infos, path):
+    if not infos:
+        raise CheckpointError(f"{path} holds no tensors")
+    counts = collections.Counter(name for name, *_ in infos)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise CheckpointError(f"{path} holds two tensors of one name: {listed(twice)}")
+    kinds = {kind: name for name, _, kind, _ in reversed(infos)}
+    if unknown := sorted(set(kinds) - set(DTYPES) - set(QUANTISED)):
+        raise CheckpointError(f"{path} has tensors of kinds that are not known, {listed(map(str, unknown))}: damaged?")
+    if codes := [f"{QUANTISED[kind]} ({short(name)})" for kind, name in kinds.items() if kind in QUANTISED]:
+        raise CheckpointError(
+            f"{path} is quantised: it holds {', '.join(codes)}, and averaging codes is wrong; save it as F16 or F32"
+        )

@@ -1,0 +1,109 @@
+"""Read the headers of NumPy's .npz files: plain members are mapped, compressed ones unpacked when they are read."""
+
+import math
+import os
+import pathlib
+import re
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from soups.formats.archive import data_offset, read_entries, unpack
+from soups.formats.tensors import CheckpointError, Header, Leaf, UnsafeCheckpointError, checked_nbytes, map_file, short
+
+MAX_HEADER = 10_000  # bytes, as NumPy has it
+PREFIX = 12  # bytes at most before the header
+_ENTRY = r"(?:'(descr)':('[^']{0,20}')|'(fortran_order)':(True|False)|'(shape)':(\([0-9,L]*\))),?"
+
+
+def read_header(path: pathlib.Path) -> Header:
+    """Return what an .npz file holds, without reading a tensor; members of text are no weights.
+
+    Two raw bytes are bfloat16, as NumPy saves it.
+
+    Raises:
+        UnsafeCheckpointError: a member of pickled objects; nothing of it is executed.
+        CheckpointError: not an .npz file, or damaged, truncated, or claiming more than its bytes can hold.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        entries = read_entries(file, path).values()
+        names = {entry.orig_filename: entry.orig_filename.removesuffix(".npy") for entry in entries}
+        found = {
+            name: _leaf(name, file, entry, path)
+            for entry in entries
+            if (name := names[entry.orig_filename]) != entry.orig_filename
+        }
+        size = os.fstat(file.fileno()).st_size
+    leaves = [leaf for leaf in found.values() if leaf is not None]
+    ignored = [name for name in names.values() if found.get(name) is None]
+    if not leaves:
+        raise CheckpointError(f"{path} is an archive without arrays of numbers")
+    return Header(leaves, size, ignored=ignored)
+
+
+def _leaf(name, file, entry, path):
+    where = f"{path}: {short(name)}"
+    start = data_offset(file, entry, path, packed=True)
+    file.seek(start)
+    content = file.read(min(entry.compress_size, 2 * MAX_HEADER))
+    packed = entry.compress_type != zipfile.ZIP_STORED
+    if packed:
+        content = unpack(content, entry, min(entry.file_size, MAX_HEADER + PREFIX), path)
+    length, text = _header(content, where)
+    array = _described(text, where)
+    if array is None:
+        return None
+    stored, fortran, shape = array
+    nbytes = checked_nbytes(shape, stored, where)
+    if length + nbytes != entry.file_size:
+        raise CheckpointError(f"{where} has {entry.file_size - length} bytes; its shape and dtype make {nbytes}")
+    dtype = np.dtype(ml_dtypes.bfloat16) if stored.kind == "V" else stored.newbyteorder("=")
+    if packed or stored.newbyteorder("=") != stored:
+        size = os.fstat(file.fileno()).st_size
+        return Leaf(name, shape, dtype, path, None, nbytes, load=lambda: _load(path, size, entry, start, array, dtype))
+    if not fortran or not nbytes:
+        return Leaf(name, shape, dtype, path, start + length, nbytes)
+    strides = tuple(stored.itemsize * math.prod(shape[:axis]) for axis in range(len(shape)))
+    return Leaf(name, shape, dtype, path, None, nbytes, (start + length, strides))
+
+
+def _header(content, where):
+    """Return how many bytes lie before an array's own, and the text that describes it."""
+    version = content[6:7]
+    if content[:6] != b"\x93NUMPY" or version not in (b"\1", b"\2", b"\3"):
+        raise CheckpointError(f"{where} is not an array in NumPy's format")
+    begin = 10 if version == b"\1" else PREFIX
+    end = begin + int.from_bytes(content[8:begin], "little")
+    if end > min(len(content), MAX_HEADER + begin):
+        raise CheckpointError(f"{where} has a header of {end - begin} bytes: damaged, or more than {MAX_HEADER}")
+    return end, content[begin:end].decode("latin-1")
+
+
+def _described(header, where):
+    """Return dtype, whether the order is Fortran's, and shape; None for what is no number."""
+    text = re.sub(r"\s+", "", header)
+    found = dict(filter(None, entry) for entry in re.findall(_ENTRY, text))
+    if not re.fullmatch(rf"\{{(?:{_ENTRY}){{3}}\}}", text) or len(found) < 3:
+        raise CheckpointError(f"{where} has a header that does not describe a plain array: {short(text)}")
+    kind, sizes = found["descr"].strip("'"), found["shape"].strip("()").replace("L", "").split(",")
+    if re.fullmatch(r"[|<>=]?O\d?", kind):
+        raise UnsafeCheckpointError(f"{where} holds pickled objects, which could run code; save its arrays by name")
+    if re.fullmatch(r"[|<>=]?[SUaMm]\d*(\[\w+\])?", kind):
+        return None
+    if not re.fullmatch(r"[|<>=]?([?]|b1|[iu][1248]|f[248]|c8|c16|V2)", kind):
+        raise CheckpointError(f"{where} has a dtype that cannot be read, {short(kind)}; save it as plain numbers")
+    if any(len(size) > 20 for size in sizes):  # longer ones take time to convert
+        raise CheckpointError(f"{where} has a shape that is not of 64-bit integers")
+    return np.dtype(kind), found["fortran_order"] == "True", tuple(int(size) for size in sizes if size)
+
+
+def _load(path, size, entry, start, described, dtype):
+    stored, fortran, shape = described
+    content = memoryview(map_file(path, size))[start : start + entry.compress_size]
+    if entry.compress_type != zipfile.ZIP_STORED:
+        content = unpack(content, entry, entry.file_size, path)
+    array = np.frombuffer(content, stored, offset=entry.file_size - math.prod(shape) * stored.itemsize)
+    array = array.view(dtype) if stored.kind == "V" else array.astype(dtype, copy=False)
+    return array.reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,110 @@
+"""Refuse sums of tensors that do not mean the same, however well their shapes agree, before anything is read."""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from soups import tree
+from soups.merging.config import differing_configs, folder_of, read_config
+from soups.merging.recipe_file import Job
+from soups.merging.vocabulary import differing_vocabularies
+from soups.names import MOST, bounded, shown
+
+# what GPTQ, AWQ, bitsandbytes, compressed-tensors, ModelOpt, torchao, HQQ and others store beside, or as, their codes
+_CODES = re.compile(
+    r"(^|[._/])(qweight|qzeros|g_idx|weight_(packed|scale|scale_inv|scale_2|zero_point|g_idx|format)|input_scale|"
+    r"output_scale|input_zero_point|[qkv]_scale|qscale_(act|weight)|(nested_)?(absmax|quant_map)|SCB|W_q|scaled_fp8)$"
+    r"|_scale_inv$|\.quant_state\.|_qdata$"
+)
+_SCALES = ("_scale", "_scale_inv", "_scales", ".scale", ".scales", "_amax")
+_SETTINGS = ("quantization_config", "compression_config")
+
+
+def check_meaning(job: Job, checkpoints: Mapping) -> list[str]:
+    """Return notes on how the models' configs differ where their sum keeps its meaning.
+
+    Raises:
+        ValueError: unless `job.insist`, all reasons why the sum means nothing: quantised models, other numbers of
+            heads, labels, kinds of model or activations, and, without a rule for the tokenizer, other vocabularies;
+            a config or tokenizer that cannot be read.
+    """
+    wrong = [line for model, checkpoint in checkpoints.items() if (line := _quantised(model, checkpoint))]
+    differing, notes = differing_configs(checkpoints)
+    wrong += differing
+    if job.tokenizer is None:
+        lines, more = differing_vocabularies(checkpoints)
+        wrong, notes = wrong + lines, notes + more
+    if wrong and not job.insist:
+        raise ValueError(
+            "these models mean other things by their tensors, so a sum of them means nothing:\n"
+            f"{bounded(wrong)}\nto merge them all the same: --insist, or insist: true in the recipe"
+        )
+    return [f"insisted on, though {line.strip(' ~')}" for line in wrong] + notes
+
+
+def widest(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """Return the narrowest dtype that holds all of these dtypes' numbers exactly: float32 for bfloat16 and float16."""
+    return functools.reduce(_promoted, dtypes)
+
+
+def mixed_dtypes(outputs: Iterable, checkpoints: Mapping) -> list[str]:
+    """Return a note on the tensors that have other dtypes in other models."""
+    mixed = []
+    for output in outputs:
+        pairs = [*output.members, *([output.base] if output.base else [])] if output.recipe else []
+        leaves = {model: checkpoints[model].leaves.get(tensor) for model, tensor in pairs}
+        found = {model: str(leaf.dtype) for model, leaf in leaves.items() if leaf is not None}
+        if len(set(found.values())) > 1:
+            mixed.append((output, found))
+    if not mixed:
+        return []
+    output, found = mixed[0]
+    each = ", ".join(f"{dtype} in {model}" for model, dtype in list(found.items())[:MOST])
+    return [
+        f"{len(mixed)} tensor(s) differ in their dtype between models, such as {shown(output.name)}: {each}; "
+        f"written as {output.dtype}"
+    ]
+
+
+def _promoted(one, other):
+    if 1 in (one.itemsize, other.itemsize) and one.itemsize != other.itemsize:
+        return max(one, other, key=lambda dtype: dtype.itemsize)  # each of 16 bits holds all of 8
+    try:
+        return np.promote_types(one, other)
+    except TypeError:  # two of 8 bits; bfloat16 and float16
+        return np.dtype(ml_dtypes.bfloat16 if one.itemsize == 1 else np.float32)
+
+
+def _quantised(model, checkpoint):
+    """Return a line that says how a model is quantised; none for floats of 8 bits without scales."""
+    settings = _settings(read_config(folder_of(checkpoint)) or {})
+    codes = [name for name, leaf in checkpoint.leaves.items() if _is_code(name, leaf, checkpoint.leaves)]
+    reasons = [f"its config.json has {setting}" for setting in settings[:1]]
+    reasons += [f"{len(codes)} of its tensors are codes or their scales, such as {shown(codes[0])}"] if codes else []
+    return f"  ~ {model} is quantised: {'; '.join(reasons)}: dequantise it first" if reasons else ""
+
+
+def _settings(config):
+    found = []
+    for name, value in config.items():
+        if name in _SETTINGS and value:
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            found.append(f"a {name}" + (f" of {shown(str(method))}" if method else ""))
+        elif isinstance(value, dict):
+            found += _settings(value)
+    return found
+
+
+def _is_code(name, leaf, leaves):
+    if _CODES.search(name):
+        return True
+    if leaf.dtype.itemsize > 1 or leaf.dtype == bool:
+        return False
+    if not tree.is_float(leaf):  # whole numbers of 8 bits; masks are none
+        return len(leaf.shape) > 1 and re.search(r"(weight|kernel|_blocks)$", name) is not None
+    module, _, last = name.rpartition(".")
+    beside = [f"{name}{scale}" for scale in _SCALES] + [f"{module}{scale}" for scale in _SCALES if module]
+    return any(other in leaves for other in [*beside, f"{module}.scale_{last}"])

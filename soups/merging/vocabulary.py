@@ -1,0 +1,199 @@
+"""Read the tokens of a model's tokenizer, in whatever file they are, and compare those of several models."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from xxhash import xxh3_128_digest
+
+from soups.formats.text import read_bytes, read_json, read_text
+from soups.merging.config import folder_of
+from soups.names import MOST, shown
+
+FILE, CONFIG, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
+# in the order in which they are looked for; rows follow the numbers in the first three
+PIECES = ("tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model", "sentencepiece.model")
+NUMBERED = (FILE, "vocab.json", "vocab.txt")
+OTHERS = ("tekken.json", "*.tiktoken", "*.spm", "vocab-*.json", "dict.txt", "bpe.codes")
+_MOST_TOKENS = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Hold the tokens of a tokenizer with their numbers, and the entries of the added ones among them."""
+
+    tokens: dict[str, int]
+    added: dict[str, dict[str, Any]]
+
+    @property
+    def size(self) -> int:
+        """Return the number of rows that it needs."""
+        return max(self.tokens.values(), default=-1) + 1
+
+
+def vocabulary_file(folder: pathlib.Path) -> pathlib.Path | None:
+    """Return the file that a folder's tokens are read from; None if it has none."""
+    for name in (*NUMBERED, *PIECES):
+        if (folder / name).exists():
+            return folder / name
+    return next((file for pattern in OTHERS for file in sorted(folder.glob(pattern))), None)
+
+
+def read_vocabulary(folder: pathlib.Path, *, with_rows: bool = False) -> Vocabulary:
+    """Read the tokens of a folder: of its tokenizer.json, vocab.json, vocab.txt, or model of sentencepiece.
+
+    `with_rows`: the number of each must be that of its row, which no model of sentencepiece promises.
+
+    Raises:
+        ValueError: there is none of these files, or it is damaged or of another kind.
+    """
+    path = vocabulary_file(folder)
+    if path is None or (path.name not in NUMBERED and (with_rows or path.name not in PIECES)):
+        there = f"; of {path.name} they are not" if path else ""
+        raise ValueError(f"no {FILE} in {folder}: its tokens are not known{there}")
+    try:
+        tokens, entries = _read(path)
+        for number, entry in _object(folder / CONFIG).get("added_tokens_decoder", {}).items():
+            entries.setdefault(entry["content"], {"id": int(number), **entry})
+        for token, number in (_object(folder / ADDED) if path.name != FILE else {}).items():
+            entries.setdefault(token, {"id": number, "content": token})
+        tokens |= {token: entry["id"] for token, entry in entries.items()}
+        for token, number in tokens.items():
+            if type(token) is not str or type(number) is not int or not 0 <= number < _MOST_TOKENS:
+                raise TypeError(f"{number!r:.50} as the number of {token!r:.50}")
+        return Vocabulary(tokens, entries)
+    except (TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} has tokens that are not as Hugging Face writes them: {error!r:.200}") from error
+
+
+def differing_vocabularies(checkpoints: Mapping) -> tuple[list[str], list[str]]:
+    """Compare tokens of equal number with the first model's, and return why rows cannot be summed, and notes.
+
+    What only some models have is in rows that the others do not use. Models without any vocabulary are taken as they
+    are.
+    """
+    folders = {model: folder_of(checkpoint) for model, checkpoint in checkpoints.items()}
+    files = {model: file for model, folder in folders.items() if (file := vocabulary_file(folder))}
+    if not files:
+        return [], []
+    first = next(iter(files))
+    others = {model: file for model, file in files.items() if not same_files([folders[first], folders[model]])}
+    lines, notes = [], []
+    for model, file in others.items():
+        try:
+            if file.name != files[first].name and "sentencepiece.bpe.model" in (file.name, files[first].name):
+                raise ValueError(f"the rows of {files[first]} and {file} are numbered each in its own way")
+            line = _conflict(read_vocabulary(folders[model]).tokens, read_vocabulary(folders[first]).tokens)
+        except ValueError as error:
+            line = f"cannot be compared with that of {first}: {error}"
+        else:
+            line = line and f"is not that of {first}: {line}"
+        if line:
+            rule = "say which vocabulary the output has: tokenizer_source: base, union or a model"
+            lines.append(f"  ~ the vocabulary of {model} {line}; {rule}")
+    if without := [model for model in folders if model not in files]:
+        more = f" and {len(without) - MOST} more" if len(without) > MOST else ""
+        notes.append(f"no tokenizer to compare with that of {first}: {', '.join(without[:MOST])}{more}")
+    return lines, notes
+
+
+def same_files(folders: list[pathlib.Path]) -> bool:
+    """Return whether all files of the tokenizer are the same in all folders."""
+    names = (*NUMBERED, "merges.txt", *PIECES, CONFIG, ADDED)
+    contents = []
+    for folder in dict.fromkeys(folders):
+        files = [folder / name for name in names]
+        files += [file for pattern in OTHERS for file in sorted(folder.glob(pattern))]
+        contents.append([(file.name, _digest(file)) for file in files if file.exists()])
+    return all(content == contents[0] for content in contents)
+
+
+def _digest(file):
+    return xxh3_128_digest(read_bytes(file))
+
+
+def _conflict(tokens, known):
+    by_number = {number: token for token, number in known.items()}
+    pairs = ((number, token, by_number.get(number, token)) for token, number in tokens.items())
+    if not (different := [pair for pair in pairs if pair[1] != pair[2]]):
+        return ""
+    number, token, other = min(different)
+    return (
+        f"{len(different)} of its numbers stand for other tokens, {number} for {shown(token)!r} instead of "
+        f"{shown(other)!r}"
+    )
+
+
+def _object(path):
+    return read_json(path) if path.exists() else {}
+
+
+def _read(path):
+    """Return the numbers of tokens, and the entries of added ones."""
+    if path.name == "vocab.txt":
+        return _lines(path), {}
+    if path.name in PIECES:
+        return {piece: number for number, piece in enumerate(_pieces(path))}, {}
+    content = read_json(path)
+    if path.name != FILE:
+        return content, {}
+    model = content.get("model")
+    found = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(found, dict | list):
+        raise ValueError(f"{path} has no model with a vocab: it is no tokenizer of Hugging Face")
+    if isinstance(found, list):  # [token, score] of a unigram model
+        found = {entry[0]: number for number, entry in enumerate(found)}
+    return found, {entry["content"]: entry for entry in content.get("added_tokens") or []}
+
+
+def _lines(path):
+    lines = [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")]
+    if all(re.fullmatch(r"\S+ \d+", line) for line in lines):
+        raise ValueError(f"{path} is a dictionary of fairseq, which leaves out the first tokens: {FILE} is needed")
+    return {line: number for number, line in enumerate(lines)}
+
+
+def _pieces(path):
+    """Return the pieces of a model of sentencepiece, a protocol buffer whose field 1 has them, each in its field 1."""
+    content = read_bytes(path)
+    try:
+        pieces = [_text(piece) for field, piece in _fields(content) if field == 1]
+    except (ValueError, IndexError, StopIteration, TypeError) as error:
+        raise ValueError(f"{path} is no model of sentencepiece, or damaged") from error
+    if not pieces:
+        raise ValueError(f"{path} is no model of sentencepiece: it has no pieces")
+    return pieces
+
+
+def _text(piece):
+    return next(value for field, value in _fields(piece) if field == 1).decode()
+
+
+def _fields(content):
+    """Yield (number, bytes or None) of the fields of a protocol buffer."""
+    at = 0
+    while at < len(content):
+        key, at = _varint(content, at)
+        size = {1: 8, 5: 4}.get(key & 7, 0)
+        if key & 7 == 2:
+            size, at = _varint(content, at)
+        elif key & 7 == 0:
+            _, at = _varint(content, at)
+        elif not size:
+            raise ValueError(f"{key & 7} is no kind of field")
+        if at + size > len(content):
+            raise ValueError("a field goes on after the end")
+        yield key >> 3, content[at : at + size] if key & 7 == 2 else None
+        at += size
+
+
+def _varint(content, at):
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = content[at + shift // 7]
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at + shift // 7 + 1
+    raise ValueError("a number is longer than ten bytes")

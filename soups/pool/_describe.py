@@ -1,0 +1,157 @@
+"""Describe a member when it is added: its leaves, their digests, its files, and with what it was made."""
+
+import datetime
+import importlib.metadata
+import math
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from soups.formats import orbax
+from soups.formats.tensors import listed
+from soups.pool import _paths
+from soups.pool._member import Member, as_bytes, blocks, hash_file, relative_files, stored_name
+from soups.tree import Tree
+
+_PACKAGES = ("soups", "jax", "flax", "orbax-checkpoint", "numpy")
+
+
+def save(directory: pathlib.Path, flat: _paths.Flat) -> None:
+    """Write the arrays of a tree as a new Orbax checkpoint, nested by safe names.
+
+    Arrays without an element are in the record alone, for Orbax stores none. With several processes all of them must
+    call it.
+
+    Raises:
+        OSError: what the file system said, such as a full disk.
+    """
+    stored = {_paths.stored_name(flat.keys[name]): array for name, array in flat.arrays.items() if array.size}
+    orbax.save_checkpoint(directory, _nested(stored))
+
+
+def describe(directory: pathlib.Path, flat: _paths.Flat) -> dict:
+    """Describe a saved tree by its files: {"status", "nonfinite_leaves", "digest", "leaves", "empty", "files"}."""
+    opened, leaves, nonfinite = orbax.open_leaves(directory), {}, []
+    for name, keys in flat.keys.items():
+        stored = _paths.stored_name(keys)
+        array = opened[stored].read() if flat.arrays[name].size else _native(flat.arrays[name])
+        leaves[name] = _entry(keys, array)
+        if stored != "/".join(_paths.texts(keys)) or not all(isinstance(key, str) for key in keys):
+            leaves[name]["stored"] = stored
+        if not _finite(array):
+            nonfinite.append(name)
+    return {
+        "status": "non-finite" if nonfinite else "ok",
+        "nonfinite_leaves": sorted(nonfinite),
+        "digest": _digest_of_leaves(leaves),
+        "leaves": leaves,
+        "empty": flat.empty,
+        "files": {file: hash_file(directory / file) for file in relative_files(directory)},
+    }
+
+
+def restore(member: Member, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Restore a member's leaves by exact name as JAX arrays: `wanted` states their shapes, dtypes and shardings.
+
+    Raises:
+        ValueError: Orbax leaves one unread.
+    """
+    import jax
+
+    places = {_paths.exact_name(entry["keys"]): stored_name(entry) for entry in member.record["leaves"].values()}
+    on_disk = {places[name]: leaf for name, leaf in wanted.items() if math.prod(leaf.shape)}
+    restored = _flat(orbax.load(member.path, _nested(on_disk)))
+    for name, leaf in wanted.items():
+        if not math.prod(leaf.shape):
+            restored[places[name]] = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+    if left := [name for name in wanted if not isinstance(restored.get(places[name]), jax.Array)]:
+        raise ValueError(f"Orbax left these leaves of member {member.name!r} unread: {listed(left)}")
+    return {name: restored[places[name]] for name in wanted}
+
+
+def digest(params: Tree) -> str:
+    """Return the digest of a tree of arrays: that of the pool's member with these leaves, however either is sharded.
+
+    XXH3 (128 bits, hexadecimal) over the sorted names of the leaves, their dtypes, shapes and digests of their bytes.
+
+    Raises:
+        ValueError: something in it is no array of numbers.
+    """
+    flat = _paths.flatten(params, "the tree")
+    return _digest_of_leaves({name: _entry(flat.keys[name], _native(leaf)) for name, leaf in flat.arrays.items()})
+
+
+def shapes(flat: _paths.Flat) -> dict:
+    """Return the shape and dtype of each leaf by its exact name."""
+    return {_paths.exact_name(flat.keys[name]): _abstract(a.shape, a.dtype) for name, a in flat.arrays.items()}
+
+
+def recorded_shapes(record: Mapping) -> dict:
+    """Return the shape and dtype of each leaf of a record by its exact name."""
+    return {_paths.exact_name(entry["keys"]): abstract(entry) for entry in record["leaves"].values()}
+
+
+def abstract(entry: Mapping):
+    """Return the jax.ShapeDtypeStruct that a record's entry of a leaf states."""
+    return _abstract(tuple(entry["shape"]), np.dtype(entry["dtype"]))
+
+
+def provenance() -> dict:
+    """Return {"versions", "created"}: the packages in use and the time (UTC, ISO 8601)."""
+    versions = {package: _version(package) for package in _PACKAGES}
+    return {
+        "versions": {**versions, "python": platform.python_version()},
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _nested(stored):
+    return _paths.nested(stored, {name: name.split("/") for name in stored})
+
+
+def _flat(tree, above=()):
+    if not isinstance(tree, Mapping):
+        return {"/".join(above): tree}
+    return {name: leaf for key, node in tree.items() for name, leaf in _flat(node, (*above, key)).items()}
+
+
+def _abstract(shape, dtype):
+    import jax
+
+    return jax.ShapeDtypeStruct(shape, np.dtype(dtype).newbyteorder("="))
+
+
+def _native(leaf):
+    array = np.asarray(leaf)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _entry(keys, array):
+    return {
+        "keys": keys,
+        "shape": list(array.shape),
+        "dtype": array.dtype.name,
+        "digest": xxhash.xxh3_128_hexdigest(as_bytes(array)),
+    }
+
+
+def _digest_of_leaves(leaves):
+    named = sorted((_paths.exact_name(leaf["keys"]), leaf) for leaf in leaves.values())
+    lines = [f"{name} {leaf['dtype']} {leaf['shape']} {leaf['digest']}\n" for name, leaf in named]
+    return xxhash.xxh3_128_hexdigest("".join(lines).encode("utf-8", "surrogatepass"))
+
+
+def _finite(array):
+    flat = array.reshape(-1)
+    return not _paths.is_float(array.dtype) or all(np.isfinite(flat[block]).all() for block in blocks(flat.size))
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

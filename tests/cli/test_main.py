@@ -1,0 +1,72 @@
+"""Test the command `soups` itself: which command it runs, and its words."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import soups
+from soups.cli import COMMANDS, main
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def shell(quick_start, *words, **settings):
+    return subprocess.run(
+        [sys.executable, *map(str, words)], env=quick_start, capture_output=True, text=True, **settings
+    )
+
+
+def test_version_and_help(capsys):
+    for words, expected in [(["--version"], f"soups {soups.__version__}\n"), (["--help"], "usage: soups ")]:
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        out = capsys.readouterr().out
+        assert end.value.code == 0 and out.startswith(expected)
+    assert all(f"  {name} " in out and what in out for name, what in COMMANDS.items())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and f"usage: soups {command}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_named(capsys):
+    assert main(["mrege"]) == 2
+    assert capsys.readouterr().err.startswith("soups: unknown command 'mrege' (did you mean 'merge'?); there are: ")
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("soups: a command is needed; there are: merge, pool")
+    assert main(["--methods"]) == 2
+    assert "unknown command '--methods'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "prog"),
+    [
+        (["-m", "soups", "merge"], "soups merge"),
+        ([ROOT / "scripts" / "merge.py"], "merge.py"),
+        (["-m", "soups", "pool", "list"], "soups pool"),
+        ([ROOT / "scripts" / "pool.py", "list"], "pool.py"),
+    ],
+)
+def test_programs_by_themselves(quick_start, program, prog):
+    words = [sys.executable, *program, "nowhere", "--densty"]
+    done = subprocess.run(words, env=quick_start, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{prog}: unknown option --densty") and done.stderr.count("\n") == 1
+
+
+def test_names_that_are_not_utf8_are_printed(quick_start, tmp_path):
+    environment = {**quick_start, "PYTHONIOENCODING": "ascii"}
+    name = b"caf\xe9\x1b[31m"
+    done = subprocess.run(
+        [sys.executable, "-m", "soups", "merge", "--method", "linear", "--members", name, "--out", "θ"],
+        env=environment,
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert done.stderr == b"soups merge: no checkpoint at caf\\xe9\\x1b[31m\n"

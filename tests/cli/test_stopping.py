@@ -1,0 +1,119 @@
+"""Test that a command ends in one line, whatever ends it; with real processes and signals."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from soups.cli.stopping import Run, guarded
+from soups.formats import write_safetensors
+
+STUCK = """
+import sys, threading, time
+from soups.cli.stopping import Run, guarded
+
+def command():
+    print("begun", flush=True)
+    {work}
+
+sys.exit(guarded(command, Run("soups merge", "the same command goes on where it was")))
+"""
+WAITS = "time.sleep(60)"
+# the executor waits for what its thread does
+THREAD = """import concurrent.futures
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        threads.submit(time.sleep, 60).result()"""
+LINE = "soups merge: stopped; the same command goes on where it was\n"
+
+
+def start(quick_start, work):
+    words = [sys.executable, "-c", STUCK.format(work=work)]
+    process = subprocess.Popen(words, env=quick_start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("work", [WAITS, THREAD], ids=["waits", "thread"])
+def test_a_signal_ends_it_in_one_line(quick_start, number, work):
+    process = start(quick_start, work)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (128 + number, LINE)
+
+
+def test_a_second_signal_ends_it_at_once(quick_start):
+    # the line is printed only when the thread has ended or was cut off
+    process = start(quick_start, THREAD.replace("1) as threads:", "1) as threads:\n        print('begun', flush=True)"))
+    process.stdout.readline()
+    while process.poll() is None:  # signals that come before the first is heard are one
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (-signal.SIGINT, "")
+
+
+def test_ignored_signals_stay_ignored(quick_start):
+    work = "signal.raise_signal(signal.SIGINT); print('lives')"
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + STUCK.format(work=work)
+    done = subprocess.run([sys.executable, "-c", ignoring], env=quick_start, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "begun\nlives\n", "")
+
+
+def test_a_merge_that_was_stopped_goes_on(quick_start, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "xab":
+        leaves = {f"l{index}.w": rng.normal(size=(64, 64)).astype(np.float32) for index in range(6)}
+        write_safetensors(tmp_path / f"{name}.safetensors", leaves)
+    members = ["--base", "x.safetensors", "--members", "a.safetensors", "b.safetensors"]
+    words = [sys.executable, "-m", "soups", "merge", "--method", "wudi", "--only", "l[345].w", *members, "--out", "out"]
+    words += ["--shard-size", "17kB", "--threads", "1", "--steps"]
+    process = subprocess.Popen([*words, "10000000"], env=quick_start, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    unfinished = tmp_path / ".out.unfinished"
+    while not (unfinished / "model-00003-of-00006.safetensors.done").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, LINE) and unfinished.exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        np._core._exceptions._ArrayMemoryError((2**40,), np.dtype(np.float32)),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 34359738368 bytes.\nmore"),
+        RuntimeError("can't start new thread"),
+    ],
+    ids=["python", "numpy", "system", "devices", "threads"],
+)
+def test_lack_of_memory_is_one_line(capsys, error):
+    def command():
+        raise error
+
+    assert guarded(command, Run("soups merge", "the same command goes on where it was")) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("soups merge: out of memory") and err.count("\n") == 1
+    assert err.endswith("; the same command goes on where it was\n")
+
+
+def test_faults_of_the_program_itself_are_not_hidden():
+    def command():
+        raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        guarded(command, Run("soups merge"))
+
+
+def test_a_closed_pipe_is_quiet(quick_start):
+    words = [sys.executable, "-m", "soups", "merge", "--methods"]
+    with subprocess.Popen(words, env=quick_start, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 128 + signal.SIGPIPE

@@ -1,0 +1,123 @@
+"""Test files as they are found in the wild: under other names, and other things in their place."""
+
+import gzip
+import io
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from soups.formats import CheckpointError, open_checkpoint, write_safetensors
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+NAMES = ["x.safetensors", "x.pt", "x.bin", "x.npz", "x.gguf", "x.pth.tar", "x", "x.unknown"]
+
+
+@pytest.fixture
+def files(tmp_path, make, floats):
+    """Give a file of each kind with a tensor "a"."""
+    tensor = make.pickled(make.mapping({"a": make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))}))
+    make.write_zip(tmp_path / "zip", tensor, {"0": floats[1]})
+    make.write_legacy(tmp_path / "stream", tensor, {"0": (6, floats[1])})
+    write_safetensors(tmp_path / "s.safetensors", {"a": floats[0]})
+    np.savez(tmp_path / "n.npz", a=floats[0])
+    return {
+        kind: tmp_path / name
+        for kind, name in {"zip": "zip", "stream": "stream", "safetensors": "s.safetensors", "npz": "n.npz"}.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["zip", "stream", "safetensors", "npz"])
+def test_the_first_bytes_decide(kind, name, files, floats, tmp_path):
+    path = tmp_path / "renamed" / name
+    path.parent.mkdir()
+    shutil.copy(files[kind], path)
+    np.testing.assert_array_equal(open_checkpoint(path).read("a"), floats[0])
+
+
+def test_a_header_of_safetensors_may_have_the_length_of_another_kinds_first_bytes(tmp_path):
+    # "PK" and 0x80 0x02 as lengths
+    for length in (0x4B50, 0x0280):
+        path = tmp_path / f"{length}.safetensors"
+        text = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+        path.write_bytes(length.to_bytes(8, "little") + text.ljust(length) + b"\1\2")
+        assert open_checkpoint(path).read("a").tolist() == [1, 2]
+
+
+def tar():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        info = tarfile.TarInfo("storages")
+        info.size = 4
+        archive.addfile(info, io.BytesIO(b"abcd"))
+    return file.getvalue()
+
+
+IN_PLACE = {
+    "nothing": (b"", "is empty"),
+    "a pointer": (POINTER, "is a Git LFS pointer, not the file itself: run `git lfs pull`"),
+    "a page": (b"\n <!DOCTYPE html>\n<html>", "is a web page, not the file: download it again"),
+    "a page in capitals": (b"<HTML><BODY>", "is a web page"),
+    "an error of a store": (b"\xef\xbb\xbf<?xml version='1.0'?><Error>", "is a web page"),
+    "torch 0.1": (tar(), "is a tar archive, as torch 0.1 wrote"),
+    "packed": (gzip.compress(b"x" * 100), "is compressed: unpack it first"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "is an HDF5 file"),
+    "an array": (b"\x93NUMPY\1\0" + b"\0" * 100, "is a single array without a name"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", IN_PLACE)
+def test_what_lies_in_a_file_s_place(case, name, tmp_path):
+    content, message = IN_PLACE[case]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint(path)
+    assert str(error.value).startswith(f"{path} {message}")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
+def test_a_pointer_in_a_folder(name, tmp_path):
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x", "x.bin"])
+def test_a_file_of_no_kind(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\1\2\3" * 100)
+    message = "neither a zip archive nor a pickle" if name == "x.bin" else "is of no kind that is known"
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path / name)
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"x\.pt is not a file"):
+        open_checkpoint(tmp_path / "x.pt")
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    with pytest.raises(CheckpointError, match=r"loop\.pt'? cannot be read: Too many levels"):
+        open_checkpoint(tmp_path / "loop.pt")
+    (tmp_path / "gone.pt").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=r"gone\.pt is a link to a file that is not there"):
+        open_checkpoint(tmp_path / "gone.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_checkpoint(tmp_path / ("x" * 300))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_checkpoint("a\0b")
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_cannot_be_read(folder, files, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    path = tmp_path if folder else files["zip"]
+    with pytest.raises(CheckpointError, match=f"{path} cannot be read: Permission denied"):
+        open_checkpoint(path)

@@ -1,0 +1,147 @@
+"""Test that codes are not taken for weights, and which dtype a merge of several has."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from soups import merging
+from soups.formats import write_safetensors
+from soups.merging.meaning import widest
+
+F8, BF16 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.bfloat16)
+MODULE = "model.layers.0.mlp.up_proj"
+
+
+def code(dtype, shape=(8, 6)):
+    return np.zeros(shape, dtype)
+
+
+@pytest.fixture
+def planned(small, tmp_path):
+    """Give a function that plans a merge of two models with these further tensors."""
+
+    def make(of_both, of_one=None, config=None, **more):
+        for name in ("base", "a"):
+            leaves = small.tensors(name == "a") | of_both | ((of_one or {}) if name == "a" else {})
+            small.write_model(tmp_path / name, leaves, config if name == "a" else None)
+        members = [{"model": tmp_path / name, "parameters": {"weight": 1}} for name in ("base", "a")]
+        return small.plan({"merge_method": "linear", "models": members, **more})
+
+    return make
+
+
+QUANTISED = {
+    "GPTQ": {f"{MODULE}.{x}": code(np.int32) for x in ("qweight", "qzeros", "g_idx")}
+    | {f"{MODULE}.scales": code(np.float16)},
+    "AWQ": {f"{MODULE}.qweight": code(np.int32), f"{MODULE}.scales": code(np.float16)},
+    "bitsandbytes, 8 bits": {f"{MODULE}.weight": code(np.int8), f"{MODULE}.SCB": code(np.float32, (8,))},
+    "bitsandbytes, 4 bits": {
+        **{f"{MODULE}.weight": code(np.uint8, (24, 1)), f"{MODULE}.weight.absmax": code(np.float32, (1,))},
+        **{f"{MODULE}.weight.quant_map": code(np.float32, (16,))},
+        **{f"{MODULE}.weight.quant_state.bitsandbytes__nf4": code(np.uint8, (80,))},
+    },
+    "compressed-tensors": {f"{MODULE}.weight_packed": code(np.int32), f"{MODULE}.weight_scale": code(BF16)},
+    "8 bits in compressed-tensors": {f"{MODULE}.weight": code(np.int8), f"{MODULE}.weight_scale": code(BF16)},
+    "fp8 of ModelOpt": {f"{MODULE}.weight": code(F8), f"{MODULE}.input_scale": code(np.float32, ())},
+    "fp8 of DeepSeek": {f"{MODULE}.weight": code(F8), f"{MODULE}.weight_scale_inv": code(np.float32, (1, 1))},
+    "fp8 of stacked experts": {
+        "experts.down_proj": code(F8, (2, 3, 4)),
+        "experts.down_proj_scale": code(np.float32, (2, 1)),
+    },
+    "fp8 with a scale of another name": {f"{MODULE}.weight": code(F8), f"{MODULE}.scale_weight": code(np.float32, ())},
+    "MXFP4": {"experts.gate_up_proj_blocks": code(np.uint8, (2, 3, 4)), "experts.gate_up_proj_scales": code(np.uint8)},
+    "scales of fp8 that was cast": {f"{MODULE}.weight_scale_inv": code(np.float32, (1, 1))},
+    "whole numbers": {f"{MODULE}.weight": code(np.uint8)},
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_models_are_refused_by_their_tensors(planned, tmp_path, kind):
+    with pytest.raises(ValueError, match="so a sum of them means nothing") as error:
+        planned(QUANTISED[kind])
+    for name in ("base", "a"):
+        assert f"  ~ {tmp_path / name} is quantised: " in str(error.value)
+    assert "such as" in str(error.value) and "dequantise it first" in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors", "mxfp4", "torchao"])
+@pytest.mark.parametrize("part", [None, "text_config"])
+def test_quantised_models_are_refused_by_their_config(planned, tmp_path, method, part):
+    config = {"quantization_config": {"quant_method": method}}
+    with pytest.raises(ValueError, match=rf"a is quantised: its config.json has a quantization_config of {method}"):
+        planned({}, config={part: config} if part else config)
+
+
+def test_one_model_alone_is_looked_at_too(small, tmp_path):
+    write_safetensors(tmp_path / "a.safetensors", QUANTISED["fp8 of DeepSeek"])
+    recipe = {"merge_method": "passthrough", "models": [{"model": tmp_path / "a.safetensors"}]}
+    with pytest.raises(ValueError, match="is quantised"):
+        small.plan(recipe)
+    (note,) = small.plan(recipe | {"insist": True}).notes
+    assert note.startswith("insisted on, though ") and "is quantised" in note
+
+
+PLAIN = {
+    "fp8 without scales": {f"{MODULE}.weight": code(F8)},
+    "the temperature of CLIP": {"logit_scale": code(np.float32, ())},
+    "scales of layers": {"blocks.0.layer_scale": code(np.float32, (3,)), "norm.scale": code(np.float32, (3,))},
+    "scales without codes": {"scales": code(np.float32, (3,))},
+    "masks of attention": {"h.0.attn.bias": code(np.uint8, (1, 1, 4, 4)), "h.0.attn.mask": code(np.bool_, (4, 4))},
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_plain_tensors_are_no_codes(planned, kind):
+    assert planned(PLAIN[kind]).notes == ()
+
+
+# --- Dtypes ---
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        (["float16"], "float16"),
+        (["bfloat16", "float16"], "float32"),
+        (["bfloat16", "float32"], "float32"),
+        (["float16", "float64", "bfloat16"], "float64"),
+        (["float8_e4m3fn", "bfloat16"], "bfloat16"),
+        (["float8_e5m2", "float16"], "float16"),
+        (["float8_e4m3fn", "float8_e5m2"], "bfloat16"),
+        (["float8_e4m3fn", "float16", "bfloat16"], "float32"),
+        (["complex64", "float64"], "complex128"),
+    ],
+)
+def test_the_widest_holds_all_numbers(dtypes, expected):
+    for order in (dtypes, dtypes[::-1]):
+        assert widest(map(np.dtype, order)) == np.dtype(expected)
+
+
+def numbers(dtype):
+    return {"norm": np.linspace(1, 2, 6).astype(dtype)}
+
+
+@pytest.mark.parametrize("order", [(BF16, np.float32), (np.float32, BF16)])
+def test_mixed_dtypes_give_the_widest_and_that_is_said(planned, small, tmp_path, order):
+    made = planned(numbers(order[0]), numbers(order[1]), {"torch_dtype": "bfloat16"})
+    (note,) = made.notes
+    assert (
+        note.startswith("1 tensor(s) differ in their dtype between models, such as norm: ")
+        and "written as float32" in note
+    )
+    merging.merge_to_folder(made, tmp_path / "out")
+    merged = small.read(tmp_path / "out")["norm"]
+    expected = sum(numbers(dtype)["norm"].astype(np.float64) for dtype in order) / 2
+    assert merged.dtype == np.float32
+    np.testing.assert_allclose(merged, expected, rtol=1e-6)
+
+
+def test_a_base_counts_too(small, tmp_path):
+    for name, dtype in (("base", np.float32), ("a", BF16)):
+        small.write_model(tmp_path / name, numbers(dtype))
+    members = [{"model": tmp_path / "a", "parameters": {"weight": 0.5}}]
+    recipe = {"merge_method": "task_arithmetic", "base_model": tmp_path / "base", "models": members}
+    assert small.plan(recipe).outputs[0].dtype == np.float32
+    for field in ("dtype", "out_dtype"):
+        made = small.plan(recipe | {field: "bfloat16"})
+        assert made.outputs[0].dtype == BF16 and made.notes == ()
