@@ -18,16 +18,17 @@ import sys, threading, time
 from soups.cli.stopping import Run, guarded
 
 def command():
-    print("begun", flush=True)
     {work}
 
 sys.exit(guarded(command, Run("soups merge", "the same command goes on where it was")))
 """
-WAITS = "time.sleep(60)"
+WAITS = "print('begun', flush=True); time.sleep(60)"
 # the executor waits for what its thread does
 THREAD = """import concurrent.futures
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
-        threads.submit(time.sleep, 60).result()"""
+        sleeping = threads.submit(time.sleep, 60)
+        print("begun", flush=True)
+        sleeping.result()"""
 LINE = "soups merge: stopped; the same command goes on where it was\n"
 
 
@@ -48,9 +49,7 @@ def test_a_signal_ends_it_in_one_line(quick_start, number, work):
 
 
 def test_a_second_signal_ends_it_at_once(quick_start):
-    # the line is printed only when the thread has ended or was cut off
-    process = start(quick_start, THREAD.replace("1) as threads:", "1) as threads:\n        print('begun', flush=True)"))
-    process.stdout.readline()
+    process = start(quick_start, THREAD)
     while process.poll() is None:  # signals that come before the first is heard are one
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
@@ -59,7 +58,7 @@ def test_a_second_signal_ends_it_at_once(quick_start):
 
 
 def test_ignored_signals_stay_ignored(quick_start):
-    work = "signal.raise_signal(signal.SIGINT); print('lives')"
+    work = "print('begun'); signal.raise_signal(signal.SIGINT); print('lives')"
     ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + STUCK.format(work=work)
     done = subprocess.run([sys.executable, "-c", ignoring], env=quick_start, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "begun\nlives\n", "")
