@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pathlib
 import sys
 import traceback
 
@@ -15,12 +16,12 @@ def load_plugin(path: str) -> None:
         FileNotFoundError: no file.
         ValueError: what the file raised, with its line.
     """
-    path = local_path(path).absolute()
-    name = f"soups_plugin_{path.stem}_{abs(hash(os.path.realpath(path))):x}"
+    given, path = path, pathlib.Path(os.path.realpath(local_path(path)))
+    name = f"soups_plugin_{path.stem}_{abs(hash(path)):x}"
     if name in sys.modules:
         return
     if not path.is_file():
-        raise FileNotFoundError(f"--plugin: no file at {path}")
+        raise FileNotFoundError(f"--plugin: no file at {given}")
     spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, str(path)))
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
@@ -28,7 +29,7 @@ def load_plugin(path: str) -> None:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"--plugin: {path}, line {_line(error, path)}: {message}") from error
+        raise ValueError(f"--plugin: {given}, line {_line(error, path)}: {message}") from error
 
 
 def _line(error, path):

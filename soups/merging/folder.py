@@ -40,7 +40,7 @@ def folder_files(plan: Plan) -> dict[str, bytes | str]:
     if (config := first / "config.json").is_file():
         files["config.json"] = json.dumps(_patched(_read_config(config), plan), indent=2) + "\n"
     files["mergekit_config.yml" if plan.job.vocabulary == "mergekit" else "recipe.yml"] = plan.job.text
-    files["README.md"] = model_card(plan)
+    files["README.md"] = model_card(plan).encode("utf-8", "backslashreplace")  # names of files may be of other bytes
     return files
 
 

@@ -42,7 +42,7 @@ def test_the_config_counts_the_layers_of_slices(small, models):
 def test_a_published_recipe_has_its_paper_on_the_card(small, models):
     recipe = {"vocabulary": "published", "merge_method": "ties", "base_model": models["base"], "models": [models["a"]]}
     files = merging.folder_files(small.plan(recipe))
-    assert "Yadav et al. 2023, 2306.01708" in files["README.md"] and "* base (base)" in files["README.md"]
+    assert "Yadav et al. 2023, 2306.01708" in (card := files["README.md"].decode()) and "* base (base)" in card
     assert yaml.safe_load(files["recipe.yml"]) == small.plain(recipe)
 
 

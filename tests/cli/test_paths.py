@@ -1,0 +1,110 @@
+"""Test that every path of every command is one of this machine, and that outputs are looked at before any work."""
+
+import os
+
+import numpy as np
+import pytest
+
+from soups.cli import main
+from soups.formats import write_safetensors
+
+URLS = ["gs://bucket/model", "s3://b/m", "https://huggingface.co/a/b", "file:///tmp/m", "hf://a/b"]
+LINEAR = ["merge", "--method", "linear", "--members"]
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merge", "URL", "out"],
+        ["merge", "recipe.yml", "URL"],
+        ["merge", "recipe.yml", "--out", "URL"],
+        ["merge", "recipe.yml", "--out", "URL:soup", "--format", "pool"],
+        ["merge", "--verify", "URL"],
+        ["merge", "--plugin", "URL", "--methods"],
+        [*LINEAR, "a", "URL", "--out", "out"],
+        [*LINEAR, "a+URL", "--out", "out"],
+        [*LINEAR, "a", "--base", "URL", "--out", "out"],
+        [*LINEAR, "a", "--align", "URL", "--out", "out"],
+        ["pool", "list", "URL"],
+        ["pool", "show", "URL", "name"],
+        ["pool", "verify", "URL"],
+        ["pool", "remove", "URL", "name"],
+        ["pool", "add", "URL", "name", "checkpoint"],
+        ["pool", "add", "pool", "name", "URL"],
+        ["pool", "import", "--arch", "resnet50", "--pool", "URL", "file.pt"],
+        ["pool", "import", "--arch", "resnet50", "--pool", "pool", "URL"],
+        ["pool", "import", "--arch", "resnet50", "--pool", "pool", "file.pt", "--hparams", "URL"],
+    ],
+    ids=" ".join,
+)
+def test_urls_are_refused(words, url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([word.replace("URL", url) for word in words]) == 2
+    err = capsys.readouterr().err
+    assert "is a URL: give a local path" in err and url in err and err.count("\n") == 1
+    assert not os.listdir(tmp_path)
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    write_safetensors(tmp_path / "a" / "model.safetensors", {"w": np.ones(3, np.float32)})
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("a", "a exists: a merge is written to a new place"),
+        ("file", "file exists"),
+        ("dangling", "dangling exists"),
+        ("a/out", "a/out would lie inside the model a: choose a place beside it"),
+        ("link/deep/out", "link/deep/out would lie inside the model a"),
+        ("b/../a/out", "would lie inside the model a"),
+        ("file/deep/out", "cannot write file/deep/out: "),
+        ("", "is no path: it is empty"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["huggingface", "orbax"])
+def test_places_are_checked_before_any_work(model, tmp_path, capsys, out, message, kind):
+    before = sorted(tmp_path.rglob("*"))
+    for more in ([], ["--dry-run"]):
+        assert main([*LINEAR, "a", "a", "--out", out, "--format", kind, *more]) == 2
+        assert message in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_without_permission_is_named(model, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    assert main([*LINEAR, "a", "a", "--out", "new/out"]) == 2
+    assert "cannot write new/out: there is no permission to write in " in capsys.readouterr().err
+
+
+def test_names_of_tensors_and_files_are_printed_as_escapes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "a\x1b[31m": {"w\x1b[2J": np.ones(2, np.float32), "n\x07": np.arange(2)},
+        "b\x9b": {"w": np.ones(2, np.float32)},
+    }
+    for name, leaves in names.items():
+        write_safetensors(tmp_path / name, leaves)
+    assert main([*LINEAR, *names, "--out", "out"]) == 2
+    assert main([*LINEAR, "a\x1b[31m", "a\x1b[31m", "--out", "out\x1b[0m"]) == 0
+    assert main(["merge", "--verify", "out\x1b[0m"]) == 0
+    text = "".join(capsys.readouterr())
+    assert all(line.isprintable() for line in text.splitlines())
+    assert all(shown in text for shown in (r"a\x1b[31m", r"w\x1b[2J", r"copied, not merged: n\x07", r"out\x1b[0m"))
+
+
+def test_names_that_are_not_utf8_are_merged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name, out = os.fsdecode(b"caf\xe9"), os.fsdecode(b"out\xff")
+    os.mkdir(name)
+    write_safetensors(os.path.join(name, "model.safetensors"), {"w": np.ones(2, np.float32)})
+    assert main([*LINEAR, name, name, "--out", out]) == 0, capsys.readouterr().err
+    assert r"wrote out\xff in" in capsys.readouterr().out
+    assert main(["merge", "--verify", out]) == 0
