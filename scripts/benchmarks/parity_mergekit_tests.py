@@ -1,6 +1,6 @@
 """Carry out the merges of mergekit's own tests and examples with both programs, and compare what comes out.
 
-    python scripts/benchmarks/parity_mergekit_tests.py CHECKOUT [--peer VENV] [--out FILE]
+    python scripts/benchmarks/parity_mergekit_tests.py CHECKOUT [--peer VENV] [--record FOLDER] [--out FILE]
 
 CHECKOUT is a copy of mergekit's repository, of which tests/ and examples/ are used. Its tests run in the peer's own
 environment; a plugin keeps the recipe of every merge and what mergekit made of it, once as it stands and once with
@@ -18,7 +18,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
 
 import _common
 import _mergekit
@@ -61,26 +60,25 @@ def main():
     """Record mergekit's merges, do them again, and print the table."""
     options = _options()
     programs = _mergekit.install(options.peer)
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="parity_") as folder:
-        record = pathlib.Path(folder) / "record"
-        record.mkdir()
-        ran = run_tests(options.checkout, programs, record, TESTS)
+    rows, record = [], pathlib.Path(options.record).absolute()
+    if not record.exists():
+        record.mkdir(parents=True)
+        run_tests(options.checkout, programs, record, TESTS)
         run_examples(options.checkout, programs, record)
-        for case in sorted(path for path in record.iterdir() if (path / "recipe.yml").exists()):
-            rows.append(compare(case))
-            print(*rows[-1].values(), flush=True)
-            shutil.rmtree(case)
+    for case in sorted(path for path in record.iterdir() if (path / "recipe.yml").exists()):
+        rows.append(compare(case))
+        print(*rows[-1].values(), flush=True)
     counts = collections.Counter((row["file"], row["status"]) for row in rows)
     _common.table("Merges", ["file", "status", "merges"], [[*key, number] for key, number in sorted(counts.items())])
     what = {"benchmark": "parity_mergekit_tests", "what": __doc__.splitlines()[0], "mergekit": _mergekit.VERSION}
+    ran = (record / "tests").read_text()
     _common.write(options.out, what | {"tests": ran, "rows": rows, "machine": _common.machine()})
     if wrong := [f"{row['file']} {row['case']}" for row in rows if row["status"] == "differs"]:
         sys.exit(f"differ by more than is explained: {', '.join(wrong)}")
 
 
 def run_tests(checkout, programs, record, names):
-    """Run test files in the peer's environment, with every merge recorded; return pytest's last line."""
+    """Run test files in the peer's environment, with every merge recorded, and pytest's last line."""
     subprocess.run([str(programs / "pip"), "install", "-q", "pytest"], check=True)
     folder = record / "checkout"
     shutil.copytree(checkout / "tests", folder / "tests")
@@ -92,14 +90,15 @@ def run_tests(checkout, programs, record, names):
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if not list(record.glob("*/recipe.yml")):
         raise RuntimeError(f"mergekit's tests made no merge: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout.strip().splitlines()[-1]
+    (record / "tests").write_text(done.stdout.strip().splitlines()[-1])
 
 
 def run_examples(checkout, programs, record):
     """Merge each example with small models of the same names."""
-    made = iter(parity.make_models(record / "small", "float32", LAYERS).values())
-    models = collections.defaultdict(lambda: str(next(made)))
+    made = parity.make_models(record / "small", "float32", LAYERS)
     for path in sorted((checkout / "examples").glob("*.yml")):
+        unused = iter(made.values())
+        models = collections.defaultdict(lambda unused=unused: str(next(unused)))
         recipe = with_models(yaml.safe_load(path.read_text()), models)
         case = record / f"example_{path.stem}"
         case.mkdir()
@@ -129,6 +128,8 @@ def compare(case):
     recipe = yaml.safe_load((case / "recipe.yml").read_text())
     row = {"file": file, "case": test.rpartition("::")[2], "method": recipe["merge_method"], "status": "equal"}
     row |= {"difference": None, "with float32": None, "why": ""}
+    for name in ("ours", "ours_float32"):  # of an earlier comparison
+        shutil.rmtree(case / name, ignore_errors=True)
     refusal = merge(case / "recipe.yml", case / "ours")
     if (case / "error").exists():
         theirs = (case / "error").read_text().splitlines()[0]
@@ -180,6 +181,7 @@ def _options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=pathlib.Path, help="a copy of mergekit's repository")
     parser.add_argument("--peer", default="runs/venvs/mergekit", help="where mergekit is installed")
+    parser.add_argument("--record", default="runs/parity_mergekit_tests", help="mergekit's merges; made if not there")
     parser.add_argument("--out", default="runs/benchmarks/parity_mergekit_tests.json")
     return parser.parse_args()
 

@@ -14,7 +14,7 @@ from soups.merging import stacks
 from soups.merging.alignment import aligned
 from soups.merging.lora import open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest
-from soups.merging.recipe_file import Job, members_of, settings_at, unused_filters
+from soups.merging.recipe_file import Job, members_of, odd_filters, settings_at
 from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
 from soups.names import did_you_mean
@@ -115,8 +115,8 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
     if job.align is not None:
         checkpoints = aligned(checkpoints, job.models[0], job.align, job.seed)
     checkpoints |= {file: open_model(file) for file in job.files}
-    names = {name for model in models.values() for name in model.leaves}
-    lines, outputs, notes = [], [], [*job.notes, *unused_filters(job, names), *said]
+    names = dict.fromkeys(name for model in models.values() for name in model.leaves)
+    lines, outputs, notes = [], [], [*job.notes, *odd_filters(job, names), *said]
     notes += [note for checkpoint in checkpoints.values() for note in checkpoint.notes]
     for name, part, pairs, place in _outputs(job, checkpoints, lines):
         made = _output(job, checkpoints, name, part, pairs, place, lines)

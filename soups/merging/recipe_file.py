@@ -14,7 +14,7 @@ from soups.merging.alignment import Rules, parse_rules
 from soups.merging.lora import model_reference
 from soups.merging.methods import REQUIRED, VOCABULARIES, Method, find_method
 from soups.merging.tokenizers import Rule, parse_rule
-from soups.merging.values import Place, Value, brief, check, is_constant, resolve
+from soups.merging.values import Place, Value, brief, check, is_constant, resolve, stacked
 from soups.merging.yaml_text import LARGEST, load_yaml
 from soups.names import MOST, check_name, did_you_mean, shown
 
@@ -394,20 +394,29 @@ def members_of(job: Job, part: Slice) -> list[Source]:
     return [source for source in part.sources if source.model != job.base]
 
 
-def unused_filters(job: Job, names: Iterable[str]) -> list[str]:
-    """Return a sentence for each filter of the recipe that is part of none of these names of tensors."""
+def odd_filters(job: Job, names: Iterable[str]) -> list[str]:
+    """Return a sentence for each filter that is part of none of these tensors' names, or chooses among experts."""
     scopes = [job.parameters, *(part.parameters for part in job.slices)]
     scopes += [source.parameters for part in job.slices for source in part.sources]
     lists = [value for scope in scopes for value in scope.values() if isinstance(value, list)]
     rules = [rule for value in lists for rule in value if isinstance(rule, Mapping)]
     filters = dict.fromkeys(rule["filter"] for rule in rules if rule.get("filter") not in (None, "*"))
-    everything = "\n".join(names)
-    stacked = re.search(r"\S*\bexperts[./][a-z_]\S*", everything)
-    hint = f"; the experts are one tensor, {stacked[0]}, in which a filter cannot choose" if stacked else ""
-    unused = [text for text in filters if text not in everything]
-    return [
-        f"the filter {shown(text)!r} is part of no tensor's name{hint if 'expert' in text else ''}" for text in unused
-    ]
+    if not filters:
+        return []
+    names = list(names)
+    experts = {name: whole for name in names if (whole := stacked(name)) != name}
+    everything = "\n".join([*names, *experts.values()])
+    whole = re.search(r"\S*\bexperts[./][a-z_]\S*", everything)
+    hint = f"; the experts are one tensor, {whole[0]}, in which a filter cannot choose" if whole else ""
+    sentences = []
+    for text in filters:
+        if text not in everything:
+            unused = f"the filter {shown(text)!r} is part of no tensor's name"
+            sentences.append(unused + (hint if "expert" in text and not experts else ""))
+        elif found := [name for name, whole in experts.items() if text in name and text not in whole]:
+            tells = f"the filter {shown(text)!r} tells experts and their matrices apart, such as {found[0]}"
+            sentences.append(f"{tells}; mergekit, which stacks them, does not")
+    return sentences
 
 
 def _beside(notes):

@@ -1,16 +1,20 @@
 """Resolve the values of a recipe's parameters, which may differ from tensor to tensor.
 
 A value is one of: a scalar; a list of numbers, a gradient over the layers; a list of {"filter": text, "value": value},
-the first of which applies whose text is part of the tensor's name ("*" or none: always). This is mergekit's grammar.
+the first of which applies whose text is part of the tensor's name, or of the name that mergekit gives an expert ("*" or
+none: always). This is mergekit's grammar.
 """
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 Value = Any
+_EXPERT = re.compile(r"\.experts\.\d+\.(w[123]|(?:gate|up|down)_proj)\.weight$")
+_PARTS = {"w2": "down_proj", "down_proj": "down_proj"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,8 @@ def resolve(value: Value, place: Place, kind: type = float) -> Any:
         return math.floor(value) if kind is int and isinstance(value, float) else value
     if value and isinstance(value[0], Mapping):
         for rule in value:
-            if rule.get("filter") in (None, "*") or rule["filter"] in place.name:
+            text = rule.get("filter")
+            if text in (None, "*") or text in place.name or text in stacked(place.name):
                 return resolve(rule["value"], place, kind)
         return None
     position = place.depth * (len(value) - 1)
@@ -40,6 +45,14 @@ def resolve(value: Value, place: Place, kind: type = float) -> Any:
         return value[left]
     right, share = min(left + 1, len(value) - 1), position - left
     return resolve((1.0 - share) * value[left] + share * value[right], place, kind)
+
+
+def stacked(name: str) -> str:
+    """Return the name that mergekit gives a tensor of one expert: that of all experts in one tensor."""
+    if ".experts." not in name and ".block_sparse_moe." not in name:
+        return name
+    end = _EXPERT.sub(lambda found: ".experts." + _PARTS.get(found[1], "gate_up_proj"), name)
+    return end.replace(".block_sparse_moe.", ".mlp.")
 
 
 def check(value: Value, where: str, kind: type) -> None:

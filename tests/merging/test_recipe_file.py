@@ -7,7 +7,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 from soups.merging import parse_recipe, read_recipe
-from soups.merging.recipe_file import settings_at, unused_filters
+from soups.merging.recipe_file import odd_filters, settings_at
 from soups.merging.values import Place
 
 
@@ -340,12 +340,16 @@ def test_chat_templates(template):
 def test_filters_that_match_nothing_are_said():
     rules = "[{filter: mlp, value: 1}, {filter: experts.3, value: 2}, {filter: 'norm ', value: 3}, {value: 4}]"
     job = parse_recipe(two(models=f"[{{model: a, parameters: {{weight: {rules}}}}}]"))
-    assert unused_filters(job, ["l.0.mlp.experts.gate_up_proj", "l.1.mlp.experts.gate_up_proj", "norm"]) == [
+    assert odd_filters(job, ["l.0.mlp.experts.gate_up_proj", "l.1.mlp.experts.gate_up_proj", "norm"]) == [
         "the filter 'experts.3' is part of no tensor's name; the experts are one tensor, "
         "l.0.mlp.experts.gate_up_proj, in which a filter cannot choose",
         "the filter 'norm ' is part of no tensor's name",
     ]
-    assert unused_filters(job, ["l.0.mlp.experts.3.up", "norm "]) == []
+    assert odd_filters(job, ["l.0.mlp.experts.3.up", "norm "]) == []
+    assert odd_filters(job, ["l.0.mlp.experts.3.up_proj.weight", "norm "]) == [
+        "the filter 'experts.3' tells experts and their matrices apart, such as l.0.mlp.experts.3.up_proj.weight; "
+        "mergekit, which stacks them, does not"
+    ]
 
 
 def test_the_base_alone_is_copied():

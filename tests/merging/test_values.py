@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soups.merging.values import Place, check, is_constant, resolve
+from soups.merging.values import Place, check, is_constant, resolve, stacked
 
 
 @pytest.mark.parametrize("value", [0.5, 3, True, "leaf"])
@@ -50,6 +50,23 @@ FILTERS = [
 def test_the_first_filter_that_is_part_of_the_name_holds(name, default, expected, star):
     rules = FILTERS + ([] if default is None else [{**star, "value": default}])
     assert resolve(rules, Place(name, 0.75)) == expected
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [
+        ("l.0.block_sparse_moe.experts.1.w1.weight", "l.0.mlp.experts.gate_up_proj"),
+        ("l.0.block_sparse_moe.experts.1.w2.weight", "l.0.mlp.experts.down_proj"),
+        ("l.0.mlp.experts.12.gate_proj.weight", "l.0.mlp.experts.gate_up_proj"),
+        ("l.0.mlp.experts.12.down_proj.weight", "l.0.mlp.experts.down_proj"),
+        ("l.0.block_sparse_moe.gate.weight", "l.0.mlp.gate.weight"),
+        ("l.0.mlp.gate_proj.weight", "l.0.mlp.gate_proj.weight"),
+    ],
+)
+def test_filters_know_experts_by_mergekits_names(stored, name):
+    assert stacked(stored) == name
+    assert resolve([{"filter": name, "value": 1}, {"value": 2}], Place(stored)) == 1
+    assert resolve([{"filter": stored, "value": 1}, {"value": 2}], Place(stored)) == 1
 
 
 @pytest.mark.parametrize(
