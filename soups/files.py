@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 
 # a scheme of two letters or more, for one letter is a drive of Windows; pathlib makes one slash of two
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -23,8 +24,10 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(path)
 
 
-def replace_file(path: str | os.PathLike, content: bytes | str) -> pathlib.Path:
+def replace_file(path: str | os.PathLike, content: bytes | str | pathlib.Path) -> pathlib.Path:
     """Write a file under another name, see it to the disk and rename it: no reader ever meets half of one.
+
+    `content`: a path is that of a file to copy, for which folders are made where they are not there yet.
 
     Processes may write the same file side by side; the last one stays.
 
@@ -34,8 +37,14 @@ def replace_file(path: str | os.PathLike, content: bytes | str) -> pathlib.Path:
     path = pathlib.Path(path)
     fresh = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
+        if isinstance(content, pathlib.Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with open(fresh, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            if isinstance(content, pathlib.Path):
+                with open(content, "rb") as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)

@@ -57,6 +57,8 @@ def merge(options, settings, run) -> int:
     files = merging.folder_files(plan) if options.format == "huggingface" else {}
     if files:
         say(f"beside the tensors: {', '.join(sorted([*files, 'merge.json']))}")
+        for note in merging.folder_notes(plan):
+            say(note)
     if options.dry_run:
         return 0
     begin, run.go_on = time.monotonic(), GO_ON if options.format == "huggingface" else BEGIN_ANEW

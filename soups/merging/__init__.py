@@ -1,6 +1,7 @@
 """Merge checkpoints on disk, of any size and format: recipe files, plans from headers, streaming."""
 
 from soups.merging.folder import folder_files as folder_files
+from soups.merging.folder import folder_notes as folder_notes
 from soups.merging.into_pool import merge_to_pool as merge_to_pool
 from soups.merging.methods import MERGEKIT as MERGEKIT
 from soups.merging.methods import PUBLISHED as PUBLISHED

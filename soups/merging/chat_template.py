@@ -19,7 +19,7 @@ CHATML = """\
 
 
 def template_files(
-    wanted: str | None, folders: Iterable[pathlib.Path], files: Mapping[str, bytes | str]
+    wanted: str | None, folders: Iterable[pathlib.Path], files: Mapping[str, str | pathlib.Path]
 ) -> dict[str, str]:
     """Return the files of the output's folder that hold its chat template.
 
@@ -42,8 +42,8 @@ def template_files(
         return {}
     made = {FILE: template}
     if (config := files.get(CONFIG)) is not None:
-        text = config if isinstance(config, str) else config.decode("utf-8-sig")
-        made[CONFIG] = json.dumps(parse_json(text, CONFIG) | {"chat_template": template}, ensure_ascii=False, indent=2)
+        known = read_json(config) if isinstance(config, pathlib.Path) else parse_json(config, CONFIG)
+        made[CONFIG] = json.dumps(known | {"chat_template": template}, ensure_ascii=False, indent=2)
     return made
 
 

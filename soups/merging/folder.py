@@ -1,47 +1,57 @@
 """Fill in what a Hugging Face folder needs beside its tensors: config, tokenizer, recipe, model card."""
 
 import json
+import os
 import pathlib
+import re
+from collections.abc import Iterator
 
+from soups.formats import CheckpointError
+from soups.formats.folder import _inside
+from soups.formats.text import STAND_INS
 from soups.merging.chat_template import template_files
+from soups.merging.config import folder_of, read_config
 from soups.merging.lora import split_reference
+from soups.merging.output_config import output_config
 from soups.merging.plan import Plan
+from soups.names import MOST, shown
 
-# copied from the base, or from the first model, where they are there
-COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "generation_config.json",
-    "preprocessor_config.json",
+RECIPES = ("recipe.yml", "mergekit_config.yml")
+_TOKENIZER = re.compile(
+    r"(tokeniz\w*|vocab[\w-]*|tekken|merges|special_tokens_map|added_tokens|normalizer)\.\w+|.*\.(model|spm|tiktoken)|"
+    r"(additional_)?chat_template.*"
 )
-_NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_DTYPE = ("torch_dtype", "dtype")
+# weights of any format, merged or not, and what training leaves beside them
+_WEIGHTS = re.compile(
+    r".*\.(safetensors|bin|pt|pth|ckpt|tar|h5|hdf5|keras|msgpack|onnx|onnx[._]data|pb|tflite|gguf|ggml|npz|npy|ot|nemo|"
+    r"pkl|pickle|mlmodel|engine|distcp|llamafile|tfevents.*|data-\d+-of-\d+)|.*\.index(\.json)?|events\.out\..*|"
+    r"openvino_\w+\.xml|(trainer_state|(all|train|eval)_results|adapter_config|quant(ize)?_config)\.json|latest"
+)
+_FOLDERS = re.compile(
+    r"\..*|__pycache__|(checkpoint|global_step)-?\d*|runs|wandb|logs|onnx|openvino|coreml|.*\.mlpackage"
+)
+_WRITTEN = ("config.json", "README.md", "merge.json", *RECIPES)  # anew
 
 
-def folder_files(plan: Plan) -> dict[str, bytes | str]:
-    """Give the files of the output's folder by name, made from the recipe and from the base's own files.
+def folder_files(plan: Plan) -> dict[str, str | pathlib.Path]:
+    """Return the files of the output's folder by name: text, or the path of what is copied as it is.
+
+    They are made from the recipe, and from all of the base's own files but its weights; those of the tokenizer are of
+    the model that `tokenizer_source` names.
 
     Raises:
-        ValueError: a config that is not JSON.
+        CheckpointError: a config, tokenizer or template that cannot be read.
     """
-    folders = {model: _folder(checkpoint) for model, checkpoint in plan.checkpoints.items()}
-    first = folders[plan.job.models[0]]
-    files: dict[str, bytes | str] = dict(_copied(folders[plan.tokenizer.source] if plan.tokenizer else first))
-    files |= plan.tokenizer.files if plan.tokenizer else {}
-    files |= template_files(plan.job.chat_template, [folders[model] for model in plan.job.models], files)
-    if (config := first / "config.json").is_file():
-        files["config.json"] = json.dumps(_patched(_read_config(config), plan), indent=2) + "\n"
-    files["mergekit_config.yml" if plan.job.vocabulary == "mergekit" else "recipe.yml"] = plan.job.text
-    files["README.md"] = model_card(plan).encode("utf-8", "backslashreplace")  # names of files may be of other bytes
-    return files
+    return _files(plan)[0]
+
+
+def folder_notes(plan: Plan) -> list[str]:
+    """Return notes on the output's folder: what of the base is not copied, and what of its config followed the layers.
+
+    Raises:
+        CheckpointError: as `folder_files`.
+    """
+    return _files(plan)[1]
 
 
 def model_card(plan: Plan) -> str:
@@ -79,39 +89,69 @@ Made with soups, method `{job.method}` ({job.vocabulary} semantics){summary}{pap
 """
 
 
-def _folder(checkpoint):
-    path = pathlib.Path(checkpoint.path)
-    return path if path.is_dir() else path.parent
+def _files(plan):
+    first = plan.checkpoints[plan.job.models[0]]
+    source = plan.checkpoints[plan.tokenizer.source] if plan.tokenizer else first
+    files, left_out = _copied(first)
+    if folder_of(source) != folder_of(first):
+        tokenizer = {name: file for name, file in _copied(source)[0].items() if _TOKENIZER.fullmatch(name)}
+        files = {name: file for name, file in files.items() if not _TOKENIZER.fullmatch(name)} | tokenizer
+    files |= plan.tokenizer.files if plan.tokenizer else {}
+    folders = [folder_of(plan.checkpoints[model]) for model in plan.job.models]
+    files |= template_files(plan.job.chat_template, folders, files)
+    notes = []
+    if (config := read_config(folder_of(first))) is not None:
+        made, notes = output_config(config, plan)
+        files["config.json"] = json.dumps(made, indent=2) + "\n"
+    files[RECIPES[plan.job.vocabulary == "mergekit"]] = plan.job.text
+    # names of files may be of other bytes than text
+    files["README.md"] = model_card(plan).encode("utf-8", "backslashreplace").decode()
+    if left_out:
+        more = f" and {len(left_out) - MOST} more" if len(left_out) > MOST else ""
+        listed = ", ".join(map(shown, left_out[:MOST]))
+        notes.append(f"not copied from {folder_of(first)}: {listed}{more}")
+    return files, notes
 
 
-def _copied(folder):
-    return {name: (folder / name).read_bytes() for name in COPIED if (folder / name).is_file()}
+def _copied(checkpoint):
+    """Return the files beside a model's weights by name, and the names of those that are not copied."""
+    folder, own = folder_of(checkpoint), {os.path.realpath(file) for file in checkpoint.sizes}
+    files, left_out = {}, []
+    if folder == pathlib.Path(checkpoint.path) or (folder / "config.json").exists():
+        for name in _walk(folder, left_out):
+            if os.path.realpath(folder / name) in own or name in _WRITTEN or re.search(r"\.index\.json$", name):
+                continue
+            if (reason := _wrong(folder, name)) is not None:
+                left_out.append(f"{name}{reason}")
+            else:
+                files[name] = folder / name
+    return files, left_out
 
 
-def _read_config(path):
+def _walk(folder, left_out) -> Iterator[str]:
+    """Yield the names of all files, those in folders with "/"; folders that are passed over go into `left_out`."""
+    for place, inner, files in os.walk(folder):
+        at = os.path.relpath(place, folder)
+        names = {name: name if at == "." else f"{at}/{name}" for name in sorted([*inner, *files])}
+        links = [name for name in inner if os.path.islink(os.path.join(place, name))]
+        passed = [name for name in inner if name in links or _FOLDERS.fullmatch(name)]
+        left_out += sorted(f"{names[name]}/{' (a link)' if name in links else ''}" for name in passed)
+        inner[:] = sorted(name for name in inner if name not in passed)
+        yield from (names[name] for name in sorted(files))
+
+
+def _wrong(folder, name):
+    """Return why a file is not copied; None if it is."""
+    if _WEIGHTS.fullmatch(name.rpartition("/")[2]) or name.startswith("."):
+        return ""
+    path = folder / name
     try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return config
-
-
-def _patched(config, plan):
-    layers = sum(
-        part.sources[0].layers[1] - part.sources[0].layers[0] for part in plan.job.slices if part.sources[0].layers
-    )
-    dtypes = {str(output.dtype) for output in plan.outputs if output.recipe is not None}
-    rows = plan.tokenizer.rows if plan.tokenizer else 0
-    patched = dict(config)
-    for name in config:
-        if name == "vocab_size" and rows:
-            patched[name] = rows
-        if name == "text_config" and rows and isinstance(config[name], dict) and "vocab_size" in config[name]:
-            patched[name] = config[name] | {"vocab_size": rows}
-        if name in _NUM_LAYERS and layers:
-            patched[name] = layers
-        if name in _DTYPE and len(dtypes) == 1:
-            patched[name] = next(iter(dtypes))
-    return patched
+        _inside(folder, name)
+        if not path.is_file():
+            return " (not a file)"
+        with open(path, "rb") as file:
+            return " (a Git LFS pointer: run git lfs pull)" if re.match(STAND_INS[0][0], file.read(200)) else None
+    except CheckpointError:
+        return " (a link that leads out of the folder)"
+    except OSError as error:
+        return f" ({error.strerror})"

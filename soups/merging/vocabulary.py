@@ -1,6 +1,7 @@
 """Read the tokens of a model's tokenizer, in whatever file they are, and compare those of several models."""
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Mapping
@@ -79,18 +80,12 @@ def differing_vocabularies(checkpoints: Mapping) -> tuple[list[str], list[str]]:
     if not files:
         return [], []
     first = next(iter(files))
-    others = {model: file for model, file in files.items() if not same_files([folders[first], folders[model]])}
+    signatures = {folder: _signature(folder) for folder in dict.fromkeys(folders[model] for model in files)}
+    others = [model for model in files if signatures[folders[model]] != signatures[folders[first]]]
+    read = functools.cache(read_vocabulary)
     lines, notes = [], []
-    for model, file in others.items():
-        try:
-            if file.name != files[first].name and "sentencepiece.bpe.model" in (file.name, files[first].name):
-                raise ValueError(f"the rows of {files[first]} and {file} are numbered each in its own way")
-            line = _conflict(read_vocabulary(folders[model]).tokens, read_vocabulary(folders[first]).tokens)
-        except ValueError as error:
-            line = f"cannot be compared with that of {first}: {error}"
-        else:
-            line = line and f"is not that of {first}: {line}"
-        if line:
+    for model in others:
+        if line := _difference(files[model], files[first], first, read):
             rule = "say which vocabulary the output has: tokenizer_source: base, union or a model"
             lines.append(f"  ~ the vocabulary of {model} {line}; {rule}")
     if without := [model for model in folders if model not in files]:
@@ -101,17 +96,32 @@ def differing_vocabularies(checkpoints: Mapping) -> tuple[list[str], list[str]]:
 
 def same_files(folders: list[pathlib.Path]) -> bool:
     """Return whether all files of the tokenizer are the same in all folders."""
-    names = (*NUMBERED, "merges.txt", *PIECES, CONFIG, ADDED)
-    contents = []
-    for folder in dict.fromkeys(folders):
-        files = [folder / name for name in names]
-        files += [file for pattern in OTHERS for file in sorted(folder.glob(pattern))]
-        contents.append([(file.name, _digest(file)) for file in files if file.exists()])
-    return all(content == contents[0] for content in contents)
+    first, *others = map(_signature, dict.fromkeys(folders))
+    return all(other == first for other in others)
 
 
-def _digest(file):
-    return xxh3_128_digest(read_bytes(file))
+def _signature(folder):
+    others = [file.name for pattern in OTHERS for file in sorted(folder.glob(pattern))]
+    return _contents(folder, (*NUMBERED, "merges.txt", *PIECES, CONFIG, ADDED, *others))
+
+
+def _contents(folder, names):
+    """Return the digests of those of these files that are there."""
+    return [(name, xxh3_128_digest(read_bytes(folder / name))) for name in names if (folder / name).exists()]
+
+
+def _difference(file, reference, first, read):
+    """Return how the tokens of a file differ from those of the first model's, or why that is not known."""
+    try:
+        if file.name != reference.name and "sentencepiece.bpe.model" in (file.name, reference.name):
+            raise ValueError(f"the rows of {reference} and {file} are numbered each in its own way")
+        line = _conflict(read(file.parent).tokens, read(reference.parent).tokens)
+        return line and f"is not that of {first}: {line}"
+    except ValueError as error:
+        same = [_contents(path.parent, (path.name, CONFIG, ADDED)) for path in (file, reference)]
+        if same[0] == same[1]:
+            return ""  # whatever they say, they say the same
+        return f"cannot be compared with that of {first}: {error}"
 
 
 def _conflict(tokens, known):

@@ -35,9 +35,12 @@ def test_auto_is_the_one_that_most_models_have(folders):
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [("chatml", CHATML), ("{{ mine }}", "{{ mine }}")])
-@pytest.mark.parametrize("encode", [str, str.encode])
-def test_a_template_stands_in_both_files(wanted, expected, encode):
-    config = encode(json.dumps({"model_max_length": 8, "chat_template": "{{ old }}"}))
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_template_stands_in_both_files(tmp_path, wanted, expected, copied):
+    config = json.dumps({"model_max_length": 8, "chat_template": "{{ old }}"})
+    if copied:
+        (tmp_path / CONFIG).write_text(config)
+        config = tmp_path / CONFIG
     made = template_files(wanted, [], {CONFIG: config})
     assert made["chat_template.jinja"] == expected
     assert json.loads(made[CONFIG]) == {"model_max_length": 8, "chat_template": expected}
