@@ -1,6 +1,7 @@
 """Open a checkpoint: one file, or a folder in the layout of Hugging Face."""
 
 import collections
+import dataclasses
 import os
 import pathlib
 import re
@@ -8,11 +9,12 @@ import re
 from soups.formats.kinds import SUFFIXES, read_header
 from soups.formats.tensors import Checkpoint, CheckpointError, listed, short
 from soups.formats.text import read_json
+from soups.formats.weights import left_out, weights_by_name
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
-def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpoint:
     """Read the headers of a checkpoint, and nothing of its tensors.
 
     `path`: a file, recognised by its first bytes and then by its name: .safetensors; a torch file (.pt, .pth, .bin,
@@ -20,10 +22,13 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     or .gguf. Or a folder with model.safetensors, model.safetensors.index.json and its shards, pytorch_model.bin, or
     pytorch_model.bin.index.json and its shards, looked for in this order.
 
-    Of a torch file the mapping "state_dict", "model_state_dict" or "model" is taken, or all of it; the names of nested
-    mappings are joined with ".". A torch file may be a TorchScript archive, as OpenAI's CLIP is: its code is not read,
-    and its modules' tensors have the names of its state_dict; a tensor that is neither parameter nor buffer cannot be
-    told from those and is given too. Tensors that share all their elements are one leaf and aliases.
+    `tree`: the keys of the tensors that are taken, joined with "/", or "." for all. Without it the weights of a torch
+    file or an .npz are taken, as `soups.formats.weights` decides, and all of the others.
+
+    The names of nested mappings of a torch file are joined with ".". It may be a TorchScript archive, as OpenAI's CLIP
+    is: its code is not read, and its modules' tensors have the names of its state_dict; a tensor that is neither
+    parameter nor buffer cannot be told from those and is given too. Tensors that share all their elements are one leaf
+    and aliases.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -34,26 +39,26 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """
     path = pathlib.Path(path)
     try:
-        return _open_folder(path) if os.path.isdir(path) else _combine(path, {path: read_header(path)})
+        return _open_folder(path, tree) if os.path.isdir(path) else _combine(path, {path: read_header(path, tree)})
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no checkpoint at {path}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _open_folder(folder):
+def _open_folder(folder, tree):
     for name in SINGLE:
         if (file := folder / name).exists():
-            return _combine(folder, {file: read_header(_inside(folder, name))})
+            return _combine(folder, {file: read_header(_inside(folder, name), tree)})
         if (folder / f"{name}.index.json").exists():
-            return _open_shards(folder, _inside(folder, f"{name}.index.json"))
+            return _open_shards(folder, _inside(folder, f"{name}.index.json"), tree)
     files = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
     there = f"; open one of its files by name: {listed(files)}" if files else ""
     expected = ", ".join(f"{name}, {name}.index.json" for name in SINGLE)
     raise CheckpointError(f"{folder} holds none of {expected}{there}")
 
 
-def _open_shards(folder, index):
+def _open_shards(folder, index, tree):
     shards = _read_index(index)
     missing = [name for name in shards if not (folder / name).exists()]
     for name in shards:
@@ -71,7 +76,12 @@ def _open_shards(folder, index):
             lines.append(f"  + {name} holds also {listed(extra)}")
     if lines:
         raise CheckpointError(f"{index} does not fit its shards:\n" + "\n".join(lines))
-    return _combine(folder, headers)
+    whole = _combine(folder, headers)
+    if tree is None:
+        return whole
+    leaves, aliases, left = weights_by_name(whole.leaves.values(), whole.aliases, folder, tree)
+    leaves = {leaf.name: leaf for leaf in leaves}
+    return dataclasses.replace(whole, leaves=leaves, aliases=aliases, notes=(*whole.notes, *left_out(left)))
 
 
 def _read_index(index):

@@ -6,6 +6,7 @@ from soups.formats import gguf, npz, safetensors, torch_file
 from soups.formats.archive import read_entries
 from soups.formats.tensors import CheckpointError, Header
 from soups.formats.text import check_file, check_stand_in
+from soups.formats.weights import weights_by_name
 
 _TORCH = torch_file.read_header
 SUFFIXES = {".safetensors": safetensors.read_header, ".gguf": gguf.read_header, ".npz": npz.read_header}
@@ -13,19 +14,28 @@ SUFFIXES |= dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar"), _TORCH)  # .
 START = 512  # bytes
 
 
-def read_header(path: pathlib.Path) -> Header:
+def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
     """Return what a file of any kind holds, without reading a tensor.
+
+    `tree`: the keys of the tensors that are taken, joined with "/", or "." for all; else the weights are, as
+    `soups.formats.weights` decides for torch files and .npz.
 
     Raises:
         FileNotFoundError: nothing is there.
         UnsafeCheckpointError: its pickle asks for more than tensors.
-        CheckpointError: not a file, damaged, or of no kind that is known.
+        CheckpointError: not a file, damaged, or of no kind that is known; as `weights`.
         OSError: it cannot be read.
     """
     size = check_file(path)
     with open(path, "rb") as file:
         read = _reader(file, path, size)
-    return read(path)
+    if read is _TORCH:
+        return read(path, tree)
+    header = read(path)
+    if tree is None and read is not npz.read_header:
+        return header
+    leaves, aliases, left = weights_by_name(header.leaves, header.aliases, path, tree)
+    return header._replace(leaves=leaves, aliases=aliases, ignored=[*header.ignored, *left])
 
 
 def _reader(file, path, size):

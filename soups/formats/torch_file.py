@@ -9,9 +9,9 @@ from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes,
 from soups.formats.torch_globals import Storage, Tensor
 from soups.formats.torch_pickle import MAX_PICKLE, unpickle
 from soups.formats.torch_script import SCRIPT_OPERATIONS, Module
+from soups.formats.weights import weights
 
 MAGIC = 0x1950A86A20F9469CFC6C
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put the weights under
 MAX_DEPTH = 32
 MAX_ENTRIES = 2_000_000
 MAX_NAME = 1000
@@ -19,8 +19,10 @@ MAX_EXPANDED = 1 << 30  # bytes of a tensor whose strides repeat elements
 _KINDS = {dict: "mappings", Module: "modules"}
 
 
-def read_header(path: pathlib.Path) -> Header:
+def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
     """Return what a torch file holds; no byte of a tensor is read.
+
+    `tree`: the keys of the mapping that is taken, joined with "/", or "." for all; else the weights are.
 
     Raises:
         UnsafeCheckpointError: the pickle asks for more than tensors.
@@ -37,7 +39,7 @@ def read_header(path: pathlib.Path) -> Header:
             value, steps, locate = _read_stream(path, size)
         else:
             raise CheckpointError(f"{path} is not a torch file: neither a zip archive nor a pickle")
-        leaves, aliases, ignored = _leaves(value, steps, path, locate)
+        leaves, aliases, ignored = _leaves(value, steps, path, locate, tree)
     return Header(leaves, size, aliases=aliases, ignored=ignored)
 
 
@@ -142,8 +144,8 @@ def _storages(value):
 # --- Tensors by name ---
 
 
-def _leaves(value, steps, path, locate):
-    tensors, ignored = _named_tensors(value, min(steps, MAX_ENTRIES), path)
+def _leaves(value, steps, path, locate, tree):
+    tensors, ignored = _named_tensors(value, min(steps, MAX_ENTRIES), path, tree)
     leaves, aliases, first = [], {}, {}
     for name, tensor in tensors.items():
         leaf, identity = _leaf(name, tensor, path, locate)
@@ -156,11 +158,15 @@ def _leaves(value, steps, path, locate):
     return leaves, aliases, ignored
 
 
-def _named_tensors(value, limit, path):
+def _named_tensors(value, limit, path, tree):
     kind = type(value)
     if kind not in (dict, Module):
         raise CheckpointError(f"{path} holds a {kind.__name__} instead of tensors by name")
-    value, ignored = _unwrapped(value)
+    ignored = []
+    if kind is dict:
+        value, ignored = weights(value, path, is_tensor=lambda item: type(item) is Tensor, choice=tree, wrapped=True)
+    elif tree is not None:
+        raise CheckpointError(f"{path} is a TorchScript archive, which has no trees to choose {short(tree)} from")
     tensors = {}
     for count, (name, item) in enumerate(_walk(value, path)):
         if count > limit:
@@ -176,15 +182,6 @@ def _named_tensors(value, limit, path):
     if kind is Module:  # hundreds of modules have the same settings
         ignored = list(dict.fromkeys(name.rpartition(".")[2] for name in ignored))
     return tensors, ignored
-
-
-def _unwrapped(value):
-    """Give the weights of a training checkpoint, and the names of what lies beside them; else all, and none."""
-    if type(value) is dict and not any(type(item) is Tensor for item in value.values()):
-        wrapper = next((key for key in WRAPPERS if type(value.get(key)) is dict), None)
-        if wrapper is not None:
-            return value[wrapper], [name for name in value if name != wrapper]
-    return value, []
 
 
 def _walk(node, path, prefix="", depth=0):

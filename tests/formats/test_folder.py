@@ -192,3 +192,29 @@ def test_only_blobs_of_models_are_linked(target, shards, tmp_path):
     (shards / FIRST).symlink_to(outside)
     with pytest.raises(CheckpointError, match=f"{FIRST} is a link that leads out of its folder"):
         open_checkpoint(shards)
+
+
+def test_a_tree_of_flat_names_is_chosen(shards, tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"model.a.b": np.ones(2), "model.c": np.ones(1), "ema.a.b": np.zeros(2)})
+    checkpoint = open_checkpoint(path, "ema")
+    assert checkpoint.read("a.b").tolist() == [0, 0] and list(checkpoint.leaves) == ["a.b"]
+    assert checkpoint.notes == ("left out of x.safetensors: 'model'",)
+    assert set(open_checkpoint(path, "model.a").leaves) == set(open_checkpoint(path, "model/a").leaves) == {"b"}
+    assert set(open_checkpoint(path, ".").leaves) == {"model.a.b", "model.c", "ema.a.b"}
+    with pytest.raises(CheckpointError, match=r"no tree 'emma'; there are: 'model', 'ema', 'model/a'"):
+        open_checkpoint(path, "emma")
+    with pytest.raises(CheckpointError, match="has no tree 'a'; it holds tensors and no trees"):
+        open_checkpoint(shards, "a")
+
+
+def test_a_tree_of_shards_is_chosen(tmp_path, make, floats):
+    tensors = {name: make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,)) for name in ("m.a", "m.b", "n.a")}
+    files = {"1.bin": ("m.a", "n.a"), "2.bin": ("m.b",)}
+    for name, own in files.items():
+        make.write_zip(tmp_path / name, make.pickled(make.mapping({x: tensors[x] for x in own})), {"0": floats[1]})
+    write_index(tmp_path, {x: name for name, own in files.items() for x in own}, "pytorch_model.bin.index.json")
+    checkpoint = open_checkpoint(tmp_path, "m")
+    assert set(checkpoint.leaves) == {"a", "b"} and checkpoint.notes == ("left out: 'n'",)
+    # the tensor that it is tied to lies in another tree
+    assert set(open_checkpoint(tmp_path, "n").leaves) == {"a"}

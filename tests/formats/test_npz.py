@@ -50,7 +50,7 @@ def write(tmp_path):
 def test_what_numpy_writes(dtype, order, save, tmp_path):
     rng = np.random.default_rng(0)
     arrays = {
-        "params/Transformer/encoderblock_0/kernel": rng.integers(0, 2, (3, 4, 2)) + rng.integers(0, 2, (3, 4, 2)) * 0.5,
+        "trunk/Transformer/encoderblock_0/kernel": rng.integers(0, 2, (3, 4, 2)) + rng.integers(0, 2, (3, 4, 2)) * 0.5,
         "t": np.array(3),
         "none": np.zeros((0, 3)),
         "row": np.arange(5),
@@ -210,3 +210,12 @@ def test_damage_of_a_packed_member_is_found_when_it_is_read(write):
     path.write_bytes(content[:-1])
     with pytest.raises(CheckpointError, match="has changed since its header was read"):
         checkpoint.read("a")
+
+
+def test_the_weights_of_a_training_checkpoint(tmp_path):
+    arrays = {"params/a/b": np.ones(2), "params/c": np.zeros(1), "opt/0/mu/a/b": np.ones(2), "chrono/steps": np.ones(1)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    checkpoint = open_checkpoint(tmp_path / "x.npz")
+    assert list(checkpoint.leaves) == ["a/b", "c"] and checkpoint.notes == ("left out of x.npz: 'chrono', 'opt'",)
+    assert set(open_checkpoint(tmp_path / "x.npz", ".").leaves) == set(arrays)
+    assert set(open_checkpoint(tmp_path / "x.npz", "opt/0/mu").leaves) == {"a/b"}

@@ -142,23 +142,25 @@ def test_nested_mappings_have_names_with_dots_and_the_rest_is_ignored(tmp_path, 
     leaf = make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))
     row = make.tensor(make.storage("FloatStorage", "0", 6), (3,), (1,), offset=3)
     inner = b"}(K\x00" + leaf + make.text("lr") + b"G?\xf0\0\0\0\0\0\0" + b"u"  # the key is an integer
-    body = make.mapping({"net": make.mapping({"0": row, "list": b"]" + leaf + b"a"}), "ema": inner, "epoch": b"K\x03"})
-    checkpoint = open_checkpoint(make.write_zip(tmp_path / "x.pt", make.pickled(body), {"0": floats[1]}))
-    assert list(checkpoint.leaves) == ["ema.0", "net.0"]
-    assert checkpoint.notes == ("left out of x.pt: 'net.list', 'ema.lr', 'epoch'",)
-
-
-@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
-def test_a_wrapped_state_dict_is_taken_if_no_tensor_lies_beside_it(wrapper, tmp_path, make, floats):
-    leaf = make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))
-    wrapped = make.mapping({wrapper: make.mapping({"a": leaf}), "step": b"K\x03"})
-    checkpoint = open_checkpoint(make.write_zip(tmp_path / "x.pt", make.pickled(wrapped), {"0": floats[1]}))
-    assert list(checkpoint.leaves) == ["a"] and checkpoint.notes == ("left out of x.pt: 'step'",)
-    beside = make.mapping(
-        {wrapper: make.mapping({"a": leaf}), "b": make.tensor(make.storage("FloatStorage", "0", 6), (2,), (1,))}
+    body = make.mapping(
+        {"trunk": make.mapping({"0": row, "list": b"]" + leaf + b"a"}), "head": inner, "epoch": b"K\x03"}
     )
-    checkpoint = open_checkpoint(make.write_zip(tmp_path / "y.pt", make.pickled(beside), {"0": floats[1]}))
-    assert set(checkpoint.leaves) == {f"{wrapper}.a", "b"}
+    checkpoint = open_checkpoint(make.write_zip(tmp_path / "x.pt", make.pickled(body), {"0": floats[1]}))
+    assert list(checkpoint.leaves) == ["head.0", "trunk.0"]
+    assert checkpoint.notes == ("left out of x.pt: 'trunk.list', 'head.lr', 'epoch'",)
+
+
+def test_one_of_several_trees_is_chosen(tmp_path, make, floats):
+    trees = {
+        name: make.mapping({"a": make.tensor(make.storage("FloatStorage", "0", 6), (3,), (1,), offset=offset)})
+        for name, offset in (("state_dict", 0), ("ema", 3))
+    }
+    path = make.write_zip(tmp_path / "x.pt", make.pickled(make.mapping(trees)), {"0": floats[1]})
+    with pytest.raises(CheckpointError, match=r"x\.pt holds several trees .*: 'state_dict', 'ema'; choose one"):
+        open_checkpoint(path)
+    for name, part in (("state_dict", slice(0, 3)), ("ema", slice(3, 6))):
+        np.testing.assert_array_equal(open_checkpoint(path, name).read("a"), floats[0][part])
+    assert set(open_checkpoint(path, ".").leaves) == {"state_dict.a", "ema.a"}
 
 
 # --- What is refused ---

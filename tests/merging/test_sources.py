@@ -1,8 +1,6 @@
 """Test that pool members and Orbax checkpoints are merged as files are, and that the output may be one."""
 
-import importlib.util
 import json
-import pathlib
 import shutil
 
 import jax
@@ -16,10 +14,9 @@ from orbax.checkpoint import v1 as ocp
 
 import soups
 from soups import merging
+from soups.cli import main
 from soups.formats import CheckpointError, open_checkpoint, write_safetensors
 from soups.pool import Pool, load_checkpoint, save_checkpoint
-
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "merge.py"
 
 
 def weights(seed):
@@ -45,10 +42,7 @@ def models(tmp_path_factory):
 
 
 def merge_py(*arguments):
-    spec = importlib.util.spec_from_file_location("merge", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([str(argument) for argument in arguments])
+    return main(["merge", *map(str, arguments)])
 
 
 def same(a, b):
