@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/parity_tables.py
 
-First copy the records that `parity.py`, `parity_rounding.py`, `parity_peers.py`, `parity_models.py` and
-`parity_tokenizer.py` wrote to docs/benchmarks.
+First copy the records that `parity.py`, `parity_rounding.py`, `parity_mergekit_tests.py`, `parity_peers.py`,
+`parity_models.py` and `parity_tokenizer.py` wrote to docs/benchmarks.
 """
 
 import json
@@ -17,8 +17,8 @@ def main():
     """Replace what stands between the marks of each table."""
     page = DOCS / "parity.md"
     text = page.read_text()
-    for name, table in (("mergekit", mergekit), ("means", means), ("models", models), ("tokenizer", tokenizer)):
-        text = put(text, name, table())
+    for table in (mergekit, mergekit_tests, means, models, tokenizer):
+        text = put(text, table.__name__, table())
     for peer in ("fusion_bench", "sd_mecha", "git_re_basin"):
         text = put(text, peer, peers(_record(f"parity_{peer}")))
     page.write_text(text)
@@ -46,6 +46,18 @@ def mergekit():
         difference, share = exact.get(case, (None, None))
         rounded = by_dtype.get("bfloat16", (None, None))
         yield [case, by_dtype["float32"][0], *rounded, difference, None if share is None else f"{100 * share:.2g} %"]
+
+
+def mergekit_tests():
+    """Give the rows of mergekit's own tests and examples: how many merges of a file came out how, and why."""
+    found = {}
+    for row in _record("parity_mergekit_tests")["rows"]:
+        found.setdefault((row["file"], row["status"], row["why"]), []).append(row)
+    yield ["tests", "outcome", "merges", "largest difference", "with float32", "methods", "why"]
+    for (file, status, why), rows in found.items():
+        worst = [max((row[key] for row in rows if row[key] is not None), default=None) for key in _MEASURED]
+        methods = ", ".join(dict.fromkeys(row["method"] for row in rows))
+        yield [file, status, str(len(rows)), *worst, methods, why]
 
 
 def peers(record):
@@ -88,6 +100,7 @@ def tokenizer():
         yield [group, *(by_peer.get(peer) for peer in peers)]
 
 
+_MEASURED = ("difference", "with float32")
 _KEYS = ("case", "float32", "float64", "why", "with it")
 
 

@@ -362,3 +362,31 @@ def test_one_filter_need_not_be_a_list():
     job = parse_recipe(two(parameters="{weight: {filter: mlp, value: [1, 2]}, normalize: {value: false}}"))
     assert settings_at(job, job.slices[0], None, Place("x"))["normalize"] is False
     assert job.parameters["weight"] == [{"filter": "mlp", "value": [1, 2]}]
+
+
+def test_an_unlisted_base_is_merged(models, small, tmp_path):
+    base, a = str(models["base"]), str(models["a"])
+    recipe = {"merge_method": "linear", "base_model": base, "parameters": {"weight": 1}}
+    merged = small.merge(recipe | {"models": [{"model": a, "parameters": {"weight": 3}}]}, tmp_path / "linear")
+    name = "model.layers.1.mlp.up_proj.weight"
+    expected = (3 * small.tensors(1)[name].astype(np.float64) + small.tensors(0)[name]) / 4
+    small.near(merged[name], expected)
+    recipe = {"merge_method": "karcher", "base_model": base}
+    unlisted = small.merge(recipe | {"models": [{"model": a}]}, tmp_path / "unlisted")
+    listed = small.merge(recipe | {"models": [{"model": a}, {"model": base}]}, tmp_path / "listed")
+    assert all(np.array_equal(unlisted[name], listed[name]) for name in listed)
+
+
+def test_one_member_comes_out_as_it_is(models, small, tmp_path):
+    merged = small.merge({"merge_method": "karcher", "models": [{"model": str(models["a"])}]}, tmp_path / "out")
+    assert all(np.array_equal(merged[name], leaf) for name, leaf in small.tensors(1).items())
+
+
+def test_the_plan_has_the_notes(models, small):
+    weight = [{"filter": "mpl", "value": 2}, {"value": 1}]
+    entry = {"model": str(models["a"]), "parameters": {"weight": weight, "t": 0.5}}
+    assert small.plan({"merge_method": "linear", "models": [entry], "name": "mine"}).notes == (
+        "the recipe has 'name', which is ignored",
+        f"'t' is ignored: linear has no such parameter (in parameters of {models['a']})",
+        "the filter 'mpl' is part of no tensor's name",
+    )
