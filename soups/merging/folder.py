@@ -14,6 +14,7 @@ from soups.merging.config import folder_of, read_config
 from soups.merging.lora import split_reference
 from soups.merging.output_config import output_config
 from soups.merging.plan import Plan
+from soups.merging.vocabulary import tokens_folder
 from soups.names import MOST, shown
 
 RECIPES = ("recipe.yml", "mergekit_config.yml")
@@ -91,11 +92,12 @@ Made with soups, method `{job.method}` ({job.vocabulary} semantics){summary}{pap
 
 def _files(plan):
     first = plan.checkpoints[plan.job.models[0]]
-    source = plan.checkpoints[plan.tokenizer.source] if plan.tokenizer else first
+    tokens = folder_of(plan.checkpoints[plan.tokenizer.source]) if plan.tokenizer else tokens_folder(first)
     files, left_out = _copied(first)
-    if folder_of(source) != folder_of(first):
-        tokenizer = {name: file for name, file in _copied(source)[0].items() if _TOKENIZER.fullmatch(name)}
-        files = {name: file for name, file in files.items() if not _TOKENIZER.fullmatch(name)} | tokenizer
+    if tokens != folder_of(first):
+        files = {name: file for name, file in files.items() if not _TOKENIZER.fullmatch(name)}
+        names = [name for name in _walk(tokens, []) if _TOKENIZER.fullmatch(name) and _wrong(tokens, name) is None]
+        files |= {name: tokens / name for name in names}
     files |= plan.tokenizer.files if plan.tokenizer else {}
     folders = [folder_of(plan.checkpoints[model]) for model in plan.job.models]
     files |= template_files(plan.job.chat_template, folders, files)

@@ -1,7 +1,7 @@
 """Read the tokens of a model's tokenizer, in whatever file they are, and compare those of several models."""
 
 import dataclasses
-import functools
+import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -42,6 +42,12 @@ def vocabulary_file(folder: pathlib.Path) -> pathlib.Path | None:
     return next((file for pattern in OTHERS for file in sorted(folder.glob(pattern))), None)
 
 
+def tokens_folder(checkpoint: Any) -> pathlib.Path:
+    """Return the folder of a model's tokenizer: that of its adapter, if one lies there, or its own."""
+    adapters = [file.parent for file in checkpoint.sizes if file.name == "adapter_config.json"]
+    return next((folder for folder in reversed(adapters) if vocabulary_file(folder)), folder_of(checkpoint))
+
+
 def read_vocabulary(folder: pathlib.Path, *, with_rows: bool = False) -> Vocabulary:
     """Read the tokens of a folder: of its tokenizer.json, vocab.json, vocab.txt, or model of sentencepiece.
 
@@ -70,28 +76,61 @@ def read_vocabulary(folder: pathlib.Path, *, with_rows: bool = False) -> Vocabul
 
 
 def differing_vocabularies(checkpoints: Mapping) -> tuple[list[str], list[str]]:
-    """Compare tokens of equal number with the first model's, and return why rows cannot be summed, and notes.
+    """Compare the tokens of equal number, and return why rows cannot be summed, and notes.
 
     What only some models have is in rows that the others do not use. Models without any vocabulary are taken as they
-    are.
+    are. A model with an adapter has the tokens that lie beside the adapter, if any do.
     """
-    folders = {model: folder_of(checkpoint) for model, checkpoint in checkpoints.items()}
+    folders = {model: tokens_folder(checkpoint) for model, checkpoint in checkpoints.items()}
     files = {model: file for model, folder in folders.items() if (file := vocabulary_file(folder))}
-    if not files:
-        return [], []
-    first = next(iter(files))
-    signatures = {folder: _signature(folder) for folder in dict.fromkeys(folders[model] for model in files)}
-    others = [model for model in files if signatures[folders[model]] != signatures[folders[first]]]
-    read = functools.cache(read_vocabulary)
-    lines, notes = [], []
-    for model in others:
-        if line := _difference(files[model], files[first], first, read):
-            rule = "say which vocabulary the output has: tokenizer_source: base, union or a model"
-            lines.append(f"  ~ the vocabulary of {model} {line}; {rule}")
-    if without := [model for model in folders if model not in files]:
+    distinct = {}
+    for model, file in files.items():
+        distinct.setdefault(_contents(file.parent, (file.name, CONFIG, ADDED)), (model, file))
+    lines, notes = _differences(list(distinct.values())) if len(distinct) > 1 else ([], [])
+    rule = "say which vocabulary the output has: tokenizer_source: base, union or a model"
+    if files and (without := [model for model in folders if model not in files]):
         more = f" and {len(without) - MOST} more" if len(without) > MOST else ""
-        notes.append(f"no tokenizer to compare with that of {first}: {', '.join(without[:MOST])}{more}")
+        notes.append(f"no tokenizer to compare with that of {next(iter(files))}: {', '.join(without[:MOST])}{more}")
+    return [f"  ~ the vocabulary of {line}; {rule}" for line in lines], notes
+
+
+def _differences(files):
+    """Return how the tokens of (model, file) differ and which cannot be compared, and notes on those that get lost."""
+    seen, lines, notes, unread, first = {}, [], [], {}, {}
+    for model, file in files:
+        try:
+            if len({name == "sentencepiece.bpe.model" for name in (file.name, files[0][1].name)}) > 1:
+                raise ValueError(f"the rows of {files[0][1]} and {file} are numbered each in its own way")
+            tokens = read_vocabulary(file.parent).tokens
+        except ValueError as error:
+            unread.setdefault(_unread(file), []).append(f"{model} cannot be compared: {error}")
+            continue
+        if model == files[0][0]:
+            first = tokens
+        elif first and (more := [token for token in tokens if token not in first]):
+            notes.append(
+                f"the tokenizer of {files[0][0]}, which the output gets, lacks {len(more)} tokens of {model}, such as "
+                f"{shown(more[0])!r}: tokenizer_source: union keeps them"
+            )
+        pairs = ((number, token, *seen.get(number, (token, ""))) for token, number in tokens.items())
+        if different := [pair for pair in pairs if pair[1] != pair[2]]:
+            number, token, other, owner = min(different)
+            lines.append(
+                f"{model} is not that of {owner}: {len(different)} of its numbers stand for other tokens, {number} for "
+                f"{shown(token)!r} instead of {shown(other)!r}"
+            )
+        seen |= {number: (token, model) for token, number in tokens.items() if number not in seen}
+    lines += [line for group in unread.values() for line in group] if seen or len(unread) > 1 else []
     return lines, notes
+
+
+def _unread(file):
+    """Return what stands for the tokens of a file that is not understood: its bytes and the added tokens."""
+    try:
+        further = json.dumps(_object(file.parent / CONFIG).get("added_tokens_decoder"), sort_keys=True)
+    except ValueError as error:
+        further = str(error)
+    return _contents(file.parent, (file.name, ADDED)), further
 
 
 def same_files(folders: list[pathlib.Path]) -> bool:
@@ -107,33 +146,7 @@ def _signature(folder):
 
 def _contents(folder, names):
     """Return the digests of those of these files that are there."""
-    return [(name, xxh3_128_digest(read_bytes(folder / name))) for name in names if (folder / name).exists()]
-
-
-def _difference(file, reference, first, read):
-    """Return how the tokens of a file differ from those of the first model's, or why that is not known."""
-    try:
-        if file.name != reference.name and "sentencepiece.bpe.model" in (file.name, reference.name):
-            raise ValueError(f"the rows of {reference} and {file} are numbered each in its own way")
-        line = _conflict(read(file.parent).tokens, read(reference.parent).tokens)
-        return line and f"is not that of {first}: {line}"
-    except ValueError as error:
-        same = [_contents(path.parent, (path.name, CONFIG, ADDED)) for path in (file, reference)]
-        if same[0] == same[1]:
-            return ""  # whatever they say, they say the same
-        return f"cannot be compared with that of {first}: {error}"
-
-
-def _conflict(tokens, known):
-    by_number = {number: token for token, number in known.items()}
-    pairs = ((number, token, by_number.get(number, token)) for token, number in tokens.items())
-    if not (different := [pair for pair in pairs if pair[1] != pair[2]]):
-        return ""
-    number, token, other = min(different)
-    return (
-        f"{len(different)} of its numbers stand for other tokens, {number} for {shown(token)!r} instead of "
-        f"{shown(other)!r}"
-    )
+    return tuple((name, xxh3_128_digest(read_bytes(folder / name))) for name in names if (folder / name).exists())
 
 
 def _object(path):

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 
+import numpy as np
 import pytest
 import yaml
 
 from soups import merging
+from soups.formats import write_safetensors
 from soups.merging.tokenizers import Aligned
 
 
@@ -180,6 +182,20 @@ def test_the_tokenizer_of_another_model_is_copied_whole_and_nothing_else_of_it(s
     assert {name: file.parent for name, file in files.items() if not isinstance(file, str)} == {
         **{"tokenizer.json": other, "spiece.model": other, "tokenization_own.py": other, "LICENSE": base}
     }
+
+
+def test_the_tokenizer_of_an_adapter_goes_before_its_models(small, models, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    halves = {f"{module}.lora_A.weight": np.ones((1, 6)), f"{module}.lora_B.weight": np.ones((6, 1))}
+    write_safetensors(adapter / "adapter_model.safetensors", halves)
+    recipe = {"merge_method": "passthrough", "models": [{"model": f"{models['a']}+{adapter}"}]}
+    assert merging.folder_files(small.plan(recipe))["tokenizer.json"].parent == models["a"]
+    fill(adapter, ["vocab.txt", "README.md"])
+    files = merging.folder_files(small.plan(recipe))
+    assert files["vocab.txt"].parent == adapter and "tokenizer.json" not in files and "config.json" in files
 
 
 def test_the_folder_of_a_single_file_without_config_is_not_searched(small, models, recipe, tmp_path):

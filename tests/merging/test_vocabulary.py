@@ -1,11 +1,13 @@
 """Test that tokens are read from whatever file has them, and compared before rows are summed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from soups import merging
+from soups.formats import write_safetensors
 from soups.merging.vocabulary import read_vocabulary
 
 TOKENS = ["<unk>", "a", "b", "▁c"]
@@ -63,6 +65,7 @@ def planned(small, tmp_path):
 
     def make(of_base, of_a, **more):
         for name, files in (("base", of_base), ("a", of_a)):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
             small.write_model(tmp_path / name, small.tensors(name == "a"), {"vocab_size": 10})
             (tmp_path / name / "tokenizer.json").unlink()
             for file, content in files.items():
@@ -85,8 +88,13 @@ def test_other_tokens_are_refused_whatever_file_has_them(planned, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_further_tokens_of_one_model_are_in_rows_of_their_own(planned, kind):
-    assert planned({kind: KINDS[kind](TOKENS)}, {kind: KINDS[kind]([*TOKENS, "d"])}).notes == ()
+def test_further_tokens_of_one_model_are_in_rows_of_their_own_which_is_said(planned, tmp_path, kind):
+    (note,) = planned({kind: KINDS[kind](TOKENS)}, {kind: KINDS[kind]([*TOKENS, "d"])}).notes
+    assert note == (
+        f"the tokenizer of {tmp_path / 'base'}, which the output gets, lacks 1 tokens of {tmp_path / 'a'}, "
+        "such as 'd': tokenizer_source: union keeps them"
+    )
+    assert planned({kind: KINDS[kind]([*TOKENS, "d"])}, {kind: KINDS[kind](TOKENS)}).notes == ()
 
 
 @pytest.mark.parametrize("other", [kind for kind in KINDS if kind not in ("tokenizer.json", "sentencepiece.bpe.model")])
@@ -109,7 +117,37 @@ def test_files_that_are_not_understood_must_be_equal(planned, small, tmp_path, f
     assert planned({file: b"{}1"}, {file: b"{}1"}).notes == ()
     (tmp_path / "a" / file).write_bytes(b"{}2")
     members = [{"model": tmp_path / name, "parameters": {"weight": 1}} for name in ("base", "a")]
-    with pytest.raises(ValueError, match=rf"cannot be compared with that of .*of {file} they are not"):
+    with pytest.raises(ValueError, match=rf"cannot be compared: .*of {file} they are not"):
+        small.plan({"merge_method": "linear", "models": members})
+
+
+def test_files_that_are_not_understood_say_the_same_whatever_else_their_folders_have(planned):
+    files = {"tekken.json": b"{}1"}
+    assert planned(files | {"tokenizer_config.json": b'{"a": 1}'}, files | {"tokenizer_config.json": b"{}"}).notes == ()
+
+
+def test_models_are_compared_with_each_other_not_only_with_the_first(planned, small, tmp_path):
+    planned({"vocab.txt": b"a\n"}, {"vocab.txt": b"a\nb\n"})
+    third = small.write_model(tmp_path / "third", small.tensors(2), {"vocab_size": 10})
+    (third / "tokenizer.json").unlink()
+    (third / "vocab.txt").write_bytes(b"a\nc\n")
+    members = [{"model": tmp_path / name, "parameters": {"weight": 1}} for name in ("base", "a", "third")]
+    with pytest.raises(ValueError, match=r"third is not that of .*a: 1 of its numbers .* 1 for 'c' instead of 'b'"):
+        small.plan({"merge_method": "linear", "models": members})
+
+
+def test_the_tokens_of_an_adapter_lie_beside_it(planned, small, tmp_path):
+    planned({"vocab.txt": b"a\n"}, {"vocab.txt": b"a\n"})
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    for name in "xy":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+        module = "base_model.model.model.layers.0.self_attn.q_proj"
+        arrays = {f"{module}.lora_A.weight": np.ones((1, 6)), f"{module}.lora_B.weight": np.ones((6, 1))}
+        write_safetensors(tmp_path / name / "adapter_model.safetensors", arrays)
+        (tmp_path / name / "vocab.txt").write_text(f"a\n{name}\n")
+    members = [{"model": f"{tmp_path / 'base'}+{tmp_path / name}", "parameters": {"weight": 1}} for name in "xy"]
+    with pytest.raises(ValueError, match=r"1 of its numbers stand for other tokens, 1 for 'y' instead of 'x'"):
         small.plan({"merge_method": "linear", "models": members})
 
 
