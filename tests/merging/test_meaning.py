@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from soups import merging
+from soups.cli import main
 from soups.formats import write_safetensors
 from soups.merging.meaning import widest
 
@@ -145,3 +146,31 @@ def test_a_base_counts_too(small, tmp_path):
     for field in ("dtype", "out_dtype"):
         made = small.plan(recipe | {field: "bfloat16"})
         assert made.outputs[0].dtype == BF16 and made.notes == ()
+
+
+# --- The command ---
+
+
+def test_the_command_prints_notes_and_insists(small, tmp_path, capsys):
+    for name, heads in (("base", 2), ("a", 3)):
+        config = {"num_attention_heads": heads, "rope_theta": 10.0 * heads}
+        small.write_model(tmp_path / name, small.tensors(name == "a"), config)
+    (tmp_path / "base" / "optimizer.pt").write_text("x")
+    words = ["merge", "--method", "linear", "--members", *(str(tmp_path / name) for name in ("base", "a"))]
+    words += ["--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(words) == 2
+    assert "num_attention_heads is 3 instead of 2" in capsys.readouterr().err
+    assert main([*words, "--insist"]) == 0
+    printed = capsys.readouterr().out
+    assert "insisted on, though " in printed and "rope_theta 30.0 instead of 20.0" in printed
+    assert f"not copied from {tmp_path / 'base'}: optimizer.pt" in printed
+
+
+@pytest.mark.parametrize("form", ["orbax", "pool"])
+def test_every_kind_of_output_is_refused(small, tmp_path, capsys, form):
+    for name, heads in (("base", 2), ("a", 3)):
+        small.write_model(tmp_path / name, small.tensors(name == "a"), {"num_attention_heads": heads})
+    out = f"{tmp_path / 'out'}:x" if form == "pool" else tmp_path / "out"
+    words = ["merge", "--method", "linear", "--members", *(str(tmp_path / name) for name in ("base", "a"))]
+    assert main([*words, "--format", form, "--out", str(out)]) == 2
+    assert "num_attention_heads is 3 instead of 2" in capsys.readouterr().err and not (tmp_path / "out").exists()
