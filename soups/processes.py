@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
+
+from soups.lazy import jax, multihost_utils
 
 
 def on_first_process(function: Callable):

@@ -13,10 +13,10 @@ import pathlib
 import re
 from typing import Any
 
-import jax
 import numpy as np
 
 from soups.formats.mapping import mapped
+from soups.lazy import jax
 from soups.tree import Tree
 
 ARRAY_METADATA, TREE_METADATA = ".zarray", "_METADATA"

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from soups.formats import Checkpoint
 from soups.formats.view import View
+from soups.lazy import jax
 from soups.names import check_name
 from soups.recipes.permutation import Blocks, Spec, permute_leaf, spec_from_rules, used_axes
 from soups.recipes.rebasin import weight_matching

@@ -1,8 +1,7 @@
 """Merge into a member of a pool."""
 
-import jax
-
 from soups import tree
+from soups.lazy import jax
 from soups.merging import run
 from soups.merging.plan import Plan
 from soups.pool import Pool

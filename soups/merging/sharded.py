@@ -1,5 +1,7 @@
 """Carry a plan out on all devices of all processes: each holds a shard of every leaf, and only statistics move."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import contextlib
 import functools
@@ -9,23 +11,21 @@ import os
 import pathlib
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xxhash
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from soups import engine
 from soups.files import replace_file
+from soups.lazy import jax, jnp
 from soups.merging.lock import locked
 from soups.merging.plan import Plan
 from soups.merging.run import THREADS, Digests, Progress, merged_blocks, nested, record
 from soups.pool import save_checkpoint
 from soups.processes import on_all_processes, on_first_process
 
-Programs = dict[tuple, jax.stages.Compiled]
+Programs = dict[tuple, Any]  # compiled programs
 
 
 def merge_sharded(
@@ -115,7 +115,7 @@ def merged_leaves(
     return merged
 
 
-def leaf_sharding(shape: tuple[int, ...], unit: str, devices: Sequence[jax.Device]) -> NamedSharding:
+def leaf_sharding(shape: tuple[int, ...], unit: str, devices: Sequence[jax.Device]) -> jax.sharding.NamedSharding:
     """Divide a leaf evenly over as many of the devices as its shape allows, the first axes first.
 
     `unit`: what stays whole, as of a `Recipe`: an "element", or a "row", whose axis, the last, is not divided.
@@ -130,7 +130,7 @@ def leaf_sharding(shape: tuple[int, ...], unit: str, devices: Sequence[jax.Devic
                 taken.append(name)
                 left.remove(name)
         spec.append(tuple(taken) or None)
-    return NamedSharding(mesh, P(*spec))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
 
 @functools.cache
@@ -143,11 +143,12 @@ def _mesh(devices):
             rest //= factor
     factors = factors or [1]
     names = tuple(f"shards_{index}" for index in range(len(factors)))
-    return Mesh(np.reshape(devices, factors), names, axis_types=(AxisType.Auto,) * len(factors))
+    automatic = (jax.sharding.AxisType.Auto,) * len(factors)
+    return jax.sharding.Mesh(np.reshape(devices, factors), names, axis_types=automatic)
 
 
 def _everywhere(devices):
-    return NamedSharding(_mesh(devices), P())
+    return jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec())
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------

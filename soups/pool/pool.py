@@ -8,11 +8,11 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from soups import tree as tree_lib
 from soups.files import local_path
+from soups.lazy import jax
 from soups.names import did_you_mean
 from soups.pool import _describe, _manifest, _paths, _stream
 from soups.pool._member import Member, nested

@@ -6,10 +6,10 @@ import pathlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax
 import numpy as np
 
 from soups import arguments, tree
+from soups.lazy import jax
 from soups.names import check_name
 
 _SHARE = 0.5  # of the memory that is free at the start, where nothing else is said
