@@ -49,9 +49,9 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpo
 def _open_folder(folder, tree):
     for name in SINGLE:
         if (file := folder / name).exists():
-            return _combine(folder, {file: read_header(_inside(folder, name), tree)})
+            return _combine(folder, {file: read_header(inside(folder, name), tree)})
         if (folder / f"{name}.index.json").exists():
-            return _open_shards(folder, _inside(folder, f"{name}.index.json"), tree)
+            return _open_shards(folder, inside(folder, f"{name}.index.json"), tree)
     files = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
     there = f"; open one of its files by name: {listed(files)}" if files else ""
     expected = ", ".join(f"{name}, {name}.index.json" for name in SINGLE)
@@ -62,10 +62,10 @@ def _open_shards(folder, index, tree):
     shards = _read_index(index)
     missing = [name for name in shards if not (folder / name).exists()]
     for name in shards:
-        _inside(folder, name)
+        inside(folder, name)
     if missing:
         raise CheckpointError(f"{index} names shards that are not there: {listed(missing)}")
-    headers = {folder / name: read_header(_inside(folder, name)) for name in shards}
+    headers = {folder / name: read_header(inside(folder, name)) for name in shards}
     lines = []
     for name, expected in shards.items():
         header = headers[folder / name]
@@ -96,8 +96,12 @@ def _read_index(index):
     return {file: shards[file] for file in sorted(shards)}
 
 
-def _inside(folder, name):
-    """Give the path of a file of the folder; neither its name nor its links may lead elsewhere."""
+def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Return the path of a file of a folder.
+
+    Raises:
+        CheckpointError: its name or its links lead elsewhere, but to the blobs of a Hugging Face cache.
+    """
     parts = pathlib.PurePath(name).parts
     if not parts or "\0" in name or os.path.isabs(name) or ".." in parts:
         raise CheckpointError(f"{folder}: the index names {short(name)}, which is not a file of this folder")

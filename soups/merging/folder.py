@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterator
 
 from soups.formats import CheckpointError
-from soups.formats.folder import _inside
+from soups.formats.folder import inside
 from soups.formats.text import STAND_INS
 from soups.merging.chat_template import template_files
 from soups.merging.config import folder_of, read_config
 from soups.merging.lora import split_reference
 from soups.merging.output_config import output_config
 from soups.merging.plan import Plan
-from soups.merging.vocabulary import tokens_folder
+from soups.merging.vocabulary import NUMBERED, PIECES, tokens_folder
 from soups.names import MOST, shown
 
 RECIPES = ("recipe.yml", "mergekit_config.yml")
@@ -58,11 +58,12 @@ def folder_notes(plan: Plan) -> list[str]:
 def model_card(plan: Plan) -> str:
     """Write the card of a merged model: what it was made from, how, and the recipe word for word."""
     job, method = plan.job, plan.job.definition
-    names = ["+".join(pathlib.Path(part).name for part in split_reference(model) if part) for model in job.models]
+    names = [_name(model) for model in job.models]
     members = "\n".join(
         f"* {name}" + (" (base)" if job.base == model else "") for name, model in zip(names, job.models, strict=True)
     )
-    base_models = "\n".join(f"- {name}" for name in names)
+    base_models = "\n".join(f"- {json.dumps(name, ensure_ascii=False)}" for name in names)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", job.text)), default=0))
     summary = f": {method.summary}" if method.summary else ""
     paper = f" ({method.paper})" if method.paper else ""
     return f"""---
@@ -84,10 +85,19 @@ Made with soups, method `{job.method}` ({job.vocabulary} semantics){summary}{pap
 
 ## Recipe
 
-```yaml
+{fence}yaml
 {job.text.rstrip()}
-```
+{fence}
 """
+
+
+def _name(model):
+    """Return what a model is called: of a path the last part, of a model of the hub its owner too."""
+    path, adapter = split_reference(model)
+    if adapter is not None:
+        return f"{_name(path)}+{_name(adapter)}"
+    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(@[\w./-]+)?", path)
+    return hub[1] if hub and not os.path.exists(path) else pathlib.Path(path).name or path
 
 
 def _files(plan):
@@ -98,20 +108,23 @@ def _files(plan):
         files = {name: file for name, file in files.items() if not _TOKENIZER.fullmatch(name)}
         names = [name for name in _walk(tokens, []) if _TOKENIZER.fullmatch(name) and _wrong(tokens, name) is None]
         files |= {name: tokens / name for name in names}
-    files |= plan.tokenizer.files if plan.tokenizer else {}
+    notes = []
+    if plan.tokenizer and plan.tokenizer.files:
+        stale = [name for name in (*NUMBERED[1:], *PIECES) if name in files]
+        notes += [f"the output's tokens are those of its tokenizer.json; {name} has one model's" for name in stale]
+        files |= plan.tokenizer.files
     folders = [folder_of(plan.checkpoints[model]) for model in plan.job.models]
     files |= template_files(plan.job.chat_template, folders, files)
-    notes = []
     if (config := read_config(folder_of(first))) is not None:
-        made, notes = output_config(config, plan)
+        made, more = output_config(config, plan)
+        notes += more
         files["config.json"] = json.dumps(made, indent=2) + "\n"
     files[RECIPES[plan.job.vocabulary == "mergekit"]] = plan.job.text
     # names of files may be of other bytes than text
     files["README.md"] = model_card(plan).encode("utf-8", "backslashreplace").decode()
     if left_out:
         more = f" and {len(left_out) - MOST} more" if len(left_out) > MOST else ""
-        listed = ", ".join(map(shown, left_out[:MOST]))
-        notes.append(f"not copied from {folder_of(first)}: {listed}{more}")
+        notes.append(f"not copied from {folder_of(first)}: {', '.join(map(shown, left_out[:MOST]))}{more}")
     return files, notes
 
 
@@ -148,7 +161,7 @@ def _wrong(folder, name):
         return ""
     path = folder / name
     try:
-        _inside(folder, name)
+        inside(folder, name)
         if not path.is_file():
             return " (not a file)"
         with open(path, "rb") as file:

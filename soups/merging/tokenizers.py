@@ -160,14 +160,15 @@ def align(
 def _vocabulary_size(folder):
     """Give the vocab_size of a model's config, also of a model of several parts; None without one."""
     config = read_config(folder) or {}
-    inner = config.get("text_config")
-    return config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
+    parts = [config, config.get("text_config")]
+    sizes = [part["vocab_size"] for part in parts if isinstance(part, dict) and "vocab_size" in part]
+    return next((size for size in sizes if type(size) is int), None)
 
 
 def _with_rows(vocabulary, folder, model):
     """Give the tokens of a model that have rows; a tokenizer may have more than its model."""
     size = _vocabulary_size(folder)
-    if type(size) is not int:
+    if size is None:
         raise ValueError(f"{model} has no vocab_size in its config.json: its embeddings cannot be told from others")
     return {token: number for token, number in vocabulary.tokens.items() if number < size}
 
@@ -211,8 +212,6 @@ def _rows(rule, base, output, known):
     """
     if unknown := [token for token in rule.rows if token not in output.tokens]:
         raise ValueError(f"the output has no token {unknown[0]!r}{did_you_mean(unknown[0], output.tokens)}")
-    own = {model: np.full(output.size, -1) for model in known}
-    donors = {model: np.full(output.size, -1) for model in known}
     without = [
         token for token in output.tokens if token not in rule.rows and not any(token in k for k in known.values())
     ]
@@ -222,6 +221,8 @@ def _rows(rule, base, output, known):
             f"{len(without)} tokens have no row in any model, for their tokenizers go beyond vocab_size: {listed}; "
             "say which row they get, such as tokenizer: {tokens: {TOKEN: {source: {kind: zero}}}}"
         )
+    own = {model: np.full(output.size, -1) for model in known}
+    donors = {model: np.full(output.size, -1) for model in known}
     for token, number in output.tokens.items():
         having = {model: tokens[token] for model, tokens in known.items() if token in tokens}
         row = rule.rows.get(token)

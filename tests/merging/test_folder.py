@@ -51,6 +51,26 @@ def test_a_published_recipe_has_its_paper_on_the_card(small, models):
     assert yaml.safe_load(files["recipe.yml"]) == small.plain(recipe)
 
 
+def test_a_card_is_read_whatever_names_and_recipe_hold(small, models, recipe, tmp_path):
+    odd = tmp_path / "a: [b] # c"
+    odd.symlink_to(models["a"])
+    recipe["models"][0]["model"] = odd
+    text = f"# a fence ```` in a comment\n{yaml.safe_dump(small.plain(recipe))}"
+    card = merging.folder_files(small.plan(text))["README.md"]
+    _, front, rest = card.split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == ["a: [b] # c", "a"]
+    assert rest.endswith(f"`````yaml\n{text}`````\n")
+
+
+def test_models_of_the_hub_and_with_adapters_have_their_names_on_the_card(small, models, recipe):
+    plan = small.plan(recipe)
+    names = ["org/model@main", f"org/model@0123+{models['a']}+org/lora", f"{models['b']}+x/y/z"]
+    sources = tuple(dataclasses.replace(plan.job.slices[0].sources[0], model=name) for name in names)
+    job = dataclasses.replace(plan.job, slices=(dataclasses.replace(plan.job.slices[0], sources=sources),))
+    front = merging.folder.model_card(dataclasses.replace(plan, job=job)).split("---\n", 2)[1]
+    assert yaml.safe_load(front)["base_model"] == ["org/model", "org/model+a+org/lora", "b+z"]
+
+
 def test_the_tokenizer_is_that_of_the_base_or_of_the_model_named(small, models, recipe):
     def tokenizer(source):
         return merging.folder_files(small.plan(recipe | {"tokenizer_source": source}))["tokenizer.json"].read_bytes()

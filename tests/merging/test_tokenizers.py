@@ -113,6 +113,9 @@ def test_a_union_keeps_what_the_tokens_are_like(different, small, tmp_path):
         (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(config if name == "base" else {}))
     (tmp_path / "base" / "added_tokens.json").write_text('{"<s>": 3}')
     files = merging.folder_files(small.plan(recipe(tmp_path, tokenizer_source="union")))
+    (tmp_path / "base" / "vocab.json").write_text("{}")
+    (note,) = merging.folder_notes(small.plan(recipe(tmp_path, tokenizer_source="union")))
+    assert note == "the output's tokens are those of its tokenizer.json; vocab.json has one model's"
     content = json.loads(files["tokenizer.json"])
     assert content["model"] == json.loads((tmp_path / "base" / "tokenizer.json").read_text())["model"]
     assert [(x["content"], x["id"], x["special"]) for x in content["added_tokens"]] == [
