@@ -17,6 +17,7 @@ import numpy as np
 from soups.names import bounded, did_you_mean, differences
 
 Tree = Any  # a pytree of arrays, in this library mostly nested dicts
+COUNTERS = re.compile(r"(.*[/.])?(num_batches_tracked|num_updates|(global_)?steps?|(step_)?count|counter|iterations?)")
 Rules = str | Sequence[tuple[str, Any]]  # ordered (regex, value) pairs, or one regex that selects
 
 
@@ -250,6 +251,15 @@ def check_copied(trees: Sequence[Tree]) -> None:
         )
 
 
+def is_counter(name: str) -> bool:
+    """Say whether an integer leaf of this name counts steps or batches, so that it is the first member's in a merge.
+
+    It does if the last part of its name, after "/" or ".", is num_batches_tracked, num_updates, step, steps,
+    global_step, count, step_count, counter, iteration or iterations.
+    """
+    return COUNTERS.fullmatch(name) is not None
+
+
 def cast_like(tree: Tree, like: Tree) -> Tree:
     """Cast every leaf to the dtype of its counterpart in `like`."""
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
@@ -310,6 +320,11 @@ def _leaf_finite(leaf) -> bool:
 def is_float(leaf) -> bool:
     """Say whether a leaf holds floats, which are mixed, or integers and booleans, which are copied."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def is_complex(leaf) -> bool:
+    """Say whether a leaf holds complex numbers."""
+    return np.dtype(leaf.dtype).kind == "c"
 
 
 def namespace(leaves):

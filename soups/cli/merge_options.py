@@ -26,8 +26,8 @@ def parse(words: list[str], prog: str, description: str) -> tuple[argparse.Names
     chosen, _ = first.parse_known_args(words)
     for file in chosen.plugin:
         load_plugin(file)
-    parser = _parser(prog, description)
     method = merging.find_method(chosen.method, "published") if chosen.method else None
+    parser = _parser(prog, description, () if method and "only" in method.settings else ("--only",))
     settings = _add_settings(parser, chosen.method, method) if method else {}
     options = parser.parse(words, "" if method else "; settings of a method belong into the recipe, or beside --method")
     options.out = options.out or options.place
@@ -47,6 +47,7 @@ def recipe_text(options, settings) -> tuple[str, str]:
     fields = {"base_model": options.base, "dtype": options.dtype, "out_dtype": options.out_dtype}
     fields |= {"tokenizer_source": options.tokenizer_source, "align": _align(options)}
     fields |= {"insist": options.insist or None}
+    fields |= {"keep_first": options.keep_first, "only_tensors": options.only_tensors}
     fields = {name: value for name, value in fields.items() if value is not None}
     if options.recipe:
         if elsewhere := [*fields, *(["models"] if options.members else [])]:
@@ -75,7 +76,7 @@ def recipe_text(options, settings) -> tuple[str, str]:
     return yaml.safe_dump(recipe | fields, sort_keys=False), "the command line"
 
 
-def _parser(prog, description):
+def _parser(prog, description, only):
     parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", type=path_argument, help="a recipe file")
     parser.add_argument("place", nargs="?", type=path_argument, metavar="OUT", help="the folder to write")
@@ -86,6 +87,21 @@ def _parser(prog, description):
     parser.add_argument("--dtype", help="of the arithmetic where wider than float32, and of the output")
     parser.add_argument("--out_dtype", "--out-dtype", help="of the output alone")
     parser.add_argument("--tokenizer_source", "--tokenizer-source", help="base, union or a model")
+    parser.add_argument(
+        "--keep_first",
+        "--keep-first",
+        metavar="REGEX",
+        help="tensors, by their whole names, that are the first member's",
+    )
+    # for methods with a setting "only" that is something else
+    parser.add_argument(
+        *only,
+        "--only_tensors",
+        "--only-tensors",
+        dest="only_tensors",
+        metavar="REGEX",
+        help="the tensors, by their whole names, to write",
+    )
     parser.add_argument("--insist", action="store_true", help="merge models whose configs or tokens mean other things")
     parser.add_argument(
         "--align",

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from soups.files import local_path
+from soups.merging.plan import check_places
 
 
 def check_place(plan, out: str, kind: str) -> pathlib.Path | str:
@@ -11,7 +12,8 @@ def check_place(plan, out: str, kind: str) -> pathlib.Path | str:
 
     Raises:
         FileExistsError: something is there.
-        ValueError: it lies inside one of the inputs; the pool has such a member, or its members are others.
+        ValueError: it lies inside one of the inputs; the pool has such a member, or its members are others;
+            names of tensors as `check_places`.
         NotADirectoryError, PermissionError: it cannot be made there.
     """
     if kind == "pool":
@@ -20,6 +22,8 @@ def check_place(plan, out: str, kind: str) -> pathlib.Path | str:
         check_pool(plan, out)
         _check_parents(local_path(split_member(out)[0]))
         return out
+    if kind == "orbax":
+        check_places(plan)
     path = local_path(out)
     if os.path.lexists(path):
         raise FileExistsError(f"{out} exists: a merge is written to a new place")

@@ -143,7 +143,8 @@ class Checkpoint:
         return leaf
 
     def _map(self, file):
-        if file not in self._maps:
+        # beyond the end of a file that was cut since, its map would kill the process
+        if file not in self._maps or not file.is_file() or file.stat().st_size != self.sizes[file]:
             self._maps[file] = map_file(file, self.sizes[file])
         return self._maps[file]
 

@@ -21,6 +21,7 @@ class View:
         make: from the name of one of these to its array, in float32 or wider.
         sizes: of all files that go in.
         added_notes: sentences for the user, beside the checkpoint's.
+        tied: aliases beside those of the checkpoint, of which those that are changed are none any more.
     """
 
     checkpoint: Tensors
@@ -28,6 +29,7 @@ class View:
     make: Callable[[str], np.ndarray] = dataclasses.field(repr=False)
     sizes: dict[pathlib.Path, int]
     added_notes: Sequence[str] = ()
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def path(self) -> pathlib.Path:
@@ -49,10 +51,11 @@ class View:
         """Return the checkpoint's notes and those of the change."""
         return (*self.checkpoint.notes, *self.added_notes)
 
-    @property
+    @functools.cached_property
     def aliases(self) -> dict[str, str]:
-        """Give the checkpoint's tied tensors."""
-        return self.checkpoint.aliases
+        """Return the tied tensors."""
+        own = {alias: kept for alias, kept in self.checkpoint.aliases.items() if alias not in self.changed}
+        return {**own, **self.tied}
 
     @property
     def digests(self) -> dict[str, str]:

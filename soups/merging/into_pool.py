@@ -3,7 +3,7 @@
 from soups import tree
 from soups.lazy import jax
 from soups.merging import run
-from soups.merging.plan import Plan
+from soups.merging.plan import Plan, check_places
 from soups.pool import Pool
 
 
@@ -23,8 +23,10 @@ def check_pool(plan: Plan, out: str) -> None:
     """Look whether the output fits into the pool, before any work.
 
     Raises:
-        ValueError: a name that is taken, or a pool of other names, shapes or dtypes, all of them in one message.
+        ValueError: a name that is taken, or a pool of other names, shapes or dtypes, all of them in one message; as
+            `check_places`.
     """
+    check_places(plan)
     path, name = split_member(out)
     pool = Pool(path)
     if name in pool:

@@ -125,7 +125,7 @@ def _open_whole(path, open_model):
             f"{path} holds low-rank matrices, such as {shown(part)}, whose mean is not that of what they add: "
             "give MODEL+DIR, with the folder that PEFT wrote"
         )
-    return checkpoint
+    return ties.with_head(checkpoint)
 
 
 def _config(folder):
@@ -177,14 +177,13 @@ def _changes(checkpoint, matrices, config, adapter):
     """Give for each tensor that changes a function from its old array to the new one, and notes for the user."""
     lines, notes, changes = [], [], {}
     pairs, whole = sort_parts([*matrices.leaves, *matrices.aliases], lines)
-    tied = dict(checkpoint.aliases) | ties.of_config(checkpoint)
-    known = {leaf: leaf for leaf in checkpoint.leaves} | tied
+    known = {**{leaf: leaf for leaf in checkpoint.leaves}, **checkpoint.aliases}
     targets = find_tensors([*map(_weight, pairs), *whole.values()], known, str(checkpoint.path), lines)
     places = _places(checkpoint, matrices, pairs, whole, targets, lines)
     turned = _Turned(checkpoint, matrices, pairs, targets, bool(config.get("fan_in_fan_out")))
     for target, (modules, saved) in places.items():
         parts = [*modules, *saved]
-        names = [alias for alias, kept in tied.items() if kept == target]
+        names = [alias for alias, kept in checkpoint.aliases.items() if kept == target]
         if len(parts) > 1 and not (modules and saved and whole[saved[0]] == _weight(modules[0])):
             why = f", which the model ties to {listed(names)}: untie the model first" if names else ""
             lines.append(f"  = {' and '.join(map(shown, parts[:4]))} would all change {shown(target)}{why}")

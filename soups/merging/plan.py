@@ -10,16 +10,19 @@ import numpy as np
 from soups import tree
 from soups.engine import BLOCK, Recipe
 from soups.formats import Checkpoint
-from soups.merging import stacks
+from soups.merging import buffers, stacks, ties
 from soups.merging.alignment import aligned
+from soups.merging.comparing import Findings, leaf_of, settle_copied
 from soups.merging.lora import open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest
 from soups.merging.recipe_file import Job, members_of, odd_filters, settings_at
 from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
-from soups.names import did_you_mean
+from soups.names import bounded, shown
 from soups.recipes import _select
 
+_TAKE_COMPLEX = ("linear", "wise_ft", "task_arithmetic", "fisher", "fisher_interpolate", "passthrough")
+_DEPTH = 64  # of nested dicts
 OTHER = 200e6  # bytes: the interpreter, libraries and headers
 
 
@@ -72,7 +75,7 @@ class Plan:
     def read_bytes(self) -> int:
         """Count the bytes of all tensors that go in, each once."""
         used = {pair for output in self.outputs for pair in (*output.members, *([output.base] if output.base else []))}
-        leaves = {_leaf(self.checkpoints[model], tensor) for model, tensor in used}
+        leaves = {leaf_of(self.checkpoints[model], tensor) for model, tensor in used}
         return sum(leaf.nbytes for leaf in leaves)
 
     @property
@@ -109,55 +112,89 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
         ValueError, FileNotFoundError: as `open_with_lora`, `check_meaning`, `align` and `aligned`.
         CheckpointError: as `open_model`.
     """
-    models = {model: open_with_lora(model, open_model) for model in job.models}
+    models = {model: ties.written_out(open_with_lora(model, open_model), _in_cut_layers(job)) for model in job.models}
+    models = ties.share_heads(models)
     said = check_meaning(job, models)
     checkpoints, tokenizer = align(job.tokenizer, models, job.base)
     if job.align is not None:
         checkpoints = aligned(checkpoints, job.models[0], job.align, job.seed)
     checkpoints |= {file: open_model(file) for file in job.files}
     names = dict.fromkeys(name for model in models.values() for name in model.leaves)
-    lines, outputs, notes = [], [], [*job.notes, *odd_filters(job, names), *said]
+    notes = [*job.notes, *odd_filters(job, names), *said]
     notes += [note for checkpoint in checkpoints.values() for note in checkpoint.notes]
-    for name, part, pairs, place in _outputs(job, checkpoints, lines):
-        made = _output(job, checkpoints, name, part, pairs, place, lines)
-        if made is not None:
-            outputs.append(made)
-    if lines:
-        shown = lines[:50] + ([f"  ... and {len(lines) - 50} more"] if len(lines) > 50 else [])
-        raise ValueError("these models cannot be merged:\n" + "\n".join(shown))
-    _check_only(job, outputs)
+    outputs, found = _outputs(job, checkpoints)
+    outputs = settle_copied(outputs, checkpoints, job.base, found)
+    found.check()
+    _check_regexes(job, outputs)
     if any(output.recipe and output.recipe.scope == "model" for output in outputs):
         _check_constant(job)
         outputs = _share_recipe(outputs)
     if not (job.out_dtype or job.dtype):
         notes += mixed_dtypes(outputs, checkpoints)
-    first = checkpoints[job.models[0]]
     made = {output.name for output in outputs}
-    aliases = {alias: name for alias, name in first.aliases.items() if name in made}
-    return Plan(job, tuple(outputs), checkpoints, aliases, tokenizer, tuple(dict.fromkeys(notes)))
+    tied = checkpoints[job.models[0]].aliases
+    aliases = {alias: name for alias, name in tied.items() if name in made and alias not in made}
+    return Plan(job, tuple(outputs), checkpoints, aliases, tokenizer, tuple(dict.fromkeys([*notes, *found.notes()])))
 
 
-def _outputs(job, checkpoints, lines):
-    """Give (output name, slice, [(source, tensor)], place) of each tensor of the output, in file order."""
+def check_places(plan: Plan) -> None:
+    """Look whether each tensor has a place of its own where names become nested dicts, as Orbax and pools have them.
+
+    Raises:
+        ValueError: a name that is also the beginning of others, or whose keys joined with "." are those of another, all
+            of them in one message.
+    """
+    names = [output.name for output in plan.outputs]
+    mark = "/" if any("/" in name for name in names) else "."
+    lines, folders, places = [], {}, {}
+    for name in [name for name in names if name.count(mark) < _DEPTH]:
+        for found in re.finditer(re.escape(mark), name):
+            folders.setdefault(name[: found.start()], name)
+    for name in names:
+        first = places.setdefault(name.replace(mark, "."), name)
+        if name in folders:
+            lines.append(f"  ~ {shown(name)} would be a tensor, and a dict with {shown(folders[name])}")
+        elif first != name:
+            lines.append(f"  ~ {shown(first)} and {shown(name)} would have one place")
+        elif not all(name.split(mark)):
+            lines.append(f"  ~ {shown(name)} has a part without a name")
+        elif name.count(mark) >= _DEPTH:
+            lines.append(f"  ~ {shown(name)} has more than {_DEPTH} parts")
+    if lines:
+        raise ValueError(f"these tensors have no place of their own in nested dicts:\n{bounded(lines)}")
+
+
+def _in_cut_layers(job):
+    """Say of a tied tensor whether it must be one of its own, for the layers that it ties are put elsewhere."""
+    return lambda alias: job.slices[0].sources[0].layers is not None and stacks.layer_of(alias) is not None
+
+
+def _outputs(job, checkpoints):
+    """Give the outputs in file order, and what was found on the way."""
+    outputs, found = [], Findings(job.only_tensors)
     if job.slices[0].sources[0].layers is None:
-        yield from _whole_models(job, checkpoints, lines)
+        places = _whole_models(job, checkpoints, found)
     else:
-        yield from stacks.sliced(job, checkpoints, lines)
+        places = stacks.sliced(job, checkpoints, found.lines)
+    for name, part, pairs, place in places:
+        if not found.leave_out(name) and (made := _output(job, checkpoints, name, part, pairs, place, found)):
+            outputs.append(made)
+    return outputs, found
 
 
-def _whole_models(job, checkpoints, lines):
+def _whole_models(job, checkpoints, found):
+    """Give (output name, slice, [(source, tensor)], place) of each tensor of the reference, in file order."""
     part = job.slices[0]
     reference = checkpoints[job.base or part.sources[0].model]
     counts = stacks.count_layers(reference.leaves)
     for model in dict.fromkeys([*(source.model for source in part.sources), *job.files]):
-        checkpoint = checkpoints[model]
-        lines += [line for name in checkpoint.leaves if (line := _extra(reference, model, checkpoint, name))]
+        found.compare_names(reference, model, checkpoints[model])
     for name in reference.leaves:
         pairs = [(source, name) for source in part.sources]
         yield name, part, pairs, Place(name, stacks.depth(name, counts))
 
 
-def _output(job, checkpoints, name, part, pairs, place, lines):
+def _output(job, checkpoints, name, part, pairs, place, found):
     base = None
     if job.base is not None:
         # the base's layer is that of the base among the sources, or the same layer as the first source's
@@ -165,30 +202,59 @@ def _output(job, checkpoints, name, part, pairs, place, lines):
     merged = members_of(job, part)
     wanted = [(source, tensor) for source, tensor in pairs if source in merged]
     members = tuple((source.model, tensor) for source, tensor in wanted)
-    like = next((leaf for model, tensor in members if (leaf := _leaf(checkpoints[model], tensor))), None)
+    if copied := _copied(job, checkpoints, name, members, [*([base] if base else []), *members], found):
+        return copied
+    like = next((leaf for model, tensor in members if (leaf := leaf_of(checkpoints[model], tensor))), None)
     mixed = like is not None and tree.is_float(like) and math.prod(like.shape)
     # filters look for the member's own name of a tensor, those of the merge for that of the output
     own = [settings_at(job, part, source, Place(tensor, place.depth)) for source, tensor in wanted if mixed]
     shared = settings_at(job, part, None, place) if mixed else {}
     files = _files(job, shared, own, base, members)
     alike = [*([base] if base else []), *members, *([] if job.definition.grams else files)]
-    different = _differences(checkpoints, dict.fromkeys(alike))
+    whole = _compare(checkpoints, dict.fromkeys(alike), found)
     if job.definition.grams and like is not None:
         files, wrong = _grams(checkpoints, files, like, shared.get("inputs"))
-        different += wrong
-    if different:
-        lines += different
+        found.lines += wrong
+        whole = whole and not wrong
+    if not whole:
         return None
     if job.definition.base == "first":
         members, base = (base, *members), None
     elif job.definition.base == "none":
         base = None
+    if mixed and tree.is_complex(like) and not getattr(job.definition, "takes_complex", job.method in _TAKE_COMPLEX):
+        found.lines.append(f"  ~ {shown(name)} is complex, and {job.method} orders or compares elements")
     recipe = job.definition.build(own, shared, base is not None) if mixed else None
-    used = [
-        leaf.dtype for pair in [*members, *([base] if base else [])] if (leaf := _leaf(checkpoints[pair[0]], pair[1]))
-    ]
-    dtype = (job.out_dtype or job.dtype or widest(used)) if tree.is_float(like) else like.dtype
-    return Output(name, tuple(like.shape), np.dtype(dtype), members + files, base, recipe)
+    dtype = _dtype(job, checkpoints, [*members, *([base] if base else [])])
+    return Output(name, tuple(like.shape), dtype, members + files, base, recipe)
+
+
+def _copied(job, checkpoints, name, members, pairs, found):
+    """Give the output of what one model alone decides, or None."""
+    there = [pair for pair in pairs if leaf_of(checkpoints[pair[0]], pair[1])]
+    kept = job.keep_first is not None and re.fullmatch(job.keep_first, name)
+    if kept and members[0] in there:
+        pair, why = members[0], f"taken from the first member by keep_first {job.keep_first!r}"
+    elif 0 < len(there) < len(pairs) and buffers.carries_nothing(checkpoints[there[0][0]], there[0][1]):
+        pair, why = there[0], f"taken from {there[0][0]}, for others lack it and it carries nothing"
+    else:
+        return None
+    found.tell(why, name)
+    return Output(
+        name, leaf_of(checkpoints[pair[0]], pair[1]).shape, _dtype(job, checkpoints, [pair]), (pair,), None, None
+    )
+
+
+def _dtype(job, checkpoints, pairs):
+    """Give the dtype of an output: what the recipe says holds for floats, and for complex numbers made of such."""
+    used = [leaf.dtype for model, tensor in pairs if (leaf := leaf_of(checkpoints[model], tensor))]
+    like = leaf_of(checkpoints[pairs[0][0]], pairs[0][1])
+    asked = job.out_dtype or job.dtype
+    if not tree.is_float(like):
+        return np.dtype(like.dtype)
+    if tree.is_complex(like) and asked:
+        return np.dtype(np.complex128 if asked == np.float64 else np.complex64)
+    return np.dtype(asked or widest(used))
 
 
 def _files(job, shared, own, base, members):
@@ -205,7 +271,7 @@ def _files(job, shared, own, base, members):
 
 def _grams(checkpoints, files, like, inputs):
     """Give the Gram matrices that there are for a kernel, and what is wrong with them."""
-    found = {pair: leaf for pair in files if (leaf := _leaf(checkpoints[pair[0]], pair[1])) is not None}
+    found = {pair: leaf for pair in files if (leaf := leaf_of(checkpoints[pair[0]], pair[1])) is not None}
     lines = [
         f"  - {file}: {tensor} is missing, others have it" for file, tensor in files if (file, tensor) not in found
     ]
@@ -222,47 +288,44 @@ def _grams(checkpoints, files, like, inputs):
     return tuple(found), lines if found else []
 
 
-def _differences(checkpoints, pairs):
-    """List how tensors differ from the first that is there: the base's, or the first member's."""
-    lines, like = [], None
+def _compare(checkpoints, pairs, found):
+    """Say whether tensors are alike; how they differ from the first that is there, the base's or the first member's."""
+    like, whole = None, True
     for model, tensor in pairs:
-        leaf = _leaf(checkpoints[model], tensor)
+        leaf = leaf_of(checkpoints[model], tensor)
         if leaf is None:
-            others = checkpoints[next(iter(pairs))[0]].leaves
-            extra = [name for name in checkpoints[model].leaves if name not in others]
-            lines.append(f"  - {model}: {tensor} is missing{did_you_mean(tensor, extra)}")
-            continue
-        like = like or leaf
-        if leaf.shape != like.shape:
+            found.miss(model, tensor)
+        elif leaf.shape != (like := like or leaf).shape:
             vocabulary = len(leaf.shape) > 1 and leaf.shape[1:] == like.shape[1:]
             hint = "; tokenizer_source: base, union or a model would give all one vocabulary" if vocabulary else ""
-            lines.append(f"  ~ {model}: {tensor} has shape {list(leaf.shape)} instead of {list(like.shape)}{hint}")
-        elif leaf.dtype != like.dtype and not (tree.is_float(leaf) and tree.is_float(like)):
-            lines.append(f"  ~ {model}: {tensor} has dtype {leaf.dtype} instead of {like.dtype}")
-    return lines
+            what = f"has shape {list(leaf.shape)} instead of {list(like.shape)}{hint}"
+            found.lines.append(f"  ~ {model}: {shown(tensor)} {what}")
+        elif leaf.dtype != like.dtype and _kind(leaf) != _kind(like):
+            found.lines.append(f"  ~ {model}: {shown(tensor)} has dtype {leaf.dtype} instead of {like.dtype}")
+        else:
+            continue
+        whole = False
+    return whole
 
 
-def _leaf(checkpoint, tensor):
-    return checkpoint.leaves.get(checkpoint.aliases.get(tensor, tensor))
+def _kind(leaf):
+    """Give what may be mixed with what: floats with floats, complex numbers with complex ones, others with like."""
+    return ("complex" if tree.is_complex(leaf) else "float") if tree.is_float(leaf) else leaf.dtype
 
 
-def _extra(reference, model, checkpoint, name):
-    if name in reference.leaves:
-        return ""
-    tied = {name, *(alias for alias, kept in checkpoint.aliases.items() if kept == name)}
-    if name in reference.aliases:
-        # tied in both, whichever of the names each file keeps
-        kept = reference.aliases[name]
-        return "" if kept in tied else f"  + {model}: {name} is extra: {reference.path} has it tied to {kept}"
-    missing = [leaf for leaf in reference.leaves if leaf not in checkpoint.leaves]
-    return f"  + {model}: {name} is extra{did_you_mean(name, missing)}"
-
-
-def _check_only(job, outputs):
+def _check_regexes(job, outputs):
+    names = [output.name for output in outputs]
     merged = [output.name for output in outputs if output.recipe]
-    only = job.parameters.get("only", ".*")
-    if merged and not any(re.fullmatch(only, name) for name in merged):
-        raise ValueError(f"only: {only!r} is the whole name of no tensor; one is called {merged[0]!r}")
+    fields = {
+        "only_tensors": (job.only_tensors, names),
+        "keep_first": (job.keep_first, names),
+        "only": (job.parameters.get("only") if merged else None, merged),
+    }
+    for field, (regex, among) in fields.items():
+        if regex is not None and not any(re.fullmatch(regex, name) for name in among):
+            one = next(iter(among), next((name for name in outputs), None))
+            called = f"; one is called {shown(one)!r}" if one else ""
+            raise ValueError(f"{field}: {regex!r} is the whole name of no tensor{called}")
 
 
 def _check_constant(job):

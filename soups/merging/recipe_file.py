@@ -39,6 +39,8 @@ KEYS = (
     "chat_template",
     "vocabulary",
     "insist",
+    "keep_first",
+    "only_tensors",
 )
 ALONE = ("karcher", "multislerp")  # of one member they are that member
 
@@ -80,6 +82,8 @@ class Job:
         chat_template: "auto", the one that most models have; "chatml"; its text; None: the tokenizer's own.
         seed: of random methods.
         insist: whether models are merged though their config or vocabulary says that they mean other things.
+        keep_first: a regex of the whole names of tensors that are the first member's; None: none but counters.
+        only_tensors: a regex of the whole names of tensors that are merged and written; None: all.
         text: the recipe as it was given.
         notes: sentences about what of the recipe has no effect.
     """
@@ -96,6 +100,8 @@ class Job:
     chat_template: str | None = None
     seed: int = 0
     insist: bool = False
+    keep_first: str | None = None
+    only_tensors: str | None = None
     text: str = ""
     notes: tuple[str, ...] = ()
 
@@ -166,6 +172,8 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
         chat_template=_chat_template(given.get("chat_template"), where),
         seed=seed,
         insist=_insist(given, where),
+        keep_first=_regex(given.get("keep_first"), f"{where}: keep_first"),
+        only_tensors=_regex(given.get("only_tensors"), f"{where}: only_tensors"),
         text=text,
         notes=(*(ignored.notes(method) if ignored else ()), *_module_notes(given)),
     )
@@ -350,6 +358,15 @@ def _insist(given, where):
     if type(insist := given.get("insist", False)) is not bool:
         raise ValueError(f"{where}: insist must be true or false, not {brief(insist)}")
     return insist
+
+
+def _regex(value, where):
+    try:
+        return value if value is None else re.compile(value).pattern
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(
+            f"{where} must be a regex of the whole names of tensors, not {brief(value)}: {error}"
+        ) from error
 
 
 def _list(given, name, where):

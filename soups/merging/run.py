@@ -20,7 +20,7 @@ from soups import engine, tree
 from soups.files import cannot_write, replace_file
 from soups.formats import Checkpoint, Writer
 from soups.merging.lock import one_at_a_time
-from soups.merging.plan import Output, Plan
+from soups.merging.plan import Output, Plan, check_places
 from soups.merging.sources import open_model
 from soups.pool import Pool, save_checkpoint
 
@@ -107,6 +107,7 @@ def merge_to_orbax(
     Raises:
         FileExistsError, BlockingIOError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
     """
+    check_places(plan)
     out = pathlib.Path(out).absolute()
     if out.exists():
         raise FileExistsError(f"{out} exists: a merge is written to a new place")

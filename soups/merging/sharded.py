@@ -20,7 +20,7 @@ from soups import engine
 from soups.files import replace_file
 from soups.lazy import jax, jnp
 from soups.merging.lock import locked
-from soups.merging.plan import Plan
+from soups.merging.plan import Plan, check_places
 from soups.merging.run import THREADS, Digests, Progress, merged_blocks, nested, record
 from soups.pool import save_checkpoint
 from soups.processes import on_all_processes, on_first_process
@@ -56,6 +56,7 @@ def merge_sharded(
         PoolCorruptionError, CheckpointError: an input is damaged, or changed since it was planned.
         OSError: the disk is full or cannot be written to.
     """
+    check_places(plan)
     out = pathlib.Path(out).absolute()
     _check_dtypes(plan)
     if empty := [output.name for output in plan.outputs if not output.size]:

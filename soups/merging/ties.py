@@ -1,20 +1,26 @@
 """Say which tensors of a model are one by its class, as heads and embeddings of Hugging Face's models are."""
 
+import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from soups.formats import CheckpointError, Tensors
+from soups.formats.tensors import listed
 from soups.formats.text import read_json
+from soups.formats.view import View
+from soups.names import shown
 
+_TIE = "tie_word_embeddings"
 _EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
 _HEAD = re.compile(
     r"(?:.*\.)?(?:lm_head|lm_head\.decoder|generator_lm_head|predictions\.decoder|embed_out|proj_out"
     r"|(?:encoder|decoder)\.embed_tokens)\.weight"
 )
 _BIAS = re.compile(r"(?P<head>.*\b(?:lm_head|predictions))\.(?:decoder\.)?bias")
-_TIE = "tie_word_embeddings"
-HEADS = ("lm_head.weight", "language_model.lm_head.weight", "embed_out.weight")
+_ROWS = 1 << 12  # that are compared at a time
 
 
 def by_class(one: str, other: str) -> bool:
@@ -25,33 +31,77 @@ def by_class(one: str, other: str) -> bool:
     return all(biases) and biases[0]["head"] == biases[1]["head"]
 
 
-def of_config(checkpoint: Tensors) -> Mapping[str, str]:
-    """Return {head: embedding} of a Hugging Face model whose files hold no head, and which has none of its own.
-
-    Its library leaves such a head out without a note, and `tie_word_embeddings` out of config.json where it is true.
-    """
+def with_head(checkpoint: Tensors) -> Tensors:
+    """Return a model whose embedding is its head too, where a Hugging Face folder holds none and does not deny it."""
     embeddings = [name for name in checkpoint.leaves if _EMBEDDING.fullmatch(name)]
-    there = {*checkpoint.leaves, *checkpoint.aliases}
-    config = _config(checkpoint)
-    if len(embeddings) != 1 or any(head in there for head in HEADS) or not config or _said(config) is False:
-        return {}
-    return {HEADS[0]: embeddings[0]}
+    if len(embeddings) != 1 or any(map(_HEAD.fullmatch, _names(checkpoint))) or _denies(checkpoint) is not False:
+        return checkpoint
+    return View(checkpoint, {}, checkpoint.read, checkpoint.sizes, tied={"lm_head.weight": embeddings[0]})
 
 
-def denied(checkpoint: Tensors) -> bool:
-    """Say whether config.json beside a checkpoint says that head and embedding are two tensors."""
-    return _said(_config(checkpoint)) is False
+def written_out(checkpoint: Tensors, also: Callable[[str], bool] = lambda alias: False) -> Tensors:
+    """Return a model with the ties of its class alone; what else shares its elements in a torch file is not tied.
+
+    `also`: says of which names the ties are no more, as where layers are cut.
+    """
+    denied = _denies(checkpoint) if checkpoint.aliases else None
+    own = {
+        alias: dataclasses.replace(checkpoint.leaves[kept], name=alias)
+        for alias, kept in checkpoint.aliases.items()
+        if also(alias)
+        or (checkpoint.leaves[kept].file.suffix != ".safetensors" and (denied or not by_class(alias, kept)))
+    }
+    if not own:
+        return checkpoint
+    notes = [f"{checkpoint.path}: tied in the file, and written each for itself: {listed(own, 5)}"]
+    return View(checkpoint, own, checkpoint.read, checkpoint.sizes, notes)
 
 
-def _said(config: Mapping) -> bool | None:
-    parts = [config, *(part for part in map(config.get, ("text_config", "llm_config")) if isinstance(part, dict))]
-    return next((part[_TIE] for part in parts if isinstance(part.get(_TIE), bool)), None)
+def share_heads(models: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    """Return the models, of which those without a head have their embedding for it if it is that in all others too.
+
+    Heads and embeddings of the others are then read and compared.
+    """
+    names = {model: _names(checkpoint) for model, checkpoint in models.items()}
+    partly = set().union(*names.values()) - set.intersection(*names.values())
+    result = dict(models)
+    for head in sorted(filter(_HEAD.fullmatch, partly)):
+        having = [checkpoint for model, checkpoint in models.items() if head in names[model]]
+        for model in [model for model in models if head not in names[model]]:
+            found = [name for name in result[model].leaves if by_class(head, name) and _EMBEDDING.fullmatch(name)]
+            if len(found) == 1 and not _denies(models[model]) and all(same(x, head, found[0]) for x in having):
+                notes = [f"{model} has no {shown(head)}: it is {shown(found[0])}, as in the others"]
+                checkpoint = result[model]
+                result[model] = View(checkpoint, {}, checkpoint.read, checkpoint.sizes, notes, {head: found[0]})
+    return result
 
 
-def _config(checkpoint):
+def same(checkpoint: Tensors, one: str, other: str) -> bool:
+    """Say whether two tensors of a model hold the same bits; they are read unless they are tied."""
+    if checkpoint.aliases.get(one, one) == checkpoint.aliases.get(other, other):
+        return True
+    leaves = [checkpoint.leaves.get(checkpoint.aliases.get(name, name)) for name in (one, other)]
+    if None in leaves or len({(leaf.shape, leaf.dtype) for leaf in leaves}) > 1:
+        return False
+    a, b = (np.asarray(checkpoint.read(name)) for name in (one, other))
+    parts = range(0, len(a), _ROWS) if a.ndim else ()
+    return all(a[at : at + _ROWS].tobytes() == b[at : at + _ROWS].tobytes() for at in parts) and (a.ndim > 0 or a == b)
+
+
+def _names(checkpoint):
+    return {*checkpoint.leaves, *checkpoint.aliases}
+
+
+def _denies(checkpoint):
+    """Say whether config.json says that head and embedding are two tensors; None without a config."""
     folder = pathlib.Path(checkpoint.path)
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
     try:
-        return read_json(file) if file.is_file() else {}
+        config = read_json(file) if file.is_file() else None
     except CheckpointError:  # said where the config is used
-        return {}
+        config = None
+    if config is None:
+        return None
+    parts = [config, *(part for part in map(config.get, ("text_config", "llm_config")) if isinstance(part, dict))]
+    # Hugging Face leaves out what is so by default
+    return next((not part[_TIE] for part in parts if isinstance(part.get(_TIE), bool)), False)

@@ -6,9 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from soups import merging
 from soups.engine import BLOCK
 from soups.formats import open_checkpoint, write_safetensors
-from soups.merging.plan import Plan
+from soups.merging.plan import Plan, check_places
 from soups.recipes import _select
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
@@ -188,7 +189,7 @@ def test_a_name_that_both_have_is_not_meant(two, small):
 
 def test_a_long_list_of_differences_is_cut(two, small):
     recipe = two(a={f"extra.{number}": np.zeros(1, np.float32) for number in range(60)})
-    with pytest.raises(ValueError, match="and 10 more"):
+    with pytest.raises(ValueError, match="and 40 more"):
         small.plan(recipe)
 
 
@@ -261,6 +262,71 @@ def test_a_member_that_is_not_tied_as_the_base_is_named(small, tmp_path, write_t
         small.plan(recipe | {"parameters": {"weight": 1}})
 
 
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def test_a_head_that_equals_what_another_ties_it_to_does_not_block(small, tmp_path, write_torch):
+    base, member = small.tensors(0), small.tensors(1)
+    del base[HEAD]
+    write_torch(tmp_path / "base.pt", base, {HEAD: EMBEDDING})
+    member[HEAD] = member[EMBEDDING]
+    model = small.write_model(tmp_path / "a", member)
+    recipe = {"merge_method": "linear", "models": [{"model": m} for m in (tmp_path / "base.pt", model)]}
+    made = small.plan(recipe | {"parameters": {"weight": 1}})
+    assert made.aliases == {HEAD: EMBEDDING}
+    assert f"left out of {model}, where it equals what {tmp_path / 'base.pt'} ties it to: '{HEAD}'" in made.notes
+
+
+@pytest.mark.parametrize("config", [{"tie_word_embeddings": True}, {}, None], ids=["said", "by default", "no config"])
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_a_head_that_one_model_lacks_is_its_embedding(small, tmp_path, config, lacks):
+    models = [small.tensors(seed) for seed in (1, 2)]
+    for leaves in models:
+        leaves[HEAD] = leaves[EMBEDDING]
+    del models[lacks][HEAD]
+    for index, leaves in enumerate(models):
+        small.write_model(tmp_path / f"m{index}", leaves, config)
+        if config is None:
+            (tmp_path / f"m{index}" / "config.json").unlink()
+    recipe = {"merge_method": "linear", "models": [{"model": tmp_path / f"m{i}"} for i in (0, 1)]}
+    merged = small.merge(recipe | {"parameters": {"weight": 1}}, tmp_path / "out")
+    expected = np.mean([leaves[EMBEDDING].astype(np.float64) for leaves in models], axis=0)
+    np.testing.assert_allclose(merged[EMBEDDING], expected, rtol=1e-6, atol=1e-7)
+    assert (HEAD in merged) == (lacks == 1)
+    if lacks == 1:
+        np.testing.assert_array_equal(merged[HEAD], merged[EMBEDDING])
+
+
+def test_a_head_of_its_own_is_missing_where_the_config_says_so(small, tmp_path):
+    models = [small.tensors(seed) for seed in (1, 2)]
+    models[1].pop(HEAD)
+    paths = [small.write_model(tmp_path / f"m{i}", x, {"tie_word_embeddings": False}) for i, x in enumerate(models)]
+    recipe = {"merge_method": "linear", "models": [{"model": x, "parameters": {"weight": 1}} for x in paths]}
+    with pytest.raises(ValueError, match=f"{HEAD} is missing"):
+        small.plan(recipe)
+
+
+def test_tensors_that_share_elements_are_written_each_unless_the_class_ties_them(small, tmp_path, write_torch):
+    leaves = {EMBEDDING: np.ones((4, 2), np.float32), "blocks.0.w": np.ones((2, 2), np.float32)}
+    write_torch(tmp_path / "a.pt", leaves, {HEAD: EMBEDDING, "blocks.1.w": "blocks.0.w"})
+    recipe = {"merge_method": "passthrough", "models": [tmp_path / "a.pt"]}
+    made = small.plan(recipe)
+    assert made.aliases == {HEAD: EMBEDDING} and "'blocks.1.w'" in made.notes[0]
+    merged = small.merge(recipe, tmp_path / "out")
+    assert set(merged) == {*leaves, "blocks.1.w"}
+    np.testing.assert_array_equal(merged["blocks.1.w"], merged["blocks.0.w"])
+
+
+def test_tied_layers_survive_slices(small, tmp_path):
+    layers = {f"layers.{i}.w": np.full((2, 2), i, np.float32) for i in (0, 1)}
+    path = tmp_path / "model"
+    path.mkdir()
+    write_safetensors(path / "model.safetensors", layers, {"layers.2.w": "layers.0.w"})
+    source = {"model": path, "layer_range": [1, 3]}
+    merged = small.merge({"merge_method": "passthrough", "slices": [{"sources": [source]}]}, tmp_path / "out")
+    assert {name: array[0, 0] for name, array in merged.items()} == {"layers.0.w": 1, "layers.1.w": 0}
+
+
 def test_torch_files_and_sharded_folders_mix(small, models, tmp_path, write_torch):
     recipe = {"merge_method": "passthrough", "models": [models["a"]]}
     small.merge(recipe, tmp_path / "sharded", shard_bytes=300)
@@ -279,6 +345,193 @@ def test_torch_files_and_sharded_folders_mix(small, models, tmp_path, write_torc
     expected = small.merge(ties(*models.values()), tmp_path / "expected")
     for name, array in expected.items():
         np.testing.assert_array_equal(merged[name], array)
+
+
+# --- What is copied, left out or kept ---
+
+
+@pytest.fixture
+def linear_of(small, tmp_path):
+    """Give a function that writes models of the tensors given for each, and their linear recipe, the first as first."""
+
+    def make(*models, config=None, **fields):
+        paths = []
+        for index, leaves in enumerate(models):
+            paths.append(small.write_model(tmp_path / f"m{index}", leaves, {} if config is None else config))
+        return {
+            "merge_method": "linear",
+            "models": [{"model": x, "parameters": {"weight": 1}} for x in paths],
+            **fields,
+        }
+
+    return make
+
+
+def weights(*values):
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize("name", ["bn.num_batches_tracked", "step", "a/global_step", "ema.num_updates"])
+def test_counters_are_those_of_the_first_member_and_that_is_said(linear_of, small, tmp_path, name):
+    recipe = linear_of(*({"w": weights(1), name: np.asarray(number)} for number in (7, 9)))
+    assert small.plan(recipe).notes == (f"counters, which are the first member's: {name!r}",)
+    assert small.merge(recipe, tmp_path / "out")[name] == 7
+
+
+def test_the_base_is_no_member(linear_of, small, tmp_path):
+    recipe = linear_of(*({"w": weights(1), "step": np.asarray(number)} for number in (7, 9, 8)))
+    base, *members = recipe["models"]
+    recipe |= {"merge_method": "task_arithmetic", "base_model": base["model"], "models": members}
+    assert small.merge(recipe, tmp_path / "out")["step"] == 9
+
+
+def test_integers_that_differ_are_all_named_by_the_plan_and_may_be_kept(linear_of, small, tmp_path):
+    models = [{"w": weights(i), "codes": np.array([i]), "more.codes": np.array([0, i])} for i in (3, 5)]
+    recipe = linear_of(*models)
+    with pytest.raises(ValueError, match="cannot be merged") as error:
+        small.plan(recipe)
+    for name in ("codes", "more.codes"):
+        assert f"tensor {name} is not of floats and is copied" in str(error.value)
+    assert "keep_first takes it from the first member" in str(error.value)
+    recipe["keep_first"] = ".*codes|w"
+    merged = small.merge(recipe, tmp_path / "out")
+    assert all(np.array_equal(merged[name], models[0][name]) for name in models[0])
+    assert small.plan(recipe).notes == (
+        "taken from the first member by keep_first '.*codes|w': 'codes', 'more.codes', 'w'",
+    )
+
+
+def test_what_is_kept_may_have_other_shapes_in_others(linear_of, small, tmp_path):
+    recipe = linear_of({"w": weights(1), "head": weights(1, 2)}, {"w": weights(3), "head": weights(1, 2, 3)})
+    merged = small.merge(recipe | {"keep_first": "head"}, tmp_path / "out")
+    assert merged["w"] == 2 and list(merged["head"]) == [1, 2]
+
+
+def test_only_some_tensors_are_merged_and_the_others_are_named(linear_of, small, tmp_path):
+    models = [{"model.w": weights(i), "opt.m": weights(i), f"opt.{i}": weights(i)} for i in (1, 3)]
+    recipe = linear_of(*models, only_tensors=r"model\..*")
+    assert small.plan(recipe).notes == ("left out by only_tensors 'model\\\\..*': 'opt.3', 'opt.m', 'opt.1'",)
+    assert small.merge(recipe, tmp_path / "out") == {"model.w": weights(2)}
+
+
+@pytest.mark.parametrize("field", ["keep_first", "only_tensors"])
+def test_a_regex_must_be_one_and_match(linear_of, small, field):
+    recipe = linear_of({"w": weights(1)}, {"w": weights(2)})
+    with pytest.raises(ValueError, match=f"{field}: 'v' is the whole name of no tensor"):
+        small.plan(recipe | {field: "v"})
+    for wrong in ("(", 3, ["w"]):
+        with pytest.raises(ValueError, match=f"{field} must be a regex"):
+            small.plan(recipe | {field: wrong})
+
+
+CAUSAL = np.tril(np.ones((1, 1, 4, 4), bool))
+FAR = np.where(CAUSAL[0, 0], 0, -np.inf).astype(np.float32)
+BUFFERS = {
+    "embeddings.position_ids": np.arange(5)[None],
+    "embeddings.token_type_ids": np.zeros((1, 5), np.int64),
+    "layers.0.rotary_emb.inv_freq": (1e4 ** -(np.arange(4) / 4)).astype(np.float32),
+    "layers.0.rotary_emb.cos_cached": np.cos(np.outer(np.arange(5), weights(1, 0.1)))[None, None].astype(np.float32),
+    "layers.0.rotary_emb.sin_cached": np.sin(np.outer(np.arange(5), weights(1, 0.1)))[None, None].astype(np.float32),
+    "h.0.attn.bias": CAUSAL,
+    "h.0.attn.masked_bias": np.float32(-1e9),
+    "attn_mask": FAR,
+    "bn.num_batches_tracked": np.asarray(3),
+}
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+@pytest.mark.parametrize("has", [0, 1])
+def test_buffers_that_only_one_side_has_do_not_block(linear_of, small, tmp_path, name, has):
+    models = [{"w": weights(1)}, {"w": weights(3)}]
+    models[has][name] = BUFFERS[name]
+    recipe = linear_of(*models)
+    (note,) = small.plan(recipe).notes
+    assert name in note and "carries nothing" in note
+    merged = small.merge(recipe, tmp_path / "out")
+    assert merged["w"] == 2 and set(merged) == ({"w", name} if has == 0 else {"w"})
+    if has == 0:
+        np.testing.assert_array_equal(merged[name], BUFFERS[name])
+
+
+@pytest.mark.parametrize("name", [name for name in BUFFERS if "num_batches" not in name])  # that is any number
+@pytest.mark.parametrize("has", [0, 1])
+def test_a_buffer_that_carries_something_is_named(linear_of, small, name, has):
+    models = [{"w": weights(1)}, {"w": weights(3)}]
+    models[has][name] = np.asarray(BUFFERS[name] + 1).astype(BUFFERS[name].dtype)
+    if name.endswith("masked_bias"):
+        models[has][name] = np.float32(0.5)
+    with pytest.raises(ValueError, match=f"{name} is {'missing' if has == 0 else 'extra'}"):
+        small.plan(linear_of(*models))
+
+
+def test_masks_of_infinity_that_all_have_alike_are_copied(linear_of, small, tmp_path):
+    recipe = linear_of(*({"w": weights(i), "attn_mask": FAR} for i in (1, 3)))
+    np.testing.assert_array_equal(small.merge(recipe, tmp_path / "out")["attn_mask"], FAR)
+
+
+# --- Complex numbers ---
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype"),
+    [(None, np.complex64), ("bfloat16", np.complex64), ("float16", np.complex64), ("float64", np.complex128)],
+)
+@pytest.mark.parametrize("field", ["dtype", "out_dtype"])
+def test_complex_tensors_stay_complex_whatever_dtype_is_asked_for(linear_of, small, asked, dtype, field):
+    recipe = linear_of(*({"w": np.array([i + 2j, 1], np.complex64), "x": weights(i)} for i in (1, 3)))
+    made = {output.name: output.dtype for output in small.plan(recipe | ({field: asked} if asked else {})).outputs}
+    assert made["w"] == dtype and made["x"] == (bfloat16 if asked == "bfloat16" else np.dtype(asked or "float32"))
+
+
+def test_complex_numbers_are_averaged_with_their_imaginary_part(linear_of, small, tmp_path):
+    recipe = linear_of(*({"w": np.array([i + 2j, 1 - i * 1j], np.complex64)} for i in (1, 3)), out_dtype="float32")
+    np.testing.assert_array_equal(small.merge(recipe, tmp_path / "out")["w"], np.array([2 + 2j, 1 - 2j], np.complex64))
+
+
+def test_complex_and_real_are_two_kinds(linear_of, small):
+    recipe = linear_of({"w": weights(1)}, {"w": np.array([1j], np.complex64)})
+    with pytest.raises(ValueError, match="w has dtype complex64 instead of float32"):
+        small.plan(recipe)
+
+
+@pytest.mark.parametrize(
+    "method", ["ties", "della", "breadcrumbs", "sce", "nearswap", "arcee_fusion", "ram", "dare_ties", "karcher"]
+)
+def test_methods_that_order_or_compare_refuse_complex_tensors_by_name(linear_of, small, method):
+    recipe = linear_of(*({"w": np.array([i + 2j], np.complex64)} for i in (1, 2, 3)))
+    base, *members = recipe["models"]
+    members = members[: 1 if method in ("nearswap", "arcee_fusion") else 2]
+    recipe |= {"merge_method": method, "base_model": base["model"], "models": members}
+    recipe["parameters"] = {"t": 0.5} if method == "nearswap" else {}
+    with pytest.raises(ValueError, match=f"w is complex, and {method} orders or compares elements"):
+        small.plan(recipe)
+
+
+# --- Places ---
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a", "a.b"), "a would be a tensor, and a dict with a.b"),
+        (("x/a", "x/a/b/c"), "x/a would be a tensor, and a dict with x/a/b/c"),
+        (("x/a.b", "x/a/b"), "x/a.b and x/a/b would have one place"),
+        (("a..b", "c"), "a..b has a part without a name"),
+        ((".".join("a" * 100), "c"), "has more than 64 parts"),
+    ],
+)
+def test_names_that_lose_a_tensor_in_nested_dicts_are_an_error(linear_of, small, tmp_path, names, message):
+    made = small.plan(linear_of(*({name: weights(i) for name in names} for i in (1, 2))))
+    with pytest.raises(ValueError, match=message):
+        check_places(made)
+    for sink, out in ((merging.merge_to_orbax, tmp_path / "out"), (merging.merge_to_pool, f"{tmp_path}/pool:soup")):
+        with pytest.raises(ValueError, match=message):
+            sink(made, out)
+
+
+@pytest.mark.parametrize("names", [("a.b", "a.c.d", "e"), ("x/a.b", "x/a.c"), ("a", "a.b", "c/d")])
+def test_names_with_places_pass(linear_of, small, names):
+    check_places(small.plan(linear_of({name: weights(1) for name in names})))
 
 
 # --- What it will need ---

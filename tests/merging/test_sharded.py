@@ -287,9 +287,8 @@ ONES = np.ones(8, np.float32)
     ],
 )
 def test_errors(leaves, message, tmp_path):
-    plan = broken(tmp_path, **leaves)
     with pytest.raises(ValueError, match=message):
-        merge_sharded(plan, tmp_path / "out")
+        merge_sharded(broken(tmp_path, **leaves), tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".safetensors"]
 
 
