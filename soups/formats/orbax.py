@@ -2,41 +2,39 @@
 
 A checkpoint is written without OCDBT and without compression, one Zarr (v2) chunk for each leaf and shard. So Orbax
 restores it into any sharding, and the chunk of an unsharded leaf is a file of its raw bytes, which can be mapped.
-Orbax and TensorStore are imported when they are used: half a second that reading files of other formats need not wait.
+Checkpoints of any version are read: their trees from `_METADATA` or, as older ones have it, a MessagePack file
+`checkpoint`, which holds small leaves itself; their arrays by TensorStore where they do not lie raw. Orbax, TensorStore
+and JAX are imported when they are used: half a second that reading files of other formats need not wait.
 """
 
+import contextlib
 import dataclasses
-import json
 import logging
 import math
+import os
 import pathlib
 import re
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from soups.formats import msgpack, zarr
 from soups.formats.mapping import mapped
+from soups.formats.tensors import CheckpointError, Leaf, listed, short
+from soups.formats.text import read_bytes, read_json
+from soups.formats.weights import ALL, BELONG, is_average, left_out, several, weights_by_path
 from soups.lazy import jax
 from soups.tree import Tree
 
-ARRAY_METADATA, TREE_METADATA = ".zarray", "_METADATA"
-
-# Orbax says on each save that it found nothing of OCDBT to merge, which is how these checkpoints are meant.
-logging.getLogger("absl").addFilter(lambda record: "Skipping merge of OCDBT" not in record.getMessage())
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredArray:
-    """Say how an array lies in its folder: raw in one file, or in several or encoded ones (`file` is then None)."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    file: str | None
-
-    @property
-    def size(self) -> int:
-        """Give the number of bytes."""
-        return self.dtype.itemsize * math.prod(self.shape)
+ARRAY_METADATA, TREE_METADATA = zarr.ZARR2, "_METADATA"
+AGGREGATE, DATABASE = "checkpoint", "manifest.ocdbt"
+MAX_KEYS = 64  # of one leaf
+CONTAINERS = ("default", "items", "state", "pytree", "train_state")  # what Orbax and its users call the one tree
+_PLACEHOLDER = "PLACEHOLDER://"
+_STEP = re.compile(r"(?:(.*)_)?(\d{1,18})")
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
@@ -54,11 +52,11 @@ def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
     # the thread that makes directories does not report its errors: a save to an unwritable place waits 20 minutes
     context.asynchronous.create_directories_asynchronously = False
     try:
-        with context:
+        with context, _without_ocdbt_message():
             ocp.save(path.absolute(), jax.tree.map(_storable, tree))
     except ValueError as error:
         if code := re.search(r"os_error_code='(\d+)'", str(error)):
-            raise OSError(int(code[1]), _first_line(error), str(path)) from error
+            raise OSError(int(code[1]), zarr.first_line(error), str(path)) from error
         raise
 
 
@@ -93,110 +91,374 @@ class StoredLeaf:
     """Read a leaf of a checkpoint, or a part of it: mapped where it lies raw in one file, else from its chunks."""
 
     path: str
-    source: Any  # np.ndarray or tensorstore.TensorStore
+    source: np.ndarray | zarr.Stored
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Give the shape of the whole leaf."""
-        return tuple(self.source.shape)
+        """Return the shape of the whole leaf."""
+        return self.source.shape if isinstance(self.source, np.ndarray) else self.source.array.shape
 
     @property
     def dtype(self) -> np.dtype:
-        """Give the dtype."""
-        return self.source.dtype if isinstance(self.source, np.ndarray) else self.source.dtype.numpy_dtype
+        """Return the dtype."""
+        return self.source.dtype if isinstance(self.source, np.ndarray) else self.source.array.dtype
 
-    def read(self, index=...) -> np.ndarray:
-        """Give the elements at `index`, slices for all axes; of chunks only those are read that hold them.
+    @property
+    def making(self) -> int:
+        """Return the bytes of memory that reading it takes; 0 where it is mapped."""
+        return 0 if isinstance(self.source, np.ndarray) else self.source.making
+
+    def read(self, index: Any = ...) -> np.ndarray:
+        """Return the elements at `index`, a slice for each axis; of chunks only those are read that hold them.
 
         Raises:
-            ValueError: a chunk is missing or damaged.
+            CheckpointError: a chunk is missing or damaged.
         """
-        if isinstance(self.source, np.ndarray):
-            return self.source[index]
-        try:
-            return self.source[index].read().result()
-        except ValueError as error:
-            raise ValueError(f"{self.path} cannot be read: {_first_line(error)}") from error
+        return self.source[index] if isinstance(self.source, np.ndarray) else self.source.read(index)
 
 
-def open_leaves(path) -> dict[str, StoredLeaf]:
-    """Open any Orbax checkpoint of one pytree leaf by leaf, by the leaves' names; none is read yet.
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Give the tensors of an Orbax checkpoint by name: a `soups.formats.tensors.Tensors`; no array is read until asked.
+
+    `leaves`, `sizes`, `notes`: as `Tensors` has them. The names are the keys, joined with "/".
+    """
+
+    path: pathlib.Path
+    leaves: dict[str, Leaf]
+    sizes: dict[pathlib.Path, int] = dataclasses.field(repr=False)
+    notes: tuple[str, ...]
+    _stored: dict[str, StoredLeaf] = dataclasses.field(repr=False, compare=False)
+
+    metadata = aliases = digests = types.MappingProxyType({})
+
+    def read(self, name: str, index: Any = ...) -> np.ndarray:
+        """Return a tensor, mapped where it lies raw in one file, or the part of it at `index`, a slice for each axis.
+
+        Raises:
+            CheckpointError: no tensor of this name; a file is missing or damaged.
+        """
+        if name not in self._stored:
+            raise CheckpointError(f"{self.path}: no tensor {short(name)}")
+        return self._stored[name].read(index)
+
+    def making(self, name: str) -> int:
+        """Return the bytes of memory that reading a whole tensor takes; 0 where it is mapped."""
+        return self._stored[name].making
+
+    def check(self, process: int = 0, processes: int = 1) -> None:
+        """Compare nothing: these files have no digests."""
+
+
+def is_orbax(path: str | os.PathLike) -> bool:
+    """Say whether a folder is, or holds, an Orbax checkpoint, a step of one, or steps; or whether a file is Flax's."""
+    path = pathlib.Path(os.path.realpath(path))
+    if path.is_file():
+        return path.suffix == ".msgpack" or (_STEP.fullmatch(path.name) is not None and "_" in path.name)
+    return path.is_dir() and bool(_items(path) or _steps(path) or _unfinished(path))
+
+
+def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Arrays:
+    """Open the weights in an Orbax checkpoint of any version, or in Flax's MessagePack file.
+
+    `path`: of a checkpoint; of a step, whose parts are then trees; or of the folder of a CheckpointManager, of which
+    the newest finished step is taken. `tree`: the keys of the tree that is taken, joined with "/", or "." for all; else
+    the weights are, as `soups.formats.weights` decides. What was taken and left out is in `notes`.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        CheckpointError: it is damaged, unfinished, or no checkpoint of arrays by name; as `weights_by_path`.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    folder, notes = _newest(pathlib.Path(os.path.realpath(path)))
+    items = {"": folder} if folder.is_file() else _items(folder)
+    if tree is None and len(items) > 1:
+        items, beside = _known_item(items)
+        notes += left_out(beside)
+    leaves, strings = {}, []
+    for name, item in items.items():
+        keys = (name,) if len(items) > 1 else ()
+        found, texts = _tree(item)
+        leaves |= {(*keys, *own): leaf for own, leaf in found.items()}
+        strings += ["/".join((*keys, *own)) for own in texts]
+    if len(items) == 1 and tree is not None:  # PATH@default/params and PATH@params
+        (item,) = items
+        first, _, rest = tree.partition("/")
+        tree = (rest or ALL) if first == item and not any(keys[0] == item for keys in leaves) else tree
+    chosen, left = weights_by_path(leaves, path, tree)
+    if not chosen:
+        raise CheckpointError(f"{path} holds no arrays")
+    if tree is None and len(items) > 1 and len(first := {keys[0] for keys in chosen.values()} - {*BELONG}) > 1:
+        raise several(path, sorted(first))
+    stored = _open({"/".join(keys): leaves[old] for keys, old in chosen.items()}, path, len(chosen))
+    sizes = _sizes(items.values())
+    headers = {
+        name: Leaf(name, leaf.shape, leaf.dtype, path, None, math.prod(leaf.shape) * leaf.dtype.itemsize)
+        for name, leaf in stored.items()
+    }
+    return Arrays(path, headers, sizes, (*notes, *left_out([*left, *strings])), stored)
+
+
+def open_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
+    """Open all leaves of an Orbax checkpoint of one pytree, by their keys joined with "/"; none is read yet.
 
     Raises:
         FileNotFoundError: there is no directory at `path`.
-        ValueError: it is no Orbax checkpoint of one pytree of arrays, or a leaf is missing or damaged.
+        CheckpointError: it is no Orbax checkpoint of one pytree of arrays, or a leaf is missing or damaged.
     """
-    path = pathlib.Path(path).absolute()
+    path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no checkpoint directory {path}")
-    items = [folder for folder in (path, *sorted(path.iterdir())) if (folder / TREE_METADATA).is_file()]
+    items = _items(pathlib.Path(os.path.realpath(path)))
     if len(items) != 1:
-        raise ValueError(f"{path} holds {len(items)} trees: one Orbax checkpoint of one pytree is needed")
-    try:
-        storage = json.loads((items[0] / TREE_METADATA).read_text())
-        kinds = {_name(leaf): leaf["value_metadata"] for leaf in storage["tree_metadata"].values()}
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{items[0] / TREE_METADATA} is damaged, or not as Orbax writes it: {error!r}") from error
-    if strings := [name for name, kind in kinds.items() if kind["value_type"] == "string"]:
-        raise ValueError(f"{path} holds strings, which are no arrays: {', '.join(strings)}")
-    # what is skipped are empty containers
-    opened = {name: _open_leaf(items[0], name, storage) for name, kind in kinds.items() if not kind["skip_deserialize"]}
-    return {name: leaf() for name, leaf in opened.items()}
+        raise CheckpointError(f"{path} holds {len(items)} trees: one Orbax checkpoint of one pytree is needed")
+    leaves, strings = _tree(*items.values())
+    if strings:
+        raise CheckpointError(
+            f"{path} holds strings, which are no arrays: {listed('/'.join(keys) for keys in strings)}"
+        )
+    return _open({"/".join(keys): leaf for keys, leaf in leaves.items()}, path, len(leaves))
 
 
-def stored_array(metadata: bytes) -> StoredArray:
-    """Say from the contents of a `.zarray` file what its folder holds."""
-    zarr = json.loads(metadata)
-    shape = tuple(zarr["shape"])
-    encoded = zarr["compressor"] or zarr["filters"] or zarr["order"] != "C" or zarr["zarr_format"] != 2
-    raw = not encoded and tuple(zarr["chunks"]) == shape
-    only_chunk = zarr["dimension_separator"].join("0" for _ in shape) or "0"
-    return StoredArray(shape, np.dtype(zarr["dtype"]), only_chunk if raw else None)
+# --- Steps, their parts, and the trees of these ---
 
 
-def read_array(folder: pathlib.Path) -> np.ndarray:
-    """Read an array of several chunks from its folder into memory."""
-    import tensorstore
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Say where a leaf lies: in the files of `item` under `name`, or, in the tree itself, as `value`."""
 
-    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{folder}/"}}
-    return tensorstore.open(spec, open=True, read=True).result().read().result()
-
-
-def _name(leaf):
-    return "/".join(str(key["key"]) for key in leaf["key_metadata"])
+    item: pathlib.Path
+    name: str
+    storage: Mapping[str, Any]
+    value: np.ndarray | None = None
 
 
-def _open_leaf(item, name, storage):
-    """Begin to open a leaf and give the function that ends it, so that many are opened side by side."""
-    import tensorstore
+def _is_item(folder):
+    return any((folder / name).is_file() for name in (TREE_METADATA, AGGREGATE, DATABASE))
 
-    folder = item / name.replace("/", ".")
-    if (folder / ARRAY_METADATA).is_file():
-        stored = stored_array((folder / ARRAY_METADATA).read_bytes())
-        if stored.file is not None and (folder / stored.file).is_file():
-            array = mapped(folder / stored.file, stored.size).view(stored.dtype).reshape(stored.shape)
-            return lambda: StoredLeaf(str(folder), array)
-    file = {"driver": "file", "path": f"{item}/"}
-    spec = {
-        "driver": "zarr3" if storage.get("use_zarr3") else "zarr",
-        "kvstore": {"driver": "ocdbt", "base": file} if storage.get("use_ocdbt") else file,
-        "path": f"{folder.name}/",
-        # else a chunk that was lost would be read as zeros
-        "fill_missing_data_reads": not storage.get("store_array_data_equal_to_fill_value"),
+
+def _items(folder):
+    """Find the trees of a checkpoint: the folder itself, or its parts by name."""
+    if not folder.is_dir():
+        return {}
+    if _is_item(folder):
+        return {"": folder}
+    return {
+        inner.name: inner for inner in sorted(folder.iterdir()) if _UNFINISHED not in inner.name and _is_item(inner)
     }
-    opening = tensorstore.open(spec, open=True, read=True)
-
-    def opened():
-        try:
-            return StoredLeaf(str(folder), opening.result())
-        except ValueError as error:
-            raise ValueError(f"{folder} cannot be opened: {_first_line(error)}") from error
-
-    return opened
 
 
-def _first_line(error):
-    return re.sub(r" \[[a-z_]+=.*", "", str(error).splitlines()[0])
+def _steps(folder):
+    """List (number, prefix, path) of the steps in a folder, finished or not."""
+    found = ((_STEP.fullmatch(inner.name), inner) for inner in folder.iterdir())
+    return sorted((int(match[2]), match[1] or "", inner) for match, inner in found if match)
+
+
+def _unfinished(folder):
+    return [inner.name for inner in folder.iterdir() if _UNFINISHED in inner.name]
+
+
+def _known_item(items):
+    """Take the part that Orbax calls by one of its names for a tree, and name the others; else all."""
+    known = [name for name in items if name in CONTAINERS]
+    beside = [name for name in items if name not in CONTAINERS]
+    if len(known) != 1 or "params" in items or any(map(is_average, beside)):
+        return items, []
+    return {known[0]: items[known[0]]}, beside
+
+
+def _newest(folder):
+    if folder.is_file() or _items(folder):
+        return folder, ()
+    steps = [(number, prefix, step) for number, prefix, step in _steps(folder) if step.is_file() or _items(step)]
+    if not steps:
+        there = _unfinished(folder)
+        raise CheckpointError(
+            f"{folder} holds no finished Orbax checkpoint" + (f"; unfinished: {listed(there)}" if there else "")
+        )
+    if len({prefix for _, prefix, _ in steps}) > 1:
+        raise CheckpointError(
+            f"{folder} holds steps of several kinds, name one: {listed(step.name for *_, step in steps)}"
+        )
+    return steps[-1][2], (f"the newest finished step of {len(steps)} is taken: {short(steps[-1][2].name)}",)
+
+
+def _tree(item):
+    """Return {keys: place} of the arrays of a tree, and the keys of its strings."""
+    if item.is_file():
+        return _packed(msgpack.read_tree(item), item, {})
+    storage = read_json(item / TREE_METADATA) if (item / TREE_METADATA).is_file() else None
+    inner, texts = {}, []
+    if (item / AGGREGATE).is_file():
+        inner, texts = _packed(msgpack.read_tree(item / AGGREGATE), item, storage or {})
+    if storage is None:
+        if not inner:
+            raise CheckpointError(f"{item} has neither {TREE_METADATA} nor {AGGREGATE}, which say what it holds")
+        return inner, texts
+    try:
+        return _described(item, storage, inner)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{item / TREE_METADATA} is damaged, or not as Orbax writes it: {error!r}") from error
+
+
+def _described(item, storage, inner):
+    leaves, strings = {}, []
+    for leaf in storage["tree_metadata"].values():
+        keys = tuple(str(key["key"]) for key in leaf["key_metadata"])
+        kind, skipped = leaf["value_metadata"]["value_type"], leaf["value_metadata"].get("skip_deserialize", False)
+        if not keys or len(keys) > MAX_KEYS or keys in leaves:
+            raise CheckpointError(
+                f"{item / TREE_METADATA}: a leaf with no keys, too many, or twice: {short(str(keys[:4]))}"
+            )
+        if kind == "string":
+            strings.append(keys)
+        elif keys in inner and inner[keys].value is not None:
+            leaves[keys] = inner[keys]
+        elif not skipped:  # what is skipped are empty containers
+            leaves[keys] = _Place(item, ".".join(keys), storage)
+    return leaves, strings
+
+
+def _packed(tree, item, storage):
+    """Read the tree of a MessagePack file: arrays, and names of those that lie beside it."""
+    leaves, strings, stack = {}, [], [((), tree)]
+    while stack:
+        keys, node = stack.pop()
+        if isinstance(node, dict) and {"driver", "kvstore"} <= node.keys():  # as T5X names them
+            path = node["kvstore"].get("path") if isinstance(node["kvstore"], dict) else None
+            leaves[keys] = _Place(item, str(path).rstrip("/"), storage)
+        elif isinstance(node, dict | list):
+            pairs = node.items() if isinstance(node, dict) else ((str(at), part) for at, part in enumerate(node))
+            stack += reversed([((*keys, key), part) for key, part in pairs])
+        elif isinstance(node, str) and node.startswith(_PLACEHOLDER):
+            leaves[keys] = _Place(item, node.removeprefix(_PLACEHOLDER), storage)
+        elif isinstance(node, np.ndarray) and (node.dtype != np.uint8 or keys):
+            leaves[keys] = _Place(item, "", storage, node)
+        elif isinstance(node, bool | int | float):
+            leaves[keys] = _Place(item, "", storage, np.asarray(node))
+        elif node is not None:
+            strings.append(keys)
+    if () in leaves or () in strings:
+        raise CheckpointError(f"{item} holds one value and no tree")
+    return leaves, strings
+
+
+# --- Arrays ---
+
+
+def _open(places, path, count):
+    if len(places) < count:
+        raise CheckpointError(f"{path}: two tensors have one name when their keys are joined with '/'")
+    available = {item: sum(_sizes([item]).values()) for item in {place.item for place in places.values()}}
+    databases = {item: _database(item) for item in available}
+    reading = {name: _begin(place, databases[place.item], available[place.item]) for name, place in places.items()}
+    opening = {name: read() for name, read in reading.items()}
+    return {name: opened() for name, opened in opening.items()}
+
+
+def _begin(place, database, available):
+    """Begin to read a header; the function that is returned begins to open its array, and returns the one that ends."""
+    if place.value is not None:
+        leaf = StoredLeaf(str(place.item), place.value)
+        return lambda: lambda: leaf
+    kind = zarr.ZARR3 if place.storage.get("use_zarr3") is True else zarr.ZARR2
+    where = str(place.item / place.name)
+    if database is None:
+        _check_inside(place)
+        content = _content(place.item / place.name / kind, where)
+        return lambda: _from_files(place, kind, zarr.header(content, kind, where, available), where)
+    value = database.read(f"{place.name}/{kind}")
+
+    def read():
+        found = _result(value, where).value
+        if not found:
+            raise CheckpointError(f"{where} cannot be opened: it is not in the database")
+        array = zarr.header(found, kind, where, available)
+        return _from_chunks(place, kind, array, where, {"driver": "ocdbt", "base": _files(place.item)})
+
+    return read
+
+
+def _content(path, where):
+    try:
+        return read_bytes(path, limit=zarr.MAX_HEADER)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{where} cannot be opened: {error}") from error
+
+
+def _from_files(place, kind, array, where):
+    folder = place.item / place.name
+    if array.file is None or not array.nbytes or not (folder / array.file).is_file():
+        return _from_chunks(place, kind, array, where, _files(place.item))
+    try:
+        leaf = StoredLeaf(where, mapped(folder / array.file, array.nbytes).view(array.dtype).reshape(array.shape))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{where} cannot be opened: {error}") from error
+    return lambda: leaf
+
+
+def _from_chunks(place, kind, array, where, store):
+    spec = {
+        "driver": "zarr" if kind == zarr.ZARR2 else "zarr3",
+        "kvstore": store,
+        "path": f"{place.name}/",
+        # else a chunk that was lost would be read as zeros
+        "fill_missing_data_reads": array.fills
+        and place.storage.get("store_array_data_equal_to_fill_value") is not True,
+    }
+    opened = zarr.opening(spec, where, array)
+    return lambda: StoredLeaf(where, opened())
+
+
+def _database(item):
+    """Open the database of a checkpoint, if it has one."""
+    if not (item / DATABASE).is_file():
+        if any(item.glob(f"ocdbt.process_*/{DATABASE}")):
+            raise CheckpointError(f"{item} was not finished: the databases of its processes were not made one")
+        return None
+    import tensorstore
+
+    spec = {"driver": "ocdbt", "base": _files(item)}
+    return _result(tensorstore.KvStore.open(spec, context=zarr.context()), item / DATABASE)
+
+
+def _result(future, where):
+    try:
+        return future.result()
+    except Exception as error:  # what TensorStore may raise is not listed anywhere
+        raise CheckpointError(f"{where} cannot be opened: {zarr.first_line(error)}") from error
+
+
+def _files(folder):
+    return {"driver": "file", "path": f"{folder}/"}
+
+
+def _check_inside(place):
+    parts = pathlib.PurePath(place.name).parts
+    if not parts or ".." in parts or place.name.startswith("/") or "\0" in place.name:
+        raise CheckpointError(f"{place.item}: a tensor's files would lie outside, in {short(place.name)}")
+
+
+def _sizes(places):
+    """Return the sizes of all files in some folders."""
+    files = (file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*"))))
+    return {file: file.stat().st_size for file in files if file.is_file()}
+
+
+@contextlib.contextmanager
+def _without_ocdbt_message() -> Iterator[None]:
+    # Orbax says on each save that it found nothing of OCDBT to merge, which is how these checkpoints are meant
+    def other(record):
+        return "Skipping merge of OCDBT" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _storable(leaf):

@@ -26,7 +26,7 @@ _OPTIMIZER = re.compile(
 )
 _BESIDE = re.compile(
     r"(\w+_)?(schedulers?|scalers?|rngs?|metrics?|loss|losses|steps?|epochs?)(_\w+)?|best_\w+|amp|callbacks|loops"
-    r"|prng\w*|(random_)?states?|keys?|iterations?|iter(_num)?|num_updates|history|hparams|hyper_parameters|config|args"
+    r"|prng\w*|random_states?|keys?|iterations?|iter(_num)?|num_updates|history|hparams|hyper_parameters|config|args"
     r"|version|extra_state|task_state|criterion|cache|intermediates",
     re.IGNORECASE,
 )
@@ -118,6 +118,11 @@ def weights_by_name(
     return taken, tied, left
 
 
+def several(where: Any, names: Iterable[str]) -> CheckpointError:
+    """Return the error that lists the trees that could be meant."""
+    return CheckpointError(f"{where} holds several trees that could be the weights: {listed(names)}; {_OPTIONS}")
+
+
 def left_out(names: Sequence[str]) -> tuple[str, ...]:
     """Return the note that says what was left out, or none."""
     return (f"left out: {listed(names)}",) if names else ()
@@ -151,10 +156,10 @@ def _decide(node, where, is_tensor, wrapped, depth=0):
     trees = [key for key in groups if key not in training]
     main = _known(node, trees, is_tensor, wrapped, depth)
     beside = [key for key in trees if key in BELONG] if main and main[0] in CERTAIN else []
-    averages = [key for key in trees if key not in main and _is_average(key, wrapped)]
+    averages = [key for key in trees if key not in main and is_average(key, wrapped)]
     rivals = [key for key in trees if key in main + averages or not _BESIDE.fullmatch(key)]
     if len(main) + len(averages) > 1 or (len(rivals) > 1 and not set(main) & set(OF_TORCH) and (main or averages)):
-        raise CheckpointError(f"{where} holds several trees that could be the weights: {listed(rivals)}; {_OPTIONS}")
+        raise several(where, rivals)
     if not (main or averages):
         return _rest(node, trees, training, where, is_tensor, wrapped, depth)
     (taken,) = main or averages
@@ -171,7 +176,7 @@ def _known(node, trees, is_tensor, wrapped, depth):
     """Return the trees whose names say that they are the weights."""
     if wrapped and not depth:
         return [key for key in trees if key in WRAPPERS]
-    others = [key for key in trees if key not in WRAPPERS and not _is_average(key, wrapped)]
+    others = [key for key in trees if key not in WRAPPERS and not is_average(key, wrapped)]
     others += [key for key, value in node.items() if is_tensor(value)]
     alone = (len(node) > 1 or wrapped) and all(_BESIDE.fullmatch(key) for key in others)
     return [key for key in trees if key in CERTAIN] or [key for key in trees if key in WRAPPERS and alone]
@@ -201,7 +206,8 @@ def _old_flax(node):
     return node
 
 
-def _is_average(key, wrapped):
+def is_average(key: str, wrapped: bool = False) -> bool:
+    """Say whether a name is that of other weights of the same model, such as an average."""
     words = set(re.split(r"[_.\-/]", key.lower()))
     return bool(words & _OTHERS and words <= _OTHERS | _WORDS) or (wrapped and bool(words & _AVERAGES))
 

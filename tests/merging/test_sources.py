@@ -129,13 +129,8 @@ def test_a_damaged_orbax_checkpoint_is_named(models, tree, tmp_path):
     (tmp_path / "short" / "state" / "_METADATA").write_text("{}")
     with pytest.raises(CheckpointError, match="_METADATA is damaged, or not as Orbax writes it"):
         merging.open_model(tmp_path / "short")
-    shutil.copytree(models / "base", tmp_path / "two")
-    shutil.copytree(models / "base" / "state", tmp_path / "two" / "other")
-    with pytest.raises(CheckpointError, match="holds 2 trees: one Orbax checkpoint of one pytree is needed"):
-        merging.open_model(tmp_path / "two")
     ocp.save(tmp_path / "text", tree | {"name": "x"})
-    with pytest.raises(CheckpointError, match="holds strings, which are no arrays: name"):
-        merging.open_model(tmp_path / "text")
+    assert merging.open_model(tmp_path / "text").notes == ("left out: 'name'",)
 
 
 def test_processes_share_out_what_they_compare_with_digests(tree, tmp_path):
@@ -201,6 +196,23 @@ def test_errors(models, model, error, message):
 def test_urls_are_refused(reference):
     with pytest.raises(ValueError, match="is a URL: give a local path"):
         merging.open_model(reference)
+
+
+def test_a_tree_is_chosen_behind_an_at(models, tmp_path):
+    ocp.save(tmp_path / "state", {"params": BASE, "ema": MEMBERS[0], "step": np.array(7)})
+    with pytest.raises(CheckpointError, match=r"several trees that could be the weights: .*'ema'"):
+        merging.open_model(tmp_path / "state")
+    for tree, expected in (("params", BASE), ("ema", MEMBERS[0])):
+        model = merging.open_model(f"{tmp_path}/state@{tree}")
+        same({name: model.read(name) for name in model.leaves}, soups.tree.flatten(expected))
+        assert len(model.notes) == 1 and "'step'" in model.notes[0]
+    write_safetensors(tmp_path / "x.safetensors", {"a.b": np.ones(2, np.float32), "c": np.ones(1, np.float32)})
+    assert list(merging.open_model(f"{tmp_path}/x.safetensors@a").leaves) == ["b"]
+    shutil.copytree(models / "base", tmp_path / "state@ema")  # what exists goes first
+    model = merging.open_model(f"{tmp_path}/state@ema")
+    same({name: model.read(name) for name in model.leaves}, soups.tree.flatten(BASE))
+    with pytest.raises(ValueError, match=r"pool:m0@a: a member of a pool is one tree"):
+        merging.open_model(f"{models}/pool:m0@a")
 
 
 def test_a_flipped_bit_in_a_pool_is_named(tmp_path):
