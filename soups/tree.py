@@ -2,7 +2,9 @@
 
 Every function is pure and takes trees of NumPy or JAX arrays: NumPy leaves stay on the host, JAX leaves may be traced
 or sharded. Arithmetic is in float32 or wider and is cast once, at the end, so 256 + 1 does not stay 256 in bfloat16.
-Integer and boolean leaves are never averaged: they must be identical in all trees and are copied.
+Complex leaves stay complex; their inner products and norms are those of their real and imaginary parts. Integer and
+boolean leaves are never averaged: they must be identical in all trees and are copied, but for counters (see
+`is_counter`), which are the first tree's.
 """
 
 import functools
@@ -14,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soups.names import bounded, did_you_mean, differences
+from soups.names import MOST, bounded, did_you_mean, differences, shown
 
 Tree = Any  # a pytree of arrays, in this library mostly nested dicts
-COUNTERS = re.compile(r"(.*[/.])?(num_batches_tracked|num_updates|(global_)?steps?|(step_)?count|counter|iterations?)")
 Rules = str | Sequence[tuple[str, Any]]  # ordered (regex, value) pairs, or one regex that selects
+
+COUNTERS = re.compile(r"(.*[/.])?(num_batches_tracked|num_updates|(global_)?steps?|(step_)?count|counter|iterations?)")
+HOST_BLOCK = 2**16  # elements that an inner product on the host has in float64 at a time
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -47,21 +51,19 @@ def map_with_names(function: Callable, tree: Tree, *rest: Tree) -> Tree:
 def mean(trees: Sequence[Tree]) -> Tree:
     """Average trees of one structure, leaf by leaf.
 
-    (1/K) Σ_i θ_i, summed in float32 or wider in the order given; each leaf has the dtype of the first tree's.
+    (1/K) Σ_i θ_i in float32 or wider, exactly θ where all are equal; each leaf has the dtype of the first tree's.
 
     Raises:
         ValueError: no trees, different structures, or an integer leaf that is not the same in all.
     """
     trees = _checked(trees)
-    return jax.tree.map(
-        lambda *leaves: _combine(leaves, lambda wide: sum_in_order(wide) / np.float32(len(wide))), *trees
-    )
+    return jax.tree.map(lambda *leaves: _combine(leaves, mean_of), *trees)
 
 
 def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
     """Sum trees of one structure, each times its weight.
 
-    Σ_i w_i θ_i in float32 or wider, in the order given; `weights`: K floats or an array [K]. They need not sum to 1.
+    Σ_i w_i θ_i in float32 or wider; `weights`: K floats or an array [K]. They need not sum to 1.
 
     Raises:
         ValueError: as `mean`, or not one weight for each tree.
@@ -82,14 +84,17 @@ def lerp(a: Tree, b: Tree, t) -> Tree:
 def slerp(a: Tree, b: Tree, t, *, cos_angle=None) -> Tree:
     """Interpolate on the arc between two trees taken as one long vector each.
 
-    [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with cos Ω = <a, b>/(|a||b|); linear where the vectors are (anti)parallel to
-    1e-6. `cos_angle`: the cosine of the whole trees, when `a` and `b` are parts of them (Shoemake, 1985).
+    [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with cos Ω = <a, b>/(|a||b|); linear where the vectors are (anti)parallel, sin Ω
+    below 1e-6 in float64 and 1e-3 in float32. `cos_angle`: the cosine of the whole trees, when `a` and `b` are parts of
+    them (Shoemake, 1985).
     """
     cos_angle = cosine(a, b) if cos_angle is None else cos_angle
     xp = jnp if isinstance(cos_angle, jax.Array) or isinstance(t, jax.Array) else np
-    omega = xp.arccos(xp.clip(cos_angle, -1.0, 1.0))
-    parallel = xp.abs(cos_angle) > 1 - 1e-6
-    sine = xp.where(parallel, 1.0, xp.sin(omega))
+    cos_angle = xp.clip(cos_angle, -1.0, 1.0)
+    omega = xp.arccos(cos_angle)
+    squared_sine = 1 - cos_angle * cos_angle
+    parallel = squared_sine <= (1e-12 if squared_sine.dtype == np.float64 else 1e-6)
+    sine = xp.where(parallel, 1.0, xp.sqrt(xp.where(parallel, 1.0, squared_sine)))
     weight_a = xp.where(parallel, 1 - t, xp.sin((1 - t) * omega) / sine)
     weight_b = xp.where(parallel, t, xp.sin(t * omega) / sine)
     return weighted_sum([a, b], [weight_a, weight_b])
@@ -126,12 +131,17 @@ def add_scaled(a: Tree, b: Tree, scale=1.0) -> Tree:
 
 
 def dot(a: Tree, b: Tree):
-    """Sum the products of all elements of the float leaves: <a, b>, a scalar in float32 or wider."""
+    """Sum the products of all elements of the float leaves: <a, b>, a scalar; float64 for NumPy's arrays.
+
+    The products of complex elements are those of their real and of their imaginary parts.
+    """
     check_same_structure([a, b], dtypes=False)
     products = [
         inner(*widen_leaves((x, y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True) if is_float(x)
     ]
-    return sum_in_order(products) if products else np.float32(0)
+    if namespace(products) is jnp:
+        products = [jnp.asarray(product, jnp.result_type(np.float32)) for product in products]
+    return sum_in_order(products) if products else np.float64(0)
 
 
 def norm(a: Tree):
@@ -154,6 +164,7 @@ def all_finite(tree: Tree) -> bool:
 
 def nonfinite_names(tree: Tree) -> list[str]:
     """List the names of the leaves that hold a NaN or an infinity (concrete arrays only)."""
+    check_arrays([tree])
     return [name for name, leaf in flatten(tree).items() if is_float(leaf) and not _leaf_finite(leaf)]
 
 
@@ -208,6 +219,7 @@ def combine(*parts: Tree) -> Tree:
 
 def split_floats(tree: Tree) -> tuple[Tree, Tree]:
     """Give (floats, rest), with None in the places of the other part; `combine` undoes it."""
+    check_arrays([tree])
     floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
     return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
 
@@ -219,10 +231,12 @@ def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = N
     """Raise one ValueError that lists every difference of the trees from the first.
 
     "-" is a leaf that is missing, "+" one that the first tree does not have, "~" one of another shape or dtype.
-    `labels` name the trees in the message; `dtypes=False` compares names and shapes alone.
+    `labels` name the trees in the message; `dtypes=False` compares names and shapes alone. Leaves that are no arrays
+    are an error, too.
     """
     if not trees:
         raise ValueError("no members were given: at least one is needed")
+    check_arrays(trees, labels)
     labels = labels or [str(index) for index in range(len(trees))]
     first = flatten(trees[0])
     lines = []
@@ -239,15 +253,44 @@ def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = N
         raise ValueError(f"members differ in structure from member {labels[0]}:\n" + bounded(lines))
 
 
-def check_copied(trees: Sequence[Tree]) -> None:
-    """Raise a ValueError that names the integer and boolean leaves that are not the same in all trees."""
+def check_arrays(trees: Sequence[Tree], labels: Sequence[str] | None = None) -> None:
+    """Raise one ValueError that names every leaf that is no array of numbers, and its type."""
+    if all(_is_array(leaf) for leaf in jax.tree.leaves(trees)):
+        return
+    labels = labels or [str(index) for index in range(len(trees))]
+    found = [
+        f"  {label}: {shown(name)} is a {_type_of(leaf)}"
+        for label, tree in zip(labels, trees, strict=True)
+        for name, leaf in flatten(tree).items()
+        if not _is_array(leaf)
+    ]
+    raise ValueError(
+        "leaves must be NumPy or JAX arrays of numbers; make arrays of numbers with numpy.asarray, and split off what "
+        f"is none with soups.tree.partition:\n{bounded(found)}"
+    )
+
+
+def check_copied(trees: Sequence[Tree], keep_first: str | None = None) -> None:
+    """Raise a ValueError that names the integer and boolean leaves that are not the same in all trees.
+
+    Counters, and what matches the regex `keep_first`, are copied from the first tree whatever the others hold.
+
+    Raises:
+        ValueError: as above; leaves that are float, complex or integers in some trees only; `keep_first` that matches
+            no leaf.
+    """
     flat = [flatten(tree) for tree in trees]
-    integers = [name for name, leaf in flat[0].items() if not is_float(leaf)]
-    different = [name for name in integers if not _identical(name, [leaves[name] for leaves in flat])]
+    kept = flatten(match(trees[0], keep_first)) if keep_first is not None else {}
+    names = [name for name in flat[0] if not kept.get(name)]
+    mixed = [name for name in names if len({_kind(leaves[name]) for leaves in flat}) > 1]
+    if mixed:
+        raise ValueError(f"leaves that are complex, real or integers in some members only: {_listed(mixed)}")
+    copied = [name for name in names if not is_float(flat[0][name]) and not is_counter(name)]
+    different = [name for name in copied if not _identical(name, [leaves[name] for leaves in flat])]
     if different:
         raise ValueError(
-            "integer and boolean leaves are copied, not averaged, so they must be identical in all members; "
-            f"these differ: {', '.join(different)}"
+            "integer and boolean leaves are copied, not averaged, so they must be identical in all members, or be "
+            f"taken from the first with keep_first=REGEX; these differ: {_listed(different)}"
         )
 
 
@@ -260,18 +303,32 @@ def is_counter(name: str) -> bool:
     return COUNTERS.fullmatch(name) is not None
 
 
+def complex_names(tree: Tree) -> list[str]:
+    """List the names of the complex leaves."""
+    return [name for name, leaf in flatten(tree).items() if _kind(leaf) == "complex"]
+
+
+def check_real(tree: Tree, method: str) -> None:
+    """Raise a ValueError that names the complex leaves, which a method that orders or signs elements cannot merge."""
+    if found := complex_names(tree):
+        raise ValueError(f"{method} compares elements, and complex numbers have no order: {_listed(found)}")
+
+
 def cast_like(tree: Tree, like: Tree) -> Tree:
     """Cast every leaf to the dtype of its counterpart in `like`."""
+    check_arrays([tree, like], ["tree", "like"])
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
 
 
 def widen(tree: Tree) -> Tree:
     """Cast float leaves narrower than float32 to float32, and leave the others as they are."""
+    check_arrays([tree])
     return jax.tree.map(lambda leaf: widen_leaves((leaf,))[0] if is_float(leaf) else leaf, tree)
 
 
 def count(tree: Tree) -> int:
     """Count the elements of all leaves."""
+    check_arrays([tree])
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
@@ -293,12 +350,65 @@ def _combine(leaves, arithmetic):
 
 def mix(leaves, weights):
     """Sum arrays, each times its weight."""
-    return sum_in_order([scalar(weight, leaf) * leaf for weight, leaf in zip(weights, leaves, strict=True)])
+    return _sum_in_halves(list(zip(weights, leaves, strict=True)), lambda pair: scalar(pair[0], pair[1]) * pair[1])
+
+
+def mean_of(leaves):
+    """Average arrays of one float dtype; exactly the first where all are equal."""
+    number = scalar(len(leaves), leaves[0])
+    total = _sum_in_halves(leaves)
+    if len(leaves) & (len(leaves) - 1) == 0:  # equal ones were only doubled
+        return total / number
+    # less what the rounding of the same sum makes of as many copies of the first
+    return leaves[0] + (total - _times_in_halves(leaves[0], len(leaves), {1: leaves[0]})) / number
 
 
 def sum_in_order(leaves):
     """Add arrays one after the other: streamed and in-memory sums are then the same to the bit."""
     return functools.reduce(lambda total, leaf: total + leaf, leaves)
+
+
+def _sum_in_halves(items, term=lambda item: item):
+    # the error grows with the logarithm of their number
+    if len(items) == 1:
+        return term(items[0])
+    half = (len(items) + 1) // 2
+    left, right = _sum_in_halves(items[:half], term), _sum_in_halves(items[half:], term)
+    if half > 1 and isinstance(left, np.ndarray):
+        left += right  # nobody else's: faster than a new array
+        return left
+    return left + right
+
+
+def _times_in_halves(leaf, number, known):
+    if number not in known:
+        half = (number + 1) // 2
+        known[number] = _times_in_halves(leaf, half, known) + _times_in_halves(leaf, number - half, known)
+    return known[number]
+
+
+def _is_array(leaf):
+    try:
+        dtype = np.dtype(leaf.dtype)
+        return leaf.shape is not None and (dtype.kind == "b" or jnp.issubdtype(dtype, np.number))
+    except (AttributeError, TypeError):  # Python's own, or another library's; NumPy knows no PRNG keys
+        return False
+
+
+def _type_of(leaf):
+    kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}".removeprefix("builtins.")
+    return f"{kind} of {leaf.dtype}" if hasattr(leaf, "dtype") else kind
+
+
+def _kind(leaf):
+    if not is_float(leaf):
+        return "copied"
+    return "complex" if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else "real"
+
+
+def _listed(names):
+    more = [f"and {len(names) - MOST} more"] if len(names) > MOST else []
+    return ", ".join([*map(shown, names[:MOST]), *more])
 
 
 def _identical(name, leaves):
@@ -361,11 +471,27 @@ def scalar(value, leaf):
 
 
 def inner(x, y):
-    """Sum the products of two arrays' elements."""
+    """Sum the products of two arrays' elements; in float64 on the host, at full precision on devices."""
+    if isinstance(x, np.ndarray | np.generic) and isinstance(y, np.ndarray | np.generic):
+        return _inner_on_host(x, y)
     # over all axes at once: vdot would ravel, which on sharded arrays means communication
-    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
-        return np.vdot(x, y)
-    return jnp.tensordot(x, y, x.ndim)
+    product = jnp.tensordot(jnp.conj(x), y, x.ndim, precision=jax.lax.Precision.HIGHEST)
+    return product.real
+
+
+def _inner_on_host(x, y):
+    first, second = (np.ascontiguousarray(array).reshape(-1) for array in (x, y))
+    total = np.float64(0)
+    for start in range(0, first.size, HOST_BLOCK):
+        wide = wide_pairs(first[start : start + HOST_BLOCK])
+        total += wide @ (wide if x is y else wide_pairs(second[start : start + HOST_BLOCK]))
+    return total
+
+
+def wide_pairs(vector):
+    """Give the elements of a NumPy vector in float64, of complex ones the real and imaginary parts."""
+    wide = vector.astype(np.promote_types(vector.dtype, np.float64), copy=False)
+    return wide.view(np.float64) if wide.dtype == np.complex128 else wide
 
 
 def _difference(a, b, dtypes):

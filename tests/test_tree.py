@@ -121,9 +121,131 @@ def test_identical_integer_leaves_are_copied(place):
 
 
 def test_different_integer_leaves_are_named():
-    members = [{"steps": {"count": np.int32([i])}, "mask": np.array([i == 0])} for i in range(2)]
-    with pytest.raises(ValueError, match=r"differ: mask, steps/count"):
+    members = [{"table": {"rows": np.int32([i])}, "mask": np.array([i == 0])} for i in range(2)]
+    with pytest.raises(ValueError, match=r"differ: mask, table/rows"):
         tree.mean(members)
+    tree.check_copied(members, keep_first="mask|table/.*")
+    with pytest.raises(ValueError, match=r"differ: mask"):
+        tree.check_copied(members, keep_first="table/.*")
+    with pytest.raises(ValueError, match=r"rule 'tables/.*' matches no leaf"):
+        tree.check_copied(members, keep_first="tables/.*")
+
+
+COUNTED = ["num_batches_tracked", "num_updates", "step", "steps", "global_step", "count", "step_count", "counter"]
+
+
+@pytest.mark.parametrize("name", [*COUNTED, "iteration", "iterations", "bn/num_batches_tracked", "bn.num_updates"])
+def test_counters_are_those_of_the_first(name, place):
+    members = [place({name: np.int32(7 + i), "w": np.float32([i])}) for i in range(2)]
+    assert int(tree.mean(members)[name]) == 7
+    assert int(jax.jit(lambda a, b: tree.mean([a, b]))(*members)[name]) == 7
+
+
+@pytest.mark.parametrize("name", ["steps/w", "stepsize", "account", "discount", "position_ids"])
+def test_other_integers_are_no_counters(name):
+    assert not tree.is_counter(name)
+
+
+def test_leaves_of_another_kind_are_named():
+    members = [{"a": np.float32([1]), "b": np.int32([1])}, {"a": np.complex64([1]), "b": np.float32([1])}]
+    with pytest.raises(ValueError, match=r"in some members only: a, b"):
+        tree.check_copied(members)
+
+
+NO_ARRAYS = {
+    "number": (1.5, "float"),
+    "text": ("adam", "str"),
+    "function": (abs, "builtin_function_or_method"),
+    "strings": (np.array(["a"]), "numpy.ndarray of <U1"),
+    "objects": (np.array([None]), "numpy.ndarray of object"),
+    "key": (jax.random.key(0), "of key<fry>"),
+}
+TAKES_TREES = {
+    "mean": lambda t: tree.mean([t, t]),
+    "weighted_sum": lambda t: tree.weighted_sum([t], [1.0]),
+    "lerp": lambda t: tree.lerp(t, t, 0.5),
+    "slerp": lambda t: tree.slerp(t, t, 0.5),
+    "sub": lambda t: tree.sub(t, t),
+    "add_scaled": lambda t: tree.add_scaled(t, t),
+    "dot": lambda t: tree.dot(t, t),
+    "norm": tree.norm,
+    "cosine": lambda t: tree.cosine(t, t),
+    "all_finite": tree.all_finite,
+    "nonfinite_names": tree.nonfinite_names,
+    "split_floats": tree.split_floats,
+    "cast_like": lambda t: tree.cast_like(t, t),
+    "widen": tree.widen,
+    "count": tree.count,
+    "check_same_structure": lambda t: tree.check_same_structure([t, t]),
+}
+
+
+@pytest.mark.parametrize("function", TAKES_TREES)
+def test_leaves_that_are_no_arrays_are_named(function):
+    leaves = {name: leaf for name, (leaf, _) in NO_ARRAYS.items()}
+    with pytest.raises(ValueError, match="must be NumPy or JAX arrays of numbers") as error:
+        TAKES_TREES[function]({"layer": leaves, "w": np.ones(2, np.float32), "none": None})
+    for name, (_, kind) in NO_ARRAYS.items():
+        assert any(f"layer/{name} is a " in line and kind in line for line in str(error.value).splitlines())
+    TAKES_TREES[function]({"w": np.ones(2, np.float32), "none": None})
+
+
+def test_complex_leaves_stay_complex(rng, place):
+    a, b = ({"w": rng.normal(size=4) + 1j * rng.normal(size=4)} for _ in range(2))
+    narrow = [place({"w": t["w"].astype(np.complex64)}) for t in (a, b)]
+    for result, expected in [
+        (tree.mean(narrow), (a["w"] + b["w"]) / 2),
+        (tree.weighted_sum(narrow, [0.2, -1.5]), 0.2 * a["w"] - 1.5 * b["w"]),
+        (tree.lerp(*narrow, 0.3), 0.7 * a["w"] + 0.3 * b["w"]),
+        (tree.add_scaled(*narrow, 2.0), a["w"] + 2 * b["w"]),
+    ]:
+        assert result["w"].dtype == np.complex64
+        np.testing.assert_allclose(result["w"], expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(tree.norm(narrow[0]), np.linalg.norm(a["w"]), rtol=1e-6)
+    np.testing.assert_allclose(tree.dot(*narrow), np.vdot(a["w"], b["w"]).real, rtol=1e-5)
+    assert not np.iscomplexobj(tree.cosine(*narrow))
+
+
+def test_complex_leaves_are_named_where_elements_are_compared():
+    weights = {"fft": {"w": np.complex64([1j])}, "w": np.float32([1])}
+    assert tree.complex_names(weights) == ["fft/w"]
+    with pytest.raises(ValueError, match=r"ties compares elements, and complex numbers have no order: fft/w"):
+        tree.check_real(weights, "ties")
+    tree.check_real({"w": np.float32([1])}, "ties")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 7, 8, 100, 10_000])
+def test_mean_of_equal_members_is_exact(number, rng, place):
+    member = place({"w": rng.normal(size=50).astype(np.float32)})
+    np.testing.assert_array_equal(tree.mean([member] * number)["w"], member["w"])
+
+
+@pytest.mark.parametrize("weights", [None, 1e-4])
+def test_error_of_a_sum_does_not_grow_with_the_number(weights, rng, place):
+    values = (1 + rng.random(size=(10_000, 8))).astype(np.float32)
+    members = [place({"w": row}) for row in values]
+    result = tree.mean(members) if weights is None else tree.weighted_sum(members, [weights] * len(members))
+    np.testing.assert_allclose(result["w"], values.astype(np.float64).mean(0), rtol=3e-7)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1_000_000])
+def test_inner_products_keep_the_digits_of_float64_on_the_host(size, rng):
+    a, b = (rng.normal(size=size).astype(np.float32) for _ in range(2))
+    wide = a.astype(np.float64) @ b.astype(np.float64)
+    np.testing.assert_allclose(tree.dot({"w": a}, {"w": b}), wide, rtol=1e-12)
+    np.testing.assert_allclose(tree.inner(a[::-2], b[::-2]), a[::-2].astype(np.float64) @ b[::-2], rtol=1e-12)
+    np.testing.assert_allclose(tree.cosine({"w": a}, {"w": -3 * a}), -1, rtol=1e-7)
+    mixed = tree.dot({"w": a, "v": jnp.float32([2])}, {"w": b, "v": jnp.float32([3])})
+    np.testing.assert_allclose(mixed, wide + 6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("values", [(-0.5664639, 2.748347), (3.0, 3.0), (3.150, -2.366)])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_slerp_of_one_number_is_linear(values, shape, place):
+    a, b = (place({"logit_scale": np.full(shape, value, np.float32)}) for value in values)
+    expected = 0.7 * values[0] + 0.3 * values[1]
+    np.testing.assert_allclose(tree.slerp(a, b, 0.3)["logit_scale"], expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(tree.slerp)(a, b, 0.3)["logit_scale"], expected, rtol=1e-6)
 
 
 def test_integer_leaves_under_jit_say_what_to_do():

@@ -42,19 +42,22 @@ def weighted(members: arguments.Members, weights: Sequence[float] | Mapping[str,
 def running_mean(mean: tree.Tree, member: tree.Tree, count) -> tree.Tree:
     """Take one more member into the mean of `count` members.
 
-    m + (θ − m) / (count + 1), in the dtype of `mean`: start from `tree.widen(first)` and cast once at the end. Over the
-    weights along one training run this is stochastic weight averaging (SWA).
+    m + (θ − m) / (count + 1), in the dtype of `mean` or float32 if that is narrower, for in fewer bits it would stand
+    still: start from any member (under `scan` from `tree.widen(first)`) and end with `tree.cast_like`. Over
+    the weights along one training run this is stochastic weight averaging (SWA).
 
     Izmailov et al., "Averaging weights leads to wider optima and better generalization", 2018, arXiv 1803.05407.
     """
+    mean = tree.widen(mean)
     return tree.lerp(mean, tree.cast_like(member, mean), 1.0 / (count + 1.0))
 
 
 def ema(average: tree.Tree, params: tree.Tree, decay) -> tree.Tree:
     """Move an exponential average of the weights by one step.
 
-    m ← decay · m + (1 − decay) · θ, in the dtype of `average`; `decay` in [0, 1], 0 forgets everything.
+    m ← decay · m + (1 − decay) · θ, in float32 or wider as `running_mean`; `decay` in [0, 1], 0 forgets everything.
 
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
     """
+    average = tree.widen(average)
     return tree.lerp(average, tree.cast_like(params, average), 1.0 - decay)

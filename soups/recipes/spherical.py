@@ -27,8 +27,9 @@ def nuslerp(
     """Go along the arc between two members to where their weights say.
 
     [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with t = w_2 / (w_1 + w_2) and Ω the angle between a and b, which are the
-    members or, with a base, their task vectors; linear where sin² Ω ≤ 1e-16 in float64, 1e-12 in float32. `scope`: one
-    angle for each "leaf", for the "model", or for each "row" (along the last axis) or "column" (along the first).
+    members or, with a base, their task vectors; linear where a and b are (anti)parallel up to rounding, sin Ω at most
+    64 times the epsilon of their dtype, as leaves of one element are. `scope`: one angle for each "leaf", for the
+    "model", or for each "row" (along the last axis) or "column" (along the first).
 
     Raises:
         ValueError: not two members, other structures, NaN or infinity, another scope.
@@ -49,11 +50,11 @@ def multislerp(
     """Average directions and lengths apart.
 
     (Σ_i w_i |v_i|) · s / |s| with s = Σ_i w_i v_i / |v_i| and weights that are normalised to one; v_i are the members
-    or, with a base, their task vectors. Where the directions of two cancel, |s| < 1e-8, it is their average.
+    or, with a base, their task vectors. Where the directions cancel up to rounding, as those of scalars of opposite
+    signs do, |s| at most 64 times the epsilon of the dtype, it is Σ_i w_i v_i.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, another scope, weights that sum to zero, directions
-            of more than two members that cancel.
+        ValueError: no members, other structures, NaN or infinity, another scope, weights that sum to zero.
     """
     members = arguments.as_mapping(members)
     return engine.apply(multislerp_recipe(len(members), weights, base is not None, scope), members, base)
@@ -65,7 +66,8 @@ def karcher(
     """Take the Karcher mean of the members' directions on the sphere, with the mean of their lengths.
 
     μ ← exp_μ((1/K) Σ_i log_μ u_i), u_i = v_i / |v_i|, from their normalised mean, until the step is below 1e-5 or
-    `iterations` are done; the result is μ · (1/K) Σ_i |v_i|.
+    `iterations` are done; the result is μ · (1/K) Σ_i |v_i|. Where the directions cancel up to rounding, as those of
+    scalars of opposite signs do, μ starts from the first member's. A member opposite to μ does not pull.
 
     Raises:
         ValueError: no members, other structures, NaN or infinity, another scope.
@@ -97,12 +99,16 @@ def geometric_median(
 ) -> tree.Tree:
     """Find the point with the smallest sum of distances to the members, which one odd member hardly moves.
 
-    argmin_x Σ_i w_i |x − θ_i| by Weiszfeld's iteration from the mean.
+    argmin_x Σ_i w_i |x − θ_i|, w_i ≥ 0: a member where the test of Vardi and Zhang says that it is the median, or the
+    middle of those that are, such as of two; else by Newton's steps, or Weiszfeld's where those do not lead down, until
+    no digit changes or `iterations` are done.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, another scope.
+        ValueError: no members, other structures, NaN or infinity, another scope; weights that are negative, not finite
+            or all zero.
 
-    Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937.
+    Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937. Vardi and Zhang,
+    "The multivariate L1-median and associated data depth", 2000.
     """
     members = arguments.as_mapping(members)
     return engine.apply(geometric_median_recipe(len(members), weights, scope, iterations), members)
@@ -114,20 +120,22 @@ def nuslerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) ->
         raise ValueError(f"nuslerp goes between two members, not {number}")
     weights = engine.per_member(weights, number, "weights")
 
-    def coefficients(xp, gram):
+    def coefficients(xp, gram, length, epsilon):
         total = xp.asarray(weights[0] + weights[1], gram.dtype)
         known = xp.abs(total) >= 1e-6
         t = xp.where(known, xp.asarray(weights[1], gram.dtype) / xp.where(known, total, 1), xp.asarray(0.5, gram.dtype))
-        return slerp_coefficients(xp, gram, t)
+        return slerp_coefficients(xp, gram, t, length, epsilon)
 
-    return _by_scope(coefficients, has_base, scope, ("model", "leaf", "row", "column"))
+    return _by_scope(coefficients, has_base, scope, ("model", "leaf", "row", "column"), _both)
 
 
 def slerp_recipe(t: float, scope: str = "leaf", parallel: float = 0.9995) -> engine.Recipe:
     """Give the recipe of the arc from the first of two members to the second, linear where |cos Ω| > `parallel`."""
-    return gram_recipe(
-        lambda xp, gram: slerp_coefficients(xp, gram, xp.asarray(t, gram.dtype), parallel=parallel), False, scope
-    )
+
+    def coefficients(xp, gram, length, epsilon):
+        return slerp_coefficients(xp, gram, xp.asarray(t, gram.dtype), length, epsilon, parallel=parallel)
+
+    return gram_recipe(coefficients, False, scope, mixed=_both)
 
 
 def multislerp_recipe(
@@ -136,24 +144,27 @@ def multislerp_recipe(
     """Give the recipe of `multislerp`.
 
     Without `normalize` the weights stay as they are. `epsilon` is mergekit's: added to each length before the division,
-    and the angle of a last step, so that the result is cos(ε) times as long.
+    the length of s below which directions cancel, which it refuses for more than two, and the angle of a last step, so
+    that the result is cos(ε) times as long.
     """
     weights = np.asarray(engine.per_member(weights, number, "weights"), np.float64)
     if normalize and abs(weights.sum()) < 1e-8:
         raise ValueError(f"weights that sum to zero cannot be normalized: {weights.tolist()}")
 
-    def coefficients(xp, gram):
-        share = xp.asarray(weights / weights.sum() if normalize else weights, gram.dtype)
-        lengths, cosines = _lengths_and_cosines(xp, gram)
-        part = share * lengths / (lengths + epsilon)
-        norm = xp.sqrt(_positive(xp, part @ cosines @ part))
-        cancels = norm < max(epsilon, 1e-8)
-        if xp is np and number > 2 and cancels and gram.any():
-            raise ValueError("the members' directions cancel: there is no mean direction")
-        arc = math.cos(epsilon) * xp.sum(share * lengths) * part / (lengths * norm)
-        return xp.where(cancels, share, arc)
+    def mixed(xp, lengths):
+        share = xp.asarray(weights / weights.sum() if normalize else weights, lengths.dtype)
+        return share * lengths / (lengths + epsilon)
 
-    return gram_recipe(coefficients, has_base, scope)
+    def coefficients(xp, gram, length, resolution):
+        share = xp.asarray(weights / weights.sum() if normalize else weights, gram.dtype)
+        lengths = _lengths(xp, gram)
+        cancels = length < (epsilon or 64 * resolution)
+        if epsilon and xp is np and number > 2 and cancels and gram.any():
+            raise ValueError("the members' directions cancel: there is no mean direction")
+        total = math.cos(epsilon) * xp.sum(share * lengths) * mixed(xp, lengths)
+        return xp.where(cancels, share, total / (lengths * xp.where(cancels, 1.0, length)))
+
+    return gram_recipe(coefficients, has_base, scope, mixed=mixed)
 
 
 def karcher_recipe(
@@ -171,18 +182,25 @@ def karcher_recipe(
     result is zero if all are that short; mergekit takes its tolerance for both.
     """
 
-    def coefficients(xp, gram):
-        lengths, cosines = _lengths_and_cosines(xp, gram)
-        counted = lengths > least
-        share = counted.astype(gram.dtype) / xp.maximum(xp.sum(counted), 1).astype(gram.dtype)
-        length = xp.sqrt(_positive(xp, share @ cosines @ share))
-        first = (xp.arange(number) == xp.argmax(counted)).astype(gram.dtype)
-        start = xp.where(length < tolerance, first, share / length)
-        # μ = Σ_i m_i u_i, so that all of the iteration is in the coefficients m
-        direction = _iterate(xp, lambda m: _karcher_step(xp, cosines, share, m, tolerance), start, iterations)
-        return xp.mean(lengths) * direction / lengths * xp.any(counted).astype(gram.dtype)
+    def counted(xp, lengths):
+        return (lengths > least).astype(lengths.dtype)
 
-    return gram_recipe(coefficients, has_base, scope)
+    def mixed(xp, lengths):
+        return counted(xp, lengths) / xp.maximum(xp.sum(counted(xp, lengths)), 1.0)
+
+    def coefficients(xp, gram, length, epsilon):
+        lengths, cosines = _lengths_and_cosines(xp, gram)
+        share, members = mixed(xp, lengths), counted(xp, lengths)
+        first = (xp.arange(number) == xp.argmax(members)).astype(gram.dtype)
+        cancels = length < max(least, 64 * epsilon)
+        start = xp.where(cancels, first, share / xp.where(cancels, 1.0, length))
+        # cosines are known to the rounding of the products, so angles near 0 and π to its root
+        limits = tolerance, max(64 * epsilon, math.sqrt(64 * np.finfo(gram.dtype).eps))
+        # μ = Σ_i m_i u_i, so that all of the iteration is in the coefficients m
+        direction = _iterate(xp, lambda m: _karcher_step(xp, cosines, share, m, *limits), start, iterations)
+        return xp.mean(lengths) * direction / lengths * xp.max(members)
+
+    return gram_recipe(coefficients, has_base, scope, mixed=mixed)
 
 
 def model_stock_recipe(number: int, scope: str) -> engine.Recipe:
@@ -190,12 +208,12 @@ def model_stock_recipe(number: int, scope: str) -> engine.Recipe:
     if number < 2:
         raise ValueError(f"model_stock needs the angle between two members at least, but there is {number}")
 
-    def coefficients(xp, gram):
+    def coefficients(xp, gram, length, epsilon):
         _, cosines = _lengths_and_cosines(xp, gram)
         diagonal = xp.sum(xp.diagonal(cosines, axis1=-2, axis2=-1), axis=-1)
         mean = (xp.sum(cosines, axis=(-2, -1)) - diagonal) / (number * (number - 1))
         divisor = 1.0 + (number - 1) * mean
-        known = xp.abs(divisor) >= 1e-6
+        known = xp.abs(divisor) >= max(1e-6, 8 * number * float(np.finfo(gram.dtype).eps))
         t = xp.where(known, number * mean / xp.where(known, divisor, 1.0), 0.0 * mean)
         return xp.stack([t / number] * number, axis=-1)
 
@@ -205,70 +223,116 @@ def model_stock_recipe(number: int, scope: str) -> engine.Recipe:
 def geometric_median_recipe(number: int, weights: Weights, scope: str, iterations: int = 100) -> engine.Recipe:
     """Give the recipe of `geometric_median`."""
     weights = np.asarray(engine.per_member(weights, number, "weights"), np.float64)
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise ValueError(f"weights must be finite, not negative and not all zero, but they are {weights.tolist()}")
 
-    def coefficients(xp, gram):
+    def coefficients(xp, gram, length, epsilon):
         share = xp.asarray(weights / weights.sum(), gram.dtype)
-        squares = xp.diagonal(gram)
+        limit = max(64 * epsilon, math.sqrt(64 * np.finfo(np.float64).eps))
+        return _median_coefficients(xp, gram, share, limit, iterations)
 
-        def step(p):
-            squared = p @ gram @ p - 2.0 * (gram @ p) + squares
-            # a member that is met exactly takes nearly all of the weight
-            pull = share / xp.sqrt(xp.maximum(squared, 1e-12 * (xp.max(squares) + 1e-30)))
-            return pull / xp.sum(pull)
-
-        return _iterate(xp, step, share, iterations)
-
-    # distances are those of the differences to the first member, which lose no digits
-    return gram_recipe(coefficients, False, scope, relative_to_first=True)
+    return gram_recipe(coefficients, False, scope, distances=True)
 
 
 def gram_recipe(
-    coefficients: Callable[[Any, Any], Any], has_base: bool, scope: str, *, relative_to_first: bool = False
+    coefficients: Callable[[Any, Any, Any, float], Any],
+    has_base: bool,
+    scope: str,
+    *,
+    mixed: Callable[[Any, Any], Any] | None = None,
+    distances: bool = False,
 ) -> engine.Recipe:
     """Give the recipe that sums vectors with coefficients [K] made from their Gram matrix [K, K].
 
-    `coefficients(xp, gram)`; float64 in NumPy, float32 in JAX. The vectors are the task vectors if there is a base,
-    which is then added, or the members.
+    `coefficients(xp, gram, length, epsilon)`; float64 in NumPy, float32 in JAX; epsilon is that of the members' dtype.
+    `length` is |Σ_i m_i v_i / |v_i|| with m = `mixed(xp, lengths)`, or None. The vectors v_i are the task vectors if
+    there is a base, which is then added, or the members. With `distances` they are the differences to the first member,
+    which lose no digits, and in place of the Gram matrix are the squares of all distances.
     """
     if scope not in ("model", "leaf"):
         raise ValueError(f"scope must be 'model' or 'leaf', not {scope!r}")
 
     def vectors(part):
-        if relative_to_first:
+        if distances:
             return [leaf - part.leaves[0] for leaf in part.leaves]
         return [part.vector(index) for index in range(len(part.leaves))] if has_base else part.leaves
 
-    def products(part):
-        here = vectors(part)
-        return [tree.inner(a, b) for index, a in enumerate(here) for b in here[: index + 1]]
-
     def measure(parts):
-        first = next(iter(parts()))
-        xp, number = first.xp, len(first.leaves)
-        sums = engine.sum_over(parts, products)
-        rows, columns = np.tril_indices(number)
-        place = np.zeros((number, number), np.int64)
-        place[rows, columns] = place[columns, rows] = np.arange(len(rows))
-        return coefficients(xp, xp.stack(sums)[place])
+        epsilons = set()
+
+        def products(part):
+            epsilons.add(float(np.finfo(part.leaves[0].dtype).eps))
+            return (_distances if distances else _products)(part.xp, vectors(part))
+
+        gram = engine.sum_over(parts, products)
+        xp = np if isinstance(gram, np.ndarray) else jnp
+        length = None if mixed is None else _length(xp, gram, mixed, lambda: map(vectors, parts()))
+        return coefficients(xp, gram, length, max(epsilons))
 
     def merge(part, weights):
-        here = vectors(part)
-        total = tree.sum_in_order([tree.scalar(weights[index], vector) * vector for index, vector in enumerate(here)])
-        if relative_to_first:
+        total = tree.mix(vectors(part), weights)
+        if distances:
             return part.leaves[0] + total
         return part.base + total if has_base else total
 
     return engine.Recipe(merge, measure, scope)
 
 
-def _by_scope(coefficients, has_base, scope, scopes):
+def _products(xp, vectors):
+    """Give the inner products [K, K] of all pairs."""
+    if xp is np:
+        return _products_on_host(vectors)
+    return _square(xp, [[tree.inner(a, b) for b in vectors[: index + 1]] for index, a in enumerate(vectors)])
+
+
+def _products_on_host(vectors):
+    # in float64, as many elements at a time as fit into the cache
+    flat = [np.asarray(vector).reshape(-1) for vector in vectors]
+    step = max(256, 2**18 // len(flat))
+    total = np.zeros((len(flat), len(flat)))
+    for start in range(0, flat[0].size, step):
+        wide = np.stack([tree.wide_pairs(vector[start : start + step]) for vector in flat])
+        total += wide @ wide.T
+    return total
+
+
+def _distances(xp, vectors):
+    """Give the squares [K, K] of the distances of all pairs."""
+    if xp is np:
+        gram = _products_on_host(vectors)
+        squares = np.diagonal(gram)
+        return np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0) * (1 - np.eye(len(gram)))
+    steps = [[a - b for b in vectors[: index + 1]] for index, a in enumerate(vectors)]
+    return _square(xp, [[tree.inner(step, step) for step in row] for row in steps])
+
+
+def _square(xp, rows):
+    """Give the symmetric matrix whose lower half these rows are."""
+    place = np.zeros((len(rows), len(rows)), np.int64)
+    low, high = np.tril_indices(len(rows))
+    place[low, high] = place[high, low] = np.arange(len(low))
+    return xp.stack([product for row in rows for product in row])[place]
+
+
+def _length(xp, gram, mixed, vectors):
+    """Measure |Σ_i m_i v_i / |v_i||, by itself where the products would cancel in it."""
+    lengths = _lengths(xp, gram)
+    share = mixed(xp, lengths) / lengths
+    square = _quadratic(xp, gram, share)
+    if xp is not np or square < 1e-2:
+        sums = (tree.mix([x.astype(np.float64) for x in v] if xp is np else v, share) for v in vectors())
+        square = tree.sum_in_order([tree.inner(total, total) for total in sums])
+    return xp.sqrt(xp.maximum(square, 0.0))
+
+
+def _by_scope(coefficients, has_base, scope, scopes, mixed=None):
     check_name(scope, scopes, "scope")
     if scope in ("model", "leaf"):
-        return gram_recipe(coefficients, has_base, scope)
-    return _row_recipe(coefficients, has_base, columns=scope == "column")
+        return gram_recipe(coefficients, has_base, scope, mixed=mixed)
+    return _row_recipe(coefficients, has_base, mixed, columns=scope == "column")
 
 
-def _row_recipe(coefficients, has_base, *, columns):
+def _row_recipe(coefficients, has_base, mixed, *, columns):
     """Give the recipe that does as `gram_recipe` for each row, or each column, by itself: Gram matrices [R, K, K]."""
 
     def rows(array):
@@ -280,8 +344,14 @@ def _row_recipe(coefficients, has_base, *, columns):
         xp, number = part.xp, len(part.leaves)
         vectors = [rows(part.vector(i) if has_base else part.leaves[i]) for i in range(number)]
         wide = [x.astype(np.float64) for x in vectors] if xp is np else vectors
-        gram = xp.stack([xp.stack([xp.sum(a * b, axis=-1) for b in wide], axis=-1) for a in wide], axis=-1)
-        weights = coefficients(xp, gram)
+        gram = xp.stack([xp.stack([_along_rows(xp, a, b) for b in wide], axis=-1) for a in wide], axis=-1)
+        length = None
+        if mixed is not None:
+            lengths = _lengths(xp, gram)
+            share = mixed(xp, lengths) / lengths
+            total = tree.sum_in_order([share[:, i, None] * x for i, x in enumerate(wide)])
+            length = xp.sqrt(_along_rows(xp, total, total))
+        weights = coefficients(xp, gram, length, float(np.finfo(vectors[0].dtype).eps))
         total = tree.sum_in_order([weights[:, i, None].astype(x.dtype) * x for i, x in enumerate(vectors)])
         merged = (total.T if columns else total).reshape(part.leaves[0].shape)
         return part.base + merged if has_base else merged
@@ -289,47 +359,136 @@ def _row_recipe(coefficients, has_base, *, columns):
     return engine.Recipe(merge, unit="leaf" if columns else "row")
 
 
-def slerp_coefficients(xp, gram, t, *, parallel: float | None = None):
-    """Give the weights of two vectors at `t` of their arc; linear where they are parallel."""
+def slerp_coefficients(xp, gram, t, length, epsilon, *, parallel: float | None = None):
+    """Give the weights of two vectors at `t` of their arc; linear where they are parallel.
+
+    `length`: of the sum of their directions, 2 cos Ω/2, which says more than cos Ω where they are nearly opposite.
+    """
     _, cosines = _lengths_and_cosines(xp, gram)
-    cosine = xp.clip(cosines[..., 0, 1], -1.0, 1.0)
-    squared_sine = 1.0 - cosine * cosine
-    if parallel is None:
-        straight = squared_sine <= (1e-16 if gram.dtype == np.float64 else 1e-12)
-    else:
-        straight = xp.abs(cosine) > parallel
-    sine = xp.where(straight, 1.0, xp.sqrt(xp.where(straight, 1.0, squared_sine)))
-    omega = xp.arccos(xp.where(straight, 0.0, cosine))
+    cosine, half = xp.clip(cosines[..., 0, 1], -1.0, 1.0), xp.clip(length / 2, 0.0, 1.0)
+    opposite = cosine < -0.5
+    omega = xp.where(opposite, 2 * xp.arccos(half), xp.arccos(cosine))
+    sine = xp.sqrt(xp.where(opposite, 4 * half * half * (1 - half * half), 1 - cosine * cosine))
+    straight = sine <= 64 * epsilon if parallel is None else xp.abs(cosine) > parallel
+    sine, omega = xp.where(straight, 1.0, sine), xp.where(straight, 0.0, omega)
     a = xp.where(straight, 1.0 - t, xp.sin((1.0 - t) * omega) / sine)
     b = xp.where(straight, t, xp.sin(t * omega) / sine)
     return xp.stack([a, b], axis=-1)
 
 
+def _both(xp, lengths):
+    return xp.ones_like(lengths)
+
+
+def _along_rows(xp, a, b):
+    product = xp.sum(xp.conj(a) * b, axis=-1)
+    return product.real
+
+
+def _lengths(xp, gram):
+    # a vector of zeros has no direction; its coefficient may be anything that is finite in float32 too
+    squares = xp.diagonal(gram, axis1=-2, axis2=-1)
+    return xp.sqrt(xp.maximum(squares, xp.asarray(1e-60 if squares.dtype == np.float64 else 1e-30, squares.dtype)))
+
+
 def _lengths_and_cosines(xp, gram):
-    lengths = xp.sqrt(_positive(xp, xp.diagonal(gram, axis1=-2, axis2=-1)))
+    lengths = _lengths(xp, gram)
     return lengths, gram / (lengths[..., :, None] * lengths[..., None, :])
 
 
-def _positive(xp, squares):
-    # a vector of zeros has no direction; its coefficient may be anything that is finite in float32 too
-    return xp.maximum(squares, xp.asarray(1e-60 if squares.dtype == np.float64 else 1e-30, squares.dtype))
+def _times(xp, matrix, vector):
+    # accelerators would round the factors
+    return matrix @ vector if xp is np else jnp.matmul(matrix, vector, precision="highest")
 
 
-def _unit(xp, cosines, m):
-    return m / xp.sqrt(_positive(xp, m @ cosines @ m))
+def _quadratic(xp, matrix, vector):
+    return _times(xp, vector, _times(xp, matrix, vector))
 
 
-def _karcher_step(xp, cosines, share, m, tolerance):
-    cosine = xp.clip(cosines @ m, -1.0, 1.0)
-    angle = xp.arccos(cosine)
-    sine = xp.sqrt(1.0 - cosine * cosine)
-    skipped = (angle < tolerance) | (sine == 0.0)
-    ratio = xp.where(skipped, 0.0 * angle, angle / xp.where(skipped, 1.0, sine)) * share
+def _karcher_step(xp, cosines, share, m, tolerance, limit):
+    cosine = xp.clip(_times(xp, cosines, m), -1.0, 1.0)
+    angle, sine = xp.arccos(cosine), xp.sqrt(1.0 - cosine * cosine)
+    straight = sine <= limit
+    ratio = xp.where(straight, (cosine > 0).astype(sine.dtype), angle / xp.where(straight, 1.0, sine))
+    ratio = xp.where(angle < tolerance, 0.0, ratio) * share
     tangent = ratio - xp.sum(ratio * cosine) * m
-    length = xp.sqrt(xp.maximum(tangent @ cosines @ tangent, 0.0))
+    length = xp.sqrt(xp.maximum(_quadratic(xp, cosines, tangent), 0.0))
     done = length < tolerance
     moved = xp.cos(length) * m + xp.sin(length) * tangent / xp.where(done, 1.0, length)
-    return xp.where(done, m, _unit(xp, cosines, moved))
+    return xp.where(done, m, moved / xp.sqrt(xp.maximum(_quadratic(xp, cosines, moved), 1e-30)))
+
+
+# --- The median ---
+
+
+def _median_coefficients(xp, squares, share, limit, iterations):
+    """Give the coefficients of the median of points from the squares [K, K] of their distances."""
+    goals = _times(xp, xp.sqrt(squares), share)
+    best = xp.argmin(goals)
+    # inner products of the differences to the member that serves best
+    gram = (squares[best][:, None] + squares[best][None, :] - squares) / 2
+    alone = (xp.arange(len(share)) == best).astype(share.dtype)
+    distances = xp.sqrt(squares[best])
+    here = distances <= limit * xp.max(distances)
+    pull = xp.where(here, 0.0, share / xp.where(here, 1.0, distances))
+    force = xp.sqrt(xp.maximum(_quadratic(xp, gram, pull), 0.0))
+    stays = force <= xp.sum(xp.where(here, share, 0.0)) * (1 + limit)
+    # from there downhill, to where no member is better
+    total = xp.sum(pull)
+    step = xp.where(stays, 0.0, 1 - xp.sum(xp.where(here, share, 0.0)) / xp.where(stays, 1.0, force))
+    start = (1 - step) * alone + step * pull / xp.where(total > 0, total, 1.0)
+    # of several as good, such as two members, the middle
+    equal = (goals <= goals[best] * (1 + 16 * float(np.finfo(goals.dtype).eps))).astype(share.dtype)
+    return xp.where(stays, equal / xp.sum(equal), _descend(xp, gram, share, start, iterations))
+
+
+def _descend(xp, gram, share, p, iterations):
+    epsilon = float(np.finfo(gram.dtype).eps)
+
+    def moves(state):
+        number, old, p = state
+        return (number < iterations) & (xp.max(xp.abs(p - old)) > 4 * epsilon)
+
+    def step(state):
+        number, _, p = state
+        distances = _distances_to(xp, gram, p)
+        newton, weiszfeld = _steps(xp, gram, share, p, distances)
+        goals = [xp.sum(share * _distances_to(xp, gram, tried)) for tried in (newton, weiszfeld)]
+        # equal up to rounding where little is left to do, and there Newton's is the better one; not so a NaN
+        return number + 1, p, xp.where(goals[0] <= goals[1] * (1 + 8 * epsilon), newton, weiszfeld)
+
+    state = (0, p + 1, p)
+    if xp is not np:
+        return jax.lax.while_loop(moves, step, state)[2]
+    while moves(state):
+        state = step(state)
+    return state[2]
+
+
+def _distances_to(xp, gram, p):
+    product, squares = _times(xp, gram, p), xp.diagonal(gram)
+    distances = _times(xp, p, product) - 2.0 * product + squares
+    nearest = xp.argmin(distances)
+    at = xp.arange(len(p)) == nearest
+    # of the nearest member the difference would lose all digits
+    distances = xp.where(at, _quadratic(xp, gram, p - at.astype(p.dtype)), distances)
+    return xp.sqrt(xp.maximum(distances, 1e-30))
+
+
+def _steps(xp, gram, share, p, distances):
+    """Give the coefficients of the point after Newton's step and after Weiszfeld's."""
+    pull = share / distances
+    total = xp.sum(pull)
+    slope = total * p - pull
+    product, slopes = _times(xp, gram, p), _times(xp, gram, slope)
+    between = _times(xp, p, product) - product[:, None] - product[None, :] + gram
+    scale = xp.sqrt(pull) / distances
+    identity = xp.eye(len(p), dtype=p.dtype)
+    between = xp.where(identity > 0, distances[:, None] ** 2, between)
+    # total · I − Σ u uᵀ of the directions u to the members, inverted in their span
+    matrix = total * (1 + 64 * float(np.finfo(p.dtype).eps)) * identity - scale[:, None] * scale[None, :] * between
+    solved = xp.linalg.solve(matrix, (scale * (_times(xp, p, slopes) - slopes))[:, None])[:, 0] * scale
+    return p - (slope + xp.sum(solved) * p - solved) / total, pull / total
 
 
 def _iterate(xp, step, value, number):

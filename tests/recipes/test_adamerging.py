@@ -161,8 +161,8 @@ def test_task_vectors_that_were_changed_before():
 
 
 def test_keeps_dtypes_and_copies_integers():
-    narrow = [{**jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), m), "steps": np.int32(3)} for m in MEMBERS]
-    base = {**jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), BASE), "steps": np.int32(3)}
+    narrow = [{**jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), m), "table": np.int32(3)} for m in MEMBERS]
+    base = {**jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), BASE), "table": np.int32(3)}
 
     def apply(params, inputs):
         floats = {name: params[name].astype(jnp.float32) for name in BASE}
@@ -170,9 +170,9 @@ def test_keeps_dtypes_and_copies_integers():
 
     soup = run(members=narrow, base=base, apply_fn=apply, steps=2)
     assert jax.tree.map(lambda leaf: leaf.dtype, soup.params) == jax.tree.map(lambda leaf: leaf.dtype, base)
-    assert soup.params["steps"] == 3
-    narrow[1]["steps"] = np.int32(4)
-    with pytest.raises(ValueError, match="these differ: steps"):
+    assert soup.params["table"] == 3
+    narrow[1]["table"] = np.int32(4)
+    with pytest.raises(ValueError, match="these differ: table"):
         run(members=narrow, base=base, apply_fn=apply, steps=2)
 
 

@@ -1,3 +1,4 @@
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -26,6 +27,21 @@ def test_running_mean_of_bfloat16_kept_in_float32(rng):
     for count, value in enumerate(values[1:], start=1):
         mean = soups.running_mean(mean, {"w": value[None]}, count)
     np.testing.assert_allclose(mean["w"][0], values.astype(np.float64).mean(), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32, np.float64])
+def test_averages_of_any_dtype_move(dtype):
+    start, member = {"w": np.ones(3, dtype)}, {"w": np.full(3, 1.5, dtype)}
+    average = mean = start
+    for step in range(1, 2001):
+        average, mean = soups.ema(average, member, 0.999), soups.running_mean(mean, member, step)
+    assert (
+        average["w"].dtype
+        == mean["w"].dtype
+        == np.promote_types(dtype if dtype == np.float64 else np.float32, np.float32)
+    )
+    np.testing.assert_allclose(average["w"], 1.5 - 0.5 * 0.999**2000, rtol=1e-5)
+    np.testing.assert_allclose(mean["w"], 1.5 - 0.5 / 2001, rtol=1e-5)
 
 
 def test_ema_from_zero_is_wise_ft_of_the_debiased_average(rng):

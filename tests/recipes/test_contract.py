@@ -102,6 +102,11 @@ def only_second(function):
     return lambda members: function(list(members.values() if hasattr(members, "values") else members)[1:2], base=BASE)
 
 
+def cast_at_the_end(make):
+    """Give the case's `make` for an average that is kept in float32 or wider."""
+    return lambda members: soups.tree.cast_like(make(members), members[0])
+
+
 def second_by_emr(members):
     """Give what EMR's elected task vector, mask and rescaler make of the second member."""
     return soups.tree.cast_like(soups.emr_restore(soups.emr(members, base=BASE), 1, base=BASE), members[1])
@@ -125,10 +130,12 @@ CASES = {
     "uniform": Case(soups.uniform, lambda x: x.mean(0)),
     "weighted": Case(lambda m: soups.weighted(m, WEIGHTS), lambda x: np.tensordot(WEIGHTS, x, 1), symmetric=False),
     "running_mean": Case(
-        lambda m: soups.running_mean(soups.running_mean(m[0], m[1], 1), m[2], 2), lambda x: x.mean(0), pool=False
+        cast_at_the_end(lambda m: soups.running_mean(soups.running_mean(m[0], m[1], 1), m[2], 2)),
+        lambda x: x.mean(0),
+        pool=False,
     ),
     "ema": Case(
-        lambda m: soups.ema(soups.ema(m[0], m[1], 0.75), m[2], 0.75),
+        cast_at_the_end(lambda m: soups.ema(soups.ema(m[0], m[1], 0.75), m[2], 0.75)),
         lambda x: 0.75 * (0.75 * x[0] + 0.25 * x[1]) + 0.25 * x[2],
         symmetric=False,
         pool=False,
@@ -234,6 +241,22 @@ def test_order_does_not_matter(name, members):
 def test_is_a_program_for_gpus_and_tpus(name, members):
     exported = jax.export.export(jax.jit(CASES[name].make), platforms=["cuda", "tpu"])([to_jax(m) for m in members])
     assert "lapack" not in exported.mlir_module()  # what a CPU would call
+
+
+def rounded_products(program):
+    """List the lines of a StableHLO program that multiply float32 matrices in fewer bits where a device has fewer."""
+    lines = [line for line in program.splitlines() if "dot_general" in line and "f32" in line.split(":", 1)[-1]]
+    return [line.strip() for line in lines if "precision = [HIGHEST, HIGHEST]" not in line]
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_products_are_at_full_precision(name, members):
+    assert not rounded_products(jax.jit(CASES[name].make).lower([to_jax(m) for m in members]).as_text())
+
+
+def test_products_in_fewer_bits_are_found():
+    program = jax.jit(lambda a, b: (jnp.dot(a, b), jnp.dot(a, b, precision="highest"))).lower(*[jnp.ones((2, 2))] * 2)
+    assert len(rounded_products(program.as_text())) == 1
 
 
 @pytest.mark.parametrize("name", PURE)

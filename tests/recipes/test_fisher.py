@@ -110,11 +110,11 @@ def test_sampled_is_unbiased():
 
 
 def test_information_of_narrow_weights_and_integer_leaves():
-    params = {**network(0, ml_dtypes.bfloat16), "steps": np.int32([3])}
+    params = {**network(0, ml_dtypes.bfloat16), "table": np.int32([3])}
     result = fisher_information(lambda p, x: apply(p, x.astype(jnp.bfloat16)), params, INPUTS)
-    np.testing.assert_array_equal(result["steps"], np.float32([0]))
+    np.testing.assert_array_equal(result["table"], np.float32([0]))
     assert {leaf.dtype for leaf in jax.tree.leaves(result)} == {np.dtype(np.float32)}
-    result.pop("steps")
+    result.pop("table")
     close(result, oracle("exact", N, None), rtol=0.1, atol=0.05)
 
 
@@ -214,15 +214,15 @@ def test_by_name_in_any_order_and_under_jit():
 
 
 def test_keeps_dtypes_and_copies_integers():
-    members = [{**network(seed, ml_dtypes.bfloat16), "steps": np.int32([3])} for seed in (3, 4, 5)]
-    fishers = [{**f, "steps": np.float32([0])} for f in FISHERS]
+    members = [{**network(seed, ml_dtypes.bfloat16), "table": np.int32([3])} for seed in (3, 4, 5)]
+    fishers = [{**f, "table": np.float32([0])} for f in FISHERS]
     result = fisher(members, fishers)
     assert jax.tree.map(lambda leaf: leaf.dtype, result) == jax.tree.map(lambda leaf: leaf.dtype, members[0])
-    np.testing.assert_array_equal(result.pop("steps"), [3])
+    np.testing.assert_array_equal(result.pop("table"), [3])
     wide = fisher([jax.tree.map(lambda leaf: leaf.astype(np.float32), m) for m in members], fishers)
     close(result, {k: jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), wide[k]) for k in result}, 0, 0)
-    members[1]["steps"] = np.int32([4])
-    with pytest.raises(ValueError, match="these differ: steps"):
+    members[1]["table"] = np.int32([4])
+    with pytest.raises(ValueError, match="these differ: table"):
         fisher(members, fishers)
 
 

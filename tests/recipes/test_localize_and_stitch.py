@@ -245,17 +245,17 @@ def test_full_masks_give_the_mean_of_the_task_vectors():
 
 def test_stitch_keeps_dtypes_and_copies_integers():
     narrow = [
-        {**jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), m), "steps": np.int32([3])} for m in (BASE, *MEMBERS)
+        {**jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), m), "table": np.int32([3])} for m in (BASE, *MEMBERS)
     ]
-    masks = [{**mask, "steps": np.zeros(1, bool)} for mask in MASKS]
+    masks = [{**mask, "table": np.zeros(1, bool)} for mask in MASKS]
     result = stitch(narrow[1:], masks, base=narrow[0])
     assert jax.tree.map(lambda leaf: leaf.dtype, result) == jax.tree.map(lambda leaf: leaf.dtype, narrow[0])
-    assert result["steps"] == [3]
+    assert result["table"] == [3]
     wide = [{name: weights[name].astype(np.float32) for name in BASE} for weights in narrow]
     expected = tree.cast_like(stitch(wide[1:], MASKS, base=wide[0]), {name: narrow[0][name] for name in BASE})
     equal({name: result[name] for name in BASE}, expected)
-    narrow[1]["steps"] = np.int32([4])
-    with pytest.raises(ValueError, match="these differ: steps"):
+    narrow[1]["table"] = np.int32([4])
+    with pytest.raises(ValueError, match="these differ: table"):
         stitch(narrow[1:], masks, base=narrow[0])
 
 

@@ -1,6 +1,7 @@
 """Test the methods of angles and lengths against float64 written from the formulas."""
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -82,11 +83,12 @@ def test_multislerp():
     close(soups.multislerp(MEMBERS, weights=weights, base=BASE), per_leaf(oracle, MEMBERS, BASE))
 
 
-def test_multislerp_of_directions_that_cancel_is_an_error():
+def test_multislerp_of_directions_that_cancel_is_the_weighted_mean():
     third = jax.tree.map(lambda x: np.zeros_like(x), MEMBERS[0])
     opposite = jax.tree.map(lambda x: -x, MEMBERS[0])
-    with pytest.raises(ValueError, match="directions cancel"):
-        soups.multislerp([MEMBERS[0], opposite, third])
+    close(soups.multislerp([MEMBERS[0], opposite, third]), third)
+    signs = [{"logit_scale": np.float32(x)} for x in (1.5, -2.0, 3.0, -4.0)]
+    assert soups.multislerp(signs)["logit_scale"] == np.float32(-0.375)
 
 
 def test_karcher():
@@ -176,6 +178,151 @@ def test_geometric_median():
         return point
 
     close(soups.geometric_median(MEMBERS), per_leaf(oracle, MEMBERS))
+
+
+def everywhere(function, members, base=None):
+    """Give what comes of NumPy's arrays, of JAX's, and of JAX's under jit."""
+    args = (members,) if base is None else (members, base)
+    on_device = jax.tree.map(jax.numpy.asarray, args)
+    return [function(*args), function(*on_device), jax.jit(function)(*on_device)]
+
+
+SCALARS = [(-0.5664639, 2.748347), (3.150, -2.366), (1.0, -1.0), (2.5, 2.5), (0.0, 3.0), (4.6052, 4.5811)]
+
+
+# of the two numbers on a line: what the formula says, and where it says nothing the documented limit
+ON_A_LINE = {
+    "slerp": (lambda m: soups.interpolate(*m, t=0.3, path="spherical"), lambda a, b: 0.7 * a + 0.3 * b),
+    "nuslerp": (lambda m: soups.nuslerp(m, weights=[0.7, 0.3]), lambda a, b: 0.7 * a + 0.3 * b),
+    "nuslerp rows": (lambda m: soups.nuslerp(m, weights=[0.7, 0.3], scope="row"), lambda a, b: 0.7 * a + 0.3 * b),
+    "nuslerp columns": (lambda m: soups.nuslerp(m, weights=[0.7, 0.3], scope="column"), lambda a, b: 0.7 * a + 0.3 * b),
+    "multislerp": (soups.multislerp, lambda a, b: (a + b) / 2),
+    "karcher": (soups.karcher, lambda a, b: np.sign(a or b) * (abs(a) + abs(b)) / 2),
+    "model_stock": (
+        lambda m: soups.model_stock(m, base=jax.tree.map(lambda x: x * 0, m[0])),
+        lambda a, b: (a + b) / 2 if a * b > 0 else 0.0,
+    ),
+    "geometric_median": (soups.geometric_median, lambda a, b: (a + b) / 2),
+}
+
+
+@pytest.mark.parametrize("values", SCALARS)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("method", ON_A_LINE)
+def test_leaves_of_one_element(method, shape, values):
+    function, oracle = ON_A_LINE[method]
+    if "slerp" in method and method != "multislerp" and 0 in values:  # nothing is at a right angle to all
+        oracle = slerp_from_zero
+    members = [{"logit_scale": np.full(shape, value, np.float32)} for value in values]
+    for result in everywhere(function, members):
+        assert result["logit_scale"].shape == shape
+        np.testing.assert_allclose(result["logit_scale"], oracle(*values), rtol=1e-6, atol=1e-6)
+
+
+def slerp_from_zero(a, b):
+    return np.sin(0.3 * np.pi / 2) * b
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("method", ["nuslerp", "multislerp", "karcher", "geometric_median"])
+@pytest.mark.parametrize("factor", [-1.0, -3.0])
+def test_opposite_vectors(method, factor, dtype):
+    first = {"w": RNG.integers(-20, 20, size=(7, 5)).astype(dtype)}  # exact in bfloat16, three times too
+    members = [first, {"w": (first["w"].astype(np.float64) * factor).astype(dtype)}]
+    a, b = (member["w"].astype(np.float64) for member in members)
+    means = {"nuslerp": 0.7 * a + 0.3 * b, "karcher": a * (1 - factor) / 2}
+    for result in everywhere(ON_A_LINE[method][0], members)[: 1 if dtype == np.float64 else 3]:
+        assert result["w"].dtype == dtype
+        tolerance = 1e-2 if dtype == ml_dtypes.bfloat16 else 2e-6
+        np.testing.assert_allclose(
+            np.asarray(result["w"], np.float64), means.get(method, (a + b) / 2), rtol=tolerance, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize("scope", ["row", "column"])
+def test_rows_that_are_opposite_among_others(scope):
+    a, b = RNG.normal(size=(2, 6, 4)).astype(np.float32)
+    b[2], b[4] = -a[2], 0
+    if scope == "column":
+        a, b = a.T.copy(), b.T.copy()
+    rows = (lambda x: x.T) if scope == "column" else (lambda x: x)
+    others = [0, 1, 3, 5]
+    expected = [slerp(0.3)([rows(x)[i].astype(np.float64) for x in (a, b)]) for i in others]
+    for result in everywhere(lambda m: soups.nuslerp(m, weights=[0.7, 0.3], scope=scope), [{"w": a}, {"w": b}]):
+        got = rows(np.asarray(result["w"]))
+        np.testing.assert_allclose(got[2], 0.4 * rows(a)[2], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got[4], np.sin(0.7 * np.pi / 2) * rows(a)[4], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got[others], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("angle", [1e-4, 1e-2, 0.3])
+def test_vectors_that_are_nearly_opposite(angle):
+    """Where only the sum of the two directions still knows the angle."""
+    u, across = np.linalg.qr(RNG.normal(size=(64, 2)))[0].T
+    a = {"w": (2 * u).astype(np.float32)}
+    b = {"w": (-np.cos(angle) * u + np.sin(angle) * across).astype(np.float32)}
+    vectors = [x["w"].astype(np.float64) for x in (a, b)]
+    half = np.linalg.norm(unit(vectors[0]) + unit(vectors[1])) / 2
+    omega, sine = 2 * np.arccos(half), 2 * half * np.sqrt(1 - half**2)
+    expected = (np.sin(0.7 * omega) * vectors[0] + np.sin(0.3 * omega) * vectors[1]) / sine
+    direction = unit(unit(vectors[0]) + unit(vectors[1])) * 1.5
+    tolerance = 1e-6 / angle
+    for result in everywhere(lambda m: soups.nuslerp(m, weights=[0.7, 0.3]), [a, b]):
+        np.testing.assert_allclose(result["w"], expected, atol=tolerance)
+    for result in everywhere(soups.multislerp, [a, b]):
+        np.testing.assert_allclose(np.linalg.norm(result["w"]), 1.5, rtol=tolerance)
+        np.testing.assert_allclose(result["w"], direction, atol=tolerance * 10)
+
+
+def median(points):
+    """Give the median: a member that Vardi and Zhang's test finds, or Weiszfeld's limit."""
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    best = distances.sum(0).argmin()
+    others = distances[best] > 0
+    force = np.linalg.norm(((points - points[best])[others] / distances[best][others, None]).sum(0))
+    if force <= (~others).sum():
+        return points[best]
+    point = points.mean(0)
+    for _ in range(100_000):
+        pull = 1 / np.linalg.norm(points - point, axis=1)
+        last, point = point, pull @ points / pull.sum()
+        if abs(last - point).max() < 1e-13:
+            break
+    return point
+
+
+@pytest.mark.parametrize("kind", ["spread", "a member is the median", "members are the same", "near a member"])
+@pytest.mark.parametrize("number", [3, 4, 7])
+def test_geometric_median_to_rounding(kind, number):
+    points = np.random.default_rng(number).normal(size=(number, 40)).astype(np.float32)
+    if kind == "a member is the median":
+        points[1:] -= points[1:].mean(0)
+        points[0] *= np.float32(1e-3)
+    elif kind == "members are the same":
+        points[1] = points[2]
+    elif kind == "near a member":
+        points[0] = median(points[1:].astype(np.float64)) + 1e-3
+    expected = median(points.astype(np.float64))
+    if kind == "a member is the median":
+        np.testing.assert_array_equal(expected, points[0])
+    for result in everywhere(soups.geometric_median, [{"w": point} for point in points]):
+        np.testing.assert_allclose(result["w"], expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", ["nuslerp", "multislerp", "karcher", "geometric_median"])
+def test_complex_leaves_are_pairs_of_numbers(method):
+    """As the vectors of their real and imaginary parts."""
+    function = ON_A_LINE[method][0]
+    members = [(RNG.normal(size=9) + 1j * RNG.normal(size=9)).astype(np.complex64) for _ in range(2)]
+    expected = function([{"w": member.view(np.float32)} for member in members])["w"].view(np.complex64)
+    for result in everywhere(function, [{"w": member} for member in members]):
+        np.testing.assert_allclose(result["w"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [0.0, [1.0, -1.0, 1.0, 1.0], [np.nan, 1.0, 1.0, 1.0]])
+def test_geometric_median_blames_the_weights(weights):
+    with pytest.raises(ValueError, match="weights must be finite, not negative and not all zero, but they are"):
+        soups.geometric_median(MEMBERS, weights=weights)
 
 
 def test_geometric_median_ignores_one_odd_member():

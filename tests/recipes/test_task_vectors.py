@@ -275,9 +275,9 @@ def test_errors(call, message):
 
 
 def test_integer_leaves_are_copied_and_must_agree():
-    members = [{"w": np.float32([i]), "steps": np.int32(5)} for i in range(2)]
-    base = {"w": np.float32([0]), "steps": np.int32(0)}
-    assert soups.ties(members, base=base)["steps"] == 5
-    members[1]["steps"] = np.int32(6)
-    with pytest.raises(ValueError, match="these differ: steps"):
+    members = [{"w": np.float32([i]), "table": np.int32(5)} for i in range(2)]
+    base = {"w": np.float32([0]), "table": np.int32(0)}
+    assert soups.ties(members, base=base)["table"] == 5
+    members[1]["table"] = np.int32(6)
+    with pytest.raises(ValueError, match="these differ: table"):
         soups.ties(members, base=base)
