@@ -45,20 +45,16 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
     return read_json(folder / FILE) if (folder / FILE).exists() else None
 
 
-def differing_configs(checkpoints: Mapping) -> tuple[list[str], list[str]]:
-    """Compare the configs of models with the first one, and return why a sum means nothing, and notes on the rest.
-
-    Raises:
-        CheckpointError: as `read_config`.
-    """
-    configs = {model: read_config(folder_of(checkpoint)) for model, checkpoint in checkpoints.items()}
-    known = {model: _flat(config) for model, config in configs.items() if config is not None}
+def differing_configs(configs: Mapping[str, Mapping | None]) -> tuple[list[str], list[str]]:
+    """Compare the configs of models with the first one, and return why a sum means nothing, and notes on the rest."""
+    flat = {id(config): _flat(config) for config in configs.values() if config is not None}
+    known = {model: flat[id(config)] for model, config in configs.items() if config is not None}
     if not known:
         return [], []
     (first, reference), *others = known.items()
     wrong, notes = [], []
     for model, config in others:
-        lines, settings = _compared(config, reference)
+        lines, settings = _compared(config, reference) if config is not reference else ([], [])
         wrong += [f"  ~ {model}: {line}, as {first} has it" for line in lines]
         if settings:
             more = f" and {len(settings) - MOST} more" if len(settings) > MOST else ""

@@ -31,8 +31,11 @@ def check_meaning(job: Job, checkpoints: Mapping) -> list[str]:
             heads, labels, kinds of model or activations, and, without a rule for the tokenizer, other vocabularies;
             a config or tokenizer that cannot be read.
     """
-    wrong = [line for model, checkpoint in checkpoints.items() if (line := _quantised(model, checkpoint))]
-    differing, notes = differing_configs(checkpoints)
+    read = functools.cache(read_config)  # many members may lie in one folder
+    configs = {model: read(folder_of(checkpoint)) for model, checkpoint in checkpoints.items()}
+    lines = [_quantised(model, checkpoint.leaves, configs[model] or {}) for model, checkpoint in checkpoints.items()]
+    wrong = list(filter(None, lines))
+    differing, notes = differing_configs(configs)
     wrong += differing
     if job.tokenizer is None:
         lines, more = differing_vocabularies(checkpoints)
@@ -78,10 +81,10 @@ def _promoted(one, other):
         return np.dtype(ml_dtypes.bfloat16 if one.itemsize == 1 else np.float32)
 
 
-def _quantised(model, checkpoint):
+def _quantised(model, leaves, config):
     """Return a line that says how a model is quantised; none for floats of 8 bits without scales."""
-    settings = _settings(read_config(folder_of(checkpoint)) or {})
-    codes = [name for name, leaf in checkpoint.leaves.items() if _is_code(name, leaf, checkpoint.leaves)]
+    settings = _settings(config)
+    codes = [name for name, leaf in leaves.items() if _is_code(name, leaf, leaves)]
     reasons = [f"its config.json has {setting}" for setting in settings[:1]]
     reasons += [f"{len(codes)} of its tensors are codes or their scales, such as {shown(codes[0])}"] if codes else []
     return f"  ~ {model} is quantised: {'; '.join(reasons)}: dequantise it first" if reasons else ""

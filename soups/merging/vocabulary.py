@@ -82,9 +82,12 @@ def differing_vocabularies(checkpoints: Mapping) -> tuple[list[str], list[str]]:
     are. A model with an adapter has the tokens that lie beside the adapter, if any do.
     """
     folders = {model: tokens_folder(checkpoint) for model, checkpoint in checkpoints.items()}
-    files = {model: file for model, folder in folders.items() if (file := vocabulary_file(folder))}
-    distinct = {}
+    found = {folder: vocabulary_file(folder) for folder in dict.fromkeys(folders.values())}
+    files = {model: file for model, folder in folders.items() if (file := found[folder])}
+    owners, distinct = {}, {}
     for model, file in files.items():
+        owners.setdefault(file, model)
+    for file, model in owners.items():
         distinct.setdefault(_contents(file.parent, (file.name, CONFIG, ADDED)), (model, file))
     lines, notes = _differences(list(distinct.values())) if len(distinct) > 1 else ([], [])
     rule = "say which vocabulary the output has: tokenizer_source: base, union or a model"
