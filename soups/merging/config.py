@@ -87,7 +87,7 @@ def _compared(config, reference):
         if one == other or all(value in (*_MISSING, "default") or value is False for value in (one, other)):
             continue
         known = one not in _MISSING and other not in _MISSING
-        line = _meaningless(path.rpartition(".")[2], one, other) if known else ""
+        line = _meaningless(path, one, other) if known else ""
         if line:
             wrong.append(f"{shown(path)} {line}")
         elif line is not None:
@@ -95,11 +95,12 @@ def _compared(config, reference):
     return wrong, settings
 
 
-def _meaningless(name, one, other):
+def _meaningless(path, one, other):
     """Return how a setting differs if that makes a sum meaningless, "" if it does not, None if it does not differ."""
+    *parts, name = path.split(".")
     if name in ("id2label", "label2id", "label_names"):
         return _labels(name, one, other)
-    if _ACTIVATION.search(name):
+    if any(map(_ACTIVATION.search, [*parts, name])):
         one, other = (_SAME.get(value, value) if isinstance(value, str) else value for value in (one, other))
         return f"is {_brief(one)} instead of {_brief(other)}" if one != other else None
     if name == "architectures":

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from soups.formats import CheckpointError
 from soups.formats.folder import inside
+from soups.formats.kinds import SUFFIXES
 from soups.formats.text import STAND_INS
 from soups.merging.chat_template import template_files
 from soups.merging.config import folder_of, read_config
@@ -132,7 +133,9 @@ def _copied(checkpoint):
     """Return the files beside a model's weights by name, and the names of those that are not copied."""
     folder, own = folder_of(checkpoint), {os.path.realpath(file) for file in checkpoint.sizes}
     files, left_out = {}, []
-    if folder == pathlib.Path(checkpoint.path) or (folder / "config.json").exists():
+    whole = folder == pathlib.Path(checkpoint.path) or (folder / "config.json").exists()
+    # an Orbax checkpoint is a folder too, in whose files there is nothing but tensors
+    if whole and any(file.parent == folder and file.suffix in SUFFIXES for file in checkpoint.sizes):
         for name in _walk(folder, left_out):
             if os.path.realpath(folder / name) in own or name in _WRITTEN or re.search(r"\.index\.json$", name):
                 continue

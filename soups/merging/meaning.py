@@ -17,9 +17,9 @@ from soups.names import MOST, bounded, shown
 _CODES = re.compile(
     r"(^|[._/])(qweight|qzeros|g_idx|weight_(packed|scale|scale_inv|scale_2|zero_point|g_idx|format)|input_scale|"
     r"output_scale|input_zero_point|[qkv]_scale|qscale_(act|weight)|(nested_)?(absmax|quant_map)|SCB|W_q|scaled_fp8)$"
-    r"|_scale_inv$|\.quant_state\.|_qdata$"
+    r"|_scale_inv$|\.quant_state\.|_qdata$|weight\._(data|scale)$"
 )
-_SCALES = ("_scale", "_scale_inv", "_scales", ".scale", ".scales", "_amax")
+_SCALES = ("_scale", "_scale_inv", "_scales", "_amax")
 _SETTINGS = ("quantization_config", "compression_config")
 
 
@@ -106,8 +106,11 @@ def _is_code(name, leaf, leaves):
         return True
     if leaf.dtype.itemsize > 1 or leaf.dtype == bool:
         return False
-    if not tree.is_float(leaf):  # whole numbers of 8 bits; masks are none
-        return len(leaf.shape) > 1 and re.search(r"(weight|kernel|_blocks)$", name) is not None
-    module, _, last = name.rpartition(".")
-    beside = [f"{name}{scale}" for scale in _SCALES] + [f"{module}{scale}" for scale in _SCALES if module]
-    return any(other in leaves for other in [*beside, f"{module}.scale_{last}"])
+    cut = max(name.rfind("."), name.rfind("/"))
+    module, last, joint = name[: max(cut, 0)], name[cut + 1 :], name[cut : cut + 1] or "."
+    beside = [f"{start}{scale}" for start in (name, module) if start for scale in _SCALES]
+    beside += [f"{module}{joint}scale", f"{module}{joint}scales", f"{module}{joint}scale_{last}"]
+    if any(other in leaves for other in beside):
+        return True
+    # whole numbers of 8 bits; masks are none
+    return not tree.is_float(leaf) and len(leaf.shape) > 1 and re.search(r"(weight|kernel|_blocks)$", last) is not None

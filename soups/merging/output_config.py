@@ -122,7 +122,7 @@ def _follow(part, origin, own, count, notes):
         else:
             if _moves(name, value, part, origin):
                 notes.append(
-                    f"config.json: {shown(name)} {value} goes by the numbers of layers, which changed: check it"
+                    f"config.json: {shown(name)} {value!s:.40} goes by the numbers of layers, which changed: check it"
                 )
             continue
         if not follows:
@@ -146,8 +146,10 @@ def _lists_layers(name, value, count):
 
 def _moves(name, value, part, origin):
     """Return whether a rule that goes by the number of a layer says another thing of one that moved."""
+    if name == "attention_types" and value:  # GPT-Neo's pairs of a pattern and how often it repeats
+        return True
     if type(value) is not int or value < 1 or "layer_types" in part:
-        return False
+        return name == "num_kv_shared_layers" and type(value) is int and value > 0
     if _FIRST.search(name):
         used = name != "max_window_layers" or part.get("use_sliding_window")
         return bool(used) and any((layer < value) != (at < value) for at, (_, layer) in enumerate(origin))

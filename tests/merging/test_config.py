@@ -70,6 +70,7 @@ def changed(config, path, value):
         ({}, "activation", ("gelu", "relu")),
         ({}, "feed_forward_proj", ("relu", "gated-gelu")),
         ({}, "text_config.hidden_act", ("quick_gelu", "gelu")),
+        ({}, "ffn_config.ffn_act_fn.name", ("silu", "gelu")),
         ({}, "id2label", ({"0": "a", "1": "b"}, {"0": "b", "1": "a"})),
         ({}, "id2label", ({"0": "a", "1": "b"}, {"0": "a"})),
         ({}, "id2label", ({"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a"})),

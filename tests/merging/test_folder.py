@@ -226,9 +226,12 @@ def test_the_folder_of_a_single_file_without_config_is_not_searched(small, model
     assert set(merging.folder_files(plan)) == {"README.md", "mergekit_config.yml"}
 
 
-def test_files_of_an_orbax_checkpoint_are_its_tensors(small, models, recipe, tmp_path):
+@pytest.mark.parametrize("direct", [True, False])
+def test_files_of_an_orbax_checkpoint_are_its_tensors(direct, small, models, recipe, tmp_path):
     made = small.plan({"merge_method": "passthrough", "models": [models["a"]]})
-    merging.merge_to_orbax(made, tmp_path / "orbax")
-    recipe["models"][0]["model"] = recipe["models"][1]["model"] = str(tmp_path / "orbax")
+    merging.merge_to_orbax(made, tmp_path / "steps" / "1")
+    (tmp_path / "steps" / "1" / "beside").write_text("")
+    path = tmp_path / "steps" / ("1" if direct else "")
+    recipe["models"][0]["model"] = recipe["models"][1]["model"] = str(path)
     plan = merging.plan(merging.parse_recipe(yaml.safe_dump(small.plain(recipe))), merging.open_model)
     assert set(merging.folder_files(plan)) == {"README.md", "mergekit_config.yml"}

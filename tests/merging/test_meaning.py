@@ -52,6 +52,10 @@ QUANTISED = {
     "fp8 with a scale of another name": {f"{MODULE}.weight": code(F8), f"{MODULE}.scale_weight": code(np.float32, ())},
     "MXFP4": {"experts.gate_up_proj_blocks": code(np.uint8, (2, 3, 4)), "experts.gate_up_proj_scales": code(np.uint8)},
     "scales of fp8 that was cast": {f"{MODULE}.weight_scale_inv": code(np.float32, (1, 1))},
+    "fp8 in nested dicts": {"a/b/kernel": code(F8), "a/b/kernel_scale": code(np.float32, ())},
+    "fp8 with the scale of its module": {f"{MODULE}.weight": code(F8), f"{MODULE}.scale": code(np.float32, ())},
+    "whole numbers of stacked experts": {"experts.down_proj": code(np.int8), "experts.down_proj_scale": code(BF16)},
+    "quanto": {f"{MODULE}.weight._data": code(np.int8), f"{MODULE}.weight._scale": code(BF16)},
     "whole numbers": {f"{MODULE}.weight": code(np.uint8)},
 }
 
@@ -86,6 +90,7 @@ PLAIN = {
     "fp8 without scales": {f"{MODULE}.weight": code(F8)},
     "the temperature of CLIP": {"logit_scale": code(np.float32, ())},
     "scales of layers": {"blocks.0.layer_scale": code(np.float32, (3,)), "norm.scale": code(np.float32, (3,))},
+    "scales of norms beside whole numbers": {"norm.scale": code(np.float32, (3,)), "norm.steps": code(np.int64, ())},
     "scales without codes": {"scales": code(np.float32, (3,))},
     "masks of attention": {"h.0.attn.bias": code(np.uint8, (1, 1, 4, 4)), "h.0.attn.mask": code(np.bool_, (4, 4))},
 }
