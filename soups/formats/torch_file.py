@@ -5,15 +5,15 @@ import pathlib
 import zlib
 
 from soups.formats.archive import data_offset, read_entries
-from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes, map_file, short
-from soups.formats.torch_globals import Storage, Tensor
-from soups.formats.torch_pickle import MAX_PICKLE, unpickle
+from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes, listed, map_file, short
+from soups.formats.torch_globals import Record, Storage, Tensor
+from soups.formats.torch_pickle import MAX_PICKLE, memory_for, unpickle
 from soups.formats.torch_script import SCRIPT_OPERATIONS, Module
 from soups.formats.weights import weights
 
 MAGIC = 0x1950A86A20F9469CFC6C
 MAX_DEPTH = 32
-MAX_ENTRIES = 2_000_000
+LEAF = 1000  # bytes of memory that the header of a tensor takes, beside its name
 MAX_NAME = 1000
 MAX_EXPANDED = 1 << 30  # bytes of a tensor whose strides repeat elements
 _KINDS = {dict: "mappings", Module: "modules"}
@@ -34,12 +34,12 @@ def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
         size = os.fstat(file.fileno()).st_size
         start = file.read(2)
         if start == b"PK":
-            value, steps, locate = _read_zip(file, path)
+            value, length, locate = _read_zip(file, path)
         elif start[:1] == b"\x80":
-            value, steps, locate = _read_stream(path, size)
+            value, length, locate = _read_stream(path, size)
         else:
             raise CheckpointError(f"{path} is not a torch file: neither a zip archive nor a pickle")
-        leaves, aliases, ignored = _leaves(value, steps, path, locate, tree)
+        leaves, aliases, ignored = _leaves(value, length, path, locate, tree)
     return Header(leaves, size, aliases=aliases, ignored=ignored)
 
 
@@ -57,7 +57,7 @@ def _read_zip(file, path):
     if entry.CRC not in (0, zlib.crc32(pickled)):  # torch writes 0 when it is told not to compute them
         raise CheckpointError(f"{path}: {entry.filename} does not match its checksum: the file is damaged")
     script = prefix + "constants.pkl" in entries  # torch.jit.save writes one, torch.save none
-    value, _, steps = unpickle(memoryview(pickled), path, SCRIPT_OPERATIONS if script else None)
+    value, length = unpickle(memoryview(pickled), path, SCRIPT_OPERATIONS if script else None)
     if script and type(value) is not Module:
         raise CheckpointError(f"{path} is a TorchScript archive, but of a {type(value).__name__} instead of a module")
 
@@ -67,7 +67,7 @@ def _read_zip(file, path):
             raise CheckpointError(f"{path}: storage {short(storage.key)} is not in the archive")
         return data_offset(file, entry, path), entry.file_size
 
-    return value, steps, locate
+    return value, length, locate
 
 
 def _prefix(entries, path):
@@ -91,17 +91,17 @@ def _read_stream(path, size):
     data = memoryview(map_file(path, size))
     values, at = [], 0
     for index in range(5):
-        value, length, steps = unpickle(data[at:], path)
-        values.append((value, steps))
+        value, length = unpickle(data[at:], path)
+        values.append((value, length))
         at += length
         if index == 0 and (type(value) is not int or value != MAGIC):
             raise CheckpointError(f"{path} is a pickle, but not one of torch's")
-    (_, _), (_, _), (system, _), (value, steps), (keys, _) = values
+    (_, _), (_, _), (system, _), (value, length), (keys, _) = values
     if type(system) is not dict or system.get("little_endian") is not True:
         raise CheckpointError(f"{path} is not little-endian; save it again on a little-endian machine")
     if type(keys) is not list or not all(type(key) is str for key in keys) or len(set(keys)) < len(keys):
         raise CheckpointError(f"{path}: the list of storages is damaged")
-    return value, steps, _stream_locator(data, at, keys, _storages(value), path)
+    return value, length, _stream_locator(data, at, keys, _storages(value), path)
 
 
 def _stream_locator(data, at, keys, storages, path):
@@ -144,8 +144,8 @@ def _storages(value):
 # --- Tensors by name ---
 
 
-def _leaves(value, steps, path, locate, tree):
-    tensors, ignored = _named_tensors(value, min(steps, MAX_ENTRIES), path, tree)
+def _leaves(value, length, path, locate, tree):
+    tensors, ignored = _named_tensors(value, memory_for(length), path, tree)
     leaves, aliases, first = [], {}, {}
     for name, tensor in tensors.items():
         leaf, identity = _leaf(name, tensor, path, locate)
@@ -161,16 +161,18 @@ def _leaves(value, steps, path, locate, tree):
 def _named_tensors(value, limit, path, tree):
     kind = type(value)
     if kind not in (dict, Module):
-        raise CheckpointError(f"{path} holds a {kind.__name__} instead of tensors by name")
+        held = short(value.name) if kind is Record else kind.__name__
+        raise CheckpointError(f"{path} holds a {held} instead of tensors by name")
     ignored = []
     if kind is dict:
         value, ignored = weights(value, path, is_tensor=lambda item: type(item) is Tensor, choice=tree, wrapped=True)
     elif tree is not None:
         raise CheckpointError(f"{path} is a TorchScript archive, which has no trees to choose {short(tree)} from")
-    tensors = {}
-    for count, (name, item) in enumerate(_walk(value, path)):
-        if count > limit:
-            raise CheckpointError(f"{path}: {_KINDS[kind]} that hold each other, or more than {limit} entries")
+    tensors, spent = {}, 0
+    for name, item in _walk(value, path):
+        spent += len(name) + (LEAF if type(item) is Tensor else 100)
+        if spent > limit:
+            raise CheckpointError(f"{path}: {_KINDS[kind]} that hold each other: more names than its size allows")
         if name in tensors:
             raise CheckpointError(f"{path}: two tensors of the name {short(name)}")
         if type(item) is Tensor:
@@ -178,7 +180,7 @@ def _named_tensors(value, limit, path, tree):
         elif type(item) is not kind:
             ignored.append(name)
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors by name")
+        raise CheckpointError(f"{path} holds no tensors by name{', only ' * bool(ignored)}{listed(ignored)}")
     if kind is Module:  # hundreds of modules have the same settings
         ignored = list(dict.fromkeys(name.rpartition(".")[2] for name in ignored))
     return tensors, ignored

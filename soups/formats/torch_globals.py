@@ -6,7 +6,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
-from soups.formats.tensors import CheckpointError, UnsafeCheckpointError, short
+from soups.formats.tensors import MAX_RANK, CheckpointError, UnsafeCheckpointError, short
 
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -88,12 +88,21 @@ class Tensor:
     dtype: np.dtype
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class Record:
+    """Stand for an object that carries no weights; its parts are kept to see that no tensor hangs on it."""
+
+    name: str
+    parts: list
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Function:
-    """Stand for a function or class of torch's: calling it makes a stand-in."""
+    """Stand for a function or class: calling it makes a stand-in, of an inert one a `Record`."""
 
     name: str
     call: Callable
+    inert: bool = False
 
 
 class Refused(Exception):
@@ -113,14 +122,17 @@ def resolve(module: str, name: str) -> np.dtype | StorageType | Function:
             return StorageType(DTYPES[STORAGES[name]])
         if name == "TypedStorage":
             return StorageType(None)
-    function = _FUNCTIONS.get(f"{module}.{name}")
+    full = f"{'builtins' if module == '__builtin__' else module}.{name}"
+    if full in INERT:
+        return Function(full, lambda *arguments: Record(full, list(arguments)), inert=True)
+    function = _FUNCTIONS.get(full)
     if function is None:
         raise Refused(
             f"refused to load the global {short(f'{module}.{name}')}: weights do not need it, and it could run code; "
             "save the state_dict alone, as tensors by name",
             UnsafeCheckpointError,
         )
-    return Function(f"{module}.{name}", function)
+    return Function(full, function)
 
 
 def storage(identity: object) -> Storage:
@@ -140,8 +152,13 @@ def storage(identity: object) -> Storage:
     return Storage(key, storage_type.dtype, count)
 
 
-def set_item(mapping: dict, key: object, value: object) -> None:
-    """Put an item into a dict of strings."""
+def set_item(mapping: dict | Record, key: object, value: object) -> None:
+    """Put an item into a dict of strings, or into a record that was a dict of a kind."""
+    if type(mapping) is Record:
+        mapping.parts.extend((key, value))
+        return
+    if type(key) is Function and key.inert:
+        key = key.name
     # integers can be chosen to collide in a dict, strings cannot
     key = str(key) if type(key) is int and abs(key) < 1 << 63 else key
     if type(mapping) is not dict or type(key) is not str:
@@ -154,6 +171,8 @@ def set_item(mapping: dict, key: object, value: object) -> None:
 def _tensor(storage, offset, shape, strides, dtype=None):
     if type(storage) is not Storage or type(shape) not in (tuple, list) or type(strides) not in (tuple, list):
         raise TypeError
+    if len(shape) > MAX_RANK:
+        raise Refused(f"a tensor of {len(shape)} dimensions, more than {MAX_RANK}")
     counts = [offset, *shape, *strides]
     if not all(type(count) is int and 0 <= count < 1 << 63 for count in counts) or len(shape) != len(strides):
         raise Refused("a tensor whose offset, shape or strides are not counts of elements")
@@ -195,14 +214,64 @@ def _mapping(items=()):
     return mapping
 
 
+def _counter(counts=None):
+    if counts is not None and type(counts) is not dict:
+        raise TypeError
+    return {} if counts is None else counts
+
+
+def _defaultdict(default=None):
+    if default is not None and not (type(default) is Function and default.name in _CONTAINERS):
+        raise TypeError
+    return {}
+
+
 def _size(sizes=()):
     if type(sizes) not in (list, tuple):
         raise TypeError
     return tuple(sizes)
 
 
+_CONTAINERS = {f"builtins.{name}" for name in ("list", "dict", "set", "int", "float", "str", "tuple")}
+_CONTAINERS.add("collections.OrderedDict")
+_PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
+# well-known classes of settings and numbers, which a checkpoint may carry beside its weights
+INERT = {
+    f"{module}.{name}"
+    for module, names in {
+        "argparse": "Namespace",
+        "types": "SimpleNamespace",
+        "pathlib": _PATHS,
+        "pathlib._local": _PATHS,
+        "datetime": "date datetime time timedelta timezone",
+        "decimal": "Decimal",
+        "fractions": "Fraction",
+        "uuid": "UUID",
+        "typing": "Any",
+        "collections": "deque",
+        "builtins": "set frozenset bytes bytearray complex list tuple dict int float str bool range slice object",
+        "_codecs": "encode",  # how protocol 2 writes bytes
+        "numpy": "dtype ndarray",
+        "numpy.core.multiarray": "scalar _reconstruct",
+        "numpy._core.multiarray": "scalar _reconstruct",
+        "numpy.core.numeric": "_frombuffer",
+        "numpy._core.numeric": "_frombuffer",
+        "omegaconf.dictconfig": "DictConfig",
+        "omegaconf.listconfig": "ListConfig",
+        "omegaconf.base": "Metadata ContainerMetadata",
+        "omegaconf.nodes": "AnyNode StringNode IntegerNode FloatNode BooleanNode",
+        "pytorch_lightning.utilities.parsing": "AttributeDict",
+        "lightning_fabric.utilities.data": "AttributeDict",
+        "lightning.fabric.utilities.data": "AttributeDict",
+        "pytorch_lightning.callbacks.model_checkpoint": "ModelCheckpoint",
+        "pytorch_lightning.callbacks.early_stopping": "EarlyStopping",
+    }.items()
+    for name in names.split()
+}
 _FUNCTIONS = {
     "collections.OrderedDict": _mapping,
+    "collections.Counter": _counter,
+    "collections.defaultdict": _defaultdict,
     "torch._utils._rebuild_tensor": lambda storage, offset, shape, strides: _tensor(storage, offset, shape, strides),
     "torch._utils._rebuild_tensor_v2": _tensor_2,
     "torch._utils._rebuild_tensor_v3": _tensor_3,

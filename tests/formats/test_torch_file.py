@@ -175,7 +175,7 @@ VIEWS = {
     "a stride too many": ({"shape": (2,), "strides": (1, 1)}, "not counts of elements"),
     "an overflow": ({"shape": (1 << 40, 1 << 40), "strides": (0, 0)}, "tensor 'a' has a shape of more than"),
     "terabytes of one number": ({"shape": (1 << 40,), "strides": (0,)}, "tensor 'a' repeats the elements"),
-    "too many dimensions": ({"shape": (1,) * 65, "strides": (0,) * 65}, "tensor 'a' has 65 dimensions"),
+    "too many dimensions": ({"shape": (1,) * 65, "strides": (0,) * 65}, "a tensor of 65 dimensions, more than 64"),
     "a conjugate bit": ({"shape": (6,), "strides": (1,), "more": (b"}X\x04\0\0\0conj\x88s",)}, "conjugate or negative"),
 }
 

@@ -1,15 +1,21 @@
 """Test that hostile pickles are refused by name, execute nothing, and take neither memory nor time."""
 
+import argparse
+import collections
+import datetime
 import os
+import pathlib
 import pickle
 import re
 import struct
 import tracemalloc
+import types
 
+import numpy as np
 import pytest
 
 from soups.formats import CheckpointError, UnsafeCheckpointError, open_checkpoint
-from soups.formats.torch_pickle import unpickle
+from soups.formats.torch_pickle import memory_for, unpickle
 
 
 def load(body, protocol=2):
@@ -70,7 +76,13 @@ GLOBALS = [
     ("torch.nn.modules.linear", "Linear"),
     ("torch.jit._pickle", "restore_type_tag"),
     ("__torch__", "Network"),
-    ("numpy.core.multiarray", "_reconstruct"),
+    ("argparse", "ArgumentParser"),
+    ("numpy.core.multiarray", "fromfile"),
+    ("numpy", "load"),
+    ("pathlib", "os.system"),
+    ("_codecs", "decode"),
+    ("builtins", "type"),
+    ("__builtin__", "open"),
     ("collections", "OrderedDict.__init__"),
     ("functools", "partial"),
     ("soups.files", "replace_file"),
@@ -113,7 +125,7 @@ def test_only_stand_ins_are_called_or_get_a_state(case, make):
 
 
 @pytest.mark.parametrize(
-    "code", [b"i", b"o", b"P", b"\x82\x01", b"\x83\0\0", b"\x84\0\0\0\0", b"\x97", b"\x98", b"\x92", b"\x90", b"\x81"]
+    "code", [b"i", b"o", b"P", b"\x82\x01", b"\x83\0\0", b"\x84\0\0\0\0", b"\x97", b"\x98", b"\x92", b"d", b"l"]
 )
 def test_opcodes_that_torch_does_not_write_are_refused(code):
     with pytest.raises(CheckpointError, match=rf"opcode 0x{code[0]:02x} at byte 3 of the pickle"):
@@ -229,7 +241,7 @@ def test_mappings_that_double_at_every_level_end(leaf, tmp_path, make, floats):
         first = b"q" + bytes([level])
         body = b"}(" + make.text("a") + body + first + make.text("b") + b"h" + bytes([level]) + b"u"
     path = make.write_zip(tmp_path / "x.pt", make.pickled(body), {"0": floats[1]})
-    with pytest.raises(CheckpointError, match=r"mappings that hold each other, or more than \d+ entries"):
+    with pytest.raises(CheckpointError, match=r"mappings that hold each other: more names than its size allows"):
         open_checkpoint(path)
 
 
@@ -265,12 +277,220 @@ def test_there_is_a_limit_of_opcodes_and_bytes(monkeypatch):
         load(b"X\xff\xff\0\0" + b"x" * 0xFFFF)
 
 
-@pytest.mark.parametrize("function", ["torch.Size", "collections.OrderedDict"])
-def test_one_long_list_is_not_the_argument_of_many_calls(function, make, monkeypatch):
-    monkeypatch.setattr("soups.formats.torch_pickle.MAX_STEPS", 10_000)
-    pairs = b"".join(make.text(str(i)) + b"N\x86" for i in range(1000))
-    call = make.global_of(*function.rsplit(".", 1)) + b"h\0\x85R"
-    body = b"](" + pairs + b"eq\0"
-    assert len(load(body + call * 5)) == 1000
-    with pytest.raises(CheckpointError, match="calls with more than 10000 arguments"):
-        load(body + call * 15)
+def many_calls(make, function, items):
+    return b"](" + items + b"eq\0" + (make.global_of(*function) + b"h\0\x85R") * 1000
+
+
+def many_shapes(make):
+    storage = make.storage("FloatStorage", "0", 6) + b"q\1"
+    call = b"h\2(h\1K\0h\0h\0tR"
+    return (
+        b"]("
+        + b"K\1" * 64
+        + b"eq\0"
+        + storage
+        + make.global_of("torch._utils", "_rebuild_tensor")
+        + b"q\2"
+        + call * 5000
+    )
+
+
+AMPLIFYING = {
+    "lists": lambda make: b"]" * 100_000,
+    "mappings": lambda make: b"}" * 100_000,
+    "tuples": lambda make: b"N" + b"\x85" * 100_000,
+    "marks": lambda make: b"(" * 100_000,
+    "sets": lambda make: b"\x8f" * 100_000,
+    "frozen sets": lambda make: b"(\x91" * 50_000,
+    "a memo": lambda make: b"N" + b"\x94" * 100_000,
+    "copies of a list": lambda make: many_calls(make, ("torch", "Size"), b"N" * 1000),
+    "copies of a mapping": lambda make: many_calls(
+        make, ("collections", "OrderedDict"), b"".join(make.text(str(i)) + b"N\x86" for i in range(1000))
+    ),
+    "small mappings": lambda make: make.text("a") + b"q\0" + b"}h\0Ns" * 30_000,
+    "copies of a shape": many_shapes,
+}
+OTHERS = {
+    "objects": lambda make: make.global_of("argparse", "Namespace") + b"q\0" + b"h\0)\x81" * 30_000,
+    "called objects": lambda make: make.global_of("argparse", "Namespace") + b"q\0" + b"h\0)R" * 30_000,
+    "integers": lambda make: b"M\xff\xff" * 100_000,
+    "floats": lambda make: b"G" + b"\1" * 8 + (b"G" + b"\1" * 8) * 30_000,
+    "globals": lambda make: make.global_of("uuid", "UUID") * 10_000,
+    "a mapping": lambda make: b"}(" + b"".join(make.text(str(i)) + b"N" for i in range(30_000)) + b"u",
+    "wide characters": lambda make: (make.text("\U0001f600" + "a" * 1000)) * 100,
+}
+
+
+@pytest.mark.parametrize("case", AMPLIFYING)
+def test_values_take_no_more_memory_than_their_bytes_allow(case, make, monkeypatch):
+    monkeypatch.setattr("soups.formats.torch_pickle.ALLOWANCE", 1 << 20)
+    body = AMPLIFYING[case](make)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"x\.pt: values of more than \d+ bytes in \d+ bytes of pickle"):
+            load(body)
+        assert tracemalloc.get_traced_memory()[1] < 1.25 * memory_for(len(body))
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_values_within_their_bounds_take_what_is_counted(case, make, monkeypatch):
+    monkeypatch.setattr("soups.formats.torch_pickle.ALLOWANCE", 1 << 17)
+    body = OTHERS[case](make)
+    tracemalloc.start()
+    try:
+        load(body)
+        assert tracemalloc.get_traced_memory()[1] < 1.25 * memory_for(len(body))
+    finally:
+        tracemalloc.stop()
+
+
+def test_shapes_have_few_dimensions(make):
+    long = b"](" + b"K\1" * 65 + b"eq\0" + make.storage("FloatStorage", "0", 6) + b"q\1"
+    with pytest.raises(CheckpointError, match="a tensor of 65 dimensions, more than 64"):
+        load(long + make.global_of("torch._utils", "_rebuild_tensor") + b"(h\1K\0h\0h\0tR")
+
+
+def test_names_take_no_more_memory_than_the_file_allows(tmp_path, make, floats):
+    # a long name before a thousand others, a thousand times: a gigabyte of names
+    leaf = make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))
+    inner = b"}(" + b"".join(make.text(str(i)) + leaf for i in range(1)) + b"u"
+    inner = make.mapping({str(i): leaf if i == 0 else b"N" for i in range(1000)}) + b"q\0"
+    outer = b"}(" + b"".join(make.text(f"{i:0900d}") + b"h\0" for i in range(1000)) + b"u"
+    path = make.write_zip(tmp_path / "x.pt", make.pickled(inner + b"0" * 0 + outer), {"0": floats[1]})
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="mappings that hold each other: more names than its size allows"):
+            open_checkpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < 1.25 * memory_for(path.stat().st_size)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file", ["zip.pt", "legacy.pt", "training.pt", "script.pt"])
+def test_what_torch_writes_is_far_from_the_bounds(file, monkeypatch):
+    monkeypatch.setattr("soups.formats.torch_pickle.ALLOWANCE", 1000)
+    monkeypatch.setattr("soups.formats.torch_pickle.FACTOR", 48)
+    assert open_checkpoint(pathlib.Path(__file__).parent / "data" / file).leaves
+
+
+# --- What lies beside weights ---
+
+CODECS = b"c_codecs\nencode\nX\x02\0\0\0abX\x06\0\0\0latin1\x86R"
+BESIDE = {
+    "a Namespace": pickle.dumps(argparse.Namespace(lr=0.1, betas=(0.9, 0.99), path=pathlib.PurePosixPath("a")), 2),
+    "a SimpleNamespace": pickle.dumps(types.SimpleNamespace(a=1), 2),
+    "a path": pickle.dumps(pathlib.PosixPath("/tmp/x"), 2),
+    "a path of Windows": b"\x80\x02cpathlib\nWindowsPath\nX\x01\0\0\0a\x85R.",
+    "a path of Python 3.13": b"\x80\x02cpathlib._local\nPosixPath\nX\x01\0\0\0a\x85R.",
+    "a counter": pickle.dumps(collections.Counter({30: 1, 60: 2}), 2),
+    "a defaultdict": pickle.dumps(collections.defaultdict(list, {"a": [1], "b": []}), 2),
+    "a set": pickle.dumps({1, "a"}, 2),
+    "a frozenset": pickle.dumps(frozenset({1, (2, 3)}), 2),
+    "a set, protocol 4": pickle.dumps({1, "a"}, 4),
+    "a frozenset, protocol 4": pickle.dumps(frozenset({1, (2, 3)}), 4),
+    "bytes": pickle.dumps(b"\xff\0a", 2),
+    "bytes, protocol 3": pickle.dumps(b"\xff\0a", 3),
+    "a bytearray": pickle.dumps(bytearray(b"\xffab"), 2),
+    "a bytearray, protocol 5": pickle.dumps(bytearray(b"\xffab"), 5),
+    "a complex number": pickle.dumps(1 + 2j, 2),
+    "a string of Python 2": b"\x80\x02U\x02\xff\xfe.",
+    "a date": pickle.dumps(datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC), 2),
+    "a time span": pickle.dumps(datetime.timedelta(1), 2),
+    "a deque": pickle.dumps(collections.deque([1, 2], 3), 2),
+    "a scalar": pickle.dumps(np.float64(1.5), 2),
+    "a scalar of NumPy 1": pickle.dumps(np.float32(1.5), 2).replace(b"numpy._core", b"numpy.core"),
+    "a dtype": pickle.dumps(np.dtype(">f4"), 2),
+    "an array": pickle.dumps(np.arange(6.0).reshape(2, 3), 2),
+    "an array, protocol 5": pickle.dumps(np.arange(6.0), 5),
+    "a state of random numbers": pickle.dumps(np.random.RandomState(0).get_state(), 2),
+    "a class": b"\x80\x02c__builtin__\nlist\n.",
+    "a class as a key": b"\x80\x02}cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n}X\1\0\0\0aNss.",
+    "settings of Lightning": b"\x80\x02cpytorch_lightning.utilities.parsing\nAttributeDict\n)\x81}X\1\0\0\0aNsb.",
+    "settings of OmegaConf": b"\x80\x02comegaconf.dictconfig\nDictConfig\n)\x81}X\1\0\0\0aNsb.",
+}
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_lies_beside_weights_is_passed_over_and_named(case, wrapped, container, tmp_path, make, floats):
+    content = BESIDE[case]
+    leaf = make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))
+    items = {"weights": make.mapping({"w": leaf}) if wrapped else leaf, "b\x1beside": content[2:-1]}
+    body = make.pickled(make.mapping({"state_dict" if k == "weights" and wrapped else k: v for k, v in items.items()}))
+    if container == "zip":
+        path = make.write_zip(tmp_path / "x.pt", body, {"0": floats[1]})
+    else:
+        path = make.write_legacy(tmp_path / "x.pt", body, {"0": (6, floats[1])})
+    checkpoint = open_checkpoint(path)
+    name = "w" if wrapped else "weights"
+    assert list(checkpoint.leaves) == [name] and checkpoint.read(name).tolist() == floats[0].tolist()
+    assert r"'b\x1beside" in checkpoint.notes[-1]
+
+
+HOLDING = {
+    "a Namespace": b"cargparse\nNamespace\n)\x81}X\1\0\0\0a%sb",
+    "a Namespace, deep": b"cargparse\nNamespace\n)\x81}X\1\0\0\0a](}X\1\0\0\0b(%stsesb",
+    "a SimpleNamespace": b"ctypes\nSimpleNamespace\n)R}X\1\0\0\0a%ssb",
+    "a set": b"c__builtin__\nset\n](%se\x85R",
+    "a set, protocol 4": b"\x8f(%s\x90",
+    "a frozenset, protocol 4": b"(%s\x91",
+    "a deque": b"ccollections\ndeque\n)\x81(%se",
+    "settings of Lightning": b"cpytorch_lightning.utilities.parsing\nAttributeDict\n)\x81(X\1\0\0\0a%su",
+    "an array": b"cnumpy.core.multiarray\n_reconstruct\n(%stR",
+    "a list by its class": b"c__builtin__\nlist\n(](%setR",
+}
+
+
+@pytest.mark.parametrize("what", ["tensor", "storage"])
+@pytest.mark.parametrize("case", HOLDING)
+def test_a_tensor_on_what_is_passed_over_is_an_error(case, what, tmp_path, make, floats):
+    storage = make.storage("FloatStorage", "0", 6)
+    leaf = make.tensor(storage, (6,), (1,))
+    body = HOLDING[case].replace(b"a%sb", b"a%ssb") % (leaf if what == "tensor" else storage)
+    path = make.write_zip(tmp_path / "x.pt", make.pickled(make.mapping({"w": leaf, "x": body})), {"0": floats[1]})
+    with pytest.raises(
+        CheckpointError, match=r"x\.pt: a tensor hangs on an object that is not read \(one of .*\); save"
+    ):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("body", [b"ccollections\ndefaultdict\n]\x85R", b"ccollections\nCounter\n](K\1K\2e\x85R"])
+def test_arguments_of_counters_and_defaultdicts_are_checked(body):
+    with pytest.raises(CheckpointError, match=r"collections\.\w+ is called with other arguments than"):
+        load(body)
+
+
+def test_weights_in_a_defaultdict(tmp_path, make, floats):
+    leaf = make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))
+    body = b"ccollections\ndefaultdict\nc__builtin__\ndict\n\x85R(" + make.text("w") + leaf + b"u"
+    path = make.write_zip(tmp_path / "x.pt", make.pickled(body), {"0": floats[1]})
+    assert open_checkpoint(path).read("w").tolist() == floats[0].tolist()
+
+
+def test_only_objects_of_inert_classes_are_made(make):
+    for body in (
+        b"ccollections\nOrderedDict\n)\x81",
+        b"ctorch\nSize\n)\x81",
+        b"})\x81",
+        b"cargparse\nNamespace\n]\x81",
+    ):
+        with pytest.raises(UnsafeCheckpointError, match="an object of a class that is not known to be inert"):
+            load(body)
+
+
+@pytest.mark.parametrize("value", ["Namespace", "array"])
+def test_a_file_of_nothing_but_settings(value, tmp_path, make):
+    body = {"Namespace": BESIDE["a Namespace"][2:-1], "array": make.mapping({"a": BESIDE["an array"][2:-1]})}[value]
+    path = make.write_zip(tmp_path / "x.pt", make.pickled(body), {})
+    with pytest.raises(
+        CheckpointError, match=r"holds (a 'argparse\.Namespace' instead of|no tensors by name, only 'a')"
+    ):
+        open_checkpoint(path)
+
+
+def test_deep_records_are_no_recursion():
+    body = b"cargparse\nNamespace\nq\0N" + b"\x85q\1h\0h\1R" * 200_000
+    assert load(body).name == "argparse.Namespace"

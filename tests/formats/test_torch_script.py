@@ -138,7 +138,7 @@ def test_openai_s_archive_gives_what_its_state_dict_gives(tmp_path, make, rng):
 # --- What is refused ---
 
 GLOBALS = [
-    *[("os", "system"), ("builtins", "eval"), ("builtins", "complex"), ("torch", "load"), ("torch.jit", "load")],
+    *[("os", "system"), ("builtins", "eval"), ("torch", "load"), ("torch.jit", "load")],
     *[("torch.jit._pickle", "build_tensor_from_id"), ("torch.jit._pickle", "restore_type_tag.__globals__")],
     *[("__torch__x", "Network"), ("x.__torch__", "Network"), ("__torch", "Network"), ("", "__torch__"), ("", "")],
 ]
@@ -219,7 +219,7 @@ def test_objects_that_hold_themselves_or_each_other_end(make, refused, leaf):
     for level in range(28):
         memo = bytes([level])
         double = make.module_of({"a": double + b"q" + memo, "b": b"h" + memo})
-    refused(double, r"modules that hold each other, or more than \d+ entries")
+    refused(double, r"modules that hold each other: more names than")
     refused(make.module_of({"x" * 1001: leaf}), "a name of more than 1000 characters")
     refused(make.module_of({"a": make.module_of({"b": leaf}), "a.b": leaf}), "two tensors of the name 'a.b'")
 
