@@ -8,11 +8,14 @@ dtype float32. Then `soups merge` does the same merges from the same recipes. Th
 models in the place of those that they name.
 
 A merge is *equal* if no element differs by more than rounding in float32, 2e-6 of the largest, or if both refuse it;
-*explained* if it is so with dtype float32, or if the method draws random numbers; *refused* if soups alone refuses it.
+*explained* if it is so with dtype float32 or float64, if the method draws random numbers, or if other tensors or names
+are written, which is said; *refused* if soups alone refuses it.
 """
 
 import argparse
 import collections
+import contextlib
+import io
 import os
 import pathlib
 import shutil
@@ -25,10 +28,17 @@ import numpy as np
 import parity
 import yaml
 
+import soups.cli
 from soups.formats import open_checkpoint
 
 TESTS = ("test_basic_merges", "test_tokenizer", "test_chat_template")
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+RENAMED = "mergekit writes the names of transformers 5, soups those that are stored"
+SMALL = parity.TOLERANCE["float32"]
+WIDER = {
+    "float32": "mergekit rounds every step to {}",
+    "float64": "mergekit rounds every step to {}, and float32 decides which elements lie above a threshold",
+}
 LAYERS = 40  # the examples cut that many
 PLUGIN = """
 import os, pathlib, shutil
@@ -54,6 +64,16 @@ def run_merge(config, out_path, options, **further):
 
 mergekit.merge.run_merge = run_merge
 """
+MERGES = """
+import pathlib, sys, yaml
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+
+for recipe, out in zip(sys.argv[1::2], sys.argv[2::2]):
+    config = MergeConfiguration.model_validate(yaml.safe_load(pathlib.Path(recipe).read_text()))
+    run_merge(config, out, MergeOptions())
+"""
 
 
 def main():
@@ -66,7 +86,7 @@ def main():
         run_tests(options.checkout, programs, record, TESTS)
         run_examples(options.checkout, programs, record)
     for case in sorted(path for path in record.iterdir() if (path / "recipe.yml").exists()):
-        rows.append(compare(case))
+        rows.append(compare(case, programs))
         print(*rows[-1].values(), flush=True)
     counts = collections.Counter((row["file"], row["status"]) for row in rows)
     _common.table("Merges", ["file", "status", "merges"], [[*key, number] for key, number in sorted(counts.items())])
@@ -95,7 +115,7 @@ def run_tests(checkout, programs, record, names):
 
 def run_examples(checkout, programs, record):
     """Merge each example with small models of the same names."""
-    made = parity.make_models(record / "small", "float32", LAYERS)
+    made, cases = parity.make_models(record / "small", "float32", LAYERS), []
     for path in sorted((checkout / "examples").glob("*.yml")):
         unused = iter(made.values())
         models = collections.defaultdict(lambda unused=unused: str(next(unused)))
@@ -104,10 +124,8 @@ def run_examples(checkout, programs, record):
         case.mkdir()
         (case / "test").write_text(f"examples/{path.name}")
         (case / "recipe.yml").write_text(yaml.safe_dump(recipe))
-        (case / "exact.yml").write_text(yaml.safe_dump(recipe | {"dtype": "float32"}))
-        for name, out in (("recipe.yml", "out"), ("exact.yml", "out_float32")):
-            command = _mergekit.command(programs, case / name, case / out, folders=True)
-            subprocess.run(command, check=True, capture_output=True)
+        cases += [case / "recipe.yml", case / "out"]
+    run_peer(programs, cases)
 
 
 def with_models(value, models):
@@ -122,14 +140,12 @@ def with_models(value, models):
     }
 
 
-def compare(case):
+def compare(case, programs):
     """Do a recorded merge again and return a row of the table."""
     file, _, test = (case / "test").read_text().rpartition("/")[2].partition("::")
     recipe = yaml.safe_load((case / "recipe.yml").read_text())
     row = {"file": file, "case": test.rpartition("::")[2], "method": recipe["merge_method"], "status": "equal"}
-    row |= {"difference": None, "with float32": None, "why": ""}
-    for name in ("ours", "ours_float32"):  # of an earlier comparison
-        shutil.rmtree(case / name, ignore_errors=True)
+    row |= {"difference": None, "float32": None, "float64": None, "why": ""}
     refusal = merge(case / "recipe.yml", case / "ours")
     if (case / "error").exists():
         theirs = (case / "error").read_text().splitlines()[0]
@@ -137,44 +153,69 @@ def compare(case):
         return row | {"status": "equal" if refusal else "explained", "why": why}
     if refusal:
         return row | {"status": "refused", "why": refusal}
-    row["difference"], other = difference(case / "out", case / "ours")
-    if other or row["difference"] > parity.TOLERANCE["float32"]:
-        row |= {"status": "differs", "why": other}
-        if (case / "out_float32").exists() and not other:
-            (case / "exact.yml").write_text(yaml.safe_dump(recipe | {"dtype": "float32"}))
-            merge(case / "exact.yml", case / "ours_float32")
-            row["with float32"], _ = difference(case / "out_float32", case / "ours_float32")
-        if recipe["merge_method"] in RANDOM:
-            row |= {"status": "explained", "why": "other random numbers"}
-        elif row["with float32"] is not None and row["with float32"] <= parity.TOLERANCE["float32"]:
-            row |= {"status": "explained", "why": f"mergekit rounds every step to {recipe['dtype']}"}
-    return row
+    row["difference"], why = difference(case / "out", case / "ours")
+    if row["difference"] is None or row["difference"] > SMALL:
+        reason = explain(case, recipe, row, programs) if row["difference"] else ""
+        return row | {"status": "explained" if reason else "differs", "why": "; ".join([*why, reason])}
+    return row | {"status": "explained" if why else "equal", "why": "; ".join(why)}
+
+
+def explain(case, recipe, row, programs):
+    """Return why a merge differs, if it is equal in a wider dtype or draws random numbers."""
+    if recipe["merge_method"] in RANDOM:
+        return "other random numbers"
+    for dtype, reason in WIDER.items():
+        exact, theirs = case / f"{dtype}.yml", case / f"out_{dtype}"
+        exact.write_text(yaml.safe_dump(recipe | {"dtype": dtype}))
+        if not theirs.exists():
+            run_peer(programs, [exact, theirs])
+        merge(exact, case / f"ours_{dtype}")
+        row[dtype], _ = difference(theirs, case / f"ours_{dtype}")
+        if row[dtype] <= SMALL:
+            return reason.format(recipe["dtype"])
+    return ""
+
+
+def run_peer(programs, cases):
+    """Merge recipes with mergekit: paths of a recipe and of its output by turns."""
+    subprocess.run([str(programs / "python"), "-c", MERGES, *map(str, cases)], check=True, capture_output=True)
 
 
 def merge(recipe, out):
     """Run `soups merge`; return what it said if it refused."""
-    command = [sys.executable, "-m", "soups", "merge", str(recipe), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode not in (0, 2):
-        raise RuntimeError(f"{recipe.read_text()}\n{done.stderr}")
-    return done.stderr.strip() if done.returncode else ""
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier comparison
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        code = soups.cli.main(["merge", str(recipe), str(out)])
+    if code not in (0, 2):
+        raise RuntimeError(f"{recipe.read_text()}\n{said.getvalue()}")
+    return said.getvalue().strip() if code else ""
 
 
 def difference(theirs, ours):
-    """Return the largest difference relative to the largest element, and in words what cannot be compared."""
+    """Return the largest difference relative to the largest element, and in words what else differs."""
     one, other = open_checkpoint(theirs), open_checkpoint(ours)
-    if names := set(one.leaves) ^ set(other.leaves):
-        return None, f"tensors of one output alone: {', '.join(sorted(names))}"
+    names, stored = ({_plain(name): name for name in folder.leaves} for folder in (one, other))
+    if extra := set(names) - set(stored):
+        return None, [f"soups leaves out {len(extra)} tensors, such as {min(extra)}"]
+    missing = sorted(stored[name] for name in set(stored) - set(names))
+    why = [f"mergekit leaves out {len(missing)} tensors of the models, such as {missing[0]}"] if missing else []
+    why += [RENAMED] if any(stored[name] != names[name] for name in names) else []
     rows = parity.rows_of_their_tokens(theirs, ours)
     worst = largest = 0.0
-    for name in one.leaves:
-        expected, found = (np.asarray(folder.read(name)).astype(np.float64) for folder in (one, other))
-        found = found[rows] if rows and name in ("model.embed_tokens.weight", "lm_head.weight") else found
+    for name in names:
+        arrays = one.read(names[name]), other.read(stored[name])
+        expected, found = (np.asarray(array).astype(np.float64) for array in arrays)
+        found = found[rows] if rows and name in ("embed_tokens.weight", "lm_head.weight") else found
         if expected.shape != found.shape:
-            return None, f"{name} has shape {found.shape} instead of {expected.shape}"
+            return None, [*why, f"{name} has shape {found.shape} instead of {expected.shape}"]
         worst = max(worst, float(np.abs(expected - found).max(initial=0)))
         largest = max(largest, float(np.abs(expected).max(initial=0)))
-    return worst / (largest or 1.0), ""
+    return worst / (largest or 1.0), why
+
+
+def _plain(name):
+    return ".".join(part for part in name.split(".") if part not in ("model", "language_model"))
 
 
 def _options():

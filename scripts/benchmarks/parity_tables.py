@@ -53,7 +53,7 @@ def mergekit_tests():
     found = {}
     for row in _record("parity_mergekit_tests")["rows"]:
         found.setdefault((row["file"], row["status"], row["why"]), []).append(row)
-    yield ["tests", "outcome", "merges", "largest difference", "with float32", "methods", "why"]
+    yield ["tests", "outcome", "merges", "largest difference", "in float32", "in float64", "methods", "why"]
     for (file, status, why), rows in found.items():
         worst = [max((row[key] for row in rows if row[key] is not None), default=None) for key in _MEASURED]
         methods = ", ".join(dict.fromkeys(row["method"] for row in rows))
@@ -100,7 +100,7 @@ def tokenizer():
         yield [group, *(by_peer.get(peer) for peer in peers)]
 
 
-_MEASURED = ("difference", "with float32")
+_MEASURED = ("difference", "float32", "float64")
 _KEYS = ("case", "float32", "float64", "why", "with it")
 
 

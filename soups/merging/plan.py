@@ -120,7 +120,7 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
         checkpoints = aligned(checkpoints, job.models[0], job.align, job.seed)
     checkpoints |= {file: open_model(file) for file in job.files}
     names = dict.fromkeys(name for model in models.values() for name in model.leaves)
-    notes = [*job.notes, *odd_filters(job, names), *said]
+    notes = [*job.notes, *odd_filters(job, names), *said, *(tokenizer.notes if tokenizer else ())]
     notes += [note for checkpoint in checkpoints.values() for note in checkpoint.notes]
     outputs, found = _outputs(job, checkpoints)
     outputs = settle_copied(outputs, checkpoints, job.base, found)

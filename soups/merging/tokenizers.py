@@ -53,11 +53,12 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """Hold what the output's folder needs of its vocabulary: files by name, and the number of rows."""
+    """Hold what the output's folder needs of its vocabulary: files by name, the number of rows, notes for the user."""
 
     source: str
     files: dict[str, str]
     rows: int
+    notes: tuple[str, ...] = ()
 
 
 # --- The recipe -------------------------------------------------------------------------------------------------------
@@ -123,7 +124,8 @@ def align(
 
     A row is that of the same token in the model. Where the model lacks it, it is the row of `rule.rows`, or that of the
     base, or the mean of the models that have it, or zeros where none has. The tokens of a union are the first model's,
-    then those of the others in their order, as added tokens. Models that have the same tokens are left as they are.
+    then those of the others that have a row, in their order, as added tokens. Models that have the same tokens are left
+    as they are.
 
     Args:
         rule: None leaves the models as they are.
@@ -148,12 +150,12 @@ def align(
         return as_they_are
     known = {model: _with_rows(found, folders[model], model) for model, found in vocabularies.items()}
     union = rule.source == "union"
-    output = _union(vocabularies) if union else vocabularies[source]
+    output, unused = _union(vocabularies, known, rule.rows) if union else (vocabularies[source], [])
     rows = math.ceil(output.size / rule.multiple) * rule.multiple
     own, donors = _rows(rule, base, output, known)
     return (
         _views(checkpoints, folders, own, donors, rows),
-        Aligned(source, _files(folders[source], output) if union else {}, rows),
+        Aligned(source, _files(folders[source], output) if union else {}, rows, _unused_notes(unused)),
     )
 
 
@@ -173,18 +175,29 @@ def _with_rows(vocabulary, folder, model):
     return {token: number for token, number in vocabulary.tokens.items() if number < size}
 
 
-def _union(vocabularies):
-    """Add to the first tokenizer what others have beside it: as added tokens, in the order of their numbers."""
-    first = next(iter(vocabularies.values()))
+def _union(vocabularies, known, ruled):
+    """Add to the first tokenizer what others have beside it: as added tokens, in the order of their numbers.
+
+    Return it, and the tokens of others that have neither a row in any model nor a rule, which are left out.
+    """
+    first, with_rows = next(iter(vocabularies.values())), set(ruled).union(*known.values())
+    unused = [t for v in vocabularies.values() for t in v.tokens if t not in with_rows and t not in first.tokens]
     tokens, added, free = dict(first.tokens), dict(first.added), first.size
     for vocabulary in vocabularies.values():
         for token in sorted(vocabulary.tokens, key=vocabulary.tokens.get):
+            if token not in with_rows and token not in first.tokens:
+                continue
             if token not in tokens:
                 tokens[token], free = free, free + 1
             if token not in first.tokens or token in vocabulary.added:
                 entry = {**_PLAIN, "content": token, **vocabulary.added.get(token, {}), "id": tokens[token]}
                 added.setdefault(token, entry)
-    return Vocabulary(tokens, added)
+    return Vocabulary(tokens, added), list(dict.fromkeys(unused))
+
+
+def _unused_notes(tokens):
+    listed = ", ".join(repr(shown(token)) for token in tokens[:MOST]) + ", ..." * (len(tokens) > MOST)
+    return (f"the union leaves out tokens without a row in any model: {listed}",) if tokens else ()
 
 
 def _files(folder, output):

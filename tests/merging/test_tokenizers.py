@@ -288,3 +288,18 @@ def token(value):
 def test_rules_that_are_none_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         parse_rule(given, ["a", "b"], "r")
+
+
+def test_a_union_leaves_out_tokens_without_a_row(small, tmp_path):
+    base, _ = write(tmp_path / "base", small, ["a", "b"], ["<s>"], 3, 1)
+    write(tmp_path / "more", small, ["a", "b"], ["<s>", "<unused>"], 3, 2)
+    entries = [{"model": str(tmp_path / name), "parameters": {"weight": 1}} for name in ("base", "more")]
+    recipe = {"merge_method": "linear", "models": entries, "tokenizer_source": "union"}
+    made = small.plan(recipe)
+    assert "the union leaves out tokens without a row in any model: '<unused>'" in made.notes
+    assert {output.name: output.shape for output in made.outputs}["lm_head.weight"] == (3, WIDTH)
+    merging.merge_to_folder(made, tmp_path / "out", files=merging.folder_files(made))
+    assert read_vocabulary(tmp_path / "out").tokens == base
+    rules = {"<unused>": {"source": {"kind": "zero"}}}
+    ruled = small.plan(recipe | {"tokenizer_source": None, "tokenizer": {"source": "union", "tokens": rules}})
+    assert {output.name: output.shape for output in ruled.outputs}["lm_head.weight"] == (4, WIDTH)
