@@ -30,6 +30,7 @@ from soups.tree import Tree
 
 ARRAY_METADATA, TREE_METADATA = zarr.ZARR2, "_METADATA"
 AGGREGATE, DATABASE = "checkpoint", "manifest.ocdbt"
+FLAX = "flax_model.msgpack"  # of Hugging Face's models in Flax
 MAX_KEYS = 64  # of one leaf
 CONTAINERS = ("default", "items", "state", "pytree", "train_state")  # what Orbax and its users call the one tree
 _PLACEHOLDER = "PLACEHOLDER://"
@@ -154,7 +155,7 @@ def is_orbax(path: str | os.PathLike) -> bool:
     """Say whether a folder is, or holds, an Orbax checkpoint, a step of one, or steps; or whether a file is Flax's."""
     path = pathlib.Path(os.path.realpath(path))
     if path.is_file():
-        return path.suffix == ".msgpack" or (_STEP.fullmatch(path.name) is not None and "_" in path.name)
+        return path.suffix == ".msgpack" or (bool(_STEP.fullmatch(path.name)) and msgpack.is_tree(path))
     return path.is_dir() and bool(_items(path) or _steps(path) or _unfinished(path))
 
 
@@ -245,6 +246,8 @@ def _items(folder):
         return {}
     if _is_item(folder):
         return {"": folder}
+    if (folder / FLAX).is_file():
+        return {"": folder / FLAX}
     return {
         inner.name: inner for inner in sorted(folder.iterdir()) if _UNFINISHED not in inner.name and _is_item(inner)
     }
@@ -272,7 +275,7 @@ def _known_item(items):
 def _newest(folder):
     if folder.is_file() or _items(folder):
         return folder, ()
-    steps = [(number, prefix, step) for number, prefix, step in _steps(folder) if step.is_file() or _items(step)]
+    steps = [step for step in _steps(folder) if _items(step[2]) or (step[2].is_file() and msgpack.is_tree(step[2]))]
     if not steps:
         there = _unfinished(folder)
         raise CheckpointError(

@@ -63,6 +63,8 @@ class Stored:
     def read(self, index: Any = ...) -> np.ndarray:
         """Return the elements at `index`, a slice for each axis.
 
+        A chunk of more than `CACHE` bytes is unpacked each time: read arrays that have such whole.
+
         Raises:
             CheckpointError: a chunk is missing or damaged, or there is not the memory for them.
         """
@@ -84,9 +86,9 @@ class Stored:
 
     @property
     def making(self) -> int:
-        """Return the bytes of memory that it takes to read the whole array."""
-        reading = max(CONCURRENT * self.array.chunk_bytes, BLOCK)
-        return self.array.nbytes + 2 * min(reading, self.array.nbytes)
+        """Return the bytes of memory that it takes to read the whole array: itself, chunks, a block, and the cache."""
+        whole = self.array.nbytes
+        return whole + min(whole, CONCURRENT * self.array.chunk_bytes) + min(whole, BLOCK + CACHE)
 
 
 def header(content: bytes, kind: str, where: str, available: int) -> Array:

@@ -19,6 +19,7 @@ import xxhash
 from soups import engine, tree
 from soups.files import cannot_write, replace_file
 from soups.formats import Checkpoint, Writer
+from soups.formats.weights import ALL
 from soups.merging.lock import one_at_a_time
 from soups.merging.plan import Output, Plan, check_places
 from soups.merging.sources import open_model
@@ -153,7 +154,7 @@ def verify_output(
         CheckpointError: as `open_model`, of the output.
         ValueError: as `merge_to_folder`.
     """
-    stored, there = read_record(out)["inputs"], open_model(str(out))
+    stored, there = read_record(out)["inputs"], open_model(f"{out}@{ALL}")
     shared, digests = _measure_model(plan), {}
     names = {output.name: output.name for output in plan.outputs}
     if not isinstance(there, Checkpoint):

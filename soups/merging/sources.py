@@ -8,6 +8,7 @@ from soups.formats import Checkpoint, CheckpointError, open_checkpoint
 from soups.formats.folder import SINGLE
 from soups.formats.orbax import Arrays, is_orbax, open_orbax
 from soups.formats.tensors import listed
+from soups.formats.weights import ALL
 from soups.names import check_name
 from soups.pool import Pool
 from soups.pool._member import Member
@@ -30,7 +31,7 @@ def open_model(reference: str | os.PathLike) -> Checkpoint | Arrays | Member:
     path, tree = _split(reference)
     pool, _, member = str(path).rpartition(":")
     if pool and (pathlib.Path(pool) / _POOL).is_file():
-        if tree is not None:
+        if tree not in (None, ALL):
             raise ValueError(f"{reference}: a member of a pool is one tree, of which {listed([tree])} cannot be chosen")
         return _member(Pool(pool, must_exist=True), member)
     if (path / _POOL).is_file():

@@ -151,6 +151,23 @@ def test_a_file_of_flax_is_mapped(written):
         assert not tensors.read("dense/kernel").flags.writeable
 
 
+def test_a_folder_of_hugging_face_in_flax(written, tmp_path):
+    shutil.copy(written / "flax" / "checkpoint_7", tmp_path / "flax_model.msgpack")
+    (tmp_path / "config.json").write_text("{}")
+    same(open_orbax(tmp_path), state(7))
+    same(
+        open_orbax(tmp_path / "flax_model.msgpack", "params/dense"),
+        dense := {name.removeprefix("dense/"): leaf for name, leaf in state(7).items() if name.startswith("dense/")},
+    )
+    assert len(dense) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x80\2}.", b"text"])
+def test_other_files_with_numbers_are_not_flax(content, tmp_path):
+    (tmp_path / "checkpoint_7").write_bytes(content)
+    assert not is_orbax(tmp_path / "checkpoint_7")
+
+
 def test_paths_with_dots_links_and_from_here(written, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(written / "ocdbt")
     monkeypatch.chdir(tmp_path)

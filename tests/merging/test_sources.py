@@ -224,3 +224,14 @@ def test_a_flipped_bit_in_a_pool_is_named(tmp_path):
     file.write_bytes(content)
     with pytest.raises(soups.PoolCorruptionError, match="layer/kernel"):
         merging.open_model(f"{tmp_path}/pool:m0").read("layer/kernel")
+
+
+def test_an_output_of_several_trees_is_verified_whole(tmp_path):
+    trees = {"params": BASE, "ema": MEMBERS[0]}
+    save_checkpoint(tmp_path / "a", trees)
+    command = ["--method", "linear", "--members", f"{tmp_path}/a@.", "--out"]
+    assert merge_py(*command, tmp_path / "orbax", "--format", "orbax") == 0
+    same(load_checkpoint(tmp_path / "orbax"), trees)
+    assert merge_py("--verify", tmp_path / "orbax") == 0
+    assert merge_py(*command, f"{tmp_path}/pool:m", "--format", "pool") == 0
+    assert merge_py("--verify", f"{tmp_path}/pool:m") == 0
