@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,7 +145,7 @@ class Checkpoint:
 
     def _map(self, file):
         # beyond the end of a file that was cut since, its map would kill the process
-        if file not in self._maps or not file.is_file() or file.stat().st_size != self.sizes[file]:
+        if file not in self._maps or not os.path.exists(file) or os.path.getsize(file) != self.sizes[file]:
             self._maps[file] = map_file(file, self.sizes[file])
         return self._maps[file]
 

@@ -39,34 +39,42 @@ def _first_angles(of_zero):
     return lambda array: array.ndim > 1 and bool((array.reshape(-1, *array.shape[-2:])[:, 0] == of_zero).all())
 
 
-# the last parts of a name, and what the array then holds
+_ROTARY, _ATTENTION = r"(?:\w*rot\w*|rope\w*)", r"(?:attn|attention)"
+# by the last part of a name: the part before it, and what the array then holds
 BUFFERS = {
-    "position_ids": _positions,
-    "token_type_ids": _zeros,
-    r"(?:\w*rot\w*|rope\w*)[./](?:original_)?inv_freq": _frequencies,
-    r"(?:\w*rot\w*|rope\w*)[./]cos_cached": _first_angles(1),
-    r"(?:\w*rot\w*|rope\w*)[./]sin_cached": _first_angles(0),
-    r"(?:attn|attention)[./]bias": _causal,
-    r"(?:attn_|attention_|causal_)?mask": _causal,
-    "masked_bias": _far_below,
+    "position_ids": (".*", _positions),
+    "token_type_ids": (".*", _zeros),
+    "inv_freq": (_ROTARY, _frequencies),
+    "original_inv_freq": (_ROTARY, _frequencies),
+    "cos_cached": (_ROTARY, _first_angles(1)),
+    "sin_cached": (_ROTARY, _first_angles(0)),
+    "bias": (_ATTENTION, _causal),
+    "masked_bias": (_ATTENTION, _far_below),
+    "mask": (".*", _causal),
+    "attn_mask": (".*", _causal),
+    "attention_mask": (".*", _causal),
+    "causal_mask": (".*", _causal),
 }
-_NAME = re.compile("|".join(f"(?:.*[./])?(?P<kind_{index}>{name})" for index, name in enumerate(BUFFERS)))
-_CHECKS = tuple(BUFFERS.values())
 
 
 def is_buffer(name: str) -> bool:
     """Say whether a tensor has the name of such a buffer."""
-    return _NAME.fullmatch(name) is not None
+    return _check_of(name) is not None
 
 
 def carries_nothing(checkpoint: Tensors, name: str) -> bool:
     """Say whether a tensor is such a buffer, or a counter, by its name and by what it holds; the tensor is read."""
     leaf = checkpoint.leaves[checkpoint.aliases.get(name, name)]
-    if tree.is_counter(name) and not tree.is_float(leaf):
+    if not tree.is_float(leaf) and tree.is_counter(name):
         return True
-    found = _NAME.fullmatch(name)
-    if not found or not 0 < leaf.nbytes <= LARGEST:
+    check = _check_of(name)
+    if check is None or not 0 < leaf.nbytes <= LARGEST:
         return False
-    kind = next(index for index in range(len(_CHECKS)) if found[f"kind_{index}"])
     array = np.asarray(checkpoint.read(name))
-    return _CHECKS[kind](array.astype(np.float64) if tree.is_float(array) else array)
+    return check(array.astype(np.float64) if tree.is_float(array) else array)
+
+
+def _check_of(name):
+    *before, last = name.replace("/", ".").rsplit(".", 2)
+    around, check = BUFFERS.get(last, (None, None))
+    return check if check and re.fullmatch(around, before[-1] if before else "") else None

@@ -88,26 +88,37 @@ def settle_copied(outputs: Iterable, checkpoints: Mapping[str, Tensors], base: s
     small = sum(len(_pairs(output)) * output.size * output.dtype.itemsize for output in copied) <= COMPARED
     for output in outputs:
         pairs = list(dict.fromkeys(_pairs(output)))
-        first = next((pair for pair in output.members if pair[0] != base), pairs[0])
-        alone = dataclasses.replace(output, members=(first,), base=None, recipe=None)
         if len(pairs) == 1 or not output.size:
             result.append(output)
-        elif output.recipe is None and tree.is_counter(output.name):
-            if not small or _different(checkpoints, [first, *pairs]):
-                found.tell("counters, which are the first member's", output.name)
-            result.append(alone)
-        elif output.recipe is None and small:
-            if other := _different(checkpoints, [first, *pairs]):
-                found.lines.append(
-                    f"  ~ tensor {shown(output.name)} is not of floats and is copied, so it must be the same in all "
-                    f"models: {other} differs from {first[0]}; keep_first takes it from the first member"
-                )
-            result.append(output)
+            continue
+        first = next((pair for pair in output.members if pair[0] != base), pairs[0])
+        pairs = list(dict.fromkeys([first, *pairs]))
+        if output.recipe is None:
+            result.append(_of_integers(output, checkpoints, pairs, small, found))
         elif buffers.is_buffer(output.name) and _nbytes(checkpoints, pairs) <= buffers.LARGEST:
-            result.append(output if _different(checkpoints, pairs) else alone)
+            result.append(output if _different(checkpoints, pairs) else _alone(output, first))
         else:
             result.append(output)
     return result
+
+
+def _of_integers(output, checkpoints, pairs, small, found):
+    """Give a copied output with its first source if it is a counter; note what differs."""
+    other = _different(checkpoints, pairs) if small else None
+    if tree.is_counter(output.name):
+        if other or not small:
+            found.tell("counters, which are the first member's", output.name)
+        return _alone(output, pairs[0])
+    if other:
+        found.lines.append(
+            f"  ~ tensor {shown(output.name)} is not of floats and is copied, so it must be the same in all "
+            f"models: {other} differs from {pairs[0][0]}; keep_first takes it from the first member"
+        )
+    return output
+
+
+def _alone(output, pair):
+    return dataclasses.replace(output, members=(pair,), base=None, recipe=None)
 
 
 def _pairs(output):

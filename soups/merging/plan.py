@@ -204,19 +204,20 @@ def _output(job, checkpoints, name, part, pairs, place, found):
     members = tuple((source.model, tensor) for source, tensor in wanted)
     if copied := _copied(job, checkpoints, name, members, [*([base] if base else []), *members], found):
         return copied
-    like = next((leaf for model, tensor in members if (leaf := leaf_of(checkpoints[model], tensor))), None)
-    mixed = like is not None and tree.is_float(like) and math.prod(like.shape)
+    if not _compare(checkpoints, dict.fromkeys([*([base] if base else []), *members]), found):
+        return None
+    like = leaf_of(checkpoints[members[0][0]], members[0][1])
+    mixed = tree.is_float(like) and math.prod(like.shape)
     # filters look for the member's own name of a tensor, those of the merge for that of the output
     own = [settings_at(job, part, source, Place(tensor, place.depth)) for source, tensor in wanted if mixed]
     shared = settings_at(job, part, None, place) if mixed else {}
     files = _files(job, shared, own, base, members)
-    alike = [*([base] if base else []), *members, *([] if job.definition.grams else files)]
-    whole = _compare(checkpoints, dict.fromkeys(alike), found)
-    if job.definition.grams and like is not None:
+    if job.definition.grams:
         files, wrong = _grams(checkpoints, files, like, shared.get("inputs"))
         found.lines += wrong
-        whole = whole and not wrong
-    if not whole:
+        if wrong:
+            return None
+    elif not _compare(checkpoints, dict.fromkeys([members[0], *files]), found):
         return None
     if job.definition.base == "first":
         members, base = (base, *members), None
