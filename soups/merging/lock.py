@@ -6,7 +6,6 @@ import fcntl
 import functools
 import os
 import pathlib
-import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -35,7 +34,7 @@ def locked(out: pathlib.Path) -> Iterator[None]:
     path = out.with_name(f".{out.name}.lock")
     with _held(path, out) as file:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.write(f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
         try:
             yield

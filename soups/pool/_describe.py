@@ -1,7 +1,6 @@
 """Describe a member when it is added: its leaves, their digests, its files, and with what it was made."""
 
 import datetime
-import importlib.metadata
 import math
 import pathlib
 import platform
@@ -151,6 +150,8 @@ def _finite(array):
 
 
 def _version(package):
+    import importlib.metadata  # it imports half of the e-mail package
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
