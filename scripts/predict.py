@@ -170,7 +170,7 @@ def _parser():
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--pool", metavar="POOL", help="a pool of members or soups")
-    source.add_argument("--weights", metavar="FILE", help="published weights, as `pool.py import` reads them")
+    source.add_argument("--weights", metavar="FILE", help="published weights, as `soups pool import` reads them")
     parser.add_argument("--member", metavar="NAME", help="the member of the pool")
     parser.add_argument("--arch", metavar="ARCHITECTURE", help=", ".join(ARCHITECTURES))
     parser.add_argument("--images", required=True, metavar="DIR", help="a folder of images")

@@ -5,7 +5,7 @@
 
 OUT becomes an Orbax checkpoint: the image tower of CLIP.pt under a head from the names of ImageNet's 1000 classes in
 OpenAI's 80 templates, or from files with one name, or one template with "{}", a line. It is a member of a pool after
-`python scripts/pool.py add POOL zero_shot OUT`, and start weights of a fine-tune. FOLDER has CLIP's vocabulary:
+`soups pool add POOL zero_shot OUT`, and start weights of a fine-tune. FOLDER has CLIP's vocabulary:
 vocab.json and merges.txt, tokenizer.json, or bpe_simple_vocab_16e6.txt.gz.
 """
 

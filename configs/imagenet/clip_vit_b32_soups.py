@@ -1,6 +1,6 @@
 """Reproduce the published model soups: 72 CLIP ViT-B/32 on ImageNet and five shifts.
 
-    python scripts/pool.py import --arch clip-vit-b32 --pool runs/clip72/pool MODEL_DIR/model_*.pt
+    soups pool import --arch clip-vit-b32 --pool runs/clip72/pool MODEL_DIR/model_*.pt
     python scripts/run.py --config configs/imagenet/clip_vit_b32_soups.py --config.data_dir=DATA
 
 or, with the files as they lie, instead of the first command `--config.pool= --config.models='MODEL_DIR/model_*.pt'`.

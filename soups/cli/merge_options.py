@@ -53,6 +53,9 @@ def recipe_text(options, settings) -> tuple[str, str]:
         if elsewhere := [*fields, *(["models"] if options.members else [])]:
             raise ValueError(f"settings belong into the recipe file: {', '.join(elsewhere)}")
         return _text(options.recipe, "no recipe file at"), options.recipe
+    for name in [*options.members, *filter(None, [options.base])]:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(f"the name {name} is not UTF-8, as a recipe must be: rename it, or give a link to it")
     method = merging.find_method(options.method, "published")
     # a file belongs to one member, even if there is but one
     lists = {

@@ -1,13 +1,15 @@
 """Test the command `soups` itself: which command it runs, and its words."""
 
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 import soups
-from soups.cli import COMMANDS, main
+from soups.cli import COMMANDS, main, merge_options, pool
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -69,4 +71,19 @@ def test_names_that_are_not_utf8_are_printed(quick_start, tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 2
-    assert done.stderr == b"soups merge: no checkpoint at caf\\xe9\\x1b[31m\n"
+    assert done.stderr.startswith(b"soups merge: the name caf\\xe9\\x1b[31m is not UTF-8") and done.stderr.isascii()
+
+
+COMMAND_LINE = re.compile(r"^(?:\$ )?soups (merge|pool) (.*?)(?:\s+#.*)?$", re.MULTILINE)
+
+
+def test_the_commands_of_the_documentation_are_understood():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    found = [line for page in pages for line in COMMAND_LINE.findall(page.read_text())]
+    assert len(found) >= 8
+    for command, line in found:
+        words = shlex.split(line)
+        if command == "merge":
+            merge_options.parse(words, "soups merge", "")
+        else:
+            pool._parser("soups pool").parse(words)

@@ -100,11 +100,16 @@ def test_names_of_tensors_and_files_are_printed_as_escapes(tmp_path, monkeypatch
     assert all(shown in text for shown in (r"a\x1b[31m", r"w\x1b[2J", r"copied, not merged: n\x07", r"out\x1b[0m"))
 
 
-def test_names_that_are_not_utf8_are_merged(tmp_path, monkeypatch, capsys):
+def test_names_that_are_not_utf8(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     name, out = os.fsdecode(b"caf\xe9"), os.fsdecode(b"out\xff")
     os.mkdir(name)
     write_safetensors(os.path.join(name, "model.safetensors"), {"w": np.ones(2, np.float32)})
-    assert main([*LINEAR, name, name, "--out", out]) == 0, capsys.readouterr().err
+    for words in ([name, name], ["link", "--base", name]):
+        assert main([*LINEAR, *words, "--out", out]) == 2
+        message = r"the name caf\xe9 is not UTF-8, as a recipe must be: rename it, or give a link to it"
+        assert message in capsys.readouterr().err
+    os.symlink(name, "link")
+    assert main([*LINEAR, "link", "link", "--out", out]) == 0, capsys.readouterr().err
     assert r"wrote out\xff in" in capsys.readouterr().out
     assert main(["merge", "--verify", out]) == 0

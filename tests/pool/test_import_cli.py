@@ -24,7 +24,7 @@ torch_zip = importlib.import_module("miniature.torch_zip")
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Give a function that runs `pool.py import` and returns (exit code, output, errors)."""
+    """Give a function that runs `soups pool import` and returns (exit code, output, errors)."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
