@@ -46,13 +46,12 @@ def recipe_text(options, settings) -> tuple[str, str]:
     """
     fields = {"base_model": options.base, "dtype": options.dtype, "out_dtype": options.out_dtype}
     fields |= {"tokenizer_source": options.tokenizer_source, "align": _align(options)}
-    fields |= {"insist": options.insist or None}
-    fields |= {"keep_first": options.keep_first, "only_tensors": options.only_tensors}
-    fields = {name: value for name, value in fields.items() if value is not None}
+    asked = {"keep_first": options.keep_first, "only_tensors": options.only_tensors, "insist": options.insist or None}
+    fields, asked = ({name: value for name, value in some.items() if value is not None} for some in (fields, asked))
     if options.recipe:
         if elsewhere := [*fields, *(["models"] if options.members else [])]:
             raise ValueError(f"settings belong into the recipe file: {', '.join(elsewhere)}")
-        return _text(options.recipe, "no recipe file at"), options.recipe
+        return _with(_text(options.recipe, "no recipe file at"), asked, options.recipe), options.recipe
     for name in [*options.members, *filter(None, [options.base])]:
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise ValueError(f"the name {name} is not UTF-8, as a recipe must be: rename it, or give a link to it")
@@ -76,7 +75,13 @@ def recipe_text(options, settings) -> tuple[str, str]:
         ],
         "parameters": {name: values[0] for name, values in settings.items() if name not in lists},
     }
-    return yaml.safe_dump(recipe | fields, sort_keys=False), "the command line"
+    return yaml.safe_dump(recipe | fields | asked, sort_keys=False), "the command line"
+
+
+def _with(text, asked, where):
+    """Return a recipe with what was asked for beside it, so that its record is enough to make the same merge again."""
+    given = merging.load_yaml(text, where) if asked else None
+    return yaml.safe_dump(given | asked, sort_keys=False) if isinstance(given, dict) else text
 
 
 def _parser(prog, description, only):

@@ -1,7 +1,6 @@
 """Import published weights into a pool."""
 
 import collections
-import json
 import pathlib
 import time
 
@@ -11,6 +10,7 @@ import xxhash
 from soups import tree
 from soups.cli.pool import size_of
 from soups.cli.show import say
+from soups.formats.text import read_json
 from soups.models.import_weights import imported_members
 from soups.pool import Pool
 
@@ -39,11 +39,7 @@ def import_members(options, run) -> int:
 
 
 def _hparams(path, names):
-    try:
-        known = json.loads(pathlib.Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    known = known if isinstance(known, dict) else {}
+    known = read_json(path)
     if lacking := [name for name in names if not isinstance(known.get(name), dict)]:
         raise ValueError(f"{path} does not give the hyper-parameters of {', '.join(lacking)}")
     return known

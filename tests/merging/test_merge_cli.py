@@ -255,6 +255,41 @@ def test_lists_the_methods(cli):
     assert "regmean_pp" in printed and "needs the networks to measure inputs with: use soups.regmean_pp" in printed
 
 
+def test_what_is_asked_for_beside_a_recipe_is_recorded(cli, recipe, small, tmp_path):
+    beside = ["--insist", "--keep-first", "model.norm.*", "--only-tensors", "model.(norm|layers).*"]
+    assert cli(recipe, tmp_path / "out", *beside)[::2] == (0, "")
+    given = yaml.safe_load((tmp_path / "out" / "mergekit_config.yml").read_text())
+    asked = {"keep_first": "model.norm.*", "only_tensors": "model.(norm|layers).*", "insist": True}
+    assert given == yaml.safe_load(recipe.read_text()) | asked
+    merged = small.read(tmp_path / "out")
+    assert "lm_head.weight" not in merged
+    np.testing.assert_array_equal(merged["model.norm.weight"], small.tensors(1)["model.norm.weight"])
+    assert cli("--verify", tmp_path / "out")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfem\x00", "must be a mapping with merge_method"),
+        (b"\xe9", "is not text in UTF-8"),
+        (b"a: [", "is not YAML"),
+        (b"- a", "must be a mapping with merge_method"),
+    ],
+)
+def test_a_recipe_that_is_none_is_named(refused, tmp_path, content, message):
+    (tmp_path / "recipe.yml").write_bytes(content)
+    for beside in ([], ["--insist"]):
+        refused(tmp_path / "recipe.yml", tmp_path / "out", *beside, message=message)
+
+
+def test_values_that_are_no_yaml_are_named(refused, models, tmp_path):
+    words = [*method("ties", models, "a", "b"), "--out", tmp_path / "out"]
+    refused(*words, "--density", "[0.2", message="argument --density: '[0.2' is no value of YAML")
+    refused(*words, "--density", "{a: 1, a: 2}", message="argument --density: ")
+    refused(*words, "--threads", "many", message="argument --threads: invalid int value: 'many'")
+    refused(*words, "--format", "gguf", message="argument --format: invalid choice: 'gguf'")
+
+
 def test_out_must_be_new(refused, recipe, tmp_path):
     (tmp_path / "out").mkdir()
     refused(recipe, tmp_path / "out", message="out exists: a merge is written to a new place")

@@ -133,7 +133,7 @@ def test_user_errors_come_before_any_work(cli, tmp_path, files, published):
         ((*files, tmp_path / "again" / "model_0.pt"), "two files would be member 'model_0'"),
         ((*files, tmp_path / "none.pt"), "none.pt"),
         (("--hparams", tmp_path / "few.json", *files), "does not give the hyper-parameters of model_1, model_2"),
-        (("--hparams", tmp_path / "broken.json", *files), "is not JSON"),
+        (("--hparams", tmp_path / "broken.json", *files), "is not valid JSON"),
         (("--num_classes", 7, *files), "classes, not 7"),
         (("--arch", "clip-vit-mimi", *files), "did you mean 'clip-vit-mini'?"),
     ]:
