@@ -122,7 +122,7 @@ def run_examples(checkout, programs, record):
         recipe = with_models(yaml.safe_load(path.read_text()), models)
         case = record / f"example_{path.stem}"
         case.mkdir()
-        (case / "test").write_text(f"examples/{path.name}")
+        (case / "test").write_text(f"examples::{path.name}")
         (case / "recipe.yml").write_text(yaml.safe_dump(recipe))
         cases += [case / "recipe.yml", case / "out"]
     run_peer(programs, cases)
