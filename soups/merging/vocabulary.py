@@ -88,7 +88,7 @@ def differing_vocabularies(checkpoints: Mapping) -> tuple[list[str], list[str]]:
     for model, file in files.items():
         owners.setdefault(file, model)
     for file, model in owners.items():
-        distinct.setdefault(_contents(file.parent, (file.name, CONFIG, ADDED)), (model, file))
+        distinct.setdefault(_identity(file), (model, file))
     lines, notes = _differences(list(distinct.values())) if len(distinct) > 1 else ([], [])
     rule = "say which vocabulary the output has: tokenizer_source: base, union or a model"
     if files and (without := [model for model in folders if model not in files]):
@@ -106,7 +106,7 @@ def _differences(files):
                 raise ValueError(f"the rows of {files[0][1]} and {file} are numbered each in its own way")
             tokens = read_vocabulary(file.parent).tokens
         except ValueError as error:
-            unread.setdefault(_unread(file), []).append(f"{model} cannot be compared: {error}")
+            unread.setdefault(_identity(file), []).append(f"{model} cannot be compared: {error}")
             continue
         if model == files[0][0]:
             first = tokens
@@ -127,8 +127,8 @@ def _differences(files):
     return lines, notes
 
 
-def _unread(file):
-    """Return what stands for the tokens of a file that is not understood: its bytes and the added tokens."""
+def _identity(file):
+    """Return what the tokens follow from, without reading them: the bytes of the file and the added tokens."""
     try:
         further = json.dumps(_object(file.parent / CONFIG).get("added_tokens_decoder"), sort_keys=True)
     except ValueError as error:

@@ -253,3 +253,15 @@ def test_a_rule_gives_them_rows(planned):
     rules = {"t10": {"source": {"kind": "zero"}}, "t11": {"source": {"kind": "zero"}}}
     made = planned(one, other, tokenizer={"source": "base", "tokens": rules})
     assert {output.name: output.shape for output in made.outputs}["lm_head.weight"] == (12, 6)
+
+
+def test_other_settings_of_a_tokenizer_cost_nothing(planned, monkeypatch):
+    def refuse(folder, **_):
+        raise AssertionError(f"{folder} is read")
+
+    monkeypatch.setattr("soups.merging.vocabulary.read_vocabulary", refuse)
+    files = {"tokenizer.json": hugging_face(TOKENS)}
+    made = planned(
+        files | {"tokenizer_config.json": b'{"chat_template": "x"}'}, files | {"tokenizer_config.json": b"{}"}
+    )
+    assert made.notes == ()
