@@ -120,7 +120,7 @@ def _row(value, models, where):
 def align(
     rule: Rule | None, checkpoints: Mapping[str, Any], base: str | None = None
 ) -> tuple[dict[str, Any], Aligned | None]:
-    """Give the models with rows for the tokens of the output, and what the output's folder needs.
+    """Return the models with rows for the tokens of the output, and what the output's folder needs.
 
     A row is that of the same token in the model. Where the model lacks it, it is the row of `rule.rows`, or that of the
     base, or the mean of the models that have it, or zeros where none has. The tokens of a union are the first model's,
@@ -160,7 +160,7 @@ def align(
 
 
 def _vocabulary_size(folder):
-    """Give the vocab_size of a model's config, also of a model of several parts; None without one."""
+    """Return the vocab_size of a model's config, also of a model of several parts; None without one."""
     config = read_config(folder) or {}
     parts = [config, config.get("text_config")]
     sizes = [part["vocab_size"] for part in parts if isinstance(part, dict) and "vocab_size" in part]
@@ -168,7 +168,7 @@ def _vocabulary_size(folder):
 
 
 def _with_rows(vocabulary, folder, model):
-    """Give the tokens of a model that have rows; a tokenizer may have more than its model."""
+    """Return the tokens of a model that have rows; a tokenizer may have more than its model."""
     size = _vocabulary_size(folder)
     if size is None:
         raise ValueError(f"{model} has no vocab_size in its config.json: its embeddings cannot be told from others")
@@ -201,7 +201,7 @@ def _unused_notes(tokens):
 
 
 def _files(folder, output):
-    """Give the files of the union: those of the first model, with all added tokens."""
+    """Return the files of the union: those of the first model, with all added tokens."""
     if not (folder / FILE).exists():
         raise ValueError(f"no {FILE} in {folder}: a union of vocabularies is written into one")
     added = sorted(output.added.values(), key=lambda entry: entry["id"])
