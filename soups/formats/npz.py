@@ -14,7 +14,7 @@ from soups.formats.tensors import CheckpointError, Header, Leaf, UnsafeCheckpoin
 
 MAX_HEADER = 10_000  # bytes, as NumPy has it
 PREFIX = 12  # bytes at most before the header
-_ENTRY = r"(?:'(descr)':('[^']{0,20}')|'(fortran_order)':(True|False)|'(shape)':(\([0-9,L]*\))),?"
+_ENTRY = r"(?:'(descr)' : ('[^']{0,20}')|'(fortran_order)' : (True|False)|'(shape)' : (\([0-9L, ]*\)))(?: ,)? "
 
 
 def read_header(path: pathlib.Path) -> Header:
@@ -83,20 +83,20 @@ def _header(content, where):
 
 def _described(header, where):
     """Return dtype, whether the order is Fortran's, and shape; None for what is no number."""
-    text = re.sub(r"\s+", "", header)
+    text = " ".join(re.findall(r"'[^']*'|\w+|\S", header, re.ASCII))
     found = dict(filter(None, entry) for entry in re.findall(_ENTRY, text))
-    if not re.fullmatch(rf"\{{(?:{_ENTRY}){{3}}\}}", text) or len(found) < 3:
+    if not re.fullmatch(rf"\{{ (?:{_ENTRY}){{3}}\}}", text) or len(found) < 3:
         raise CheckpointError(f"{where} has a header that does not describe a plain array: {short(text)}")
-    kind, sizes = found["descr"].strip("'"), found["shape"].strip("()").replace("L", "").split(",")
+    kind, sizes = found["descr"].strip("'"), [size.strip() for size in found["shape"].strip("()").split(",")]
     if re.fullmatch(r"[|<>=]?O\d?", kind):
         raise UnsafeCheckpointError(f"{where} holds pickled objects, which could run code; save its arrays by name")
     if re.fullmatch(r"[|<>=]?[SUaMm]\d*(\[\w+\])?", kind):
         return None
     if not re.fullmatch(r"[|<>=]?([?]|b1|[iu][1248]|f[248]|c8|c16|V2)", kind):
         raise CheckpointError(f"{where} has a dtype that cannot be read, {short(kind)}; save it as plain numbers")
-    if any(len(size) > 20 for size in sizes):  # longer ones take time to convert
+    if not all(re.fullmatch("([0-9]{1,20}L?)?", size) for size in sizes):  # longer ones take time to convert
         raise CheckpointError(f"{where} has a shape that is not of 64-bit integers")
-    return np.dtype(kind), found["fortran_order"] == "True", tuple(int(size) for size in sizes if size)
+    return np.dtype(kind), found["fortran_order"] == "True", tuple(int(size.rstrip("L")) for size in sizes if size)
 
 
 def _load(path, size, entry, start, described, dtype):
