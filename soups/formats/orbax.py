@@ -71,9 +71,11 @@ def load(path: pathlib.Path, abstract: Tree) -> Tree:
 def load_checkpoint(path) -> Tree:
     """Read any Orbax checkpoint of one pytree of arrays into nested containers of NumPy arrays.
 
+    Where Orbax does not read a layout of older versions any more, a dict of the keys "0", "1", ... stands for a list.
+
     Raises:
         FileNotFoundError: there is no directory at `path`.
-        ValueError: it is no Orbax checkpoint of one pytree.
+        ValueError: it is no Orbax checkpoint of one pytree, or damaged.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -82,9 +84,26 @@ def load_checkpoint(path) -> Tree:
         raise FileNotFoundError(f"there is no checkpoint directory {path}")
     try:
         stored = ocp.metadata(path).metadata
-    except (ocp.errors.InvalidLayoutError, FileNotFoundError, KeyError) as error:
-        raise ValueError(f"{path} is no Orbax checkpoint of one pytree: {error}") from error
+    except (ocp.errors.InvalidLayoutError, FileNotFoundError, KeyError, AssertionError):
+        return _load_leaves(path)
     return jax.tree.map(np.asarray, load(path, jax.tree.map(_host_placeholder, stored)))
+
+
+def _load_leaves(path):
+    try:
+        leaves = open_leaves(path)
+    except CheckpointError as error:
+        raise ValueError(f"{path} is no Orbax checkpoint of one pytree: {error}") from error
+    tree = {}
+    for name, leaf in leaves.items():
+        *keys, last = name.split("/")
+        node = tree
+        for key in keys:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{path} holds a tensor and a folder of one name: {short(name)}")
+        node[last] = leaf.read()
+    return tree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import orbax.checkpoint
 import pytest
 
 from soups.formats import CheckpointError
-from soups.formats.orbax import is_orbax, open_leaves, open_orbax, save_checkpoint
+from soups.formats.orbax import is_orbax, load_checkpoint, open_leaves, open_orbax, save_checkpoint
 
 DATA = pathlib.Path(__file__).parent / "data"  # make_with_orbax.py wrote these
 VERSIONS = ["0.4.8", "0.9.1"]
@@ -80,6 +80,16 @@ def test_all_layouts(place, note, written):
     np.testing.assert_array_equal(tensors.read(f"{prefix}dense/kernel", part), params()["dense/kernel"][part])
     assert tensors.making(f"{prefix}dense/kernel") > 0
     assert all(size == file.stat().st_size for file, size in tensors.sizes.items()) and tensors.sizes
+
+
+@pytest.mark.parametrize("place", ["aggregate", "plain", "manager/checkpoint_10/default", "items/5/params"])
+def test_checkpoints_are_loaded_whole(place, written):
+    loaded, leaves = load_checkpoint(written / place), open_leaves(written / place)
+    for name, leaf in leaves.items():
+        node = loaded
+        for key in name.split("/"):
+            node = node[int(key) if isinstance(node, list) else key]
+        np.testing.assert_array_equal(node, leaf.read())
 
 
 def test_the_newest_finished_step_of_a_manager(copied):
