@@ -14,10 +14,10 @@ from soups.formats.view import View
 from soups.names import shown
 
 _TIE = "tie_word_embeddings"
-_EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|shared|word_embeddings|embed_in)\.weight")
-_HEAD = re.compile(
-    r"(?:.*\.)?(?:lm_head|lm_head\.decoder|generator_lm_head|predictions\.decoder|embed_out|proj_out"
-    r"|(?:encoder|decoder)\.embed_tokens)\.weight"
+_EMBEDDINGS = ("embed_tokens", "wte", "shared", "word_embeddings", "embed_in")
+_HEADS = (
+    *("lm_head", "lm_head.decoder", "generator_lm_head", "predictions.decoder", "embed_out", "proj_out"),
+    *("encoder.embed_tokens", "decoder.embed_tokens"),
 )
 _BIAS = re.compile(r"(?P<head>.*\b(?:lm_head|predictions))\.(?:decoder\.)?bias")
 _ROWS = 1 << 12  # that are compared at a time
@@ -25,7 +25,7 @@ _ROWS = 1 << 12  # that are compared at a time
 
 def by_class(one: str, other: str) -> bool:
     """Say whether a model's class takes two tensors for one, so that its files need to hold only one of them."""
-    if any(_HEAD.fullmatch(a) and _EMBEDDING.fullmatch(b) for a, b in ((one, other), (other, one))):
+    if any(_is_head(a) and _is_embedding(b) for a, b in ((one, other), (other, one))):
         return True
     biases = [_BIAS.fullmatch(name) for name in (one, other)]
     return all(biases) and biases[0]["head"] == biases[1]["head"]
@@ -33,8 +33,8 @@ def by_class(one: str, other: str) -> bool:
 
 def with_head(checkpoint: Tensors) -> Tensors:
     """Return a model whose embedding is its head too, where a Hugging Face folder holds none and does not deny it."""
-    embeddings = [name for name in checkpoint.leaves if _EMBEDDING.fullmatch(name)]
-    if len(embeddings) != 1 or any(map(_HEAD.fullmatch, _names(checkpoint))) or _denies(checkpoint) is not False:
+    embeddings = [name for name in checkpoint.leaves if _is_embedding(name)]
+    if len(embeddings) != 1 or any(map(_is_head, _names(checkpoint))) or _denies(checkpoint) is not False:
         return checkpoint
     return View(checkpoint, {}, checkpoint.read, checkpoint.sizes, tied={"lm_head.weight": embeddings[0]})
 
@@ -65,10 +65,10 @@ def share_heads(models: Mapping[str, Tensors]) -> dict[str, Tensors]:
     names = {model: _names(checkpoint) for model, checkpoint in models.items()}
     partly = set().union(*names.values()) - set.intersection(*names.values())
     result = dict(models)
-    for head in sorted(filter(_HEAD.fullmatch, partly)):
+    for head in sorted(filter(_is_head, partly)):
         having = [checkpoint for model, checkpoint in models.items() if head in names[model]]
         for model in [model for model in models if head not in names[model]]:
-            found = [name for name in result[model].leaves if by_class(head, name) and _EMBEDDING.fullmatch(name)]
+            found = [name for name in result[model].leaves if by_class(head, name) and _is_embedding(name)]
             if len(found) == 1 and not _denies(models[model]) and all(same(x, head, found[0]) for x in having):
                 notes = [f"{model} has no {shown(head)}: it is {shown(found[0])}, as in the others"]
                 checkpoint = result[model]
@@ -86,6 +86,14 @@ def same(checkpoint: Tensors, one: str, other: str) -> bool:
     a, b = (np.asarray(checkpoint.read(name)) for name in (one, other))
     parts = range(0, len(a), _ROWS) if a.ndim else ()
     return all(a[at : at + _ROWS].tobytes() == b[at : at + _ROWS].tobytes() for at in parts) and (a.ndim > 0 or a == b)
+
+
+def _is_embedding(name, ends=tuple(f".{module}.weight" for module in _EMBEDDINGS)):
+    return f".{name}".endswith(ends)
+
+
+def _is_head(name, ends=tuple(f".{module}.weight" for module in _HEADS)):
+    return f".{name}".endswith(ends)
 
 
 def _names(checkpoint):
