@@ -1,10 +1,17 @@
-"""Write files that are whole or not there."""
+"""Write files that are whole or not there, and let one process at a time write to a place."""
 
+import contextlib
+import errno
+import fcntl
 import os
 import pathlib
 import re
 import shutil
+import time
+import uuid
+from collections.abc import Iterator
 
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.unfinished$")
 # a scheme of two letters or more, for one letter is a drive of Windows; pathlib makes one slash of two
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -35,11 +42,11 @@ def replace_file(path: str | os.PathLike, content: bytes | str | pathlib.Path) -
         OSError: the disk is full or cannot be written to; the path is in the message, and the old file stays.
     """
     path = pathlib.Path(path)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    fresh = unfinished(path)
     try:
         if isinstance(content, pathlib.Path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with open(fresh, "wb") as file:
+        with open(fresh, "xb") as file:
             if isinstance(content, pathlib.Path):
                 with open(content, "rb") as source:
                     shutil.copyfileobj(source, file, 1 << 20)
@@ -48,6 +55,7 @@ def replace_file(path: str | os.PathLike, content: bytes | str | pathlib.Path) -
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
+        sync_folder(path.parent)
     except BaseException as error:
         fresh.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -56,6 +64,80 @@ def replace_file(path: str | os.PathLike, content: bytes | str | pathlib.Path) -
     return path
 
 
+def unfinished(path: pathlib.Path) -> pathlib.Path:
+    """Return a name beside `path` that no other writer takes, in this container or in another, to write under."""
+    return path.with_name(f"{path.name[:40]}.{uuid.uuid4().hex}.unfinished")
+
+
+def sweep_unfinished(folder: pathlib.Path) -> None:
+    """Delete what killed writers left in a folder; the caller holds the lock that they would hold."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _UNFINISHED.search(path.name) and (path.is_symlink() or path.is_file()):
+            path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """See the names in a folder to the disk.
+
+    Raises:
+        OSError: the disk is broken.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def cannot_write(path: str | os.PathLike, error: OSError) -> OSError:
     """Give the same error with the path in its message: a full disk does not name the file."""
     return OSError(error.errno, f"cannot write {path}: {error.strerror}")
+
+
+@contextlib.contextmanager
+def locked(out: pathlib.Path) -> Iterator[None]:
+    """Hold the lock of an output: a file beside it, which says who holds it.
+
+    Raises:
+        BlockingIOError: another process, or thread, holds it. That of a killed process is free.
+        OSError: nothing can be written there.
+    """
+    path = out.with_name(f".{out.name}.lock")
+    with _held(path, out) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _held(path, out):
+    while True:
+        file = _open(path, out)
+        try:
+            # it ends with the descriptor, so a killed process leaves none behind
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read() or "it has just begun"
+            raise BlockingIOError(f"another merge writes to {out}: {holder}") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # its last holder has just taken it away
+
+
+def _open(path, out):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+")
+    except OSError as error:
+        if isinstance(error, FileExistsError):  # what should be a folder above it is a file
+            error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        raise cannot_write(out.with_name(f".{out.name}.unfinished"), error) from error

@@ -141,7 +141,7 @@ def _entry(keys, array):
 def _digest_of_leaves(leaves):
     named = sorted((_paths.exact_name(leaf["keys"]), leaf) for leaf in leaves.values())
     lines = [f"{name} {leaf['dtype']} {leaf['shape']} {leaf['digest']}\n" for name, leaf in named]
-    return xxhash.xxh3_128_hexdigest("".join(lines).encode("utf-8", "surrogatepass"))
+    return xxhash.xxh3_128_hexdigest("".join(lines).encode())
 
 
 def _finite(array):

@@ -1,8 +1,14 @@
-"""Keep a manifest whole: read it, change it under a lock, reserve directories, find what killed processes left."""
+"""Keep the records of a pool: one file for each member, changed under a lock, with reserved directories.
+
+    manifest.json                    says of which format the pool is
+    records/00000012-NAME.json       a member's record; the numbers are the order in which members were added
+    members/NAME/                    its checkpoint
+
+A pool of the first format has all records in its manifest; it is read as it is, and the first change converts it.
+"""
 
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
 import re
@@ -10,18 +16,16 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
-import xxhash
+from soups.files import replace_file, sweep_unfinished
+from soups.names import bounded
+from soups.pool import _record
+from soups.pool._record import MEMBERS, PoolCorruptionError
 
-from soups.files import replace_file
-
-FORMAT = "soups.pool/1"
-MEMBERS = "members"
+FORMAT, OLD_FORMAT = "soups.pool/2", "soups.pool/1"
+RECORDS = "records"
 _FILE = "manifest.json"
 _MARKER = ".adding"
-
-
-class PoolCorruptionError(ValueError):
-    """Say that the bytes on disk are not those that were written."""
+_RECORD = re.compile(r"(\d{8,})-([A-Za-z0-9_=-]+)\.json")
 
 
 def exists(path: pathlib.Path) -> bool:
@@ -29,42 +33,173 @@ def exists(path: pathlib.Path) -> bool:
     return (path / _FILE).is_file()
 
 
-def read(path: pathlib.Path) -> dict:
-    """Give the manifest, {"format", "base", "members"}; that of an empty pool where there is none yet.
+class Records:
+    """Hold the members that a pool has, by name in the order of their addition, and read a record when asked for it.
+
+    All files are read and compared with their digests once, for the names; a change through `locked` looks for those
+    that came since.
 
     Raises:
-        PoolCorruptionError: it is not what was written.
+        PoolCorruptionError: a file is not what was written.
         ValueError: another format.
     """
-    try:
-        text = (path / _FILE).read_bytes()
-    except FileNotFoundError:
-        return {"format": FORMAT, "base": None, "members": {}}
-    first, _, rest = text.partition(b"\n")
-    if first != _checksum_line(rest):
-        raise PoolCorruptionError(
-            f"{path / _FILE} does not have the bytes that were written: it is corrupted, or was edited by hand"
-        )
-    manifest = json.loads(text)
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"{path / _FILE} has format {manifest['format']!r}; this version reads {FORMAT!r}")
-    del manifest["checksum"]
-    return manifest
 
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._names: dict[str, str] = {}  # of the members, by the file of their records
+        self.refresh()
 
-def common_base(records: dict[str, dict]) -> str | None:
-    """Give the base that all these members name, None if they differ."""
-    bases = {record["base"] for record in records.values()}
-    return bases.pop() if len(bases) == 1 else None
+    def refresh(self) -> None:
+        """Look which members there are now."""
+        manifest = self._manifest()
+        if manifest is None and any((self._path / RECORDS).glob("*.json")):
+            manifest = self._manifest()  # another process may have made it just now
+            if manifest is None:
+                raise PoolCorruptionError(f"{self._path / _FILE} is missing, though there are records of members")
+        if manifest is None or manifest["format"] == OLD_FORMAT:
+            self._files, self._read = {}, {} if manifest is None else manifest["members"]
+            return
+        files = self._listed()
+        self._names |= self._names_of([file for file in files if file not in self._names])
+        by_name, self._read = {}, {}
+        for file in files:
+            if (name := self._names.get(file)) is not None and by_name.setdefault(name, file) != file:
+                raise PoolCorruptionError(f"{self._path / RECORDS}: {by_name[name]} and {file} are both of {name!r}")
+        self._files = by_name
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files or self._read)
 
-@contextlib.contextmanager
-def changing(path: pathlib.Path) -> Iterator[dict]:
-    """Lock the pool, hand out its newest manifest, and write what the block has made of it."""
-    with _locked(path):
-        manifest = read(path)
-        yield manifest
-        _write(path, manifest)
+    def __contains__(self, name) -> bool:
+        return name in (self._files or self._read)
+
+    def __getitem__(self, name: str) -> dict:
+        """Return a record.
+
+        Raises:
+            PoolCorruptionError: it is not what was written, or gone.
+        """
+        record = self._read.get(name)
+        if record is None:
+            file = self._path / RECORDS / self._files[name]
+            try:
+                record = _record.checked(_record.parsed(_record.unsealed(file), file), file)
+            except FileNotFoundError:
+                raise PoolCorruptionError(
+                    f"member {name!r} was removed from the pool {self._path}: there is no {file}"
+                ) from None
+            if record["path"] != f"{MEMBERS}/{_directory(file.name)}":
+                raise PoolCorruptionError(f"{file} is the record of another member, in {record['path']}")
+            del record["name"]
+            self._read[name] = record
+        return record
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the pool, as one that its records can be written to, and look which members there are now."""
+        with _locked(self._path):
+            self.refresh()
+            yield
+
+    def write(self, name: str, record: dict) -> None:
+        """Write the record of a new or an old member; within `locked`."""
+        self._begin()
+        last = next(reversed(self._files.values()), None)
+        file = self._files.get(name) or _file(1 + (_number(last) if last else 0), record)
+        replace_file(self._path / RECORDS / file, _record.sealed({"name": name, **record}))
+        self._names[file] = name
+        self._files = {**self._files, name: file}
+        self._read.pop(name, None)
+
+    def delete(self, name: str) -> None:
+        """Delete the record of a member; within `locked`."""
+        self._begin()
+        (self._path / RECORDS / self._files[name]).unlink()
+        self._files = {other: file for other, file in self._files.items() if other != name}
+
+    def orphans(self) -> list[str]:
+        """List what lies among the members, belongs to none and is not being written by a living process."""
+        members = _record.no_link(self._path / MEMBERS)
+        entries = sorted(members.iterdir()) if members.is_dir() else []
+        idle = [entry for entry in entries if not _in_progress(entry)]
+        owned = self._owned()  # read last: whatever was finished since the listing is in it
+        return [f"{MEMBERS}/{entry.name}" for entry in idle if entry.name not in owned and os.path.lexists(entry)]
+
+    def sweep(self) -> list[str]:
+        """Delete the orphans and return their names."""
+        if not self._path.is_dir():
+            return []
+        with _locked(self._path):
+            sweep_unfinished(self._path)
+            sweep_unfinished(_record.no_link(self._path / RECORDS))
+            found = self.orphans()
+            for entry in found:
+                _delete(self._path / entry)
+        return found
+
+    def _manifest(self):
+        try:
+            text = _record.unsealed(self._path / _FILE)
+        except FileNotFoundError:
+            return None
+        manifest = _record.parsed(text, self._path / _FILE)
+        if manifest.get("format") not in (FORMAT, OLD_FORMAT):
+            raise ValueError(
+                f"{self._path / _FILE} has format {manifest.get('format')!r:.100}; "
+                f"this version reads {FORMAT!r} and {OLD_FORMAT!r}"
+            )
+        if manifest["format"] == OLD_FORMAT:
+            if not isinstance(members := manifest.get("members"), dict):
+                raise PoolCorruptionError(f"{self._path / _FILE} is not the manifest of a pool: it has no members")
+            for record in members.values():
+                _record.checked(record, self._path / _FILE)
+        return manifest
+
+    def _listed(self):
+        try:
+            files = os.listdir(_record.no_link(self._path / RECORDS))
+        except (FileNotFoundError, NotADirectoryError):
+            raise PoolCorruptionError(f"{self._path / RECORDS} is missing, with the records of all members") from None
+        files = sorted((file for file in files if _RECORD.fullmatch(file)), key=lambda file: (_number(file), file))
+        owners = {}
+        for file in files:
+            if (owner := owners.setdefault(_directory(file), file)) != file:
+                raise PoolCorruptionError(f"{self._path / RECORDS}: {owner} and {file} are of one directory")
+        return files
+
+    def _names_of(self, files):
+        names, problems = {}, []
+        for file in files:
+            place = self._path / RECORDS / file
+            try:
+                names[file] = _record.name_of(_record.unsealed(place), place)
+            except FileNotFoundError:
+                continue  # removed since the listing
+            except PoolCorruptionError as error:
+                problems.append(f"{error}; without this file the others can be read, and sweeping deletes its member")
+        if problems:
+            raise PoolCorruptionError(bounded(problems))
+        return names
+
+    def _owned(self):
+        manifest = self._manifest()
+        if manifest is None:
+            return set()
+        if manifest["format"] == OLD_FORMAT:
+            return {pathlib.PurePath(record["path"]).name for record in manifest["members"].values()}
+        return {_directory(file) for file in self._listed()}
+
+    def _begin(self):
+        """Make the pool if it is not there yet, and convert one of the first format."""
+        if self._files or ((manifest := self._manifest()) and manifest["format"] == FORMAT):
+            return
+        old, records = self._read, _record.no_link(self._path / RECORDS)
+        _delete(records)  # what a killed conversion left
+        records.mkdir()
+        for number, (name, record) in enumerate(old.items(), 1):
+            replace_file(records / _file(number, record), _record.sealed({"name": name, **record}))
+        replace_file(self._path / _FILE, _record.sealed({"format": FORMAT}))
+        self.refresh()
 
 
 @contextlib.contextmanager
@@ -78,7 +213,7 @@ def reserved(path: pathlib.Path, name: str) -> Iterator[str]:
     directory = f"{MEMBERS}/{readable}-{uuid.uuid4().hex[:12]}"
     marker = path / f"{directory}{_MARKER}"
     with _locked(path):  # sweeping takes this lock too: it never sees a marker that is not locked yet
-        marker.parent.mkdir(exist_ok=True)
+        _record.directory(path, directory).parent.mkdir(exist_ok=True)
         descriptor = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_RDWR)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
@@ -93,42 +228,6 @@ def reserved(path: pathlib.Path, name: str) -> Iterator[str]:
         os.close(descriptor)
 
 
-def orphans(path: pathlib.Path) -> list[str]:
-    """List what lies among the members, belongs to none and is not being written by a living process."""
-    entries = sorted((path / MEMBERS).iterdir()) if (path / MEMBERS).is_dir() else []
-    idle = [entry.relative_to(path).as_posix() for entry in entries if not _in_progress(entry)]
-    # read last: whatever was finished since the listing is in it
-    members = {record["path"] for record in read(path)["members"].values()}
-    return [entry for entry in idle if entry not in members and (path / entry).exists()]
-
-
-def sweep(path: pathlib.Path) -> list[str]:
-    """Delete the orphans and give their names."""
-    if not path.is_dir():
-        return []
-    with _locked(path):
-        found = orphans(path)
-        for entry in found:
-            if (path / entry).is_dir():
-                shutil.rmtree(path / entry)
-            else:
-                (path / entry).unlink()
-    return found
-
-
-def _write(path, manifest):
-    # one line for each member: quick to write and to read, and still something a person can look through
-    records = manifest["members"]
-    members = ",\n".join(f"{json.dumps(name)}: {json.dumps(record)}" for name, record in records.items())
-    head = json.dumps({"format": manifest["format"], "base": common_base(records)})[1:-1]
-    rest = f'{head}, "members": {{\n{members}\n}}}}\n'.encode()
-    replace_file(path / _FILE, _checksum_line(rest) + b"\n" + rest)
-
-
-def _checksum_line(rest):
-    return b'{"checksum": "%s",' % xxhash.xxh3_128_hexdigest(rest).encode()
-
-
 @contextlib.contextmanager
 def _locked(path):
     path.mkdir(parents=True, exist_ok=True)
@@ -136,6 +235,25 @@ def _locked(path):
     with open(path / ".lock", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _file(number, record):
+    return f"{number:08d}-{pathlib.PurePath(record['path']).name}.json"
+
+
+def _number(file):
+    return int(_RECORD.fullmatch(file)[1])
+
+
+def _directory(file):
+    return _RECORD.fullmatch(file)[2]
+
+
+def _delete(place):
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def _in_progress(entry):

@@ -18,7 +18,7 @@ from soups.formats.mapping import mapped
 from soups.formats.tensors import Leaf
 from soups.names import bounded, check_name, shown
 from soups.pool import _paths
-from soups.pool._manifest import PoolCorruptionError
+from soups.pool._record import PoolCorruptionError
 from soups.tree import Tree
 
 # 256 kB of float32: the blocks of a few members and what is computed from them stay in a core's cache
@@ -145,9 +145,15 @@ class Member:
         elif name in self._raw:
             return self._mapped(leaf).view(leaf.dtype).reshape(leaf.shape)[index]
         else:
-            array = self._opened[stored_name(self.record["leaves"][name])].read(index)
+            array = self._stored(name, leaf).read(index)
         array.flags.writeable = False
         return array
+
+    def _stored(self, name, leaf):
+        stored = self._opened.get(stored_name(self.record["leaves"][name]))
+        if stored is None or (stored.shape, stored.dtype) != (leaf.shape, leaf.dtype):
+            raise self._error([f"leaf {shown(name)} is not in the checkpoint with the shape and dtype of the record"])
+        return stored
 
     def _mapped(self, leaf):
         try:
@@ -186,7 +192,7 @@ class Member:
     def _problem(self, file):
         try:
             actual = hash_file(self.path / file)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except FileNotFoundError:
             return self._described(file, _MISSING)
         return None if actual == self.record["files"][file] else self._described(file, _DIFFERS)
 
@@ -226,7 +232,13 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
 
 
 def hash_file(path: pathlib.Path) -> str:
-    """Return the XXH3 (128 bits, hexadecimal) of a file's bytes."""
+    """Return the XXH3 (128 bits, hexadecimal) of a file's bytes.
+
+    Raises:
+        FileNotFoundError: no file is there; a pipe, which would be waited for, is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(path)
     size = path.stat().st_size
     return xxhash.xxh3_128_hexdigest(mapped(path, size) if size > 1 << 16 else path.read_bytes())
 

@@ -13,7 +13,8 @@ from soups.names import bounded, shown
 from soups.tree import Tree
 
 _LONGEST = 200  # bytes of a folder's name, of which file systems allow 255, and Orbax adds to them while it writes
-_UNSAFE = re.compile("[%/.\\\\\0-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNSAFE = re.compile("[%/.\\\\\0-\x1f\x7f-\x9f]")
+_HALF = re.compile("[\ud800-\udfff]")
 _ORBAX = {"_METADATA", "_sharding", "array_metadatas", "d"}  # names that Orbax uses beside the leaves
 _NUMERIC = re.compile(r"(bool|u?int|b?float|complex)[0-9a-z_]*")
 
@@ -53,6 +54,8 @@ def flatten(tree: Tree, what: str) -> Flat:
             flat.empty.append({"keys": keys, "kind": "None" if leaf is None else "container"})
         elif name in flat.arrays:
             problems.append(f"{shown(name)} is the name of two leaves, at {flat.keys[name]} and at {keys}")
+        elif _HALF.search(name):
+            problems.append(f"{shown(name)} is no text: it holds half a character")
         elif problem := _problem(leaf):
             problems.append(f"{shown(name)} {problem}")
         else:
@@ -152,4 +155,4 @@ def _problem(leaf):
 
 
 def _percent(match):
-    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())

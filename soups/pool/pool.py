@@ -4,7 +4,6 @@ import contextlib
 import copy
 import json
 import shutil
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,10 @@ import numpy as np
 
 from soups import tree as tree_lib
 from soups.files import local_path
+from soups.formats.text import parse_json
 from soups.lazy import jax
 from soups.names import did_you_mean
-from soups.pool import _describe, _manifest, _paths, _stream
+from soups.pool import _describe, _manifest, _paths, _record, _stream
 from soups.pool._member import Member, nested
 from soups.processes import on_first_process
 from soups.tree import Tree
@@ -23,9 +23,9 @@ from soups.tree import Tree
 class Pool(Mapping):
     """Hold members by name: a mapping from names to nested dicts of read-only NumPy arrays, read when asked for.
 
-    A pool is a directory with a manifest and one Orbax checkpoint for each member. Adding is atomic, and any number of
+    A pool is a directory with one record and one Orbax checkpoint for each member. Adding is atomic, and any number of
     processes may add at once. A `Pool` shows the members there were when it was opened or last changed through it; open
-    it anew to see what others have added. Every byte that is read is compared with the digests in the manifest.
+    it anew to see what others have added. Every byte that is read is compared with the digests in the records.
 
     Args:
         path: the directory; one that does not exist is an empty pool, and is made by the first `add`.
@@ -34,7 +34,8 @@ class Pool(Mapping):
     Raises:
         FileNotFoundError: there is none, with `must_exist`.
         NotADirectoryError: `path` is, or leads through, a file.
-        PoolCorruptionError: the manifest is not what was written.
+        PoolCorruptionError: the manifest or a record is not what was written; each such file is named.
+        ValueError: a URL, or a pool of a format that this version does not know.
     """
 
     def __init__(self, path, *, must_exist: bool = False):
@@ -43,8 +44,7 @@ class Pool(Mapping):
             raise NotADirectoryError(f"a pool is a directory, and {file} is a file")
         if must_exist and not _manifest.exists(self.path):
             raise FileNotFoundError(f"there is no pool at {self.path}")
-        # shared with the views, so that what is changed through one is seen through all
-        self._shared = types.SimpleNamespace(manifest=_manifest.read(self.path))
+        self._records = _manifest.Records(self.path)  # the views have the same: a change is seen through all
         self._selected = None
 
     # --- The members -----------------------------------------------------------------------------------------------
@@ -84,10 +84,11 @@ class Pool(Mapping):
     @property
     def base(self) -> str | None:
         """Give what all members were fine-tuned from, if they agree and it was said."""
-        return _manifest.common_base({name: self._record(name) for name in self.names})
+        bases = {self._record(name)["base"] for name in self.names}
+        return bases.pop() if len(bases) == 1 else None
 
     def record(self, name: str) -> dict:
-        """Give all that the manifest says of a member; changing it changes nothing.
+        """Return all that the pool says of a member; changing it changes nothing.
 
         Raises:
             KeyError: there is no such member.
@@ -195,7 +196,7 @@ class Pool(Mapping):
         problems = {member.name: member.problems() for member in members}
         if names is None:
             unowned = "belongs to no member: a process was killed while it added or removed one"
-            problems |= {orphan: [unowned] for orphan in _manifest.orphans(self.path)}
+            problems |= {orphan: [unowned] for orphan in self._records.orphans()}
         return problems
 
     # --- Changing --------------------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ class Pool(Mapping):
             directory = on_first_process(lambda: self._reserve(name, flat, stack))
             _describe.save(self.path / directory, flat)
             record = on_first_process(lambda: self._enter(name, directory, flat, given))
-        self._shared.manifest = _manifest.read(self.path)
+        self._records.refresh()
         return record
 
     def update_metrics(self, name: str, metrics: Mapping) -> dict:
@@ -250,19 +251,19 @@ class Pool(Mapping):
             KeyError: there is no such member.
             ValueError: what JSON cannot hold.
         """
-        self._record(name)
+        self._check_known(name)
         metrics = as_json(metrics, "metrics")
 
         def update():
-            with self._changing() as manifest:
-                self._still_there(manifest, name)["metrics"].update(metrics)
+            with self._changing(name) as record:
+                self._records.write(name, {**record, "metrics": {**record["metrics"], **metrics}})
 
         on_first_process(update)
-        self._shared.manifest = _manifest.read(self.path)
+        self._records.refresh()
         return self.metrics(name)
 
     def remove(self, name: str) -> None:
-        """Take a member out of the manifest, then delete its files.
+        """Delete the record of a member, then its files.
 
         With several JAX processes all of them must call it.
 
@@ -270,35 +271,35 @@ class Pool(Mapping):
             KeyError: there is no such member.
         """
         self._check_whole_pool("remove")
-        self._record(name)
+        self._check_known(name)
 
         def remove():
-            with self._changing() as manifest:
-                record = self._still_there(manifest, name)
-                del manifest["members"][name]
-            shutil.rmtree(self.path / record["path"])
+            with self._changing(name) as record:
+                directory = _record.directory(self.path, record["path"])
+                self._records.delete(name)
+            if directory.is_dir():  # else it was lost, and its record was all that there was
+                shutil.rmtree(directory)
 
         on_first_process(remove)
-        self._shared.manifest = _manifest.read(self.path)
+        self._records.refresh()
 
     def sweep_orphans(self) -> list[str]:
         """Delete what killed processes left, nothing that a living one is writing, and list it."""
-        return on_first_process(lambda: _manifest.sweep(self.path))
+        return on_first_process(self._records.sweep)
 
     # --- Inside ----------------------------------------------------------------------------------------------------
 
-    @property
-    def _records(self):
-        return self._shared.manifest["members"]
-
     def _record(self, name):
+        self._check_known(name)
+        return self._records[name]
+
+    def _check_known(self, name):
         if name not in self:
             raise KeyError(self._unknown(name))
-        return self._records[name]
 
     def _member(self, name):
         record = self._record(name)
-        return Member(name, self.path / record["path"], record)
+        return Member(name, _record.directory(self.path, record["path"]), record)
 
     def _view(self, names):
         view = copy.copy(self)
@@ -318,34 +319,32 @@ class Pool(Mapping):
         if self._selected is not None:
             raise ValueError(f"this is a view of some members: {action} on Pool({str(self.path)!r}) itself")
 
-    def _check_addition(self, manifest, name, flat):
-        if name in manifest["members"]:
+    def _check_addition(self, name, flat):
+        if name in self._records:
             raise ValueError(f"the pool {self.path} already has a member {name!r}: take another name, or remove it")
-        if first := next(iter(manifest["members"]), None):
-            expected = _describe.recorded_shapes(manifest["members"][first])
+        if (first := next(iter(self._records), None)) is not None:
+            expected = _describe.recorded_shapes(self._records[first])
             tree_lib.check_same_structure([expected, _describe.shapes(flat)], labels=[first, name])
 
     def _reserve(self, name, flat, stack):
-        self._check_addition(_manifest.read(self.path), name, flat)
+        self._records.refresh()
+        self._check_addition(name, flat)
         return stack.enter_context(_manifest.reserved(self.path, name))
 
     def _enter(self, name, directory, flat, given):
         described = _describe.describe(self.path / directory, flat)
         record = {"path": directory, **given, **_describe.provenance(), **described}
-        with _manifest.changing(self.path) as manifest:
-            self._check_addition(manifest, name, flat)  # again: others may have added since
-            manifest["members"][name] = record
+        with self._records.locked():
+            self._check_addition(name, flat)  # again: others may have added since
+            self._records.write(name, record)
         return record
 
     @contextlib.contextmanager
-    def _changing(self):
-        with _explained(f"cannot change the pool {self.path}"), _manifest.changing(self.path) as manifest:
-            yield manifest
-
-    def _still_there(self, manifest, name):
-        if name not in manifest["members"]:
-            raise KeyError(f"member {name!r} was removed from the pool {self.path} by another process")
-        return manifest["members"][name]
+    def _changing(self, name):
+        with _explained(f"cannot change the pool {self.path}"), self._records.locked():
+            if name not in self._records:
+                raise KeyError(f"member {name!r} was removed from the pool {self.path} by another process")
+            yield self._records[name]
 
 
 def _with_sharding(leaf):
@@ -364,8 +363,8 @@ def as_json(values: Mapping, what: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise ValueError(f"{what} must be a dict, not {type(values).__name__}")
     try:
-        return json.loads(json.dumps(dict(values), default=_plain))
-    except (TypeError, ValueError) as error:
+        return parse_json(json.dumps(dict(values), default=_plain), what)  # as it will be read back
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{what} must be what JSON can hold: {error}") from error
 
 

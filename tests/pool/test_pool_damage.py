@@ -120,13 +120,14 @@ def test_verify_reports_files_that_do_not_belong(pool):
     assert pool.verify(["m1"]) == {"m1": []}
 
 
-def test_a_flipped_bit_in_the_manifest_is_detected(pool, rng):
-    path = pool.path / "manifest.json"
+@pytest.mark.parametrize("pattern", ["manifest.json", "records/*m1*.json"])
+def test_a_flipped_bit_in_the_manifest_or_a_record_is_detected(pool, rng, pattern):
+    (path,) = pool.path.glob(pattern)
     size = path.stat().st_size
     for position in [0, 15, 46, size - 1, *rng.integers(0, size, 20).tolist()]:
         with (
             _flipped(path, position, int(rng.integers(8))),
-            pytest.raises(PoolCorruptionError, match=r"manifest\.json does not have the bytes"),
+            pytest.raises(PoolCorruptionError, match=rf"{path.name} does not have the bytes"),
         ):
             Pool(pool.path)
     assert Pool(pool.path).names == ["m0", "m1"]

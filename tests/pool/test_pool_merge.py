@@ -1,7 +1,6 @@
 """Test that streaming a merge from disk gives the numbers of merging in memory, in little memory."""
 
 import functools
-import json
 import tracemalloc
 
 import jax
@@ -11,9 +10,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import soups
 from soups import tree
-from soups.pool import Pool, PoolCorruptionError, digest, load_checkpoint, merge
+from soups.pool import Pool
 from soups.tree import Tree
 
 
@@ -121,67 +119,3 @@ def test_merging_needs_the_memory_of_the_result_and_a_few_blocks(tmp_path):
     member = 3 * size * 4
     assert member < peak < 1.5 * member
     assert np.unique(merged["b"]).tolist() == [2.5]
-
-
-# --- merge ------------------------------------------------------------------------------------------------------------
-
-
-def weighted(members, *, weights):
-    """Sum members with weights, as a recipe does."""
-    return tree.weighted_sum(members, weights)
-
-
-def test_merge_gives_the_soup_and_writes_it_with_its_record(pool, tmp_path):
-    recipe = functools.partial(weighted, weights=np.array([0.5, 0.25, 0.25]))
-    soup = merge(pool, recipe, tmp_path / "soups" / "first")
-    _same_bytes(soup, tree.weighted_sum(list(pool.values()), [0.5, 0.25, 0.25]))
-    _same_bytes(load_checkpoint(tmp_path / "soups" / "first"), soup)
-    assert [path.name for path in (tmp_path / "soups").iterdir()] == ["first"]
-    record = json.loads((tmp_path / "soups" / "first" / "soup.json").read_text())
-    assert record["recipe"] == {"name": "weighted", "settings": {"weights": [0.5, 0.25, 0.25]}}
-    assert record["ingredients"] == {
-        f"m{i}": {"weight": weight, "digest": digest(_params(i)), "metrics": {"held_out": i / 4}}
-        for i, weight in enumerate([0.5, 0.25, 0.25])
-    }
-    assert (record["digest"], record["base"]) == (digest(soup), "start")
-    assert record["leaves"]["block/kernel"]["shape"] == [24, 16]
-    assert record["versions"]["numpy"] == np.__version__
-
-
-def test_merge_without_weights_or_a_place(pool, tmp_path):
-    _same_bytes(merge(pool, tree.mean), tree.mean(list(pool.values())))
-    merge(pool.select(["m0"]), tree.mean, tmp_path / "soup")
-    record = json.loads((tmp_path / "soup" / "soup.json").read_text())
-    assert (record["recipe"]["name"], record["ingredients"]["m0"]["weight"]) == ("mean", None)
-
-
-def test_merge_never_writes_over_anything_nor_leaves_a_half_soup(pool, tmp_path):
-    place = tmp_path / "soups"
-    merge(pool, tree.mean, place / "soup")
-    content = sorted(place.rglob("*"))
-    with pytest.raises(FileExistsError, match="soup exists"):
-        merge(pool, lambda members: pytest.fail("called"), place / "soup")
-    (pool.path / pool.record("m1")["path"] / "state" / "steps" / "0").write_bytes(b"\1" * 40)
-    with pytest.raises(PoolCorruptionError, match="steps"):
-        merge(pool, tree.mean, place / "other")
-    with pytest.raises(ValueError, match="has no members"):
-        merge(Pool(tmp_path / "none"), tree.mean, place / "other")
-    assert sorted(place.rglob("*")) == content
-
-
-def test_a_method_with_a_base_is_merged_and_recorded(tmp_path):
-    rng = np.random.default_rng(0)
-    base, *members = (
-        {"a": rng.standard_normal((3, 4), np.float32), "b": rng.standard_normal(5, np.float32)} for _ in "0123"
-    )
-    pool = Pool(tmp_path / "pool")
-    for index, member in enumerate(members):
-        pool.add(f"m{index}", member)
-    result = merge(pool, functools.partial(soups.ties, base=base, density=0.5), tmp_path / "soup")
-    _same_bytes(result, soups.ties(members, base=base, density=0.5))
-    record = json.loads((tmp_path / "soup" / "soup.json").read_text())
-    assert record["recipe"]["name"] == "ties"
-    assert record["recipe"]["settings"]["density"] == 0.5
-    pool.add("diverged", jax.tree.map(lambda leaf: leaf * np.nan, base))
-    with pytest.raises(ValueError, match=r"take pool.usable instead of:\n  diverged: in a, b"):
-        merge(pool, soups.uniform)
