@@ -26,6 +26,9 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
     text = os.fspath(path)
     if _URL.match(text):
         raise ValueError(f"{text[:200]!a} is a URL: give a local path, such as that of a copy or of a mount")
+    # what is longer no Linux or macOS opens
+    if max(map(len, os.fsencode(text).split(b"/"))) > 255 or len(text) > 4095:
+        raise ValueError(f"{text[:200]!a}... is no path: it is too long for a file system")
     if not text or "\0" in text:
         raise ValueError(f"{text[:200]!a} is no path: it is empty or holds a null character")
     return pathlib.Path(path)

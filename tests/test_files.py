@@ -23,6 +23,12 @@ def test_what_is_no_path(path):
         local_path(path)
 
 
+@pytest.mark.parametrize("path", ["a" * 256, "é" * 128, "a/" * 2100])
+def test_what_is_too_long(path):
+    with pytest.raises(ValueError, match="is no path: it is too long"):
+        local_path(path)
+
+
 @pytest.mark.parametrize("path", ["a", "/a/b:c", "C:/a", "C:\\a", "pool:member", pathlib.Path("a"), "a b@params"])
 def test_local_paths(path):
     assert local_path(path) == pathlib.Path(path)
