@@ -2,7 +2,6 @@
 
 import gzip
 import html
-import json
 import os
 import pathlib
 import zlib
@@ -15,7 +14,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 
-from soups.formats.tensors import short
+from soups.formats.tensors import CheckpointError, short
+from soups.formats.text import MAX_TEXT, read_json, read_text
 
 PUBLISHED = "bpe_simple_vocab_16e6.txt.gz"
 FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",), (PUBLISHED,))
@@ -92,22 +92,25 @@ def _read(file):
         raise ValueError(f"{file} is no vocabulary: give {', '.join(names[0] for names in FILES)}, or a folder")
     try:
         return read(file)
+    except CheckpointError:
+        raise
     except (ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{file} is damaged or no vocabulary of CLIP: {type(error).__name__}, {error}") from error
 
 
 def _read_vocab(file):
-    return json.loads(file.read_text("utf-8")), _merges(file.with_name("merges.txt").read_text("utf-8"))
+    return read_json(file), _merges(read_text(file.with_name("merges.txt")))
 
 
 def _read_tokenizer(file):
-    model = json.loads(file.read_text("utf-8"))["model"]
+    model = read_json(file)["model"]
     return model["vocab"], [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
 
 
 def _read_published(file):
     # the tokens are not in the file: the bytes, the bytes at the end of a word, what the merges make, the two ends
-    merges = _merges(gzip.decompress(file.read_bytes()).decode("utf-8"))[:PUBLISHED_MERGES]
+    with gzip.open(file) as stream:
+        merges = _merges(stream.read(MAX_TEXT).decode("utf-8"))[:PUBLISHED_MERGES]
     symbols = _symbols()
     tokens = [*symbols, *(symbol + LAST for symbol in symbols), *map("".join, merges), *ENDS[0]]
     return {token: number for number, token in enumerate(tokens)}, merges

@@ -1,8 +1,8 @@
 """Compare what the configuration of a folder says of its network with what an architecture computes."""
 
-import json
 import pathlib
 
+from soups.formats.text import read_json
 from soups.models.architectures import Architecture
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}  # ours for theirs
@@ -58,15 +58,7 @@ def _given(file, config, names):
 
 
 def _read(path):
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return config
+    return read_json(path) if path.is_file() else {}
 
 
 def _equal(said, ours):
