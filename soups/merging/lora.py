@@ -125,7 +125,7 @@ def _open_whole(path, open_model):
             f"{path} holds low-rank matrices, such as {shown(part)}, whose mean is not that of what they add: "
             "give MODEL+DIR, with the folder that PEFT wrote"
         )
-    return ties.with_head(checkpoint)
+    return checkpoint
 
 
 def _config(folder):
@@ -177,20 +177,21 @@ def _changes(checkpoint, matrices, config, adapter):
     """Give for each tensor that changes a function from its old array to the new one, and notes for the user."""
     lines, notes, changes = [], [], {}
     pairs, whole = sort_parts([*matrices.leaves, *matrices.aliases], lines)
-    known = {**{leaf: leaf for leaf in checkpoint.leaves}, **checkpoint.aliases}
+    tied = {**checkpoint.aliases, **ties.left_out_head(checkpoint)}
+    known = {**{leaf: leaf for leaf in checkpoint.leaves}, **tied}
     targets = find_tensors([*map(_weight, pairs), *whole.values()], known, str(checkpoint.path), lines)
     places = _places(checkpoint, matrices, pairs, whole, targets, lines)
     turned = _Turned(checkpoint, matrices, pairs, targets, bool(config.get("fan_in_fan_out")))
     for target, (modules, saved) in places.items():
         parts = [*modules, *saved]
-        names = [alias for alias, kept in checkpoint.aliases.items() if kept == target]
+        names = [alias for alias, kept in tied.items() if kept == target]
         if len(parts) > 1 and not (modules and saved and whole[saved[0]] == _weight(modules[0])):
             why = f", which the model ties to {listed(names)}: untie the model first" if names else ""
             lines.append(f"  = {' and '.join(map(shown, parts[:4]))} would all change {shown(target)}{why}")
             continue
         if saved and target in getattr(checkpoint, "changed", ()):
             lines.append(f"  = {shown(saved[0])} is saved whole, but another adapter changes {shown(target)} too")
-        kinds = _matrices(modules[0], pairs, matrices, checkpoint.leaves[target].shape, lines) if modules else None
+        kinds = _matrices(modules[0], pairs, matrices, checkpoint.leaves[target], lines) if modules else None
         swap = bool(kinds) and turned(modules[0], kinds, lines)
         scale = _scale(config, modules[0], matrices.leaves[kinds[0]].shape[0]) if kinds else 0
         changes[target] = _changing(matrices, saved, kinds, scale, swap)
@@ -226,7 +227,11 @@ def _places(checkpoint, matrices, pairs, whole, targets, lines):
 
 
 def _misfit(checkpoint, matrices, stored, target, lines):
-    saved, own = _leaf(matrices, stored).shape, checkpoint.leaves[target].shape
+    leaf, its = _leaf(matrices, stored), checkpoint.leaves[target]
+    saved, own = leaf.shape, its.shape
+    if _kind(leaf) != _kind(its):
+        lines.append(f"  ~ {shown(stored)} has dtype {leaf.dtype} instead of {its.dtype}")
+        return True
     if saved == own:
         return False
     hint = ""
@@ -254,13 +259,22 @@ def _equal(a, b, rows=1 << 12):
     return all(np.array_equal(_wide(a[at : at + rows]), _wide(b[at : at + rows])) for at in range(0, len(a), rows))
 
 
-def _matrices(module, pairs, matrices, shape, lines):
+def _kind(leaf):
+    return ("complex" if tree.is_complex(leaf) else "float") if tree.is_float(leaf) else leaf.dtype
+
+
+def _matrices(module, pairs, matrices, weight, lines):
     """Give the names of A and B of a module, or None where one is missing or they do not fit its weight."""
     kinds = _EMBEDDING if any(kind in pairs[module] for kind in _EMBEDDING) else _LINEAR
     if set(pairs[module]) != set(kinds):
         lines.append(f"  - {shown(module)} has {', '.join(sorted(pairs[module]))}, not both of {', '.join(kinds)}")
         return None
-    a, b = (_leaf(matrices, pairs[module][kind]).shape for kind in kinds)
+    leaves = [weight, *(_leaf(matrices, pairs[module][kind]) for kind in kinds)]
+    if any(_kind(leaf) != "float" for leaf in leaves):
+        dtypes = ", ".join(str(leaf.dtype) for leaf in leaves)
+        lines.append(f"  ~ {shown(module)}: weight, A and B must be of real floats, not {dtypes}")
+        return None
+    shape, a, b = (leaf.shape for leaf in leaves)
     linear = len(a) == len(b) == len(shape) == 2 and shape in [(a[1], b[0]), (b[0], a[1])][: 1 + (kinds == _LINEAR)]
     convolution = len(a) > 2 and kinds == _LINEAR and (b[:1] + a[1:], b[2:]) == (shape, (1,) * (len(a) - 2))
     if not (linear or convolution) or b[1] != a[0] or not a[0]:

@@ -31,12 +31,12 @@ def by_class(one: str, other: str) -> bool:
     return all(biases) and biases[0]["head"] == biases[1]["head"]
 
 
-def with_head(checkpoint: Tensors) -> Tensors:
-    """Return a model whose embedding is its head too, where a Hugging Face folder holds none and does not deny it."""
+def left_out_head(checkpoint: Tensors) -> dict[str, str]:
+    """Return {head: embedding} where a folder with a config holds no head, unless the config says they are two."""
     embeddings = [name for name in checkpoint.leaves if _is_embedding(name)]
     if len(embeddings) != 1 or any(map(_is_head, _names(checkpoint))) or _denies(checkpoint) is not False:
-        return checkpoint
-    return View(checkpoint, {}, checkpoint.read, checkpoint.sizes, tied={"lm_head.weight": embeddings[0]})
+        return {}
+    return {"lm_head.weight": embeddings[0]}
 
 
 def written_out(checkpoint: Tensors, also: Callable[[str], bool] = lambda alias: False) -> Tensors:
@@ -58,9 +58,10 @@ def written_out(checkpoint: Tensors, also: Callable[[str], bool] = lambda alias:
 
 
 def share_heads(models: Mapping[str, Tensors]) -> dict[str, Tensors]:
-    """Return the models, of which those without a head have their embedding for it if it is that in all others too.
+    """Return the models, of which those without a head that others have take their embedding for it.
 
-    Heads and embeddings of the others are then read and compared.
+    They do if their config does not deny it; without a config, if head and embedding are the same in all others, which
+    are then read and compared.
     """
     names = {model: _names(checkpoint) for model, checkpoint in models.items()}
     partly = set().union(*names.values()) - set.intersection(*names.values())
@@ -69,8 +70,9 @@ def share_heads(models: Mapping[str, Tensors]) -> dict[str, Tensors]:
         having = [checkpoint for model, checkpoint in models.items() if head in names[model]]
         for model in [model for model in models if head not in names[model]]:
             found = [name for name in result[model].leaves if by_class(head, name) and _is_embedding(name)]
-            if len(found) == 1 and not _denies(models[model]) and all(same(x, head, found[0]) for x in having):
-                notes = [f"{model} has no {shown(head)}: it is {shown(found[0])}, as in the others"]
+            denied = _denies(models[model])
+            if len(found) == 1 and not denied and (denied is False or all(same(x, head, found[0]) for x in having)):
+                notes = [f"{model} has no {shown(head)}: it is {shown(found[0])}"]
                 checkpoint = result[model]
                 result[model] = View(checkpoint, {}, checkpoint.read, checkpoint.sizes, notes, {head: found[0]})
     return result

@@ -454,3 +454,13 @@ def test_matrices_of_any_shape_are_an_error_in_words(models, adapter, a, b):
     given = {f"{q}.lora_A.weight": np.zeros(a, np.float32), f"{q}.lora_B.weight": np.zeros(b, np.float32)}
     with pytest.raises(ValueError, match=f"{q}: B .* times A .* does not fit the weight"):
         opened(models["a"], adapter({}, tensors=given)[0])
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.complex64])
+def test_what_is_not_of_real_floats_is_an_error(models, adapter, dtype):
+    q = Q.format(0)
+    given = {f"{q}.lora_A.weight": np.ones((2, 6), dtype), f"{q}.lora_B.weight": np.ones((6, 2), np.float32)}
+    folder, _ = adapter({}, tensors=given | {f"{Q.format(1)}.weight": np.ones((6, 6), dtype)})
+    with pytest.raises(ValueError, match=f"{q}: weight, A and B must be of real floats, not float32, ") as error:
+        opened(models["a"], folder)
+    assert f"{Q.format(1)}.weight has dtype {np.dtype(dtype)} instead of float32" in str(error.value)
