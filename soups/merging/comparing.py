@@ -77,6 +77,11 @@ def leaf_of(checkpoint: Tensors, tensor: str):
     return checkpoint.leaves.get(checkpoint.aliases.get(tensor, tensor))
 
 
+def kind_of(leaf) -> str:
+    """Return what may be mixed with what: floats with floats, complex numbers with complex ones, others with like."""
+    return ("complex" if tree.is_complex(leaf) else "float") if tree.is_float(leaf) else str(leaf.dtype)
+
+
 def settle_copied(outputs: Iterable, checkpoints: Mapping[str, Tensors], base: str | None, found: Findings) -> list:
     """Return the outputs, of which those that are copied have one source where that needs no comparison any more.
 

@@ -18,6 +18,7 @@ from soups.formats.text import read_json
 from soups.formats.view import View
 from soups.merging import ties
 from soups.merging.adapter_names import find_tensors, is_part, sort_parts
+from soups.merging.comparing import kind_of
 from soups.merging.hub import cached_model, how_to_download
 from soups.names import bounded, shown
 
@@ -229,7 +230,7 @@ def _places(checkpoint, matrices, pairs, whole, targets, lines):
 def _misfit(checkpoint, matrices, stored, target, lines):
     leaf, its = _leaf(matrices, stored), checkpoint.leaves[target]
     saved, own = leaf.shape, its.shape
-    if _kind(leaf) != _kind(its):
+    if kind_of(leaf) != kind_of(its):
         lines.append(f"  ~ {shown(stored)} has dtype {leaf.dtype} instead of {its.dtype}")
         return True
     if saved == own:
@@ -259,10 +260,6 @@ def _equal(a, b, rows=1 << 12):
     return all(np.array_equal(_wide(a[at : at + rows]), _wide(b[at : at + rows])) for at in range(0, len(a), rows))
 
 
-def _kind(leaf):
-    return ("complex" if tree.is_complex(leaf) else "float") if tree.is_float(leaf) else leaf.dtype
-
-
 def _matrices(module, pairs, matrices, weight, lines):
     """Give the names of A and B of a module, or None where one is missing or they do not fit its weight."""
     kinds = _EMBEDDING if any(kind in pairs[module] for kind in _EMBEDDING) else _LINEAR
@@ -270,7 +267,7 @@ def _matrices(module, pairs, matrices, weight, lines):
         lines.append(f"  - {shown(module)} has {', '.join(sorted(pairs[module]))}, not both of {', '.join(kinds)}")
         return None
     leaves = [weight, *(_leaf(matrices, pairs[module][kind]) for kind in kinds)]
-    if any(_kind(leaf) != "float" for leaf in leaves):
+    if any(kind_of(leaf) != "float" for leaf in leaves):
         dtypes = ", ".join(str(leaf.dtype) for leaf in leaves)
         lines.append(f"  ~ {shown(module)}: weight, A and B must be of real floats, not {dtypes}")
         return None

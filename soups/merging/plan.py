@@ -12,7 +12,7 @@ from soups.engine import BLOCK, Recipe
 from soups.formats import Checkpoint
 from soups.merging import buffers, stacks, ties
 from soups.merging.alignment import aligned
-from soups.merging.comparing import Findings, leaf_of, settle_copied
+from soups.merging.comparing import Findings, kind_of, leaf_of, settle_copied
 from soups.merging.lora import open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest
 from soups.merging.recipe_file import Job, members_of, odd_filters, settings_at
@@ -301,17 +301,12 @@ def _compare(checkpoints, pairs, found):
             hint = "; tokenizer_source: base, union or a model would give all one vocabulary" if vocabulary else ""
             what = f"has shape {list(leaf.shape)} instead of {list(like.shape)}{hint}"
             found.lines.append(f"  ~ {model}: {shown(tensor)} {what}")
-        elif leaf.dtype != like.dtype and _kind(leaf) != _kind(like):
+        elif leaf.dtype != like.dtype and kind_of(leaf) != kind_of(like):
             found.lines.append(f"  ~ {model}: {shown(tensor)} has dtype {leaf.dtype} instead of {like.dtype}")
         else:
             continue
         whole = False
     return whole
-
-
-def _kind(leaf):
-    """Give what may be mixed with what: floats with floats, complex numbers with complex ones, others with like."""
-    return ("complex" if tree.is_complex(leaf) else "float") if tree.is_float(leaf) else leaf.dtype
 
 
 def _check_regexes(job, outputs):

@@ -30,7 +30,9 @@ def adapter(tmp_path):
         write_safetensors(folder / "adapter_model.safetensors", leaves)
         config = {"peft_type": "LORA", "r": rank, "lora_alpha": ALPHA, **config}
         (folder / "adapter_config.json").write_text(json.dumps(config))
-        return folder, {key.removeprefix("base_model.model."): x.astype(np.float64) for key, x in leaves.items()}
+        return folder, {
+            key.removeprefix("base_model.model."): x.astype(np.result_type(x, np.float64)) for key, x in leaves.items()
+        }
 
     return write
 
