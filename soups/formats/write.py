@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from soups.files import cannot_write, replace_file
+from soups.files import cannot_write, replace_file, unfinished
 from soups.formats import safetensors
 from soups.names import check_name
 
@@ -151,7 +151,7 @@ def write_safetensors(
     path = pathlib.Path(path)
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     specs = _checked({name: (array.shape, array.dtype) for name, array in arrays.items()}, metadata or {})
-    file = _File(path.with_name(f"{path.name}.{os.getpid()}.unfinished"), specs, metadata or {}, path)
+    file = _File(unfinished(path), specs, metadata or {}, path)
     try:
         file.create()
         for name, array in arrays.items():

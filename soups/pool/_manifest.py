@@ -47,6 +47,7 @@ class Records:
     def __init__(self, path: pathlib.Path):
         self._path = path
         self._names: dict[str, str] = {}  # of the members, by the file of their records
+        self._seen: set[str] | None = None  # in the folder of the records
         self.refresh()
 
     def refresh(self) -> None:
@@ -57,15 +58,19 @@ class Records:
             if manifest is None:
                 raise PoolCorruptionError(f"{self._path / _FILE} is missing, though there are records of members")
         if manifest is None or manifest["format"] == OLD_FORMAT:
-            self._files, self._read = {}, {} if manifest is None else manifest["members"]
+            self._files, self._read, self._seen = {}, {} if manifest is None else manifest["members"], None
             return
-        files = self._listed()
+        seen = self._entries()
+        if seen == self._seen:  # as mostly: the rest takes ten times as long
+            self._read = {}
+            return
+        files = self._records_of(seen)
         self._names |= self._names_of([file for file in files if file not in self._names])
         by_name, self._read = {}, {}
         for file in files:
             if (name := self._names.get(file)) is not None and by_name.setdefault(name, file) != file:
                 raise PoolCorruptionError(f"{self._path / RECORDS}: {by_name[name]} and {file} are both of {name!r}")
-        self._files = by_name
+        self._files, self._seen = by_name, seen
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files or self._read)
@@ -108,6 +113,7 @@ class Records:
         file = self._files.get(name) or _file(1 + (_number(last) if last else 0), record)
         replace_file(self._path / RECORDS / file, _record.sealed({"name": name, **record}))
         self._names[file] = name
+        self._seen = (self._seen or set()) | {file}
         self._files = {**self._files, name: file}
         self._read.pop(name, None)
 
@@ -115,6 +121,7 @@ class Records:
         """Delete the record of a member; within `locked`."""
         self._begin()
         (self._path / RECORDS / self._files[name]).unlink()
+        self._seen = (self._seen or set()) - {self._files[name]}
         self._files = {other: file for other, file in self._files.items() if other != name}
 
     def orphans(self) -> list[str]:
@@ -155,12 +162,15 @@ class Records:
                 _record.checked(record, self._path / _FILE)
         return manifest
 
-    def _listed(self):
+    def _entries(self):
         try:
-            files = os.listdir(_record.no_link(self._path / RECORDS))
+            return set(os.listdir(_record.no_link(self._path / RECORDS)))
         except (FileNotFoundError, NotADirectoryError):
             raise PoolCorruptionError(f"{self._path / RECORDS} is missing, with the records of all members") from None
-        files = sorted((file for file in files if _RECORD.fullmatch(file)), key=lambda file: (_number(file), file))
+
+    def _records_of(self, entries):
+        """Give the files of records in the order of their numbers."""
+        files = sorted((file for file in entries if _RECORD.fullmatch(file)), key=lambda file: (_number(file), file))
         owners = {}
         for file in files:
             if (owner := owners.setdefault(_directory(file), file)) != file:
@@ -187,7 +197,7 @@ class Records:
             return set()
         if manifest["format"] == OLD_FORMAT:
             return {pathlib.PurePath(record["path"]).name for record in manifest["members"].values()}
-        return {_directory(file) for file in self._listed()}
+        return {_directory(file) for file in self._records_of(self._entries())}
 
     def _begin(self):
         """Make the pool if it is not there yet, and convert one of the first format."""
