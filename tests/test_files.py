@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from soups.files import local_path, replace_file
+from soups.files import local_path, replace_file, sweep_unfinished
 
 URLS = ["gs://bucket/a", "s3://b/a", "hf://org/model", "https://x.org/a.pt", "file:///tmp/a", "HDFS://a", "gs:/b"]
 
@@ -59,3 +59,32 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"cannot write .*nowhere/a\.txt"):
         replace_file(tmp_path / "nowhere" / "a.txt", "")
+
+
+def test_two_containers_with_one_process_id_do_not_write_to_one_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path, names = tmp_path / "a.txt", []
+    replace = os.replace
+
+    def inside(fresh, target):
+        names.append(os.path.basename(fresh))
+        if len(names) == 1:
+            replace_file(path, "other")
+        replace(fresh, target)
+
+    monkeypatch.setattr(os, "replace", inside)
+    replace_file(path, "one")
+    assert path.read_text() == "one" and len(set(names)) == 2 and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_only_strays_are_swept_and_no_link_is_followed(tmp_path):
+    stray = f"a.json.{'0' * 32}.unfinished"
+    for name in ("a.json", "b.unfinished", stray):
+        (tmp_path / name).write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / stray).write_text("")
+    (tmp_path / f"b{stray}").symlink_to(tmp_path / "other" / stray)
+    sweep_unfinished(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "b.unfinished", "other"]
+    assert os.listdir(tmp_path / "other") == [stray]
+    sweep_unfinished(tmp_path / "nowhere")

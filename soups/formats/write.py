@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from soups.files import cannot_write, replace_file, unfinished
+from soups.files import cannot_write, replace_file, sweep_unfinished, unfinished
 from soups.formats import safetensors
 from soups.names import check_name
 
@@ -131,6 +131,7 @@ class Writer:
             replace_file(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
         for file in self._files.values():
             _note(file).unlink(missing_ok=True)
+        sweep_unfinished(self.folder)  # what a killed process was writing, whose merge this one has finished
         _sync_folder(self.folder)
 
     def close(self) -> None:

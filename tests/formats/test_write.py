@@ -365,3 +365,14 @@ def test_a_shard_is_noted_only_after_it_is_on_the_disk(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fsync", watched)
         writer.finish_shard(SHARDS[0])
     assert synced[0] == SHARDS[0] and (tmp_path / f"{SHARDS[0]}.done").exists()
+
+
+def test_what_a_killed_process_was_writing_does_not_stay(killed):
+    stray = killed / f"plan.json.{'0' * 32}.unfinished"
+    stray.write_text("half")
+    with resumed(killed) as writer:
+        for shard, names in writer.shards.items():
+            for name in names if not writer.is_done(shard) else ():
+                writer.write(name, ARRAYS[name])
+        writer.finish()
+    assert not stray.exists()
