@@ -1,68 +1,118 @@
-"""Average the weights of fine-tuned networks: pools, soups and what is measured on them."""
+"""Average the weights of fine-tuned networks: pools, soups and what is measured on them.
 
-from soups import tree as tree
-from soups.evaluate import Diagnosis as Diagnosis
-from soups.evaluate import diagnose as diagnose
-from soups.pool import Pool as Pool
-from soups.pool import PoolCorruptionError as PoolCorruptionError
-from soups.pool import merge as merge
-from soups.recipes import Soup as Soup
-from soups.recipes import activation_matching as activation_matching
-from soups.recipes import adamerge as adamerge
-from soups.recipes import adamerging as adamerging
-from soups.recipes import align as align
-from soups.recipes import arcee_fusion as arcee_fusion
-from soups.recipes import breadcrumbs as breadcrumbs
-from soups.recipes import check_function_unchanged as check_function_unchanged
-from soups.recipes import combine_task_vectors as combine_task_vectors
-from soups.recipes import consensus as consensus
-from soups.recipes import dare as dare
-from soups.recipes import della as della
-from soups.recipes import drop as drop
-from soups.recipes import ema as ema
-from soups.recipes import emr as emr
-from soups.recipes import emr_restore as emr_restore
-from soups.recipes import evolve as evolve
-from soups.recipes import fisher as fisher
-from soups.recipes import fisher_information as fisher_information
-from soups.recipes import fisher_interpolate as fisher_interpolate
-from soups.recipes import geometric_median as geometric_median
-from soups.recipes import greedy as greedy
-from soups.recipes import greedy_speculative as greedy_speculative
-from soups.recipes import interpolate as interpolate
-from soups.recipes import iso_c as iso_c
-from soups.recipes import karcher as karcher
-from soups.recipes import learned as learned
-from soups.recipes import localize as localize
-from soups.recipes import localize_dataless as localize_dataless
-from soups.recipes import magmax as magmax
-from soups.recipes import magprune as magprune
-from soups.recipes import mask_overlap as mask_overlap
-from soups.recipes import model_stock as model_stock
-from soups.recipes import multislerp as multislerp
-from soups.recipes import nearswap as nearswap
-from soups.recipes import nuslerp as nuslerp
-from soups.recipes import outliers as outliers
-from soups.recipes import pcb as pcb
-from soups.recipes import permute as permute
-from soups.recipes import ram as ram
-from soups.recipes import ram_plus as ram_plus
-from soups.recipes import regmean as regmean
-from soups.recipes import regmean_pp as regmean_pp
-from soups.recipes import running_mean as running_mean
-from soups.recipes import sce as sce
-from soups.recipes import spec_from_rules as spec_from_rules
-from soups.recipes import stitch as stitch
-from soups.recipes import straight_through_matching as straight_through_matching
-from soups.recipes import tall_masks as tall_masks
-from soups.recipes import task_arithmetic as task_arithmetic
-from soups.recipes import ties as ties
-from soups.recipes import trim as trim
-from soups.recipes import tsv_merge as tsv_merge
-from soups.recipes import uniform as uniform
-from soups.recipes import weight_matching as weight_matching
-from soups.recipes import weighted as weighted
-from soups.recipes import wise_ft as wise_ft
-from soups.recipes import wudi as wudi
+What a user calls is one import away; each name is imported when it is first used.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+__all__ = [
+    "Diagnosis",
+    "Pool",
+    "PoolCorruptionError",
+    "Soup",
+    "__version__",
+    "activation_matching",
+    "adamerge",
+    "adamerging",
+    "align",
+    "arcee_fusion",
+    "breadcrumbs",
+    "check_function_unchanged",
+    "combine_task_vectors",
+    "consensus",
+    "dare",
+    "della",
+    "diagnose",
+    "drop",
+    "ema",
+    "emr",
+    "emr_restore",
+    "evolve",
+    "fisher",
+    "fisher_information",
+    "fisher_interpolate",
+    "geometric_median",
+    "greedy",
+    "greedy_speculative",
+    "interpolate",
+    "iso_c",
+    "karcher",
+    "learned",
+    "linear",
+    "localize",
+    "localize_and_stitch",
+    "localize_dataless",
+    "magmax",
+    "magprune",
+    "mask_overlap",
+    "merge",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "outliers",
+    "pcb",
+    "permute",
+    "ram",
+    "ram_plus",
+    "rebasin",
+    "recipes",
+    "regmean",
+    "regmean_pp",
+    "running_mean",
+    "sce",
+    "slerp",
+    "sparsify",
+    "spec_from_rules",
+    "stitch",
+    "straight_through_matching",
+    "tall_masks",
+    "task_arithmetic",
+    "ties",
+    "tree",
+    "trim",
+    "tsv_merge",
+    "uniform",
+    "weight_matching",
+    "weighted",
+    "wise_ft",
+    "wudi",
+]
+
+# where what is listed comes from, if not from soups.recipes; rooms of the house are imported by their names
+_ROOMS = {
+    "Diagnosis": "soups.evaluate",
+    "diagnose": "soups.evaluate",
+    "Pool": "soups.pool",
+    "PoolCorruptionError": "soups.pool",
+    "merge": "soups.pool",
+}
+_MODULES = {"sparsify": "soups.recipes.sparsify", "rebasin": "soups.recipes.rebasin"}
+_PACKAGES = (
+    "data",
+    "engine",
+    "evaluate",
+    "finetune",
+    "formats",
+    "merging",
+    "models",
+    "pool",
+    "recipes",
+    "report",
+    "tree",
+)
+
+
+def __getattr__(name: str):
+    if name in _MODULES or name in _PACKAGES:
+        return importlib.import_module(_MODULES.get(name, f"soups.{name}"))
+    if name in __all__:
+        value = getattr(importlib.import_module(_ROOMS.get(name, "soups.recipes")), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'soups' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,20 +1,26 @@
-"""Merge part by part: a recipe is what it measures on the members, and what it then does to each element.
+"""Carry a recipe out: a recipe is what it measures on the members, and what it then does to each element.
 
-The parts are blocks of NumPy arrays, mapped files among them, or whole JAX arrays, traced or sharded: the same
-functions take them all.
+Its parts are blocks of NumPy arrays, mapped files among them, or whole JAX arrays, traced or sharded: the same
+functions take them all. `merge` takes trees or a pool; what merges files gives `blocks` and `measure_model` its leaves.
 """
+
+from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
+import ml_dtypes
 import numpy as np
+import xxhash
 from ml_dtypes import bfloat16
 
 from soups import arguments, tree
+from soups.lazy import is_jax, jax
 
 BLOCK = 2**16  # elements: a few blocks fit into the cache of a core
 THREADS = max(2, min(8, os.cpu_count() or 2))
@@ -26,24 +32,24 @@ class Part:
 
     Attributes:
         name: of the leaf.
-        leaves: the members' arrays, in float32 or wider.
+        leaves: the members' arrays, in float32 or wider, then those of what lies beside them, such as Fisher diagonals.
         base: the base's array, or None.
         start: index of the first element in the flattened leaf.
     """
 
     name: str
-    leaves: list[Any]
+    leaves: Sequence[Any]
     base: Any = None
     start: int = 0
 
     def vector(self, index: int):
-        """Give a task vector, member − base."""
+        """Return a task vector, member − base."""
         return self.leaves[index] - self.base
 
     @property
     def xp(self):
-        """Give the namespace of the arrays, NumPy or jax.numpy."""
-        return tree.namespace(self.leaves)
+        """Return the namespace of the arrays, NumPy or jax.numpy."""
+        return self.leaves.xp if isinstance(self.leaves, _Wide) else tree.namespace(self.leaves)
 
 
 Parts = Callable[[], Iterable[Part]]
@@ -55,90 +61,406 @@ class Recipe:
 
     Attributes:
         merge: from a part and what was measured to the merged array; element-wise as far as `unit` says.
-        measure: from the parts of one scope, which may be gone through many times, to anything; sums over parts, so
-            that neither the cut into parts nor a sharding matters.
+        measure: maps the parts of one scope (iterable repeatedly) to any statistic; use sums over parts, so that
+            neither the cut into parts nor a sharding matters.
         scope: "leaf" or "model": what is measured together.
         unit: what a part must hold whole: an "element", a "row" (last axis), or the "leaf".
+        propagates: whether NaN or infinity in a member always shows in the result, so that it alone is looked at.
     """
 
     merge: Callable[[Part, Any], Any]
     measure: Callable[[Parts], Any] = lambda parts: None
     scope: str = "leaf"
     unit: str = "element"
+    propagates: bool = False
 
 
-def apply(recipe: Recipe, members: arguments.Members, base: tree.Tree | None = None) -> tree.Tree:
-    """Merge trees in memory, or mapped from a pool; leaves have the dtypes of the first member's.
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """State what one leaf of a result is made of.
+
+    Attributes:
+        name, shape, dtype: of the result.
+        recipe: None for a leaf that is copied: all arrays must then be the same.
+        read: returns the arrays of the members, of what lies beside them, and last of the base if it has one.
+        labels: what messages call each of these arrays.
+        has_base: whether the last array is the base's.
+        passed: is told the XXH3 digests (128 bits, hexadecimal) of the arrays when all of their blocks have passed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    recipe: Recipe | None
+    read: Callable[[], list[Any]]
+    labels: Sequence[str]
+    has_base: bool = False
+    passed: Callable[[list[str]], None] | None = None
+
+
+class NonFiniteError(ValueError):
+    """Say that a member holds NaN or infinity, or that a result overflows."""
+
+
+# --- Trees and pools --------------------------------------------------------------------------------------------------
+
+
+def merge(
+    recipe: Recipe,
+    members: arguments.Members,
+    base: tree.Tree | None = None,
+    beside: Sequence[tree.Tree] = (),
+    *,
+    keep_first: str | None = None,
+    check: Callable[[Mapping[str, Any]], None] = lambda headers: None,
+) -> tree.Tree:
+    """Merge trees in memory, or stream them from a pool with the memory of the result and a few blocks.
+
+    A leaf of the result has the widest dtype of the members' leaves; one that holds no floats is the first member's.
+
+    Args:
+        recipe: of the method.
+        members: a sequence or mapping of trees, or a pool.
+        base: the weights that task vectors start from.
+        beside: trees whose leaves follow the members' in each part, such as Fisher diagonals; each may lack leaves.
+        keep_first: a regex for the names of leaves that come from the first member, whatever the others hold.
+        check: is called with {name: leaf}, shapes and dtypes of a member's leaves, when all structures were compared.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, integer leaves that differ.
+        ValueError: no members, mismatched structures, integer leaves that differ.
+        NonFiniteError: NaN or infinity in a member, or a result that overflows; members and leaves are named.
+        PoolCorruptionError: a member of a pool is not what was written.
     """
     members = arguments.as_mapping(members)
-    # a pool's leaves are mapped: they come into memory block after block
-    trees = [members[name] for name in members]
-    others = {} if base is None else {"base": base}
-    tree.check_same_structure([*trees, *others.values()], [*members, *others], dtypes=False)
-    tree.check_copied(trees)
-    # a pool knows which of its members are finite, and its view of the usable ones has no others
-    unknown = [] if hasattr(members, "merge_leaves") else trees
-    arguments.check_all_finite([*members, *others] if unknown else others, [*unknown, *others.values()])
-    flat, flat_base = [tree.flatten(member) for member in trees], tree.flatten(base)
-    floats = [name for name, leaf in flat[0].items() if tree.is_float(leaf)]
+    sources, like = _sources(members, base, keep_first)
+    check(tree.flatten(like))
+    on_host = all(source.on_host for source in sources)
+    beside = [tree.flatten(jax.device_get(extra) if on_host and not tree.traced(extra) else extra) for extra in beside]
+    kept = re.compile(keep_first) if keep_first else None
+    leaves = {name: _leaf(name, len(members), recipe, sources, beside, kept) for name in tree.names(like)}
+    given = {source.label: source.headers for source in sources if not source.compare}
+    given |= {f"beside {source.label}": flat for source, flat in zip(sources, beside, strict=False)}
+    merged = _on_host(leaves, given) if on_host else _on_devices(leaves, given)
+    return tree.map_with_names(lambda name, _: merged[name], like)
 
-    def parts_of(name):
-        return lambda: parts(name, [member[name] for member in flat], flat_base.get(name), recipe.unit)
+
+def _on_host(leaves, given):
+    # the largest first: threads then end together
+    order = sorted(leaves, key=lambda name: -math.prod(leaves[name].shape))
+    try:
+        measured = measure_model(leaves.values())
+        return dict(zip(order, in_threads(lambda name: joined(leaves[name], measured), order), strict=True))
+    except NonFiniteError:
+        check_finite(given)  # names all of them
+        raise
+
+
+def _on_devices(leaves, given):
+    check_finite(given)
+    measured = measure_model(leaves.values())
+    merged = {name: joined(leaf, measured) for name, leaf in leaves.items()}
+    if not tree.traced(merged) and (bad := tree.nonfinite_names(merged)):
+        raise NonFiniteError("; ".join(_overflow(name, merged[name].dtype) for name in bad))
+    return merged
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Hold the headers of a tree's leaves by name, how one is read, and how its digest is compared if it has one."""
+
+    label: str
+    headers: Mapping[str, Any]
+    read: Callable[[str], Any]
+    compare: Callable[[str, str], None] | None = None
+
+    @property
+    def on_host(self):
+        return bool(self.compare) or all(isinstance(leaf, np.ndarray) for leaf in self.headers.values())
+
+
+def _sources(members, base, keep_first):
+    """Return what the members, then the base, are read from, all compared, and a tree of their structure."""
+    stored = [members.tensors(name) for name in members] if hasattr(members, "tensors") else []
+    trees = [members.structure if stored else members[name] for name in members]
+    others = [] if base is None else [base]
+    tree.check_same_structure([*trees, *others], [*members, "base"][: len(trees) + len(others)], dtypes=False)
+    tree.check_copied(trees, keep_first, [found.digests for found in stored])
+    labels = [f"member {name}" for name in members]
+    if stored:
+        headers = tree.flatten(trees[0])
+        pairs = zip(labels, stored, strict=True)
+        sources = [_Source(label, headers, found.map, found.check_leaf) for label, found in pairs]
+    else:
+        sources = [_given(label, params) for label, params in zip(labels, trees, strict=True)]
+    return [*sources, *(_given("base", params) for params in others)], trees[0]
+
+
+def _given(label, params):
+    leaves = tree.flatten(params)
+    return _Source(label, leaves, leaves.__getitem__)
+
+
+def _leaf(name, number, recipe, sources, beside, kept):
+    like = sources[0].headers[name]
+    mixed = tree.is_float(like) and not (kept and kept.fullmatch(name))
+    extra = [flat[name] for flat in beside if name in flat] if mixed else []
+    used = sources if mixed else sources[:1]
+
+    def read():
+        arrays = [source.read(name) for source in used]
+        return [*arrays[:number], *extra, *arrays[number:]]
+
+    def passed(digests):
+        for source, digest in zip(used, digests, strict=False):  # a pool's members come first
+            if source.compare:
+                source.compare(name, digest)
+
+    labels = [source.label for source in used]
+    labels = [*labels[:number], *(f"beside {label}" for label in labels[: len(extra)]), *labels[number:]]
+    dtype = tree.widest([source.headers[name].dtype for source in used[:number]]) if mixed else like.dtype
+    return Leaf(
+        name=name,
+        shape=like.shape,
+        dtype=dtype,
+        recipe=recipe if mixed else None,
+        read=read,
+        labels=[f"{label}: {name}" for label in labels],
+        has_base=mixed and len(used) > number,
+        passed=passed if used[0].compare else None,
+    )
+
+
+def check_finite(trees: Mapping[str, Any]) -> None:
+    """Raise a NonFiniteError that names the trees, by their labels, and their leaves that hold NaN or infinity."""
+    if not tree.traced(trees):
+        found = {label: tree.nonfinite_names(leaves) for label, leaves in trees.items()}
+        lines = [f"  {label}: {', '.join(bad)}" for label, bad in found.items() if bad]
+        if lines:
+            raise NonFiniteError("NaN or infinity in the members; leave out those that diverged:\n" + "\n".join(lines))
+
+
+# --- Leaves -----------------------------------------------------------------------------------------------------------
+
+
+def measure_model(leaves: Iterable[Leaf], at_least=np.float32) -> Any:
+    """Return what a recipe of scope "model" measures over all leaves that are merged; None for other recipes.
+
+    Raises:
+        NonFiniteError: NaN or infinity in an array on the host.
+    """
+    leaves = [leaf for leaf in leaves if leaf.recipe is not None]
+    if not leaves or leaves[0].recipe.scope != "model":
+        return None
+    seen = {leaf.name: set() for leaf in leaves}
 
     def all_parts():
-        return (part for name in floats for part in parts_of(name)())
+        for leaf in leaves:
+            yield from _looked_at(leaf, leaf.read(), seen[leaf.name], at_least)
 
-    with np.errstate(over="ignore", invalid="ignore"):  # reported below, with names
-        measured = recipe.measure(all_parts) if recipe.scope == "model" else None
-
-        def merged(name):
-            here = measured if recipe.scope == "model" else recipe.measure(parts_of(name))
-            leaf = flat[0][name]
-            return join(((part, recipe.merge(part, here)) for part in parts_of(name)()), leaf.shape, leaf.dtype)
-
-        on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves([trees, base]))
-        leaves = dict(zip(floats, _in_threads(merged, floats) if on_host else map(merged, floats), strict=True))
-    result = tree.map_with_names(lambda name, leaf: leaves.get(name, leaf), trees[0])
-    return arguments.check_finite(result, members, trees)
+    with np.errstate(all="ignore"):  # what is not finite is an error with a name
+        return leaves[0].recipe.measure(all_parts)
 
 
-def parts(name: str, leaves: Sequence[Any], base: Any | None, unit: str = "element") -> Iterator[Part]:
-    """Cut the arrays of one leaf into parts: blocks of NumPy arrays, or all of JAX's; in float32 or wider."""
-    arrays = leaves if base is None else [*leaves, base]
-    if tree.namespace(arrays) is not np or unit == "leaf" or arrays[0].size <= BLOCK:
-        yield _part(name, arrays, len(leaves), 0)
-        return
-    columns = arrays[0].shape[-1] if unit == "row" else 1
-    shape = (-1, columns) if unit == "row" else (-1,)
-    flat = [array.reshape(shape) for array in arrays]
-    step = max(1, BLOCK // columns)
-    for start in range(0, len(flat[0]), step):
-        yield _part(name, [array[start : start + step] for array in flat], len(leaves), start * columns)
+def blocks(leaf: Leaf, measured: Any = None, at_least=np.float32) -> Iterator[tuple[int, Any]]:
+    """Return (first element, merged elements) block after block: flat NumPy arrays, or one whole JAX array.
+
+    `measured`: by `measure_model`. `at_least`: the least dtype of the arithmetic.
+
+    Raises:
+        ValueError: arrays that are copied and differ.
+        NonFiniteError: NaN or infinity in an array on the host, or a block that overflows; both are named.
+    """
+    arrays = leaf.read()
+    if any(is_jax(array) for array in arrays):
+        hashes = None
+    else:
+        arrays = [np.ascontiguousarray(array).reshape(array.shape) for array in arrays]
+        hashes = [xxhash.xxh3_128() for _ in arrays] if leaf.passed else []
+    try:
+        yield from (_copied if leaf.recipe is None else _merged)(leaf, arrays, hashes or (), measured, at_least)
+    except Exception:
+        if hashes:  # damaged numbers may have been what a recipe did not like: then that is what must be said
+            leaf.passed([xxhash.xxh3_128_hexdigest(_bytes(array)) for array in arrays])
+        raise
+    if hashes:
+        leaf.passed([digest.hexdigest() for digest in hashes])
 
 
-def join(merged: Iterable[tuple[Part, Any]], shape: tuple[int, ...], dtype) -> Any:
-    """Put merged parts together to a leaf."""
+def joined(leaf: Leaf, measured: Any = None) -> Any:
+    """Return the whole merged leaf, as `blocks` makes it."""
     whole = None
-    for part, array in merged:
-        if array.shape == shape:
-            return array.astype(dtype)
-        whole = np.empty(shape, dtype) if whole is None else whole
-        whole.reshape(-1)[part.start : part.start + array.size] = array.reshape(-1)
+    for start, block in blocks(leaf, measured):
+        if is_jax(block):
+            return block
+        whole = np.empty(leaf.shape, leaf.dtype) if whole is None else whole
+        whole.reshape(-1)[start : start + block.size] = block
     return whole
 
 
+def parts(name: str, leaves: Sequence[Any], base: Any | None, unit: str = "element", at_least=np.float32):
+    """Return the parts of one leaf: blocks of NumPy arrays, or all of JAX's; in `at_least` or wider."""
+    arrays = leaves if base is None else [*leaves, base]
+    xp, first = tree.namespace(arrays), arrays[0]
+    wide = tree.widest([np.dtype(at_least), *(array.dtype for array in arrays if tree.is_float(array))])
+    if xp is not np or unit == "leaf" or first.size <= BLOCK:
+        yield _part(name, arrays, len(leaves), 0, wide, xp)
+        return
+    columns = first.shape[-1] if unit == "row" else 1
+    flat = [array.reshape((-1, columns) if unit == "row" else -1) for array in arrays]
+    step = max(1, BLOCK // columns)
+    for start in range(0, len(flat[0]), step):
+        yield _part(name, flat, len(leaves), start * columns, wide, xp, slice(start, start + step))
+
+
+def in_threads(function: Callable, items: Iterable, threads: int = THREADS) -> list:
+    """Return `function` of each item, several at a time; the first error ends all."""
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:  # NumPy lets go of the interpreter during its work
+        futures = [pool.submit(_without_warnings, function, item) for item in items]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _without_warnings(function, item):
+    with np.errstate(all="ignore"):  # a setting of the thread; what is not finite is an error with a name
+        return function(item)
+
+
+def _merged(leaf, arrays, hashes, measured, at_least):
+    recipe, seen = leaf.recipe, set()
+
+    def all_parts():
+        return _looked_at(leaf, arrays, seen, at_least)
+
+    measured = measured if recipe.scope == "model" else recipe.measure(all_parts)
+    for part in all_parts():
+        if part.xp is not np:
+            yield 0, recipe.merge(part, measured).astype(leaf.dtype)
+            return
+        # a whole leaf may have arrays of other sizes beside it
+        here = slice(None) if recipe.unit == "leaf" else slice(part.start, part.start + part.leaves[0].size)
+        for digest, array in zip(hashes, arrays, strict=False):
+            digest.update(_bytes(array.reshape(-1)[here]))
+        block = np.asarray(recipe.merge(part, measured)).reshape(-1)
+        narrow = block if block.dtype == leaf.dtype else block.astype(leaf.dtype)
+        _check_result(leaf, part, block, narrow)
+        yield part.start, narrow
+
+
+def _copied(leaf, arrays, hashes, measured, at_least):
+    for label, array in zip(leaf.labels, arrays, strict=True):
+        if array is not arrays[0] and not np.array_equal(array, arrays[0]):
+            raise ValueError(
+                f"{label} differs from {leaf.labels[0]}: what holds no floats is copied, so it must be the same in all "
+                "members, or be kept from the first (keep_first)"
+            )
+    for digest, array in zip(hashes, arrays, strict=False):
+        digest.update(_bytes(array))
+    yield 0, arrays[0] if is_jax(arrays[0]) else arrays[0].reshape(-1).astype(leaf.dtype, copy=False)
+
+
+# --- Checks -----------------------------------------------------------------------------------------------------------
+
+
+def _looked_at(leaf, arrays, seen, at_least):
+    """Return the parts, looked at when they are first gone through: no statistic is made of a NaN."""
+    number = len(arrays) - leaf.has_base
+    base = arrays[number] if leaf.has_base else None
+    for part in parts(leaf.name, arrays[:number], base, leaf.recipe.unit, at_least):
+        if part.xp is np and not leaf.recipe.propagates and part.start not in seen:
+            _check_part(leaf, part)
+            seen.add(part.start)
+        yield part
+
+
+def _check_part(leaf, part):
+    # a NaN makes the sum NaN; comparisons, as in TIES, would pass over it
+    arrays = [*part.leaves, *([part.base] if leaf.has_base else [])]
+    if not np.isfinite(sum(total(np, array) for array in arrays)):
+        for label, array in zip(leaf.labels, arrays, strict=True):
+            if not np.isfinite(array).all():
+                raise NonFiniteError(f"{label} holds NaN or infinity; leave it out")
+
+
+def _check_result(leaf, part, block, narrow):
+    if not np.isfinite(total(np, block)) and not np.isfinite(block).all():
+        _check_part(leaf, part)
+        raise NonFiniteError(_overflow(leaf.name, block.dtype))
+    if narrow.dtype.itemsize < block.dtype.itemsize and block.size and not tree.is_complex(block):
+        limit = float(ml_dtypes.finfo(narrow.dtype).max)
+        if max(block.max(), -block.min()) > limit and not np.isfinite(narrow).all():
+            raise NonFiniteError(_overflow(leaf.name, narrow.dtype))
+
+
+def _overflow(name, dtype):
+    return f"the merged {name} overflows {dtype}, though no member does: choose a wider dtype for the result"
+
+
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+
+class _Wide(Sequence):
+    """Cut and widen an array when it is asked for: a pass over one member costs that member alone."""
+
+    def __init__(self, arrays, dtype, xp, cut):
+        self._arrays, self._dtype, self.xp, self._cut, self._made = arrays, dtype, xp, cut, {}
+
+    def __len__(self):
+        return len(self._arrays)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        if place not in self._made:
+            array = self._arrays[place]
+            self._made[place] = _widened(array if self._cut is None else array[self._cut], self._dtype)
+        return self._made[place]
+
+
+def _part(name, arrays, number, start, dtype, xp, cut=None):
+    base = _Wide(arrays[number:], dtype, xp, cut)
+    return Part(name, _Wide(arrays[:number], dtype, xp, cut), base[0] if len(base) else None, start)
+
+
+def _widened(array, dtype):
+    if array.dtype == dtype or not tree.is_float(array):
+        return array
+    if not isinstance(array, np.ndarray) or array.dtype != bfloat16 or dtype != np.float32:
+        return array.astype(dtype)
+    wide = array.view(np.uint16).astype(np.uint32)  # the upper half of a float32: faster than the cast
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+# --- Statistics -------------------------------------------------------------------------------------------------------
+
+
 def sum_over(parts: Parts, function: Callable[[Part], Any]) -> Any:
-    """Add up `function(part)`, a tree of numbers or arrays, over all parts; in float64 what NumPy gives."""
+    """Add up `function(part)`, nested lists or dicts of numbers or arrays, over all parts; on the host in float64."""
     totals = None
     for part in parts():
-        value = function(part)
-        if part.xp is np:
-            value = jax.tree.map(lambda x: np.asarray(x, np.promote_types(np.asarray(x).dtype, np.float64)), value)
-        totals = value if totals is None else jax.tree.map(lambda a, b: a + b, totals, value)
+        value = _map(_wide_number, function(part)) if part.xp is np else function(part)
+        totals = value if totals is None else _map(lambda a, b: a + b, totals, value)
     return totals
+
+
+def _wide_number(value):
+    value = np.asarray(value)
+    return np.asarray(value, np.promote_types(value.dtype, np.float64))
+
+
+def _map(function, *nests):
+    first = nests[0]
+    if isinstance(first, dict):
+        return {key: _map(function, *(nest[key] for nest in nests)) for key in first}
+    if isinstance(first, list | tuple):
+        return [_map(function, *values) for values in zip(*nests, strict=True)]
+    return function(*nests)
 
 
 def total(xp, array) -> Any:
@@ -147,7 +469,7 @@ def total(xp, array) -> Any:
 
 
 def remembered(function: Callable[[Part], Any]) -> Callable[[Part], Any]:
-    """Give a function of the same arrays, each of which the host works out once; it keeps masks as bits."""
+    """Return a function of the same arrays, each of which the host works out once; it keeps masks as bits."""
     known: dict[tuple[str, int], np.ndarray] = {}
 
     def again(part):
@@ -165,48 +487,5 @@ def remembered(function: Callable[[Part], Any]) -> Callable[[Part], Any]:
     return again
 
 
-def per_member(values, number: int, what: str) -> list[Any]:
-    """Give one value for each member: a sequence as it is, a single value repeated.
-
-    Raises:
-        ValueError: not one for each member.
-    """
-    values = list(values) if isinstance(values, Sequence) or getattr(values, "ndim", 0) else [values] * number
-    if len(values) != number:
-        raise ValueError(f"{number} members need {number} {what}, but {len(values)} were given")
-    return values
-
-
-def narrow(array: np.ndarray, dtype) -> np.ndarray:
-    """Cast to the dtype of the output, to the nearest, ties to even."""
-    return array if array.dtype == dtype else array.astype(dtype)
-
-
-def _part(name, arrays, number, start):
-    wide = tree.widen_leaves([_from_bfloat16(array) for array in arrays])
-    return Part(name, wide[:number], wide[number] if len(wide) > number else None, start)
-
-
-def _from_bfloat16(array):
-    # the upper half of a float32: faster than the cast
-    if not isinstance(array, np.ndarray) or array.dtype != bfloat16:
-        return array
-    wide = array.view(np.uint16).astype(np.uint32)
-    wide <<= 16
-    return wide.view(np.float32)
-
-
-def _in_threads(function, items):
-    # NumPy lets go of the interpreter during its work
-    with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
-        futures = [threads.submit(_without_warnings, function, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _without_warnings(function, item):
-    with np.errstate(over="ignore", invalid="ignore"):  # a setting of the thread
-        return function(item)
+def _bytes(array):
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

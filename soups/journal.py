@@ -5,9 +5,8 @@ import os
 import pathlib
 from typing import Any
 
-import jax
-
 from soups.files import cannot_write, replace_file
+from soups.lazy import jax
 from soups.processes import on_first_process
 
 

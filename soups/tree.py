@@ -7,15 +7,18 @@ boolean leaves are never averaged: they must be identical in all trees and are c
 `is_counter`), which are the first tree's.
 """
 
+from __future__ import annotations
+
 import functools
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
+from soups.lazy import is_jax, jax, jnp
 from soups.names import MOST, bounded, did_you_mean, differences, shown
 
 Tree = Any  # a pytree of arrays, in this library mostly nested dicts
@@ -89,7 +92,7 @@ def slerp(a: Tree, b: Tree, t, *, cos_angle=None) -> Tree:
     them (Shoemake, 1985).
     """
     cos_angle = cosine(a, b) if cos_angle is None else cos_angle
-    xp = jnp if isinstance(cos_angle, jax.Array) or isinstance(t, jax.Array) else np
+    xp = jnp if is_jax(cos_angle) or is_jax(t) else np
     cos_angle = xp.clip(cos_angle, -1.0, 1.0)
     omega = xp.arccos(cos_angle)
     squared_sine = 1 - cos_angle * cos_angle
@@ -270,10 +273,13 @@ def check_arrays(trees: Sequence[Tree], labels: Sequence[str] | None = None) -> 
     )
 
 
-def check_copied(trees: Sequence[Tree], keep_first: str | None = None) -> None:
+def check_copied(
+    trees: Sequence[Tree], keep_first: str | None = None, digests: Sequence[Mapping[str, str]] = ()
+) -> None:
     """Raise a ValueError that names the integer and boolean leaves that are not the same in all trees.
 
     Counters, and what matches the regex `keep_first`, are copied from the first tree whatever the others hold.
+    `digests`: of the leaves of each tree by name, which are compared where they are known.
 
     Raises:
         ValueError: as above; leaves that are float, complex or integers in some trees only; `keep_first` that matches
@@ -286,7 +292,10 @@ def check_copied(trees: Sequence[Tree], keep_first: str | None = None) -> None:
     if mixed:
         raise ValueError(f"leaves that are complex, real or integers in some members only: {_listed(mixed)}")
     copied = [name for name in names if not is_float(flat[0][name]) and not is_counter(name)]
-    different = [name for name in copied if not _identical(name, [leaves[name] for leaves in flat])]
+    if digests:
+        different = [name for name in copied if len({known[name] for known in digests}) > 1]
+    else:
+        different = [name for name in copied if not _identical(name, [leaves[name] for leaves in flat])]
     if different:
         raise ValueError(
             "integer and boolean leaves are copied, not averaged, so they must be identical in all members, or be "
@@ -429,7 +438,17 @@ def _leaf_finite(leaf) -> bool:
 
 def is_float(leaf) -> bool:
     """Say whether a leaf holds floats, which are mixed, or integers and booleans, which are copied."""
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return _is_inexact(leaf.dtype)
+
+
+@functools.cache
+def _is_inexact(dtype):
+    if not isinstance(dtype, np.dtype) or dtype.kind != "V":
+        return getattr(dtype, "kind", "") in "fc" and isinstance(dtype, np.dtype)
+    try:
+        return bool(ml_dtypes.finfo(dtype))
+    except ValueError:
+        return False
 
 
 def is_complex(leaf) -> bool:
@@ -439,7 +458,7 @@ def is_complex(leaf) -> bool:
 
 def namespace(leaves):
     """Give numpy if all arrays are NumPy's, else jax.numpy."""
-    return np if all(isinstance(leaf, (np.ndarray, np.generic, float)) for leaf in leaves) else jnp
+    return np if all(isinstance(leaf, (np.ndarray, np.generic, float)) for leaf in leaves) else jax.numpy
 
 
 def namespace_of(tree: Tree):
@@ -449,7 +468,19 @@ def namespace_of(tree: Tree):
 
 def traced(values: Any) -> bool:
     """Say whether numbers are not known yet, because a JAX transformation is under way."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    return "jax" in sys.modules and any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def widest(dtypes) -> np.dtype:
+    """Return the narrowest dtype that holds all of some float dtypes: float32 for bfloat16 and float16."""
+    return functools.reduce(_promoted, map(np.dtype, dtypes))
+
+
+@functools.cache
+def _promoted(a, b):
+    if a == b:
+        return a
+    return np.promote_types(*(x if x.kind in "fc" and x.itemsize > 2 else np.dtype(np.float32) for x in (a, b)))
 
 
 def widen_leaves(leaves):
@@ -460,12 +491,12 @@ def widen_leaves(leaves):
 
 @functools.cache
 def _at_least_float32(dtype):
-    return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else np.dtype(dtype)
+    return np.dtype(np.float32) if ml_dtypes.finfo(dtype).bits < 32 else np.dtype(dtype)
 
 
 def scalar(value, leaf):
     """Give a number, traced or not, in the dtype of a leaf, so that strict promotion is content."""
-    if isinstance(value, jax.Array):
+    if is_jax(value):
         return value.astype(leaf.dtype)
     return leaf.dtype.type(value)
 

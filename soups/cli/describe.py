@@ -53,10 +53,9 @@ def _few(names):
 
 def list_methods() -> int:
     """Print the methods of both vocabularies with their settings."""
-    vocabularies = ("published", merging.PUBLISHED, "--method NAME"), ("mergekit", merging.MERGEKIT, "in recipe files")
-    for vocabulary, methods, where in vocabularies:
+    for vocabulary, where in (("published", "--method NAME"), ("mergekit", "in recipe files")):
         say(f"methods, as in {_SEMANTICS[vocabulary]} ({where}):\n")
-        for name, method in methods.items():
+        for name, method in merging.methods_of(vocabulary).items():
             settings = [n if d is merging.REQUIRED else f"{n} {d}" for n, d in method.settings.items()]
             # "first": it is where the method begins
             base = "required" if method.base == "first" else method.base

@@ -79,6 +79,12 @@ class Tensors(Protocol):
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Return a tensor in its own shape and dtype, or the part at `index`, a slice for each axis."""
 
+    def map(self, name: str) -> np.ndarray:
+        """Return a tensor as `read` does, but leave it to the caller to hash its bytes and to call `check_leaf`."""
+
+    def check_leaf(self, name: str, digest: str) -> None:
+        """Compare the digest of a tensor's bytes with the one that is known, if one is."""
+
     def check(self, process: int = 0, processes: int = 1) -> None:
         """Compare files that have digests with them; of several processes each compares its share."""
 
@@ -108,6 +114,13 @@ class Checkpoint:
 
     def check(self, process: int = 0, processes: int = 1) -> None:
         """Compare nothing: these files have no digests."""
+
+    def check_leaf(self, name: str, digest: str) -> None:
+        """Compare nothing, as `check`."""
+
+    def map(self, name: str) -> np.ndarray:
+        """Return a tensor, as `read`."""
+        return self.read(name)
 
     def making(self, name: str) -> int:
         """Count the bytes that unpacking a tensor takes; 0 where it is mapped."""

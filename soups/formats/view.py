@@ -66,6 +66,16 @@ class View:
         """Compare the checkpoint's files with their digests."""
         self.checkpoint.check(process, processes)
 
+    def check_leaf(self, name: str, digest: str) -> None:
+        """Compare the digest of a tensor that is not changed, as the checkpoint does."""
+        if name not in self.changed:
+            self.checkpoint.check_leaf(name, digest)
+
+    def map(self, name: str) -> np.ndarray:
+        """Return a tensor: made anew, or as the checkpoint maps it."""
+        name = self.aliases.get(name, name)
+        return self.make(name) if name in self.changed else self.checkpoint.map(name)
+
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Give a tensor, or a part of it: made anew, or as the checkpoint gives it."""
         name = self.aliases.get(name, name)

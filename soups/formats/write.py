@@ -115,7 +115,7 @@ class Writer:
         self._done.add(shard)
 
     def finish(self) -> None:
-        """Finish all shards, write the index, remove the notes, and see the folder to the disk.
+        """Finish all shards, write the index, and see the folder to the disk; the notes stay until `forget`.
 
         Raises:
             ValueError, OSError: as `finish_shard`.
@@ -129,6 +129,10 @@ class Writer:
                 "weight_map": {name: self._shard_of[name] for name in self._leaves},
             }
             replace_file(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+        _sync_folder(self.folder)
+
+    def forget(self) -> None:
+        """Remove the notes on finished shards: no later writer goes on from here."""
         for file in self._files.values():
             _note(file).unlink(missing_ok=True)
         sweep_unfinished(self.folder)  # what a killed process was writing, whose merge this one has finished

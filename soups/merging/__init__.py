@@ -3,13 +3,10 @@
 from soups.merging.folder import folder_files as folder_files
 from soups.merging.folder import folder_notes as folder_notes
 from soups.merging.into_pool import merge_to_pool as merge_to_pool
-from soups.merging.methods import MERGEKIT as MERGEKIT
-from soups.merging.methods import PUBLISHED as PUBLISHED
-from soups.merging.methods import REQUIRED as REQUIRED
 from soups.merging.methods import find_method as find_method
+from soups.merging.methods import methods_of as methods_of
 from soups.merging.plan import Plan as Plan
 from soups.merging.plan import plan as plan
-from soups.merging.published import ELSEWHERE as ELSEWHERE
 from soups.merging.recipe_file import Job as Job
 from soups.merging.recipe_file import parse_recipe as parse_recipe
 from soups.merging.recipe_file import read_recipe as read_recipe
@@ -23,3 +20,5 @@ from soups.merging.sharded import merge_sharded as merge_sharded
 from soups.merging.sharded import merged_leaves as merged_leaves
 from soups.merging.sources import open_model as open_model
 from soups.merging.yaml_text import load_yaml as load_yaml
+from soups.recipes.declare import ELSEWHERE as ELSEWHERE
+from soups.recipes.declare import REQUIRED as REQUIRED

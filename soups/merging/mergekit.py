@@ -1,171 +1,146 @@
-"""List the methods of mergekit, by its names and as it does them.
+"""Declare the methods of mergekit, by its names and as it does them: renames and defaults over this library's recipes.
 
-Per tensor, weights before the election of signs, L1 norms restored.
+Per tensor, weights before the election of signs, L1 norms restored. A parameter `lambda_` is called lambda in recipes.
 """
 
-from soups.merging.method import REQUIRED, Method, linear_recipe, passthrough_recipe, weights_of
-from soups.recipes import spherical
-from soups.recipes.consensus import sce_recipe
-from soups.recipes.differences import arcee_fusion_recipe, nearswap_recipe, ram_plus_recipe, ram_recipe
-from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, trim
-from soups.recipes.task_vectors import task_vector_recipe
+from __future__ import annotations
 
+import functools
+import inspect
+
+from soups.engine import Recipe
+from soups.recipes import METHODS
+from soups.recipes.declare import MANY, REQUIRED, Inputs, Method, method
+from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, trim
+from soups.recipes.task_vectors import combine_task_vectors
+
+MERGEKIT: dict[str, Method] = {}
+
+_declare = functools.partial(method, registry=MERGEKIT)
 _IDLE = {"int8_mask": "masks are made block after block and never held"}
 
 
-def _mergekit(sparsifier, elect):
-    def build(members, settings, _):
-        sparsifiers = [
-            _ZERO if m["density"] <= 0 else KEEP_ALL if m["density"] >= 1 else sparsifier(m, settings) for m in members
+# --- Averages and arcs ---
+
+
+@_declare(per_member=("weight",), takes_complex=True)
+def linear(inputs: Inputs, *, weight, normalize: bool = True) -> Recipe:
+    return METHODS["linear"].recipe(inputs, weights=weight, normalize=normalize)
+
+
+@_declare(base="first", members=(1, 1), single=True)
+def slerp(inputs: Inputs, *, t) -> Recipe:
+    return METHODS["slerp"].recipe(inputs, t=t, parallel=0.9995)
+
+
+@_declare(base="optional", members=(2, 2), per_member=("weight",))
+def nuslerp(inputs: Inputs, *, weight, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False) -> Recipe:
+    rows = "column" if nuslerp_row_wise else "row"
+    return METHODS["nuslerp"].recipe(inputs, weights=weight, scope="leaf" if nuslerp_flatten else rows)
+
+
+@_declare(base="optional", members=(2, MANY), per_member=("weight",))
+def multislerp(inputs: Inputs, *, weight, normalize_weights: bool = True, eps: float = 1e-8) -> Recipe:
+    return METHODS["multislerp"].recipe(inputs, weights=weight, normalize=normalize_weights, epsilon=eps)
+
+
+@_declare(members=(2, MANY))
+def karcher(inputs: Inputs, *, max_iter: int = 10, tol: float = 1e-5) -> Recipe:
+    return METHODS["karcher"].recipe(inputs, iterations=max_iter, tolerance=tol, least=tol)
+
+
+@_declare(base="required", members=(2, MANY))
+def model_stock(inputs: Inputs, *, filter_wise: bool = False) -> Recipe:
+    return METHODS["model_stock"].recipe(inputs, scope="row" if filter_wise else "leaf")
+
+
+@_declare(members=(1, 1), per_member=("scale",), takes_complex=True)
+def passthrough(inputs: Inputs, *, scale: float = 1.0) -> Recipe:
+    return METHODS["passthrough"].recipe(inputs, scale=scale)
+
+
+@_declare(base="required", idle=_IDLE)
+def sce(inputs: Inputs, *, select_topk: float = 1.0, int8_mask: bool = False) -> Recipe:
+    return METHODS["sce"].recipe(inputs, select_topk=select_topk)
+
+
+@_declare(base="required", members=(1, 1))
+def nearswap(inputs: Inputs, *, t) -> Recipe:
+    return METHODS["nearswap"].recipe(inputs, t=t)
+
+
+@_declare(base="required", members=(1, 1))
+def arcee_fusion(inputs: Inputs) -> Recipe:
+    return METHODS["arcee_fusion"].recipe(inputs)
+
+
+@_declare(base="required")
+def ram(inputs: Inputs, *, epsilon: float = 1e-5) -> Recipe:
+    return METHODS["ram"].recipe(inputs, epsilon=epsilon)
+
+
+@_declare(base="required")
+def ramplus_tl(inputs: Inputs, *, epsilon: float = 1e-5, r: float = 0.1, alpha: float = 0.2) -> Recipe:
+    return METHODS["ram_plus"].recipe(inputs, epsilon=epsilon, rescale=r, limit=alpha)
+
+
+# --- Task vectors ---
+
+
+def _task_vectors(name, sparsifier, *, elect, normalize, rescale, **own):
+    """Declare a method of task vectors, which all have the same settings but for `own`, those of a member alone.
+
+    `sparsifier(density, rescale, seed, *own)`: densities that keep nothing, or all, are no errors in mergekit.
+    """
+    defaults = {"weight": REQUIRED, "density": 1.0, **own, "normalize": normalize, "rescale": rescale}
+    defaults |= {"lambda_": 1.0, "seed": 0, "int8_mask": False}
+
+    def recipe(inputs, *, weight, density, normalize, rescale, lambda_, seed, int8_mask, **of_member) -> Recipe:
+        """Return the recipe of the task vectors with these settings."""
+        further = list(zip(*of_member.values(), strict=True)) or [()] * inputs.number
+        chosen = [
+            _ZERO if share <= 0 else KEEP_ALL if share >= 1 else sparsifier(share, rescale, seed, *more)
+            for share, more in zip(density, further, strict=True)
         ]
-        return task_vector_recipe(
-            len(members),
-            sparsifiers,
-            weights_of(members),
-            elect,
-            settings["normalize"],
-            settings["lambda"],
-            "positive",
-            "leaf",
-        )
+        settings = {"elect": elect, "normalize": normalize, "scale": lambda_, "tie": "positive", "scope": "leaf"}
+        return combine_task_vectors.recipe(inputs, sparsify=chosen, weights=weight, **settings)
 
-    return build
+    parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d) for n, d in defaults.items()]
+    recipe.__signature__ = inspect.Signature([inspect.Parameter("inputs", _POSITIONAL), *parameters])
+    complete = {"base": "required", "per_member": ("weight", "density", *own), "idle": _IDLE}
+    _declare(name=name, takes_complex=name == "task_arithmetic", **complete)(recipe)
 
 
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _ZERO = Sparsifier(lambda part, index, _: part.xp.zeros_like(part.leaves[index]))
 
 
-def _task_vector_method(sparsifier, elect, normalize, rescale, **of_member):
-    return Method(
-        build=_mergekit(sparsifier, elect),
-        of_member={"weight": REQUIRED, "density": 1.0, **of_member},
-        of_merge={"normalize": normalize, "rescale": rescale, "lambda": 1.0, "seed": 0, "int8_mask": False},
-        idle=_IDLE,
-        base="required",
-    )
+def _drop(share, rescale, seed):
+    return drop(share, seed=seed, rescale="norm" if rescale else None)
 
 
-def _norm(settings):
-    return "norm" if settings["rescale"] else None
+def _magprune(share, rescale, seed, epsilon):
+    return magprune(share, epsilon, seed=seed, rescale="norm" if rescale else None)
 
 
-def _trim(m, s):
-    return trim(m["density"], rescale=s["rescale"])
-
-
-def _drop(m, s):
-    return drop(m["density"], seed=s["seed"], rescale=_norm(s))
-
-
-def _magprune(m, s):
-    return magprune(m["density"], m["epsilon"], seed=s["seed"], rescale=_norm(s))
-
-
-def _outliers(m, s):
+def _crumbs(share, rescale, seed, gamma):
     # what is kept goes before what is left out at the top, where the two fractions are more than one
-    density, gamma = m["density"], m["gamma"]
-    outliers(density, gamma)  # complains now of what cannot be
+    outliers(share, gamma)  # complains now of what cannot be
 
     def measure(parts, index):
         size = sum(part.leaves[index].size for part in parts())
-        top = min(int(gamma * size), size - int(density * size))
-        fitting = outliers(density, (top + 0.5) / (size + 0.5), rescale=s["rescale"])
+        top = min(int(gamma * size), size - int(share * size))
+        fitting = outliers(share, (top + 0.5) / (size + 0.5), rescale=rescale)
         return fitting, fitting.measure(parts, index)
 
     return Sparsifier(lambda part, index, seen: seen[0].apply(part, index, seen[1]), measure)
 
 
-def _nuslerp(members, settings, has_base):
-    rows = "column" if settings["nuslerp_row_wise"] else "row"
-    scope = "leaf" if settings["nuslerp_flatten"] else rows
-    return spherical.nuslerp_recipe(len(members), weights_of(members), has_base, scope)
-
-
-def _multislerp(members, s, has_base):
-    return spherical.multislerp_recipe(
-        len(members), weights_of(members), has_base, "leaf", normalize=s["normalize_weights"], epsilon=s["eps"]
-    )
-
-
-def _karcher(members, s, _):
-    return spherical.karcher_recipe(len(members), False, "leaf", s["max_iter"], tolerance=s["tol"], least=s["tol"])
-
-
-def _model_stock(members, s, _):
-    return spherical.model_stock_recipe(len(members), "row" if s["filter_wise"] else "leaf")
-
-
-MERGEKIT = {
-    "linear": Method(
-        build=lambda members, s, _: linear_recipe(weights_of(members), s["normalize"]),
-        of_member={"weight": REQUIRED},
-        of_merge={"normalize": True},
-    ),
-    "slerp": Method(
-        build=lambda members, s, _: spherical.slerp_recipe(s["t"]),
-        of_merge={"t": REQUIRED},
-        base="first",
-        members=(1, 1),
-    ),
-    "nuslerp": Method(
-        build=_nuslerp,
-        of_member={"weight": REQUIRED},
-        of_merge={"nuslerp_flatten": True, "nuslerp_row_wise": False},
-        base="optional",
-        members=(2, 2),
-    ),
-    "multislerp": Method(
-        build=_multislerp,
-        of_member={"weight": REQUIRED},
-        of_merge={"normalize_weights": True, "eps": 1e-8},
-        base="optional",
-        members=(2, 10**6),
-    ),
-    "karcher": Method(
-        build=_karcher,
-        of_merge={"max_iter": 10, "tol": 1e-5},
-        members=(2, 10**6),
-    ),
-    "model_stock": Method(
-        build=_model_stock,
-        of_merge={"filter_wise": False},
-        base="required",
-        members=(2, 10**6),
-    ),
-    "task_arithmetic": _task_vector_method(lambda m, s: KEEP_ALL, False, False, False),
-    "ties": _task_vector_method(_trim, True, True, False),
-    "dare_linear": _task_vector_method(_drop, False, False, True),
-    "dare_ties": _task_vector_method(_drop, True, False, True),
-    "breadcrumbs": _task_vector_method(_outliers, False, False, False, gamma=0.01),
-    "breadcrumbs_ties": _task_vector_method(_outliers, True, False, False, gamma=0.01),
-    "della": _task_vector_method(_magprune, True, True, True, epsilon=0.15),
-    "della_linear": _task_vector_method(_magprune, False, False, True, epsilon=0.15),
-    "sce": Method(
-        build=lambda members, s, _: sce_recipe(len(members), s["select_topk"]),
-        of_merge={"select_topk": 1.0, "int8_mask": False},
-        idle=_IDLE,
-        base="required",
-    ),
-    "nearswap": Method(
-        build=lambda members, s, _: nearswap_recipe(len(members), s["t"]),
-        of_merge={"t": REQUIRED},
-        base="required",
-        members=(1, 1),
-    ),
-    "arcee_fusion": Method(
-        build=lambda members, s, _: arcee_fusion_recipe(len(members)), base="required", members=(1, 1)
-    ),
-    "ram": Method(
-        build=lambda members, s, _: ram_recipe(len(members), s["epsilon"]),
-        of_merge={"epsilon": 1e-5},
-        base="required",
-    ),
-    "ramplus_tl": Method(
-        build=lambda members, s, _: ram_plus_recipe(len(members), s["epsilon"], s["r"], s["alpha"]),
-        of_merge={"epsilon": 1e-5, "r": 0.1, "alpha": 0.2},
-        base="required",
-    ),
-    "passthrough": Method(
-        build=lambda members, s, _: passthrough_recipe(members[0]["scale"]), of_member={"scale": 1.0}, members=(1, 1)
-    ),
-}
+_task_vectors("task_arithmetic", lambda *_: KEEP_ALL, elect=False, normalize=False, rescale=False)
+_task_vectors("ties", lambda share, rescale, _: trim(share, rescale=rescale), elect=True, normalize=True, rescale=False)
+_task_vectors("dare_linear", _drop, elect=False, normalize=False, rescale=True)
+_task_vectors("dare_ties", _drop, elect=True, normalize=False, rescale=True)
+_task_vectors("breadcrumbs", _crumbs, elect=False, normalize=False, rescale=False, gamma=0.01)
+_task_vectors("breadcrumbs_ties", _crumbs, elect=True, normalize=False, rescale=False, gamma=0.01)
+_task_vectors("della", _magprune, elect=True, normalize=True, rescale=True, epsilon=0.15)
+_task_vectors("della_linear", _magprune, elect=False, normalize=False, rescale=True, epsilon=0.15)

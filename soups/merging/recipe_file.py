@@ -12,11 +12,12 @@ from ml_dtypes import bfloat16
 from soups.formats.text import read_text
 from soups.merging.alignment import Rules, parse_rules
 from soups.merging.lora import model_reference
-from soups.merging.methods import REQUIRED, VOCABULARIES, Method, find_method
+from soups.merging.methods import VOCABULARIES, find_method
 from soups.merging.tokenizers import Rule, parse_rule
 from soups.merging.values import Place, Value, brief, check, is_constant, resolve, stacked
 from soups.merging.yaml_text import LARGEST, load_yaml
 from soups.names import MOST, check_name, did_you_mean, shown
+from soups.recipes.declare import REQUIRED, Method
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -108,7 +109,7 @@ class Job:
     @property
     def definition(self) -> Method:
         """Return the method's entry in its vocabulary."""
-        return VOCABULARIES[self.vocabulary][self.method]
+        return find_method(self.method, self.vocabulary)
 
     @property
     def models(self) -> list[str]:

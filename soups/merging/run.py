@@ -1,9 +1,5 @@
 """Carry a plan out: stream every tensor through its recipe into files that are there whole or not at all."""
 
-import concurrent.futures
-import contextlib
-import ctypes
-import dataclasses
 import errno
 import functools
 import json
@@ -12,7 +8,6 @@ import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 
-import ml_dtypes
 import numpy as np
 import xxhash
 
@@ -28,6 +23,7 @@ from soups.pool import Pool, save_checkpoint
 FORMAT = "soups.merge/1"
 THREADS = engine.THREADS
 Progress = Callable[[int], None]
+_PLAN, _DIGESTS = "plan.json", "digests.json"
 Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in
 
 
@@ -43,7 +39,8 @@ def merge_to_folder(
 ) -> pathlib.Path:
     """Merge into a folder of safetensors files and give its path, which appears only when it is complete.
 
-    A merge that was killed goes on with the shards that are not finished, if recipe and inputs are the same. Random
+    A merge that was killed goes on with the shards that are not finished, if the recipe is the same and what went into
+    the others has the same content. Random
     methods draw by the place of an element, so threads, blocks and restarts change nothing.
 
     Args:
@@ -65,13 +62,12 @@ def merge_to_folder(
     out = pathlib.Path(out).absolute()
     if out.exists():
         raise FileExistsError(f"{out} exists: a merge is written to a new place")
-    folder = _unfinished(out, plan, shard_bytes)
+    folder, digests = _unfinished(out, plan, shard_bytes)
     outputs = {output.name: output for output in plan.outputs}
     specs = {name: (output.shape, output.dtype) for name, output in outputs.items()}
     # tied tensors are noted as torch's helper of the format does it
     metadata = {"format": "pt", **plan.aliases}
-    known, shared = folder / "digests.json", _measure_model(plan)
-    digests: Digests = json.loads(known.read_text()) if known.exists() else {}
+    shared = _measure_model(plan)
     with Writer(folder, specs, shard_bytes=shard_bytes, metadata=metadata) as writer:
 
         def make(name):
@@ -80,17 +76,18 @@ def merge_to_folder(
                 progress(block.nbytes)
 
         for shard, names in writer.shards.items():
-            if writer.is_done(shard):
+            if writer.is_done(shard) and all(name in digests for name in names):
                 progress(sum(outputs[name].nbytes for name in names))
                 continue
-            run_in_threads(make, names, threads)
-            replace_file(known, json.dumps(digests))  # before the shard counts as finished
+            engine.in_threads(make, names, threads)
+            _write_digests(folder, digests)  # before the shard counts as finished
             writer.finish_shard(shard)
         writer.finish()
-    for name, content in (files or {}).items():
-        replace_file(folder / name, content)
-    replace_file(folder / "merge.json", json.dumps(record(plan, digests), indent=1) + "\n")
-    for helper in ("digests.json", "plan.json"):
+        for name, content in (files or {}).items():
+            replace_file(folder / name, content)
+        replace_file(folder / "merge.json", json.dumps(record(plan, digests), indent=1) + "\n")
+        writer.forget()  # last: until here a killed merge goes on with what is finished
+    for helper in (_DIGESTS, _PLAN):
         (folder / helper).unlink(missing_ok=True)
     os.rename(folder, out)
     return out
@@ -137,7 +134,7 @@ def merge_in_memory(plan: Plan, threads: int, progress: Progress) -> tuple[dict,
             flat[start : start + block.size] = block
             progress(block.nbytes)
 
-    run_in_threads(make, plan.outputs, threads)
+    engine.in_threads(make, plan.outputs, threads)
     return nested(merged), record(plan, digests)
 
 
@@ -172,7 +169,7 @@ def verify_output(
         elif first is not None:
             different.append(f"{output.name} differs from element {first} on")
 
-    run_in_threads(compare, plan.outputs, threads)
+    engine.in_threads(compare, plan.outputs, threads)
     now = record(plan, digests)["inputs"]
     changed = [model for model in now if stored.get(model, {}).get("digest") != now[model]["digest"]]
     return sorted(different) + [f"{model} is not the model that was merged: its tensors changed" for model in changed]
@@ -193,19 +190,32 @@ def read_record(out) -> dict:
     raise FileNotFoundError(f"{out} has no record of a merge: no merge.json, nor is it a member POOL:NAME with one")
 
 
-def merged_blocks(plan: Plan, output: Output, shared, digests: Digests) -> Iterator[tuple[int, np.ndarray]]:
-    """Give (first element, merged elements [n]) of one tensor of the output, block after block.
+def leaf_of(plan: Plan, output: Output, digests: Digests) -> engine.Leaf:
+    """Return what the engine makes one tensor of the output from; `digests` gets those of all tensors that went in."""
+    pairs = [*output.members, *([output.base] if output.base else [])]
+    models = [plan.checkpoints[model] for model, _ in pairs]
 
-    `shared`: what the recipe measured, if its scope is the model. After the last block `digests` has the digests of
-    all tensors that went in.
+    def read():
+        # torch files may hold a tensor in any order of its axes
+        arrays = [model.map(tensor) for model, (_, tensor) in zip(models, pairs, strict=True)]
+        return [np.ascontiguousarray(array).reshape(array.shape) for array in arrays]
+
+    def passed(found):
+        for model, (_, tensor), digest in zip(models, pairs, found, strict=True):
+            model.check_leaf(tensor, digest)
+        digests[output.name] = [[*pair, digest] for pair, digest in zip(pairs, found, strict=True)]
+
+    labels = [f"{model}: {tensor}" for model, tensor in pairs]
+    has_base = output.base is not None
+    return engine.Leaf(output.name, output.shape, output.dtype, output.recipe, read, labels, has_base, passed)
+
+
+def merged_blocks(plan: Plan, output: Output, shared, digests: Digests) -> Iterator[tuple[int, np.ndarray]]:
+    """Return (first element, merged elements [n]) of one tensor of the output, block after block.
+
+    `shared`: what the recipe measured, if its scope is the model.
     """
-    pairs, arrays = _inputs(plan, output)
-    hashes = [xxhash.xxh3_128() for _ in pairs]
-    if output.recipe is None:
-        yield from _copied(output, pairs, arrays, hashes)
-    else:
-        yield from _merged(plan, output, pairs, arrays, hashes, shared)
-    digests[output.name] = [[*pair, digest.hexdigest()] for pair, digest in zip(pairs, hashes, strict=True)]
+    return engine.blocks(leaf_of(plan, output, digests), shared, plan.job.dtype or np.float32)
 
 
 def record(plan: Plan, digests: Digests) -> dict:
@@ -227,120 +237,10 @@ def record(plan: Plan, digests: Digests) -> dict:
     }
 
 
-def run_in_threads(function, items, threads: int) -> None:
-    """Call `function` with each item, several at a time; the first error ends all."""
-    _keep_freed_blocks()
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(_quiet, function, item) for item in items]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-@functools.cache
-def _keep_freed_blocks() -> None:
-    # glibc gives the memory of every freed block back to the kernel, which then clears it page by page for the next
-    # one: ten times the cost of the arithmetic. So it keeps up to 256 MB, and maps only what is larger than 8 MB.
-    with contextlib.suppress(OSError, AttributeError):  # another C library does as it likes
-        libc = ctypes.CDLL(None)
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-        libc.mallopt(trim_threshold, 2**28)
-        libc.mallopt(top_pad, 2**26)
-        libc.mallopt(mmap_threshold, 2**23)
-
-
-def _quiet(function, item):
-    with np.errstate(all="ignore"):  # what is not finite is an error with a name, below
-        function(item)
-
-
-def _inputs(plan, output):
-    pairs = [*output.members, *([output.base] if output.base else [])]
-    # torch files may hold a tensor in any order of its axes
-    return pairs, [np.ascontiguousarray(plan.checkpoints[model].read(tensor)) for model, tensor in pairs]
-
-
-def _parts(plan, output, pairs, arrays, checked: set[int]) -> Iterator[engine.Part]:
-    """Give the parts of a tensor, looked at when they are first gone through: no statistic is made of a NaN."""
-    number = len(output.members)
-    base = arrays[number] if output.base else None
-    for part in engine.parts(output.name, arrays[:number], base, output.recipe.unit):
-        if part.start not in checked:
-            _check_members(pairs, part)
-            checked.add(part.start)
-        yield _in_float64(part) if plan.job.dtype == np.float64 else part
-
-
-def _in_float64(part):
-    base = None if part.base is None else part.base.astype(np.float64)
-    return dataclasses.replace(part, leaves=[leaf.astype(np.float64) for leaf in part.leaves], base=base)
-
-
-def _merged(plan, output, pairs, arrays, hashes, shared):
-    recipe, checked = output.recipe, set()
-
-    def parts():
-        return _parts(plan, output, pairs, arrays, checked)
-
-    measured = shared if recipe.scope == "model" else recipe.measure(parts)
-    flat = [array.reshape(-1) for array in arrays]
-    for part in parts():
-        # a whole leaf may have files of other sizes beside it
-        here = slice(None) if recipe.unit == "leaf" else slice(part.start, part.start + part.leaves[0].size)
-        for digest, array in zip(hashes, flat, strict=True):
-            digest.update(array[here].view(np.uint8))
-        block = recipe.merge(part, measured).reshape(-1)
-        narrow = engine.narrow(block, output.dtype)
-        _check_result(output, block, narrow)
-        yield part.start, narrow
-
-
-def _check_members(pairs, part):
-    # a NaN makes the sum NaN; comparisons, as in TIES, would pass over it
-    seen = [*part.leaves, *([] if part.base is None else [part.base])]
-    if not np.isfinite(sum(engine.total(np, array) for array in seen)):
-        for (model, tensor), array in zip(pairs, seen, strict=True):
-            if not np.isfinite(array).all():
-                raise ValueError(f"{model}: {tensor} holds NaN or infinity; leave this model out")
-
-
-def _check_result(output, block, narrow):
-    if not np.isfinite(engine.total(np, block)) and not np.isfinite(block).all():
-        raise ValueError(f"the merged tensor {output.name} overflows, though no member does")
-    if narrow.dtype.itemsize < block.dtype.itemsize:
-        limit = float(ml_dtypes.finfo(narrow.dtype).max)
-        if max(block.max(), -block.min()) > limit and not np.isfinite(narrow).all():
-            raise ValueError(f"the merged tensor {output.name} overflows {narrow.dtype}: choose a wider out_dtype")
-
-
-def _copied(output, pairs, arrays, hashes):
-    flat = [array.reshape(-1) for array in arrays]
-    for pair, digest, array in zip(pairs, hashes, flat, strict=True):
-        digest.update(array.view(np.uint8))
-        if not np.array_equal(array, flat[0]):
-            raise ValueError(
-                f"tensor {output.name} is not of floats and is copied, so it must be the same in all models: "
-                f"{pair[0]} differs from {pairs[0][0]}"
-            )
-    yield 0, engine.narrow(flat[0], output.dtype)
-
-
 def _measure_model(plan):
     """Measure what a method of scope "model" needs, over all tensors."""
-    outputs = [output for output in plan.outputs if output.recipe is not None]
-    if not outputs or outputs[0].recipe.scope != "model":
-        return None
-    checked = {output.name: set() for output in outputs}
-
-    def parts():
-        for output in outputs:
-            yield from _parts(plan, output, *_inputs(plan, output), checked[output.name])
-
-    with np.errstate(all="ignore"):
-        return outputs[0].recipe.measure(parts)
+    leaves = [leaf_of(plan, output, {}) for output in plan.outputs]
+    return engine.measure_model(leaves, plan.job.dtype or np.float32)
 
 
 def _summary(digests, model):
@@ -376,27 +276,66 @@ def _first_difference(a, b, start):
     return start + int(np.flatnonzero(np.not_equal(*different).any(axis=1))[0])
 
 
+# --- Going on ---------------------------------------------------------------------------------------------------------
+
+
 def _unfinished(out, plan, shard_bytes):
-    """Give the folder that the merge is made in: an earlier one of the same merge, or a new one."""
+    """Return the folder that the merge is made in, and the digests of what went into the shards that are there.
+
+    An earlier folder is gone on with if it is of the same recipe and what went into its shards has not changed, by its
+    content; else it is begun anew.
+    """
     folder = out.with_name(f".{out.name}.unfinished")
-    sizes = {file: size for checkpoint in plan.checkpoints.values() for file, size in checkpoint.sizes.items()}
-    files = {str(file.absolute()): [size, file.stat().st_mtime_ns] for file, size in sizes.items()}
-    identity = {
-        "format": FORMAT,
-        "shard_bytes": shard_bytes,
-        "text": plan.job.text,
-        "job": repr(plan.job),
-        "files": files,
-        "outputs": [[output.name, list(output.shape), str(output.dtype)] for output in plan.outputs],
-    }
-    note = folder / "plan.json"
-    if folder.exists() and not (note.exists() and json.loads(note.read_text()) == identity):
+    outputs = [[output.name, list(output.shape), str(output.dtype)] for output in plan.outputs]
+    identity = {"format": FORMAT, "shard_bytes": shard_bytes, "job": repr(plan.job), "outputs": outputs}
+    digests = _known_digests(folder)
+    if folder.exists() and not (_read(folder / _PLAN) == identity and _still_same(plan, digests)):
         shutil.rmtree(folder)
+        digests = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # what should be a folder above it is a file
         raise cannot_write(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))) from error
     except OSError as error:
         raise cannot_write(folder, error) from error
-    replace_file(note, json.dumps(identity))
-    return folder
+    for stray in folder.rglob("*.unfinished"):  # what a killed process was writing
+        stray.unlink()
+    replace_file(folder / _PLAN, json.dumps(identity))
+    return folder, digests
+
+
+def _read(path):
+    """Return what is in a file of JSON; None if it is not whole."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _known_digests(folder) -> Digests:
+    state = _read(folder / _DIGESTS)
+    whole = isinstance(state, dict) and state.get("xxh3_128") == _digest_of(state.get("digests"))
+    return state["digests"] if whole else {}
+
+
+def _write_digests(folder, digests):
+    replace_file(folder / _DIGESTS, json.dumps({"xxh3_128": _digest_of(digests), "digests": digests}))
+
+
+def _digest_of(value):
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
+
+
+def _still_same(plan, digests):
+    """Say whether all that went into finished shards has the content that it had."""
+    pairs = {(model, tensor): digest for found in digests.values() for model, tensor, digest in found}
+
+    def same(pair):
+        (model, tensor), digest = pair
+        checkpoint = plan.checkpoints.get(model)
+        if checkpoint is None or tensor not in {*checkpoint.leaves, *checkpoint.aliases}:
+            return False
+        array = np.ascontiguousarray(checkpoint.read(tensor))
+        return xxhash.xxh3_128_hexdigest(array.reshape(-1).view(np.uint8)) == digest
+
+    return all(engine.in_threads(same, pairs.items()))

@@ -255,9 +255,7 @@ def _merge(job, output, inputs, measured):
 
 
 def _part(output, dtype, leaves, base):
-    if dtype == np.float64:
-        leaves, base = jax.tree.map(lambda leaf: leaf.astype(dtype), (leaves, base))
-    (part,) = engine.parts(output.name, leaves, base, output.recipe.unit)
+    (part,) = engine.parts(output.name, leaves, base, output.recipe.unit, dtype or np.float32)
     return part
 
 
@@ -298,7 +296,7 @@ def _check_finite(plan, looked_at):
 
 def _blame(job, model):
     if model in job.models:
-        return "NaN or infinity; leave this model out"
+        return "NaN or infinity; leave it out"
     return "NaN, infinity or a negative number, which is no Fisher information"
 
 

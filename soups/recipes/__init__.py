@@ -1,18 +1,20 @@
 """Merge members: one file for each family of recipes."""
 
+from soups.engine import Recipe as Recipe
 from soups.recipes.activation_matching import activation_matching as activation_matching
 from soups.recipes.adamerging import adamerge as adamerge
 from soups.recipes.adamerging import adamerging as adamerging
 from soups.recipes.averages import ema as ema
+from soups.recipes.averages import linear as linear
 from soups.recipes.averages import running_mean as running_mean
 from soups.recipes.averages import uniform as uniform
 from soups.recipes.averages import weighted as weighted
 from soups.recipes.consensus import consensus as consensus
-from soups.recipes.consensus import emr as emr
-from soups.recipes.consensus import emr_restore as emr_restore
 from soups.recipes.consensus import pcb as pcb
 from soups.recipes.consensus import sce as sce
-from soups.recipes.consensus import tall_masks as tall_masks
+from soups.recipes.declare import METHODS as METHODS
+from soups.recipes.declare import Inputs as Inputs
+from soups.recipes.declare import method as method
 from soups.recipes.differences import arcee_fusion as arcee_fusion
 from soups.recipes.differences import magmax as magmax
 from soups.recipes.differences import nearswap as nearswap
@@ -27,9 +29,13 @@ from soups.recipes.interpolation import interpolate as interpolate
 from soups.recipes.interpolation import wise_ft as wise_ft
 from soups.recipes.learned import learned as learned
 from soups.recipes.localize_and_stitch import localize as localize
+from soups.recipes.localize_and_stitch import localize_and_stitch as localize_and_stitch
 from soups.recipes.localize_and_stitch import localize_dataless as localize_dataless
 from soups.recipes.localize_and_stitch import mask_overlap as mask_overlap
 from soups.recipes.localize_and_stitch import stitch as stitch
+from soups.recipes.masks import emr as emr
+from soups.recipes.masks import emr_restore as emr_restore
+from soups.recipes.masks import tall_masks as tall_masks
 from soups.recipes.permutation import check_function_unchanged as check_function_unchanged
 from soups.recipes.permutation import permute as permute
 from soups.recipes.permutation import spec_from_rules as spec_from_rules
@@ -52,6 +58,7 @@ from soups.recipes.spherical import karcher as karcher
 from soups.recipes.spherical import model_stock as model_stock
 from soups.recipes.spherical import multislerp as multislerp
 from soups.recipes.spherical import nuslerp as nuslerp
+from soups.recipes.spherical import slerp as slerp
 from soups.recipes.task_vectors import breadcrumbs as breadcrumbs
 from soups.recipes.task_vectors import combine_task_vectors as combine_task_vectors
 from soups.recipes.task_vectors import dare as dare

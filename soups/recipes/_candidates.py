@@ -1,13 +1,13 @@
 """Make the candidates that a greedy selection decides on: the soup of today with one more member."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from soups import tree
+from soups.lazy import is_jax, jax, jit, jnp
 from soups.recipes.averages import running_mean
 
 
@@ -77,13 +77,13 @@ class Candidates:
 def _mean_with(soup, member):
     """Give the mean with one more member, and the names of the member's leaves that hold NaN or infinity."""
     leaves = jax.tree.leaves((soup.mean, member))
-    if not all(isinstance(leaf, jax.Array) and tree.is_float(leaf) for leaf in leaves):
+    if not all(is_jax(leaf) and tree.is_float(leaf) for leaf in leaves):
         return running_mean(soup.mean, member, soup.count), tree.nonfinite_names(member)
     mean, finite = _compiled_mean_with(soup.mean, member, soup.count)
     return mean, [name for name, flag in tree.flatten(jax.device_get(finite)).items() if not flag]
 
 
-@jax.jit
+@jit()
 def _compiled_mean_with(mean, member, count):
     """Read and write each leaf once, where operation by operation would pass over the memory six times."""
     finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), member)

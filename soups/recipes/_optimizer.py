@@ -1,6 +1,6 @@
 """Call optax the one way that this library does."""
 
-import jax
+from soups.lazy import jax
 
 
 def apply(optimizer, grads, state, params, multipliers=None):

@@ -1,11 +1,13 @@
 """Draw random numbers that depend on the place of an element alone, not on chunks, threads, devices or order."""
 
+from __future__ import annotations
+
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xxhash
+
+from soups.lazy import jax, jnp
 
 CHUNK = 2**17  # numbers that the host draws at a time
 

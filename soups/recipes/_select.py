@@ -1,10 +1,12 @@
 """Find the k-th smallest magnitudes among many arrays, exactly, without sorting and without gathering."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+
+from soups.lazy import is_jax, jax, jnp
 
 GATHERED = 2**26  # elements whose patterns may lie in memory together: 256 MB
 
@@ -17,7 +19,7 @@ def kth_magnitudes(arrays: Callable[[], Iterable], size: int, places: Sequence[i
     sharded: bisection over the pattern, a count of all elements for each bit. XLA's sort would take seconds on a CPU.
     """
     first = next(iter(arrays()))
-    if isinstance(first, jax.Array):
+    if is_jax(first):
         return [_bisect(list(arrays()), k) for k in places]
     if size > GATHERED:
         return [_by_histograms(arrays, k) for k in places]

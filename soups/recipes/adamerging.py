@@ -1,22 +1,23 @@
 """Learn how much of each task vector to add, from inputs without labels."""
 
-import functools
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from soups import arguments, tree
-from soups.arguments import aligned
+from soups.lazy import jax, jit, jnp
 from soups.names import check_name
 from soups.recipes import _optimizer
+from soups.recipes.declare import python_only
 from soups.recipes.soup import Soup, digests
 
-ApplyFn = Callable[[tree.Tree, Any], jax.Array]
+ApplyFn = Callable[[tree.Tree, Any], Any]
 
 
+@python_only("needs inputs of each task: use soups.adamerging in Python")
 def adamerging(
     members: arguments.Members,
     *,
@@ -66,6 +67,7 @@ def adamerging(
     return _merge(vectors, base, apply_fn, batches, {"name": "adamerging", **settings}, digests(members, trees))
 
 
+@python_only("needs inputs of each task: use soups.adamerge in Python")
 def adamerge(
     task_vectors: Sequence[tree.Tree] | Mapping[str, tree.Tree],
     *,
@@ -109,8 +111,13 @@ def _merge(vectors, base, apply_fn, batches, recipe, digests):
     for label, weights in [("base", base), *((f"task vector {name}", vector) for name, vector in vectors.items())]:
         if bad := tree.nonfinite_names(weights):
             raise ValueError(f"NaN or infinity in {label}: {', '.join(bad)}")
-    apply_fns = [apply_fn] * len(vectors) if callable(apply_fn) else aligned(apply_fn, vectors, "apply_fns")
-    streams = [_forever(task, name) for name, task in zip(vectors, aligned(batches, vectors, "batches"), strict=True)]
+    apply_fns = (
+        [apply_fn] * len(vectors) if callable(apply_fn) else arguments.per_member(apply_fn, vectors, "apply_fns")
+    )
+    streams = [
+        _forever(task, name)
+        for name, task in zip(vectors, arguments.per_member(batches, vectors, "batches"), strict=True)
+    ]
     names, leaf_names = list(vectors), tree.names(base)
     rows = 1 if recipe["per"] == "member" else len(leaf_names)
     start = np.full((rows, len(names)), recipe["initial"], np.float32)
@@ -161,7 +168,7 @@ def _entropy_and_products(base, vectors, coefficients, apply_fns, streams):
     return total, _inner_products(grads, vectors)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+@jit(static_argnums=0, donate_argnums=3)
 def _add_task(apply_fn, params, inputs, so_far):
     """Give the mean entropy of one task, and its gradient added to those so far."""
     floats, rest = tree.split_floats(params)

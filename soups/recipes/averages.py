@@ -1,27 +1,69 @@
 """Average members with fixed weights, all at once or one after the other."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping
 
 from soups import arguments, tree
+from soups.engine import Recipe
 from soups.names import check_name
+from soups.recipes.declare import Inputs, method, python_only
 
 
-def uniform(members: arguments.Members) -> tree.Tree:
+@method(
+    takes_complex=True,
+    title="uniform soup",
+    summary="the mean of the members: the uniform soup",
+    paper="Wortsman et al. 2022, 2203.05482",
+)
+def uniform(inputs: Inputs) -> Recipe:
     """Average all members with equal weights: the uniform soup.
 
-    θ = (1/K) Σ_i θ_i in float32 or wider, cast once to the members' dtypes. `members`: a sequence of trees, a mapping
-    from names to trees, or a pool, which is then streamed from disk. Under `jit`, `vmap` and `pmap` and on sharded
-    arrays as outside.
+    θ = (1/K) Σ_i θ_i in float32 or wider, cast once to the members' dtypes.
+
+        soup = soups.uniform(members)  # a list of trees, {name: tree}, or a soups.Pool, which is streamed
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, integer leaves that differ.
+        ValueError: no members, mismatched structures, NaN or infinity, integer leaves that differ.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482.
     """
-    return arguments.merge(arguments.as_mapping(members), tree.mean)
+    return Recipe(lambda part, _: tree.mean_of(part.leaves), propagates=True)
 
 
-def weighted(members: arguments.Members, weights: Sequence[float] | Mapping[str, float]) -> tree.Tree:
+@method(
+    per_member=("weights",),
+    takes_complex=True,
+    title="weighted average",
+    summary="weighted average of the members: the uniform soup where all weights are 1",
+    paper="Wortsman et al. 2022, 2203.05482",
+)
+def linear(inputs: Inputs, *, weights=1.0, normalize: bool = True) -> Recipe:
+    """Average members with weights.
+
+    θ = Σ_i w_i θ_i, divided by Σ_i w_i with `normalize`.
+
+    Raises:
+        ValueError: as `uniform`; not one weight for each member; with `normalize` weights that sum to zero.
+    """
+    if normalize and not tree.traced(weights) and abs(sum(weights)) < 1e-8:
+        raise ValueError(f"weights that sum to zero cannot be normalized: {list(weights)}")
+    shares = [weight / sum(weights) for weight in weights] if normalize else weights
+    return Recipe(lambda part, _: tree.mix(part.leaves, shares), propagates=True)
+
+
+@method(members=(1, 1), per_member=("scale",), takes_complex=True, title="passthrough", summary="copy one member")
+def passthrough(inputs: Inputs, *, scale: float = 1.0) -> Recipe:
+    """Copy the only member, times a scale.
+
+    Raises:
+        ValueError: not one member; NaN or infinity.
+    """
+    return Recipe(lambda part, _: part.leaves[0] * tree.scalar(scale[0], part.leaves[0]), propagates=True)
+
+
+@python_only("is linear here, with --weight for each member and --normalize false")
+def weighted(members: arguments.Members, weights, *, keep_first: str | None = None) -> tree.Tree:
     """Average members with the given weights, which need not sum to one.
 
     θ = Σ_i w_i θ_i. `weights`: one float for each member, or a mapping from some members' names to floats.
@@ -34,11 +76,10 @@ def weighted(members: arguments.Members, weights: Sequence[float] | Mapping[str,
         names = [check_name(name, members, "member") for name in weights]
         members = members.select(names) if hasattr(members, "select") else {name: members[name] for name in names}
         weights = list(weights.values())
-    if len(weights) != len(members):
-        raise ValueError(f"{len(members)} members need {len(members)} weights, but {len(weights)} were given")
-    return arguments.merge(members, lambda trees: tree.weighted_sum(trees, weights))
+    return linear(members, weights=weights, normalize=False, keep_first=keep_first)
 
 
+@python_only("follows one training run: use soups.running_mean in Python")
 def running_mean(mean: tree.Tree, member: tree.Tree, count) -> tree.Tree:
     """Take one more member into the mean of `count` members.
 
@@ -52,6 +93,7 @@ def running_mean(mean: tree.Tree, member: tree.Tree, count) -> tree.Tree:
     return tree.lerp(mean, tree.cast_like(member, mean), 1.0 / (count + 1.0))
 
 
+@python_only("follows one training run: use soups.ema in Python")
 def ema(average: tree.Tree, params: tree.Tree, decay) -> tree.Tree:
     """Move an exponential average of the weights by one step.
 

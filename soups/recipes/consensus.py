@@ -1,21 +1,28 @@
 """Let task vectors compete for each element: by variance, votes, signs or balanced scores."""
 
-import dataclasses
-import math
-from typing import Any
+from __future__ import annotations
 
-import jax
+import math
+
 import numpy as np
 
-from soups import arguments, engine, tree
+from soups import engine, tree
+from soups.engine import Recipe
 from soups.names import check_name
 from soups.recipes._select import GATHERED, kth_magnitude
+from soups.recipes.declare import Inputs, method
 from soups.recipes.sparsify import check_density, masked
 
 SCOPES = ("model", "leaf")
 
 
-def sce(members: arguments.Members, *, base: tree.Tree, select_topk: float = 1.0) -> tree.Tree:
+@method(
+    base="required",
+    title="SCE",
+    summary="keep where members vary most, weigh members by their energy there, elect signs",
+    paper="Wan et al. 2024, 2408.07990",
+)
+def sce(inputs: Inputs, *, select_topk: float = 1.0) -> Recipe:
     """Select the elements that vary most, weigh members by their energy there, erase the minority sign (SCE).
 
     In each leaf: of the n elements whose variance over the members is not zero the ⌊select_topk · n⌋ with the largest
@@ -28,11 +35,45 @@ def sce(members: arguments.Members, *, base: tree.Tree, select_topk: float = 1.0
 
     Wan et al., "FuseChat: knowledge fusion of chat models", 2024, arXiv 2408.07990.
     """
-    members = arguments.as_mapping(members)
-    return engine.apply(sce_recipe(len(members), select_topk), members, base)
+    if not 0 < select_topk <= 1:
+        raise ValueError(f"select_topk must be in (0, 1], not {select_topk}")
+
+    def measure(parts):
+        xp, size = next(iter(parts())).xp, sum(part.leaves[0].size for part in parts())
+        kept = None if select_topk >= 1 else engine.remembered(_varying_most(parts, size, select_topk))
+
+        def energies(part):
+            mask = None if kept is None else kept(part)
+            squares = [xp.square(vector) for vector in _vectors(part)]
+            return [engine.total(xp, square if mask is None else masked(square, mask)) for square in squares]
+
+        sums = xp.stack(engine.sum_over(parts, energies)) / size
+        known = xp.sum(sums) >= 1e-6
+        return kept, xp.where(known, sums / xp.where(known, xp.sum(sums), 1), 1.0 / inputs.number)
+
+    def merge(part, seen):
+        kept, share = seen
+        xp, vectors = part.xp, _vectors(part)
+        positive = tree.sum_in_order(vectors) >= 0
+        sign = 2.0 * positive.astype(vectors[0].dtype) - 1.0
+        # what points along the sign is positive after multiplying with it
+        zeros = xp.zeros_like(sign)
+        agreeing = [xp.maximum(sign * vector, zeros) for vector in vectors]
+        divisor = tree.mix([(vector > 0).astype(vector.dtype) for vector in agreeing], share)
+        step = sign * tree.mix(agreeing, share) / xp.maximum(divisor, tree.scalar(1e-6, divisor))
+        return part.base + (step if kept is None else masked(step, kept(part)))
+
+    return Recipe(merge, measure)
 
 
-def consensus(members: arguments.Members, *, base: tree.Tree, threshold=0.4, votes: int = 2, scale=0.3) -> tree.Tree:
+@method(
+    base="required",
+    per_member=("threshold",),
+    title="consensus",
+    summary="keep what several members need by their TALL masks",
+    paper="Wang et al. 2024, 2405.07813",
+)
+def consensus(inputs: Inputs, *, threshold=0.4, votes: int = 2, scale=0.3) -> Recipe:
     """Keep the elements of the summed task vectors that several members need (Consensus Merging).
 
     θ = θ_base + α τ ⊙ [Σ_i m_i ≥ k], τ = Σ_i τ_i, with the masks m_i of `tall_masks`, k `votes` and α `scale`. Votes of
@@ -43,88 +84,27 @@ def consensus(members: arguments.Members, *, base: tree.Tree, threshold=0.4, vot
 
     Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
     """
-    members = arguments.as_mapping(members)
-    return engine.apply(consensus_recipe(len(members), threshold, votes, scale), members, base)
+    if not 0 <= votes <= inputs.number:
+        raise ValueError(f"votes must be between 0 and {inputs.number}, the number of members, not {votes}")
+
+    def merge(part, _):
+        vectors = _vectors(part)
+        total = tree.sum_in_order(vectors)
+        count = tree.sum_in_order([mask.astype(np.int32) for mask in needed(vectors, total, threshold)])
+        kept = masked(total, count >= votes)
+        return part.base + tree.scalar(scale, kept) * kept
+
+    return Recipe(merge)
 
 
-def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) -> dict[str, tree.Tree]:
-    """Find for each member where the summed task vectors serve it (TALL masks).
-
-    m_i = [|τ_i| ≥ λ_i |τ − τ_i|], τ = Σ_j τ_j: boolean trees by the members' names; False in integer leaves. θ_base +
-    m_i ⊙ τ is then close to member i. `threshold`: λ, one or one for each member; the paper searches 0.2, 0.3, … 0.6
-    for each task on held-out data.
-
-    Raises:
-        ValueError: no members, other structures, NaN or infinity, not one threshold for each member.
-
-    Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
-    """
-    members, trees = _checked(members, base)
-    thresholds = engine.per_member(threshold, len(trees), "thresholds")
-
-    def masks(start, *leaves):
-        vectors = _task_vectors(start, leaves)
-        return _needed(vectors, tree.sum_in_order(vectors), thresholds)
-
-    return _by_member(members, base, _map_floats(masks, _no, base, trees))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Elected:
-    """Hold what `emr` makes of the members; a pytree.
-
-    Attributes:
-        unified: the elected task vector τ_uni, a tree in float32 or wider; zeros in integer leaves.
-        masks: a boolean tree for each member, by name.
-        rescalers: a number for each member, by name.
-    """
-
-    unified: tree.Tree
-    masks: dict[str, tree.Tree]
-    rescalers: dict[str, Any]
-
-
-def emr(members: arguments.Members, *, base: tree.Tree) -> Elected:
-    """Elect one task vector, with a mask and a rescaler for each member (EMR-Merging); see `emr_restore`.
-
-    τ_uni = γ ⊙ max over {i: sign τ_i = γ} of |τ_i|, γ = sign(Σ_i τ_i); M_i = [τ_i ⊙ τ_uni > 0]; λ_i = Σ |τ_i| /
-    Σ |M_i ⊙ τ_uni| over all elements of the model, as the paper has it; 0 for a member that equals the base.
-
-    Raises:
-        ValueError: no members, other structures, NaN or infinity.
-
-    Huang et al., "EMR-Merging: tuning-free high-performance model merging", 2024, arXiv 2405.17461.
-    """
-    members, trees = _checked(members, base)
-    unified = _map_floats(lambda start, *leaves: _elect(_task_vectors(start, leaves)), _zeros, base, trees)
-    masks, rescalers = {}, {}
-    for name, member in zip(members, trees, strict=True):
-        vector = _map_floats(lambda start, leaf: _task_vectors(start, [leaf])[0], _zeros, base, [member])
-        masks[name] = jax.tree.map(lambda v, u: v * u > 0, vector, unified)
-        before, after = _l1_norm(vector), _l1_norm(_masked(unified, masks[name]))
-        xp = tree.namespace([after])
-        rescalers[name] = xp.where(after > 0, before / xp.where(after > 0, after, 1), xp.zeros_like(after))
-    return Elected(unified, masks, rescalers)
-
-
-def emr_restore(merged: Elected, member: str | int, *, base: tree.Tree) -> tree.Tree:
-    """Make the weights for one member's task: θ_base + λ_i M_i ⊙ τ_uni, in the dtypes of the base (EMR-Merging).
-
-    `member`: its name, or its number if the members were a sequence. Integer leaves are those of the base.
-
-    Raises:
-        ValueError: no such member, a base of another structure.
-
-    Huang et al., "EMR-Merging: tuning-free high-performance model merging", 2024, arXiv 2405.17461.
-    """
-    name = check_name(str(member), merged.masks, "member")
-    return tree.add_scaled(base, _masked(merged.unified, merged.masks[name]), merged.rescalers[name])
-
-
-def pcb(
-    members: arguments.Members, *, base: tree.Tree, density: float = 0.1, scale=1.0, scope: str = "model"
-) -> tree.Tree:
+@method(
+    base="required",
+    per_member=("scale",),
+    title="PCB",
+    summary="let parameters compete within and between members",
+    paper="Du et al. 2024, 2410.02396",
+)
+def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model") -> Recipe:
     """Balance the competition of elements within and between task vectors, drop the low scores (PCB-Merging).
 
     β_i = Softmax(K N(τ_i ⊙ τ_i)) ⊙ Σ_j Softmax(N(τ_i ⊙ τ_j)), where N maps the smallest element to 0 and the largest to
@@ -145,64 +125,9 @@ def pcb(
 
     Du et al., "Parameter competition balancing for model merging", 2024, arXiv 2410.02396.
     """
-    members = arguments.as_mapping(members)
-    return engine.apply(pcb_recipe(len(members), density, scale, scope), members, base)
-
-
-def sce_recipe(number: int, select_topk: float) -> engine.Recipe:
-    """Give the recipe of `sce`."""
-    if not 0 < select_topk <= 1:
-        raise ValueError(f"select_topk must be in (0, 1], not {select_topk}")
-
-    def measure(parts):
-        xp, size = next(iter(parts())).xp, sum(part.leaves[0].size for part in parts())
-        kept = None if select_topk >= 1 else engine.remembered(_varying_most(parts, size, select_topk))
-
-        def energies(part):
-            mask = None if kept is None else kept(part)
-            squares = [xp.square(vector) for vector in _vectors(part)]
-            return [engine.total(xp, square if mask is None else masked(square, mask)) for square in squares]
-
-        sums = xp.stack(engine.sum_over(parts, energies)) / size
-        known = xp.sum(sums) >= 1e-6
-        return kept, xp.where(known, sums / xp.where(known, xp.sum(sums), 1), 1.0 / number)
-
-    def merge(part, seen):
-        kept, share = seen
-        xp, vectors = part.xp, _vectors(part)
-        positive = tree.sum_in_order(vectors) >= 0
-        sign = 2.0 * positive.astype(vectors[0].dtype) - 1.0
-        # what points along the sign is positive after multiplying with it
-        zeros = xp.zeros_like(sign)
-        agreeing = [xp.maximum(sign * vector, zeros) for vector in vectors]
-        divisor = tree.mix([(vector > 0).astype(vector.dtype) for vector in agreeing], share)
-        step = sign * tree.mix(agreeing, share) / xp.maximum(divisor, tree.scalar(1e-6, divisor))
-        return part.base + (step if kept is None else masked(step, kept(part)))
-
-    return engine.Recipe(merge, measure)
-
-
-def consensus_recipe(number: int, threshold: Any = 0.4, votes: int = 2, scale: Any = 0.3) -> engine.Recipe:
-    """Give the recipe of `consensus`."""
-    thresholds = engine.per_member(threshold, number, "thresholds")
-    if not 0 <= votes <= number:
-        raise ValueError(f"votes must be between 0 and {number}, the number of members, not {votes}")
-
-    def merge(part, _):
-        vectors = _vectors(part)
-        total = tree.sum_in_order(vectors)
-        count = tree.sum_in_order([mask.astype(np.int32) for mask in _needed(vectors, total, thresholds)])
-        kept = masked(total, count >= votes)
-        return part.base + tree.scalar(scale, kept) * kept
-
-    return engine.Recipe(merge)
-
-
-def pcb_recipe(number: int, density: float = 0.1, scale: Any = 1.0, scope: str = "model") -> engine.Recipe:
-    """Give the recipe of `pcb`."""
     check_density(density)
+    number = inputs.number
     check_name(scope, SCOPES, "scope")
-    scales = engine.per_member(scale, number, "scales")
 
     def measure(parts):
         size = sum(part.leaves[0].size for part in parts())
@@ -222,11 +147,11 @@ def pcb_recipe(number: int, density: float = 0.1, scale: Any = 1.0, scope: str =
         for index in range(number):
             score, vector = _balance(part, index, ranges, means), part.vector(index)
             score = masked(score, score >= tree.scalar(least[index], score))
-            total = total + score * (tree.scalar(scales[index], vector) * vector)
+            total = total + score * (tree.scalar(scale[index], vector) * vector)
             divisor = divisor + score
         return part.base + total / xp.where(divisor > 0, divisor, xp.ones_like(divisor))
 
-    return engine.Recipe(merge, measure, scope)
+    return Recipe(merge, measure, scope)
 
 
 def _vectors(part):
@@ -280,69 +205,15 @@ def _floor_of_product(count, fraction):
     return top * word(high) + (one >> word(16)) + (other >> word(16)) + (carried >> word(16))
 
 
-# --- Masks ---
+# --- Votes ---
 
 
-def _needed(vectors, total, thresholds):
+def needed(vectors, total, thresholds):
+    """Say for each member where the summed task vectors serve it: |τ_i| ≥ λ_i |τ − τ_i|."""
     return [
         abs(vector) >= tree.scalar(threshold, vector) * abs(total - vector)
         for vector, threshold in zip(vectors, thresholds, strict=True)
     ]
-
-
-def _checked(members, base):
-    members = arguments.as_mapping(members)
-    trees = [members[name] for name in members]
-    tree.check_same_structure([*trees, base], [*members, "base"], dtypes=False)
-    tree.check_copied(trees)
-    arguments.check_all_finite([*members, "base"], [*trees, base])
-    return list(members), trees
-
-
-def _task_vectors(base, leaves):
-    *wide, start = tree.widen_leaves([*leaves, base])
-    return [leaf - start for leaf in wide]
-
-
-def _map_floats(function, otherwise, base, trees):
-    return jax.tree.map(
-        lambda start, *leaves: function(start, *leaves) if tree.is_float(start) else otherwise(start), base, *trees
-    )
-
-
-def _no(leaf):
-    return tree.namespace([leaf]).zeros(leaf.shape, bool)
-
-
-def _zeros(leaf):
-    return tree.namespace([leaf]).zeros_like(leaf)
-
-
-def _by_member(names, base, lists):
-    """Turn a tree of one list for each float leaf into a tree for each member."""
-
-    def of(index):
-        return jax.tree.map(lambda _, found: found[index] if isinstance(found, list) else found, base, lists)
-
-    return {name: of(index) for index, name in enumerate(names)}
-
-
-def _elect(vectors):
-    xp, total = tree.namespace(vectors), tree.sum_in_order(vectors)
-    sign = xp.sign(total)
-    largest = xp.zeros_like(total)
-    for vector in vectors:
-        largest = xp.maximum(largest, vector * sign)
-    return sign * largest
-
-
-def _masked(vector, mask):
-    return jax.tree.map(lambda leaf, kept: leaf * kept.astype(leaf.dtype), vector, mask)
-
-
-def _l1_norm(vector):
-    sums = [tree.namespace([leaf]).sum(abs(leaf)) for leaf in jax.tree.leaves(vector) if tree.is_float(leaf)]
-    return tree.sum_in_order(sums)
 
 
 # --- PCB ---

@@ -1,15 +1,23 @@
 """Look at each difference to the base: is it small, important, the largest, or one member's alone."""
 
-from typing import Any
+from __future__ import annotations
 
 import numpy as np
 
-from soups import arguments, engine, tree
+from soups import engine, tree
+from soups.engine import Recipe
 from soups.names import check_name
 from soups.recipes._select import kth_magnitudes
+from soups.recipes.declare import Inputs, method
 
 
-def nearswap(members: arguments.Members, *, base: tree.Tree, t=1e-4) -> tree.Tree:
+@method(
+    base="required",
+    members=(1, 1),
+    title="NearSwap",
+    summary="from the base to the member by at most t in each element",
+)
+def nearswap(inputs: Inputs, *, t=1e-4) -> Recipe:
     """Go from the base to one member by at most `t` in each element: all the way where they are near.
 
     θ = θ_base + w τ, w = min(t / max(|τ|, 1e-6), 1). Float leaves [...], in float32 or wider. `t` is in the units of
@@ -18,11 +26,24 @@ def nearswap(members: arguments.Members, *, base: tree.Tree, t=1e-4) -> tree.Tre
     Raises:
         ValueError: not one member, other structures, NaN or infinity, a negative t.
     """
-    members = arguments.as_mapping(members)
-    return engine.apply(nearswap_recipe(len(members), t), members, base)
+    if isinstance(t, int | float):
+        _check_not_negative("t", t)
+
+    def merge(part, _):
+        xp, vector = part.xp, part.vector(0)
+        far = xp.maximum(xp.abs(vector), tree.scalar(1e-6, vector))
+        return part.base + xp.minimum(tree.scalar(t, vector) / far, tree.scalar(1, vector)) * vector
+
+    return Recipe(merge)
 
 
-def arcee_fusion(members: arguments.Members, *, base: tree.Tree) -> tree.Tree:
+@method(
+    base="required",
+    members=(1, 1),
+    title="Arcee Fusion",
+    summary="the base, with the member's differences that are outliers of importance",
+)
+def arcee_fusion(inputs: Inputs) -> Recipe:
     """Take from one member the differences that are outliers of importance in their leaf, the rest from the base.
 
     Importance: |τ| · KL(p ‖ q) of the rows (last axis), p = softmax(θ) + 1e-8, q = softmax(θ_base) + 1e-8. τ stays
@@ -33,81 +54,6 @@ def arcee_fusion(members: arguments.Members, *, base: tree.Tree) -> tree.Tree:
     Raises:
         ValueError: not one member, other structures, NaN or infinity.
     """
-    members = arguments.as_mapping(members)
-    return engine.apply(arcee_fusion_recipe(len(members)), members, base)
-
-
-def magmax(members: arguments.Members, *, base: tree.Tree, scale=0.5) -> tree.Tree:
-    """Take for each element the task vector of the largest magnitude (MagMax).
-
-    θ = θ_base + λ τ_j, j = argmax_i |τ_i| for each element, the last of equal magnitudes; in float32 or wider. λ = 0.5
-    is the published setting.
-
-    Raises:
-        ValueError: no members, other structures, NaN or infinity.
-
-    Marczak et al., "MagMax: leveraging model merging for seamless continual learning", 2024, arXiv 2407.06322.
-    """
-    members = arguments.as_mapping(members)
-    return engine.apply(magmax_recipe(len(members), scale), members, base)
-
-
-def ram(members: arguments.Members, *, base: tree.Tree, epsilon: float = 1e-5) -> tree.Tree:
-    """Average each element over the members that changed it (RAM).
-
-    θ = θ_base + the mean of τ_i over {i: |τ_i| > ε}; what one member alone changed stays whole. Float leaves [...], in
-    float32 or wider.
-
-    Raises:
-        ValueError: no members, other structures, NaN or infinity, a negative ε.
-
-    Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
-    """
-    members = arguments.as_mapping(members)
-    return engine.apply(ram_recipe(len(members), epsilon), members, base)
-
-
-def ram_plus(
-    members: arguments.Members,
-    *,
-    base: tree.Tree,
-    epsilon: float = 1e-5,
-    rescale: float = 0.1,
-    limit: float = 0.2,
-    scope: str = "leaf",
-) -> tree.Tree:
-    """Average as `ram`, and enlarge what one member alone changed the more it shares with others (RAM+).
-
-    τ_i of the elements that only member i changed is multiplied by 1 + r · min(shared_i / unique_i, α), of the numbers
-    of elements that it changed with others and alone; r is `rescale`, α is `limit`. `scope`: counted over each "leaf"
-    or over the "model".
-
-    Raises:
-        ValueError: as `ram`; a negative limit, another scope.
-
-    Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
-    """
-    members = arguments.as_mapping(members)
-    return engine.apply(ram_plus_recipe(len(members), epsilon, rescale, limit, scope), members, base)
-
-
-def nearswap_recipe(number: int, t=1e-4) -> engine.Recipe:
-    """Give the recipe of `nearswap`."""
-    _check_one("nearswap", number)
-    if isinstance(t, int | float):
-        _check_not_negative("t", t)
-
-    def merge(part, _):
-        xp, vector = part.xp, part.vector(0)
-        far = xp.maximum(xp.abs(vector), tree.scalar(1e-6, vector))
-        return part.base + xp.minimum(tree.scalar(t, vector) / far, tree.scalar(1, vector)) * vector
-
-    return engine.Recipe(merge)
-
-
-def arcee_fusion_recipe(number: int) -> engine.Recipe:
-    """Give the recipe of `arcee_fusion`."""
-    _check_one("arcee_fusion", number)
 
     def measure(parts):
         size = sum(part.leaves[0].size for part in parts())
@@ -119,32 +65,78 @@ def arcee_fusion_recipe(number: int) -> engine.Recipe:
         vector = part.vector(0)
         return part.base + part.xp.where(_importance(part) >= threshold, vector, part.xp.zeros_like(vector))
 
-    return engine.Recipe(merge, measure, unit="row")
+    return Recipe(merge, measure, unit="row")
 
 
-def magmax_recipe(number: int, scale: Any = 0.5) -> engine.Recipe:
-    """Give the recipe of `magmax`."""
+@method(
+    base="required",
+    title="MagMax",
+    summary="for each element the task vector of the largest magnitude",
+    paper="Marczak et al. 2024, 2407.06322",
+)
+def magmax(inputs: Inputs, *, scale=0.5) -> Recipe:
+    """Take for each element the task vector of the largest magnitude (MagMax).
+
+    θ = θ_base + λ τ_j, j = argmax_i |τ_i| for each element, the last of equal magnitudes; in float32 or wider. λ = 0.5
+    is the published setting.
+
+    Raises:
+        ValueError: no members, other structures, NaN or infinity.
+
+    Marczak et al., "MagMax: leveraging model merging for seamless continual learning", 2024, arXiv 2407.06322.
+    """
 
     def merge(part, _):
         xp, largest = part.xp, part.vector(0)
-        for index in range(1, number):
+        for index in range(1, inputs.number):
             vector = part.vector(index)
             largest = xp.where(xp.abs(vector) >= xp.abs(largest), vector, largest)
         return part.base + tree.scalar(scale, largest) * largest
 
-    return engine.Recipe(merge)
+    return Recipe(merge)
 
 
-def ram_recipe(number: int, epsilon: float = 1e-5) -> engine.Recipe:
-    """Give the recipe of `ram`."""
+@method(
+    base="required",
+    title="RAM",
+    summary="for each element the mean of the members that changed it",
+    paper="Yuan et al. 2026, 2601.13572",
+)
+def ram(inputs: Inputs, *, epsilon: float = 1e-5) -> Recipe:
+    """Average each element over the members that changed it (RAM).
+
+    θ = θ_base + the mean of τ_i over {i: |τ_i| > ε}; what one member alone changed stays whole. Float leaves [...], in
+    float32 or wider.
+
+    Raises:
+        ValueError: no members, other structures, NaN or infinity, a negative ε.
+
+    Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
+    """
     _check_not_negative("epsilon", epsilon)
-    return engine.Recipe(lambda part, _: _mean_of_active(part, epsilon, [1.0] * number))
+    return Recipe(lambda part, _: _mean_of_active(part, epsilon, [1.0] * inputs.number))
 
 
-def ram_plus_recipe(
-    number: int, epsilon: float = 1e-5, rescale: float = 0.1, limit: float = 0.2, scope: str = "leaf"
-) -> engine.Recipe:
-    """Give the recipe of `ram_plus`."""
+@method(
+    base="required",
+    title="RAM+",
+    summary="ram that enlarges what one member alone changed, the more it shares with others",
+    paper="Yuan et al. 2026, 2601.13572",
+)
+def ram_plus(
+    inputs: Inputs, *, epsilon: float = 1e-5, rescale: float = 0.1, limit: float = 0.2, scope: str = "leaf"
+) -> Recipe:
+    """Average as `ram`, and enlarge what one member alone changed the more it shares with others (RAM+).
+
+    τ_i of the elements that only member i changed is multiplied by 1 + r · min(shared_i / unique_i, α), of the numbers
+    of elements that it changed with others and alone; r is `rescale`, α is `limit`. `scope`: counted over each "leaf"
+    or over the "model".
+
+    Raises:
+        ValueError: as `ram`; a negative limit, another scope.
+
+    Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
+    """
     _check_not_negative("epsilon", epsilon)
     _check_not_negative("limit", limit)
     check_name(scope, ("model", "leaf"), "scope")
@@ -161,7 +153,7 @@ def ram_plus_recipe(
             factors.append(1.0 + rescale * xp.minimum(shared / xp.maximum(unique, 1.0), limit))
         return factors
 
-    return engine.Recipe(lambda part, factors: _mean_of_active(part, epsilon, factors), measure, scope)
+    return Recipe(lambda part, factors: _mean_of_active(part, epsilon, factors), measure, scope)
 
 
 def _importance(part):
@@ -179,11 +171,6 @@ def _importance(part):
 def _softmax(xp, rows):
     exponentials = xp.exp(rows - xp.max(rows, axis=-1, keepdims=True))
     return exponentials / xp.sum(exponentials, axis=-1, keepdims=True) + 1e-8
-
-
-def _check_one(name, number):
-    if number != 1:
-        raise ValueError(f"{name} goes from the base to one member, not {number}")
 
 
 def _active(part, epsilon):

@@ -12,12 +12,14 @@ import numpy as np
 from soups import arguments, tree
 from soups.journal import Journal
 from soups.names import check_name
+from soups.recipes.declare import python_only
 from soups.recipes.greedy import pick_metric
 from soups.recipes.soup import Soup, digests
 
 Range = Sequence[Any]  # (low, high) or (low, high, "log")
 
 
+@python_only("needs a function that evaluates weights: use soups.evolve in Python")
 def evolve(
     recipe: Callable[..., tree.Tree],
     members: arguments.Members,

@@ -1,20 +1,23 @@
 """Average members with the weights that their Fisher information gives each parameter."""
 
+from __future__ import annotations
+
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from soups import arguments, engine, tree
-from soups.arguments import aligned, weights_of
+from soups.engine import Recipe
+from soups.lazy import jax, jit, jnp
 from soups.names import check_name
+from soups.recipes.declare import Inputs, check_alike, method, python_only
 
 ESTIMATORS = ("exact", "sampled", "empirical", "batch")
 
 
+@python_only("measures a checkpoint on inputs: use soups.fisher_information in Python")
 def fisher_information(
     apply_fn: Callable[[tree.Tree, Any], jax.Array],
     params: tree.Tree,
@@ -73,15 +76,19 @@ def fisher_information(
     return information
 
 
+@method(
+    per_member=("weights",),
+    marks=("favor",),
+    beside=("fishers",),
+    takes_complex=True,
+    check=check_alike,
+    title="Fisher",
+    summary="average in which each parameter counts by its Fisher information, a checkpoint for each member",
+    paper="Matena and Raffel 2021, 2111.09832",
+)
 def fisher(
-    members: arguments.Members,
-    fishers: Sequence[tree.Tree] | Mapping[str, tree.Tree],
-    *,
-    weights: Sequence[float] | Mapping[str, float] | None = None,
-    floor: float = 1e-6,
-    favor: str | int | None = None,
-    normalize: bool = False,
-) -> tree.Tree:
+    inputs: Inputs, *, weights=1.0, floor: float = 1e-6, favor: str | int | None = None, normalize: bool = False
+) -> Recipe:
     """Average members, each parameter weighted by its Fisher information.
 
     θ = Σ_i c_i max(F_i, floor) θ_i / Σ_i c_i max(F_i, floor), in float32 or wider, cast once to the members' dtypes.
@@ -105,24 +112,24 @@ def fisher(
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
     _check_floor(floor)
-    members = arguments.as_mapping(members)
-    members = {name: members[name] for name in members}
-    names, trees = list(members), list(members.values())
-    fishers = aligned(fishers, members, "fishers")
-    weights = weights_of(weights, members)
-    floored = names if favor is None else [check_name(str(favor), names, "member")]
-    if favor is not None and not tree.traced(weights) and not weights[names.index(floored[0])] > 0:
-        raise ValueError(f"the favoured member {floored[0]} needs a weight above 0")
-    tree.check_same_structure(trees, names)
-    _check_fishers(trees[0], fishers, names, normalize)
-    if normalize:
-        weights = [weight / tree.norm(information) for weight, information in zip(weights, fishers, strict=True)]
-    floors = [floor if name in floored else 0.0 for name in names]
+    arguments.check_weights(weights)
+    floors = [floor if chosen or not any(favor) else 0.0 for chosen in favor]
+    if not tree.traced(weights) and not any(w > 0 and least > 0 for w, least in zip(weights, floors, strict=True)):
+        raise ValueError("the favoured member needs a weight above 0")
+    number = inputs.number
 
-    def average(name, *leaves):
-        return _average(name, leaves[: len(names)], leaves[len(names) :], floors, weights)
+    def measure(parts):
+        squares = engine.sum_over(parts, lambda part: [tree.inner(leaf, leaf) for leaf in part.leaves[number:]])
+        _check_norms(squares)
+        return [weight / square**0.5 for weight, square in zip(weights, squares, strict=True)]
 
-    return arguments.merge(members, lambda trees: tree.map_with_names(average, *trees, *fishers))
+    def merge(part, shares):
+        leaves, fishers = part.leaves[:number], part.leaves[number:]
+        for place, values in enumerate(fishers):
+            _check_not_negative(place, part.name, values)
+        return _weigh(leaves, fishers, floors, weights if shares is None else shares)
+
+    return Recipe(merge, measure, scope="model") if normalize else Recipe(merge)
 
 
 def fisher_interpolate(
@@ -146,9 +153,29 @@ def fisher_interpolate(
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
     check_alpha(alpha)
-    members = {"base": base, "member": member}
-    fishers = {"base": fisher_base, "member": fisher_member}
-    return fisher(members, fishers, weights=[1.0 - alpha, alpha], floor=floor, normalize=normalize)
+    return fisher(
+        {"base": base, "member": member},
+        {"base": fisher_base, "member": fisher_member},
+        weights=[1.0 - alpha, alpha],
+        floor=floor,
+        normalize=normalize,
+    )
+
+
+@method(
+    name="fisher_interpolate",
+    base="first",
+    members=(1, 1),
+    base_beside="fisher_base",
+    beside=("fishers",),
+    takes_complex=True,
+    title="Fisher, interpolated",
+    summary="wise_ft in which each parameter counts by its Fisher information",
+    paper="Matena and Raffel 2021, 2111.09832",
+)
+def _fisher_interpolate(inputs: Inputs, *, alpha=0.5, floor: float = 1e-6, normalize: bool = False) -> Recipe:
+    check_alpha(alpha)
+    return fisher.recipe(inputs, weights=[1.0 - alpha, alpha], floor=floor, normalize=normalize)
 
 
 def check_alpha(alpha) -> None:
@@ -157,67 +184,14 @@ def check_alpha(alpha) -> None:
         raise ValueError(f"alpha must be in [0, 1], not {alpha}")
 
 
-def fisher_recipe(
-    number: int,
-    weights: Sequence[float] | None = None,
-    floor: float = 1e-6,
-    favored: Sequence[bool] | None = None,
-    normalize: bool = False,
-) -> engine.Recipe:
-    """Give the recipe of `fisher` for parts whose leaves are those of the members, then their Fisher diagonals.
-
-    `favored`: for each member; those that are have the floor, or all if none is.
-    """
-    names = [str(index) for index in range(number)]
-    weights = weights_of(weights, dict.fromkeys(names))
-    _check_floor(floor)
-    floors = [floor if chosen or not any(favored or ()) else 0.0 for chosen in favored or [False] * number]
-    if not any(weight > 0 and least > 0 for weight, least in zip(weights, floors, strict=True)):
-        raise ValueError("the favoured member needs a weight above 0")
-
-    def measure(parts):
-        squares = engine.sum_over(parts, lambda part: [tree.inner(leaf, leaf) for leaf in part.leaves[number:]])
-        for name, square in zip(names, squares, strict=True):
-            _check_norm(name, square)
-        return [weight / square**0.5 for weight, square in zip(weights, squares, strict=True)]
-
-    def merge(part, shares):
-        leaves, fishers = part.leaves[:number], part.leaves[number:]
-        for name, values in zip(names, fishers, strict=True):
-            _check_not_negative(name, {part.name: values})
-        return _weigh(leaves, fishers, floors, weights if shares is None else shares)
-
-    if not normalize:
-        return engine.Recipe(merge)
-    return engine.Recipe(merge, measure, scope="model")
-
-
 # --- Averaging ---
 
 
-def _average(name, leaves, fishers, floors, weights):
-    if not tree.is_float(leaves[0]):
-        return tree.mean([{name: leaf} for leaf in leaves])[name]  # copied, if they are the same
-    return _weigh(tree.widen(list(leaves)), fishers, floors, weights).astype(leaves[0].dtype)
-
-
 def _weigh(wide, fishers, floors, weights):
-    xp = tree.namespace_of([wide, fishers])
+    xp = tree.namespace([*wide, *fishers])
     masses = [xp.maximum(f.astype(w.dtype), floor) for f, w, floor in zip(fishers, wide, floors, strict=True)]
     total = tree.weighted_sum(masses, weights)
     return tree.weighted_sum([mass * leaf for mass, leaf in zip(masses, wide, strict=True)], weights) / total
-
-
-def _check_fishers(first, fishers, names, normalize):
-    tree.check_same_structure([first, *fishers], ["of the weights", *names], dtypes=False)
-    for name, information in zip(names, fishers, strict=True):
-        if tree.traced(information):
-            continue
-        if bad := tree.nonfinite_names(information):
-            raise ValueError(f"NaN or infinity in the Fisher information of member {name}: {', '.join(bad)}")
-        _check_not_negative(name, tree.flatten(information))
-        if normalize:
-            _check_norm(name, tree.norm(information))
 
 
 def _check_floor(floor):
@@ -225,20 +199,21 @@ def _check_floor(floor):
         raise ValueError(f"floor must be above 0, not {floor}: it is what decides where all Fishers vanish")
 
 
-def _check_not_negative(name, leaves):
-    if not tree.traced(leaves) and (bad := [leaf for leaf, x in leaves.items() if bool((x < 0).any())]):
-        raise ValueError(f"negative Fisher information of member {name}: {', '.join(bad)}")
+def _check_not_negative(place, name, values):
+    if not tree.traced(values) and bool((values < 0).any()):
+        raise ValueError(f"negative Fisher information beside member {place}: {name}")
 
 
-def _check_norm(name, norm):
-    if not tree.traced(norm) and not norm > 0:
-        raise ValueError(f"the Fisher information of member {name} is zero, so it cannot be normalized")
+def _check_norms(squares):
+    zero = [place for place, square in enumerate(squares) if not tree.traced(square) and not square > 0]
+    if zero:
+        raise ValueError(f"the Fisher information beside member {zero[0]} is zero, so it cannot be normalized")
 
 
 # --- Estimating ---
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _sum_of_squares(apply_fn, estimator, params, inputs, labels, kept, index, key):
     """Sum over the examples of one batch, in float32; `kept` [B] is 1 for those that count."""
     floats, rest = tree.split_floats(params)

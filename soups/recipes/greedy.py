@@ -1,21 +1,25 @@
 """Choose ingredients one after the other by a held-out score."""
 
+from __future__ import annotations
+
 import math
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from soups import arguments, tree
 from soups.journal import Journal
+from soups.lazy import jax
 from soups.names import check_name
 from soups.recipes._candidates import Candidates, Growing
+from soups.recipes.declare import python_only
 from soups.recipes.soup import Soup, digests
 
 
+@python_only("needs a function that evaluates weights: use soups.greedy in Python")
 def greedy(
     members: arguments.Members,
     evaluate: Callable[[tree.Tree], float | Mapping[str, float]],

@@ -1,20 +1,24 @@
 """Learn the mixing weights of a soup by gradient descent."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import numpy as np
 
 from soups import arguments, tree
 from soups.journal import Journal
+from soups.lazy import jax
 from soups.recipes import _optimizer
+from soups.recipes.declare import python_only
 from soups.recipes.soup import Soup, digests
 
 
+@python_only("needs held-out data and a loss: use soups.learned in Python")
 def learned(
     members: arguments.Members,
     loss: Callable[[tree.Tree, Any, jax.Array], jax.Array],

@@ -1,21 +1,26 @@
 """Find the few weights that a task needs, and stitch those of several tasks into the base."""
 
+from __future__ import annotations
+
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from soups import arguments, tree
-from soups.arguments import aligned
+from soups.engine import Recipe
+from soups.lazy import jax, jit, jnp
 from soups.names import check_name
 from soups.recipes import _select
+from soups.recipes.declare import Inputs, method, python_only
+from soups.recipes.sparsify import trim
 
 START = 5.0  # a mask starts at ±5: σ is 0.993 in the first region, 0.007 elsewhere
 
 
+@python_only("needs examples of each task: use soups.localize in Python, or localize_and_stitch, which needs none")
 def localize(
     loss_fn: Callable[[tree.Tree, Any], jax.Array],
     batches: Iterable[Any],
@@ -90,9 +95,26 @@ def localize_dataless(member: tree.Tree, *, base: tree.Tree, density: float = 0.
     return tree.map_with_names(lambda name, leaf: masks[name] if name in masks else _no(leaf), base)
 
 
-def stitch(
-    members: arguments.Members, masks: Sequence[tree.Tree] | Mapping[str, tree.Tree], *, base: tree.Tree
-) -> tree.Tree:
+def _check_stitch(leaves, beside):
+    masks = beside["masks"]
+    _check_masks([leaves, *map(tree.flatten, masks.values())], ["of the weights", *masks])
+
+
+def _check_masks(trees, labels):
+    tree.check_same_structure(trees, labels, dtypes=False)
+    for label, mask in zip(labels[1:], trees[1:], strict=True):
+        if wrong := [name for name, leaf in tree.flatten(mask).items() if leaf.dtype != bool]:
+            raise ValueError(f"masks must be boolean; that of member {label} is not in: {', '.join(wrong)}")
+
+
+@method(
+    base="required",
+    beside=("masks",),
+    takes_complex=True,
+    check=_check_stitch,
+    only_in_python="needs a mask for each member: use soups.stitch in Python, or localize_and_stitch",
+)
+def stitch(inputs: Inputs) -> Recipe:
     """Put the masked part of every member into the base; where masks overlap, the mean of those members.
 
     θ = θ_base + Σ_i γ'_i ⊙ τ_i with γ'_i = γ_i / Σ_j γ_j (0 where no mask is) and τ_i = θ_i − θ_base, in float32 or
@@ -104,16 +126,48 @@ def stitch(
 
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
-    members = arguments.as_mapping(members)
-    members = {name: members[name] for name in members}
-    masks = aligned(masks, members, "masks")
-    tree.check_same_structure([base, *members.values()], ["base", *members], dtypes=False)
-    _check_masks([base, *masks], ["of the weights", *members])
+    number = inputs.number
 
-    trees = list(members.values())
-    with np.errstate(over="ignore", invalid="ignore"):  # reported below, with names
-        result = tree.map_with_names(functools.partial(_stitch, len(trees)), base, *trees, *masks)
-    return arguments.check_finite(result, ["base", *members], [base, *trees])
+    def merge(part, _):
+        return _stitched(part, [mask.astype(part.base.dtype) for mask in part.leaves[number:]])
+
+    return Recipe(merge)
+
+
+@method(
+    base="required",
+    per_member=("density",),
+    title="Localize-and-Stitch, dataless",
+    summary="put the elements that moved most in each member into the base: the variant without data",
+    paper="He et al. 2024, 2408.13656",
+)
+def localize_and_stitch(inputs: Inputs, *, density=0.05, only: str = ".*") -> Recipe:
+    """Put the elements that moved most in each member into the base (Localize-and-Stitch without data).
+
+    As `stitch` with the masks of `localize_dataless`, but magnitudes that tie at a threshold all go in.
+
+    Raises:
+        ValueError: as `stitch`; a density outside (0, 1], a rule that matches no leaf.
+
+    He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
+    """
+    chosen, sparsifiers = re.compile(only), [trim(share) for share in density]
+
+    def measure(parts):
+        def seen():
+            return (part for part in parts() if chosen.fullmatch(part.name))
+
+        thresholds = [sparsifier.measure(seen, index)[0] for index, sparsifier in enumerate(sparsifiers)]
+        return [0.0 if threshold is None else threshold for threshold in thresholds]
+
+    def merge(part, thresholds):
+        if not chosen.fullmatch(part.name):
+            return part.base
+        vectors = [part.vector(index) for index in range(inputs.number)]
+        gates = [(part.xp.abs(x) >= least).astype(x.dtype) for x, least in zip(vectors, thresholds, strict=True)]
+        return _stitched(part, gates)
+
+    return Recipe(merge, measure, scope="model")
 
 
 def mask_overlap(masks: Sequence[tree.Tree] | Mapping[str, tree.Tree]) -> dict[str, Any]:
@@ -165,7 +219,7 @@ def _gradient_sum(loss_fn, batches, base, vectors, masks, epoch):
     return total
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _loss_and_gradient(loss_fn, base, vectors, masks, batch):
     leaves = tree.flatten(base)
     mixed = {name: _masked(leaves[name], masks[name], vector) for name, vector in vectors.items()}
@@ -182,7 +236,7 @@ def _masked(leaf, mask, vector):
     return (wide + jax.nn.sigmoid(mask).astype(wide.dtype) * vector).astype(leaf.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="released")
+@jit(static_argnames="released")
 def _step(masks, vectors, grads, learning_rate, l1_strength, released):
     def move(mask, vector, grad):
         slope = jax.nn.sigmoid(mask) * jax.nn.sigmoid(-mask)
@@ -240,20 +294,7 @@ def _no(leaf):
 # --- Stitching ---
 
 
-def _stitch(number, name, base, *rest):
-    leaves, masks = rest[:number], rest[number:]
-    if not tree.is_float(base):
-        return tree.mean([{name: leaf} for leaf in (base, *leaves)])[name]  # copied, if they are the same
-    first, *wide = tree.widen_leaves([base, *leaves])
-    xp = tree.namespace_of([base, leaves, masks])
-    gates = [mask.astype(first.dtype) for mask in masks]
+def _stitched(part, gates):
     total = tree.sum_in_order(gates)
-    change = tree.sum_in_order([gate * (leaf - first) for gate, leaf in zip(gates, wide, strict=True)])
-    return (first + change / xp.maximum(total, xp.ones_like(total))).astype(leaves[0].dtype)
-
-
-def _check_masks(trees, labels):
-    tree.check_same_structure(trees, labels, dtypes=False)
-    for label, mask in zip(labels[1:], trees[1:], strict=True):
-        if wrong := [name for name, leaf in tree.flatten(mask).items() if leaf.dtype != bool]:
-            raise ValueError(f"masks must be boolean; that of member {label} is not in: {', '.join(wrong)}")
+    change = tree.sum_in_order([gate * part.vector(index) for index, gate in enumerate(gates)])
+    return part.base + change / part.xp.maximum(total, part.xp.ones_like(total))

@@ -5,14 +5,16 @@ name of the permutation of its units, None for an axis that stays, or `Blocks` f
 A permutation p of n units is an array [n] of integers: unit i of the permuted network is unit p[i] of the old one.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import jax
 import numpy as np
 
 from soups import tree
+from soups.lazy import jax
 from soups.names import check_name, did_you_mean
 
 

@@ -4,18 +4,20 @@ Ainsworth, Hayase and Srinivasa, "Git Re-Basin: Merging models modulo permutatio
 Which axes bear which permutation is declared by a spec (`soups.recipes.permutation`). All matching is on the host.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are imported when they are used
 
 from soups import arguments, tree
+from soups.lazy import jax, jnp
 from soups.names import check_name
+from soups.recipes.declare import python_only
 from soups.recipes.permutation import (
     Permutations,
     Spec,
@@ -232,6 +234,7 @@ def _accumulate(velocity, gradient, momentum):
 # --- Many members ---
 
 
+@python_only("comes before a merge: --align SPEC with any method")
 def align(
     members: arguments.Members,
     spec: Spec,

@@ -1,14 +1,15 @@
 """Sparsify task vectors: by magnitude, at random, or both. Each gives a `Sparsifier` for `combine_task_vectors`."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from soups import engine, tree
+from soups.lazy import is_jax, jnp
 from soups.recipes import _random
 from soups.recipes._select import kth_magnitudes
 
@@ -181,7 +182,7 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
 
 def masked(vector, mask):
     """Give the elements where the mask holds, and zeros elsewhere."""
-    if isinstance(vector, jax.Array):
+    if is_jax(vector):
         return jnp.where(mask, vector, jnp.zeros_like(vector))
     return vector * mask  # many times faster than numpy.where
 

@@ -1,18 +1,27 @@
 """Merge task vectors as matrices: by their singular vectors, or by the inputs that their columns see."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from soups import arguments, engine, tree
+from soups import tree
+from soups.engine import Recipe
+from soups.lazy import is_jax, jax, jnp
 from soups.names import check_name
+from soups.recipes.declare import Inputs, method
 
 
-def tsv_merge(members: arguments.Members, *, base: tree.Tree, scale=1.0, only: str = ".*") -> tree.Tree:
+@method(
+    base="required",
+    title="TSV-Merge",
+    summary="add the leading singular directions of each member, made orthogonal",
+    paper="Gargiulo et al. 2024, 2412.00081",
+)
+def tsv_merge(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
     """Merge the first singular vectors of the task matrices after making them orthogonal (TSV-Merge).
 
     T_i = U_i S_i V_iᵀ [m, n], cut to the max(1, min(m, n) // K) largest singular values; U = [U_1 … U_K] and V alike
@@ -28,11 +37,16 @@ def tsv_merge(members: arguments.Members, *, base: tree.Tree, scale=1.0, only: s
 
     Gargiulo et al., "Task singular vectors: reducing task interference in model merging", 2024, arXiv 2412.00081.
     """
-    members = arguments.as_mapping(members)
-    return _apply(tsv_merge_recipe(len(members), scale, only), members, base, only)
+    return matrix_recipe(inputs.number, _orthogonal_sum, scale, only)
 
 
-def iso_c(members: arguments.Members, *, base: tree.Tree, scale=1.0, only: str = ".*") -> tree.Tree:
+@method(
+    base="required",
+    title="Iso-C",
+    summary="sum of the task matrices with all singular values alike",
+    paper="Marczak et al. 2025, 2502.04959",
+)
+def iso_c(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
     """Give all singular directions of the summed task matrices the same length, their mean (Iso-C).
 
     Σ_i T_i = U diag(σ) Vᵀ; θ = θ_base + α mean(σ) U Vᵀ, over the directions that have a singular value. Leaves as in
@@ -44,20 +58,25 @@ def iso_c(members: arguments.Members, *, base: tree.Tree, scale=1.0, only: str =
     Marczak et al., "No task left behind: isotropic model merging with common and task-specific subspaces", 2025,
     arXiv 2502.04959.
     """
-    members = arguments.as_mapping(members)
-    return _apply(iso_c_recipe(len(members), scale, only), members, base, only)
+    return matrix_recipe(inputs.number, _isotropic, scale, only)
 
 
+@method(
+    base="required",
+    in_files={"inputs": "last"},
+    title="WUDI",
+    summary="the task matrix that disturbs each member's own least, by gradient descent without data",
+    paper="Cheng et al. 2025, 2503.08099",
+)
 def wudi(
-    members: arguments.Members,
+    given: Inputs,
     *,
-    base: tree.Tree,
     steps: int = 300,
     learning_rate: float = 1e-5,
     scale=1.0,
     only: str = ".*",
     inputs: str = "first",
-) -> tree.Tree:
+) -> Recipe:
     """Find the task matrix that interferes least with every member's inputs, without data (WUDI-Merging).
 
     min over T of Σ_i |T_iᵀ (T − T_i)|² / |T_i|² by Adam from Σ_i T_i; θ = θ_base + α T. The matrices are [in, out], as
@@ -79,29 +98,6 @@ def wudi(
     Cheng et al., "Whoever started the interference should end it: guiding data-free model merging via task vectors",
     2025, arXiv 2503.08099.
     """
-    members = arguments.as_mapping(members)
-    return _apply(wudi_recipe(len(members), steps, learning_rate, scale, only, inputs), members, base, only)
-
-
-def tsv_merge_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> engine.Recipe:
-    """Give the recipe of `tsv_merge`."""
-    return matrix_recipe(number, _orthogonal_sum, scale, only)
-
-
-def iso_c_recipe(number: int, scale: Any = 1.0, only: str = ".*") -> engine.Recipe:
-    """Give the recipe of `iso_c`."""
-    return matrix_recipe(number, _isotropic, scale, only)
-
-
-def wudi_recipe(
-    number: int,
-    steps: int = 300,
-    learning_rate: float = 1e-5,
-    scale: Any = 1.0,
-    only: str = ".*",
-    inputs: str = "first",
-) -> engine.Recipe:
-    """Give the recipe of `wudi`."""
     check_name(inputs, ("first", "last"), "axis of the inputs")
     if steps < 0:
         raise ValueError(f"steps must not be negative, but they are {steps}")
@@ -113,12 +109,12 @@ def wudi_recipe(
             return _least_interference(xp, matrices, steps, learning_rate)
         return _least_interference(xp, [matrix.T for matrix in matrices], steps, learning_rate).T
 
-    return matrix_recipe(number, merged, scale, only, rows_first=inputs == "last")
+    return matrix_recipe(given.number, merged, scale, only, rows_first=inputs == "last")
 
 
 def matrix_recipe(
     number: int, merged: Callable[[Any, list[Any]], Any], scale: Any, only: str, *, rows_first: bool = False
-) -> engine.Recipe:
+) -> Recipe:
     """Give the recipe that adds α · `merged(xp, matrices)` to the base, in leaves that are no matrices α · the mean.
 
     Matrices: [product of all axes but the last, last], with `rows_first` [first, product of the others].
@@ -135,18 +131,12 @@ def matrix_recipe(
             vector = vector.reshape(shape).astype(part.base.dtype)
         return _placed_as(part.leaves[0], part.base + tree.scalar(scale, vector) * vector)
 
-    return engine.Recipe(merge, unit="leaf")
-
-
-def _apply(recipe, members, base, only):
-    if only != ".*" and len(members):
-        tree.match(members[next(iter(members))], only)  # an error if it matches nothing
-    return engine.apply(recipe, members, base)
+    return Recipe(merge, unit="leaf")
 
 
 def _placed_as(member, array):
     # a decomposition leaves its result on one device, or on all
-    if isinstance(member, jax.Array) and not isinstance(array, jax.core.Tracer):
+    if is_jax(member) and not isinstance(array, jax.core.Tracer):
         return jax.device_put(array, member.sharding)
     return array
 
@@ -222,7 +212,7 @@ def _adam(xp, gradient, value, steps, learning_rate, beta_1=0.9, beta_2=0.999, e
         return value - learning_rate * (first / corrections[number, 0]) / length, first, second
 
     state = (value, xp.zeros_like(value), xp.zeros_like(value))
-    if xp is jnp:
+    if xp is not np:
         return jax.lax.fori_loop(0, steps, step, state)[0]
     for number in range(steps):
         state = step(number, state)

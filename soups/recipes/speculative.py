@@ -1,17 +1,20 @@
 """Choose greedily with several candidates at once, as if they had been tried one after the other."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
-
 from soups import arguments, tree
+from soups.lazy import jax
 from soups.recipes._candidates import Candidate, Candidates, Growing
+from soups.recipes.declare import python_only
 from soups.recipes.greedy import pick_metric, select
 from soups.recipes.soup import Soup
 
 
+@python_only("needs a function that evaluates weights: use soups.greedy_speculative in Python")
 def greedy_speculative(
     members: arguments.Members,
     evaluate_many: Callable[[list[tree.Tree]], Sequence[float | Mapping[str, float]]],

@@ -4,26 +4,58 @@ So each is a weighted sum whose weights follow from one Gram matrix [K, K], per 
 that travels between devices and all that a stream has to remember.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from soups import arguments, engine, tree
+from soups.engine import Recipe
+from soups.lazy import jax, jnp
 from soups.names import check_name
-from soups.recipes.task_vectors import Weights
+from soups.recipes.declare import MANY, Inputs, method
 
 
-def nuslerp(
-    members: arguments.Members,
-    *,
-    weights: Weights = 1.0,
-    base: tree.Tree | None = None,
-    scope: str = "leaf",
-) -> tree.Tree:
+@method(
+    base="first",
+    members=(1, 1),
+    single=True,
+    takes_complex=True,
+    title="SLERP",
+    summary="arc from the base (t = 0) to the member (t = 1)",
+    paper="Shoemake 1985",
+)
+def slerp(inputs: Inputs, *, t, scope: str = "leaf", parallel: float = 1 - 1e-6) -> Recipe:
+    """Go along the arc from the base to a member.
+
+    [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with Ω the angle between the base a and the member b; linear where
+    |cos Ω| > `parallel`. `scope`: one angle for each "leaf", or for the "model".
+
+    Raises:
+        ValueError: mismatched structures, NaN or infinity, an unknown scope.
+
+    Shoemake, "Animating rotation with quaternion curves", 1985.
+    """
+
+    def coefficients(xp, gram, length, epsilon):
+        return slerp_coefficients(xp, gram, xp.asarray(t, gram.dtype), length, epsilon, parallel=parallel)
+
+    return gram_recipe(coefficients, False, scope, mixed=_both)
+
+
+@method(
+    base="optional",
+    per_member=("weights",),
+    members=(2, 2),
+    takes_complex=True,
+    title="SLERP",
+    summary="arc between two members, or their task vectors",
+    paper="Shoemake 1985",
+)
+def nuslerp(inputs: Inputs, *, weights=1.0, scope: str = "leaf") -> Recipe:
     """Go along the arc between two members to where their weights say.
 
     [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with t = w_2 / (w_1 + w_2) and Ω the angle between a and b, which are the
@@ -36,17 +68,31 @@ def nuslerp(
 
     Shoemake, "Animating rotation with quaternion curves", 1985.
     """
-    members = arguments.as_mapping(members)
-    return engine.apply(nuslerp_recipe(len(members), weights, base is not None, scope), members, base)
+
+    def coefficients(xp, gram, length, epsilon):
+        total = xp.asarray(weights[0] + weights[1], gram.dtype)
+        known = xp.abs(total) >= 1e-6
+        t = xp.where(known, xp.asarray(weights[1], gram.dtype) / xp.where(known, total, 1), xp.asarray(0.5, gram.dtype))
+        return slerp_coefficients(xp, gram, t, length, epsilon)
+
+    return _by_scope(coefficients, inputs.has_base, scope, ("model", "leaf", "row", "column"), _both)
 
 
+@method(
+    base="optional",
+    per_member=("weights",),
+    takes_complex=True,
+    title="MultiSLERP",
+    summary="mean direction times mean length",
+)
 def multislerp(
-    members: arguments.Members,
+    inputs: Inputs,
     *,
-    weights: Weights = 1.0,
-    base: tree.Tree | None = None,
+    weights=1.0,
     scope: str = "leaf",
-) -> tree.Tree:
+    normalize: bool = True,
+    epsilon: float = 0.0,
+) -> Recipe:
     """Average directions and lengths apart.
 
     (Σ_i w_i |v_i|) · s / |s| with s = Σ_i w_i v_i / |v_i| and weights that are normalised to one; v_i are the members
@@ -56,98 +102,7 @@ def multislerp(
     Raises:
         ValueError: no members, other structures, NaN or infinity, another scope, weights that sum to zero.
     """
-    members = arguments.as_mapping(members)
-    return engine.apply(multislerp_recipe(len(members), weights, base is not None, scope), members, base)
-
-
-def karcher(
-    members: arguments.Members, *, base: tree.Tree | None = None, scope: str = "leaf", iterations: int = 10
-) -> tree.Tree:
-    """Take the Karcher mean of the members' directions on the sphere, with the mean of their lengths.
-
-    μ ← exp_μ((1/K) Σ_i log_μ u_i), u_i = v_i / |v_i|, from their normalised mean, until the step is below 1e-5 or
-    `iterations` are done; the result is μ · (1/K) Σ_i |v_i|. Where the directions cancel up to rounding, as those of
-    scalars of opposite signs do, μ starts from the first member's. A member opposite to μ does not pull.
-
-    Raises:
-        ValueError: no members, other structures, NaN or infinity, another scope.
-
-    Karcher, "Riemannian center of mass and mollifier smoothing", 1977.
-    """
-    members = arguments.as_mapping(members)
-    return engine.apply(karcher_recipe(len(members), base is not None, scope, iterations), members, base)
-
-
-def model_stock(members: arguments.Members, *, base: tree.Tree, scope: str = "leaf") -> tree.Tree:
-    """Move from the base towards the mean of the members as far as their angles say.
-
-    θ = t mean(θ_i) + (1 − t) θ_base, t = K cos / (1 + (K − 1) cos), cos the mean of the cosines between all pairs of
-    task vectors; t = 0 where the divisor is below 1e-6. `scope`: one t for each "leaf", for the "model", or for each
-    "row" (along the last axis).
-
-    Raises:
-        ValueError: fewer than two members, other structures, NaN or infinity, another scope.
-
-    Jang et al., "Model Stock: all we need is just a few fine-tuned models", 2024, arXiv 2403.19522.
-    """
-    members = arguments.as_mapping(members)
-    return engine.apply(model_stock_recipe(len(members), scope), members, base)
-
-
-def geometric_median(
-    members: arguments.Members, *, weights: Weights = 1.0, scope: str = "leaf", iterations: int = 100
-) -> tree.Tree:
-    """Find the point with the smallest sum of distances to the members, which one odd member hardly moves.
-
-    argmin_x Σ_i w_i |x − θ_i|, w_i ≥ 0: a member where the test of Vardi and Zhang says that it is the median, or the
-    middle of those that are, such as of two; else by Newton's steps, or Weiszfeld's where those do not lead down, until
-    no digit changes or `iterations` are done.
-
-    Raises:
-        ValueError: no members, other structures, NaN or infinity, another scope; weights that are negative, not finite
-            or all zero.
-
-    Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937. Vardi and Zhang,
-    "The multivariate L1-median and associated data depth", 2000.
-    """
-    members = arguments.as_mapping(members)
-    return engine.apply(geometric_median_recipe(len(members), weights, scope, iterations), members)
-
-
-def nuslerp_recipe(number: int, weights: Weights, has_base: bool, scope: str) -> engine.Recipe:
-    """Give the recipe of `nuslerp`."""
-    if number != 2:
-        raise ValueError(f"nuslerp goes between two members, not {number}")
-    weights = engine.per_member(weights, number, "weights")
-
-    def coefficients(xp, gram, length, epsilon):
-        total = xp.asarray(weights[0] + weights[1], gram.dtype)
-        known = xp.abs(total) >= 1e-6
-        t = xp.where(known, xp.asarray(weights[1], gram.dtype) / xp.where(known, total, 1), xp.asarray(0.5, gram.dtype))
-        return slerp_coefficients(xp, gram, t, length, epsilon)
-
-    return _by_scope(coefficients, has_base, scope, ("model", "leaf", "row", "column"), _both)
-
-
-def slerp_recipe(t: float, scope: str = "leaf", parallel: float = 0.9995) -> engine.Recipe:
-    """Give the recipe of the arc from the first of two members to the second, linear where |cos Ω| > `parallel`."""
-
-    def coefficients(xp, gram, length, epsilon):
-        return slerp_coefficients(xp, gram, xp.asarray(t, gram.dtype), length, epsilon, parallel=parallel)
-
-    return gram_recipe(coefficients, False, scope, mixed=_both)
-
-
-def multislerp_recipe(
-    number: int, weights: Weights, has_base: bool, scope: str, *, normalize: bool = True, epsilon: float = 0.0
-) -> engine.Recipe:
-    """Give the recipe of `multislerp`.
-
-    Without `normalize` the weights stay as they are. `epsilon` is mergekit's: added to each length before the division,
-    the length of s below which directions cancel, which it refuses for more than two, and the angle of a last step, so
-    that the result is cos(ε) times as long.
-    """
-    weights = np.asarray(engine.per_member(weights, number, "weights"), np.float64)
+    weights = np.asarray(weights, np.float64)
     if normalize and abs(weights.sum()) < 1e-8:
         raise ValueError(f"weights that sum to zero cannot be normalized: {weights.tolist()}")
 
@@ -159,27 +114,39 @@ def multislerp_recipe(
         share = xp.asarray(weights / weights.sum() if normalize else weights, gram.dtype)
         lengths = _lengths(xp, gram)
         cancels = length < (epsilon or 64 * resolution)
-        if epsilon and xp is np and number > 2 and cancels and gram.any():
+        if epsilon and xp is np and inputs.number > 2 and cancels and gram.any():
             raise ValueError("the members' directions cancel: there is no mean direction")
         total = math.cos(epsilon) * xp.sum(share * lengths) * mixed(xp, lengths)
         return xp.where(cancels, share, total / (lengths * xp.where(cancels, 1.0, length)))
 
-    return gram_recipe(coefficients, has_base, scope, mixed=mixed)
+    return gram_recipe(coefficients, inputs.has_base, scope, mixed=mixed)
 
 
-def karcher_recipe(
-    number: int,
-    has_base: bool,
-    scope: str,
-    iterations: int = 10,
+@method(
+    base="optional",
+    takes_complex=True,
+    title="Karcher mean",
+    summary="Karcher mean of the directions times mean length",
+    paper="Karcher 1977",
+)
+def karcher(
+    inputs: Inputs,
     *,
+    scope: str = "leaf",
+    iterations: int = 10,
     tolerance: float = 1e-5,
     least: float = 0.0,
-) -> engine.Recipe:
-    """Give the recipe of `karcher`.
+) -> Recipe:
+    """Take the Karcher mean of the members' directions on the sphere, with the mean of their lengths.
 
-    It ends when a step is below `tolerance`. Vectors not longer than `least` have no direction, only a length, and the
-    result is zero if all are that short; mergekit takes its tolerance for both.
+    μ ← exp_μ((1/K) Σ_i log_μ u_i), u_i = v_i / |v_i|, from their normalised mean, until the step is below 1e-5 or
+    `iterations` are done; the result is μ · (1/K) Σ_i |v_i|. Where the directions cancel up to rounding, as those of
+    scalars of opposite signs do, μ starts from the first member's. A member opposite to μ does not pull.
+
+    Raises:
+        ValueError: no members, other structures, NaN or infinity, another scope.
+
+    Karcher, "Riemannian center of mass and mollifier smoothing", 1977.
     """
 
     def counted(xp, lengths):
@@ -191,7 +158,7 @@ def karcher_recipe(
     def coefficients(xp, gram, length, epsilon):
         lengths, cosines = _lengths_and_cosines(xp, gram)
         share, members = mixed(xp, lengths), counted(xp, lengths)
-        first = (xp.arange(number) == xp.argmax(members)).astype(gram.dtype)
+        first = (xp.arange(inputs.number) == xp.argmax(members)).astype(gram.dtype)
         cancels = length < max(least, 64 * epsilon)
         start = xp.where(cancels, first, share / xp.where(cancels, 1.0, length))
         # cosines are known to the rounding of the products, so angles near 0 and π to its root
@@ -200,13 +167,29 @@ def karcher_recipe(
         direction = _iterate(xp, lambda m: _karcher_step(xp, cosines, share, m, *limits), start, iterations)
         return xp.mean(lengths) * direction / lengths * xp.max(members)
 
-    return gram_recipe(coefficients, has_base, scope, mixed=mixed)
+    return gram_recipe(coefficients, inputs.has_base, scope, mixed=mixed)
 
 
-def model_stock_recipe(number: int, scope: str) -> engine.Recipe:
-    """Give the recipe of `model_stock`."""
-    if number < 2:
-        raise ValueError(f"model_stock needs the angle between two members at least, but there is {number}")
+@method(
+    base="required",
+    members=(2, MANY),
+    title="model stock",
+    summary="from the base towards the mean, as far as the members' angles say",
+    paper="Jang et al. 2024, 2403.19522",
+)
+def model_stock(inputs: Inputs, *, scope: str = "leaf") -> Recipe:
+    """Move from the base towards the mean of the members as far as their angles say.
+
+    θ = t mean(θ_i) + (1 − t) θ_base, t = K cos / (1 + (K − 1) cos), cos the mean of the cosines between all pairs of
+    task vectors; t = 0 where the divisor is below 1e-6. `scope`: one t for each "leaf", for the "model", or for each
+    "row" (along the last axis).
+
+    Raises:
+        ValueError: fewer than two members, other structures, NaN or infinity, another scope.
+
+    Jang et al., "Model Stock: all we need is just a few fine-tuned models", 2024, arXiv 2403.19522.
+    """
+    number = inputs.number
 
     def coefficients(xp, gram, length, epsilon):
         _, cosines = _lengths_and_cosines(xp, gram)
@@ -220,11 +203,28 @@ def model_stock_recipe(number: int, scope: str) -> engine.Recipe:
     return _by_scope(coefficients, True, scope, ("model", "leaf", "row"))
 
 
-def geometric_median_recipe(number: int, weights: Weights, scope: str, iterations: int = 100) -> engine.Recipe:
-    """Give the recipe of `geometric_median`."""
-    weights = np.asarray(engine.per_member(weights, number, "weights"), np.float64)
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
-        raise ValueError(f"weights must be finite, not negative and not all zero, but they are {weights.tolist()}")
+@method(
+    per_member=("weights",),
+    takes_complex=True,
+    title="geometric median",
+    summary="smallest sum of distances to the members; one odd member hardly counts",
+    paper="Weiszfeld 1937",
+)
+def geometric_median(inputs: Inputs, *, weights=1.0, scope: str = "leaf", iterations: int = 100) -> Recipe:
+    """Find the point with the smallest sum of distances to the members, which one odd member hardly moves.
+
+    argmin_x Σ_i w_i |x − θ_i|, w_i ≥ 0: a member where the test of Vardi and Zhang says that it is the median, or the
+    middle of those that are, such as of two; else by Newton's steps, or Weiszfeld's where those do not lead down, until
+    no digit changes or `iterations` are done.
+
+    Raises:
+        ValueError: no members, other structures, NaN or infinity, another scope; weights that are negative, not finite
+            or all zero.
+
+    Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937. Vardi and Zhang,
+    "The multivariate L1-median and associated data depth", 2000.
+    """
+    weights = np.asarray(arguments.check_weights(weights), np.float64)
 
     def coefficients(xp, gram, length, epsilon):
         share = xp.asarray(weights / weights.sum(), gram.dtype)
@@ -241,7 +241,7 @@ def gram_recipe(
     *,
     mixed: Callable[[Any, Any], Any] | None = None,
     distances: bool = False,
-) -> engine.Recipe:
+) -> Recipe:
     """Give the recipe that sums vectors with coefficients [K] made from their Gram matrix [K, K].
 
     `coefficients(xp, gram, length, epsilon)`; float64 in NumPy, float32 in JAX; epsilon is that of the members' dtype.
@@ -249,8 +249,7 @@ def gram_recipe(
     there is a base, which is then added, or the members. With `distances` they are the differences to the first member,
     which lose no digits, and in place of the Gram matrix are the squares of all distances.
     """
-    if scope not in ("model", "leaf"):
-        raise ValueError(f"scope must be 'model' or 'leaf', not {scope!r}")
+    check_name(scope, ("model", "leaf"), "scope")
 
     def vectors(part):
         if distances:
@@ -275,7 +274,7 @@ def gram_recipe(
             return part.leaves[0] + total
         return part.base + total if has_base else total
 
-    return engine.Recipe(merge, measure, scope)
+    return Recipe(merge, measure, scope)
 
 
 def _products(xp, vectors):
@@ -356,7 +355,7 @@ def _row_recipe(coefficients, has_base, mixed, *, columns):
         merged = (total.T if columns else total).reshape(part.leaves[0].shape)
         return part.base + merged if has_base else merged
 
-    return engine.Recipe(merge, unit="leaf" if columns else "row")
+    return Recipe(merge, unit="leaf" if columns else "row")
 
 
 def slerp_coefficients(xp, gram, t, length, epsilon, *, parallel: float | None = None):
@@ -492,7 +491,7 @@ def _steps(xp, gram, share, p, distances):
 
 
 def _iterate(xp, step, value, number):
-    if xp is jnp:
+    if xp is not np:
         return jax.lax.fori_loop(0, number, lambda _, value: step(value), value)
     for _ in range(number):
         value = step(value)

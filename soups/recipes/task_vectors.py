@@ -1,28 +1,34 @@
 """Do arithmetic on task vectors, τ_i = θ_i − θ_base: sparsify each, let them agree on signs, combine, scale."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from soups import arguments, engine, tree
+from soups import engine, tree
+from soups.engine import Recipe
+from soups.names import check_name
+from soups.recipes.declare import Inputs, method
 from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, scaled, trim
 
-Weights = Sequence[float] | float
 
-
+@method(
+    base="required",
+    per_member=("sparsify", "weights"),
+    only_in_python="takes functions that sparsify: use soups.combine_task_vectors in Python",
+)
 def combine_task_vectors(
-    members: arguments.Members,
+    inputs: Inputs,
     *,
-    base: tree.Tree,
     sparsify: Sparsifier | Sequence[Sparsifier] = KEEP_ALL,
-    weights: Weights = 1.0,
+    weights=1.0,
     elect: bool = False,
     normalize: bool = False,
     scale=1.0,
     tie: str = "majority",
     scope: str = "model",
-) -> tree.Tree:
+) -> Recipe:
     """Merge task vectors by the parts that all named methods are made of.
 
     θ = θ_base + scale · c(w_1 s(τ_1), …, w_K s(τ_K)) with the sparsifier s; c is the sum, or with `elect` the sum over
@@ -46,173 +52,17 @@ def combine_task_vectors(
 
     Ilharco et al., "Editing models with task arithmetic", 2022, arXiv 2212.04089; the parts as in the methods below.
     """
-    members = arguments.as_mapping(members)
-    recipe = task_vector_recipe(len(members), sparsify, weights, elect, normalize, scale, tie, scope)
-    return engine.apply(recipe, members, base)
-
-
-def task_arithmetic(members: arguments.Members, *, base: tree.Tree, scale=0.3, weights: Weights = 1.0) -> tree.Tree:
-    """Add scaled task vectors to the base; a negative scale forgets a task.
-
-    θ = θ_base + λ Σ_i w_i τ_i. The paper searches λ on held-out data; 0.3 is its choice for eight tasks.
-
-    Raises:
-        ValueError: as `combine_task_vectors`.
-
-    Ilharco et al., "Editing models with task arithmetic", 2022, arXiv 2212.04089.
-    """
-    return combine_task_vectors(members, base=base, weights=weights, scale=scale)
-
-
-def ties(
-    members: arguments.Members,
-    *,
-    base: tree.Tree,
-    density: float = 0.2,
-    scale=1.0,
-    weights: Weights = 1.0,
-    normalize: bool = True,
-    scope: str = "model",
-) -> tree.Tree:
-    """Trim task vectors, elect a sign for each element and average the members that agree with it (TIES).
-
-    τ̂_i keeps the largest magnitudes of τ_i, a fraction `density` over the whole model (`scope="leaf"`: over each leaf);
-    γ = sign(Σ_i w_i τ̂_i), by the majority of all elements where that is zero; θ = θ_base + λ · the mean over
-    {i: sign τ̂_i = γ} of τ̂_i, weighted. `normalize=False` takes their sum, as the paper's CLIP results do with λ = 0.3.
-
-    Raises:
-        ValueError: as `combine_task_vectors`; a density outside (0, 1].
-
-    Yadav et al., "TIES-Merging: resolving interference when merging models", 2023, arXiv 2306.01708.
-    """
-    return combine_task_vectors(
-        members,
-        base=base,
-        sparsify=trim(density, surplus=1),
-        weights=weights,
-        elect=True,
-        normalize=normalize,
-        scale=scale,
-        scope=scope,
-    )
-
-
-def dare(
-    members: arguments.Members,
-    *,
-    base: tree.Tree,
-    density: float = 0.1,
-    scale=1.0,
-    weights: Weights = 1.0,
-    elect: bool = False,
-    seed: int = 0,
-) -> tree.Tree:
-    """Drop elements of the task vectors at random, rescale the others, and add them (DARE).
-
-    τ̂_i = m ⊙ τ_i / density with m ~ Bernoulli(density); θ = θ_base + λ Σ_i w_i τ̂_i, or with `elect` the mean of the
-    members that agree, as in TIES. The mask depends on the seed, the leaf's name, the member's place and the element
-    alone. The paper drops 90 % (density 0.1) of models with billions of weights, less of smaller ones.
-
-    Raises:
-        ValueError: as `combine_task_vectors`; a density outside (0, 1].
-
-    Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
-    """
-    return combine_task_vectors(
-        members,
-        base=base,
-        sparsify=drop(density, seed=seed),
-        weights=weights,
-        elect=elect,
-        normalize=elect,
-        scale=scale,
-    )
-
-
-def della(
-    members: arguments.Members,
-    *,
-    base: tree.Tree,
-    density: float = 0.7,
-    epsilon: float = 0.07,
-    scale=1.1,
-    weights: Weights = 1.0,
-    seed: int = 0,
-) -> tree.Tree:
-    """Drop small elements of each row more often than large ones, elect signs and average (DELLA).
-
-    An element of rank r among the n magnitudes of its row is kept with p = density − ε + 2 ε (r − 1) / (n − 1) and
-    divided by p; then signs are elected and members that agree averaged, as in TIES. The defaults are the paper's
-    example: drop rate 0.3, window 0.14, λ = 1.1.
-
-    Raises:
-        ValueError: as `combine_task_vectors`; density ± ε outside (0, 1].
-
-    Deep et al., "DELLA-Merging", 2024, arXiv 2406.11617.
-    """
-    return combine_task_vectors(
-        members,
-        base=base,
-        sparsify=magprune(density, epsilon, seed=seed),
-        weights=weights,
-        elect=True,
-        normalize=True,
-        scale=scale,
-    )
-
-
-def breadcrumbs(
-    members: arguments.Members,
-    *,
-    base: tree.Tree,
-    density: float = 0.9,
-    gamma: float = 0.01,
-    scale=0.3,
-    weights: Weights = 1.0,
-) -> tree.Tree:
-    """Leave out the largest and the smallest elements of the task vectors in each leaf, and add the others.
-
-    Of n magnitudes the int(γ n) largest are outliers and go, the int(density · n) largest of the rest stay, and
-    θ = θ_base + λ Σ_i w_i τ̂_i.
-
-    Raises:
-        ValueError: as `combine_task_vectors`; a density outside (0, 1] or γ outside [0, 1).
-
-    Davari and Belilovsky, "Model breadcrumbs", 2023, arXiv 2312.06795.
-    """
-    return combine_task_vectors(
-        members, base=base, sparsify=outliers(density, gamma), weights=weights, scale=scale, scope="leaf"
-    )
-
-
-def task_vector_recipe(
-    number: int,
-    sparsify: Sparsifier | Sequence[Sparsifier] = KEEP_ALL,
-    weights: Weights = 1.0,
-    elect: bool = False,
-    normalize: bool = False,
-    scale: Any = 1.0,
-    tie: str = "majority",
-    scope: str = "model",
-) -> engine.Recipe:
-    """Give the recipe of `combine_task_vectors` for this number of members."""
-    if tie not in ("majority", "positive"):
-        raise ValueError(f"tie must be 'majority' or 'positive', not {tie!r}")
-    if scope not in ("model", "leaf"):
-        raise ValueError(f"scope must be 'model' or 'leaf', not {scope!r}")
-    weights = engine.per_member(weights, number, "weights")
-    sparsifiers = [sparsify] * number if isinstance(sparsify, Sparsifier) else list(sparsify)
-    if len(sparsifiers) != number:
-        raise ValueError(f"{number} members need {number} sparsifiers, but {len(sparsifiers)} were given")
+    check_name(tie, ("majority", "positive"), "tie")
+    check_name(scope, ("model", "leaf"), "scope")
 
     def sparse(part, measured):
         return [
             sparsifier.apply(part, index, seen)
-            for index, (sparsifier, seen) in enumerate(zip(sparsifiers, measured, strict=True))
+            for index, (sparsifier, seen) in enumerate(zip(sparsify, measured, strict=True))
         ]
 
     def measure(parts):
-        measured = [s.measure(parts, index) if s.measure else None for index, s in enumerate(sparsifiers)]
+        measured = [s.measure(parts, index) if s.measure else None for index, s in enumerate(sparsify)]
         if not elect or tie == "positive":
             return measured, None
         return measured, engine.sum_over(parts, lambda part: _surplus(part.xp, sparse(part, measured), weights))
@@ -228,10 +78,150 @@ def task_vector_recipe(
                 merged = merged / _or_one(part.xp, tree.sum_in_order([tree.scalar(w, merged) for w in weights]))
         return part.base + tree.scalar(scale, merged) * merged
 
-    if not (elect and tie == "majority") and not any(sparsifier.measure for sparsifier in sparsifiers):
+    if not (elect and tie == "majority") and not any(sparsifier.measure for sparsifier in sparsify):
         scope = "leaf"  # nothing is measured, so every leaf may be merged by itself
-    unit = "row" if any(sparsifier.unit == "row" for sparsifier in sparsifiers) else "element"
-    return engine.Recipe(merge, measure, scope, unit)
+    unit = "row" if any(sparsifier.unit == "row" for sparsifier in sparsify) else "element"
+    return Recipe(merge, measure, scope, unit)
+
+
+@method(
+    base="required",
+    per_member=("weights",),
+    takes_complex=True,
+    title="task arithmetic",
+    summary="base plus scaled sum of task vectors; a negative scale forgets",
+    paper="Ilharco et al. 2022, 2212.04089",
+)
+def task_arithmetic(inputs: Inputs, *, scale=0.3, weights=1.0) -> Recipe:
+    """Add scaled task vectors to the base; a negative scale forgets a task.
+
+    θ = θ_base + λ Σ_i w_i τ_i. The paper searches λ on held-out data; 0.3 is its choice for eight tasks.
+
+    Raises:
+        ValueError: as `combine_task_vectors`.
+
+    Ilharco et al., "Editing models with task arithmetic", 2022, arXiv 2212.04089.
+    """
+    return combine_task_vectors.recipe(inputs, weights=weights, scale=scale)
+
+
+@method(
+    base="required",
+    per_member=("weights", "density"),
+    title="TIES",
+    summary="trim task vectors, elect signs, average those that agree",
+    paper="Yadav et al. 2023, 2306.01708",
+)
+def ties(
+    inputs: Inputs, *, density: float = 0.2, scale=1.0, weights=1.0, normalize: bool = True, scope: str = "model"
+) -> Recipe:
+    """Trim task vectors, elect a sign for each element and average the members that agree with it (TIES).
+
+    τ̂_i keeps the largest magnitudes of τ_i, a fraction `density` over the whole model (`scope="leaf"`: over each leaf);
+    γ = sign(Σ_i w_i τ̂_i), by the majority of all elements where that is zero; θ = θ_base + λ · the mean over
+    {i: sign τ̂_i = γ} of τ̂_i, weighted. `normalize=False` takes their sum, as the paper's CLIP results do with λ = 0.3.
+
+    Raises:
+        ValueError: as `combine_task_vectors`; a density outside (0, 1].
+
+    Yadav et al., "TIES-Merging: resolving interference when merging models", 2023, arXiv 2306.01708.
+    """
+    return combine_task_vectors.recipe(
+        inputs,
+        sparsify=[trim(share, surplus=1) for share in density],
+        weights=weights,
+        elect=True,
+        normalize=normalize,
+        scale=scale,
+        scope=scope,
+    )
+
+
+@method(
+    base="required",
+    per_member=("weights", "density"),
+    title="DARE",
+    summary="drop elements of the task vectors at random, rescale, add",
+    paper="Yu et al. 2023, 2311.03099",
+)
+def dare(inputs: Inputs, *, density: float = 0.1, scale=1.0, weights=1.0, elect: bool = False, seed: int = 0) -> Recipe:
+    """Drop elements of the task vectors at random, rescale the others, and add them (DARE).
+
+    τ̂_i = m ⊙ τ_i / density with m ~ Bernoulli(density); θ = θ_base + λ Σ_i w_i τ̂_i, or with `elect` the mean of the
+    members that agree, as in TIES. The mask depends on the seed, the leaf's name, the member's place and the element
+    alone. The paper drops 90 % (density 0.1) of models with billions of weights, less of smaller ones.
+
+    Raises:
+        ValueError: as `combine_task_vectors`; a density outside (0, 1].
+
+    Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
+    """
+    return combine_task_vectors.recipe(
+        inputs,
+        sparsify=[drop(share, seed=seed) for share in density],
+        weights=weights,
+        elect=elect,
+        normalize=elect,
+        scale=scale,
+    )
+
+
+@method(
+    base="required",
+    per_member=("weights", "density", "epsilon"),
+    title="DELLA",
+    summary="drop small elements of each row more often, elect signs, average",
+    paper="Deep et al. 2024, 2406.11617",
+)
+def della(
+    inputs: Inputs, *, density: float = 0.7, epsilon: float = 0.07, scale=1.1, weights=1.0, seed: int = 0
+) -> Recipe:
+    """Drop small elements of each row more often than large ones, elect signs and average (DELLA).
+
+    An element of rank r among the n magnitudes of its row is kept with p = density − ε + 2 ε (r − 1) / (n − 1) and
+    divided by p; then signs are elected and members that agree averaged, as in TIES. The defaults are the paper's
+    example: drop rate 0.3, window 0.14, λ = 1.1.
+
+    Raises:
+        ValueError: as `combine_task_vectors`; density ± ε outside (0, 1].
+
+    Deep et al., "DELLA-Merging", 2024, arXiv 2406.11617.
+    """
+    return combine_task_vectors.recipe(
+        inputs,
+        sparsify=[magprune(share, width, seed=seed) for share, width in zip(density, epsilon, strict=True)],
+        weights=weights,
+        elect=True,
+        normalize=True,
+        scale=scale,
+    )
+
+
+@method(
+    base="required",
+    per_member=("weights", "density", "gamma"),
+    title="Breadcrumbs",
+    summary="leave out the largest and the smallest elements of each task vector, add the others",
+    paper="Davari and Belilovsky 2023, 2312.06795",
+)
+def breadcrumbs(inputs: Inputs, *, density: float = 0.9, gamma: float = 0.01, scale=0.3, weights=1.0) -> Recipe:
+    """Leave out the largest and the smallest elements of the task vectors in each leaf, and add the others.
+
+    Of n magnitudes the int(γ n) largest are outliers and go, the int(density · n) largest of the rest stay, and
+    θ = θ_base + λ Σ_i w_i τ̂_i.
+
+    Raises:
+        ValueError: as `combine_task_vectors`; a density outside (0, 1] or γ outside [0, 1).
+
+    Davari and Belilovsky, "Model breadcrumbs", 2023, arXiv 2312.06795.
+    """
+    return combine_task_vectors.recipe(
+        inputs,
+        sparsify=[outliers(share, top) for share, top in zip(density, gamma, strict=True)],
+        weights=weights,
+        scale=scale,
+        scope="leaf",
+    )
 
 
 def _surplus(xp, vectors, weights):

@@ -10,7 +10,7 @@ import yaml
 import soups
 from soups.cli import main
 from soups.formats import write_safetensors
-from soups.merging import MERGEKIT, PUBLISHED
+from soups.merging import methods_of
 from soups.merging.lock import locked
 
 
@@ -250,7 +250,7 @@ def test_memory_lowers_the_threads_or_refuses(cli, refused, recipe, tmp_path):
 def test_lists_the_methods(cli):
     code, printed, _ = cli("--methods")
     assert code == 0
-    assert all(f" {name} " in printed for name in [*PUBLISHED, *MERGEKIT])
+    assert all(f" {name} " in printed for name in [*methods_of("published"), *methods_of("mergekit")])
     assert "Yadav et al. 2023, 2306.01708" in printed
     assert "regmean_pp" in printed and "needs the networks to measure inputs with: use soups.regmean_pp" in printed
 

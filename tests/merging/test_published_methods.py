@@ -3,15 +3,12 @@
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 
 import soups
 from soups import merging
-from soups.engine import Part
 from soups.formats import write_safetensors
-from soups.merging import published
 from soups.merging.methods import find_method
 
 WEIGHTS = {"a": 1.0, "b": -0.5, "c": 0.75}
@@ -22,6 +19,7 @@ def settings(**values):
 
 
 PUBLISHED = {
+    "uniform": (dict(base=None), lambda m, base: soups.uniform(m)),
     "linear": (dict(base=None, weight=WEIGHTS), None),
     "slerp": (dict(members="a", **settings(t=0.3)), None),
     "nuslerp": (dict(members="ac", weight=WEIGHTS), lambda m, base: soups.nuslerp(m, base=base, weights=[1.0, 0.75])),
@@ -79,25 +77,18 @@ PUBLISHED = {
         dict(members="a", **settings(only=".*mlp.*")),
         lambda m, base: soups.wise_ft(m["a"], base=base, only=".*mlp.*"),
     ),
-    "localize_and_stitch": (dict(), lambda m, base: stitched(m, base, 0.05, ".*")),
+    "localize_and_stitch": (dict(), soups.localize_and_stitch),
     "localize_and_stitch, all": (
         dict(density=dict.fromkeys("abc", 1.0)),
-        lambda m, base: stitched(m, base, 1.0, ".*"),
+        lambda m, base: soups.localize_and_stitch(m, base=base, density=1.0),
     ),
     "localize_and_stitch, settings": (
         dict(density=dict.fromkeys("abc", 0.3), **settings(only=".*proj.*")),
-        lambda m, base: stitched(m, base, 0.3, ".*proj.*"),
+        lambda m, base: soups.localize_and_stitch(m, base=base, density=0.3, only=".*proj.*"),
     ),
     "passthrough": (dict(members="a", base=None, scale={"a": 0.5}), None),
 }
 WITH_FILES = {"fisher", "fisher_interpolate", "regmean"}  # tested below
-
-
-def stitched(members, base, density, only):
-    masks = {
-        name: soups.localize_dataless(member, base=base, density=density, only=only) for name, member in members.items()
-    }
-    return soups.stitch(members, masks, base=base)
 
 
 def oracle_linear(members):
@@ -120,7 +111,7 @@ ORACLES = {
 
 
 def test_every_published_method_is_tested():
-    assert {name.split(",")[0] for name in PUBLISHED} | WITH_FILES == set(merging.PUBLISHED)
+    assert {name.split(",")[0] for name in PUBLISHED} | WITH_FILES == set(merging.methods_of("published"))
 
 
 def test_where_a_kept_element_did_not_move_it_counts_in_the_mean(small, tmp_path):
@@ -207,7 +198,10 @@ def test_fisher_interpolation_is_that_of_the_library(small, run, trees, fishers)
         ({"lm_head.wieght": np.ones(3, np.float32)}, r"\+ .*bad.safetensors: lm_head.wieght is extra"),
         ({"lm_head.weight": np.ones((6, 10), np.float32)}, r"~ .*bad.safetensors: lm_head.weight has shape \[6, 10\]"),
         ({"lm_head.weight": np.ones((10, 6), np.int32)}, r"~ .*bad.safetensors: lm_head.weight has dtype int32"),
-        ({"lm_head.weight": -np.ones((10, 6), np.float32)}, "negative Fisher information of member 1: lm_head.weight"),
+        (
+            {"lm_head.weight": -np.ones((10, 6), np.float32)},
+            "negative Fisher information beside member 1: lm_head",
+        ),
         ({"lm_head.weight": np.full((10, 6), np.nan, np.float32)}, "bad.safetensors: lm_head.weight holds NaN"),
     ],
 )
@@ -242,7 +236,7 @@ def test_settings_of_fisher_that_cannot_be_are_errors(run, fishers, small, trees
     refused("fisher_interpolate needs a value of base_fisher", "fisher_interpolate", "a", "base", fisher=only)
     zero = write_safetensors(tmp_path / "zero.safetensors", {n: np.zeros_like(x) for n, x in trees["a"].items()})
     refused(
-        "Fisher information of member 0 is zero",
+        "Fisher information beside member 0 is zero",
         fisher={**files, "a": str(zero)},
         parameters={"normalize": True},
     )
@@ -264,30 +258,12 @@ def test_a_regex_that_is_none_is_named(run):
         run("iso_c", vocabulary="published", parameters={"only": [{"filter": "mlp", "value": ".*"}]})
 
 
-@pytest.mark.parametrize("name", ["localize_and_stitch", "wise_ft", "fisher", "fisher_interpolate"])
-def test_methods_that_are_put_together_here_may_be_traced(small, trees, fishers, name):
-    method = merging.PUBLISHED[name]
-    number = 2 if name != "wise_ft" else 1
-    own = [{**method.of_member, "density": 0.3} for _ in range(number)]
-    recipe = method.build(own, {**method.of_merge, "alpha": 0.3, "normalize": True}, method.base == "required")
-    arrays = [trees["a"], trees["b"]][:number] + [fishers[x][1] for x in "ab" if method.files]
-
-    def merged(arrays, base):
-        parts = [Part(n, [array[n] for array in arrays], base[n]) for n in base]
-        measured = recipe.measure(lambda: iter(parts)) if recipe.scope == "model" else None
-        return {part.name: recipe.merge(part, measured) for part in parts}
-
-    on_host = merged(arrays, trees["base"])
-    for leaf, array in jax.jit(merged)(arrays, trees["base"]).items():
-        small.near(np.asarray(array), on_host[leaf])
-
-
 # --- Where a method is, if not here ---
 
 
 def test_methods_that_need_more_than_checkpoints_say_what():
-    assert not set(published.ELSEWHERE) & set(merging.PUBLISHED)
-    for name, why in published.ELSEWHERE.items():
+    assert not set(merging.ELSEWHERE) & set(merging.methods_of("published"))
+    for name, why in merging.ELSEWHERE.items():
         with pytest.raises(ValueError, match=f"method '{name}' ") as error:
             find_method(name, "published")
         assert why in str(error.value)

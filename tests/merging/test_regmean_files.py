@@ -100,4 +100,4 @@ def test_settings_that_cannot_be_are_errors(run, grams):
 
     refused(r"alpha must be in \[0, 1\], not 1.5", parameters={"alpha": 1.5})
     refused("place of the inputs 'lats'", parameters={"inputs": "lats"})
-    refused("weights must not be negative, nor all zero", weight={"a": 0, "b": 0})
+    refused("weights must be finite, not negative", weight={"a": 0, "b": 0})

@@ -49,8 +49,8 @@ SUMMING = {
 ON_HOST = {"tsv_merge", "iso_c", "wudi", "regmean"}
 METHODS = {
     f"{vocabulary} {name}": (vocabulary, name)
-    for vocabulary, methods in (("published", merging.PUBLISHED), ("mergekit", merging.MERGEKIT))
-    for name in methods
+    for vocabulary in ("published", "mergekit")
+    for name in merging.methods_of(vocabulary)
 }
 OTHER_SCOPES = {"published karcher, model": "model"}
 
@@ -86,7 +86,7 @@ def programs():
 def planned(folder, vocabulary, name, paths=None, **parameters):
     """Plan a merge of as many members as the method takes, three at most."""
     paths = paths or {model: str(folder / f"{model}.safetensors") for model in ("base", "a", "b", "c")}
-    method = merging.PUBLISHED[name] if vocabulary == "published" else merging.MERGEKIT[name]
+    method = merging.find_method(name, vocabulary)
 
     def value(setting, index=None):
         found = SETTINGS[setting]
@@ -278,7 +278,7 @@ ONES = np.ones(8, np.float32)
 @pytest.mark.parametrize(
     ("leaves", "message"),
     [
-        ({"a": ONES, "b": ONES * np.nan}, r"b\.safetensors: w holds NaN or infinity; leave this model out"),
+        ({"a": ONES, "b": ONES * np.nan}, r"b\.safetensors: w holds NaN or infinity; leave it out"),
         ({"a": ONES * 3e38, "b": ONES * 3e38}, "the merged tensor w overflows, though no member does"),
         ({"a": ONES * 6e4, "b": ONES * 6e4}, "the merged tensor w overflows float16: choose a wider out_dtype"),
         ({"a": np.arange(3), "b": np.ones(3, int)}, r"w is not of floats and is copied, so it must be the same"),

@@ -207,7 +207,7 @@ def test_the_device_never_holds_the_task_vectors():
         ({"learning_rate": 0.0}, "above 0, not 500 and 0.0"),
         ({"initial": 1.5}, r"initial must be in \[0, 1\], where clip leaves it, not 1.5"),
         ({"initial": np.inf, "clip": False}, "initial must be finite, not inf"),
-        ({"apply_fn": APPLY[:1]}, "2 members need 2 apply_fns, but 1 were given"),
+        ({"apply_fn": APPLY[:1]}, "2 members need 2 values of apply_fns, but 1 were given"),
         ({"batches": {"0": BATCHES[0]}}, "batches must be given by the names of the members:\n  - 1 is missing"),
         ({"batches": [BATCHES[0], []]}, "no batches for task 1"),
         ({"batches": [BATCHES[0], iter(BATCHES[1])]}, "no batches for task 1: .* gone through only once"),

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 import soups
 from soups import engine
 from soups.pool import Pool
-from soups.recipes.consensus import Elected, _floor_of_product, consensus, emr, emr_restore, pcb, sce, tall_masks
+from soups.recipes.consensus import _floor_of_product, consensus, pcb, sce
+from soups.recipes.masks import Elected, emr, emr_restore, tall_masks
 
 RNG = np.random.default_rng(11)
 SHAPES = {"a": {"kernel": (6, 10)}, "b": (9,), "c": (2, 3, 4)}
@@ -300,8 +301,14 @@ NAN = [MEMBERS[0], jax.tree.map(lambda x: x * np.nan, BASE)]
         (lambda: sce(NAN, base=BASE), "member 1: a/kernel"),
         (lambda: consensus(MEMBERS, base=BASE, votes=5), "votes must be between 0 and 4, the number of members, not 5"),
         (lambda: consensus(MEMBERS, base=BASE, votes=-1), "votes must be between 0 and 4"),
-        (lambda: consensus(MEMBERS, base=BASE, threshold=[0.4]), "4 members need 4 thresholds, but 1 were given"),
-        (lambda: tall_masks(MEMBERS, base=BASE, threshold=[0.4]), "4 members need 4 thresholds, but 1 were given"),
+        (
+            lambda: consensus(MEMBERS, base=BASE, threshold=[0.4]),
+            "need 4 values of threshold, but 1",
+        ),
+        (
+            lambda: tall_masks(MEMBERS, base=BASE, threshold=[0.4]),
+            "need 4 values of thresholds, but 1",
+        ),
         (lambda: tall_masks(NAN, base=BASE), "member 1: a/kernel"),
         (lambda: tall_masks([], base=BASE), "no members"),
         (lambda: emr(MEMBERS, base={"a": BASE["a"]}), "base: b is missing"),
@@ -309,7 +316,7 @@ NAN = [MEMBERS[0], jax.tree.map(lambda x: x * np.nan, BASE)]
         (lambda: emr_restore(emr(MEMBERS, base=BASE), 4, base=BASE), "unknown member '4'.*there are: 0, 1, 2, 3"),
         (lambda: emr_restore(emr(MEMBERS, base=BASE), 0, base={"a": BASE["a"]}), "b is extra"),
         (lambda: pcb(MEMBERS, base=BASE, density=1.5), r"density must be in \(0, 1\], not 1.5"),
-        (lambda: pcb(MEMBERS, base=BASE, scale=[1.0]), "4 members need 4 scales, but 1 were given"),
+        (lambda: pcb(MEMBERS, base=BASE, scale=[1.0]), "4 members need 4 values of scale, but 1 were given"),
         (lambda: pcb(MEMBERS, base=BASE, scope="laef"), "unknown scope 'laef' .did you mean 'leaf'"),
         (lambda: pcb(NAN, base=BASE), "member 1: a/kernel"),
     ],

@@ -226,9 +226,9 @@ def test_from_a_pool(name, tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nearswap(MEMBERS, base=BASE), "nearswap goes from the base to one member, not 4"),
+        (lambda: nearswap(MEMBERS, base=BASE), "nearswap takes exactly 1 member besides the base, got 4"),
         (lambda: nearswap(MEMBERS[:1], base=BASE, t=-1), "t must not be negative, but it is -1"),
-        (lambda: arcee_fusion(MEMBERS[:2], base=BASE), "arcee_fusion goes from the base to one member, not 2"),
+        (lambda: arcee_fusion(MEMBERS[:2], base=BASE), "arcee_fusion takes exactly 1 member besides the base, got 2"),
         (lambda: ram(MEMBERS, base=BASE, epsilon=-1e-3), "epsilon must not be negative, but it is -0.001"),
         (lambda: ram_plus(MEMBERS, base=BASE, epsilon=np.nan), "epsilon must not be negative, but it is nan"),
         (lambda: ram_plus(MEMBERS, base=BASE, limit=-0.5), "limit must not be negative, but it is -0.5"),

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from soups import tree
-from soups.engine import Part
 from soups.recipes import uniform, weighted, wise_ft
-from soups.recipes.fisher import ESTIMATORS, fisher, fisher_information, fisher_interpolate, fisher_recipe
+from soups.recipes.fisher import ESTIMATORS, fisher, fisher_information, fisher_interpolate
 
 N, D, H, C = 7, 3, 4, 3
 
@@ -246,22 +245,22 @@ def with_leaf(value):
     ("changed", "message"),
     [
         ({"members": []}, "no members"),
-        ({"fishers": FISHERS[:2]}, "3 members need 3 fishers, but 2 were given"),
+        ({"fishers": FISHERS[:2]}, "3 members need 3 values of fishers, but 2 were given"),
         ({"fishers": {"0": FISHERS[0], "1": FISHERS[1], "3": FISHERS[2]}}, r"- 2 is missing\n  \+ 3 is extra"),
         ({"fishers": [*FISHERS[:2], {"hidden": FISHERS[2]["hidden"]}]}, "2: head/bias is missing"),
         (
             {"fishers": [with_leaf(np.nan), *FISHERS[1:]]},
-            "NaN or infinity in the Fisher information of member 0: head/b",
+            "beside member 0: head/b",
         ),
-        ({"fishers": [with_leaf(-1), *FISHERS[1:]]}, "negative Fisher information of member 0: head/bias"),
-        ({"fishers": [jax.tree.map(np.zeros_like, ONES), *FISHERS[1:]], "normalize": True}, "member 0 is zero"),
-        ({"weights": [1, 2]}, "3 members need 3 weights, but 2 were given"),
+        ({"fishers": [with_leaf(-1), *FISHERS[1:]]}, "negative Fisher information beside member 0: head/bias"),
+        ({"fishers": [jax.tree.map(np.zeros_like, ONES), *FISHERS[1:]], "normalize": True}, "beside member 0 is zero"),
+        ({"weights": [1, 2]}, "3 members need 3 values of weights, but 2 were given"),
         ({"weights": [1, -1, 1]}, r"not negative and not all zero, but they are \[1.0, -1.0, 1.0\]"),
         ({"weights": [0, 0, 0]}, "not all zero"),
         ({"weights": [1, np.inf, 1]}, "must be finite"),
         ({"floor": 0}, "floor must be above 0, not 0"),
         ({"favor": 3}, "unknown member '3'"),
-        ({"favor": 0, "weights": [0, 1, 1]}, "the favoured member 0 needs a weight above 0"),
+        ({"favor": 0, "weights": [0, 1, 1]}, "the favoured member needs a weight above 0"),
         (
             {"members": [jax.tree.map(lambda x: x * np.float32(np.nan), MEMBERS[0]), *MEMBERS[1:]]},
             "member 0: head/bias",
@@ -272,29 +271,3 @@ def with_leaf(value):
 def test_fisher_errors(changed, message):
     with pytest.raises(ValueError, match=message):
         fisher(**{"members": MEMBERS, "fishers": FISHERS, **changed})
-
-
-@pytest.mark.parametrize("settings", [{}, {"weights": [1.0, 0.5, 2.0], "normalize": True}, {"favor": 1, "floor": 1e-3}])
-def test_the_recipe_over_members_and_their_diagonals_is_the_function(settings):
-    favored = {"favored": [index == settings["favor"] for index in range(3)]} if "favor" in settings else {}
-    recipe = fisher_recipe(3, **{name: value for name, value in settings.items() if name != "favor"}, **favored)
-    leaves = [tree.flatten(params) for params in [*MEMBERS, *FISHERS]]
-    parts = [Part(name, [leaf[name] for leaf in leaves]) for name in leaves[0]]
-    measured = recipe.measure(lambda: iter(parts))
-    expected = tree.flatten(fisher(MEMBERS, FISHERS, **settings))
-    for part in parts:
-        np.testing.assert_allclose(recipe.merge(part, measured), expected[part.name], rtol=1e-6)
-    assert recipe.scope == ("model" if settings.get("normalize") else "leaf")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"floor": 0.0}, "floor must be above 0, not 0.0"),
-        ({"weights": [1, -1]}, "must be finite, not negative"),
-        ({"weights": [0, 1], "favored": [True, False]}, "the favoured member needs a weight above 0"),
-    ],
-)
-def test_recipe_errors(settings, message):
-    with pytest.raises(ValueError, match=message):
-        fisher_recipe(2, **settings)

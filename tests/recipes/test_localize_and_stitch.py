@@ -263,13 +263,13 @@ def test_stitch_keeps_dtypes_and_copies_integers():
     ("changed", "message"),
     [
         ({"members": []}, "no members"),
-        ({"masks": MASKS[:2]}, "3 members need 3 masks, but 2 were given"),
+        ({"masks": MASKS[:2]}, "3 members need 3 values of masks, but 2 were given"),
         ({"masks": [{"bias": MASKS[0]["bias"]}, *MASKS[1:]]}, "0: kernel is missing"),
         (
             {"masks": [MASKS[0], VECTORS[1], MASKS[2]]},
             "masks must be boolean; that of member 1 is not in: bias, kernel",
         ),
-        ({"members": [{"bias": BASE["bias"]}, *MEMBERS[1:]]}, "0: kernel is missing"),
+        ({"members": [{"bias": BASE["bias"]}, *MEMBERS[1:]]}, "base: kernel is extra"),
         ({"members": [{**BASE, "bias": BASE["bias"] * np.float32(np.nan)}, *MEMBERS[1:]]}, "member 0: bias"),
     ],
 )

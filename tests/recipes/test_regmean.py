@@ -169,7 +169,7 @@ def changed(name, value):
     ("arguments", "message"),
     [
         ({"members": []}, "no members"),
-        ({"grams": GRAMS[:2]}, "3 members need 3 grams, but 2 were given"),
+        ({"grams": GRAMS[:2]}, "3 members need 3 values of grams, but 2 were given"),
         (
             {"grams": changed("dens/kernel", gram(0, D))},
             "unknown leaf in the grams 'dens/kernel' .did you mean 'dense/k",

@@ -334,13 +334,16 @@ def test_geometric_median_ignores_one_odd_member():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: soups.nuslerp(MEMBERS), "between two members, not 4"),
+        (lambda: soups.nuslerp(MEMBERS), "nuslerp takes exactly 2 members, got 4"),
         (lambda: soups.nuslerp(MEMBERS[:2], scope="rows"), r"unknown scope 'rows' \(did you mean 'row'\?\)"),
         (lambda: soups.model_stock(MEMBERS, base=BASE, scope="column"), "unknown scope 'column'"),
-        (lambda: soups.karcher(MEMBERS, scope="row"), "scope must be 'model' or 'leaf', not 'row'"),
+        (lambda: soups.karcher(MEMBERS, scope="row"), "unknown scope 'row'"),
         (lambda: soups.multislerp(MEMBERS, weights=[1, -1, 1, -1]), "weights that sum to zero cannot be normalized"),
-        (lambda: soups.model_stock(MEMBERS[:1], base=BASE), "two members at least, but there is 1"),
-        (lambda: soups.multislerp(MEMBERS, weights=[1.0]), "4 members need 4 weights"),
+        (
+            lambda: soups.model_stock(MEMBERS[:1], base=BASE),
+            "takes at least 2 members besides the base, got 1",
+        ),
+        (lambda: soups.multislerp(MEMBERS, weights=[1.0]), "4 members need 4 values of weights"),
         (lambda: soups.karcher([]), "no members"),
     ],
 )

@@ -254,13 +254,13 @@ def test_random_numbers_are_uniform_and_independent_of_their_neighbours():
         (lambda: magprune(0.5, 0.1, rescale="l2"), "rescale must be"),
         (lambda: soups.della(MEMBERS, base=BASE, density=0.9, epsilon=0.2), r"density ± epsilon must lie in \(0, 1\]"),
         (lambda: outliers(0.5, 1.0), r"gamma must be in \[0, 1\), not 1.0"),
-        (lambda: soups.ties(MEMBERS, base=BASE, weights=[1.0]), "4 members need 4 weights, but 1 were given"),
+        (lambda: soups.ties(MEMBERS, base=BASE, weights=[1.0]), "4 members need 4 values of weights, but 1 were given"),
         (
             lambda: soups.combine_task_vectors(MEMBERS, base=BASE, sparsify=[trim(0.5)]),
-            "4 members need 4 sparsifiers, but 1 were given",
+            "4 members need 4 values of sparsify, but 1 were given",
         ),
-        (lambda: soups.combine_task_vectors(MEMBERS, base=BASE, tie="negative"), "tie must be"),
-        (lambda: soups.combine_task_vectors(MEMBERS, base=BASE, scope="row"), "scope must be 'model' or 'leaf'"),
+        (lambda: soups.combine_task_vectors(MEMBERS, base=BASE, tie="negative"), "unknown tie"),
+        (lambda: soups.combine_task_vectors(MEMBERS, base=BASE, scope="row"), "unknown scope"),
         (lambda: soups.ties(MEMBERS, base={"a": BASE["a"]}), "base: b is missing"),
         (lambda: soups.ties([], base=BASE), "no members"),
         (

@@ -1,0 +1,257 @@
+"""Declare merging methods: one decorated function states a method, and all that is known of it follows from that.
+
+    @method(base="required", per_member=("weights",), summary="the sum of the signs", paper="Author 2026, 2601.00000")
+    def sign_sum(inputs: Inputs, *, weights=1.0, scale=0.1) -> Recipe:
+        \"\"\"Add the signs of the task vectors ...\"\"\"
+        return Recipe(lambda part, _: part.base + scale * sum(w * part.xp.sign(part.vector(i)) for i, w in ...))
+
+makes `sign_sum(members, *, base, weights=1.0, scale=0.1)` with its checks, `--method sign_sum --weight 1 2 --scale 3`,
+`merge_method: sign_sum` in recipe files, its line in `--methods` and in the docs, and its case in the contract test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from soups import arguments, engine, tree
+from soups.lazy import jax, jnp
+
+REQUIRED = inspect.Parameter.empty
+MANY = 10**6  # members
+METHODS: dict[str, Method] = {}  # as published, by name
+ELSEWHERE: dict[str, str] = {}  # functions that no recipe file can call: what they need, the end of a sentence
+_IN_FILES = {"weights": "weight", "fishers": "fisher", "masks": "mask", "fisher_base": "base_fisher"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Say what a method is given: the number of members, and whether there is a base."""
+
+    number: int
+    has_base: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """Hold the declaration of a merging method.
+
+    Attributes:
+        name: in recipe files and on the command line.
+        function: from `Inputs` and the settings to the recipe; settings of members come as lists.
+        defaults: of the settings, REQUIRED where there is none.
+        per_member: those that may differ from member to member: one value, a sequence, or a mapping by name.
+        marks: those that mark one member, by its name or index; the function gets a list of booleans.
+        beside: names of the trees that go in beside the members, one for each: their leaves follow the members'.
+        base: "none", "optional", "required", or "first": then the base is the first of the members.
+        base_beside: the name of the tree that goes in beside the base.
+        members: the smallest and the largest number of members, the base not counted.
+        single: whether the function takes one tree instead of several.
+        grams: whether what goes in beside has a Gram matrix [in, in] under the name of a kernel.
+        takes_complex: whether leaves may be complex: nothing is ordered, compared or signed.
+        check: raises a ValueError about trees beside the members, from {name: leaf} of a member and them by member.
+        in_files: defaults of recipe files that are not those of the function.
+        only_in_python: why no recipe file can call it; the end of a sentence.
+        idle: settings that are taken and change nothing, with the reason.
+        title: for people; `summary`: one line; `paper`: authors, year and arXiv id.
+    """
+
+    name: str
+    function: Callable[..., engine.Recipe]
+    defaults: Mapping[str, Any]
+    per_member: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    base: str = "none"
+    base_beside: str = ""
+    members: tuple[int, int] = (1, MANY)
+    single: bool = False
+    grams: bool = False
+    takes_complex: bool = False
+    check: Callable[..., None] | None = None
+    in_files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    only_in_python: str = ""
+    idle: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    title: str = ""
+    summary: str = ""
+    paper: str = ""
+
+    # --- As a function ---
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """Return the signature of the public function."""
+        kinds = inspect.Parameter
+        first = kinds("member" if self.single else "members", kinds.POSITIONAL_OR_KEYWORD)
+        beside = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in self.beside]
+        default = None if self.base == "optional" else REQUIRED
+        base = [] if self.base == "none" else [kinds("base", kinds.KEYWORD_ONLY, default=default)]
+        own = list(inspect.signature(self.function).parameters.values())[1:]
+        keep_first = kinds("keep_first", kinds.KEYWORD_ONLY, default=None)
+        return inspect.Signature([first, *beside, *base, *own, keep_first], return_annotation="tree.Tree")
+
+    def __call__(self, given: Any, /, *beside: Any, base=None, keep_first: str | None = None, **settings) -> tree.Tree:
+        """Merge members by this method.
+
+        Raises:
+            ValueError: another number of members, values that are not one for each member, complex leaves where the
+                method compares elements; as `engine.merge`, and as the method's own documentation says.
+        """
+        members = {"member": given} if self.single else arguments.as_mapping(given)
+        self.check_number(len(members))
+        named = {
+            name: arguments.per_member(values, members, name) for name, values in zip(self.beside, beside, strict=True)
+        }
+        if self.base == "first":
+            members, base = {"base": base, **members}, None
+        recipe = self.recipe(Inputs(len(members), base is not None), members, **settings)
+        trees = [extra for trees in named.values() for extra in trees]
+        if tree.traced((settings, trees)):  # then all is part of the program
+            members = {name: jax.tree.map(jnp.asarray, members[name]) for name in members}
+            base = jax.tree.map(jnp.asarray, base)
+
+        def check(headers):
+            self._check_leaves(headers, settings.get("only", ".*"))
+            if self.check:
+                self.check(headers, {name: dict(zip(members, found, strict=True)) for name, found in named.items()})
+
+        return engine.merge(recipe, members, base, trees, keep_first=keep_first, check=check)
+
+    def recipe(self, inputs: Inputs, names: Mapping[str, Any] | None = None, /, **settings) -> engine.Recipe:
+        """Return the recipe for these settings, the defaults for all others.
+
+        Raises:
+            ValueError: not one value for each member, or what the method does not allow.
+        """
+        names = dict.fromkeys(map(str, range(inputs.number))) if names is None else names
+        settings = {**self.defaults, **settings}
+        if missing := [name for name, value in settings.items() if value is REQUIRED]:
+            raise ValueError(f"{self.name} needs a value of {', '.join(missing)}")
+        for name in self.per_member:
+            settings[name] = arguments.per_member(settings[name], names, name)
+        for name in self.marks:
+            settings[name] = arguments.marked(settings[name], names)
+        return self.function(inputs, **settings)
+
+    def check_number(self, number: int) -> None:
+        """Raise a ValueError unless the method takes this number of members."""
+        low, high = self.members
+        if not low <= number <= high:
+            count = f"exactly {low}" if low == high else f"at least {low}"
+            beside = " besides the base" if self.base in ("required", "first") else ""
+            raise ValueError(f"{self.name} takes {count} member{'s' if low > 1 else ''}{beside}, got {number}")
+
+    def _check_leaves(self, headers, only):
+        if not self.takes_complex:
+            self.refuse_complex(name for name, leaf in headers.items() if tree.is_complex(leaf))
+        if only != ".*":
+            tree.match(headers, only)  # an error if it matches nothing
+
+    def refuse_complex(self, names) -> None:
+        """Raise a ValueError that lists the complex leaves, which this method cannot merge."""
+        if names := list(names):
+            raise ValueError(f"{self.name} does not take complex leaves: {', '.join(names)}")
+
+    # --- In recipe files ---
+
+    @property
+    def of_member(self) -> dict[str, Any]:
+        """Return the settings that recipe files give for each member, by their names there."""
+        own = {name: self.defaults[name] for name in self.per_member} | dict.fromkeys(self.beside, REQUIRED)
+        return {in_files(name): self.in_files.get(name, default) for name, default in own.items()} | dict.fromkeys(
+            self.marks, False
+        )
+
+    @property
+    def of_merge(self) -> dict[str, Any]:
+        """Return the settings that recipe files give for the whole merge, by their names there."""
+        own = {name: default for name, default in self.defaults.items() if name not in (*self.per_member, *self.marks)}
+        own |= {self.base_beside: REQUIRED} if self.base_beside else {}
+        return {in_files(name): self.in_files.get(name, default) for name, default in own.items()}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return all settings of recipe files with their defaults."""
+        return {**self.of_merge, **self.of_member}
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the settings of recipe files that are paths of what goes in beside members and base."""
+        return tuple(in_files(name) for name in (self.base_beside, *self.beside) if name)
+
+    def build(self, own: list[dict[str, Any]], shared: dict[str, Any], has_base: bool) -> engine.Recipe:
+        """Return the recipe for the settings of recipe files: those of each member, and those of the merge."""
+        number = len(own) + (self.base == "first")
+        settings = {name: [member[in_files(name)] for member in own] for name in (*self.per_member, *self.marks)}
+        settings |= {n: shared[in_files(n)] for n in self.defaults if n not in settings}
+        return self.function(Inputs(number, has_base), **settings)
+
+
+def in_files(name: str) -> str:
+    """Return what recipe files call a setting: of one member in the singular, `lambda` for `lambda_`."""
+    return _IN_FILES.get(name, name.rstrip("_"))
+
+
+def method(*, name: str = "", registry: dict[str, Method] = METHODS, **declared) -> Callable:
+    """Declare a merging method: the decorated function becomes `function(members, ...)`; see the fields of `Method`.
+
+    The decorated function takes `Inputs` and its settings, and returns an `engine.Recipe`; its docstring is that of the
+    public function. `function.method` is the declaration, `function.recipe(inputs, **settings)` the recipe alone.
+
+    Raises:
+        ValueError: a method of this library has the name.
+    """
+
+    def declare(function):
+        own = list(inspect.signature(function).parameters.values())[1:]
+        found = Method(
+            name=name or function.__name__,
+            function=function,
+            defaults={parameter.name: parameter.default for parameter in own},
+            **declared,
+        )
+        _register(found, registry)
+        signature = found.signature
+
+        @functools.wraps(function)
+        def merge(*arguments, **named):
+            bound = signature.bind(*arguments, **named)
+            bound.apply_defaults()
+            given = dict(bound.arguments)
+            first = [given.pop(name) for name in ("member" if found.single else "members", *found.beside)]
+            return found(*first, **given)
+
+        merge.__signature__, merge.method, merge.recipe = signature, found, found.recipe
+        del merge.__wrapped__
+        return merge
+
+    return declare
+
+
+def python_only(reason: str) -> Callable:
+    """Note why no recipe file can call a function that merges: the end of a sentence that begins with its name."""
+
+    def note(function):
+        ELSEWHERE[function.__name__] = reason
+        return function
+
+    return note
+
+
+def check_alike(leaves: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise a ValueError unless the trees beside the members have the names and shapes of the members' leaves."""
+    for trees in beside.values():
+        flat = [tree.flatten(extra) for extra in trees.values()]
+        tree.check_same_structure([dict(leaves), *flat], ["of the weights", *trees], dtypes=False)
+
+
+def _register(found, registry):
+    known = registry.get(found.name)
+    if known is not None and known.function.__module__ != found.function.__module__:
+        raise ValueError(f"there is a method {found.name!r} already, in {known.function.__module__}: take another name")
+    if found.only_in_python:
+        ELSEWHERE[found.name] = found.only_in_python
+    registry[found.name] = found
