@@ -219,13 +219,14 @@ def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Arrays:
         raise CheckpointError(f"{path} holds no arrays")
     if tree is None and len(items) > 1 and len(first := {keys[0] for keys in chosen.values()} - {*BELONG}) > 1:
         raise several(path, sorted(first))
-    stored = _open({"/".join(keys): leaves[old] for keys, old in chosen.items()}, path, len(chosen))
-    sizes = _sizes(items.values())
+    sizes = {item: _sizes(item) for item in items.values()}
+    stored = _open({"/".join(keys): leaves[old] for keys, old in chosen.items()}, path, len(chosen), sizes)
     headers = {
         name: Leaf(name, leaf.shape, leaf.dtype, path, None, math.prod(leaf.shape) * leaf.dtype.itemsize)
         for name, leaf in stored.items()
     }
-    return Arrays(path, headers, sizes, (*notes, *left_out([*left, *strings])), stored)
+    files = {file: size for own in sizes.values() for file, size in own.items()}
+    return Arrays(path, headers, files, (*notes, *left_out([*left, *strings])), stored)
 
 
 def open_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
@@ -241,12 +242,14 @@ def open_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
     items = _items(pathlib.Path(os.path.realpath(path)))
     if len(items) != 1:
         raise CheckpointError(f"{path} holds {len(items)} trees: one Orbax checkpoint of one pytree is needed")
-    leaves, strings = _tree(*items.values())
+    (item,) = items.values()
+    leaves, strings = _tree(item)
     if strings:
         raise CheckpointError(
             f"{path} holds strings, which are no arrays: {listed('/'.join(keys) for keys in strings)}"
         )
-    return _open({"/".join(keys): leaf for keys, leaf in leaves.items()}, path, len(leaves))
+    places = {"/".join(keys): leaf for keys, leaf in leaves.items()}
+    return _open(places, path, len(leaves), {item: _sizes(item)})
 
 
 # --- Steps, their parts, and the trees of these ---
@@ -377,10 +380,10 @@ def _packed(tree, item, storage):
 # --- Arrays ---
 
 
-def _open(places, path, count):
+def _open(places, path, count, sizes):
     if len(places) < count:
         raise CheckpointError(f"{path}: two tensors have one name when their keys are joined with '/'")
-    available = {item: sum(_sizes([item]).values()) for item in {place.item for place in places.values()}}
+    available = {item: sum(own.values()) for item, own in sizes.items()}
     databases = {item: _database(item) for item in available}
     reading = {name: _begin(place, databases[place.item], available[place.item]) for name, place in places.items()}
     opening = {name: read() for name, read in reading.items()}
@@ -470,10 +473,12 @@ def _check_inside(place):
         raise CheckpointError(f"{place.item}: a tensor's files would lie outside, in {short(place.name)}")
 
 
-def _sizes(places):
-    """Return the sizes of all files in some folders."""
-    files = (file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*"))))
-    return {file: file.stat().st_size for file in files if file.is_file()}
+def _sizes(place):
+    """Return the sizes of all files in a folder, or of a file."""
+    if place.is_file():
+        return {place: place.stat().st_size}
+    found = (os.path.join(folder, file) for folder, _, files in os.walk(place) for file in files)
+    return {pathlib.Path(file): os.stat(file).st_size for file in sorted(found) if os.path.isfile(file)}
 
 
 @contextlib.contextmanager
