@@ -15,6 +15,7 @@ import xxhash
 
 from soups.files import cannot_write, replace_file, sweep_unfinished, unfinished
 from soups.formats import safetensors
+from soups.formats.text import read_json
 from soups.names import check_name
 
 SHARD_BYTES = 5_000_000_000
@@ -283,7 +284,7 @@ def _note(file):
 def _is_noted(file):
     """Compare a shard with its note and with the layout that it should have."""
     try:
-        note = json.loads(_note(file).read_bytes())
+        note = read_json(_note(file))
         if file.path.stat().st_size != file.size:
             return False
         with open(file.path, "rb") as stream:
@@ -291,7 +292,7 @@ def _is_noted(file):
                 return False
     except (OSError, ValueError):
         return False
-    return isinstance(note, dict) and note.get("xxh3_128") == _digest(file.path)
+    return note.get("xxh3_128") == _digest(file.path)
 
 
 def _digest(path):
