@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import xxhash
 
-from soups.lazy import jax, jnp
+from soups.lazy import jnp
 
-CHUNK = 2**17  # numbers that the host draws at a time
+CHUNK = 2**16  # numbers that the host draws at a time
 
 
 def uniform(seed: int, name: str, part, shape: tuple[int, ...]):
@@ -32,7 +30,7 @@ def _bits(seed, name, part, shape):
         return _on_host(stream, part.start, size).reshape(shape)
     if part.start % 2**32 + size > 2**32:
         raise ValueError(f"leaf {part.name}: a part must not cross element {2**32}")
-    return _hash(_key(stream, part.start), shape)
+    return _hash(_key(stream, part.start), jnp.arange(size, dtype=np.uint32).reshape(shape))
 
 
 def _key(stream, start):
@@ -40,42 +38,34 @@ def _key(stream, start):
     return np.array([words[0], (int(words[1]) + high * 0x9E3779B1) % 2**32, words[2], low], np.uint32)
 
 
-def _hash(key, shape):
-    place = jnp.arange(int(np.prod(shape)), dtype=np.uint32).reshape(shape) + key[3]
+def _hash(key, place):
     # keys before and after the first scrambling: no two streams are one, shifted
-    return _mix(_mix(place ^ key[0]) + key[1]) ^ key[2]
+    place += key[3]
+    place ^= key[0]
+    place = _mix(place)
+    place += key[1]
+    place = _mix(place)
+    place ^= key[2]
+    return place
 
 
 def _mix(x):
-    """Scramble 32 bits: the finalizer of MurmurHash3 (Appleby, 2011), a bijection."""
+    """Scramble 32 bits, NumPy's in place: the finalizer of MurmurHash3 (Appleby, 2011), a bijection."""
     word = np.uint32
-    x = (x ^ (x >> word(16))) * word(0x85EBCA6B)
-    x = (x ^ (x >> word(13))) * word(0xC2B2AE35)
-    return x ^ (x >> word(16))
+    x ^= x >> word(16)
+    x *= word(0x85EBCA6B)
+    x ^= x >> word(13)
+    x *= word(0xC2B2AE35)
+    x ^= x >> word(16)
+    return x
 
 
 def _on_host(stream, start, size):
-    first = start - start % CHUNK
-    chunks = [_chunk(stream, chunk) for chunk in range(first, max(start + size, first + 1), CHUNK)]
-    whole = np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
-    return whole[start - first : start - first + size]
-
-
-@functools.lru_cache(maxsize=32)
-def _chunk(stream, start):
-    # the parts of a leaf come one after the other, and a call costs more than the work
-    return np.asarray(_program()(_key(stream, start)))
-
-
-@functools.cache
-def _program():
-    """Compile the hash of a chunk for the host: one loop where NumPy has twenty."""
-    with jax.default_device(_host()):
-        return jax.jit(lambda key: _hash(key, (CHUNK,))).lower(jax.ShapeDtypeStruct((4,), np.uint32)).compile()
-
-
-def _host():
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX was told to use an accelerator alone
-        return jax.local_devices()[0]
+    numbers, done = np.empty(size, np.uint32), 0
+    while done < size:
+        # a block is small enough for the cache and does not cross element 2**32, where the key changes
+        number = min(size - done, CHUNK - (start + done) % CHUNK)
+        key = _key(stream, start + done)
+        numbers[done : done + number] = _hash(key, np.arange(number, dtype=np.uint32))
+        done += number
+    return numbers

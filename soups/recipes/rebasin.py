@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy  # its parts are imported when they are used
 
 from soups import arguments, tree
 from soups.lazy import jax, jnp
@@ -134,6 +133,8 @@ def _rows(leaf, number, blocks):
 
 def assign(similarity: np.ndarray) -> np.ndarray:
     """Solve the linear assignment problem: the order p of the columns with the largest Σ_i S[i, p_i]."""
+    import scipy.optimize  # a tenth of a second
+
     return scipy.optimize.linear_sum_assignment(similarity, maximize=True)[1]
 
 
