@@ -156,6 +156,7 @@ def test_one_shard_has_no_index(leaves, tmp_path):
         for name, array in leaves.items():
             writer.write(name, array)
         writer.finish()
+        writer.forget()
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     same = write_safetensors(tmp_path / "same", leaves, {"format": "np"})
     assert (tmp_path / "model.safetensors").read_bytes() == same.read_bytes()
@@ -179,6 +180,7 @@ def test_shards_are_closed_before_they_are_too_long(shard_bytes, groups, tmp_pat
         for name, array in reversed(arrays.items()):
             writer.write(name, array)
         writer.finish()
+        writer.forget()
     checkpoint = open_checkpoint(tmp_path)
     assert list(checkpoint.leaves) == list("abcd")
     for name, array in arrays.items():
@@ -226,6 +228,7 @@ def test_what_is_not_wholly_written_is_named(tmp_path):
         writer.write("b", np.zeros(1, np.float32))
         writer.write("c", np.zeros(1, np.float32), 2)
         writer.finish()
+        writer.forget()
 
 
 def test_wrong_writes_are_errors(tmp_path):
@@ -308,6 +311,7 @@ def test_finished_shards_stay_and_the_others_begin_anew(killed):
         for name in "bc":
             writer.write(name, ARRAYS[name])
         writer.finish()
+        writer.forget()
         assert all(map(writer.is_done, SHARDS))
     after = (killed / SHARDS[0]).stat()
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
@@ -375,4 +379,5 @@ def test_what_a_killed_process_was_writing_does_not_stay(killed):
             for name in names if not writer.is_done(shard) else ():
                 writer.write(name, ARRAYS[name])
         writer.finish()
+        writer.forget()
     assert not stray.exists()
