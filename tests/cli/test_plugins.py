@@ -1,11 +1,25 @@
 """Test that a user's file is run, once, and that its mistakes are named with their lines."""
 
+import subprocess
 import sys
 
+import numpy as np
 import pytest
+import yaml
 
 from soups.cli import main
 from soups.cli.plugins import load_plugin
+from soups.formats import open_checkpoint, write_safetensors
+
+METHOD = """
+from soups.engine import Recipe
+from soups.recipes import method
+
+
+@method(base="required", summary="the base and a multiple of the first task vector")
+def first_times(inputs, *, factor=2.0):
+    return Recipe(lambda part, _: part.base + factor * part.vector(0))
+"""
 
 
 @pytest.mark.parametrize(
@@ -46,3 +60,27 @@ def test_a_file_is_run_once(tmp_path, capsys):
 def test_what_is_no_file_is_named(name, message, capsys):
     assert main(["merge", "--plugin", name, "--methods"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_method_of_ones_own(tmp_path, quick_start):
+    def soups(*words):
+        command = [sys.executable, "-m", "soups", "merge", "--plugin", "mine.py", *words]
+        done = subprocess.run(command, env=quick_start, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    (tmp_path / "mine.py").write_text(METHOD)
+    arrays = {name: np.full(3, value, np.float32) for name, value in [("base", 1), ("a", 3)]}
+    for name, array in arrays.items():
+        write_safetensors(tmp_path / f"{name}.safetensors", {"w": array})
+    assert "first_times" in soups("--methods")[1]
+    assert "--factor" in soups("--method", "first_times", "--help")[1]
+    words = ["--method", "first_times", "--base", "base.safetensors", "--members", "a.safetensors", "--out"]
+    code, _, err = soups(*words, "out", "--factor", "3")
+    assert (code, err) == (0, "")
+    np.testing.assert_array_equal(open_checkpoint(tmp_path / "out").read("w"), [7, 7, 7])
+    assert soups(*words, "never", "--fctor", "3")[2] == "soups merge: unknown option --fctor (did you mean --factor?)\n"
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yml").read_text())
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe | {"parameters": {"factor": 5}}))
+    assert soups("recipe.yml", "again")[::2] == (0, "")
+    np.testing.assert_array_equal(open_checkpoint(tmp_path / "again").read("w"), [11, 11, 11])
+    assert soups("--verify", "again")[::2] == (0, "")
