@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from soups import tree
 from soups.lazy import is_jax, jax, jnp
 
 GATHERED = 2**26  # elements whose patterns may lie in memory together: 256 MB
@@ -14,11 +15,15 @@ GATHERED = 2**26  # elements whose patterns may lie in memory together: 256 MB
 def kth_magnitudes(arrays: Callable[[], Iterable], size: int, places: Sequence[int]) -> list:
     """Give for each k in `places` the k-th smallest |x| (1: the smallest) over all `size` elements of the float arrays.
 
+    Of no elements it is zero.
+
     `arrays` gives them anew at each call. Magnitudes order as their bit patterns do, read as integers. NumPy arrays:
     a partition of the patterns, or where there are very many histograms of their halves. JAX arrays, also traced and
     sharded: bisection over the pattern, a count of all elements for each bit. XLA's sort would take seconds on a CPU.
     """
     first = next(iter(arrays()))
+    if not size:
+        return [tree.namespace([first]).zeros((), first.dtype)] * len(places)
     if is_jax(first):
         return [_bisect(list(arrays()), k) for k in places]
     if size > GATHERED:

@@ -169,7 +169,7 @@ def _importance(part):
 
 
 def _softmax(xp, rows):
-    exponentials = xp.exp(rows - xp.max(rows, axis=-1, keepdims=True))
+    exponentials = xp.exp(rows - xp.max(rows, axis=-1, keepdims=True, initial=-np.inf))
     return exponentials / xp.sum(exponentials, axis=-1, keepdims=True) + 1e-8
 
 

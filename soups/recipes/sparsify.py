@@ -189,7 +189,7 @@ def masked(vector, mask):
 
 def _rank_probability(xp, vector, density, epsilon):
     size = vector.shape[-1] if vector.ndim else 1
-    if size == 1:
+    if size <= 1:
         return xp.full(vector.shape, density, np.float32)
     ranks = _ranks_on_host(vector) if xp is np else _ranks(xp.abs(vector))
     return (ranks.astype(np.float32) * np.float32(2 * epsilon / (size - 1))) + np.float32(density - epsilon)

@@ -123,7 +123,7 @@ def matrix_recipe(
 
     def merge(part, _):
         vectors, shape = [part.vector(index) for index in range(number)], part.base.shape
-        if len(shape) < 2 or not pattern.fullmatch(part.name):
+        if len(shape) < 2 or 0 in shape or not pattern.fullmatch(part.name):
             vector = tree.sum_in_order(vectors) / tree.scalar(number, vectors[0])
         else:
             matrix_shape = (shape[0], -1) if rows_first else (-1, shape[-1])

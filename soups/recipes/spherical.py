@@ -335,9 +335,10 @@ def _row_recipe(coefficients, has_base, mixed, *, columns):
     """Give the recipe that does as `gram_recipe` for each row, or each column, by itself: Gram matrices [R, K, K]."""
 
     def rows(array):
+        shape = array.shape or (1,)
         if columns:
-            return array.reshape(array.shape[0] if array.ndim else 1, -1).T
-        return array.reshape(-1, array.shape[-1] if array.ndim else 1)
+            return array.reshape(shape[0], math.prod(shape[1:])).T
+        return array.reshape(math.prod(shape[:-1]), shape[-1])
 
     def merge(part, _):
         xp, number = part.xp, len(part.leaves)

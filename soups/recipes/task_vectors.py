@@ -12,6 +12,8 @@ from soups.names import check_name
 from soups.recipes.declare import Inputs, method
 from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, scaled, trim
 
+HELD = 2**22  # elements of all members that may be kept in float32
+
 
 @method(
     base="required",
@@ -62,6 +64,7 @@ def combine_task_vectors(
         ]
 
     def measure(parts):
+        parts = _held(parts)
         measured = [s.measure(parts, index) if s.measure else None for index, s in enumerate(sparsify)]
         if not elect or tie == "positive":
             return measured, None
@@ -222,6 +225,17 @@ def breadcrumbs(inputs: Inputs, *, density: float = 0.9, gamma: float = 0.01, sc
         scale=scale,
         scope="leaf",
     )
+
+
+def _held(parts):
+    """Give small parts as made once: a pass for each member would make the parts of all."""
+    held, elements = [], 0
+    for part in parts():
+        elements += len(part.leaves) * part.leaves[0].size
+        if elements > HELD:
+            return parts
+        held.append(part)
+    return lambda: held
 
 
 def _surplus(xp, vectors, weights):

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import soups
 from soups.pool import Pool
+from soups.recipes import sparsify
 
 WEIGHTS = [0.5, 0.25, 0.25]
 
@@ -247,6 +248,71 @@ def rounded_products(program):
     """List the lines of a StableHLO program that multiply float32 matrices in fewer bits where a device has fewer."""
     lines = [line for line in program.splitlines() if "dot_general" in line and "f32" in line.split(":", 1)[-1]]
     return [line.strip() for line in lines if "precision = [HIGHEST, HIGHEST]" not in line]
+
+
+SMALL = {"none": (0,), "no rows": (0, 3), "no columns": (3, 0), "scalar": (), "one": (1,), "one of one": (1, 1)}
+
+
+def small(names, seed):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=SMALL[name]).astype(np.float32) for name in names}
+
+
+METHODS_OF_BASE = {
+    "task_arithmetic": soups.task_arithmetic,
+    "ties": soups.ties,
+    "ties per leaf": lambda m, base: soups.ties(m, base=base, scope="leaf"),
+    "dare": soups.dare,
+    "della": soups.della,
+    "breadcrumbs": soups.breadcrumbs,
+    "nuslerp rows": lambda m, base: soups.nuslerp(m[:2], base=base, scope="row"),
+    "nuslerp columns": lambda m, base: soups.nuslerp(m[:2], base=base, scope="column"),
+    "multislerp": soups.multislerp,
+    "karcher": soups.karcher,
+    "model_stock": soups.model_stock,
+    "model_stock rows": lambda m, base: soups.model_stock(m, base=base, scope="row"),
+    "geometric_median": lambda m, base: soups.geometric_median(m),
+    "sce": lambda m, base: soups.sce(m, base=base, select_topk=0.5),
+    "consensus": soups.consensus,
+    "pcb": soups.pcb,
+    "pcb per leaf": lambda m, base: soups.pcb(m, base=base, scope="leaf"),
+    "magmax": soups.magmax,
+    "ram": soups.ram,
+    "ram_plus": soups.ram_plus,
+    "nearswap": lambda m, base: soups.nearswap(m[:1], base=base),
+    "arcee_fusion": lambda m, base: soups.arcee_fusion(m[:1], base=base),
+    "emr": lambda m, base: soups.emr_restore(soups.emr(m, base=base), 0, base=base),
+    "tsv_merge": soups.tsv_merge,
+    "iso_c": soups.iso_c,
+    "wudi": lambda m, base: soups.wudi(m, base=base, steps=2),
+    "wudi of torch": lambda m, base: soups.wudi(m, base=base, steps=2, inputs="last"),
+    "fisher": lambda m, base: soups.fisher(m, [jax.tree.map(abs, member) for member in m]),
+    "localize_and_stitch": lambda m, base: soups.stitch(
+        m, [soups.localize_dataless(member, base=base, density=0.5) for member in m], base=base
+    ),
+    **{
+        f"{kind}, {scope}": lambda m, base, scope=scope, make=make: soups.combine_task_vectors(
+            m, base=base, sparsify=make(), elect=True, scope=scope
+        )
+        for scope in ("model", "leaf")
+        for kind, make in {
+            "trim": lambda: sparsify.trim(0.5, rescale=True),
+            "drop": lambda: sparsify.drop(0.5, rescale="norm"),
+            "outliers": lambda: sparsify.outliers(0.5, rescale=True),
+            "magprune": lambda: sparsify.magprune(0.5, 0.1, rescale="norm"),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("names", [list(SMALL), ["none", "no rows", "no columns"]], ids=["few", "none"])
+@pytest.mark.parametrize("name", METHODS_OF_BASE)
+def test_leaves_without_elements_and_with_one(name, names):
+    members, base = [small(names, seed) for seed in range(3)], small(names, 9)
+    on_host = METHODS_OF_BASE[name](members, base=base)
+    on_device = METHODS_OF_BASE[name]([to_jax(member) for member in members], base=to_jax(base))
+    assert {leaf: on_host[leaf].shape for leaf in names} == {leaf: SMALL[leaf] for leaf in names}
+    close(on_device, on_host)
 
 
 @pytest.mark.parametrize("name", PURE)
