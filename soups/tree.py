@@ -312,17 +312,6 @@ def is_counter(name: str) -> bool:
     return COUNTERS.fullmatch(name) is not None
 
 
-def complex_names(tree: Tree) -> list[str]:
-    """List the names of the complex leaves."""
-    return [name for name, leaf in flatten(tree).items() if _kind(leaf) == "complex"]
-
-
-def check_real(tree: Tree, method: str) -> None:
-    """Raise a ValueError that names the complex leaves, which a method that orders or signs elements cannot merge."""
-    if found := complex_names(tree):
-        raise ValueError(f"{method} compares elements, and complex numbers have no order: {_listed(found)}")
-
-
 def cast_like(tree: Tree, like: Tree) -> Tree:
     """Cast every leaf to the dtype of its counterpart in `like`."""
     check_arrays([tree, like], ["tree", "like"])

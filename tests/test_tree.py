@@ -206,14 +206,6 @@ def test_complex_leaves_stay_complex(rng, place):
     assert not np.iscomplexobj(tree.cosine(*narrow))
 
 
-def test_complex_leaves_are_named_where_elements_are_compared():
-    weights = {"fft": {"w": np.complex64([1j])}, "w": np.float32([1])}
-    assert tree.complex_names(weights) == ["fft/w"]
-    with pytest.raises(ValueError, match=r"ties compares elements, and complex numbers have no order: fft/w"):
-        tree.check_real(weights, "ties")
-    tree.check_real({"w": np.float32([1])}, "ties")
-
-
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 7, 8, 100, 10_000])
 def test_mean_of_equal_members_is_exact(number, rng, place):
     member = place({"w": rng.normal(size=50).astype(np.float32)})
