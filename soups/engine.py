@@ -202,9 +202,12 @@ def _given(label, params):
 
 def _leaf(name, number, recipe, sources, beside, kept):
     like = sources[0].headers[name]
-    mixed = tree.is_float(like) and not (kept and kept.fullmatch(name))
+    first_alone = bool(kept and kept.fullmatch(name)) or (not tree.is_float(like) and tree.is_counter(name))
+    mixed = tree.is_float(like) and not first_alone
     extra = [flat[name] for flat in beside if name in flat] if mixed else []
-    used = sources if mixed else sources[:1]
+    # what is copied has been compared, a pool's by digests: then its bytes are compared with them too
+    copied = sources[:number] if sources[0].compare and not first_alone else sources[:1]
+    used = sources if mixed else copied
 
     def read():
         arrays = [source.read(name) for source in used]

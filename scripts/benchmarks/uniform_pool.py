@@ -50,8 +50,8 @@ def _benchmark(directory, options):
     own = [pool.path / pool.record(name)["path"] for name in pool]
     seconds = _common.measure(
         {
-            "soup, verified": lambda: pool.merge_leaves(soups.tree.mean),
-            "soup, verified, put on the device": lambda: jax.device_put(pool.merge_leaves(soups.tree.mean), device),
+            "soup, verified": lambda: soups.uniform(pool),
+            "soup, verified, put on the device": lambda: jax.device_put(soups.uniform(pool), device),
             _RESTORE: lambda: _restore_all(own, like),
             "Orbax restores them in its default format": lambda: _restore_all(defaults, like),
         },
@@ -118,7 +118,7 @@ def _peak_memory(pool):
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    soup = pool.merge_leaves(soups.tree.mean)
+    soup = soups.uniform(pool)
     samples.append(_anonymous())
     done.set()
     sampler.join()

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -71,6 +72,18 @@ def split_reference(model: str) -> tuple[str, str | None]:
         return model, None
     path, _, adapter = model.rpartition("+")
     return path, adapter
+
+
+def absolute_reference(model: str) -> str:
+    """Return a reference that opens the same model from any directory; what is not a path stays as it is."""
+    path, adapter = split_reference(model)
+    if adapter is not None:
+        return f"{absolute_reference(path)}+{os.path.abspath(adapter)}"
+    for mark in ("", ":", "@"):  # a path, POOL:MEMBER, or PATH@TREE
+        place, mark, rest = path.rpartition(mark) if mark else (path, "", "")
+        if place and os.path.exists(place):
+            return f"{os.path.abspath(place)}{mark}{rest}"
+    return path
 
 
 def open_with_lora(model: str, open_model) -> Checkpoint | View:

@@ -21,7 +21,6 @@ from soups.merging.values import Place, is_constant
 from soups.names import bounded, shown
 from soups.recipes import _select
 
-_TAKE_COMPLEX = ("linear", "wise_ft", "task_arithmetic", "fisher", "fisher_interpolate", "passthrough")
 _DEPTH = 64  # of nested dicts
 OTHER = 200e6  # bytes: the interpreter, libraries and headers
 
@@ -102,8 +101,10 @@ class Plan:
         return sum(model.making(tensor) for model, tensor in pairs)
 
 
-def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
-    """Compare all headers and give the plan.
+def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str, str] | None = None) -> Plan:
+    """Compare all headers and return the plan.
+
+    `located`: where models are that the job calls otherwise, such as those of a record that was made elsewhere.
 
     Raises:
         ValueError: every tensor that is missing, extra, or of another shape or kind, in one message; layers that do not
@@ -112,13 +113,15 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint]) -> Plan:
         ValueError, FileNotFoundError: as `open_with_lora`, `check_meaning`, `align` and `aligned`.
         CheckpointError: as `open_model`.
     """
-    models = {model: ties.written_out(open_with_lora(model, open_model), _in_cut_layers(job)) for model in job.models}
+    located = located or {}
+    models = {model: open_with_lora(located.get(model, model), open_model) for model in job.models}
+    models = {model: ties.written_out(checkpoint, _in_cut_layers(job)) for model, checkpoint in models.items()}
     models = ties.share_heads(models)
     said = check_meaning(job, models)
     checkpoints, tokenizer = align(job.tokenizer, models, job.base)
     if job.align is not None:
         checkpoints = aligned(checkpoints, job.models[0], job.align, job.seed)
-    checkpoints |= {file: open_model(file) for file in job.files}
+    checkpoints |= {file: open_model(located.get(file, file)) for file in job.files}
     names = dict.fromkeys(name for model in models.values() for name in model.leaves)
     notes = [*job.notes, *odd_filters(job, names), *said, *(tokenizer.notes if tokenizer else ())]
     notes += [note for checkpoint in checkpoints.values() for note in checkpoint.notes]
@@ -223,7 +226,7 @@ def _output(job, checkpoints, name, part, pairs, place, found):
         members, base = (base, *members), None
     elif job.definition.base == "none":
         base = None
-    if mixed and tree.is_complex(like) and not getattr(job.definition, "takes_complex", job.method in _TAKE_COMPLEX):
+    if mixed and tree.is_complex(like) and not job.definition.takes_complex:
         found.lines.append(f"  ~ {shown(name)} is complex, and {job.method} orders or compares elements")
     recipe = job.definition.build(own, shared, base is not None) if mixed else None
     dtype = _dtype(job, checkpoints, [*members, *([base] if base else [])])

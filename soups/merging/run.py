@@ -14,9 +14,13 @@ import xxhash
 from soups import engine, tree
 from soups.files import cannot_write, replace_file
 from soups.formats import Checkpoint, Writer
+from soups.formats.text import read_json
 from soups.formats.weights import ALL
 from soups.merging.lock import one_at_a_time
+from soups.merging.lora import absolute_reference
 from soups.merging.plan import Output, Plan, check_places
+from soups.merging.plan import plan as make_plan
+from soups.merging.recipe_file import parse_recipe
 from soups.merging.sources import open_model
 from soups.pool import Pool, save_checkpoint
 
@@ -40,8 +44,8 @@ def merge_to_folder(
     """Merge into a folder of safetensors files and give its path, which appears only when it is complete.
 
     A merge that was killed goes on with the shards that are not finished, if the recipe is the same and what went into
-    the others has the same content. Random
-    methods draw by the place of an element, so threads, blocks and restarts change nothing.
+    the others has the same content. Random methods draw by the place of an element, so threads, blocks and restarts
+    change nothing.
 
     Args:
         plan: from `soups.merging.plan`.
@@ -182,12 +186,34 @@ def read_record(out) -> dict:
         FileNotFoundError: this program did not write it.
     """
     if (note := pathlib.Path(out) / "merge.json").is_file():
-        return json.loads(note.read_text())
+        return _checked_record(read_json(note), note)
     pool, _, name = str(out).rpartition(":")
     members = Pool(pool) if pool else {}
     if name in members and "merge" in members.record(name)["metadata"]:
         return members.record(name)["metadata"]["merge"]
     raise FileNotFoundError(f"{out} has no record of a merge: no merge.json, nor is it a member POOL:NAME with one")
+
+
+def plan_again(found: dict) -> Plan:
+    """Plan the merge of a record once more, from whatever directory.
+
+    Raises:
+        ValueError, FileNotFoundError, CheckpointError: as `parse_recipe` and `plan`.
+    """
+    located = {model: entry["path"] for model, entry in found["inputs"].items()}
+    return make_plan(parse_recipe(found["recipe"], seed=found["seed"]), open_model, located)
+
+
+def _checked_record(found, where):
+    inputs = found.get("inputs")
+    whole = found.get("format") == FORMAT and isinstance(found.get("recipe"), str) and type(found.get("seed")) is int
+    if not whole or not isinstance(inputs, dict) or not all(_is_input(entry) for entry in inputs.values()):
+        raise ValueError(f"{where} is no record of a merge of this format, {FORMAT!r}, or it is damaged")
+    return found
+
+
+def _is_input(entry):
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("path", "digest"))
 
 
 def leaf_of(plan: Plan, output: Output, digests: Digests) -> engine.Leaf:
@@ -223,9 +249,7 @@ def record(plan: Plan, digests: Digests) -> dict:
     import soups
 
     job = plan.job
-    inputs = {
-        model: {"path": str(plan.checkpoints[model].path), **_summary(digests, model)} for model in plan.checkpoints
-    }
+    inputs = {model: {"path": absolute_reference(model), **_summary(digests, model)} for model in plan.checkpoints}
     return {
         "format": FORMAT,
         "method": job.method,
@@ -289,7 +313,9 @@ def _unfinished(out, plan, shard_bytes):
     outputs = [[output.name, list(output.shape), str(output.dtype)] for output in plan.outputs]
     identity = {"format": FORMAT, "shard_bytes": shard_bytes, "job": repr(plan.job), "outputs": outputs}
     digests = _known_digests(folder)
-    if folder.exists() and not (_read(folder / _PLAN) == identity and _still_same(plan, digests)):
+    finished = any(folder.glob("*.done"))
+    same = _read(folder / _PLAN) == identity and bool(digests) >= finished and _still_same(plan, digests)
+    if folder.exists() and not same:
         shutil.rmtree(folder)
         digests = {}
     try:
@@ -298,8 +324,6 @@ def _unfinished(out, plan, shard_bytes):
         raise cannot_write(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))) from error
     except OSError as error:
         raise cannot_write(folder, error) from error
-    for stray in folder.rglob("*.unfinished"):  # what a killed process was writing
-        stray.unlink()
     replace_file(folder / _PLAN, json.dumps(identity))
     return folder, digests
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from soups import engine
 from soups.formats import orbax
 from soups.formats.tensors import listed
 from soups.pool import _paths
-from soups.pool._member import Member, as_bytes, blocks, hash_file, relative_files, stored_name
+from soups.pool._member import Member, as_bytes, hash_file, relative_files, stored_name
 from soups.tree import Tree
 
 _PACKAGES = ("soups", "jax", "flax", "orbax-checkpoint", "numpy")
@@ -146,7 +147,9 @@ def _digest_of_leaves(leaves):
 
 def _finite(array):
     flat = array.reshape(-1)
-    return not _paths.is_float(array.dtype) or all(np.isfinite(flat[block]).all() for block in blocks(flat.size))
+    return not _paths.is_float(array.dtype) or all(
+        np.isfinite(flat[start : start + engine.BLOCK]).all() for start in range(0, flat.size, engine.BLOCK)
+    )
 
 
 def _version(package):

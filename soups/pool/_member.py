@@ -3,16 +3,15 @@
 import concurrent.futures
 import functools
 import math
-import os
 import pathlib
 import threading
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from soups import engine
 from soups.formats import orbax
 from soups.formats.mapping import mapped
 from soups.formats.tensors import Leaf
@@ -21,9 +20,6 @@ from soups.pool import _paths
 from soups.pool._record import PoolCorruptionError
 from soups.tree import Tree
 
-# 256 kB of float32: the blocks of a few members and what is computed from them stay in a core's cache
-BLOCK = 1 << 16
-THREADS = max(2, min(8, os.cpu_count() or 2))
 _DIFFERS, _MISSING = "does not have the bytes that were written", "is missing"
 
 
@@ -186,7 +182,7 @@ class Member:
     def _compare(self, files):
         if not self.path.is_dir():
             return ["the whole directory is missing"]
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
+        with concurrent.futures.ThreadPoolExecutor(engine.THREADS) as threads:
             return [problem for problem in threads.map(self._problem, sorted(files)) if problem]
 
     def _problem(self, file):
@@ -219,11 +215,6 @@ def nested(record: dict, values: dict[str, Any]) -> Tree:
 def stored_name(entry: dict) -> str:
     """Return the name that a leaf has in its checkpoint."""
     return entry.get("stored") or "/".join(entry["keys"])
-
-
-def blocks(size: int) -> Iterator[slice]:
-    """Cut `size` elements into slices of `BLOCK`."""
-    return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:

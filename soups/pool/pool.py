@@ -4,7 +4,7 @@ import contextlib
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from soups.files import local_path
 from soups.formats.text import parse_json
 from soups.lazy import jax
 from soups.names import did_you_mean
-from soups.pool import _describe, _manifest, _paths, _record, _stream
+from soups.pool import _describe, _manifest, _paths, _record
 from soups.pool._member import Member, nested
 from soups.processes import on_first_process
 from soups.tree import Tree
@@ -156,35 +156,6 @@ class Pool(Mapping):
             KeyError: there is no such member.
         """
         return self._member(name)
-
-    def merge_leaves(self, function: Callable, *, whole_leaves: bool = False) -> Tree:
-        """Merge all members with the memory of the result and a few blocks: nested dicts of NumPy arrays.
-
-        For each leaf, and each block of at most 65,536 of its elements, `function` is called with a list of
-        {name: block [n]}, one of each member in the order of `names`, and gives {name: block [n]}. Several threads do
-        so at once. The files are mapped, and compared with their digests on the way.
-
-        Args:
-            function: element-wise, so that the parts of a leaf can be merged one by one.
-            whole_leaves: give it whole leaves in their shapes instead, for methods that look at all of a leaf.
-
-        Raises:
-            ValueError: an empty pool, non-finite members, integer leaves that are not the same in all members, or a
-                function that gives other names or shapes.
-            PoolCorruptionError: naming the member, the file and the leaf.
-        """
-        self.check_mergeable()
-        members = [self._member(name) for name in self.names]
-        merged = _stream.merge_leaves(members, function, whole_leaves=whole_leaves)
-        return nested(members[0].record, merged)
-
-    def check_mergeable(self) -> None:
-        """Raise a ValueError if the pool is empty, or one that names all members with NaN or infinity."""
-        records = {name: self._member(name).record for name in self._not_empty()}
-        diverged = {name: leaves for name, record in records.items() if (leaves := record["nonfinite_leaves"])}
-        if diverged:
-            lines = "".join(f"\n  {name}: in {', '.join(leaves)}" for name, leaves in diverged.items())
-            raise ValueError(f"members with NaN or infinity cannot be merged, take pool.usable instead of:{lines}")
 
     def verify(self, names: Sequence[str] | None = None) -> dict[str, list[str]]:
         """Compare every file with its digest: the problems of each member, none where all is well.

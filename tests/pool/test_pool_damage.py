@@ -14,7 +14,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from soups import tree
+import soups
+from soups import engine
 from soups.pool import Pool, PoolCorruptionError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -57,11 +58,12 @@ def _flipped(path, position, bit):
 def _readers(pool):
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), pool.structure)
+    whole = engine.Recipe(lambda part, _: part.leaves[0], unit="leaf")
     return {
         "getitem": lambda: pool["m1"],
         "load": lambda: pool.load("m1", like=like),
-        "merge": lambda: pool.merge_leaves(tree.mean),
-        "merge whole": lambda: pool.merge_leaves(tree.mean, whole_leaves=True),
+        "merge": lambda: soups.uniform(pool),
+        "merge whole leaves": lambda: engine.merge(whole, pool),
     }
 
 
@@ -104,14 +106,13 @@ def test_a_file_of_another_length_is_detected_and_its_leaf_named(pool, damage, x
 def test_a_flip_that_the_recipe_stumbles_over_is_reported_as_corruption(pool):
     path = pool.path / pool.record("m1")["path"] / "state/big/0"
 
-    def picky(members):
-        values = next(iter(members[1].values()))
-        if values.dtype == np.float32 and np.abs(values).max() > 1e6:
+    def picky(part, _):
+        if part.leaves[1].dtype == np.float32 and np.abs(part.leaves[1]).max() > 1e6:
             raise ZeroDivisionError
-        return members[0]
+        return part.leaves[0]
 
     with _flipped(path, 3, 6), pytest.raises(PoolCorruptionError, match=r"'m1'(?s:.*)leaf big"):
-        pool.merge_leaves(picky)
+        engine.merge(engine.Recipe(picky), pool)
 
 
 def test_verify_reports_files_that_do_not_belong(pool):

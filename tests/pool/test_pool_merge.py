@@ -1,6 +1,6 @@
 """Test that streaming a merge from disk gives the numbers of merging in memory, in little memory."""
 
-import functools
+import dataclasses
 import tracemalloc
 
 import jax
@@ -10,8 +10,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from soups import tree
+import soups
+from soups import engine, tree
 from soups.pool import Pool
+from soups.recipes import Inputs
 from soups.tree import Tree
 
 
@@ -22,7 +24,7 @@ def _params(seed, size=70_001):
         "long": rng.standard_normal(size, np.float32),
         "half": jnp.asarray(rng.standard_normal((300, 301)), jnp.bfloat16),
         "block": {"kernel": rng.standard_normal((24, 16), np.float32), "scale": np.float32(rng.standard_normal())},
-        "steps": np.arange(5),
+        "offsets": np.arange(5),
         "mask": np.array([True, False]),
     }
 
@@ -47,9 +49,10 @@ def _same_bytes(a: Tree, b: Tree):
         assert (x.shape, x.dtype, x.tobytes()) == (y.shape, y.dtype, y.tobytes())
 
 
-@pytest.mark.parametrize("whole_leaves", [False, True])
-def test_a_streamed_mean_is_the_mean_in_memory_to_the_bit(pool, whole_leaves):
-    streamed = pool.merge_leaves(tree.mean, whole_leaves=whole_leaves)
+@pytest.mark.parametrize("unit", ["element", "row", "leaf"])
+def test_a_streamed_mean_is_the_mean_in_memory_to_the_bit(pool, unit):
+    recipe = dataclasses.replace(soups.uniform.recipe(Inputs(3)), unit=unit)
+    streamed = engine.merge(recipe, pool)
     _same_bytes(streamed, tree.mean(list(pool.values())))
     expected = np.mean([np.asarray(_params(seed)["long"], np.float64) for seed in range(3)], axis=0)
     np.testing.assert_allclose(streamed["long"], expected, rtol=0, atol=1e-6)
@@ -57,52 +60,27 @@ def test_a_streamed_mean_is_the_mean_in_memory_to_the_bit(pool, whole_leaves):
 
 def test_members_come_in_the_order_of_the_view(pool):
     weights = [0.7, 0.2, 0.1]
-    view = pool.select(["m2", "m0", "m1"])
-    streamed = view.merge_leaves(functools.partial(tree.weighted_sum, weights=weights))
+    streamed = soups.weighted(pool.select(["m2", "m0", "m1"]), weights)
     _same_bytes(streamed, tree.weighted_sum([pool["m2"], pool["m0"], pool["m1"]], weights))
 
 
-def test_a_function_may_use_jax_and_give_other_dtypes(pool):
-    def widened_sum(members):
-        return jax.tree.map(lambda *leaves: sum(jnp.asarray(leaf).astype(jnp.float32) for leaf in leaves), *members)
-
-    merged = pool.merge_leaves(widened_sum)
-    assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {np.dtype(np.float32)}
-    expected = sum(np.asarray(_params(seed)["half"], np.float64) for seed in range(3))
-    np.testing.assert_allclose(merged["half"], expected, rtol=1e-6, atol=1e-6)
-
-
-def test_whole_leaves_have_their_names_and_shapes(pool):
-    def sorted_rows(members):
-        ((name, leaf),) = members[0].items()
-        return {name: np.sort(leaf, axis=-1) if name == "block/kernel" else leaf}
-
-    merged = pool.merge_leaves(sorted_rows, whole_leaves=True)
-    np.testing.assert_array_equal(merged["block"]["kernel"], np.sort(_params(0)["block"]["kernel"], axis=-1))
-
-
-def test_a_function_that_is_not_element_wise_is_noticed(pool):
-    with pytest.raises(ValueError, match=r"gave shape \(1,\) .*needs whole_leaves=True"):
-        pool.merge_leaves(lambda members: jax.tree.map(lambda leaf: leaf[:1], members[0]))
-    with pytest.raises(ValueError, match="must give"):
-        pool.merge_leaves(lambda members: {"other": np.ones(1)})
-
-
-def test_what_the_function_raises_comes_through(pool):
-    def refuse(members):
+def test_what_a_recipe_raises_comes_through(pool):
+    def refuse(part, _):
         raise ZeroDivisionError("not today")
 
     with pytest.raises(ZeroDivisionError, match="not today"):
-        pool.merge_leaves(refuse)
+        engine.merge(engine.Recipe(refuse), pool)
 
 
 def test_integer_leaves_that_differ_are_all_named_before_any_work(pool):
     params = _params(3)
-    params["steps"][2] = 7
+    params["offsets"][2] = 7
     params["mask"][0] = False
     pool.add("m3", params)
-    with pytest.raises(ValueError, match="must be identical in all members; these differ: mask, steps"):
-        pool.merge_leaves(lambda members: pytest.fail("called"))
+    recipe = engine.Recipe(lambda part, _: pytest.fail("called"))
+    with pytest.raises(ValueError, match=r"must be identical in all members.* these differ: mask, offsets"):
+        engine.merge(recipe, pool)
+    assert soups.uniform(pool, keep_first="mask|offsets")["offsets"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_merging_needs_the_memory_of_the_result_and_a_few_blocks(tmp_path):
@@ -112,7 +90,7 @@ def test_merging_needs_the_memory_of_the_result_and_a_few_blocks(tmp_path):
         pool.add(f"m{seed}", {"a": np.full(size, seed, np.float32), "b": np.full((size, 2), seed, np.float32)})
     tracemalloc.start()
     try:
-        merged = pool.merge_leaves(tree.mean)
+        merged = soups.uniform(pool)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
