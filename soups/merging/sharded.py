@@ -160,11 +160,15 @@ def _restore(plan, output, devices, progress):
     sharding = leaf_sharding(output.shape, output.recipe.unit, devices)
 
     def array(model, tensor):
-        reader = functools.partial(plan.checkpoints[model].read, tensor)
+        checkpoint = plan.checkpoints[model]
+        whole = functools.cache(lambda: checkpoint.read(tensor))  # what is made when it is read is made once
+        read_part = (
+            (lambda index: whole()[index]) if checkpoint.making(tensor) else lambda i: checkpoint.read(tensor, i)
+        )
 
         @functools.cache  # devices that hold the same shard share what was read
         def read(*bounds):
-            part = np.ascontiguousarray(reader(tuple(slice(*bound) for bound in bounds)))
+            part = np.ascontiguousarray(read_part(tuple(slice(*bound) for bound in bounds)))
             progress(part.nbytes)
             return part.reshape([end - start for start, end in bounds])  # that of a scalar has gained an axis
 
