@@ -32,6 +32,10 @@ def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
         raise ValueError(f"members are a sequence or mapping of trees, or a pool, not a {type(usable).__name__}")
     if not isinstance(usable, Mapping):
         usable = {str(index): member for index, member in enumerate(usable)}
+    if type(usable) is dict:
+        usable = {
+            name: member.params if getattr(member, "is_soup", False) else member for name, member in usable.items()
+        }
     if not len(usable):
         raise ValueError("no members were given: at least one (finite) member is needed")
     if not hasattr(usable, "usable"):

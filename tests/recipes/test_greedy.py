@@ -232,3 +232,13 @@ def test_members_are_mixed_on_a_device_and_give_the_same_soup(mix, others):
         assert found.params[name].shape == leaf.shape
         assert found.params[name].dtype == leaf.dtype
         np.testing.assert_allclose(found.params[name], leaf, rtol=1e-6, atol=1e-7)
+
+
+def test_a_soup_is_a_pytree_of_its_weights_and_may_be_a_member():
+    members = [{"w": np.float32([1.0, 2.0])}, {"w": np.float32([3.0, 4.0])}]
+    soup = soups.greedy(members, lambda params: -float(params["w"][0]))
+    assert [leaf.tolist() for leaf in jax.tree.leaves(soup)] == [[1.0, 2.0]]
+    doubled = jax.jit(lambda soup: jax.tree.map(lambda leaf: 2 * leaf, soup))(soup)
+    assert doubled.params["w"].tolist() == [2.0, 4.0]
+    assert doubled.record() == soup.record()
+    np.testing.assert_array_equal(soups.uniform([soup, members[1]])["w"], [2.0, 3.0])
