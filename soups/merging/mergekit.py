@@ -24,63 +24,63 @@ _IDLE = {"int8_mask": "masks are made block after block and never held"}
 
 
 @_declare(per_member=("weight",), takes_complex=True)
-def linear(inputs: Inputs, *, weight, normalize: bool = True) -> Recipe:
+def _linear(inputs: Inputs, *, weight, normalize: bool = True) -> Recipe:
     return METHODS["linear"].recipe(inputs, weights=weight, normalize=normalize)
 
 
 @_declare(base="first", members=(1, 1), single=True)
-def slerp(inputs: Inputs, *, t) -> Recipe:
+def _slerp(inputs: Inputs, *, t) -> Recipe:
     return METHODS["slerp"].recipe(inputs, t=t, parallel=0.9995)
 
 
 @_declare(base="optional", members=(2, 2), per_member=("weight",))
-def nuslerp(inputs: Inputs, *, weight, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False) -> Recipe:
+def _nuslerp(inputs: Inputs, *, weight, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False) -> Recipe:
     rows = "column" if nuslerp_row_wise else "row"
     return METHODS["nuslerp"].recipe(inputs, weights=weight, scope="leaf" if nuslerp_flatten else rows)
 
 
 @_declare(base="optional", members=(2, MANY), per_member=("weight",))
-def multislerp(inputs: Inputs, *, weight, normalize_weights: bool = True, eps: float = 1e-8) -> Recipe:
+def _multislerp(inputs: Inputs, *, weight, normalize_weights: bool = True, eps: float = 1e-8) -> Recipe:
     return METHODS["multislerp"].recipe(inputs, weights=weight, normalize=normalize_weights, epsilon=eps)
 
 
 @_declare(members=(2, MANY))
-def karcher(inputs: Inputs, *, max_iter: int = 10, tol: float = 1e-5) -> Recipe:
+def _karcher(inputs: Inputs, *, max_iter: int = 10, tol: float = 1e-5) -> Recipe:
     return METHODS["karcher"].recipe(inputs, iterations=max_iter, tolerance=tol, least=tol)
 
 
 @_declare(base="required", members=(2, MANY))
-def model_stock(inputs: Inputs, *, filter_wise: bool = False) -> Recipe:
+def _model_stock(inputs: Inputs, *, filter_wise: bool = False) -> Recipe:
     return METHODS["model_stock"].recipe(inputs, scope="row" if filter_wise else "leaf")
 
 
 @_declare(members=(1, 1), per_member=("scale",), takes_complex=True)
-def passthrough(inputs: Inputs, *, scale: float = 1.0) -> Recipe:
+def _passthrough(inputs: Inputs, *, scale: float = 1.0) -> Recipe:
     return METHODS["passthrough"].recipe(inputs, scale=scale)
 
 
 @_declare(base="required", idle=_IDLE)
-def sce(inputs: Inputs, *, select_topk: float = 1.0, int8_mask: bool = False) -> Recipe:
+def _sce(inputs: Inputs, *, select_topk: float = 1.0, int8_mask: bool = False) -> Recipe:
     return METHODS["sce"].recipe(inputs, select_topk=select_topk)
 
 
 @_declare(base="required", members=(1, 1))
-def nearswap(inputs: Inputs, *, t) -> Recipe:
+def _nearswap(inputs: Inputs, *, t) -> Recipe:
     return METHODS["nearswap"].recipe(inputs, t=t)
 
 
 @_declare(base="required", members=(1, 1))
-def arcee_fusion(inputs: Inputs) -> Recipe:
+def _arcee_fusion(inputs: Inputs) -> Recipe:
     return METHODS["arcee_fusion"].recipe(inputs)
 
 
 @_declare(base="required")
-def ram(inputs: Inputs, *, epsilon: float = 1e-5) -> Recipe:
+def _ram(inputs: Inputs, *, epsilon: float = 1e-5) -> Recipe:
     return METHODS["ram"].recipe(inputs, epsilon=epsilon)
 
 
 @_declare(base="required")
-def ramplus_tl(inputs: Inputs, *, epsilon: float = 1e-5, r: float = 0.1, alpha: float = 0.2) -> Recipe:
+def _ramplus_tl(inputs: Inputs, *, epsilon: float = 1e-5, r: float = 0.1, alpha: float = 0.2) -> Recipe:
     return METHODS["ram_plus"].recipe(inputs, epsilon=epsilon, rescale=r, limit=alpha)
 
 
@@ -108,7 +108,8 @@ def _task_vectors(name, sparsifier, *, elect, normalize, rescale, **own):
     parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d) for n, d in defaults.items()]
     recipe.__signature__ = inspect.Signature([inspect.Parameter("inputs", _POSITIONAL), *parameters])
     complete = {"base": "required", "per_member": ("weight", "density", *own), "idle": _IDLE}
-    _declare(name=name, takes_complex=name == "task_arithmetic", **complete)(recipe)
+    recipe.__name__ = name
+    _declare(takes_complex=name == "task_arithmetic", **complete)(recipe)
 
 
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -195,8 +195,10 @@ def in_files(name: str) -> str:
     return _IN_FILES.get(name, name.rstrip("_"))
 
 
-def method(*, name: str = "", registry: dict[str, Method] = METHODS, **declared) -> Callable:
+def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
     """Declare a merging method: the decorated function becomes `function(members, ...)`; see the fields of `Method`.
+
+    The method has the name of the function, without an underscore at its begin.
 
     The decorated function takes `Inputs` and its settings, and returns an `engine.Recipe`; its docstring is that of the
     public function. `function.method` is the declaration, `function.recipe(inputs, **settings)` the recipe alone.
@@ -208,7 +210,7 @@ def method(*, name: str = "", registry: dict[str, Method] = METHODS, **declared)
     def declare(function):
         own = list(inspect.signature(function).parameters.values())[1:]
         found = Method(
-            name=name or function.__name__,
+            name=function.__name__.removeprefix("_"),
             function=function,
             defaults={parameter.name: parameter.default for parameter in own},
             **declared,

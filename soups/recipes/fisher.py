@@ -163,7 +163,6 @@ def fisher_interpolate(
 
 
 @method(
-    name="fisher_interpolate",
     base="first",
     members=(1, 1),
     base_beside="fisher_base",

@@ -50,7 +50,6 @@ def wise_ft(
 
 
 @method(
-    name="wise_ft",
     base="required",
     members=(1, 1),
     single=True,
