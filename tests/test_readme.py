@@ -31,8 +31,13 @@ def test_merging(capsys):
     assert not np.array_equal(names["merged"]["w"], names["own"]["w"])
 
 
+def test_own_method(capsys):
+    run(blocks("README.md")[2], {"__name__": "example"})
+    assert "[ 0.03, -0.01,  0.  ]" in capsys.readouterr().out
+
+
 def test_own_model():
-    names = run(blocks("README.md")[2], {})
+    names = run(blocks("README.md")[3], {})
     assert 0.0 <= names["best"].score <= 1.0
 
 
