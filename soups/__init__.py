@@ -52,6 +52,7 @@ __all__ = [
     "nearswap",
     "nuslerp",
     "outliers",
+    "passthrough",
     "pcb",
     "permute",
     "ram",

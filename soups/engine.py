@@ -175,7 +175,7 @@ class _Source:
 
     @property
     def on_host(self):
-        return bool(self.compare) or all(isinstance(leaf, np.ndarray) for leaf in self.headers.values())
+        return bool(self.compare) or all(isinstance(leaf, np.ndarray | np.generic) for leaf in self.headers.values())
 
 
 def _sources(members, base, keep_first):
@@ -251,7 +251,7 @@ def measure_model(leaves: Iterable[Leaf], at_least=np.float32) -> Any:
     Raises:
         NonFiniteError: NaN or infinity in an array on the host.
     """
-    leaves = [leaf for leaf in leaves if leaf.recipe is not None]
+    leaves = [leaf for leaf in leaves if leaf.recipe is not None and math.prod(leaf.shape)]
     if not leaves or leaves[0].recipe.scope != "model":
         return None
     seen = {leaf.name: set() for leaf in leaves}
@@ -280,7 +280,8 @@ def blocks(leaf: Leaf, measured: Any = None, at_least=np.float32) -> Iterator[tu
         arrays = [np.ascontiguousarray(array).reshape(array.shape) for array in arrays]
         hashes = [xxhash.xxh3_128() for _ in arrays] if leaf.passed else []
     try:
-        yield from (_copied if leaf.recipe is None else _merged)(leaf, arrays, hashes or (), measured, at_least)
+        merged = leaf.recipe is not None and math.prod(leaf.shape)  # there is nothing to measure without elements
+        yield from (_merged if merged else _copied)(leaf, arrays, hashes or (), measured, at_least)
     except Exception:
         if hashes:  # damaged numbers may have been what a recipe did not like: then that is what must be said
             leaf.passed([xxhash.xxh3_128_hexdigest(_bytes(array)) for array in arrays])
@@ -356,14 +357,14 @@ def _merged(leaf, arrays, hashes, measured, at_least):
 
 def _copied(leaf, arrays, hashes, measured, at_least):
     for label, array in zip(leaf.labels, arrays, strict=True):
-        if array is not arrays[0] and not np.array_equal(array, arrays[0]):
+        if leaf.recipe is None and array is not arrays[0] and not np.array_equal(array, arrays[0]):
             raise ValueError(
                 f"{label} differs from {leaf.labels[0]}: what holds no floats is copied, so it must be the same in all "
                 "members, or be kept from the first (keep_first)"
             )
     for digest, array in zip(hashes, arrays, strict=False):
         digest.update(_bytes(array))
-    yield 0, arrays[0] if is_jax(arrays[0]) else arrays[0].reshape(-1).astype(leaf.dtype, copy=False)
+    yield 0, (arrays[0] if is_jax(arrays[0]) else arrays[0].reshape(-1)).astype(leaf.dtype, copy=False)
 
 
 # --- Checks -----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from soups.recipes.adamerging import adamerge as adamerge
 from soups.recipes.adamerging import adamerging as adamerging
 from soups.recipes.averages import ema as ema
 from soups.recipes.averages import linear as linear
+from soups.recipes.averages import passthrough as passthrough
 from soups.recipes.averages import running_mean as running_mean
 from soups.recipes.averages import uniform as uniform
 from soups.recipes.averages import weighted as weighted

@@ -1,15 +1,22 @@
 """Test that a user's file is run, once, and that its mistakes are named with their lines."""
 
+import pathlib
+import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import yaml
 
+from soups import merging
 from soups.cli import main
 from soups.cli.plugins import load_plugin
 from soups.formats import open_checkpoint, write_safetensors
+from soups.merging.sharded import merged_leaves
+from soups.pool import Pool
+from soups.recipes import METHODS
 
 METHOD = """
 from soups.engine import Recipe
@@ -20,6 +27,7 @@ from soups.recipes import method
 def first_times(inputs, *, factor=2.0):
     return Recipe(lambda part, _: part.base + factor * part.vector(0))
 """
+EXAMPLE = pathlib.Path(__file__).parents[1] / "recipes" / "plugin_example.py"  # its other tests: test_contract.py
 
 
 @pytest.mark.parametrize(
@@ -84,3 +92,73 @@ def test_a_method_of_ones_own(tmp_path, quick_start):
     assert soups("recipe.yml", "again")[::2] == (0, "")
     np.testing.assert_array_equal(open_checkpoint(tmp_path / "again").read("w"), [11, 11, 11])
     assert soups("--verify", "again")[::2] == (0, "")
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """Give the path of a user's method, which is forgotten afterwards."""
+    yield shutil.copy(EXAMPLE, tmp_path / "mine.py")
+    METHODS.pop("sign_mean", None)
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Give the paths of a base and two members, and their trees."""
+    rng = np.random.default_rng(0)
+    trees = {name: {"w": rng.normal(size=(16, 8)).astype(np.float32)} for name in ("base", "a", "b")}
+    paths = {name: write_safetensors(tmp_path / f"{name}.safetensors", leaves) for name, leaves in trees.items()}
+    return paths, trees
+
+
+def by_formula(trees, weights, scale):
+    vectors = [trees[name]["w"].astype(np.float64) - trees["base"]["w"] for name in "ab"]
+    total = sum(weight * vector for weight, vector in zip(weights, vectors, strict=True))
+    return trees["base"]["w"] + scale * np.mean(np.abs(vectors)) * np.sign(total)
+
+
+def test_a_users_method_is_one_of_all(plugin, models, tmp_path, capsys):
+    paths, trees = models
+    words = ["--plugin", str(plugin), "--method", "sign_mean", "--weight", "1", "2", "--scale", "0.5"]
+    words += ["--base", str(paths["base"]), "--members", str(paths["a"]), str(paths["b"])]
+    assert main(["merge", *words, "--out", str(tmp_path / "out")]) == 0
+    expected = by_formula(trees, [1.0, 2.0], 0.5)
+    merged = open_checkpoint(tmp_path / "out").read("w")
+    np.testing.assert_allclose(merged, expected, rtol=1e-5, atol=1e-6)
+
+    entries = [{"model": str(paths[name]), "parameters": {"weight": weight}} for name, weight in (("a", 1), ("b", 2))]
+    recipe = {"merge_method": "sign_mean", "vocabulary": "published", "models": entries, "parameters": {"scale": 0.5}}
+    file = tmp_path / "recipe.yml"
+    file.write_text(yaml.safe_dump(recipe | {"base_model": str(paths["base"])}))
+    assert main(["merge", str(file), "--plugin", str(plugin), "--out", str(tmp_path / "again")]) == 0
+    np.testing.assert_array_equal(open_checkpoint(tmp_path / "again").read("w"), merged)
+
+    plan = merging.plan(merging.parse_recipe(file.read_text()), merging.open_model)
+    sharded = merged_leaves(plan)["w"]
+    assert len(sharded.sharding.device_set) == len(jax.devices())
+    np.testing.assert_allclose(sharded, expected, rtol=1e-5, atol=1e-6)
+
+    pool = Pool(tmp_path / "pool")
+    for name in "ab":
+        pool.add(name, trees[name])
+    method = sys.modules[METHODS["sign_mean"].function.__module__].sign_mean
+    streamed = method(pool, base=trees["base"], weights={"b": 2.0, "a": 1.0}, scale=0.5)["w"]
+    np.testing.assert_array_equal(streamed, merged)
+
+    capsys.readouterr()
+    assert main(["merge", "--plugin", str(plugin), "--methods"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "sign_mean" in printed and "with the sign of the weighted sum" in printed
+
+
+def test_a_name_that_is_taken_is_an_error(plugin, tmp_path, capsys):
+    ours = METHODS["ties"]
+    file = tmp_path / "taken.py"
+    file.write_text(plugin.read_text().replace("sign_mean", "ties"))
+    assert main(["merge", "--plugin", str(file), "--methods"]) == 2
+    message = "there is a method 'ties' already, in soups.recipes.task_vectors: take another name"
+    assert message in capsys.readouterr().err
+    assert METHODS["ties"] is ours
+    load_plugin(str(plugin))
+    second = shutil.copy(plugin, tmp_path / "second.py")
+    assert main(["merge", "--plugin", str(second), "--methods"]) == 2
+    assert "there is a method 'sign_mean' already" in capsys.readouterr().err

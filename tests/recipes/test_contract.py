@@ -1,6 +1,11 @@
-"""Hold every recipe to one contract: structure, dtypes, transformations, sharding, streaming, order, errors."""
+"""Hold every method to one contract: structure, dtypes, transformations, sharding, streaming, order, errors.
+
+The methods are found by themselves, a user's too; cases are built from what they declare: members, base, settings.
+"""
 
 import dataclasses
+import inspect
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -12,200 +17,244 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import soups
+from soups import engine
+from soups.cli.plugins import load_plugin
 from soups.pool import Pool
-from soups.recipes import sparsify
+from soups.recipes import METHODS
 
+load_plugin(str(pathlib.Path(__file__).with_name("plugin_example.py")))
+PLUGIN = METHODS.pop("sign_mean")  # other tests are of this library's methods
+# what needs a tree beside the base is called otherwise in Python: it is among the functions that are not declared
+DECLARED = [*(method for method in METHODS.values() if not method.base_beside), PLUGIN]
+
+NAMES = ("a", "b", "c")
+SEEDS = {"base": 9} | {name: place for names in (NAMES, "012") for place, name in enumerate(names)}
 WEIGHTS = [0.5, 0.25, 0.25]
+QUICK = {"steps": 5}
+NEEDED = {"t": 0.3}  # values of settings without a default, by name
+OTHER = {"density": 0.5, "seed": 3, "select_topk": 0.5, "votes": 1, "favor": 1, "only": ".*kernel"}
+ORDERED = {"dare", "della"}  # random by a member's place: the order of members matters
+WHOLE = {"tsv_merge", "iso_c"}  # decompose matrices, which no device has a part of
+AVERAGES = {"model_stock", "ram", "ram_plus"}  # have a base, which identical members do not lean on
+
+
+def member(seed, dtype=np.float32, step=0.1):
+    """Return weights near the base, as fine-tuning leaves them; the base itself with a step of 0."""
+    base, rng = np.random.default_rng(99), np.random.default_rng(seed)
+
+    def leaf(*shape):
+        return (base.normal(size=shape) + step * rng.normal(size=shape)).astype(dtype)
+
+    return {"Dense_0": {"kernel": leaf(8, 4), "bias": leaf(8)}, "head": {"kernel": leaf(8, 2)}}
+
+
+BASE = member(0, step=0.0)
+
+
+# --- Cases ------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """State what holds for one recipe of three members."""
+    """State what holds for a method."""
 
-    make: Callable  # members -> weights
-    oracle: Callable | None  # float64 arrays [K, ...] of one leaf -> array
+    make: Callable  # (members: sequence, mapping or pool; base) -> weights
+    number: int = 3  # of members
+    oracle: Callable | None = None  # float64 arrays [K, ...] of one leaf -> array
     pure: bool = True  # may be traced
-    symmetric: bool = True  # the order of members does not matter
+    ordered: bool = False  # the order of members matters
+    average: bool = False  # identical members give that member, wherever the base is
     pool: bool = True  # takes a pool as it is
-    idempotent: bool = True  # identical members give that member
+    method: soups.recipes.declare.Method | None = None
+    has_base: bool = False
+    other: tuple[str, ...] = ()  # settings that are not as declared
 
 
-def squared_distance_to_mean_of_two(params):
-    """Score weights by how near all their elements are to 0.6: an `evaluate` that needs no network."""
-    return -sum(float(jnp.sum((leaf.astype(jnp.float32) - 0.6) ** 2)) for leaf in jax.tree.leaves(params))
+def gram(seed, size):
+    """Return the Gram matrix of so many inputs that solving with it does not enlarge float32's rounding."""
+    inputs = np.random.default_rng(seed).normal(size=(8 * size, size))
+    return (inputs.T @ inputs / len(inputs)).astype(np.float32)
 
 
-def greedy(members):
-    return soups.greedy(members, squared_distance_to_mean_of_two).params
+def beside(kind, seed, like):
+    """Return the tree that goes in beside a member: positive numbers if nothing else is known of its name."""
+    rng, flat = np.random.default_rng(seed + 50), soups.tree.flatten(like)
+    if kind == "grams":
+        return {name: gram(seed, leaf.shape[0]) for name, leaf in flat.items() if leaf.ndim == 2 and leaf.size}
+    random = [rng.random(leaf.shape, np.float32) for leaf in flat.values()]
+    made = [leaf > 0.5 if kind == "masks" else 0.5 + leaf for leaf in random]
+    return jax.tree.unflatten(jax.tree.structure(like), made)
+
+
+def values(members):
+    return list(members.values() if hasattr(members, "values") else members)
+
+
+def declared(method, settings, has_base):
+    """Return the `make` of a method: with what goes in beside members, by their names where they have some."""
+
+    def make(members, base=BASE, **more):
+        by_name = hasattr(members, "values")
+        names = [*members] if by_name else [*map(str, range(number_of(method)))]
+        names = ["base", *names] if method.base == "first" else names
+        extra = [{name: beside(kind, SEEDS[name], base) for name in names} for kind in method.beside]
+        extra = extra if by_name else [list(trees.values()) for trees in extra]
+        given = values(members)[0] if method.single else members
+        return method(given, *extra, **({"base": base} if has_base else {}), **{**settings, **more})
+
+    return make
+
+
+def number_of(method):
+    low, high = method.members
+    return max(low, min(3, high))
+
+
+def other(method):
+    """Return another value of each setting for which one is known: by its name, or its kind."""
+    for name, default in method.defaults.items():
+        if name in OTHER:
+            yield name, OTHER[name]
+        elif isinstance(default, bool):
+            yield name, not default
+        elif name == "scope":
+            yield name, "model" if default == "leaf" else "leaf"
+        elif name == "weights":
+            yield name, [1.0, 2.0, 0.5][: number_of(method)]
+
+
+def cases_of(method):
+    """Yield a method's cases: as it is declared, and with other settings and the base that it may have."""
+    needed = {name: value for name, value in {**QUICK, **NEEDED}.items() if name in method.defaults}
+    options = {"number": number_of(method), "pool": not method.single, "method": method}
+    average = method.base in ("none", "optional") or method.name in AVERAGES
+    has_base = method.base in ("required", "first")
+    plain = declared(method, needed, has_base)
+    ordered = method.name in ORDERED
+    yield method.name, Case(plain, ordered=ordered, average=average, has_base=has_base, **options)
+    changed = dict(other(method))
+    if changed or method.base == "optional":
+        has_base = method.base != "none"
+        make = declared(method, needed | changed, has_base)
+        yield (
+            f"{method.name}, other settings",
+            Case(make, ordered=True, has_base=has_base, other=tuple(changed), **options),
+        )
+
+
+def distance_to(target):
+    """Return an `evaluate` that needs no network: by how near all elements are to a number."""
+    return lambda params: -sum(float(jnp.sum((leaf.astype(jnp.float32) - target) ** 2)) for leaf in leaves(params))
+
+
+def leaves(weights):
+    return jax.tree.leaves(weights)
 
 
 def learned(per):
-    def make(members):
-        def loss(params, batch, temperature):
-            return temperature * sum(
-                jnp.sum((leaf.astype(jnp.float32) - batch) ** 2) for leaf in jax.tree.leaves(params)
-            )
+    def loss(params, batch, temperature):
+        return temperature * sum(jnp.sum((leaf.astype(jnp.float32) - batch) ** 2) for leaf in leaves(params))
 
-        return soups.learned(members, loss, [np.float32(0.6)] * 3, per=per).params
-
-    return make
+    return lambda members, base=BASE: soups.learned(members, loss, [np.float32(0.6)] * 3, per=per).params
 
 
-def pairwise(function):
-    return lambda members: function(*list(members.values() if hasattr(members, "values") else members)[:2])
+def of_list(function):
+    """Return the `make` of a function of a list of members."""
+    return lambda members, base=BASE: function(values(members), base)
 
 
-def member(seed, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    return {
-        "Dense_0": {"kernel": rng.normal(size=(8, 4)).astype(dtype), "bias": rng.normal(size=8).astype(dtype)},
-        "head": {"kernel": rng.normal(size=(8, 2)).astype(dtype)},
-    }
+def cast(weights, members):
+    return soups.tree.cast_like(weights, members[0])
 
 
-BASE = member(99)
-FISHERS = [jax.tree.map(lambda leaf, w=w: np.full_like(leaf, w), BASE) for w in (0.5, 1.0, 2.5)]
+def stitched(members, base):
+    masks = [soups.localize_dataless(member, base=base, density=0.5) for member in members]
+    return soups.stitch(members, base=base, masks=masks)
 
 
-def fisher_oracle(x):
-    return (0.5 * x[0] + 1.0 * x[1] + 2.5 * x[2]) / 4.0
+def fishers(members):
+    return [beside("fishers", seed, member) for seed, member in enumerate(members[:2])]
 
 
-def from_base(function, **settings):
-    """Give the case's `make` for a method that needs the base and whose oracle is in a test file of its own."""
-    return lambda members: function(members, base=BASE, **settings)
-
-
-def near_base(function, **settings):
-    """As `from_base`, with task vectors that are small beside the base, as fine-tuning leaves them."""
-
-    def make(members):
-        values = list(members.values() if hasattr(members, "values") else members)
-        return function(
-            [soups.tree.lerp(soups.tree.cast_like(BASE, member), member, 0.1) for member in values],
-            base=BASE,
-            **settings,
-        )
-
-    return make
-
-
-def first_two(function):
-    def make(members):
-        values = list(members.values() if hasattr(members, "values") else members)
-        return function(values[:2])
-
-    return make
-
-
-def only_second(function):
-    """Give the case's `make` for a method that brings one member to the base."""
-    return lambda members: function(list(members.values() if hasattr(members, "values") else members)[1:2], base=BASE)
-
-
-def cast_at_the_end(make):
-    """Give the case's `make` for an average that is kept in float32 or wider."""
-    return lambda members: soups.tree.cast_like(make(members), members[0])
-
-
-def second_by_emr(members):
-    """Give what EMR's elected task vector, mask and rescaler make of the second member."""
-    return soups.tree.cast_like(soups.emr_restore(soups.emr(members, base=BASE), 1, base=BASE), members[1])
-
-
-def localize_and_stitch(members):
-    masks = [soups.localize_dataless(member, base=BASE, density=0.5) for member in members]
-    return soups.stitch(members, base=BASE, masks=masks)
-
-
-def gram(seed):
-    """Give the Gram matrix of 64 inputs: enough of them that solving with it does not enlarge float32's rounding."""
-    inputs = np.random.default_rng(seed).normal(size=(64, 8))
-    return (inputs.T @ inputs / 64).astype(np.float32)
-
-
-GRAMS = [{"Dense_0/kernel": gram(seed), "head/kernel": gram(seed + 10)} for seed in range(3)]
-
-
-CASES = {
-    "uniform": Case(soups.uniform, lambda x: x.mean(0)),
-    "weighted": Case(lambda m: soups.weighted(m, WEIGHTS), lambda x: np.tensordot(WEIGHTS, x, 1), symmetric=False),
+UNDECLARED = {
+    "weighted": Case(
+        lambda m, base=BASE: soups.weighted(m, WEIGHTS), oracle=lambda x: np.tensordot(WEIGHTS, x, 1), ordered=True
+    ),
     "running_mean": Case(
-        cast_at_the_end(lambda m: soups.running_mean(soups.running_mean(m[0], m[1], 1), m[2], 2)),
-        lambda x: x.mean(0),
+        of_list(lambda m, _: cast(soups.running_mean(soups.running_mean(m[0], m[1], 1), m[2], 2), m)),
+        oracle=lambda x: x.mean(0),
         pool=False,
     ),
     "ema": Case(
-        cast_at_the_end(lambda m: soups.ema(soups.ema(m[0], m[1], 0.75), m[2], 0.75)),
-        lambda x: 0.75 * (0.75 * x[0] + 0.25 * x[1]) + 0.25 * x[2],
-        symmetric=False,
+        of_list(lambda m, _: cast(soups.ema(soups.ema(m[0], m[1], 0.75), m[2], 0.75), m)),
+        oracle=lambda x: 0.75 * (0.75 * x[0] + 0.25 * x[1]) + 0.25 * x[2],
+        ordered=True,
         pool=False,
     ),
     "interpolate": Case(
-        pairwise(lambda a, b: soups.interpolate(a, b, t=0.25)), lambda x: 0.75 * x[0] + 0.25 * x[1], symmetric=False
+        of_list(lambda m, _: soups.interpolate(m[0], m[1], t=0.25)),
+        number=2,
+        oracle=lambda x: 0.75 * x[0] + 0.25 * x[1],
+        ordered=True,
+        average=True,
+        pool=False,
     ),
-    "wise_ft": Case(
-        pairwise(lambda a, b: soups.wise_ft(a, base=b, alpha=0.75)),
-        lambda x: 0.75 * x[0] + 0.25 * x[1],
-        symmetric=False,
+    "wise_ft of two": Case(
+        of_list(lambda m, _: soups.wise_ft(m[0], base=m[1], alpha=0.75)),
+        number=2,
+        oracle=lambda x: 0.75 * x[0] + 0.25 * x[1],
+        ordered=True,
+        average=True,
+        pool=False,
     ),
-    "task_arithmetic": Case(from_base(soups.task_arithmetic, scale=0.5), None, idempotent=False),
-    "ties": Case(from_base(soups.ties), None, idempotent=False),
-    "ties, all kept": Case(from_base(soups.ties, density=1.0), None),
-    "ties per leaf": Case(from_base(soups.ties, density=0.5, scope="leaf"), None, idempotent=False),
-    "dare": Case(from_base(soups.dare, density=0.5), None, symmetric=False, idempotent=False),
-    "della": Case(from_base(soups.della), None, symmetric=False, idempotent=False),
-    "breadcrumbs": Case(from_base(soups.breadcrumbs), None, idempotent=False),
-    "nuslerp": Case(first_two(lambda m: soups.nuslerp(m, weights=[1.0, 3.0])), None, symmetric=False),
-    "multislerp": Case(from_base(soups.multislerp), None),
-    "karcher": Case(soups.karcher, None),
-    "model_stock": Case(from_base(soups.model_stock), None),
-    "geometric_median": Case(soups.geometric_median, None),
-    "sce": Case(from_base(soups.sce, select_topk=0.5), None, idempotent=False),
-    "consensus": Case(from_base(soups.consensus), None, idempotent=False),
-    "pcb": Case(from_base(soups.pcb), None, idempotent=False),
-    "magmax": Case(from_base(soups.magmax, scale=1.0), None),
-    "ram": Case(from_base(soups.ram), None),
-    "ram_plus": Case(from_base(soups.ram_plus), None),
-    "nearswap": Case(only_second(soups.nearswap), None, symmetric=False, idempotent=False),
-    "arcee_fusion": Case(only_second(soups.arcee_fusion), None, symmetric=False, idempotent=False),
-    "emr": Case(second_by_emr, None, symmetric=False, pool=False, idempotent=False),
-    "tsv_merge": Case(near_base(soups.tsv_merge), None, idempotent=False),
-    "iso_c": Case(near_base(soups.iso_c), None, idempotent=False),
-    "wudi": Case(near_base(soups.wudi, steps=5), None, idempotent=False),
-    "fisher": Case(lambda m: soups.fisher(m, FISHERS), fisher_oracle, symmetric=False),
-    "fisher_interpolate": Case(
-        pairwise(lambda a, b: soups.fisher_interpolate(a, b, FISHERS[0], FISHERS[2], alpha=0.25)),
-        lambda x: (0.75 * 0.5 * x[0] + 0.25 * 2.5 * x[1]) / (0.75 * 0.5 + 0.25 * 2.5),
-        symmetric=False,
+    "fisher_interpolate of two": Case(
+        of_list(lambda m, _: soups.fisher_interpolate(m[0], m[1], *fishers(m), alpha=0.25)),
+        number=2,
+        ordered=True,
+        average=True,
+        pool=False,
     ),
-    "regmean": Case(lambda m: soups.regmean(m, GRAMS), None, symmetric=False),
-    "localize_and_stitch": Case(localize_and_stitch, None, pool=False, idempotent=False),
-    "stitch": Case(
-        from_base(soups.stitch, masks=[jax.tree.map(lambda leaf: leaf > 0, BASE)] * 3), None, idempotent=False
+    "emr": Case(
+        of_list(lambda m, base: cast(soups.emr_restore(soups.emr(m, base=base), 1, base=base), m)),
+        ordered=True,
+        pool=False,
     ),
-    "greedy": Case(greedy, None, pure=False),
-    "learned per model": Case(learned("model"), None, pure=False),
-    "learned per leaf": Case(learned("leaf"), None, pure=False),
+    "localize_dataless and stitch": Case(of_list(stitched), pool=False),
+    "greedy": Case(lambda m, base=BASE: soups.greedy(m, distance_to(0.6)).params, pure=False, average=True),
+    "learned per model": Case(learned("model"), pure=False, average=True),
+    "learned per leaf": Case(learned("leaf"), pure=False, average=True),
 }
-PURE = [name for name, case in CASES.items() if case.pure]
-POOLED = [name for name, case in CASES.items() if case.pool]
-ALL = list(CASES)
-PAIRS = ("interpolate", "wise_ft", "nuslerp", "fisher_interpolate")  # of given members, never of a list
+CASES = {name: case for method in DECLARED for name, case in cases_of(method)} | UNDECLARED
+ONCE = [name for name in CASES if not name.endswith("other settings")]
 
 
-@pytest.fixture
-def members():
-    return [member(seed) for seed in range(3)]
+def every(names=tuple(CASES), **wanted):
+    """Parametrize by the cases for which this holds."""
+    chosen = [n for n in names if all(getattr(CASES[n], key) == value for key, value in wanted.items())]
+    return pytest.mark.parametrize("case", [CASES[name] for name in chosen], ids=chosen)
+
+
+every_method = pytest.mark.parametrize(
+    "case", [CASES[method.name] for method in DECLARED], ids=[method.name for method in DECLARED]
+)
+
+
+def members_of(case, dtype=np.float32, first=1):
+    return [member(seed, dtype) for seed in range(first, first + case.number)]
+
+
+def named(members):
+    return dict(zip(NAMES, members, strict=False))
 
 
 def close(a, b, rtol=1e-5, atol=1e-6):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
         np.testing.assert_allclose(np.asarray(x, np.float64), np.asarray(y, np.float64), rtol=rtol, atol=atol)
 
 
 def equal(a, b):
+    assert [leaf.dtype for leaf in leaves(a)] == [leaf.dtype for leaf in leaves(b)]
     close(a, b, rtol=0, atol=0)
 
 
@@ -213,35 +262,50 @@ def to_jax(weights):
     return jax.tree.map(jnp.asarray, weights)
 
 
-@pytest.mark.parametrize("name", [name for name in PURE if CASES[name].oracle])
-def test_equals_float64(name, members):
-    expected = jax.tree.map(lambda *x: CASES[name].oracle(np.stack(x).astype(np.float64)), *members)
-    close(CASES[name].make(members), expected)
-    close(CASES[name].make([to_jax(m) for m in members]), expected)
+# --- Results ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_keeps_structure_and_dtype(name):
-    members = [member(seed, ml_dtypes.bfloat16) for seed in range(3)]
-    result = CASES[name].make(members)
-    assert jax.tree.structure(result) == jax.tree.structure(members[0])
-    assert {leaf.dtype for leaf in jax.tree.leaves(result)} == {np.dtype(ml_dtypes.bfloat16)}
+def test_every_declared_method_is_public_and_documented():
+    for name, method in METHODS.items():
+        function = getattr(soups, name)
+        assert name in soups.__all__ and getattr(soups.recipes, name) is function
+        assert list(inspect.signature(function).parameters) and function.__doc__.endswith(("\n    ", "."))
+        assert method.only_in_python or (method.summary and method.title)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.idempotent])
-def test_identical_members_give_that_member(name, members):
-    close(CASES[name].make([members[0]] * 3), members[0], rtol=1e-6, atol=1e-7)
+@every(ONCE)
+def test_equals_float64(case):
+    if case.oracle:
+        members = members_of(case)
+        expected = jax.tree.map(lambda *x: case.oracle(np.stack(x).astype(np.float64)), *members)
+        close(case.make(members), expected)
+        close(case.make([to_jax(m) for m in members]), expected)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.symmetric])
-def test_order_does_not_matter(name, members):
-    close(CASES[name].make(members), CASES[name].make(members[::-1]))
+@every()
+def test_keeps_structure_and_dtype(case):
+    result = case.make(members_of(case, ml_dtypes.bfloat16), base=member(0, ml_dtypes.bfloat16, step=0.0))
+    assert jax.tree.structure(result) == jax.tree.structure(BASE)
+    assert {leaf.dtype for leaf in leaves(result)} == {np.dtype(ml_dtypes.bfloat16)}
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_is_a_program_for_gpus_and_tpus(name, members):
-    exported = jax.export.export(jax.jit(CASES[name].make), platforms=["cuda", "tpu"])([to_jax(m) for m in members])
-    assert "lapack" not in exported.mlir_module()  # what a CPU would call
+@every(average=True)
+def test_identical_members_give_that_member(case):
+    close(case.make([member(1)] * case.number), member(1), rtol=1e-6, atol=1e-6)
+
+
+@every_method
+def test_members_that_are_the_base_give_the_base(case):
+    close(case.make([BASE] * case.number), BASE, rtol=1e-6, atol=1e-6)
+
+
+@every(ordered=False)
+def test_order_does_not_matter(case):
+    members = named(members_of(case))
+    close(case.make(members), case.make(dict(reversed(members.items()))))
+
+
+# --- Transformations --------------------------------------------------------------------------------------------------
 
 
 def rounded_products(program):
@@ -250,99 +314,27 @@ def rounded_products(program):
     return [line.strip() for line in lines if "precision = [HIGHEST, HIGHEST]" not in line]
 
 
-SMALL = {"none": (0,), "no rows": (0, 3), "no columns": (3, 0), "scalar": (), "one": (1,), "one of one": (1, 1)}
-
-
-def small(names, seed):
-    rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=SMALL[name]).astype(np.float32) for name in names}
-
-
-METHODS_OF_BASE = {
-    "task_arithmetic": soups.task_arithmetic,
-    "ties": soups.ties,
-    "ties per leaf": lambda m, base: soups.ties(m, base=base, scope="leaf"),
-    "dare": soups.dare,
-    "della": soups.della,
-    "breadcrumbs": soups.breadcrumbs,
-    "nuslerp rows": lambda m, base: soups.nuslerp(m[:2], base=base, scope="row"),
-    "nuslerp columns": lambda m, base: soups.nuslerp(m[:2], base=base, scope="column"),
-    "multislerp": soups.multislerp,
-    "karcher": soups.karcher,
-    "model_stock": soups.model_stock,
-    "model_stock rows": lambda m, base: soups.model_stock(m, base=base, scope="row"),
-    "geometric_median": lambda m, base: soups.geometric_median(m),
-    "sce": lambda m, base: soups.sce(m, base=base, select_topk=0.5),
-    "consensus": soups.consensus,
-    "pcb": soups.pcb,
-    "pcb per leaf": lambda m, base: soups.pcb(m, base=base, scope="leaf"),
-    "magmax": soups.magmax,
-    "ram": soups.ram,
-    "ram_plus": soups.ram_plus,
-    "nearswap": lambda m, base: soups.nearswap(m[:1], base=base),
-    "arcee_fusion": lambda m, base: soups.arcee_fusion(m[:1], base=base),
-    "emr": lambda m, base: soups.emr_restore(soups.emr(m, base=base), 0, base=base),
-    "tsv_merge": soups.tsv_merge,
-    "iso_c": soups.iso_c,
-    "wudi": lambda m, base: soups.wudi(m, base=base, steps=2),
-    "wudi of torch": lambda m, base: soups.wudi(m, base=base, steps=2, inputs="last"),
-    "fisher": lambda m, base: soups.fisher(m, [jax.tree.map(abs, member) for member in m]),
-    "localize_and_stitch": lambda m, base: soups.stitch(
-        m, [soups.localize_dataless(member, base=base, density=0.5) for member in m], base=base
-    ),
-    **{
-        f"{kind}, {scope}": lambda m, base, scope=scope, make=make: soups.combine_task_vectors(
-            m, base=base, sparsify=make(), elect=True, scope=scope
-        )
-        for scope in ("model", "leaf")
-        for kind, make in {
-            "trim": lambda: sparsify.trim(0.5, rescale=True),
-            "drop": lambda: sparsify.drop(0.5, rescale="norm"),
-            "outliers": lambda: sparsify.outliers(0.5, rescale=True),
-            "magprune": lambda: sparsify.magprune(0.5, 0.1, rescale="norm"),
-        }.items()
-    },
-}
-
-
-@pytest.mark.parametrize("names", [list(SMALL), ["none", "no rows", "no columns"]], ids=["few", "none"])
-@pytest.mark.parametrize("name", METHODS_OF_BASE)
-def test_leaves_without_elements_and_with_one(name, names):
-    members, base = [small(names, seed) for seed in range(3)], small(names, 9)
-    on_host = METHODS_OF_BASE[name](members, base=base)
-    on_device = METHODS_OF_BASE[name]([to_jax(member) for member in members], base=to_jax(base))
-    assert {leaf: on_host[leaf].shape for leaf in names} == {leaf: SMALL[leaf] for leaf in names}
-    close(on_device, on_host)
-
-
-@pytest.mark.parametrize("name", PURE)
-def test_products_are_at_full_precision(name, members):
-    assert not rounded_products(jax.jit(CASES[name].make).lower([to_jax(m) for m in members]).as_text())
+@every(pure=True)
+def test_is_a_program_for_gpus_and_tpus_with_products_at_full_precision(case):
+    given = [to_jax(m) for m in members_of(case)]
+    program = jax.export.export(jax.jit(case.make), platforms=["cuda", "tpu"])(given).mlir_module()
+    assert "lapack" not in program  # what a CPU would call
+    assert not rounded_products(program)
 
 
 def test_products_in_fewer_bits_are_found():
-    program = jax.jit(lambda a, b: (jnp.dot(a, b), jnp.dot(a, b, precision="highest"))).lower(*[jnp.ones((2, 2))] * 2)
-    assert len(rounded_products(program.as_text())) == 1
+    function = jax.jit(lambda a, b: (jnp.dot(a, b), jnp.dot(a, b, precision="highest")))
+    program = jax.export.export(function, platforms=["cuda", "tpu"])(*[jnp.ones((2, 2))] * 2).mlir_module()
+    assert len(set(rounded_products(program))) == 1  # for each platform
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_under_jit_and_vmap(name, members):
-    make = CASES[name].make
-    expected = make(members)
-    close(jax.jit(make)([to_jax(m) for m in members]), expected)
-    two = jax.tree.map(lambda x, y: jnp.stack([x, y]), members, [member(seed) for seed in range(10, 13)])
-    both = jax.vmap(make)(two)
-    close(jax.tree.map(lambda leaf: leaf[0], both), expected)
-    close(jax.tree.map(lambda leaf: leaf[1], both), make([member(seed) for seed in range(10, 13)]))
-
-
-@pytest.mark.parametrize("name", PURE)
-def test_under_pmap(name):
-    groups = [[member(10 * device + seed) for seed in range(3)] for device in range(8)]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *groups)
-    result = jax.pmap(CASES[name].make)(stacked)
-    for device in range(8):
-        close(jax.tree.map(lambda leaf, d=device: leaf[d], result), CASES[name].make(groups[device]))
+@every(pure=True)
+def test_under_pmap_and_vmap(case):
+    groups = [[members_of(case, first=10 * device + 3 * row) for row in range(2)] for device in range(8)]
+    stacked = jax.tree.map(lambda *x: np.stack(x).reshape(8, 2, *x[0].shape), *(m for group in groups for m in group))
+    result = jax.pmap(jax.vmap(case.make))(stacked)
+    for device, row in ((0, 0), (0, 1), (7, 1)):
+        close(jax.tree.map(lambda leaf, at=(device, row): leaf[at], result), case.make(groups[device][row]))
 
 
 def test_pmean_of_members_on_devices_is_the_uniform_soup():
@@ -352,47 +344,219 @@ def test_pmean_of_members_on_devices_is_the_uniform_soup():
     close(jax.tree.map(lambda leaf: leaf[3], soup), soups.uniform(members))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_on_sharded_members(name, members, mesh):
-    make = CASES[name].make
+@every(ONCE)
+def test_on_sharded_members(case, mesh):
     shard = NamedSharding(mesh, P("pool"))
-    sharded = [jax.tree.map(lambda leaf: jax.device_put(leaf, shard), m) for m in members]
-    result = make(sharded)
-    close(result, make(members))
-    assert all(leaf.sharding.is_equivalent_to(shard, leaf.ndim) for leaf in jax.tree.leaves(result))
+    sharded = [jax.tree.map(lambda leaf: jax.device_put(leaf, shard), m) for m in members_of(case)]
+    result = (jax.jit(case.make) if case.pure else case.make)(sharded)
+    close(result, case.make(members_of(case)))
+    if case.method is None or case.method.name not in WHOLE:
+        assert all(leaf.sharding.is_equivalent_to(shard, leaf.ndim) for leaf in leaves(result))
 
 
-@pytest.mark.parametrize("name", POOLED)
-def test_streamed_from_a_pool_equals_in_memory(name, members, tmp_path):
-    pool = Pool(tmp_path / "pool")
-    for index, weights in enumerate(members):
-        pool.add(f"member_{index}", weights)
-    result = CASES[name].make(pool)
-    if CASES[name].pure:
-        equal(result, CASES[name].make(members))  # element-wise: the same to the bit
-    else:
-        close(result, CASES[name].make(members), rtol=1e-6, atol=1e-6)
+# --- Members ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in POOLED if name not in PAIRS])
-def test_no_members_is_an_error(name, tmp_path):
+@every()
+def test_streamed_from_a_pool_equals_in_memory_across_blocks(case, tmp_path, monkeypatch):
+    members = named(members_of(case))
+    whole = case.make(members)
+    monkeypatch.setattr(engine, "BLOCK", 7)  # elements, of leaves of 8, 16 and 32
+    cut = case.make(members)
+    close(cut, whole)
+    if case.pool:
+        pool = Pool(tmp_path / "pool")
+        for name, weights in members.items():
+            pool.add(name, weights)
+        streamed = case.make(pool)
+        equal(streamed, cut) if case.pure else close(streamed, cut)
+
+
+@every_method
+def test_takes_mappings_and_generators(case):
+    expected = case.make(members_of(case))
+    equal(case.make(named(members_of(case))), expected)
+    if not case.method.single:
+        equal(case.make(iter(members_of(case))), expected)
+
+
+PER_MEMBER = {"sparsify": soups.trim(0.5), "gamma": 0.2}  # of settings whose defaults are no numbers, or too small
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [pytest.param(CASES[m.name], name, id=f"{m.name}, {name}") for m in DECLARED for name in m.per_member],
+)
+def test_settings_of_members_are_one_value_a_sequence_or_a_mapping(case, name):
+    members, value = members_of(case), PER_MEMBER.get(name, case.method.defaults[name])
+    expected = case.make(members, **{name: value})
+    equal(case.make(members, **{name: [value] * case.number}), expected)
+    by_name = dict.fromkeys(NAMES[: case.number], value)
+    equal(case.make(named(members), **{name: dict(reversed(by_name.items()))}), expected)
+    if isinstance(value, float):
+        different = [value * share for share in (0.5, 0.8, 0.9)[: case.number]]
+        expected = case.make(members, **{name: different})
+        equal(case.make(named(members), **{name: dict(zip(NAMES, different, strict=False))}), expected)
+        assert any((x != y).any() for x, y in zip(leaves(expected), leaves(case.make(members)), strict=True))
+    for wrong in ([value] * (case.number + 1), {**by_name, "d": value}, dict.fromkeys(by_name.keys() - {"a"}, value)):
+        with pytest.raises(ValueError, match=name):
+            case.make(named(members), **{name: wrong})
+
+
+@every_method
+def test_the_marked_member_goes_by_name_or_place(case):
+    for name in case.method.marks:
+        by_place = case.make(members_of(case), **{name: 1})
+        equal(case.make(named(members_of(case)), **{name: "b"}), by_place)
+        for wrong in ("d", case.number):
+            with pytest.raises(ValueError, match="unknown member"):
+                case.make(named(members_of(case)), **{name: wrong})
+
+
+EMPTY = {"none": (0,), "no rows": (0, 3), "no columns": (3, 0)}
+SMALL = {**EMPTY, "scalar": (), "one": (1,), "one of one": (1, 1)}
+
+
+def small(seed, shapes):
+    rng = np.random.default_rng(seed)
+    return {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()}
+
+
+def alike(seed):
+    """Return leaves that are parallel, opposite, zero or the same in all members: nothing to divide by."""
+    line = np.linspace(0.1, 0.6, 6, dtype=np.float32)
+    opposite = (line if seed % 2 else -line).reshape(3, 2)
+    zero = np.zeros((2, 2), np.float32)
+    return {"parallel": (1 + seed) * line, "opposite": opposite, "zero": zero, "same": line, "number": np.float32(seed)}
+
+
+@every()
+def test_leaves_without_elements_and_with_one(case):
+    if "only" not in case.other:
+        for shapes in (SMALL, EMPTY):
+            result = case.make([small(seed, shapes) for seed in range(1, 1 + case.number)], small(0, shapes))
+            assert {name: leaf.shape for name, leaf in result.items()} == shapes
+            assert not soups.tree.nonfinite_names(result)
+
+
+@every_method
+def test_leaves_that_are_alike_have_finite_results(case):
+    given = [[{**alike(seed), **small(seed, SMALL)} for seed in range(1, 1 + case.number)], alike(0) | small(0, SMALL)]
+    on_host = case.make(*given)
+    traced = jax.jit(case.make, compiler_options={"xla_backend_optimization_level": 0})(*given)
+    for result in (on_host, traced):
+        assert {n: (x.shape, x.dtype) for n, x in result.items()} == {
+            n: (x.shape, x.dtype) for n, x in given[0][0].items()
+        }
+        assert not soups.tree.nonfinite_names(result)
+    close({name: traced[name] for name in SMALL}, {name: on_host[name] for name in SMALL})
+
+
+SPARSIFIERS = {
+    "trim": soups.trim(0.5, rescale=True),
+    "drop": soups.drop(0.5, rescale="norm"),
+    "outliers": soups.outliers(0.5, rescale=True),
+    "magprune": soups.magprune(0.5, 0.1, rescale="norm"),
+}
+
+
+@pytest.mark.parametrize("scope", ["model", "leaf"])
+@pytest.mark.parametrize("kind", SPARSIFIERS)
+def test_sparsifiers_of_leaves_without_elements_and_with_one(kind, scope):
+    for shapes in (SMALL, EMPTY):
+        members, base = [small(seed, shapes) for seed in range(3)], small(9, shapes)
+        settings = {"sparsify": SPARSIFIERS[kind], "elect": True, "scope": scope}
+        on_host = soups.combine_task_vectors(members, base=base, **settings)
+        close(soups.combine_task_vectors([to_jax(m) for m in members], base=to_jax(base), **settings), on_host)
+
+
+# --- Errors -----------------------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_another_number_of_members_is_an_error(case, tmp_path):
+    method, (low, high) = case.method, case.method.members
+    if method.single:
+        return
     for empty in ([], {}, Pool(tmp_path / "empty")):
-        with pytest.raises(ValueError, match="no members"):
-            CASES[name].make(empty)
+        with pytest.raises(ValueError, match=r"no members|takes (exactly|at least)"):
+            method(empty, *[[]] * len(method.beside), base=BASE)
+    for wrong in {low - 1, high + 1} - {0, 10**6 + 1}:
+        with pytest.raises(ValueError, match=f"{method.name} takes (exactly|at least) {low} member"):
+            method([BASE] * wrong, *[[BASE] * wrong] * len(method.beside), base=BASE)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_other_structure_is_an_error(name, members):
-    members[1]["head"]["kernel"] = np.zeros((8, 3), np.float32)
-    with pytest.raises(ValueError, match=r"head/kernel has shape"):
-        CASES[name].make(members)
+@every_method
+def test_members_that_are_one_tree_or_arrays_are_an_error(case):
+    if not case.method.single:
+        for wrong in (np.ones(3), {"w": np.ones(3), "b": np.ones(2)}, "members", 3):
+            with pytest.raises(ValueError, match="members are"):
+                case.method(wrong, *[[]] * len(case.method.beside), base=BASE)
 
 
-@pytest.mark.parametrize("name", ["uniform", "weighted", "learned per model"])
-def test_nan_is_named(name, members):
-    members[2]["Dense_0"]["bias"][1] = np.nan
-    with pytest.raises(ValueError, match=r"member 2: Dense_0/bias"):
-        CASES[name].make(members)
+@every(ONCE)
+def test_mismatched_structures_are_an_error(case):
+    members, base = members_of(case), member(0)
+    (members[1] if case.number > 1 else base)["head"]["kernel"] = np.zeros((8, 3), np.float32)
+    if case.number > 1 or case.has_base:
+        with pytest.raises(ValueError, match=r"head/kernel has shape"):
+            case.make(members, base)
+
+
+@every([*(method.name for method in DECLARED), "weighted", "learned per model", "learned per leaf"])
+def test_each_nan_is_named(case):
+    for place in range(case.number):
+        members = members_of(case)
+        members[place]["Dense_0"]["bias"][1] = members[place]["head"]["kernel"][2, 1] = np.nan
+        label = "member" if case.method and case.method.single else place
+        for given in (members, [to_jax(m) for m in members]):
+            with pytest.raises(ValueError, match=rf"(member )?{label}: Dense_0/bias, head/kernel"):
+                case.make(given)
+
+
+@every(has_base=True)
+def test_a_nan_in_the_base_is_named(case):
+    base = member(0)
+    base["Dense_0"]["bias"][1] = np.inf
+    with pytest.raises(ValueError, match="base: Dense_0/bias"):
+        case.make(members_of(case), base)
+
+
+@every_method
+def test_integers_are_copied(case):
+    base = {**BASE, "ids": np.arange(3), "step": np.array(0)}
+    members = [{**m, "ids": np.arange(3), "step": np.array(i)} for i, m in enumerate(members_of(case))]
+    result = case.make(members, base)
+    np.testing.assert_array_equal(result["ids"], np.arange(3))
+    assert result["step"] == 0 and result["step"].dtype == int  # a counter: the first member's
+    members[-1]["ids"] = np.arange(3) + 1
+    if case.number > 1 or case.method.base == "first":
+        with pytest.raises(ValueError, match="these differ: ids"):
+            case.make(members, base)
+    first = base if case.method.base == "first" else members[0]
+    np.testing.assert_array_equal(case.make(members, base, keep_first="ids|.*bias")["ids"], first["ids"])
+    kept = case.make(members, base, keep_first="ids|.*bias")["Dense_0"]["bias"]
+    np.testing.assert_array_equal(kept, first["Dense_0"]["bias"])
+
+
+@every_method
+def test_leaves_that_are_no_arrays_are_one_error(case):
+    members = members_of(case)
+    members[0]["Dense_0"]["bias"], members[-1]["head"]["kernel"] = 1.0, "text"
+    with pytest.raises(ValueError, match=r"leaves must be (.|\n)*Dense_0/bias is a float(.|\n)*head/kernel is a str"):
+        case.make(members)
+
+
+@every_method
+def test_complex_leaves_are_kept_or_named(case):
+    members, base = members_of(case), member(0)
+    for weights in (base, *members):
+        weights["Dense_0"]["bias"] = (1 + 1j) * weights["Dense_0"]["bias"].astype(np.complex64)
+    if case.method.takes_complex:
+        assert case.make(members, base)["Dense_0"]["bias"].dtype == np.complex64
+    else:
+        with pytest.raises(ValueError, match="complex leaves: Dense_0/bias"):
+            case.make(members, base)
 
 
 def test_members_that_overflow_together_are_told_apart_from_nan():
@@ -402,10 +566,10 @@ def test_members_that_overflow_together_are_told_apart_from_nan():
 
 
 @pytest.mark.parametrize("name", ["uniform", "greedy", "learned per model"])
-def test_pool_leaves_out_members_that_diverged(name, members, tmp_path, caplog):
-    pool = Pool(tmp_path / "pool")
-    for index, weights in enumerate(members):
-        pool.add(f"member_{index}", weights)
-    pool.add("diverged", jax.tree.map(lambda leaf: leaf * np.nan, members[0]))
-    close(CASES[name].make(pool), CASES[name].make(members))
+def test_pool_leaves_out_members_that_diverged(name, tmp_path, caplog):
+    case, pool = CASES[name], Pool(tmp_path / "pool")
+    for member_name, weights in named(members_of(case)).items():
+        pool.add(member_name, weights)
+    pool.add("diverged", jax.tree.map(lambda leaf: leaf * np.nan, BASE))
+    close(case.make(pool), case.make(members_of(case)))
     assert "diverged" in caplog.text
