@@ -5,8 +5,20 @@ import re
 
 import jax
 import numpy as np
+import pytest
+
+from soups.recipes import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def declared():
+    """Forget the methods that pages declare."""
+    before = dict(METHODS)
+    yield
+    for name in METHODS.keys() - before:
+        del METHODS[name]
 
 
 def blocks(page):
@@ -47,3 +59,19 @@ def test_page_on_merging(tmp_path, monkeypatch):
     for code in blocks("docs/merging.md"):
         run(code, names)
     assert names
+
+
+def test_page_on_adding_a_method():
+    names = {}
+    for code in blocks("docs/adding_a_method.md"):
+        run(code, names)
+    assert METHODS["median"] is names["median"].method
+
+
+def test_the_table_of_methods_is_that_of_the_declarations(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
+    import method_tables
+
+    page = method_tables.PAGE.read_text()
+    assert page == method_tables.page(), "run python scripts/benchmarks/method_tables.py"
+    assert page != method_tables.put(page, "methods", [["function"]])

@@ -31,7 +31,7 @@ def put(text, name, rows):
     table = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
     pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"docs/parity.md has no table {name!r}")
+        raise ValueError(f"the page has no table {name!r}")
     return pattern.sub(lambda marks: f"{marks[1]}\n{table}\n\n{marks[2]}", text)
 
 
