@@ -10,89 +10,40 @@ import soups
 from soups import merging
 from soups.formats import write_safetensors
 from soups.merging.methods import find_method
+from soups.recipes.declare import in_files
 
 WEIGHTS = {"a": 1.0, "b": -0.5, "c": 0.75}
+NEEDED = {"t": 0.3}  # values of settings without a default
+OTHER = {"density": 0.4, "gamma": 0.1, "scale": 0.5, "seed": 3, "select_topk": 0.5, "epsilon": 0.1, "votes": 1}
+OTHER |= {"rescale": 0.5, "limit": 0.3, "alpha": 0.3, "floor": 1e-3, "threshold": 0.2, "steps": 5, "only": ".*proj.*"}
+
+
+def cases():
+    """Yield every published method with its defaults, and with other settings; two kinds have tests of their own."""
+    for name, method in merging.methods_of("published").items():
+        if not method.grams and not method.base_beside:
+            needed = {setting: value for setting, value in NEEDED.items() if setting in method.defaults}
+            yield pytest.param(method, needed, method.base in ("required", "first"), id=name)
+            if other := dict(other_settings(method)):
+                yield pytest.param(method, needed | other, method.base != "none", id=f"{name}, other settings")
+
+
+def other_settings(method):
+    for name, default in method.defaults.items():
+        if name in method.marks:
+            yield name, "b"
+        elif name == "scope":
+            yield name, "model" if default == "leaf" else "leaf"
+        elif name == "weights":
+            yield name, WEIGHTS if method.base == "required" else {"a": 1.0, "b": 0.5, "c": 0.75}
+        elif name in OTHER:
+            yield name, OTHER[name]
+        elif isinstance(default, bool) and not method.beside:
+            yield name, not default
 
 
 def settings(**values):
     return {"parameters": values}
-
-
-PUBLISHED = {
-    "uniform": (dict(base=None), lambda m, base: soups.uniform(m)),
-    "linear": (dict(base=None, weight=WEIGHTS), None),
-    "slerp": (dict(members="a", **settings(t=0.3)), None),
-    "nuslerp": (dict(members="ac", weight=WEIGHTS), lambda m, base: soups.nuslerp(m, base=base, weights=[1.0, 0.75])),
-    "multislerp": (
-        dict(weight={"a": 1, "b": 2, "c": 3}),
-        lambda m, base: soups.multislerp(m, base=base, weights=[1, 2, 3]),
-    ),
-    "karcher": (
-        dict(base=None, **settings(scope="model")),
-        lambda m, base: soups.karcher(m, scope="model"),
-    ),
-    "geometric_median": (
-        dict(base=None, weight={"a": 1, "b": 2, "c": 3}),
-        lambda m, base: soups.geometric_median(m, weights=[1, 2, 3]),
-    ),
-    "model_stock": (dict(), soups.model_stock),
-    "task_arithmetic": (
-        dict(weight=WEIGHTS),
-        lambda m, base: soups.task_arithmetic(m, base=base, weights=[1, -0.5, 0.75]),
-    ),
-    "ties": (dict(), soups.ties),
-    "ties, settings": (
-        dict(weight=WEIGHTS, **settings(scope="leaf", density=0.5, scale=0.3, normalize=False)),
-        lambda m, base: soups.ties(
-            m, base=base, weights=[1, -0.5, 0.75], scope="leaf", density=0.5, scale=0.3, normalize=False
-        ),
-    ),
-    "dare": (dict(), soups.dare),
-    "dare, settings": (
-        settings(density=0.4, elect=True, seed=3, scale=0.5),
-        lambda m, base: soups.dare(m, base=base, density=0.4, elect=True, seed=3, scale=0.5),
-    ),
-    "della": (settings(seed=2), lambda m, base: soups.della(m, base=base, seed=2)),
-    "breadcrumbs": (settings(gamma=0.1), lambda m, base: soups.breadcrumbs(m, base=base, gamma=0.1)),
-    "sce": (settings(select_topk=0.5), lambda m, base: soups.sce(m, base=base, select_topk=0.5)),
-    "consensus": (dict(), soups.consensus),
-    "pcb": (dict(), soups.pcb),
-    "magmax": (dict(), soups.magmax),
-    "ram": (settings(epsilon=0.1), lambda m, base: soups.ram(m, base=base, epsilon=0.1)),
-    "tsv_merge": (settings(only=".*proj.*"), lambda m, base: soups.tsv_merge(m, base=base, only=".*proj.*")),
-    "iso_c": (dict(), soups.iso_c),
-    "wudi": (settings(steps=5), lambda m, base: soups.wudi(m, base=base, steps=5, inputs="last")),
-    "ram_plus": (
-        settings(epsilon=0.1, rescale=0.5, limit=0.3),
-        lambda m, base: soups.ram_plus(m, base=base, epsilon=0.1, rescale=0.5, limit=0.3),
-    ),
-    "ram_plus, model": (
-        settings(epsilon=0.1, scope="model"),
-        lambda m, base: soups.ram_plus(m, base=base, epsilon=0.1, scope="model"),
-    ),
-    "nearswap": (dict(members="a", **settings(t=0.1)), lambda m, base: soups.nearswap(m, base=base, t=0.1)),
-    "arcee_fusion": (dict(members="a"), soups.arcee_fusion),
-    "wise_ft": (dict(members="a", **settings(alpha=0.3)), lambda m, base: soups.wise_ft(m["a"], base=base, alpha=0.3)),
-    "wise_ft, only": (
-        dict(members="a", **settings(only=".*mlp.*")),
-        lambda m, base: soups.wise_ft(m["a"], base=base, only=".*mlp.*"),
-    ),
-    "localize_and_stitch": (dict(), soups.localize_and_stitch),
-    "localize_and_stitch, all": (
-        dict(density=dict.fromkeys("abc", 1.0)),
-        lambda m, base: soups.localize_and_stitch(m, base=base, density=1.0),
-    ),
-    "localize_and_stitch, settings": (
-        dict(density=dict.fromkeys("abc", 0.3), **settings(only=".*proj.*")),
-        lambda m, base: soups.localize_and_stitch(m, base=base, density=0.3, only=".*proj.*"),
-    ),
-    "passthrough": (dict(members="a", base=None, scale={"a": 0.5}), None),
-}
-WITH_FILES = {"fisher", "fisher_interpolate", "regmean"}  # tested below
-
-
-def oracle_linear(members):
-    return sum(w * x for w, x in zip(WEIGHTS.values(), members, strict=True)) / sum(WEIGHTS.values())
 
 
 def oracle_slerp(base, member, t):
@@ -104,14 +55,23 @@ def oracle_slerp(base, member, t):
 
 
 ORACLES = {
-    "linear": lambda base, members: oracle_linear(members),
-    "slerp": lambda base, members: oracle_slerp(base, members[0], 0.3),
-    "passthrough": lambda base, members: 0.5 * members[0],
+    "linear": (
+        {"base": None, "weight": WEIGHTS},
+        lambda base, a, b, c: (a - 0.5 * b + 0.75 * c) / 1.25,
+    ),
+    "slerp": ({"members": "a", **settings(t=0.3)}, lambda base, a: oracle_slerp(base, a, 0.3)),
+    "passthrough": ({"members": "a", "base": None, "scale": {"a": 0.5}}, lambda base, a: 0.5 * a),
 }
 
 
-def test_every_published_method_is_tested():
-    assert {name.split(",")[0] for name in PUBLISHED} | WITH_FILES == set(merging.methods_of("published"))
+@pytest.mark.parametrize("name", ORACLES)
+def test_published_methods_equal_float64(small, run, trees, name):
+    options, oracle = ORACLES[name]
+    merged = run(name, vocabulary="published", **options)
+    for leaf in merged:
+        small.near(
+            merged[leaf], oracle(*(trees[x][leaf].astype(float) for x in ["base", *options.get("members", "abc")]))
+        )
 
 
 def test_where_a_kept_element_did_not_move_it_counts_in_the_mean(small, tmp_path):
@@ -120,26 +80,6 @@ def test_where_a_kept_element_did_not_move_it_counts_in_the_mean(small, tmp_path
     recipe = {"vocabulary": "published", "merge_method": "localize_and_stitch", "base_model": tmp_path / "base"}
     recipe |= {"models": [tmp_path / "a", tmp_path / "b"], "parameters": {"density": 1.0}}
     np.testing.assert_array_equal(small.merge(recipe, tmp_path / "out")["x"], [1.5, 4])
-
-
-@pytest.mark.parametrize("case", PUBLISHED)
-def test_published_methods_are_those_of_the_library(small, run, trees, case):
-    options, function = PUBLISHED[case]
-    merged = run(case.split(",")[0], vocabulary="published", **options)
-    members = {x: trees[x] for x in options.get("members", "abc")}
-    if function is None:
-        for name in merged:
-            wide = [member[name].astype(np.float64) for member in members.values()]
-            small.near(merged[name], ORACLES[case](trees["base"][name].astype(np.float64), wide))
-        return
-    expected = function(members, base=trees["base"])
-    assert set(merged) == set(expected)
-    for name in merged:
-        # files are merged with the leaves in their own order, in which sums over the model round otherwise
-        if options.get("parameters", {}).get("scope") == "model" or case == "pcb":
-            small.near(merged[name], expected[name])
-        else:
-            np.testing.assert_array_equal(merged[name], expected[name])
 
 
 # --- With a Fisher diagonal for each model ---
@@ -159,24 +99,39 @@ def fishers(small, trees, tmp_path_factory):
     return made
 
 
-FISHER = {
-    "plain": (dict(), dict()),
-    "weights": (dict(weight=WEIGHTS | {"b": 0.5}), dict(weights=[1.0, 0.5, 0.75])),
-    "normalize": (settings(normalize=True, floor=1e-3), dict(normalize=True, floor=1e-3)),
-    "favor": (dict(favor={"a": False, "b": True, "c": False}), dict(favor="b")),
-}
-
-
-@pytest.mark.parametrize("case", FISHER)
-def test_fisher_is_that_of_the_library(small, run, trees, fishers, case):
-    options, arguments = FISHER[case]
-    merged = run("fisher", base=None, vocabulary="published", fisher={x: str(fishers[x][0]) for x in "abc"}, **options)
-    expected = soups.fisher(
-        [trees[x] for x in "abc"],
-        [fishers[x][1] for x in "abc"],
-        **{**arguments, **({"favor": 1} if "favor" in arguments else {})},
-    )
+@pytest.mark.parametrize(("method", "chosen", "has_base"), list(cases()))
+def test_published_methods_are_those_of_the_library(small, run, trees, fishers, method, chosen, has_base):
+    names = "abc"[: method.members[1]]
+    chosen = {n: {x: v[x] for x in names} if isinstance(v, dict) else v for n, v in chosen.items()}
+    of_members, parameters = {"fisher": {x: str(fishers[x][0]) for x in names}} if method.beside else {}, {}
+    for name, value in chosen.items():
+        if name in method.marks:
+            of_members[name] = {x: x == value for x in names}
+        elif name in method.per_member:
+            of_members[in_files(name)] = value if isinstance(value, dict) else dict.fromkeys(names, value)
+        else:
+            parameters[in_files(name)] = value
+    options = {"base": "base" if has_base else None, "parameters": parameters, **of_members}
+    merged = run(method.name, names, vocabulary="published", **options)
+    members = {x: trees[x] for x in names}
+    beside = [{x: fishers[x][1] for x in names}] * len(method.beside)
+    base = {"base": trees["base"]} if has_base else {}
+    given = members["a"] if method.single else members
+    expected = method(given, *beside, **base, **{**method.in_files, **chosen})
     assert set(merged) == set(expected)
+    for name in merged:
+        # files are merged with the leaves in their own order, in which sums over the model round otherwise
+        if chosen.get("scope") == "model" or method.name == "pcb":
+            small.near(merged[name], expected[name])
+        else:
+            np.testing.assert_array_equal(merged[name], expected[name])
+
+
+def test_fisher_with_norms_is_that_of_the_library(small, run, trees, fishers):
+    files = {x: str(fishers[x][0]) for x in "abc"}
+    merged = run("fisher", base=None, vocabulary="published", fisher=files, **settings(normalize=True, floor=1e-3))
+    given = [trees[x] for x in "abc"], [fishers[x][1] for x in "abc"]
+    expected = soups.fisher(*given, normalize=True, floor=1e-3)
     for name in merged:
         small.near(merged[name], expected[name])
 
