@@ -42,12 +42,12 @@ class Candidates:
         self._first = None
 
     def scored(self, names: Sequence[str], soup: Growing) -> Candidate:
-        """Give the candidate of `names[0]` with its score; the next question is about `names[1]`, or another soup."""
+        """Return the candidate of `names[0]` with its score; the next question is about `names[1]`, or another soup."""
         candidate = self.unscored(names[0], soup)
         return candidate if candidate.reason else candidate._replace(score=self._score(candidate.params), params=None)
 
     def unscored(self, name: str, soup: Growing) -> Candidate:
-        """Give the candidate of a member.
+        """Return the candidate of a member.
 
         Raises:
             ValueError: the member has another structure than the first that was read.
@@ -63,7 +63,7 @@ class Candidates:
         return Candidate(Growing(mean, soup.count + 1), _in_dtypes_of(member, mean))
 
     def finished(self, soup: Growing) -> tree.Tree:
-        """Give the weights of a soup in the dtypes of the members."""
+        """Return the weights of a soup in the dtypes of the members."""
         return tree.cast_like(soup.mean, self._first)
 
     def _read(self, name):
@@ -75,7 +75,7 @@ class Candidates:
 
 
 def _mean_with(soup, member):
-    """Give the mean with one more member, and the names of the member's leaves that hold NaN or infinity."""
+    """Return the mean with one more member, and the names of the member's leaves that hold NaN or infinity."""
     leaves = jax.tree.leaves((soup.mean, member))
     if not all(is_jax(leaf) and tree.is_float(leaf) for leaf in leaves):
         return running_mean(soup.mean, member, soup.count), tree.nonfinite_names(member)

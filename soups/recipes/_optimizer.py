@@ -4,7 +4,7 @@ from soups.lazy import jax
 
 
 def apply(optimizer, grads, state, params, multipliers=None):
-    """Give the updated parameters and optimizer state; `multipliers` scale the update of each leaf."""
+    """Return the updated parameters and optimizer state; `multipliers` scale the update of each leaf."""
     import optax  # takes a third of a second to import; most of this library does without
 
     # optax mixes Python floats with integer counts, which a program with strict promotion would refuse

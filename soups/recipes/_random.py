@@ -11,7 +11,7 @@ CHUNK = 2**16  # numbers that the host draws at a time
 
 
 def uniform(seed: int, name: str, part, shape: tuple[int, ...]):
-    """Give float32 numbers in [0, 1) for the elements of a part, one stream for each seed and name.
+    """Return float32 numbers in [0, 1) for the elements of a part, one stream for each seed and name.
 
     Element j gets 24 bits of an integer hash of j and of the hashed seed, name and leaf: the same numbers from NumPy
     and from JAX, wherever the part begins.

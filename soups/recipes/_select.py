@@ -13,9 +13,7 @@ GATHERED = 2**26  # elements whose patterns may lie in memory together: 256 MB
 
 
 def kth_magnitudes(arrays: Callable[[], Iterable], size: int, places: Sequence[int]) -> list:
-    """Give for each k in `places` the k-th smallest |x| (1: the smallest) over all `size` elements of the float arrays.
-
-    Of no elements it is zero.
+    """Return for each k in `places` the k-th smallest |x| (1: the smallest) over all `size` elements; zero of none.
 
     `arrays` gives them anew at each call. Magnitudes order as their bit patterns do, read as integers. NumPy arrays:
     a partition of the patterns, or where there are very many histograms of their halves. JAX arrays, also traced and
@@ -40,7 +38,7 @@ def kth_magnitudes(arrays: Callable[[], Iterable], size: int, places: Sequence[i
 
 
 def kth_magnitude(arrays: Callable[[], Iterable], size: int, k: int):
-    """Give the k-th smallest |x|, as `kth_magnitudes`."""
+    """Return the k-th smallest |x|, as `kth_magnitudes`."""
     return kth_magnitudes(arrays, size, [k])[0]
 
 

@@ -54,8 +54,9 @@ def adamerging(
         holding them all), and whose history has the sum of the tasks' mean entropies at every step.
 
     Raises:
-        ValueError: no (finite) members, other structures, `apply_fn` or `batches` for other members, a task without
-            batches, another `per`, settings out of range, logits that are not [B, C], or a loss that is not finite.
+        ValueError: no (finite) members, mismatched structures, `apply_fn` or `batches` for other members, a task
+            without batches, another `per`, settings out of range, logits that are not [B, C], or a loss that is not
+            finite.
 
     Yang et al., "AdaMerging: Adaptive model merging for multi-task learning", 2023, arXiv 2310.02575.
     """
@@ -170,7 +171,7 @@ def _entropy_and_products(base, vectors, coefficients, apply_fns, streams):
 
 @jit(static_argnums=0, donate_argnums=3)
 def _add_task(apply_fn, params, inputs, so_far):
-    """Give the mean entropy of one task, and its gradient added to those so far."""
+    """Return the mean entropy of one task, and its gradient added to those so far."""
     floats, rest = tree.split_floats(params)
 
     def entropy(floats):
@@ -198,7 +199,7 @@ def _mix(base, vectors, coefficients):
 
 
 def _inner_products(grads, vectors):
-    """Give <g_l, τ_{k,l}> as [L, K]; integer leaves have no gradient and count zero."""
+    """Return <g_l, τ_{k,l}> as [L, K]; integer leaves have no gradient and count zero."""
     flat_grads = tree.flatten(jax.device_get(grads) if tree.namespace_of(vectors) is np else grads)
     columns = [
         [

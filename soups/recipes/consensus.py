@@ -31,7 +31,7 @@ def sce(inputs: Inputs, *, select_topk: float = 1.0) -> Recipe:
     θ = θ_base + Σ_i c_i m_i τ_i / max(Σ_i c_i m_i, 1e-6). Float leaves [...], in float32 or wider.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, select_topk outside (0, 1].
+        ValueError: no members, mismatched structures, NaN or infinity, select_topk outside (0, 1].
 
     Wan et al., "FuseChat: knowledge fusion of chat models", 2024, arXiv 2408.07990.
     """
@@ -120,8 +120,8 @@ def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model"
         scope: over what elements compete: the "model" or each "leaf".
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, a density outside (0, 1], not one scale for each
-            member, another scope.
+        ValueError: no members, mismatched structures, NaN or infinity, a density outside (0, 1], not one scale for each
+            member, an unknown scope.
 
     Du et al., "Parameter competition balancing for model merging", 2024, arXiv 2410.02396.
     """
@@ -177,7 +177,7 @@ def _variance(part):
 
 
 def _varying_most(parts, size, fraction):
-    """Give the function that says of a part which elements are among the fraction of largest variances."""
+    """Return the function that says of a part which elements are among the fraction of largest variances."""
     variance = engine.remembered(_variance) if 2 * size <= GATHERED else _variance
     threshold = _just_below(_least_variance(parts, variance, size, fraction))
     return lambda part: variance(part) >= tree.scalar(threshold, part.leaves[0])
@@ -194,7 +194,7 @@ def _least_variance(parts, variance, size, fraction):
 
 
 def _floor_of_product(count, fraction):
-    """Give ⌊count · fraction⌋ the same for a number and for a traced uint32, which has no 64 bits."""
+    """Return ⌊count · fraction⌋ the same for a number and for a traced uint32, which has no 64 bits."""
     factor = min(math.ceil(fraction * 2**32), 2**32 - 1)
     if isinstance(count, int):
         return count * factor >> 32
@@ -254,7 +254,7 @@ def _sums_of_exponentials(part, ranges):
 
 
 def _balance(part, index, ranges, means):
-    """Give β of one member, times the squared number of elements: that cancels, and no element underflows."""
+    """Return β of one member, times the squared number of elements: that cancels, and no element underflows."""
     number = len(part.leaves)
     within = _exponential(part, (index, index), ranges, number)
     within = within / tree.scalar(means[index,], within)

@@ -84,14 +84,16 @@ class Method:
     @property
     def signature(self) -> inspect.Signature:
         """Return the signature of the public function."""
-        kinds = inspect.Parameter
-        first = kinds("member" if self.single else "members", kinds.POSITIONAL_OR_KEYWORD)
-        beside = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in self.beside]
+        positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        one = inspect.Parameter("member" if self.single else "members", positional)
+        first = one.replace(annotation="Tree" if self.single else "Members")
+        beside = [inspect.Parameter(name, positional, annotation="Trees") for name in self.beside]
         default = None if self.base == "optional" else REQUIRED
-        base = [] if self.base == "none" else [kinds("base", kinds.KEYWORD_ONLY, default=default)]
+        base = inspect.Parameter("base", keyword, default=default, annotation="Tree" + " | None" * (default is None))
         own = list(inspect.signature(self.function).parameters.values())[1:]
-        keep_first = kinds("keep_first", kinds.KEYWORD_ONLY, default=None)
-        return inspect.Signature([first, *beside, *base, *own, keep_first], return_annotation="tree.Tree")
+        keep_first = inspect.Parameter("keep_first", keyword, default=None, annotation="str | None")
+        given = [first, *beside, *([] if self.base == "none" else [base]), *own, keep_first]
+        return inspect.Signature(given, return_annotation="Tree")
 
     def __call__(self, given: Any, /, *beside: Any, base=None, keep_first: str | None = None, **settings) -> tree.Tree:
         """Merge members by this method.

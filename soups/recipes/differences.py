@@ -24,7 +24,7 @@ def nearswap(inputs: Inputs, *, t=1e-4) -> Recipe:
     the weights. The method is alchemonaut's (QuartetAnemoi-70B-t0.0001, 2024), who took 1e-4; there is no paper.
 
     Raises:
-        ValueError: not one member, other structures, NaN or infinity, a negative t.
+        ValueError: not one member, mismatched structures, NaN or infinity, a negative t.
     """
     if isinstance(t, int | float):
         _check_not_negative("t", t)
@@ -52,7 +52,7 @@ def arcee_fusion(inputs: Inputs) -> Recipe:
     method is Arcee's (mergekit 0.1, 2025); there is no paper.
 
     Raises:
-        ValueError: not one member, other structures, NaN or infinity.
+        ValueError: not one member, mismatched structures, NaN or infinity.
     """
 
     def measure(parts):
@@ -81,7 +81,7 @@ def magmax(inputs: Inputs, *, scale=0.5) -> Recipe:
     is the published setting.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity.
+        ValueError: no members, mismatched structures, NaN or infinity.
 
     Marczak et al., "MagMax: leveraging model merging for seamless continual learning", 2024, arXiv 2407.06322.
     """
@@ -109,7 +109,7 @@ def ram(inputs: Inputs, *, epsilon: float = 1e-5) -> Recipe:
     float32 or wider.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, a negative ε.
+        ValueError: no members, mismatched structures, NaN or infinity, a negative ε.
 
     Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
     """
@@ -133,7 +133,7 @@ def ram_plus(
     or over the "model".
 
     Raises:
-        ValueError: as `ram`; a negative limit, another scope.
+        ValueError: as `ram`; a negative limit, an unknown scope.
 
     Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
     """

@@ -111,7 +111,7 @@ class _Axis(NamedTuple):
     logarithmic: bool
 
     def at(self, place: float) -> float:
-        """Give the number at a place between 0 and 1."""
+        """Return the number at a place between 0 and 1."""
         if self.logarithmic:
             return float(self.low * (self.high / self.low) ** place)
         return float(self.low + (self.high - self.low) * place)
@@ -144,7 +144,7 @@ def _axis(name, given):
 
 
 def _arguments(axes, point) -> dict[str, Any]:
-    """Give the recipe's keyword arguments at a point of the unit cube."""
+    """Return the recipe's keyword arguments at a point of the unit cube."""
     values = [(axis.name, axis.at(place)) for axis, place in zip(axes, point, strict=False)]
     chosen = {name: value for name, value in values if name != "weights"}
     weights = [value for name, value in values if name == "weights"]
@@ -152,7 +152,7 @@ def _arguments(axes, point) -> dict[str, Any]:
 
 
 def _search(axes, strategy, budget, mode, score_of):
-    """Give the candidates with their scores, in order; each generation is told to the strategy."""
+    """Return the candidates with their scores, in order; each generation is told to the strategy."""
     history, generation = [], []
     for number in range(budget):
         point = strategy.ask()

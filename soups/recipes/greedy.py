@@ -51,7 +51,7 @@ def greedy(
             there without a copy on the host. Default: they stay where they are, so NumPy arrays are mixed by NumPy.
 
     Raises:
-        ValueError: no (finite) members, other structures, unknown member, metric, mode or rule, or a journal of
+        ValueError: no (finite) members, mismatched structures, unknown member, metric, mode or rule, or a journal of
             another selection.
         OSError: the journal cannot be written; its path is in the message.
 
@@ -172,7 +172,7 @@ def _by_name(scores, names) -> dict[str, float]:
 
 
 def pick_metric(value: Any, metric: str | None) -> float:
-    """Give the number by which to choose, of what an `evaluate` returned: a number, or metrics by name."""
+    """Return the number by which to choose, of what an `evaluate` returned: a number, or metrics by name."""
     if not isinstance(value, Mapping):
         if metric is not None:
             raise ValueError(f"metric={metric!r} was given, but evaluate returns a number and no mapping")

@@ -51,8 +51,8 @@ def learned(
         A soup whose history has the loss of every step; with per="leaf" `ingredients` holds the mean over the leaves.
 
     Raises:
-        ValueError: no (finite) members, other structures, no batches, another `per`, a loss that is not finite, or a
-            journal of other members or settings, or of more batches.
+        ValueError: no (finite) members, mismatched structures, no batches, another `per`, a loss that is not finite, or
+            a journal of other members or settings, or of more batches.
         OSError: the journal cannot be written; its path is in the message.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.
@@ -116,7 +116,7 @@ def _descend(variables, trees, mix, loss, batches, learning_rate, log):
 
 
 def _restored(log, variables, state):
-    """Give variables, optimizer state and losses as a killed run had them after its last step, else the first ones."""
+    """Return variables, optimizer state and losses as a killed run had them after its last step, else the first."""
     kept = log.newest()
     if kept is None:
         return variables, state, []
@@ -126,7 +126,7 @@ def _restored(log, variables, state):
 
 
 def _unused(batches, used):
-    """Give the batches after the first `used` ones."""
+    """Return the batches after the first `used` ones."""
     batches = iter(batches)
     given = sum(1 for _ in itertools.islice(batches, used))
     if given < used:
@@ -167,7 +167,7 @@ def _mix(trees, weights, dtype):
 
 
 def _inner_products(grads, trees):
-    """Give <g_l, θ_{i,l}> as [L, K]; integer leaves have no gradient and count zero."""
+    """Return <g_l, θ_{i,l}> as [L, K]; integer leaves have no gradient and count zero."""
     on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trees[0]))
     grads = jax.device_get(grads) if on_host else grads
     flat_grads = tree.flatten(grads)

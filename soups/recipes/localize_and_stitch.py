@@ -57,8 +57,8 @@ def localize(
         A boolean tree of the structure of `base`.
 
     Raises:
-        ValueError: other structures, NaN or infinity, no batches or too few for the epochs, a density outside (0, 1],
-            fewer than one epoch, another `update`, a rule that matches no leaf, or a loss that is not finite.
+        ValueError: mismatched structures, NaN or infinity, no batches or too few for the epochs, a density outside
+            (0, 1], fewer than one epoch, another `update`, a rule that matches no leaf, or a loss that is not finite.
 
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
@@ -83,7 +83,7 @@ def localize_dataless(member: tree.Tree, *, base: tree.Tree, density: float = 0.
     Exact, without sorting; it may be traced.
 
     Raises:
-        ValueError: other structures, NaN or infinity, a density outside (0, 1], a rule that matches no float leaf.
+        ValueError: mismatched structures, NaN or infinity, a density outside (0, 1], a rule that matches no float leaf.
 
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
@@ -256,7 +256,7 @@ def _final(mask, leaf):
 
 
 def _task_vector(member, base, only):
-    """Give member − base by name, for the float leaves that may be in a mask."""
+    """Return member − base by name, for the float leaves that may be in a mask."""
     tree.check_same_structure([base, member], ["base", "member"], dtypes=False)
     chosen = tree.flatten(tree.match(base, only))
     for label, weights in {"base": base, "member": member}.items():

@@ -22,7 +22,7 @@ def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) ->
     for each task on held-out data.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, not one threshold for each member.
+        ValueError: no members, mismatched structures, NaN or infinity, not one threshold for each member.
 
     Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
     """
@@ -59,7 +59,7 @@ def emr(members: arguments.Members, *, base: tree.Tree) -> Elected:
     Σ |M_i ⊙ τ_uni| over all elements of the model, as the paper has it; 0 for a member that equals the base.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity.
+        ValueError: no members, mismatched structures, NaN or infinity.
 
     Huang et al., "EMR-Merging: tuning-free high-performance model merging", 2024, arXiv 2405.17461.
     """
@@ -82,7 +82,7 @@ def emr_restore(merged: Elected, member: str | int, *, base: tree.Tree) -> tree.
     `member`: its name, or its number if the members were a sequence. Integer leaves are those of the base.
 
     Raises:
-        ValueError: no such member, a base of another structure.
+        ValueError: no such member, a base of mismatched structure.
 
     Huang et al., "EMR-Merging: tuning-free high-performance model merging", 2024, arXiv 2405.17461.
     """

@@ -59,7 +59,7 @@ def spec_from_rules(params: tree.Tree, rules: Sequence[tuple[str, Sequence[Axis]
 
 
 def check_spec(spec: Spec, params: tree.Tree) -> dict[str, int]:
-    """Give the number of units of each permutation, if the spec fits the weights.
+    """Return the number of units of each permutation, if the spec fits the weights.
 
     Raises:
         ValueError: leaves that do not exist or have no entry, another number of axes, an axis that does not divide into
@@ -89,7 +89,7 @@ def check_spec(spec: Spec, params: tree.Tree) -> dict[str, int]:
 
 
 def used_axes(axes: Sequence[Axis]) -> Iterator[tuple[int, Blocks]]:
-    """Give (number, blocks) of each axis that is permuted."""
+    """Return (number, blocks) of each axis that is permuted."""
     for number, axis in enumerate(axes):
         if axis is not None:
             yield number, axis if isinstance(axis, Blocks) else Blocks(axis)
@@ -146,7 +146,7 @@ def permute_leaf(leaf, axes: Sequence[Axis], permutations: Permutations, *, but:
 
 
 def check_permutations(permutations: Permutations, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Give the permutations as NumPy arrays, if each is an order of as many units as `sizes` says.
+    """Return the permutations as NumPy arrays, if each is an order of as many units as `sizes` says.
 
     Raises:
         ValueError: an unknown name, or an array that is not an order of all units.
@@ -164,18 +164,18 @@ def check_permutations(permutations: Permutations, sizes: Mapping[str, int]) -> 
 
 
 def invert(permutations: Permutations) -> dict[str, np.ndarray]:
-    """Give the permutations that undo these: q[p[i]] = i."""
+    """Return the permutations that undo these: q[p[i]] = i."""
     return {name: np.argsort(order) for name, order in permutations.items()}
 
 
 def compose(first: Permutations, then: Permutations) -> dict[str, np.ndarray]:
-    """Give the permutations that do the same as `first` and then `then`: p[q[i]]."""
+    """Return the permutations that do the same as `first` and then `then`: p[q[i]]."""
     both = {name: np.asarray(order)[then[name]] for name, order in first.items() if name in then}
     return {**first, **then, **both}
 
 
 def identity(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Give the permutations that change nothing; `sizes` as from `check_spec`."""
+    """Return the permutations that change nothing; `sizes` as from `check_spec`."""
     return {name: np.arange(units) for name, units in sizes.items()}
 
 

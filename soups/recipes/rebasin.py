@@ -80,7 +80,7 @@ def weight_matching(
         ignore: a regex of leaves that are permuted but do not vote; those without a float dtype never do.
 
     Raises:
-        ValueError: other structures, NaN or infinity, a spec or `start` that does not fit, or no sweeps.
+        ValueError: mismatched structures, NaN or infinity, a spec or `start` that does not fit, or no sweeps.
 
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithm 1.
     """
@@ -125,7 +125,7 @@ def _similarity(name, places, votes, spec, found):
 
 
 def _rows(leaf, number, blocks):
-    """Give the leaf as float64 rows [units, rest]."""
+    """Return the leaf as float64 rows [units, rest]."""
     units = units_of(leaf, number, blocks)
     moved = np.moveaxis(np.asarray(leaf, np.float64), number, 0)
     return moved.reshape(blocks.outer, units, -1).swapaxes(0, 1).reshape(units, -1)
@@ -139,7 +139,7 @@ def assign(similarity: np.ndarray) -> np.ndarray:
 
 
 def score(similarity: np.ndarray, order: np.ndarray) -> float:
-    """Give Σ_i S[i, p_i]."""
+    """Return Σ_i S[i, p_i]."""
     return float(similarity[np.arange(len(order)), order].sum())
 
 
@@ -152,7 +152,7 @@ def _dot(a, b):
 
 
 def _votes(reference, params, spec, ignore):
-    """Give the pairs of host arrays that the objective is about: float leaves with a permutation, not ignored."""
+    """Return the pairs of host arrays that the objective is about: float leaves with a permutation, not ignored."""
     others = tree.flatten(params)
     return {
         name: (np.asarray(leaf), np.asarray(others[name]))
@@ -259,8 +259,8 @@ def align(
         method: "weight" or "merge_many".
 
     Raises:
-        ValueError: no (finite) members, other structures, a member or method that is not there, or a spec that does not
-            fit.
+        ValueError: no (finite) members, mismatched structures, a member or method that is not there, or a spec that
+            does not fit.
 
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithms 1 and 3.
     """

@@ -37,7 +37,7 @@ class Soup:
         _register()
 
     def record(self) -> dict[str, Any]:
-        """Give everything but the weights, ready for JSON."""
+        """Return everything but the weights, ready for JSON."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["params"]
         return fields
@@ -67,5 +67,5 @@ def _register():
 
 
 def digests(members, names) -> dict[str, str]:
-    """Give the content digests of members that know them (those of a pool)."""
+    """Return the content digests of members that know them (those of a pool)."""
     return {name: members.digest(name) for name in names} if hasattr(members, "digest") else {}

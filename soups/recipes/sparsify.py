@@ -181,7 +181,7 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
 
 
 def masked(vector, mask):
-    """Give the elements where the mask holds, and zeros elsewhere."""
+    """Return the elements where the mask holds, and zeros elsewhere."""
     if is_jax(vector):
         return jnp.where(mask, vector, jnp.zeros_like(vector))
     return vector * mask  # many times faster than numpy.where
@@ -216,7 +216,7 @@ def _ranks_on_host(vector):
 
 
 def _l1_ratio(parts, index, mask):
-    """Give |τ|_1 / |m ⊙ τ|_1 over the parts, of masks m(part); 1 where either is nearly zero."""
+    """Return |τ|_1 / |m ⊙ τ|_1 over the parts, of masks m(part); 1 where either is nearly zero."""
 
     def norms(part):
         vector = part.vector(index)

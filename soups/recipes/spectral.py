@@ -33,7 +33,7 @@ def tsv_merge(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
     on the host, in float32 or wider under JAX; a matrix is never cut into parts or kept on several devices.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, `only` that matches no leaf.
+        ValueError: no members, mismatched structures, NaN or infinity, `only` that matches no leaf.
 
     Gargiulo et al., "Task singular vectors: reducing task interference in model merging", 2024, arXiv 2412.00081.
     """
@@ -47,7 +47,7 @@ def tsv_merge(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
     paper="Marczak et al. 2025, 2502.04959",
 )
 def iso_c(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
-    """Give all singular directions of the summed task matrices the same length, their mean (Iso-C).
+    """Return all singular directions of the summed task matrices the same length, their mean (Iso-C).
 
     Σ_i T_i = U diag(σ) Vᵀ; θ = θ_base + α mean(σ) U Vᵀ, over the directions that have a singular value. Leaves as in
     `tsv_merge`; the paper searches α on held-out data.
@@ -115,7 +115,7 @@ def wudi(
 def matrix_recipe(
     number: int, merged: Callable[[Any, list[Any]], Any], scale: Any, only: str, *, rows_first: bool = False
 ) -> Recipe:
-    """Give the recipe that adds α · `merged(xp, matrices)` to the base, in leaves that are no matrices α · the mean.
+    """Return the recipe that adds α · `merged(xp, matrices)` to the base, in leaves that are no matrices α · the mean.
 
     Matrices: [product of all axes but the last, last], with `rows_first` [first, product of the others].
     """
@@ -163,7 +163,7 @@ def _orthogonal(xp, matrix):
 
 
 def _decomposed(xp, matrix):
-    """Give U, σ and Vᵀ of a thin decomposition, with zeros for the vectors where σ is zero up to rounding."""
+    """Return U, σ and Vᵀ of a thin decomposition, with zeros for the vectors where σ is zero up to rounding."""
     matrix = matrix.astype(np.float64) if xp is np else matrix
     left, values, right = xp.linalg.svd(matrix, full_matrices=False)
     real = (values > values[0] * (np.finfo(values.dtype).eps * max(matrix.shape))).astype(values.dtype)

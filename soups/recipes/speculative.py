@@ -88,7 +88,7 @@ class _AtOnce(Candidates):
         self._held: dict[str, tree.Tree] = {}  # members to be decided on: for a new soup they are not read again
 
     def scored(self, names: Sequence[str], soup: Growing) -> Candidate:
-        """Give the candidate of `names[0]`, which the last round has scored unless the soup has changed since."""
+        """Return the candidate of `names[0]`, which the last round has scored unless the soup has changed since."""
         if soup is not self._soup:
             self._forget(names)
             self._soup = soup

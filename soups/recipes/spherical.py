@@ -64,7 +64,7 @@ def nuslerp(inputs: Inputs, *, weights=1.0, scope: str = "leaf") -> Recipe:
     "model", or for each "row" (along the last axis) or "column" (along the first).
 
     Raises:
-        ValueError: not two members, other structures, NaN or infinity, another scope.
+        ValueError: not two members, mismatched structures, NaN or infinity, an unknown scope.
 
     Shoemake, "Animating rotation with quaternion curves", 1985.
     """
@@ -100,7 +100,7 @@ def multislerp(
     signs do, |s| at most 64 times the epsilon of the dtype, it is Σ_i w_i v_i.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, another scope, weights that sum to zero.
+        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope, weights that sum to zero.
     """
     weights = np.asarray(weights, np.float64)
     if normalize and abs(weights.sum()) < 1e-8:
@@ -144,7 +144,7 @@ def karcher(
     scalars of opposite signs do, μ starts from the first member's. A member opposite to μ does not pull.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, another scope.
+        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope.
 
     Karcher, "Riemannian center of mass and mollifier smoothing", 1977.
     """
@@ -185,7 +185,7 @@ def model_stock(inputs: Inputs, *, scope: str = "leaf") -> Recipe:
     "row" (along the last axis).
 
     Raises:
-        ValueError: fewer than two members, other structures, NaN or infinity, another scope.
+        ValueError: fewer than two members, mismatched structures, NaN or infinity, an unknown scope.
 
     Jang et al., "Model Stock: all we need is just a few fine-tuned models", 2024, arXiv 2403.19522.
     """
@@ -218,8 +218,8 @@ def geometric_median(inputs: Inputs, *, weights=1.0, scope: str = "leaf", iterat
     no digit changes or `iterations` are done.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, another scope; weights that are negative, not finite
-            or all zero.
+        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope; weights that are negative, not
+            finite or all zero.
 
     Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937. Vardi and Zhang,
     "The multivariate L1-median and associated data depth", 2000.
@@ -242,7 +242,7 @@ def gram_recipe(
     mixed: Callable[[Any, Any], Any] | None = None,
     distances: bool = False,
 ) -> Recipe:
-    """Give the recipe that sums vectors with coefficients [K] made from their Gram matrix [K, K].
+    """Return the recipe that sums vectors with coefficients [K] made from their Gram matrix [K, K].
 
     `coefficients(xp, gram, length, epsilon)`; float64 in NumPy, float32 in JAX; epsilon is that of the members' dtype.
     `length` is |Σ_i m_i v_i / |v_i|| with m = `mixed(xp, lengths)`, or None. The vectors v_i are the task vectors if
@@ -278,7 +278,7 @@ def gram_recipe(
 
 
 def _products(xp, vectors):
-    """Give the inner products [K, K] of all pairs."""
+    """Return the inner products [K, K] of all pairs."""
     if xp is np:
         return _products_on_host(vectors)
     return _square(xp, [[tree.inner(a, b) for b in vectors[: index + 1]] for index, a in enumerate(vectors)])
@@ -296,7 +296,7 @@ def _products_on_host(vectors):
 
 
 def _distances(xp, vectors):
-    """Give the squares [K, K] of the distances of all pairs."""
+    """Return the squares [K, K] of the distances of all pairs."""
     if xp is np:
         gram = _products_on_host(vectors)
         squares = np.diagonal(gram)
@@ -306,7 +306,7 @@ def _distances(xp, vectors):
 
 
 def _square(xp, rows):
-    """Give the symmetric matrix whose lower half these rows are."""
+    """Return the symmetric matrix whose lower half these rows are."""
     place = np.zeros((len(rows), len(rows)), np.int64)
     low, high = np.tril_indices(len(rows))
     place[low, high] = place[high, low] = np.arange(len(low))
@@ -332,7 +332,7 @@ def _by_scope(coefficients, has_base, scope, scopes, mixed=None):
 
 
 def _row_recipe(coefficients, has_base, mixed, *, columns):
-    """Give the recipe that does as `gram_recipe` for each row, or each column, by itself: Gram matrices [R, K, K]."""
+    """Return the recipe that does as `gram_recipe` for each row, or each column, by itself: Gram matrices [R, K, K]."""
 
     def rows(array):
         shape = array.shape or (1,)
@@ -360,7 +360,7 @@ def _row_recipe(coefficients, has_base, mixed, *, columns):
 
 
 def slerp_coefficients(xp, gram, t, length, epsilon, *, parallel: float | None = None):
-    """Give the weights of two vectors at `t` of their arc; linear where they are parallel.
+    """Return the weights of two vectors at `t` of their arc; linear where they are parallel.
 
     `length`: of the sum of their directions, 2 cos Ω/2, which says more than cos Ω where they are nearly opposite.
     """
@@ -422,7 +422,7 @@ def _karcher_step(xp, cosines, share, m, tolerance, limit):
 
 
 def _median_coefficients(xp, squares, share, limit, iterations):
-    """Give the coefficients of the median of points from the squares [K, K] of their distances."""
+    """Return the coefficients of the median of points from the squares [K, K] of their distances."""
     goals = _times(xp, xp.sqrt(squares), share)
     best = xp.argmin(goals)
     # inner products of the differences to the member that serves best
@@ -476,7 +476,7 @@ def _distances_to(xp, gram, p):
 
 
 def _steps(xp, gram, share, p, distances):
-    """Give the coefficients of the point after Newton's step and after Weiszfeld's."""
+    """Return the coefficients of the point after Newton's step and after Weiszfeld's."""
     pull = share / distances
     total = xp.sum(pull)
     slope = total * p - pull

@@ -49,7 +49,7 @@ def combine_task_vectors(
         scope: "model" or "leaf": over what a sparsifier ranks magnitudes and a majority is counted.
 
     Raises:
-        ValueError: no members, other structures, NaN or infinity, not one weight or sparsifier for each member, an
+        ValueError: no members, mismatched structures, NaN or infinity, not one weight or sparsifier for each member, an
             unknown tie or scope.
 
     Ilharco et al., "Editing models with task arithmetic", 2022, arXiv 2212.04089; the parts as in the methods below.
