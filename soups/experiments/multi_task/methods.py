@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import soups
-from soups import tree
+from soups import recipes, tree
 from soups.experiments.multi_task.members import Trunks
 from soups.experiments.multi_task.networks import Networks, stacked
 from soups.models import gram_fn
@@ -60,6 +60,7 @@ class Method:
         family: what it is listed with.
         merge: from a kit, what was prepared, and its settings to `Merged` or a trunk.
         settings: the names of the settings that a config may list values of.
+        with_default: those of them that it may leave out.
         prepare: measures from a kit what does not depend on the settings.
         labelled, unlabelled: which examples it takes beside those that choose its settings: "few", "train" (of all
             tasks), "held_out", or "" for none.
@@ -72,6 +73,7 @@ class Method:
     family: str
     merge: Callable[..., Merged | tree.Tree]
     settings: tuple[str, ...] = ()
+    with_default: frozenset[str] = frozenset()
     prepare: Callable[[Kit], Any] = lambda kit: None
     labelled: str = ""
     unlabelled: str = ""
@@ -90,14 +92,20 @@ def why_not(method: Method, number: int) -> str:
 # --- From the weights alone -------------------------------------------------------------------------------------------
 
 
-def _vectors(function, title, *settings, family="task vectors", seeded=False, **fixed):
-    """Merge with a recipe that takes members and base."""
+def _declared(name, *, title="", family="task vectors", **fixed):
+    """Merge members, with the base where it is needed or may be, by a method with its declared title and settings."""
+    function, method = getattr(soups, name), recipes.METHODS[name]
+    settings = tuple(setting for setting in method.defaults if setting not in fixed and setting != "seed")
 
     def merge(kit, _, **chosen):
-        seed = {"seed": kit.seed} if seeded else {}
-        return function(kit.members, base=kit.base, **seed, **fixed, **chosen)
+        base = {} if method.base == "none" else {"base": kit.base}
+        seed = {"seed": kit.seed} if "seed" in method.defaults else {}
+        return function(kit.members, **base, **seed, **fixed, **chosen)
 
-    return Method(title=title, family=family, merge=merge, settings=settings)
+    low, high = method.members
+    of_settings = {"settings": settings, "with_default": frozenset(settings)}
+    members = low if low == high else None
+    return Method(title=title or method.title, family=family, merge=merge, members=members, **of_settings)
 
 
 def _average(function, title, *settings, **options):
@@ -115,15 +123,16 @@ def _by_length(kit):
     return soups.weighted(kit.members, list(weights / weights.sum()))
 
 
-def _matrices(function, title, *settings):
+def _matrices(name):
     """Merge kernels [in, heads, features] as the matrices [in, heads · features] that they are."""
+    whole = _declared(name, family="spectral", only=".*kernel")
 
     def merge(kit, _, **chosen):
         members = {task: _as_matrices(member) for task, member in kit.members.items()}
-        merged = function(members, base=_as_matrices(kit.base), only=".*kernel", **chosen)
-        return jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), merged, kit.base)
+        matrices = dataclasses.replace(kit, members=members, base=_as_matrices(kit.base))
+        return jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), whole.merge(matrices, _, **chosen), kit.base)
 
-    return Method(title=title, family="spectral", merge=merge, settings=settings)
+    return dataclasses.replace(whole, merge=merge)
 
 
 def _as_matrices(trunk):
@@ -252,35 +261,22 @@ def _learned(per, title):
     return _average(learn, title, "learning_rate", "epochs", labelled="held_out")
 
 
+_AVERAGES = ("multislerp", "karcher", "geometric_median", "model_stock")
+_VECTORS = ("dare", "della", "breadcrumbs", "magmax", "sce", "pcb", "ram", "ram_plus", "consensus")
 METHODS = {
-    "uniform": _average(lambda kit: soups.uniform(kit.members), "uniform soup"),
+    "uniform": _declared("uniform", family="averages"),
     "weighted": _average(_by_length, "weighted by 1/|τ|"),
     "greedy": _average(lambda kit: soups.greedy(kit.members, kit.score).params, "greedy soup", labelled="held_out"),
     "learned": _learned("model", "learned soup"),
     "learned_per_leaf": _learned("leaf", "learned soup, per leaf"),
-    "slerp": dataclasses.replace(_vectors(soups.nuslerp, "SLERP", "scope", family="averages"), members=2),
-    "multislerp": _vectors(soups.multislerp, "MultiSLERP", "scope", family="averages"),
-    "karcher": _vectors(soups.karcher, "Karcher mean", "scope", family="averages"),
-    "geometric_median": _average(
-        lambda kit, scope: soups.geometric_median(kit.members, scope=scope), "geometric median", "scope"
-    ),
-    "model_stock": _vectors(soups.model_stock, "model stock", "scope", family="averages"),
-    "task_arithmetic": _vectors(soups.task_arithmetic, "task arithmetic", "scale"),
-    "ties": _vectors(soups.ties, "TIES", "density", "scale"),
-    "ties_per_tensor": _vectors(soups.ties, "TIES, per tensor", "density", "scale", scope="leaf"),
-    "dare": _vectors(soups.dare, "DARE", "density", "scale", seeded=True),
-    "dare_ties": _vectors(soups.dare, "DARE-TIES", "density", "scale", seeded=True, elect=True),
-    "della": _vectors(soups.della, "DELLA", "density", "epsilon", "scale", seeded=True),
-    "breadcrumbs": _vectors(soups.breadcrumbs, "Breadcrumbs", "density", "gamma", "scale"),
-    "magmax": _vectors(soups.magmax, "MagMax", "scale"),
-    "sce": _vectors(soups.sce, "SCE", "select_topk"),
-    "pcb": _vectors(soups.pcb, "PCB", "density", "scale"),
-    "ram": _vectors(soups.ram, "RAM", "epsilon"),
-    "ram_plus": _vectors(soups.ram_plus, "RAM+", "epsilon"),
-    "consensus": _vectors(soups.consensus, "consensus", "threshold", "votes", "scale"),
-    "tsv_merge": _matrices(soups.tsv_merge, "TSV-Merge", "scale"),
-    "iso_c": _matrices(soups.iso_c, "Iso-C", "scale"),
-    "wudi": _matrices(soups.wudi, "WUDI", "steps", "learning_rate", "scale"),
+    "slerp": _declared("nuslerp", family="averages"),
+    **{name: _declared(name, family="averages") for name in _AVERAGES},
+    "task_arithmetic": _declared("task_arithmetic"),
+    "ties": _declared("ties"),
+    "ties_per_tensor": _declared("ties", title="TIES, per tensor", scope="leaf"),
+    **{name: _declared(name) for name in _VECTORS},
+    "dare_ties": _declared("dare", title="DARE-TIES", elect=True),
+    **{name: _matrices(name) for name in ("tsv_merge", "iso_c", "wudi")},
     "fisher_exact": _fisher("exact", "Fisher, exact"),
     "fisher_sampled": _fisher("sampled", "Fisher, sampled"),
     "fisher_empirical": _fisher("empirical", "Fisher, empirical"),

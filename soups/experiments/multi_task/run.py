@@ -61,10 +61,11 @@ def check_config(config: Mapping[str, Any]) -> None:
     if not config.get("methods"):
         raise ValueError("the config has no methods: list some under config.methods, each with values of its settings")
     for name, choices in config["methods"].items():
-        known = METHODS[check_name(name, METHODS, "method")].settings
+        method = METHODS[check_name(name, METHODS, "method")]
         for setting in choices:
-            check_name(setting, known, f"setting of method {name}")
-        if missing := [setting for setting in known if not choices.get(setting)]:
+            check_name(setting, method.settings, f"setting of method {name}")
+        needed = [setting for setting in method.settings if setting in choices or setting not in method.with_default]
+        if missing := [setting for setting in needed if not choices.get(setting)]:
             raise ValueError(f"method {name} needs at least one value of: {', '.join(missing)}")
 
 
