@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.unfinished$")
 # a scheme of two letters or more, for one letter is a drive of Windows; pathlib makes one slash of two
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_URL = re.compile(r"(.*\+)?[A-Za-z][A-Za-z0-9+.-]+:/", re.DOTALL)  # also of an adapter, MODEL+URL
 
 
 def local_path(path: str | os.PathLike) -> pathlib.Path:

@@ -11,7 +11,7 @@ from soups.files import local_path, replace_file, sweep_unfinished
 URLS = ["gs://bucket/a", "s3://b/a", "hf://org/model", "https://x.org/a.pt", "file:///tmp/a", "HDFS://a", "gs:/b"]
 
 
-@pytest.mark.parametrize("url", [*URLS, pathlib.Path("gs://bucket/a")])
+@pytest.mark.parametrize("url", [*URLS, "/models/a+gs://bucket/lora", pathlib.Path("gs://bucket/a")])
 def test_urls_are_no_local_paths(url):
     with pytest.raises(ValueError, match="is a URL: give a local path"):
         local_path(url)

@@ -3,7 +3,6 @@
 import ctypes
 import mmap
 import os
-import pathlib
 
 import numpy as np
 
@@ -16,7 +15,7 @@ _SYSTEM.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FAILED = ctypes.c_void_p(-1).value
 
 
-def mapped(path: pathlib.Path, size: int) -> np.ndarray:
+def mapped(path: str | os.PathLike, size: int) -> np.ndarray:
     """Give the bytes of a file that must have `size` of them (at least one), read-only, without reading them yet.
 
     Raises:

@@ -42,10 +42,12 @@ def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
     """Write nested dicts of arrays as a new checkpoint; with several processes, all of them must call it.
 
     Raises:
+        ValueError: there is a backslash in the path.
         OSError: what the file system said, such as a full disk.
     """
     from orbax.checkpoint import v1 as ocp
 
+    check_path(path)
     context = ocp.Context()
     saving = context.array.saving
     saving.use_ocdbt = saving.use_zarr3 = saving.use_compression = False
@@ -59,6 +61,12 @@ def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
         if code := re.search(r"os_error_code='(\d+)'", str(error)):
             raise OSError(int(code[1]), zarr.first_line(error), str(path)) from error
         raise
+
+
+def check_path(path: pathlib.Path) -> None:
+    """Raise a ValueError unless checkpoints can be written there: Orbax takes a backslash for a slash."""
+    if "\\" in str(path.absolute()):
+        raise ValueError(f"{path} has a backslash, which Orbax takes for a slash: choose another path")
 
 
 def load(path: pathlib.Path, abstract: Tree) -> Tree:
@@ -396,10 +404,10 @@ def _begin(place, database, available):
         leaf = StoredLeaf(str(place.item), place.value)
         return lambda: lambda: leaf
     kind = zarr.ZARR3 if place.storage.get("use_zarr3") is True else zarr.ZARR2
-    where = str(place.item / place.name)
+    where = f"{place.item}/{place.name}"
     if database is None:
         _check_inside(place)
-        content = _content(place.item / place.name / kind, where)
+        content = _content(f"{where}/{kind}", where)
         return lambda: _from_files(place, kind, zarr.header(content, kind, where, available), where)
     value = database.read(f"{place.name}/{kind}")
 
@@ -421,11 +429,11 @@ def _content(path, where):
 
 
 def _from_files(place, kind, array, where):
-    folder = place.item / place.name
-    if array.file is None or not array.nbytes or not (folder / array.file).is_file():
+    file = f"{where}/{array.file}"
+    if array.file is None or not array.nbytes or not os.path.isfile(file):
         return _from_chunks(place, kind, array, where, _files(place.item))
     try:
-        leaf = StoredLeaf(where, mapped(folder / array.file, array.nbytes).view(array.dtype).reshape(array.shape))
+        leaf = StoredLeaf(where, mapped(file, array.nbytes).view(array.dtype).reshape(array.shape))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{where} cannot be opened: {error}") from error
     return lambda: leaf
@@ -468,8 +476,8 @@ def _files(folder):
 
 
 def _check_inside(place):
-    parts = pathlib.PurePath(place.name).parts
-    if not parts or ".." in parts or place.name.startswith("/") or "\0" in place.name:
+    parts = place.name.split("/")
+    if not any(parts) or ".." in parts or place.name.startswith("/") or "\0" in place.name:
         raise CheckpointError(f"{place.item}: a tensor's files would lie outside, in {short(place.name)}")
 
 

@@ -110,21 +110,28 @@ def _metadata(metadata, path):
 
 
 def _leaf(name, entry, path, start):
-    where = f"{path}: tensor {short(name)}"
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where} must have a dtype, a shape and data_offsets, and nothing else")
+    try:
+        dtype, shape, begin, nbytes = _checked(entry)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: tensor {short(name)}{error}") from None
+    return Leaf(name, shape, dtype, path, start + begin, nbytes)
+
+
+def _checked(entry):
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(" must have a dtype, a shape and data_offsets, and nothing else")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-        raise CheckpointError(f"{where} has a dtype that cannot be read, {_unread(entry['dtype'])}")
+        raise CheckpointError(f" has a dtype that cannot be read, {_unread(entry['dtype'])}")
     if not isinstance(entry["shape"], list):
-        raise CheckpointError(f"{where} has a shape that is not a list")
+        raise CheckpointError(" has a shape that is not a list")
     dtype, shape, offsets = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-    nbytes = checked_nbytes(shape, dtype, where)
+    nbytes = checked_nbytes(shape, dtype, "")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(x) is int and x >= 0 for x in offsets):
-        raise CheckpointError(f"{where} must have two non-negative integers as data_offsets")
+        raise CheckpointError(" must have two non-negative integers as data_offsets")
     begin, end = offsets
     if end - begin != nbytes:
-        raise CheckpointError(f"{where} has {end - begin} bytes of data; its shape and dtype make {nbytes}")
-    return Leaf(name, shape, dtype, path, start + begin, nbytes)
+        raise CheckpointError(f" has {end - begin} bytes of data; its shape and dtype make {nbytes}")
+    return dtype, shape, begin, nbytes
 
 
 def _unread(dtype):

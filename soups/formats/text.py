@@ -81,19 +81,18 @@ def read_bytes(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> bytes:
         CheckpointError: not a regular file, unreadable, empty, of more than `limit` bytes, a Git LFS pointer, or a web
             page saved in its place.
     """
-    path = pathlib.Path(path)
     size = check_file(path)
     if size > limit:
         raise CheckpointError(f"{path} has {size} bytes, more than {limit}")
     try:
-        content = path.read_bytes()
+        content = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     check_stand_in(path, content[:300])
     return content
 
 
-def check_file(path: pathlib.Path) -> int:
+def check_file(path: str | os.PathLike) -> int:
     """Return the size of a regular file.
 
     Raises:
@@ -112,7 +111,7 @@ def check_file(path: pathlib.Path) -> int:
     return status.st_size
 
 
-def check_stand_in(path: pathlib.Path, start: bytes) -> None:
+def check_stand_in(path: str | os.PathLike, start: bytes) -> None:
     """Raise a CheckpointError if a file's first bytes are those of what is often found in a file's place."""
     if not start:
         raise CheckpointError(f"{path} is empty")
@@ -131,13 +130,13 @@ def _unique(pairs):
 
 
 def _check_depth(value):
-    level = [value]
+    level = [[value]]
     for _ in range(MAX_NESTING):
         level = [
             item
             for part in level
-            if isinstance(part, dict | list)
-            for item in (part.values() if isinstance(part, dict) else part)
+            for item in (part.values() if type(part) is dict else part)
+            if type(item) in (dict, list)
         ]
         if not level:
             return

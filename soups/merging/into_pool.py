@@ -26,7 +26,7 @@ def check_pool(plan: Plan, out: str) -> None:
         ValueError: a name that is taken, or a pool of other names, shapes or dtypes, all of them in one message; as
             `check_places`.
     """
-    check_places(plan)
+    check_places(plan, escaped=True)
     path, name = split_member(out)
     pool = Pool(path)
     if name in pool:

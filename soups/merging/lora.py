@@ -78,7 +78,8 @@ def absolute_reference(model: str) -> str:
     """Return a reference that opens the same model from any directory; what is not a path stays as it is."""
     path, adapter = split_reference(model)
     if adapter is not None:
-        return f"{absolute_reference(path)}+{os.path.abspath(adapter)}"
+        return f"{absolute_reference(path)}+{os.path.abspath(cached_model(adapter))}"
+    path = cached_model(path)
     for mark in ("", ":", "@"):  # a path, POOL:MEMBER, or PATH@TREE
         place, mark, rest = path.rpartition(mark) if mark else (path, "", "")
         if place and os.path.exists(place):
@@ -207,7 +208,7 @@ def _changes(checkpoint, matrices, config, adapter):
             lines.append(f"  = {shown(saved[0])} is saved whole, but another adapter changes {shown(target)} too")
         kinds = _matrices(modules[0], pairs, matrices, checkpoint.leaves[target], lines) if modules else None
         swap = bool(kinds) and turned(modules[0], kinds, lines)
-        scale = _scale(config, modules[0], matrices.leaves[kinds[0]].shape[0]) if kinds else 0
+        scale = _scale(config, modules[0], _leaf(matrices, kinds[0]).shape[0]) if kinds else 0
         changes[target] = _changing(matrices, saved, kinds, scale, swap)
         if names:
             notes.append(

@@ -59,7 +59,7 @@ def mixed_dtypes(outputs: Iterable, checkpoints: Mapping) -> list[str]:
     for output in outputs:
         pairs = [*output.members, *([output.base] if output.base else [])] if output.recipe else []
         leaves = {model: checkpoints[model].leaves.get(tensor) for model, tensor in pairs}
-        found = {model: str(leaf.dtype) for model, leaf in leaves.items() if leaf is not None}
+        found = {model: leaf.dtype for model, leaf in leaves.items() if leaf is not None}
         if len(set(found.values())) > 1:
             mixed.append((output, found))
     if not mixed:
@@ -102,7 +102,7 @@ def _settings(config):
 
 
 def _is_code(name, leaf, leaves):
-    if _CODES.search(name):
+    if not name.endswith((".weight", ".bias")) and _CODES.search(name):  # these two are most names
         return True
     if leaf.dtype.itemsize > 1 or leaf.dtype == bool:
         return False

@@ -22,6 +22,7 @@ from soups.names import bounded, shown
 from soups.recipes import _select
 
 _DEPTH = 64  # of nested dicts
+_LONGEST = 255  # bytes of a folder's name
 OTHER = 200e6  # bytes: the interpreter, libraries and headers
 
 
@@ -131,7 +132,6 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str
     _check_regexes(job, outputs)
     if any(output.recipe and output.recipe.scope == "model" for output in outputs):
         _check_constant(job)
-        outputs = _share_recipe(outputs)
     if not (job.out_dtype or job.dtype):
         notes += mixed_dtypes(outputs, checkpoints)
     made = {output.name for output in outputs}
@@ -140,12 +140,14 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str
     return Plan(job, tuple(outputs), checkpoints, aliases, tokenizer, tuple(dict.fromkeys([*notes, *found.notes()])))
 
 
-def check_places(plan: Plan) -> None:
+def check_places(plan: Plan, *, escaped: bool = False) -> None:
     """Look whether each tensor has a place of its own where names become nested dicts, as Orbax and pools have them.
 
+    `escaped`: tensors lie in folders of other names where theirs could be none, as in pools.
+
     Raises:
-        ValueError: a name that is also the beginning of others, or whose keys joined with "." are those of another, all
-            of them in one message.
+        ValueError: a name that is also the beginning of others, or whose keys joined with "." are those of another, or
+            which Orbax cannot give to a folder; all of them in one message.
     """
     names = [output.name for output in plan.outputs]
     mark = "/" if any("/" in name for name in names) else "."
@@ -163,6 +165,10 @@ def check_places(plan: Plan) -> None:
             lines.append(f"  ~ {shown(name)} has a part without a name")
         elif name.count(mark) >= _DEPTH:
             lines.append(f"  ~ {shown(name)} has more than {_DEPTH} parts")
+        elif not escaped and (re.search(r"[\\\0]", name) or len(name.encode()) > _LONGEST):
+            lines.append(
+                f"  ~ {shown(name)} would be a folder, whose name has no backslash and at most {_LONGEST} bytes"
+            )
     if lines:
         raise ValueError(f"these tensors have no place of their own in nested dicts:\n{bounded(lines)}")
 
@@ -174,13 +180,13 @@ def _in_cut_layers(job):
 
 def _outputs(job, checkpoints):
     """Give the outputs in file order, and what was found on the way."""
-    outputs, found = [], Findings(job.only_tensors)
+    outputs, found, recipes = [], Findings(job.only_tensors), {}
     if job.slices[0].sources[0].layers is None:
         places = _whole_models(job, checkpoints, found)
     else:
         places = stacks.sliced(job, checkpoints, found.lines)
     for name, part, pairs, place in places:
-        if not found.leave_out(name) and (made := _output(job, checkpoints, name, part, pairs, place, found)):
+        if not found.leave_out(name) and (made := _output(job, checkpoints, name, part, pairs, place, found, recipes)):
             outputs.append(made)
     return outputs, found
 
@@ -197,7 +203,7 @@ def _whole_models(job, checkpoints, found):
         yield name, part, pairs, Place(name, stacks.depth(name, counts))
 
 
-def _output(job, checkpoints, name, part, pairs, place, found):
+def _output(job, checkpoints, name, part, pairs, place, found, recipes):
     base = None
     if job.base is not None:
         # the base's layer is that of the base among the sources, or the same layer as the first source's
@@ -228,9 +234,17 @@ def _output(job, checkpoints, name, part, pairs, place, found):
         base = None
     if mixed and tree.is_complex(like) and not job.definition.takes_complex:
         found.lines.append(f"  ~ {shown(name)} is complex, and {job.method} orders or compares elements")
-    recipe = job.definition.build(own, shared, base is not None) if mixed else None
+    recipe = _recipe(job, own, shared, base, recipes) if mixed else None
     dtype = _dtype(job, checkpoints, [*members, *([base] if base else [])])
     return Output(name, tuple(like.shape), dtype, members + files, base, recipe)
+
+
+def _recipe(job, own, shared, base, recipes):
+    """Give the recipe for these settings, the one that other tensors with the same settings have."""
+    key = (*(tuple(settings.values()) for settings in [*own, shared]), base is None)
+    if key not in recipes:
+        recipes[key] = job.definition.build(own, shared, base is not None)
+    return recipes[key]
 
 
 def _copied(job, checkpoints, name, members, pairs, found):
@@ -338,8 +352,3 @@ def _check_constant(job):
         )
     if len(job.slices) > 1:
         raise ValueError(f"{job.method} looks at the whole model, so it cannot merge slices: give scope: leaf")
-
-
-def _share_recipe(outputs):
-    shared = next(output.recipe for output in outputs if output.recipe)
-    return [dataclasses.replace(o, recipe=shared) if o.recipe else o for o in outputs]

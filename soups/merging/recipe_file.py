@@ -1,6 +1,7 @@
 """Read recipe files: mergekit's YAML as it is, or the same job from a command line."""
 
 import dataclasses
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -106,7 +107,7 @@ class Job:
     text: str = ""
     notes: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def definition(self) -> Method:
         """Return the method's entry in its vocabulary."""
         return find_method(self.method, self.vocabulary)

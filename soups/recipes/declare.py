@@ -159,7 +159,7 @@ class Method:
 
     # --- In recipe files ---
 
-    @property
+    @functools.cached_property
     def of_member(self) -> dict[str, Any]:
         """Return the settings that recipe files give for each member, by their names there."""
         own = {name: self.defaults[name] for name in self.per_member} | dict.fromkeys(self.beside, REQUIRED)
@@ -167,19 +167,19 @@ class Method:
             self.marks, False
         )
 
-    @property
+    @functools.cached_property
     def of_merge(self) -> dict[str, Any]:
         """Return the settings that recipe files give for the whole merge, by their names there."""
         own = {name: default for name, default in self.defaults.items() if name not in (*self.per_member, *self.marks)}
         own |= {self.base_beside: REQUIRED} if self.base_beside else {}
         return {in_files(name): self.in_files.get(name, default) for name, default in own.items()}
 
-    @property
+    @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """Return all settings of recipe files with their defaults."""
         return {**self.of_merge, **self.of_member}
 
-    @property
+    @functools.cached_property
     def files(self) -> tuple[str, ...]:
         """Return the settings of recipe files that are paths of what goes in beside members and base."""
         return tuple(in_files(name) for name in (self.base_beside, *self.beside) if name)

@@ -78,6 +78,14 @@ def test_places_are_checked_before_any_work(model, tmp_path, capsys, out, messag
         assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("kind", ["orbax", "pool"])
+def test_orbax_writes_to_no_path_with_a_backslash(model, tmp_path, capsys, kind):
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*LINEAR, "a", "a", "--out", "new\\out:soup", "--format", kind]) == 2
+    assert "new\\out:soup has a backslash, which Orbax takes for a slash" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_place_without_permission_is_named(model, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     assert main([*LINEAR, "a", "a", "--out", "new/out"]) == 2

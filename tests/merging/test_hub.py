@@ -8,6 +8,7 @@ import pytest
 from soups import merging
 from soups.formats import open_checkpoint, write_safetensors
 from soups.merging.hub import cache, cached_model, how_to_download
+from soups.merging.lora import absolute_reference
 
 COMMIT, OLDER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 
@@ -62,6 +63,7 @@ def test_recipes_name_cached_models(hub):
     out = merging.merge_to_folder(plan, "out")
     np.testing.assert_array_equal(open_checkpoint(out).read("w"), np.full(3, 2.0, np.float32))
     assert str(hub / "snapshots" / OLDER) in (out / "merge.json").read_text()
+    assert absolute_reference("org/name+org/name@pr/1").count(str(hub / "snapshots")) == 2
 
 
 def test_what_is_nowhere_says_how_to_download_it(hub):

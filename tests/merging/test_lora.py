@@ -65,6 +65,19 @@ def test_an_adapter_adds_the_scaled_product(models, trees, adapter, settings, sc
     assert files == {"model.safetensors", "adapter_model.safetensors", "adapter_config.json"}
 
 
+def test_modules_may_share_a_matrix(models, trees, adapter):
+    folder, leaves = adapter({Q.format(0): (6, 6), Q.format(1): (6, 6)})
+    a, shared = (f"{Q.format(layer)}.lora_A.weight" for layer in (0, 1))
+    arrays = {f"base_model.model.{name}": x.astype(np.float32) for name, x in leaves.items() if name != shared}
+    notes = {f"base_model.model.{shared}": f"base_model.model.{a}"}
+    write_safetensors(folder / "adapter_model.safetensors", arrays, metadata=notes)
+    leaves[shared] = leaves[a]
+    for layer in (0, 1):
+        name = f"{Q.format(layer)}.weight"
+        expected = trees["a"][name] + product(leaves, Q.format(layer), ALPHA / RANK)
+        near(opened(models["a"], folder).read(name), expected)
+
+
 def test_alpha_may_be_that_of_a_pattern(models, trees, adapter):
     folder, leaves = adapter(
         {Q.format(0): (6, 6), Q.format(1): (6, 6)}, rank=3, r=8, alpha_pattern={r"layers\.1\..*q_proj": 12.0}

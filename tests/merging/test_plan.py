@@ -529,7 +529,16 @@ def test_names_that_lose_a_tensor_in_nested_dicts_are_an_error(linear_of, small,
             sink(made, out)
 
 
-@pytest.mark.parametrize("names", [("a.b", "a.c.d", "e"), ("x/a.b", "x/a.c"), ("a", "a.b", "c/d")])
+@pytest.mark.parametrize("name", ["a\\b", "a\0b", "a" * 256, "é" * 128, "/".join(["a" * 99] * 3)])
+def test_names_that_no_folder_can_have_go_into_pools_alone(linear_of, small, tmp_path, name):
+    made = small.plan(linear_of({name: weights(1), "c": weights(2)}))
+    with pytest.raises(ValueError, match="would be a folder, whose name has no backslash and at most 255 bytes"):
+        merging.merge_to_orbax(made, tmp_path / "out")
+    merging.merge_to_pool(made, f"{tmp_path}/pool:soup")
+    np.testing.assert_array_equal(merging.open_model(f"{tmp_path}/pool:soup").read(name), weights(1))
+
+
+@pytest.mark.parametrize("names", [("a.b", "a.c.d", "e"), ("x/a.b", "x/a.c"), ("a", "a.b", "c/d"), ("a" * 255,)])
 def test_names_with_places_pass(linear_of, small, names):
     check_places(small.plan(linear_of({name: weights(1) for name in names})))
 
