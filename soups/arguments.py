@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from soups import tree
-from soups.names import check_name, differences
+from soups.lazy import is_jax, jax
+from soups.names import bounded, check_name, differences
 
 Members = Iterable[tree.Tree] | Mapping[str, tree.Tree]
 
 logger = logging.getLogger("soups")
+_KINDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
 
 
 def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
@@ -39,7 +42,8 @@ def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
     if not len(usable):
         raise ValueError("no members were given: at least one (finite) member is needed")
     if not hasattr(usable, "usable"):
-        arrays = [name for name, member in usable.items() if _is_array(member)] if type(usable) is dict else []
+        # what JAX takes apart lies in memory; members of other mappings are read when they are asked for
+        arrays = [] if jax.tree_util.all_leaves([usable]) else [n for n, member in usable.items() if _is_array(member)]
         if arrays:
             raise ValueError(
                 f"members are trees, but {', '.join(map(repr, arrays[:5]))} are arrays, as the leaves of one tree "
@@ -49,24 +53,49 @@ def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
 
 
 def per_member(values: Any, members: Iterable[str], kind: str) -> list[Any]:
-    """Return one value for each member, of a single value, a sequence in their order, or a mapping by their names.
+    """Return one value for each member, of a single value, several in their order, or a mapping by their names.
 
     Raises:
-        ValueError: not one for each member; `kind` says of what.
+        ValueError: not one for each member, or in no order; `kind` says of what.
     """
     members = list(members)
     if isinstance(values, Mapping):
-        missing, extra = [n for n in members if n not in values], [n for n in values if n not in members]
-        if missing or extra:
-            raise ValueError(
-                f"{kind} must be given by the names of the members:\n" + "\n".join(differences(missing, extra))
-            )
-        return [values[name] for name in members]
-    if not (isinstance(values, Sequence) and not isinstance(values, str)) and not getattr(values, "ndim", 0):
+        by_name = {str(name): value for name, value in values.items()}  # those of a sequence are called "0", "1", ...
+        names = dict.fromkeys(map(str, members))
+        if by_name.keys() != names.keys():
+            lines = differences([n for n in names if n not in by_name], [n for n in by_name if n not in names])
+            raise ValueError(f"{kind} must be given by the names of the members:\n{bounded(lines)}")
+        return [by_name[name] for name in names]
+    if isinstance(values, Set):
+        raise ValueError(f"{kind} are given in the order of the members, or by their names; a set has neither")
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable) or not getattr(values, "ndim", 1):
         return [values] * len(members)
+    # each number of an array on a device would be a program of its own
+    values = list(np.asarray(values) if is_jax(values) and not tree.traced(values) and values.ndim == 1 else values)
     if len(values) != len(members):
         raise ValueError(f"{len(members)} members need {len(members)} values of {kind}, but {len(values)} were given")
-    return list(values)
+    return values
+
+
+def setting(value: Any, default: Any, name: str) -> Any:
+    """Return a setting that is of the kind of its default: one finite number, a whole one, a boolean, or text.
+
+    Numbers may be traced, or arrays without an axis. What has a default of another kind is returned as it is.
+
+    Raises:
+        ValueError: it is something else; `name` says which setting.
+    """
+    kind = type(default)
+    if kind not in _KINDS or (tree.traced(value) and np.shape(value) == ()):
+        return value
+    number = value.item() if getattr(value, "ndim", None) == 0 and not tree.traced(value) else value
+    if kind in (bool, str):
+        fits = isinstance(number, kind)
+    else:
+        fits = isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
+    if not fits or (kind is int and number != int(number)):
+        raise ValueError(f"{name} must be {_KINDS[kind]}, not {value!r:.200}")
+    return int(number) if kind is int else number
 
 
 def marked(value: Any, members: Iterable[str]) -> list[bool]:
@@ -80,7 +109,8 @@ def marked(value: Any, members: Iterable[str]) -> list[bool]:
         return [False] * len(members)
     if isinstance(value, int | np.integer) and 0 <= value < len(members) and str(value) not in members:
         value = members[value]
-    return [name == check_name(str(value), members, "member") for name in members]
+    known = check_name(str(value), members, "member")
+    return [name == known for name in members]
 
 
 def check_weights(weights: Sequence[Any]) -> Sequence[Any]:

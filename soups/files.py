@@ -95,6 +95,19 @@ def sync_folder(folder: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+def sync_files(folder: pathlib.Path) -> None:
+    """See all that lies below a folder to the disk.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    for place, _, files in os.walk(folder):
+        for file in files:
+            with open(os.path.join(place, file), "rb") as written:
+                os.fsync(written.fileno())
+        sync_folder(pathlib.Path(place))
+
+
 def cannot_write(path: str | os.PathLike, error: OSError) -> OSError:
     """Give the same error with the path in its message: a full disk does not name the file."""
     return OSError(error.errno, f"cannot write {path}: {error.strerror}")

@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Any
 
+import xxhash
+
 from soups.files import cannot_write, replace_file
 from soups.lazy import jax
 from soups.processes import on_first_process
@@ -14,8 +16,8 @@ class Journal:
     """Keep records in a file of JSON lines; without a path, in memory.
 
     The first line states what is being decided; a journal of something else is refused. A last line that was cut off
-    by a crash is dropped. Records are appended (`write`) or the newest alone is kept (`keep`). Of several JAX
-    processes the first one reads and writes, and all get the same records.
+    by a crash is dropped, and one that is damaged is a ValueError. Records are appended (`write`) or the newest alone
+    is kept (`keep`). Of several JAX processes the first one reads and writes, and all get the same records.
     """
 
     def __init__(self, path: str | os.PathLike | None, header: dict[str, Any]):
@@ -26,7 +28,7 @@ class Journal:
             self._old = on_first_process(self._open)
 
     def _open(self):
-        lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
+        lines = self._path.read_text(errors="replace").split("\n")[:-1] if self._path.exists() else []
         if lines and (differences := _differences(lines[0], self._header)):
             raise ValueError(
                 f"journal {self._path} belongs to another selection:\n" + "\n".join(differences) + "\n"
@@ -35,11 +37,25 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # rewrite what is whole, so a cut-off line never stays in the middle
         replace_file(self._path, "".join(line + "\n" for line in lines or [self._header]))
-        return [json.loads(line) for line in lines[1:]]
+        return [self._parsed(number, line) for number, line in enumerate(lines[1:], 2)]
+
+    def _parsed(self, number, line):
+        try:
+            record = json.loads(line)
+            # journals of before have none
+            whole = record.pop("checksum", None) in (None, _checksum(json.dumps(record)))
+        except (ValueError, RecursionError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise ValueError(
+                f"line {number} of journal {self._path} is damaged: {line[:100]!r}\n"
+                "Cut the file before it to go on from there, or remove the file."
+            )
+        return record
 
     def replay(self, kind: str, member: str) -> dict[str, Any] | None:
         """Give the next old record if it is of this kind and member, else None."""
-        if self._old and (self._old[0]["kind"], self._old[0]["member"]) == (kind, member):
+        if self._old and (self._old[0].get("kind"), self._old[0].get("member")) == (kind, member):
             return self._old.pop(0)
         return None
 
@@ -56,7 +72,7 @@ class Journal:
         if self._path is not None and jax.process_index() == 0:
             try:
                 with open(self._path, "a") as file:
-                    file.write(json.dumps(record) + "\n")
+                    file.write(_line(record) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
@@ -70,7 +86,15 @@ class Journal:
             OSError: the disk is full or cannot be written to; the path is in the message, and the old records stay.
         """
         if self._path is not None and jax.process_index() == 0:
-            replace_file(self._path, f"{self._header}\n{json.dumps(record)}\n")
+            replace_file(self._path, f"{self._header}\n{_line(record)}\n")
+
+
+def _line(record):
+    return json.dumps({**record, "checksum": _checksum(json.dumps(record))})
+
+
+def _checksum(text):
+    return xxhash.xxh3_64_hexdigest(text.encode())
 
 
 def _differences(line, here):

@@ -4,6 +4,7 @@ import bisect
 import difflib
 import functools
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -23,6 +24,20 @@ def check_name(name: str, known: Iterable[str], kind: str) -> str:
         return name
     choices = f"; there are: {', '.join(sorted(map(str, known)))}" if len(known) <= MOST else ""
     raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, known)}{choices}")
+
+
+def pattern(regex: str, what: str) -> re.Pattern[str]:
+    """Return a regular expression that a user gives, compiled.
+
+    Raises:
+        ValueError: it is none; `what` says where it was given.
+    """
+    try:
+        compiled = re.compile(regex)
+        compiled.fullmatch("")  # one of bytes matches no text
+        return compiled
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"{what} must be a regular expression, not {regex!r:.200}: {error}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

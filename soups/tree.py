@@ -9,6 +9,7 @@ boolean leaves are never averaged: they must be identical in all trees and are c
 
 from __future__ import annotations
 
+import collections
 import functools
 import re
 import sys
@@ -19,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from soups.lazy import is_jax, jax, jnp
-from soups.names import MOST, bounded, did_you_mean, differences, shown
+from soups.names import MOST, bounded, did_you_mean, differences, pattern, shown
 
 Tree = Any  # a pytree of arrays, in this library mostly nested dicts
 Rules = str | Sequence[tuple[str, Any]]  # ordered (regex, value) pairs, or one regex that selects
@@ -29,9 +30,18 @@ HOST_BLOCK = 2**16  # elements that an inner product on the host has in float64 
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """Give the leaves of `tree` by name, the keys of a path joined with "/"."""
+    """Return the leaves of `tree` by name, the keys of a path joined with "/".
+
+    Raises:
+        ValueError: two leaves have one name, as "a/b" and "b" in "a".
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+        twice = [name for name, number in collections.Counter(paths).items() if number > 1]
+        raise ValueError(f'two leaves have one name, where a key holds the "/" that joins keys: {_listed(twice)}')
+    return named
 
 
 def names(tree: Tree) -> list[str]:
@@ -185,7 +195,7 @@ def match(tree: Tree, rules: Rules) -> Tree:
     if isinstance(rules, str):
         rules = [(rules, True), (".*", False)]
     leaf_names = names(tree)
-    compiled = [(re.compile(pattern), value) for pattern, value in rules]
+    compiled = [(pattern(regex, "a rule for names"), value) for regex, value in rules]
     chosen = {name: next(((p, v) for p, v in compiled if p.fullmatch(name)), None) for name in leaf_names}
     uncovered = [name for name, hit in chosen.items() if hit is None]
     idle = [p.pattern for p, _ in compiled if p.pattern != ".*" and not any(map(p.fullmatch, leaf_names))]
@@ -388,7 +398,11 @@ def _times_in_halves(leaf, number, known):
 def _is_array(leaf):
     try:
         dtype = np.dtype(leaf.dtype)
-        return leaf.shape is not None and (dtype.kind == "b" or jnp.issubdtype(dtype, np.number))
+        return (
+            leaf.shape is not None
+            and not isinstance(leaf, np.ma.MaskedArray)
+            and (dtype.kind == "b" or jnp.issubdtype(dtype, np.number))
+        )
     except (AttributeError, TypeError):  # Python's own, or another library's; NumPy knows no PRNG keys
         return False
 

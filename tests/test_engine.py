@@ -44,3 +44,21 @@ def test_total(shape):
     array = np.random.default_rng(1).uniform(0.5, 1, size=shape).astype(np.float32)
     for xp in (np, jnp):
         np.testing.assert_allclose(total(xp, xp.asarray(array)), array.sum(dtype=np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+@pytest.mark.parametrize("scope", ["leaf", "model"])
+def test_no_recipe_meets_a_leaf_without_elements(xp, scope):
+    def met(part):
+        assert part.leaves[0].size
+        return part
+
+    recipe = engine.Recipe(
+        lambda part, found: met(part).leaves[0] * found,
+        lambda parts: engine.sum_over(parts, lambda part: met(part).xp.max(part.leaves[0])),
+        scope,
+    )
+    members = [{"empty": xp.zeros((0, 3), dtype), "full": xp.ones(2, dtype)} for dtype in (np.float16, np.float32)]
+    merged = engine.merge(recipe, members, members[0])
+    assert merged["empty"].shape == (0, 3) and merged["empty"].dtype == np.float32
+    np.testing.assert_array_equal(merged["full"], [1, 1])

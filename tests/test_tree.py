@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import soups
 from soups import tree
 
 
@@ -310,3 +311,11 @@ def test_nonfinite_leaves_are_named(rng, place):
     assert tree.nonfinite_names(place(weights)) == ["Dense_0/bias", "head/kernel"]
     assert not tree.all_finite(place(weights))
     assert tree.all_finite(place(random_tree(rng)))
+
+
+@pytest.mark.parametrize(
+    "call", [tree.flatten, tree.names, lambda t: soups.uniform([t, t]), lambda t: soups.ties([t, t], base=t)]
+)
+def test_two_leaves_of_one_name_are_an_error(call):
+    with pytest.raises(ValueError, match=r"two leaves have one name, .*: a/b"):
+        call({"a/b": np.ones(2, np.float32), "a": {"b": np.zeros(2, np.float32)}})

@@ -14,7 +14,7 @@ from soups.evaluate._diagnosis import Book
 from soups.evaluate._diagnosis import Diagnosis as Diagnosis
 from soups.evaluate._diagnosis import Finding as Finding
 from soups.evaluate._diagnosis_geometry import modules_of
-from soups.names import did_you_mean
+from soups.names import did_you_mean, pattern
 
 
 def diagnose(
@@ -145,10 +145,7 @@ def _check_settings(evaluate, metric, mode, head, max_members, points):
         raise ValueError(f"metric={metric!r} was given, but no evaluate that gives it")
     if max_members < 2 or points < 1:
         raise ValueError(f"max_members must be at least 2 and points at least 1, not {max_members} and {points}")
-    try:
-        re.compile(head or "")
-    except re.error as error:
-        raise ValueError(f"head must be a regex of leaf names, not {head!r}: {error}") from error
+    pattern(head or "", "head")
 
 
 def _head_rule(head, trees):

@@ -1,7 +1,6 @@
 """Measure the Gram matrices of what goes into the linear layers of a Linen network."""
 
 import operator
-import re
 from collections.abc import Callable, Iterable
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from soups.models.functional import as_variables
+from soups.names import pattern
 from soups.tree import Tree
 
 
@@ -40,7 +40,7 @@ def gram_fn(module: nn.Module, *, only: str = ".*", **arguments) -> Callable[[Tr
 
     Jin et al., "Dataless knowledge fusion by merging weights of language models", 2022, arXiv 2212.09849.
     """
-    pattern, called = re.compile(only), set()
+    matched, called = pattern(only, "only"), set()
 
     def sums(params, inputs):
         prefix = ("params",) if "params" in params else ()
@@ -49,7 +49,7 @@ def gram_fn(module: nn.Module, *, only: str = ".*", **arguments) -> Callable[[Tr
             outputs = call(*args, **kwargs)
             layer = context.module
             name = "/".join((*prefix, *layer.path, "kernel"))
-            if context.method_name == "__call__" and _is_linear(layer) and pattern.fullmatch(name):
+            if context.method_name == "__call__" and _is_linear(layer) and matched.fullmatch(name):
                 called.add(name)
                 _sow(layer, _rows(layer, args[0] if args else kwargs["inputs"]))
             return outputs

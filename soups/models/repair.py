@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from soups import tree
+from soups import arguments, tree
 from soups.models.batch_stats import reestimate_batch_stats, stats_fn
 from soups.models.functional import as_variables
 from soups.names import did_you_mean
@@ -24,7 +24,7 @@ def repair(
     members: Sequence[Tree] | Mapping[str, Tree],
     batches: Iterable,
     *,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Mapping[str, float] | None = None,
     layers: str = TRUNK,
 ) -> Tree:
     """Give a soup the statistics of activations that lie between those of its members: REPAIR.
@@ -40,7 +40,7 @@ def repair(
         soup: the averaged weights.
         members: the weights that were averaged, after alignment.
         batches: inputs, to be read once for each member and once for the soup: a list.
-        weights: w, one float for each member; default equal ones.
+        weights: w, one float for each member, or by name; default equal ones.
         layers: a regex of the paths ("layer_0", "stage_0/conv") of the Dense and Conv layers to repair; default all
             but the head.
 
@@ -50,8 +50,9 @@ def repair(
 
     Jordan et al., "REPAIR: REnormalizing permuted activations for interpolation repair", 2022, arXiv:2211.08403.
     """
-    members = list(members.values() if isinstance(members, Mapping) else members)
-    weights = _check(soup, members, batches, weights)
+    named = arguments.as_mapping(members)
+    members = [named[name] for name in named]
+    weights = _check(soup, dict(zip(named, members, strict=True)), batches, weights)
     if "batch_stats" in soup:
         return reestimate_batch_stats(stats_fn(model), soup, batches)
     measure = _measure(model, layers)
@@ -77,19 +78,14 @@ def activation_statistics(model: nn.Module, params: Tree, batches: Iterable, *, 
 
 
 def _check(soup, members, batches, weights):
-    if not members:
-        raise ValueError("no members were given: their statistics are the goal")
     if iter(batches) is batches:
         raise ValueError("batches are read once for each member: give a list instead of an iterator")
-    labels = ["soup", *map(str, range(len(members)))]
-    tree.check_same_structure([soup, *members], labels, dtypes=False)
-    for label, params in zip(labels, [soup, *members], strict=True):
+    labels, trees = ["soup", *members], [soup, *members.values()]
+    tree.check_same_structure(trees, labels, dtypes=False)
+    for label, params in zip(labels, trees, strict=True):
         if bad := tree.nonfinite_names(params):
             raise ValueError(f"NaN or infinity in member {label}: {', '.join(bad)}")
-    weights = [1 / len(members)] * len(members) if weights is None else list(weights)
-    if len(weights) != len(members):
-        raise ValueError(f"{len(members)} members need {len(members)} weights, but {len(weights)} were given")
-    return weights
+    return arguments.per_member(1 / len(members) if weights is None else weights, members, "weights")
 
 
 def _check_match(found, layers, params):

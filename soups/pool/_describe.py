@@ -1,6 +1,7 @@
 """Describe a member when it is added: its leaves, their digests, its files, and with what it was made."""
 
 import datetime
+import functools
 import math
 import pathlib
 import platform
@@ -70,6 +71,11 @@ def restore(member: Member, wanted: Mapping[str, Any]) -> dict[str, Any]:
             restored[places[name]] = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
     if left := [name for name in wanted if not isinstance(restored.get(places[name]), jax.Array)]:
         raise ValueError(f"Orbax left these leaves of member {member.name!r} unread: {listed(left)}")
+    for leaf, entry in member.record["leaves"].items():
+        name = _paths.exact_name(entry["keys"])
+        if restored[places[name]].dtype != wanted[name].dtype:  # its threads do not know of `with jax.enable_x64()`
+            read = functools.partial(member.read, leaf)
+            restored[places[name]] = jax.make_array_from_callback(wanted[name].shape, wanted[name].sharding, read)
     return {name: restored[places[name]] for name in wanted}
 
 

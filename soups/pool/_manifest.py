@@ -108,6 +108,7 @@ class Records:
 
     def write(self, name: str, record: dict) -> None:
         """Write the record of a new or an old member; within `locked`."""
+        _record.checked(record, self._path)  # what cannot be read back would close the pool
         self._begin()
         last = next(reversed(self._files.values()), None)
         file = self._files.get(name) or _file(1 + (_number(last) if last else 0), record)

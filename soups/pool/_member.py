@@ -90,7 +90,11 @@ class Member:
 
     def making(self, name: str) -> int:
         """Count the bytes that it takes to make a leaf: 0 where it is mapped."""
-        return 0 if name in self._raw else self.leaves[name].nbytes
+        leaf = self.leaves[name]
+        if name in self._raw or not leaf.nbytes:
+            return 0
+        self._prepare()
+        return self._stored(name, leaf).making
 
     def load(self) -> Tree:
         """Compare every file and return nested dicts of read-only NumPy arrays, mapped where they lie raw."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from soups import tree as tree_lib
-from soups.files import local_path
+from soups.files import local_path, sync_files, sync_folder
 from soups.formats.text import parse_json
 from soups.lazy import jax
 from soups.names import did_you_mean
@@ -200,6 +200,8 @@ class Pool(Mapping):
         self._check_whole_pool("add")
         if not isinstance(name, str) or not name or not name.isprintable():
             raise ValueError(f"a member's name is a non-empty printable string, not {name!r}")
+        if base is not None and not isinstance(base, str):
+            raise ValueError(f"base is the name or digest of weights, a text, not {base!r:.200}")
         given = {
             "metadata": as_json(metadata or {}, "metadata"),
             "metrics": as_json(metrics or {}, "metrics"),
@@ -305,6 +307,8 @@ class Pool(Mapping):
     def _enter(self, name, directory, flat, given):
         described = _describe.describe(self.path / directory, flat)
         record = {"path": directory, **given, **_describe.provenance(), **described}
+        sync_files(self.path / directory)  # a record must not outlive its member when the power goes
+        sync_folder((self.path / directory).parent)
         with self._records.locked():
             self._check_addition(name, flat)  # again: others may have added since
             self._records.write(name, record)

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import uuid
 
-from soups.files import cannot_write, local_path, locked, replace_file, sync_folder
+from soups.files import cannot_write, local_path, locked, replace_file, sync_files, sync_folder
 from soups.names import bounded
 from soups.pool import _describe, _paths
 from soups.pool.pool import Pool, as_json
@@ -90,11 +90,7 @@ def _begin(out, stack):
 def _finish(directory, out, record, flat):
     record |= {**_describe.provenance(), **_describe.describe(directory, flat)}
     replace_file(directory / "soup.json", json.dumps(record, indent=1) + "\n")
-    for folder, _, files in os.walk(directory):
-        for file in files:
-            with open(os.path.join(folder, file), "rb") as written:
-                os.fsync(written.fileno())
-        sync_folder(pathlib.Path(folder))
+    sync_files(directory)
     _check_free(out)
     directory.rename(out)
     sync_folder(out.parent)

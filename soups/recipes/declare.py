@@ -99,11 +99,14 @@ class Method:
         """Merge members by this method.
 
         Raises:
-            ValueError: another number of members, values that are not one for each member, complex leaves where the
-                method compares elements; as `engine.merge`, and as the method's own documentation says.
+            ValueError: another number of members, no base where one is needed, settings of another kind than their
+                defaults, values that are not one for each member, complex leaves where the method compares elements; as
+                `engine.merge`, and as the method's own documentation says.
         """
         members = {"member": given} if self.single else arguments.as_mapping(given)
         self.check_number(len(members))
+        if base is None and self.base in ("required", "first"):
+            raise ValueError(f"{self.name} needs a base: the weights that the members were fine-tuned from")
         named = {
             name: arguments.per_member(values, members, name) for name, values in zip(self.beside, beside, strict=True)
         }
@@ -132,10 +135,15 @@ class Method:
         settings = {**self.defaults, **settings}
         if missing := [name for name, value in settings.items() if value is REQUIRED]:
             raise ValueError(f"{self.name} needs a value of {', '.join(missing)}")
-        for name in self.per_member:
-            settings[name] = arguments.per_member(settings[name], names, name)
-        for name in self.marks:
-            settings[name] = arguments.marked(settings[name], names)
+        for name, value in settings.items():
+            default = self.defaults.get(name)
+            if name in self.marks:
+                settings[name] = arguments.marked(value, names)
+            elif name in self.per_member:
+                own = arguments.per_member(value, names, name)
+                settings[name] = [arguments.setting(one, default, name) for one in own]
+            else:
+                settings[name] = arguments.setting(value, default, name)
         return self.function(inputs, **settings)
 
     def check_number(self, number: int) -> None:

@@ -70,10 +70,15 @@ def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[s
     mode, accept = rules["mode"], rules["accept"]
     if mode not in ("max", "min") or accept not in ("gt", "ge"):
         raise ValueError(f"mode must be 'max' or 'min' and accept 'gt' or 'ge', not {mode!r} and {accept!r}")
-    members = arguments.as_mapping(members)
+    given, members = members, arguments.as_mapping(members)
     names = list(members)
     fixed_order = None if order is None else _resolve(order, names)
-    scores = None if scores is None else _by_name(scores, names)
+    if scores is not None:
+        if isinstance(scores, Mapping) and isinstance(given, Mapping):  # some of a pool's may be left out
+            scores = {name: score for name, score in scores.items() if name in members or name not in given}
+        scores = {
+            n: float(score) for n, score in zip(names, arguments.per_member(scores, names, "scores"), strict=True)
+        }
     log = Journal(journal, {"recipe": "greedy", **rules, "members": names, "order": fixed_order, "scores": scores})
     candidates = candidates_of(members)
     if fixed_order is None and scores is None:
@@ -159,16 +164,6 @@ def _resolve(order, names) -> list[str]:
     if len(set(resolved)) < len(resolved):
         raise ValueError(f"order names a member twice: {', '.join(resolved)}")
     return resolved
-
-
-def _by_name(scores, names) -> dict[str, float]:
-    if not isinstance(scores, Mapping):
-        if len(scores) != len(names):
-            raise ValueError(f"{len(names)} members need {len(names)} scores, but {len(scores)} were given")
-        return {name: float(score) for name, score in zip(names, scores, strict=True)}
-    if missing := [name for name in names if name not in scores]:
-        raise ValueError(f"no score is given for: {', '.join(missing)}")
-    return {name: float(scores[name]) for name in names}
 
 
 def pick_metric(value: Any, metric: str | None) -> float:

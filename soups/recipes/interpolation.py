@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from soups import tree
 from soups.engine import Recipe
+from soups.names import pattern
 from soups.recipes.declare import Inputs, method, python_only
 
 
@@ -41,8 +40,9 @@ def wise_ft(
     """
     if only != ".*":
         ours, theirs = tree.flatten(member), tree.flatten(base)
-        mixed = [name for name in ours if re.fullmatch(only, name) and name in theirs]
-        missing = [name for name in ours if re.fullmatch(only, name) and name not in theirs]
+        chosen = pattern(only, "only")
+        mixed = [name for name in ours if chosen.fullmatch(name) and name in theirs]
+        missing = [name for name in ours if chosen.fullmatch(name) and name not in theirs]
         if missing:  # as for whole trees
             tree.check_same_structure([{name: ours[name] for name in [*mixed, *missing]}, theirs], ["member", "base"])
         base = tree.map_with_names(lambda name, leaf: theirs[name] if name in mixed else leaf, member)
@@ -59,7 +59,7 @@ def wise_ft(
     paper="Wortsman et al. 2021, 2109.01903",
 )
 def _wise_ft(inputs: Inputs, *, alpha=0.5, only: str = ".*") -> Recipe:
-    chosen = re.compile(only)
+    chosen = pattern(only, "only")
 
     def merge(part, _):
         if not chosen.fullmatch(part.name):

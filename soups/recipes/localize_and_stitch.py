@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from soups import arguments, tree
 from soups.engine import Recipe
 from soups.lazy import jax, jit, jnp
-from soups.names import check_name
+from soups.names import check_name, pattern
 from soups.recipes import _select
 from soups.recipes.declare import Inputs, method, python_only
 from soups.recipes.sparsify import trim
@@ -151,7 +150,7 @@ def localize_and_stitch(inputs: Inputs, *, density=0.05, only: str = ".*") -> Re
 
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
-    chosen, sparsifiers = re.compile(only), [trim(share) for share in density]
+    chosen, sparsifiers = pattern(only, "only"), [trim(share) for share in density]
 
     def measure(parts):
         def seen():

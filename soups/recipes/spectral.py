@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from soups import tree
 from soups.engine import Recipe
 from soups.lazy import is_jax, jax, jnp
-from soups.names import check_name
+from soups.names import check_name, pattern
 from soups.recipes.declare import Inputs, method
 
 
@@ -119,11 +118,11 @@ def matrix_recipe(
 
     Matrices: [product of all axes but the last, last], with `rows_first` [first, product of the others].
     """
-    pattern = re.compile(only)
+    matched = pattern(only, "only")
 
     def merge(part, _):
         vectors, shape = [part.vector(index) for index in range(number)], part.base.shape
-        if len(shape) < 2 or 0 in shape or not pattern.fullmatch(part.name):
+        if len(shape) < 2 or 0 in shape or not matched.fullmatch(part.name):
             vector = tree.sum_in_order(vectors) / tree.scalar(number, vectors[0])
         else:
             matrix_shape = (shape[0], -1) if rows_first else (-1, shape[-1])

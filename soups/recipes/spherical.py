@@ -39,6 +39,7 @@ def slerp(inputs: Inputs, *, t, scope: str = "leaf", parallel: float = 1 - 1e-6)
 
     Shoemake, "Animating rotation with quaternion curves", 1985.
     """
+    t = arguments.setting(t, 0.5, "t")
 
     def coefficients(xp, gram, length, epsilon):
         return slerp_coefficients(xp, gram, xp.asarray(t, gram.dtype), length, epsilon, parallel=parallel)

@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_an_error(members):
     with pytest.raises(ValueError, match="NaN or infinity in member 1: head/bias"):
         bad = {**members[1], "head": {**members[1]["head"], "bias": np.full(3, np.nan, np.float32)}}
         repair(MODEL, soup, [members[0], bad], [INPUTS])
-    with pytest.raises(ValueError, match="2 members need 2 weights, but 1 were given"):
+    with pytest.raises(ValueError, match="2 members need 2 values of weights, but 1 were given"):
         repair(MODEL, soup, members, [INPUTS], weights=[1.0])
 
 

@@ -188,3 +188,23 @@ def test_a_train_state_as_it_is_made_is_refused_for_its_step(tmp_path):
     state = TrainState.create(apply_fn=None, params={"w": _w()}, tx=optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"step is a int, not an array: numpy\.asarray makes it one"):
         Pool(tmp_path).add("m", state)
+
+
+def test_leaves_of_64_bits_come_back_within_enable_x64(tmp_path):
+    with jax.enable_x64(True):
+        params = {"w": jnp.arange(3, dtype="int64"), "f": jnp.ones(2, "float64")}
+        pool = Pool(tmp_path / "pool")
+        pool.add("a", params)
+        loaded = pool.load("a", like=params)
+    assert {name: leaf.dtype.name for name, leaf in loaded.items()} == {"w": "int64", "f": "float64"}
+    assert digest(loaded) == digest(params) == pool.digest("a")
+    pool.add("b", loaded)
+    assert pool.digest("b") == pool.digest("a")
+
+
+@pytest.mark.parametrize("base", [3, b"x", ["x"]])
+def test_a_base_that_is_no_text_is_refused_before_it_closes_the_pool(base, tmp_path):
+    pool = Pool(tmp_path / "pool")
+    with pytest.raises(ValueError, match="base is the name or digest of weights, a text"):
+        pool.add("a", {"w": np.ones(2, np.float32)}, base=base)
+    assert list(Pool(tmp_path / "pool")) == []

@@ -257,7 +257,7 @@ def with_leaf(value):
         ({"weights": [1, 2]}, "3 members need 3 values of weights, but 2 were given"),
         ({"weights": [1, -1, 1]}, r"not negative and not all zero, but they are \[1.0, -1.0, 1.0\]"),
         ({"weights": [0, 0, 0]}, "not all zero"),
-        ({"weights": [1, np.inf, 1]}, "must be finite"),
+        ({"weights": [1, np.inf, 1]}, "must be a finite number"),
         ({"floor": 0}, "floor must be above 0, not 0"),
         ({"favor": 3}, "unknown member '3'"),
         ({"favor": 0, "weights": [0, 1, 1]}, "the favoured member needs a weight above 0"),

@@ -94,8 +94,8 @@ def test_mode_min_and_metric():
         ({"accept": ">"}, "accept 'gt' or 'ge'"),
         ({"order": ["m0", "mm1"]}, "unknown member 'mm1' .did you mean 'm1'"),
         ({"order": ["m0", "m0"]}, "twice"),
-        ({"scores": {"m0": 1.0}}, "no score is given for: m1"),
-        ({"scores": [1.0]}, "8 members need 8 scores, but 1"),
+        ({"scores": {"m0": 1.0}}, "scores must be given by the names of the members:\n  - m1 is missing"),
+        ({"scores": [1.0]}, "8 members need 8 values of scores, but 1"),
         ({"metric": "accuracy"}, "returns a number"),
     ],
 )

@@ -1,0 +1,145 @@
+"""Test what users give for members and settings: the right value, or one error in words."""
+
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+
+import soups
+from soups import arguments
+
+RNG = np.random.default_rng(0)
+MEMBERS = [{"w": RNG.normal(size=(4, 3)).astype(np.float32)} for _ in range(3)]
+BASE = {"w": np.zeros((4, 3), np.float32)}
+METHODS = {n: m for n, m in soups.recipes.METHODS.items() if hasattr(getattr(soups, n, None), "method")}
+FITTING = {bool: True, int: 2, float: 0.5, str: "model"}
+WRONG = {
+    bool: ["false", None, 2, [True]],
+    int: ["1", None, 1.5, [1, 2], np.array([1, 2]), True, np.nan, {}],
+    float: ["0.5", None, [0.5, 0.5, 0.5, 0.5], np.array([0.5]), True, np.nan, np.inf, 10**400, 1j, {}, {0.5}, abs],
+    str: [None, 3, ["leaf"], b"leaf"],
+}
+
+
+def call(name, members=MEMBERS, **settings):
+    method = METHODS[name]
+    beside = [members for _ in method.beside]
+    if method.base in ("required", "first"):
+        settings.setdefault("base", BASE)
+    members = members[0] if method.single else members[: method.members[1]]
+    return getattr(soups, name)(members, *beside, **settings)
+
+
+@pytest.mark.parametrize("container", [dict, FrozenDict, collections.OrderedDict])
+def test_the_weights_of_one_network_are_no_members(container):
+    with pytest.raises(ValueError, match="members are trees, but 'b', 'w' are arrays"):
+        soups.uniform(container(b=np.ones(3), w=np.ones(3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        (name, setting, value)
+        for name, method in METHODS.items()
+        for setting, default in method.defaults.items()
+        if setting not in method.marks
+        for value in WRONG.get(type(default), ())
+        if not (setting in method.per_member and isinstance(value, list | np.ndarray | dict | set))
+    ],
+)
+def test_a_setting_of_another_kind_is_named(name, setting, value):
+    with pytest.raises(ValueError, match=rf"^{setting} must be "):
+        call(name, **{"t": 0.5} if name == "slerp" else {}, **{setting: value})
+
+
+@pytest.mark.parametrize("kind", FITTING)
+def test_what_fits_is_taken(kind):
+    value = FITTING[kind]
+    assert arguments.setting(value, kind(), "it") == value
+    if kind in (int, float):
+        for array in (np.float32(value), np.array(value), jnp.asarray(value), ml_dtypes.bfloat16(value)):
+            found = arguments.setting(array, kind(), "it")
+            assert found == value and type(found) in (int, float)
+        traced = jax.jit(lambda x: arguments.setting(x, kind(), "it") * 2)(value)
+        assert traced == 2 * value
+        with pytest.raises(ValueError, match="it must be"):
+            jax.jit(lambda x: arguments.setting(x, kind(), "it"))(jnp.ones(3))
+
+
+@pytest.mark.parametrize("t", ["x", None, [0.1, 0.2, 0.3], np.nan])
+def test_a_setting_without_a_default_is_a_number(t):
+    with pytest.raises(ValueError, match=r"^t must be a finite number"):
+        soups.slerp(MEMBERS[0], base=MEMBERS[1], t=t)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.base in ("required", "first")])
+def test_a_method_that_needs_a_base_says_so(name):
+    with pytest.raises(ValueError, match="needs a base"):
+        call(name, base=None, **{"t": 0.5} if name == "slerp" else {})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 2, 3],
+        (1.0, 2.0, 3.0),
+        range(1, 4),
+        {"a": 1, "b": 2, "c": 3}.values(),
+        (n for n in (1, 2, 3)),
+        np.array([1, 2, 3]),
+        np.array([1, 2, 3], ml_dtypes.bfloat16),
+        jnp.array([1, 2, 3]),
+        {"2": 3, "0": 1, "1": 2},
+        {2: 3, 0: 1, 1: 2},
+        FrozenDict({"0": 1, "1": 2, "2": 3}),
+    ],
+    ids=lambda values: type(values).__name__,
+)
+def test_a_value_for_each_member_in_any_container(values):
+    assert list(map(float, arguments.per_member(values, ["0", "1", "2"], "weights"))) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, 2], "3 members need 3 values of weights, but 2"),
+        (np.ones((1, 3)), "3 members need 3 values of weights, but 1"),
+        ({1, 2, 3}, "weights are given in the order of the members, or by their names; a set has neither"),
+        ({"0": 1, "x": 2}, "weights must be given by the names"),
+        ({}, "weights must be given by the names"),
+    ],
+)
+def test_values_that_are_not_one_for_each_member(values, message):
+    with pytest.raises(ValueError, match=message):
+        arguments.per_member(values, ["0", "1", "2"], "weights")
+
+
+@pytest.mark.parametrize(
+    "values", [[[1], [2], [3]], np.ones((3, 1)), ["1", "2", "3"], [None] * 3, b"abc", [1, np.nan, 1]]
+)
+def test_each_value_of_a_member_is_one_number(values):
+    with pytest.raises(ValueError, match="weights must be a finite number"):
+        soups.linear(MEMBERS, weights=values)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda regex: soups.uniform(MEMBERS, keep_first=regex),
+        lambda regex: soups.wise_ft(MEMBERS[0], base=BASE, only=regex),
+        lambda regex: soups.localize_and_stitch(MEMBERS, base=BASE, only=regex),
+        lambda regex: soups.tsv_merge(MEMBERS, base=BASE, only=regex),
+        lambda regex: soups.diagnose(MEMBERS, base=BASE, head=regex),
+        lambda regex: soups.tree.match(BASE, [(regex, 1)]),
+        lambda regex: soups.tree.partition(BASE, regex),
+    ],
+)
+@pytest.mark.parametrize("regex", ["(", "*", "a{99999999999}"])
+def test_what_is_no_regular_expression_is_an_error_in_words(call, regex):
+    with pytest.raises(ValueError, match=f"must be a regular expression, not '{re.escape(regex)}'"):
+        call(regex)
