@@ -104,9 +104,9 @@ def slerp(a: Tree, b: Tree, t, *, cos_angle=None) -> Tree:
     cos_angle = cosine(a, b) if cos_angle is None else cos_angle
     xp = jnp if is_jax(cos_angle) or is_jax(t) else np
     cos_angle = xp.clip(cos_angle, -1.0, 1.0)
-    omega = xp.arccos(cos_angle)
     squared_sine = 1 - cos_angle * cos_angle
     parallel = squared_sine <= (1e-12 if squared_sine.dtype == np.float64 else 1e-6)
+    omega = xp.arccos(xp.where(parallel, 0.0, cos_angle))  # its slope at 1 would make gradients NaN
     sine = xp.where(parallel, 1.0, xp.sqrt(xp.where(parallel, 1.0, squared_sine)))
     weight_a = xp.where(parallel, 1 - t, xp.sin((1 - t) * omega) / sine)
     weight_b = xp.where(parallel, t, xp.sin(t * omega) / sine)

@@ -322,7 +322,7 @@ def _length(xp, gram, mixed, vectors):
     if xp is not np or square < 1e-2:
         sums = (tree.mix([x.astype(np.float64) for x in v] if xp is np else v, share) for v in vectors())
         square = tree.sum_in_order([tree.inner(total, total) for total in sums])
-    return xp.sqrt(xp.maximum(square, 0.0))
+    return xp.sqrt(xp.maximum(square, 1e-30))  # far below any rounding, and with a finite slope
 
 
 def _by_scope(coefficients, has_base, scope, scopes, mixed=None):
@@ -368,10 +368,12 @@ def slerp_coefficients(xp, gram, t, length, epsilon, *, parallel: float | None =
     _, cosines = _lengths_and_cosines(xp, gram)
     cosine, half = xp.clip(cosines[..., 0, 1], -1.0, 1.0), xp.clip(length / 2, 0.0, 1.0)
     opposite = cosine < -0.5
-    omega = xp.where(opposite, 2 * xp.arccos(half), xp.arccos(cosine))
-    sine = xp.sqrt(xp.where(opposite, 4 * half * half * (1 - half * half), 1 - cosine * cosine))
-    straight = sine <= 64 * epsilon if parallel is None else xp.abs(cosine) > parallel
-    sine, omega = xp.where(straight, 1.0, sine), xp.where(straight, 0.0, omega)
+    square = xp.where(opposite, 4 * half * half * (1 - half * half), 1 - cosine * cosine)
+    straight = xp.sqrt(square) <= 64 * epsilon if parallel is None else xp.abs(cosine) > parallel
+    # nothing is taken where its slope is infinite: gradients would be NaN
+    by_half = xp.arccos(xp.where(opposite & ~straight, half, 0.0))
+    omega = xp.where(opposite, 2 * by_half, xp.arccos(xp.where(opposite | straight, 0.0, cosine)))
+    sine = xp.sqrt(xp.where(straight, 1.0, square))
     a = xp.where(straight, 1.0 - t, xp.sin((1.0 - t) * omega) / sine)
     b = xp.where(straight, t, xp.sin(t * omega) / sine)
     return xp.stack([a, b], axis=-1)
@@ -408,12 +410,14 @@ def _quadratic(xp, matrix, vector):
 
 def _karcher_step(xp, cosines, share, m, tolerance, limit):
     cosine = xp.clip(_times(xp, cosines, m), -1.0, 1.0)
-    angle, sine = xp.arccos(cosine), xp.sqrt(1.0 - cosine * cosine)
-    straight = sine <= limit
-    ratio = xp.where(straight, (cosine > 0).astype(sine.dtype), angle / xp.where(straight, 1.0, sine))
-    ratio = xp.where(angle < tolerance, 0.0, ratio) * share
+    square = 1.0 - cosine * cosine
+    straight = xp.sqrt(square) <= limit
+    # where the slopes of both are infinite neither is taken: gradients would be NaN
+    angle, sine = xp.arccos(xp.where(straight, 0.0, cosine)), xp.sqrt(xp.where(straight, 1.0, square))
+    ratio = xp.where(straight, (cosine > 0).astype(sine.dtype), angle / sine)
+    ratio = xp.where(xp.arccos(cosine) < tolerance, 0.0, ratio) * share
     tangent = ratio - xp.sum(ratio * cosine) * m
-    length = xp.sqrt(xp.maximum(_quadratic(xp, cosines, tangent), 0.0))
+    length = xp.sqrt(xp.maximum(_quadratic(xp, cosines, tangent), 1e-30))
     done = length < tolerance
     moved = xp.cos(length) * m + xp.sin(length) * tangent / xp.where(done, 1.0, length)
     return xp.where(done, m, moved / xp.sqrt(xp.maximum(_quadratic(xp, cosines, moved), 1e-30)))
