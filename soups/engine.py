@@ -280,13 +280,8 @@ def blocks(leaf: Leaf, measured: Any = None, at_least=np.float32) -> Iterator[tu
         arrays = [np.ascontiguousarray(array).reshape(array.shape) for array in arrays]
         hashes = [xxhash.xxh3_128() for _ in arrays] if leaf.passed else []
     try:
-<<<<<<< HEAD
         merged = leaf.recipe is not None and math.prod(leaf.shape)  # there is nothing to measure without elements
         yield from (_merged if merged else _copied)(leaf, arrays, hashes or (), measured, at_least)
-=======
-        made = _copied if leaf.recipe is None else _merged if math.prod(leaf.shape) else _empty
-        yield from made(leaf, arrays, hashes or (), measured, at_least)
->>>>>>> 42bc885 (Settings are checked by the kind of their default in one door; journals have checksums; two leaves of one name, and what is no regular expression, are errors in words; leaves of 64 bits come back within enable_x64)
     except Exception:
         if hashes:  # damaged numbers may have been what a recipe did not like: then that is what must be said
             leaf.passed([xxhash.xxh3_128_hexdigest(_bytes(array)) for array in arrays])
@@ -358,11 +353,6 @@ def _merged(leaf, arrays, hashes, measured, at_least):
         narrow = block if block.dtype == leaf.dtype else block.astype(leaf.dtype)
         _check_result(leaf, part, block, narrow)
         yield part.start, narrow
-
-
-def _empty(leaf, arrays, hashes, measured, at_least):
-    # no recipe need think of leaves without elements
-    yield 0, (arrays[0] if is_jax(arrays[0]) else arrays[0].reshape(-1)).astype(leaf.dtype)
 
 
 def _copied(leaf, arrays, hashes, measured, at_least):
