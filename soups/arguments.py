@@ -89,13 +89,15 @@ def setting(value: Any, default: Any, name: str) -> Any:
     if kind not in _KINDS or (tree.traced(value) and np.shape(value) == ()):
         return value
     number = value.item() if getattr(value, "ndim", None) == 0 and not tree.traced(value) else value
-    if kind in (bool, str):
-        fits = isinstance(number, kind)
+    if kind is str:
+        fits = isinstance(number, str)
+    elif kind is bool:
+        fits = isinstance(number, int | float) and number in (0, 1)  # as some programs write them
     else:
         fits = isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
     if not fits or (kind is int and number != int(number)):
         raise ValueError(f"{name} must be {_KINDS[kind]}, not {value!r:.200}")
-    return int(number) if kind is int else number
+    return kind(number) if kind in (bool, int) else number
 
 
 def marked(value: Any, members: Iterable[str]) -> list[bool]:
