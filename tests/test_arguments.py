@@ -143,3 +143,19 @@ def test_each_value_of_a_member_is_one_number(values):
 def test_what_is_no_regular_expression_is_an_error_in_words(call, regex):
     with pytest.raises(ValueError, match=f"must be a regular expression, not '{re.escape(regex)}'"):
         call(regex)
+
+
+@pytest.mark.parametrize("value", ["x", None, np.nan, [1, 2, 3, 4]])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda value: soups.ema(MEMBERS[0], MEMBERS[1], value),
+        lambda value: soups.interpolate(MEMBERS[0], MEMBERS[1], t=value),
+        lambda value: soups.tall_masks([MEMBERS[0]] * 3, base=BASE, threshold=value),
+        lambda value: soups.combine_task_vectors(MEMBERS, base=BASE, sparsify=value),
+    ],
+    ids=["ema", "interpolate", "tall_masks", "combine_task_vectors"],
+)
+def test_settings_of_functions_that_declare_none(call, value):
+    with pytest.raises(ValueError, match=r"must be (a finite number|made by)|3 members need 3 values"):
+        call(value)

@@ -101,5 +101,5 @@ def ema(average: tree.Tree, params: tree.Tree, decay) -> tree.Tree:
 
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
     """
-    average = tree.widen(average)
+    decay, average = arguments.setting(decay, 0.0, "decay"), tree.widen(average)
     return tree.lerp(average, tree.cast_like(params, average), 1.0 - decay)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soups import tree
+from soups import arguments, tree
 from soups.engine import Recipe
 from soups.names import pattern
 from soups.recipes.declare import Inputs, method, python_only
@@ -18,6 +18,7 @@ def interpolate(a: tree.Tree, b: tree.Tree, *, t, path: str = "linear") -> tree.
     Raises:
         ValueError: an unknown path, or mismatched structures.
     """
+    t = arguments.setting(t, 0.0, "t")
     if path == "linear":
         return tree.lerp(a, b, t)
     if path == "spherical":

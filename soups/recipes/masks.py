@@ -27,7 +27,8 @@ def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) ->
     Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
     """
     members, trees = _checked(members, base)
-    thresholds = arguments.per_member(threshold, members, "thresholds")
+    own = arguments.per_member(threshold, members, "thresholds")
+    thresholds = [arguments.setting(one, 0.0, "threshold") for one in own]
 
     def masks(start, *leaves):
         vectors = _task_vectors(start, leaves)

@@ -56,6 +56,8 @@ def combine_task_vectors(
     """
     check_name(tie, ("majority", "positive"), "tie")
     check_name(scope, ("model", "leaf"), "scope")
+    if odd := [found for found in sparsify if not isinstance(found, Sparsifier)]:
+        raise ValueError(f"sparsify must be made by soups.trim, drop, magprune or outliers, not {odd[0]!r:.200}")
 
     def sparse(part, measured):
         return [
