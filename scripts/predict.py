@@ -74,7 +74,7 @@ def predict(options) -> dict[str, str]:
 
 
 def _weights(options):
-    """Give the weights and their architecture, after the names and shapes were compared with it."""
+    """Return the weights and their architecture, after the names and shapes were compared with it."""
     if options.weights:
         if options.member or not options.arch:
             raise ValueError("--weights FILE needs --arch and no --member")
@@ -105,7 +105,7 @@ def _num_classes(params, where):
 
 
 def _classifier(params, arch, batch_size):
-    """Give a function from uint8 images [B, S, S, 3], B up to `batch_size`, to their logits [B, C]."""
+    """Return a function from uint8 images [B, S, S, 3], B up to `batch_size`, to their logits [B, C]."""
     apply = arch.apply_fn(_num_classes(params, arch.name))
     compiled = jax.jit(lambda params, images: apply(params, images.astype(jnp.float32) / 255))
     params = jax.device_put(params)
@@ -131,7 +131,7 @@ def _files(folder):
 
 
 def _batches(folder, files, size, batch_size):
-    """Give (names, {name: image}, {name: why it cannot be read}), read on threads one batch ahead."""
+    """Return (names, {name: image}, {name: why it cannot be read}), read on threads one batch ahead."""
     transform = compose(resize_shorter(size), center_crop(size), to_channels(3))
     with concurrent.futures.ThreadPoolExecutor() as threads:
         started = collections.deque()
@@ -144,7 +144,7 @@ def _batches(folder, files, size, batch_size):
 
 
 def _read(path, transform):
-    """Give an image, or the reason why it cannot be read."""
+    """Return an image, or the reason why it cannot be read."""
     try:
         with PIL.Image.open(path) as image:
             return transform(from_pil(image))

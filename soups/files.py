@@ -109,7 +109,7 @@ def sync_files(folder: pathlib.Path) -> None:
 
 
 def cannot_write(path: str | os.PathLike, error: OSError) -> OSError:
-    """Give the same error with the path in its message: a full disk does not name the file."""
+    """Return the same error with the path in its message: a full disk does not name the file."""
     return OSError(error.errno, f"cannot write {path}: {error.strerror}")
 
 

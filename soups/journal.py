@@ -54,13 +54,13 @@ class Journal:
         return record
 
     def replay(self, kind: str, member: str) -> dict[str, Any] | None:
-        """Give the next old record if it is of this kind and member, else None."""
+        """Return the next old record if it is of this kind and member, else None."""
         if self._old and (self._old[0].get("kind"), self._old[0].get("member")) == (kind, member):
             return self._old.pop(0)
         return None
 
     def newest(self) -> dict[str, Any] | None:
-        """Give the last old record, else None."""
+        """Return the last old record, else None."""
         return self._old[-1] if self._old else None
 
     def write(self, record: dict[str, Any]) -> dict[str, Any]:

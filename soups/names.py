@@ -108,7 +108,7 @@ class _Closest:
 
 
 def _from_front(name):
-    """Give the ways to cut a name at a separator: (how it begins, the rest), the longest rest first."""
+    """Return the ways to cut a name at a separator: (how it begins, the rest), the longest rest first."""
     mark = _separator(name)
     rests = [name, *name.split(mark, _CUTS)[1:]]
     for at in range(len(rests) - 2, 0, -1):
@@ -127,7 +127,7 @@ def _separator(name):
 
 
 def _renamed(missing, extra, split):
-    """Give {(part of the missing names, that of the extra ones): [pairs of names]} where three or more are alike."""
+    """Return {(part of the missing names, that of the extra ones): [pairs of names]} where three or more are alike."""
     rests = defaultdict(list)
     for name in missing if extra else ():
         for part, rest in split(name):

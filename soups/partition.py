@@ -7,12 +7,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def axes_of(spec: PartitionSpec) -> set[str]:
-    """Give the axes over which a PartitionSpec cuts."""
+    """Return the axes over which a PartitionSpec cuts."""
     return set(jax.tree.leaves(tuple(spec)))
 
 
 def joined(sharding: NamedSharding, over: Collection[str]) -> NamedSharding:
-    """Give the sharding of an array that is gathered over some axes and stays cut over the others."""
+    """Return the sharding of an array that is gathered over some axes and stays cut over the others."""
     parts = [tuple(axis for axis in jax.tree.leaves(part) if axis not in over) for part in sharding.spec]
     return NamedSharding(sharding.mesh, PartitionSpec(*[part or None for part in parts]))
 

@@ -185,7 +185,7 @@ def nonfinite_names(tree: Tree) -> list[str]:
 
 
 def match(tree: Tree, rules: Rules) -> Tree:
-    """Give every leaf the value of the first rule whose regex matches its whole name.
+    """Map every leaf to the value of the first rule whose regex matches its whole name.
 
     `rules`: [(regex, value), ...] in order, or one regex, short for [(regex, True), (".*", False)].
 
@@ -231,7 +231,7 @@ def combine(*parts: Tree) -> Tree:
 
 
 def split_floats(tree: Tree) -> tuple[Tree, Tree]:
-    """Give (floats, rest), with None in the places of the other part; `combine` undoes it."""
+    """Return (floats, rest), with None in the places of the other part; `combine` undoes it."""
     check_arrays([tree])
     floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
     return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
@@ -460,12 +460,12 @@ def is_complex(leaf) -> bool:
 
 
 def namespace(leaves):
-    """Give numpy if all arrays are NumPy's, else jax.numpy."""
+    """Return numpy if all arrays are NumPy's, else jax.numpy."""
     return np if all(isinstance(leaf, (np.ndarray, np.generic, float)) for leaf in leaves) else jax.numpy
 
 
 def namespace_of(tree: Tree):
-    """Give numpy if all leaves of a tree are NumPy's, else jax.numpy."""
+    """Return numpy if all leaves of a tree are NumPy's, else jax.numpy."""
     return namespace(jax.tree.leaves(tree))
 
 
@@ -498,7 +498,7 @@ def _at_least_float32(dtype):
 
 
 def scalar(value, leaf):
-    """Give a number, traced or not, in the dtype of a leaf, so that strict promotion is content."""
+    """Return a number, traced or not, in the dtype of a leaf, so that strict promotion is content."""
     if is_jax(value):
         return value.astype(leaf.dtype)
     return leaf.dtype.type(value)
@@ -523,7 +523,7 @@ def _inner_on_host(x, y):
 
 
 def wide_pairs(vector):
-    """Give the elements of a NumPy vector in float64, of complex ones the real and imaginary parts."""
+    """Return the elements of a NumPy vector in float64, of complex ones the real and imaginary parts."""
     wide = vector.astype(np.promote_types(vector.dtype, np.float64), copy=False)
     return wide.view(np.float64) if wide.dtype == np.complex128 else wide
 

@@ -49,7 +49,7 @@ def measure(callables: dict[str, Callable], repeats: int = 3) -> dict[str, list[
 
 
 def summarize(seconds: list[float]) -> dict:
-    """Give {"median", "min", "max", "all"} of a list of seconds."""
+    """Return {"median", "min", "max", "all"} of a list of seconds."""
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds), "all": seconds}
 
 

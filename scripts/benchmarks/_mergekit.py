@@ -8,7 +8,7 @@ VERSION = "0.1.5"
 
 
 def install(folder) -> pathlib.Path:
-    """Give the folder of mergekit's programs; make the environment if it is not there."""
+    """Return the folder of mergekit's programs; make the environment if it is not there."""
     folder = pathlib.Path(folder).absolute()
     if not (folder / "bin" / "mergekit-pytorch").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -17,6 +17,6 @@ def install(folder) -> pathlib.Path:
 
 
 def command(programs: pathlib.Path, recipe, out, *, folders: bool = False) -> list[str]:
-    """Give the command that merges bare tensor files, or with `folders` Hugging Face folders."""
+    """Return the command that merges bare tensor files, or with `folders` Hugging Face folders."""
     program = "mergekit-yaml" if folders else "mergekit-pytorch"
     return [str(programs / program), str(recipe), str(out), "--quiet"]

@@ -49,7 +49,7 @@ def main():
 
 
 def train(way, training, start, data, members, batch_size):
-    """Give the weights of each member in turn."""
+    """Return the weights of each member in turn."""
     if way == "compiled each":
         yield from (compile_and_train(training, start, data, member, batch_size) for member in members)
         return

@@ -89,7 +89,7 @@ def load(model, weights):
 
 
 def trainer(file, settings, *, compiled, fused):
-    """Give a function that takes some steps and gives their losses."""
+    """Return a function that takes some steps and gives their losses."""
     model = ViT(settings)
     load(model, file)
     decayed = [p for p in model.parameters() if p.ndim == 2]

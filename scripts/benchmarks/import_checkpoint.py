@@ -44,7 +44,7 @@ def main():
 
 
 def tasks(file, folder):
-    """Give what is timed, by name."""
+    """Return what is timed, by name."""
 
     def copy(on_disk):
         with open(shutil.copyfile(file, folder / "copy"), "rb+") as copied:

@@ -131,7 +131,7 @@ def loaders(source, options):
 
 
 def _drain(batches, steps):
-    """Give the seconds until the first batch is there, and until all are: reading ahead gives nobody a head start."""
+    """Return the seconds until the first batch is there, and until all are: reading ahead gives nobody a head start."""
     start = time.perf_counter()
     with contextlib.closing(iter(batches)) as iterator:
         next(iterator)
@@ -142,7 +142,7 @@ def _drain(batches, steps):
 
 
 def _batch_per_thread(source, batch_size, num_threads, transform, random_transform):
-    """Give the batches of the former scheme: each read by one thread, `num_threads` of them at once."""
+    """Return the batches of the former scheme: each read by one thread, `num_threads` of them at once."""
     import grain
 
     order = batch_indices(len(source), batch_size, 100, seed=0)
@@ -185,7 +185,7 @@ def training(source, options):
 
 
 def _stepper(network):
-    """Give a function that takes one training step and waits for its end."""
+    """Return a function that takes one training step and waits for its end."""
     trained = Training(train_apply=models.train_apply_fn(network), num_classes=network.num_classes)
     hyperparameters = complete({}) | {"num_steps": 10**6}
     take, state = jit_step(trained), init_state(trained, models.init(network, jax.random.key(0), (SIZE, SIZE, 3)))
@@ -200,7 +200,7 @@ def _stepper(network):
 
 
 def _waiting(step, iterator, steps):
-    """Give the seconds that `steps` steps wait for their batches, and the seconds of all."""
+    """Return the seconds that `steps` steps wait for their batches, and the seconds of all."""
     waited, start = 0.0, time.perf_counter()
     for _ in range(steps):
         moment = time.perf_counter()

@@ -87,7 +87,7 @@ def make_models(folder, size):
 
 
 def vision_shapes():
-    """Give the shapes of a ViT-B/32."""
+    """Return the shapes of a ViT-B/32."""
     shapes = {"conv_proj.weight": (768, 3072), "position": (50, 768), "head.weight": (1000, 768)}
     for layer in range(12):
         shapes |= _block(f"layers.{layer}.", 768, 3072)
@@ -95,7 +95,7 @@ def vision_shapes():
 
 
 def language_shapes():
-    """Give the shapes of a language model of 1.1 billion parameters."""
+    """Return the shapes of a language model of 1.1 billion parameters."""
     shapes = {"embed.weight": (32000, 2048), "lm_head.weight": (32000, 2048), "norm.weight": (2048,)}
     for layer in range(22):
         prefix = f"layers.{layer}."
@@ -118,7 +118,7 @@ def _block(prefix, width, hidden):
 
 
 def recipe_of(method, base, members, size):
-    """Give the recipe that both programs run."""
+    """Return the recipe that both programs run."""
     settings = {
         "linear": {"weight": 1.0 / len(members)},
         "task_arithmetic": {"weight": 0.3},
@@ -165,7 +165,7 @@ def compare(method, recipe, folder, programs, repeats, copied=None):
 
 
 def run(command, out):
-    """Give the wall seconds of a command, its peak of private memory in MB, and what it printed."""
+    """Return the wall seconds of a command, its peak of private memory in MB, and what it printed."""
     shutil.rmtree(out, ignore_errors=True)
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -194,7 +194,7 @@ def _watch(pid, peak):
 
 
 def plain_copy(members, folder):
-    """Give the seconds that it takes to read all members and write one file of their size."""
+    """Return the seconds that it takes to read all members and write one file of their size."""
     out = folder / "copy"
     begin = time.perf_counter()
     size = os.path.getsize(members[0])

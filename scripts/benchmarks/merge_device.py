@@ -91,7 +91,7 @@ def main():
 
 @functools.lru_cache(maxsize=1)
 def make_models(elements, members, dtype):
-    """Give members and base on the device: trees of square matrices."""
+    """Return members and base on the device: trees of square matrices."""
     side = max(1, math.isqrt(elements // LEAVES))
 
     def tree(key, scale):
@@ -108,7 +108,7 @@ def make_models(elements, members, dtype):
 
 
 def measure(method, members, base, repeats):
-    """Give seconds of a method and of the copy, in turns, and the bytes that each moves."""
+    """Return seconds of a method and of the copy, in turns, and the bytes that each moves."""
     members = members[: method.members]
     inputs = [members, base] if method.base else [members]
     copy = jax.jit(lambda trees: jax.tree.map(jnp.copy, trees))

@@ -116,7 +116,7 @@ def make_models(folder, dtype, layers=LAYERS):
 
 
 def tensor_cases(models):
-    """Give recipes over bare tensor files by name."""
+    """Return recipes over bare tensor files by name."""
 
     def recipe(method, members="abc", base=None, settings=None, weights=True, **of_merge):
         entries = [
@@ -164,7 +164,7 @@ def tensor_cases(models):
 
 
 def folder_cases(models):
-    """Give recipes over Hugging Face folders by name: gradients, filters, slices."""
+    """Return recipes over Hugging Face folders by name: gradients, filters, slices."""
     base, a, b, _ = (str(path) for path in models.values())
     by_filter = [{"filter": "mlp", "value": 0.7}, {"value": [0.2, 0.4, 0.9]}]
     curve = [
@@ -206,7 +206,7 @@ def folder_cases(models):
 
 
 def adapter_cases(models):
-    """Give recipes over models with LoRA adapters by name."""
+    """Return recipes over models with LoRA adapters by name."""
     base, a, b, _ = (str(path) for path in models.values())
     rng = np.random.default_rng(1)
     shapes = {"self_attn.q_proj": (WIDTH, WIDTH), "mlp.down_proj": (WIDTH, HIDDEN)}
@@ -233,7 +233,7 @@ def adapter_cases(models):
 
 
 def vocabulary_cases(models):
-    """Give recipes over models whose tokenizers differ in their added tokens, by name."""
+    """Return recipes over models whose tokenizers differ in their added tokens, by name."""
     base, a, b, c = (str(path) for path in models.values())
     plain = {f"t{number}": number for number in range(WORDS - 4)}
     extra = {"base": ["<s>", "<pad>"], "a": ["<s>", "<a>"], "b": ["<b>", "<s>", "<a>"], "c": ["<pad>", "<c>"]}
@@ -285,7 +285,7 @@ def compare(recipe, folder, programs):
 
 
 def rows_of_their_tokens(theirs, ours):
-    """Give our row of each token, in the order of mergekit's: a union adds the tokens in no order that matters."""
+    """Return our row of each token, in the order of mergekit's: a union adds the tokens in no order that matters."""
     if not (ours / "tokenizer.json").exists():
         return None
     numbers = []

@@ -44,7 +44,7 @@ def main():
 
 
 def install(folder):
-    """Give the interpreter of an environment with the peers; make it if it is not there."""
+    """Return the interpreter of an environment with the peers; make it if it is not there."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -70,7 +70,7 @@ def ask(python, folder, cases):
 
 
 def compare(folder, case, size):
-    """Give the row of one case."""
+    """Return the row of one case."""
     with np.load(folder / f"{case.name}.logits.npz") as theirs:
         found = case.ours(folder / case.name, theirs["inputs"])
         error = _relative(found, theirs["float32"])

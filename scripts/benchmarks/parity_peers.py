@@ -62,7 +62,7 @@ def main():
 
 
 def prepare(name, peer, folder):
-    """Give the peer's interpreter and what it needs in its environment; install it if it is not there."""
+    """Return the peer's interpreter and what it needs in its environment; install it if it is not there."""
     folder = folder / name
     if not peer.REQUIREMENTS:
         if not (folder / "src").exists():
@@ -77,7 +77,7 @@ def prepare(name, peer, folder):
 
 
 def ask(name, peer, python, environment):
-    """Give the models, and what the peer makes of them, by dtype."""
+    """Return the models, and what the peer makes of them, by dtype."""
     dtypes = [dtype for dtype in DTYPES if any(dtype in one.dtypes for one in peer.CASES)]
     make_models = getattr(peer, "make_models", case.make_models)
     models = {dtype: make_models(dtype) for dtype in dtypes}
@@ -104,7 +104,7 @@ def _run(command, complaint, environment=None):
 
 
 def compare(one, models, theirs):
-    """Give the row of one case."""
+    """Return the row of one case."""
     found = {dtype: theirs[dtype][one.name] for dtype in one.dtypes}
     row = {"case": one.name, "float32": None, "float64": None, "elements": None, "why": one.why, "with it": None}
     if error := next((str(x["error"]) for x in found.values() if "error" in x), ""):
@@ -121,7 +121,7 @@ def compare(one, models, theirs):
 
 
 def compare_means(one, models, theirs):
-    """Give the row of one mean over random elements."""
+    """Return the row of one mean over random elements."""
     expected = {"ours": one.expected, "theirs": one.expected if one.theirs is None else one.theirs}
     found = {"ours": float(one.ours(models)), "theirs": float(theirs[one.name]["value"])}
     near = all(abs(found[side] - expected[side]) <= DEVIATIONS * one.deviation for side in expected)

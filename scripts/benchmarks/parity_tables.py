@@ -36,7 +36,7 @@ def put(text, name, rows):
 
 
 def mergekit():
-    """Give the rows of the comparison with mergekit: both dtypes, and bfloat16 with float32 arithmetic."""
+    """Return the rows of the comparison with mergekit: both dtypes, and bfloat16 with float32 arithmetic."""
     found = {}
     for dtype, case, difference, share in _record("parity")["rows"]:
         found.setdefault(case, {})[dtype] = (difference, share)
@@ -49,7 +49,7 @@ def mergekit():
 
 
 def mergekit_tests():
-    """Give the rows of mergekit's own tests and examples: how many merges of a file came out how, and why."""
+    """Return the rows of mergekit's own tests and examples: how many merges of a file came out how, and why."""
     found = {}
     for row in _record("parity_mergekit_tests")["rows"]:
         found.setdefault((row["file"], row["status"], row["why"]), []).append(row)
@@ -61,14 +61,14 @@ def mergekit_tests():
 
 
 def peers(record):
-    """Give the rows of one peer."""
+    """Return the rows of one peer."""
     yield ["method", "float32", "float64", "why", "with it"]
     for row in record["rows"]:
         yield ["fails" if key == "float32" and "error" in row else row[key] for key in _KEYS]
 
 
 def means():
-    """Give the rows of the means over random elements."""
+    """Return the rows of the means over random elements."""
     yield ["peer", "mean", "expected", "ours", "theirs", "standard deviation"]
     for peer in ("fusion_bench", "sd_mecha"):
         for row in _record(f"parity_{peer}")["means"]:
@@ -82,14 +82,14 @@ def means():
 
 
 def models():
-    """Give the rows of the networks: the error at both sizes, and whose rounding it is."""
+    """Return the rows of the networks: the error at both sizes, and whose rounding it is."""
     yield ["network of", "architecture", "size", "ours to theirs", "ours to float64", "theirs to float64"]
     for row in _record("parity_models")["rows"]:
         yield [row[key] for key in ("peer", "architecture", "size", "error", "ours to float64", "theirs to float64")]
 
 
 def tokenizer():
-    """Give the rows of the tokenizers: equal texts of all, for each peer."""
+    """Return the rows of the tokenizers: equal texts of all, for each peer."""
     groups = {}
     record = _record("parity_tokenizer")
     for row in record["rows"]:

@@ -69,7 +69,7 @@ def main():
 
 
 def compare(groups, forms, theirs):
-    """Give a row for each peer and group: how many texts are equal, as they are and once cleaned."""
+    """Return a row for each peer and group: how many texts are equal, as they are and once cleaned."""
     tokenize = {name: ours.clip_tokenizer(path) for name, path in forms.items()}
     texts = [text for group in groups.values() for text in group]
     mine = tokenize["published"](texts)
@@ -125,7 +125,7 @@ def write_forms(published, folder):
 
 
 def ask(peer, texts, pythons, forms, folder):
-    """Give the peer's tokens [N, 77]."""
+    """Return the peer's tokens [N, 77]."""
     vocabulary = forms["published" if peer == "open_clip" else "vocab.json"]
     given, out = folder / "texts.json", folder / "tokens.npy"
     given.write_text(json.dumps(texts))
@@ -171,7 +171,7 @@ def record_cases(path, python, merges=300, each=10):
 
 
 def train(texts, merges):
-    """Give the merges of a byte-pair encoding of these texts."""
+    """Return the merges of a byte-pair encoding of these texts."""
     tokenizer = Tokenizer(BPE(end_of_word_suffix=ours.LAST))
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = pre_tokenizers.Split(Regex(ours.WORDS), "removed", invert=True)

@@ -147,7 +147,7 @@ def run(contender, folder, label, members):
 
 
 def largest_difference(folder, start):
-    """Give the largest distance of a member from the same member of the first contender, to how far it went."""
+    """Return the largest distance of a member from the same member of the first contender, to how far it went."""
     pools = [Pool(path) for path in sorted(folder.glob("pool-*"))]
     differences = []
     for name in pools[0]:

@@ -64,7 +64,7 @@ def main():
 
 
 def make_batch():
-    """Give one batch of random bytes and labels."""
+    """Return one batch of random bytes and labels."""
     rng = np.random.default_rng(0)
     side, size = SETTINGS["image_size"], SETTINGS["batch_size"]
     images = rng.integers(0, 256, (size, side, side, 1)).astype(np.uint8)
@@ -72,13 +72,13 @@ def make_batch():
 
 
 def make_weights():
-    """Give start weights with a head that is not zero, so that the first loss already tests every layer."""
+    """Return start weights with a head that is not zero, so that the first loss already tests every layer."""
     start = models.init(models.ViT(**NETWORK), jax.random.key(0), (SETTINGS["image_size"],) * 2 + (1,))
     return models.replace_head(start, jax.random.key(1), SETTINGS["num_classes"], zero=False)
 
 
 def jax_trainer(batch, params):
-    """Give a function that takes some steps of the library's training step and gives their losses."""
+    """Return a function that takes some steps of the library's training step and gives their losses."""
     training = Training(
         train_apply=models.train_apply_fn(models.ViT(**NETWORK)),
         num_classes=SETTINGS["num_classes"],

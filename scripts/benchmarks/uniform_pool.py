@@ -108,7 +108,7 @@ def _restore_all(directories, like):
 
 
 def _peak_memory(pool):
-    """Give the bytes of private memory before the soup and at its peak."""
+    """Return the bytes of private memory before the soup and at its peak."""
     before, samples, done = _anonymous(), [], threading.Event()
 
     def sample():

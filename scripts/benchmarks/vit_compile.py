@@ -70,13 +70,13 @@ def main():
 
 
 def tpu_devices(topology) -> list:
-    """Give the chips of a topology; a v4 or v5p is one device with two cores."""
+    """Return the chips of a topology; a v4 or v5p is one device with two cores."""
     cores = {"chip_config_name": "megacore"} if topology.startswith(("v4", "v5p")) else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **cores).devices
 
 
 def gpu_devices(description) -> list:
-    """Give one GPU of this description; its matrix products are cuBLAS's, as XLA's own are chosen by trying them."""
+    """Return one GPU of this description; its matrix products are cuBLAS's, as XLA's own are chosen by trying them."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
     target = pathlib.Path(description).read_text()
     return topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1").devices
@@ -136,13 +136,13 @@ def training_pool(arch, mesh):
 
 
 def recipe(arch, remat) -> Training:
-    """Give what the members have in common."""
+    """Return what the members have in common."""
     apply_fn = arch.train_apply_fn(CLASSES, dtype=jnp.bfloat16, remat=remat)
     return Training(train_apply=apply_fn, num_classes=CLASSES, decay_rules=DECAY_ALL)
 
 
 def hyperparameters():
-    """Give the published ones, typed."""
+    """Return the published ones, typed."""
     return typed(complete(MODEL_SOUPS) | {"num_steps": 10_000})
 
 
@@ -159,7 +159,7 @@ def placed(params, sharding):
 
 
 def row(name, what, program, flops, images, kind) -> dict:
-    """Give what the compiler says of a program with so many operations on a chip and images on all."""
+    """Return what the compiler says of a program with so many operations on a chip and images on all."""
     memory, text = program.memory_analysis(), program.as_text()
     sizes = (memory.temp_size_in_bytes, memory.argument_size_in_bytes, memory.output_size_in_bytes)
     found = re.findall(EXCHANGES, text)

@@ -57,7 +57,7 @@ def forward_flops(arch) -> float:
 
 
 def evaluation(arch, images, labels, dtype):
-    """Give a function that runs the forward pass some times over, and its compiled program."""
+    """Return a function that runs the forward pass some times over, and its compiled program."""
     apply_fn = arch.apply_fn(CLASSES, dtype=dtype)
     forward = jax.jit(lambda params, images: apply_fn(params, images.astype(jnp.float32) / 255.0).argmax(-1))
     params = jax.device_put(drawn(arch))
@@ -66,7 +66,7 @@ def evaluation(arch, images, labels, dtype):
 
 
 def training(arch, images, labels, dtype):
-    """Give a function that takes some steps of the published recipe, and its compiled program."""
+    """Return a function that takes some steps of the published recipe, and its compiled program."""
     apply_fn = arch.train_apply_fn(CLASSES, dtype=dtype)
     settings = Training(train_apply=apply_fn, num_classes=CLASSES, decay_rules=DECAY_ALL)
     numbers = typed(complete(MODEL_SOUPS) | {"num_steps": 10_000})

@@ -1,4 +1,4 @@
-"""Give `soups merge` and `soups pool` to the shell; what a command needs is imported when it is chosen."""
+"""Return `soups merge` and `soups pool` to the shell; what a command needs is imported when it is chosen."""
 
 import argparse
 import importlib

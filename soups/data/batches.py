@@ -28,7 +28,7 @@ _RUN = 16  # examples that make one element of the grain dataset: an element cos
 
 
 def batch_indices(num_examples: int, batch_size: int, num_steps: int, seed: int) -> np.ndarray:
-    """Give the examples of the first `num_steps` batches, int32 [num_steps, batch_size].
+    """Return the examples of the first `num_steps` batches, int32 [num_steps, batch_size].
 
     It is the order of `loader`: every epoch is shuffled anew, and batches run across the borders of epochs, so that
     each example is used once per epoch and none is dropped.
@@ -179,7 +179,7 @@ def _join(runs: Sequence) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-    """Give the epochs and the examples at some places of the endless sequence that is cut into batches."""
+    """Return the epochs and the examples at some places of the endless sequence that is cut into batches."""
 
     num_examples: int
     batch_size: int

@@ -51,7 +51,7 @@ BUILDERS = {builder.name: builder for builder in (Mnist5k, Optdigits)}
 
 
 def prepare(name: str, data_dir=None) -> tfds.core.DatasetBuilder:
-    """Give the builder of one of the project's sets, prepared in `data_dir`; quick if that was done before.
+    """Return the builder of one of the project's sets, prepared in `data_dir`; quick if that was done before.
 
     Several processes may do it at once: the first to finish wins, and the others use its files.
     """

@@ -138,7 +138,7 @@ def project_logits(logits: np.ndarray, class_groups: ClassGroups | None) -> np.n
 
 
 def read_example(source: Source, index: int, transform: Transform | None) -> tuple[np.ndarray, int]:
-    """Give one example as (image, label), transformed and checked to be uint8 [H, W, C]."""
+    """Return one example as (image, label), transformed and checked to be uint8 [H, W, C]."""
     example = source[index]
     image = example["image"] if transform is None else transform(example["image"])
     if image.dtype != np.uint8 or image.ndim != 3:

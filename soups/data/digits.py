@@ -27,7 +27,7 @@ def digits_task(
     seed: int = 0,
     data_dir=None,
 ) -> tuple[Task, dict[str, Dataset]]:
-    """Give the task on one source of digits, and the other source to pre-train on as {"train": …, "test": …}.
+    """Return the task on one source of digits, and the other source to pre-train on as {"train": …, "test": …}.
 
     `target` is "mnist_5k" (5,000 images) or "optdigits" (1,797). Images are gray, uint8 [N, image_size, image_size, 1].
     The shifts are named "family/severity", for the families and severities in `shifts`, made from the test set; the one

@@ -154,7 +154,7 @@ class View:
         return [self.source.files[index] for index in self.indices]
 
     def take(self, indices: np.ndarray) -> "View":
-        """Give the view of the examples at `indices`, in that order."""
+        """Return the view of the examples at `indices`, in that order."""
         return dataclasses.replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
     def stamp(self) -> str:

@@ -86,14 +86,14 @@ def to_channels(channels: int) -> Transform:
 
 
 def to_pil(image: np.ndarray) -> PIL.Image.Image:
-    """Give a uint8 array [H, W, 1] or [H, W, 3] as a Pillow image."""
+    """Return a uint8 array [H, W, 1] or [H, W, 3] as a Pillow image."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(f"an image must be uint8 [H, W, 1] or [H, W, 3], not {image.dtype} {list(image.shape)}")
     return PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
 def from_pil(image: PIL.Image.Image) -> np.ndarray:
-    """Give a Pillow image as uint8 [H, W, C]: gray and RGB as they are, palettes, CMYK and alpha as RGB or gray.
+    """Return a Pillow image as uint8 [H, W, C]: gray and RGB as they are, palettes, CMYK and alpha as RGB or gray.
 
     Raises:
         ValueError: more than 8 bits per channel.

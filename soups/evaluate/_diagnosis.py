@@ -92,7 +92,7 @@ class Diagnosis:
         }[self.verdict]
 
     def record(self) -> dict[str, Any]:
-        """Give everything, ready for JSON; what is not finite becomes None."""
+        """Return everything, ready for JSON; what is not finite becomes None."""
         return _plain({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ class Book:
         self.leave_out.update(reasons)
 
     def sorted(self) -> tuple[Finding, ...]:
-        """Give the findings, the severest first and else in the order in which they came."""
+        """Return the findings, the severest first and else in the order in which they came."""
         return tuple(sorted(self.findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 

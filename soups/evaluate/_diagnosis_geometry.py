@@ -26,33 +26,33 @@ class Gram:
 
     @property
     def deviations(self) -> np.ndarray:
-        """Give <v_i, v_j>: [K, K]."""
+        """Return <v_i, v_j>: [K, K]."""
         return self.matrix[:-1, :-1]
 
     @property
     def weights(self) -> np.ndarray:
-        """Give <θ_i, θ_j> = <v_i, v_j> + <v_i, r> + <v_j, r> + <r, r>: [K, K]."""
+        """Return <θ_i, θ_j> = <v_i, v_j> + <v_i, r> + <v_j, r> + <r, r>: [K, K]."""
         along = self.matrix[:-1, -1]
         return self.deviations + along[:, None] + along[None, :] + self.matrix[-1, -1]
 
     @property
     def norms(self) -> np.ndarray:
-        """Give |v_i|: [K]."""
+        """Return |v_i|: [K]."""
         return np.sqrt(np.diag(self.deviations))
 
     @property
     def reference(self) -> float:
-        """Give |r|."""
+        """Return |r|."""
         return float(np.sqrt(self.matrix[-1, -1]))
 
     @property
     def distances(self) -> np.ndarray:
-        """Give |θ_i − θ_j|: [K, K]."""
+        """Return |θ_i − θ_j|: [K, K]."""
         squares = np.diag(self.deviations)
         return np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * self.deviations, 0))
 
     def select(self, indices: Sequence[int]) -> "Gram":
-        """Give the inner products of some members only."""
+        """Return the inner products of some members only."""
         rows = [*indices, len(self.matrix) - 1]
         return Gram(self.matrix[np.ix_(rows, rows)])
 
@@ -60,7 +60,7 @@ class Gram:
 def measure(
     members: Sequence[tree.Tree], base: tree.Tree | None, modules: Mapping[str, str]
 ) -> dict[str, tuple[Gram, Gram]]:
-    """Give for each module the inner products over its matrices and over its other leaves.
+    """Return for each module the inner products over its matrices and over its other leaves.
 
     The reference is the base, or without one the mean of the members. `modules`: the module of each float leaf to look
     at, which all have in one shape. One leaf of each member is on the host at a time, and a block of it in float64.
@@ -79,7 +79,7 @@ def measure(
 
 
 def modules_of(leaves: Sequence[str]) -> dict[str, str]:
-    """Give each leaf its module: the first part of its name after what all names begin with."""
+    """Return each leaf its module: the first part of its name after what all names begin with."""
     parts = [name.split("/") for name in leaves]
     depth = 0
     while parts and all(len(p) > depth + 1 for p in parts) and len({p[depth] for p in parts}) == 1:
@@ -107,20 +107,20 @@ def _vector(leaf):
 
 
 def cosines(gram: np.ndarray) -> np.ndarray:
-    """Give <a_i, a_j> / (|a_i| |a_j|): [K, K], 0 where one of them is zero."""
+    """Return <a_i, a_j> / (|a_i| |a_j|): [K, K], 0 where one of them is zero."""
     lengths = np.sqrt(np.diag(gram))
     product = np.outer(lengths, lengths)
     return np.clip(np.divide(gram, product, out=np.zeros_like(gram), where=product > 0), -1, 1)
 
 
 def off_diagonal(matrix: np.ndarray) -> np.ndarray:
-    """Give what stands off the diagonal, row by row: [K, K − 1]."""
+    """Return what stands off the diagonal, row by row: [K, K − 1]."""
     count = len(matrix)
     return matrix[~np.eye(count, dtype=bool)].reshape(count, max(count - 1, 0))
 
 
 def spread(gram: Gram, has_base: bool) -> np.ndarray:
-    """Give how far each member moved: |θ_i − base|, without a base its median distance to the others: [K].
+    """Return how far each member moved: |θ_i − base|, without a base its median distance to the others: [K].
 
     Not the distance to the mean: one member far off would carry the mean with it. Of two middle distances the smaller
     counts, so that of three members one far off does not make the others look far too.
@@ -133,7 +133,7 @@ def spread(gram: Gram, has_base: bool) -> np.ndarray:
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
-    """Give 0.6745 (x − median) / MAD, infinite where the median deviation is zero and x is not the median.
+    """Return 0.6745 (x − median) / MAD, infinite where the median deviation is zero and x is not the median.
 
     Iglewicz and Hoaglin, "How to detect and handle outliers", 1993.
     """
@@ -145,7 +145,7 @@ def robust_z(values: np.ndarray) -> np.ndarray:
 
 
 def agreement_with_others(cosine: np.ndarray) -> np.ndarray:
-    """Give the cosine of each direction with the mean of the other unit directions, from their cosines: [K].
+    """Return the cosine of each direction with the mean of the other unit directions, from their cosines: [K].
 
     <u_i, s_i> / |s_i| with s_i = Σ_{j≠i} u_j; all lengths count alike, so that a long task vector does not decide.
     """
@@ -157,7 +157,7 @@ def agreement_with_others(cosine: np.ndarray) -> np.ndarray:
 
 
 def together(apart: np.ndarray) -> list[int]:
-    """Give the indices of members that lie together: drop whoever is apart from most of the rest, the worst first.
+    """Return the indices of members that lie together: drop whoever is apart from most of the rest, the worst first.
 
     `apart`: bool [K, K], symmetric. Ends when nobody left is apart from more than half of the others; in a tie the one
     listed later is dropped. A single wrong pair among many, from noise, drops nobody.

@@ -212,7 +212,7 @@ class _Judge:
             self.book.add("warning", kind, what, found, advice)
 
     def modules(self, left, parts):
-        """Give for each module {"name", "drift", "share", "cosine"}, over the members that are left."""
+        """Return for each module {"name", "drift", "share", "cosine"}, over the members that are left."""
         grams = {name: (m + r).select(left) for name, (m, r) in parts.items()}
         moved = {name: spread(gram, self.has_base) for name, gram in grams.items()}
         total = sum(float(np.sum(m**2)) for m in moved.values())

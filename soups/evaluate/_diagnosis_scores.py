@@ -31,7 +31,7 @@ class Scorer:
         self._evaluate, self._metric = evaluate, metric
 
     def __call__(self, params: tree.Tree) -> float:
-        """Give the score as it is, not turned by its mode."""
+        """Return the score as it is, not turned by its mode."""
         try:
             values = self._evaluate(params)
         except ValueError as error:
@@ -97,7 +97,7 @@ def _leave_weak(book, scores, names, sign, tolerance):
 
 
 def _between(pairs, trees, scores, scorer, points) -> dict[tuple[str, str], float]:
-    """Give the barrier of each pair, infinite where a point of the path has no score."""
+    """Return the barrier of each pair, infinite where a point of the path has no score."""
     found = {}
     for a, b in pairs:
         drops = [0.0]
@@ -173,7 +173,7 @@ def _score_soup(members, trees, names, scorer):
 
 
 def matrix(names: Sequence[str], barriers: Mapping[tuple[str, str], float]) -> np.ndarray:
-    """Give barriers by pairs of names as a symmetric matrix [K, K], NaN where none was measured, 0 on the diagonal."""
+    """Return barriers by pairs of names: a symmetric matrix [K, K], NaN where none was measured, 0 on the diagonal."""
     place = {name: index for index, name in enumerate(names)}
     found = np.full((len(names),) * 2, np.nan)
     for pair, value in barriers.items():

@@ -20,7 +20,7 @@ Trees = dict[str, tree.Tree]
 
 
 def read(book: Book, members: Mapping[str, Any], labels: Mapping[str, Any]) -> Trees:
-    """Give the members that can be read and are trees of arrays of numbers."""
+    """Return the members that can be read and are trees of arrays of numbers."""
     trees, unreadable, no_arrays = {}, {}, {}
     for label, name in labels.items():
         try:
@@ -43,7 +43,7 @@ def read(book: Book, members: Mapping[str, Any], labels: Mapping[str, Any]) -> T
 
 
 def same_structure(book: Book, trees: Trees, head: str) -> Trees:
-    """Give the largest group of members with the same names, shapes and dtypes; the first in a tie."""
+    """Return the largest group of members with the same names, shapes and dtypes; the first in a tie."""
     groups = grouped(trees, lambda a, b: _signature(a) == _signature(b))
     if not groups:
         return {}
@@ -55,7 +55,7 @@ def same_structure(book: Book, trees: Trees, head: str) -> Trees:
 
 
 def finite(book: Book, trees: Trees) -> Trees:
-    """Give the members without NaN and infinity."""
+    """Return the members without NaN and infinity."""
     bad = {name: leaves for name, member in trees.items() if (leaves := tree.nonfinite_names(member))}
     if bad:
         reasons = {name: f"it holds NaN or infinity in {listed(leaves)}" for name, leaves in bad.items()}
@@ -64,7 +64,7 @@ def finite(book: Book, trees: Trees) -> Trees:
 
 
 def same_integers(book: Book, trees: Trees) -> Trees:
-    """Give the largest group of members whose integer and boolean leaves are the same."""
+    """Return the largest group of members whose integer and boolean leaves are the same."""
     groups = grouped(trees, lambda a, b: not _different_copied(a, b))
     if len(groups) < 2:
         return trees
@@ -103,7 +103,7 @@ def weights_of(trees: Trees) -> list[str]:
 def usable_base(
     book: Book, base: tree.Tree | None, trees: Trees, weights: list[str]
 ) -> tuple[tree.Tree | None, list[str]]:
-    """Give the base, or None if it is of no use, and the weights of which it tells how far they moved."""
+    """Return the base, or None if it is of no use, and the weights of which it tells how far they moved."""
     leaves = tree.flatten(next(iter(trees.values())))
     if base is None:
         what = "no base was given, so task vectors and who pulls against the others cannot be known"

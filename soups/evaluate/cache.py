@@ -35,7 +35,7 @@ class LogitCache:
         on_first_process(lambda: self.directory.mkdir(parents=True, exist_ok=True))
 
     def get(self, key: str | Sequence[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """Give the array of `key`, from the disk if it is there, else from `compute()`, which is then kept."""
+        """Return the array of `key`, from the disk if it is there, else from `compute()`, which is then kept."""
         path = self._path((key,) if isinstance(key, str) else tuple(key))
         body = from_first_process(lambda: _read(path))
         if body:
@@ -52,7 +52,7 @@ class LogitCache:
 
 
 def _read(path) -> bytes:
-    """Give the .npy of an entry, or nothing if it is not there or damaged."""
+    """Return the .npy of an entry, or nothing if it is not there or damaged."""
     if not path.exists():
         return b""
     content = path.read_bytes()

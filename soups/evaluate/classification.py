@@ -23,7 +23,7 @@ class _Examples(NamedTuple):
 
 
 def metrics(logits, labels, *, temperature: float = 1.0) -> dict[str, float]:
-    """Give accuracy, NLL, Brier score and both calibration errors of softmax(logits / temperature).
+    """Return accuracy, NLL, Brier score and both calibration errors of softmax(logits / temperature).
 
     Args:
         logits: [N, C], finite, C at least 2.
@@ -55,22 +55,22 @@ def correct(logits, labels) -> np.ndarray:
 
 
 def accuracy(logits, labels) -> float:
-    """Give the fraction of examples whose largest logit is their label's."""
+    """Return the fraction of examples whose largest logit is their label's."""
     return float(correct(logits, labels).mean())
 
 
 def nll(logits, labels) -> float:
-    """Give the mean negative log-likelihood −log softmax(z)_y in nats."""
+    """Return the mean negative log-likelihood −log softmax(z)_y in nats."""
     return float(_per_example(logits, labels).nll.mean())
 
 
 def brier(logits, labels) -> float:
-    """Give the mean Brier score Σ_c (p_c − [c = y])², between 0 and 2 (Brier, 1950)."""
+    """Return the mean Brier score Σ_c (p_c − [c = y])², between 0 and 2 (Brier, 1950)."""
     return float(_per_example(logits, labels).brier.mean())
 
 
 def ece(logits, labels, bins: int = 15, mass: str = "equal") -> float:
-    """Give the expected calibration error Σ_b (n_b / N) |accuracy_b − confidence_b|.
+    """Return the expected calibration error Σ_b (n_b / N) |accuracy_b − confidence_b|.
 
     The confidence of an example is its largest probability; a bin's are means over its n_b examples.
 
@@ -87,7 +87,7 @@ def ece(logits, labels, bins: int = 15, mass: str = "equal") -> float:
 
 
 def reliability(logits, labels, bins: int = 15) -> list[dict[str, float]]:
-    """Give mean confidence, accuracy and number of examples of each equal-mass bin: a reliability diagram.
+    """Return mean confidence, accuracy and number of examples of each equal-mass bin: a reliability diagram.
 
     Returns:
         {"confidence", "accuracy", "count"} for each bin that has examples, from the least confident up.
@@ -154,7 +154,7 @@ def _calibration_error(examples, bins, mass) -> float:
 
 
 def _bin_means(examples, bins, mass):
-    """Give count, mean confidence and accuracy of the bins that are not empty."""
+    """Return count, mean confidence and accuracy of the bins that are not empty."""
     index = _bin_index(examples.confidence, bins, mass)
     count = np.bincount(index, minlength=bins)
     used = count > 0

@@ -24,7 +24,7 @@ def path(evaluate: Evaluate, a: tree.Tree, b: tree.Tree, ts: Sequence[float]) ->
 
 
 def interpolation_advantage(evaluate: Evaluate, a: tree.Tree, b: tree.Tree) -> float:
-    """Give what averaging two members gains: S(½a + ½b) − ½(S(a) + S(b)), S being `evaluate`.
+    """Return what averaging two members gains: S(½a + ½b) − ½(S(a) + S(b)), S being `evaluate`.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, section 4.
     """
@@ -35,7 +35,7 @@ def interpolation_advantage(evaluate: Evaluate, a: tree.Tree, b: tree.Tree) -> f
 def barrier(
     evaluate: Evaluate, a: tree.Tree, b: tree.Tree, ts: Sequence[float] | None = None, *, mode: str = "max"
 ) -> float:
-    """Give how far the score falls, on the straight path, below the straight line between the scores of its ends.
+    """Return how far the score falls, on the straight path, below the straight line between the scores of its ends.
 
     max_t [(1 − t) S(a) + t S(b) − S((1 − t) a + t b)] where more is better (mode "max", an accuracy), and its negative
     inside, the rise of a loss, where less is better (mode "min"). At least 0, the value at the ends; 0 means that the
@@ -57,7 +57,7 @@ def barrier(
 
 
 def barriers(evaluate: Evaluate, members, ts: Sequence[float] | None = None, *, mode: str = "max") -> np.ndarray:
-    """Give the barrier between each two members: a symmetric float64 matrix [K, K], zero on the diagonal.
+    """Return the barrier between each two members: a symmetric float64 matrix [K, K], zero on the diagonal.
 
     `members`: K trees, in a sequence or by name. Evaluates each member once and each pair at every t; see `barrier`.
     """
@@ -87,12 +87,12 @@ def _between(a, b, t):
 
 
 def angle(a: tree.Tree, b: tree.Tree, base: tree.Tree) -> float:
-    """Give the angle between the task vectors a − base and b − base in degrees; see `angles`."""
+    """Return the angle between the task vectors a − base and b − base in degrees; see `angles`."""
     return float(angles([a, b], base)[0, 1])
 
 
 def angles(members, base: tree.Tree) -> np.ndarray:
-    """Give the angle between each two task vectors member − base in degrees: float64 [K, K].
+    """Return the angle between each two task vectors member − base in degrees: float64 [K, K].
 
     `members`: K trees, in a sequence or by name.
 
@@ -110,12 +110,12 @@ def angles(members, base: tree.Tree) -> np.ndarray:
 
 
 def norms(members, base: tree.Tree) -> np.ndarray:
-    """Give the Euclidean norm of each task vector member − base: float64 [K]."""
+    """Return the Euclidean norm of each task vector member − base: float64 [K]."""
     return np.sqrt(np.diag(_gram(members, base)))
 
 
 def _gram(members, base):
-    """Give the inner products of all task vectors [K, K], holding one leaf of each at a time."""
+    """Return the inner products of all task vectors [K, K], holding one leaf of each at a time."""
     trees = _as_list(members)
     tree.check_same_structure([base, *trees], ["base", *_labels(members)], dtypes=False)
     gram = np.zeros((len(trees), len(trees)))
@@ -154,7 +154,7 @@ class Plane:
     points: dict[str, tuple[float, float]]
 
     def at(self, x: float, y: float) -> tree.Tree:
-        """Give the weights at (x, y) in the dtypes of the base."""
+        """Return the weights at (x, y) in the dtypes of the base."""
         step = tree.weighted_sum([self.u, self.v], [x, y])
         return tree.add_scaled(self.origin, step)
 

@@ -121,7 +121,7 @@ def _verdict(names, book):
 
 
 def _spread_out(names, found, key):
-    """Give values of some members in the order of all, NaN for the others."""
+    """Return values of some members in the order of all, NaN for the others."""
     values = found.get(key, np.zeros((0, 0) if key == "cosines" else 0))
     places_of = [names.index(name) for name in found.get("names", ())]
     whole = np.full((len(names),) * values.ndim, np.nan)

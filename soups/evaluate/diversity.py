@@ -13,7 +13,7 @@ from soups.evaluate.classification import correct
 
 
 def ratio_error(correct_a, correct_b) -> float:
-    """Give the ratio of separate to simultaneous errors, (N_01 + N_10) / N_00; more is more diverse.
+    """Return the ratio of separate to simultaneous errors, (N_01 + N_10) / N_00; more is more diverse.
 
     Where the members never fail together it is 2 (N_01 + N_10), as if they had failed on half an example.
 
@@ -27,7 +27,7 @@ def ratio_error(correct_a, correct_b) -> float:
 
 
 def q_statistic(correct_a, correct_b) -> float:
-    """Give Yule's Q = (N_11 N_00 − N_01 N_10) / (N_11 N_00 + N_01 N_10), 0 for independent members, 1 for equal ones.
+    """Return Yule's Q = (N_11 N_00 − N_01 N_10) / (N_11 N_00 + N_01 N_10), 0 for independent members, 1 for equal ones.
 
     Where that is 0/0 one member is always right or always wrong: 1 if the two never differ, else 0.
 
@@ -41,12 +41,12 @@ def q_statistic(correct_a, correct_b) -> float:
 
 
 def q_diversity(correct_a, correct_b) -> float:
-    """Give 1 − Q: 0 for equal members, 1 for independent ones, up to 2 for opposite ones."""
+    """Return 1 − Q: 0 for equal members, 1 for independent ones, up to 2 for opposite ones."""
     return 1.0 - q_statistic(correct_a, correct_b)
 
 
 def prediction_diversity(correct_a, correct_b) -> float:
-    """Give the fraction of examples that exactly one of the two gets right, (N_01 + N_10) / N.
+    """Return the fraction of examples that exactly one of the two gets right, (N_01 + N_10) / N.
 
     Wortsman et al., "Robust fine-tuning of zero-shot models", 2022, arXiv 2109.01903, appendix E.
     """
@@ -55,7 +55,7 @@ def prediction_diversity(correct_a, correct_b) -> float:
 
 
 def kappa_complement(predictions_a, predictions_b) -> float:
-    """Give 1 − κ = (1 − p_o) / (1 − p_e): disagreement relative to that of independent members.
+    """Return 1 − κ = (1 − p_o) / (1 − p_e): disagreement relative to that of independent members.
 
     p_o is the fraction of equal predictions and p_e = Σ_c p_a(c) p_b(c) the one expected by chance; 0 where both always
     predict the same single class.
@@ -86,7 +86,7 @@ def mean_pairwise(measure: Callable, values: Mapping[str, np.ndarray]) -> float:
 
 
 def pairwise_diversity(logits_by_member: Mapping[str, np.ndarray], labels) -> dict[str, float]:
-    """Give every measure of this file as its mean over all pairs of members.
+    """Return every measure of this file as its mean over all pairs of members.
 
     Args:
         logits_by_member: [N, C] by member name.

@@ -149,7 +149,7 @@ def _check_members(members):
 
 
 def _normalised(weights, names) -> dict[Any, float]:
-    """Give the weights that are not 0, divided by their sum, by member."""
+    """Return the weights that are not 0, divided by their sum, by member."""
     if weights is None:
         return dict.fromkeys(names, 1.0 / len(names))
     if isinstance(weights, Mapping):

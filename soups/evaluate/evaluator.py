@@ -71,7 +71,7 @@ class Evaluator:
         self._program = functools.partial(_forward, apply_fn=apply_fn, preprocess=preprocess or _unit_range, mesh=mesh)
 
     def __call__(self, params: tree.Tree) -> dict[str, float]:
-        """Give the metrics of the network with weights `params`.
+        """Return the metrics of the network with weights `params`.
 
         Raises:
             ValueError: as `logits`, or logits that hold NaN or infinity.
@@ -79,7 +79,7 @@ class Evaluator:
         return metrics(self.logits(params), self.labels)
 
     def logits(self, params: tree.Tree) -> np.ndarray:
-        """Give the logits of all examples in their order, class groups applied: float32 [N, classes of the dataset].
+        """Return the logits of all examples in their order, class groups applied: float32 [N, classes of the dataset].
 
         Raises:
             ValueError: the network's output is not [batch, classes] or has fewer classes than the labels or the class
@@ -154,7 +154,7 @@ class Evaluator:
 
 
 def resident_bytes(devices: Sequence[jax.Device], parts: int) -> int:
-    """Give the size up to which images stay on devices that each hold one of so many parts of them."""
+    """Return the size up to which images stay on devices that each hold one of so many parts of them."""
     own = [device for device in devices if device.process_index == jax.process_index()]
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in own]
     return max(_RESIDENT_BYTES, int(parts * min(limits) * _RESIDENT_PART))
@@ -180,7 +180,7 @@ def _forward(params, images, *, apply_fn, preprocess, mesh, gathered):
 
 
 def _gathered(leaf):
-    """Give the sharding of a weight in use if it is cut over "data": else XLA would gather the rows of the batch."""
+    """Return the sharding of a weight in use if it is cut over "data": else XLA would gather the rows of the batch."""
     sharding = leaf.sharding
     if isinstance(sharding, NamedSharding) and "data" in axes_of(sharding.spec):
         return joined(sharding, {"data"})

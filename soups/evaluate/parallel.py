@@ -59,7 +59,7 @@ class ParallelEvaluator:
         self._evaluator = Evaluator(_side_by_side(apply_fn, self.mesh, needed), plain, **settings)
 
     def __call__(self, candidates: Sequence[tree.Tree]) -> list[dict[str, float]]:
-        """Give the metrics of the network with each of the weights.
+        """Return the metrics of the network with each of the weights.
 
         Raises:
             ValueError: as `logits`, or logits that hold NaN or infinity.
@@ -67,7 +67,7 @@ class ParallelEvaluator:
         return [metrics(logits, self.labels) for logits in self.logits(candidates)]
 
     def logits(self, candidates: Sequence[tree.Tree]) -> list[np.ndarray]:
-        """Give the logits [N, classes of the dataset] in float32 of each of the weights, as `Evaluator` does.
+        """Return the logits [N, classes of the dataset] in float32 of each of the weights, as `Evaluator` does.
 
         Raises:
             ValueError: weights of different structures, or an output of the network that does not fit the dataset.
@@ -113,7 +113,7 @@ def _grouped(groups, devices) -> Mesh:
 
 @functools.lru_cache(maxsize=32)  # one function, so one compilation, for all evaluators of a network
 def _side_by_side(apply_fn, mesh, needed):
-    """Give a network of stacked weights and one batch: the logits of all rows side by side, [B, rows · classes]."""
+    """Return a network of stacked weights and one batch: the logits of all rows side by side, [B, rows · classes]."""
 
     def of_one(params, images):
         logits = apply_fn(jax.tree.map(lambda leaf: leaf[0], params), images)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextlib.contextmanager
 def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Give a function that reports `n` more finished units, with rate and time to go; an earlier run finished `done`.
+    """Return a function that reports `n` more finished units, with rate and time to go; an earlier run finished `done`.
 
     Both are measured from the first report on, before which programs are compiled; until there is a second, from the
     start.

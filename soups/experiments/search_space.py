@@ -7,7 +7,7 @@ from soups.finetune import sweep
 
 
 def common_choices(config: Mapping[str, Any]) -> dict[str, Callable]:
-    """Give the distributions of learning rate, weight decay, smoothing and mixup between the ends in `config`.
+    """Return the distributions of learning rate, weight decay, smoothing and mixup between the ends in `config`.
 
     For `soups.finetune.sweep.random`. The first two are log-uniform; half of the members have none of the last two.
     """

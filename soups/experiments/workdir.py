@@ -57,7 +57,7 @@ class Workdir:
             )
 
     def stage(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Give the JSON result of a stage: read if it is finished, else computed, by all processes, and kept."""
+        """Return the JSON result of a stage: read if it is finished, else computed, by all processes, and kept."""
         path = self.path / "stages" / f"{name}.json"
         if not on_first_process(path.exists):
             start = time.monotonic()
@@ -68,13 +68,13 @@ class Workdir:
         return on_first_process(lambda: json.loads(path.read_text())["result"])
 
     def timed(self, name: str, make: Callable[[], Any]) -> Any:
-        """Give what a stage makes and keeps by itself, as in a pool, where it finds it again; only its time is kept."""
+        """Return what a stage makes and keeps by itself, as in a pool, where it finds it; only its time is kept."""
         made = []
         self.stage(name, lambda: made.append(make()))
         return made[0] if made else make()
 
     def head(self, schema: str, config: Mapping[str, Any], packages: Sequence[str]) -> dict[str, Any]:
-        """Give what the results of every experiment begin with: its config, when and on what it ran."""
+        """Return what the results of every experiment begin with: its config, when and on what it ran."""
         versions = {"soups": soups.__version__, "python": platform.python_version()}
         return {
             "schema": schema,
@@ -86,7 +86,7 @@ class Workdir:
         }
 
     def seconds(self, prefix: str) -> dict[str, float]:
-        """Give the time of each finished stage whose name begins with `prefix`, without it."""
+        """Return the time of each finished stage whose name begins with `prefix`, without it."""
         return on_first_process(lambda: self._seconds(prefix))
 
     def _seconds(self, prefix):

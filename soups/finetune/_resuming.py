@@ -84,7 +84,7 @@ def described(training: Training, params: tree.Tree, hyperparameters: Mapping[st
 
 
 def numbers(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Give hyper-parameters as a step sees them, in plain JSON."""
+    """Return hyper-parameters as a step sees them, in plain JSON."""
     return {name: value.item() for name, value in typed(hyperparameters).items()}
 
 
@@ -113,7 +113,7 @@ def claim(directory: pathlib.Path, description: Mapping[str, Mapping[str, Any]])
 
 
 class MemberBatches:
-    """Give the batches of a member until its last step, and from then on the last one again and again.
+    """Return the batches of a member until its last step, and from then on the last one again and again.
 
     Raises:
         ValueError: a loader that cannot be resumed; from the iterator: fewer batches than steps.
@@ -192,7 +192,7 @@ def _cut(path, first):
 
 
 def mesh_of_shardings(shardings: tree.Tree, mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh:
-    """Give the mesh of shardings.
+    """Return the mesh of shardings.
 
     Raises:
         ValueError: they are not all of one, or of another than `mesh`.

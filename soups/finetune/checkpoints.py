@@ -41,7 +41,7 @@ def save_state(directory: pathlib.Path, step: int, state: tree.Tree, position: A
 def restore_state(
     directory: pathlib.Path, abstract: tree.Tree, choose: Callable[[list[Any]], Any] | None = None
 ) -> tuple[int, tree.Tree, Any] | None:
-    """Give (step, state, position) of the newest whole checkpoint, or None if there is none yet.
+    """Return (step, state, position) of the newest whole checkpoint, or None if there is none yet.
 
     `abstract`: the state as jax.ShapeDtypeStructs with shardings. `choose` gives this process's position from those of
     all that wrote; by default its own. A damaged checkpoint is passed over, with a line in the log. With several JAX

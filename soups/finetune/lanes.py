@@ -137,7 +137,7 @@ def groups_of(steps: Mapping[str, int], lanes: int) -> list[list[str]]:
 def lane_programs(
     training: Training, params: tree.Tree, *, mesh: Mesh, shardings: tree.Tree | None = None
 ) -> LanePrograms:
-    """Give the programs of all runs of `finetune_lanes` with these arguments, compiled when they are first used.
+    """Return the programs of all runs of `finetune_lanes` with these arguments, compiled when they are first used.
 
     Raises:
         ValueError: a mesh without "pool" and "data", shardings of another mesh or over "pool".
@@ -176,7 +176,7 @@ def lane_programs(
 
 
 def take_lane(stacked: tree.Tree, lane: int) -> tree.Tree:
-    """Give one lane's part of arrays with a leading axis over the lanes, whole and on the host of every process.
+    """Return one lane's part of arrays with a leading axis over the lanes, whole and on the host of every process.
 
     All processes must call it.
     """
@@ -185,7 +185,7 @@ def take_lane(stacked: tree.Tree, lane: int) -> tree.Tree:
 
 
 def lane_shares(mesh: Mesh) -> dict[int, tuple[int, int]]:
-    """Give for each lane that this process has devices of which part of its batches it loads: (index, parts).
+    """Return for each lane that this process has devices of which part of its batches it loads: (index, parts).
 
     Raises:
         ValueError: a mesh without the axes "pool" and "data", or without devices of this process; the devices of a lane
@@ -202,7 +202,7 @@ def lane_shares(mesh: Mesh) -> dict[int, tuple[int, int]]:
 
 
 def shares_of(owners: np.ndarray) -> dict[int, dict[int, tuple[int, int]]]:
-    """Give for each process and each lane on it the part of a batch it loads, from the processes [pool, data, rest].
+    """Return for each process and each lane on it the part of a batch it loads, from the processes [pool, data, rest].
 
     Raises:
         ValueError: what `lane_shares` says of the devices of a lane.
@@ -220,7 +220,7 @@ def shares_of(owners: np.ndarray) -> dict[int, dict[int, tuple[int, int]]]:
 
 
 class _Batches:
-    """Give the parts of the batches that this process loads, by lane."""
+    """Return the parts of the batches that this process loads, by lane."""
 
     def __init__(self, make_loader, names, steps, shares, first, position):
         with contextlib.ExitStack() as stack:
@@ -261,7 +261,7 @@ def _lanes(mesh):
 
 
 def _on_lanes(members, count):
-    """Give hyper-parameters for every lane; where there is no member, no step is taken."""
+    """Return hyper-parameters for every lane; where there is no member, no step is taken."""
     rows = list(members.values())
     return rows + [rows[-1] | {"num_steps": 0}] * (count - len(rows))
 
@@ -302,7 +302,7 @@ def _abstract_state(training, params, count, shardings):
 
 
 def _batch_placer(mesh, shares):
-    """Give a function that makes the parts of this process parts of global batches [lanes, B, ...]."""
+    """Return a function that makes the parts of this process parts of global batches [lanes, B, ...]."""
     sharding = NamedSharding(mesh, P("pool", "data"))
 
     def place(parts, name):

@@ -117,7 +117,7 @@ def _cpu_options() -> dict[str, str] | None:
 def finetune_program(
     training: Training, data: Mapping[str, jax.Array], constrain: Callable[[Any], Any] = lambda batch: batch
 ) -> Callable:
-    """Give a function that runs a whole fine-tuning as one traceable program.
+    """Return a function that runs a whole fine-tuning as one traceable program.
 
     The function takes weights, hyper-parameters with "num_steps" and batch indices [max_steps, B] into `data` ("image"
     uint8 [N, H, W, C], "label" [N]), and gives {"params", "averages", "losses" [max_steps]}; losses past the last step
@@ -141,12 +141,12 @@ def finetune_program(
 
 
 def typed(hyperparameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Give every hyper-parameter the dtype it always has, so that other values never mean another compilation."""
+    """Return every hyper-parameter the dtype it always has, so that other values never mean another compilation."""
     integer = ("seed", "augment_operations", "num_steps")
     return {n: np.asarray(value, np.int32 if n in integer else np.float32) for n, value in hyperparameters.items()}
 
 
 def member_indices(hyperparameters: Mapping[str, Any], num_examples: int, batch_size: int) -> np.ndarray:
-    """Give the order of a member's examples, int32 [num_steps, B]: shuffled anew in each epoch by its seed."""
+    """Return the order of a member's examples, int32 [num_steps, B]: shuffled anew in each epoch by its seed."""
     steps = num_steps(hyperparameters, num_examples, batch_size)
     return batch_indices(num_examples, batch_size, steps, int(hyperparameters["seed"]))

@@ -36,7 +36,7 @@ def extract_features(
     cache: LogitCache | None = None,
     key: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Give the features of all examples in their order, float32 [N, D].
+    """Return the features of all examples in their order, float32 [N, D].
 
     Args:
         apply_fn: `apply_fn(params, inputs) -> features [B, D]`, such as that of an architecture without a head.
@@ -168,7 +168,7 @@ def _opened(journal, features, labels, num_classes, strengths, max_iterations) -
 
 
 def _objective(features, labels, num_classes, mean, scale, mesh):
-    """Give the function from a head [D + 1, C] (the bias last) to its mean loss and the gradient, on the device."""
+    """Return the function from a head [D + 1, C] (the bias last) to its mean loss and the gradient, on the device."""
     count, width = features.shape
     shards = 1 if mesh is None else mesh.shape["data"]
     chunk = min(_CHUNK, math.ceil(count / shards)) * shards

@@ -97,7 +97,7 @@ def finetune_resumable(
 def shared_step(
     training: Training, params: tree.Tree, *, mesh: Mesh | None = None, shardings: tree.Tree | None = None
 ) -> Callable:
-    """Give the step of all runs of `finetune_resumable` with these arguments, compiled when it is first taken.
+    """Return the step of all runs of `finetune_resumable` with these arguments, compiled when it is first taken.
 
     Raises:
         ValueError: shardings of another mesh, several processes without a mesh.

@@ -22,7 +22,7 @@ _AXES = ("data", "model")
 def param_shardings(
     params: tree.Tree, mesh: Mesh, rules: tree.Rules = ((".*", LARGEST),), *, min_size: int = MIN_SIZE
 ) -> tree.Tree:
-    """Give the sharding of every leaf, by the first rule whose regex matches its whole name.
+    """Return the sharding of every leaf, by the first rule whose regex matches its whole name.
 
     Args:
         params: arrays or jax.ShapeDtypeStructs.
@@ -53,7 +53,7 @@ def param_shardings(
 
 
 def state_shardings(training: Training, params: tree.Tree, shardings: tree.Tree) -> dict[str, Any]:
-    """Give the sharding of every leaf of the training state: moments and averages lie as the weights they belong to.
+    """Return the sharding of every leaf of the training state: moments and averages lie as the weights they belong to.
 
     What belongs to no single weight, such as the count of steps, is on every device. `params`: arrays or
     jax.ShapeDtypeStructs; `shardings`: theirs, from `param_shardings`.
@@ -71,14 +71,14 @@ def state_shardings(training: Training, params: tree.Tree, shardings: tree.Tree)
 
 
 def step_shardings(training: Training, params: tree.Tree, shardings: tree.Tree) -> tuple[Any, Any, NamedSharding]:
-    """Give the shardings of the state, of a batch (over "data") and of all else, for `soups.finetune.loop.jit_step`."""
+    """Return the shardings of the state, of a batch (over "data") and of the rest, for `finetune.loop.jit_step`."""
     mesh = _mesh(shardings)
     batch = NamedSharding(mesh, P("data"))
     return state_shardings(training, params, shardings), {"image": batch, "label": batch}, NamedSharding(mesh, P())
 
 
 def gathered(train_apply: TrainApply, shardings: tree.Tree, over: tuple[str, ...] = ("data",)) -> TrainApply:
-    """Give a `train_apply` that gathers each weight cut over "data" before its use, and cuts its gradient again.
+    """Return a `train_apply` that gathers each weight cut over "data" before its use, and cuts its gradient again.
 
     Left to itself, XLA lets the cut of a weight decide how activations lie, and exchanges these as well, which are
     larger. `shardings`: of the weights; `over`: the axes over which they are gathered. Over "model" they stay cut by
@@ -106,7 +106,7 @@ def place(params: tree.Tree, shardings: tree.Tree) -> tree.Tree:
 
 
 def batch_placer(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]:
-    """Give a function that makes this process's part of a batch, as from `soups.data.loader`, part of a global one.
+    """Return a function that makes this process's part of a batch, as from `soups.data.loader`, part of a global one.
 
     The function raises a ValueError for parts that do not make up the batch: the axis "data" then does not run over
     all processes.

@@ -80,12 +80,12 @@ class Training:
 
     @functools.cached_property
     def begin(self) -> Callable[[tree.Tree], dict[str, Any]]:
-        """Give `init_state` of this training, compiled once for all members that begin with the same shapes."""
+        """Return `init_state` of this training, compiled once for all members that begin with the same shapes."""
         return jax.jit(functools.partial(init_state, self))
 
 
 def learning_rate(step, num_steps, warmup_steps, peak):
-    """Give the rate at `step`: linear warm-up to `peak`, then a half cosine to zero at `num_steps`.
+    """Return the rate at `step`: linear warm-up to `peak`, then a half cosine to zero at `num_steps`.
 
     step < warmup: peak min((step + 1) / warmup, 1); else peak (1 + cos(π (step − warmup) / (num_steps − warmup))) / 2.
     `warmup` need not be a whole number. All may be traced.
@@ -99,7 +99,7 @@ def learning_rate(step, num_steps, warmup_steps, peak):
 
 
 def init_state(training: Training, params: tree.Tree) -> dict[str, Any]:
-    """Give the state before the first step: weights, optimizer state of the trainable leaves, averages.
+    """Return the state before the first step: weights, optimizer state of the trainable leaves, averages.
 
     All of them are copies, so that a step may be given the state to keep (donated) and `params` live on.
     """
@@ -169,13 +169,13 @@ def training_step(
 
 
 def soft_targets(labels: jax.Array, num_classes: int, label_smoothing) -> jax.Array:
-    """Give targets [B, classes], (1 − s) onehot + s / classes; float labels are targets already, smoothed alike."""
+    """Return targets [B, classes], (1 − s) onehot + s / classes; float labels are targets already, smoothed alike."""
     targets = labels if jnp.issubdtype(labels.dtype, jnp.floating) else jax.nn.one_hot(labels, num_classes)
     return targets * (1.0 - label_smoothing) + label_smoothing / num_classes
 
 
 def _accumulated(of_part, count, trainable, frozen, images, targets, key):
-    """Give (mean loss, frozen leaves after the batch) and the mean gradient over `count` parts of the batch."""
+    """Return (mean loss, frozen leaves after the batch) and the mean gradient over `count` parts of the batch."""
     if count == 1:
         return of_part(trainable, frozen, images, targets, key)
 
@@ -199,7 +199,7 @@ def _parts(batch, count):
 
 
 def _worst_nearby(trainable, grads, radius):
-    """Give θ + ρ g / |g|, where sharpness-aware minimisation takes its gradient.
+    """Return θ + ρ g / |g|, where sharpness-aware minimisation takes its gradient.
 
     Foret et al., "Sharpness-aware minimization for efficiently improving generalization", 2020, arXiv 2010.01412.
     """
@@ -222,7 +222,7 @@ def _copy(params):
 
 
 def _matched(training, params):
-    """Give the learning-rate multipliers as a tree, and the decay mask with None where a leaf is frozen."""
+    """Return the learning-rate multipliers as a tree, and the decay mask with None where a leaf is frozen."""
     rates = tree.match(params, training.learning_rate_rules)
     if "params" in params:  # all beside it is state, such as BatchNorm statistics, and never trained
         frozen = {name: jax.tree.map(lambda _: 0.0, state) for name, state in params.items() if name != "params"}

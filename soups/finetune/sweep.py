@@ -43,22 +43,22 @@ def random(number: int, seed: int, /, **distributions: Callable[[np.random.Gener
 
 
 def log_uniform(low: float, high: float) -> Callable[[np.random.Generator], float]:
-    """Give a distribution whose logarithm is uniform between those of `low` and `high`."""
+    """Return a distribution whose logarithm is uniform between those of `low` and `high`."""
     return lambda generator: float(np.exp(generator.uniform(np.log(low), np.log(high))))
 
 
 def uniform(low: float, high: float) -> Callable[[np.random.Generator], float]:
-    """Give the uniform distribution on [low, high)."""
+    """Return the uniform distribution on [low, high)."""
     return lambda generator: float(generator.uniform(low, high))
 
 
 def integers(low: int, high: int) -> Callable[[np.random.Generator], int]:
-    """Give the uniform distribution on the integers from `low` to `high`, both included."""
+    """Return the uniform distribution on the integers from `low` to `high`, both included."""
     return lambda generator: int(generator.integers(low, high + 1))
 
 
 def zero_or(probability: float, distribution: Callable) -> Callable[[np.random.Generator], Any]:
-    """Give zero with this probability, else a draw from `distribution`."""
+    """Return zero with this probability, else a draw from `distribution`."""
     return lambda generator: distribution(generator) if generator.uniform() >= probability else 0
 
 
@@ -185,7 +185,7 @@ def _on_all(mesh, arrays, spec):
 
 
 def _fetched(results):
-    """Give the function from a place to the member that was made there, on the host of every process."""
+    """Return the function from a place to the member that was made there, on the host of every process."""
     if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(results)):
         results = jax.device_get(results)
         return lambda at: jax.tree.map(lambda leaf: leaf[at], results)

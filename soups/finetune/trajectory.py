@@ -11,7 +11,7 @@ from soups import tree
 
 
 def start(params: tree.Tree, decays: Sequence[float]) -> dict[str, Any]:
-    """Give the state of several exponential averages before the first step: {"start": θ₀, "moved": one d a decay}."""
+    """Return the state of several exponential averages before the first step: {"start": θ₀, "moved": one d a decay}."""
     wide = jax.tree.map(jnp.copy, tree.widen(params))
     return {"start": wide, "moved": tuple(jax.tree.map(jnp.zeros_like, wide) for _ in decays)}
 
@@ -28,7 +28,7 @@ def follow(drifts: Mapping[str, Any], params: tree.Tree, decays: Sequence[float]
 
 
 def averages(state: Mapping[str, Any], decays: Sequence[float] = (), *, unbiased: bool = False) -> dict[str, tree.Tree]:
-    """Give the averages that a training state holds, by name: "ema", "swa", and "ema_0.999" for each of `decays`.
+    """Return the averages that a training state holds, by name: "ema", "swa", and "ema_0.999" for each of `decays`.
 
     Args:
         state: of `soups.finetune.training_step` after t steps; all its arrays are float32 or wider.
@@ -45,7 +45,7 @@ def averages(state: Mapping[str, Any], decays: Sequence[float] = (), *, unbiased
 
 
 def _seen(decay, step):
-    """Give 1 − β^t, precisely also where β is next to 1."""
+    """Return 1 − β^t, precisely also where β is next to 1."""
     if decay == 0:
         return 1.0
     return -jnp.expm1(jnp.maximum(step, 1).astype(jnp.float32) * math.log(decay))

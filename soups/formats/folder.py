@@ -85,7 +85,7 @@ def _open_shards(folder, index, tree):
 
 
 def _read_index(index):
-    """Give the names of each shard's tensors, shard after shard."""
+    """Return the names of each shard's tensors, shard after shard."""
     content = read_json(index)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(x, str) for x in weight_map.values()):

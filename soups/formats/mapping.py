@@ -16,7 +16,7 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def mapped(path: str | os.PathLike, size: int) -> np.ndarray:
-    """Give the bytes of a file that must have `size` of them (at least one), read-only, without reading them yet.
+    """Return the bytes of a file that must have `size` of them (at least one), read-only, without reading them yet.
 
     Raises:
         OSError: it cannot be mapped.

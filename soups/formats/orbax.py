@@ -147,7 +147,7 @@ class StoredLeaf:
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Give the tensors of an Orbax checkpoint by name: a `soups.formats.tensors.Tensors`; no array is read until asked.
+    """Return the tensors of an Orbax checkpoint by name: a `formats.tensors.Tensors`; no array is read until asked.
 
     `leaves`, `sizes`, `notes`: as `Tensors` has them. The names are the keys, joined with "/".
     """

@@ -55,7 +55,7 @@ class Header(NamedTuple):
 
 
 class Tensors(Protocol):
-    """Give tensors by name, none of which is read until it is asked for: the one protocol of all formats.
+    """Return tensors by name, none of which is read until it is asked for: the one protocol of all formats.
 
     Attributes:
         path: of the file or folder.
@@ -94,7 +94,7 @@ class Tensors(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Give the tensors of a checkpoint by name, without reading them until asked.
+    """Return the tensors of a checkpoint by name, without reading them until asked.
 
     `leaves`: in file order, shard after shard, by offset. `metadata`: strings that the files carry. `aliases`: tied
     tensors, from each name that is left out to the name in `leaves` that has its values. `sizes`: the files' sizes when

@@ -114,7 +114,7 @@ class Refused(Exception):
 
 
 def resolve(module: str, name: str) -> np.dtype | StorageType | Function:
-    """Give the stand-in of a global; any that is not needed for tensors is refused by name."""
+    """Return the stand-in of a global; any that is not needed for tensors is refused by name."""
     if module == "torch" and name in DTYPES:
         return DTYPES[name]
     if module in ("torch", "torch.cuda", "torch.storage"):

@@ -13,7 +13,7 @@ from soups.formats.tensors import Leaf, Tensors
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Give the tensors of a checkpoint by name, as its checkpoint does.
+    """Return the tensors of a checkpoint by name, as its checkpoint does.
 
     Attributes:
         checkpoint: what the others are read from.
@@ -33,17 +33,17 @@ class View:
 
     @property
     def path(self) -> pathlib.Path:
-        """Give the path of the checkpoint."""
+        """Return the path of the checkpoint."""
         return self.checkpoint.path
 
     @functools.cached_property
     def leaves(self) -> dict[str, Leaf]:
-        """Give all headers, in the checkpoint's order."""
+        """Return all headers, in the checkpoint's order."""
         return {**self.checkpoint.leaves, **self.changed}
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Give the checkpoint's metadata."""
+        """Return the checkpoint's metadata."""
         return self.checkpoint.metadata
 
     @property
@@ -59,7 +59,7 @@ class View:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Give the digests that the checkpoint knows of tensors that are not changed."""
+        """Return the digests that the checkpoint knows of tensors that are not changed."""
         return {name: digest for name, digest in self.checkpoint.digests.items() if name not in self.changed}
 
     def check(self, process: int = 0, processes: int = 1) -> None:
@@ -77,7 +77,7 @@ class View:
         return self.make(name) if name in self.changed else self.checkpoint.map(name)
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
-        """Give a tensor, or a part of it: made anew, or as the checkpoint gives it."""
+        """Return a tensor, or a part of it: made anew, or as the checkpoint gives it."""
         name = self.aliases.get(name, name)
         return self.make(name)[index] if name in self.changed else self.checkpoint.read(name, index)
 

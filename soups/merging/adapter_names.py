@@ -91,7 +91,7 @@ def _spellings(name):
 
 
 def _ways(names, known):
-    """Give {(more at the begin of the adapter's names, more at the begin of the model's): {name: tensor}}."""
+    """Return {(more at the begin of the adapter's names, more at the begin of the model's): {name: tensor}}."""
     ways = collections.defaultdict(dict)
     for name in names:
         for rest in _rests(name):

@@ -108,7 +108,7 @@ def settle_copied(outputs: Iterable, checkpoints: Mapping[str, Tensors], base: s
 
 
 def _of_integers(output, checkpoints, pairs, small, found):
-    """Give a copied output with its first source if it is a counter; note what differs."""
+    """Return a copied output with its first source if it is a counter; note what differs."""
     other = _different(checkpoints, pairs) if small else None
     if tree.is_counter(output.name):
         if other or not small:
@@ -135,7 +135,7 @@ def _nbytes(checkpoints, pairs):
 
 
 def _different(checkpoints, pairs):
-    """Give the first model whose tensor is not that of the first pair, by digests where these are known."""
+    """Return the first model whose tensor is not that of the first pair, by digests where these are known."""
     (model, tensor), *others = pairs
     array = None
     for other, its in others:

@@ -8,7 +8,7 @@ from soups.pool import Pool
 
 
 def split_member(out: str) -> tuple[str, str]:
-    """Give pool and name of POOL:NAME.
+    """Return pool and name of POOL:NAME.
 
     Raises:
         ValueError: it is not of this form.

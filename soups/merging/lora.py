@@ -45,7 +45,7 @@ _PLAIN = {
 
 
 def model_reference(value: Any, where: str) -> str:
-    """Give a reference as text: "path" or "path+lora", also from the nested mappings that mergekit prints.
+    """Return a reference as text: "path" or "path+lora", also from the nested mappings that mergekit prints.
 
     Raises:
         ValueError: no reference.
@@ -67,7 +67,7 @@ def _with_revision(value):
 
 
 def split_reference(model: str) -> tuple[str, str | None]:
-    """Give the paths of a model and of its adapter; a path that exists, or a member of a pool, may have "+" itself."""
+    """Return the paths of a model and its adapter; a path that exists, or a member of a pool, may have "+" itself."""
     if "+" not in model or ":" in model or pathlib.Path(model).exists():
         return model, None
     path, _, adapter = model.rpartition("+")
@@ -189,7 +189,7 @@ def _open_adapter(folder):
 
 
 def _changes(checkpoint, matrices, config, adapter):
-    """Give for each tensor that changes a function from its old array to the new one, and notes for the user."""
+    """Return for each tensor that changes a function from its old array to the new one, and notes for the user."""
     lines, notes, changes = [], [], {}
     pairs, whole = sort_parts([*matrices.leaves, *matrices.aliases], lines)
     tied = {**checkpoint.aliases, **ties.left_out_head(checkpoint)}
@@ -224,7 +224,7 @@ def _weight(module):
 
 
 def _places(checkpoint, matrices, pairs, whole, targets, lines):
-    """Give {tensor of the model: ([modules with matrices], [tensors saved whole])} of what the adapter changes."""
+    """Return {tensor of the model: ([modules with matrices], [tensors saved whole])} of what the adapter changes."""
     places = collections.defaultdict(lambda: ([], []))
     for module in pairs:
         if target := targets.get(_weight(module)):
@@ -275,7 +275,7 @@ def _equal(a, b, rows=1 << 12):
 
 
 def _matrices(module, pairs, matrices, weight, lines):
-    """Give the names of A and B of a module, or None where one is missing or they do not fit its weight."""
+    """Return the names of A and B of a module, or None where one is missing or they do not fit its weight."""
     kinds = _EMBEDDING if any(kind in pairs[module] for kind in _EMBEDDING) else _LINEAR
     if set(pairs[module]) != set(kinds):
         lines.append(f"  - {shown(module)} has {', '.join(sorted(pairs[module]))}, not both of {', '.join(kinds)}")
@@ -324,7 +324,7 @@ class _Turned:
         return False
 
     def _seen(self, kinds):
-        """Give how the weights of modules of these names are stored, by those that are not square."""
+        """Return how the weights of modules of these names are stored, by those that are not square."""
         return {*self._of_adapter(kinds), *self._of_model(kinds)}
 
     def _of_adapter(self, kinds):
@@ -344,7 +344,7 @@ class _Turned:
 
 
 def _changing(matrices, saved, names, scale, turned):
-    """Give the function from a tensor of the model to what the adapter makes of it."""
+    """Return the function from a tensor of the model to what the adapter makes of it."""
 
     def change(weight):
         weight = _wide(matrices.read(saved[0]) if saved else weight)

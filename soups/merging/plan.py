@@ -179,7 +179,7 @@ def _in_cut_layers(job):
 
 
 def _outputs(job, checkpoints):
-    """Give the outputs in file order, and what was found on the way."""
+    """Return the outputs in file order, and what was found on the way."""
     outputs, found, recipes = [], Findings(job.only_tensors), {}
     if job.slices[0].sources[0].layers is None:
         places = _whole_models(job, checkpoints, found)
@@ -192,7 +192,7 @@ def _outputs(job, checkpoints):
 
 
 def _whole_models(job, checkpoints, found):
-    """Give (output name, slice, [(source, tensor)], place) of each tensor of the reference, in file order."""
+    """Return (output name, slice, [(source, tensor)], place) of each tensor of the reference, in file order."""
     part = job.slices[0]
     reference = checkpoints[job.base or part.sources[0].model]
     counts = stacks.count_layers(reference.leaves)
@@ -240,7 +240,7 @@ def _output(job, checkpoints, name, part, pairs, place, found, recipes):
 
 
 def _recipe(job, own, shared, base, recipes):
-    """Give the recipe for these settings, the one that other tensors with the same settings have."""
+    """Return the recipe for these settings, the one that other tensors with the same settings have."""
     key = (*(tuple(settings.values()) for settings in [*own, shared]), base is None)
     if key not in recipes:
         recipes[key] = job.definition.build(own, shared, base is not None)
@@ -248,7 +248,7 @@ def _recipe(job, own, shared, base, recipes):
 
 
 def _copied(job, checkpoints, name, members, pairs, found):
-    """Give the output of what one model alone decides, or None."""
+    """Return the output of what one model alone decides, or None."""
     there = [pair for pair in pairs if leaf_of(checkpoints[pair[0]], pair[1])]
     kept = job.keep_first is not None and re.fullmatch(job.keep_first, name)
     if kept and members[0] in there:
@@ -264,7 +264,7 @@ def _copied(job, checkpoints, name, members, pairs, found):
 
 
 def _dtype(job, checkpoints, pairs):
-    """Give the dtype of an output: what the recipe says holds for floats, and for complex numbers made of such."""
+    """Return the dtype of an output: what the recipe says holds for floats, and for complex numbers made of such."""
     used = [leaf.dtype for model, tensor in pairs if (leaf := leaf_of(checkpoints[model], tensor))]
     like = leaf_of(checkpoints[pairs[0][0]], pairs[0][1])
     asked = job.out_dtype or job.dtype
@@ -276,7 +276,7 @@ def _dtype(job, checkpoints, pairs):
 
 
 def _files(job, shared, own, base, members):
-    """Give (file, tensor) of what goes in beside the members: what belongs to the base first."""
+    """Return (file, tensor) of what goes in beside the members: what belongs to the base first."""
     of_base = [(shared[name], base[1]) for name in job.definition.files if name in shared]
     of_members = [
         (settings[name], tensor)
@@ -288,7 +288,7 @@ def _files(job, shared, own, base, members):
 
 
 def _grams(checkpoints, files, like, inputs):
-    """Give the Gram matrices that there are for a kernel, and what is wrong with them."""
+    """Return the Gram matrices that there are for a kernel, and what is wrong with them."""
     found = {pair: leaf for pair in files if (leaf := leaf_of(checkpoints[pair[0]], pair[1])) is not None}
     lines = [
         f"  - {file}: {tensor} is missing, others have it" for file, tensor in files if (file, tensor) not in found

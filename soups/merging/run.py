@@ -180,7 +180,7 @@ def verify_output(
 
 
 def read_record(out) -> dict:
-    """Give the record of a merge: of a folder or an Orbax checkpoint, or of a member POOL:NAME.
+    """Return the record of a merge: of a folder or an Orbax checkpoint, or of a member POOL:NAME.
 
     Raises:
         FileNotFoundError: this program did not write it.
@@ -245,7 +245,7 @@ def merged_blocks(plan: Plan, output: Output, shared, digests: Digests) -> Itera
 
 
 def record(plan: Plan, digests: Digests) -> dict:
-    """Give what is needed to make the same merge again: recipe, versions, and a digest of each input's tensors."""
+    """Return what is needed to make the same merge again: recipe, versions, and a digest of each input's tensors."""
     import soups
 
     job = plan.job
@@ -268,7 +268,7 @@ def _measure_model(plan):
 
 
 def _summary(digests, model):
-    """Give how many tensors of a model went in, and one digest of them all."""
+    """Return how many tensors of a model went in, and one digest of them all."""
     tensors = sorted(
         {(tensor, digest) for found in digests.values() for name, tensor, digest in found if name == model}
     )
@@ -276,7 +276,7 @@ def _summary(digests, model):
 
 
 def nested(leaves):
-    """Give nested dicts of leaves by name: names are cut at each "/", or at each "." where no name has a "/"."""
+    """Return nested dicts of leaves by name: names are cut at each "/", or at each "." where no name has a "/"."""
     separator = "/" if any("/" in name for name in leaves) else "."
     top = {}
     for name, leaf in leaves.items():
@@ -286,7 +286,7 @@ def nested(leaves):
 
 
 def _stored(there, name, output):
-    """Give the elements of a tensor that was written, or None if it is not as planned."""
+    """Return the elements of a tensor that was written, or None if it is not as planned."""
     leaf = there.leaves.get(name)
     if leaf is None or (leaf.shape, leaf.dtype) != (output.shape, output.dtype):
         return None

@@ -156,7 +156,7 @@ def _everywhere(devices):
 
 
 def _restore(plan, output, devices, progress):
-    """Give (the members' arrays, the base's or None), sharded."""
+    """Return (the members' arrays, the base's or None), sharded."""
     sharding = leaf_sharding(output.shape, output.recipe.unit, devices)
 
     def array(model, tensor):
@@ -205,7 +205,7 @@ def _check_files(plan):
 
 
 def _digests(plan: Plan) -> Digests:
-    """Give the digests of all tensors that go in; of those that no pool knows a process hashes its share."""
+    """Return the digests of all tensors that go in; of those that no pool knows a process hashes its share."""
     process, processes = jax.process_index(), jax.process_count()
     pairs = {output.name: _pairs(output) for output in plan.outputs}
     known = {name: dict(model.digests) for name, model in plan.checkpoints.items()}
@@ -230,7 +230,7 @@ def _digests(plan: Plan) -> Digests:
 
 
 def _measure_model(plan, devices, programs, progress):
-    """Give the inputs of all outputs and what a recipe of scope "model" measures on them; {} and None without one."""
+    """Return the inputs of all outputs and what a recipe of scope "model" measures on them; {} and None without one."""
     outputs = [output for output in plan.outputs if output.recipe is not None]
     if not outputs or outputs[0].recipe.scope != "model":
         return {}, None
@@ -244,7 +244,7 @@ def _measure_model(plan, devices, programs, progress):
 
 
 def _merge(job, output, inputs, measured):
-    """Give the merged leaf and, as a few booleans, whether inputs, merged leaf and its cast are as they should be."""
+    """Return the merged leaf and, as a few booleans, whether inputs, merged leaf and its cast are as they should be."""
     part, recipe = _part(output, job.dtype, *inputs), output.recipe
     measured = measured if recipe.scope == "model" else recipe.measure(lambda: iter([part]))
     wide = recipe.merge(part, measured)

@@ -1,4 +1,4 @@
-"""Give models of different tokenizers one vocabulary: rows of their embeddings in the order of the output's tokens."""
+"""Bring models of different tokenizers to one vocabulary: embedding rows in the order of the output's tokens."""
 
 import dataclasses
 import functools

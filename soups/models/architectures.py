@@ -49,7 +49,7 @@ class Architecture:
 
     @property
     def head(self) -> str:
-        """Give the name of the head's module."""
+        """Return the name of the head's module."""
         return "params/head" if hasattr(self.features, "momentum") else "head"
 
     def model(self, num_classes: int | None, **fields) -> nn.Module:
@@ -57,27 +57,27 @@ class Architecture:
         return self.features.clone(num_classes=num_classes, **fields)
 
     def apply_fn(self, num_classes: int | None, **fields) -> Callable:
-        """Give `apply(params, images) -> logits [B, num_classes]`, in evaluation mode.
+        """Return `apply(params, images) -> logits [B, num_classes]`, in evaluation mode.
 
         Images: floats [B, H, W, 3] in [0, 1], which it normalises. For None it gives features [B, feature_dim].
         """
         return functional.apply_fn(self.model(num_classes, **fields), self.mean, self.std)
 
     def train_apply_fn(self, num_classes: int | None, **fields) -> Callable:
-        """Give `train_apply(params, images, key) -> (logits, params)`, in training mode; images as in `apply_fn`.
+        """Return `train_apply(params, images, key) -> (logits, params)`, in training mode; images as in `apply_fn`.
 
         `fields`: such as dtype=jnp.bfloat16, which leaves the weights in float32, and remat=True.
         """
         return functional.train_apply_fn(self.model(num_classes, **fields), self.mean, self.std)
 
     def abstract(self, num_classes: int | None) -> Tree:
-        """Give the weights' names, shapes and dtypes as jax.ShapeDtypeStructs; nothing is computed."""
+        """Return the weights' names, shapes and dtypes as jax.ShapeDtypeStructs; nothing is computed."""
         model, shape = self.model(num_classes), (self.image_size, self.image_size, 3)
         return jax.eval_shape(lambda key: functional.init(model, key, shape), jax.random.key(0))
 
 
 def architecture(name: str | Architecture) -> Architecture:
-    """Give the architecture of this name, or the one that it is: your own, made by `dataclasses.replace`.
+    """Return the architecture of this name, or the one that it is: your own, made by `dataclasses.replace`.
 
     clip-*: OpenAI's CLIP (Radford et al., 2021, arXiv:2103.00020), whose GELU is x / (1 + exp(−1.702 x)); open-clip-*:
     those of the open_clip project, with the exact GELU; clip-vit-mini is a small one for tests. vit-*: AugReg and

@@ -12,7 +12,7 @@ from soups.tree import Tree
 
 
 def stats_fn(model: nn.Module) -> Callable:
-    """Give `stats(params, inputs) -> batch_stats`, the means and biased variances of exactly this batch.
+    """Return `stats(params, inputs) -> batch_stats`, the means and biased variances of exactly this batch.
 
     Every layer sees the batch normalised by itself, as in training, and no running average enters.
 

@@ -14,7 +14,7 @@ from soups.tree import Tree
 
 
 def text_tower(arch: str | Architecture) -> TextTower:
-    """Give the text tower of an architecture, with CLIP's vocabulary.
+    """Return the text tower of an architecture, with CLIP's vocabulary.
 
     Raises:
         ValueError: an unknown architecture, or one without a text tower.
@@ -27,7 +27,7 @@ def text_tower(arch: str | Architecture) -> TextTower:
 
 
 def text_features(params: Tree, tokens, *, arch: str | Architecture) -> jax.Array:
-    """Give the features [B, D] in float32 of tokens [B, T], T <= 77, not normalised; `params`: of `import_text_tower`.
+    """Return the features [B, D] in float32 of tokens [B, T], T <= 77, not normalised; `params` of `import_text_tower`.
 
     Raises:
         ValueError: as `text_tower`; tokens that are no integers or of another shape.

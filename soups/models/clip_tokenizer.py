@@ -85,7 +85,7 @@ def _find(path):
 
 
 def _read(file):
-    """Give {token: number} and the merges, pairs of tokens, the first to be applied first."""
+    """Return {token: number} and the merges, pairs of tokens, the first to be applied first."""
     kinds = {"vocab.json": _read_vocab, ".json": _read_tokenizer, ".gz": _read_published}
     read = kinds.get(file.name) or kinds.get(file.suffix)
     if read is None:
@@ -130,7 +130,7 @@ def _symbols():
 
 
 def _checked(numbers, merges, file):
-    """Give the numbers of the start and the end token of a good vocabulary."""
+    """Return the numbers of the start and the end token of a good vocabulary."""
     problems = _problems_of_types(numbers, merges) or _problems(numbers, merges)
     if problems:
         raise ValueError(f"{file} is no vocabulary of CLIP: {'; '.join(problems)}")

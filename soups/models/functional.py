@@ -22,7 +22,7 @@ def init(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> Tree:
 
 
 def apply_fn(model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Callable:
-    """Give `apply(params, inputs) -> logits [B, C]` in float32, in evaluation mode.
+    """Return `apply(params, inputs) -> logits [B, C]` in float32, in evaluation mode.
 
     `mean`, `std`: of each channel, the last axis; given, the network sees (inputs − mean) / std, in float32. `apply`
     raises a ValueError for inputs that are not floats, as raw bytes in 0..255 would give silly logits, or that have
@@ -43,7 +43,7 @@ def apply_fn(model: nn.Module, mean: Sequence[float] | None = None, std: Sequenc
 def train_apply_fn(
     model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> Callable:
-    """Give `train_apply(params, inputs, key) -> (logits [B, C], params)`, in training mode.
+    """Return `train_apply(params, inputs, key) -> (logits [B, C], params)`, in training mode.
 
     The key is for dropout. BatchNorm normalises by the batch and the returned params hold its updated running
     statistics; a network without state returns the params it was given. Inputs are normalised and checked as in
@@ -62,7 +62,7 @@ def train_apply_fn(
 
 
 def as_variables(params: Tree) -> Tree:
-    """Give the variable collections that Linen wants: {"params": ...} around weights that lack them."""
+    """Return the variable collections that Linen wants: {"params": ...} around weights that lack them."""
     return params if "params" in params else {"params": params}
 
 

@@ -24,7 +24,7 @@ def linear_inputs_gram(
 
 
 def gram_fn(module: nn.Module, *, only: str = ".*", **arguments) -> Callable[[Tree, Iterable], dict[str, jax.Array]]:
-    """Give `grams(params, batches) -> {name of a kernel: XᵀX / rows}`, [in, in] in float32.
+    """Return `grams(params, batches) -> {name of a kernel: XᵀX / rows}`, [in, in] in float32.
 
     Linear layers are nn.Dense and nn.DenseGeneral without batch_dims, wherever they are in the module; `name` is that
     of the kernel's leaf in `params`, with or without "params/". Every position is a row, padding too, and a layer that

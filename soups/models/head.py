@@ -8,7 +8,7 @@ from soups.tree import Tree
 
 
 def head_rule(params: Tree) -> str:
-    """Give the regex that selects the head by name: "head/.*", or "params/head/.*" for a network with state.
+    """Return the regex that selects the head by name: "head/.*", or "params/head/.*" for a network with state.
 
     Raises:
         ValueError: weights without a module named "head".
@@ -21,7 +21,7 @@ def head_rule(params: Tree) -> str:
 
 
 def replace_head(params: Tree, key: jax.Array | None, num_classes: int, zero: bool = True) -> Tree:
-    """Give the weights a new head for `num_classes` classes: zeros, or with `zero=False` drawn with `key`.
+    """Return the weights a new head for `num_classes` classes: zeros, or with `zero=False` drawn with `key`.
 
     A drawn kernel is LeCun-normal, the bias is zero in both cases; the dtype is that of the old head.
 

@@ -48,7 +48,7 @@ def check_weights(path, arch: str | Architecture, *, num_classes: int | None = N
 
 
 def imported_members(paths: Iterable, arch: str | Architecture, num_classes: int | None = None) -> Mapping[str, Tree]:
-    """Give the weights of published files as members by name, "used in place": each is imported when it is asked for.
+    """Return the weights of published files as members by name, "used in place": each is imported when it is asked for.
 
     A member is named as its file, without the suffix. The headers of all files are read and checked at once.
 
@@ -104,7 +104,7 @@ def _by_name(paths):
 
 
 def _matched(path, wanted, num_classes) -> tuple[Mapping[str, np.ndarray], Table, int | None]:
-    """Give the tensors of a file, their table, and how many classes its head has, if it has one."""
+    """Return the tensors of a file, their table, and how many classes its head has, if it has one."""
     if num_classes is not None and num_classes < 2:
         raise ValueError(f"a head needs at least two classes, not {num_classes}")
     tensors = open_tensors(path)

@@ -11,7 +11,7 @@ from soups.tree import Tree
 
 
 def from_nnx(model: nnx.Module) -> tuple[Callable, Tree]:
-    """Give (apply, params) of an NNX model: `apply(params, inputs) -> logits` in float32, in evaluation mode.
+    """Return (apply, params) of an NNX model: `apply(params, inputs) -> logits` in float32, in evaluation mode.
 
     `params` is a nested plain dict with string keys ("layers/0/kernel"); with BatchNorm it is {"params": ...,
     "batch_stats": ...}, so that a soup averages the statistics too. All other state (keys of random numbers, caches) is

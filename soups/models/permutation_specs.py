@@ -11,7 +11,7 @@ from soups.tree import Tree
 
 
 def permutation_spec(model: nn.Module, params: Tree, *, residual: bool = True) -> Spec:
-    """Give the permutation spec of a built-in network with weights `params`.
+    """Return the permutation spec of a built-in network with weights `params`.
 
     MLP: the units of each hidden layer. ConvNet: the channels of each convolution, with their BatchNorm. ResNet: the
     channels inside each block, and the residual stream of each stage. ViT: the hidden units of each MLP, the heads of

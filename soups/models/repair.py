@@ -27,7 +27,7 @@ def repair(
     weights: Sequence[float] | Mapping[str, float] | None = None,
     layers: str = TRUNK,
 ) -> Tree:
-    """Give a soup the statistics of activations that lie between those of its members: REPAIR.
+    """Return a soup the statistics of activations that lie between those of its members: REPAIR.
 
     With mean m_l and standard deviation s_l of each unit of a layer's output over all data and places, the goals are
     m*_l = Σ_i w_i m_l(θ_i) and s*_l = Σ_i w_i s_l(θ_i). Going up, each layer of the soup is made to give
@@ -119,7 +119,7 @@ def _statistics(measure, params, batches):
 
 
 def _measure(model: nn.Module, layers: str, goals: Mapping | None = None) -> Callable:
-    """Give `measure(params, inputs) -> {path: {"mean", "var"}}` of one batch, with the layers repaired on the way."""
+    """Return `measure(params, inputs) -> {path: {"mean", "var"}}` of one batch, with the layers repaired on the way."""
 
     def measure(params, inputs):
         found = {}
@@ -164,7 +164,7 @@ def _goal(measured, weights):
 
 
 def _affine(moments, goal, xp):
-    """Give scale and shift with scale · y + shift of the goal's statistics; a constant unit is only shifted."""
+    """Return scale and shift with scale · y + shift of the goal's statistics; a constant unit is only shifted."""
     # below this share of the mean's square a variance in float32 is rounding
     alive = moments["var"] > 1e-10 * moments["mean"] ** 2 + 1e-30
     scale = xp.where(alive, goal["std"] / xp.sqrt(xp.where(alive, moments["var"], 1)), 1)

@@ -18,7 +18,7 @@ def zero_shot_head(
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Give the head {"kernel": [D, C], "bias": [C]} that tells images apart by the texts of their classes.
+    """Return the head {"kernel": [D, C], "bias": [C]} that tells images apart by the texts of their classes.
 
     kernel_c = scale · u(1/T Σ_t u(f(template_t with the name of class c))), where u(x) = x / ‖x‖; the bias is zero. It
     belongs on features of images of norm 1. Norms and means are in float64, the result is float32.
@@ -57,7 +57,7 @@ def zero_shot_head(
 
 
 def _tokens(tokenizer, class_names, templates):
-    """Give the tokens of all prompts [C, T, L], cut to the longest: most are a third of what the tower takes."""
+    """Return the tokens of all prompts [C, T, L], cut to the longest: most are a third of what the tower takes."""
     texts = [template.replace("{}", name) for name in class_names for template in templates]
     tokens_NxL = np.asarray(tokenizer(texts))
     longest = np.flatnonzero(tokens_NxL.any(axis=0)).max(initial=0) + 1

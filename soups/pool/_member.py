@@ -248,7 +248,7 @@ def _folder(entry):
 
 
 def _chunks(record):
-    """Give the files of each leaf's elements, in their order."""
+    """Return the files of each leaf's elements, in their order."""
     described = f"/{orbax.ARRAY_METADATA}"
     folders = {file.removesuffix(described) for file in record["files"] if file.endswith(described)}
     by_folder = {folder.rpartition("/")[2]: [] for folder in folders}

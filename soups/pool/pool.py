@@ -56,11 +56,11 @@ class Pool(Mapping):
 
     @property
     def usable(self) -> "Pool":
-        """Give a view of the members all of whose numbers are finite."""
+        """Return a view of the members all of whose numbers are finite."""
         return self._view([name for name in self.names if self._record(name)["status"] == "ok"])
 
     def select(self, names: Sequence[str]) -> "Pool":
-        """Give a view of some members, in the order of `names`.
+        """Return a view of some members, in the order of `names`.
 
         Raises:
             ValueError: a name that the pool does not have, or one given twice; all are listed.
@@ -73,7 +73,7 @@ class Pool(Mapping):
 
     @property
     def structure(self) -> Tree:
-        """Give nested dicts of jax.ShapeDtypeStruct, which all members share.
+        """Return nested dicts of jax.ShapeDtypeStruct, which all members share.
 
         Raises:
             ValueError: the pool is empty.
@@ -83,7 +83,7 @@ class Pool(Mapping):
 
     @property
     def base(self) -> str | None:
-        """Give what all members were fine-tuned from, if they agree and it was said."""
+        """Return what all members were fine-tuned from, if they agree and it was said."""
         bases = {self._record(name)["base"] for name in self.names}
         return bases.pop() if len(bases) == 1 else None
 
@@ -96,11 +96,11 @@ class Pool(Mapping):
         return copy.deepcopy(self._record(name))
 
     def metrics(self, name: str) -> dict:
-        """Give the metrics of a member."""
+        """Return the metrics of a member."""
         return copy.deepcopy(self._record(name)["metrics"])
 
     def digest(self, name: str) -> str:
-        """Give the digest of a member's names, dtypes, shapes and numbers, the same however it is sharded."""
+        """Return the digest of a member's names, dtypes, shapes and numbers, the same however it is sharded."""
         return self._record(name)["digest"]
 
     def __iter__(self) -> Iterator[str]:
@@ -122,7 +122,7 @@ class Pool(Mapping):
     # --- Reading ---------------------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Tree:
-        """Give nested dicts of read-only NumPy arrays, mapped from the files.
+        """Return nested dicts of read-only NumPy arrays, mapped from the files.
 
         Raises:
             KeyError: there is no such member.
@@ -330,7 +330,7 @@ def _with_sharding(leaf):
 
 
 def as_json(values: Mapping, what: str) -> dict[str, Any]:
-    """Give a dict as JSON will hold it.
+    """Return a dict as JSON will hold it.
 
     Raises:
         ValueError: it cannot.

@@ -23,7 +23,7 @@ def prefetched(
     keep_bytes: int | None = None,
     dtype=None,
 ) -> Mapping[str, tree.Tree]:
-    """Give the members by the same names, read in threads ahead of need and kept in memory while there is room.
+    """Return the members by the same names, read in threads ahead of need and kept in memory while there is room.
 
     When a member is asked for, threads begin to read the `ahead` members after it in `order`, each in a thread of its
     own. What was read is kept, and read once, until `keep_bytes` are full; later members are read each time they are
@@ -95,7 +95,7 @@ class _Prefetched(Mapping):
         return jax.tree.map(_given, *self._stored(name))
 
     def as_kept(self, name: str) -> tree.Tree:
-        """Give a member in the dtype in which it is kept."""
+        """Return a member in the dtype in which it is kept."""
         return self._stored(name)[0]
 
     def _stored(self, name):
@@ -107,7 +107,7 @@ class _Prefetched(Mapping):
 
     @property
     def digest(self):
-        """Give what tells a member's digest, where the members know theirs and are not rounded."""
+        """Return what tells a member's digest, where the members know theirs and are not rounded."""
         if self._dtype is not None:
             raise AttributeError("rounded members are not those whose digests are known")
         return self._members.digest
@@ -146,7 +146,7 @@ class _Prefetched(Mapping):
 
 
 def _read(members, name, dtype):
-    """Give a member's leaves as they are kept, and the dtypes in which they are given."""
+    """Return a member's leaves as they are kept, and the dtypes in which they are given."""
     member = members[name]
     return jax.tree.map(lambda leaf: _in_memory(leaf, dtype), member), jax.tree.map(lambda leaf: leaf.dtype, member)
 

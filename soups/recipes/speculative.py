@@ -120,7 +120,7 @@ class _AtOnce(Candidates):
                 self._coming[name] = self._threads.submit(self.unscored, name, self._soup)
 
     def _forget(self, names):
-        """Give up what was made of another soup, and keep the members of `names`."""
+        """Drop what was made of another soup, and keep the members of `names`."""
         for future in self._coming.values():
             future.cancel()
         concurrent.futures.wait(self._coming.values())  # a member that is still being read would be read twice

@@ -230,7 +230,7 @@ def breadcrumbs(inputs: Inputs, *, density: float = 0.9, gamma: float = 0.01, sc
 
 
 def _held(parts):
-    """Give small parts as made once: a pass for each member would make the parts of all."""
+    """Return small parts as made once: a pass for each member would make the parts of all."""
     held, elements = [], 0
     for part in parts():
         elements += len(part.leaves) * part.leaves[0].size

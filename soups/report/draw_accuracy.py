@@ -304,7 +304,7 @@ def _strip(axes, members, name, floor, results):
 
 
 def _positions(axes, values):
-    """Give the places of the values on the x axis and set up its scale: log, linear, or one place for each of a few."""
+    """Return the places of the values on the x axis, whose scale is set: log, linear, or one for each of a few."""
     if all(isinstance(v, Real) for v in values) and len(set(values)) > 6:
         x = np.array(values, np.float64)
         if style.spans_decades(x):

@@ -44,7 +44,7 @@ def draw_diagnosis(diagnosis: Diagnosis) -> Figure:
 
 
 def _order(diagnosis):
-    """Give the indices of the members of which something is known, those to leave out last."""
+    """Return the indices of the members of which something is known, those to leave out last."""
     known = np.isfinite(diagnosis.norms)
     if diagnosis.scores is not None:
         known = known | np.isfinite(diagnosis.scores)

@@ -32,7 +32,7 @@ def reliability(results: Mapping):
 
 
 def calibration_error(bins) -> float:
-    """Give the expected calibration error of bins: Σ_b (n_b / n) |accuracy_b − confidence_b|."""
+    """Return the expected calibration error of bins: Σ_b (n_b / n) |accuracy_b − confidence_b|."""
     confidence, accuracy, count = _arrays(bins)
     return float((count * np.abs(accuracy - confidence)).sum() / count.sum())
 
@@ -43,7 +43,7 @@ def _arrays(bins):
 
 
 def _lowest(all_bins):
-    """Give the common lower end of the axes: bins of less than 1 % of the examples may fall out below."""
+    """Return the common lower end of the axes: bins of less than 1 % of the examples may fall out below."""
     lows = []
     for confidence, accuracy, count in map(_arrays, all_bins):
         large = count >= 0.01 * count.sum()

@@ -79,7 +79,7 @@ def advantage(results: Mapping):
 
 
 def _levels(error):
-    """Give ten levels from the lowest error to the 95th percentile: geometric where that spans a factor of 3."""
+    """Return ten levels from the lowest error to the 95th percentile: geometric where that spans a factor of 3."""
     finite = error[np.isfinite(error)]
     positive = finite[finite > 0]
     low = float(positive.min()) if len(positive) else 0.1

@@ -61,7 +61,7 @@ def label_line_ends(axes: Axes, ends, *, size: float = 8.5, gap: float = 12.0, l
 
 
 def along(x, y, parts: int = 12) -> list:
-    """Give points along a line, close enough together for labels to keep off it."""
+    """Return points along a line, close enough together for labels to keep off it."""
     place = np.linspace(0, len(x) - 1, parts * (len(x) - 1) + 1)
     return list(zip(np.interp(place, range(len(x)), x), np.interp(place, range(len(y)), y), strict=True))
 
@@ -112,7 +112,7 @@ def _descend(anchors, choices, markers, frame, rounds=8):
 
 
 def _cost(index, picked, anchors, choices, fixed):
-    """Give the cost of each candidate of one label, the places of the others being as picked."""
+    """Return the cost of each candidate of one label, the places of the others being as picked."""
     cost = fixed[index].copy()
     for other in (j for j in picked if j != index):
         box = choices[other][picked[other]]

@@ -64,7 +64,7 @@ def check(results, where="results") -> None:
 
 
 def value(row: Mapping, split: str, metric: str = "accuracy") -> float:
-    """Give a metric of a row; `split`: held_out, test, shift_mean, or the name of a shift. NaN where it is null."""
+    """Return a metric of a row; `split`: held_out, test, shift_mean, or the name of a shift. NaN where it is null."""
     metrics = row["metrics"]
     found = metrics[split] if split in ("held_out", "test", "shift_mean") else metrics["shifts"][split]
     number = found.get(metric)
@@ -89,12 +89,12 @@ def best_member(results: Mapping, seed) -> dict | None:
 
 
 def curve(results: Mapping, name: str, seed) -> dict | None:
-    """Give a curve of a seed; None where the experiment did not compute it."""
+    """Return a curve of a seed; None where the experiment did not compute it."""
     return results["curves"].get(str(seed), {}).get(name) or None
 
 
 def first_curve(results: Mapping, name: str) -> dict | None:
-    """Give a curve of the first seed that has it."""
+    """Return a curve of the first seed that has it."""
     return next((found for seed in results["seeds"] if (found := curve(results, name, seed))), None)
 
 

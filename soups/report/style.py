@@ -1,4 +1,4 @@
-"""Give all figures one look: colours that colour-blind readers tell apart, quiet axes, direct labels."""
+"""Return all figures one look: colours that colour-blind readers tell apart, quiet axes, direct labels."""
 
 import io
 import math
@@ -105,7 +105,7 @@ def png(figure: Figure) -> bytes:
 
 
 def series_color(name: str) -> str:
-    """Give a named line its colour, the same in every figure and every run."""
+    """Return a named line its colour, the same in every figure and every run."""
     return SERIES.get(name) or _OTHERS[sum(name.encode()) % len(_OTHERS)]
 
 
@@ -136,7 +136,7 @@ def scale_norm(values) -> Normalize:
 
 
 def robust_limits(values, *, keep=(), whisker: float = 2.0, margin: float = 0.08) -> tuple[float, float]:
-    """Give axis limits that diverged outliers do not stretch.
+    """Return axis limits that diverged outliers do not stretch.
 
     They hold all of `keep`, and of `values` those within `whisker` interquartile ranges of the quartiles; on both sides
     `margin` of the range is added.
@@ -199,5 +199,5 @@ def words(name: str) -> str:
 
 
 def sizes(counts: np.ndarray, largest: float = 90.0) -> np.ndarray:
-    """Give marker areas in proportion to counts, none so small that it is not seen."""
+    """Return marker areas in proportion to counts, none so small that it is not seen."""
     return np.maximum(largest * counts / max(counts.max(), 1.0), 6.0)

@@ -25,7 +25,7 @@ class Spread(NamedTuple):
 
 
 def spread(values) -> Spread:
-    """Give mean and sample standard deviation of one value for each seed."""
+    """Return mean and sample standard deviation of one value for each seed."""
     values = np.asarray(values, np.float64)
     return Spread(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan)
 
@@ -42,7 +42,7 @@ def rows_table(results: Mapping) -> list[dict]:
 
 
 def split_values(row: Mapping, split: str) -> Mapping:
-    """Give the metrics of an aggregated row on held_out, test, shift_mean, or a shift by its name."""
+    """Return the metrics of an aggregated row on held_out, test, shift_mean, or a shift by its name."""
     return row[split] if split in SPLITS else row["shifts"][split]
 
 
@@ -122,7 +122,7 @@ def format_count(found: Spread) -> str:
 
 
 def row_label(row: Mapping, results: Mapping) -> str:
-    """Give the name of an aggregated row, and how many of the seeds have it where some lack it."""
+    """Return the name of an aggregated row, and how many of the seeds have it where some lack it."""
     missing = len(row["seeds"]) < len(results["seeds"])
     return row["name"] + (f" ({len(row['seeds'])} of {len(results['seeds'])} seeds)" if missing else "")
 

@@ -54,7 +54,7 @@ class Statistic:
 
 
 def members(family: dict, names=MEMBERS, leaves=None) -> dict:
-    """Give some members, or some leaves of them."""
+    """Return some members, or some leaves of them."""
     return {name: {leaf: x for leaf, x in family[name].items() if leaf in (leaves or family[name])} for name in names}
 
 

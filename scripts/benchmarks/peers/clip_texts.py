@@ -39,7 +39,7 @@ SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<start_of_text>", "<end_of_text>
 
 
 def groups(seed=0):
-    """Give {group: texts}, 10,000 in all, and the group "special tokens" beside them."""
+    """Return {group: texts}, 10,000 in all, and the group "special tokens" beside them."""
     draw = random.Random(seed)
     names, forms = class_names(), templates()
 
@@ -76,6 +76,6 @@ def groups(seed=0):
 
 
 def every_character():
-    """Give texts that hold every assigned code point once, between letters and beside others, 12 in each text."""
+    """Return texts that hold every assigned code point once, between letters and beside others, 12 in each text."""
     points = [chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")]
     return [" ".join(f"a{c}b" for c in points[start : start + 12]) for start in range(0, len(points), 12)]

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def read(path):
-    """Give the nested dict of arrays that `write` wrote."""
+    """Return the nested dict of arrays that `write` wrote."""
     nested = {}
     with np.load(path) as arrays:
         for name in arrays.files:
@@ -25,7 +25,7 @@ def write(path, nested):
 
 
 def flatten(nested, above=""):
-    """Give {"key|key|key": array}."""
+    """Return {"key|key|key": array}."""
     flat = {}
     for key, value in nested.items():
         flat |= flatten(value, f"{above}{key}|") if isinstance(value, dict) else {f"{above}{key}": np.asarray(value)}

@@ -10,7 +10,7 @@ WIDTH, LAYERS, TEXT, EMBED, CLASSES = 768, 12, 512, 512, 1000  # CLIP ViT-B/32
 
 
 def shapes():
-    """Give name and shape of all 160 tensors in their order; the text tower's transformer was deleted before saving."""
+    """Return name and shape of all 160 tensors in order; the text tower's transformer was deleted before saving."""
     visual = "model.visual."
     yield from [("model.positional_embedding", (77, TEXT)), ("model.text_projection", (TEXT, EMBED))]
     yield from [("model.logit_scale", ()), (visual + "class_embedding", (WIDTH,))]

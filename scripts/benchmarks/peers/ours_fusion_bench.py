@@ -33,7 +33,7 @@ def _tall_masks(family):
 
 
 def _with_masks(family, masks):
-    """Give θ_base + m_i ⊙ Σ_j τ_j for each member."""
+    """Return θ_base + m_i ⊙ Σ_j τ_j for each member."""
     total = {leaf: sum(family[name][leaf] - base for name in MEMBERS) for leaf, base in family["base"].items()}
     return {
         name: {leaf: base + mask[leaf] * total[leaf] for leaf, base in family["base"].items()}

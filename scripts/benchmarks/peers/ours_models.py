@@ -37,7 +37,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Give the name of its weights."""
+        """Return the name of its weights."""
         return f"{self.kind}-{self.arch.name}".replace(" ", "-") + SUFFIXES.get(self.kind, "")
 
     @property
@@ -82,7 +82,7 @@ class Case:
 
 
 def real_cases() -> list[Case]:
-    """Give the comparisons at the published sizes."""
+    """Return the comparisons at the published sizes."""
     named = {
         "released": ["clip-vit-b32", "clip-vit-mini"],
         "open_clip": ["open-clip-vit-b32", "open-clip-vit-b16", "open-clip-vit-l14"],
@@ -98,7 +98,7 @@ def real_cases() -> list[Case]:
 
 
 def small_cases() -> list[Case]:
-    """Give the comparisons of networks so small that their files can lie beside the tests."""
+    """Return the comparisons of networks so small that their files can lie beside the tests."""
     kinds = {"released": "clip-vit-mini", "open_clip": "open-clip-vit-b32", "open_clip text": "open-clip-vit-b32"}
     kinds |= {"transformers CLIP": "clip-vit-mini", "transformers CLIP text": "clip-vit-mini"}
     kinds |= {"transformers ViT": "hf-vit-ti16", "timm": "timm-vit-ti16", "AugReg by timm": "vit-ti16"}

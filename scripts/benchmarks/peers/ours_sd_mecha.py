@@ -50,7 +50,7 @@ def _slerp_of_lengths(family, t):
 
 
 def _trimmed(family, names="abc"):
-    """Give for each leaf the trimmed task vectors, stacked."""
+    """Return for each leaf the trimmed task vectors, stacked."""
     kept = [with_base(soups.combine_task_vectors, family, [name], sparsify=KEEP, scope="leaf") for name in names]
     return {leaf: np.stack([tree[leaf] - base for tree in kept]) for leaf, base in family["base"].items()}
 
@@ -77,7 +77,7 @@ def _ties_by_count(family):
 
 
 def _stock(family, names, pairs, vectors=None):
-    """Give t of Model Stock for each row, from the cosines of some pairs."""
+    """Return t of Model Stock for each row, from the cosines of some pairs."""
     factors = {}
     for leaf, base in family["base"].items():
         rows = vectors[leaf] if vectors else np.stack([family[name][leaf] - base for name in names])

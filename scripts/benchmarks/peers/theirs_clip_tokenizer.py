@@ -17,7 +17,7 @@ LENGTH = 77
 
 
 def open_clip_file(name):
-    """Give a file of the installed open_clip; its package needs more libraries than its tokenizer does."""
+    """Return a file of the installed open_clip; its package needs more libraries than its tokenizer does."""
     files = importlib.metadata.files("open_clip_torch")
     return next(file for file in files if file.name == name and file.parent.name == "open_clip").locate()
 

@@ -16,7 +16,7 @@ import torch
 
 
 def variants(network):
-    """Give functions from images to logits: PyTorch as it is, and compiled, which needs a C++ compiler."""
+    """Return functions from images to logits: PyTorch as it is, and compiled, which needs a C++ compiler."""
 
     def logits(images):
         return network.classification_head(network.model.encode_image(images, normalize=True))

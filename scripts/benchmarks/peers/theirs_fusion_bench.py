@@ -181,7 +181,7 @@ def batches(models, member):
 
 
 class Trainer:
-    """Give the batches of one task as fusion-bench asks for them."""
+    """Return the batches of one task as fusion-bench asks for them."""
 
     _train_batch_size = BATCH
 

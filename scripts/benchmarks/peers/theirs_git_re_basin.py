@@ -15,13 +15,13 @@ SEEDS = range(10)
 
 
 class Visits:
-    """Give the random orders of NumPy's generator, as ours draws them, in place of those of JAX."""
+    """Return the random orders of NumPy's generator, as ours draws them, in place of those of JAX."""
 
     def __init__(self, names, seed):
         self.names, self.generator = names, np.random.default_rng([0, seed])
 
     def permutation(self, key, number):
-        """Give the places of the sorted names, shuffled."""
+        """Return the places of the sorted names, shuffled."""
         return [self.names.index(sorted(self.names)[place]) for place in self.generator.permutation(number)]
 
 

@@ -32,7 +32,7 @@ import transformers
 
 
 def draw(network, seed):
-    """Give every parameter and statistic random values of a sensible size, so that zeros and ones hide nothing."""
+    """Return every parameter and statistic random values of a sensible size, so that zeros and ones hide nothing."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if not tensor.is_floating_point() or name.endswith("attn_mask"):

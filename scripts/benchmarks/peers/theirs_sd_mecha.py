@@ -50,7 +50,7 @@ def factors(models, method=ties.dropout, **settings):
 
 
 def tenth(models, part):
-    """Give the factors of the smallest or the largest tenth of the magnitudes after DELLA."""
+    """Return the factors of the smallest or the largest tenth of the magnitudes after DELLA."""
     found = factors(models, ties.ties_sum_with_dropout, della_eps=SPREAD, k=1.0, apply_stock=True)
     order, count = np.argsort(np.abs(models["large"]["a"]["x"])), len(found) // 10
     return found[order[:count] if part == "smallest" else order[-count:]]

@@ -13,7 +13,7 @@ _SHOWN = 10
 
 
 def training_classes(data_dir) -> tuple[str, ...]:
-    """Give the WordNet ids of the classes, sorted: the order of a classifier's outputs.
+    """Return the WordNet ids of the classes, sorted: the order of a classifier's outputs.
 
     They are the folders of the training images, else of the validation images, else of the sketches, else the labels
     of a set that TFDS prepared.
@@ -54,7 +54,7 @@ def check_classes(data_dir, places: dict[str, pathlib.Path | None], classes: tup
 def folder_classes(
     data_dir, name: str, path: pathlib.Path, classes: tuple[str, ...]
 ) -> tuple[list[str], tuple[str, ...], ClassGroups | None]:
-    """Give a set's folders in the order of its classes, the classes' names, and groups where they are others."""
+    """Return a set's folders in the order of its classes, the classes' names, and groups where they are others."""
     if name == "objectnet":
         groups = object_groups(pathlib.Path(data_dir, layouts.MAPPINGS), len(classes))
         return list(groups), tuple(groups), tuple(groups.values())
@@ -67,7 +67,7 @@ def folder_classes(
 
 
 def single_groups(names: tuple[str, ...], classes: tuple[str, ...]) -> ClassGroups:
-    """Give each name the group of the one output that bears it."""
+    """Return each name the group of the one output that bears it."""
     places = {name: place for place, name in enumerate(classes)}
     return tuple((places[name],) for name in names)
 

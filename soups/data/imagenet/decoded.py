@@ -60,7 +60,7 @@ class DecodedSet:
 
     @property
     def unfinished(self) -> pathlib.Path:
-        """Give the folder in which the set grows."""
+        """Return the folder in which the set grows."""
         return self.folder.with_name(f"{self.folder.name}.unfinished")
 
 

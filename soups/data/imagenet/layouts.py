@@ -45,7 +45,7 @@ LAYOUTS = {
 
 
 def locate(data_dir, sets) -> dict[str, pathlib.Path | None]:
-    """Give the folder of each set, None where it is prepared by TFDS; "held_out" lies in the training images.
+    """Return the folder of each set, None where it is prepared by TFDS; "held_out" lies in the training images.
 
     Raises:
         ValueError: a set that does not exist, or none.
@@ -68,13 +68,13 @@ def is_present(data_dir, name: str) -> bool:
 
 
 def folder(data_dir, name: str) -> pathlib.Path | None:
-    """Give the folder of a set, None if it has none."""
+    """Return the folder of a set, None if it has none."""
     paths = (pathlib.Path(data_dir, path) for path in layout(name).folders)
     return next((path for path in paths if path.is_dir()), None)
 
 
 def layout(name: str) -> Layout:
-    """Give the layout of a set."""
+    """Return the layout of a set."""
     return LAYOUTS["train" if name == "held_out" else name]
 
 

@@ -19,7 +19,7 @@ _SEPARATOR = "; "
 
 
 def object_groups(mappings, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Give for each folder that is in ImageNet the outputs it stands for, sorted by folder.
+    """Return for each folder that is in ImageNet the outputs it stands for, sorted by folder.
 
     The logit of an object is the maximum over its outputs (Barbu et al., 2019, "ObjectNet").
 

@@ -1,4 +1,4 @@
-"""Give the names and the templates with which CLIP tells the classes of ImageNet apart without training."""
+"""Return the names and the templates with which CLIP tells the classes of ImageNet apart without training."""
 
 import functools
 import importlib.resources
@@ -6,7 +6,7 @@ import json
 
 
 def class_names() -> tuple[str, ...]:
-    """Give the English names of ImageNet's 1000 classes, in the order of their WordNet ids, which is that of labels.
+    """Return the English names of ImageNet's 1000 classes, in the order of their WordNet ids, which is that of labels.
 
     They are those that OpenAI chose for CLIP, not the first lemmas of WordNet: "crane bird" and "construction crane".
 
@@ -16,7 +16,7 @@ def class_names() -> tuple[str, ...]:
 
 
 def templates() -> tuple[str, ...]:
-    """Give OpenAI's 80 templates, such as "a bad photo of a {}.", each with one "{}" for the name of the class."""
+    """Return OpenAI's 80 templates, such as "a bad photo of a {}.", each with one "{}" for the name of the class."""
     return tuple(_protocol()["templates"])
 
 

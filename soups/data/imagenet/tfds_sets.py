@@ -18,7 +18,7 @@ _READ_AT_ONCE = 256  # records; some 30 MB
 
 
 def label_names(name: str, data_dir) -> tuple[str, ...]:
-    """Give the labels of a prepared set."""
+    """Return the labels of a prepared set."""
     return _source(name, data_dir).class_names
 
 

@@ -89,7 +89,7 @@ def greedy_soup(setting: Setting, title: str, names: list[str], scores: Mapping[
 
 
 def sam_rows(setting: Setting, names: list[str]) -> list[Row]:
-    """Give the best SAM member and the uniform and greedy soups of the SAM members."""
+    """Return the best SAM member and the uniform and greedy soups of the SAM members."""
     members = measured_members(setting, names)
     held_out = {name: row["metrics"]["held_out"]["accuracy"] for name, row in members.items()}
     best = best_of(held_out)
@@ -148,7 +148,7 @@ def trajectory_rows(setting: Setting, averages: Mapping[str, tree.Tree], best: s
 
 
 def ensemble_rows(setting: Setting, names: list[str]) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Give the ensemble of all members and the greedy ensemble, by arithmetic on cached logits, and its history."""
+    """Return the ensemble of all members and the greedy ensemble, by arithmetic on cached logits, and its history."""
     logits = {name: setting.logits(setting.pool[name]) for name in names}
     held_out = {name: logits[name]["held_out"] for name in names}
     greedy = greedy_ensemble(held_out, setting.task.held_out.labels)
@@ -173,7 +173,7 @@ def ensemble_rows(setting: Setting, names: list[str]) -> tuple[list[Row], list[d
 def mixed_logits(
     setting: Setting, logits: Mapping[str, Any], ingredients: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
-    """Give the ensemble's logits on every split."""
+    """Return the ensemble's logits on every split."""
     return {
         split: ensemble_logits([logits[name][split] for name in ingredients], list(ingredients.values()))
         for split in setting.splits
@@ -189,12 +189,12 @@ def distilled_row(setting: Setting, params: tree.Tree, names: list[str], best: s
 
 
 def best_of(scores: Mapping[str, float]) -> str:
-    """Give the name with the highest score; of equal ones the last, with which the greedy soup begins as well."""
+    """Return the name with the highest score; of equal ones the last, with which the greedy soup begins as well."""
     return max(reversed(scores), key=scores.get)
 
 
 def short(setting: Setting, name: str) -> str:
-    """Give a member's name without its seed, as the results call it."""
+    """Return a member's name without its seed, as the results call it."""
     return name.removeprefix(setting.name(""))
 
 

@@ -24,7 +24,7 @@ from soups.experiments.progress import progress, say
 
 
 def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
-    """Give accuracy against the number of models, in the order in which the sweep made them."""
+    """Return accuracy against the number of models, in the order in which the sweep made them."""
     counts = [count for count in setting.config["figures"]["counts"] if count < len(names)] + [len(names)]
     curves = {
         title: {"test": [], "shift_mean": []} for title in ("uniform soup", "greedy soup", "ensemble", "best so far")
@@ -50,7 +50,7 @@ def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, fl
 
 
 def loss_plane(setting: Setting, start: tree.Tree, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
-    """Give held-out error in the plane through the start, the best member, and the one farthest from it in angle."""
+    """Return held-out error in the plane through the start, the best member, and the one farthest from it in angle."""
     config = setting.config["figures"]
     best = best_of(scores)
     good = [name for name in names if scores[name] >= np.median(list(scores.values()))]
@@ -67,7 +67,7 @@ def loss_plane(setting: Setting, start: tree.Tree, names: list[str], scores: Map
 
 
 def pairs(setting: Setting, base: tree.Tree, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
-    """Give barriers, angles and diversity of pairs of members spread over the ranking by held-out accuracy."""
+    """Return barriers, angles and diversity of pairs of members spread over the ranking by held-out accuracy."""
     config = setting.config["figures"]
     ranked = sorted(names, key=scores.get, reverse=True)
     places = np.linspace(0, len(ranked) - 1, min(config["pairs_members"], len(ranked))).round().astype(int)
@@ -97,7 +97,7 @@ def pairs(setting: Setting, base: tree.Tree, names: list[str], scores: Mapping[s
 
 
 def reliability_diagrams(setting: Setting, params: Mapping[str, tree.Tree], names: list[str]) -> dict[str, Any]:
-    """Give confidence against accuracy on the test split for some weights and for the ensemble of all members."""
+    """Return confidence against accuracy on the test split for some weights and for the ensemble of all members."""
     logits = {title: setting.logits(weights) for title, weights in params.items()}
     members = {name: setting.logits(setting.pool[name]) for name in names}
     logits["ensemble"] = mixed_logits(setting, members, dict.fromkeys(names, 1.0 / len(names)))

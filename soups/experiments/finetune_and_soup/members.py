@@ -16,7 +16,7 @@ from soups.finetune import run_sweep, sweep
 
 
 def start_weights(setting: Setting) -> tree.Tree:
-    """Give the pre-trained network, training it first if it is not there yet."""
+    """Return the pre-trained network, training it first if it is not there yet."""
 
     def make():
         config, data = setting.config["pretrain"], setting.pretraining["train"]
@@ -29,7 +29,7 @@ def start_weights(setting: Setting) -> tree.Tree:
 
 
 def linear_probe(setting: Setting, start: tree.Tree) -> tree.Tree:
-    """Give the start weights with a new head, trained on the task with the trunk frozen."""
+    """Return the start weights with a new head, trained on the task with the trunk frozen."""
 
     def make():
         say("linear probe")
@@ -85,7 +85,7 @@ def trajectory_averages(setting: Setting, probe: tree.Tree, member: str) -> dict
 
 
 def distilled(setting: Setting, probe: tree.Tree, members: list[str], best: str) -> tree.Tree:
-    """Give one network trained to predict as the ensemble of the members, with the best member's hyper-parameters.
+    """Return one network trained to predict as the ensemble of the members, with the best member's hyper-parameters.
 
     Hinton et al., "Distilling the knowledge in a neural network", 2015, arXiv 1503.02531.
     """

@@ -38,17 +38,17 @@ class Setting:
     cache: LogitCache
 
     def name(self, name: str) -> str:
-        """Give the name under which something of this seed is kept."""
+        """Return the name under which something of this seed is kept."""
         return f"seed{self.seed}_{name}"
 
     @functools.cached_property
     def apply_fn(self):
-        """Give the network in evaluation mode."""
+        """Return the network in evaluation mode."""
         return models.apply_fn(self.model)
 
     @functools.cached_property
     def training(self) -> Training:
-        """Give what all fine-tunings of this seed have in common."""
+        """Return what all fine-tunings of this seed have in common."""
         return Training(
             train_apply=models.train_apply_fn(self.model),
             num_classes=len(self.task.class_names),
@@ -57,12 +57,12 @@ class Setting:
 
     @functools.cached_property
     def splits(self) -> dict[str, Dataset]:
-        """Give every dataset that weights are measured on."""
+        """Return every dataset that weights are measured on."""
         return {"held_out": self.task.held_out, "test": self.task.test, **self.task.shifts}
 
     @functools.cached_property
     def evaluators(self) -> dict[str, Evaluator]:
-        """Give one evaluator for each split, and one for the training images, which the distillation needs."""
+        """Return one evaluator for each split, and one for the training images, which the distillation needs."""
         splits = self.splits | {"train": self.task.train}
         return {name: self._evaluator(dataset) for name, dataset in splits.items()}
 
@@ -71,14 +71,14 @@ class Setting:
 
     @functools.cached_property
     def data_mesh(self) -> jax.sharding.Mesh | None:
-        """Give a mesh with all devices on the axis "data", or None for a single device."""
+        """Return a mesh with all devices on the axis "data", or None for a single device."""
         devices = jax.devices()
         if len(devices) == 1:
             return None
         return jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def logits(self, params: tree.Tree, splits: list[str] | None = None) -> Logits:
-        """Give the logits of weights on splits (default: all that are reported); no network runs twice for them."""
+        """Return the logits of weights on splits (default: all that are reported); no network runs twice for them."""
         key = digest(params)
         return {
             split: self.cache.get((key, split), lambda s=split: self.evaluators[s].logits(params))
@@ -90,7 +90,7 @@ class Setting:
         return metrics(self.logits(params, ["held_out"])["held_out"], self.task.held_out.labels)
 
     def measured(self, logits: Logits) -> dict[str, Any]:
-        """Give the metrics of logits on every split, and their mean over the shifts."""
+        """Return the metrics of logits on every split, and their mean over the shifts."""
         values = {split: metrics(logits[split], self.splits[split].labels) for split in self.splits}
         shifts = {split: values[split] for split in self.task.shifts}
         mean = {name: float(np.mean([shift[name] for shift in shifts.values()])) for name in values["test"]}
@@ -108,7 +108,7 @@ class Setting:
         selection: int = 0,
         training: int = 0,
     ) -> dict[str, Any]:
-        """Give one row of the results; costs are in forward passes, see docs/results.md."""
+        """Return one row of the results; costs are in forward passes, see docs/results.md."""
         return {
             "seed": self.seed,
             "name": name,

@@ -24,7 +24,7 @@ FIRST = "member_00"  # the head alone was trained, or none at all: what all othe
 
 
 def first_member(setting: Setting) -> tree.Tree:
-    """Give the weights that all members start from, with a linear probe as their head unless there is to be none."""
+    """Return the weights that all members start from, with a linear probe as their head unless there is to be none."""
     if FIRST not in setting.pool:
         strengths, params, info = setting.config["probe"]["strengths"], setting.start, "start weights as they came"
         if strengths:
@@ -147,7 +147,7 @@ def _batches(setting, hyperparameters, index, count):
 
 @functools.partial(jax.jit, static_argnames="decays")
 def _kinds(state, decays):
-    """Give the weights of all lanes under "", and their averages under their names."""
+    """Return the weights of all lanes under "", and their averages under their names."""
     params = state["params"]
     return {"": params} | {kind: tree.cast_like(kept, params) for kind, kept in averages(state, decays).items()}
 
@@ -178,7 +178,7 @@ def _keep_losses(setting, names, directory):
 
 
 def _every(steps, advance):
-    """Give an `on_step` that reports once in so many steps, and at once where the run begins or goes on."""
+    """Return an `on_step` that reports once in so many steps, and at once where the run begins or goes on."""
     done = 0
 
     def on_step(index, losses):

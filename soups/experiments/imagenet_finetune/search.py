@@ -35,7 +35,7 @@ def draw_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
 
 
 def augmentation(name: str, image_size: int) -> RandomTransform:
-    """Give the random transform of training images: "minimal" crops 90 to 100 %, a policy as timm's augments.
+    """Return the random transform of training images: "minimal" crops 90 to 100 %, a policy as timm's augments.
 
     A policy, such as "rand-m9-n2", comes after a random crop of 8 to 100 % and a flip.
 

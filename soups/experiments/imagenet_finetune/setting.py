@@ -54,12 +54,12 @@ class Setting:
         return len(self.train.class_names)
 
     def shardings(self, params: tree.Tree) -> tree.Tree | None:
-        """Give the shardings of a member's weights and optimizer state; None keeps them whole on every device."""
+        """Return the shardings of a member's weights and optimizer state; None keeps them whole on every device."""
         return param_shardings(params, self.mesh) if self.config["finetune"]["shard"] else None
 
     @functools.cached_property
     def flat_mesh(self) -> Mesh:
-        """Give all devices on one axis "data", for what is done with one network at a time."""
+        """Return all devices on one axis "data", for what is done with one network at a time."""
         return Mesh(self.mesh.devices.ravel(), ("data",), axis_types=(AxisType.Auto,))
 
     @functools.cached_property
@@ -104,7 +104,7 @@ def _mesh(sizes):
 
 
 def training_of(config: Mapping[str, Any], arch: Architecture, num_classes: int) -> Training:
-    """Give the training of the section "finetune".
+    """Return the training of the section "finetune".
 
     Raises:
         ValueError: what `Training` says of its fields.

@@ -91,7 +91,7 @@ def greedy_row(
 
 
 def greedy_orders(setting: Setting, names: Sequence[str]) -> dict[str, list[str] | None]:
-    """Give titles of greedy soups with their orders: by score (None), then `greedy.random_orders` random ones."""
+    """Return titles of greedy soups with their orders: by score (None), then `greedy.random_orders` random ones."""
     generator = np.random.default_rng([setting.config["seed"], 1])
     orders = {"greedy soup": None}
     for number in range(1, setting.config["greedy"]["random_orders"] + 1):
@@ -131,7 +131,7 @@ def path_row(setting: Setting, base: str, member: str, alpha: float) -> Row:
 
 
 def chosen_on_path(rows: Sequence[Row], alphas: Sequence[float]) -> list[Row]:
-    """Give the row of the α with the highest held-out accuracy (the largest of equal ones), and of that nearest ½."""
+    """Return the row of the α with the highest held-out accuracy (the largest of equal ones), and of that nearest ½."""
     best = max(range(len(rows)), key=lambda place: (rows[place]["accuracy"]["held_out"], alphas[place]))
     middle = min(range(len(rows)), key=lambda place: abs(alphas[place] - 0.5))
     return [
@@ -141,7 +141,7 @@ def chosen_on_path(rows: Sequence[Row], alphas: Sequence[float]) -> list[Row]:
 
 
 def ensemble_rows(setting: Setting, digests: Mapping[str, str]) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Give the ensemble of all members and the greedy ensemble, by arithmetic on their logits, and its history."""
+    """Return the ensemble of all members and the greedy ensemble, by arithmetic on their logits, and its history."""
     say("ensembles")
     held_out = {name: _logits(setting, digests, name, "held_out") for name in digests}
     greedy = greedy_ensemble(held_out, setting.datasets["held_out"].labels)
@@ -158,12 +158,12 @@ def ensemble_rows(setting: Setting, digests: Mapping[str, str]) -> tuple[list[Ro
 
 
 def best_of(scores: Mapping[str, float]) -> str:
-    """Give the name with the highest score; of equal ones the last, with which the greedy soup begins as well."""
+    """Return the name with the highest score; of equal ones the last, with which the greedy soup begins as well."""
     return max(reversed(scores), key=scores.get)
 
 
 def slug(title: str) -> str:
-    """Give the name under which a soup of this title is kept."""
+    """Return the name under which a soup of this title is kept."""
     return title.replace(" ", "_").replace(",", "")
 
 
@@ -196,7 +196,7 @@ def _uniform(setting):
 
 
 def _all_at_once(setting, names):
-    """Give the members as those who need all at once want them: in mapped files, or in memory in the narrow dtype."""
+    """Return the members as those who need all at once want them: in mapped files, or in memory in the narrow dtype."""
     trees = setting.trees.as_kept if setting.rounded else setting.members.trees.__getitem__
     return {name: trees(name) for name in names}
 

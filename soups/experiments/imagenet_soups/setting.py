@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def stage_of(member: str) -> str:
-    """Give the name of the stage that measures a member."""
+    """Return the name of the stage that measures a member."""
     return f"member_{quote(member, safe='')}"
 
 
@@ -54,7 +54,7 @@ class Setting:
 
     @functools.cached_property
     def trees(self) -> Mapping[str, tree.Tree]:
-        """Give the members in float32, each read ahead of need and kept while memory allows."""
+        """Return the members in float32, each read ahead of need and kept while memory allows."""
         left = self.unmeasured()  # they are asked for first
         order = left + [name for name in self.members.names if name not in left]
         dtype = self.members_dtype if self.rounded else None
@@ -69,7 +69,7 @@ class Setting:
 
     @functools.cached_property
     def mesh(self) -> Mesh | None:
-        """Give a mesh with all devices on the axis "data", or None for a single device."""
+        """Return a mesh with all devices on the axis "data", or None for a single device."""
         devices = jax.devices()
         if len(devices) == 1:
             return None
@@ -77,7 +77,7 @@ class Setting:
 
     @functools.cached_property
     def evaluators(self) -> dict[str, Evaluator]:
-        """Give one evaluator for each set."""
+        """Return one evaluator for each set."""
         size = self.config["evaluate"]["batch_size"]
         return {
             name: Evaluator(self.apply_fn, dataset, batch_size=size, mesh=self.mesh)
@@ -118,7 +118,7 @@ class Setting:
         return [accuracy(logits, labels) for logits in self._candidates.logits(candidates)]
 
     def logits(self, key: str, name: str, params: Callable[[], tree.Tree]) -> np.ndarray:
-        """Give the logits of weights with this digest on a set; `params()` is called where they are not kept."""
+        """Return the logits of weights with this digest on a set; `params()` is called where they are not kept."""
         return self.cache.get((key, *self._of_set(name)), lambda: self.evaluators[name].logits(params()))
 
     def _of_set(self, name):
@@ -141,7 +141,7 @@ class Setting:
         group: str = "main",
         passes: int = 1,
     ) -> Row:
-        """Give one row of the results; `passes` are forward passes for one prediction."""
+        """Return one row of the results; `passes` are forward passes for one prediction."""
         shifts = [accuracies[shift] for shift in SHIFTS if shift in accuracies]
         return {
             "name": name,

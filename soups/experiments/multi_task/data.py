@@ -39,7 +39,7 @@ def tasks_from_digits(
     seed: int,
     data_dir=None,
 ) -> tuple[dict[str, Task], Dataset]:
-    """Give the tasks by name, and a dataset of digits to pre-train on, which has no image of any task.
+    """Return the tasks by name, and a dataset of digits to pre-train on, which has no image of any task.
 
     Each source is split alike, so all tasks have the same numbers of images, uint8 [N, image_size, image_size, 1]. The
     images to pre-train on are drawn from what is left of both. `seed` draws everything but the test images.

@@ -50,17 +50,17 @@ class Scene:
     merged: Pool
 
     def name(self, name: str) -> str:
-        """Give the name under which something of this seed is kept."""
+        """Return the name under which something of this seed is kept."""
         return f"seed{self.seed}_{name}"
 
     @property
     def model(self) -> models.ViT:
-        """Give the module that is pre-trained."""
+        """Return the module that is pre-trained."""
         return self.networks.single
 
     @property
     def training(self) -> Training:
-        """Give what pre-training and all fine-tunings have in common."""
+        """Return what pre-training and all fine-tunings have in common."""
         return self.networks.training()
 
     @functools.cached_property
@@ -77,7 +77,7 @@ class Scene:
         return evaluators
 
     def features(self, trunks: Trunks, split: str) -> dict[str, np.ndarray]:
-        """Give the features [N, D] of each task's images."""
+        """Return the features [N, D] of each task's images."""
         known, found = {}, {}
         for name in self.tasks:
             trunk, evaluator = trunk_of(trunks, name), self._evaluators[name, split]
@@ -88,7 +88,7 @@ class Scene:
         return found
 
     def accuracies(self, trunks: Trunks, heads: Mapping[str, tree.Tree], split: str) -> dict[str, float]:
-        """Give the accuracy on each task."""
+        """Return the accuracy on each task."""
         return {
             name: accuracy(head_logits(features, heads[name]), getattr(self.tasks[name], split).labels)
             for name, features in self.features(trunks, split).items()
@@ -96,12 +96,12 @@ class Scene:
 
 
 def trunk_of(trunks: Trunks, task: str) -> tree.Tree:
-    """Give the trunk for a task."""
+    """Return the trunk for a task."""
     return trunks.get(task, trunks)
 
 
 def probed(scene: Scene, start: tree.Tree) -> tree.Tree:
-    """Give the start's trunk with a head for each task, fitted on its features."""
+    """Return the start's trunk with a head for each task, fitted on its features."""
     name = scene.name("probed")
     if name not in scene.joint:
         say("linear probes")
@@ -143,13 +143,13 @@ def jointly_trained(scene: Scene, probed: tree.Tree) -> list[str]:
 
 
 def members_of(scene: Scene) -> tuple[dict[str, tree.Tree], dict[str, tree.Tree]]:
-    """Give the members' trunks and heads by task."""
+    """Return the members' trunks and heads by task."""
     pairs = {task: split_head(scene.pool[scene.name(task)]) for task in scene.tasks}
     return {task: trunk for task, (trunk, _) in pairs.items()}, {task: head for task, (_, head) in pairs.items()}
 
 
 def _trained(scene, params, data, config, step):
-    """Give the weights after fine-tuning, and their metadata."""
+    """Return the weights after fine-tuning, and their metadata."""
     start = time.monotonic()
     settings = {name: config[name] for name in ("learning_rate", "weight_decay", "epochs")} | {"seed": scene.seed}
     order = member_indices(settings, len(data["label"]), config["batch_size"])

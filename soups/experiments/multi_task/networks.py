@@ -1,4 +1,4 @@
-"""Give one trunk many heads: a head for each task, all padded to the same classes, so that tasks share programs."""
+"""Return one trunk many heads: a head for each task, all padded to the same classes, so that tasks share programs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -34,35 +34,35 @@ class Networks:
 
     @property
     def width(self) -> int:
-        """Give the number of features, D."""
+        """Return the number of features, D."""
         return self.fields["width"]
 
     @property
     def single(self) -> models.ViT:
-        """Give the module of a trunk with one head."""
+        """Return the module of a trunk with one head."""
         return models.ViT(num_classes=self.num_classes, **self.fields)
 
     def features(self, trunk: tree.Tree, inputs: jax.Array) -> jax.Array:
-        """Give features [B, D] of inputs [B, H, W, 1]."""
+        """Return features [B, D] of inputs [B, H, W, 1]."""
         identity = {"kernel": jnp.eye(self.width), "bias": jnp.zeros(self.width)}
         apply = models.apply_fn(models.ViT(num_classes=self.width, **self.fields))
         return apply({**trunk, "head": identity}, inputs)
 
     def logits(self, params: tree.Tree, inputs: jax.Array) -> jax.Array:
-        """Give logits [B, C] of a trunk with the head of one task."""
+        """Return logits [B, C] of a trunk with the head of one task."""
         return models.apply_fn(self.single)(params, inputs)
 
     def task_logits(self, trunk: tree.Tree, batch: Mapping[str, Any]) -> jax.Array:
-        """Give logits [B, C] of one task; its head comes in the batch, so that one program is for all tasks."""
+        """Return logits [B, C] of one task; its head comes in the batch, so that one program is for all tasks."""
         return self.logits({**trunk, "head": batch["head"]}, batch["image"])
 
     def task_loss(self, trunk: tree.Tree, batch: Mapping[str, Any]) -> jax.Array:
-        """Give the mean cross-entropy on a batch of one task."""
+        """Return the mean cross-entropy on a batch of one task."""
         logits = self.task_logits(trunk, batch)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
     def joint_logits(self, params: tree.Tree, inputs: jax.Array) -> jax.Array:
-        """Give logits [B, T, C] of a trunk with the heads of T tasks, from one input for each, [B, H, W, T]."""
+        """Return logits [B, T, C] of a trunk with the heads of T tasks, from one input for each, [B, H, W, T]."""
         count, height, width, tasks = inputs.shape
         trunk, head = split_head(params)
         flat = jnp.moveaxis(inputs, -1, 1).reshape(-1, height, width, 1)
@@ -70,17 +70,17 @@ class Networks:
         return jnp.einsum("btd,tdc->btc", features, head["kernel"]) + head["bias"][None]
 
     def joint_loss(self, trunk: tree.Tree, batch: Mapping[str, Any], temperature: jax.Array) -> jax.Array:
-        """Give the mean cross-entropy on a batch of all tasks."""
+        """Return the mean cross-entropy on a batch of all tasks."""
         logits = temperature * self.joint_logits({**trunk, "head": batch["head"]}, batch["image"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
     def training(self) -> Training:
-        """Give the fine-tuning of a trunk with the head of one task; its data are images [N, H, W, 1]."""
+        """Return the fine-tuning of a trunk with the head of one task; its data are images [N, H, W, 1]."""
         apply = models.train_apply_fn(self.single)
         return Training(train_apply=apply, num_classes=self.num_classes, clip_norm=self.clip_norm)
 
     def joint_training(self) -> Training:
-        """Give the training of a trunk with all heads, as `training` but for the data: see `bundled`."""
+        """Return the training of a trunk with all heads, as `training` but for the data: see `bundled`."""
         return dataclasses.replace(
             self.training(), train_apply=lambda params, inputs, _: (self.joint_logits(params, inputs), params)
         )
@@ -119,5 +119,5 @@ def probed_head(features: np.ndarray, labels: np.ndarray, num_classes: int) -> t
 
 
 def head_logits(features: np.ndarray, head: tree.Tree) -> np.ndarray:
-    """Give logits [N, C] on the host."""
+    """Return logits [N, C] on the host."""
     return features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])

@@ -124,7 +124,7 @@ def _baselines(scene, probe, joint):
 
 
 def _joint_row(scene, names, of_members, cost):
-    """Give the row of the learning rate that is best on held-out data."""
+    """Return the row of the learning rate that is best on held-out data."""
 
     def network(name):
         trunk, head = split_head(scene.joint[name])

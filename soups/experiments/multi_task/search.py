@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def normalised_score(accuracies: Mapping[str, float], of_members: Mapping[str, float]) -> float:
-    """Give the mean over the tasks of the accuracy divided by that of the task's own member."""
+    """Return the mean over the tasks of the accuracy divided by that of the task's own member."""
     return statistics.fmean(accuracies[task] / of_members[task] for task in of_members)
 
 

@@ -54,7 +54,7 @@ def walk(trial: Trial, a: tree.Tree, b: tree.Tree, *, repaired: bool) -> dict[st
 
 
 def barriers(lines: dict[str, list[float]], lambdas: Sequence[float]) -> dict[str, float]:
-    """Give how far a path lies on the bad side of the straight line between its ends, at the worst place.
+    """Return how far a path lies on the bad side of the straight line between its ends, at the worst place.
 
     max_λ ± [S(λ) − (1 − λ) S(0) − λ S(1)], + for the NLL and − for the accuracy; at least 0, the value at the ends.
 
@@ -121,7 +121,7 @@ def _moved_units(found):
 
 
 def _unchanged(trial, params, found, moved):
-    """Give the largest difference of logits that the permutation made on the test images: rounding, or an error."""
+    """Return the largest difference of logits that the permutation made on the test images: rounding, or an error."""
     inputs = unit_range(trial.task.test.images[:100])
     # stops the run, and says which permutation is to blame
     soups.check_function_unchanged(trial.network.apply_fn, params, found.permutations, trial.spec, inputs, 1e-3)

@@ -14,7 +14,7 @@ ALIGNMENTS = {"uniform soup": None, "aligned to the first": "weight", "MergeMany
 
 
 def soup_rows(trial: Trial, size: int) -> list[Row]:
-    """Give the rows of the first `size` members: their soups, repaired and not, and the baselines."""
+    """Return the rows of the first `size` members: their soups, repaired and not, and the baselines."""
     members = trial.members[:size]
     rows = baseline_rows(trial, size)
     for title, method in ALIGNMENTS.items():
@@ -28,7 +28,7 @@ def soup_rows(trial: Trial, size: int) -> list[Row]:
 
 
 def baseline_rows(trial: Trial, size: int) -> list[Row]:
-    """Give the mean member, the best member by held-out accuracy, and the ensemble of the mean logits."""
+    """Return the mean member, the best member by held-out accuracy, and the ensemble of the mean logits."""
     singles = trial.stage("members", lambda: [trial.measure(params) for params in trial.members])[:size]
     best = max(range(size), key=lambda index: singles[index]["held_out"]["accuracy"])
     return [

@@ -44,34 +44,34 @@ class Network:
 
     @functools.cached_property
     def model(self) -> nn.Module:
-        """Give the Linen module."""
+        """Return the Linen module."""
         return KINDS[self.settings["kind"]](num_classes=self.num_classes, widths=tuple(self.settings["widths"]))
 
     @functools.cached_property
     def apply_fn(self):
-        """Give the network in evaluation mode."""
+        """Return the network in evaluation mode."""
         return models.apply_fn(self.model)
 
     @functools.cached_property
     def training(self) -> Training:
-        """Give what the training of all members has in common."""
+        """Return what the training of all members has in common."""
         train_apply = models.train_apply_fn(self.model)
         clip_norm = self.training_settings["clip_norm"]
         return Training(train_apply=train_apply, num_classes=self.num_classes, clip_norm=clip_norm)
 
     @functools.cached_property
     def step(self):
-        """Give the compiled training step."""
+        """Return the compiled training step."""
         return jit_step(self.training)
 
     @functools.cached_property
     def stats(self):
-        """Give the function that measures BatchNorm statistics."""
+        """Return the function that measures BatchNorm statistics."""
         return models.stats_fn(self.model)
 
     @functools.cached_property
     def activations(self):
-        """Give `activations(params, inputs) -> {permutation: [..., units]}`, after the nonlinearity."""
+        """Return `activations(params, inputs) -> {permutation: [..., units]}`, after the nonlinearity."""
 
         def activations(params, inputs):
             _, state = self.model.apply(
@@ -87,7 +87,7 @@ class Network:
         return jax.jit(activations)
 
     def midpoint_loss(self, params: tree.Tree, batch) -> jax.Array:
-        """Give the mean loss on a batch in training mode: the statistics of averaged weights are those of the batch."""
+        """Return the mean loss on a batch in training mode: statistics of averaged weights are those of the batch."""
         inputs, labels = batch
         logits, _ = self.training.train_apply(params, inputs, jax.random.key(0))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -106,21 +106,21 @@ class Trial:
 
     @property
     def member_names(self) -> list[str]:
-        """Give the names of the members in the pool."""
+        """Return the names of the members in the pool."""
         return [f"seed{self.seed}_{index:02d}" for index in range(self.network.settings["members"])]
 
     def stage(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Give the JSON result of a stage, computed once."""
+        """Return the JSON result of a stage, computed once."""
         return self.workdir.stage(f"seed{self.seed}_{self.network.name}_{name}", compute)
 
     @functools.cached_property
     def members(self) -> list[tree.Tree]:
-        """Give the weights of all members, from the pool."""
+        """Return the weights of all members, from the pool."""
         return [self.pool[name] for name in self.member_names]
 
     @functools.cached_property
     def spec(self) -> Spec:
-        """Give the permutation spec of the network."""
+        """Return the permutation spec of the network."""
         return models.permutation_spec(self.network.model, self.members[0])
 
     @functools.cached_property
@@ -130,7 +130,7 @@ class Trial:
 
     @functools.cached_property
     def evaluators(self) -> dict[str, Evaluator]:
-        """Give one evaluator for each split; of the training images, for a part of them."""
+        """Return one evaluator for each split; of the training images, for a part of them."""
         train = self.task.train
         some = train.take(np.linspace(0, len(train) - 1, self.config["evaluate"]["train_examples"]).astype(int))
         splits = {"train": some, "held_out": self.task.held_out, "test": self.task.test}
@@ -139,17 +139,17 @@ class Trial:
 
     @functools.cached_property
     def inputs(self) -> np.ndarray:
-        """Give the training images that statistics are measured on, as the network takes them."""
+        """Return the training images that statistics are measured on, as the network takes them."""
         rows = np.linspace(0, len(self.task.train) - 1, self.config["matching"]["examples"]).astype(int)
         return unit_range(self.task.train.images[rows])
 
     def measure(self, params: tree.Tree, splits=("train", "held_out", "test")) -> dict[str, dict[str, float]]:
-        """Give accuracy and NLL of weights on splits."""
+        """Return accuracy and NLL of weights on splits."""
         values = {split: self.evaluators[split](params) for split in splits}
         return {split: {name: found[name] for name in MEASURES} for split, found in values.items()}
 
     def repaired(self, soup: tree.Tree, members, weights=None) -> tree.Tree:
-        """Give a soup the statistics that it should have: BatchNorm's own, or those between its members' (REPAIR)."""
+        """Return a soup the statistics that it should have: BatchNorm's own, or those between its members' (REPAIR)."""
         if self.has_batch_norm:
             return models.reestimate_batch_stats(self.network.stats, soup, [self.inputs])
         return models.repair(self.network.model, soup, members, [self.inputs], weights=weights)

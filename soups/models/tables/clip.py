@@ -26,7 +26,7 @@ HF_IMAGE = r"(vision_model|visual_projection)\..*|logit_scale|text_model\.embedd
 
 
 def openai_image(arch: Architecture) -> Table:
-    """Give the table of the image tower."""
+    """Return the table of the image tower."""
     model = arch.features
     width, patch = model.width, model.patch_size
     return (
@@ -43,7 +43,7 @@ def openai_image(arch: Architecture) -> Table:
 
 
 def hf_image(arch: Architecture) -> Table:
-    """Give the table of the image tower."""
+    """Return the table of the image tower."""
     model = arch.features
     width, top = model.width, "vision_model.embeddings"
     return (
@@ -58,7 +58,7 @@ def hf_image(arch: Architecture) -> Table:
 
 
 def openai_text(arch: Architecture) -> Table:
-    """Give the table of the text tower."""
+    """Return the table of the text tower."""
     tower = arch.text
     width = tower.width
     return (
@@ -71,7 +71,7 @@ def openai_text(arch: Architecture) -> Table:
 
 
 def hf_text(arch: Architecture) -> Table:
-    """Give the table of the text tower."""
+    """Return the table of the text tower."""
     tower = arch.text
     width, top = tower.width, "text_model.embeddings"
     return (

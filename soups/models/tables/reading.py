@@ -21,7 +21,7 @@ PARALLEL = "module."  # before all names that torch's data-parallel wrappers sav
 
 
 def open_tensors(path) -> dict[str, np.ndarray]:
-    """Give the tensors of a file or folder by name: mapped and not read yet.
+    """Return the tensors of a file or folder by name: mapped and not read yet.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -38,7 +38,7 @@ def open_tensors(path) -> dict[str, np.ndarray]:
 
 
 def find_layout(tensors: Mapping[str, np.ndarray], layouts: Sequence[Layout], wanted: Architecture, path) -> Layout:
-    """Give the layout whose sign is among the tensors.
+    """Return the layout whose sign is among the tensors.
 
     Raises:
         ValueError: none is, or one that does not belong to the architecture.
@@ -70,7 +70,7 @@ def mismatches(tensors: Mapping[str, np.ndarray], table: Table, left_out: str) -
 
 
 def convert(tensors: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
-    """Give the weights of a table by name, in float32: views of the tensors wherever they are float32 already."""
+    """Return the weights of a table by name, in float32: views of the tensors wherever they are float32 already."""
     leaves = {}
     for name, part in table.items():
         for ours, give in part.gives.items():

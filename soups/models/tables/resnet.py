@@ -11,7 +11,7 @@ STATISTICS |= {"running_mean": "batch_stats/{}/mean", "running_var": "batch_stat
 
 
 def torchvision(arch: Architecture) -> Table:
-    """Give the table of torchvision's names, which timm shares."""
+    """Return the table of torchvision's names, which timm shares."""
     model, channels = arch.features, arch.features.width
     table = _conv_norm("conv1", "bn1", "stem", 7, 3, channels)
     for stage, count in enumerate(model.blocks):

@@ -18,18 +18,18 @@ HF_POOLER = r"pooler\..*"  # of a file without a classifier, which does not use 
 
 
 def augreg(arch: Architecture) -> Table:
-    """Give the table of AugReg's and big_vision's names, which are those of this library."""
+    """Return the table of AugReg's and big_vision's names, which are those of this library."""
     return _as_they_are(tree.flatten(arch.abstract(None)))
 
 
 def augreg_head(arch: Architecture, classes: int) -> Table:
-    """Give the table of their head."""
+    """Return the table of their head."""
     leaves = tree.flatten(arch.abstract(classes))
     return _as_they_are({name: leaves[name] for name in ("head/kernel", "head/bias")})
 
 
 def timm(arch: Architecture) -> Table:
-    """Give the table of timm's names."""
+    """Return the table of timm's names."""
     model, width = arch.features, arch.features.width
     return (
         parts.class_token("cls_token", (1, 1, width))
@@ -41,7 +41,7 @@ def timm(arch: Architecture) -> Table:
 
 
 def huggingface(arch: Architecture) -> Table:
-    """Give the table of Hugging Face's names."""
+    """Return the table of Hugging Face's names."""
     model, width = arch.features, arch.features.width
     return (
         parts.class_token("embeddings.cls_token", (1, 1, width))

@@ -86,7 +86,7 @@ def _point(row):
 
 
 def _along(path):
-    """Give points all along a path, which labels then keep off."""
+    """Return points all along a path, which labels then keep off."""
     corners = np.array(path).reshape(-1, 2)
     return [start + part * (end - start) for start, end in itertools.pairwise(corners) for part in np.arange(0, 1, 0.1)]
 

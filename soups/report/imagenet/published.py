@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
 @functools.cache
 def published() -> Mapping[str, Any]:
-    """Give all published numbers with their sources, as published.json has them."""
+    """Return all published numbers with their sources, as published.json has them."""
     return json.loads(pathlib.Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 
 
@@ -60,7 +60,7 @@ def published_pool(results: Mapping) -> str | None:
 
 
 def differences(results: Mapping, row: Mapping) -> dict[str, Difference]:
-    """Give the differences of a row from its published counterpart, by column; none where there is no counterpart."""
+    """Return the differences of a row from its published counterpart, by column; none where there is no counterpart."""
     pool = published_pool(results)
     if pool is None:
         return {}
@@ -109,7 +109,7 @@ def fractions(correct) -> dict[str, float]:
 
 
 def _counterpart(row):
-    """Give the exact and the rounded published accuracies of a row of the 72 members, by column."""
+    """Return the exact and the rounded published accuracies of a row of the 72 members, by column."""
     known = published()
     name = row["name"]
     if row["kind"] == "member":
@@ -124,7 +124,7 @@ def _counterpart(row):
 
 
 def _of_pair(row):
-    """Give the published accuracies of one place between the zero-shot and the fine-tuned ViT-L/14."""
+    """Return the published accuracies of one place between the zero-shot and the fine-tuned ViT-L/14."""
     pair = published()["wise_ft"]
     if row["kind"] not in ("member", "interpolation"):
         return {}

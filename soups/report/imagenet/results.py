@@ -48,5 +48,5 @@ def columns_of(results: Mapping) -> list[str]:
 
 
 def value(row: Mapping, column: str) -> float:
-    """Give an accuracy of a row, as a fraction."""
+    """Return an accuracy of a row, as a fraction."""
     return row["shift_mean"] if column == "shift_mean" else row["accuracy"][column]

@@ -164,7 +164,7 @@ def _of_several_widths(results, rows):
 
 
 def _near_the_best(rows):
-    """Give limits of accuracy that hold the best path of every column but those far below the others."""
+    """Return limits of accuracy that hold the best path of every column but those far below the others."""
     lowest = {}
     for row in rows:
         place = float(np.mean(row["lines"]["test"]["accuracy"], axis=0).min())

@@ -27,7 +27,7 @@ def check_rebasin(results: Mapping) -> None:
 
 
 def title_of(name: str, results: Mapping) -> str:
-    """Give a network's name for people: MLP 256-256-256."""
+    """Return a network's name for people: MLP 256-256-256."""
     network = results["networks"][name]
     return f"{network['kind'].upper()} {'-'.join(map(str, network['widths']))}"
 
@@ -113,7 +113,7 @@ PATH_HEADS = (
 
 
 def path_cells(row: Mapping) -> list[tuple[str, float]]:
-    """Give text and number of the cells under `PATH_HEADS`."""
+    """Return text and number of the cells under `PATH_HEADS`."""
     barrier, middle = row["barrier"], row["middle"]
     points = Spread(*(100 * value for value in barrier["test"]["accuracy"]))
     return [

@@ -47,7 +47,7 @@ def tasks_rows(results: Mapping) -> list[dict]:
 
 
 def masks_of(results: Mapping) -> dict[str, dict]:
-    """Give each method's masks, averaged over seeds: by task `percent` and `alone`, and `jaccard` as a matrix."""
+    """Return each method's masks, averaged over seeds: by task `percent` and `alone`, and `jaccard` as a matrix."""
     tasks, found = list(results["tasks"]), {}
     for row in (row for row in results["rows"] if row.get("masks")):
         found.setdefault(row["name"], []).append(row["masks"])
