@@ -18,6 +18,7 @@ import xxhash
 
 from soups import engine
 from soups.files import replace_file
+from soups.formats.view import View
 from soups.lazy import jax, jnp
 from soups.merging.lock import locked
 from soups.merging.plan import Plan, check_places
@@ -162,9 +163,8 @@ def _restore(plan, output, devices, progress):
     def array(model, tensor):
         checkpoint = plan.checkpoints[model]
         whole = functools.cache(lambda: checkpoint.read(tensor))  # what is made when it is read is made once
-        read_part = (
-            (lambda index: whole()[index]) if checkpoint.making(tensor) else lambda i: checkpoint.read(tensor, i)
-        )
+        made = isinstance(checkpoint, View) and checkpoint.aliases.get(tensor, tensor) in checkpoint.changed
+        read_part = (lambda index: whole()[index]) if made else functools.partial(checkpoint.read, tensor)
 
         @functools.cache  # devices that hold the same shard share what was read
         def read(*bounds):

@@ -112,7 +112,7 @@ def test_errors(family, tmp_path):
     for settings in ({"max_members": 1}, {"points": 0}):
         with pytest.raises(ValueError, match="at least 2 and points at least 1"):
             diagnose(family, **settings)
-    with pytest.raises(ValueError, match=r"head must be a regex of leaf names, not '\('"):
+    with pytest.raises(ValueError, match=r"head must be a regular expression, not '\('"):
         diagnose(family, head="(")
     with pytest.raises(ValueError, match=r"head='haed/kernel' matches the whole name of no leaf.*'head/kernel'"):
         diagnose(family, head="haed/kernel")

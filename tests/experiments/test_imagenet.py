@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from soups.experiments.imagenet_soups.arguments import open_members
 
 from soups import Pool, tree
 from soups.data.imagenet import SETS, evaluation_sets
@@ -18,6 +17,7 @@ from soups.evaluate import Evaluator, ParallelEvaluator
 from soups.experiments import imagenet_finetune, imagenet_soups
 from soups.experiments.imagenet_finetune import members as finetune_members
 from soups.experiments.imagenet_soups import cooking
+from soups.experiments.imagenet_soups.members import open_members
 from soups.finetune import loop
 from soups.models.architectures import architecture
 from soups.pool import digest, prefetch

@@ -7,7 +7,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from soups.experiments.imagenet_soups.arguments import natural
 
 from soups import Pool, tree
 from soups.evaluate import Evaluator
@@ -15,6 +14,7 @@ from soups.experiments import imagenet_finetune, imagenet_soups
 from soups.experiments.imagenet_finetune import setting
 from soups.experiments.imagenet_finetune.search import augmentation, draw_members
 from soups.experiments.imagenet_finetune.setting import mesh_of
+from soups.experiments.imagenet_soups.members import natural
 from soups.models.architectures import architecture
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))

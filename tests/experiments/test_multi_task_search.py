@@ -1,6 +1,6 @@
 """Test what the multi-task experiment adds to the library: scores, heads, and methods put together there."""
 
-import types
+import dataclasses
 
 import jax
 import numpy as np
@@ -28,6 +28,15 @@ def networks():
     return Networks(fields=FIELDS, num_classes=3, clip_norm=1.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Hold what methods need that take no examples."""
+
+    base: dict
+    members: dict
+    seed: int = 0
+
+
 @pytest.fixture
 def kit(rng):
     """Give three members around a base, with a leaf of queries."""
@@ -39,7 +48,7 @@ def kit(rng):
 
     base = draw(1.0)
     members = {name: tree.add_scaled(base, draw(size)) for name, size in (("a", 0.1), ("b", 0.2), ("c", 0.4))}
-    return types.SimpleNamespace(base=base, members=members, seed=0)
+    return Weights(base, members)
 
 
 def flat(weights):

@@ -230,7 +230,7 @@ def test_from_a_pool(name, tmp_path):
         (lambda: nearswap(MEMBERS[:1], base=BASE, t=-1), "t must not be negative, but it is -1"),
         (lambda: arcee_fusion(MEMBERS[:2], base=BASE), "arcee_fusion takes exactly 1 member besides the base, got 2"),
         (lambda: ram(MEMBERS, base=BASE, epsilon=-1e-3), "epsilon must not be negative, but it is -0.001"),
-        (lambda: ram_plus(MEMBERS, base=BASE, epsilon=np.nan), "epsilon must not be negative, but it is nan"),
+        (lambda: ram_plus(MEMBERS, base=BASE, epsilon=np.nan), "epsilon must be a finite number, not nan"),
         (lambda: ram_plus(MEMBERS, base=BASE, limit=-0.5), "limit must not be negative, but it is -0.5"),
         (lambda: ram_plus(MEMBERS, base=BASE, scope="modle"), "unknown scope 'modle' .did you mean 'model'"),
         (lambda: magmax([], base=BASE), "no members"),

@@ -13,7 +13,7 @@ from soups.data.imagenet import SETS, count_notes, evaluation_sets, held_out_kin
 from soups.data.imagenet.layouts import locate
 from soups.evaluate import LogitCache
 from soups.experiments.imagenet_soups import cooking
-from soups.experiments.imagenet_soups.arguments import open_members
+from soups.experiments.imagenet_soups.members import open_members
 from soups.experiments.imagenet_soups.setting import Setting
 from soups.experiments.progress import progress, say
 from soups.experiments.workdir import Workdir, check_fields, write_json

@@ -14,7 +14,7 @@ from soups import tree
 from soups.data import Dataset
 from soups.evaluate import Evaluator, LogitCache, accuracy, correct
 from soups.evaluate.parallel import ParallelEvaluator
-from soups.experiments.imagenet_soups.arguments import Members
+from soups.experiments.imagenet_soups.members import Members
 from soups.experiments.workdir import Workdir
 from soups.finetune.sharding import place
 from soups.pool import Pool, digest, prefetched
