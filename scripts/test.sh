@@ -3,4 +3,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 ruff check .
 ruff format --check .
-exec python -m pytest --numprocesses 2 --dist loadfile "$@"
+exec python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,5 +1,6 @@
 """Make the tests strict: 8 CPU devices, no implicit promotion of dtypes or ranks, a persistent compilation cache."""
 
+import gc
 import importlib.util
 import os
 import pathlib
@@ -22,9 +23,23 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+# whole runs and runs of several processes first: small files then fill the processes up to the end
+_LONG = ("test_imagenet", "experiments/", "two_processes", "finetune/", "test_sharded", "test_contract")
+
+
+def pytest_collection_modifyitems(items):
+    """Order the files by how long they take, the longest first; within a file nothing moves."""
+
+    def rank(item):
+        path = item.path.as_posix()
+        return next((place for place, part in enumerate(_LONG) if part in path), len(_LONG))
+
+    items.sort(key=rank)
+
 
 def pytest_sessionstart(session):
     """Refuse to run on fewer devices than the sharding tests are about."""
+    gc.set_threshold(100_000, 20, 100)  # compiled programs are millions of objects that stay
     if jax.default_backend() == "cpu" and len(jax.devices()) != 8:
         raise pytest.UsageError(f"the tests need 8 CPU devices, JAX started with {len(jax.devices())}")
 

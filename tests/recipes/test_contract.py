@@ -328,7 +328,7 @@ def test_products_in_fewer_bits_are_found():
     assert len(set(rounded_products(program))) == 1  # for each platform
 
 
-@every(pure=True)
+@every(ONCE, pure=True)
 def test_under_pmap_and_vmap(case):
     groups = [[members_of(case, first=10 * device + 3 * row) for row in range(2)] for device in range(8)]
     stacked = jax.tree.map(lambda *x: np.stack(x).reshape(8, 2, *x[0].shape), *(m for group in groups for m in group))
