@@ -23,6 +23,8 @@ sys.path.insert(0, str(ROOT / "tests" / "experiments"))
 
 from imagenet_small import MAIN_ROWS  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 ARCH = "clip-vit-mini"
 NAMES = [f"model_{index}" for index in range(12)]
 
