@@ -18,6 +18,7 @@ class _Module:
 jax: Any = _Module("jax")
 jnp: Any = _Module("jax.numpy")
 multihost_utils: Any = _Module("jax.experimental.multihost_utils")
+orbax: Any = _Module("soups.formats.orbax")  # files of other formats need none of it
 
 
 def is_jax(value: Any) -> bool:

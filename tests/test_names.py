@@ -92,9 +92,9 @@ def test_a_name_that_could_be_several_is_paired_with_none():
 @pytest.mark.parametrize(
     "other",
     [
-        layers(20_000, "module."),
-        layers(20_000, suffix=".kernel"),
-        [f"{name}x{i}" for i, name in enumerate(layers(20_000))],
+        layers(6000, "module."),
+        layers(6000, suffix=".kernel"),
+        [f"{name}x{i}" for i, name in enumerate(layers(6000))],
         [],
     ],
     ids=["prefix", "suffix", "each in its own way", "all missing"],
@@ -107,7 +107,7 @@ def test_of_many_names_few_are_compared_and_few_are_printed(other, monkeypatch):
         return match(name, candidates, n)
 
     monkeypatch.setattr(difflib, "get_close_matches", counted)
-    text = names.bounded(names.differences(layers(20_000), other, "b"))
+    text = names.bounded(names.differences(layers(6000), other, "b"))
     assert len(compared) <= names.MOST and max(compared, default=0) <= 2 * names.MOST
     assert len(text.splitlines()) <= names.MOST + 1
 

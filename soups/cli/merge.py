@@ -30,7 +30,7 @@ from soups.cli.describe import describe, list_methods
 from soups.cli.merge_options import parse, recipe_text
 from soups.cli.places import check_place
 from soups.cli.show import advance, parse_size, say
-from soups.formats.orbax import is_orbax
+from soups.formats.orbax_steps import is_orbax
 
 GO_ON = "the same command goes on where it was"
 BEGIN_ANEW = "nothing was written, and the same command begins anew"

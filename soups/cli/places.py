@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from soups.files import local_path
-from soups.formats.orbax import check_path
+from soups.lazy import orbax
 from soups.merging.plan import check_places
 
 
@@ -22,11 +22,11 @@ def check_place(plan, out: str, kind: str) -> pathlib.Path | str:
 
         check_pool(plan, out)
         _check_parents(local_path(split_member(out)[0]))
-        check_path(local_path(out))
+        orbax.check_path(local_path(out))
         return out
     if kind == "orbax":
         check_places(plan)
-        check_path(local_path(out))
+        orbax.check_path(local_path(out))
     path = local_path(out)
     if os.path.lexists(path):
         raise FileExistsError(f"{out} exists: a merge is written to a new place")

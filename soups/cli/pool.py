@@ -20,7 +20,9 @@ import numpy as np
 
 from soups.cli.options import Parser, path_argument
 from soups.cli.show import say, table
-from soups.pool import Pool, load_checkpoint
+from soups.formats.tensors import nested
+from soups.merging.sources import open_model
+from soups.pool import Pool
 
 
 def main(arguments: list[str], run) -> int:
@@ -63,12 +65,18 @@ def verify(options, run) -> int:
 
 
 def add(options, run) -> int:
-    """Add an Orbax checkpoint as a member."""
+    """Add the weights of a checkpoint, of any format that can be merged, as a member."""
     try:
         metadata = json.loads(options.metadata)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"--metadata is not JSON: {error}") from error
-    record = Pool(options.pool).add(options.name, load_checkpoint(options.checkpoint), metadata)
+    there = open_model(options.checkpoint)
+    for note in [*there.notes, *(f"{alias} is tied to {name} and not added" for alias, name in there.aliases.items())]:
+        say(note)
+    keys = getattr(there, "keys", {})  # of Orbax: a key may hold a "/" itself
+    record = Pool(options.pool).add(
+        options.name, nested({keys.get(name, name): there.read(name) for name in there.leaves}), metadata
+    )
     say(f"added {options.name}: {size_of(record)[0]:,} parameters, {record['status']}")
     return 0
 
@@ -116,7 +124,9 @@ def _parser(prog):
             command.add_argument("names", metavar="NAME", nargs=names, help="members")
         if function is add:
             command.add_argument("name", metavar="NAME", help="the new member")
-            command.add_argument("checkpoint", metavar="CHECKPOINT", type=path_argument, help="an Orbax checkpoint")
+            command.add_argument(
+                "checkpoint", metavar="CHECKPOINT", type=path_argument, help="weights, as soups merge takes them"
+            )
             command.add_argument("--metadata", default="{}", metavar="JSON", help="what should be known of it")
         parser.known += command.known
     return parser

@@ -1,16 +1,15 @@
 """Find out what kind of file a checkpoint is, by its first bytes and then by its name, and read its header."""
 
+import importlib
 import pathlib
 
-from soups.formats import gguf, npz, safetensors, torch_file
-from soups.formats.archive import read_entries
 from soups.formats.tensors import CheckpointError, Header
 from soups.formats.text import check_file, check_stand_in
 from soups.formats.weights import weights_by_name
 
-_TORCH = torch_file.read_header
-SUFFIXES = {".safetensors": safetensors.read_header, ".gguf": gguf.read_header, ".npz": npz.read_header}
-SUFFIXES |= dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar"), _TORCH)  # .pth.tar is a usual name
+# the modules that read them; each is imported when such a file is met
+SUFFIXES = {".safetensors": "safetensors", ".gguf": "gguf", ".npz": "npz"}
+SUFFIXES |= dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar"), "torch_file")  # .pth.tar is a usual name
 START = 512  # bytes
 
 
@@ -28,29 +27,32 @@ def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
     """
     size = check_file(path)
     with open(path, "rb") as file:
-        read = _reader(file, path, size)
-    if read is _TORCH:
+        kind = _kind(file, path, size)
+    read = importlib.import_module(f"soups.formats.{kind}").read_header
+    if kind == "torch_file":
         return read(path, tree)
     header = read(path)
-    if tree is None and read is not npz.read_header:
+    if tree is None and kind != "npz":
         return header
     leaves, aliases, left = weights_by_name(header.leaves, header.aliases, path, tree)
     return header._replace(leaves=leaves, aliases=aliases, ignored=[*header.ignored, *left])
 
 
-def _reader(file, path, size):
+def _kind(file, path, size):
     start = file.read(START)
     # first: the length of its header may be any bytes
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
-        return safetensors.read_header
+        return "safetensors"
     if start[:4] == b"GGUF":
-        return gguf.read_header
+        return "gguf"
     if start[:4] in (b"PK\3\4", b"PK\5\6"):
+        from soups.formats.archive import read_entries
+
         names = read_entries(file, path)
         arrays = path.suffix == ".npz" or any(name.endswith(".npy") for name in names)
-        return npz.read_header if arrays and not any(name.endswith("data.pkl") for name in names) else _TORCH
+        return "npz" if arrays and not any(name.endswith("data.pkl") for name in names) else "torch_file"
     if start[:1] == b"\x80" and start[1:2] <= b"\5":
-        return _TORCH
+        return "torch_file"
     check_stand_in(path, start)
     if path.suffix not in SUFFIXES:
         known = ", ".join(SUFFIXES)

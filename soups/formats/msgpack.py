@@ -26,12 +26,6 @@ _LONG |= {0xD9: ("str", 1), 0xDA: ("str", 2), 0xDB: ("str", 4), 0xDC: ("list", 2
 _LONG |= {0xDE: ("map", 2), 0xDF: ("map", 4)}
 
 
-def is_tree(path: pathlib.Path) -> bool:
-    """Say whether a file begins as a tree of Flax does: with a mapping that is not empty."""
-    with open(path, "rb") as file:
-        return file.read(1) in {*(bytes([0x80 | count]) for count in range(1, 16)), b"\xde", b"\xdf"}
-
-
 def read_tree(path: pathlib.Path) -> Any:
     """Return the tree in a file: dicts and lists with read-only, mapped arrays, numbers, strings, bytes and None.
 

@@ -55,14 +55,14 @@ def _leaf(name, file, entry, path):
     array = _described(text, where)
     if array is None:
         return None
-    stored, fortran, shape = array
+    stored, shape, fortran = array
     nbytes = checked_nbytes(shape, stored, where)
     if length + nbytes != entry.file_size:
         raise CheckpointError(f"{where} has {entry.file_size - length} bytes; its shape and dtype make {nbytes}")
-    dtype = np.dtype(ml_dtypes.bfloat16) if stored.kind == "V" else stored.newbyteorder("=")
+    dtype = _dtype(stored)
     if packed or stored.newbyteorder("=") != stored:
         size = os.fstat(file.fileno()).st_size
-        return Leaf(name, shape, dtype, path, None, nbytes, load=lambda: _load(path, size, entry, start, array, dtype))
+        return Leaf(name, shape, dtype, path, None, nbytes, load=lambda: _load(path, size, entry, start, array))
     if not fortran or not nbytes:
         return Leaf(name, shape, dtype, path, start + length, nbytes)
     strides = tuple(stored.itemsize * math.prod(shape[:axis]) for axis in range(len(shape)))
@@ -82,7 +82,7 @@ def _header(content, where):
 
 
 def _described(header, where):
-    """Return dtype, whether the order is Fortran's, and shape; None for what is no number."""
+    """Return dtype, shape, and whether the order is Fortran's; None for what is no number."""
     text = " ".join(re.findall(r"'[^']*'|\w+|\S", header, re.ASCII))
     found = dict(filter(None, entry) for entry in re.findall(_ENTRY, text))
     if not re.fullmatch(rf"\{{ (?:{_ENTRY}){{3}}\}}", text) or len(found) < 3:
@@ -92,18 +92,38 @@ def _described(header, where):
         raise UnsafeCheckpointError(f"{where} holds pickled objects, which could run code; save its arrays by name")
     if re.fullmatch(r"[|<>=]?[SUaMm]\d*(\[\w+\])?", kind):
         return None
-    if not re.fullmatch(r"[|<>=]?([?]|b1|[iu][1248]|f[248]|c8|c16|V2)", kind):
-        raise CheckpointError(f"{where} has a dtype that cannot be read, {short(kind)}; save it as plain numbers")
     if not all(re.fullmatch("([0-9]{1,20}L?)?", size) for size in sizes):  # longer ones take time to convert
         raise CheckpointError(f"{where} has a shape that is not of 64-bit integers")
-    return np.dtype(kind), found["fortran_order"] == "True", tuple(int(size.rstrip("L")) for size in sizes if size)
+    shape = tuple(int(size.rstrip("L")) for size in sizes if size)
+    return number(kind, where), shape, found["fortran_order"] == "True"
 
 
-def _load(path, size, entry, start, described, dtype):
-    stored, fortran, shape = described
+def number(kind: str, where: str) -> np.dtype:
+    """Return the dtype of plain numbers that NumPy writes as `kind`, such as "<f4".
+
+    Raises:
+        CheckpointError: it is of something else.
+    """
+    if not re.fullmatch(r"[|<>=]?([?]|b1|[iu][1248]|f[248]|c8|c16|V2)", kind):
+        raise CheckpointError(f"{where} has a dtype that cannot be read, {short(kind)}; save it as plain numbers")
+    return np.dtype(kind)
+
+
+def decoded(content: bytes, stored: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
+    """Return the array of the last bytes of `content`, read-only and in the order of bytes of this machine."""
+    array = np.frombuffer(content, stored, offset=len(content) - math.prod(shape) * stored.itemsize)
+    dtype = _dtype(stored)
+    array = array.view(dtype) if stored.kind == "V" else array.astype(dtype, copy=False)
+    array.flags.writeable = False
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _dtype(stored):
+    return np.dtype(ml_dtypes.bfloat16) if stored.kind == "V" else stored.newbyteorder("=")
+
+
+def _load(path, size, entry, start, array):
     content = memoryview(map_file(path, size))[start : start + entry.compress_size]
     if entry.compress_type != zipfile.ZIP_STORED:
         content = unpack(content, entry, entry.file_size, path)
-    array = np.frombuffer(content, stored, offset=entry.file_size - math.prod(shape) * stored.itemsize)
-    array = array.view(dtype) if stored.kind == "V" else array.astype(dtype, copy=False)
-    return array.reshape(shape, order="F" if fortran else "C")
+    return decoded(content, *array)

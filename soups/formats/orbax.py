@@ -22,20 +22,16 @@ import numpy as np
 
 from soups.formats import msgpack, zarr
 from soups.formats.mapping import mapped
-from soups.formats.tensors import CheckpointError, Leaf, listed, short
+from soups.formats.orbax_steps import AGGREGATE, DATABASE, TREE_METADATA, known_tree, newest, trees
+from soups.formats.tensors import CheckpointError, Leaf, listed, nested, short
 from soups.formats.text import read_bytes, read_json
-from soups.formats.weights import ALL, BELONG, is_average, left_out, several, weights_by_path
+from soups.formats.weights import ALL, BELONG, left_out, several, weights_by_path
 from soups.lazy import jax
 from soups.tree import Tree
 
-ARRAY_METADATA, TREE_METADATA = zarr.ZARR2, "_METADATA"
-AGGREGATE, DATABASE = "checkpoint", "manifest.ocdbt"
-FLAX = "flax_model.msgpack"  # of Hugging Face's models in Flax
+ARRAY_METADATA = zarr.ZARR2
 MAX_KEYS = 64  # of one leaf
-CONTAINERS = ("default", "items", "state", "pytree", "train_state")  # what Orbax and its users call the one tree
 _PLACEHOLDER = "PLACEHOLDER://"
-_STEP = re.compile(r"(?:(.*)_)?(\d{1,18})")
-_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
@@ -99,19 +95,9 @@ def load_checkpoint(path) -> Tree:
 
 def _load_leaves(path):
     try:
-        leaves = open_leaves(path)
+        return nested({tuple(name.split("/")): leaf.read() for name, leaf in open_leaves(path).items()})
     except CheckpointError as error:
         raise ValueError(f"{path} is no Orbax checkpoint of one pytree: {error}") from error
-    tree = {}
-    for name, leaf in leaves.items():
-        *keys, last = name.split("/")
-        node = tree
-        for key in keys:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{path} holds a tensor and a folder of one name: {short(name)}")
-        node[last] = leaf.read()
-    return tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +135,14 @@ class StoredLeaf:
 class Arrays:
     """Return the tensors of an Orbax checkpoint by name: a `formats.tensors.Tensors`; no array is read until asked.
 
-    `leaves`, `sizes`, `notes`: as `Tensors` has them. The names are the keys, joined with "/".
+    `leaves`, `sizes`, `notes`: as `Tensors` has them. The names are the `keys`, joined with "/".
     """
 
     path: pathlib.Path
     leaves: dict[str, Leaf]
     sizes: dict[pathlib.Path, int] = dataclasses.field(repr=False)
     notes: tuple[str, ...]
+    keys: dict[str, tuple[str, ...]] = dataclasses.field(repr=False, compare=False)
     _stored: dict[str, StoredLeaf] = dataclasses.field(repr=False, compare=False)
 
     metadata = aliases = digests = types.MappingProxyType({})
@@ -185,14 +172,6 @@ class Arrays:
         """Compare nothing: these files have no digests."""
 
 
-def is_orbax(path: str | os.PathLike) -> bool:
-    """Say whether a folder is, or holds, an Orbax checkpoint, a step of one, or steps; or whether a file is Flax's."""
-    path = pathlib.Path(os.path.realpath(path))
-    if path.is_file():
-        return path.suffix == ".msgpack" or (bool(_STEP.fullmatch(path.name)) and msgpack.is_tree(path))
-    return path.is_dir() and bool(_items(path) or _steps(path) or _unfinished(path))
-
-
 def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Arrays:
     """Open the weights in an Orbax checkpoint of any version, or in Flax's MessagePack file.
 
@@ -207,10 +186,10 @@ def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Arrays:
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
-    folder, notes = _newest(pathlib.Path(os.path.realpath(path)))
-    items = {"": folder} if folder.is_file() else _items(folder)
+    folder, notes = newest(pathlib.Path(os.path.realpath(path)))
+    items = trees(folder)
     if tree is None and len(items) > 1:
-        items, beside = _known_item(items)
+        items, beside = known_tree(items)
         notes += left_out(beside)
     leaves, strings = {}, []
     for name, item in items.items():
@@ -228,13 +207,14 @@ def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Arrays:
     if tree is None and len(items) > 1 and len(first := {keys[0] for keys in chosen.values()} - {*BELONG}) > 1:
         raise several(path, sorted(first))
     sizes = {item: _sizes(item) for item in items.values()}
-    stored = _open({"/".join(keys): leaves[old] for keys, old in chosen.items()}, path, len(chosen), sizes)
+    keys = {"/".join(new): new for new in chosen}
+    stored = _open({name: leaves[chosen[new]] for name, new in keys.items()}, path, len(chosen), sizes)
     headers = {
         name: Leaf(name, leaf.shape, leaf.dtype, path, None, math.prod(leaf.shape) * leaf.dtype.itemsize)
         for name, leaf in stored.items()
     }
     files = {file: size for own in sizes.values() for file, size in own.items()}
-    return Arrays(path, headers, files, (*notes, *left_out([*left, *strings])), stored)
+    return Arrays(path, headers, files, (*notes, *left_out([*left, *strings])), keys, stored)
 
 
 def open_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
@@ -247,7 +227,7 @@ def open_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
     path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no checkpoint directory {path}")
-    items = _items(pathlib.Path(os.path.realpath(path)))
+    items = trees(pathlib.Path(os.path.realpath(path)))
     if len(items) != 1:
         raise CheckpointError(f"{path} holds {len(items)} trees: one Orbax checkpoint of one pytree is needed")
     (item,) = items.values()
@@ -260,7 +240,7 @@ def open_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
     return _open(places, path, len(leaves), {item: _sizes(item)})
 
 
-# --- Steps, their parts, and the trees of these ---
+# --- Trees ---
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,58 +251,6 @@ class _Place:
     name: str
     storage: Mapping[str, Any]
     value: np.ndarray | None = None
-
-
-def _is_item(folder):
-    return any((folder / name).is_file() for name in (TREE_METADATA, AGGREGATE, DATABASE))
-
-
-def _items(folder):
-    """Find the trees of a checkpoint: the folder itself, or its parts by name."""
-    if not folder.is_dir():
-        return {}
-    if _is_item(folder):
-        return {"": folder}
-    if (folder / FLAX).is_file():
-        return {"": folder / FLAX}
-    return {
-        inner.name: inner for inner in sorted(folder.iterdir()) if _UNFINISHED not in inner.name and _is_item(inner)
-    }
-
-
-def _steps(folder):
-    """List (number, prefix, path) of the steps in a folder, finished or not."""
-    found = ((_STEP.fullmatch(inner.name), inner) for inner in folder.iterdir())
-    return sorted((int(match[2]), match[1] or "", inner) for match, inner in found if match)
-
-
-def _unfinished(folder):
-    return [inner.name for inner in folder.iterdir() if _UNFINISHED in inner.name]
-
-
-def _known_item(items):
-    """Take the part that Orbax calls by one of its names for a tree, and name the others; else all."""
-    known = [name for name in items if name in CONTAINERS]
-    beside = [name for name in items if name not in CONTAINERS]
-    if len(known) != 1 or "params" in items or any(map(is_average, beside)):
-        return items, []
-    return {known[0]: items[known[0]]}, beside
-
-
-def _newest(folder):
-    if folder.is_file() or _items(folder):
-        return folder, ()
-    steps = [step for step in _steps(folder) if _items(step[2]) or (step[2].is_file() and msgpack.is_tree(step[2]))]
-    if not steps:
-        there = _unfinished(folder)
-        raise CheckpointError(
-            f"{folder} holds no finished Orbax checkpoint" + (f"; unfinished: {listed(there)}" if there else "")
-        )
-    if len({prefix for _, prefix, _ in steps}) > 1:
-        raise CheckpointError(
-            f"{folder} holds steps of several kinds, name one: {listed(step.name for *_, step in steps)}"
-        )
-    return steps[-1][2], (f"the newest finished step of {len(steps)} is taken: {short(steps[-1][2].name)}",)
 
 
 def _tree(item):

@@ -185,6 +185,31 @@ def checked_nbytes(shape: tuple, dtype: np.dtype, where: str) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
+def separator(names: Iterable[str]) -> str:
+    """Return what stands between the keys in names: "/", or "." where no name has a "/"."""
+    return "/" if any("/" in name for name in names) else "."
+
+
+def nested(leaves: Mapping[str | tuple[str, ...], Any]) -> dict[str, Any]:
+    """Return nested dicts of leaves that are given by their keys, or by names, which are cut at their `separator`.
+
+    Raises:
+        CheckpointError: a leaf lies below another one.
+    """
+    mark, tree = separator(name for name in leaves if isinstance(name, str)), {}
+    for name, leaf in leaves.items():
+        *above, last = name.split(mark) if isinstance(name, str) else name
+        node = tree
+        for key in above:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise CheckpointError(f"{short('/'.join((*above, last)))} lies below a leaf")
+        if last in node:
+            raise CheckpointError(f"{short('/'.join((*above, last)))} is a leaf, and others lie below it")
+        node[last] = leaf
+    return tree
+
+
 def listed(items: Iterable[str], limit: int = 20) -> str:
     """Join names for a message, and count those beyond `limit`."""
     items = [short(item) for item in items]

@@ -4,8 +4,11 @@ import os
 import pathlib
 import zlib
 
+import numpy as np
+
 from soups.formats.archive import data_offset, read_entries
 from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes, listed, map_file, short
+from soups.formats.torch_arrays import is_array, read_array
 from soups.formats.torch_globals import Record, Storage, Tensor
 from soups.formats.torch_pickle import MAX_PICKLE, memory_for, unpickle
 from soups.formats.torch_script import SCRIPT_OPERATIONS, Module
@@ -22,7 +25,8 @@ _KINDS = {dict: "mappings", Module: "modules"}
 def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
     """Return what a torch file holds; no byte of a tensor is read.
 
-    `tree`: the keys of the mapping that is taken, joined with "/", or "." for all; else the weights are.
+    `tree`: the keys of the mapping that is taken, joined with "/", or "." for all; else the weights are. NumPy arrays
+    of numbers that lie among them are tensors too.
 
     Raises:
         UnsafeCheckpointError: the pickle asks for more than tensors.
@@ -154,7 +158,7 @@ def _leaves(value, length, path, locate, tree):
             continue
         first[identity] = name
         leaves.append(leaf)
-    leaves.sort(key=lambda leaf: leaf.strided[0] if leaf.strided else leaf.offset)
+    leaves.sort(key=lambda leaf: leaf.strided[0] if leaf.strided else leaf.offset or 0)
     return leaves, aliases, ignored
 
 
@@ -165,17 +169,21 @@ def _named_tensors(value, limit, path, tree):
         raise CheckpointError(f"{path} holds a {held} instead of tensors by name")
     ignored = []
     if kind is dict:
-        value, ignored = weights(value, path, is_tensor=lambda item: type(item) is Tensor, choice=tree, wrapped=True)
+        value, ignored = weights(value, path, is_tensor=_is_leaf, choice=tree, wrapped=True)
     elif tree is not None:
         raise CheckpointError(f"{path} is a TorchScript archive, which has no trees to choose {short(tree)} from")
     tensors, spent = {}, 0
     for name, item in _walk(value, path):
-        spent += len(name) + (LEAF if type(item) is Tensor else 100)
+        if is_array(item):
+            item = read_array(item, f"{path}: tensor {short(name)}")
+            spent += item.nbytes
+        is_leaf = type(item) in (Tensor, np.ndarray)
+        spent += len(name) + (LEAF if is_leaf else 100)
         if spent > limit:
             raise CheckpointError(f"{path}: {_KINDS[kind]} that hold each other: more names than its size allows")
         if name in tensors:
             raise CheckpointError(f"{path}: two tensors of the name {short(name)}")
-        if type(item) is Tensor:
+        if is_leaf:
             tensors[name] = item
         elif type(item) is not kind:
             ignored.append(name)
@@ -184,6 +192,10 @@ def _named_tensors(value, limit, path, tree):
     if kind is Module:  # hundreds of modules have the same settings
         ignored = list(dict.fromkeys(name.rpartition(".")[2] for name in ignored))
     return tensors, ignored
+
+
+def _is_leaf(item):
+    return type(item) is Tensor or is_array(item)
 
 
 def _walk(node, path, prefix="", depth=0):
@@ -200,6 +212,8 @@ def _walk(node, path, prefix="", depth=0):
 
 
 def _leaf(name, tensor, path, locate):
+    if type(tensor) is np.ndarray:
+        return Leaf(name, tensor.shape, tensor.dtype, path, None, tensor.nbytes, load=lambda: tensor), name
     where = f"{path}: tensor {short(name)}"
     nbytes = checked_nbytes(tensor.shape, tensor.dtype, where)
     start, available = locate(tensor.storage)

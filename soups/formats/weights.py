@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from soups.formats.tensors import CheckpointError, Leaf, listed
+from soups.formats.tensors import CheckpointError, Leaf, listed, separator
 
 Path = tuple[str, ...]
 
@@ -104,7 +104,7 @@ def weights_by_name(
     """
     known = {leaf.name: leaf for leaf in leaves}
     names = [*known, *aliases]
-    mark = "/" if any("/" in name for name in names) else "."
+    mark = separator(names)
     choice = choice if choice in (None, ALL) else choice.replace(mark, "/")
     found, left = weights_by_path([tuple(name.split(mark)) for name in names], where, choice)
     taken, tied, first = [], {}, {}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from soups.files import cannot_write, replace_file, sweep_unfinished, unfinished
+from soups.files import cannot_write, replace_file, sweep_unfinished, sync_folder, unfinished
 from soups.formats import safetensors
 from soups.formats.text import read_json
 from soups.names import check_name
@@ -130,14 +130,14 @@ class Writer:
                 "weight_map": {name: self._shard_of[name] for name in self._leaves},
             }
             replace_file(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def forget(self) -> None:
         """Remove the notes on finished shards: no later writer goes on from here."""
         for file in self._files.values():
             _note(file).unlink(missing_ok=True)
         sweep_unfinished(self.folder)  # what a killed process was writing, whose merge this one has finished
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def close(self) -> None:
         """Close the files; what is not finished stays so."""
@@ -165,7 +165,7 @@ def write_safetensors(
         file.finish()
         with file.named_errors():
             os.replace(file.path, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except BaseException:
         file.close()
         file.path.unlink(missing_ok=True)
@@ -264,14 +264,6 @@ def _allocate(descriptor, size):
         if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
             raise
         os.ftruncate(descriptor, size)
-
-
-def _sync_folder(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- Notes on finished shards ---

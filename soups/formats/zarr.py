@@ -21,9 +21,9 @@ MAX_CHUNKS = 1 << 16
 MAX_CLAIM = 1 << 30  # bytes that any array may have
 MAX_RATIO = 1 << 16  # of an array's bytes to those of all files, beyond that
 SMALL_CHUNK = 1 << 20  # bytes; a larger one is not larger than its array
-BLOCK = 1 << 26  # bytes that are read at a time, if chunks are not larger
+BLOCK = 1 << 23  # bytes that are read at a time, if chunks are not larger
 CONCURRENT = 4  # chunks that are read, and unpacked, side by side
-CACHE = 1 << 26  # bytes of unpacked chunks that are kept, so that parts of one are not unpacked each time
+CACHE = 1 << 24  # bytes of unpacked chunks that are kept, so that parts of one are not unpacked each time
 _CODECS = {"blosc", "zstd", "zlib", "gzip", "bz2"}
 _NAMES = re.compile(r"(bool|u?int(4|8|16|32|64)|b?float(16|32|64)|float8_\w{1,20}|complex(64|128))")
 
@@ -86,9 +86,8 @@ class Stored:
 
     @property
     def making(self) -> int:
-        """Return the bytes of memory that it takes to read the whole array: itself, chunks, a block, and the cache."""
-        whole = self.array.nbytes
-        return whole + min(whole, CONCURRENT * self.array.chunk_bytes) + min(whole, BLOCK + CACHE)
+        """Return the bytes of memory that it takes to read the whole array: itself, and a block with its chunks."""
+        return self.array.nbytes + min(self.array.nbytes, 2 * max(BLOCK, self.array.chunk_bytes))
 
 
 def header(content: bytes, kind: str, where: str, available: int) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 from soups import tree
 from soups.engine import BLOCK, Recipe
 from soups.formats import Checkpoint
+from soups.formats.tensors import separator
 from soups.merging import buffers, stacks, ties
 from soups.merging.alignment import aligned
 from soups.merging.comparing import Findings, kind_of, leaf_of, settle_copied
@@ -150,7 +151,7 @@ def check_places(plan: Plan, *, escaped: bool = False) -> None:
             which Orbax cannot give to a folder; all of them in one message.
     """
     names = [output.name for output in plan.outputs]
-    mark = "/" if any("/" in name for name in names) else "."
+    mark = separator(names)
     lines, folders, places = [], {}, {}
     for name in [name for name in names if name.count(mark) < _DEPTH]:
         for found in re.finditer(re.escape(mark), name):

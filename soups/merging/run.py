@@ -1,7 +1,6 @@
 """Carry a plan out: stream every tensor through its recipe into files that are there whole or not at all."""
 
 import errno
-import functools
 import json
 import os
 import pathlib
@@ -14,15 +13,17 @@ import xxhash
 from soups import engine, tree
 from soups.files import cannot_write, replace_file
 from soups.formats import Checkpoint, Writer
+from soups.formats.tensors import nested
 from soups.formats.text import read_json
 from soups.formats.weights import ALL
+from soups.lazy import orbax
 from soups.merging.lock import one_at_a_time
 from soups.merging.lora import absolute_reference
 from soups.merging.plan import Output, Plan, check_places
 from soups.merging.plan import plan as make_plan
 from soups.merging.recipe_file import parse_recipe
 from soups.merging.sources import open_model
-from soups.pool import Pool, save_checkpoint
+from soups.pool import Pool
 
 FORMAT = "soups.merge/1"
 THREADS = engine.THREADS
@@ -117,7 +118,7 @@ def merge_to_orbax(
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(unfinished, merged)
+    orbax.save_checkpoint(unfinished, merged)
     replace_file(unfinished / "merge.json", json.dumps(made, indent=1) + "\n")
     os.rename(unfinished, out)
     return out
@@ -273,16 +274,6 @@ def _summary(digests, model):
         {(tensor, digest) for found in digests.values() for name, tensor, digest in found if name == model}
     )
     return {"tensors": len(tensors), "digest": xxhash.xxh3_128_hexdigest(json.dumps(tensors).encode())}
-
-
-def nested(leaves):
-    """Return nested dicts of leaves by name: names are cut at each "/", or at each "." where no name has a "/"."""
-    separator = "/" if any("/" in name for name in leaves) else "."
-    top = {}
-    for name, leaf in leaves.items():
-        *folders, last = name.split(separator)
-        functools.reduce(lambda node, key: node.setdefault(key, {}), folders, top)[last] = leaf
-    return top
 
 
 def _stored(there, name, output):

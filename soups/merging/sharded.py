@@ -19,11 +19,10 @@ import xxhash
 from soups import engine
 from soups.files import replace_file
 from soups.formats.view import View
-from soups.lazy import jax, jnp
+from soups.lazy import jax, jnp, orbax
 from soups.merging.lock import locked
 from soups.merging.plan import Plan, check_places
 from soups.merging.run import THREADS, Digests, Progress, merged_blocks, nested, record
-from soups.pool import save_checkpoint
 from soups.processes import on_all_processes, on_first_process
 
 Programs = dict[tuple, Any]  # compiled programs
@@ -66,7 +65,7 @@ def merge_sharded(
         unfinished = pathlib.Path(on_first_process(lambda: _begin(out, held)))
         digests = _digests(plan)
         merged = merged_leaves(plan, devices=devices, programs=programs, progress=progress)
-        save_checkpoint(unfinished, nested(merged))
+        orbax.save_checkpoint(unfinished, nested(merged))
         on_first_process(lambda: _finish(unfinished, out, record(plan, digests)))
     return out
 

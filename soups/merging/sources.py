@@ -4,19 +4,19 @@ import os
 import pathlib
 
 from soups.files import local_path
-from soups.formats import Checkpoint, CheckpointError, open_checkpoint
+from soups.formats import CheckpointError, Tensors, open_checkpoint
 from soups.formats.folder import SINGLE
-from soups.formats.orbax import Arrays, is_orbax, open_orbax
+from soups.formats.orbax_steps import is_orbax
 from soups.formats.tensors import listed
 from soups.formats.weights import ALL
+from soups.lazy import orbax
 from soups.names import check_name
 from soups.pool import Pool
-from soups.pool._member import Member
 
 _POOL = "manifest.json"
 
 
-def open_model(reference: str | os.PathLike) -> Checkpoint | Arrays | Member:
+def open_model(reference: str | os.PathLike) -> Tensors:
     """Open a model by its path: a file or folder as `open_checkpoint`, POOL:MEMBER, or an Orbax checkpoint.
 
     PATH@TREE takes the tree of these keys, such as CKPT@ema_params or CKPT@model/ema, and PATH@. all of them; a path
@@ -38,7 +38,7 @@ def open_model(reference: str | os.PathLike) -> Checkpoint | Arrays | Member:
         names = Pool(path, must_exist=True).names
         raise CheckpointError(f"{path} is a pool: name a member, such as {path}:{names[0] if names else 'NAME'}")
     hugging_face = any((path / f"{name}{index}").exists() for name in SINGLE for index in ("", ".index.json"))
-    return open_orbax(path, tree) if not hugging_face and is_orbax(path) else open_checkpoint(path, tree)
+    return orbax.open_orbax(path, tree) if not hugging_face and is_orbax(path) else open_checkpoint(path, tree)
 
 
 def _split(reference):

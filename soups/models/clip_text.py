@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 
+from soups.formats.tensors import nested
 from soups.models.architectures import Architecture, architecture
-from soups.models.load_npz import nested
 from soups.models.tables.configs import config_problems
 from soups.models.tables.layouts import TEXT_LAYOUTS
 from soups.models.tables.reading import convert, find_layout, mismatches, open_tensors

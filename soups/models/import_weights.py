@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from soups.formats.tensors import nested
 from soups.models.architectures import Architecture, architecture
-from soups.models.load_npz import nested
 from soups.models.tables.configs import config_problems
 from soups.models.tables.layouts import IMAGE_LAYOUTS
 from soups.models.tables.parts import Table

@@ -3,13 +3,12 @@
 import math
 import pathlib
 import re
-from collections.abc import Mapping
 
 import numpy as np
 
 from soups import tree
 from soups.formats import CheckpointError, open_checkpoint
-from soups.formats.tensors import listed, short
+from soups.formats.tensors import listed, nested
 from soups.tree import Tree
 
 # older checkpoints number the modules of a block by call, and keep the position embedding in the encoder
@@ -71,23 +70,3 @@ def _renamed(leaves):
         leaves["cls"] = leaves["cls"] + position[:, :1]
         leaves["pos_embedding"] = position[:, 1:]
     return leaves
-
-
-def nested(leaves: Mapping[str, np.ndarray]) -> Tree:
-    """Make nested dicts of leaves with names such as "head/kernel".
-
-    Raises:
-        ValueError: one leaf has the name of a folder of others.
-    """
-    top = {}
-    for name, leaf in leaves.items():
-        *path, last = name.split("/")
-        node = top
-        for key in path:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{short(name)} lies below a leaf")
-        if last in node:
-            raise ValueError(f"{short(name)} is a leaf, and others lie below it")
-        node[last] = leaf
-    return top

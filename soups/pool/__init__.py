@@ -1,7 +1,6 @@
 """Keep fine-tuned members in a directory that any process may add to, and merge them without loading them."""
 
-from soups.formats.orbax import load_checkpoint as load_checkpoint
-from soups.formats.orbax import save_checkpoint as save_checkpoint
+from soups.lazy import orbax
 from soups.pool._describe import digest as digest
 from soups.pool._record import PoolCorruptionError as PoolCorruptionError
 from soups.pool.pool import Pool as Pool
@@ -16,3 +15,9 @@ def merge(*_arguments, **_options):
         "soups.merge is gone: give the pool to a method, soup = soups.uniform(pool), "
         "and write the soup with soups.pool.save_soup(out, soup, pool=pool)"
     )
+
+
+def __getattr__(name):
+    if name in ("load_checkpoint", "save_checkpoint"):
+        return getattr(orbax, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

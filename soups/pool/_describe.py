@@ -12,8 +12,8 @@ import numpy as np
 import xxhash
 
 from soups import engine
-from soups.formats import orbax
-from soups.formats.tensors import listed
+from soups.formats.tensors import listed, nested
+from soups.lazy import orbax
 from soups.pool import _paths
 from soups.pool._member import Member, as_bytes, hash_file, relative_files, stored_name
 from soups.tree import Tree
@@ -30,8 +30,12 @@ def save(directory: pathlib.Path, flat: _paths.Flat) -> None:
     Raises:
         OSError: what the file system said, such as a full disk.
     """
-    stored = {_paths.stored_name(flat.keys[name]): array for name, array in flat.arrays.items() if array.size}
-    orbax.save_checkpoint(directory, _nested(stored))
+    stored = {
+        tuple(_paths.stored_name(flat.keys[name]).split("/")): array
+        for name, array in flat.arrays.items()
+        if array.size
+    }
+    orbax.save_checkpoint(directory, nested(stored))
 
 
 def describe(directory: pathlib.Path, flat: _paths.Flat) -> dict:
@@ -64,8 +68,8 @@ def restore(member: Member, wanted: Mapping[str, Any]) -> dict[str, Any]:
     import jax
 
     places = {_paths.exact_name(entry["keys"]): stored_name(entry) for entry in member.record["leaves"].values()}
-    on_disk = {places[name]: leaf for name, leaf in wanted.items() if math.prod(leaf.shape)}
-    restored = _flat(orbax.load(member.path, _nested(on_disk)))
+    on_disk = {tuple(places[name].split("/")): leaf for name, leaf in wanted.items() if math.prod(leaf.shape)}
+    restored = _flat(orbax.load(member.path, nested(on_disk)))
     for name, leaf in wanted.items():
         if not math.prod(leaf.shape):
             restored[places[name]] = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
@@ -115,10 +119,6 @@ def provenance() -> dict:
     }
 
 
-def _nested(stored):
-    return _paths.nested(stored, {name: name.split("/") for name in stored})
-
-
 def _flat(tree, above=()):
     if not isinstance(tree, Mapping):
         return {"/".join(above): tree}
@@ -158,6 +158,7 @@ def _finite(array):
     )
 
 
+@functools.cache
 def _version(package):
     import importlib.metadata  # it imports half of the e-mail package
 

@@ -114,16 +114,16 @@ class Records:
         file = self._files.get(name) or _file(1 + (_number(last) if last else 0), record)
         replace_file(self._path / RECORDS / file, _record.sealed({"name": name, **record}))
         self._names[file] = name
-        self._seen = (self._seen or set()) | {file}
-        self._files = {**self._files, name: file}
+        self._seen.add(file)
+        self._files[name] = file
         self._read.pop(name, None)
 
     def delete(self, name: str) -> None:
         """Delete the record of a member; within `locked`."""
         self._begin()
         (self._path / RECORDS / self._files[name]).unlink()
-        self._seen = (self._seen or set()) - {self._files[name]}
-        self._files = {other: file for other, file in self._files.items() if other != name}
+        self._seen.discard(self._files.pop(name))
+        self._read.pop(name, None)
 
     def orphans(self) -> list[str]:
         """List what lies among the members, belongs to none and is not being written by a living process."""

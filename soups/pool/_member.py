@@ -12,9 +12,9 @@ import numpy as np
 import xxhash
 
 from soups import engine
-from soups.formats import orbax
 from soups.formats.mapping import mapped
 from soups.formats.tensors import Leaf
+from soups.lazy import orbax
 from soups.names import bounded, check_name, shown
 from soups.pool import _paths
 from soups.pool._record import PoolCorruptionError

@@ -9,6 +9,7 @@ import ml_dtypes as ml_dtypes  # NumPy knows the dtype names "bfloat16" and "flo
 import numpy as np
 import xxhash
 
+from soups.formats import tensors
 from soups.names import bounded, shown
 from soups.tree import Tree
 
@@ -88,12 +89,10 @@ def stored_name(keys: Iterable) -> str:
 
 def nested(values: Mapping[str, Any], keys: Mapping[str, Iterable], empty: Iterable[dict] = ()) -> Tree:
     """Put values by name into nested dicts with string keys, and None and {} into the places that were empty."""
-    tree = {}
-    for name, value in values.items():
-        _put(tree, texts(keys[name]), value)
+    places = {tuple(texts(keys[name])): value for name, value in values.items()}
     for place in empty:
-        _put(tree, texts(place["keys"]), None if place["kind"] == "None" else {})
-    return tree
+        places[tuple(texts(place["keys"]))] = None if place["kind"] == "None" else {}
+    return tensors.nested(places)
 
 
 def by_exact_name(tree: Tree) -> dict[str, Any]:
@@ -112,12 +111,6 @@ def is_float(dtype) -> bool:
 def is_number(dtype) -> bool:
     """Say whether a dtype is that of numbers or booleans, those of few bits included."""
     return _NUMERIC.fullmatch(dtype.name) is not None
-
-
-def _put(tree, path, value):
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
 
 
 def _is_empty(node):

@@ -211,9 +211,7 @@ class Pool(Mapping):
         with _explained(f"cannot add member {name!r} to the pool {self.path}"), contextlib.ExitStack() as stack:
             directory = on_first_process(lambda: self._reserve(name, flat, stack))
             _describe.save(self.path / directory, flat)
-            record = on_first_process(lambda: self._enter(name, directory, flat, given))
-        self._records.refresh()
-        return record
+            return self._changed(lambda: self._enter(name, directory, flat, given))
 
     def update_metrics(self, name: str, metrics: Mapping) -> dict:
         """Add to the metrics of a member, replacing those of the same name, and give all of them.
@@ -231,8 +229,7 @@ class Pool(Mapping):
             with self._changing(name) as record:
                 self._records.write(name, {**record, "metrics": {**record["metrics"], **metrics}})
 
-        on_first_process(update)
-        self._records.refresh()
+        self._changed(update)
         return self.metrics(name)
 
     def remove(self, name: str) -> None:
@@ -253,8 +250,7 @@ class Pool(Mapping):
             if directory.is_dir():  # else it was lost, and its record was all that there was
                 shutil.rmtree(directory)
 
-        on_first_process(remove)
-        self._records.refresh()
+        self._changed(remove)
 
     def sweep_orphans(self) -> list[str]:
         """Delete what killed processes left, nothing that a living one is writing, and list it."""
@@ -313,6 +309,12 @@ class Pool(Mapping):
             self._check_addition(name, flat)  # again: others may have added since
             self._records.write(name, record)
         return record
+
+    def _changed(self, function):
+        result = on_first_process(function)
+        if jax.process_index():
+            self._records.refresh()  # what the first process has changed
+        return result
 
     @contextlib.contextmanager
     def _changing(self, name):

@@ -136,13 +136,13 @@ def random_entries(rng):
 def test_safetensors_with_wrong_numbers(tmp_path, make):
     rng, path = np.random.default_rng(5), tmp_path / "x.safetensors"
     accepted = 0
-    for _ in range(3000):
+    for _ in range(1500):
         content = make.safetensors_bytes(*random_entries(rng))
         rewrite(path, content)
         found = outcome(path)
         assert found == strict_safetensors(content), content
         accepted += found is not None
-    assert 900 < accepted < 2400  # both ways are exercised
+    assert 450 < accepted < 1200  # both ways are exercised
 
 
 def test_safetensors_with_damaged_bytes(tmp_path, make):
@@ -155,7 +155,7 @@ def test_safetensors_with_damaged_bytes(tmp_path, make):
     }
     headers = [make.safetensors_bytes(entries, metadata=metadata)[8:] for metadata in ({"tied": "a"}, None)]
     data, accepted = bytes(range(18)), 0
-    for index in range(3000):
+    for index in range(2000):
         header = headers[index % 2]
         if index % 4:
             content = make.safetensors_bytes(mutated(rng, header, TOKENS), data)
@@ -165,7 +165,7 @@ def test_safetensors_with_damaged_bytes(tmp_path, make):
         found = outcome(path)
         assert found == strict_safetensors(content), content
         accepted += found is not None
-    assert 20 < accepted < 1500
+    assert 15 < accepted < 1000
 
 
 # --- torch ---
@@ -202,9 +202,7 @@ class Oracle(pickle._Unpickler):
         return ("storage", np.dtype(KINDS[name]), key, count)
 
 
-class Object:
-    """Stand for an object of a class of a TorchScript archive."""
-
+class Object:  # of a class of a TorchScript archive
     attributes = None
 
 
@@ -257,13 +255,9 @@ def expected(stream, storages=None, oracle=Oracle):
 
         walk(value)
         storages = {key: stream.read(sizes[key] * struct.unpack("<q", stream.read(8))[0]) for key in keys}
-    if (
-        type(value) is dict
-        and "model" in value
-        and type(value["model"]) is dict
-        and not any(type(v) is tuple and v[:1] == ("tensor",) for v in value.values())
-    ):
-        value = value["model"]
+    model = value.get("model") if type(value) is dict else None
+    if type(model) is dict and not any(type(v) is tuple and v[:1] == ("tensor",) for v in value.values()):
+        value = model
     found = {}
 
     def flatten(mapping, prefix):
@@ -315,11 +309,11 @@ def test_torch_pickles_in_an_archive_with_good_checksums(tmp_path, make, weights
     rng = np.random.default_rng(1)
     pickled, storages = weights
     path, accepted = tmp_path / "x.pt", 0
-    for _ in range(4000):
+    for _ in range(1500):
         damaged = mutated(rng, pickled, OPCODES)
         rewrite(path, make.write_zip(io.BytesIO(), damaged, storages, byteorder=None).getvalue())
         accepted += compare(path, lambda damaged=damaged: expected(io.BytesIO(damaged), storages))
-    assert 30 < accepted < 1500
+    assert 15 < accepted < 600
 
 
 def test_modules_in_an_archive(tmp_path, make):
@@ -330,18 +324,18 @@ def test_modules_in_an_archive(tmp_path, make):
     part = make.module_of({"w": first, "sizes": tagged, "none": b"N", "table": make.mapping({"t": other})}, "nn.Linear")
     pickled = make.pickled(make.module_of({"0": part + b"q\0", "w": other, "again": b"h\0", "training": b"\x88"}))
     storages = {"0": np.arange(6, dtype=np.float32).tobytes(), "1": np.arange(2).tobytes()}
-    for _ in range(4000):
+    for _ in range(1500):
         damaged = mutated(rng, pickled, [*OPCODES, b"c__torch__\nNetwork\n", b")\x81", b")\x81}b"])
         archive = make.write_zip(io.BytesIO(), damaged, storages, byteorder=None, more=["constants.pkl"])
         rewrite(path, archive.getvalue())
         accepted += compare(path, lambda damaged=damaged: expected(io.BytesIO(damaged), storages, ScriptOracle))
-    assert 30 < accepted < 1500
+    assert 15 < accepted < 600
 
 
 def test_torch_views_with_wrong_numbers(tmp_path, make):
     rng, path = np.random.default_rng(6), tmp_path / "x.pt"
     storages, accepted = {"0": np.arange(12, dtype=np.float32).tobytes()}, 0
-    for _ in range(2000):
+    for _ in range(800):
         shape, strides = rng.integers(0, 4, 2).tolist(), rng.integers(-1, 6, 2).tolist()
         offset, count = int(rng.integers(-1, 5)), int(rng.choice([12, 12, 12, 11]))
         storage = make.storage("FloatStorage", "0", count)
@@ -354,7 +348,7 @@ def test_torch_views_with_wrong_numbers(tmp_path, make):
         rewrite(path, make.write_zip(io.BytesIO(), pickled, storages).getvalue())
         assert outcome(path) == right
         accepted += right is not None
-    assert 600 < accepted < 1400
+    assert 240 < accepted < 560
 
 
 def test_torch_streams(tmp_path, make, weights):
@@ -363,11 +357,11 @@ def test_torch_streams(tmp_path, make, weights):
     path, accepted = tmp_path / "x.pt", 0
     make.write_legacy(path, pickled, {"0": (6, storages["0"]), "1": (2, storages["1"])})
     whole = path.read_bytes()
-    for _ in range(3000):
+    for _ in range(1500):
         damaged = mutated(rng, whole, OPCODES)
         rewrite(path, damaged)
         accepted += compare(path, lambda damaged=damaged: expected(io.BytesIO(damaged)))
-    assert 30 < accepted < 1500
+    assert 15 < accepted < 750
 
 
 def test_torch_archives(tmp_path, make, weights):
@@ -377,14 +371,14 @@ def test_torch_archives(tmp_path, make, weights):
     make.write_zip(path, pickled, storages)
     whole, right = path.read_bytes(), outcome(path)
     assert right == expected(io.BytesIO(pickled), storages)
-    for _ in range(2000):
+    for _ in range(1000):
         rewrite(path, mutated(rng, whole))
         found = outcome(path)
         # the numbers themselves have no checksum that is compared, all else has
         if found is not None:
             assert {n: leaf[:2] for n, leaf in found.items()} == {n: leaf[:2] for n, leaf in right.items()}
             accepted += 1
-    assert 30 < accepted < 1500
+    assert 15 < accepted < 750
     assert zlib.crc32(pickled) != 0
 
 
@@ -392,34 +386,21 @@ def test_torch_archives(tmp_path, make, weights):
 def test_files_of_torch(file, tmp_path):
     rng = np.random.default_rng(4)
     whole, path = (DATA / file).read_bytes(), tmp_path / "x.pt"
-    for _ in range(300):
+    for _ in range(150):
         rewrite(path, mutated(rng, whole))
         outcome(path)
 
 
 # --- npz ---
 
-HEADER_TOKENS = [
-    b"'descr': '<f4'",
-    b"'|O'",
-    b"'<f8'",
-    b"'>i2'",
-    b"True",
-    b"(2,)",
-    b"(",
-    b")",
-    b"9" * 30,
-    b"{",
-    b"}",
-    b",",
-]
+HEADER_TOKENS = [b"'descr': '<f4'", *rb"'|O' '<f8' '>i2' True (2,) ( ) { } ,".split(), b"9" * 30]
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_arrays_with_damaged_headers(compression, tmp_path):
     rng, path, accepted = np.random.default_rng(8), tmp_path / "x.npz", 0
     arrays = [np.arange(6, dtype="<f4").reshape(2, 3), np.arange(6, dtype=">i2").reshape(3, 2, order="F"), np.zeros(())]
-    for index in range(1500):
+    for index in range(1000):
         file = io.BytesIO()
         np.save(file, arrays[index % 3])
         content = file.getvalue()
@@ -435,7 +416,7 @@ def test_arrays_with_damaged_headers(compression, tmp_path):
             right = right.astype(right.dtype.newbyteorder("="))
             assert found == {"a": (right.dtype.itemsize, right.shape, right.tobytes())}, damaged
             accepted += 1
-    assert 30 < accepted < 900
+    assert 20 < accepted < 600
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -443,7 +424,7 @@ def test_damaged_archives_of_arrays(save, tmp_path):
     rng, path = np.random.default_rng(9), tmp_path / "x.npz"
     save(path, a=np.arange(6, dtype=np.float32), b=np.asfortranarray(np.arange(6.0).reshape(2, 3)), c=np.zeros(500))
     whole, right, accepted = path.read_bytes(), outcome(path), 0
-    for _ in range(1500):
+    for _ in range(800):
         rewrite(path, mutated(rng, whole))
         try:
             found = outcome(path)
@@ -453,7 +434,7 @@ def test_damaged_archives_of_arrays(save, tmp_path):
         if found is not None and save is np.savez_compressed:
             assert all(leaf[2] == right[name][2] for name, leaf in found.items() if name in right)
         accepted += found is not None
-    assert 10 < accepted < 1200
+    assert 5 < accepted < 640
 
 
 # --- GGUF ---
@@ -469,7 +450,7 @@ def test_damaged_gguf(tmp_path):
     header = b"GGUF" + struct.pack("<IQQ", 3, 2, 2) + metadata + infos
     data = np.arange(6, dtype="<f4").tobytes().ljust(32, b"\0") + np.arange(4, dtype="<f2").tobytes()
     rng, path, accepted = np.random.default_rng(10), tmp_path / "x.gguf", 0
-    for index in range(3000):
+    for index in range(2000):
         content = mutated(rng, header, [struct.pack("<I", kind) for kind in (2, 8, 9, 24, 30)])
         content += b"\0" * (-len(content) % 32) + data
         rewrite(path, content if index % 3 else mutated(rng, content))
@@ -478,7 +459,7 @@ def test_damaged_gguf(tmp_path):
             accepted += 1
             assert all(len(leaf[2]) == leaf[0] * math.prod(leaf[1]) for leaf in found.values())
             assert sum(len(leaf[2]) for leaf in found.values()) <= path.stat().st_size
-    assert 30 < accepted < 1500
+    assert 20 < accepted < 1000
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz", "gguf", "pt"])

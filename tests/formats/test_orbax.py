@@ -16,7 +16,8 @@ import orbax.checkpoint
 import pytest
 
 from soups.formats import CheckpointError
-from soups.formats.orbax import is_orbax, load_checkpoint, open_leaves, open_orbax, save_checkpoint
+from soups.formats.orbax import load_checkpoint, open_leaves, open_orbax, save_checkpoint
+from soups.formats.orbax_steps import is_orbax
 
 DATA = pathlib.Path(__file__).parent / "data"  # make_with_orbax.py wrote these
 VERSIONS = ["0.4.8", "0.9.1"]

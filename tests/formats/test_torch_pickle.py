@@ -261,9 +261,9 @@ def test_what_holds_itself_ends(container, tmp_path, make):
 
 
 def test_deep_nesting_is_no_recursion():
-    value = load(b"N" + b"\x85" * 300_000)
+    value = load(b"N" + b"\x85" * 50_000)
     assert type(value) is tuple
-    value = load(b"]" * 100_000 + b"a" * 99_999)
+    value = load(b"]" * 50_000 + b"a" * 49_999)
     assert type(value) is list
 
 
@@ -296,34 +296,34 @@ def many_shapes(make):
 
 
 AMPLIFYING = {
-    "lists": lambda make: b"]" * 100_000,
-    "mappings": lambda make: b"}" * 100_000,
-    "tuples": lambda make: b"N" + b"\x85" * 100_000,
-    "marks": lambda make: b"(" * 100_000,
-    "sets": lambda make: b"\x8f" * 100_000,
-    "frozen sets": lambda make: b"(\x91" * 50_000,
-    "a memo": lambda make: b"N" + b"\x94" * 100_000,
+    "lists": lambda make: b"]" * 25_000,
+    "mappings": lambda make: b"}" * 25_000,
+    "tuples": lambda make: b"N" + b"\x85" * 25_000,
+    "marks": lambda make: b"(" * 25_000,
+    "sets": lambda make: b"\x8f" * 25_000,
+    "frozen sets": lambda make: b"(\x91" * 12_500,
+    "a memo": lambda make: b"N" + b"\x94" * 25_000,
     "copies of a list": lambda make: many_calls(make, ("torch", "Size"), b"N" * 1000),
     "copies of a mapping": lambda make: many_calls(
         make, ("collections", "OrderedDict"), b"".join(make.text(str(i)) + b"N\x86" for i in range(1000))
     ),
-    "small mappings": lambda make: make.text("a") + b"q\0" + b"}h\0Ns" * 30_000,
+    "small mappings": lambda make: make.text("a") + b"q\0" + b"}h\0Ns" * 7500,
     "copies of a shape": many_shapes,
 }
 OTHERS = {
-    "objects": lambda make: make.global_of("argparse", "Namespace") + b"q\0" + b"h\0)\x81" * 30_000,
-    "called objects": lambda make: make.global_of("argparse", "Namespace") + b"q\0" + b"h\0)R" * 30_000,
-    "integers": lambda make: b"M\xff\xff" * 100_000,
-    "floats": lambda make: b"G" + b"\1" * 8 + (b"G" + b"\1" * 8) * 30_000,
-    "globals": lambda make: make.global_of("uuid", "UUID") * 10_000,
-    "a mapping": lambda make: b"}(" + b"".join(make.text(str(i)) + b"N" for i in range(30_000)) + b"u",
-    "wide characters": lambda make: (make.text("\U0001f600" + "a" * 1000)) * 100,
+    "objects": lambda make: make.global_of("argparse", "Namespace") + b"q\0" + b"h\0)\x81" * 7500,
+    "called objects": lambda make: make.global_of("argparse", "Namespace") + b"q\0" + b"h\0)R" * 7500,
+    "integers": lambda make: b"M\xff\xff" * 25_000,
+    "floats": lambda make: b"G" + b"\1" * 8 + (b"G" + b"\1" * 8) * 7500,
+    "globals": lambda make: make.global_of("uuid", "UUID") * 2500,
+    "a mapping": lambda make: b"}(" + b"".join(make.text(str(i)) + b"N" for i in range(7500)) + b"u",
+    "wide characters": lambda make: (make.text("\U0001f600" + "a" * 1000)) * 25,
 }
 
 
 @pytest.mark.parametrize("case", AMPLIFYING)
 def test_values_take_no_more_memory_than_their_bytes_allow(case, make, monkeypatch):
-    monkeypatch.setattr("soups.formats.torch_pickle.ALLOWANCE", 1 << 20)
+    monkeypatch.setattr("soups.formats.torch_pickle.ALLOWANCE", 1 << 18)
     body = AMPLIFYING[case](make)
     tracemalloc.start()
     try:
@@ -336,7 +336,7 @@ def test_values_take_no_more_memory_than_their_bytes_allow(case, make, monkeypat
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_values_within_their_bounds_take_what_is_counted(case, make, monkeypatch):
-    monkeypatch.setattr("soups.formats.torch_pickle.ALLOWANCE", 1 << 17)
+    monkeypatch.setattr("soups.formats.torch_pickle.ALLOWANCE", 1 << 15)
     body = OTHERS[case](make)
     tracemalloc.start()
     try:
@@ -352,13 +352,13 @@ def test_shapes_have_few_dimensions(make):
         load(long + make.global_of("torch._utils", "_rebuild_tensor") + b"(h\1K\0h\0h\0tR")
 
 
-def test_names_take_no_more_memory_than_the_file_allows(tmp_path, make, floats):
-    # a long name before a thousand others, a thousand times: a gigabyte of names
+def test_names_take_no_more_memory_than_the_file_allows(tmp_path, make, floats, monkeypatch):
+    monkeypatch.setattr("soups.formats.torch_pickle.ALLOWANCE", 1 << 20)
+    # a long name before a thousand others, fifty times: 50 MB of names
     leaf = make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))
-    inner = b"}(" + b"".join(make.text(str(i)) + leaf for i in range(1)) + b"u"
     inner = make.mapping({str(i): leaf if i == 0 else b"N" for i in range(1000)}) + b"q\0"
-    outer = b"}(" + b"".join(make.text(f"{i:0900d}") + b"h\0" for i in range(1000)) + b"u"
-    path = make.write_zip(tmp_path / "x.pt", make.pickled(inner + b"0" * 0 + outer), {"0": floats[1]})
+    outer = b"}(" + b"".join(make.text(f"{i:0900d}") + b"h\0" for i in range(50)) + b"u"
+    path = make.write_zip(tmp_path / "x.pt", make.pickled(inner + outer), {"0": floats[1]})
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match="mappings that hold each other: more names than its size allows"):
@@ -402,8 +402,6 @@ BESIDE = {
     "a scalar": pickle.dumps(np.float64(1.5), 2),
     "a scalar of NumPy 1": pickle.dumps(np.float32(1.5), 2).replace(b"numpy._core", b"numpy.core"),
     "a dtype": pickle.dumps(np.dtype(">f4"), 2),
-    "an array": pickle.dumps(np.arange(6.0).reshape(2, 3), 2),
-    "an array, protocol 5": pickle.dumps(np.arange(6.0), 5),
     "a state of random numbers": pickle.dumps(np.random.RandomState(0).get_state(), 2),
     "a class": b"\x80\x02c__builtin__\nlist\n.",
     "a class as a key": b"\x80\x02}cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n}X\1\0\0\0aNss.",
@@ -481,9 +479,9 @@ def test_only_objects_of_inert_classes_are_made(make):
             load(body)
 
 
-@pytest.mark.parametrize("value", ["Namespace", "array"])
+@pytest.mark.parametrize("value", ["Namespace", "scalar"])
 def test_a_file_of_nothing_but_settings(value, tmp_path, make):
-    body = {"Namespace": BESIDE["a Namespace"][2:-1], "array": make.mapping({"a": BESIDE["an array"][2:-1]})}[value]
+    body = {"Namespace": BESIDE["a Namespace"][2:-1], "scalar": make.mapping({"a": BESIDE["a scalar"][2:-1]})}[value]
     path = make.write_zip(tmp_path / "x.pt", make.pickled(body), {})
     with pytest.raises(
         CheckpointError, match=r"holds (a 'argparse\.Namespace' instead of|no tensors by name, only 'a')"
@@ -492,5 +490,5 @@ def test_a_file_of_nothing_but_settings(value, tmp_path, make):
 
 
 def test_deep_records_are_no_recursion():
-    body = b"cargparse\nNamespace\nq\0N" + b"\x85q\1h\0h\1R" * 200_000
+    body = b"cargparse\nNamespace\nq\0N" + b"\x85q\1h\0h\1R" * 50_000
     assert load(body).name == "argparse.Namespace"

@@ -2,17 +2,21 @@
 
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 
+import flax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
 from soups.cli import main
+from soups.formats import write_safetensors
 from soups.pool import Pool
 
 ROOT = pathlib.Path(__file__).parents[2]
+DATA = ROOT / "tests" / "formats" / "data"
 
 
 @pytest.fixture
@@ -78,12 +82,96 @@ def test_add_and_remove(cli, pool, tmp_path):
     assert Pool(pool.path).names == ["bad[red]"]
 
 
+def _npz(path, leaves):
+    np.savez(path, **leaves)
+
+
+def _gguf(path, leaves):
+    infos, data = b"", b""
+    for name, leaf in leaves.items():
+        shape = struct.pack(f"<{leaf.ndim}Q", *reversed(leaf.shape))
+        infos += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", leaf.ndim) + shape
+        infos += struct.pack("<IQ", 0, len(data))
+        data += leaf.tobytes() + b"\0" * (-leaf.nbytes % 32)
+    header = b"GGUF" + struct.pack("<IQQ", 3, len(leaves), 0) + infos
+    path.write_bytes(header + b"\0" * (-len(header) % 32) + data)
+
+
+def _hugging_face(path, leaves):
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    write_safetensors(path / "model.safetensors", leaves)
+
+
+def _flax(path, leaves):
+    path.write_bytes(flax.serialization.msgpack_serialize(flax.traverse_util.unflatten_dict(leaves, sep=".")))
+
+
+def _orbax(path, leaves):
+    ocp.save(path, flax.traverse_util.unflatten_dict(leaves, sep="."))
+
+
+def _member(path, leaves):
+    pool, _, name = str(path).partition(":")
+    Pool(pool).add(name, flax.traverse_util.unflatten_dict(leaves, sep="."))
+
+
+WRITERS = {
+    "x.safetensors": write_safetensors,
+    "x.npz": _npz,
+    "x.gguf": _gguf,
+    "folder": _hugging_face,
+    "x.msgpack": _flax,
+    "orbax": _orbax,
+    "other:member": _member,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_weights_of_every_format_are_added(name, cli, tmp_path):
+    leaves = {"dense.kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "dense.bias": np.ones(3, np.float32)}
+    WRITERS[name](tmp_path / name, leaves)
+    assert cli("add", tmp_path / "pool", "new", tmp_path / name)[::2] == (0, "")
+    added = Pool(tmp_path / "pool")["new"]
+    assert set(added) == {"dense"} and set(added["dense"]) == {"kernel", "bias"}
+    for key, leaf in added["dense"].items():
+        np.testing.assert_array_equal(leaf, leaves[f"dense.{key}"])
+        assert leaf.dtype == np.float32
+
+
+def test_weights_of_a_torch_file_are_added_and_what_is_left_out_is_said(cli, tmp_path):
+    code, out, _ = cli("add", tmp_path / "pool", "new", DATA / "training.pt")
+    assert code == 0 and "left out of training.pt: 'optimizer', 'epoch', 'name'\n" in out
+    with np.load(DATA / "training.npz") as expected:
+        added = flax.traverse_util.flatten_dict(Pool(tmp_path / "pool")["new"], sep=".")
+        assert set(added) == set(expected)
+        for key, values in expected.items():
+            np.testing.assert_array_equal(added[key], values)
+
+
+def test_keys_that_hold_a_slash_stay_keys_and_tied_tensors_are_named(cli, tmp_path):
+    ocp.save(tmp_path / "haiku", {"linear/~/w": {"b": np.ones(3, np.float32)}})
+    assert cli("add", tmp_path / "pool", "new", tmp_path / "haiku")[0] == 0
+    assert set(Pool(tmp_path / "pool")["new"]) == {"linear/~/w"}
+    write_safetensors(tmp_path / "tied.safetensors", {"a": np.ones(3, np.float32)}, {"b": "a"})
+    code, out, _ = cli("add", tmp_path / "tied", "new", tmp_path / "tied.safetensors")
+    assert code == 0 and "b is tied to a and not added\n" in out
+
+
+def test_a_tree_of_several_is_chosen(cli, tmp_path):
+    ocp.save(tmp_path / "both", {"params": {"w": np.ones(3)}, "ema_params": {"w": np.zeros(3)}})
+    code, out, err = cli("add", tmp_path / "pool", "new", tmp_path / "both")
+    assert (code, out) == (2, "") and "several trees that could be the weights: 'ema_params', 'params'" in err
+    assert cli("add", tmp_path / "pool", "new", f"{tmp_path / 'both'}@ema_params")[0] == 0
+    assert Pool(tmp_path / "pool")["new"]["w"].tolist() == [0, 0, 0]
+
+
 def test_user_errors_are_one_line_and_2(cli, pool, tmp_path):
     for arguments, message in [
         (("list", tmp_path / "none"), "there is no pool at"),
         (("show", pool.path, "god"), "did you mean 'good'?"),
         (("remove", pool.path, "good", "god"), "no member 'god'"),
-        (("add", pool.path, "new", tmp_path / "none"), "there is no checkpoint directory"),
+        (("add", pool.path, "new", tmp_path / "none"), "no checkpoint at"),
         (("add", pool.path, "new", tmp_path, "--metadata", "{seed}"), "--metadata is not JSON"),
     ]:
         code, out, err = cli(*arguments)

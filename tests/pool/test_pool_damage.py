@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -81,7 +82,7 @@ def test_one_flipped_bit_in_any_file_is_detected_and_named(pool, rng, x64):
     assert len(record["files"]) == len([path for path in directory.rglob("*") if path.is_file()]) > 14
     for file in record["files"]:
         size = (directory / file).stat().st_size
-        for position in {0, size - 1, *rng.integers(0, size, 3).tolist()} if size else ():
+        for position in {0, size - 1, int(rng.integers(0, size))} if size else ():
             with _flipped(directory / file, position, int(rng.integers(8))):
                 for reader in readers.values():
                     with pytest.raises(PoolCorruptionError, match=rf"(?s)member 'm1'.*{re.escape(file)}"):
@@ -240,6 +241,7 @@ _ADD_FOUR = "for i in range(4): Pool(path).add(f'{sys.argv[2]}-{i}', params(i), 
 
 # Each trial is a fork, made before JAX has started any thread, that is killed a little later than the one before.
 _KILL = """
+from orbax.checkpoint import v1  # once, and not in each fork
 def trial(name, delay=None):
     ready, tell = os.pipe()
     child = os.fork()
@@ -256,8 +258,8 @@ def trial(name, delay=None):
     os.waitpid(child, 0)
     return time.perf_counter() - start
 duration = trial("0")
-for i in range(1, 16):
-    trial(str(i), duration * i / 14)
+for i in range(1, 11):
+    trial(str(i), duration * i / 9)
 """
 
 
@@ -277,6 +279,7 @@ def test_processes_that_add_at_once_lose_nothing_and_readers_see_whole_pools(tmp
             assert all(_same(pool[name], _params(int(name[2:]))) for name in pool.names[len(seen[-1]) :])
             assert pool.verify(pool.names) == {name: [] for name in pool.names}
             seen.append(pool.names)
+        time.sleep(0.02)  # else the readers take the processor that the adders need
     assert [adder.returncode for adder in adders] == [0, 0]
     assert sorted(Pool(path)) == [f"{by}-{i}" for by in "xy" for i in range(4)]
     assert Pool(path).verify() == {name: [] for name in Pool(path)}
@@ -286,9 +289,9 @@ def test_a_killed_adder_leaves_only_whole_members(tmp_path):
     path = tmp_path / "pool"
     assert _python(_KILL, path).wait() == 0
     pool = Pool(path)
-    missing = [str(i) for i in range(16) if str(i) not in pool]
+    missing = [str(i) for i in range(11) if str(i) not in pool]
     assert "0" in pool
-    assert missing  # a kill at a fourteenth of the time comes before the end
+    assert missing  # a kill at a ninth of the time comes before the end
     assert all(_same(pool[name], _params(int(name), 4000)) for name in pool)
     problems = pool.verify()
     orphans = [name for name, found in problems.items() if found]
@@ -297,7 +300,7 @@ def test_a_killed_adder_leaves_only_whole_members(tmp_path):
         pool.add(name, _params(int(name), 4000))
     assert sorted(pool.sweep_orphans()) == sorted(orphans)
     assert Pool(path).verify() == {name: [] for name in pool}
-    assert len(pool) == 16
+    assert len(pool) == 11
 
 
 def test_sweeping_spares_what_is_being_added(tmp_path):
