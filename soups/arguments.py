@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -31,25 +32,36 @@ def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
     if usable is not members and len(usable) < len(members):
         left_out = [name for name in members if name not in usable]
         logger.warning("left out, because they hold NaN or infinity: %s", ", ".join(left_out))
-    if _is_array(usable) or isinstance(usable, str | bytes) or not isinstance(usable, Iterable):
-        raise ValueError(f"members are a sequence or mapping of trees, or a pool, not a {type(usable).__name__}")
-    if not isinstance(usable, Mapping):
-        usable = {str(index): member for index, member in enumerate(usable)}
-    if type(usable) is dict:
-        usable = {
-            name: member.params if getattr(member, "is_soup", False) else member for name, member in usable.items()
+    return by_name(usable)
+
+
+def by_name(members: Members) -> Mapping[str, tree.Tree]:
+    """Return members by name as `as_mapping`, those of a pool that are not finite too.
+
+    Raises:
+        ValueError: as `as_mapping`.
+    """
+    if _is_array(members) or isinstance(members, str | bytes) or not isinstance(members, Iterable):
+        raise ValueError(f"members are a sequence or mapping of trees, or a pool, not a {type(members).__name__}")
+    if not isinstance(members, Mapping):
+        members = {str(index): member for index, member in enumerate(members)}
+    if type(members) is dict:
+        members = {
+            name: member.params if getattr(member, "is_soup", False) else member for name, member in members.items()
         }
-    if not len(usable):
+    if not len(members):
         raise ValueError("no members were given: at least one (finite) member is needed")
-    if not hasattr(usable, "usable"):
+    if not hasattr(members, "usable"):
         # what JAX takes apart lies in memory; members of other mappings are read when they are asked for
-        arrays = [] if jax.tree_util.all_leaves([usable]) else [n for n, member in usable.items() if _is_array(member)]
+        arrays = (
+            [] if jax.tree_util.all_leaves([members]) else [n for n, member in members.items() if _is_array(member)]
+        )
         if arrays:
             raise ValueError(
                 f"members are trees, but {', '.join(map(repr, arrays[:5]))} are arrays, as the leaves of one tree "
                 "would be: give a list of trees, or {name: tree}"
             )
-    return usable
+    return members
 
 
 def per_member(values: Any, members: Iterable[str], kind: str) -> list[Any]:
@@ -88,7 +100,8 @@ def setting(value: Any, default: Any, name: str) -> Any:
     kind = type(default)
     if kind not in _KINDS or (tree.traced(value) and np.shape(value) == ()):
         return value
-    number = value.item() if getattr(value, "ndim", None) == 0 and not tree.traced(value) else value
+    # random keys of JAX have no dtype of NumPy, and are no number
+    number = value.item() if getattr(value, "ndim", None) == 0 and isinstance(value.dtype, np.dtype) else value
     if kind is str:
         fits = isinstance(number, str)
     elif kind is bool:
@@ -126,6 +139,26 @@ def check_weights(weights: Sequence[Any]) -> Sequence[Any]:
         if not np.isfinite(numbers).all() or (numbers < 0).any() or not numbers.any():
             raise ValueError(f"weights must be finite, not negative and not all zero, but they are {numbers.tolist()}")
     return weights
+
+
+def shares(weights: Sequence[Any]) -> list[Any]:
+    """Return weights divided by their sum; weights of any size, of which traced ones are not checked.
+
+    Raises:
+        ValueError: they sum to zero.
+    """
+    if not tree.traced(weights):
+        weights = balanced(weights)
+        if abs(sum(weights)) < 1e-8:
+            raise ValueError(f"weights that sum to zero cannot be normalized: {list(weights)}")
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def balanced(weights: Sequence[float]) -> list[float]:
+    """Return weights times the power of two, which changes no bit, that makes the largest about 1."""
+    exponent = max(math.frexp(weight)[1] for weight in weights)
+    return [math.ldexp(weight, -exponent) for weight in weights]
 
 
 def _is_array(value):

@@ -20,7 +20,7 @@ METHODS = {n: m for n, m in soups.recipes.METHODS.items() if hasattr(getattr(sou
 FITTING = {bool: True, int: 2, float: 0.5, str: "model"}
 WRONG = {
     bool: ["false", None, 2, [True]],
-    int: ["1", None, 1.5, [1, 2], np.array([1, 2]), True, np.nan, {}],
+    int: ["1", None, 1.5, [1, 2], np.array([1, 2]), True, np.nan, {}, jax.random.key(0)],
     float: ["0.5", None, [0.5, 0.5, 0.5, 0.5], np.array([0.5]), True, np.nan, np.inf, 10**400, 1j, {}, {0.5}, abs],
     str: [None, 3, ["leaf"], b"leaf"],
 }
@@ -143,6 +143,53 @@ def test_each_value_of_a_member_is_one_number(values):
 def test_what_is_no_regular_expression_is_an_error_in_words(call, regex):
     with pytest.raises(ValueError, match=f"must be a regular expression, not '{re.escape(regex)}'"):
         call(regex)
+
+
+@pytest.mark.parametrize("value", ["x", None, np.nan, [1, 2], jax.random.key(0)], ids=str)
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [
+        (soups.trim, "density"),
+        (lambda value: soups.trim(0.5, surplus=value), "surplus"),
+        (soups.drop, "density"),
+        (lambda value: soups.drop(0.5, seed=value), "seed"),
+        (soups.outliers, "density"),
+        (lambda value: soups.outliers(0.5, value), "gamma"),
+        (lambda value: soups.magprune(value, 0.1), "density"),
+        (lambda value: soups.magprune(0.5, value), "epsilon"),
+        (lambda value: soups.magprune(0.5, 0.1, seed=value), "seed"),
+    ],
+)
+def test_settings_of_sparsifiers(make, setting, value):
+    with pytest.raises(ValueError, match=f"^{setting} must be a "):
+        make(value)
+
+
+def grams():
+    return [{"w": np.eye(4, dtype=np.float32)}] * 2
+
+
+@pytest.mark.parametrize("size", [1e308, 1e-12, 5e-324])
+@pytest.mark.parametrize(
+    "merge",
+    [
+        lambda members, weights: soups.linear(members, weights=weights),
+        lambda members, weights: soups.multislerp(members, weights=weights),
+        lambda members, weights: soups.nuslerp(members, weights=weights),
+        lambda members, weights: soups.geometric_median(members, weights=weights),
+        lambda members, weights: soups.regmean(members, grams(), weights=weights),
+    ],
+    ids=["linear", "multislerp", "nuslerp", "geometric_median", "regmean"],
+)
+def test_weights_of_any_size_are_shares(merge, size):
+    np.testing.assert_array_equal(merge(MEMBERS[:2], [size, size])["w"], merge(MEMBERS[:2], [1, 1])["w"])
+
+
+def test_diagnose_takes_the_members_that_methods_take():
+    assert soups.diagnose((member for member in MEMBERS), base=BASE).names == ("0", "1", "2")
+    for wrong in (MEMBERS[0], [member["w"] for member in MEMBERS]):
+        with pytest.raises(ValueError, match=r"members are trees, but .* are arrays"):
+            soups.diagnose(wrong, base=BASE)
 
 
 @pytest.mark.parametrize("value", ["x", None, np.nan, [1, 2, 3, 4]])

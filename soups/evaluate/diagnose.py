@@ -1,12 +1,11 @@
 """Ask, before anyone averages: can these be averaged, are they in one basin, and who should be left out?"""
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from soups import tree
+from soups import arguments, tree
 from soups.evaluate import _diagnosis_places as places
 from soups.evaluate import _diagnosis_scores as scoring
 from soups.evaluate import _diagnosis_structure as structure
@@ -63,11 +62,11 @@ def diagnose(
     Basins and barriers: Frankle et al., 2020, arXiv 1912.05671; angles: Wortsman et al., 2022, arXiv 2203.05482; other
     starts: Entezari et al., 2022, arXiv 2110.06296; outliers: Iglewicz and Hoaglin, 1993.
     """
-    labels = _labels(members)
+    members = arguments.by_name(members)
+    labels = {str(key): key for key in members}
     _check_settings(evaluate, metric, mode, head, max_members, points)
-    by_name = members if isinstance(members, Mapping) else dict(enumerate(members))
     book = Book()
-    trees = structure.read(book, by_name, labels)
+    trees = structure.read(book, members, labels)
     trees = structure.same_structure(book, trees, _head_rule(head, trees))
     trees = structure.finite(book, trees)
     trees = structure.same_integers(book, trees)
@@ -76,7 +75,7 @@ def diagnose(
         left = [name for name in trees if name not in book.leave_out]
         scorer = scoring.Scorer(evaluate, metric, mode)
         options = {"max_members": max_members, "points": points}
-        found |= scoring.connect(book, by_name, trees, left, scorer, **options) if left else {}
+        found |= scoring.connect(book, members, trees, left, scorer, **options) if left else {}
     return _conclude(book, tuple(labels), found)
 
 
@@ -127,15 +126,6 @@ def _spread_out(names, found, key):
     whole = np.full((len(names),) * values.ndim, np.nan)
     whole[np.ix_(*[places_of] * values.ndim)] = values
     return whole
-
-
-def _labels(members) -> dict[str, Any]:
-    if isinstance(members, (str, bytes)) or not isinstance(members, Collection):
-        raise ValueError(f"members must be a sequence or mapping of trees, or a pool, not {type(members).__name__}")
-    keys = list(members) if isinstance(members, Mapping) else range(len(members))
-    if not keys:
-        raise ValueError("no members were given: at least one is needed")
-    return {str(key): key for key in keys}
 
 
 def _check_settings(evaluate, metric, mode, head, max_members, points):

@@ -46,9 +46,7 @@ def linear(inputs: Inputs, *, weights=1.0, normalize: bool = True) -> Recipe:
     Raises:
         ValueError: as `uniform`; not one weight for each member; with `normalize` weights that sum to zero.
     """
-    if normalize and not tree.traced(weights) and abs(sum(weights)) < 1e-8:
-        raise ValueError(f"weights that sum to zero cannot be normalized: {list(weights)}")
-    shares = [weight / sum(weights) for weight in weights] if normalize else weights
+    shares = arguments.shares(weights) if normalize else weights
     return Recipe(lambda part, _: tree.mix(part.leaves, shares), propagates=True)
 
 

@@ -91,9 +91,7 @@ def regmean(given: Inputs, *, alpha: float = 0.9, weights=1.0, inputs: str = "fi
     """
     _check_alpha(alpha)
     check_name(inputs, ("first", "last"), "place of the inputs")
-    arguments.check_weights(weights)
-    total = sum(weights)
-    shares = [weight / total for weight in weights]
+    shares = arguments.shares(arguments.check_weights(weights))
 
     def merge(part, _):
         kernels, grams = part.leaves[: len(shares)], part.leaves[len(shares) :]

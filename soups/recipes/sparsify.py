@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from soups import engine, tree
+from soups.arguments import setting
 from soups.lazy import is_jax, jnp
 from soups.recipes import _random
 from soups.recipes._select import kth_magnitudes
@@ -44,6 +45,7 @@ def trim(density: float, *, surplus: int = 0, rescale: bool = False) -> Sparsifi
     Yadav et al., "TIES-Merging", 2023, arXiv 2306.01708.
     """
     check_density(density)
+    setting(surplus, 0, "surplus")
 
     def measure(parts, index):
         size = sum(part.leaves[index].size for part in parts())
@@ -77,6 +79,7 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
     Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
     """
     check_density(density)
+    setting(seed, 0, "seed")
     if rescale not in ("probability", "norm", None):
         raise ValueError(f"rescale must be 'probability', 'norm' or None, not {rescale!r}")
 
@@ -111,7 +114,7 @@ def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> S
     Davari and Belilovsky, "Model breadcrumbs", 2023, arXiv 2312.06795.
     """
     check_density(density)
-    if not 0 <= gamma < 1:
+    if not 0 <= setting(gamma, 0.0, "gamma") < 1:
         raise ValueError(f"gamma must be in [0, 1), not {gamma}")
 
     def measure(parts, index):
@@ -152,6 +155,8 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
 
     Deep et al., "DELLA-Merging", 2024, arXiv 2406.11617.
     """
+    for value, default, name in ((density, 1.0, "density"), (epsilon, 0.0, "epsilon"), (seed, 0, "seed")):
+        setting(value, default, name)
     if not (0 < density - epsilon <= 1 and 0 < density + epsilon <= 1):
         raise ValueError(f"density ± epsilon must lie in (0, 1], but they are {density} ± {epsilon}")
     if rescale not in ("probability", "norm", None):
@@ -235,6 +240,7 @@ def scaled(vector, factor):
 
 
 def check_density(density: float) -> None:
-    """Raise a ValueError unless the density is in (0, 1]."""
+    """Raise a ValueError unless the density is a number in (0, 1]."""
+    setting(density, 1.0, "density")
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], not {density}")

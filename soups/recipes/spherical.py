@@ -61,14 +61,16 @@ def nuslerp(inputs: Inputs, *, weights=1.0, scope: str = "leaf") -> Recipe:
 
     [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with t = w_2 / (w_1 + w_2) and Ω the angle between a and b, which are the
     members or, with a base, their task vectors; linear where a and b are (anti)parallel up to rounding, sin Ω at most
-    64 times the epsilon of their dtype, as leaves of one element are. `scope`: one angle for each "leaf", for the
-    "model", or for each "row" (along the last axis) or "column" (along the first).
+    64 times the epsilon of their dtype, as leaves of one element are; t = 1/2 where w_1 + w_2 is zero. `scope`: one
+    angle for each "leaf", for the "model", or for each "row" (along the last axis) or "column" (along the first).
 
     Raises:
         ValueError: not two members, mismatched structures, NaN or infinity, an unknown scope.
 
     Shoemake, "Animating rotation with quaternion curves", 1985.
     """
+
+    weights = weights if tree.traced(weights) else arguments.balanced(weights)
 
     def coefficients(xp, gram, length, epsilon):
         total = xp.asarray(weights[0] + weights[1], gram.dtype)
@@ -103,16 +105,14 @@ def multislerp(
     Raises:
         ValueError: no members, mismatched structures, NaN or infinity, an unknown scope, weights that sum to zero.
     """
-    weights = np.asarray(weights, np.float64)
-    if normalize and abs(weights.sum()) < 1e-8:
-        raise ValueError(f"weights that sum to zero cannot be normalized: {weights.tolist()}")
+    shares = np.asarray(arguments.shares(weights) if normalize else weights, np.float64)
 
     def mixed(xp, lengths):
-        share = xp.asarray(weights / weights.sum() if normalize else weights, lengths.dtype)
+        share = xp.asarray(shares, lengths.dtype)
         return share * lengths / (lengths + epsilon)
 
     def coefficients(xp, gram, length, resolution):
-        share = xp.asarray(weights / weights.sum() if normalize else weights, gram.dtype)
+        share = xp.asarray(shares, gram.dtype)
         lengths = _lengths(xp, gram)
         cancels = length < (epsilon or 64 * resolution)
         if epsilon and xp is np and inputs.number > 2 and cancels and gram.any():
@@ -225,10 +225,10 @@ def geometric_median(inputs: Inputs, *, weights=1.0, scope: str = "leaf", iterat
     Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937. Vardi and Zhang,
     "The multivariate L1-median and associated data depth", 2000.
     """
-    weights = np.asarray(arguments.check_weights(weights), np.float64)
+    shares = np.asarray(arguments.shares(arguments.check_weights(weights)), np.float64)
 
     def coefficients(xp, gram, length, epsilon):
-        share = xp.asarray(weights / weights.sum(), gram.dtype)
+        share = xp.asarray(shares, gram.dtype)
         limit = max(64 * epsilon, math.sqrt(64 * np.finfo(np.float64).eps))
         return _median_coefficients(xp, gram, share, limit, iterations)
 
