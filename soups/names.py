@@ -6,7 +6,7 @@ import functools
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 MOST = 20  # names or lines of a message; more would hide what it says
 _LONG = 200  # characters; a name from a file may have any number
@@ -19,8 +19,8 @@ def check_name(name: str, known: Iterable[str], kind: str) -> str:
     Raises:
         ValueError: it is not; the message has the closest name, and all of them where they are few.
     """
-    known = list(known)
-    if name in known:
+    known = known if isinstance(known, Collection) else list(known)
+    if isinstance(name, Hashable) and name in known:
         return name
     choices = f"; there are: {', '.join(sorted(map(str, known)))}" if len(known) <= MOST else ""
     raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, known)}{choices}")

@@ -26,10 +26,19 @@ def test_an_unknown_name_is_an_error_with_the_closest_and_with_all_if_few():
         names.check_name("method_ccccccccd", many, "method")
 
 
-@pytest.mark.parametrize("name", [3, None, ("a",), 1.5])
-def test_what_is_no_text_is_an_error_in_words_too(name):
+@pytest.mark.parametrize("known", [["ties", "linear"], {"ties": 1, "linear": 2}, iter(["ties", "linear"])], ids=type)
+@pytest.mark.parametrize("name", [3, None, ("a",), 1.5, ["ties"], {}])
+def test_what_is_no_text_is_an_error_in_words_too(name, known):
     with pytest.raises(ValueError, match="unknown method"):
-        names.check_name(name, ["ties", "linear"], "method")
+        names.check_name(name, known, "method")
+
+
+def test_a_mapping_is_looked_into_and_not_gone_through():
+    class Known(dict):
+        def __iter__(self):
+            raise AssertionError("each check would cost as much as there are names")
+
+    assert names.check_name("ties", Known(ties=1), "method") == "ties"
 
 
 def test_what_is_nothing_like_any_is_not_meant():

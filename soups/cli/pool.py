@@ -7,6 +7,8 @@ soups pool add POOL NAME CHECKPOINT [--metadata JSON]
 soups pool import --arch ARCHITECTURE --pool POOL FILE ... [--hparams hparam_info.json] [--num_classes N]
 soups pool remove POOL NAME ...
 
+`add` reads what `soups merge` does: files of safetensors, torch, NumPy (.npz), GGUF and Flax (.msgpack), folders of
+Hugging Face and Orbax, POOL:NAME; CHECKPOINT@TREE takes one of several trees. Names become nested dicts.
 `import` reads published weights, .pt and .pth without torch, .safetensors and .npz: each file becomes the member of its
 name without suffix. The headers of all files are compared with the architecture first, and nothing is imported if one
 of them is wrong. The same command goes on after it was stopped: what is there from the same file is left as it is.

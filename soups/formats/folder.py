@@ -28,7 +28,7 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpo
     The names of nested mappings of a torch file are joined with ".". It may be a TorchScript archive, as OpenAI's CLIP
     is: its code is not read, and its modules' tensors have the names of its state_dict; a tensor that is neither
     parameter nor buffer cannot be told from those and is given too. Tensors that share all their elements are one leaf
-    and aliases.
+    and aliases; NumPy arrays of numbers among them are tensors too.
 
     Raises:
         FileNotFoundError: nothing there.

@@ -8,7 +8,7 @@ import struct
 import ml_dtypes
 import numpy as np
 
-from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes, listed, map_file, short
+from soups.formats.tensors import CheckpointError, Header, Leaf, check_layout, checked_nbytes, listed, map_file, short
 
 MAX_STEPS = 5_000_000  # values in the header: a vocabulary of 256,000 tokens takes about a million
 MAX_TEXT = 1 << 20  # bytes of a string that is kept
@@ -133,20 +133,12 @@ def _leaves(infos, end, metadata, path, size):
     alignment = metadata.get("general.alignment", "32")
     if not alignment.isdecimal() or not 0 < int(alignment) <= 1 << 20:
         raise CheckpointError(f"{path} has an alignment that is no number of bytes, {short(alignment)}")
-    alignment, leaves = int(alignment), []
-    start = end = math.ceil(end / alignment) * alignment
+    start = math.ceil(end / int(alignment)) * int(alignment)
+    leaves = []
     for name, shape, kind, offset in sorted(infos, key=lambda info: info[3]):
-        where = f"{path}: tensor {short(name)}"
-        nbytes = checked_nbytes(shape, DTYPES[kind], where)
-        if start + offset != end:
-            wrong = "overlaps the one before it" if start + offset < end else "leaves a hole before it"
-            raise CheckpointError(f"{where} {wrong}: offset {offset}, not {end - start}")
-        if end + nbytes > size:
-            raise CheckpointError(f"{path} is truncated: {where} ends at byte {end + nbytes}, the file at {size}")
-        leaves.append(Leaf(name, shape, DTYPES[kind], path, end, nbytes))
-        end += -(-nbytes // alignment) * alignment
-    if size > max(end, start):
-        raise CheckpointError(f"{path}: {size - end} bytes after the last tensor")
+        nbytes = checked_nbytes(shape, DTYPES[kind], f"{path}: tensor {short(name)}")
+        leaves.append(Leaf(name, shape, DTYPES[kind], path, start + offset, nbytes))
+    check_layout(leaves, start, size, path, int(alignment))
     return leaves
 
 

@@ -62,7 +62,12 @@ def _leaf(name, file, entry, path):
     dtype = _dtype(stored)
     if packed or stored.newbyteorder("=") != stored:
         size = os.fstat(file.fileno()).st_size
-        return Leaf(name, shape, dtype, path, None, nbytes, load=lambda: _load(path, size, entry, start, array))
+
+        def load(index):
+            return _load(path, size, entry, start, array)[index]
+
+        # what is unpacked is joined from blocks
+        return Leaf(name, shape, dtype, path, None, nbytes, load=load, making=2 * nbytes)
     if not fortran or not nbytes:
         return Leaf(name, shape, dtype, path, start + length, nbytes)
     strides = tuple(stored.itemsize * math.prod(shape[:axis]) for axis in range(len(shape)))

@@ -10,20 +10,17 @@ and JAX are imported when they are used: half a second that reading files of oth
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 import pathlib
 import re
-import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from soups.formats import msgpack, zarr
-from soups.formats.mapping import mapped
 from soups.formats.orbax_steps import AGGREGATE, DATABASE, TREE_METADATA, known_tree, newest, trees
-from soups.formats.tensors import CheckpointError, Leaf, listed, nested, short
+from soups.formats.tensors import Checkpoint, CheckpointError, Leaf, listed, nested, short
 from soups.formats.text import read_bytes, read_json
 from soups.formats.weights import ALL, BELONG, left_out, several, weights_by_path
 from soups.lazy import jax
@@ -95,84 +92,13 @@ def load_checkpoint(path) -> Tree:
 
 def _load_leaves(path):
     try:
-        return nested({tuple(name.split("/")): leaf.read() for name, leaf in open_leaves(path).items()})
+        there = open_leaves(path)
+        return nested({there.keys[name]: there.read(name) for name in there.leaves})
     except CheckpointError as error:
         raise ValueError(f"{path} is no Orbax checkpoint of one pytree: {error}") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredLeaf:
-    """Read a leaf of a checkpoint, or a part of it: mapped where it lies raw in one file, else from its chunks."""
-
-    path: str
-    source: np.ndarray | zarr.Stored
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return the shape of the whole leaf."""
-        return self.source.shape if isinstance(self.source, np.ndarray) else self.source.array.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Return the dtype."""
-        return self.source.dtype if isinstance(self.source, np.ndarray) else self.source.array.dtype
-
-    @property
-    def making(self) -> int:
-        """Return the bytes of memory that reading it takes; 0 where it is mapped."""
-        return 0 if isinstance(self.source, np.ndarray) else self.source.making
-
-    def read(self, index: Any = ...) -> np.ndarray:
-        """Return the elements at `index`, a slice for each axis; of chunks only those are read that hold them.
-
-        Raises:
-            CheckpointError: a chunk is missing or damaged.
-        """
-        return self.source[index] if isinstance(self.source, np.ndarray) else self.source.read(index)
-
-
-@dataclasses.dataclass(frozen=True)
-class Arrays:
-    """Return the tensors of an Orbax checkpoint by name: a `formats.tensors.Tensors`; no array is read until asked.
-
-    `leaves`, `sizes`, `notes`: as `Tensors` has them. The names are the `keys`, joined with "/".
-    """
-
-    path: pathlib.Path
-    leaves: dict[str, Leaf]
-    sizes: dict[pathlib.Path, int] = dataclasses.field(repr=False)
-    notes: tuple[str, ...]
-    keys: dict[str, tuple[str, ...]] = dataclasses.field(repr=False, compare=False)
-    _stored: dict[str, StoredLeaf] = dataclasses.field(repr=False, compare=False)
-
-    metadata = aliases = digests = types.MappingProxyType({})
-
-    def read(self, name: str, index: Any = ...) -> np.ndarray:
-        """Return a tensor, mapped where it lies raw in one file, or the part of it at `index`, a slice for each axis.
-
-        Raises:
-            CheckpointError: no tensor of this name; a file is missing or damaged.
-        """
-        if name not in self._stored:
-            raise CheckpointError(f"{self.path}: no tensor {short(name)}")
-        return self._stored[name].read(index)
-
-    def map(self, name: str) -> np.ndarray:
-        """Return a tensor, as `read`."""
-        return self.read(name)
-
-    def check_leaf(self, name: str, digest: str) -> None:
-        """Compare nothing, as `check`."""
-
-    def making(self, name: str) -> int:
-        """Return the bytes of memory that reading a whole tensor takes; 0 where it is mapped."""
-        return self._stored[name].making
-
-    def check(self, process: int = 0, processes: int = 1) -> None:
-        """Compare nothing: these files have no digests."""
-
-
-def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Arrays:
+def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Checkpoint:
     """Open the weights in an Orbax checkpoint of any version, or in Flax's MessagePack file.
 
     `path`: of a checkpoint; of a step, whose parts are then trees; or of the folder of a CheckpointManager, of which
@@ -206,19 +132,12 @@ def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Arrays:
         raise CheckpointError(f"{path} holds no arrays")
     if tree is None and len(items) > 1 and len(first := {keys[0] for keys in chosen.values()} - {*BELONG}) > 1:
         raise several(path, sorted(first))
-    sizes = {item: _sizes(item) for item in items.values()}
-    keys = {"/".join(new): new for new in chosen}
-    stored = _open({name: leaves[chosen[new]] for name, new in keys.items()}, path, len(chosen), sizes)
-    headers = {
-        name: Leaf(name, leaf.shape, leaf.dtype, path, None, math.prod(leaf.shape) * leaf.dtype.itemsize)
-        for name, leaf in stored.items()
-    }
-    files = {file: size for own in sizes.values() for file, size in own.items()}
-    return Arrays(path, headers, files, (*notes, *left_out([*left, *strings])), keys, stored)
+    places = {new: leaves[old] for new, old in chosen.items()}
+    return _open(places, path, items.values(), (*notes, *left_out([*left, *strings])))
 
 
-def open_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
-    """Open all leaves of an Orbax checkpoint of one pytree, by their keys joined with "/"; none is read yet.
+def open_leaves(path: str | os.PathLike) -> Checkpoint:
+    """Open all leaves of an Orbax checkpoint of one pytree, by their keys joined with "/".
 
     Raises:
         FileNotFoundError: there is no directory at `path`.
@@ -236,8 +155,7 @@ def open_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
         raise CheckpointError(
             f"{path} holds strings, which are no arrays: {listed('/'.join(keys) for keys in strings)}"
         )
-    places = {"/".join(keys): leaf for keys, leaf in leaves.items()}
-    return _open(places, path, len(leaves), {item: _sizes(item)})
+    return _open(leaves, path, [item])
 
 
 # --- Trees ---
@@ -316,27 +234,35 @@ def _packed(tree, item, storage):
 # --- Arrays ---
 
 
-def _open(places, path, count, sizes):
-    if len(places) < count:
+def _open(places, path, items, notes=()):
+    """Open the arrays at places that are given by their keys."""
+    keys = {"/".join(own): own for own in places}
+    if len(keys) < len(places):
         raise CheckpointError(f"{path}: two tensors have one name when their keys are joined with '/'")
-    available = {item: sum(own.values()) for item, own in sizes.items()}
-    databases = {item: _database(item) for item in available}
-    reading = {name: _begin(place, databases[place.item], available[place.item]) for name, place in places.items()}
-    opening = {name: read() for name, read in reading.items()}
-    return {name: opened() for name, opened in opening.items()}
+    sizes = {item: _sizes(item) for item in items}
+    databases = {item: _database(item) for item in items}
+    reading = [
+        _begin(name, places[own], databases[places[own].item], sum(sizes[places[own].item].values()))
+        for name, own in keys.items()
+    ]
+    opening = [read() for read in reading]
+    leaves = {name: opened() for name, opened in zip(keys, opening, strict=True)}
+    files = {leaf.file: leaf.nbytes for leaf in leaves.values() if leaf.offset is not None}
+    files |= {file: size for own in sizes.values() for file, size in own.items()}
+    return Checkpoint(path, leaves, {}, {}, files, notes, keys)
 
 
-def _begin(place, database, available):
+def _begin(name, place, database, available):
     """Begin to read a header; the function that is returned begins to open its array, and returns the one that ends."""
     if place.value is not None:
-        leaf = StoredLeaf(str(place.item), place.value)
-        return lambda: lambda: leaf
+        leaf = Leaf(name, place.value.shape, place.value.dtype, place.item, None, place.value.nbytes)
+        return lambda: lambda: dataclasses.replace(leaf, load=place.value.__getitem__)
     kind = zarr.ZARR3 if place.storage.get("use_zarr3") is True else zarr.ZARR2
     where = f"{place.item}/{place.name}"
     if database is None:
         _check_inside(place)
         content = _content(f"{where}/{kind}", where)
-        return lambda: _from_files(place, kind, zarr.header(content, kind, where, available), where)
+        return lambda: _from_files(name, place, kind, zarr.header(content, kind, where, available), where)
     value = database.read(f"{place.name}/{kind}")
 
     def read():
@@ -344,7 +270,7 @@ def _begin(place, database, available):
         if not found:
             raise CheckpointError(f"{where} cannot be opened: it is not in the database")
         array = zarr.header(found, kind, where, available)
-        return _from_chunks(place, kind, array, where, {"driver": "ocdbt", "base": _files(place.item)})
+        return _from_chunks(name, place, kind, array, where, {"driver": "ocdbt", "base": _files(place.item)})
 
     return read
 
@@ -356,18 +282,16 @@ def _content(path, where):
         raise CheckpointError(f"{where} cannot be opened: {error}") from error
 
 
-def _from_files(place, kind, array, where):
-    file = f"{where}/{array.file}"
-    if array.file is None or not array.nbytes or not os.path.isfile(file):
-        return _from_chunks(place, kind, array, where, _files(place.item))
-    try:
-        leaf = StoredLeaf(where, mapped(file, array.nbytes).view(array.dtype).reshape(array.shape))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{where} cannot be opened: {error}") from error
-    return lambda: leaf
+def _from_files(name, place, kind, array, where):
+    file = pathlib.Path(f"{where}/{array.file}")
+    if array.file is None or not array.nbytes or not file.is_file():
+        return _from_chunks(name, place, kind, array, where, _files(place.item))
+    if (actual := file.stat().st_size) != array.nbytes:
+        raise CheckpointError(f"{where} cannot be opened: {file} has {actual} bytes instead of {array.nbytes}")
+    return lambda: Leaf(name, array.shape, array.dtype, file, 0, array.nbytes)
 
 
-def _from_chunks(place, kind, array, where, store):
+def _from_chunks(name, place, kind, array, where, store):
     spec = {
         "driver": "zarr" if kind == zarr.ZARR2 else "zarr3",
         "kvstore": store,
@@ -377,7 +301,12 @@ def _from_chunks(place, kind, array, where, store):
         and place.storage.get("store_array_data_equal_to_fill_value") is not True,
     }
     opened = zarr.opening(spec, where, array)
-    return lambda: StoredLeaf(where, opened())
+
+    def leaf():
+        stored = opened()
+        return Leaf(name, array.shape, array.dtype, place.item, None, array.nbytes, None, stored.read, stored.making)
+
+    return leaf
 
 
 def _database(item):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes, short
+from soups.formats.tensors import CheckpointError, Header, Leaf, check_layout, checked_nbytes, short
 from soups.formats.text import parse_json
 
 MAX_HEADER = 100_000_000  # the limit of the format
@@ -55,7 +55,7 @@ def read_header(path: pathlib.Path) -> Header:
     metadata = _metadata(entries.pop("__metadata__", {}), path)
     leaves = [_leaf(name, entry, path, 8 + length) for name, entry in entries.items()]
     leaves.sort(key=lambda leaf: (leaf.offset, leaf.nbytes))
-    _check_coverage(leaves, 8 + length, size, path)
+    check_layout(leaves, 8 + length, size, path)
     names = {leaf.name for leaf in leaves}
     # torch's helper of the format notes the tied tensors that it leaves out in the metadata
     aliases = {name: kept for name, kept in metadata.items() if kept in names and name not in names}
@@ -139,18 +139,3 @@ def _unread(dtype):
         return f"{dtype}: quantised numbers of less than a byte; save the model in BF16 or F32"
     shown = short(dtype) if isinstance(dtype, str) else f"a {type(dtype).__name__}"
     return f"{shown}; known are {', '.join(DTYPES)}"
-
-
-def _check_coverage(leaves, start, size, path):
-    # every byte belongs to one tensor: what overlaps, or hides between tensors, was not written by an honest writer
-    for leaf in leaves:
-        if leaf.offset != start:
-            kind = "overlaps the one before it" if leaf.offset < start else "leaves a hole before it"
-            raise CheckpointError(f"{path}: tensor {short(leaf.name)} {kind}: offset {leaf.offset}, not {start}")
-        start += leaf.nbytes
-        if start > size:
-            raise CheckpointError(
-                f"{path} is truncated: tensor {short(leaf.name)} ends at byte {start}, the file at {size}"
-            )
-    if start != size:
-        raise CheckpointError(f"{path}: {size - start} bytes after the last tensor")

@@ -31,7 +31,8 @@ class Leaf:
 
     `offset`: of its raw, little-endian, C-contiguous bytes in `file`, or None where they are not contiguous; `strided`
     then has the offset of its first element and its strides in bytes. `nbytes`: prod(shape) times the item size.
-    `load` makes a tensor whose bytes cannot be mapped, such as a compressed one.
+    `load` makes the part at an index of a tensor whose bytes cannot be mapped, such as a compressed one, and takes
+    `making` bytes of memory for all of it.
     """
 
     name: str
@@ -41,7 +42,8 @@ class Leaf:
     offset: int | None
     nbytes: int
     strided: tuple[int, tuple[int, ...]] | None = None
-    load: Callable[[], np.ndarray] | None = dataclasses.field(default=None, repr=False, compare=False)
+    load: Callable[[Any], np.ndarray] | None = dataclasses.field(default=None, repr=False, compare=False)
+    making: int = 0
 
 
 class Header(NamedTuple):
@@ -81,6 +83,7 @@ class Tensors(Protocol):
 
     def map(self, name: str) -> np.ndarray:
         """Return a tensor as `read` does, but leave it to the caller to hash its bytes and to call `check_leaf`."""
+        return self.read(name)
 
     def check_leaf(self, name: str, digest: str) -> None:
         """Compare the digest of a tensor's bytes with the one that is known, if one is."""
@@ -93,47 +96,37 @@ class Tensors(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """Return the tensors of a checkpoint by name, without reading them until asked.
+class Checkpoint(Tensors):
+    """Return the tensors of a checkpoint by name, without reading them until asked; none has a digest.
 
     `leaves`: in file order, shard after shard, by offset. `metadata`: strings that the files carry. `aliases`: tied
     tensors, from each name that is left out to the name in `leaves` that has its values. `sizes`: the files' sizes when
     their headers were read. `notes`: with the entries of a torch file that are no weights (of a TorchScript archive the
-    last parts of their names, each once).
+    last parts of their names, each once). `keys`: of an Orbax checkpoint, whose names join them with "/".
     """
 
     path: pathlib.Path
     leaves: dict[str, Leaf]
     metadata: dict[str, str]
     aliases: dict[str, str]
-    sizes: dict[pathlib.Path, int]
+    sizes: dict[pathlib.Path, int] = dataclasses.field(repr=False)
     notes: tuple[str, ...] = ()
+    keys: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _maps: dict[pathlib.Path, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     digests = types.MappingProxyType({})  # none is known before a file is read
 
-    def check(self, process: int = 0, processes: int = 1) -> None:
-        """Compare nothing: these files have no digests."""
-
-    def check_leaf(self, name: str, digest: str) -> None:
-        """Compare nothing, as `check`."""
-
-    def map(self, name: str) -> np.ndarray:
-        """Return a tensor, as `read`."""
-        return self.read(name)
-
     def making(self, name: str) -> int:
-        """Count the bytes that unpacking a tensor takes; 0 where it is mapped."""
-        leaf = self._leaf(name)
-        return 2 * leaf.nbytes if leaf.load else 0  # what is unpacked is joined from blocks
+        """Count the bytes of memory that it takes to make a tensor; 0 where it is mapped."""
+        return self._leaf(name).making
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Map a tensor, read-only, in its own shape and dtype; an alias gives the tensor that it is tied to.
 
         `index`: slices for all axes, for a part of it.
 
-        The array may be unaligned or strided, as the file has it; its pages are read when they are touched. A
-        compressed one is unpacked whole.
+        The array may be unaligned or strided, as the file has it; its pages are read when they are touched. Of one in
+        chunks those are read that hold what is asked for; an otherwise compressed one is unpacked whole.
 
         Raises:
             CheckpointError: no tensor of this name; the file has changed its size, or is gone.
@@ -144,7 +137,7 @@ class Checkpoint:
             empty.flags.writeable = False
             return empty[index]
         if leaf.load:
-            return leaf.load()[index]
+            return leaf.load(index)
         first, strides = leaf.strided or (leaf.offset, None)
         # NumPy itself compares shape and strides with the size of the buffer
         return np.ndarray(leaf.shape, leaf.dtype, self._map(leaf.file), first, strides)[index]
@@ -183,6 +176,25 @@ def checked_nbytes(shape: tuple, dtype: np.dtype, where: str) -> int:
         if total > MAX_BYTES:
             raise CheckpointError(f"{where} has a shape of more than 2^63 bytes")
     return math.prod(shape) * dtype.itemsize
+
+
+def check_layout(leaves: Iterable[Leaf], start: int, size: int, path: pathlib.Path, alignment: int = 1) -> None:
+    """Compare the offsets of a file's tensors, in their order, with what an honest writer writes.
+
+    Every byte from `start` to the file's `size` belongs to one tensor, or fills the space to the next multiple of
+    `alignment`: what overlaps, or hides between tensors, is an error.
+    """
+    end = start
+    for leaf in leaves:
+        tensor = f"tensor {short(leaf.name)}"
+        if leaf.offset != end:
+            wrong = "overlaps the one before it" if leaf.offset < end else "leaves a hole before it"
+            raise CheckpointError(f"{path}: {tensor} {wrong}: offset {leaf.offset - start}, not {end - start}")
+        if end + leaf.nbytes > size:
+            raise CheckpointError(f"{path} is truncated: {tensor} ends at byte {end + leaf.nbytes}, the file at {size}")
+        end += -(-leaf.nbytes // alignment) * alignment
+    if size > end:
+        raise CheckpointError(f"{path}: {size - end} bytes after the last tensor")
 
 
 def separator(names: Iterable[str]) -> str:

@@ -213,7 +213,7 @@ def _walk(node, path, prefix="", depth=0):
 
 def _leaf(name, tensor, path, locate):
     if type(tensor) is np.ndarray:
-        return Leaf(name, tensor.shape, tensor.dtype, path, None, tensor.nbytes, load=lambda: tensor), name
+        return Leaf(name, tensor.shape, tensor.dtype, path, None, tensor.nbytes, load=tensor.__getitem__), name
     where = f"{path}: tensor {short(name)}"
     nbytes = checked_nbytes(tensor.shape, tensor.dtype, where)
     start, available = locate(tensor.storage)

@@ -3,39 +3,17 @@
 import dataclasses
 from collections.abc import Callable
 
-import ml_dtypes
+import ml_dtypes as ml_dtypes
 import numpy as np
 
 from soups.formats.tensors import MAX_RANK, CheckpointError, UnsafeCheckpointError, short
 
-DTYPES = {
-    "float64": np.dtype(np.float64),
-    "double": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "half": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
-    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
-    "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
-    "complex64": np.dtype(np.complex64),
-    "complex128": np.dtype(np.complex128),
-    "int64": np.dtype(np.int64),
-    "long": np.dtype(np.int64),
-    "int32": np.dtype(np.int32),
-    "int": np.dtype(np.int32),
-    "int16": np.dtype(np.int16),
-    "short": np.dtype(np.int16),
-    "int8": np.dtype(np.int8),
-    "uint64": np.dtype(np.uint64),
-    "uint32": np.dtype(np.uint32),
-    "uint16": np.dtype(np.uint16),
-    "uint8": np.dtype(np.uint8),
-    "bool": np.dtype(np.bool_),
-}
+_DTYPES = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu "
+_DTYPES += "complex64 complex128 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
+DTYPES = {name: np.dtype(name) for name in _DTYPES.split()}  # NumPy knows the names of ml_dtypes, which is imported
+_OTHER_NAMES = {"double": "float64", "float": "float32", "half": "float16"}
+_OTHER_NAMES |= {"long": "int64", "int": "int32", "short": "int16"}
+DTYPES |= {name: DTYPES[same] for name, same in _OTHER_NAMES.items()}
 STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",

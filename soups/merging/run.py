@@ -159,7 +159,7 @@ def verify_output(
     stored, there = read_record(out)["inputs"], open_model(f"{out}@{ALL}")
     shared, digests = _measure_model(plan), {}
     names = {output.name: output.name for output in plan.outputs}
-    if not isinstance(there, Checkpoint):
+    if not isinstance(there, Checkpoint) or there.keys:
         names = {leaf: name for name, leaf in tree.flatten(nested({name: name for name in names})).items()}
     different = [f"{name} is extra" for name in there.leaves if name not in names.values()]
 

@@ -43,7 +43,7 @@ def describe(directory: pathlib.Path, flat: _paths.Flat) -> dict:
     opened, leaves, nonfinite = orbax.open_leaves(directory), {}, []
     for name, keys in flat.keys.items():
         stored = _paths.stored_name(keys)
-        array = opened[stored].read() if flat.arrays[name].size else _native(flat.arrays[name])
+        array = opened.read(stored) if flat.arrays[name].size else _native(flat.arrays[name])
         leaves[name] = _entry(keys, array)
         if stored != "/".join(_paths.texts(keys)) or not all(isinstance(key, str) for key in keys):
             leaves[name]["stored"] = stored

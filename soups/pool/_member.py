@@ -62,6 +62,10 @@ class Member:
         files = [self.path / file for file in self.record["files"]]
         return {file: file.stat().st_size for file in files if file.is_file()}
 
+    @functools.cached_property
+    def _leaf_in(self):
+        return {_folder(entry): leaf for leaf, entry in self.record["leaves"].items()}
+
     @property
     def unverified(self) -> set[str]:
         """Name the leaves that lie raw in one file each, whose bytes nobody has compared with their digests yet."""
@@ -145,12 +149,12 @@ class Member:
         elif name in self._raw:
             return self._mapped(leaf).view(leaf.dtype).reshape(leaf.shape)[index]
         else:
-            array = self._stored(name, leaf).read(index)
+            array = self._opened.read(self._stored(name, leaf).name, index)
         array.flags.writeable = False
         return array
 
     def _stored(self, name, leaf):
-        stored = self._opened.get(stored_name(self.record["leaves"][name]))
+        stored = self._opened.leaves.get(stored_name(self.record["leaves"][name]))
         if stored is None or (stored.shape, stored.dtype) != (leaf.shape, leaf.dtype):
             raise self._error([f"leaf {shown(name)} is not in the checkpoint with the shape and dtype of the record"])
         return stored
@@ -198,7 +202,7 @@ class Member:
 
     def _described(self, file, problem):
         folder = file.rpartition("/")[0].rpartition("/")[2]
-        leaf = next((leaf for leaf, entry in self.record["leaves"].items() if _folder(entry) == folder), None)
+        leaf = self._leaf_in.get(folder)
         return f"{shown(file)}{'' if leaf is None else f' (leaf {shown(leaf)})'} {problem}"
 
     def _raise(self, problems):

@@ -1,5 +1,6 @@
 """Keep fine-tuned members with their configurations, metrics and digests in a directory."""
 
+import collections
 import contextlib
 import copy
 import json
@@ -13,7 +14,7 @@ from soups import tree as tree_lib
 from soups.files import local_path, sync_files, sync_folder
 from soups.formats.text import parse_json
 from soups.lazy import jax
-from soups.names import did_you_mean
+from soups.names import MOST, bounded, did_you_mean
 from soups.pool import _describe, _manifest, _paths, _record
 from soups.pool._member import Member, nested
 from soups.processes import on_first_process
@@ -63,13 +64,14 @@ class Pool(Mapping):
         """Return a view of some members, in the order of `names`.
 
         Raises:
-            ValueError: a name that the pool does not have, or one given twice; all are listed.
+            ValueError: a name that the pool does not have, or one given twice; the first are listed.
         """
-        unknown = [self._unknown(name) for name in names if name not in self]
-        twice = [f"{name!r} is selected twice" for name in dict.fromkeys(names) if list(names).count(name) > 1]
+        missing = [name for name in names if name not in self]
+        unknown = [self._unknown(name) if at < MOST else name for at, name in enumerate(missing)]
+        twice = [f"{name!r} is selected twice" for name, count in collections.Counter(names).items() if count > 1]
         if unknown or twice:
-            raise ValueError("\n".join(unknown + twice))
-        return self._view(list(names))
+            raise ValueError(bounded(unknown + twice))
+        return self._view(names)
 
     @property
     def structure(self) -> Tree:
@@ -272,7 +274,7 @@ class Pool(Mapping):
 
     def _view(self, names):
         view = copy.copy(self)
-        view._selected = names
+        view._selected = dict.fromkeys(names)
         return view
 
     def _not_empty(self):

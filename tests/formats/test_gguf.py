@@ -126,7 +126,7 @@ FILES = {
         gguf_bytes([ONE, info("b", (2,), 0, 8)], b"\0" * 40),
         "'b' overlaps the one before it: offset 8, not 32",
     ),
-    "truncated": (gguf_bytes([ONE], b"\0" * 7), "is truncated: .* tensor 'a' ends at byte"),
+    "truncated": (gguf_bytes([ONE], b"\0" * 7), "is truncated: tensor 'a' ends at byte"),
     "a huge tensor": (gguf_bytes([info("a", (2**40,), 0, 0)], b"\0" * 8), "is truncated: .* ends at byte"),
     "beyond 64 bits": (gguf_bytes([info("a", (2**62, 2**62), 0, 0)], b"\0" * 8), "more than 2^63 bytes"),
     "beyond 64 bits, one axis": (gguf_bytes([info("a", (HUGE,), 0, 0)], b"\0" * 8), "not of non-negative integers"),

@@ -4,6 +4,8 @@ import gzip
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -121,3 +123,12 @@ def test_what_cannot_be_read(folder, files, tmp_path, monkeypatch):
     path = tmp_path if folder else files["zip"]
     with pytest.raises(CheckpointError, match=f"{path} cannot be read: Permission denied"):
         open_checkpoint(path)
+
+
+def test_what_reads_other_kinds_is_not_imported(tmp_path):
+    path = write_safetensors(tmp_path / "x.safetensors", {"a": np.ones(3)})
+    code = "import sys, soups.cli.merge; from soups.merging.sources import open_model; open_model(sys.argv[1])\n"
+    code += "print({name.removeprefix('soups.formats.') for name in sys.modules} & set(sys.argv[2:]))"
+    others = ["gguf", "msgpack", "npz", "orbax", "torch_file", "zarr", "archive", "zipfile", "tensorstore", "jax"]
+    made = subprocess.run([sys.executable, "-c", code, path, *others], capture_output=True, text=True, check=True)
+    assert made.stdout == "set()\n"

@@ -191,11 +191,13 @@ def test_views_keep_their_order_and_do_not_change_the_pool(pool):
             change()
 
 
-def test_unknown_names_are_all_listed_with_the_closest(pool):
+def test_unknown_names_are_listed_with_the_closest(pool):
     with pytest.raises(ValueError) as error:
         pool.select(["lr-0", "lr_1", "else", "lr-0"])
     for part in ("'lr_1'", "did you mean 'lr-1'?", "'else'", "'lr-0' is selected twice"):
         assert part in str(error.value)
+    with pytest.raises(ValueError, match=r"(?s)no member 'lr-0x0' .*\.\.\. and 80 more$"):
+        pool.select([f"lr-0x{number}" for number in range(100)])
     for call in (pool.__getitem__, pool.record, pool.metrics, pool.digest, pool.remove):
         with pytest.raises(KeyError, match="did you mean 'lr-2'"):
             call("lr-22")
