@@ -101,8 +101,8 @@ def open_with_lora(model: str, open_model) -> Checkpoint | View:
         FileNotFoundError: no such model or adapter.
         ValueError: an adapter where a model is meant; an adapter of another kind than LoRA, or with what changes this
             formula, by name; matrices without a tensor in the model or with several, without their other half, or of
-            other shapes; a square matrix that fits both ways; parts of the adapter that would change one tensor, all of
-            them in one message.
+            other shapes or another rank than the config says; a square matrix that fits both ways; an adapter without
+            tensors; parts of the adapter that would change one tensor, all of them in one message.
         CheckpointError: as `open_checkpoint` and `read_json`.
 
     Hu et al., "LoRA: low-rank adaptation of large language models", 2021, arXiv 2106.09685; Kalajdzievski, "A rank
@@ -160,25 +160,26 @@ def _config(folder):
             f"{path}: init_lora_weights {start!r:.200} changes the model that the adapter belongs to, "
             "so adding it to the original is wrong: merge this adapter into its model first"
         )
-    _check_alphas(config, path)
+    _check_numbers(config, path)
     return config
 
 
-def _check_alphas(config, path):
-    alphas = config.get("alpha_pattern") or {}
-    if not isinstance(alphas, dict):
-        raise ValueError(f"{path}: alpha_pattern must map names of modules to numbers, not {alphas!r:.200}")
+def _check_numbers(config, path):
+    alphas, ranks = (config.get(name) or {} for name in ("alpha_pattern", "rank_pattern"))
+    for name, patterns in (("alpha_pattern", alphas), ("rank_pattern", ranks)):
+        if not isinstance(patterns, dict):
+            raise ValueError(f"{path}: {name} must map names of modules to numbers, not {patterns!r:.200}")
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"{path}: {name}: {shown(pattern)!r} is not a regex: {error}") from error
     for alpha in [config.get("lora_alpha"), *alphas.values()]:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
             raise ValueError(f"{path}: lora_alpha must be a number, not {alpha!r:.200}")
     for name in ("use_rslora", "fan_in_fan_out"):
         if not isinstance(config.get(name), bool | None):
             raise ValueError(f"{path}: {name} must be true or false, not {config[name]!r:.200}")
-    for pattern in alphas:
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{path}: alpha_pattern: {shown(pattern)!r} is not a regex: {error}") from error
 
 
 def _open_adapter(folder):
@@ -192,6 +193,8 @@ def _changes(checkpoint, matrices, config, adapter):
     """Return for each tensor that changes a function from its old array to the new one, and notes for the user."""
     lines, notes, changes = [], [], {}
     pairs, whole = sort_parts([*matrices.leaves, *matrices.aliases], lines)
+    if not (pairs or whole or lines):
+        lines.append("  - it holds no tensors")
     tied = {**checkpoint.aliases, **ties.left_out_head(checkpoint)}
     known = {**{leaf: leaf for leaf in checkpoint.leaves}, **tied}
     targets = find_tensors([*map(_weight, pairs), *whole.values()], known, str(checkpoint.path), lines)
@@ -200,7 +203,7 @@ def _changes(checkpoint, matrices, config, adapter):
     for target, (modules, saved) in places.items():
         parts = [*modules, *saved]
         names = [alias for alias, kept in tied.items() if kept == target]
-        if len(parts) > 1 and not (modules and saved and whole[saved[0]] == _weight(modules[0])):
+        if len(parts) > 1 and not (modules and saved and _carries(saved[0], whole, modules[0])):
             why = f", which the model ties to {listed(names)}: untie the model first" if names else ""
             lines.append(f"  = {' and '.join(map(shown, parts[:4]))} would all change {shown(target)}{why}")
             continue
@@ -208,7 +211,7 @@ def _changes(checkpoint, matrices, config, adapter):
             lines.append(f"  = {shown(saved[0])} is saved whole, but another adapter changes {shown(target)} too")
         kinds = _matrices(modules[0], pairs, matrices, checkpoint.leaves[target], lines) if modules else None
         swap = bool(kinds) and turned(modules[0], kinds, lines)
-        scale = _scale(config, modules[0], _leaf(matrices, kinds[0]).shape[0]) if kinds else 0
+        scale = _scale(config, modules[0], _leaf(matrices, kinds[0]).shape[0], lines) if kinds else 0
         changes[target] = _changing(matrices, saved, kinds, scale, swap)
         if names:
             notes.append(
@@ -217,6 +220,11 @@ def _changes(checkpoint, matrices, config, adapter):
     if lines:
         raise ValueError(f"{adapter} does not fit {checkpoint.path}:\n{bounded(lines)}")
     return changes, notes
+
+
+def _carries(stored, whole, module):
+    """Say whether a tensor is the weight below a module's matrices, and no copy that PEFT would use in its place."""
+    return whole[stored] == _weight(module) and ".modules_to_save." not in stored
 
 
 def _weight(module):
@@ -358,10 +366,18 @@ def _changing(matrices, saved, names, scale, turned):
     return change
 
 
-def _scale(config, module, rank):
-    alphas = config.get("alpha_pattern") or {}
-    alpha = next((alphas[x] for x in alphas if re.match(rf"(.*\.)?({x})$", module)), config["lora_alpha"])
+def _scale(config, module, rank, lines):
+    said = _of_pattern(config, "rank_pattern", module, config.get("r", rank))
+    if said != rank:
+        why = f"but {CONFIG} says {said!r:.200}: they do not belong together"
+        lines.append(f"  ~ {shown(module)} has matrices of rank {rank}, {why}")
+    alpha = _of_pattern(config, "alpha_pattern", module, config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _of_pattern(config, name, module, default):
+    patterns = config.get(name) or {}
+    return next((patterns[x] for x in patterns if re.match(rf"(.*\.)?({x})$", module)), default)
 
 
 def _wide(array):

@@ -80,7 +80,11 @@ def test_modules_may_share_a_matrix(models, trees, adapter):
 
 def test_alpha_may_be_that_of_a_pattern(models, trees, adapter):
     folder, leaves = adapter(
-        {Q.format(0): (6, 6), Q.format(1): (6, 6)}, rank=3, r=8, alpha_pattern={r"layers\.1\..*q_proj": 12.0}
+        {Q.format(0): (6, 6), Q.format(1): (6, 6)},
+        rank=3,
+        r=8,
+        rank_pattern={"q_proj": 3},
+        alpha_pattern={r"layers\.1\..*q_proj": 12.0},
     )
     view = opened(models["a"], folder)
     for layer, alpha in ((0, ALPHA), (1, 12.0)):
@@ -392,6 +396,10 @@ def test_references(tmp_path):
         ({"alpha_pattern": {"q": "x"}}, "lora_alpha must be a number, not 'x'"),
         ({"alpha_pattern": ["q"]}, r"alpha_pattern must map names of modules to numbers, not \['q'\]"),
         ({"alpha_pattern": {"q(": 2}}, r"alpha_pattern: 'q\(' is not a regex"),
+        ({"rank_pattern": ["q"]}, r"rank_pattern must map names of modules to numbers, not \['q'\]"),
+        ({"rank_pattern": {"q(": 2}}, r"rank_pattern: 'q\(' is not a regex"),
+        *(({"r": r}, f"q_proj has matrices of rank 2, but adapter_config.json says {r!r}") for r in (8, 0, "2")),
+        ({"rank_pattern": {"q_proj": 4}}, "q_proj has matrices of rank 2, but adapter_config.json says 4: they do not"),
         ({"use_rslora": "yes"}, "use_rslora must be true or false, not 'yes'"),
         ({"fan_in_fan_out": 1}, "fan_in_fan_out must be true or false, not 1"),
         ({"peft_type": ["LORA"]}, r"peft_type must be 'LORA', not \['LORA'\]"),
@@ -400,6 +408,19 @@ def test_references(tmp_path):
 def test_adapters_of_another_kind_are_refused(models, adapter, settings, message):
     with pytest.raises(ValueError, match=message):
         opened(models["a"], adapter({Q.format(0): (6, 6)}, **settings)[0])
+
+
+def test_an_adapter_without_tensors_is_an_error(models, adapter):
+    folder, _ = adapter({Q.format(0): (6, 6)})
+    (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match="it holds no tensors"):
+        opened(models["a"], folder)
+
+
+def test_matrices_beside_what_is_saved_in_their_place_are_an_error(models, adapter):
+    folder, _ = adapter({"lm_head": (10, 6)}, tensors={"lm_head.modules_to_save.weight": normal(10, 6)})
+    with pytest.raises(ValueError, match=r"lm_head and .*modules_to_save.weight would all change lm_head.weight"):
+        opened(models["a"], folder)
 
 
 def test_matrices_that_do_not_fit_are_all_named(models, adapter):
