@@ -240,11 +240,8 @@ def _open(places, path, items, notes=()):
     if len(keys) < len(places):
         raise CheckpointError(f"{path}: two tensors have one name when their keys are joined with '/'")
     sizes = {item: _sizes(item) for item in items}
-    databases = {item: _database(item) for item in items}
-    reading = [
-        _begin(name, places[own], databases[places[own].item], sum(sizes[places[own].item].values()))
-        for name, own in keys.items()
-    ]
+    beside = {item: (_database(item), sum(own.values())) for item, own in sizes.items()}
+    reading = [_begin(name, places[own], *beside[places[own].item]) for name, own in keys.items()]
     opening = [read() for read in reading]
     leaves = {name: opened() for name, opened in zip(keys, opening, strict=True)}
     files = {leaf.file: leaf.nbytes for leaf in leaves.values() if leaf.offset is not None}
