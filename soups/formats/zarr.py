@@ -86,8 +86,8 @@ class Stored:
 
     @property
     def making(self) -> int:
-        """Return the bytes of memory that it takes to read the whole array: itself, and a block with its chunks."""
-        return self.array.nbytes + min(self.array.nbytes, 2 * max(BLOCK, self.array.chunk_bytes))
+        """Return the bytes of memory that it takes to read the whole array: itself, and a block, packed and not."""
+        return self.array.nbytes + 2 * min(self.array.nbytes, max(BLOCK, self.array.chunk_bytes))
 
 
 def header(content: bytes, kind: str, where: str, available: int) -> Array:
