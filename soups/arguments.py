@@ -147,12 +147,11 @@ def shares(weights: Sequence[Any]) -> list[Any]:
     Raises:
         ValueError: they sum to zero.
     """
-    if not tree.traced(weights):
-        weights = balanced(weights)
-        if abs(sum(weights)) < 1e-8:
-            raise ValueError(f"weights that sum to zero cannot be normalized: {list(weights)}")
-    total = sum(weights)
-    return [weight / total for weight in weights]
+    parts = weights if tree.traced(weights) else balanced(weights)
+    total = sum(parts)
+    if not tree.traced(weights) and abs(total) < 1e-8:
+        raise ValueError(f"weights that sum to zero cannot be normalized: {list(weights)}")
+    return [part / total for part in parts]
 
 
 def balanced(weights: Sequence[float]) -> list[float]:

@@ -21,7 +21,7 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
 
     Raises:
         ValueError: a URL, such as gs://bucket/model, which would otherwise become a local folder "gs:"; an empty path,
-            which would be the working directory; one that no file system can have.
+            which would be the working directory; one that no file system can have; one below "~", unless it is there.
     """
     text = os.fspath(path)
     if _URL.match(text):
@@ -29,6 +29,8 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
     # what is longer no Linux or macOS opens
     if max(map(len, os.fsencode(text).split(b"/"))) > 255 or len(text) > 4095:
         raise ValueError(f"{text[:200]!a}... is no path: it is too long for a file system")
+    if text.split("/")[0] == "~" and not os.path.lexists("~"):
+        raise ValueError(f"{text[:200]!a} has a ~ that no shell made your home folder: write that out")
     if not text or "\0" in text:
         raise ValueError(f"{text[:200]!a} is no path: it is empty or holds a null character")
     return pathlib.Path(path)

@@ -185,6 +185,12 @@ def test_weights_of_any_size_are_shares(merge, size):
     np.testing.assert_array_equal(merge(MEMBERS[:2], [size, size])["w"], merge(MEMBERS[:2], [1, 1])["w"])
 
 
+@pytest.mark.parametrize("merge", [soups.linear, soups.multislerp])
+def test_weights_that_cancel_are_named_as_given(merge):
+    with pytest.raises(ValueError, match=r"weights that sum to zero cannot be normalized: \[3, -3\]"):
+        merge(MEMBERS[:2], weights=[3, -3])
+
+
 def test_diagnose_takes_the_members_that_methods_take():
     assert soups.diagnose((member for member in MEMBERS), base=BASE).names == ("0", "1", "2")
     for wrong in (MEMBERS[0], [member["w"] for member in MEMBERS]):

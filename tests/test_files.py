@@ -23,6 +23,15 @@ def test_what_is_no_path(path):
         local_path(path)
 
 
+@pytest.mark.parametrize("path", ["~/models/a", "~"])
+def test_a_home_folder_is_written_out(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="has a ~ that no shell made your home folder"):
+        local_path(path)
+    (tmp_path / "~").mkdir()
+    assert local_path(path) == pathlib.Path(path)
+
+
 @pytest.mark.parametrize("path", ["a" * 256, "é" * 128, "a/" * 2100])
 def test_what_is_too_long(path):
     with pytest.raises(ValueError, match="is no path: it is too long"):

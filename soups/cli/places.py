@@ -6,6 +6,7 @@ import pathlib
 from soups.files import local_path
 from soups.lazy import orbax
 from soups.merging.plan import check_places
+from soups.merging.sources import in_pool
 
 
 def check_place(plan, out: str, kind: str) -> pathlib.Path | str:
@@ -13,8 +14,8 @@ def check_place(plan, out: str, kind: str) -> pathlib.Path | str:
 
     Raises:
         FileExistsError: something is there.
-        ValueError: it lies inside one of the inputs; the pool has such a member, or its members are others;
-            names of tensors as `check_places`.
+        ValueError: it lies inside one of the inputs; it is POOL:NAME without the format of pools; the pool has such a
+            member, or its members are others; names of tensors as `check_places`.
         NotADirectoryError, PermissionError: it cannot be made there.
     """
     if kind == "pool":
@@ -24,6 +25,8 @@ def check_place(plan, out: str, kind: str) -> pathlib.Path | str:
         _check_parents(local_path(split_member(out)[0]))
         orbax.check_path(local_path(out))
         return out
+    if in_pool(out):
+        raise ValueError(f"{out} would be a folder beside the pool: --format pool writes a member")
     if kind == "orbax":
         check_places(plan)
         orbax.check_path(local_path(out))

@@ -22,7 +22,8 @@ import numpy as np
 
 from soups.cli.options import Parser, path_argument
 from soups.cli.show import say, table
-from soups.formats.tensors import nested
+from soups.formats.tensors import CheckpointError, nested
+from soups.merging.lora import open_with_lora
 from soups.merging.sources import open_model
 from soups.pool import Pool
 
@@ -72,13 +73,15 @@ def add(options, run) -> int:
         metadata = json.loads(options.metadata)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"--metadata is not JSON: {error}") from error
-    there = open_model(options.checkpoint)
+    there = open_with_lora(options.checkpoint, open_model)
     for note in [*there.notes, *(f"{alias} is tied to {name} and not added" for alias, name in there.aliases.items())]:
         say(note)
     keys = getattr(there, "keys", {})  # of Orbax: a key may hold a "/" itself
-    record = Pool(options.pool).add(
-        options.name, nested({keys.get(name, name): there.read(name) for name in there.leaves}), metadata
-    )
+    try:
+        member = nested({keys.get(name, name): there.read(name) for name in there.leaves})
+    except CheckpointError as error:
+        raise CheckpointError(f"{options.checkpoint}: {error}") from error
+    record = Pool(options.pool).add(options.name, member, metadata)
     say(f"added {options.name}: {size_of(record)[0]:,} parameters, {record['status']}")
     return 0
 

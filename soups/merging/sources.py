@@ -30,7 +30,7 @@ def open_model(reference: str | os.PathLike) -> Tensors:
     """
     path, tree = _split(reference)
     pool, _, member = str(path).rpartition(":")
-    if pool and (pathlib.Path(pool) / _POOL).is_file():
+    if in_pool(path):
         if tree not in (None, ALL):
             raise ValueError(f"{reference}: a member of a pool is one tree, of which {listed([tree])} cannot be chosen")
         return _member(Pool(pool, must_exist=True), member)
@@ -39,6 +39,12 @@ def open_model(reference: str | os.PathLike) -> Tensors:
         raise CheckpointError(f"{path} is a pool: name a member, such as {path}:{names[0] if names else 'NAME'}")
     hugging_face = any((path / f"{name}{index}").exists() for name in SINGLE for index in ("", ".index.json"))
     return orbax.open_orbax(path, tree) if not hugging_face and is_orbax(path) else open_checkpoint(path, tree)
+
+
+def in_pool(path: str | pathlib.Path) -> bool:
+    """Say whether a path is POOL:NAME of a pool that is there."""
+    pool = str(path).rpartition(":")[0]
+    return bool(pool) and (pathlib.Path(pool) / _POOL).is_file()
 
 
 def _split(reference):

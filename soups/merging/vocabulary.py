@@ -19,6 +19,7 @@ PIECES = ("tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.mod
 NUMBERED = (FILE, "vocab.json", "vocab.txt")
 OTHERS = ("tekken.json", "*.tiktoken", "*.spm", "vocab-*.json", "dict.txt", "bpe.codes")
 _MOST_TOKENS = 1 << 24
+_DIGITS = re.compile(r"[0-9]{1,9}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_vocabulary(folder: pathlib.Path, *, with_rows: bool = False) -> Vocabul
     try:
         tokens, entries = _read(path)
         for number, entry in _object(folder / CONFIG).get("added_tokens_decoder", {}).items():
-            entries.setdefault(entry["content"], {"id": int(number), **entry})
+            entries.setdefault(entry["content"], {"id": int(number) if _DIGITS.fullmatch(number) else number, **entry})
         for token, number in (_object(folder / ADDED) if path.name != FILE else {}).items():
             entries.setdefault(token, {"id": number, "content": token})
         tokens |= {token: entry["id"] for token, entry in entries.items()}

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+import soups
 from soups.cli import main
 from soups.formats import write_safetensors
 
@@ -54,6 +55,7 @@ def model(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("a")
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "file").write_text("")
+    soups.Pool("pool").add("a", {"w": np.ones(3, np.float32)}, {})
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,7 @@ def model(tmp_path, monkeypatch):
         ("b/../a/out", "would lie inside the model a"),
         ("file/deep/out", "cannot write file/deep/out: "),
         ("", "is no path: it is empty"),
+        ("pool:soup", "pool:soup would be a folder beside the pool: --format pool writes a member"),
     ],
 )
 @pytest.mark.parametrize("kind", ["huggingface", "orbax"])

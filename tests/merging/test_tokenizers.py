@@ -232,6 +232,10 @@ def test_tokenizers_that_cannot_be_understood_are_named(different, small, tmp_pa
     ):
         (tmp_path / "one" / "tokenizer.json").write_text(tokens)
         refused(r"one/tokenizer.json has tokens that are not as Hugging Face writes them")
+    decoder = {"added_tokens_decoder": {"x": {"content": "a"}}}
+    (tmp_path / "one" / "tokenizer_config.json").write_text(json.dumps(decoder))
+    (tmp_path / "one" / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
+    refused(r"one/tokenizer.json has tokens that are not as Hugging Face writes them: .*'x' as the number of 'a'")
     (tmp_path / "one" / "tokenizer.json").write_text("[]")
     refused(r"one/tokenizer.json is not a JSON object")
     (tmp_path / "one" / "tokenizer.json").write_text("{")

@@ -1,5 +1,6 @@
 """Test the command line of pools."""
 
+import json
 import os
 import pathlib
 import struct
@@ -164,6 +165,26 @@ def test_a_tree_of_several_is_chosen(cli, tmp_path):
     assert (code, out) == (2, "") and "several trees that could be the weights: 'ema_params', 'params'" in err
     assert cli("add", tmp_path / "pool", "new", f"{tmp_path / 'both'}@ema_params")[0] == 0
     assert Pool(tmp_path / "pool")["new"]["w"].tolist() == [0, 0, 0]
+
+
+def test_adapters_are_added_to_their_model_alone(cli, tmp_path):
+    write_safetensors(tmp_path / "model.safetensors", {"q.weight": np.ones((2, 2), np.float32)})
+    leaves = {f"base_model.model.q.lora_{x}.weight": np.ones((2, 2), np.float32) for x in "AB"}
+    (tmp_path / "lora").mkdir()
+    write_safetensors(tmp_path / "lora" / "adapter_model.safetensors", leaves)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    for alone in ("lora", "lora/adapter_model.safetensors"):
+        code, _, err = cli("add", tmp_path / "pool", "new", tmp_path / alone)
+        assert code == 2 and "give MODEL+" in err
+    assert cli("add", tmp_path / "pool", "new", f"{tmp_path}/model.safetensors+{tmp_path}/lora")[0] == 0
+    assert Pool(tmp_path / "pool")["new"]["q"]["weight"].tolist() == [[3.0, 3.0]] * 2
+
+
+def test_names_without_a_place_in_a_pool_are_an_error(cli, tmp_path):
+    write_safetensors(tmp_path / "a.safetensors", {"a": np.ones(1, np.float32), "a.b": np.ones(1, np.float32)})
+    code, _, err = cli("add", tmp_path / "pool", "new", tmp_path / "a.safetensors")
+    assert code == 2 and "a.safetensors: 'a/b' lies below a leaf" in err
 
 
 def test_user_errors_are_one_line_and_2(cli, pool, tmp_path):
