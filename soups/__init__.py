@@ -8,6 +8,7 @@ import importlib
 __version__ = "0.1.0"
 __all__ = [
     "Diagnosis",
+    "NonFiniteError",
     "Pool",
     "PoolCorruptionError",
     "Soup",
@@ -84,6 +85,7 @@ __all__ = [
 # where what is listed comes from, if not from soups.recipes; rooms of the house are imported by their names
 _ROOMS = {
     "Diagnosis": "soups.evaluate",
+    "NonFiniteError": "soups.tree",
     "diagnose": "soups.evaluate",
     "Pool": "soups.pool",
     "PoolCorruptionError": "soups.pool",

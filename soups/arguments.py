@@ -122,10 +122,19 @@ def marked(value: Any, members: Iterable[str]) -> list[bool]:
     members = list(members)
     if value is None or value is False:
         return [False] * len(members)
-    if isinstance(value, int | np.integer) and 0 <= value < len(members) and str(value) not in members:
-        value = members[value]
-    known = check_name(str(value), members, "member")
-    return [name == known for name in members]
+    place = place_of(value, members)
+    return [place == index for index in range(len(members))]
+
+
+def place_of(member: str | int, names: Sequence[str]) -> int:
+    """Return the place of a member that is given by its name or its place.
+
+    Raises:
+        ValueError: there is no such member.
+    """
+    if isinstance(member, int | np.integer) and 0 <= member < len(names) and str(member) not in names:
+        return int(member)
+    return list(names).index(check_name(str(member), names, "member"))
 
 
 def check_weights(weights: Sequence[Any]) -> Sequence[Any]:
@@ -139,6 +148,16 @@ def check_weights(weights: Sequence[Any]) -> Sequence[Any]:
         if not np.isfinite(numbers).all() or (numbers < 0).any() or not numbers.any():
             raise ValueError(f"weights must be finite, not negative and not all zero, but they are {numbers.tolist()}")
     return weights
+
+
+def check_within(name: str, value: Any, interval: str) -> None:
+    """Raise a ValueError unless a number, not a traced one, lies in an interval such as "(0, 1]"."""
+    low, high = map(float, interval[1:-1].split(","))
+    number = setting(value, 0.0, name)
+    if tree.traced(number):
+        return
+    if not low <= number <= high or (number == low and interval[0] == "(") or (number == high and interval[-1] == ")"):
+        raise ValueError(f"{name} must be in {interval}, not {value}")
 
 
 def shares(weights: Sequence[Any]) -> list[Any]:

@@ -19,6 +19,7 @@ import xxhash
 from ml_dtypes import bfloat16
 
 from soups import arguments, tree
+from soups.arrays import total
 from soups.lazy import is_jax, jax
 from soups.names import pattern
 
@@ -45,6 +46,11 @@ class Part:
     def vector(self, index: int):
         """Return a task vector, member − base."""
         return self.leaves[index] - self.base
+
+    @property
+    def vectors(self) -> list[Any]:
+        """Return the task vectors of all members, where nothing lies beside them."""
+        return [self.vector(index) for index in range(len(self.leaves))]
 
     @property
     def xp(self):
@@ -98,10 +104,6 @@ class Leaf:
     passed: Callable[[list[str]], None] | None = None
 
 
-class NonFiniteError(ValueError):
-    """Say that a member holds NaN or infinity, or that a result overflows."""
-
-
 # --- Trees and pools --------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +113,7 @@ def merge(
     base: tree.Tree | None = None,
     beside: Sequence[tree.Tree] = (),
     *,
+    labels: Sequence[str] | None = None,
     keep_first: str | None = None,
     check: Callable[[Mapping[str, Any]], None] = lambda headers: None,
 ) -> tree.Tree:
@@ -123,6 +126,7 @@ def merge(
         members: a sequence or mapping of trees, or a pool.
         base: the weights that task vectors start from.
         beside: trees whose leaves follow the members' in each part, such as Fisher diagonals; each may lack leaves.
+        labels: what errors call the members; "member NAME" without.
         keep_first: a regex for the names of leaves that come from the first member, whatever the others hold.
         check: is called with {name: leaf}, shapes and dtypes of a member's leaves, when all structures were compared.
 
@@ -132,7 +136,8 @@ def merge(
         PoolCorruptionError: a member of a pool is not what was written.
     """
     members = arguments.as_mapping(members)
-    sources, like = _sources(members, base, keep_first)
+    labels = labels or [f"member {name}" for name in members]
+    sources, like = _sources(members, base, labels, keep_first)
     check(tree.flatten(like))
     on_host = all(source.on_host for source in sources)
     beside = [tree.flatten(jax.device_get(extra) if on_host and not tree.traced(extra) else extra) for extra in beside]
@@ -150,18 +155,15 @@ def _on_host(leaves, given):
     try:
         measured = measure_model(leaves.values())
         return dict(zip(order, in_threads(lambda name: joined(leaves[name], measured), order), strict=True))
-    except NonFiniteError:
-        check_finite(given)  # names all of them
+    except tree.NonFiniteError:
+        tree.check_finite(given)  # names all of them
         raise
 
 
 def _on_devices(leaves, given):
-    check_finite(given)
+    tree.check_finite(given)
     measured = measure_model(leaves.values())
-    merged = {name: joined(leaf, measured) for name, leaf in leaves.items()}
-    if not tree.traced(merged) and (bad := tree.nonfinite_names(merged)):
-        raise NonFiniteError("; ".join(_overflow(name, merged[name].dtype) for name in bad))
-    return merged
+    return tree.check_result({name: joined(leaf, measured) for name, leaf in leaves.items()}, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,14 +180,13 @@ class _Source:
         return bool(self.compare) or all(isinstance(leaf, np.ndarray | np.generic) for leaf in self.headers.values())
 
 
-def _sources(members, base, keep_first):
+def _sources(members, base, labels, keep_first):
     """Return what the members, then the base, are read from, all compared, and a tree of their structure."""
     stored = [members.tensors(name) for name in members] if hasattr(members, "tensors") else []
     trees = [members.structure if stored else members[name] for name in members]
     others = [] if base is None else [base]
-    tree.check_same_structure([*trees, *others], [*members, "base"][: len(trees) + len(others)], dtypes=False)
+    tree.check_same_structure([*trees, *others], [*labels, *(["base"] if others else [])], dtypes=False)
     tree.check_copied(trees, keep_first, [found.digests for found in stored])
-    labels = [f"member {name}" for name in members]
     if stored:
         headers = tree.flatten(trees[0])
         pairs = zip(labels, stored, strict=True)
@@ -231,15 +232,6 @@ def _leaf(name, number, recipe, sources, beside, kept):
         has_base=mixed and len(used) > number,
         passed=passed if used[0].compare else None,
     )
-
-
-def check_finite(trees: Mapping[str, Any]) -> None:
-    """Raise a NonFiniteError that names the trees, by their labels, and their leaves that hold NaN or infinity."""
-    if not tree.traced(trees):
-        found = {label: tree.nonfinite_names(leaves) for label, leaves in trees.items()}
-        lines = [f"  {label}: {', '.join(bad)}" for label, bad in found.items() if bad]
-        if lines:
-            raise NonFiniteError("NaN or infinity in the members; leave out those that diverged:\n" + "\n".join(lines))
 
 
 # --- Leaves -----------------------------------------------------------------------------------------------------------
@@ -387,21 +379,17 @@ def _check_part(leaf, part):
     if not np.isfinite(sum(total(np, array) for array in arrays)):
         for label, array in zip(leaf.labels, arrays, strict=True):
             if not np.isfinite(array).all():
-                raise NonFiniteError(f"{label} holds NaN or infinity; leave it out")
+                raise tree.NonFiniteError(f"{label} holds NaN or infinity; leave it out")
 
 
 def _check_result(leaf, part, block, narrow):
     if not np.isfinite(total(np, block)) and not np.isfinite(block).all():
         _check_part(leaf, part)
-        raise NonFiniteError(_overflow(leaf.name, block.dtype))
+        raise tree.NonFiniteError(tree.overflow(leaf.name, block.dtype))
     if narrow.dtype.itemsize < block.dtype.itemsize and block.size and not tree.is_complex(block):
         limit = float(ml_dtypes.finfo(narrow.dtype).max)
         if max(block.max(), -block.min()) > limit and not np.isfinite(narrow).all():
-            raise NonFiniteError(_overflow(leaf.name, narrow.dtype))
-
-
-def _overflow(name, dtype):
-    return f"the merged {name} overflows {dtype}, though no member does: choose a wider dtype for the result"
+            raise tree.NonFiniteError(tree.overflow(leaf.name, narrow.dtype))
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------------
@@ -465,11 +453,6 @@ def _map(function, *nests):
     if isinstance(first, list | tuple):
         return [_map(function, *values) for values in zip(*nests, strict=True)]
     return function(*nests)
-
-
-def total(xp, array) -> Any:
-    """Sum the elements of a part's array; NumPy's einsum takes a third of the time of its sum."""
-    return np.einsum("i->", np.reshape(array, -1)) if xp is np else xp.sum(array)
 
 
 def remembered(function: Callable[[Part], Any]) -> Callable[[Part], Any]:

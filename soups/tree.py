@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from soups import arrays
 from soups.lazy import is_jax, jax, jnp
 from soups.names import MOST, bounded, did_you_mean, differences, pattern, shown
 
@@ -26,7 +27,6 @@ Tree = Any  # a pytree of arrays, in this library mostly nested dicts
 Rules = str | Sequence[tuple[str, Any]]  # ordered (regex, value) pairs, or one regex that selects
 
 COUNTERS = re.compile(r"(.*[/.])?(num_batches_tracked|num_updates|(global_)?steps?|(step_)?count|counter|iterations?)")
-HOST_BLOCK = 2**16  # elements that an inner product on the host has in float64 at a time
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -68,9 +68,9 @@ def mean(trees: Sequence[Tree]) -> Tree:
 
     Raises:
         ValueError: no trees, different structures, or an integer leaf that is not the same in all.
+        NonFiniteError: NaN or infinity in a tree, or a result that overflows, but under `jit`; so in all below.
     """
-    trees = _checked(trees)
-    return jax.tree.map(lambda *leaves: _combine(leaves, mean_of), *trees)
+    return _combined(arrays.mean_of, list(trees))
 
 
 def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
@@ -81,17 +81,15 @@ def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
     Raises:
         ValueError: as `mean`, or not one weight for each tree.
     """
-    trees = _checked(trees)
-    if len(weights) != len(trees):
+    trees = list(trees)
+    if trees and len(weights) != len(trees):
         raise ValueError(f"{len(trees)} trees need {len(trees)} weights, but {len(weights)} were given")
+    return _combined(lambda wide: arrays.mix(wide, weights), trees)
 
-    return jax.tree.map(lambda *leaves: _combine(leaves, lambda wide: mix(wide, weights)), *trees)
 
-
-def lerp(a: Tree, b: Tree, t) -> Tree:
-    """Interpolate linearly: a + t (b − a); exactly `a` where a = b, for every t."""
-    a, b = _checked([a, b])
-    return jax.tree.map(lambda *leaves: _combine(leaves, lambda w: w[0] + scalar(t, w[0]) * (w[1] - w[0])), a, b)
+def lerp(a: Tree, b: Tree, t, *, labels: Sequence[str] = ("a", "b")) -> Tree:
+    """Interpolate linearly: a + t (b − a); exactly `a` where a = b, for every t. `labels`: of both in errors."""
+    return _combined(lambda wide: wide[0] + arrays.scalar(t, wide[0]) * (wide[1] - wide[0]), [a, b], labels)
 
 
 def slerp(a: Tree, b: Tree, t, *, cos_angle=None) -> Tree:
@@ -110,37 +108,32 @@ def slerp(a: Tree, b: Tree, t, *, cos_angle=None) -> Tree:
     sine = xp.where(parallel, 1.0, xp.sqrt(xp.where(parallel, 1.0, squared_sine)))
     weight_a = xp.where(parallel, 1 - t, xp.sin((1 - t) * omega) / sine)
     weight_b = xp.where(parallel, t, xp.sin(t * omega) / sine)
-    return weighted_sum([a, b], [weight_a, weight_b])
+    return _combined(lambda wide: arrays.mix(wide, [weight_a, weight_b]), [a, b], ["a", "b"])
 
 
 def sub(a: Tree, b: Tree) -> Tree:
     """Subtract: a − b in float32 or wider, so that a task vector loses nothing; integer leaves become zeros."""
-    a, b = _checked([a, b])
 
-    def leaf(*leaves):
-        if not is_float(leaves[0]):
-            return namespace(leaves).zeros_like(leaves[0])
-        wide = widen_leaves(leaves)
+    def leaf(x, y):
+        if not is_float(x):
+            return namespace([x]).zeros_like(x)
+        wide = widen_leaves((x, y))
         return wide[0] - wide[1]
 
-    return jax.tree.map(leaf, a, b)
+    check_same_structure([a, b], ["a", "b"])
+    check_copied([a, b])
+    return _leaf_by_leaf(leaf, [a, b], ["a", "b"])
 
 
-def add_scaled(a: Tree, b: Tree, scale=1.0) -> Tree:
-    """Add: a + scale · b, in the dtypes of `a`; integer leaves are those of `a`.
+def add_scaled(a: Tree, b: Tree, scale=1.0, *, labels: Sequence[str] = ("a", "b")) -> Tree:
+    """Add: a + scale · b, in the dtypes of `a`; integer leaves are those of `a`. `labels`: of both in errors.
 
     Raises:
         ValueError: other names or shapes. The dtypes may differ: `b` is mostly a float32 task vector.
     """
-    check_same_structure([a, b], dtypes=False)
-
-    def leaf(x, y):
-        if not is_float(x):
-            return x
-        wide = widen_leaves((x, y))
-        return (wide[0] + scalar(scale, wide[0]) * wide[1]).astype(x.dtype)
-
-    return jax.tree.map(leaf, a, b)
+    check_same_structure([a, b], labels, dtypes=False)
+    add = functools.partial(_combine, arithmetic=lambda wide: wide[0] + arrays.scalar(scale, wide[0]) * wide[1])
+    return _leaf_by_leaf(lambda *leaves: add(leaves), [a, b], labels)
 
 
 def dot(a: Tree, b: Tree):
@@ -149,12 +142,11 @@ def dot(a: Tree, b: Tree):
     The products of complex elements are those of their real and of their imaginary parts.
     """
     check_same_structure([a, b], dtypes=False)
-    products = [
-        inner(*widen_leaves((x, y))) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True) if is_float(x)
-    ]
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    products = [arrays.inner(*widen_leaves(pair)) for pair in pairs if is_float(pair[0])]
     if namespace(products) is jnp:
         products = [jnp.asarray(product, jnp.result_type(np.float32)) for product in products]
-    return sum_in_order(products) if products else np.float64(0)
+    return arrays.sum_in_order(products) if products else np.float64(0)
 
 
 def norm(a: Tree):
@@ -167,7 +159,47 @@ def cosine(a: Tree, b: Tree):
     """Take the cosine <a, b> / (|a| |b|) of the angle between two trees; 0 where one of them is zero."""
     product = norm(a) * norm(b)
     xp = namespace([product])
-    return xp.where(product > 0, dot(a, b) / xp.where(product > 0, product, 1), xp.zeros_like(product))
+    return arrays.ratio(xp, dot(a, b), product, product > 0)
+
+
+# --- Finite numbers ---
+
+
+class NonFiniteError(ValueError):
+    """Say that a member holds NaN or infinity, or that a result overflows."""
+
+
+def check_finite(trees: Mapping[str, Tree]) -> None:
+    """Raise a NonFiniteError that names the trees, by their labels, and their leaves that hold NaN or infinity."""
+    if not traced(trees):
+        found = {label: nonfinite_names(leaves) for label, leaves in trees.items()}
+        lines = [f"  {label}: {', '.join(bad)}" for label, bad in found.items() if bad]
+        if lines:
+            raise NonFiniteError("NaN or infinity in the weights; leave out what diverged:\n" + "\n".join(lines))
+
+
+def check_usable(trees: Mapping[str, Tree], *, dtypes: bool = True) -> None:
+    """Raise a ValueError unless trees are of one structure, and finite; they are named by their labels."""
+    check_same_structure(list(trees.values()), list(trees), dtypes=dtypes)
+    check_finite(trees)
+
+
+def check_result(result: Tree, given: Mapping[str, Tree]) -> Tree:
+    """Return a result in which NaN and infinity of what was `given` would show, by its labels; it holds none.
+
+    Raises:
+        NonFiniteError: it does: what was given does, or it overflows.
+    """
+    if not traced(result) and (bad := nonfinite_names(result)):
+        check_finite(given)
+        leaves = flatten(result)
+        raise NonFiniteError("; ".join(overflow(name, leaves[name].dtype) for name in bad))
+    return result
+
+
+def overflow(name: str, dtype) -> str:
+    """Return what is said of a leaf of a result that overflows."""
+    return f"the merged {name} overflows {dtype}, though no member does: choose a wider dtype for the result"
 
 
 def all_finite(tree: Tree) -> bool:
@@ -178,7 +210,9 @@ def all_finite(tree: Tree) -> bool:
 def nonfinite_names(tree: Tree) -> list[str]:
     """List the names of the leaves that hold a NaN or an infinity (concrete arrays only)."""
     check_arrays([tree])
-    return [name for name, leaf in flatten(tree).items() if is_float(leaf) and not _leaf_finite(leaf)]
+    floats = {name: leaf for name, leaf in flatten(tree).items() if is_float(leaf)}
+    finite = jax.device_get(list(map(_leaf_finite, floats.values())))
+    return [name for name, holds in zip(floats, finite, strict=True) if not holds]
 
 
 # --- Selecting by name ---
@@ -210,10 +244,7 @@ def match(tree: Tree, rules: Rules) -> Tree:
 
 def partition(tree: Tree, rules: Rules) -> tuple[Tree, Tree]:
     """Split `tree` into (selected, rest) of the same shape, with None in the places of the other part."""
-    mask = match(tree, rules)
-    selected = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
-    rest = jax.tree.map(lambda keep, leaf: None if keep else leaf, mask, tree)
-    return selected, rest
+    return _split(match(tree, rules), tree)
 
 
 def select(tree: Tree, rules: Rules) -> Tree:
@@ -223,18 +254,22 @@ def select(tree: Tree, rules: Rules) -> Tree:
 
 def combine(*parts: Tree) -> Tree:
     """Put parts made by `partition` together: in each place the first that is not None."""
-    return jax.tree.map(
-        lambda *leaves: next((leaf for leaf in leaves if leaf is not None), None),
-        *parts,
-        is_leaf=lambda x: x is None,
-    )
+
+    def first(*leaves):
+        return next((leaf for leaf in leaves if leaf is not None), None)
+
+    return jax.tree.map(first, *parts, is_leaf=lambda x: x is None)
 
 
 def split_floats(tree: Tree) -> tuple[Tree, Tree]:
-    """Return (floats, rest), with None in the places of the other part; `combine` undoes it."""
+    """Split `tree` into (floats, rest), with None in the places of the other part; `combine` undoes it."""
     check_arrays([tree])
-    floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
-    return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
+    return _split(jax.tree.map(is_float, tree), tree)
+
+
+def _split(mask, tree):
+    selected = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
+    return selected, jax.tree.map(lambda keep, leaf: None if keep else leaf, mask, tree)
 
 
 # --- Structure ---
@@ -250,27 +285,29 @@ def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = N
     if not trees:
         raise ValueError("no members were given: at least one is needed")
     check_arrays(trees, labels)
-    labels = labels or [str(index) for index in range(len(trees))]
+    labels = labels or [f"member {index}" for index in range(len(trees))]
     first = flatten(trees[0])
     lines = []
     for label, tree in zip(labels[1:], trees[1:], strict=True):
         other = flatten(tree)
         missing, extra = ([name for name in a if name not in b] for a, b in ((first, other), (other, first)))
         lines += differences(missing, extra, label)
-        for name in first:
-            if name in other and (difference := _difference(first[name], other[name], dtypes)):
-                lines.append(f"  ~ {label}: {name} {difference}")
+        for name, (a, b) in {name: (first[name], other[name]) for name in first if name in other}.items():
+            if a.shape != b.shape:
+                lines.append(f"  ~ {label}: {name} has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
+            elif dtypes and a.dtype != b.dtype:
+                lines.append(f"  ~ {label}: {name} has dtype {b.dtype} instead of {a.dtype}")
         if not lines and jax.tree.structure(trees[0]) != jax.tree.structure(tree):
             lines.append(f"  ~ {label}: other containers ({jax.tree.structure(tree)})")
     if lines:
-        raise ValueError(f"members differ in structure from member {labels[0]}:\n" + bounded(lines))
+        raise ValueError(f"members differ in structure from {labels[0]}:\n" + bounded(lines))
 
 
 def check_arrays(trees: Sequence[Tree], labels: Sequence[str] | None = None) -> None:
     """Raise one ValueError that names every leaf that is no array of numbers, and its type."""
     if all(_is_array(leaf) for leaf in jax.tree.leaves(trees)):
         return
-    labels = labels or [str(index) for index in range(len(trees))]
+    labels = labels or [f"member {index}" for index in range(len(trees))]
     found = [
         f"  {label}: {shown(name)} is a {_type_of(leaf)}"
         for label, tree in zip(labels, trees, strict=True)
@@ -343,56 +380,22 @@ def count(tree: Tree) -> int:
 # --- Leaves ---
 
 
-def _checked(trees):
-    trees = list(trees)
-    check_same_structure(trees)
+def _combined(arithmetic, trees, labels=None):
+    labels = labels or [f"member {index}" for index in range(len(trees))]
+    check_same_structure(trees, labels)
     check_copied(trees)
-    return trees
+    return _leaf_by_leaf(lambda *leaves: _combine(leaves, arithmetic), trees, labels)
+
+
+def _leaf_by_leaf(function, trees, labels):
+    with np.errstate(all="ignore"):  # what is not finite is an error with a name
+        return check_result(jax.tree.map(function, *trees), dict(zip(labels, trees, strict=True)))
 
 
 def _combine(leaves, arithmetic):
     if not is_float(leaves[0]):
         return leaves[0]
     return arithmetic(widen_leaves(leaves)).astype(leaves[0].dtype)
-
-
-def mix(leaves, weights):
-    """Sum arrays, each times its weight."""
-    return _sum_in_halves(list(zip(weights, leaves, strict=True)), lambda pair: scalar(pair[0], pair[1]) * pair[1])
-
-
-def mean_of(leaves):
-    """Average arrays of one float dtype; exactly the first where all are equal."""
-    number = scalar(len(leaves), leaves[0])
-    total = _sum_in_halves(leaves)
-    if len(leaves) & (len(leaves) - 1) == 0:  # equal ones were only doubled
-        return total / number
-    # less what the rounding of the same sum makes of as many copies of the first
-    return leaves[0] + (total - _times_in_halves(leaves[0], len(leaves), {1: leaves[0]})) / number
-
-
-def sum_in_order(leaves):
-    """Add arrays one after the other: streamed and in-memory sums are then the same to the bit."""
-    return functools.reduce(lambda total, leaf: total + leaf, leaves)
-
-
-def _sum_in_halves(items, term=lambda item: item):
-    # the error grows with the logarithm of their number
-    if len(items) == 1:
-        return term(items[0])
-    half = (len(items) + 1) // 2
-    left, right = _sum_in_halves(items[:half], term), _sum_in_halves(items[half:], term)
-    if half > 1 and isinstance(left, np.ndarray):
-        left += right  # nobody else's: faster than a new array
-        return left
-    return left + right
-
-
-def _times_in_halves(leaf, number, known):
-    if number not in known:
-        half = (number + 1) // 2
-        known[number] = _times_in_halves(leaf, half, known) + _times_in_halves(leaf, number - half, known)
-    return known[number]
 
 
 def _is_array(leaf):
@@ -435,8 +438,12 @@ def _identical(name, leaves):
     return all(np.array_equal(np.asarray(first), np.asarray(leaf)) for leaf in leaves[1:])
 
 
-def _leaf_finite(leaf) -> bool:
-    return bool(namespace([leaf]).isfinite(widen_leaves((leaf,))[0]).all())
+def _leaf_finite(leaf):
+    wide = widen_leaves((leaf,))[0]
+    if is_jax(wide):
+        return jnp.isfinite(wide).all()
+    with np.errstate(all="ignore"):
+        return np.isfinite(arrays.total(np, wide)) or np.isfinite(wide).all()  # a sum is faster
 
 
 def is_float(leaf) -> bool:
@@ -488,49 +495,5 @@ def _promoted(a, b):
 
 def widen_leaves(leaves):
     """Cast float arrays to the widest of their dtypes and float32."""
-    wide = functools.reduce(np.promote_types, [np.dtype(np.float32), *(_at_least_float32(x.dtype) for x in leaves)])
+    wide = widest([np.float32, *(leaf.dtype for leaf in leaves)])
     return [leaf if leaf.dtype == wide else leaf.astype(wide) for leaf in leaves]
-
-
-@functools.cache
-def _at_least_float32(dtype):
-    return np.dtype(np.float32) if ml_dtypes.finfo(dtype).bits < 32 else np.dtype(dtype)
-
-
-def scalar(value, leaf):
-    """Return a number, traced or not, in the dtype of a leaf, so that strict promotion is content."""
-    if is_jax(value):
-        return value.astype(leaf.dtype)
-    return leaf.dtype.type(value)
-
-
-def inner(x, y):
-    """Sum the products of two arrays' elements; in float64 on the host, at full precision on devices."""
-    if isinstance(x, np.ndarray | np.generic) and isinstance(y, np.ndarray | np.generic):
-        return _inner_on_host(x, y)
-    # over all axes at once: vdot would ravel, which on sharded arrays means communication
-    product = jnp.tensordot(jnp.conj(x), y, x.ndim, precision=jax.lax.Precision.HIGHEST)
-    return product.real
-
-
-def _inner_on_host(x, y):
-    first, second = (np.ascontiguousarray(array).reshape(-1) for array in (x, y))
-    total = np.float64(0)
-    for start in range(0, first.size, HOST_BLOCK):
-        wide = wide_pairs(first[start : start + HOST_BLOCK])
-        total += wide @ (wide if x is y else wide_pairs(second[start : start + HOST_BLOCK]))
-    return total
-
-
-def wide_pairs(vector):
-    """Return the elements of a NumPy vector in float64, of complex ones the real and imaginary parts."""
-    wide = vector.astype(np.promote_types(vector.dtype, np.float64), copy=False)
-    return wide.view(np.float64) if wide.dtype == np.complex128 else wide
-
-
-def _difference(a, b, dtypes):
-    if a.shape != b.shape:
-        return f"has shape {tuple(b.shape)} instead of {tuple(a.shape)}"
-    if dtypes and a.dtype != b.dtype:
-        return f"has dtype {b.dtype} instead of {a.dtype}"
-    return ""

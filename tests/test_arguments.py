@@ -28,6 +28,8 @@ WRONG = {
 
 def call(name, members=MEMBERS, **settings):
     method = METHODS[name]
+    if method.base_beside:
+        return getattr(soups, name)(settings.pop("base", BASE), *members, **settings)
     beside = [members for _ in method.beside]
     if method.base in ("required", "first"):
         settings.setdefault("base", BASE)
@@ -69,6 +71,26 @@ def test_what_fits_is_taken(kind):
         assert traced == 2 * value
         with pytest.raises(ValueError, match="it must be"):
             jax.jit(lambda x: arguments.setting(x, kind(), "it"))(jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [("(0, 1]", [1e-9, 0.5, 1], [0, 1.1, -1]), ("[0, 1)", [0, 0.5], [1, -1e-9]), ("[0, 1]", [0, 1], [2])],
+)
+def test_an_interval_with_or_without_its_ends(interval, inside, outside):
+    for value in inside:
+        arguments.check_within("it", value, interval)
+    for value in outside:
+        with pytest.raises(ValueError, match=re.escape(f"it must be in {interval}, not {value}")):
+            arguments.check_within("it", value, interval)
+    jax.jit(lambda x: arguments.check_within("it", x, interval))(2.0)  # nobody knows
+
+
+def test_a_member_goes_by_name_or_place():
+    assert [arguments.place_of(member, ["a", "b", "0"]) for member in ("b", 1, np.int64(1), "0", 0)] == [1, 1, 1, 2, 2]
+    for wrong in (3, -1, "c", None):
+        with pytest.raises(ValueError, match=f"unknown member '{wrong}'"):
+            arguments.place_of(wrong, ["a", "b", "0"])
 
 
 @pytest.mark.parametrize("t", ["x", None, [0.1, 0.2, 0.3], np.nan])

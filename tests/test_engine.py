@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from soups import engine
-from soups.engine import Part, remembered, total
+from soups.arrays import total
+from soups.engine import Part, remembered
 
 VALUES = np.random.default_rng(0).normal(size=(7, 13)).astype(np.float32)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import soups
-from soups import tree
+from soups import arrays, tree
 
 
 def random_tree(rng, dtype=np.float32):
@@ -226,7 +226,7 @@ def test_inner_products_keep_the_digits_of_float64_on_the_host(size, rng):
     a, b = (rng.normal(size=size).astype(np.float32) for _ in range(2))
     wide = a.astype(np.float64) @ b.astype(np.float64)
     np.testing.assert_allclose(tree.dot({"w": a}, {"w": b}), wide, rtol=1e-12)
-    np.testing.assert_allclose(tree.inner(a[::-2], b[::-2]), a[::-2].astype(np.float64) @ b[::-2], rtol=1e-12)
+    np.testing.assert_allclose(arrays.inner(a[::-2], b[::-2]), a[::-2].astype(np.float64) @ b[::-2], rtol=1e-12)
     np.testing.assert_allclose(tree.cosine({"w": a}, {"w": -3 * a}), -1, rtol=1e-7)
     mixed = tree.dot({"w": a, "v": jnp.float32([2])}, {"w": b, "v": jnp.float32([3])})
     np.testing.assert_allclose(mixed, wide + 6, rtol=1e-5)
@@ -311,6 +311,34 @@ def test_nonfinite_leaves_are_named(rng, place):
     assert tree.nonfinite_names(place(weights)) == ["Dense_0/bias", "head/kernel"]
     assert not tree.all_finite(place(weights))
     assert tree.all_finite(place(random_tree(rng)))
+
+
+ARITHMETIC = {
+    "mean": (lambda a, b: tree.mean([a, b]), "member 1"),
+    "weighted_sum": (lambda a, b: tree.weighted_sum([a, b], [1.0, 0.0]), "member 1"),
+    "lerp": (lambda a, b: tree.lerp(a, b, 0.0), "b"),
+    "slerp": (lambda a, b: tree.slerp(a, b, 0.5), "b"),
+    "sub": (tree.sub, "b"),
+    "add_scaled": (tree.add_scaled, "b"),
+}
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_arithmetic_names_what_is_not_finite(name, rng, place):
+    function, label = ARITHMETIC[name]
+    good, bad = random_tree(rng), random_tree(rng)
+    bad["head"]["kernel"][1, 1] = np.nan
+    with pytest.raises(tree.NonFiniteError, match=f"  {label}: head/kernel$"):
+        function(place(good), place(bad))
+    assert np.isnan(jax.jit(function)(good, bad)["head"]["kernel"]).any()  # where nobody can look at numbers
+
+
+@pytest.mark.parametrize("name", ["weighted_sum", "sub", "add_scaled"])
+def test_arithmetic_names_what_overflows(name, place):
+    function = {**ARITHMETIC, "weighted_sum": (lambda a, b: tree.weighted_sum([a, b], [1.0, -1.0]), "")}[name][0]
+    huge, low = place({"w": np.float32([3e38])}), place({"w": np.float32([-3e38])})
+    with pytest.raises(tree.NonFiniteError, match="the merged w overflows float32, though no member does"):
+        function(huge, huge if name == "add_scaled" else low)
 
 
 @pytest.mark.parametrize(

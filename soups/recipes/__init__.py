@@ -1,68 +1,28 @@
 """Merge members: one file for each family of recipes."""
 
-from soups.engine import Recipe as Recipe
-from soups.recipes.activation_matching import activation_matching as activation_matching
-from soups.recipes.adamerging import adamerge as adamerge
-from soups.recipes.adamerging import adamerging as adamerging
-from soups.recipes.averages import ema as ema
-from soups.recipes.averages import linear as linear
-from soups.recipes.averages import passthrough as passthrough
-from soups.recipes.averages import running_mean as running_mean
-from soups.recipes.averages import uniform as uniform
-from soups.recipes.averages import weighted as weighted
-from soups.recipes.consensus import consensus as consensus
-from soups.recipes.consensus import pcb as pcb
-from soups.recipes.consensus import sce as sce
-from soups.recipes.declare import METHODS as METHODS
-from soups.recipes.declare import Inputs as Inputs
-from soups.recipes.declare import method as method
-from soups.recipes.differences import arcee_fusion as arcee_fusion
-from soups.recipes.differences import magmax as magmax
-from soups.recipes.differences import nearswap as nearswap
-from soups.recipes.differences import ram as ram
-from soups.recipes.differences import ram_plus as ram_plus
-from soups.recipes.evolve import evolve as evolve
-from soups.recipes.fisher import fisher as fisher
-from soups.recipes.fisher import fisher_information as fisher_information
-from soups.recipes.fisher import fisher_interpolate as fisher_interpolate
-from soups.recipes.greedy import greedy as greedy
-from soups.recipes.interpolation import interpolate as interpolate
-from soups.recipes.interpolation import wise_ft as wise_ft
-from soups.recipes.learned import learned as learned
-from soups.recipes.localize_and_stitch import localize as localize
-from soups.recipes.localize_and_stitch import localize_and_stitch as localize_and_stitch
-from soups.recipes.localize_and_stitch import localize_dataless as localize_dataless
-from soups.recipes.localize_and_stitch import mask_overlap as mask_overlap
-from soups.recipes.localize_and_stitch import stitch as stitch
-from soups.recipes.masks import emr as emr
-from soups.recipes.masks import emr_restore as emr_restore
-from soups.recipes.masks import tall_masks as tall_masks
-from soups.recipes.permutation import check_function_unchanged as check_function_unchanged
-from soups.recipes.permutation import permute as permute
-from soups.recipes.permutation import spec_from_rules as spec_from_rules
-from soups.recipes.rebasin import align as align
-from soups.recipes.rebasin import straight_through_matching as straight_through_matching
-from soups.recipes.rebasin import weight_matching as weight_matching
-from soups.recipes.regmean import regmean as regmean
-from soups.recipes.regmean import regmean_pp as regmean_pp
-from soups.recipes.soup import Soup as Soup
-from soups.recipes.sparsify import drop as drop
-from soups.recipes.sparsify import magprune as magprune
-from soups.recipes.sparsify import outliers as outliers
-from soups.recipes.sparsify import trim as trim
-from soups.recipes.spectral import iso_c as iso_c
-from soups.recipes.spectral import tsv_merge as tsv_merge
-from soups.recipes.spectral import wudi as wudi
-from soups.recipes.speculative import greedy_speculative as greedy_speculative
-from soups.recipes.spherical import geometric_median as geometric_median
-from soups.recipes.spherical import karcher as karcher
-from soups.recipes.spherical import model_stock as model_stock
-from soups.recipes.spherical import multislerp as multislerp
-from soups.recipes.spherical import nuslerp as nuslerp
-from soups.recipes.spherical import slerp as slerp
-from soups.recipes.task_vectors import breadcrumbs as breadcrumbs
-from soups.recipes.task_vectors import combine_task_vectors as combine_task_vectors
-from soups.recipes.task_vectors import dare as dare
-from soups.recipes.task_vectors import della as della
-from soups.recipes.task_vectors import task_arithmetic as task_arithmetic
-from soups.recipes.task_vectors import ties as ties
+# ruff: noqa: F401 (what is imported is what this room offers)
+
+from soups.engine import Recipe
+from soups.recipes.activation_matching import activation_matching
+from soups.recipes.adamerging import adamerge, adamerging
+from soups.recipes.averages import ema, linear, passthrough, running_mean, uniform, weighted
+from soups.recipes.consensus import consensus, pcb, sce
+from soups.recipes.declare import METHODS, Inputs, method
+from soups.recipes.differences import arcee_fusion, magmax, nearswap, ram, ram_plus
+from soups.recipes.evolve import evolve
+from soups.recipes.fisher import fisher, fisher_information, fisher_interpolate
+from soups.recipes.greedy import greedy
+from soups.recipes.interpolation import interpolate, model_stock, wise_ft
+from soups.recipes.learned import learned
+from soups.recipes.localize_and_stitch import localize, localize_and_stitch, localize_dataless, mask_overlap, stitch
+from soups.recipes.masks import emr, emr_restore, tall_masks
+from soups.recipes.median import geometric_median
+from soups.recipes.permutation import check_function_unchanged, permute, spec_from_rules
+from soups.recipes.rebasin import align, straight_through_matching, weight_matching
+from soups.recipes.regmean import regmean, regmean_pp
+from soups.recipes.soup import Soup
+from soups.recipes.sparsify import drop, magprune, outliers, trim
+from soups.recipes.spectral import iso_c, tsv_merge, wudi
+from soups.recipes.speculative import greedy_speculative
+from soups.recipes.spherical import karcher, multislerp, nuslerp, slerp
+from soups.recipes.task_vectors import breadcrumbs, combine_task_vectors, dare, della, task_arithmetic, ties

@@ -60,7 +60,9 @@ class Candidates:
             return Candidate(None, None, f"NaN or infinity in {', '.join(nonfinite)}")
         if not soup.count:
             return Candidate(Growing(mean, 1), member)
-        return Candidate(Growing(mean, soup.count + 1), _in_dtypes_of(member, mean))
+        # no copy where nothing is cast: it would cost as much as reading the member
+        params = jax.tree.map(lambda x, like: x if x.dtype == like.dtype else x.astype(like.dtype), mean, member)
+        return Candidate(Growing(mean, soup.count + 1), params)
 
     def finished(self, soup: Growing) -> tree.Tree:
         """Return the weights of a soup in the dtypes of the members."""
@@ -70,7 +72,7 @@ class Candidates:
         member = self._members[name]
         if self._first is None:
             self._first = member
-        tree.check_same_structure([self._first, member], ["of the first ingredient", name])
+        tree.check_same_structure([self._first, member], ["the first ingredient", f"member {name}"])
         return member
 
 
@@ -78,7 +80,12 @@ def _mean_with(soup, member):
     """Return the mean with one more member, and the names of the member's leaves that hold NaN or infinity."""
     leaves = jax.tree.leaves((soup.mean, member))
     if not all(is_jax(leaf) and tree.is_float(leaf) for leaf in leaves):
-        return running_mean(soup.mean, member, soup.count), tree.nonfinite_names(member)
+        try:
+            return running_mean(soup.mean, member, soup.count), []
+        except tree.NonFiniteError:
+            if bad := tree.nonfinite_names(member):
+                return None, bad
+            raise
     mean, finite = _compiled_mean_with(soup.mean, member, soup.count)
     return mean, [name for name, flag in tree.flatten(jax.device_get(finite)).items() if not flag]
 
@@ -88,8 +95,3 @@ def _compiled_mean_with(mean, member, count):
     """Read and write each leaf once, where operation by operation would pass over the memory six times."""
     finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), member)
     return running_mean(mean, member, count), finite
-
-
-def _in_dtypes_of(member, mean):
-    # no copy where nothing is cast: it would cost as much as reading the member
-    return jax.tree.map(lambda x, like: x if x.dtype == like.dtype else x.astype(like.dtype), mean, member)

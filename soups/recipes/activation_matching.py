@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from soups import arrays
 from soups.names import check_name
 from soups.recipes.permutation import identity
 from soups.recipes.rebasin import Matching, assign, score
@@ -102,7 +103,7 @@ def _pool(old, new):
 
 def _correlation(moments):
     product = np.sqrt(np.outer(*moments["squares"]))
-    return np.where(product > 0, moments["products"] / np.where(product > 0, product, 1), 0)
+    return arrays.ratio(np, moments["products"], product, product > 0)
 
 
 def _inner_product(moments):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from soups import arguments, tree
+from soups import arguments, arrays, tree
 from soups.lazy import jax, jit, jnp
 from soups.names import check_name
-from soups.recipes import _optimizer
+from soups.recipes import _mixing, _optimizer
 from soups.recipes.declare import python_only
 from soups.recipes.soup import Soup, digests
 
@@ -62,10 +62,10 @@ def adamerging(
     """
     settings = _settings(per, steps, learning_rate, initial, clip)
     members = arguments.as_mapping(members)
-    trees = {name: members[name] for name in members}
-    tree.check_same_structure([base, *trees.values()], ["base", *trees])
-    vectors = {name: tree.sub(member, base) for name, member in trees.items()}
-    return _merge(vectors, base, apply_fn, batches, {"name": "adamerging", **settings}, digests(members, trees))
+    trees = {"base": base, **{f"member {name}": members[name] for name in members}}
+    tree.check_usable(trees)
+    vectors = {name: tree.sub(trees[f"member {name}"], base) for name in members}
+    return _merge(vectors, base, apply_fn, batches, {"name": "adamerging", **settings}, digests(members, members))
 
 
 @python_only("needs inputs of each task: use soups.adamerge in Python")
@@ -95,7 +95,8 @@ def adamerge(
     if not len(task_vectors):
         raise ValueError("no task vectors were given: at least one is needed")
     vectors = arguments.as_mapping(task_vectors)
-    tree.check_same_structure([base, *vectors.values()], ["base", *vectors], dtypes=False)
+    trees = {"base": base, **{f"task vector {name}": vector for name, vector in vectors.items()}}
+    tree.check_usable(trees, dtypes=False)
     return _merge(vectors, base, apply_fn, batches, {"name": "adamerge", **settings}, {})
 
 
@@ -109,9 +110,6 @@ def _settings(per, steps, learning_rate, initial, clip):
 
 
 def _merge(vectors, base, apply_fn, batches, recipe, digests):
-    for label, weights in [("base", base), *((f"task vector {name}", vector) for name, vector in vectors.items())]:
-        if bad := tree.nonfinite_names(weights):
-            raise ValueError(f"NaN or infinity in {label}: {', '.join(bad)}")
     apply_fns = (
         [apply_fn] * len(vectors) if callable(apply_fn) else arguments.per_member(apply_fn, vectors, "apply_fns")
     )
@@ -119,20 +117,16 @@ def _merge(vectors, base, apply_fn, batches, recipe, digests):
         _forever(task, name)
         for name, task in zip(vectors, arguments.per_member(batches, vectors, "batches"), strict=True)
     ]
-    names, leaf_names = list(vectors), tree.names(base)
-    rows = 1 if recipe["per"] == "member" else len(leaf_names)
+    names, number = list(vectors), len(tree.names(base))
+    rows = 1 if recipe["per"] == "member" else number
     start = np.full((rows, len(names)), recipe["initial"], np.float32)
     coefficients, history = _descend(start, list(vectors.values()), base, apply_fns, streams, recipe)
-    by_leaf = {
-        leaf: {name: float(value) for name, value in zip(names, row, strict=True)}
-        for leaf, row in zip(leaf_names, np.broadcast_to(coefficients, (len(leaf_names), len(names))), strict=True)
-    }
     return Soup(
         params=_mix(base, list(vectors.values()), coefficients),
         recipe=recipe,
         ingredients={name: float(value) for name, value in zip(names, coefficients.mean(0), strict=True)},
         history=history,
-        leaf_weights=by_leaf if recipe["per"] == "leaf" else None,
+        leaf_weights=_mixing.by_leaf(coefficients, base, names) if recipe["per"] == "leaf" else None,
         digests=digests,
     )
 
@@ -147,8 +141,6 @@ def _descend(raw, vectors, base, apply_fns, streams, recipe):
         value, products = _entropy_and_products(base, vectors, _clipped(raw, recipe), apply_fns, streams)
         if not np.isfinite(value):
             raise ValueError(f"the entropy is {value} at step {step}: lower the learning rate, or look at the batches")
-        if len(raw) == 1:
-            products = products.sum(0, keepdims=True)
         if recipe["clip"]:
             products = np.where((raw >= 0) & (raw <= 1), products, np.float32(0))
         raw, state = jax.device_get(update(products, state, raw))
@@ -166,7 +158,7 @@ def _entropy_and_products(base, vectors, coefficients, apply_fns, streams):
     for apply_fn, stream in zip(apply_fns, streams, strict=True):
         value, grads = _add_task(apply_fn, params, next(stream), grads)
         total += float(value)
-    return total, _inner_products(grads, vectors)
+    return total, _mixing.gradient(grads, vectors, len(coefficients))
 
 
 @jit(static_argnums=0, donate_argnums=3)
@@ -187,28 +179,13 @@ def _add_task(apply_fn, params, inputs, so_far):
 
 
 def _mix(base, vectors, coefficients):
-    """Add the task vectors to the base; row l of `coefficients` [L or 1, K] is for leaf l."""
-    leaves, structure = jax.tree.flatten(base)
-    columns = zip(*map(jax.tree.leaves, vectors), strict=True)
-    rows = np.broadcast_to(coefficients, (len(leaves), len(vectors)))
-    mixed = [
-        tree.add_scaled(leaf, tree.weighted_sum(tree.widen(list(column)), row)) if tree.is_float(leaf) else leaf
-        for leaf, column, row in zip(leaves, columns, rows, strict=True)
-    ]
-    return jax.tree.unflatten(structure, mixed)
+    def added(column, row):
+        if not tree.is_float(column[0]):
+            return column[0]
+        start, *wide = tree.widen_leaves(column)
+        return (start + arrays.mix(wide, row)).astype(column[0].dtype)
 
-
-def _inner_products(grads, vectors):
-    """Return <g_l, τ_{k,l}> as [L, K]; integer leaves have no gradient and count zero."""
-    flat_grads = tree.flatten(jax.device_get(grads) if tree.namespace_of(vectors) is np else grads)
-    columns = [
-        [
-            tree.dot(flat_grads[name], leaf) if name in flat_grads else np.float32(0)
-            for name, leaf in tree.flatten(vector).items()
-        ]
-        for vector in vectors
-    ]
-    return np.asarray(jax.device_get(columns), np.float32).T
+    return _mixing.by_rows(added, [base, *vectors], coefficients)
 
 
 def _forever(batches: Iterable[Any], name: str) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from soups import arguments, tree
+from soups import arguments, arrays, tree
 from soups.engine import Recipe
 from soups.names import check_name
 from soups.recipes.declare import Inputs, method, python_only
@@ -28,7 +28,7 @@ def uniform(inputs: Inputs) -> Recipe:
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482.
     """
-    return Recipe(lambda part, _: tree.mean_of(part.leaves), propagates=True)
+    return Recipe(lambda part, _: arrays.mean_of(part.leaves), propagates=True)
 
 
 @method(
@@ -47,7 +47,7 @@ def linear(inputs: Inputs, *, weights=1.0, normalize: bool = True) -> Recipe:
         ValueError: as `uniform`; not one weight for each member; with `normalize` weights that sum to zero.
     """
     shares = arguments.shares(weights) if normalize else weights
-    return Recipe(lambda part, _: tree.mix(part.leaves, shares), propagates=True)
+    return Recipe(lambda part, _: arrays.mix(part.leaves, shares), propagates=True)
 
 
 @method(members=(1, 1), per_member=("scale",), takes_complex=True, title="passthrough", summary="copy one member")
@@ -57,7 +57,7 @@ def passthrough(inputs: Inputs, *, scale: float = 1.0) -> Recipe:
     Raises:
         ValueError: not one member; NaN or infinity.
     """
-    return Recipe(lambda part, _: part.leaves[0] * tree.scalar(scale[0], part.leaves[0]), propagates=True)
+    return Recipe(lambda part, _: part.leaves[0] * arrays.scalar(scale[0], part.leaves[0]), propagates=True)
 
 
 @python_only("is linear here, with --weight for each member and --normalize false")
@@ -85,10 +85,13 @@ def running_mean(mean: tree.Tree, member: tree.Tree, count) -> tree.Tree:
     still: start from any member (under `scan` from `tree.widen(first)`) and end with `tree.cast_like`. Over
     the weights along one training run this is stochastic weight averaging (SWA).
 
+    Raises:
+        ValueError: mismatched structures, NaN or infinity; under `jit` numbers are not looked at.
+
     Izmailov et al., "Averaging weights leads to wider optima and better generalization", 2018, arXiv 1803.05407.
     """
     mean = tree.widen(mean)
-    return tree.lerp(mean, tree.cast_like(member, mean), 1.0 / (count + 1.0))
+    return tree.lerp(mean, tree.cast_like(member, mean), 1.0 / (count + 1.0), labels=("mean", "member"))
 
 
 @python_only("follows one training run: use soups.ema in Python")
@@ -97,7 +100,12 @@ def ema(average: tree.Tree, params: tree.Tree, decay) -> tree.Tree:
 
     m ← decay · m + (1 − decay) · θ, in float32 or wider as `running_mean`; `decay` in [0, 1], 0 forgets everything.
 
+        average = jax.jit(soups.ema)(average, params, 0.999)  # after each step of training
+
+    Raises:
+        ValueError: as `running_mean`; a decay that is no number.
+
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
     """
     decay, average = arguments.setting(decay, 0.0, "decay"), tree.widen(average)
-    return tree.lerp(average, tree.cast_like(params, average), 1.0 - decay)
+    return tree.lerp(average, tree.cast_like(params, average), 1.0 - decay, labels=("average", "params"))

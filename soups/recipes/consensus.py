@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from soups import engine, tree
+from soups import arguments, arrays, engine
 from soups.engine import Recipe
 from soups.names import check_name
 from soups.recipes._select import GATHERED, kth_magnitude
 from soups.recipes.declare import Inputs, method
-from soups.recipes.sparsify import check_density, masked
+from soups.recipes.sparsify import masked
 
 SCOPES = ("model", "leaf")
 
@@ -35,8 +35,7 @@ def sce(inputs: Inputs, *, select_topk: float = 1.0) -> Recipe:
 
     Wan et al., "FuseChat: knowledge fusion of chat models", 2024, arXiv 2408.07990.
     """
-    if not 0 < select_topk <= 1:
-        raise ValueError(f"select_topk must be in (0, 1], not {select_topk}")
+    arguments.check_within("select_topk", select_topk, "(0, 1]")
 
     def measure(parts):
         xp, size = next(iter(parts())).xp, sum(part.leaves[0].size for part in parts())
@@ -44,23 +43,22 @@ def sce(inputs: Inputs, *, select_topk: float = 1.0) -> Recipe:
 
         def energies(part):
             mask = None if kept is None else kept(part)
-            squares = [xp.square(vector) for vector in _vectors(part)]
-            return [engine.total(xp, square if mask is None else masked(square, mask)) for square in squares]
+            squares = [xp.square(vector) for vector in part.vectors]
+            return [arrays.total(xp, square if mask is None else masked(square, mask)) for square in squares]
 
         sums = xp.stack(engine.sum_over(parts, energies)) / size
-        known = xp.sum(sums) >= 1e-6
-        return kept, xp.where(known, sums / xp.where(known, xp.sum(sums), 1), 1.0 / inputs.number)
+        return kept, arrays.ratio(xp, sums, xp.sum(sums), xp.sum(sums) >= 1e-6, otherwise=1.0 / inputs.number)
 
     def merge(part, seen):
         kept, share = seen
-        xp, vectors = part.xp, _vectors(part)
-        positive = tree.sum_in_order(vectors) >= 0
+        xp, vectors = part.xp, part.vectors
+        positive = arrays.sum_in_order(vectors) >= 0
         sign = 2.0 * positive.astype(vectors[0].dtype) - 1.0
         # what points along the sign is positive after multiplying with it
         zeros = xp.zeros_like(sign)
         agreeing = [xp.maximum(sign * vector, zeros) for vector in vectors]
-        divisor = tree.mix([(vector > 0).astype(vector.dtype) for vector in agreeing], share)
-        step = sign * tree.mix(agreeing, share) / xp.maximum(divisor, tree.scalar(1e-6, divisor))
+        divisor = arrays.mix([(vector > 0).astype(vector.dtype) for vector in agreeing], share)
+        step = sign * arrays.mix(agreeing, share) / xp.maximum(divisor, arrays.scalar(1e-6, divisor))
         return part.base + (step if kept is None else masked(step, kept(part)))
 
     return Recipe(merge, measure)
@@ -88,11 +86,11 @@ def consensus(inputs: Inputs, *, threshold=0.4, votes: int = 2, scale=0.3) -> Re
         raise ValueError(f"votes must be between 0 and {inputs.number}, the number of members, not {votes}")
 
     def merge(part, _):
-        vectors = _vectors(part)
-        total = tree.sum_in_order(vectors)
-        count = tree.sum_in_order([mask.astype(np.int32) for mask in needed(vectors, total, threshold)])
+        vectors = part.vectors
+        total = arrays.sum_in_order(vectors)
+        count = arrays.sum_in_order([mask.astype(np.int32) for mask in needed(vectors, total, threshold)])
         kept = masked(total, count >= votes)
-        return part.base + tree.scalar(scale, kept) * kept
+        return part.base + arrays.scalar(scale, kept) * kept
 
     return Recipe(merge)
 
@@ -111,6 +109,7 @@ def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model"
     1 and the softmax is over the elements; β̂_i keeps the max(1, int(density · n)) largest (those within 1e-6 of the
     least of them too); θ = θ_base + Σ_i β̂_i ⊙ λ_i τ_i / Σ_i β̂_i, the base's element where no β̂_i is left. These are
     the paper's formulas; the program published with it has tanh, clipped quantiles and a second normalisation instead.
+    Each pair of members has a softmax with a range of its own, so the time grows with the square of their number.
 
     Args:
         members: a sequence of trees, a mapping from names to trees, or a pool.
@@ -125,7 +124,7 @@ def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model"
 
     Du et al., "Parameter competition balancing for model merging", 2024, arXiv 2410.02396.
     """
-    check_density(density)
+    arguments.check_within("density", density, "(0, 1]")
     number = inputs.number
     check_name(scope, SCOPES, "scope")
 
@@ -146,21 +145,17 @@ def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model"
         xp, total, divisor = part.xp, part.xp.zeros_like(part.base), part.xp.zeros_like(part.base)
         for index in range(number):
             score, vector = _balance(part, index, ranges, means), part.vector(index)
-            score = masked(score, score >= tree.scalar(least[index], score))
-            total = total + score * (tree.scalar(scale[index], vector) * vector)
+            score = masked(score, score >= arrays.scalar(least[index], score))
+            total = total + score * (arrays.scalar(scale[index], vector) * vector)
             divisor = divisor + score
         return part.base + total / xp.where(divisor > 0, divisor, xp.ones_like(divisor))
 
     return Recipe(merge, measure, scope)
 
 
-def _vectors(part):
-    return [part.vector(index) for index in range(len(part.leaves))]
-
-
 def _just_below(score):
     # a compiler may round the same score otherwise where it is compared
-    return score * tree.scalar(1 - 1e-6, score)
+    return score * arrays.scalar(1 - 1e-6, score)
 
 
 # --- SCE ---
@@ -169,18 +164,18 @@ def _just_below(score):
 def _variance(part):
     # of the differences to the first member: exactly zero where all are equal
     steps = [leaf - part.leaves[0] for leaf in part.leaves[1:]]
-    count = tree.scalar(len(part.leaves), part.leaves[0])
+    count = arrays.scalar(len(part.leaves), part.leaves[0])
     if not steps:
         return part.xp.zeros_like(part.leaves[0])
-    mean = tree.sum_in_order(steps) / count
-    return tree.sum_in_order([part.xp.square(step - mean) for step in [*steps, 0.0 * mean]]) / count
+    mean = arrays.sum_in_order(steps) / count
+    return arrays.sum_in_order([part.xp.square(step - mean) for step in [*steps, 0.0 * mean]]) / count
 
 
 def _varying_most(parts, size, fraction):
     """Return the function that says of a part which elements are among the fraction of largest variances."""
     variance = engine.remembered(_variance) if 2 * size <= GATHERED else _variance
     threshold = _just_below(_least_variance(parts, variance, size, fraction))
-    return lambda part: variance(part) >= tree.scalar(threshold, part.leaves[0])
+    return lambda part: variance(part) >= arrays.scalar(threshold, part.leaves[0])
 
 
 def _least_variance(parts, variance, size, fraction):
@@ -211,7 +206,7 @@ def _floor_of_product(count, fraction):
 def needed(vectors, total, thresholds):
     """Say for each member where the summed task vectors serve it: |τ_i| ≥ λ_i |τ − τ_i|."""
     return [
-        abs(vector) >= tree.scalar(threshold, vector) * abs(total - vector)
+        abs(vector) >= arrays.scalar(threshold, vector) * abs(total - vector)
         for vector, threshold in zip(vectors, thresholds, strict=True)
     ]
 
@@ -242,9 +237,9 @@ def _ranges(parts, number):
 def _exponential(part, pair, ranges, factor=1):
     # less the largest exponent, which the mean takes out again
     xp, product = part.xp, _product(part, *pair)
-    low, high = (tree.scalar(bound, product) for bound in ranges[pair])
+    low, high = (arrays.scalar(bound, product) for bound in ranges[pair])
     width = xp.where(high > low, high - low, xp.ones_like(high))
-    return xp.exp(tree.scalar(factor, product) * ((product - low) / width - 1))
+    return xp.exp(arrays.scalar(factor, product) * ((product - low) / width - 1))
 
 
 def _sums_of_exponentials(part, ranges):
@@ -257,9 +252,9 @@ def _balance(part, index, ranges, means):
     """Return β of one member, times the squared number of elements: that cancels, and no element underflows."""
     number = len(part.leaves)
     within = _exponential(part, (index, index), ranges, number)
-    within = within / tree.scalar(means[index,], within)
+    within = within / arrays.scalar(means[index,], within)
     between = []
     for other in range(number):
         pair = (max(index, other), min(index, other))
-        between.append(_exponential(part, pair, ranges) / tree.scalar(means[pair], within))
-    return within * tree.sum_in_order(between)
+        between.append(_exponential(part, pair, ranges) / arrays.scalar(means[pair], within))
+    return within * arrays.sum_in_order(between)

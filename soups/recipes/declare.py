@@ -24,7 +24,13 @@ REQUIRED = inspect.Parameter.empty
 MANY = 10**6  # members
 METHODS: dict[str, Method] = {}  # as published, by name
 ELSEWHERE: dict[str, str] = {}  # functions that no recipe file can call: what they need, the end of a sentence
-_IN_FILES = {"weights": "weight", "fishers": "fisher", "masks": "mask", "fisher_base": "base_fisher"}
+_IN_FILES = {
+    "weights": "weight",
+    "fishers": "fisher",
+    "masks": "mask",
+    "fisher_base": "base_fisher",
+    "fisher_member": "fisher",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +53,13 @@ class Method:
         marks: those that mark one member, by its name or index; the function gets a list of booleans.
         beside: names of the trees that go in beside the members, one for each: their leaves follow the members'.
         base: "none", "optional", "required", or "first": then the base is the first of the members.
-        base_beside: the name of the tree that goes in beside the base.
+        base_beside: the name of the tree that goes in beside the base; base and member then come first, as two ends.
         members: the smallest and the largest number of members, the base not counted.
         single: whether the function takes one tree instead of several.
         grams: whether what goes in beside has a Gram matrix [in, in] under the name of a kernel.
         takes_complex: whether leaves may be complex: nothing is ordered, compared or signed.
         check: raises a ValueError about trees beside the members, from {name: leaf} of a member and them by member.
+        complete: from the only member, the base and the settings to a base that has all leaves, where it may lack some.
         in_files: defaults of recipe files that are not those of the function.
         only_in_python: why no recipe file can call it; the end of a sentence.
         idle: settings that are taken and change nothing, with the reason.
@@ -72,6 +79,7 @@ class Method:
     grams: bool = False
     takes_complex: bool = False
     check: Callable[..., None] | None = None
+    complete: Callable[[tree.Tree, tree.Tree, Mapping[str, Any]], tree.Tree] | None = None
     in_files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     only_in_python: str = ""
     idle: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -81,49 +89,64 @@ class Method:
 
     # --- As a function ---
 
-    @property
+    @functools.cached_property
     def signature(self) -> inspect.Signature:
         """Return the signature of the public function."""
+        one, own = "member" if self.single else "members", list(inspect.signature(self.function).parameters.values())
+        front = ["base", one, self.base_beside, *self.beside] if self.base_beside else [one, *self.beside]
+        kinds = {"members": "Members"} | ({} if self.single else dict.fromkeys(self.beside, "Trees"))
         positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-        one = inspect.Parameter("member" if self.single else "members", positional)
-        first = one.replace(annotation="Tree" if self.single else "Members")
-        beside = [inspect.Parameter(name, positional, annotation="Trees") for name in self.beside]
-        default = None if self.base == "optional" else REQUIRED
-        base = inspect.Parameter("base", keyword, default=default, annotation="Tree" + " | None" * (default is None))
-        own = list(inspect.signature(self.function).parameters.values())[1:]
+        given = [inspect.Parameter(name, positional, annotation=kinds.get(name, "Tree")) for name in front]
+        if self.base == "optional":
+            given.append(inspect.Parameter("base", keyword, default=None, annotation="Tree | None"))
+        elif self.base != "none" and not self.base_beside:
+            given.append(inspect.Parameter("base", keyword, annotation="Tree"))
         keep_first = inspect.Parameter("keep_first", keyword, default=None, annotation="str | None")
-        given = [first, *beside, *([] if self.base == "none" else [base]), *own, keep_first]
-        return inspect.Signature(given, return_annotation="Tree")
+        return inspect.Signature([*given, *own[1:], keep_first], return_annotation="Tree")
 
-    def __call__(self, given: Any, /, *beside: Any, base=None, keep_first: str | None = None, **settings) -> tree.Tree:
-        """Merge members by this method.
+    def __call__(self, *arguments: Any, **named: Any) -> tree.Tree:
+        """Merge members by this method, as its public function does.
 
         Raises:
+            TypeError: other arguments than those of the signature.
             ValueError: another number of members, no base where one is needed, settings of another kind than their
                 defaults, values that are not one for each member, complex leaves where the method compares elements; as
                 `engine.merge`, and as the method's own documentation says.
         """
-        members = {"member": given} if self.single else arguments.as_mapping(given)
-        self.check_number(len(members))
+        bound = self.signature.bind(*arguments, **named)
+        bound.apply_defaults()
+        return self._merge(**bound.arguments)
+
+    def _merge(self, *, member=None, members=None, base=None, keep_first, **given):
+        members = {"member": member} if self.single else arguments.as_mapping(members)
+        self._check_number(len(members))
         if base is None and self.base in ("required", "first"):
             raise ValueError(f"{self.name} needs a base: the weights that the members were fine-tuned from")
-        named = {
-            name: arguments.per_member(values, members, name) for name, values in zip(self.beside, beside, strict=True)
-        }
+        beside = {name: self._beside(name, given.pop(name), members) for name in self.beside}
+        if self.base_beside:
+            beside = {"": {self.base_beside: given.pop(self.base_beside)}} | beside
+        if self.complete:
+            base = self.complete(member, base, given)
         if self.base == "first":
             members, base = {"base": base, **members}, None
-        recipe = self.recipe(Inputs(len(members), base is not None), members, **settings)
-        trees = [extra for trees in named.values() for extra in trees]
-        if tree.traced((settings, trees)):  # then all is part of the program
+        recipe = self.recipe(Inputs(len(members), base is not None), members, **given)
+        trees = [extra for found in beside.values() for extra in found.values()]
+        if tree.traced((given, trees)):  # then all is part of the program
             members = {name: jax.tree.map(jnp.asarray, members[name]) for name in members}
             base = jax.tree.map(jnp.asarray, base)
 
         def check(headers):
-            self._check_leaves(headers, settings.get("only", ".*"))
+            self._check_leaves(headers, given.get("only", ".*"))
             if self.check:
-                self.check(headers, {name: dict(zip(members, found, strict=True)) for name, found in named.items()})
+                self.check(headers, beside)
 
-        return engine.merge(recipe, members, base, trees, keep_first=keep_first, check=check)
+        labels = list(members) if self.single else None
+        return engine.merge(recipe, members, base, trees, labels=labels, keep_first=keep_first, check=check)
+
+    def _beside(self, name, values, members):
+        if self.single:
+            return {name: values}
+        return dict(zip(members, arguments.per_member(values, members, name), strict=True))
 
     def recipe(self, inputs: Inputs, names: Mapping[str, Any] | None = None, /, **settings) -> engine.Recipe:
         """Return the recipe for these settings, the defaults for all others.
@@ -146,8 +169,7 @@ class Method:
                 settings[name] = arguments.setting(value, default, name)
         return self.function(inputs, **settings)
 
-    def check_number(self, number: int) -> None:
-        """Raise a ValueError unless the method takes this number of members."""
+    def _check_number(self, number):
         low, high = self.members
         if not low <= number <= high:
             count = f"exactly {low}" if low == high else f"at least {low}"
@@ -155,15 +177,11 @@ class Method:
             raise ValueError(f"{self.name} takes {count} member{'s' if low > 1 else ''}{beside}, got {number}")
 
     def _check_leaves(self, headers, only):
-        if not self.takes_complex:
-            self.refuse_complex(name for name, leaf in headers.items() if tree.is_complex(leaf))
+        odd = [name for name, leaf in headers.items() if tree.is_complex(leaf)]
+        if odd and not self.takes_complex:
+            raise ValueError(f"{self.name} does not take complex leaves: {', '.join(odd)}")
         if only != ".*":
             tree.match(headers, only)  # an error if it matches nothing
-
-    def refuse_complex(self, names) -> None:
-        """Raise a ValueError that lists the complex leaves, which this method cannot merge."""
-        if names := list(names):
-            raise ValueError(f"{self.name} does not take complex leaves: {', '.join(names)}")
 
     # --- In recipe files ---
 
@@ -226,17 +244,12 @@ def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
             **declared,
         )
         _register(found, registry)
-        signature = found.signature
 
         @functools.wraps(function)
         def merge(*arguments, **named):
-            bound = signature.bind(*arguments, **named)
-            bound.apply_defaults()
-            given = dict(bound.arguments)
-            first = [given.pop(name) for name in ("member" if found.single else "members", *found.beside)]
-            return found(*first, **given)
+            return found(*arguments, **named)
 
-        merge.__signature__, merge.method, merge.recipe = signature, found, found.recipe
+        merge.__signature__, merge.method, merge.recipe = found.signature, found, found.recipe
         del merge.__wrapped__
         return merge
 
@@ -257,7 +270,7 @@ def check_alike(leaves: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any
     """Raise a ValueError unless the trees beside the members have the names and shapes of the members' leaves."""
     for trees in beside.values():
         flat = [tree.flatten(extra) for extra in trees.values()]
-        tree.check_same_structure([dict(leaves), *flat], ["of the weights", *trees], dtypes=False)
+        tree.check_same_structure([dict(leaves), *flat], ["the weights", *trees], dtypes=False)
 
 
 def _register(found, registry):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from soups import engine, tree
+from soups import arrays, engine
 from soups.engine import Recipe
 from soups.names import check_name
 from soups.recipes._select import kth_magnitudes
@@ -31,8 +31,8 @@ def nearswap(inputs: Inputs, *, t=1e-4) -> Recipe:
 
     def merge(part, _):
         xp, vector = part.xp, part.vector(0)
-        far = xp.maximum(xp.abs(vector), tree.scalar(1e-6, vector))
-        return part.base + xp.minimum(tree.scalar(t, vector) / far, tree.scalar(1, vector)) * vector
+        far = xp.maximum(xp.abs(vector), arrays.scalar(1e-6, vector))
+        return part.base + xp.minimum(arrays.scalar(t, vector) / far, arrays.scalar(1, vector)) * vector
 
     return Recipe(merge)
 
@@ -91,7 +91,7 @@ def magmax(inputs: Inputs, *, scale=0.5) -> Recipe:
         for index in range(1, inputs.number):
             vector = part.vector(index)
             largest = xp.where(xp.abs(vector) >= xp.abs(largest), vector, largest)
-        return part.base + tree.scalar(scale, largest) * largest
+        return part.base + arrays.scalar(scale, largest) * largest
 
     return Recipe(merge)
 
@@ -177,8 +177,8 @@ def _active(part, epsilon):
     active = []
     for index in range(len(part.leaves)):
         vector = part.vector(index)
-        active.append(part.xp.abs(vector) > tree.scalar(epsilon, vector))
-    return active, tree.sum_in_order([on.astype(np.int32) for on in active])
+        active.append(part.xp.abs(vector) > arrays.scalar(epsilon, vector))
+    return active, arrays.sum_in_order([on.astype(np.int32) for on in active])
 
 
 def _mean_of_active(part, epsilon, factors):
@@ -186,7 +186,7 @@ def _mean_of_active(part, epsilon, factors):
     total = xp.zeros_like(part.base)
     for index, on in enumerate(active):
         vector = part.vector(index)
-        alone = xp.where(count == 1, tree.scalar(factors[index], vector), xp.ones_like(vector))
+        alone = xp.where(count == 1, arrays.scalar(factors[index], vector), xp.ones_like(vector))
         total = total + xp.where(on, alone * vector, xp.zeros_like(vector))
     return part.base + total / xp.maximum(count, 1).astype(total.dtype)
 

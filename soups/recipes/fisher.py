@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from soups import arguments, engine, tree
+from soups import arguments, arrays, engine, tree
 from soups.engine import Recipe
 from soups.lazy import jax, jit, jnp
 from soups.names import check_name
@@ -94,6 +94,9 @@ def fisher(
     θ = Σ_i c_i max(F_i, floor) θ_i / Σ_i c_i max(F_i, floor), in float32 or wider, cast once to the members' dtypes.
     Pure and element-wise; F_i = 1 gives the weighted average.
 
+        fishers = [soups.fisher_information(model.apply, member, inputs) for member in members]
+        merged = soups.fisher(members, fishers)
+
     Args:
         members: a sequence or mapping of trees, or a pool.
         fishers: the diagonals F_i ≥ 0, one tree for each member, as `fisher_information` gives them.
@@ -111,7 +114,8 @@ def fisher(
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
-    _check_floor(floor)
+    if not floor > 0:
+        raise ValueError(f"floor must be above 0, not {floor}: it is what decides where all Fishers vanish")
     arguments.check_weights(weights)
     floors = [floor if chosen or not any(favor) else 0.0 for chosen in favor]
     if not tree.traced(weights) and not any(w > 0 and least > 0 for w, least in zip(weights, floors, strict=True)):
@@ -119,29 +123,35 @@ def fisher(
     number = inputs.number
 
     def measure(parts):
-        squares = engine.sum_over(parts, lambda part: [tree.inner(leaf, leaf) for leaf in part.leaves[number:]])
-        _check_norms(squares)
+        squares = engine.sum_over(parts, lambda part: [arrays.inner(leaf, leaf) for leaf in part.leaves[number:]])
+        for place, square in enumerate(squares):
+            if not tree.traced(square) and not square > 0:
+                raise ValueError(f"the Fisher information beside member {place} is zero, so it cannot be normalized")
         return [weight / square**0.5 for weight, square in zip(weights, squares, strict=True)]
 
     def merge(part, shares):
         leaves, fishers = part.leaves[:number], part.leaves[number:]
         for place, values in enumerate(fishers):
-            _check_not_negative(place, part.name, values)
+            if not tree.traced(values) and bool((values < 0).any()):
+                raise ValueError(f"negative Fisher information beside member {place}: {part.name}")
         return _weigh(leaves, fishers, floors, weights if shares is None else shares)
 
     return Recipe(merge, measure, scope="model") if normalize else Recipe(merge)
 
 
-def fisher_interpolate(
-    base: tree.Tree,
-    member: tree.Tree,
-    fisher_base: tree.Tree,
-    fisher_member: tree.Tree,
-    *,
-    alpha,
-    floor: float = 1e-6,
-    normalize: bool = False,
-) -> tree.Tree:
+@method(
+    base="first",
+    members=(1, 1),
+    single=True,
+    base_beside="fisher_base",
+    beside=("fisher_member",),
+    takes_complex=True,
+    check=check_alike,
+    title="Fisher, interpolated",
+    summary="wise_ft in which each parameter counts by its Fisher information",
+    paper="Matena and Raffel 2021, 2111.09832",
+)
+def fisher_interpolate(inputs: Inputs, *, alpha=0.5, floor: float = 1e-6, normalize: bool = False) -> Recipe:
     """Interpolate from the base to a member, each parameter as far as the two Fisher diagonals say.
 
     θ = ((1 − α) F_0 θ_0 + α F_1 θ_1) / ((1 − α) F_0 + α F_1), α in [0, 1], both F not below the floor; `wise_ft` where
@@ -152,35 +162,8 @@ def fisher_interpolate(
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
-    check_alpha(alpha)
-    return fisher(
-        {"base": base, "member": member},
-        {"base": fisher_base, "member": fisher_member},
-        weights=[1.0 - alpha, alpha],
-        floor=floor,
-        normalize=normalize,
-    )
-
-
-@method(
-    base="first",
-    members=(1, 1),
-    base_beside="fisher_base",
-    beside=("fishers",),
-    takes_complex=True,
-    title="Fisher, interpolated",
-    summary="wise_ft in which each parameter counts by its Fisher information",
-    paper="Matena and Raffel 2021, 2111.09832",
-)
-def _fisher_interpolate(inputs: Inputs, *, alpha=0.5, floor: float = 1e-6, normalize: bool = False) -> Recipe:
-    check_alpha(alpha)
+    arguments.check_within("alpha", alpha, "[0, 1]")
     return fisher.recipe(inputs, weights=[1.0 - alpha, alpha], floor=floor, normalize=normalize)
-
-
-def check_alpha(alpha) -> None:
-    """Raise a ValueError unless α is in [0, 1]."""
-    if not tree.traced(alpha) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], not {alpha}")
 
 
 # --- Averaging ---
@@ -189,24 +172,8 @@ def check_alpha(alpha) -> None:
 def _weigh(wide, fishers, floors, weights):
     xp = tree.namespace([*wide, *fishers])
     masses = [xp.maximum(f.astype(w.dtype), floor) for f, w, floor in zip(fishers, wide, floors, strict=True)]
-    total = tree.weighted_sum(masses, weights)
-    return tree.weighted_sum([mass * leaf for mass, leaf in zip(masses, wide, strict=True)], weights) / total
-
-
-def _check_floor(floor):
-    if not floor > 0:
-        raise ValueError(f"floor must be above 0, not {floor}: it is what decides where all Fishers vanish")
-
-
-def _check_not_negative(place, name, values):
-    if not tree.traced(values) and bool((values < 0).any()):
-        raise ValueError(f"negative Fisher information beside member {place}: {name}")
-
-
-def _check_norms(squares):
-    zero = [place for place, square in enumerate(squares) if not tree.traced(square) and not square > 0]
-    if zero:
-        raise ValueError(f"the Fisher information beside member {zero[0]} is zero, so it cannot be normalized")
+    weighed = [mass * leaf for mass, leaf in zip(masses, wide, strict=True)]
+    return arrays.mix(weighed, weights) / arrays.mix(masses, weights)
 
 
 # --- Estimating ---
@@ -228,8 +195,12 @@ def _sum_of_squares(apply_fn, estimator, params, inputs, labels, kept, index, ke
         return jax.tree.map(functools.partial(_weighted_square, weigh(values)), tree.widen(grads))
 
     if estimator == "batch":
-        grads = jax.grad(lambda floats: _pseudo_loss(log_probs(floats, inputs), kept))(floats)
-        sums = jax.tree.map(jnp.square, tree.widen(grads))
+
+        def of_batch(floats):
+            values = log_probs(floats, inputs)
+            return jnp.sum(kept[:, None] * jax.lax.stop_gradient(jnp.exp(values / 2)) * values)
+
+        sums = jax.tree.map(jnp.square, tree.widen(jax.grad(of_batch)(floats)))
     elif estimator == "exact":
 
         def of_class(label):
@@ -249,11 +220,6 @@ def _sum_of_squares(apply_fn, estimator, params, inputs, labels, kept, index, ke
 def _weighted_square(weights, grads):
     # no dot product: accelerators round its factors
     return jnp.sum(jnp.expand_dims(weights.astype(grads.dtype), range(1, grads.ndim)) * grads * grads, axis=0)
-
-
-def _pseudo_loss(log_probs, kept):
-    roots = jax.lax.stop_gradient(jnp.exp(log_probs / 2))
-    return jnp.sum(kept[:, None] * roots * log_probs)
 
 
 def _sum_over_classes(of_class, num_classes):

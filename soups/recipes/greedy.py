@@ -8,8 +8,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from soups import arguments, tree
 from soups.journal import Journal
 from soups.lazy import jax
@@ -37,6 +35,9 @@ def greedy(
     Members are tried from the best single score down, in one pass, and each is read once for it. The soup is a running
     mean in float32; each candidate is evaluated as it would be returned, in the members' dtypes. A member with NaN or
     infinity is left out and so recorded; so is one whose score is NaN.
+
+        soup = soups.greedy(pool, lambda params: accuracy(params, held_out), journal="greedy.jsonl")
+        soup.params, soup.ingredients, soup.score
 
     Args:
         members: a sequence or mapping of trees, or a pool.
@@ -85,7 +86,11 @@ def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[s
         scores = _individual(names, candidates, log)
     sign = 1.0 if mode == "max" else -1.0
     order = fixed_order or _best_first(scores, sign)
-    better = _better(sign, accept)
+    compare = operator.gt if accept == "gt" else operator.ge
+
+    def better(score, best):
+        return compare(sign * score, sign * best)
+
     ingredients, params, score, history = _stir(order, None if fixed_order else scores, candidates, log, better)
     return Soup(
         params=params,
@@ -146,11 +151,6 @@ def _individual(names, candidates, log) -> dict[str, float]:
     return scores
 
 
-def _better(sign, accept):
-    compare = operator.gt if accept == "gt" else operator.ge
-    return lambda score, best: compare(sign * score, sign * best)
-
-
 def _best_first(scores: Mapping[str, float], sign: float) -> list[str]:
     # ascending, stable, then reversed: among equal scores the later-listed member comes first, as in the published code
     ascending = sorted(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else sign * scores[name])
@@ -158,9 +158,7 @@ def _best_first(scores: Mapping[str, float], sign: float) -> list[str]:
 
 
 def _resolve(order, names) -> list[str]:
-    resolved = [
-        names[item] if isinstance(item, (int, np.integer)) else check_name(item, names, "member") for item in order
-    ]
+    resolved = [names[arguments.place_of(item, names)] for item in order]
     if len(set(resolved)) < len(resolved):
         raise ValueError(f"order names a member twice: {', '.join(resolved)}")
     return resolved

@@ -1,11 +1,14 @@
-"""Walk between two sets of weights."""
+"""Walk from one set of weights to another: along a line, or from the base to the mean."""
 
 from __future__ import annotations
 
-from soups import arguments, tree
+import numpy as np
+
+from soups import arguments, arrays, tree
 from soups.engine import Recipe
 from soups.names import pattern
-from soups.recipes.declare import Inputs, method, python_only
+from soups.recipes._gram import cosines_of, gram_recipe
+from soups.recipes.declare import MANY, Inputs, method, python_only
 
 
 @python_only("is wise_ft here, or slerp on the arc")
@@ -16,7 +19,7 @@ def interpolate(a: tree.Tree, b: tree.Tree, *, t, path: str = "linear") -> tree.
     [0, 1]: that extrapolates.
 
     Raises:
-        ValueError: an unknown path, or mismatched structures.
+        ValueError: an unknown path, mismatched structures, NaN or infinity.
     """
     t = arguments.setting(t, 0.0, "t")
     if path == "linear":
@@ -26,28 +29,14 @@ def interpolate(a: tree.Tree, b: tree.Tree, *, t, path: str = "linear") -> tree.
     raise ValueError(f"path must be 'linear' or 'spherical', not {path!r}")
 
 
-def wise_ft(
-    member: tree.Tree, *, base: tree.Tree, alpha=0.5, only: str = ".*", keep_first: str | None = None
-) -> tree.Tree:
-    """Interpolate from the base to a fine-tuned member (WiSE-FT).
-
-    (1 − α) θ_base + α θ_member for the leaves whose name matches the regex `only`; all others are the member's, which
-    helps when the base has no such head. The paper recommends α = 0.5 when nothing is known about the target.
-
-    Raises:
-        ValueError: mismatched structures in the interpolated part; `only` that matches no leaf.
-
-    Wortsman et al., "Robust fine-tuning of zero-shot models", 2021, arXiv 2109.01903.
-    """
-    if only != ".*":
-        ours, theirs = tree.flatten(member), tree.flatten(base)
-        chosen = pattern(only, "only")
-        mixed = [name for name in ours if chosen.fullmatch(name) and name in theirs]
-        missing = [name for name in ours if chosen.fullmatch(name) and name not in theirs]
-        if missing:  # as for whole trees
-            tree.check_same_structure([{name: ours[name] for name in [*mixed, *missing]}, theirs], ["member", "base"])
-        base = tree.map_with_names(lambda name, leaf: theirs[name] if name in mixed else leaf, member)
-    return _wise_ft(member, base=base, alpha=alpha, only=only, keep_first=keep_first)
+def _with_leaves_of(member, base, settings):
+    if settings["only"] == ".*":
+        return base
+    ours, theirs, only = tree.flatten(member), tree.flatten(base), pattern(settings["only"], "only")
+    mixed = [name for name in ours if only.fullmatch(name)]
+    if any(name not in theirs for name in mixed):
+        tree.check_same_structure([{name: ours[name] for name in mixed}, theirs], ["member", "base"], dtypes=False)
+    return tree.map_with_names(lambda name, leaf: theirs[name] if only.fullmatch(name) else leaf, member)
 
 
 @method(
@@ -55,16 +44,62 @@ def wise_ft(
     members=(1, 1),
     single=True,
     takes_complex=True,
+    complete=_with_leaves_of,
     title="WiSE-FT",
     summary="straight line from the base (alpha = 0) to the member (alpha = 1)",
     paper="Wortsman et al. 2021, 2109.01903",
 )
-def _wise_ft(inputs: Inputs, *, alpha=0.5, only: str = ".*") -> Recipe:
+def wise_ft(inputs: Inputs, *, alpha=0.5, only: str = ".*") -> Recipe:
+    """Interpolate from the base to a fine-tuned member (WiSE-FT).
+
+    (1 − α) θ_base + α θ_member for the leaves whose name matches the regex `only`; all others are the member's, which
+    helps when the base has no such head. The paper recommends α = 0.5 when nothing is known about the target.
+
+        robust = soups.wise_ft(member, base=base, alpha=0.5, only="trunk/.*")
+
+    Raises:
+        ValueError: mismatched structures in the interpolated part; `only` that matches no leaf.
+
+    Wortsman et al., "Robust fine-tuning of zero-shot models", 2021, arXiv 2109.01903.
+    """
     chosen = pattern(only, "only")
 
     def merge(part, _):
         if not chosen.fullmatch(part.name):
             return part.leaves[0]
-        return part.base + tree.scalar(alpha, part.base) * part.vector(0)
+        return part.base + arrays.scalar(alpha, part.base) * part.vector(0)
 
     return Recipe(merge)
+
+
+@method(
+    base="required",
+    members=(2, MANY),
+    title="model stock",
+    summary="from the base towards the mean, as far as the members' angles say",
+    paper="Jang et al. 2024, 2403.19522",
+)
+def model_stock(inputs: Inputs, *, scope: str = "leaf") -> Recipe:
+    """Move from the base towards the mean of the members as far as their angles say.
+
+    θ = t mean(θ_i) + (1 − t) θ_base, t = K cos / (1 + (K − 1) cos), cos the mean of the cosines between all pairs of
+    task vectors; t = 0 where the divisor is below 1e-6. `scope`: one t for each "leaf", for the "model", or for each
+    "row" (along the last axis).
+
+    Raises:
+        ValueError: fewer than two members, mismatched structures, NaN or infinity, an unknown scope.
+
+    Jang et al., "Model Stock: all we need is just a few fine-tuned models", 2024, arXiv 2403.19522.
+    """
+    number = inputs.number
+
+    def coefficients(xp, gram, length, epsilon):
+        cosines = cosines_of(xp, gram)
+        diagonal = xp.sum(xp.diagonal(cosines, axis1=-2, axis2=-1), axis=-1)
+        mean = (xp.sum(cosines, axis=(-2, -1)) - diagonal) / (number * (number - 1))
+        divisor = 1.0 + (number - 1) * mean
+        known = xp.abs(divisor) >= max(1e-6, 8 * number * float(np.finfo(gram.dtype).eps))
+        t = arrays.ratio(xp, number * mean, divisor, known)
+        return xp.stack([t / number] * number, axis=-1)
+
+    return gram_recipe(coefficients, True, scope, ("model", "leaf", "row"))

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from soups import arguments, tree
+from soups import arguments, arrays, tree
 from soups.journal import Journal
 from soups.lazy import jax
-from soups.recipes import _optimizer
+from soups.recipes import _mixing, _optimizer
 from soups.recipes.declare import python_only
 from soups.recipes.soup import Soup, digests
 
@@ -62,18 +62,22 @@ def learned(
     members = arguments.as_mapping(members)
     names = list(members)
     trees = [members[name] for name in names]
-    leaf_names = tree.names(trees[0])
-    known = {"members": names, "digests": digests(members, names), "num_leaves": len(leaf_names)}
+    number = len(tree.names(trees[0]))
+    known = {"members": names, "digests": digests(members, names), "num_leaves": number}
     dtype = None if dtype is None else jax.numpy.dtype(dtype)
     known["dtype"] = str(dtype)
     log = Journal(journal, {"recipe": "learned", "per": per, "learning_rate": learning_rate, **known})
-    for name, member in zip(names, trees, strict=True):
-        if bad := tree.nonfinite_names(member):
-            raise ValueError(f"NaN or infinity in member {name}: {', '.join(bad)}")
-    tree.check_same_structure(trees, names)
-    rows = 1 if per == "model" else len(leaf_names)
+    tree.check_usable({f"member {name}": member for name, member in zip(names, trees, strict=True)})
+    tree.check_copied(trees)
+    rows = 1 if per == "model" else number
     variables = {"mixing": np.ones((rows, len(names)), np.float32), "temperature": np.float32(1.0)}
-    mix = functools.partial(_mix, trees, dtype=dtype)
+
+    def mixed(column, row):
+        if not tree.is_float(column[0]):
+            return column[0]
+        return arrays.mix(tree.widen_leaves(column), row).astype(column[0].dtype if dtype is None else dtype)
+
+    mix = functools.partial(_mixing.by_rows, mixed, trees)
     variables, history = _descend(variables, trees, mix, loss, batches, learning_rate, log)
     weights = _softmax(variables["mixing"])
     return Soup(
@@ -81,7 +85,7 @@ def learned(
         recipe={"name": "learned", "per": per, "learning_rate": learning_rate, "num_steps": len(history)},
         ingredients={name: float(weight) for name, weight in zip(names, weights.mean(0), strict=True)},
         history=history,
-        leaf_weights=None if per == "model" else _by_leaf(weights, leaf_names, names),
+        leaf_weights=None if per == "model" else _mixing.by_leaf(weights, trees[0], names),
         temperature=float(variables["temperature"]),
         digests=known["digests"],
     )
@@ -101,10 +105,8 @@ def _descend(variables, trees, mix, loss, batches, learning_rate, log):
             raise ValueError(
                 f"the loss is {float(value)} at step {len(history)}: lower the learning rate, or look at the batch"
             )
-        products = _inner_products(leaf_grads, trees)
+        products = _mixing.gradient(leaf_grads, trees, len(weights))
         del leaf_grads  # else the device would hold them beside those of the next step
-        if len(weights) == 1:
-            products = products.sum(0, keepdims=True)
         mixing_grad = weights * (products - (weights * products).sum(1, keepdims=True))  # through the softmax
         variables, state = update({"mixing": mixing_grad, "temperature": temperature_grad}, state, variables)
         history.append(float(value))
@@ -150,39 +152,3 @@ def _float_gradient(loss):
 def _softmax(mixing):
     exponentials = np.exp(mixing - np.max(mixing, axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(1, keepdims=True), np.float32)
-
-
-def _mix(trees, weights, dtype):
-    """Mix leaf by leaf; row l of `weights` [L or 1, K] is for leaf l."""
-
-    def mixed(column, row):
-        if dtype is None or not tree.is_float(column[0]):
-            return tree.weighted_sum(column, row)
-        return tree.mix(tree.widen_leaves(column), row).astype(dtype)
-
-    leaves, structure = jax.tree.flatten(trees[0])
-    columns = list(zip(*map(jax.tree.leaves, trees), strict=True))
-    rows = np.broadcast_to(weights, (len(leaves), weights.shape[1]))
-    return jax.tree.unflatten(structure, map(mixed, columns, rows))
-
-
-def _inner_products(grads, trees):
-    """Return <g_l, θ_{i,l}> as [L, K]; integer leaves have no gradient and count zero."""
-    on_host = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trees[0]))
-    grads = jax.device_get(grads) if on_host else grads
-    flat_grads = tree.flatten(grads)
-    columns = [
-        [
-            tree.dot(flat_grads[name], leaf) if name in flat_grads else np.float32(0)
-            for name, leaf in tree.flatten(member).items()
-        ]
-        for member in trees
-    ]
-    return np.asarray(jax.device_get(columns), np.float32).T
-
-
-def _by_leaf(weights, leaf_names, names):
-    return {
-        leaf: {name: float(w) for name, w in zip(names, row, strict=True)}
-        for leaf, row in zip(leaf_names, weights, strict=True)
-    }

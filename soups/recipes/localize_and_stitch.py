@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from soups import arguments, tree
+from soups import arguments, arrays, tree
 from soups.engine import Recipe
 from soups.lazy import jax, jit, jnp
 from soups.names import check_name, pattern
@@ -86,8 +86,7 @@ def localize_dataless(member: tree.Tree, *, base: tree.Tree, density: float = 0.
 
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
-    if not 0 < density <= 1:
-        raise ValueError(f"density must be in (0, 1], not {density}")
+    arguments.check_within("density", density, "(0, 1]")
     vectors = _task_vector(member, base, only)
     kept = max(1, int(density * sum(leaf.size for leaf in vectors.values())))
     masks = _largest(vectors, kept)
@@ -96,7 +95,7 @@ def localize_dataless(member: tree.Tree, *, base: tree.Tree, density: float = 0.
 
 def _check_stitch(leaves, beside):
     masks = beside["masks"]
-    _check_masks([leaves, *map(tree.flatten, masks.values())], ["of the weights", *masks])
+    _check_masks([leaves, *map(tree.flatten, masks.values())], ["the weights", *masks])
 
 
 def _check_masks(trees, labels):
@@ -162,7 +161,7 @@ def localize_and_stitch(inputs: Inputs, *, density=0.05, only: str = ".*") -> Re
     def merge(part, thresholds):
         if not chosen.fullmatch(part.name):
             return part.base
-        vectors = [part.vector(index) for index in range(inputs.number)]
+        vectors = part.vectors
         gates = [(part.xp.abs(x) >= least).astype(x.dtype) for x, least in zip(vectors, thresholds, strict=True)]
         return _stitched(part, gates)
 
@@ -256,11 +255,8 @@ def _final(mask, leaf):
 
 def _task_vector(member, base, only):
     """Return member − base by name, for the float leaves that may be in a mask."""
-    tree.check_same_structure([base, member], ["base", "member"], dtypes=False)
+    tree.check_usable({"base": base, "member": member}, dtypes=False)
     chosen = tree.flatten(tree.match(base, only))
-    for label, weights in {"base": base, "member": member}.items():
-        if not tree.traced(weights) and (bad := tree.nonfinite_names(weights)):
-            raise ValueError(f"NaN or infinity in the {label}: {', '.join(bad)}")
     leaves = {name: leaf for name, leaf in tree.flatten(base).items() if tree.is_float(leaf) and chosen[name]}
     if not leaves:
         raise ValueError(f"no float leaf matches {only!r}")
@@ -294,6 +290,6 @@ def _no(leaf):
 
 
 def _stitched(part, gates):
-    total = tree.sum_in_order(gates)
-    change = tree.sum_in_order([gate * part.vector(index) for index, gate in enumerate(gates)])
+    total = arrays.sum_in_order(gates)
+    change = arrays.sum_in_order([gate * part.vector(index) for index, gate in enumerate(gates)])
     return part.base + change / part.xp.maximum(total, part.xp.ones_like(total))

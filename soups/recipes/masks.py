@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from soups import arguments, engine, tree
+from soups import arguments, arrays, tree
 from soups.lazy import jax
 from soups.names import check_name
 from soups.recipes.consensus import needed
@@ -32,7 +32,7 @@ def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) ->
 
     def masks(start, *leaves):
         vectors = _task_vectors(start, leaves)
-        return needed(vectors, tree.sum_in_order(vectors), thresholds)
+        return needed(vectors, arrays.sum_in_order(vectors), thresholds)
 
     return _by_member(members, base, _map_floats(masks, _no, base, trees))
 
@@ -71,8 +71,7 @@ def emr(members: arguments.Members, *, base: tree.Tree) -> Elected:
         vector = _map_floats(lambda start, leaf: _task_vectors(start, [leaf])[0], _zeros, base, [member])
         masks[name] = jax.tree.map(lambda v, u: v * u > 0, vector, unified)
         before, after = _l1_norm(vector), _l1_norm(_masked(unified, masks[name]))
-        xp = tree.namespace([after])
-        rescalers[name] = xp.where(after > 0, before / xp.where(after > 0, after, 1), xp.zeros_like(after))
+        rescalers[name] = arrays.ratio(tree.namespace([after]), before, after, after > 0)
     _register()
     return Elected(unified, masks, rescalers)
 
@@ -83,12 +82,13 @@ def emr_restore(merged: Elected, member: str | int, *, base: tree.Tree) -> tree.
     `member`: its name, or its number if the members were a sequence. Integer leaves are those of the base.
 
     Raises:
-        ValueError: no such member, a base of mismatched structure.
+        ValueError: no such member, a base of mismatched structure, NaN or infinity.
 
     Huang et al., "EMR-Merging: tuning-free high-performance model merging", 2024, arXiv 2405.17461.
     """
     name = check_name(str(member), merged.masks, "member")
-    return tree.add_scaled(base, _masked(merged.unified, merged.masks[name]), merged.rescalers[name])
+    vector = _masked(merged.unified, merged.masks[name])
+    return tree.add_scaled(base, vector, merged.rescalers[name], labels=("base", f"task vector {name}"))
 
 
 @functools.cache
@@ -99,9 +99,9 @@ def _register():
 def _checked(members, base):
     members = arguments.as_mapping(members)
     trees = [members[name] for name in members]
-    tree.check_same_structure([*trees, base], [*members, "base"], dtypes=False)
+    labels = [*(f"member {name}" for name in members), "base"]
+    tree.check_usable(dict(zip(labels, [*trees, base], strict=True)), dtypes=False)
     tree.check_copied(trees)
-    engine.check_finite({"base": base, **{f"member {name}": found for name, found in zip(members, trees, strict=True)}})
     return list(members), trees
 
 
@@ -134,7 +134,7 @@ def _by_member(names, base, lists):
 
 
 def _elect(vectors):
-    xp, total = tree.namespace(vectors), tree.sum_in_order(vectors)
+    xp, total = tree.namespace(vectors), arrays.sum_in_order(vectors)
     sign = xp.sign(total)
     largest = xp.zeros_like(total)
     for vector in vectors:
@@ -148,4 +148,4 @@ def _masked(vector, mask):
 
 def _l1_norm(vector):
     sums = [tree.namespace([leaf]).sum(abs(leaf)) for leaf in jax.tree.leaves(vector) if tree.is_float(leaf)]
-    return tree.sum_in_order(sums)
+    return arrays.sum_in_order(sums)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from soups import arguments, tree
-from soups.lazy import jax, jnp
+from soups.lazy import jax
 from soups.names import check_name
 from soups.recipes.declare import python_only
 from soups.recipes.permutation import (
@@ -144,11 +144,8 @@ def score(similarity: np.ndarray, order: np.ndarray) -> float:
 
 
 def _objective(votes, spec, found):
-    return sum((_dot(a, permute_leaf(b, spec[name], found)) for name, (a, b) in votes.items()), start=0.0)
-
-
-def _dot(a, b):
-    return float(np.vdot(np.asarray(a, np.float64), np.asarray(b, np.float64)))
+    pairs = ((a, permute_leaf(b, spec[name], found)) for name, (a, b) in votes.items())
+    return sum((float(np.vdot(a.astype(np.float64), b.astype(np.float64))) for a, b in pairs), start=0.0)
 
 
 def _votes(reference, params, spec, ignore):
@@ -157,7 +154,7 @@ def _votes(reference, params, spec, ignore):
     return {
         name: (np.asarray(leaf), np.asarray(others[name]))
         for name, leaf in tree.flatten(reference).items()
-        if _is_float(leaf) and any(True for _ in used_axes(spec[name])) and not re.fullmatch(ignore, name)
+        if tree.is_float(leaf) and any(True for _ in used_axes(spec[name])) and not re.fullmatch(ignore, name)
     }
 
 
@@ -205,8 +202,7 @@ def straight_through_matching(
     arXiv 1308.3432.
     """
     sizes = _check(["reference", "params"], [reference, params], spec, max_sweeps)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1), not {momentum}")
+    arguments.check_within("momentum", momentum, "[0, 1)")
     reference, params = jax.device_get((reference, tree.cast_like(params, reference)))
     generator, gradient = generator_from(key), jax.jit(jax.value_and_grad(loss, allow_int=True))
     free, velocity = tree.widen(reference), jax.tree.map(np.zeros_like, tree.widen(reference))
@@ -219,14 +215,14 @@ def straight_through_matching(
         best = found if not history or value < min(history) else best
         history.append(float(value))
         velocity = jax.tree.map(lambda v, g: _accumulate(v, g, momentum), velocity, grads)
-        free = jax.tree.map(lambda x, v: x - v.dtype.type(learning_rate) * v if _is_float(x) else x, free, velocity)
+        free = jax.tree.map(lambda x, v: x - v.dtype.type(learning_rate) * v if tree.is_float(x) else x, free, velocity)
     if not history:
         raise ValueError("no batches were given: straight-through matching needs data")
     return Matching(best, history)
 
 
 def _accumulate(velocity, gradient, momentum):
-    if not _is_float(velocity):
+    if not tree.is_float(velocity):
         return velocity
     dtype = velocity.dtype.type
     return dtype(momentum) * velocity + dtype(0.5) * gradient.astype(velocity.dtype)
@@ -267,9 +263,9 @@ def align(
     check_name(method, METHODS, "method")
     by_name = arguments.as_mapping(members)
     names = list(by_name)
-    to = _place(to, names)
+    to = arguments.place_of(to, names)
     trees = [by_name[name] for name in names]
-    sizes = _check(names, trees, spec, max_sweeps)
+    sizes = _check([f"member {name}" for name in names], trees, spec, max_sweeps)
     if method == "weight":
         found = _to_one(trees, to, spec, sizes, key, max_sweeps, ignore)
     else:
@@ -306,26 +302,11 @@ def _to_mean_of_others(trees, spec, sizes, generator, max_rounds, ignore):
     return found
 
 
-def _place(to: int | str, names: Sequence[str]) -> int:
-    if isinstance(to, str):
-        return names.index(check_name(to, names, "member"))
-    if not 0 <= to < len(names):
-        raise ValueError(f"member {to} is not there: the places are 0, …, {len(names) - 1}")
-    return to
-
-
 # --- Checks ---
 
 
 def _check(labels, trees, spec, max_sweeps):
     if max_sweeps < 1:
         raise ValueError(f"max_sweeps must be at least 1, not {max_sweeps}")
-    for label, params in zip(labels, trees, strict=True):
-        if bad := tree.nonfinite_names(params):
-            raise ValueError(f"NaN or infinity in member {label}: {', '.join(bad)}")
-    tree.check_same_structure(trees, labels, dtypes=False)
+    tree.check_usable(dict(zip(labels, trees, strict=True)), dtypes=False)
     return check_spec(spec, trees[0])
-
-
-def _is_float(leaf) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)

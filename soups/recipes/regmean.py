@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from soups import arguments, tree
+from soups import arguments, arrays, tree
 from soups.engine import Recipe
 from soups.lazy import is_jax, jax, jit, jnp
 from soups.names import check_name
 from soups.recipes.declare import Inputs, method, python_only
 
 Grams = Mapping[str, Any]  # by the name of a kernel [*in, *out]: Xᵀ X / rows of its inputs X [rows, in], as [in, in]
-
-
-def _check_alpha(alpha):
-    if not tree.traced(alpha) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], not {alpha}")
 
 
 def _check_grams(leaves, beside):
@@ -89,14 +84,14 @@ def regmean(given: Inputs, *, alpha: float = 0.9, weights=1.0, inputs: str = "fi
 
     Jin et al., "Dataless knowledge fusion by merging weights of language models", 2022, arXiv 2212.09849.
     """
-    _check_alpha(alpha)
+    arguments.check_within("alpha", alpha, "[0, 1]")
     check_name(inputs, ("first", "last"), "place of the inputs")
     shares = arguments.shares(arguments.check_weights(weights))
 
     def merge(part, _):
         kernels, grams = part.leaves[: len(shares)], part.leaves[len(shares) :]
         if not grams:
-            return tree.mix(kernels, shares)
+            return arrays.mix(kernels, shares)
         if inputs == "first":
             return _regress(kernels, grams, shares, alpha)
         turned = [kernel.reshape(len(kernel), -1).T for kernel in kernels]
@@ -155,29 +150,22 @@ def regmean_pp(
 
 
 def _regress(leaves, grams, shares, alpha):
-    wide = tree.widen(list(leaves))
     size = grams[0].shape[0]
-    on_host = tree.namespace_of(wide) is np and not tree.traced(grams)
+    on_host = tree.namespace(leaves) is np and not tree.traced(grams)
     grams = jax.device_get(grams) if on_host else grams
-    xp, dtype = (np, np.float64) if on_host else (jnp, wide[0].dtype)
-    mean = tree.weighted_sum(wide, shares)
+    xp, dtype = (np, np.float64) if on_host else (jnp, leaves[0].dtype)
+    mean = arrays.mix(leaves, shares)
     # deviations from the mean: where nothing is known, nothing is added to it
-    deviations = [(leaf.astype(dtype) - mean.astype(dtype)).reshape(size, -1) for leaf in wide]
+    deviations = [(leaf.astype(dtype) - mean.astype(dtype)).reshape(size, -1) for leaf in leaves]
     scaled = [_scale_off_diagonal(gram.astype(dtype), alpha, xp) for gram in grams]
-    left = tree.weighted_sum(scaled, shares)
-    products = [_matmul(gram, deviation) for gram, deviation in zip(scaled, deviations, strict=True)]
-    change = (_solve_on_host if on_host else _solve)(left, tree.weighted_sum(products, shares))
+    products = [arrays.matmul(gram, deviation) for gram, deviation in zip(scaled, deviations, strict=True)]
+    change = (_solve_on_host if on_host else _solve)(arrays.mix(scaled, shares), arrays.mix(products, shares))
     return (mean.astype(dtype) + change.reshape(leaves[0].shape)).astype(leaves[0].dtype)
 
 
 def _scale_off_diagonal(gram, alpha, xp):
     identity = xp.eye(gram.shape[0], dtype=bool)
     return xp.where(identity, gram, gram * (alpha.astype(gram.dtype) if is_jax(alpha) else alpha))
-
-
-def _matmul(a, b):
-    # accelerators would round the factors
-    return a @ b if isinstance(a, np.ndarray) else jnp.matmul(a, b, precision="highest")
 
 
 def _scales(left, xp):
@@ -216,8 +204,8 @@ def _solve(left, right):
     def by_eigenvalues(right):
         values, vectors = jnp.linalg.eigh(unit)
         kept = values > _limit(len(unit)) * values[-1]
-        inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
-        return _matmul(vectors, inverse[:, None] * _matmul(vectors.T, right))
+        inverse = arrays.ratio(jnp, 1, values, kept)
+        return arrays.matmul(vectors, inverse[:, None] * arrays.matmul(vectors.T, right))
 
     regular = jnp.min(jnp.diagonal(factor)) ** 2 > _limit(len(unit))  # false for NaN, too
     return scales * jax.lax.cond(regular, by_cholesky, by_eigenvalues, scales * right)

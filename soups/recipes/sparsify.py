@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from soups import engine, tree
-from soups.arguments import setting
+from soups import arguments, arrays, engine
 from soups.lazy import is_jax, jnp
 from soups.recipes import _random
 from soups.recipes._select import kth_magnitudes
@@ -44,28 +43,20 @@ def trim(density: float, *, surplus: int = 0, rescale: bool = False) -> Sparsifi
 
     Yadav et al., "TIES-Merging", 2023, arXiv 2306.01708.
     """
-    check_density(density)
-    setting(surplus, 0, "surplus")
+    arguments.check_within("density", density, "(0, 1]")
+    arguments.setting(surplus, 0, "surplus")
 
-    def measure(parts, index):
+    def find(parts, index):
         size = sum(part.leaves[index].size for part in parts())
         kept = max(1, int(density * size)) + surplus
         if kept >= size:
-            return None, 1.0
-        (threshold,) = kth_magnitudes(lambda: (part.vector(index) for part in parts()), size, [size - kept + 1])
-        if not rescale:
-            return threshold, 1.0
-        return threshold, _l1_ratio(parts, index, lambda part: mask(part.vector(index), threshold))
+            return None
+        return kth_magnitudes(lambda: (part.vector(index) for part in parts()), size, [size - kept + 1])[0]
 
-    def apply(part, index, measured):
-        threshold, ratio = measured
-        vector = part.vector(index)
-        return vector if threshold is None else scaled(masked(vector, mask(vector, threshold)), ratio)
+    def mask(part, index, threshold):
+        return None if threshold is None else abs(part.vector(index)) >= threshold
 
-    def mask(vector, threshold):
-        return abs(vector) >= threshold
-
-    return Sparsifier(apply, measure)
+    return _sparsifier(mask, find, norm=rescale)
 
 
 def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") -> Sparsifier:
@@ -78,28 +69,15 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
 
     Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
     """
-    check_density(density)
-    setting(seed, 0, "seed")
-    if rescale not in ("probability", "norm", None):
-        raise ValueError(f"rescale must be 'probability', 'norm' or None, not {rescale!r}")
+    arguments.check_within("density", density, "(0, 1]")
+    _check_random(seed, rescale)
+    if density >= 1:
+        return KEEP_ALL
 
-    fixed_ratio = 1.0 / density if rescale == "probability" else 1.0
-
-    def mask(part, index):
+    def mask(part, index, _):
         return _random.below(density, seed, f"drop/{index}", part, part.leaves[index].shape)
 
-    def measure(parts, index):
-        kept = engine.remembered(lambda part: mask(part, index))
-        return _l1_ratio(parts, index, kept), kept
-
-    def apply(part, index, measured):
-        vector = part.vector(index)
-        if density >= 1:
-            return vector
-        ratio, kept = measured or (fixed_ratio, lambda part: mask(part, index))
-        return scaled(masked(vector, kept(part)), ratio)
-
-    return Sparsifier(apply, measure if rescale == "norm" and density < 1 else None)
+    return _sparsifier(mask, factor=1.0 / density if rescale == "probability" else 1.0, norm=rescale == "norm")
 
 
 def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> Sparsifier:
@@ -113,34 +91,24 @@ def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> S
 
     Davari and Belilovsky, "Model breadcrumbs", 2023, arXiv 2312.06795.
     """
-    check_density(density)
-    if not 0 <= setting(gamma, 0.0, "gamma") < 1:
-        raise ValueError(f"gamma must be in [0, 1), not {gamma}")
+    arguments.check_within("density", density, "(0, 1]")
+    arguments.check_within("gamma", gamma, "[0, 1)")
 
-    def measure(parts, index):
+    def find(parts, index):
         size = sum(part.leaves[index].size for part in parts())
         top = int(gamma * size)
         bottom = max(0, size - int(density * size) - top)
-
         if bottom + top == size:  # nothing is left of a leaf this small
-            return (np.inf, None), 1.0
+            return np.inf, None
         places = [bottom + 1] + ([size - top + 1] if top else [])
-        found = kth_magnitudes(lambda: (part.vector(index) for part in parts()), size, places)
-        thresholds = found[0], found[1] if top else None
-        if not rescale:
-            return thresholds, 1.0
-        return thresholds, _l1_ratio(parts, index, lambda part: mask(part.vector(index), *thresholds))
+        low, *high = kth_magnitudes(lambda: (part.vector(index) for part in parts()), size, places)
+        return low, high[0] if top else None
 
-    def apply(part, index, measured):
-        thresholds, ratio = measured
-        vector = part.vector(index)
-        return scaled(masked(vector, mask(vector, *thresholds)), ratio)
-
-    def mask(vector, low, high):
-        magnitude = abs(vector)
+    def mask(part, index, thresholds):
+        magnitude, (low, high) = abs(part.vector(index)), thresholds
         return (magnitude >= low) if high is None else (magnitude >= low) & (magnitude < high)
 
-    return Sparsifier(apply, measure)
+    return _sparsifier(mask, find, norm=rescale)
 
 
 def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | None = "probability") -> Sparsifier:
@@ -155,34 +123,52 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
 
     Deep et al., "DELLA-Merging", 2024, arXiv 2406.11617.
     """
-    for value, default, name in ((density, 1.0, "density"), (epsilon, 0.0, "epsilon"), (seed, 0, "seed")):
-        setting(value, default, name)
+    for value, name in ((density, "density"), (epsilon, "epsilon")):
+        arguments.setting(value, 0.0, name)
     if not (0 < density - epsilon <= 1 and 0 < density + epsilon <= 1):
         raise ValueError(f"density ± epsilon must lie in (0, 1], but they are {density} ± {epsilon}")
-    if rescale not in ("probability", "norm", None):
-        raise ValueError(f"rescale must be 'probability', 'norm' or None, not {rescale!r}")
+    _check_random(seed, rescale)
 
-    def probabilities(part, index):
-        return _rank_probability(part.xp, part.vector(index), density, epsilon)
-
-    def mask(part, index):
+    def chosen(part, index):
+        probability = _rank_probability(part.xp, part.vector(index), density, epsilon)
         drawn = _random.uniform(seed, f"magprune/{index}", part, part.leaves[index].shape)
-        return drawn < probabilities(part, index)
+        return drawn < probability, probability
+
+    def apply(part, index, _):
+        vector, (kept, probability) = part.vector(index), chosen(part, index)
+        return masked(vector / probability.astype(vector.dtype), kept)
+
+    if rescale == "probability":
+        return Sparsifier(apply, unit="row")
+    return _sparsifier(lambda part, index, _: chosen(part, index)[0], norm=rescale == "norm", unit="row")
+
+
+def _sparsifier(mask, find=None, *, factor=1.0, norm=False, unit="element"):
+    """Return the one that keeps where `mask(part, index, found)` holds, or all where that is None.
+
+    `found` is what `find(parts, index)` finds; what is kept is multiplied by `factor`, or by `norm` has the L1 norm of
+    the scope again.
+    """
 
     def measure(parts, index):
-        kept = engine.remembered(lambda part: mask(part, index))
-        return _l1_ratio(parts, index, kept), kept
+        found = find(parts, index) if find else None
+        kept = engine.remembered(lambda part: mask(part, index, found))
+        if not norm or (find and found is None):
+            return found, factor, None
+        return found, _l1_ratio(parts, index, kept), kept
 
     def apply(part, index, measured):
-        vector = part.vector(index)
-        if rescale == "probability":
-            chosen = probabilities(part, index)
-            drawn = _random.uniform(seed, f"magprune/{index}", part, vector.shape)
-            return masked(vector / chosen.astype(vector.dtype), drawn < chosen)
-        ratio, kept = measured or (1.0, lambda part: mask(part, index))
-        return scaled(masked(vector, kept(part)), ratio)
+        found, ratio, remembered = measured or (None, factor, None)
+        vector, kept = part.vector(index), remembered(part) if remembered else mask(part, index, found)
+        return vector if kept is None else scaled(masked(vector, kept), ratio)
 
-    return Sparsifier(apply, measure if rescale == "norm" else None, unit="row")
+    return Sparsifier(apply, measure if find or norm else None, unit)
+
+
+def _check_random(seed, rescale):
+    arguments.setting(seed, 0, "seed")
+    if rescale not in ("probability", "norm", None):
+        raise ValueError(f"rescale must be 'probability', 'norm' or None, not {rescale!r}")
 
 
 def masked(vector, mask):
@@ -226,21 +212,13 @@ def _l1_ratio(parts, index, mask):
     def norms(part):
         vector = part.vector(index)
         magnitude = abs(vector)
-        return engine.total(part.xp, magnitude), engine.total(part.xp, masked(magnitude, mask(part)))
+        return arrays.total(part.xp, magnitude), arrays.total(part.xp, masked(magnitude, mask(part)))
 
     before, after = engine.sum_over(parts, norms)
     xp = next(iter(parts())).xp
-    known = (before >= 1e-7) & (after >= 1e-7)
-    return xp.where(known, before / xp.where(known, after, xp.ones_like(after)), xp.ones_like(after))
+    return arrays.ratio(xp, before, after, (before >= 1e-7) & (after >= 1e-7), otherwise=1)
 
 
 def scaled(vector, factor):
     """Multiply by a number; by the number 1.0 without looking at the elements."""
-    return vector if isinstance(factor, float) and factor == 1.0 else vector * tree.scalar(factor, vector)
-
-
-def check_density(density: float) -> None:
-    """Raise a ValueError unless the density is a number in (0, 1]."""
-    setting(density, 1.0, "density")
-    if not 0 < density <= 1:
-        raise ValueError(f"density must be in (0, 1], not {density}")
+    return vector if isinstance(factor, float) and factor == 1.0 else vector * arrays.scalar(factor, vector)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from soups import tree
+from soups import arrays
 from soups.engine import Recipe
-from soups.lazy import is_jax, jax, jnp
+from soups.lazy import is_jax, jax
 from soups.names import check_name, pattern
 from soups.recipes.declare import Inputs, method
 
@@ -121,14 +121,14 @@ def matrix_recipe(
     matched = pattern(only, "only")
 
     def merge(part, _):
-        vectors, shape = [part.vector(index) for index in range(number)], part.base.shape
+        vectors, shape = part.vectors, part.base.shape
         if len(shape) < 2 or 0 in shape or not matched.fullmatch(part.name):
-            vector = tree.sum_in_order(vectors) / tree.scalar(number, vectors[0])
+            vector = arrays.sum_in_order(vectors) / arrays.scalar(number, vectors[0])
         else:
             matrix_shape = (shape[0], -1) if rows_first else (-1, shape[-1])
             vector = merged(part.xp, [vector.reshape(matrix_shape) for vector in vectors])
             vector = vector.reshape(shape).astype(part.base.dtype)
-        return _placed_as(part.leaves[0], part.base + tree.scalar(scale, vector) * vector)
+        return _placed_as(part.leaves[0], part.base + arrays.scalar(scale, vector) * vector)
 
     return Recipe(merge, unit="leaf")
 
@@ -148,17 +148,17 @@ def _orthogonal_sum(xp, matrices):
     lefts, values, rights = zip(*(_decomposed(xp, matrix) for matrix in matrices), strict=True)
     left = _orthogonal(xp, xp.concatenate([left[:, :rank] for left in lefts], axis=1))
     right = _orthogonal(xp, xp.concatenate([right[:rank] for right in rights], axis=0))
-    return _times(xp, left * xp.concatenate([value[:rank] for value in values])[None, :], right)
+    return arrays.matmul(left * xp.concatenate([value[:rank] for value in values])[None, :], right)
 
 
 def _isotropic(xp, matrices):
-    left, values, right = _decomposed(xp, tree.sum_in_order(matrices))
-    return xp.mean(values) * _times(xp, left, right)
+    left, values, right = _decomposed(xp, arrays.sum_in_order(matrices))
+    return xp.mean(values) * arrays.matmul(left, right)
 
 
 def _orthogonal(xp, matrix):
     left, _, right = _decomposed(xp, matrix)
-    return _times(xp, left, right)
+    return arrays.matmul(left, right)
 
 
 def _decomposed(xp, matrix):
@@ -169,29 +169,24 @@ def _decomposed(xp, matrix):
     return left * real[None, :], values * real, right * real[:, None]
 
 
-def _times(xp, a, b):
-    # accelerators would multiply float32 in fewer bits
-    return a @ b if xp is np else jnp.matmul(a, b, precision="highest")
-
-
 # --- Interference ---
 
 
 def _least_interference(xp, matrices, steps, learning_rate):
     """Descend from the sum M of matrices T_i [in, out]; the gradient at M + D is 2 (C Cᵀ D + G)."""
-    start = tree.sum_in_order(matrices)
+    start = arrays.sum_in_order(matrices)
     squares = [xp.sum(xp.square(matrix)) for matrix in matrices]
     # of a member that equals the base nothing remains
-    inverse = [xp.where(square > 0, 1 / xp.where(square > 0, square, 1), 0).astype(start.dtype) for square in squares]
-    pulls = [_times(xp, matrix, _times(xp, matrix.T, start - matrix)) for matrix in matrices]
-    constant = tree.sum_in_order([weight * pull for weight, pull in zip(inverse, pulls, strict=True)])
+    inverse = [arrays.ratio(xp, 1, square, square > 0).astype(start.dtype) for square in squares]
+    pulls = [arrays.matmul(matrix, arrays.matmul(matrix.T, start - matrix)) for matrix in matrices]
+    constant = arrays.sum_in_order([weight * pull for weight, pull in zip(inverse, pulls, strict=True)])
     columns = [xp.sqrt(weight) * matrix for weight, matrix in zip(inverse, matrices, strict=True)]
     spread = xp.concatenate(columns, axis=1)  # C
     narrow = spread.shape[0] > 2 * spread.shape[1]  # then C Cᵀ would be larger than C
-    square = None if narrow else _times(xp, spread, spread.T)
+    square = None if narrow else arrays.matmul(spread, spread.T)
 
     def gradient(moved):
-        product = _times(xp, spread, _times(xp, spread.T, moved)) if narrow else _times(xp, square, moved)
+        product = arrays.matmul(spread, arrays.matmul(spread.T, moved)) if narrow else arrays.matmul(square, moved)
         return 2 * (product + constant)
 
     return start + _adam(xp, gradient, xp.zeros_like(start), steps, learning_rate)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from soups import engine, tree
+from soups import arrays, engine
 from soups.engine import Recipe
 from soups.names import check_name
 from soups.recipes.declare import Inputs, method
@@ -78,10 +78,10 @@ def combine_task_vectors(
         if elect:
             merged = _agreeing(part.xp, vectors, weights, surplus, normalize)
         else:
-            merged = tree.mix(vectors, weights)
+            merged = arrays.mix(vectors, weights)
             if normalize:
-                merged = merged / _or_one(part.xp, tree.sum_in_order([tree.scalar(w, merged) for w in weights]))
-        return part.base + tree.scalar(scale, merged) * merged
+                merged = merged / _or_one(part.xp, arrays.sum_in_order([arrays.scalar(w, merged) for w in weights]))
+        return part.base + arrays.scalar(scale, merged) * merged
 
     if not (elect and tie == "majority") and not any(sparsifier.measure for sparsifier in sparsify):
         scope = "leaf"  # nothing is measured, so every leaf may be merged by itself
@@ -125,6 +125,8 @@ def ties(
     τ̂_i keeps the largest magnitudes of τ_i, a fraction `density` over the whole model (`scope="leaf"`: over each leaf);
     γ = sign(Σ_i w_i τ̂_i), by the majority of all elements where that is zero; θ = θ_base + λ · the mean over
     {i: sign τ̂_i = γ} of τ̂_i, weighted. `normalize=False` takes their sum, as the paper's CLIP results do with λ = 0.3.
+
+        merged = soups.ties({"math": a, "code": b}, base=base, density={"math": 0.2, "code": 0.4})
 
     Raises:
         ValueError: as `combine_task_vectors`; a density outside (0, 1].
@@ -242,13 +244,13 @@ def _held(parts):
 
 def _surplus(xp, vectors, weights):
     """Count how many more elements have a positive sum than a negative one."""
-    mass = tree.mix(vectors, weights)
+    mass = arrays.mix(vectors, weights)
     return xp.sum(xp.sign(mass).astype(np.int32))
 
 
 def _agreeing(xp, vectors, weights, surplus, normalize):
     weighted = [scaled(vector, weight) for weight, vector in zip(weights, vectors, strict=True)]
-    mass = tree.sum_in_order(weighted)
+    mass = arrays.sum_in_order(weighted)
     positive = mass >= 0
     if surplus is not None:  # where all cancel, the sign of most elements
         positive = (mass > 0) | ((mass == 0) & (surplus >= 0))
@@ -256,11 +258,11 @@ def _agreeing(xp, vectors, weights, surplus, normalize):
     zeros = xp.zeros_like(mass)  # against a number, NumPy's maximum takes five times as long
     # what points along the sign is positive after multiplying with it
     agreeing = [xp.maximum(sign * vector, zeros) for vector in weighted]
-    total = sign * tree.sum_in_order(agreeing)
+    total = sign * arrays.sum_in_order(agreeing)
     if not normalize:
         return total
     counted = [(vector > 0).astype(mass.dtype) for vector in agreeing]
-    return total / _or_one(xp, tree.sum_in_order(map(scaled, counted, weights)))
+    return total / _or_one(xp, arrays.sum_in_order(map(scaled, counted, weights)))
 
 
 def _or_one(xp, divisor):

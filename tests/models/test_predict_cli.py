@@ -123,7 +123,7 @@ def test_user_errors_are_one_message_and_no_file(cli, pool, images, tmp_path):
         (("--pool", pool, "--member", "knwon", "--images", images), "did you mean 'known'?"),
         (("--pool", pool, "--images", images), "--pool POOL needs --member NAME"),
         (("--pool", pool, "--member", "soup", "--images", images), "give --arch"),
-        ((*known, "--arch", "clip-vit-b32", "--images", images), "differ in structure from member clip-vit-b32"),
+        ((*known, "--arch", "clip-vit-b32", "--images", images), "differ in structure from clip-vit-b32"),
         ((*known, "--arch", "clip-vit-b33", "--images", images), "did you mean"),
         (("--weights", tmp_path / "w.pt", "--images", images), "needs --arch"),
         (("--weights", tmp_path / "w.pt", "--arch", ARCH, "--images", images), "w.pt"),

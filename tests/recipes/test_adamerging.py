@@ -215,9 +215,9 @@ def test_the_device_never_holds_the_task_vectors():
         ({"members": [MEMBERS[0], {"kernel": MEMBERS[1]["kernel"]}]}, "1: bias is missing"),
         (
             {"members": [MEMBERS[0], {**MEMBERS[1], "bias": MEMBERS[1]["bias"] * np.nan}]},
-            "NaN or infinity in .* 1: bias",
+            "  (member|task vector) 1: bias",
         ),
-        ({"base": {**BASE, "bias": BASE["bias"] * np.nan}}, "NaN or infinity in base: bias"),
+        ({"base": {**BASE, "bias": BASE["bias"] * np.nan}}, "  base: bias"),
         ({"apply_fn": lambda params, inputs: inputs @ params["kernel"][:, 0]}, r"logits \[B, C\], but it gave \(8,\)"),
     ],
 )

@@ -59,12 +59,19 @@ def test_ema_from_zero_is_wise_ft_of_the_debiased_average(rng):
     np.testing.assert_allclose(average["w"], expected["w"], rtol=1e-12)
 
 
+def test_wise_ft_equals_float64(rng):
+    member, base = ({"w": rng.normal(size=7).astype(np.float32)} for _ in range(2))
+    expected = 0.75 * member["w"].astype(np.float64) + 0.25 * base["w"]
+    np.testing.assert_allclose(soups.wise_ft(member, base=base, alpha=0.75)["w"], expected, rtol=1e-6)
+
+
 def test_wise_ft_only_interpolates_the_trunk():
     member = {"trunk": np.float32([2.0]), "head": np.float32([5.0, 6.0])}
     base = {"trunk": np.float32([0.0])}
-    result = soups.wise_ft(member, base=base, alpha=0.5, only="trunk")
-    assert result["trunk"][0] == 1.0
-    np.testing.assert_array_equal(result["head"], member["head"])
+    for wise_ft in (soups.wise_ft, soups.recipes.METHODS["wise_ft"]):
+        result = wise_ft(member, base=base, alpha=0.5, only="trunk")
+        assert result["trunk"][0] == 1.0
+        np.testing.assert_array_equal(result["head"], member["head"])
 
 
 def test_wise_ft_needs_the_head_in_the_base_unless_told():

@@ -169,7 +169,7 @@ def test_matching_refuses_what_does_not_fit(reference, other):
         weight_matching(reference, wrong, SPEC, key=KEY)
     with pytest.raises(ValueError, match="- head/bias has no entry"):
         weight_matching(reference, other, {k: v for k, v in SPEC.items() if k != "head/bias"}, key=KEY)
-    with pytest.raises(ValueError, match="NaN or infinity in member params: head/bias"):
+    with pytest.raises(ValueError, match="  params: head/bias"):
         weight_matching(reference, {**other, "head": jax.tree.map(_with_nan, other["head"])}, SPEC, key=KEY)
     with pytest.raises(ValueError, match="max_sweeps must be at least 1, not 0"):
         weight_matching(reference, other, SPEC, key=KEY, max_sweeps=0)
@@ -255,7 +255,7 @@ def test_straight_through_refuses_what_does_not_fit(reference, other):
         straight_through_matching(reference, other, SPEC, loss, [np.float32(np.nan)], key=KEY)
     with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), not 1"):
         straight_through_matching(reference, other, SPEC, loss, [], key=KEY, momentum=1)
-    with pytest.raises(ValueError, match="NaN or infinity in member reference"):
+    with pytest.raises(ValueError, match="  reference: head/bias"):
         straight_through_matching(jax.tree.map(_with_nan, reference), other, SPEC, loss, [], key=KEY)
 
 
@@ -322,11 +322,11 @@ def test_align_refuses_what_does_not_fit(copies):
         align([], SPEC, key=KEY)
     with pytest.raises(ValueError, match="unknown member 'x'; there are: 0, 1, 2"):
         align(copies, SPEC, key=KEY, to="x")
-    with pytest.raises(ValueError, match="member 3 is not there: the places are 0, …, 2"):
+    with pytest.raises(ValueError, match="unknown member '3'; there are: 0, 1, 2"):
         align(copies, SPEC, key=KEY, to=3)
     with pytest.raises(ValueError, match=r"unknown method 'weigth' \(did you mean 'weight'"):
         align(copies, SPEC, key=KEY, method="weigth")
     with pytest.raises(ValueError, match="1: head/bias is missing"):
         align([copies[0], {**copies[1], "head": {"kernel": copies[1]["head"]["kernel"]}}], SPEC, key=KEY)
-    with pytest.raises(ValueError, match="NaN or infinity in member 1"):
+    with pytest.raises(ValueError, match="  member 1: head/bias"):
         align([copies[0], jax.tree.map(_with_nan, copies[1])], SPEC, key=KEY)

@@ -6,9 +6,7 @@ import numpy as np
 from peers.case import CLASSES, FLOAT32, LARGE, MEMBERS, WIDTHS, Case, Statistic, members, with_base
 
 import soups
-from soups import engine
 from soups.models import MLP, apply_fn, gram_fn
-from soups.recipes.spherical import slerp_recipe
 
 VERSION = "0.2.33"
 REQUIREMENTS = ("torch==2.13.0", f"fusion-bench=={VERSION}")
@@ -148,7 +146,7 @@ CASES = [
         lambda m: soups.nuslerp(members(m["near"], "ab"), weights=[0.7, 0.3]),
         "theirs is straight where abs(cos Ω) > 0.9995, ours where sin² Ω vanishes; `slerp` in a recipe file does as "
         "theirs",
-        lambda m: engine.apply(slerp_recipe(0.3, parallel=0.9995), members(m["near"], "ab")),
+        lambda m: soups.slerp(m["near"]["b"], base=m["near"]["a"], t=0.3, parallel=0.9995),
     ),
     Case("model stock, two members", lambda m: with_base(soups.model_stock, m["plain"], "ab"), dtypes=FLOAT32),
     Case(
