@@ -7,12 +7,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import soups
-from soups import engine
-from soups.pool import Pool
 from soups.recipes.consensus import _floor_of_product, consensus, pcb, sce
 from soups.recipes.masks import Elected, emr, emr_restore, tall_masks
 
@@ -34,12 +30,6 @@ def moved(tree, step):
 
 BASE = draw()
 MEMBERS = [moved(BASE, draw(0.1 * (1 + index))) for index in range(4)]
-METHODS = {
-    "sce": lambda members, base: sce(members, base=base, select_topk=0.4),
-    "consensus": lambda members, base: consensus(members, base=base),
-    "pcb": lambda members, base: pcb(members, base=base, density=0.3),
-    "pcb per leaf": lambda members, base: pcb(members, base=base, density=0.3, scope="leaf"),
-}
 
 
 def flat(tree):
@@ -255,40 +245,9 @@ def test_identical_members_give_that_member():
     close(consensus([MEMBERS[0]] * 3, base=BASE, scale=1 / 3), flat(MEMBERS[0]))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_order_does_not_matter(name):
-    close(METHODS[name](MEMBERS, BASE), flat(METHODS[name](MEMBERS[::-1], BASE)))
-
-
 @pytest.mark.parametrize("method", [consensus, pcb])
 def test_scale_zero_gives_the_base(method):
     close(method(MEMBERS, base=BASE, scale=0.0), flat(BASE), 0)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_same_under_jit(name):
-    members, base = jax.tree.map(jnp.asarray, (MEMBERS, BASE))
-    close(jax.jit(METHODS[name])(members, base), flat(METHODS[name](MEMBERS, BASE)), 1e-5)
-
-
-@pytest.mark.parametrize("name", ["sce", "pcb"])
-def test_the_same_on_sharded_members(name, mesh):
-    base, *members = RNG.normal(size=(3, 8, 4)).astype(np.float32)
-    shard = NamedSharding(mesh, P("pool"))
-    result = METHODS[name]([{"w": jax.device_put(member, shard)} for member in members], {"w": base})["w"]
-    np.testing.assert_allclose(result, METHODS[name]([{"w": m} for m in members], {"w": base})["w"], rtol=1e-5)
-    assert result.sharding.is_equivalent_to(shard, 2)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_same_in_blocks_and_from_a_pool(name, tmp_path, monkeypatch):
-    expected = flat(METHODS[name](MEMBERS, BASE))
-    pool = Pool(tmp_path / "pool")
-    for index, member in enumerate(MEMBERS):
-        pool.add(f"member_{index}", member)
-    close(METHODS[name](pool, BASE), expected, 0)
-    monkeypatch.setattr(engine, "BLOCK", 7)
-    close(METHODS[name](MEMBERS, BASE), expected)
 
 
 NAN = [MEMBERS[0], jax.tree.map(lambda x: x * np.nan, BASE)]

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soups import engine
-from soups.pool import Pool
 from soups.recipes.differences import arcee_fusion, magmax, nearswap, ram, ram_plus
 
 RNG = np.random.default_rng(5)
@@ -26,13 +24,6 @@ def moved(tree, step):
 
 BASE = draw()
 MEMBERS = [moved(BASE, draw(0.1, density=0.5)) for _ in range(4)]
-METHODS = {
-    "nearswap": lambda members, base: nearswap(members[:1], base=base, t=0.05),
-    "arcee_fusion": lambda members, base: arcee_fusion(members[:1], base=base),
-    "magmax": lambda members, base: magmax(members, base=base),
-    "ram": lambda members, base: ram(members, base=base),
-    "ram_plus": lambda members, base: ram_plus(members, base=base, scope="model"),
-}
 
 
 def vectors(member):
@@ -185,42 +176,11 @@ def test_ram_plus_without_rescaling_is_ram_and_the_limit_holds():
     np.testing.assert_allclose(ram_plus(members, base=base)["w"], [1.02, 2, 3, 8.16], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["magmax", "ram", "ram_plus"])
-def test_order_does_not_matter(name):
-    close(METHODS[name](MEMBERS, BASE), METHODS[name](MEMBERS[::-1], BASE))
-
-
 def test_identical_members():
     member = moved(BASE, draw(0.1))
     close(ram([member] * 3, base=BASE, epsilon=0.0), member)
     close(ram_plus([member] * 3, base=BASE, epsilon=0.0), member)
     close(magmax([member] * 3, base=BASE, scale=1.0), member)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_same_under_jit_and_in_blocks(name, monkeypatch):
-    expected = METHODS[name](MEMBERS, BASE)
-    members, base = jax.tree.map(jnp.asarray, (MEMBERS, BASE))
-    close(jax.jit(METHODS[name])(members, base), expected)
-    monkeypatch.setattr(engine, "BLOCK", 7)
-    result = METHODS[name](MEMBERS, BASE)
-    jax.tree.map(np.testing.assert_array_equal, result, expected)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_from_a_pool(name, tmp_path):
-    pool = Pool(tmp_path / "pool")
-    number = 1 if name in ("nearswap", "arcee_fusion") else 4
-    for index in range(number):
-        pool.add(f"member_{index}", MEMBERS[index])
-    streamed = {
-        "nearswap": lambda: nearswap(pool, base=BASE, t=0.05),
-        "arcee_fusion": lambda: arcee_fusion(pool, base=BASE),
-        "magmax": lambda: magmax(pool, base=BASE),
-        "ram": lambda: ram(pool, base=BASE),
-        "ram_plus": lambda: ram_plus(pool, base=BASE, scope="model"),
-    }[name]()
-    jax.tree.map(np.testing.assert_array_equal, streamed, METHODS[name](MEMBERS, BASE))
 
 
 @pytest.mark.parametrize(

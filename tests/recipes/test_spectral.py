@@ -2,14 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from soups.pool import Pool
 from soups.recipes.spectral import iso_c, tsv_merge, wudi
 
 RNG = np.random.default_rng(17)
@@ -220,29 +218,6 @@ def test_leaves_that_are_not_named_are_averaged(name, oracle):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_order_does_not_matter(name):
-    close(METHODS[name](MEMBERS, base=BASE), METHODS[name](MEMBERS[::-1], base=BASE), 2e-6)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_keeps_dtypes(name):
-    members = [{key: leaf.astype(ml_dtypes.bfloat16) for key, leaf in member.items()} for member in MEMBERS]
-    result = METHODS[name](members, base=BASE)
-    assert {leaf.dtype for leaf in result.values()} == {np.dtype(ml_dtypes.bfloat16)}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_same_under_jit_and_vmap(name):
-    small = lambda tree: {key: jnp.asarray(tree[key]) for key in ("kernel", "bias")}  # noqa: E731
-    members, base = [small(member) for member in MEMBERS], small(BASE)
-    alone = {key: METHODS[name](MEMBERS, base=BASE)[key] for key in base}
-    two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), members)
-    both = jax.jit(jax.vmap(lambda members: METHODS[name](members, base=base)))(two)
-    for index in range(2):
-        close({key: leaf[index] for key, leaf in both.items()}, alone, 1e-5)
-
-
-@pytest.mark.parametrize("name", METHODS)
 def test_the_same_on_sharded_members(name, mesh):
     base, *steps = RNG.normal(size=(4, 8, 4)).astype(np.float32)
     members = [base + np.float32(0.1) * step for step in steps]
@@ -251,14 +226,6 @@ def test_the_same_on_sharded_members(name, mesh):
     host = METHODS[name]([{"w": member} for member in members], base={"w": base})["w"]
     np.testing.assert_allclose(result, host, rtol=1e-5, atol=1e-6)
     assert result.sharding.is_equivalent_to(shard, 2)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_from_a_pool(name, tmp_path):
-    pool = Pool(tmp_path / "pool")
-    for index, member in enumerate(MEMBERS):
-        pool.add(f"member_{index}", member)
-    jax.tree.map(np.testing.assert_array_equal, METHODS[name](pool, base=BASE), METHODS[name](MEMBERS, base=BASE))
 
 
 @pytest.mark.parametrize(
