@@ -335,16 +335,24 @@ def _merged(leaf, arrays, hashes, measured, at_least):
     measured = measured if recipe.scope == "model" else recipe.measure(all_parts)
     for part in all_parts():
         if part.xp is not np:
-            yield 0, recipe.merge(part, measured).astype(leaf.dtype)
+            yield 0, _made(leaf, part, measured).astype(leaf.dtype)
             return
         # a whole leaf may have arrays of other sizes beside it
         here = slice(None) if recipe.unit == "leaf" else slice(part.start, part.start + part.leaves[0].size)
         for digest, array in zip(hashes, arrays, strict=False):
             digest.update(_bytes(array.reshape(-1)[here]))
-        block = np.asarray(recipe.merge(part, measured)).reshape(-1)
+        block = np.asarray(_made(leaf, part, measured)).reshape(-1)
         narrow = block if block.dtype == leaf.dtype else block.astype(leaf.dtype)
         _check_result(leaf, part, block, narrow)
         yield part.start, narrow
+
+
+def _made(leaf, part, measured):
+    merged = leaf.recipe.merge(part, measured)
+    if getattr(merged, "size", None) != part.leaves[0].size:
+        what = f"an array of shape {tuple(merged.shape)}" if hasattr(merged, "shape") else f"a {type(merged).__name__}"
+        raise ValueError(f"the method makes {what} of {leaf.name}, not one of shape {tuple(part.leaves[0].shape)}")
+    return merged
 
 
 def _copied(leaf, arrays, hashes, measured, at_least):

@@ -19,11 +19,13 @@ from typing import Any
 
 from soups import arguments, engine, tree
 from soups.lazy import jax, jnp
+from soups.names import check_name
 
 REQUIRED = inspect.Parameter.empty
 MANY = 10**6  # members
 METHODS: dict[str, Method] = {}  # as published, by name
 ELSEWHERE: dict[str, str] = {}  # functions that no recipe file can call: what they need, the end of a sentence
+_BASES = ("none", "optional", "required", "first")
 _IN_FILES = {
     "weights": "weight",
     "fishers": "fisher",
@@ -167,7 +169,7 @@ class Method:
                 settings[name] = [arguments.setting(one, default, name) for one in own]
             else:
                 settings[name] = arguments.setting(value, default, name)
-        return self.function(inputs, **settings)
+        return self._made(inputs, settings)
 
     def _check_number(self, number):
         low, high = self.members
@@ -215,7 +217,19 @@ class Method:
         number = len(own) + (self.base == "first")
         settings = {name: [member[in_files(name)] for member in own] for name in (*self.per_member, *self.marks)}
         settings |= {n: shared[in_files(n)] for n in self.defaults if n not in settings}
-        return self.function(Inputs(number, has_base), **settings)
+        return self._made(Inputs(number, has_base), settings)
+
+    def _made(self, inputs, settings):
+        recipe = self.function(inputs, **settings)
+        if not isinstance(recipe, engine.Recipe):
+            raise ValueError(f"{self.name} must return a Recipe, not a {type(recipe).__name__}")
+        return recipe
+
+    def check_declaration(self) -> None:
+        """Raise a ValueError if the base or the names of settings are none."""
+        check_name(self.base, _BASES, f"base of {self.name}")
+        for setting in (*self.per_member, *self.marks):
+            check_name(setting, self.defaults, f"setting of {self.name}")
 
 
 def in_files(name: str) -> str:
@@ -232,11 +246,13 @@ def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
     public function. `function.method` is the declaration, `function.recipe(inputs, **settings)` the recipe alone.
 
     Raises:
-        ValueError: a method of this library has the name.
+        ValueError: a method of this library has the name; no parameter for `Inputs`; an unknown base or setting.
     """
 
     def declare(function):
-        own = list(inspect.signature(function).parameters.values())[1:]
+        inputs, *own = list(inspect.signature(function).parameters.values()) or [None]
+        if inputs is None:
+            raise ValueError(f"{function.__name__} must take Inputs as its first parameter")
         found = Method(
             name=function.__name__.removeprefix("_"),
             function=function,
@@ -274,6 +290,7 @@ def check_alike(leaves: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any
 
 
 def _register(found, registry):
+    found.check_declaration()
     known = registry.get(found.name)
     if known is not None and known.function.__module__ != found.function.__module__:
         raise ValueError(f"there is a method {found.name!r} already, in {known.function.__module__}: take another name")

@@ -16,7 +16,7 @@ from soups.cli.plugins import load_plugin
 from soups.formats import open_checkpoint, write_safetensors
 from soups.merging.sharded import merged_leaves
 from soups.pool import Pool
-from soups.recipes import METHODS
+from soups.recipes import METHODS, Recipe, method
 
 METHOD = """
 from soups.engine import Recipe
@@ -50,6 +50,37 @@ def test_a_mistake_is_one_line(tmp_path, capsys, text, message):
     out, err = capsys.readouterr()
     assert not out and err.startswith(f"soups merge: --plugin: {file}, ") and message in err and err.count("\n") == 1
     assert not [name for name in set(sys.modules) - before if "mine" in name]
+
+
+@pytest.mark.parametrize(
+    ("declared", "function", "message"),
+    [
+        ({"base": "requird"}, lambda inputs: None, "unknown base of <lambda> 'requird' .did you mean 'required'"),
+        ({"per_member": ("weigths",)}, lambda inputs, *, weights=1.0: None, "unknown setting of <lambda> 'weigths'"),
+        ({}, lambda: None, "<lambda> must take Inputs as its first parameter"),
+    ],
+)
+def test_a_declaration_without_a_sense_is_an_error(declared, function, message):
+    with pytest.raises(ValueError, match=message):
+        method(registry={}, summary="", **declared)(function)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (3, "must return a Recipe, not a int"),
+        (
+            Recipe(lambda part, _: part.leaves[0].sum()),
+            r"the method makes an array of shape \(\) of w, not one of shape",
+        ),
+        (Recipe(lambda part, _: part.base), "the method makes a NoneType of w, not one of shape"),
+    ],
+)
+@pytest.mark.parametrize("xp", [np, jax.numpy], ids=["host", "device"])
+def test_what_a_method_makes_is_looked_at(made, message, xp):
+    merge = method(registry={}, summary="")(lambda inputs: made)
+    with pytest.raises(ValueError, match=message):
+        merge([{"w": xp.ones(3, np.float32)}])
 
 
 def test_a_file_is_run_once(tmp_path, capsys):
