@@ -1,7 +1,6 @@
 """Check names that a user gives against the names that exist, and say how two sets of names differ."""
 
 import bisect
-import difflib
 import functools
 import itertools
 import re
@@ -79,6 +78,12 @@ def bounded(lines: Sequence[str], most: int = MOST) -> str:
     return "\n".join([*lines[:most], *more])
 
 
+def few(items: Iterable[str], most: int = MOST) -> str:
+    """Join items for a message, and count those beyond the first ones."""
+    items = list(items)
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
 def shown(name: str) -> str:
     """Return a name as it may stand in a message: what is no printable text is escaped, what is long is cut."""
     text = name if len(name) <= _LONG else f"{name[:_LONG]}..."
@@ -103,6 +108,8 @@ class _Closest:
         if len(candidates) > 4 * MOST:
             places = [(bisect.bisect(ordered, key(name), key=key), ordered) for key, ordered in self._orders]
             candidates = {other for at, ordered in places for other in ordered[max(at - MOST // 2, 0) : at + MOST // 2]}
+        import difflib  # nothing needs it until there is a mistake
+
         close = difflib.get_close_matches(name, sorted(candidates), n=1)
         return f" (did you mean {shown(close[0])!r}?)" if close else ""
 

@@ -4,7 +4,8 @@ import shutil
 import textwrap
 
 from soups import merging
-from soups.cli.show import amount, printable, say, table
+from soups.cli.show import amount, printable, say, table, tell
+from soups.names import few
 
 BYTES_PER_SECOND = 1e9  # of reading and writing together, for the estimate of time
 _SEMANTICS = {"published": "the papers", "mergekit": "mergekit"}
@@ -21,21 +22,22 @@ def describe(plan, out, needed: str) -> None:
     table(title, columns, [_row(job, *pair) for pair in plan.checkpoints.items()], ("tensors", "size"))
     known = {name: job.parameters.get(name, default) for name, default in definition.settings.items()}
     shown = ", ".join(f"{name} {value}" for name, value in known.items() if value is not merging.REQUIRED)
-    say(f"settings: {shown or 'none'}")
+    tell(f"settings: {shown or 'none'}")
     for name, reason in definition.idle.items():
         if job.parameters.get(name):
-            say(f"{name} has no effect here: {reason}")
+            tell(f"{name} has no effect here: {reason}")
     if plan.tokenizer and plan.tokenizer.rows:
         source = plan.tokenizer.source + (", with what others have beside it" if plan.tokenizer.files else "")
-        say(f"vocabulary: that of {source}; {plan.tokenizer.rows:,} rows")
+        tell(f"vocabulary: that of {source}; {plan.tokenizer.rows:,} rows")
     if plan.aliases:
-        say(f"tied, written once: {_few([f'{alias} = {name}' for alias, name in plan.aliases.items()])}")
+        tell(f"tied, written once: {few((f'{alias} = {name}' for alias, name in plan.aliases.items()), 5)}")
     if copied := [output.name for output in plan.outputs if output.recipe is None]:
-        say(f"copied, not merged: {_few(copied)}")
-    for note in getattr(plan, "notes", ()):
-        say(note)
+        tell(f"copied, not merged: {few(copied, 5)}")
+    for note in plan.notes:
+        tell(note)
     seconds = max(1, (plan.read_bytes + plan.write_bytes) / BYTES_PER_SECOND)
-    say(f"reads {amount(plan.read_bytes)}, writes {amount(plan.write_bytes)} to {out}; {needed}, about {seconds:.0f} s")
+    sizes = f"reads {amount(plan.read_bytes)}, writes {amount(plan.write_bytes)}"
+    tell(f"{sizes} to {out}; {needed}, about {seconds:.0f} s")
 
 
 def _row(job, model, checkpoint):
@@ -45,10 +47,6 @@ def _row(job, model, checkpoint):
     role = "base" if model == job.base else "" if model in job.models else beside
     size = amount(sum(leaf.nbytes for leaf in checkpoint.leaves.values()))
     return model, role, f"{len(checkpoint.leaves):,}", size, ", ".join(f"{name} {value}" for name, value in own.items())
-
-
-def _few(names):
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def list_methods() -> int:

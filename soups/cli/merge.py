@@ -6,18 +6,20 @@
     soups merge --methods                  all methods
     soups merge --verify OUT
 
-A recipe file is mergekit's, and its methods do what they do there. With --method they do what their papers say, and
-every setting of the method is an option. Models are safetensors files, folders of Hugging Face, torch files, Orbax
-checkpoints, or members of a pool, POOL:NAME; MODEL+LORA is a model with an adapter of PEFT. OUT is a folder of Hugging
-Face, with --format orbax a checkpoint, with --format pool a member POOL:NAME. Everything is compared by the files'
-headers first; --dry-run stops there. OUT appears when it is complete; the same command goes on with a merge that was
-stopped.
+A recipe file is mergekit's, and its methods do what they do there. With --method they do what
+their papers say, and every setting of the method is an option.
 
---align SPEC permutes the units of independently trained networks first; SPEC names the permutation of each axis.
---plugin FILE.py declares methods of your own, by `soups.recipes.method`.
+A MODEL is a file of safetensors, torch, NumPy or GGUF, a folder of Hugging Face, an Orbax
+checkpoint, or a member of a pool, POOL:NAME; MODEL+LORA is one with an adapter of PEFT. OUT is a
+folder of Hugging Face, with --format orbax a checkpoint, with --format pool a member POOL:NAME.
+All headers are compared first; --dry-run stops there. OUT appears when it is complete, and the
+same command goes on with a merge that was stopped.
 
---format orbax --sharded merges on all devices, each with its shards of every tensor. On several hosts, the same command
-on each: --coordinator auto on a TPU pod or under SLURM, elsewhere --coordinator HOST:PORT --processes 4 --process 0.
+SPEC is YAML, a list of [regex, axes] with the name of the permutation of each axis.
+
+--format orbax --sharded merges on all devices, each with its shards of every tensor. On several
+hosts, the same command on each: --coordinator auto on a TPU pod or under SLURM, elsewhere
+--coordinator HOST:PORT --processes 4 --process 0.
 """
 
 import contextlib
@@ -28,8 +30,7 @@ import time
 from soups import merging
 from soups.cli.describe import describe, list_methods
 from soups.cli.merge_options import parse, recipe_text
-from soups.cli.places import check_place
-from soups.cli.show import advance, parse_size, say
+from soups.cli.show import advance, parse_size, say, tell
 from soups.formats.orbax_steps import is_orbax
 
 GO_ON = "the same command goes on where it was"
@@ -54,26 +55,25 @@ def merge(options, settings, run) -> int:
     text, where = recipe_text(options, settings)
     shard_bytes = parse_size(options.shard_size)
     plan = merging.plan(merging.parse_recipe(text, where=where, seed=options.seed), merging.open_model)
-    out = check_place(plan, options.out, options.format)
-    threads = _threads(plan, options)
+    out, threads = options.out, _threads(plan, options)
+    merging.check_place(plan, out, options.format)
     describe(plan, out, _needed(plan, options, threads))
     files = merging.folder_files(plan) if options.format == "huggingface" else {}
     if files:
-        say(f"beside the tensors: {', '.join(sorted([*files, 'merge.json']))}")
+        tell(f"beside the tensors: {', '.join(sorted([*files, 'merge.json']))}")
         for note in merging.folder_notes(plan):
-            say(note)
+            tell(note)
     if options.dry_run:
         return 0
     begin, run.go_on = time.monotonic(), GO_ON if options.format == "huggingface" else BEGIN_ANEW
     with advance("merging", plan.read_bytes if options.sharded else plan.write_bytes) as progress:
         if options.sharded:
             merging.merge_sharded(plan, out, progress=progress)
-        elif options.format == "pool":
-            merging.merge_to_pool(plan, out, threads=threads, progress=progress)
-        elif options.format == "orbax":
-            merging.merge_to_orbax(plan, out, threads=threads, progress=progress)
-        else:
+        elif options.format == "huggingface":
             merging.merge_to_folder(plan, out, threads=threads, shard_bytes=shard_bytes, files=files, progress=progress)
+        else:
+            sink = merging.merge_to_pool if options.format == "pool" else merging.merge_to_orbax
+            sink(plan, out, threads=threads, progress=progress)
     run.go_on = ""
     say(f"wrote {out} in {time.monotonic() - begin:.1f} s")
     return 0

@@ -2,16 +2,14 @@
 
 import argparse
 
-import yaml
-
 from soups import merging
 from soups.cli.options import Parser, path_argument
 from soups.cli.plugins import load_plugin
 from soups.files import local_path
-from soups.formats.text import read_text
-from soups.merging.yaml_text import LARGEST
 
 FORMATS = ("huggingface", "orbax", "pool")
+_PLUGIN = {"action": "append", "default": [], "type": path_argument, "metavar": "FILE.py"}
+_PLUGIN |= {"help": "Python that declares methods; may be given several times"}
 
 
 def parse(words: list[str], prog: str, description: str) -> tuple[argparse.Namespace, dict]:
@@ -22,12 +20,12 @@ def parse(words: list[str], prog: str, description: str) -> tuple[argparse.Names
     """
     first = Parser(add_help=False)
     first.add_argument("--method")
-    _add_plugin(first)
+    first.add_argument("--plugin", **_PLUGIN)
     chosen, _ = first.parse_known_args(words)
     for file in chosen.plugin:
         load_plugin(file)
     method = merging.find_method(chosen.method, "published") if chosen.method else None
-    parser = _parser(prog, description, () if method and "only" in method.settings else ("--only",))
+    parser = _parser(prog, description, "" if method and "only" in method.settings else "--only")
     settings = _add_settings(parser, chosen.method, method) if method else {}
     options = parser.parse(words, "" if method else "; settings of a method belong into the recipe, or beside --method")
     options.out = options.out or options.place
@@ -75,67 +73,72 @@ def recipe_text(options, settings) -> tuple[str, str]:
         ],
         "parameters": {name: values[0] for name, values in settings.items() if name not in lists},
     }
-    return yaml.safe_dump(recipe | fields | asked, sort_keys=False), "the command line"
+    return _dumped(recipe | fields | asked), "the command line"
 
 
 def _with(text, asked, where):
     """Return a recipe with what was asked for beside it, so that its record is enough to make the same merge again."""
     given = merging.load_yaml(text, where) if asked else None
-    return yaml.safe_dump(given | asked, sort_keys=False) if isinstance(given, dict) else text
+    return _dumped(given | asked) if isinstance(given, dict) else text
+
+
+def _dumped(recipe):
+    import yaml
+
+    return yaml.safe_dump(recipe, sort_keys=False)
 
 
 def _parser(prog, description, only):
-    parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", type=path_argument, help="a recipe file")
-    parser.add_argument("place", nargs="?", type=path_argument, metavar="OUT", help="the folder to write")
-    parser.add_argument("--method", help="the name of a method, instead of a recipe file")
-    parser.add_argument("--base", type=path_argument, help="the model that the members were fine-tuned from")
-    parser.add_argument("--members", nargs="+", default=[], type=path_argument, help="what is merged")
-    parser.add_argument("--out", type=path_argument, help="the folder to write, or POOL:NAME")
-    parser.add_argument("--dtype", help="of the arithmetic where wider than float32, and of the output")
-    parser.add_argument("--out_dtype", "--out-dtype", help="of the output alone")
-    parser.add_argument("--tokenizer_source", "--tokenizer-source", help="base, union or a model")
-    parser.add_argument(
-        "--keep_first",
-        "--keep-first",
-        metavar="REGEX",
-        help="tensors, by their whole names, that are the first member's",
-    )
-    # for methods with a setting "only" that is something else
-    parser.add_argument(
-        *only,
-        "--only_tensors",
-        "--only-tensors",
-        dest="only_tensors",
-        metavar="REGEX",
-        help="the tensors, by their whole names, to write",
-    )
-    parser.add_argument("--insist", action="store_true", help="merge models whose configs or tokens mean other things")
-    parser.add_argument(
-        "--align",
-        metavar="SPEC",
-        type=path_argument,
-        help="YAML, a list of [regex, axes]: permute units to match the first",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of random methods")
-    parser.add_argument("--threads", type=int, help="how many compute side by side")
-    parser.add_argument("--memory", help="the most private memory that may be used, such as 2GB")
-    parser.add_argument("--shard-size", default="5GB", help="the largest size of a file (default: %(default)s)")
-    parser.add_argument("--format", choices=FORMATS, default="huggingface", help="of the output (default: %(default)s)")
-    parser.add_argument("--sharded", action="store_true", help="merge on all devices")
-    parser.add_argument("--coordinator", help="HOST:PORT of the first host, or auto")
-    parser.add_argument("--processes", type=int, help="how many there are")
-    parser.add_argument("--process", type=int, help="which of them this is, from 0")
-    parser.add_argument("--dry-run", action="store_true", help="compare the headers and print the plan")
-    parser.add_argument("--verify", metavar="OUT", type=path_argument, help="merge again and compare")
-    parser.add_argument("--methods", action="store_true", help="list the methods")
-    _add_plugin(parser)
+    usage = f"{prog} RECIPE.yml OUT [OPTION ...]\n"
+    usage += f"       {prog} --method METHOD [--base MODEL] --members MODEL ... --out OUT [OPTION ...]"
+    parser = Parser(prog=prog, usage=usage, description=description, add_help=False)
+    for title, arguments in _arguments(only).items():
+        group = parser.add_argument_group(title)
+        for names, settings in arguments:
+            group.add_argument(*names.split(), **settings)
     return parser
 
 
-def _add_plugin(parser):
-    kind = {"action": "append", "default": [], "type": path_argument, "metavar": "FILE.py"}
-    parser.add_argument("--plugin", **kind, help="Python that declares methods; may be given several times")
+def _arguments(only):
+    path, count, switch = {"type": path_argument}, {"type": int, "metavar": "N"}, {"action": "store_true"}
+    regex = {"metavar": "REGEX"}
+    return {
+        "what is merged": [
+            ("recipe", path | {"nargs": "?", "metavar": "RECIPE.yml", "help": "a recipe file"}),
+            ("--method", {"metavar": "METHOD", "help": "the name of a method, instead of a recipe file"}),
+            ("--base", path | {"metavar": "MODEL", "help": "what the members were fine-tuned from"}),
+            ("--members", path | {"nargs": "+", "default": [], "metavar": "MODEL", "help": "the models to merge"}),
+            ("--insist", switch | {"help": "merge models whose configs or tokens mean other things"}),
+            ("--align", path | {"metavar": "SPEC", "help": "permute the units of all models to match the first"}),
+            ("--keep-first", regex | {"help": "take tensors of these whole names from the first member"}),
+            (f"--only-tensors {only}", regex | {"help": "merge and write only tensors of these whole names"}),
+            ("--seed", {"type": int, "default": 0, "metavar": "N", "help": "of random methods (default: 0)"}),
+            ("--plugin", _PLUGIN),
+        ],
+        "what is written": [
+            ("place", path | {"nargs": "?", "metavar": "OUT", "help": "a new folder"}),
+            ("--out", path | {"metavar": "OUT", "help": "the same, or POOL:NAME"}),
+            ("--format", {"choices": FORMATS, "default": FORMATS[0], "help": "of OUT (default: %(default)s)"}),
+            ("--dtype", {"help": "of OUT, and of the arithmetic where it is wider than float32"}),
+            ("--out-dtype", {"metavar": "DTYPE", "help": "of OUT alone"}),
+            ("--tokenizer-source", {"metavar": "WHICH", "help": "the vocabulary of OUT: base, union, or a model"}),
+            ("--shard-size", {"default": "5GB", "metavar": "SIZE", "help": "of the largest file (default: 5GB)"}),
+        ],
+        "how": [
+            ("--dry-run", switch | {"help": "compare the headers, print the plan, write nothing"}),
+            ("--threads", count | {"help": "how many compute side by side"}),
+            ("--memory", {"metavar": "SIZE", "help": "the most private memory to use, such as 2GB"}),
+            ("--sharded", switch | {"help": "merge on all devices"}),
+            ("--coordinator", {"metavar": "HOST:PORT", "help": "of the first of several hosts, or auto"}),
+            ("--processes", count | {"help": "how many hosts there are"}),
+            ("--process", count | {"help": "which of them this is, from 0"}),
+        ],
+        "instead of a merge": [
+            ("--verify", path | {"metavar": "OUT", "help": "merge OUT again and compare it bit for bit"}),
+            ("--methods", switch | {"help": "list the methods with their settings"}),
+            ("-h --help", {"action": "help", "help": "show this text, with --method its settings too"}),
+        ],
+    }
 
 
 def _add_settings(parser, name, method):
@@ -145,13 +148,12 @@ def _add_settings(parser, name, method):
     for setting, default in method.settings.items():
         needed = "needed" if default is merging.REQUIRED else f"default: {default}"
         of_each = "; one value, or one for each member" if setting in method.of_member else ""
-        spellings = list(dict.fromkeys([f"--{setting}", f"--{setting.replace('_', '-')}"]))
-        if spellings[0] in parser.known:  # such as --seed, which is of the whole merge
+        option = f"--{setting.replace('_', '-')}"
+        if option in parser.known:  # such as --seed, which is of the whole merge
             continue
         places[setting] = f"setting {setting}"
-        parser.known += spellings
         text = f"{needed}{of_each}".replace("%", "%%")
-        group.add_argument(*spellings, dest=places[setting], nargs="+", type=_value, metavar="VALUE", help=text)
+        group.add_argument(option, dest=places[setting], nargs="+", type=_value, metavar="VALUE", help=text)
     return places
 
 
@@ -182,6 +184,9 @@ def _align(options):
 
 
 def _text(path, missing):
+    from soups.formats.text import read_text
+    from soups.merging.yaml_text import LARGEST
+
     if not local_path(path).is_file():
         raise FileNotFoundError(f"{missing} {path}")
     return read_text(path, limit=LARGEST)

@@ -7,19 +7,17 @@ from soups.names import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse options that are written in full.
-
-    `known`: the options that there are.
-    """
+    """Parse options that are written in full, with "-" or "_" between their words."""
 
     def __init__(self, **settings):
-        self.known: list[str] = []
-        super().__init__(allow_abbrev=False, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
-    def add_argument(self, *names, **settings):
-        """Add an argument as argparse does."""
-        self.known += [name for name in names if name.startswith("-")]
-        return super().add_argument(*names, **settings)
+    @property
+    def known(self) -> list[str]:
+        """List the options that there are, those of commands too."""
+        own = list(self._option_string_actions)
+        commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return own + [name for choices in commands for parser in choices.values() for name in parser.known]
 
     def error(self, message):
         """Raise a ValueError instead of leaving."""
@@ -31,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ValueError: a word that is no option or value of one; `hint` is said of an unknown option.
         """
-        options, rest = self.parse_known_args([_number(word) for word in words])
+        options, rest = self.parse_known_args([_plain(word) for word in words])
         if unknown := [word.partition("=")[0] for word in rest if word.startswith("-")]:
             close = did_you_mean(unknown[0], self.known).replace("'", "")
             raise ValueError(f"unknown option {unknown[0]}{close}{hint}")
@@ -49,8 +47,11 @@ def path_argument(text: str) -> str:
     return text
 
 
-def _number(word):
-    # argparse takes -1e-3 for an option; with a space before it, it is a value and still a number
+def _plain(word):
+    """Return an option with "-" between its words, and a number as argparse takes it for a value."""
+    if word.startswith("--"):
+        name, equals, value = word.partition("=")
+        return name.replace("_", "-") + equals + value
     try:
         return f" {word}" if word.startswith("-") and float(word) is not None else word
     except ValueError:

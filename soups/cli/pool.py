@@ -4,17 +4,18 @@ soups pool list POOL
 soups pool show POOL NAME ...
 soups pool verify POOL [NAME ...]
 soups pool add POOL NAME CHECKPOINT [--metadata JSON]
-soups pool import --arch ARCHITECTURE --pool POOL FILE ... [--hparams hparam_info.json] [--num_classes N]
+soups pool import --arch ARCHITECTURE --pool POOL FILE ... [--hparams JSON] [--num-classes N]
 soups pool remove POOL NAME ...
 
-`add` reads what `soups merge` does: files of safetensors, torch, NumPy (.npz), GGUF and Flax (.msgpack), folders of
-Hugging Face and Orbax, POOL:NAME; CHECKPOINT@TREE takes one of several trees. Names become nested dicts.
-`import` reads published weights, .pt and .pth without torch, .safetensors and .npz: each file becomes the member of its
-name without suffix. The headers of all files are compared with the architecture first, and nothing is imported if one
-of them is wrong. The same command goes on after it was stopped: what is there from the same file is left as it is.
+`add` reads what `soups merge` does: files of safetensors, torch, NumPy (.npz), GGUF and Flax
+(.msgpack), folders of Hugging Face and Orbax, POOL:NAME; CHECKPOINT@TREE takes one of several
+trees. Names become nested dicts.
+`import` reads published weights, .pt and .pth without torch, .safetensors and .npz: each file
+becomes the member of its name without suffix. The headers of all files are compared with the
+architecture first, and nothing is imported if one of them is wrong. The same command goes on
+after it was stopped: what is there from the same file is left as it is.
 """
 
-import argparse
 import json
 import math
 
@@ -109,7 +110,7 @@ def size_of(record) -> tuple[int, int]:
 
 
 def _parser(prog):
-    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, names in [
         ("list", list_members, None),
@@ -133,7 +134,6 @@ def _parser(prog):
                 "checkpoint", metavar="CHECKPOINT", type=path_argument, help="weights, as soups merge takes them"
             )
             command.add_argument("--metadata", default="{}", metavar="JSON", help="what should be known of it")
-        parser.known += command.known
     return parser
 
 
@@ -145,7 +145,7 @@ def _add_import_arguments(command):
     command.add_argument("--arch", required=True, metavar="ARCHITECTURE", help="a network, such as clip-vit-b32")
     command.add_argument("--pool", required=True, metavar="POOL", **path, help="the directory of the pool")
     command.add_argument("--hparams", metavar="JSON", **path, help="{name: hyper-parameters}, as hparam_info.json")
-    command.add_argument("--num_classes", type=int, metavar="N", help="give files without a head one of zeros")
+    command.add_argument("--num-classes", type=int, metavar="N", help="give files without a head one of zeros")
 
 
 def _row(name, record):

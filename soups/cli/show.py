@@ -30,6 +30,12 @@ def say(text) -> None:
     print("\n".join(map(printable, str(text).split("\n"))))
 
 
+def tell(sentence) -> None:
+    """Print a sentence as `say`, in lines no wider than the terminal."""
+    width = shutil.get_terminal_size().columns
+    say(textwrap.fill(printable(sentence), width, break_on_hyphens=False, break_long_words=False))
+
+
 def complain(prog: str, text) -> None:
     """Print what is wrong as `say`, to the standard error."""
     print(f"{prog}: " + "\n".join(map(printable, str(text).split("\n"))), file=sys.stderr)
@@ -42,7 +48,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence], right: S
     widths = [min(width, max(map(len, column))) for column in zip(*cells, strict=True)]
     while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1
-    say(textwrap.fill(printable(title), width, break_on_hyphens=False))
+    tell(title)
     for number, row in enumerate(cells):
         _print_row(row, widths, [name in right for name in columns])
         if number == 0:

@@ -1,25 +1,32 @@
 """Merge checkpoints on disk, of any size and format: recipe files, plans from headers, streaming."""
 
-from soups.merging.folder import folder_files as folder_files
-from soups.merging.folder import folder_notes as folder_notes
-from soups.merging.into_pool import merge_to_pool as merge_to_pool
-from soups.merging.methods import find_method as find_method
-from soups.merging.methods import methods_of as methods_of
-from soups.merging.plan import Plan as Plan
-from soups.merging.plan import plan as plan
-from soups.merging.recipe_file import Job as Job
-from soups.merging.recipe_file import parse_recipe as parse_recipe
-from soups.merging.recipe_file import read_recipe as read_recipe
-from soups.merging.run import THREADS as THREADS
-from soups.merging.run import merge_to_folder as merge_to_folder
-from soups.merging.run import merge_to_orbax as merge_to_orbax
-from soups.merging.run import plan_again as plan_again
-from soups.merging.run import read_record as read_record
-from soups.merging.run import verify_output as verify_output
-from soups.merging.sharded import leaf_sharding as leaf_sharding
-from soups.merging.sharded import merge_sharded as merge_sharded
-from soups.merging.sharded import merged_leaves as merged_leaves
-from soups.merging.sources import open_model as open_model
-from soups.merging.yaml_text import load_yaml as load_yaml
-from soups.recipes.declare import ELSEWHERE as ELSEWHERE
-from soups.recipes.declare import REQUIRED as REQUIRED
+import importlib
+
+# what is here, by the file that it is imported from when it is first used
+_ROOMS = {
+    "folder": ("folder_files", "folder_notes"),
+    "methods": ("ELSEWHERE", "REQUIRED", "find_method", "methods_of"),
+    "places": ("check_place",),
+    "planning": ("Plan", "plan"),
+    "recipe_file": ("Job", "parse_recipe", "read_recipe"),
+    "run": (
+        *("THREADS", "merge_to_folder", "merge_to_orbax", "merge_to_pool"),
+        *("plan_again", "read_record", "verify_output"),
+    ),
+    "sharded": ("leaf_sharding", "merge_sharded", "merged_leaves"),
+    "sources": ("open_model",),
+    "yaml_text": ("load_yaml",),
+}
+_ROOM = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = sorted(_ROOM)
+
+
+def __getattr__(name: str):
+    if name not in _ROOM:
+        raise AttributeError(f"module 'soups.merging' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"soups.merging.{_ROOM[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

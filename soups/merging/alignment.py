@@ -1,7 +1,6 @@
 """Align independently trained networks before they are merged: `align:` in a recipe permutes their hidden units."""
 
 import functools
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from soups.formats import Checkpoint
 from soups.formats.view import View
 from soups.lazy import jax
-from soups.names import check_name
+from soups.names import check_name, pattern
 from soups.recipes.permutation import Blocks, Spec, permute_leaf, spec_from_rules, used_axes
 from soups.recipes.rebasin import weight_matching
 
@@ -38,14 +37,11 @@ def parse_rules(given: Any, where: str) -> Rules | None:
 def _rule(rule, where):
     if not isinstance(rule, Sequence) or isinstance(rule, str) or len(rule) != 2:
         raise ValueError(f"{where} must be [regex, axes], not {rule!r}")
-    pattern, axes = rule
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError, RecursionError, OverflowError) as error:
-        raise ValueError(f"{where}: {pattern!r} is not a regex: {error}") from error
+    regex, axes = rule
+    pattern(regex, f"{where}: the first entry")
     if axes is not None and (not isinstance(axes, Sequence) or isinstance(axes, str)):
         raise ValueError(f"{where}: the axes are a list with an entry for each axis, or null, not {axes!r}")
-    return pattern, None if axes is None else tuple(_axis(axis, where) for axis in axes)
+    return regex, None if axes is None else tuple(_axis(axis, where) for axis in axes)
 
 
 def _axis(axis, where):

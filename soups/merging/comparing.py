@@ -89,21 +89,21 @@ def settle_copied(outputs: Iterable, checkpoints: Mapping[str, Tensors], base: s
     all models have alike are copied, such as masks of −inf. The tensors are read, unless they are large.
     """
     outputs, result = list(outputs), []
-    copied = [output for output in outputs if output.recipe is None and len(_pairs(output)) > 1 and output.size]
-    small = sum(len(_pairs(output)) * output.size * output.dtype.itemsize for output in copied) <= COMPARED
+    copied = [output for output in outputs if output.recipe is None and len(output.sources) > 1 and output.size]
+    small = sum(len(output.sources) * output.size * output.dtype.itemsize for output in copied) <= COMPARED
     for output in outputs:
-        pairs = list(dict.fromkeys(_pairs(output)))
-        if len(pairs) == 1 or not output.size:
+        copies = output.recipe is None
+        pairs = list(dict.fromkeys(output.sources)) if copies or buffers.is_buffer(output.name) else ()
+        if len(pairs) < 2 or not output.size:
             result.append(output)
             continue
         first = next((pair for pair in output.members if pair[0] != base), pairs[0])
         pairs = list(dict.fromkeys([first, *pairs]))
-        if output.recipe is None:
+        if copies:
             result.append(_of_integers(output, checkpoints, pairs, small, found))
-        elif buffers.is_buffer(output.name) and _nbytes(checkpoints, pairs) <= buffers.LARGEST:
-            result.append(output if _different(checkpoints, pairs) else _alone(output, first))
         else:
-            result.append(output)
+            alike = _nbytes(checkpoints, pairs) <= buffers.LARGEST and not _different(checkpoints, pairs)
+            result.append(_alone(output, first) if alike else output)
     return result
 
 
@@ -124,10 +124,6 @@ def _of_integers(output, checkpoints, pairs, small, found):
 
 def _alone(output, pair):
     return dataclasses.replace(output, members=(pair,), base=None, recipe=None)
-
-
-def _pairs(output):
-    return [*output.members, *([output.base] if output.base else [])]
 
 
 def _nbytes(checkpoints, pairs):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from soups.formats.text import read_json
-from soups.names import MOST, shown
+from soups.names import few, shown
 
 FILE = "config.json"
 # no sum of models that differ here means anything; keys of the same meaning have many names
@@ -57,12 +57,9 @@ def differing_configs(configs: Mapping[str, Mapping | None]) -> tuple[list[str],
         lines, settings = _compared(config, reference) if config is not reference else ([], [])
         wrong += [f"  ~ {model}: {line}, as {first} has it" for line in lines]
         if settings:
-            more = f" and {len(settings) - MOST} more" if len(settings) > MOST else ""
-            listed = ", ".join(settings[:MOST])
-            notes.append(f"the config of {model} has {listed}{more}; the output has that of {first}")
+            notes.append(f"the config of {model} has {few(settings)}; the output has that of {first}")
     if without := [model for model in configs if model not in known]:
-        more = f" and {len(without) - MOST} more" if len(without) > MOST else ""
-        notes.append(f"no config.json to compare with that of {first}: {', '.join(without[:MOST])}{more}")
+        notes.append(f"no config.json to compare with that of {first}: {few(without)}")
     return wrong, notes
 
 

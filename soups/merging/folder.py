@@ -14,9 +14,9 @@ from soups.merging.chat_template import template_files
 from soups.merging.config import folder_of, read_config
 from soups.merging.lora import split_reference
 from soups.merging.output_config import output_config
-from soups.merging.plan import Plan
+from soups.merging.planning import Plan
 from soups.merging.vocabulary import NUMBERED, PIECES, tokens_folder
-from soups.names import MOST, shown
+from soups.names import few, shown
 
 RECIPES = ("recipe.yml", "mergekit_config.yml")
 _TOKENIZER = re.compile(
@@ -124,8 +124,7 @@ def _files(plan):
     # names of files may be of other bytes than text
     files["README.md"] = model_card(plan).encode("utf-8", "backslashreplace").decode()
     if left_out:
-        more = f" and {len(left_out) - MOST} more" if len(left_out) > MOST else ""
-        notes.append(f"not copied from {folder_of(first)}: {', '.join(map(shown, left_out[:MOST]))}{more}")
+        notes.append(f"not copied from {folder_of(first)}: {few(map(shown, left_out))}")
     return files, notes
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from soups import tree
 from soups.formats import Checkpoint, open_checkpoint
-from soups.formats.folder import SINGLE
 from soups.formats.tensors import listed
 from soups.formats.text import read_json
 from soups.formats.view import View
@@ -21,10 +20,10 @@ from soups.merging import ties
 from soups.merging.adapter_names import find_tensors, is_part, sort_parts
 from soups.merging.comparing import kind_of
 from soups.merging.hub import cached_model, how_to_download
-from soups.names import bounded, shown
+from soups.merging.sources import MODEL_FILES
+from soups.names import bounded, pattern, shown
 
 CONFIG, FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-MODEL_FILES = tuple(f"{name}{index}" for name in SINGLE for index in ("", ".index.json"))
 _LINEAR, _EMBEDDING = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
 # modules of GPT-2 and its kin, whose weights are stored as [inputs, outputs]; others have Linear of the same names
 _CONV1D = ("c_attn", "q_attn", "c_proj", "c_fc")
@@ -169,11 +168,8 @@ def _check_numbers(config, path):
     for name, patterns in (("alpha_pattern", alphas), ("rank_pattern", ranks)):
         if not isinstance(patterns, dict):
             raise ValueError(f"{path}: {name} must map names of modules to numbers, not {patterns!r:.200}")
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise ValueError(f"{path}: {name}: {shown(pattern)!r} is not a regex: {error}") from error
+        for module in patterns:
+            pattern(module, f"{path}: a name in {name}")
     for alpha in [config.get("lora_alpha"), *alphas.values()]:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e9:
             raise ValueError(f"{path}: lora_alpha must be a number, not {alpha!r:.200}")

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from soups import tree
+from soups.merging.comparing import leaf_of
 from soups.merging.config import differing_configs, folder_of, read_config
 from soups.merging.recipe_file import Job
 from soups.merging.vocabulary import differing_vocabularies
@@ -57,9 +58,8 @@ def mixed_dtypes(outputs: Iterable, checkpoints: Mapping) -> list[str]:
     """Return a note on the tensors that have other dtypes in other models."""
     mixed = []
     for output in outputs:
-        pairs = [*output.members, *([output.base] if output.base else [])] if output.recipe else []
-        leaves = {model: checkpoints[model].leaves.get(tensor) for model, tensor in pairs}
-        found = {model: leaf.dtype for model, leaf in leaves.items() if leaf is not None}
+        pairs = output.sources if output.recipe else ()
+        found = {model: leaf.dtype for model, tensor in pairs if (leaf := leaf_of(checkpoints[model], tensor))}
         if len(set(found.values())) > 1:
             mixed.append((output, found))
     if not mixed:

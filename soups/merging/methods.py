@@ -5,6 +5,7 @@ from __future__ import annotations
 from soups.merging.mergekit import MERGEKIT
 from soups.names import did_you_mean
 from soups.recipes.declare import ELSEWHERE, METHODS, Method
+from soups.recipes.declare import REQUIRED as REQUIRED
 
 VOCABULARIES = ("published", "mergekit")
 _ALIGN = "comes before a merge: --align SPEC with any method"

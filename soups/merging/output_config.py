@@ -8,7 +8,7 @@ from typing import Any
 
 from soups.merging import stacks
 from soups.merging.config import folder_of, read_config
-from soups.merging.plan import Plan
+from soups.merging.planning import Plan
 from soups.names import shown
 
 _DTYPE = ("torch_dtype", "dtype")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
+from soups.files import local_path
 from soups.formats.text import read_text
 from soups.merging.alignment import Rules, parse_rules
 from soups.merging.lora import model_reference
@@ -17,7 +18,7 @@ from soups.merging.methods import VOCABULARIES, find_method
 from soups.merging.tokenizers import Rule, parse_rule
 from soups.merging.values import Place, Value, brief, check, is_constant, resolve, stacked
 from soups.merging.yaml_text import LARGEST, load_yaml
-from soups.names import MOST, check_name, did_you_mean, shown
+from soups.names import MOST, check_name, did_you_mean, few, pattern, shown
 from soups.recipes.declare import REQUIRED, Method
 
 DTYPES = {
@@ -119,10 +120,16 @@ class Job:
         return list(dict.fromkeys(([self.base] if self.base else []) + sources))
 
     @property
+    def scopes(self) -> list[Mapping[str, Value]]:
+        """List the parameters of the merge, of its slices and of their sources."""
+        sources = [source.parameters for part in self.slices for source in part.sources]
+        return [self.parameters, *(part.parameters for part in self.slices), *sources]
+
+    @property
     def files(self) -> list[str]:
         """List the paths of what else is read, such as Fisher diagonals, each once."""
-        scopes = [self.parameters, *(source.parameters for part in self.slices for source in part.sources)]
-        return list(dict.fromkeys(scope[name] for scope in scopes for name in self.definition.files if name in scope))
+        found = [scope[name] for scope in self.scopes for name in self.definition.files if name in scope]
+        return list(dict.fromkeys(found))
 
 
 def read_recipe(path, *, seed: int = 0) -> Job:
@@ -131,9 +138,9 @@ def read_recipe(path, *, seed: int = 0) -> Job:
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: more than 1 MB, or no text, as `soups.formats.text.read_text`.
-        ValueError: not YAML, or what `parse_recipe` says.
+        ValueError: a URL; not YAML, or what `parse_recipe` says.
     """
-    return parse_recipe(read_text(path, limit=LARGEST), where=str(path), seed=seed)
+    return parse_recipe(read_text(local_path(path), limit=LARGEST), where=str(path), seed=seed)
 
 
 def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
@@ -160,6 +167,9 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
     definition = find_method(method, vocabulary, "merge_method")
     given = _of_module(given, where)
     slices, base = _slices(given, definition, where, ignored)
+    for field in ("keep_first", "only_tensors"):
+        if field in given:
+            pattern(given[field], f"{where}: {field}")
     if vocabulary == "mergekit" and "models" in given and definition.base == "none":
         slices = (_with_base(slices[0], base),)
     job = Job(
@@ -174,8 +184,8 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
         chat_template=_chat_template(given.get("chat_template"), where),
         seed=seed,
         insist=_insist(given, where),
-        keep_first=_regex(given.get("keep_first"), f"{where}: keep_first"),
-        only_tensors=_regex(given.get("only_tensors"), f"{where}: only_tensors"),
+        keep_first=given.get("keep_first"),
+        only_tensors=given.get("only_tensors"),
         text=text,
         notes=(*(ignored.notes(method) if ignored else ()), *_module_notes(given)),
     )
@@ -198,9 +208,7 @@ class _Ignored:
         fields = [f"{where} has {shown(name)!r}, which is ignored{hint}" for (where, name), hint in self.fields.items()]
         parameters = []
         for (name, reason), places in self.parameters.items():
-            places = list(dict.fromkeys(places))
-            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-            parameters.append(f"{shown(name)!r} is ignored: {method} {reason} (in {', '.join(places[:3])}{more})")
+            parameters.append(f"{shown(name)!r} is ignored: {method} {reason} (in {few(dict.fromkeys(places), 3)})")
         notes = fields + parameters
         rest = [f"{len(notes) - MOST} more are ignored"] if len(notes) > MOST else []
         return (*notes[:MOST], *rest)
@@ -247,11 +255,7 @@ def _check_value(name, value, definition, where):
     if name in definition.files and not is_constant(value):
         raise ValueError(f"{where} is one path for all tensors, not {brief(value)}")
     if name == "only":
-        try:
-            re.compile(value)
-        except (re.error, TypeError, RecursionError, OverflowError) as error:
-            message = f"{where} must be a regex, the same for all tensors, not {brief(value)}: {error}"
-            raise ValueError(message) from error
+        pattern(value, where)
 
 
 def _of_module(given, where):
@@ -362,15 +366,6 @@ def _insist(given, where):
     return insist
 
 
-def _regex(value, where):
-    try:
-        return value if value is None else re.compile(value).pattern
-    except (re.error, TypeError, RecursionError, OverflowError) as error:
-        raise ValueError(
-            f"{where} must be a regex of the whole names of tensors, not {brief(value)}: {error}"
-        ) from error
-
-
 def _list(given, name, where):
     if not isinstance(given.get(name), list) or not given[name]:
         raise ValueError(f"{where}: {name} must be a list with at least one entry")
@@ -406,23 +401,23 @@ def settings_at(job: Job, part: Slice, source: Source | None, place: Place) -> d
     return found
 
 
-def members_of(job: Job, part: Slice) -> list[Source]:
-    """List the sources that are merged: all but the base, unless the method has no base."""
-    if job.definition.base == "none" or job.base is None:
-        return list(part.sources)
-    return [source for source in part.sources if source.model != job.base]
+def is_member(job: Job, source: Source) -> bool:
+    """Say whether a source is merged: all are but the base, unless the method has no base."""
+    return job.definition.base == "none" or source.model != job.base
+
+
+def _members_of(job, part):
+    return [source for source in part.sources if is_member(job, source)]
 
 
 def odd_filters(job: Job, names: Iterable[str]) -> list[str]:
     """Return a sentence for each filter that is part of none of these tensors' names, or chooses among experts."""
-    scopes = [job.parameters, *(part.parameters for part in job.slices)]
-    scopes += [source.parameters for part in job.slices for source in part.sources]
-    lists = [value for scope in scopes for value in scope.values() if isinstance(value, list)]
+    lists = [value for scope in job.scopes for value in scope.values() if isinstance(value, list)]
     rules = [rule for value in lists for rule in value if isinstance(rule, Mapping)]
     filters = dict.fromkeys(rule["filter"] for rule in rules if rule.get("filter") not in (None, "*"))
     if not filters:
         return []
-    names = list(names)
+    names = list(dict.fromkeys(names))
     experts = {name: whole for name in names if (whole := stacked(name)) != name}
     everything = "\n".join([*names, *experts.values()])
     whole = re.search(r"\S*\bexperts[./][a-z_]\S*", everything)
@@ -444,7 +439,7 @@ def _beside(notes):
 
 def _alone(job):
     """Return the job as a copy where a method that mergekit has for a single model too has but one."""
-    members = [members_of(job, part) for part in job.slices]
+    members = [_members_of(job, part) for part in job.slices]
     low, high = job.definition.members
     copied = None
     if job.vocabulary == "mergekit" and job.method in ALONE and all(len(of_part) == 1 for of_part in members):
@@ -464,7 +459,7 @@ def _check_models(job, where):
         raise ValueError(f"{where}: {job.method} needs a base_model (--base)")
     low, high = job.definition.members
     for part in job.slices:
-        number = len(members_of(job, part))
+        number = len(_members_of(job, part))
         if not low <= number <= high:
             wanted = f"{low}" if low == high else f"at least {low}"
             beside = " beside the base" if needs in ("required", "first") else ""
@@ -480,7 +475,7 @@ def _check_required(job, where):
             raise ValueError(f"{where}: {wrong[0]!r} is a file of each model; it belongs to the model's parameters")
         if missing := [name for name, default in of_merge.items() if default is REQUIRED and name not in shared]:
             raise ValueError(f"{where}: {job.method} needs a value of {', '.join(missing)}")
-        for source in members_of(job, part):
+        for source in _members_of(job, part):
             for name, default in of_member.items():
                 if default is REQUIRED and name not in source.parameters and name not in shared:
                     raise ValueError(

@@ -1,6 +1,6 @@
 """Carry a plan out: stream every tensor through its recipe into files that are there whole or not at all."""
 
-import errno
+import glob
 import json
 import os
 import pathlib
@@ -11,28 +11,26 @@ import numpy as np
 import xxhash
 
 from soups import engine, tree
-from soups.files import cannot_write, replace_file
+from soups.files import cannot_write, local_path, replace_file
 from soups.formats import Checkpoint, Writer
 from soups.formats.tensors import nested
 from soups.formats.text import read_json
 from soups.formats.weights import ALL
 from soups.lazy import orbax
-from soups.merging.lock import one_at_a_time
 from soups.merging.lora import absolute_reference
-from soups.merging.plan import Output, Plan, check_places
-from soups.merging.plan import plan as make_plan
+from soups.merging.places import check_place, held_place, split_member
+from soups.merging.planning import Output, Plan
+from soups.merging.planning import plan as make_plan
 from soups.merging.recipe_file import parse_recipe
 from soups.merging.sources import open_model
-from soups.pool import Pool
 
 FORMAT = "soups.merge/1"
 THREADS = engine.THREADS
 Progress = Callable[[int], None]
-_PLAN, _DIGESTS = "plan.json", "digests.json"
+_RECORD, _PLAN, _DIGESTS = "merge.json", "plan.json", "digests.json"
 Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in
 
 
-@one_at_a_time
 def merge_to_folder(
     plan: Plan,
     out,
@@ -42,7 +40,7 @@ def merge_to_folder(
     files: dict[str, bytes | str] | None = None,
     progress: Progress = lambda bytes_written: None,
 ) -> pathlib.Path:
-    """Merge into a folder of safetensors files and give its path, which appears only when it is complete.
+    """Merge into a folder of safetensors files and return its path, which appears only when it is complete.
 
     A merge that was killed goes on with the shards that are not finished, if the recipe is the same and what went into
     the others has the same content. Random methods draw by the place of an element, so threads, blocks and restarts
@@ -59,14 +57,19 @@ def merge_to_folder(
     Raises:
         FileExistsError: something is at `out`.
         BlockingIOError: another merge writes there.
-        ValueError: NaN or infinity in a member, with its name and the tensor's; tensors that are not floats and differ;
-            a merged tensor that overflows.
+        ValueError: as `check_place`; NaN or infinity in a member, with its name and the tensor's; tensors that are not
+            floats and differ; a merged tensor that overflows.
         CheckpointError: an input changed since it was planned.
         OSError: the disk is full or cannot be written to.
     """
-    out = pathlib.Path(out).absolute()
-    if out.exists():
-        raise FileExistsError(f"{out} exists: a merge is written to a new place")
+    with held_place(plan, out) as place:
+        folder = _write_folder(plan, place, threads, shard_bytes, files or {}, progress)
+        os.rename(folder, place)
+    return place
+
+
+def _write_folder(plan, out, threads, shard_bytes, files, progress):
+    """Return the unfinished folder of an output, with all that belongs into it."""
     folder, digests = _unfinished(out, plan, shard_bytes)
     outputs = {output.name: output for output in plan.outputs}
     specs = {name: (output.shape, output.dtype) for name, output in outputs.items()}
@@ -88,21 +91,19 @@ def merge_to_folder(
             _write_digests(folder, digests)  # before the shard counts as finished
             writer.finish_shard(shard)
         writer.finish()
-        for name, content in (files or {}).items():
+        for name, content in files.items():
             replace_file(folder / name, content)
-        replace_file(folder / "merge.json", json.dumps(record(plan, digests), indent=1) + "\n")
+        replace_file(folder / _RECORD, json.dumps(record(plan, digests), indent=1) + "\n")
         writer.forget()  # last: until here a killed merge goes on with what is finished
     for helper in (_DIGESTS, _PLAN):
         (folder / helper).unlink(missing_ok=True)
-    os.rename(folder, out)
-    return out
+    return folder
 
 
-@one_at_a_time
 def merge_to_orbax(
     plan: Plan, out, *, threads: int = THREADS, progress: Progress = lambda bytes_merged: None
 ) -> pathlib.Path:
-    """Merge into an Orbax checkpoint and give its path, which appears only when it is complete.
+    """Merge into an Orbax checkpoint and return its path, which appears only when it is complete.
 
     The output is in memory until it is saved. Names become nested dicts at each "/", or at each "." where no name has
     a "/". The record lies beside the checkpoint's own files, in merge.json.
@@ -110,26 +111,52 @@ def merge_to_orbax(
     Raises:
         FileExistsError, BlockingIOError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
     """
-    check_places(plan)
-    out = pathlib.Path(out).absolute()
-    if out.exists():
-        raise FileExistsError(f"{out} exists: a merge is written to a new place")
-    merged, made = merge_in_memory(plan, threads, progress)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    with held_place(plan, out, "orbax") as place:
+        merged, made = _merge_in_memory(plan, threads, progress)
+        orbax.save_checkpoint(begin_orbax(place), merged)
+        finish_orbax(place, made)
+    return place
+
+
+def begin_orbax(out: pathlib.Path) -> pathlib.Path:
+    """Return the path to save the checkpoint at that becomes `out`, where nothing that was killed is left."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    orbax.save_checkpoint(unfinished, merged)
-    replace_file(unfinished / "merge.json", json.dumps(made, indent=1) + "\n")
-    os.rename(unfinished, out)
-    return out
+    for killed in out.parent.glob(f"{glob.escape(_beside(out).name)}*"):
+        shutil.rmtree(killed)
+    return _beside(out)
 
 
-def merge_in_memory(plan: Plan, threads: int, progress: Progress) -> tuple[dict, dict]:
-    """Merge into nested dicts of NumPy arrays, and give them and the record.
+def finish_orbax(out: pathlib.Path, made: dict) -> None:
+    """Add the record to a saved checkpoint and let it appear."""
+    replace_file(_beside(out) / _RECORD, json.dumps(made, indent=1) + "\n")
+    os.rename(_beside(out), out)
+
+
+def merge_to_pool(
+    plan: Plan, out: str, *, threads: int = THREADS, progress: Progress = lambda bytes_merged: None
+) -> dict:
+    """Merge into the member POOL:NAME and return its record; it is there whole or not at all.
+
+    The output is in memory until it is saved. Names become nested dicts as in `merge_to_orbax`. What `merge.json` says
+    of other outputs is in the member's metadata as "merge". Its base is that of the pool if all that was merged is of
+    this pool.
 
     Raises:
-        ValueError, CheckpointError: as `merge_to_folder`.
+        ValueError: as `check_place` and `merge_to_folder`.
+        CheckpointError, OSError: as `merge_to_folder`.
     """
+    from soups.pool import Pool
+
+    check_place(plan, out, "pool")
+    path, name = split_member(out)
+    merged, made = _merge_in_memory(plan, threads, progress)
+    pool = Pool(path)
+    own = all(model.rpartition(":")[0] == path for model in plan.job.models)
+    return pool.add(name, merged, {"merge": made}, base=pool.base if own else None)
+
+
+def _merge_in_memory(plan, threads, progress):
+    """Merge into nested dicts of NumPy arrays, and return them and the record."""
     shared, digests = _measure_model(plan), {}
     merged = {output.name: np.empty(output.shape, output.dtype) for output in plan.outputs}
 
@@ -185,8 +212,11 @@ def read_record(out) -> dict:
 
     Raises:
         FileNotFoundError: this program did not write it.
+        ValueError: a URL; a record that is damaged.
     """
-    if (note := pathlib.Path(out) / "merge.json").is_file():
+    from soups.pool import Pool
+
+    if (note := local_path(out) / _RECORD).is_file():
         return _checked_record(read_json(note), note)
     pool, _, name = str(out).rpartition(":")
     members = Pool(pool) if pool else {}
@@ -217,9 +247,9 @@ def _is_input(entry):
     return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("path", "digest"))
 
 
-def leaf_of(plan: Plan, output: Output, digests: Digests) -> engine.Leaf:
+def _leaf(plan, output, digests):
     """Return what the engine makes one tensor of the output from; `digests` gets those of all tensors that went in."""
-    pairs = [*output.members, *([output.base] if output.base else [])]
+    pairs = output.sources
     models = [plan.checkpoints[model] for model, _ in pairs]
 
     def read():
@@ -242,7 +272,7 @@ def merged_blocks(plan: Plan, output: Output, shared, digests: Digests) -> Itera
 
     `shared`: what the recipe measured, if its scope is the model.
     """
-    return engine.blocks(leaf_of(plan, output, digests), shared, plan.job.dtype or np.float32)
+    return engine.blocks(_leaf(plan, output, digests), shared, plan.job.dtype or np.float32)
 
 
 def record(plan: Plan, digests: Digests) -> dict:
@@ -264,7 +294,7 @@ def record(plan: Plan, digests: Digests) -> dict:
 
 def _measure_model(plan):
     """Measure what a method of scope "model" needs, over all tensors."""
-    leaves = [leaf_of(plan, output, {}) for output in plan.outputs]
+    leaves = [_leaf(plan, output, {}) for output in plan.outputs]
     return engine.measure_model(leaves, plan.job.dtype or np.float32)
 
 
@@ -274,6 +304,11 @@ def _summary(digests, model):
         {(tensor, digest) for found in digests.values() for name, tensor, digest in found if name == model}
     )
     return {"tensors": len(tensors), "digest": xxhash.xxh3_128_hexdigest(json.dumps(tensors).encode())}
+
+
+def digest_of(array: np.ndarray) -> str:
+    """Return the digest of an array's bytes, as records have it."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _stored(there, name, output):
@@ -291,6 +326,10 @@ def _first_difference(a, b, start):
     return start + int(np.flatnonzero(np.not_equal(*different).any(axis=1))[0])
 
 
+def _beside(out):
+    return out.with_name(f".{out.name}.unfinished")
+
+
 # --- Going on ---------------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +339,7 @@ def _unfinished(out, plan, shard_bytes):
     An earlier folder is gone on with if it is of the same recipe and what went into its shards has not changed, by its
     content; else it is begun anew.
     """
-    folder = out.with_name(f".{out.name}.unfinished")
+    folder = _beside(out)
     outputs = [[output.name, list(output.shape), str(output.dtype)] for output in plan.outputs]
     identity = {"format": FORMAT, "shard_bytes": shard_bytes, "job": repr(plan.job), "outputs": outputs}
     digests = _known_digests(folder)
@@ -311,8 +350,6 @@ def _unfinished(out, plan, shard_bytes):
         digests = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:  # what should be a folder above it is a file
-        raise cannot_write(folder, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))) from error
     except OSError as error:
         raise cannot_write(folder, error) from error
     replace_file(folder / _PLAN, json.dumps(identity))
@@ -329,15 +366,15 @@ def _read(path):
 
 def _known_digests(folder) -> Digests:
     state = _read(folder / _DIGESTS)
-    whole = isinstance(state, dict) and state.get("xxh3_128") == _digest_of(state.get("digests"))
+    whole = isinstance(state, dict) and state.get("xxh3_128") == _digest_of_json(state.get("digests"))
     return state["digests"] if whole else {}
 
 
 def _write_digests(folder, digests):
-    replace_file(folder / _DIGESTS, json.dumps({"xxh3_128": _digest_of(digests), "digests": digests}))
+    replace_file(folder / _DIGESTS, json.dumps({"xxh3_128": _digest_of_json(digests), "digests": digests}))
 
 
-def _digest_of(value):
+def _digest_of_json(value):
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
 
 
@@ -350,7 +387,6 @@ def _still_same(plan, digests):
         checkpoint = plan.checkpoints.get(model)
         if checkpoint is None or tensor not in {*checkpoint.leaves, *checkpoint.aliases}:
             return False
-        array = np.ascontiguousarray(checkpoint.read(tensor))
-        return xxhash.xxh3_128_hexdigest(array.reshape(-1).view(np.uint8)) == digest
+        return digest_of(checkpoint.read(tensor)) == digest
 
     return all(engine.in_threads(same, pairs.items()))

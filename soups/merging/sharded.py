@@ -5,24 +5,20 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-import json
-import math
-import os
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from soups import engine
-from soups.files import replace_file
+from soups.formats.tensors import nested
 from soups.formats.view import View
 from soups.lazy import jax, jnp, orbax
-from soups.merging.lock import locked
-from soups.merging.plan import Plan, check_places
-from soups.merging.run import THREADS, Digests, Progress, merged_blocks, nested, record
+from soups.merging.comparing import leaf_of
+from soups.merging.places import held_place
+from soups.merging.planning import Plan
+from soups.merging.run import THREADS, Digests, Progress, begin_orbax, digest_of, finish_orbax, merged_blocks, record
 from soups.processes import on_all_processes, on_first_process
 
 Programs = dict[tuple, Any]  # compiled programs
@@ -50,24 +46,21 @@ def merge_sharded(
         devices, programs, progress: as `merged_leaves`.
 
     Raises:
-        FileExistsError: something is at `out`.
-        BlockingIOError: another merge writes there.
-        ValueError: as `merged_leaves`; a tensor without elements, which Orbax does not store.
+        FileExistsError, BlockingIOError, OSError: as `merge_to_folder`.
+        ValueError: as `check_place` and `merged_leaves`; a tensor without elements, which Orbax does not store.
         PoolCorruptionError, CheckpointError: an input is damaged, or changed since it was planned.
-        OSError: the disk is full or cannot be written to.
     """
-    check_places(plan)
-    out = pathlib.Path(out).absolute()
     _check_dtypes(plan)
     if empty := [output.name for output in plan.outputs if not output.size]:
         raise ValueError(f"an Orbax checkpoint holds no tensors without elements: {', '.join(empty)}")
     with contextlib.ExitStack() as held:
-        unfinished = pathlib.Path(on_first_process(lambda: _begin(out, held)))
+        place = pathlib.Path(on_first_process(lambda: str(held.enter_context(held_place(plan, out, "orbax")))))
         digests = _digests(plan)
         merged = merged_leaves(plan, devices=devices, programs=programs, progress=progress)
-        orbax.save_checkpoint(unfinished, nested(merged))
-        on_first_process(lambda: _finish(unfinished, out, record(plan, digests)))
-    return out
+        unfinished = on_first_process(lambda: str(begin_orbax(place)))
+        orbax.save_checkpoint(pathlib.Path(unfinished), nested(merged))
+        on_first_process(lambda: finish_orbax(place, record(plan, digests)))
+    return place
 
 
 def merged_leaves(
@@ -179,22 +172,12 @@ def _restore(plan, output, devices, progress):
     return [array(*pair) for pair in output.members], array(*output.base) if output.base else None
 
 
-def _pairs(output):
-    return [*output.members, *([output.base] if output.base else [])]
-
-
-def _leaf(plan, pair):
-    model, tensor = pair
-    checkpoint = plan.checkpoints[model]
-    return checkpoint.leaves[checkpoint.aliases.get(tensor, tensor)]
-
-
 def _on_host(plan, output, progress):
     whole = np.empty(output.shape, output.dtype)
     with np.errstate(all="ignore"):  # what is not finite is an error with a name
         for start, block in merged_blocks(plan, output, None, {}):
             whole.reshape(-1)[start : start + block.size] = block
-    progress(sum(math.prod(output.shape) * _leaf(plan, pair).dtype.itemsize for pair in _pairs(output)))
+    progress(sum(leaf_of(plan.checkpoints[model], tensor).nbytes for model, tensor in output.sources))
     return whole
 
 
@@ -206,14 +189,13 @@ def _check_files(plan):
 def _digests(plan: Plan) -> Digests:
     """Return the digests of all tensors that go in; of those that no pool knows a process hashes its share."""
     process, processes = jax.process_index(), jax.process_count()
-    pairs = {output.name: _pairs(output) for output in plan.outputs}
+    pairs = {output.name: output.sources for output in plan.outputs}
     known = {name: dict(model.digests) for name, model in plan.checkpoints.items()}
     unknown = sorted({pair for used in pairs.values() for pair in used if pair[1] not in known.get(pair[0], {})})
 
     def hashed(pair):
         model, tensor = pair
-        array = np.ascontiguousarray(plan.checkpoints[model].read(tensor))
-        return [*pair, xxhash.xxh3_128_hexdigest(array.reshape(-1).view(np.uint8))]
+        return [*pair, digest_of(plan.checkpoints[model].read(tensor))]
 
     def share():
         with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
@@ -277,7 +259,8 @@ def _run(programs, function, shardings, *arguments):
 def _check_dtypes(plan):
     wide = np.dtype(np.float64)
     used = {output.dtype for output in plan.outputs if output.recipe} | {plan.job.dtype}
-    used |= {_leaf(plan, pair).dtype for output in plan.outputs if output.recipe for pair in _pairs(output)}
+    pairs = [pair for output in plan.outputs if output.recipe for pair in output.sources]
+    used |= {leaf_of(plan.checkpoints[model], tensor).dtype for model, tensor in pairs}
     if wide in used and not jax.config.jax_enable_x64:
         raise ValueError("float64 on devices needs jax_enable_x64; without it merge on the host")
 
@@ -286,7 +269,7 @@ def _check_finite(plan, looked_at):
     lines = ["these models cannot be merged:"]
     for output in [output for output in plan.outputs if output.name in looked_at]:
         *inputs, wide, narrow = looked_at[output.name]
-        bad = [pair for pair, fine in zip(_pairs(output), inputs, strict=True) if not fine]
+        bad = [pair for pair, fine in zip(output.sources, inputs, strict=True) if not fine]
         if bad:
             lines += [f"  {model}: {tensor} holds {_blame(plan.job, model)}" for model, tensor in bad]
         elif not wide:
@@ -301,22 +284,3 @@ def _blame(job, model):
     if model in job.models:
         return "NaN or infinity; leave it out"
     return "NaN, infinity or a negative number, which is no Fisher information"
-
-
-# --- Writing ----------------------------------------------------------------------------------------------------------
-
-
-def _begin(out, held):
-    """Lock the output and give the path of the unfinished checkpoint, where nothing that was killed is left."""
-    held.enter_context(locked(out))
-    if out.exists():
-        raise FileExistsError(f"{out} exists: a merge is written to a new place")
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    for killed in out.parent.glob(f"{unfinished.name}*"):
-        shutil.rmtree(killed)
-    return str(unfinished)
-
-
-def _finish(unfinished, out, made):
-    replace_file(unfinished / "merge.json", json.dumps(made, indent=1) + "\n")
-    os.rename(unfinished, out)

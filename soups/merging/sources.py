@@ -4,16 +4,16 @@ import os
 import pathlib
 
 from soups.files import local_path
-from soups.formats import CheckpointError, Tensors, open_checkpoint
+from soups.formats import CheckpointError, open_checkpoint
 from soups.formats.folder import SINGLE
 from soups.formats.orbax_steps import is_orbax
-from soups.formats.tensors import listed
+from soups.formats.tensors import Tensors, listed
 from soups.formats.weights import ALL
 from soups.lazy import orbax
 from soups.names import check_name
-from soups.pool import Pool
 
 _POOL = "manifest.json"
+MODEL_FILES = tuple(f"{name}{index}" for name in SINGLE for index in ("", ".index.json"))
 
 
 def open_model(reference: str | os.PathLike) -> Tensors:
@@ -33,11 +33,10 @@ def open_model(reference: str | os.PathLike) -> Tensors:
     if in_pool(path):
         if tree not in (None, ALL):
             raise ValueError(f"{reference}: a member of a pool is one tree, of which {listed([tree])} cannot be chosen")
-        return _member(Pool(pool, must_exist=True), member)
+        return _member(pool, member)
     if (path / _POOL).is_file():
-        names = Pool(path, must_exist=True).names
-        raise CheckpointError(f"{path} is a pool: name a member, such as {path}:{names[0] if names else 'NAME'}")
-    hugging_face = any((path / f"{name}{index}").exists() for name in SINGLE for index in ("", ".index.json"))
+        return _member(path, None)
+    hugging_face = any((path / name).exists() for name in MODEL_FILES)
     return orbax.open_orbax(path, tree) if not hugging_face and is_orbax(path) else open_checkpoint(path, tree)
 
 
@@ -55,7 +54,14 @@ def _split(reference):
     return local_path(before), tree
 
 
-def _member(pool, name):
+def _member(path, name):
+    from soups.pool import Pool
+
+    pool = Pool(path, must_exist=True)
+    if name is None:
+        raise CheckpointError(
+            f"{path} is a pool: name a member, such as {path}:{pool.names[0] if pool.names else 'NAME'}"
+        )
     check_name(name, pool.names, f"member of {pool.path}")
     if nonfinite := pool.record(name)["nonfinite_leaves"]:
         raise ValueError(f"{pool.path}:{name} holds NaN or infinity in {listed(nonfinite)}")

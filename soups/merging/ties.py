@@ -1,7 +1,6 @@
 """Say which tensors of a model are one by its class, as heads and embeddings of Hugging Face's models are."""
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Callable, Mapping
 
@@ -9,8 +8,8 @@ import numpy as np
 
 from soups.formats import CheckpointError, Tensors
 from soups.formats.tensors import listed
-from soups.formats.text import read_json
 from soups.formats.view import View
+from soups.merging.config import folder_of, read_config
 from soups.names import shown
 
 _TIE = "tie_word_embeddings"
@@ -104,10 +103,8 @@ def _names(checkpoint):
 
 def _denies(checkpoint):
     """Say whether config.json says that head and embedding are two tensors; None without a config."""
-    folder = pathlib.Path(checkpoint.path)
-    file = (folder if folder.is_dir() else folder.parent) / "config.json"
     try:
-        config = read_json(file) if file.is_file() else None
+        config = read_config(folder_of(checkpoint))
     except CheckpointError:  # said where the config is used
         config = None
     if config is None:

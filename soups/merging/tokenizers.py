@@ -15,7 +15,7 @@ from soups.formats.view import View
 from soups.merging.config import folder_of, read_config
 from soups.merging.lora import model_reference
 from soups.merging.vocabulary import ADDED, CONFIG, FILE, Vocabulary, read_vocabulary, same_files
-from soups.names import MOST, check_name, did_you_mean, shown
+from soups.names import check_name, did_you_mean, few, shown
 
 # what the tensors with a row for each token are called
 WORDS = ("embed", "wte", "lm_head", "shared", "output", "head", "decoder", "predictions")
@@ -123,9 +123,9 @@ def align(
     """Return the models with rows for the tokens of the output, and what the output's folder needs.
 
     A row is that of the same token in the model. Where the model lacks it, it is the row of `rule.rows`, or that of the
-    base, or the mean of the models that have it, or zeros where none has. The tokens of a union are the first model's,
-    then those of the others that have a row, in their order, as added tokens. Models that have the same tokens are left
-    as they are.
+    base, or the mean of the models that have it. The tokens of a union are the first model's, then those of the others
+    that have a row, in their order, as added tokens; behind them come the tokens of `rule.rows` that are not among
+    them. Models that have the same tokens are left as they are.
 
     Args:
         rule: None leaves the models as they are.
@@ -134,7 +134,8 @@ def align(
 
     Raises:
         ValueError: models whose tokens or their rows are not known, or whose embeddings cannot be told from other
-            tensors; rules for tokens that are not there; tokens without a row in any model and without a rule.
+            tensors; rules that take the row of a token that is not there; tokens without a row in any model and
+            without a rule.
     """
     if rule is None:
         return dict(checkpoints), None
@@ -151,12 +152,17 @@ def align(
     known = {model: _with_rows(found, folders[model], model) for model, found in vocabularies.items()}
     union = rule.source == "union"
     output, unused = _union(vocabularies, known, rule.rows) if union else (vocabularies[source], [])
+    new = [token for token in rule.rows if token not in output.tokens]
+    output = _with_added(output, new)
     rows = math.ceil(output.size / rule.multiple) * rule.multiple
     own, donors = _rows(rule, base, output, known)
-    return (
-        _views(checkpoints, folders, own, donors, rows),
-        Aligned(source, _files(folders[source], output) if union else {}, rows, _unused_notes(unused)),
-    )
+    lists = {
+        "the union leaves out tokens without a row in any model": unused,
+        f"added to the vocabulary of {source}, for the recipe has a rule for them": new,
+    }
+    notes = [f"{what}: {few(repr(shown(token)) for token in tokens)}" for what, tokens in lists.items() if tokens]
+    files = _files(folders[source], output) if union or new else {}
+    return _views(checkpoints, folders, own, donors, rows), Aligned(source, files, rows, tuple(notes))
 
 
 def _vocabulary_size(folder):
@@ -195,15 +201,17 @@ def _union(vocabularies, known, ruled):
     return Vocabulary(tokens, added), list(dict.fromkeys(unused))
 
 
-def _unused_notes(tokens):
-    listed = ", ".join(repr(shown(token)) for token in tokens[:MOST]) + ", ..." * (len(tokens) > MOST)
-    return (f"the union leaves out tokens without a row in any model: {listed}",) if tokens else ()
+def _with_added(vocabulary, tokens):
+    """Return a vocabulary with further tokens, as added ones behind the others."""
+    numbers = {token: vocabulary.size + at for at, token in enumerate(tokens)}
+    entries = {token: {**_PLAIN, "content": token, "id": number} for token, number in numbers.items()}
+    return Vocabulary(vocabulary.tokens | numbers, vocabulary.added | entries)
 
 
 def _files(folder, output):
-    """Return the files of the union: those of the first model, with all added tokens."""
+    """Return the files of a vocabulary that is no model's own: those of this one, with all added tokens."""
     if not (folder / FILE).exists():
-        raise ValueError(f"no {FILE} in {folder}: a union of vocabularies is written into one")
+        raise ValueError(f"no {FILE} in {folder}: a vocabulary with further tokens is written into one")
     added = sorted(output.added.values(), key=lambda entry: entry["id"])
     files = {FILE: read_json(folder / FILE) | {"added_tokens": added}}
     config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
@@ -223,15 +231,13 @@ def _rows(rule, base, output, known):
 
     A token that a model lacks gets the mean of the rows that stand in for it.
     """
-    if unknown := [token for token in rule.rows if token not in output.tokens]:
-        raise ValueError(f"the output has no token {unknown[0]!r}{did_you_mean(unknown[0], output.tokens)}")
     without = [
         token for token in output.tokens if token not in rule.rows and not any(token in k for k in known.values())
     ]
     if without:
-        listed = ", ".join(repr(shown(token)) for token in without[:MOST]) + ", ..." * (len(without) > MOST)
         raise ValueError(
-            f"{len(without)} tokens have no row in any model, for their tokenizers go beyond vocab_size: {listed}; "
+            f"{len(without)} tokens have no row in any model, for their tokenizers go beyond vocab_size: "
+            f"{few(repr(shown(token)) for token in without)}; "
             "say which row they get, such as tokenizer: {tokens: {TOKEN: {source: {kind: zero}}}}"
         )
     own = {model: np.full(output.size, -1) for model in known}

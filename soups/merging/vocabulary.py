@@ -11,7 +11,7 @@ from xxhash import xxh3_128_digest
 
 from soups.formats.text import read_bytes, read_json, read_text
 from soups.merging.config import folder_of
-from soups.names import MOST, shown
+from soups.names import few, shown
 
 FILE, CONFIG, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 # in the order in which they are looked for; rows follow the numbers in the first three
@@ -59,8 +59,8 @@ def read_vocabulary(folder: pathlib.Path, *, with_rows: bool = False) -> Vocabul
     """
     path = vocabulary_file(folder)
     if path is None or (path.name not in NUMBERED and (with_rows or path.name not in PIECES)):
-        there = f"; of {path.name} they are not" if path else ""
-        raise ValueError(f"no {FILE} in {folder}: its tokens are not known{there}")
+        there = f"; {path.name} does not tell them" if path else ""
+        raise ValueError(f"no {', '.join(NUMBERED)} in {folder}: the numbers of its tokens are not known{there}")
     try:
         tokens, entries = _read(path)
         for number, entry in _object(folder / CONFIG).get("added_tokens_decoder", {}).items():
@@ -93,8 +93,7 @@ def differing_vocabularies(checkpoints: Mapping) -> tuple[list[str], list[str]]:
     lines, notes = _differences(list(distinct.values())) if len(distinct) > 1 else ([], [])
     rule = "say which vocabulary the output has: tokenizer_source: base, union or a model"
     if files and (without := [model for model in folders if model not in files]):
-        more = f" and {len(without) - MOST} more" if len(without) > MOST else ""
-        notes.append(f"no tokenizer to compare with that of {next(iter(files))}: {', '.join(without[:MOST])}{more}")
+        notes.append(f"no tokenizer to compare with that of {next(iter(files))}: {few(without)}")
     return [f"  ~ the vocabulary of {line}; {rule}" for line in lines], notes
 
 

@@ -128,6 +128,39 @@ def run(models, tmp_path):
     return run_merge
 
 
+@pytest.fixture
+def linear_of(tmp_path):
+    """Give a function that writes models of the tensors given for each, and their linear recipe, the first as first."""
+
+    def make(*models, config=None, **fields):
+        paths = []
+        for index, leaves in enumerate(models):
+            paths.append(write_model(tmp_path / f"m{index}", leaves, {} if config is None else config))
+        return {
+            "merge_method": "linear",
+            "models": [{"model": x, "parameters": {"weight": 1}} for x in paths],
+            **fields,
+        }
+
+    return make
+
+
+@pytest.fixture
+def write_lora(tmp_path):
+    """Give a function that writes an adapter of rank 1 for a square weight."""
+
+    def write(module, size):
+        folder = tmp_path / "lora"
+        folder.mkdir()
+        start, row = f"base_model.model.{module}", np.ones((1, size), np.float32)
+        matrices = {f"{start}.lora_A.weight": row, f"{start}.lora_B.weight": row.T.copy()}
+        write_safetensors(folder / "adapter_model.safetensors", matrices)
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1}))
+        return folder
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def torch_bytes():
     """Give the functions that write torch files byte by byte."""

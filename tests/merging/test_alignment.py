@@ -79,7 +79,7 @@ def test_rules_are_understood():
         ("mlp", r"align must be a list of \[regex, axes\], not 'mlp'"),
         ([], "align must be a list"),
         ([["a", None], ["b"]], r"align\[1\] must be \[regex, axes\], not \['b'\]"),
-        ([["(", None]], r"align\[0\]: '\(' is not a regex"),
+        ([["(", None]], r"align\[0\]: the first entry must be a regular expression, not '\('"),
         ([["a", "units"]], r"align\[0\]: the axes are a list .* not 'units'"),
         ([["a", [3]]], "an axis is the name of a permutation, null or a mapping, not 3"),
         ([["a", [{"permutatoin": "units"}]]], "permutatoin"),

@@ -1,5 +1,6 @@
 """Test the command that merges: what it prints, its exit codes, and the settings that it takes."""
 
+import contextlib
 import json
 import os
 
@@ -9,9 +10,9 @@ import yaml
 
 import soups
 from soups.cli import main
+from soups.files import locked
 from soups.formats import write_safetensors
 from soups.merging import methods_of
-from soups.merging.lock import locked
 
 
 @pytest.fixture
@@ -153,6 +154,20 @@ def test_a_dry_run_writes_nothing(cli, recipe, tmp_path):
     code, printed, err = cli(recipe, tmp_path / "out", "--dry-run")
     assert (code, err) == (0, "") and "reads" in printed and "wrote" not in printed
     assert list(tmp_path.iterdir()) == [recipe]
+
+
+@pytest.mark.parametrize("words", ["--help", "--method ties --help", "--methods", "--dry-run"])
+def test_what_is_printed_fits_a_terminal(words, models, small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "a", "b"):
+        own = {f"{name}{number}.position_ids": np.arange(4) for number in range(9)}
+        small.write_model(tmp_path / name, small.tensors(0) | own)
+    merge = ["--method", "ties", "--base", "base", "--members", "a", "b", "--out", "out"]
+    with contextlib.suppress(SystemExit):
+        assert main(["merge", *(merge if words == "--dry-run" else []), *words.split()]) == 0
+    printed = capsys.readouterr().out
+    assert printed and max(map(len, printed.splitlines())) <= 100
 
 
 def test_the_settings_of_slerp_and_what_is_tied_are_shown(cli, models, small, tmp_path, write_torch):

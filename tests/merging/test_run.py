@@ -11,8 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from soups import engine, merging
+from soups import Pool, engine, merging
 from soups.formats import CheckpointError, open_checkpoint, write_safetensors
+from soups.tree import flatten
 
 SHARD = 300  # bytes: several shards of several tensors
 
@@ -168,21 +169,6 @@ def test_an_input_that_shrinks_after_the_plan_is_named(changed, small, tmp_path)
 
 
 # --- Whole or not at all ---
-
-
-def test_what_is_there_stays(ties, small, tmp_path):
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(FileExistsError, match="out exists: a merge is written to a new place"):
-        small.merge(ties, tmp_path / "out")
-    assert small.content(tmp_path) == {"out": b"mine"}
-
-
-def test_a_place_that_cannot_be_is_named(ties, small, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write .*file/.out.unfinished: Not a directory"):
-        small.merge(ties, tmp_path / "file" / "out")
-    with pytest.raises(OSError, match=r"cannot write .*file/folder/.out.unfinished: Not a directory"):
-        small.merge(ties, tmp_path / "file" / "folder" / "out")
 
 
 @pytest.mark.parametrize("call", ["posix_fallocate", "pwrite"])
@@ -345,3 +331,46 @@ def test_verify_names_an_input_that_changed(changed, small, tmp_path):
 def test_verify_needs_the_record(ties, small, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"merge.json"):
         merging.verify_output(small.plan(ties), tmp_path)
+
+
+# --- Into pools ---
+
+
+def leaves(seed):
+    rng = np.random.default_rng(seed)
+    return {"head": {"kernel": rng.normal(size=(3, 2)).astype(np.float32), "bias": np.full(2, seed, np.float32)}}
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Give the path of a pool of the members "a" and "b"."""
+    pool = Pool(tmp_path / "pool")
+    for seed, name in enumerate("ab", start=1):
+        pool.add(name, leaves(seed), base="start")
+    return tmp_path / "pool"
+
+
+def average(small, *models):
+    entries = [{"model": model, "parameters": {"weight": 1}} for model in models]
+    text = small.plain({"merge_method": "linear", "models": entries})
+    return merging.plan(merging.parse_recipe(str(text)), merging.open_model)
+
+
+def test_a_merge_becomes_a_member(small, pool):
+    done = []
+    plan = average(small, f"{pool}:a", f"{pool}:b")
+    record = merging.merge_to_pool(plan, f"{pool}:soup", progress=done.append)
+    merged = flatten(Pool(pool)["soup"])
+    for name, array in flatten(leaves(1)).items():
+        expected = (array.astype(np.float64) + flatten(leaves(2))[name]) / 2
+        small.near(merged[name], expected)
+    assert sum(done) == plan.write_bytes and record["base"] == "start"
+    assert record["metadata"]["merge"]["method"] == "linear"
+    assert set(record["metadata"]["merge"]["inputs"]) == {f"{pool}:a", f"{pool}:b"}
+    assert Pool(pool).verify() == {"a": [], "b": [], "soup": []}
+
+
+def test_a_pool_is_made_by_its_first_member(small, pool, tmp_path):
+    record = merging.merge_to_pool(average(small, f"{pool}:a"), f"{tmp_path}/new:soup")
+    np.testing.assert_array_equal(Pool(tmp_path / "new")["soup"]["head"]["bias"], [1, 1])
+    assert record["base"] is None  # of that pool nobody knows the base

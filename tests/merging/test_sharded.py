@@ -12,40 +12,14 @@ import pytest
 import yaml
 
 from soups import merging
+from soups.files import locked
 from soups.formats import write_safetensors
 from soups.formats.view import View
-from soups.merging.lock import locked
 from soups.merging.run import merge_to_orbax
 from soups.merging.sharded import leaf_sharding, merge_sharded, merged_leaves
 from soups.pool import Pool, PoolCorruptionError, load_checkpoint
 
 SHAPE = (64, 32)
-SETTINGS = {
-    "t": 0.3,
-    "weight": [1.0, 0.5, 0.75],
-    "density": 0.5,
-    "select_topk": 0.5,
-    "epsilon": 0.1,
-    "steps": 5,
-    "fisher": ["a", "b", "c"],
-    "base_fisher": "base",
-    "grams": ["grams_a", "grams_b", "grams_c"],
-}
-# these add up floats over all devices, in another order than one device does
-SUMMING = {
-    "slerp",
-    "nuslerp",
-    "multislerp",
-    "karcher",
-    "geometric_median",
-    "model_stock",
-    "sce",
-    "pcb",
-    "mergekit dare_linear",
-    "mergekit dare_ties",
-    "mergekit della",
-    "mergekit della_linear",
-}
 METHODS = {
     f"{vocabulary} {name}": (vocabulary, name)
     for vocabulary in ("published", "mergekit")
@@ -79,7 +53,16 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def programs():
     """Share what was compiled: some methods are the same in both vocabularies."""
-    return {}
+    return Programs()
+
+
+def value(name, default, index=None):
+    """Return a value for a setting of a method: its default, but other weights for each member and few steps."""
+    if name in ("weight", "density", "select_topk"):
+        return (0.5 if default is merging.REQUIRED else 0.5 * default) * [1.0, 0.5, 0.75][index or 0]
+    if default is merging.REQUIRED:
+        return 0.3
+    return min(default, 5) if type(default) is int else default
 
 
 def planned(folder, vocabulary, name, paths=None, **parameters):
@@ -87,20 +70,20 @@ def planned(folder, vocabulary, name, paths=None, **parameters):
     paths = paths or {model: str(folder / f"{model}.safetensors") for model in ("base", "a", "b", "c")}
     method = merging.find_method(name, vocabulary)
 
-    def value(setting, index=None):
-        found = SETTINGS[setting]
-        found = found[index] if isinstance(found, list) else found
-        return str(folder / f"{found}.safetensors") if setting in method.files else found
+    def given(settings, model, index=None):
+        start = "grams_" if method.grams else ""
+        files = {name: str(folder / f"{start}{model}.safetensors") for name in method.files if name in settings}
+        return {name: value(name, default, index) for name, default in settings.items() if name not in files} | files
 
     members = [
-        {"model": paths[model], "parameters": {s: value(s, i) for s in method.of_member if s in SETTINGS}}
-        for i, model in enumerate(["a", "b", "c"][: method.members[1]])
+        {"model": paths[model], "parameters": given(method.of_member, model, index)}
+        for index, model in enumerate(["a", "b", "c"][: method.members[1]])
     ]
     recipe = {
         "merge_method": name,
         "vocabulary": vocabulary,
         "models": members,
-        "parameters": {s: value(s) for s in method.of_merge if s in SETTINGS} | parameters,
+        "parameters": given(method.of_merge, "base") | parameters,
     }
     recipe |= {"base_model": paths["base"]} if method.base in ("required", "first") else {}
     return merging.plan(merging.parse_recipe(yaml.safe_dump(recipe)), merging.open_model)
@@ -130,6 +113,32 @@ def moved_bytes(text):
     return moved
 
 
+def adds_floats(text):
+    """Say whether a compiled program adds up floats over devices, whose order changes the last bits."""
+    reducers = re.findall(r"= [^\n]*f\d+\[[^\n]* all-reduce(?:-start)?\([^\n]*to_apply=%?([\w.-]+)", text)
+    return any(re.search(rf"%?{re.escape(reducer)} [^}}]* add\(", text) for reducer in set(reducers))
+
+
+class Programs(dict):
+    """Keep compiled programs, and what those that were called do."""
+
+    def __init__(self):
+        self.called, self.seen = [], {}
+
+    def __getitem__(self, key):
+        self.called.append(key)
+        return super().__getitem__(key)
+
+    def looked_at(self):
+        """Return (bytes that it moves, whether it adds floats) of each program that was called since the last time."""
+        for key in self.called:
+            if key not in self.seen:
+                text = self.get(key).as_text()
+                self.seen[key] = moved_bytes(text), adds_floats(text)
+        found, self.called = [self.seen[key] for key in self.called], []
+        return found
+
+
 def test_moved_leaves_would_be_seen():
     sharded = jax.device_put(np.ones(SHAPE, np.float32), leaf_sharding(SHAPE, "element", jax.devices()))
     whole = leaf_sharding((), "element", jax.devices())
@@ -141,24 +150,25 @@ def test_moved_leaves_would_be_seen():
 def test_eight_devices_give_what_one_gives_and_move_statistics_only(case, folders, programs, tmp_path):
     vocabulary, name = METHODS[case.partition(",")[0]]
     scope = {"scope": OTHER_SCOPES[case]} if case in OTHER_SCOPES else {}
-    plan, known = planned(folders[vocabulary], vocabulary, name, **scope), set(programs)
+    plan = planned(folders[vocabulary], vocabulary, name, **scope)
+    programs.looked_at()
     eight = merged_leaves(plan, programs=programs)
-    compiled = [programs[key].as_text() for key in programs if key not in known]
+    looked_at = programs.looked_at()
     np.testing.assert_array_equal(eight.pop("steps"), np.arange(3))
     expected = streamed(plan, tmp_path / "out")
     if any(output.recipe and output.recipe.unit == "leaf" for output in plan.outputs):  # on the host
-        assert not compiled
+        assert not looked_at
         for leaf, array in eight.items():
             np.testing.assert_array_equal(array, expected[leaf])
         return
-    one = {} if {name, case} & SUMMING else merged_leaves(plan, devices=jax.devices()[:1], programs=programs)
+    adding = any(adds for _, adds in looked_at)
+    one = {} if adding else merged_leaves(plan, devices=jax.devices()[:1], programs=programs)
     for leaf, array in eight.items():
         assert array.sharding.shard_shape(array.shape) == (SHAPE[0] // 8, SHAPE[1])
         near(array, expected[leaf])
         if one:  # the same program, so the same bits
             np.testing.assert_array_equal(array, one[leaf])
-    for text in compiled:
-        moved = moved_bytes(text)
+    for moved, _ in looked_at:
         # sums, counts and extremes, and whether leaves are finite; one after the other for the bits of a threshold
         assert set(moved) == {"all-reduce"}
         assert max(moved["all-reduce"]) < 4 * math.prod(SHAPE) / 100

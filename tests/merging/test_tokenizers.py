@@ -7,7 +7,7 @@ import pytest
 
 from soups import merging
 from soups.engine import BLOCK
-from soups.merging.plan import OTHER
+from soups.merging.planning import OTHER
 from soups.merging.tokenizers import Row, Rule, parse_rule
 from soups.merging.vocabulary import read_vocabulary
 
@@ -149,6 +149,24 @@ def test_tokens_have_sources_of_their_own(different, small, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 8
 
 
+@pytest.mark.parametrize("source", ["base", "union", "one"])
+def test_tokens_that_no_vocabulary_has_are_added_with_the_rows_of_their_rules(different, small, tmp_path, source):
+    like = {"kind": "model_token", "model": str(tmp_path / "two"), "token": "d"}
+    tokens = {"<new>": {"source": like}, "<zero>": {"source": {"kind": "zero"}}}
+    block = {"source": str(tmp_path / "one") if source == "one" else source, "tokens": tokens}
+    made = small.plan(recipe(tmp_path, tokenizer=block))
+    origin = tmp_path / ("one" if source == "one" else "base")
+    note = f"added to the vocabulary of {origin}, for the recipe has a rule for them: '<new>', '<zero>'"
+    assert note in made.notes
+    merged = small.merge(recipe(tmp_path, tokenizer=block), tmp_path / "out", files=True)
+    before = {"base": 4, "one": 5, "union": 7}[source]
+    there = read_vocabulary(tmp_path / "out")
+    assert there.size == before + 2 and (there.tokens["<new>"], there.tokens["<zero>"]) == (before, before + 1)
+    for table in TABLES:
+        near(merged[table][before], 3.5 * different["two"][1][table][2].astype(np.float64))
+        assert not merged[table][before + 1].any()
+
+
 def test_a_tied_table_is_changed_once(small, tmp_path, write_torch):
     for name, (tokens, added, rows) in TOKENS.items():
         _, leaves = write(tmp_path / name, small, tokens, added, rows, 1)
@@ -212,8 +230,8 @@ def test_tokenizers_that_cannot_be_understood_are_named(different, small, tmp_pa
         with pytest.raises(ValueError, match=message):
             small.plan(recipe(tmp_path, **{"tokenizer_source": "union", **fields}))
 
-    tokens = {"<no>": {"source": {"kind": "zero"}}}
-    refused("the output has no token '<no>'", tokenizer_source=None, tokenizer={"tokens": tokens})
+    tokens = {"<no>": {"source": str(tmp_path / "one")}}
+    refused("the row of '<no>': .*one has no token '<no>'", tokenizer_source=None, tokenizer={"tokens": tokens})
     tokens = {"a": {"source": {"kind": "model_token", "model": str(tmp_path / "one"), "token": "d"}, "force": True}}
     refused("the row of 'a': .*one has no token 'd'", tokenizer_source=None, tokenizer={"tokens": tokens})
     tokens["a"]["source"] = {"kind": "model_token", "model": str(tmp_path / "one"), "token_id": 5}
@@ -241,7 +259,7 @@ def test_tokenizers_that_cannot_be_understood_are_named(different, small, tmp_pa
     (tmp_path / "one" / "tokenizer.json").write_text("{")
     refused(r"one/tokenizer.json is not valid JSON")
     (tmp_path / "one" / "tokenizer.json").unlink()
-    refused(r"no tokenizer.json in .*one: its tokens are not known")
+    refused(r"no tokenizer.json, vocab.json, vocab.txt in .*one: the numbers of its tokens are not known")
 
 
 def test_the_vocabulary_of_a_unigram_model_is_a_list(tmp_path):

@@ -1,0 +1,129 @@
+"""Look where a merge is written to before any work, and let one merge at a time write to a place."""
+
+import contextlib
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from soups import tree
+from soups.files import local_path, locked
+from soups.formats.tensors import nested, separator
+from soups.lazy import jax, orbax
+from soups.merging.lora import CONFIG
+from soups.merging.planning import Plan
+from soups.merging.sources import in_pool
+from soups.names import bounded, shown
+
+_DEPTH = 64  # of nested dicts
+_LONGEST = 255  # bytes of a folder's name
+
+
+def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -> pathlib.Path:
+    """Return the path that a merge is written to; of POOL:NAME the pool's.
+
+    `kind`: "huggingface", "orbax" or "pool".
+
+    Raises:
+        FileExistsError: something is there.
+        ValueError: a URL, or no path; a place inside one of the inputs; POOL:NAME of another kind than "pool", no
+            POOL:NAME, or a pool with such a member, or with members of other names, shapes or dtypes; names of tensors
+            that have no place in nested dicts.
+        NotADirectoryError, PermissionError: it cannot be made there.
+    """
+    path = local_path(split_member(out)[0] if kind == "pool" else out)
+    if kind != "pool" and in_pool(out):
+        raise ValueError(f"{out} would be a folder beside the pool: --format pool writes a member")
+    if kind != "huggingface":
+        orbax.check_path(local_path(out))
+        check_names(plan, escaped=kind == "pool")
+    if kind == "pool":
+        _check_pool(plan, *split_member(out))
+    elif os.path.lexists(path):
+        raise FileExistsError(f"{out} exists: a merge is written to a new place")
+    real = pathlib.Path(os.path.realpath(path))
+    for model, checkpoint in plan.checkpoints.items():
+        if any(pathlib.Path(os.path.realpath(folder)) in (real, *real.parents) for folder in _folders(checkpoint)):
+            raise ValueError(f"{out} would lie inside the model {model}: choose a place beside it")
+    there = next(place for place in path.absolute().parents if os.path.lexists(place))
+    if not there.is_dir():
+        raise NotADirectoryError(f"cannot write {path}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write {path}: there is no permission to write in {there}")
+    return path
+
+
+@contextlib.contextmanager
+def held_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -> Iterator[pathlib.Path]:
+    """Yield the absolute path of a new output, where no other merge writes meanwhile.
+
+    Raises:
+        BlockingIOError: another merge writes there.
+        FileExistsError, ValueError, OSError: as `check_place`.
+    """
+    path = check_place(plan, out, kind).absolute()
+    with locked(path):
+        if os.path.lexists(path):  # the merge that held it has just ended
+            raise FileExistsError(f"{out} exists: a merge is written to a new place")
+        yield path
+
+
+def split_member(out: str | os.PathLike) -> tuple[str, str]:
+    """Return pool and name of POOL:NAME.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    pool, _, name = str(out).rpartition(":")
+    if not pool or not name:
+        raise ValueError(f"a member of a pool is POOL:NAME, not {str(out)!r}")
+    return pool, name
+
+
+def check_names(plan: Plan, *, escaped: bool = False) -> None:
+    """Look whether each tensor has a place of its own where names become nested dicts, as Orbax and pools have them.
+
+    `escaped`: tensors lie in folders of other names where theirs could be none, as in pools.
+
+    Raises:
+        ValueError: a name that is also the beginning of others, or whose keys joined with "." are those of another, or
+            which Orbax cannot give to a folder; all of them in one message.
+    """
+    names = [output.name for output in plan.outputs]
+    mark, lines, folders, places = separator(names), [], {}, {}
+    for name in [name for name in names if name.count(mark) < _DEPTH]:
+        for found in re.finditer(re.escape(mark), name):
+            folders.setdefault(name[: found.start()], name)
+    for name in names:
+        first = places.setdefault(name.replace(mark, "."), name)
+        if name in folders:
+            lines.append(f"  ~ {shown(name)} would be a tensor, and a dict with {shown(folders[name])}")
+        elif first != name:
+            lines.append(f"  ~ {shown(first)} and {shown(name)} would have one place")
+        elif not all(name.split(mark)):
+            lines.append(f"  ~ {shown(name)} has a part without a name")
+        elif name.count(mark) >= _DEPTH:
+            lines.append(f"  ~ {shown(name)} has more than {_DEPTH} parts")
+        elif not escaped and (re.search(r"[\\\0]", name) or len(name.encode()) > _LONGEST):
+            lines.append(
+                f"  ~ {shown(name)} would be a folder, whose name has no backslash and at most {_LONGEST} bytes"
+            )
+    if lines:
+        raise ValueError(f"these tensors have no place of their own in nested dicts:\n{bounded(lines)}")
+
+
+def _folders(checkpoint):
+    """Return the folders of a model and of its adapters."""
+    adapters = [file.parent for file in checkpoint.sizes if file.name == CONFIG]
+    return [folder for folder in (checkpoint.path, *adapters) if folder.is_dir()]
+
+
+def _check_pool(plan, path, name):
+    from soups.pool import Pool
+
+    pool = Pool(path)
+    if name in pool:
+        raise ValueError(f"{path} has a member {name!r}: a merge is written under a new name")
+    if len(pool):
+        specs = {output.name: jax.ShapeDtypeStruct(output.shape, output.dtype) for output in plan.outputs}
+        tree.check_same_structure([pool.structure, nested(specs)], [path, name])
