@@ -89,8 +89,8 @@ def _dumped(recipe):
 
 
 def _parser(prog, description, only):
-    usage = f"{prog} RECIPE.yml OUT [OPTION ...]\n"
-    usage += f"       {prog} --method METHOD [--base MODEL] --members MODEL ... --out OUT [OPTION ...]"
+    usage = "%(prog)s RECIPE.yml OUT [OPTION ...]\n"
+    usage += "       %(prog)s --method METHOD [--base MODEL] --members MODEL ... --out OUT [OPTION ...]"
     parser = Parser(prog=prog, usage=usage, description=description, add_help=False)
     for title, arguments in _arguments(only).items():
         group = parser.add_argument_group(title)

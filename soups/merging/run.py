@@ -214,10 +214,10 @@ def read_record(out) -> dict:
         FileNotFoundError: this program did not write it.
         ValueError: a URL; a record that is damaged.
     """
-    from soups.pool import Pool
-
     if (note := local_path(out) / _RECORD).is_file():
         return _checked_record(read_json(note), note)
+    from soups.pool import Pool
+
     pool, _, name = str(out).rpartition(":")
     members = Pool(pool) if pool else {}
     if name in members and "merge" in members.record(name)["metadata"]:

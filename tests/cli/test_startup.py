@@ -9,6 +9,7 @@ import pytest
 from soups.formats import write_safetensors
 
 HEAVY = ["jax", "flax", "optax", "orbax", "tensorstore", "scipy", "rich", "absl", "etils", "grain", "PIL"]
+HEAVY += ["soups.pool", "soups.merging.sharded", *(f"soups.formats.{kind}" for kind in ("orbax", "torch_file", "gguf"))]
 RUN = f"""
 import sys
 from soups.cli import main

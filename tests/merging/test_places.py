@@ -80,6 +80,7 @@ def test_what_is_there_stays(recipe, linear_of, small, tmp_path, sink, there):
 def test_a_pool_that_does_not_fit_is_an_error_before_any_work(linear_of, small, tmp_path):
     pool = tmp_path / "pool"
     Pool(pool).add("a", {"head": {"bias": weights(1)}})
+    other = {"merge_method": "passthrough", "models": [small.write_model(tmp_path / "other", {"w": weights(1)}, {})]}
     with pytest.raises(ValueError, match="has a member 'a': a merge is written under a new name"):
         merging.merge_to_pool(small.plan(linear_of({"head.bias": weights(1)})), f"{pool}:a", progress=pytest.fail)
     text = f"{{merge_method: passthrough, models: ['{pool}:a']}}"
@@ -87,7 +88,7 @@ def test_a_pool_that_does_not_fit_is_an_error_before_any_work(linear_of, small, 
     with pytest.raises(ValueError, match="would lie inside the model"):
         merging.merge_to_folder(member, pool / Pool(pool).record("a")["path"] / "out", progress=pytest.fail)
     with pytest.raises(ValueError, match=r"soup: head/bias is missing"):
-        merging.merge_to_pool(small.plan(linear_of({"w": weights(1)})), f"{pool}:soup", progress=pytest.fail)
+        merging.merge_to_pool(small.plan(other), f"{pool}:soup", progress=pytest.fail)
     for wrong in ("pool", "pool:", ":soup"):
         with pytest.raises(ValueError, match=f"a member of a pool is POOL:NAME, not '{wrong}'"):
             split_member(wrong)
