@@ -116,7 +116,8 @@ def moved_bytes(text):
 def adds_floats(text):
     """Say whether a compiled program adds up floats over devices, whose order changes the last bits."""
     reducers = re.findall(r"= [^\n]*f\d+\[[^\n]* all-reduce(?:-start)?\([^\n]*to_apply=%?([\w.-]+)", text)
-    return any(re.search(rf"%?{re.escape(reducer)} [^}}]* add\(", text) for reducer in set(reducers))
+    bodies = [re.search(rf"^%?{re.escape(name)} \(.*?^\}}", text, re.M | re.S) for name in set(reducers)]
+    return any(" add(" in body[0] for body in bodies)
 
 
 class Programs(dict):
