@@ -27,8 +27,13 @@ class Parser(argparse.ArgumentParser):
         """Return the options.
 
         Raises:
-            ValueError: a word that is no option or value of one; `hint` is said of an unknown option.
+            ValueError: a word that is no option or value of one; `hint` is said of an unknown option; an option that is
+                given twice, of which argparse would forget the first.
         """
+        for spellings in _given_once(self):
+            given = [name for word in words if (name := word.partition("=")[0]) in spellings]
+            if len(given) > 1:
+                raise ValueError(f"{given[-1]} is given {len(given)} times: give it once, with all of its values")
         options, rest = self.parse_known_args([_plain(word) for word in words])
         if unknown := [word.partition("=")[0] for word in rest if word.startswith("-")]:
             close = did_you_mean(unknown[0], self.known).replace("'", "")
@@ -36,6 +41,15 @@ class Parser(argparse.ArgumentParser):
         if rest:
             raise ValueError(f"{rest[0]!r} belongs to no option")
         return options
+
+
+def _given_once(parser):
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _given_once(command)
+        elif action.nargs != 0 and not isinstance(action, argparse._AppendAction):
+            yield action.option_strings
 
 
 def path_argument(text: str) -> str:

@@ -89,6 +89,22 @@ def test_orbax_writes_to_no_path_with_a_backslash(model, tmp_path, capsys, kind)
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ([*LINEAR, "a", "--members", "a", "--out", "new"], "--members"),
+        ([*LINEAR, "a", "a", "--out", "new", "--weight", "1", "--weight=2"], "--weight"),
+        ([*LINEAR, "a", "a", "--out", "new", "--keep_first", "w", "--keep-first", "v"], "--keep-first"),
+        ([*LINEAR, "a", "a", "--out", "new", "--method", "ties"], "--method"),
+        (["pool", "add", "new", "n", "a", "--metadata", "{}", "--metadata", "{}"], "--metadata"),
+    ],
+)
+def test_no_option_takes_the_place_of_itself(model, tmp_path, capsys, words, option):
+    assert main(words) == 2
+    assert f"{option} is given 2 times" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_place_without_permission_is_named(model, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     assert main([*LINEAR, "a", "a", "--out", "new/out"]) == 2
