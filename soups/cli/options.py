@@ -30,11 +30,12 @@ class Parser(argparse.ArgumentParser):
             ValueError: a word that is no option or value of one; `hint` is said of an unknown option; an option that is
                 given twice, of which argparse would forget the first.
         """
+        words = [_plain(word) for word in words]
         for spellings in _given_once(self):
             given = [name for word in words if (name := word.partition("=")[0]) in spellings]
             if len(given) > 1:
                 raise ValueError(f"{given[-1]} is given {len(given)} times: give it once, with all of its values")
-        options, rest = self.parse_known_args([_plain(word) for word in words])
+        options, rest = self.parse_known_args(words)
         if unknown := [word.partition("=")[0] for word in rest if word.startswith("-")]:
             close = did_you_mean(unknown[0], self.known).replace("'", "")
             raise ValueError(f"unknown option {unknown[0]}{close}{hint}")
