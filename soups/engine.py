@@ -197,6 +197,7 @@ def _sources(members, base, labels, keep_first):
 
 
 def _given(label, params):
+    tree.check_arrays([params], [label], abstract=False)
     leaves = tree.flatten(params)
     return _Source(label, leaves, leaves.__getitem__)
 

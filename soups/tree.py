@@ -303,16 +303,23 @@ def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = N
         raise ValueError(f"members differ in structure from {labels[0]}:\n" + bounded(lines))
 
 
-def check_arrays(trees: Sequence[Tree], labels: Sequence[str] | None = None) -> None:
-    """Raise one ValueError that names every leaf that is no array of numbers, and its type."""
-    if all(_is_array(leaf) for leaf in jax.tree.leaves(trees)):
+def check_arrays(trees: Sequence[Tree], labels: Sequence[str] | None = None, *, abstract: bool = True) -> None:
+    """Raise one ValueError that names every leaf that is no array of numbers, and its type.
+
+    `abstract`: whether a shape and a dtype are enough, as jax.ShapeDtypeStruct has them.
+    """
+
+    def fits(leaf):
+        return _is_array(leaf) and (abstract or hasattr(leaf, "__array__"))
+
+    if all(fits(leaf) for leaf in jax.tree.leaves(trees)):
         return
     labels = labels or [f"member {index}" for index in range(len(trees))]
     found = [
         f"  {label}: {shown(name)} is a {_type_of(leaf)}"
         for label, tree in zip(labels, trees, strict=True)
         for name, leaf in flatten(tree).items()
-        if not _is_array(leaf)
+        if not fits(leaf)
     ]
     raise ValueError(
         "leaves must be NumPy or JAX arrays of numbers; make arrays of numbers with numpy.asarray, and split off what "
@@ -388,6 +395,7 @@ def _combined(arithmetic, trees, labels=None):
 
 
 def _leaf_by_leaf(function, trees, labels):
+    check_arrays(trees, labels, abstract=False)
     with np.errstate(all="ignore"):  # what is not finite is an error with a name
         return check_result(jax.tree.map(function, *trees), dict(zip(labels, trees, strict=True)))
 

@@ -62,7 +62,8 @@ def model_reference(value: Any, where: str) -> str:
 def _with_revision(value):
     if not isinstance(value, Mapping) or "path" not in value:
         return value
-    return f"{value['path']}@{value['revision']}" if value.get("revision") else value["path"]
+    path, revision = value["path"], value.get("revision")
+    return f"{path}@{revision}" if revision and not os.path.exists(str(path)) else path  # folders have one revision
 
 
 def split_reference(model: str) -> tuple[str, str | None]:

@@ -53,7 +53,9 @@ def gram_recipe(
 
         gram = engine.sum_over(parts, products)
         xp = np if isinstance(gram, np.ndarray) else jnp
-        length = None if mixed is None else _length(xp, gram, mixed, lambda: map(vectors, parts()))
+        size = _size(gram)
+        gram = gram / size**2
+        length = None if mixed is None else _length(xp, gram, mixed, lambda: map(vectors, parts()), size)
         return coefficients(xp, gram, length, max(epsilons))
 
     def merge(part, weights):
@@ -77,11 +79,13 @@ def _row_recipe(coefficients, has_base, mixed, *, columns):
         vectors = [rows(vector) for vector in (part.vectors if has_base else part.leaves)]
         wide = [x.astype(np.float64) for x in vectors] if xp is np else vectors
         gram = xp.stack([xp.stack([_along_rows(xp, a, b) for b in wide], axis=-1) for a in wide], axis=-1)
+        size = _size(gram)
+        gram = gram / size[..., None, None] ** 2
         length = None
         if mixed is not None:
             share = _share(xp, gram, mixed)
             total = arrays.sum_in_order([share[:, i, None] * x for i, x in enumerate(wide)])
-            length = xp.sqrt(_along_rows(xp, total, total))
+            length = xp.sqrt(_along_rows(xp, total, total)) / size
         weights = coefficients(xp, gram, length, float(np.finfo(vectors[0].dtype).eps))
         total = arrays.sum_in_order([weights[:, i, None].astype(x.dtype) * x for i, x in enumerate(vectors)])
         merged = (total.T if columns else total).reshape(part.leaves[0].shape)
@@ -136,13 +140,25 @@ def _along_rows(xp, a, b):
 # --- Lengths ---
 
 
-def _length(xp, gram, mixed, vectors):
+def _size(gram):
+    """Return a power of two near the length [...] of the longest vectors, 1 where thresholds need not be relative.
+
+    So on devices, where float32 has no room for squares beyond the thresholds.
+    """
+    if not isinstance(gram, np.ndarray):
+        return jnp.ones(gram.shape[:-2], gram.dtype)
+    largest = gram.max(axis=(-2, -1), initial=0.0)
+    usual = (largest == 0) | ((largest > 1e-24) & (largest < 1e24))
+    return np.exp2(np.round(np.log2(np.where(usual, 1.0, largest)) / 2))
+
+
+def _length(xp, gram, mixed, vectors, size):
     """Measure |Σ_i m_i v_i / |v_i||, by itself where the products would cancel in it."""
     share = _share(xp, gram, mixed)
     square = quadratic(gram, share)
     if xp is not np or square < 1e-2:
         sums = (arrays.mix([x.astype(np.float64) for x in v] if xp is np else v, share) for v in vectors())
-        square = arrays.sum_in_order([arrays.inner(total, total) for total in sums])
+        square = arrays.sum_in_order([arrays.inner(total, total) for total in sums]) / size**2
     return xp.sqrt(xp.maximum(square, 1e-30))  # far below any rounding, and with a finite slope
 
 

@@ -28,12 +28,13 @@ def geometric_median(inputs: Inputs, *, weights=1.0, scope: str = "leaf", iterat
     no digit changes or `iterations` are done. Forward and reverse gradients are those of the median itself.
 
     Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope; weights that are negative, not
-            finite or all zero.
+        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope; negative iterations;
+            weights that are negative, not finite or all zero.
 
     Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937. Vardi and Zhang,
     "The multivariate L1-median and associated data depth", 2000.
     """
+    arguments.check_within("iterations", iterations, "[0, inf)")
     shares = np.asarray(arguments.shares(arguments.check_weights(weights)), np.float64)
 
     def coefficients(xp, gram, length, epsilon):

@@ -126,10 +126,14 @@ def karcher(
     scalars of opposite signs do, μ starts from the first member's. A member opposite to μ does not pull.
 
     Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope.
+        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope; negative iterations or
+            tolerance.
 
     Karcher, "Riemannian center of mass and mollifier smoothing", 1977.
     """
+
+    arguments.check_within("iterations", iterations, "[0, inf)")
+    arguments.check_within("tolerance", tolerance, "[0, inf)")
 
     def counted(xp, lengths):
         return (lengths > least).astype(lengths.dtype)

@@ -376,6 +376,8 @@ def test_references(tmp_path):
     assert split_reference(f"{tmp_path}/a+b+lora") == (f"{tmp_path}/a+b", "lora")
     assert model_reference({"model": {"path": "a"}, "lora": {"path": "b"}}, "x") == "a+b"
     assert model_reference({"model": {"path": "a"}, "lora": None}, "x") == "a"
+    assert model_reference({"model": {"path": "org/a", "revision": "main"}}, "x") == "org/a@main"
+    assert model_reference({"model": {"path": ".", "revision": "main"}}, "x") == "."  # as a folder has one alone
     with pytest.raises(ValueError, match=r"x: a model is a path, or path\+lora, not 3"):
         model_reference(3, "x")
 

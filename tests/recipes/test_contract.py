@@ -334,6 +334,10 @@ def test_leaves_that_are_no_arrays_are_one_error(case):
     members[0]["Dense_0"]["bias"], members[-1]["head"]["kernel"] = 1.0, "text"
     with pytest.raises(ValueError, match=r"leaves must be (.|\n)*Dense_0/bias is a float(.|\n)*head/kernel is a str"):
         case.make(members)
+    members = members_of(case)
+    members[-1]["Dense_0"]["bias"] = jax.ShapeDtypeStruct(np.shape(members[0]["Dense_0"]["bias"]), np.float32)
+    with pytest.raises(ValueError, match=r"Dense_0/bias is a jax.*ShapeDtypeStruct"):
+        case.make(members)
 
 
 @cases.every_method

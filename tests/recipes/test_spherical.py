@@ -320,3 +320,24 @@ def test_gradients_are_finite_where_vectors_are_parallel_or_opposite(merge, size
     gradient = jax.grad(lambda pair: jnp.sum(merge(*({"w": x} for x in pair))["w"] ** 2))
     found = jax.jit(jax.vmap(gradient), compiler_options=FAST)(np.float32(PAIRS[size]))
     assert np.isfinite(np.asarray(found)).all()
+
+
+@pytest.mark.parametrize("exponent", [-110, -45, 60])
+@pytest.mark.parametrize("method", ["nuslerp", "multislerp", "karcher", "geometric_median", "model_stock"])
+def test_the_size_of_all_numbers_does_not_matter(method, exponent):
+    members = MEMBERS[: 2 if method == "nuslerp" else 4]
+    options = [{"base": BASE}, {"base": jax.tree.map(lambda x: np.ldexp(x, exponent), BASE)}]
+    if method == "geometric_median":  # has no base
+        options = [{}, {}]
+    merged = getattr(soups, method)(members, **options[0])
+    scaled = getattr(soups, method)([jax.tree.map(lambda x: np.ldexp(x, exponent), m) for m in members], **options[1])
+    for name in ("a", "b"):
+        np.testing.assert_allclose(np.ldexp(scaled[name], -exponent), merged[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", [{"iterations": -1}, {"tolerance": -1e-5}])
+def test_negative_settings_are_errors(setting):
+    for method in (soups.karcher, soups.geometric_median):
+        if method is soups.karcher or "iterations" in setting:
+            with pytest.raises(ValueError, match=f"{next(iter(setting))} must be in"):
+                method(MEMBERS, **setting)
