@@ -1,10 +1,7 @@
 """Fine-tune on the miniature and cook from the pool in one of two processes: ID PORT FOLDER; see test_imagenet.py."""
 
-import os
 import pathlib
 import sys
-
-os.environ.pop("XLA_FLAGS", None)  # the programs of one process, which the results are compared with, have none
 
 import jax
 from imagenet_small import QUICK, ROOT, changed, finetune_config, soups_config

@@ -1,11 +1,8 @@
 """Fine-tune members side by side in one of two processes with three devices: ID PORT FOLDER; see test_lanes.py."""
 
-import os
 import pathlib
 import shutil
 import sys
-
-os.environ.pop("XLA_FLAGS", None)  # the programs of one process, which the results are compared with, have none
 
 import jax
 import killed_run
