@@ -22,7 +22,8 @@ def import_members(options, run) -> int:
     pool, hparams = Pool(options.pool), _hparams(options.hparams, members) if options.hparams else {}
     missing = [name for name in members if not _is_there(pool, name, files[name], options.arch)]
     if len(pool) and missing:
-        tree.check_same_structure([pool.structure, _structure(members[missing[0]])], [pool.names[0], missing[0]])
+        labels = [f"member {name}" for name in (pool.names[0], missing[0])]
+        tree.check_same_structure([pool.structure, _structure(members[missing[0]])], labels)
     if there := len(members) - len(missing):
         say(f"{there} of {len(members)} are there already")
     run.go_on = "the same command goes on with what is not there yet"

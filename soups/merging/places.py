@@ -126,4 +126,4 @@ def _check_pool(plan, path, name):
         raise ValueError(f"{path} has a member {name!r}: a merge is written under a new name")
     if len(pool):
         specs = {output.name: jax.ShapeDtypeStruct(output.shape, output.dtype) for output in plan.outputs}
-        tree.check_same_structure([pool.structure, nested(specs)], [path, name])
+        tree.check_same_structure([pool.structure, nested(specs)], [f"the members of {path}", f"member {name}"])

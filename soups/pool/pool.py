@@ -145,7 +145,9 @@ class Pool(Mapping):
         """
         member = self._member(name)
         wanted = _paths.by_exact_name(like)
-        tree_lib.check_same_structure([_describe.recorded_shapes(member.record), wanted], labels=[name, "like"])
+        tree_lib.check_same_structure(
+            [_describe.recorded_shapes(member.record), wanted], labels=[f"member {name}", "like"]
+        )
         wanted = {leaf: _with_sharding(abstract) for leaf, abstract in wanted.items()}
         member.check()
         restored = _describe.restore(member, wanted)
@@ -295,7 +297,9 @@ class Pool(Mapping):
             raise ValueError(f"the pool {self.path} already has a member {name!r}: take another name, or remove it")
         if (first := next(iter(self._records), None)) is not None:
             expected = _describe.recorded_shapes(self._records[first])
-            tree_lib.check_same_structure([expected, _describe.shapes(flat)], labels=[first, name])
+            tree_lib.check_same_structure(
+                [expected, _describe.shapes(flat)], labels=[f"member {first}", f"member {name}"]
+            )
 
     def _reserve(self, name, flat, stack):
         self._records.refresh()

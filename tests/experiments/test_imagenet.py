@@ -409,7 +409,6 @@ def together(folder, finetuned, run_both):
     return run_both(lambda index, port: [sys.executable, script, str(index), port, folder], folder, seconds=300)
 
 
-@pytest.mark.slow
 def test_two_processes_make_the_pools_of_one(folder, finetuned, together):
     for pool in finetuned[:3]:
         there = Pool(folder / "both" / "finetune" / pool.path.name)
@@ -421,7 +420,6 @@ def test_two_processes_make_the_pools_of_one(folder, finetuned, together):
         assert all(problems == [] for problems in there.verify().values())
 
 
-@pytest.mark.slow
 def test_two_processes_fit_the_probe_of_one(folder, finetuned, together):
     there = Pool(folder / "both" / "probe" / "pool")
     found, expected = tree.flatten(there["member_00"]), tree.flatten(finetuned[0]["member_00"])
@@ -435,7 +433,6 @@ def test_two_processes_fit_the_probe_of_one(folder, finetuned, together):
     assert held_out[0] == pytest.approx(held_out[1], abs=1.01 / 160)  # one image may lie on the border between classes
 
 
-@pytest.mark.slow
 def test_two_processes_find_the_rows_of_one(folder, cooked, together):
     results = json.loads((folder / "both" / "soups" / "results.json").read_text())
     assert results["device"].endswith("x4")
@@ -443,7 +440,6 @@ def test_two_processes_find_the_rows_of_one(folder, cooked, together):
         assert results[part] == cooked[0][part]
 
 
-@pytest.mark.slow
 def test_the_first_process_alone_decodes_and_prints(together):
     lines = [printed.splitlines() for printed in together]
     for what in (
@@ -458,7 +454,6 @@ def test_the_first_process_alone_decodes_and_prints(together):
     assert sum("decode held_out: 160/160" in line for line in lines[0]) == 1
 
 
-@pytest.mark.slow
 def test_what_is_missing_on_one_host_ends_the_run_on_all(together):
     refused = [next(line for line in printed.splitlines() if line.startswith("refused: ")) for printed in together]
     assert refused[0].startswith("refused: on process 1: ") and "/nowhere" in refused[0]

@@ -8,8 +8,6 @@ import pytest
 from soups import Pool
 from soups.report import load_results
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def together(command, run_both, tmp_path_factory):

@@ -28,7 +28,8 @@ def cli(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
-        code = main(["pool", "import", "--arch", ARCH, *map(str, arguments)])
+        arch = [] if "--arch" in arguments else ["--arch", ARCH]
+        code = main(["pool", "import", *arch, *map(str, arguments)])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
