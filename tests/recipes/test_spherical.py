@@ -148,7 +148,7 @@ def test_one_angle_for_each_row_or_column(scope):
     base = {name: x.astype(np.float64) for name, x in BASE.items()}
     expected = {n: base[n] + by_rows(slerp(0.75), n, *(m[n] - base[n] for m in MEMBERS[:2])) for n in base}
     close(soups.nuslerp(MEMBERS[:2], weights=[1.0, 3.0], base=BASE, scope=scope), expected)
-    function = jax.jit(lambda m, b: soups.nuslerp(m, weights=[1.0, 3.0], base=b, scope=scope), compiler_options=FAST)
+    function = jax.jit(lambda m, b: soups.nuslerp(m, weights=[1.0, 3.0], base=b, scope=scope))
     on_device = function(MEMBERS[:2], BASE)
     close(on_device, expected, tolerance=1e-5)
     if scope == "row":
@@ -173,8 +173,7 @@ def test_multislerp_of_two_that_cancel_is_their_average():
     close(soups.multislerp([MEMBERS[0], opposite]), jax.tree.map(lambda x: -x.astype(np.float64) / 2, MEMBERS[0]))
 
 
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-jitted = functools.cache(functools.partial(jax.jit, compiler_options=FAST))
+jitted = functools.cache(jax.jit)
 
 
 def everywhere(function, members):
@@ -214,7 +213,7 @@ def test_leaves_of_one_element(method):
             assert result.shape == shape
             np.testing.assert_allclose(result, value, rtol=1e-6, atol=1e-6)
     stacked = [{"scalar": column, "one": column[:, None]} for column in np.float32(SCALARS).T]
-    result = jax.jit(jax.vmap(function), compiler_options=FAST)(stacked)
+    result = jax.jit(jax.vmap(function))(stacked)
     np.testing.assert_allclose(result["scalar"], expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(result["one"][:, 0], expected, rtol=1e-6, atol=1e-6)
 
@@ -318,7 +317,7 @@ PAIRS = {1: [([2.0], [3.0]), ([2.0], [-3.0])], 2: [([1.0, 2.0], [2.0, 4.0]), ([1
 @pytest.mark.parametrize("size", PAIRS)
 def test_gradients_are_finite_where_vectors_are_parallel_or_opposite(merge, size):
     gradient = jax.grad(lambda pair: jnp.sum(merge(*({"w": x} for x in pair))["w"] ** 2))
-    found = jax.jit(jax.vmap(gradient), compiler_options=FAST)(np.float32(PAIRS[size]))
+    found = jax.jit(jax.vmap(gradient))(np.float32(PAIRS[size]))
     assert np.isfinite(np.asarray(found)).all()
 
 
