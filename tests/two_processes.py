@@ -14,8 +14,8 @@ import soups
 from soups import models
 from soups.data import array_source, loader
 from soups.evaluate import Evaluator
-from soups.finetune import Training, finetune
-from soups.finetune.loop import jit_step
+from soups.train import Training, finetune
+from soups.train.loop import jit_step
 
 MODEL = models.ViT(num_classes=3, patch_size=7, width=8, depth=1, mlp_dim=16, num_heads=2)
 # Plain descent: Adam would turn the rounding of a gradient that is zero, as that of attention's key bias, into a step.

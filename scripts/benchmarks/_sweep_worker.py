@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from soups import models
-from soups.finetune import Training, finetune, run_sweep, training_step
-from soups.finetune.loop import complete, member_indices
 from soups.pool import Pool
+from soups.train import Training, finetune, run_sweep, training_step
+from soups.train.loop import complete, member_indices
 
 
 def main():

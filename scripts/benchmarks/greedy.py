@@ -26,8 +26,8 @@ import soups
 from soups import models
 from soups.data import center_crop, compose, decode, digits_task, folder_source, resize_shorter, to_channels
 from soups.evaluate import Evaluator, accuracy
-from soups.finetune import Training, run_sweep
 from soups.pool import load_checkpoint
+from soups.train import Training, run_sweep
 
 GOAL = 5.0
 BATCH = 250

@@ -24,9 +24,9 @@ from soups import models
 from soups.data import batch_indices, folder_source, loader, to_channels
 from soups.data.dataset import read_example, stack_examples
 from soups.data.random_transforms import compose_random, rand_augment, random_flip, random_resized_crop
-from soups.finetune import Training
-from soups.finetune.loop import complete, jit_step
-from soups.finetune.step import init_state
+from soups.train import Training
+from soups.train.loop import complete, jit_step
+from soups.train.step import init_state
 
 SIZE = 224
 CROP, FLIP, AUGMENT = random_resized_crop(SIZE), random_flip(), rand_augment("rand-m9-n2")

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from soups import models, tree
-from soups.finetune import Training
-from soups.finetune.loop import complete, jit_step
-from soups.finetune.step import init_state
+from soups.train import Training
+from soups.train.loop import complete, jit_step
+from soups.train.step import init_state
 
 NETWORK = {"patch_size": 7, "width": 64, "depth": 3, "mlp_dim": 128, "num_heads": 4, "num_classes": 10}
 SETTINGS = NETWORK | {

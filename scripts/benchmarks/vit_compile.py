@@ -31,13 +31,13 @@ from jax.sharding import PartitionSpec as P
 from vit_throughput import CLASSES, PEAKS, forward_flops
 
 from soups.evaluate.evaluator import _forward, _unit_range
-from soups.finetune import Training, param_shardings
-from soups.finetune.lanes import lane_programs
-from soups.finetune.loop import complete, jit_step, typed
-from soups.finetune.published import DECAY_ALL, MODEL_SOUPS
-from soups.finetune.sharding import step_shardings
-from soups.finetune.step import init_state
 from soups.models.architectures import architecture
+from soups.train import Training, param_shardings
+from soups.train.lanes import lane_programs
+from soups.train.loop import complete, jit_step, typed
+from soups.train.published import DECAY_ALL, MODEL_SOUPS
+from soups.train.sharding import step_shardings
+from soups.train.step import init_state
 
 BATCH, EVALUATION_BATCH = 512, 1000
 CLOCKS = {"TPU v4": 1.05e9, "TPU v5 lite": 1.5e9, "TPU v6 lite": 1.75e9}  # Hz: peak by operations in a cycle

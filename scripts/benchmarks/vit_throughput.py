@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soups.finetune import Training
-from soups.finetune.loop import complete, jit_step, typed
-from soups.finetune.published import DECAY_ALL, MODEL_SOUPS
-from soups.finetune.step import init_state
 from soups.models.architectures import architecture
+from soups.train import Training
+from soups.train.loop import complete, jit_step, typed
+from soups.train.published import DECAY_ALL, MODEL_SOUPS
+from soups.train.step import init_state
 
 CLASSES, STEPS, GOAL = 1000, 10, 0.5
 # dense bfloat16 products of one chip in TFLOP/s, as the data sheets of NVIDIA and Google say; by the start of the name

@@ -1,7 +1,7 @@
 """Augment images on the host: every function maps (uint8 [H, W, C], NumPy generator) to uint8 [H', W', C].
 
 What is drawn depends on the generator alone; `soups.data.batches.loader` makes one for each example of each epoch.
-Mixup works on whole batches and is done on the device, in `soups.finetune`.
+Mixup works on whole batches and is done on the device, in `soups.train`.
 """
 
 import dataclasses

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from soups.finetune import sweep
+from soups.train import sweep
 
 
 def common_choices(config: Mapping[str, Any]) -> dict[str, Callable]:
     """Return the distributions of learning rate, weight decay, smoothing and mixup between the ends in `config`.
 
-    For `soups.finetune.sweep.random`. The first two are log-uniform; half of the members have none of the last two.
+    For `soups.train.sweep.random`. The first two are log-uniform; half of the members have none of the last two.
     """
     return {
         "learning_rate": sweep.log_uniform(*config["learning_rate"]),

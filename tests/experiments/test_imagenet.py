@@ -18,9 +18,9 @@ from soups.experiments import imagenet_finetune, imagenet_soups
 from soups.experiments.imagenet_finetune import members as finetune_members
 from soups.experiments.imagenet_soups import cooking
 from soups.experiments.imagenet_soups.members import open_members
-from soups.finetune import loop
 from soups.models.architectures import architecture
 from soups.pool import digest, prefetch
+from soups.train import loop
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))

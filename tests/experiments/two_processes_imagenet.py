@@ -8,7 +8,7 @@ from imagenet_small import QUICK, ROOT, changed, finetune_config, soups_config
 
 from soups import Pool, processes
 from soups.experiments import imagenet_finetune, imagenet_soups
-from soups.finetune import loop
+from soups.train import loop
 
 
 def main():

@@ -12,13 +12,13 @@ from soups.data import decode
 from soups.data.imagenet.protocol import templates
 from soups.data.sources import folder_source
 from soups.data.transforms import center_crop, compose, from_pil, resize_shorter, to_channels
-from soups.finetune import Training, sweep
-from soups.finetune.loop import finetune, member_indices
-from soups.finetune.step import training_step
 from soups.models.architectures import Architecture, architecture
 from soups.models.clip_text import import_text_tower, text_features
 from soups.models.clip_tokenizer import clip_tokenizer
 from soups.models.zero_shot import zero_shot_head
+from soups.train import Training, sweep
+from soups.train.loop import finetune, member_indices
+from soups.train.step import training_step
 
 ARCH = "clip-vit-mini"
 MEMBERS = 12

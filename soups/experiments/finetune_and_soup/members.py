@@ -12,7 +12,7 @@ from soups.evaluate import ensemble_logits
 from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.progress import progress, say
 from soups.experiments.search_space import common_choices
-from soups.finetune import run_sweep, sweep
+from soups.train import run_sweep, sweep
 
 
 def start_weights(setting: Setting) -> tree.Tree:

@@ -12,8 +12,8 @@ from soups import models, tree
 from soups.data import Dataset, Task
 from soups.evaluate import Evaluator, LogitCache, metrics
 from soups.experiments.workdir import Workdir
-from soups.finetune import Training
 from soups.pool import Pool, digest
+from soups.train import Training
 
 Logits = dict[str, np.ndarray]
 

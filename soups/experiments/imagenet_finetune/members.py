@@ -13,12 +13,12 @@ from soups.data.transforms import center_crop, compose, resize_shorter, to_chann
 from soups.experiments.imagenet_finetune.search import augmentation
 from soups.experiments.imagenet_finetune.setting import Setting
 from soups.experiments.progress import progress, say
-from soups.finetune.lanes import finetune_lanes, groups_of, lane_programs, lane_shares, losses_path, take_lane
-from soups.finetune.loop import num_steps
-from soups.finetune.probe import extract_features, probe_on_features
-from soups.finetune.trajectory import averages
 from soups.pool import digest
 from soups.processes import on_first_process
+from soups.train.lanes import finetune_lanes, groups_of, lane_programs, lane_shares, losses_path, take_lane
+from soups.train.loop import num_steps
+from soups.train.probe import extract_features, probe_on_features
+from soups.train.trajectory import averages
 
 FIRST = "member_00"  # the head alone was trained, or none at all: what all others start from
 

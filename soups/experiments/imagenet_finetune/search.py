@@ -17,7 +17,7 @@ from soups.data.random_transforms import (
     random_resized_crop,
 )
 from soups.experiments.search_space import common_choices
-from soups.finetune import sweep
+from soups.train import sweep
 
 MINIMAL = "minimal"
 

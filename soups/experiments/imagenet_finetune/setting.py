@@ -15,12 +15,12 @@ from soups.data import Dataset
 from soups.data.sources import View
 from soups.evaluate import Evaluator, LogitCache, accuracy
 from soups.experiments.workdir import Workdir
-from soups.finetune import Training
-from soups.finetune.lanes import lane_shares
-from soups.finetune.published import DECAY_ALL
-from soups.finetune.sharding import param_shardings
 from soups.models.architectures import Architecture
 from soups.pool import Pool
+from soups.train import Training
+from soups.train.lanes import lane_shares
+from soups.train.published import DECAY_ALL
+from soups.train.sharding import param_shardings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

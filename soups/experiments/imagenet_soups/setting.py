@@ -16,9 +16,9 @@ from soups.evaluate import Evaluator, LogitCache, accuracy, correct
 from soups.evaluate.parallel import ParallelEvaluator
 from soups.experiments.imagenet_soups.members import Members
 from soups.experiments.workdir import Workdir
-from soups.finetune.sharding import place
 from soups.pool import Pool, digest, prefetched
 from soups.processes import on_first_process
+from soups.train.sharding import place
 
 SHIFTS = ("imagenet_v2", "imagenet_sketch", "imagenet_r", "objectnet", "imagenet_a")
 

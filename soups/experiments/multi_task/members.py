@@ -23,9 +23,9 @@ from soups.experiments.multi_task.networks import (
 )
 from soups.experiments.progress import progress, say
 from soups.experiments.workdir import Workdir
-from soups.finetune import Training, finetune
-from soups.finetune.loop import jit_step, member_indices
 from soups.pool import Pool
+from soups.train import Training, finetune
+from soups.train.loop import jit_step, member_indices
 
 Trunks = tree.Tree | Mapping[str, tree.Tree]  # one for all tasks, or one for each by its name
 

@@ -11,7 +11,7 @@ import optax
 from sklearn.linear_model import LogisticRegression
 
 from soups import models, tree
-from soups.finetune import Training
+from soups.train import Training
 
 UNUSED = -30.0  # bias of a class that a task does not have: its probability is 1e-13, its gradient nothing to Adam
 

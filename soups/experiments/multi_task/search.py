@@ -14,7 +14,7 @@ from soups.experiments.multi_task.members import Scene, Trunks, members_of, trun
 from soups.experiments.multi_task.methods import METHODS, Kit, Merged
 from soups.experiments.multi_task.networks import bundled
 from soups.experiments.progress import say
-from soups.finetune import sweep
+from soups.train import sweep
 
 Row = dict[str, Any]
 

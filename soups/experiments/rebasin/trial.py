@@ -18,11 +18,11 @@ from soups.data import Task
 from soups.evaluate import Evaluator
 from soups.experiments.progress import progress
 from soups.experiments.workdir import Workdir
-from soups.finetune import Training, finetune
-from soups.finetune.loop import jit_step, member_indices
 from soups.models.functional import as_variables
 from soups.pool import Pool
 from soups.recipes.permutation import Spec
+from soups.train import Training, finetune
+from soups.train.loop import jit_step, member_indices
 
 KINDS = {"mlp": models.MLP, "cnn": models.ConvNet}
 MEASURES = ("accuracy", "nll")

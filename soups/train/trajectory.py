@@ -31,7 +31,7 @@ def averages(state: Mapping[str, Any], decays: Sequence[float] = (), *, unbiased
     """Return the averages that a training state holds, by name: "ema", "swa", and "ema_0.999" for each of `decays`.
 
     Args:
-        state: of `soups.finetune.training_step` after t steps; all its arrays are float32 or wider.
+        state: of `soups.train.training_step` after t steps; all its arrays are float32 or wider.
         decays: `ema_decays` of its `Training`.
         unbiased: take the weight β^t of the start weights out of the averages of `decays`: θ₀ + d / (1 − β^t), the
             mean of the trajectory alone. Without it an average with β = 0.9999999 has moved a five-hundredth of the

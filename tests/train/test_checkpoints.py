@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from soups.finetune import checkpoints
-from soups.finetune.checkpoints import restore_state, save_state
+from soups.train import checkpoints
+from soups.train.checkpoints import restore_state, save_state
 
 
 def make_state(seed=0):

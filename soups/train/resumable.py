@@ -9,7 +9,8 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.finetune._resuming import (
+from soups.processes import on_first_process
+from soups.train._resuming import (
     LossLog,
     MemberBatches,
     checked,
@@ -19,10 +20,9 @@ from soups.finetune._resuming import (
     numbers,
     resume,
 )
-from soups.finetune.loop import jit_step, typed
-from soups.finetune.sharding import batch_placer, place, state_shardings, step_shardings
-from soups.finetune.step import Training, init_state
-from soups.processes import on_first_process
+from soups.train.loop import jit_step, typed
+from soups.train.sharding import batch_placer, place, state_shardings, step_shardings
+from soups.train.step import Training, init_state
 
 
 def finetune_resumable(
@@ -40,9 +40,9 @@ def finetune_resumable(
 ) -> dict[str, Any]:
     """Fine-tune one member and give its final state; the same call goes on with a run that was killed, to the bit.
 
-    The directory holds the last two checkpoints (`soups.finetune.checkpoints`), "losses.jsonl" with a line {"step",
+    The directory holds the last two checkpoints (`soups.train.checkpoints`), "losses.jsonl" with a line {"step",
     "loss"} for each step (null where the loss is not finite), and "run.json", what the run was begun with. Averages
-    are in the state: `soups.finetune.trajectory.averages`. With several JAX processes all of them must call it, with a
+    are in the state: `soups.train.trajectory.averages`. With several JAX processes all of them must call it, with a
     directory that all can reach.
 
     Args:

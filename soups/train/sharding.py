@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.finetune.step import TrainApply, Training, init_state
 from soups.partition import axes_of, constrained, joined
+from soups.train.step import TrainApply, Training, init_state
 
 LARGEST = "largest"
 MIN_SIZE = 2**16  # elements; to gather a smaller leaf takes longer than to keep it

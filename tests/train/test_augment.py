@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from soups.finetune.augment import mixup, rand_augment
+from soups.train.augment import mixup, rand_augment
 
 HEIGHT, WIDTH = 10, 14
 GEOMETRIC = {"rotate": 0.6, "shear_x": 0.5, "shear_y": 0.5, "translate_x": 0.3, "translate_y": 0.3, "zoom": 0.4}

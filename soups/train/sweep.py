@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.finetune.loop import complete, finetune, finetune_program, jit_step, member_indices, typed
-from soups.finetune.step import Training
-from soups.finetune.trajectory import averages
+from soups.train.loop import complete, finetune, finetune_program, jit_step, member_indices, typed
+from soups.train.step import Training
+from soups.train.trajectory import averages
 
 MODES = ("sequential", "map", "vmap", "sharded")
 

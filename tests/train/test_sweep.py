@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from soups.finetune import Training, run_sweep, sweep
+from soups.train import Training, run_sweep, sweep
 
 CLASSES, BATCH = 3, 8
 # other numbers of steps, and every hyper-parameter; four lanes of the mesh take 8 members, so that two are filled up

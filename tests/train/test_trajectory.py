@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soups.finetune import trajectory
 from soups.recipes import ema
+from soups.train import trajectory
 
 DECAYS = (0.999, 0.9999999)
 STEPS = 3000

@@ -17,9 +17,9 @@ import pytest
 from jax.sharding import AxisType
 
 from soups import tree
-from soups.finetune import finetune
-from soups.finetune.resumable import finetune_resumable, shared_step
-from soups.finetune.sharding import param_shardings
+from soups.train import finetune
+from soups.train.resumable import finetune_resumable, shared_step
+from soups.train.sharding import param_shardings
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")

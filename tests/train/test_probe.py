@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 
 from soups.data import array_source
 from soups.evaluate import LogitCache
-from soups.finetune import probe
-from soups.finetune.probe import extract_features, probe_on_features
+from soups.train import probe
+from soups.train.probe import extract_features, probe_on_features
 
 CLASSES, WIDTH = 3, 5
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from soups import tree
 from soups.data import batch_indices
-from soups.finetune.augment import MAX_OPERATIONS
-from soups.finetune.sharding import gathered
-from soups.finetune.step import HYPERPARAMETERS, Training, init_state, training_step
-from soups.finetune.trajectory import averages
 from soups.names import check_name
+from soups.train.augment import MAX_OPERATIONS
+from soups.train.sharding import gathered
+from soups.train.step import HYPERPARAMETERS, Training, init_state, training_step
+from soups.train.trajectory import averages
 
 
 def complete(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def finetune(
 def jit_step(training: Training, shardings: tuple | None = None) -> Callable:
     """Compile the training step with its state donated.
 
-    `shardings`: of the state, the batch and all else, from `soups.finetune.sharding.step_shardings`.
+    `shardings`: of the state, the batch and all else, from `soups.train.sharding.step_shardings`.
     """
 
     placed = {}

@@ -11,10 +11,10 @@ import jax
 
 from soups import tree
 from soups.files import replace_file
-from soups.finetune.checkpoints import restore_state, save_state
-from soups.finetune.loop import complete, typed
-from soups.finetune.step import Training
 from soups.processes import on_all_processes
+from soups.train.checkpoints import restore_state, save_state
+from soups.train.loop import complete, typed
+from soups.train.step import Training
 
 
 def resume(
@@ -69,7 +69,7 @@ def checked(hyperparameters: Mapping[str, Any], save_every: int) -> dict[str, An
         ValueError: what `complete` says of them, no "num_steps", no steps between two checkpoints.
     """
     if "num_steps" not in hyperparameters:
-        raise ValueError('the hyper-parameters need "num_steps": see soups.finetune.loop.num_steps')
+        raise ValueError('the hyper-parameters need "num_steps": see soups.train.loop.num_steps')
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, not {save_every}")
     given = {name: value for name, value in hyperparameters.items() if name != "num_steps"}

@@ -15,8 +15,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.finetune import finetune_resumable, lanes, loop
-from soups.finetune.lanes import finetune_lanes, groups_of, lane_programs, shares_of, take_lane
+from soups.train import finetune_resumable, lanes, loop
+from soups.train.lanes import finetune_lanes, groups_of, lane_programs, shares_of, take_lane
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))

@@ -14,8 +14,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.finetune import loop
-from soups.finetune._resuming import (
+from soups.partition import axes_of
+from soups.processes import on_first_process
+from soups.train import loop
+from soups.train._resuming import (
     LossLog,
     MemberBatches,
     checked,
@@ -25,10 +27,8 @@ from soups.finetune._resuming import (
     numbers,
     resume,
 )
-from soups.finetune.sharding import gathered, state_shardings
-from soups.finetune.step import Training, init_state, training_step
-from soups.partition import axes_of
-from soups.processes import on_first_process
+from soups.train.sharding import gathered, state_shardings
+from soups.train.step import Training, init_state, training_step
 
 
 class LanePrograms(NamedTuple):

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from soups.data import array_source, loader
-from soups.finetune import Training
-from soups.finetune.resumable import finetune_resumable
+from soups.train import Training
+from soups.train.resumable import finetune_resumable
 
 STEPS, BATCH, CLASSES = 10, 8, 3
 HYPERPARAMETERS = {"learning_rate": 0.03, "weight_decay": 0.1, "mixup": 0.4, "seed": 5, "num_steps": STEPS}

@@ -11,10 +11,10 @@ import optax
 import pytest
 
 from soups import models, tree
-from soups.finetune import HYPERPARAMETERS, Training, finetune, init_state, training_step
-from soups.finetune.loop import complete, jit_step, typed
-from soups.finetune.step import learning_rate, soft_targets
-from soups.finetune.trajectory import averages
+from soups.train import HYPERPARAMETERS, Training, finetune, init_state, training_step
+from soups.train.loop import complete, jit_step, typed
+from soups.train.step import learning_rate, soft_targets
+from soups.train.trajectory import averages
 
 BATCH, CLASSES, CLIP = 8, 3, 0.5
 PROBE_RULES = (("trunk/.*", 0.0), (".*", 1.0))

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soups.finetune import Training, init_state
-from soups.finetune.loop import complete, jit_step, num_steps, typed
-from soups.finetune.published import DECAY_ALL, MODEL_SOUPS, MODEL_SOUPS_BATCH, WISE_FT, WISE_FT_BATCH
+from soups.train import Training, init_state
+from soups.train.loop import complete, jit_step, num_steps, typed
+from soups.train.published import DECAY_ALL, MODEL_SOUPS, MODEL_SOUPS_BATCH, WISE_FT, WISE_FT_BATCH
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from jax.sharding import AxisType, Mesh
 
 from soups import tree
 from soups.data import array_source, loader
-from soups.finetune import Training, lanes, loop, param_shardings
 from soups.processes import on_first_process
+from soups.train import Training, lanes, loop, param_shardings
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLAIN = Training(train_apply=killed_run.network, num_classes=killed_run.CLASSES)

@@ -13,9 +13,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.finetune import Training, init_state
-from soups.finetune.loop import complete, jit_step, typed
-from soups.finetune.sharding import LARGEST, batch_placer, param_shardings, place, state_shardings, step_shardings
+from soups.train import Training, init_state
+from soups.train.loop import complete, jit_step, typed
+from soups.train.sharding import LARGEST, batch_placer, param_shardings, place, state_shardings, step_shardings
 
 CLASSES, BATCH, STEPS = 8, 32, 3
 SHAPES = {"trunk": {"kernel": (48, 64), "bias": (64,)}, "head": {"kernel": (64, CLASSES), "bias": (CLASSES,)}}

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from soups import tree
-from soups.finetune import trajectory
-from soups.finetune.augment import mixup, rand_augment
 from soups.recipes import _optimizer, ema, running_mean
+from soups.train import trajectory
+from soups.train.augment import mixup, rand_augment
 
 TrainApply = Callable[[tree.Tree, jax.Array, jax.Array], tuple[jax.Array, tree.Tree]]
 
@@ -47,7 +47,7 @@ class Training:
         sam: take the gradient at the worst point within `sam_radius`; twice the cost.
         ema_decay, swa_start: average the trajectory; SWA begins after this fraction of the steps.
         ema_decays: more exponential averages at once, which also keep decays such as 0.9999999; see
-            `soups.finetune.trajectory.averages`.
+            `soups.train.trajectory.averages`.
         accumulate: parts that a batch is cut into, one after the other, with the memory of one. The step is that of the
             whole batch, since images are transformed and mixed before; only BatchNorm sees the parts.
 
