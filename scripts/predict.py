@@ -19,17 +19,15 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 
 from soups import tree
-from soups.data.transforms import center_crop, compose, from_pil, resize_shorter, to_channels
-from soups.experiments.progress import progress
+from soups.data.images import EXTENSIONS, is_image, memory_held, read_image, text_names
+from soups.data.transforms import center_crop, compose, resize_shorter, to_channels
 from soups.files import replace_file
 from soups.models.architectures import ARCHITECTURES, architecture
 from soups.models.import_weights import import_weights
 from soups.pool import Pool
-
-EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from soups.progress import progress
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,8 +121,8 @@ def _classifier(params, arch, batch_size):
 def _files(folder):
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    files = sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in EXTENSIONS)
+    found = (path for path in folder.rglob("*") if is_image(path.name) and path.is_file())
+    files = text_names(folder, (path.relative_to(folder).as_posix() for path in found))
     if not files:
         raise ValueError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
     return files
@@ -137,21 +135,19 @@ def _batches(folder, files, size, batch_size):
         started = collections.deque()
         for start in range(0, len(files), batch_size):
             names = files[start : start + batch_size]
-            started.append((names, threads.map(lambda name: _read(folder / name, transform), names)))
+            started.append((names, threads.map(lambda name: _read(folder, name, transform), names)))
             if len(started) > 1:
                 yield _sorted_out(*started.popleft())
         yield _sorted_out(*started.popleft())
 
 
-def _read(path, transform):
+def _read(folder, name, transform):
     """Return an image, or the reason why it cannot be read."""
     try:
-        with PIL.Image.open(path) as image:
-            return transform(from_pil(image))
-    except MemoryError:
-        raise
-    except Exception as error:  # of broken files Pillow raises errors of many kinds
-        return str(error)
+        with memory_held():
+            return transform(read_image(folder / name, name))
+    except ValueError as error:
+        return str(error).removeprefix(f"{name}: ")
 
 
 def _sorted_out(names, results):

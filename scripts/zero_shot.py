@@ -17,9 +17,10 @@ import sys
 import jax
 
 from soups.data.imagenet import protocol
-from soups.experiments.progress import progress
+from soups.formats.text import read_text
 from soups.models.clip_tokenizer import clip_tokenizer
 from soups.models.zero_shot import zero_shot_head
+from soups.progress import progress
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def _check_vocabulary(tokenizer, text, options):
 
 
 def _lines(path):
-    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _options(arguments):

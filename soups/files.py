@@ -116,15 +116,16 @@ def cannot_write(path: str | os.PathLike, error: OSError) -> OSError:
 
 
 @contextlib.contextmanager
-def locked(out: pathlib.Path) -> Iterator[None]:
-    """Hold the lock of an output: a file beside it, which says who holds it.
+def locked(out: pathlib.Path, lock: pathlib.Path | None = None, what: str = "merge") -> Iterator[None]:
+    """Hold the lock of an output: a file, by default beside it, which says who holds it; `what` works on the output.
 
     Raises:
-        BlockingIOError: another process, or thread, holds it. That of a killed process is free.
+        BlockingIOError: another process, or thread, holds it; the message says which, where and since when. That of a
+            killed process is free.
         OSError: nothing can be written there.
     """
-    path = out.with_name(f".{out.name}.lock")
-    with _held(path, out) as file:
+    path = lock or out.with_name(f".{out.name}.lock")
+    with _held(path, out, what) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
@@ -134,7 +135,7 @@ def locked(out: pathlib.Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _held(path, out):
+def _held(path, out, what):
     while True:
         file = _open(path, out)
         try:
@@ -144,7 +145,7 @@ def _held(path, out):
             with file:
                 file.seek(0)
                 holder = file.read() or "it has just begun"
-            raise BlockingIOError(f"another merge writes to {out}: {holder}") from None
+            raise BlockingIOError(f"another {what} writes to {out}: {holder}") from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file

@@ -5,15 +5,14 @@ import os
 import pathlib
 from typing import Any
 
-import xxhash
-
+from soups import state
 from soups.files import cannot_write, replace_file
 from soups.lazy import jax
 from soups.processes import on_first_process
 
 
 class Journal:
-    """Keep records in a file of JSON lines; without a path, in memory.
+    """Keep records in a file of JSON lines, each with its digest; without a path, in memory.
 
     The first line states what is being decided; a journal of something else is refused. A last line that was cut off
     by a crash is dropped, and one that is damaged is a ValueError. Records are appended (`write`) or the newest alone
@@ -24,34 +23,28 @@ class Journal:
         self._path = pathlib.Path(path) if path is not None else None
         self._old: list[dict[str, Any]] = []
         if self._path is not None:
-            self._header = json.dumps(header)
+            self._header = json.loads(json.dumps(header))
             self._old = on_first_process(self._open)
 
     def _open(self):
-        lines = self._path.read_text(errors="replace").split("\n")[:-1] if self._path.exists() else []
-        if lines and (differences := _differences(lines[0], self._header)):
+        lines = state.content(self._path).split(b"\n")[:-1] if self._path.exists() else []
+        there, *records = [self._parsed(number, line) for number, line in enumerate(lines, 1)] or [self._header]
+        if differences := _differences(there, self._header):
             raise ValueError(
                 f"journal {self._path} belongs to another selection:\n" + "\n".join(differences) + "\n"
                 "Remove it, or give another path."
             )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # rewrite what is whole, so a cut-off line never stays in the middle
-        replace_file(self._path, "".join(line + "\n" for line in lines or [self._header]))
-        return [self._parsed(number, line) for number, line in enumerate(lines[1:], 2)]
+        replace_file(self._path, b"".join(line + b"\n" for line in lines) or state.sealed_line(self._header))
+        return records
 
     def _parsed(self, number, line):
         try:
-            record = json.loads(line)
-            # journals of before have none
-            whole = record.pop("checksum", None) in (None, _checksum(json.dumps(record)))
-        except (ValueError, RecursionError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            raise ValueError(
-                f"line {number} of journal {self._path} is damaged: {line[:100]!r}\n"
-                "Cut the file before it to go on from there, or remove the file."
-            )
-        return record
+            return state.unsealed_line(line, f"line {number} of journal {self._path}")
+        except ValueError as error:
+            remedy = "Cut the file before it to go on from there, or remove the file." if number > 1 else "Remove it."
+            raise ValueError(f"{error}: {line[:100]!r}\n{remedy}") from error
 
     def replay(self, kind: str, member: str) -> dict[str, Any] | None:
         """Return the next old record if it is of this kind and member, else None."""
@@ -71,8 +64,8 @@ class Journal:
         """
         if self._path is not None and jax.process_index() == 0:
             try:
-                with open(self._path, "a") as file:
-                    file.write(_line(record) + "\n")
+                with open(self._path, "ab") as file:
+                    file.write(state.sealed_line(record))
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
@@ -86,28 +79,13 @@ class Journal:
             OSError: the disk is full or cannot be written to; the path is in the message, and the old records stay.
         """
         if self._path is not None and jax.process_index() == 0:
-            replace_file(self._path, f"{self._header}\n{_line(record)}\n")
+            replace_file(self._path, state.sealed_line(self._header) + state.sealed_line(record))
 
 
-def _line(record):
-    return json.dumps({**record, "checksum": _checksum(json.dumps(record))})
-
-
-def _checksum(text):
-    return xxhash.xxh3_64_hexdigest(text.encode())
-
-
-def _differences(line, here):
+def _differences(there, here):
     """List how the first line of a journal differs from the one of this selection."""
-    try:
-        there = json.loads(line)
-    except ValueError:
-        there = None
-    if not isinstance(there, dict):
-        return [f"  its first line is no line of a journal: {line[:100]!r}"]
-    here = json.loads(here)
     return [
         f"  {name}: {there.get(name, '(absent)')} there, {here.get(name, '(absent)')} here"
         for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        if json.dumps(there.get(name)) != json.dumps(here.get(name))  # for NaN is not NaN
     ]

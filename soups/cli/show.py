@@ -95,7 +95,7 @@ def advance(what: str, total: float) -> Iterator[Callable[[int], None]]:
     if total < 1e8:  # what is done at once needs no bar
         yield lambda number: None
         return
-    from soups.experiments.progress import progress
+    from soups.progress import progress
 
     lock, done, shown = threading.Lock(), 0, 0
     with progress(what, round(total / 1e6), "MB") as report:

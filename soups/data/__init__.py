@@ -5,6 +5,7 @@ from soups.data.batches import loader as loader
 from soups.data.dataset import Dataset as Dataset
 from soups.data.dataset import Source as Source
 from soups.data.dataset import Task as Task
+from soups.data.dataset import as_dataset as as_dataset
 from soups.data.dataset import decode as decode
 from soups.data.dataset import project_logits as project_logits
 from soups.data.digits import digits_task as digits_task

@@ -7,8 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
+from soups.data.images import UnreadableImage, memory_held
 from soups.data.splits import check_disjoint
 from soups.data.transforms import Transform
+from soups.names import differences
 
 ClassGroups = tuple[tuple[int, ...], ...]
 
@@ -50,8 +52,8 @@ class Dataset:
     class_groups: ClassGroups | None = None
 
     def __post_init__(self):
-        if problems := _array_problems(self.images, self.labels) or _class_problems(self):
-            raise ValueError("not a valid dataset:\n" + "\n".join(f"  {problem}" for problem in problems))
+        if problems := _array_problems(self.images, self.labels, np.int32) or _class_problems(self):
+            raise ValueError(_invalid(problems))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,6 +103,33 @@ class Task:
         check_disjoint(**{name: data for name, data in sets.items() if name in decoded})
 
 
+def as_dataset(data, class_names: Sequence[str] | None = None) -> Dataset:
+    """Return data that a user holds in memory as a dataset, or say what it would have to be; nothing is guessed.
+
+        as_dataset({"image": images, "label": labels})
+        as_dataset((images, labels), class_names=["cat", "dog"])
+
+    `data`: a `Dataset`, which is returned, or images uint8 [N, H, W, C] or gray [N, H, W] with integer labels [N].
+    Where no `class_names` are given they are "0", "1", … up to the largest label, and there must be a 0.
+
+    Raises:
+        ValueError: other keys; images that are no bytes, such as floats in [0, 1]; labels that are no whole numbers
+            [N], such as [N, 1] or one-hot, or do not begin at 0; all that `Dataset` raises; with what would be right.
+    """
+    if isinstance(data, Dataset):
+        return data
+    images, labels = map(np.asarray, _pair(data))
+    images = images[..., None] if images.ndim == 3 else images
+    problems = _array_problems(images, labels, np.integer)
+    if class_names is None and not problems:
+        class_names = [str(number) for number in range(int(labels.max()) + 1)]
+        if labels.min() > 0:
+            problems = [f"labels count from 0, but these are {labels.min()} to {labels.max()}: give the class_names"]
+    if problems := problems or _range_problems(labels, len(class_names)):  # before a cast could bring them into it
+        raise ValueError(_invalid(problems))
+    return Dataset(images, labels.astype(np.int32), tuple(class_names))
+
+
 def decode(
     source: Source, transform: Transform | None = None, *, indices=None, num_threads: int | None = None
 ) -> Dataset:
@@ -138,12 +167,26 @@ def project_logits(logits: np.ndarray, class_groups: ClassGroups | None) -> np.n
 
 
 def read_example(source: Source, index: int, transform: Transform | None) -> tuple[np.ndarray, int]:
-    """Return one example as (image, label), transformed and checked to be uint8 [H, W, C]."""
-    example = source[index]
-    image = example["image"] if transform is None else transform(example["image"])
+    """Return one example as (image, label), transformed and checked to be uint8 [H, W, C].
+
+    Raises:
+        UnreadableImage: an image that cannot be read, or that the transform refuses; it is named.
+        ValueError: the image is not uint8 [H, W, C].
+    """
+    with memory_held():
+        example = source[index]
+        try:
+            image = example["image"] if transform is None else transform(example["image"])
+        except ValueError as error:
+            raise UnreadableImage(f"{example_name(source, index)}: {error}") from error
     if image.dtype != np.uint8 or image.ndim != 3:
         raise ValueError(f"image {index} must be uint8 [H, W, C], not {image.dtype} {list(image.shape)}")
     return image, int(example["label"])
+
+
+def example_name(source: Source, index: int) -> str:
+    """Return what a source calls an example, such as its file."""
+    return source.name(index) if hasattr(source, "name") else f"image {index}"
 
 
 def stack_examples(examples: Iterable[tuple[np.ndarray, int]], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,34 +207,79 @@ def stack_examples(examples: Iterable[tuple[np.ndarray, int]], count: int) -> tu
     return images, labels
 
 
-def _array_problems(images, labels):
+def _pair(data):
+    if isinstance(data, Mapping):
+        if wrong := differences({"image", "label"} - data.keys(), data.keys() - {"image", "label"}):
+            raise ValueError(_invalid(['the keys must be "image" and "label":', *wrong]))
+        return data["image"], data["label"]
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return data
+    raise ValueError(
+        f'a dataset is made of {{"image": …, "label": …}} or of a pair (images, labels), not of a {type(data).__name__}'
+    )
+
+
+def _invalid(problems):
+    return "not a valid dataset:\n" + "\n".join(f"  {problem}" for problem in problems)
+
+
+def _array_problems(images, labels, kind):
     problems = []
     if images.dtype != np.uint8 or images.ndim != 4:
-        problems.append(f"images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
-    if labels.dtype != np.int32 or labels.ndim != 1:
-        problems.append(f"labels must be int32 [N], not {labels.dtype} {list(labels.shape)}")
-    if len(images) != len(labels):
+        wrong = f"images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}"
+        problems.append(wrong + _remedy_of_images(images))
+    if not np.issubdtype(labels.dtype, kind) or labels.ndim != 1:
+        name = "integers" if kind is np.integer else "int32"
+        wrong = f"labels must be {name} [N], not {labels.dtype} {list(labels.shape)}"
+        problems.append(wrong + _remedy_of_labels(labels))
+    if images.ndim and labels.ndim and len(images) != len(labels):
         problems.append(f"there are {len(images)} images, but {len(labels)} labels")
     if 0 in images.shape:
         problems.append(f"there is nothing in images of shape {list(images.shape)}")
     return problems
 
 
+def _remedy_of_images(images):
+    """Say how images become bytes, as far as their numbers tell what they are."""
+    if images.dtype == np.uint8 or not images.size or not np.issubdtype(images.dtype, np.number):
+        return ""
+    low, high = images.min(), images.max()
+    whole = np.issubdtype(images.dtype, np.integer) or bool((images == np.rint(images)).all())
+    if whole and 1 < high <= 255 and low >= 0:
+        return ": give images.astype(numpy.uint8)"
+    if low >= 0 and high <= 1:
+        return ": give numpy.rint(255 * images).astype(numpy.uint8), for bytes are divided by 255 later"
+    return f" from {low:.3g} to {high:.3g}: give the bytes of before, and let apply_fn normalise them by mean and std"
+
+
+def _remedy_of_labels(labels):
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return ": give labels[:, 0]"
+    if labels.ndim == 2 and labels.size and (labels.sum(1) == 1).all() and np.isin(labels, (0, 1)).all():
+        return ": give labels.argmax(1)"
+    if labels.ndim == 1 and labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
+        return ": give labels.astype(int)"
+    return ""
+
+
 def _class_problems(dataset):
     count = len(dataset.class_names)
     problems = [f"there must be at least 2 classes, not {count}"] * (count < 2)
-    outside = np.flatnonzero((dataset.labels < 0) | (dataset.labels >= count))
-    if outside.size:
-        first = outside[0]
-        problems.append(
-            f"{outside.size} labels are not in 0..{count - 1}, the first is labels[{first}] = {dataset.labels[first]}"
-        )
+    problems += _range_problems(dataset.labels, count)
     if dataset.class_groups is not None:
         if len(dataset.class_groups) != count:
             problems.append(f"there are {len(dataset.class_groups)} class groups for {count} classes")
         if any(len(group) == 0 or min(group) < 0 for group in dataset.class_groups):
             problems.append("each class group must list at least one output of the model, counted from 0")
     return problems
+
+
+def _range_problems(labels, count):
+    outside = np.flatnonzero((labels < 0) | (labels >= count))
+    if not outside.size:
+        return []
+    first = outside[0]
+    return [f"{outside.size} labels are not in 0..{count - 1}, the first is labels[{first}] = {labels[first]}"]
 
 
 def _names_problem(name: str, data: Source, class_names: Sequence[str]):

@@ -8,47 +8,35 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import PIL.Image
 import xxhash
 
-from soups.data.dataset import ClassGroups, Dataset, Source
-from soups.data.transforms import from_pil
+from soups.data.dataset import ClassGroups, Dataset, Source, as_dataset, example_name
+from soups.data.images import UnreadableImage as UnreadableImage
+from soups.data.images import is_image, read_image, text_names
 from soups.names import check_name
-
-_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def array_source(images: np.ndarray, labels, class_names=None) -> Dataset:
     """Make a dataset of arrays: uint8 [N, H, W, C] or gray [N, H, W], and N integer labels.
 
-    Without `class_names` the classes are "0", "1", … up to the largest label.
-
     Raises:
-        ValueError: labels that are not integers, or any that `Dataset` raises.
+        ValueError: as `as_dataset`.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers, not {labels.dtype}")
-    if class_names is None:
-        class_names = map(str, range(int(labels.max(initial=-1)) + 1))
-    images = images[..., None] if images.ndim == 3 else images
-    return Dataset(images, labels.astype(np.int32), tuple(class_names))
+    return as_dataset((images, labels), class_names)
 
 
-class UnreadableImage(ValueError):
-    """Say that a file is no image or a broken one."""
-
-
-def folder_source(path, folders: Sequence[str] | None = None) -> Source:
+def folder_source(path, folders: Sequence[str] | None = None, *, upright: bool = True) -> Source:
     """Open a folder of images laid out as class/file.
 
     Classes are the folders, sorted by name, or the named `folders` in the order given; examples are sorted by class,
     then by file name. Hidden files and files without the extension of an image are left out. Gray and RGB files are
-    given as they are, all others as RGB. The source also has `files`, "class/file" of each example, and `labels`.
+    given as they are, all others as RGB; `upright` turns those of a camera that was held otherwise, as EXIF says. The
+    source also has `files`, "class/file" of each example, and `labels`.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: fewer than two classes, or classes without images; when an example is read: a broken file.
+        ValueError: fewer than two classes, classes without images, a name that is not UTF-8; when an example is read:
+            a broken file.
     """
     path = pathlib.Path(path)
     class_names = class_folders(path) if folders is None else list(folders)
@@ -61,7 +49,7 @@ def folder_source(path, folders: Sequence[str] | None = None) -> Source:
         )
     if len(class_names) < 2:
         raise ValueError(f"{path}: there must be at least 2 class folders, found {class_names}")
-    return _FolderSource(path, class_names, files)
+    return _FolderSource(path, class_names, files, upright)
 
 
 def class_folders(path) -> list[str]:
@@ -69,11 +57,14 @@ def class_folders(path) -> list[str]:
 
     Raises:
         FileNotFoundError: no such folder.
+        ValueError: a name that is not UTF-8.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+    return text_names(
+        path, (entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+    )
 
 
 def domain_folder_sources(path) -> dict[str, Source]:
@@ -96,12 +87,20 @@ def domain_folder_sources(path) -> dict[str, Source]:
     return {domain: folder_source(path / domain) for domain in domains}
 
 
-def tfds_source(name: str, split: str, *, data_dir=None, image_key: str = "image", label_key: str = "label") -> Source:
+def tfds_source(
+    name: str,
+    split: str,
+    *,
+    data_dir=None,
+    image_key: str = "image",
+    label_key: str = "label",
+    upright: bool = True,
+) -> Source:
     """Open a split of a TFDS set, such as ("cifar10", "train[:80%]"), without TensorFlow.
 
     The set must be prepared as ArrayRecord in `data_dir` (None: $TFDS_DATA_DIR or ~/tensorflow_datasets);
     only the project's own sets, "mnist_5k" and "optdigits", are prepared here, on first use. Images are decoded by
-    Pillow, so that they are the same on every machine.
+    Pillow, so that they are the same on every machine; `upright` as of `folder_source`.
 
     Raises:
         FileNotFoundError: the set is not prepared; says how to do it.
@@ -119,9 +118,8 @@ def tfds_source(name: str, split: str, *, data_dir=None, image_key: str = "image
         raise ValueError(f"feature {label_key!r} of TFDS set {name!r} is not a class label: {features[label_key]}")
     encoded = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     decoders = {key: tfds.decode.SkipDecoding() for key in encoded}
-    return _TfdsSource(
-        builder.as_data_source(split, decoders=decoders), image_key, label_key, features[label_key].names
-    )
+    records = builder.as_data_source(split, decoders=decoders)
+    return _TfdsSource(records, image_key, label_key, features[label_key].names, upright)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,6 +146,10 @@ class View:
     def __getitem__(self, index: int) -> dict:
         return {"image": self.source[int(self.indices[index])]["image"], "label": int(self.labels[index])}
 
+    def name(self, index: int) -> str:
+        """Return what an error calls an example."""
+        return example_name(self.source, int(self.indices[index]))
+
     @property
     def files(self) -> list[str]:
         """List the name of each example."""
@@ -163,18 +165,21 @@ class View:
 
 
 class _FolderSource:
-    def __init__(self, path, folders, files):
+    def __init__(self, path, folders, files, upright):
         self.class_names = tuple(folders)
         self.files = [f"{folder}/{name}" for folder, names in zip(folders, files, strict=True) for name in names]
         self.labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(names) for names in files])
-        self._path = path
+        self._path, self._upright = path, upright
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, index):
-        path = os.path.join(self._path, self.files[index])
-        return {"image": _decode(path, path), "label": int(self.labels[index])}
+        path = self.name(index)
+        return {"image": read_image(path, path, upright=self._upright), "label": int(self.labels[index])}
+
+    def name(self, index: int) -> str:
+        return os.path.join(self._path, self.files[index])
 
     def stamp(self, indices: Iterable[int]) -> str:
         files = [self.files[index] for index in indices]
@@ -185,10 +190,10 @@ class _FolderSource:
 
 
 class _TfdsSource:
-    def __init__(self, records, image_key, label_key, class_names):
+    def __init__(self, records, image_key, label_key, class_names, upright):
         self.class_names = tuple(class_names)
         self.records = records  # as TFDS gives them, with images still encoded
-        self._image_key, self._label_key = image_key, label_key
+        self._image_key, self._label_key, self._upright = image_key, label_key, upright
 
     def __len__(self):
         return len(self.records)
@@ -198,23 +203,13 @@ class _TfdsSource:
             raise IndexError(f"{index} is not among the {len(self)} examples")
         record = self.records[index]
         image = record[self._image_key]
-        image = _decode(io.BytesIO(image), f"example {index}") if isinstance(image, bytes) else image
+        if isinstance(image, bytes):
+            image = read_image(io.BytesIO(image), f"example {index}", upright=self._upright)
         return {"image": image, "label": int(record[self._label_key])}
 
 
-def _decode(file, where):
-    try:
-        with PIL.Image.open(file) as image:
-            return from_pil(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # broken files make Pillow raise errors of many kinds, SyntaxError among them
-        raise UnreadableImage(f"{where}: cannot be read as an image ({error})") from error
-
-
 def _image_names(path):
-    names = (entry.name for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith("."))
-    return [name for name in sorted(names) if os.path.splitext(name)[1].lower() in _EXTENSIONS]
+    return text_names(path, (entry.name for entry in os.scandir(path) if is_image(entry.name) and entry.is_file()))
 
 
 def _prepared_builder(name, data_dir):

@@ -9,6 +9,7 @@ from soups.names import check_name
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
+MAX_PIXELS = 1 << 26  # of a resized image: what is long and thin would otherwise take any memory
 _METHODS = {
     "bicubic": PIL.Image.Resampling.BICUBIC,
     "bilinear": PIL.Image.Resampling.BILINEAR,
@@ -34,10 +35,13 @@ def resize(size: int | tuple[int, int], method: str = "bicubic") -> Transform:
     `method`: "bicubic", "bilinear", "box" or "nearest".
 
     Raises:
-        ValueError: an unknown method, or (when applied) an image without 1 or 3 channels.
+        ValueError: an unknown method, no pixels or more than MAX_PIXELS; when applied: an image that is empty, or has
+            neither 1 nor 3 channels.
     """
     check_name(method, _METHODS, "resize method")
     height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        raise ValueError(f"a size must have 1 to {MAX_PIXELS:,} pixels, not {height} x {width}")
     return lambda image: from_pil(to_pil(image).resize((width, height), _METHODS[method]))
 
 
@@ -45,12 +49,19 @@ def resize_shorter(size: int, method: str = "bicubic") -> Transform:
     """Resize so that the shorter side has `size` pixels and the aspect ratio stays; the longer side is rounded down.
 
     `compose(resize_shorter(224), center_crop(224), to_channels(3))` is the evaluation transform of CLIP's models.
+
+    Raises:
+        ValueError: as `resize`; when applied also an image so long and thin that more than MAX_PIXELS would result.
     """
+    resize(size, method)  # checks both now
 
     def apply(image):
         height, width = image.shape[:2]
         shorter = min(height, width)
-        return resize((size * height // shorter, size * width // shorter), method)(image)
+        fitting = (size * height // shorter, size * width // shorter) if shorter else (size, size)
+        if fitting[0] * fitting[1] > MAX_PIXELS:
+            raise ValueError(f"a {height} x {width} image is too long and thin to be resized to {size} pixels")
+        return resize(fitting, method)(image)
 
     return apply
 
@@ -89,6 +100,8 @@ def to_pil(image: np.ndarray) -> PIL.Image.Image:
     """Return a uint8 array [H, W, 1] or [H, W, 3] as a Pillow image."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(f"an image must be uint8 [H, W, 1] or [H, W, 3], not {image.dtype} {list(image.shape)}")
+    if not image.size:
+        raise ValueError(f"an image of shape {list(image.shape)} has no pixels")
     return PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 

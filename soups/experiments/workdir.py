@@ -1,6 +1,8 @@
 """Keep what a run has finished, so that the same command goes on where it was."""
 
+import contextlib
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -13,9 +15,30 @@ from typing import Any
 import jax
 
 import soups
-from soups.files import replace_file
+from soups import state
+from soups.files import locked, replace_file, sweep_unfinished
 from soups.names import did_you_mean
 from soups.processes import on_first_process
+
+
+def one_at_a_time(run: Callable) -> Callable:
+    """Wrap a function of (config, directory) so that it holds the lock of the directory while it runs.
+
+    The lock is a file in the directory that says who holds it; that of a killed process is free. Of several JAX
+    processes the first one holds it for all.
+
+    Raises:
+        BlockingIOError: from the function: another run works there; the message says which process, where, since when.
+    """
+
+    @functools.wraps(run)
+    def alone(config, directory):
+        place = pathlib.Path(directory).absolute()
+        with contextlib.ExitStack() as held:
+            on_first_process(lambda: _hold(place, held))
+            return run(config, directory)
+
+    return alone
 
 
 class Workdir:
@@ -24,7 +47,7 @@ class Workdir:
     Of several JAX processes the first one reads and writes; all must make the same calls.
 
     Raises:
-        ValueError: the directory was made with another config; the differences are listed.
+        ValueError: the directory was made with another config (the differences are listed), or what it says is damaged.
         OSError: it cannot be written.
     """
 
@@ -35,15 +58,15 @@ class Workdir:
     def _open(self, config):
         try:
             (self.path / "stages").mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "stages" / ".probe", {})
-            (self.path / "stages" / ".probe").unlink()
+            replace_file(self.path / "stages" / ".probe", b"").unlink()
         except OSError as error:
-            raise OSError(f"the workdir {self.path} cannot be written: {error}; choose another --workdir") from error
+            raise _unusable(self.path, error) from error
+        sweep_unfinished(self.path / "stages")  # what a killed run left
         path = self.path / "config.json"
         if not path.exists():
-            write_json(path, config)
+            state.write(path, config)
             return
-        there = _flat(json.loads(path.read_text()))
+        there = _flat(state.read(path))
         here = _flat(config)
         lines = [
             f"  {name}: {there.get(name, '(absent)')} there, {here.get(name, '(absent)')} now"
@@ -57,15 +80,19 @@ class Workdir:
             )
 
     def stage(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the JSON result of a stage: read if it is finished, else computed, by all processes, and kept."""
+        """Return the JSON result of a stage: read if it is finished, else computed, by all processes, and kept.
+
+        Raises:
+            ValueError: what was kept is damaged (the file is named), or the result cannot be written as JSON.
+        """
         path = self.path / "stages" / f"{name}.json"
         if not on_first_process(path.exists):
             start = time.monotonic()
             result = compute()
             kept = {"result": result, "seconds": round(time.monotonic() - start, 2)}
-            on_first_process(lambda: write_json(path, kept))
+            on_first_process(lambda: state.write(path, kept))
         # read back even when just made, so a resumed run sees exactly the same
-        return on_first_process(lambda: json.loads(path.read_text())["result"])
+        return on_first_process(lambda: _stage(path)["result"])
 
     def timed(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what a stage makes and keeps by itself, as in a pool, where it finds it; only its time is kept."""
@@ -91,17 +118,7 @@ class Workdir:
 
     def _seconds(self, prefix):
         paths = sorted((self.path / "stages").glob(f"{prefix}*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return {path.stem.removeprefix(prefix): json.loads(path.read_text())["seconds"] for path in paths}
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Write JSON to a new name and rename it, so that no half-written file is ever seen.
-
-    Raises:
-        ValueError: a number that is not finite, which JSON cannot hold.
-        OSError: the disk is full or cannot be written to; the path is in the message.
-    """
-    replace_file(path, json.dumps(content, indent=1, allow_nan=False))
+        return {path.stem.removeprefix(prefix): _stage(path)["seconds"] for path in paths}
 
 
 def check_fields(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]]) -> None:
@@ -119,6 +136,23 @@ def check_fields(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]])
     lines += [f"  - {name} is missing" for name in sorted(known - given)]
     if lines:
         raise ValueError("the config has other fields than the experiment:\n" + "\n".join(lines))
+
+
+def _hold(place, held):
+    try:
+        held.enter_context(locked(place, place / ".lock", "run"))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise _unusable(place, error) from error
+
+
+def _unusable(place, error):
+    return OSError(f"the workdir {place} cannot be written: {error}; choose another --workdir")
+
+
+def _stage(path):
+    return state.read(path, {"result": object, "seconds": (int, float)})
 
 
 def _flat(config, prefix=""):

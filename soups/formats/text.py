@@ -1,17 +1,16 @@
 """Read the JSON and text files that lie beside weights: one door, bounded in size and depth."""
 
 import codecs
-import json
 import os
 import pathlib
 import re
 import stat
 from collections.abc import Mapping
 
+from soups import state
 from soups.formats.tensors import CheckpointError, short
 
 MAX_TEXT = 1 << 26  # bytes; Gemma 3's tokenizer.json has half of it
-MAX_NESTING = 64
 STAND_INS = (
     (rb"version https://git-lfs\.github\.com/spec/", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
     (rb"(?s).{257}ustar", "a tar archive, as torch 0.1 wrote; load it there and save its state_dict again"),
@@ -30,7 +29,7 @@ def read_json(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> dict:
 
     Raises:
         FileNotFoundError: nothing is there.
-        CheckpointError: not a JSON object, deeper than MAX_NESTING, a key stands there twice, or as `read_text`.
+        CheckpointError: no JSON that `soups.state.parsed` takes, or as `read_text`.
     """
     return parse_json(read_text(path, limit=limit), path)
 
@@ -42,17 +41,9 @@ def parse_json(text: str, where: object, hooks: Mapping = {}) -> dict:
         CheckpointError: as `read_json`.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, **hooks)
-        _check_depth(value)
-        if re.search(r"\\u[dD][89a-fA-F]", text):  # half a character, which no file can be written with
-            json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError:
-        raise CheckpointError(f"{where} is not valid JSON: nested deeper than {MAX_NESTING}") from None
+        return state.parsed(text, where, hooks)
     except ValueError as error:
-        raise CheckpointError(f"{where} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where} is not a JSON object")
-    return value
+        raise CheckpointError(str(error)) from error
 
 
 def read_text(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> str:
@@ -118,26 +109,3 @@ def check_stand_in(path: str | os.PathLike, start: bytes) -> None:
     for pattern, kind in STAND_INS:
         if re.match(pattern, start):
             raise CheckpointError(f"{path} is {kind}")
-
-
-def _unique(pairs):
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"{short(twice)} stands there twice")
-    return result
-
-
-def _check_depth(value):
-    level = [[value]]
-    for _ in range(MAX_NESTING):
-        level = [
-            item
-            for part in level
-            for item in (part.values() if type(part) is dict else part)
-            if type(item) in (dict, list)
-        ]
-        if not level:
-            return
-    raise RecursionError

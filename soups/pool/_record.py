@@ -5,12 +5,12 @@ import pathlib
 import re
 
 import numpy as np
-import xxhash
 
 from soups.formats.tensors import CheckpointError, checked_nbytes
 from soups.formats.text import parse_json, read_bytes
 from soups.names import shown
 from soups.pool._paths import is_number, texts
+from soups.state import seal, unseal
 
 MEMBERS = "members"
 _LARGEST = 1 << 31  # bytes of one file: the manifests of old pools had all members in one
@@ -26,8 +26,8 @@ class PoolCorruptionError(CheckpointError):
 def sealed(fields: dict) -> bytes:
     """Return a JSON object, a line for each field, that begins with the digest of all that follows."""
     # one line for each member or field: quick to write and to read, and still something a person can look through
-    rest = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items()).encode() + b"}\n"
-    return _first_line(rest) + b"\n" + rest
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items())
+    return seal(lines.encode() + b"}\n")
 
 
 def unsealed(file: pathlib.Path) -> str:
@@ -38,14 +38,9 @@ def unsealed(file: pathlib.Path) -> str:
         PoolCorruptionError: it is not what was written.
     """
     try:
-        first, _, rest = read_bytes(file, limit=_LARGEST).partition(b"\n")
-    except CheckpointError as error:
+        return "{" + unseal(read_bytes(file, limit=_LARGEST), file).decode("ascii", "replace")
+    except ValueError as error:
         raise PoolCorruptionError(str(error)) from error
-    if first != _first_line(rest):
-        raise PoolCorruptionError(
-            f"{file} does not have the bytes that were written: it is corrupted, or was edited by hand"
-        )
-    return "{" + rest.decode("ascii", "replace")
 
 
 def parsed(text: str, file: pathlib.Path) -> dict:
@@ -107,10 +102,6 @@ def no_link(place: pathlib.Path) -> pathlib.Path:
     if place.is_symlink():
         raise PoolCorruptionError(f"{place} is a link: a pool holds none")
     return place
-
-
-def _first_line(rest):
-    return b'{"checksum": "%s",' % xxhash.xxh3_128_hexdigest(rest).encode()
 
 
 def _check(record):

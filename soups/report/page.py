@@ -81,7 +81,7 @@ def _by_seed(results, found, build):
     parts = []
     for index, seed in enumerate(seed for seed in results["seeds"] if found.get(str(seed))):
         opened = " open" if index == 0 else ""
-        parts.append(f"<details{opened}><summary>Seed {seed}</summary>{build(results, seed)}</details>\n")
+        parts.append(f"<details{opened}><summary>Seed {escape(str(seed))}</summary>{build(results, seed)}</details>\n")
     return "".join(parts)
 
 
@@ -90,7 +90,7 @@ def _histories(results):
     for seed in results["seeds"]:
         for name, history in results["histories"].get(str(seed), {}).items():
             if inner := _history(history):
-                parts.append(f"<details><summary>{escape(name)}, seed {seed}</summary>{inner}</details>\n")
+                parts.append(f"<details><summary>{escape(name)}, seed {escape(str(seed))}</summary>{inner}</details>\n")
     return "".join(parts)
 
 

@@ -1,11 +1,12 @@
 """Read a results file and find things in it; docs/results.md describes the schema."""
 
 import difflib
-import json
 import math
 import pathlib
 from collections import Counter
 from collections.abc import Mapping
+
+from soups import state
 
 SCHEMA = "soups.results/1"
 GROUPS = ("main", "member", "curve")
@@ -24,7 +25,7 @@ def load_results(path) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not JSON, another version of the schema, or keys that are missing; all of them are listed.
+        ValueError: damaged, another version of the schema, or keys that are missing; all of them are listed.
     """
     results = read_json(path)
     check(results, path)
@@ -36,16 +37,13 @@ def read_json(path):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON.
+        ValueError: it is not what was written; as `soups.state.read`.
     """
     path = pathlib.Path(path)
     path = path / "results.json" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"no results file at {path}: run the experiment first, it writes results.json")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
+    return state.read(path)
 
 
 def check(results, where="results") -> None:

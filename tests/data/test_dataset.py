@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from soups.data import Dataset, Task, array_source, decode, project_logits, resize, to_channels
+from soups.data import Dataset, Task, array_source, as_dataset, decode, project_logits, resize, to_channels
 
 NAMES = ("cat", "dog", "owl")
 
@@ -71,15 +71,77 @@ def test_invalid_datasets(rng, changes, message):
         _dataset(rng, **changes)
 
 
-def test_array_source_adds_the_channel_and_names(rng):
-    dataset = array_source(np.zeros((4, 5, 6), np.uint8), [0, 2, 1, 2])
-    assert dataset.images.shape == (4, 5, 6, 1)
-    assert dataset.labels.dtype == np.int32
+BYTES = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6, 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"image": BYTES, "label": np.array([0, 2, 1, 2])},
+        {"label": [0, 2, 1, 2], "image": BYTES[..., 0]},
+        (BYTES, np.array([0, 2, 1, 2], np.uint64)),
+        [BYTES[..., 0], (0, 2, 1, 2)],
+    ],
+)
+def test_data_in_memory_becomes_a_dataset(data):
+    dataset = as_dataset(data)
+    np.testing.assert_array_equal(dataset.images, BYTES)
+    assert dataset.labels.dtype == np.int32 and dataset.labels.tolist() == [0, 2, 1, 2]
     assert dataset.class_names == ("0", "1", "2")
-    with pytest.raises(ValueError, match="labels must be integers, not float64"):
-        array_source(np.zeros((2, 5, 6), np.uint8), [0.0, 1.0])
-    with pytest.raises(ValueError, match="nothing in images"):
-        array_source(np.zeros((0, 5, 6, 1), np.uint8), np.zeros(0, np.int64))
+    assert as_dataset(data, NAMES).class_names == NAMES and as_dataset(dataset) is dataset
+    pair = tuple(data.values()) if isinstance(data, dict) else data
+    if not isinstance(data, dict):
+        assert array_source(*pair).labels.tolist() == [0, 2, 1, 2]
+
+
+LABELS = np.array([0, 2, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (BYTES / np.float32(255), LABELS, r"not float32 .*: give numpy.rint\(255 \* images\).astype\(numpy.uint8\)"),
+        (BYTES / 255, LABELS, r"not float64 \[4, 5, 6, 1\]: give numpy.rint"),
+        (BYTES.astype(np.float32), LABELS, r"not float32 .*: give images.astype\(numpy.uint8\)"),
+        (BYTES.astype(np.int64), LABELS, r"not int64 .*: give images.astype\(numpy.uint8\)"),
+        (BYTES / 128 - 1.5, LABELS, r"not float64 .* from -1.5 to -0.57: give the bytes .* apply_fn normalise"),
+        (BYTES > 3, LABELS, r"images must be uint8 .*, not bool \[4, 5, 6, 1\]$"),
+        (BYTES[0], LABELS, "there are 5 images, but 4 labels"),
+        (BYTES, LABELS[:, None], r"labels must be integers \[N\], not int64 \[4, 1\]: give labels\[:, 0\]"),
+        (BYTES, np.eye(3)[LABELS], r"not float64 \[4, 3\]: give labels.argmax\(1\)"),
+        (BYTES, np.eye(3, dtype=np.int64)[LABELS], r"not int64 \[4, 3\]: give labels.argmax\(1\)"),
+        (BYTES, LABELS.astype(np.float32), r"not float32 \[4\]: give labels.astype\(int\)"),
+        (BYTES, LABELS + 0.5, r"not float64 \[4\]$"),
+        (BYTES, LABELS > 1, r"not bool \[4\]$"),
+        (BYTES, LABELS.astype(str), r"labels must be integers"),
+        (BYTES, LABELS + 1, r"labels count from 0, but these are 1 to 3: give the class_names"),
+        (BYTES, LABELS - 1, r"1 labels are not in 0..1, the first is labels\[0\] = -1"),
+        (np.uint8(3), LABELS, r"not uint8 \[\]"),
+        (BYTES, 2, r"not int64 \[\]"),
+        (BYTES, LABELS[:3], "4 images, but 3 labels"),
+        (BYTES[:0], LABELS[:0], "nothing in images"),
+    ],
+)
+@pytest.mark.parametrize("door", [array_source, lambda images, labels: as_dataset({"image": images, "label": labels})])
+def test_data_that_would_train_nonsense_is_refused_with_what_would_be_right(images, labels, message, door):
+    with pytest.raises(ValueError, match=message):
+        door(images, labels)
+
+
+@pytest.mark.parametrize("label", [3, -1, 2**32, -(2**32)])
+def test_labels_beyond_the_names_are_refused_before_they_are_cast(label):
+    with pytest.raises(ValueError, match=rf"1 labels are not in 0..2, the first is labels\[1\] = {label}"):
+        as_dataset((BYTES, np.array([0, label, 1, 2])), NAMES)
+
+
+def test_other_keys_and_kinds_are_named():
+    with pytest.raises(
+        ValueError, match=r"(?s)must be \"image\" and \"label\".*- image is missing.*'images'.*\+ images is"
+    ):
+        as_dataset({"images": BYTES, "label": LABELS})
+    for data in (BYTES, (BYTES, LABELS, LABELS), None, "set"):
+        with pytest.raises(ValueError, match=r"made of .* or of a pair \(images, labels\), not of a \w+"):
+            as_dataset(data)
 
 
 @pytest.mark.parametrize("num_threads", [1, 4, None])

@@ -1,12 +1,15 @@
 """Test that what is finished is kept, and that a directory of another run is refused."""
 
 import errno
-import json
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
-from soups.experiments.workdir import Workdir, check_fields, write_json
+from soups import state
+from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 
 CONFIG = {"seeds": 1, "sweep": {"members": 24, "learning_rate": (1e-4, 1e-2)}}
 
@@ -45,13 +48,74 @@ def test_a_path_that_cannot_be_written(tmp_path):
         Workdir(tmp_path / "file" / "run", CONFIG)
 
 
-def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="Out of range float"):
-        write_json(path, {"a": float("nan")})  # not JSON
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_result_that_json_cannot_hold_leaves_nothing(tmp_path):
+    workdir = Workdir(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match=r"soups\.json cannot be written as JSON: Out of range float"):
+        workdir.stage("soups", lambda: float("nan"))
+    assert workdir.stage("soups", lambda: 5) == 5
+
+
+@pytest.mark.parametrize("file", ["config.json", "stages/soups.json"])
+def test_state_that_is_damaged_or_of_another_kind_is_named(file, tmp_path):
+    def again():
+        workdir = Workdir(tmp_path, CONFIG)
+        return [lambda: workdir.stage("soups", lambda: 6), lambda: workdir.seconds("so")]
+
+    Workdir(tmp_path, CONFIG).stage("soups", lambda: 5)
+    path = tmp_path / file
+    content = path.read_bytes()
+    for place in range(0, len(content), 5):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        for number in range(2):
+            with pytest.raises(ValueError, match=rf"{path} does not have the bytes that were written"):
+                again()[number]()
+    state.write(path, {"result": 5})
+    with pytest.raises(ValueError, match=r"its 'seconds' is not there|made with another config"):
+        again()[0]()
+
+
+@one_at_a_time
+def held(config, directory):
+    config(directory)
+
+
+def test_a_second_run_is_told_who_holds_the_workdir(tmp_path):
+    place = tmp_path / "new" / "run"
+
+    def second(directory):
+        with pytest.raises(BlockingIOError) as error:
+            held(lambda _: pytest.fail("it ran"), directory)
+        assert re.search(
+            rf"another run writes to {place}: process {os.getpid()} on {os.uname().nodename}, since \d{{4}}-\d\d-\d\d ",
+            str(error.value),
+        )
+
+    held(second, place)
+    held(lambda directory: None, place)  # it is free again
+    with pytest.raises(ZeroDivisionError):
+        held(lambda directory: 1 / 0, place)
+    held(lambda directory: None, place)
+
+
+def test_the_lock_of_a_killed_run_is_free_and_what_it_left_is_swept(tmp_path):
+    program = f"""
+import os, signal, pathlib
+from soups.files import locked
+with locked(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(tmp_path)!r}, ".lock"), "run"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == -9
+    assert (tmp_path / ".lock").read_text().startswith("process ")
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / f"soups.json.{'0' * 32}.unfinished").write_text("{")
+    held(lambda directory: Workdir(directory, CONFIG), tmp_path)
+    assert os.listdir(tmp_path / "stages") == []
+
+
+def test_a_workdir_that_cannot_be_locked_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"the workdir .*run cannot be written: .*choose another --workdir"):
+        held(lambda directory: None, tmp_path / "file" / "run")
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):

@@ -1,12 +1,12 @@
 """Make results that look like those of a real experiment: 3 seeds, 24 members, one diverged, soups that mostly help."""
 
 import html.parser
-import json
 import math
 
 import numpy as np
 import pytest
 
+from soups import state
 from soups.report import write_report
 
 SHIFTS = [f"{family}/{severity}" for family in ("rotation", "noise", "blur", "translation", "contrast", "occlusion")
@@ -226,7 +226,7 @@ def write_results(tmp_path):
     """Give a function that writes results into a directory and gives the directory."""
 
     def write(results):
-        (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+        state.write(tmp_path / "results.json", results)
         return tmp_path
 
     return write
@@ -237,7 +237,7 @@ def reported(tmp_path_factory):
     """Give the results of 3 seeds, the directory of their report, and the paths that were written."""
     directory = tmp_path_factory.mktemp("report")
     results = make_results()
-    (directory / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    state.write(directory / "results.json", results)
     return results, directory, write_report(directory)
 
 

@@ -102,8 +102,13 @@ def test_texts_are_escaped(results):
     results |= {"conclusions": [evil], "experiment": evil, "device": evil}
     results["config"] = {evil: {evil: evil}}
     results["histories"] = {"0": {evil: [{"member": evil, "score": 0.5}], "losses": [3.0, 2.0, 1.0]}}
+    results["seeds"][1] = evil  # a file may hold any text there
+    for section in ("pool", "curves", "histories", "timings"):
+        results[section][evil] = results[section].get("1", {})
+    results["histories"][evil] = {"losses": [3.0, 2.0]}
     for row in results["rows"]:
         row["name"] += evil
+        row["seed"] = evil if row["seed"] == 1 else row["seed"]
     for member in results["pool"]["0"]:
         member["config"]["optimizer"] = evil
         member["digest"] = evil

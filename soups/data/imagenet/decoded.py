@@ -22,9 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from soups import state
+from soups.data.dataset import read_example
 from soups.data.sources import UnreadableImage, View
 from soups.data.transforms import Transform, center_crop, compose, resize_shorter, to_channels
-from soups.files import cannot_write, replace_file
+from soups.files import cannot_write
 
 BLOCK = 1000  # images
 _JOURNAL = "blocks.jsonl"
@@ -126,7 +128,7 @@ def open_decoded(one: DecodedSet) -> Content:
     if not one.is_finished:
         where = f"there is no decoded set {one.folder}"
         raise FileNotFoundError(f"{where}; of several hosts the first decodes, and all of them must see its cache_dir")
-    record = json.loads((one.folder / "record.json").read_text())
+    record = _record(one)
     path = one.folder / "images.bin"
     shape = (record["count"], one.image_size, one.image_size, 3)
     if path.stat().st_size != (expected := int(np.prod(shape))):
@@ -161,7 +163,7 @@ def _write_blocks(one, advance):
     os.truncate(path, one.num_bytes)
     done = _finished_blocks(one)
     try:
-        with open(path, "r+b") as file, open(one.unfinished / _JOURNAL, "a") as journal, ThreadPoolExecutor() as pool:
+        with open(path, "r+b") as file, open(one.unfinished / _JOURNAL, "ab") as journal, ThreadPoolExecutor() as pool:
             for number, (start, stop) in enumerate(_blocks(len(one.source))):
                 if number not in done:
                     corrupt |= _write_block(one, number, file, journal, pool)
@@ -180,7 +182,7 @@ def _write_block(one, number, file, journal, pool):
     file.flush()
     if not faults:  # otherwise it is tried again the next time
         # a line of its own, even after one that was cut off
-        journal.write(f"\n{json.dumps({'block': number, 'digest': _digest(pixels)})}\n")
+        journal.write(b"\n" + state.sealed_line({"block": number, "digest": _digest(pixels)}))
         journal.flush()
     return faults
 
@@ -191,7 +193,7 @@ def _decode_block(one, pool, start, stop):
 
     def decode(row):
         try:
-            pixels[row] = transform(one.source[start + row]["image"])
+            pixels[row], _ = read_example(one.source, start + row, transform)
         except UnreadableImage as error:
             return start + row, str(error)
 
@@ -203,9 +205,9 @@ def _finished_blocks(one):
     journal = one.unfinished / _JOURNAL
     images = np.memmap(one.unfinished / "images.bin", np.uint8, "r", shape=(len(one.source), one.image_size**2 * 3))
     digests = {}
-    for line in journal.read_text().splitlines() if journal.exists() else ():
-        with contextlib.suppress(ValueError):  # the last line of a killed process may be cut off
-            entry = json.loads(line)
+    for line in journal.read_bytes().split(b"\n") if journal.exists() else ():
+        with contextlib.suppress(ValueError):  # a line that a killed process cut off, or a damaged one: not done
+            entry = state.unsealed_line(line, journal)
             digests[entry["block"]] = entry["digest"]
     blocks = _blocks(len(images))
     return {number for number, digest in digests.items() if digest == _digest(images[slice(*blocks[number])])}
@@ -226,9 +228,22 @@ def _finish(one, corrupt):
     os.truncate(path, len(kept) * one.image_size**2 * 3)
     left_out = {str(index): corrupt[index] for index in sorted(corrupt)}
     record = {"schema": _SCHEMA, "count": len(kept), "digests": digests, "left_out": left_out}
-    replace_file(one.unfinished / "record.json", json.dumps(record, indent=1) + "\n")
+    state.write(one.unfinished / "record.json", record)
     (one.unfinished / _JOURNAL).unlink(missing_ok=True)
     os.replace(one.unfinished, one.folder)
+
+
+def _record(one):
+    """Return what the record says, if it is of these images."""
+    fields = {"count": int, "digests": list, "left_out": dict}
+    try:
+        record = state.read(one.folder / "record.json", fields)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_remedy(one)}") from error
+    count, left_out = record["count"], record["left_out"]
+    if len(record["digests"]) != len(_blocks(count)) or count + len(left_out) != len(one.source):
+        raise ValueError(f"{one.folder / 'record.json'} is of other images; {_remedy(one)}")
+    return record
 
 
 def _transform(one) -> Transform:

@@ -58,7 +58,7 @@ def evaluation_sets(
     The images are read-only memory maps of the cache; `soups.data.imagenet.decoded` has its format and the transform.
     A set takes N · S² · 3 bytes: 3.9 GB for the 26,000 held-out images at 224 pixels. A run that is killed goes on
     where it was. Every byte is checked when a set is opened. `progress(what, total, unit)` is a context that gives the
-    function `advance(n)`, such as `soups.experiments.progress.progress`. `on_corrupt="count"` leaves out images that
+    function `advance(n)`, such as `soups.progress.progress`. `on_corrupt="count"` leaves out images that
     cannot be read and says so in `notes`. `crop_objectnet_border` cuts ObjectNet's red border, 2 pixels; the published
     numbers are without that, though the code that made them was meant to cut it.
 

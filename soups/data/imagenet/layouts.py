@@ -14,10 +14,10 @@ A set without its folder may lie in the same directory as TFDS prepares it (Arra
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 
+from soups.formats.text import read_json
 from soups.names import check_name
 
 SETS = ("held_out", "imagenet", "imagenet_v2", "imagenet_sketch", "imagenet_r", "objectnet", "imagenet_a")
@@ -48,7 +48,7 @@ def locate(data_dir, sets) -> dict[str, pathlib.Path | None]:
     """Return the folder of each set, None where it is prepared by TFDS; "held_out" lies in the training images.
 
     Raises:
-        ValueError: a set that does not exist, or none.
+        ValueError: a set that does not exist, or none; damaged notes of a set that TFDS prepared.
         FileNotFoundError: sets that are not there; lists all of them with the folder or the TFDS set expected.
     """
     names = [check_name(name, {*SETS, "train"}, "ImageNet set") for name in sets]
@@ -83,8 +83,9 @@ def _is_prepared(data_dir, tfds):
         return False
     name, split = tfds
     # TFDS keeps a set in NAME[/CONFIG]/VERSION; of ImageNet it prepares those splits whose archives it finds
-    infos = (json.loads(path.read_text()) for path in pathlib.Path(data_dir, name).glob("*/dataset_info.json"))
-    return any(split == entry["name"] for info in infos for entry in info.get("splits", ()))
+    infos = (read_json(path) for path in pathlib.Path(data_dir, name).glob("*/dataset_info.json"))
+    entries = (entry for info in infos for entry in info.get("splits") or ())
+    return any(isinstance(entry, dict) and entry.get("name") == split for entry in entries)
 
 
 def _expected(data_dir, name):

@@ -6,8 +6,9 @@ imagenet_to_label_2012_v2          line i (from 0) is the label of ImageNet's 20
 pytorch_to_imagenet_2012_id.json   {"place of the class, sorted by WordNet id": 2012 id, …}
 """
 
-import json
 import pathlib
+
+from soups.formats.text import read_json, read_text
 
 _FILES = (
     "folder_to_objectnet_label.json",
@@ -25,12 +26,12 @@ def object_groups(mappings, num_classes: int) -> dict[str, tuple[int, ...]]:
 
     Raises:
         FileNotFoundError: mapping files that are not there; lists them.
-        ValueError: a file that is no JSON, objects without a folder or with names that are none of the classifier's
-            classes; lists all of them.
+        ValueError: a file that is no JSON of this kind, objects without a folder or with names that are none of the
+            classifier's classes; lists all of them.
     """
     folder_labels, object_labels, lines, ids = _read(pathlib.Path(mappings))
     folders = {label: folder for folder, label in folder_labels.items()}
-    places = {number: int(place) for place, number in ids.items()}
+    places = {number: int(place) if place.isdecimal() else None for place, number in ids.items()}
     outputs = {line.strip(): places.get(number) for number, line in enumerate(lines)}
     problems, groups = [], {}
     for label, value in object_labels.items():
@@ -55,10 +56,10 @@ def _read(mappings):
 
 
 def _content(path):
-    text = path.read_text(encoding="utf-8")
     if path.suffix != ".json":
-        return text.splitlines()
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: it is no JSON ({error})") from error
+        return read_text(path).splitlines()
+    content = read_json(path)
+    kind = int if path.name == _FILES[3] else str
+    if wrong := [key for key, value in content.items() if not isinstance(value, kind)]:
+        raise ValueError(f"{path}: the value of {wrong[0]!r} must be {'a number' if kind is int else 'a text'}")
+    return content

@@ -84,7 +84,7 @@ def _open(data_dir, name, path, classes, cache_dir):
 
 def _view(data_dir, name, path, classes):
     folders, class_names, groups = folder_classes(data_dir, name, path, classes)
-    source = folder_source(path, folders)
+    source = folder_source(path, folders, upright=False)  # as the published numbers are made
     return View(source, np.arange(len(source)), source.labels, class_names, groups)
 
 

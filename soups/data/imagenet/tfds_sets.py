@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -58,13 +60,16 @@ class _Named:
         except UnreadableImage as error:
             raise UnreadableImage(f"{self.files[index]}, {error}") from error
 
+    def name(self, index: int) -> str:
+        return self.files[index]
+
     def stamp(self, indices: Iterable[int]) -> str:
         text = "\n".join([self.data, *(self.files[index] for index in indices)])
         return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def _source(name, data_dir):
-    return tfds_source(*layout(name).tfds, data_dir=data_dir)
+    return tfds_source(*layout(name).tfds, data_dir=data_dir, upright=False)  # as the published numbers are made
 
 
 def _shards(folder):
@@ -73,8 +78,11 @@ def _shards(folder):
 
 def _cached_index(source, path):
     if path is not None and path.exists():
-        with np.load(path) as arrays:
-            return arrays["labels"], arrays["files"]
+        try:
+            with np.load(path) as arrays:  # which compares its sums
+                return arrays["labels"], arrays["files"]
+        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, and the names are read again") from error
     labels, files = _index(source.records)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from soups import tree
 from soups.data import batch_indices
 from soups.evaluate import ensemble_logits, greedy_ensemble
 from soups.experiments.finetune_and_soup.setting import Setting
-from soups.experiments.progress import progress, say
+from soups.progress import counted, progress, say
 
 Row = dict[str, Any]
 
@@ -66,7 +66,6 @@ def soup_rows(setting: Setting, names: list[str], scores: Mapping[str, float]) -
         soup = greedy_soup(setting, title, names, scores, order=order)
         rows.append(_soup_row(setting, title, soup.params, soup.ingredients, len(names) * size))
     for per, title in (("model", "learned soup"), ("leaf", "learned soup, per leaf")):
-        say(title)
         soup = _learned(setting, pool, per)
         cost = (
             3 * len(soup.history) * setting.config["learned"]["batch_size"]
@@ -218,6 +217,7 @@ def _learned(setting, pool, per) -> soups.Soup:
         logits = temperature * setting.apply_fn(params, setting.training.preprocess(batch["image"]))
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
+    batches = counted(batches, f"learned soup, one weight for each {per}", steps, "steps")
     return soups.learned(pool, loss, batches, per=per, learning_rate=config["learning_rate"])
 
 

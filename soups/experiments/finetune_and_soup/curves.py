@@ -20,7 +20,7 @@ from soups.evaluate import (
 )
 from soups.experiments.finetune_and_soup.cooking import best_of, greedy_soup, mixed_logits, short
 from soups.experiments.finetune_and_soup.setting import Setting
-from soups.experiments.progress import progress, say
+from soups.progress import progress, watched
 
 
 def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
@@ -56,11 +56,10 @@ def loss_plane(setting: Setting, start: tree.Tree, names: list[str], scores: Map
     good = [name for name in names if scores[name] >= np.median(list(scores.values()))]
     degrees = angles([setting.pool[name] for name in good], start)
     other = good[int(np.argmax(degrees[good.index(best)]))]
-    say(f"loss plane through the start, {short(setting, best)} and {short(setting, other)}")
-    error = _error(setting, config["plane_examples"])
-    grid = plane_grid(
-        error, start, setting.pool[best], setting.pool[other], points_per_axis=config["plane_points"], margin=0.35
-    )
+    title = f"loss plane through the start, {short(setting, best)} and {short(setting, other)}"
+    points = config["plane_points"]
+    with watched(_error(setting, config["plane_examples"]), title, points**2, "points") as error:
+        grid = plane_grid(error, start, setting.pool[best], setting.pool[other], points_per_axis=points, margin=0.35)
     points = grid["points"]
     labels = {"base": "start", "a": short(setting, best), "b": short(setting, other), "mean": "average"}
     return grid | {"points": {label: points[key] for key, label in labels.items()}}
@@ -72,23 +71,25 @@ def pairs(setting: Setting, base: tree.Tree, names: list[str], scores: Mapping[s
     ranked = sorted(names, key=scores.get, reverse=True)
     places = np.linspace(0, len(ranked) - 1, min(config["pairs_members"], len(ranked))).round().astype(int)
     chosen = [ranked[place] for place in places]
-    say(f"barriers between {len(chosen)} members")
     members = [setting.pool[name] for name in chosen]
     labels = [short(setting, name) for name in chosen]
-    error = _error(setting, config["plane_examples"])
-    barrier = barriers(lambda params: 1.0 - error(params), members, config["barrier_ts"])
     degrees = angles(members, base)
     right = [correct(setting.logits(member, ["test"])["test"], setting.task.test.labels) for member in members]
-    diversity = [
-        {
-            "a": labels[i],
-            "b": labels[j],
-            "angle": float(degrees[i, j]),
-            "interpolation_advantage": interpolation_advantage(lambda p: 1.0 - error(p), members[i], members[j]),
-            "ratio_error": ratio_error(right[i], right[j]),
-        }
-        for i, j in itertools.combinations(range(len(chosen)), 2)
-    ]
+    combined = list(itertools.combinations(range(len(chosen)), 2))
+    error, title = _error(setting, config["plane_examples"]), f"barriers between {len(chosen)} members"
+    evaluations = len(chosen) + len(combined) * (len(config["barrier_ts"]) + 3)  # three for each advantage
+    with watched(lambda params: 1.0 - error(params), title, evaluations, "evaluations") as accuracy:
+        barrier = barriers(accuracy, members, config["barrier_ts"])
+        diversity = [
+            {
+                "a": labels[i],
+                "b": labels[j],
+                "angle": float(degrees[i, j]),
+                "interpolation_advantage": interpolation_advantage(accuracy, members[i], members[j]),
+                "ratio_error": ratio_error(right[i], right[j]),
+            }
+            for i, j in combined
+        ]
     return {
         "barriers": {"names": labels, "matrix": barrier.tolist()},
         "angles": {"names": labels, "matrix": degrees.tolist()},

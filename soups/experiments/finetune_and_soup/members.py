@@ -10,8 +10,8 @@ import numpy as np
 from soups import models, tree
 from soups.evaluate import ensemble_logits
 from soups.experiments.finetune_and_soup.setting import Setting
-from soups.experiments.progress import progress, say
 from soups.experiments.search_space import common_choices
+from soups.progress import progress, say
 from soups.train import run_sweep, sweep
 
 

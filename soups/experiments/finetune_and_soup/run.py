@@ -6,15 +6,15 @@ from typing import Any
 
 import jax
 
-from soups import models
+from soups import models, state
 from soups.data import digits_task
 from soups.evaluate import LogitCache
 from soups.experiments.finetune_and_soup import cooking, curves, members
 from soups.experiments.finetune_and_soup.setting import Setting
-from soups.experiments.progress import say
-from soups.experiments.workdir import Workdir, check_fields, write_json
+from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.pool import Pool
 from soups.processes import on_first_process
+from soups.progress import say
 from soups.report import print_table, write_report
 from soups.report.results import SCHEMA
 
@@ -45,6 +45,7 @@ FIELDS = {
 }
 
 
+@one_at_a_time
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
 
@@ -53,7 +54,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
 
     Raises:
         ValueError: a directory made with another config, or a config that does not fit the task.
-        OSError: the directory cannot be written, or the disk is full.
+        OSError: the directory cannot be written, another run works there, or the disk is full.
     """
     check_fields(config, FIELDS)
     workdir = Workdir(directory, config)
@@ -64,7 +65,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
 
 
 def _report(workdir, results) -> list[str]:
-    write_json(workdir.path / "results.json", results)
+    state.write(workdir.path / "results.json", results)
     paths = [workdir.path / "results.json", *write_report(workdir.path), workdir.path / "pool", workdir.path / "soups"]
     print_table(results)
     for path in paths:

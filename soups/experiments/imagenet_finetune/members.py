@@ -12,9 +12,9 @@ from soups.data.batches import loader
 from soups.data.transforms import center_crop, compose, resize_shorter, to_channels
 from soups.experiments.imagenet_finetune.search import augmentation
 from soups.experiments.imagenet_finetune.setting import Setting
-from soups.experiments.progress import progress, say
 from soups.pool import digest
 from soups.processes import on_first_process
+from soups.progress import progress, say
 from soups.train.lanes import finetune_lanes, groups_of, lane_programs, lane_shares, losses_path, take_lane
 from soups.train.loop import num_steps
 from soups.train.probe import extract_features, probe_on_features

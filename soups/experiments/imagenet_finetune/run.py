@@ -18,13 +18,13 @@ from soups.evaluate import LogitCache
 from soups.experiments.imagenet_finetune import members
 from soups.experiments.imagenet_finetune.search import draw_members
 from soups.experiments.imagenet_finetune.setting import DTYPES, Setting, mesh_of, training_of
-from soups.experiments.progress import progress, say
-from soups.experiments.workdir import Workdir, check_fields
+from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.models.architectures import architecture
 from soups.models.import_weights import import_weights
 from soups.names import check_name
 from soups.pool import Pool, load_checkpoint
 from soups.processes import all_or_none
+from soups.progress import progress, say
 
 FIELDS = {
     "": ("experiment", "name", "seed", "data_dir", "cache_dir", "arch", "start"),
@@ -59,6 +59,7 @@ FIELDS = {
 }
 
 
+@one_at_a_time
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths of the pools.
 
@@ -71,7 +72,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
             devices, start weights that do not fit the architecture or the classes of the data; all before any long
             work.
         FileNotFoundError: no data or start weights there; all data that is missing is listed.
-        OSError: the directory cannot be written, or the disk is full.
+        OSError: the directory cannot be written, another run works there, or the disk is full.
     """
     _check(config)
     workdir = Workdir(directory, config)

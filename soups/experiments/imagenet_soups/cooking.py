@@ -12,9 +12,9 @@ from soups import tree
 from soups.data import batch_indices
 from soups.evaluate import accuracy, greedy_ensemble
 from soups.experiments.imagenet_soups.setting import Row, Setting, stage_of
-from soups.experiments.progress import progress, say
 from soups.pool import Pool, digest
 from soups.processes import on_first_process
+from soups.progress import counted, progress, say
 from soups.recipes.speculative import greedy_speculative
 
 
@@ -102,7 +102,6 @@ def greedy_orders(setting: Setting, names: Sequence[str]) -> dict[str, list[str]
 def learned_row(setting: Setting, digests: Mapping[str, str], per: str) -> tuple[Row, list[float]]:
     """Learn the mixing weights on the held-out set, one for each member or one for each leaf; give row and losses."""
     title = {"model": "learned soup", "leaf": "learned soup, per leaf"}[per]
-    say(title)
     config, data = setting.config["learned"], setting.datasets["held_out"]
     steps = max(1, round(config["epochs"] * len(data) / config["batch_size"]))
     order = batch_indices(len(data), config["batch_size"], steps, setting.config["seed"])
@@ -114,6 +113,7 @@ def learned_row(setting: Setting, digests: Mapping[str, str], per: str) -> tuple
 
     options = {"per": per, "learning_rate": config["learning_rate"], "dtype": "float32"}
     journal = setting.workdir.path / "journals" / f"{slug(title)}.jsonl"
+    batches = counted(batches, title, steps, "steps")
     soup = soups.learned(_all_at_once(setting, digests), loss, batches, journal=journal, **options)
     row = _soup_row(setting, title, lambda: soup.params, soup.ingredients, digests)
     return row | {"temperature": soup.temperature}, soup.history

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from soups import tree
-from soups.experiments.progress import say
 from soups.models.architectures import architecture
 from soups.models.import_weights import imported_members
 from soups.pool import Pool
+from soups.progress import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

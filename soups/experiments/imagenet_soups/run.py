@@ -9,18 +9,19 @@ from typing import Any
 
 import jax
 
+from soups import state
 from soups.data.imagenet import SETS, count_notes, evaluation_sets, held_out_kind, imagenet_sources
 from soups.data.imagenet.layouts import locate
 from soups.evaluate import LogitCache
 from soups.experiments.imagenet_soups import cooking
 from soups.experiments.imagenet_soups.members import open_members
 from soups.experiments.imagenet_soups.setting import Setting
-from soups.experiments.progress import progress, say
-from soups.experiments.workdir import Workdir, check_fields, write_json
+from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.models.architectures import architecture
 from soups.names import check_name
 from soups.pool import Pool, kept_dtype
 from soups.processes import all_or_none, on_first_process
+from soups.progress import progress, say
 from soups.report.imagenet.page import write_imagenet_report
 from soups.report.imagenet.results import SCHEMA
 from soups.report.imagenet.tables import print_imagenet_table
@@ -38,6 +39,7 @@ MEMBERS_DTYPES = ("auto", "float32", "bfloat16")
 ROUNDED = "every member was rounded to {}, so that the memory holds all; the published numbers are of float32"
 
 
+@one_at_a_time
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
 
@@ -48,7 +50,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
         ValueError: a directory made with another config, unknown names in it, members that do not fit the architecture
             or the classes of the data, a corrupt image; all before the first member is measured.
         FileNotFoundError: no data, pool or files there; all that is missing is listed.
-        OSError: the directory cannot be written, or the disk is full.
+        OSError: the directory cannot be written, another run works there, or the disk is full.
     """
     _check(config)
     with _matmul_precision(config["evaluate"]["precision"]):
@@ -174,7 +176,7 @@ def _path(setting, members):
 
 
 def _report(workdir, results) -> list[str]:
-    write_json(workdir.path / "results.json", results)
+    state.write(workdir.path / "results.json", results)
     paths = [workdir.path / "results.json", *write_imagenet_report(results, workdir.path), workdir.path / "soups"]
     print_imagenet_table(results)
     for path in paths:

@@ -21,9 +21,9 @@ from soups.experiments.multi_task.networks import (
     stacked,
     unstacked,
 )
-from soups.experiments.progress import progress, say
 from soups.experiments.workdir import Workdir
 from soups.pool import Pool
+from soups.progress import progress, say
 from soups.train import Training, finetune
 from soups.train.loop import jit_step, member_indices
 

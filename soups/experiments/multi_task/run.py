@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import soups
+from soups import state
 from soups.experiments.finetune_and_soup import members
 from soups.experiments.multi_task.data import tasks_from_digits
 from soups.experiments.multi_task.members import Scene, fine_tuned, jointly_trained, members_of, probed
 from soups.experiments.multi_task.methods import METHODS, why_not
 from soups.experiments.multi_task.networks import Networks, split_head, unstacked
 from soups.experiments.multi_task.search import baseline_row, kit_of, method_row, trunk_bytes
-from soups.experiments.progress import say
-from soups.experiments.workdir import Workdir, check_fields, write_json
+from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.names import check_name
 from soups.pool import Pool
+from soups.progress import say
 from soups.report.tasks.results import BASE, JOINT, MEMBERS, SCHEMA
 from soups.report.tasks.tables import print_tasks_table
 from soups.report.tasks.write import write_tasks_report
@@ -32,13 +33,14 @@ FIELDS = {
 }
 
 
+@one_at_a_time
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
 
     Raises:
         ValueError: a directory made with another config; an unknown field, task, method or setting; fewer than two
             tasks; more images than there are.
-        OSError: the directory cannot be written, or the disk is full.
+        OSError: the directory cannot be written, another run works there, or the disk is full.
     """
     check_config(config)
     workdir = Workdir(directory, config)
@@ -46,7 +48,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     scenes = [_scene(config, seed, workdir, networks) for seed in range(config["seeds"])]  # checks before long work
     outcomes = {scene.seed: _one_seed(scene) for scene in scenes}
     results = _results(config, workdir, scenes, outcomes)
-    write_json(workdir.path / "results.json", results)
+    state.write(workdir.path / "results.json", results)
     paths = [workdir.path / "results.json", *write_tasks_report(results, workdir.path)]
     paths += [workdir.path / name for name in ("pool", "merged")]
     print_tasks_table(results)

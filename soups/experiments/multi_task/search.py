@@ -13,7 +13,7 @@ from soups import tree
 from soups.experiments.multi_task.members import Scene, Trunks, members_of, trunk_of
 from soups.experiments.multi_task.methods import METHODS, Kit, Merged
 from soups.experiments.multi_task.networks import bundled
-from soups.experiments.progress import say
+from soups.progress import say
 from soups.train import sweep
 
 Row = dict[str, Any]

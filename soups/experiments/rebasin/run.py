@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from soups import state
 from soups.data import digits_task
-from soups.experiments.progress import say
 from soups.experiments.rebasin.paths import MATCHINGS, matched_row
 from soups.experiments.rebasin.soups import soup_rows
 from soups.experiments.rebasin.trial import KINDS, Network, Trial, train_members
-from soups.experiments.workdir import Workdir, check_fields, write_json
+from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.names import check_name
 from soups.pool import Pool
 from soups.processes import on_first_process
+from soups.progress import say
 from soups.report.rebasin.page import write_rebasin_report
 from soups.report.rebasin.tables import SCHEMA, print_rebasin_table
 
@@ -31,6 +32,7 @@ FIELDS = {
 NETWORK_FIELDS = ("kind", "widths", "members", "learning_rate", "epochs", "matchings", "soup_sizes")
 
 
+@one_at_a_time
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
 
@@ -40,7 +42,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
         ValueError: a config with other fields, unknown kinds or matchings, too few members for the pairs or the soups,
             fewer than three or an even number of points, more images than there are; a directory of another config;
             members that diverged.
-        OSError: the directory cannot be written, or the disk is full.
+        OSError: the directory cannot be written, another run works there, or the disk is full.
     """
     check_config(config)
     workdir = Workdir(directory, config)
@@ -87,7 +89,7 @@ def _ordered(networks) -> list[str]:
 
 
 def _report(workdir, results) -> list[str]:
-    write_json(workdir.path / "results.json", results)
+    state.write(workdir.path / "results.json", results)
     print_rebasin_table(results)
     paths = [workdir.path / "results.json", *write_rebasin_report(results, workdir.path), workdir.path / "pools"]
     for path in paths:

@@ -16,10 +16,10 @@ from flax import linen as nn
 from soups import models, tree
 from soups.data import Task
 from soups.evaluate import Evaluator
-from soups.experiments.progress import progress
 from soups.experiments.workdir import Workdir
 from soups.models.functional import as_variables
 from soups.pool import Pool
+from soups.progress import progress
 from soups.recipes.permutation import Spec
 from soups.train import Training, finetune
 from soups.train.loop import jit_step, member_indices

@@ -19,7 +19,7 @@ def test_groups_follow_the_folders(mappings):
 
 def test_missing_and_broken_files(mappings):
     (mappings / "objectnet_to_imagenet_1k.json").write_text("{")
-    with pytest.raises(ValueError, match=r"objectnet_to_imagenet_1k\.json: it is no JSON"):
+    with pytest.raises(ValueError, match=r"objectnet_to_imagenet_1k\.json is not valid JSON"):
         object_groups(mappings, 12)
     for name in ("objectnet_to_imagenet_1k.json", "imagenet_to_label_2012_v2"):
         (mappings / name).unlink()

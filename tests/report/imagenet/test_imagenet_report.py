@@ -3,13 +3,13 @@
 import copy
 import html
 import io
-import json
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from soups import state
 from soups.report import report_again, style
 from soups.report.imagenet import draw
 from soups.report.imagenet.page import page, write_imagenet_report
@@ -99,7 +99,7 @@ def test_page_is_whole_and_has_the_numbers(published_results, written, tag_reade
 
 
 def test_the_same_results_give_the_same_bytes_again(published_results, written, tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps(published_results))
+    state.write(tmp_path / "results.json", published_results)
     for old, new in zip(written[1], report_again(tmp_path), strict=True):
         with open(old, "rb") as one:
             assert one.read() == new.read_bytes()

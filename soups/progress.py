@@ -1,0 +1,133 @@
+"""Show how far a run is: a bar on a terminal, plain lines elsewhere, by the first process alone."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from soups.lazy import jax
+
+_EVERY = 100  # of more units than these not each has a line, but one a second
+_TOGETHER = 0.1  # reports that follow each other within this part of the time before them came together
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Return a function that reports `n` more finished units, with rate and time to go; an earlier run finished `done`.
+
+    Units that were finished together, as the members of one program are, count as finished over the time before them;
+    so the time to go is known from the second such report on. What comes before the first one, when programs are
+    compiled, counts only until there is a better measure.
+    """
+    show = _bar if sys.stdout.isatty() and jax.process_index() == 0 else _lines
+    with show(what, total, unit, done) as advance:
+        yield advance
+
+
+def counted(items: Iterable, what: str, total: int, unit: str) -> Iterator:
+    """Return the items one by one, and show how many of `total` were taken and worked on."""
+    with progress(what, total, unit) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+@contextlib.contextmanager
+def watched(function: Callable, what: str, total: int, unit: str) -> Iterator[Callable]:
+    """Return the function, and show how many of its `total` calls are done."""
+    with progress(what, total, unit) as advance:
+
+        def call(*arguments):
+            result = function(*arguments)
+            advance(1)
+            return result
+
+        yield call
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _bar(what, total, unit, done):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}, {{task.fields[rate]}}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA {task.fields[left]}"),
+    ]
+    pace = _Pace(total, done)
+    with Progress(*columns, console=Console()) as bars:
+        task = bars.add_task(what, total=total, completed=done, rate="", left="?")
+
+        def advance(number):
+            pace.add(number)
+            bars.update(task, advance=number, rate=pace.speed, left=pace.left)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _lines(what, total, unit, done):
+    pace = _Pace(total, done)
+    if done:
+        say(f"{what}: {done}/{total} {unit} were finished before")
+
+    shown = -1.0
+
+    def advance(number):
+        nonlocal shown
+        pace.add(number)
+        if total > _EVERY and pace.elapsed < shown + 1 and pace.done < total:
+            return
+        shown = pace.elapsed
+        say(f"{what}: {pace.done}/{total} {unit}, {pace.elapsed:.0f} s, {pace.speed}, ETA {pace.left}")
+
+    yield advance
+
+
+class _Pace:
+    """Count units and how fast they are finished, by the groups of reports that came together and are complete."""
+
+    def __init__(self, total, done):
+        self._total, self._before, self.done = total, done, done
+        self._start, self.elapsed, self._rate = time.monotonic(), 0.0, 0.0
+        self._begin = self._end = self._gap = None  # of the newest group: when it began, ended, and was waited for
+        self._first = None  # when the first group ended, and how many units there were
+
+    def add(self, number):
+        now = self.elapsed = time.monotonic() - self._start
+        if number and self._begin is None:
+            self._begin = self._gap = now
+        elif number and now - self._begin > _TOGETHER * self._gap:
+            self._close()
+            self._begin, self._gap = now, now - self._begin
+        if number:
+            self._end = now
+        self.done += number
+
+    def _close(self):
+        if self._first is None:
+            self._first = self._end, self.done
+            units, seconds = self.done - self._before, self._begin
+        else:
+            units, seconds = self.done - self._first[1], self._begin - self._first[0]
+        self._rate = units / max(seconds, 1e-9)
+
+    @property
+    def speed(self):
+        return f"{self._rate:.3g}/s" if self._rate else "?"
+
+    @property
+    def left(self):
+        if self.done >= self._total:
+            return "0 s"
+        return f"{(self._total - self.done) / self._rate:.0f} s" if self._rate else "?"
