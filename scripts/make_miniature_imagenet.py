@@ -22,7 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     import jax
     from imagenet_miniature import make_miniature
 
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax"))  # the training step is needed twice
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the training step is needed twice
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax"))
     try:
         print(make_miniature(options.directory, options.seed, options.scale))
     except (ValueError, OSError) as error:

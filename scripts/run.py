@@ -12,6 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from soups.cli.environment import preferred
 from soups.experiments import EXPERIMENTS, OF_SEVERAL_PROCESSES
 from soups.names import check_name
 
@@ -29,10 +30,8 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO if _DEBUG.value else logging.WARNING)
-    # one device for each core lets a sweep train that many members side by side; ignored where there is an accelerator
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    for name, value in preferred(os.environ).items():
+        jax.config.update(name, value)
     try:
         _connect()
         config = _CONFIG.value.to_dict()
