@@ -4,8 +4,6 @@ import dataclasses
 import io
 import json
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -81,7 +79,7 @@ def _cached_index(source, path):
         try:
             with np.load(path) as arrays:  # which compares its sums
                 return arrays["labels"], arrays["files"]
-        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # of broken files zipfile and NumPy raise errors of many kinds
             raise ValueError(f"{path} is damaged ({error}): delete it, and the names are read again") from error
     labels, files = _index(source.records)
     if path is not None:

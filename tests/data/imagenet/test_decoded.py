@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from soups import state
 from soups.data.imagenet import decoded
 from soups.data.imagenet.decoded import check_space, decode_once, decoded_set, open_decoded
 from soups.data.sources import UnreadableImage, View, folder_source
@@ -178,6 +179,47 @@ def test_a_flipped_bit_is_named(photos, place):
     block = {0: r"0\.\.2", 200: r"0\.\.2"}.get(place, r"6\.\.6")
     with pytest.raises(ValueError, match=rf"images\.bin: images {block} are not what was written \(1 blocks\); delete"):
         open_decoded(one)
+
+
+def _flipped(path, place):
+    content = path.read_bytes()
+    path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
+    return content
+
+
+def test_every_flipped_byte_of_the_record_is_named(photos):
+    _truncate(photos / "a" / "2.jpg")
+    one = _set(photos)
+    _decode(one, "count")
+    record = one.folder / "record.json"
+    for place in range(record.stat().st_size):
+        content = _flipped(record, place)
+        with pytest.raises(ValueError, match=rf"{record} does not have the bytes .*; delete {one.folder} to decode"):
+            open_decoded(one)
+        record.write_bytes(content)
+    assert len(open_decoded(one).images) == 6
+
+
+@pytest.mark.parametrize(
+    "changes", [{"count": 6}, {"digests": []}, {"left_out": {"0": "x"}}, {"count": "7"}, {"digests": None}]
+)
+def test_a_record_of_other_images_is_named(photos, changes):
+    one = _set(photos)
+    _decode(one)
+    state.write(one.folder / "record.json", state.read(one.folder / "record.json") | changes)
+    with pytest.raises(ValueError, match=r"record\.json is (of other images|state of another kind: .*); delete"):
+        open_decoded(one)
+
+
+def test_a_flipped_byte_in_the_list_of_blocks_has_the_block_decoded_again(photos, monkeypatch):
+    one = _set(photos)
+    _killed_after_a_block(one)
+    blocks = one.unfinished / "blocks.jsonl"
+    _flipped(blocks, blocks.stat().st_size // 2)
+    reads = _count_reads(monkeypatch)
+    _decode(one)
+    assert sorted(reads) == [0, 1, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(open_decoded(one).images, _expected(photos))
 
 
 def test_a_cut_off_file_is_named(photos):

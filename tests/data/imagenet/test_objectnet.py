@@ -29,6 +29,25 @@ def test_missing_and_broken_files(mappings):
         object_groups(mappings, 12)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("folder_to_objectnet_label.json", "[]", "is not a JSON object"),
+        ("objectnet_to_imagenet_1k.json", '{"Mug": 2}', "the value of 'Mug' must be a text"),
+        ("pytorch_to_imagenet_2012_id.json", '{"1": "2"}', "the value of '1' must be a number"),
+        ("pytorch_to_imagenet_2012_id.json", '{"one": 2}', "files do not fit together"),
+        ("imagenet_to_label_2012_v2", "\xff", "files do not fit together"),
+    ],
+)
+def test_content_of_another_kind(name, content, message, mappings):
+    (mappings / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        object_groups(mappings, 12)
+    (mappings / name).write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(ValueError, match=f"{name} is not text in UTF-8"):
+        object_groups(mappings, 12)
+
+
 def test_names_that_do_not_fit_are_all_listed(mappings):
     objects = {"Mug": "name 2; cup", "Clock": "name 3", "Zebra toy": "name 10"}
     (mappings / "objectnet_to_imagenet_1k.json").write_text(json.dumps(objects))

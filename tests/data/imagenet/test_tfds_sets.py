@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import pickle
 
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from soups.data.imagenet import evaluation_sets, held_out_split, imagenet_sources, train_source
 from soups.data.imagenet.held_out import split_files
+from soups.data.imagenet.layouts import locate
 from soups.data.imagenet.tfds_sets import open_tfds
 from soups.data.sources import UnreadableImage
 
@@ -104,6 +106,38 @@ def test_the_cache_keeps_the_names(prepared, tmp_path, monkeypatch):
     second = imagenet_sources(prepared, ["imagenet_r"], cache_dir=tmp_path / "cache")["imagenet_r"]
     assert (second.files, second.labels.tolist(), second.stamp()) == (first.files, [0, 1, 2], first.stamp())
     assert second.take(np.array([0, 1])).stamp() != first.stamp()
+
+
+def test_a_damaged_cache_of_names_is_named(prepared, tmp_path):
+    first = imagenet_sources(prepared, ["imagenet_r"], cache_dir=tmp_path)["imagenet_r"]
+    (cache,) = tmp_path.glob("*.npz")
+    content, named = cache.read_bytes(), 0
+    for place in range(0, len(content), 41):
+        cache.write_bytes(content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :])
+        try:
+            assert imagenet_sources(prepared, ["imagenet_r"], cache_dir=tmp_path)["imagenet_r"].files == first.files
+        except ValueError as error:  # other places are those of dates
+            assert f"{cache} is damaged" in str(error)
+            named += 1
+    assert named > len(content) / 41 / 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\0"])
+def test_a_damaged_description_of_a_set_is_named(text, tmp_path):
+    (tmp_path / "imagenet_r" / "3.0.0").mkdir(parents=True)
+    (tmp_path / "imagenet_r" / "3.0.0" / "dataset_info.json").write_text(text)
+    with pytest.raises(ValueError, match=r"dataset_info\.json is (empty|not)"):
+        locate(tmp_path, ["imagenet_r"])
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"splits": None}, {"splits": [1, None, {"x": 1}]}, {"splits": [{"name": "train"}]}]
+)
+def test_a_description_without_the_split_is_no_set(content, tmp_path):
+    (tmp_path / "imagenet_r" / "3.0.0").mkdir(parents=True)
+    (tmp_path / "imagenet_r" / "3.0.0" / "dataset_info.json").write_text(json.dumps(content))
+    with pytest.raises(FileNotFoundError, match="ImageNet sets are missing"):
+        locate(tmp_path, ["imagenet_r"])
 
 
 def test_labels_go_by_name(prepared, tiny):
