@@ -8,7 +8,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -21,21 +21,28 @@ from soups.names import did_you_mean
 from soups.processes import on_first_process
 
 
-def one_at_a_time(run: Callable) -> Callable:
-    """Wrap a function of (config, directory) so that it holds the lock of the directory while it runs.
+@contextlib.contextmanager
+def held(directory: str | os.PathLike) -> Iterator[None]:
+    """Hold the lock of a workdir, a file in it that says who holds it; that of a killed process is free.
 
-    The lock is a file in the directory that says who holds it; that of a killed process is free. Of several JAX
-    processes the first one holds it for all.
+    Of several JAX processes the first one holds it for all.
 
     Raises:
-        BlockingIOError: from the function: another run works there; the message says which process, where, since when.
+        BlockingIOError: another run works there; the message says which process, where and since when.
+        OSError: the workdir cannot be written.
     """
+    place = pathlib.Path(directory).absolute()
+    with contextlib.ExitStack() as stack:
+        on_first_process(lambda: _hold(place, stack))
+        yield
+
+
+def one_at_a_time(run: Callable) -> Callable:
+    """Wrap a function of (config, directory) so that it holds the lock of the directory while it runs."""
 
     @functools.wraps(run)
     def alone(config, directory):
-        place = pathlib.Path(directory).absolute()
-        with contextlib.ExitStack() as held:
-            on_first_process(lambda: _hold(place, held))
+        with held(directory):
             return run(config, directory)
 
     return alone
@@ -138,9 +145,9 @@ def check_fields(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]])
         raise ValueError("the config has other fields than the experiment:\n" + "\n".join(lines))
 
 
-def _hold(place, held):
+def _hold(place, stack):
     try:
-        held.enter_context(locked(place, place / ".lock", "run"))
+        stack.enter_context(locked(place, place / ".lock", "run"))
     except BlockingIOError:
         raise
     except OSError as error:

@@ -85,6 +85,12 @@ def test_every_extension_has_its_decoder(tmp_path, pixels):
         assert alike(read_image(path, "x"), pixels, 12 if kind in ("JPEG", "WEBP") else 0), kind
 
 
+def test_no_other_place_opens_images():
+    files = (file for room in ("soups", "scripts") for file in (ROOT / room).rglob("*.py"))
+    found = [file for file in files if "Image.open(" in file.read_text() and "benchmarks" not in file.parts]
+    assert found == [ROOT / "soups" / "data" / "images.py"]
+
+
 @pytest.mark.parametrize("name", ["x.png", "x.JPEG", "x.tif", "x.ppm"])
 def test_no_ghostscript_is_started_whatever_a_file_is_called(read, name, monkeypatch):
     started = []

@@ -75,7 +75,7 @@ def test_state_that_is_damaged_or_of_another_kind_is_named(file, tmp_path):
 
 
 @one_at_a_time
-def held(config, directory):
+def run(config, directory):
     config(directory)
 
 
@@ -84,17 +84,17 @@ def test_a_second_run_is_told_who_holds_the_workdir(tmp_path):
 
     def second(directory):
         with pytest.raises(BlockingIOError) as error:
-            held(lambda _: pytest.fail("it ran"), directory)
+            run(lambda _: pytest.fail("it ran"), directory)
         assert re.search(
             rf"another run writes to {place}: process {os.getpid()} on {os.uname().nodename}, since \d{{4}}-\d\d-\d\d ",
             str(error.value),
         )
 
-    held(second, place)
-    held(lambda directory: None, place)  # it is free again
+    run(second, place)
+    run(lambda directory: None, place)  # it is free again
     with pytest.raises(ZeroDivisionError):
-        held(lambda directory: 1 / 0, place)
-    held(lambda directory: None, place)
+        run(lambda directory: 1 / 0, place)
+    run(lambda directory: None, place)
 
 
 def test_the_lock_of_a_killed_run_is_free_and_what_it_left_is_swept(tmp_path):
@@ -108,14 +108,14 @@ with locked(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(tmp_path)!r}, ".l
     assert (tmp_path / ".lock").read_text().startswith("process ")
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / f"soups.json.{'0' * 32}.unfinished").write_text("{")
-    held(lambda directory: Workdir(directory, CONFIG), tmp_path)
+    run(lambda directory: Workdir(directory, CONFIG), tmp_path)
     assert os.listdir(tmp_path / "stages") == []
 
 
 def test_a_workdir_that_cannot_be_locked_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"the workdir .*run cannot be written: .*choose another --workdir"):
-        held(lambda directory: None, tmp_path / "file" / "run")
+        run(lambda directory: None, tmp_path / "file" / "run")
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
