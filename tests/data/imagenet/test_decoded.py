@@ -187,12 +187,12 @@ def _flipped(path, place):
     return content
 
 
-def test_every_flipped_byte_of_the_record_is_named(photos):
+def test_a_flipped_byte_of_the_record_is_named(photos):
     _truncate(photos / "a" / "2.jpg")
     one = _set(photos)
     _decode(one, "count")
     record = one.folder / "record.json"
-    for place in range(record.stat().st_size):
+    for place in range(0, record.stat().st_size, 11):
         content = _flipped(record, place)
         with pytest.raises(ValueError, match=rf"{record} does not have the bytes .*; delete {one.folder} to decode"):
             open_decoded(one)
