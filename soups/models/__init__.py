@@ -4,6 +4,7 @@ from soups.models.architectures import ARCHITECTURES as ARCHITECTURES
 from soups.models.architectures import Architecture as Architecture
 from soups.models.architectures import architecture as architecture
 from soups.models.batch_stats import reestimate_batch_stats as reestimate_batch_stats
+from soups.models.batch_stats import running_stats_fn as running_stats_fn
 from soups.models.batch_stats import stats_fn as stats_fn
 from soups.models.bottleneck_resnet import BottleneckResNet as BottleneckResNet
 from soups.models.clip_text import import_text_tower as import_text_tower

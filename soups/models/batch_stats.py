@@ -1,33 +1,68 @@
 """Measure BatchNorm statistics again, which a soup needs: the average of its members' statistics is not its own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 
-from soups.models.functional import as_variables
+from soups import tree
+from soups.models.functional import as_variables, normalizer
+from soups.models.nnx import batch_statistics
+from soups.names import bounded
 from soups.tree import Tree
 
 
-def stats_fn(model: nn.Module) -> Callable:
+def stats_fn(
+    model: nn.Module | nnx.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Callable:
     """Return `stats(params, inputs) -> batch_stats`, the means and biased variances of exactly this batch.
 
-    Every layer sees the batch normalised by itself, as in training, and no running average enters.
+    Every BatchNorm, whatever its momentum, sees the batch normalised by itself as in training, and no running average
+    enters; dropout is off. Of another library's network, see `running_stats_fn`.
 
-    Raises:
-        ValueError: a model without a field `momentum`, that of its BatchNorm layers.
+    Args:
+        model: a Linen module, called as `model(inputs, train=False)`, or an NNX one, whose weights are as `from_nnx`
+            gives them.
+        mean, std: those of `apply_fn`; inputs are normalised and checked as there, with the same errors.
+
+    Raises (when called):
+        ValueError: weights without BatchNorm statistics, or statistics that no `BatchNorm` of Flax keeps.
     """
-    if not hasattr(model, "momentum"):
-        raise ValueError(f"{type(model).__name__} has no field 'momentum', so no BatchNorm statistics to measure")
-    fresh = model.clone(momentum=0.0)
+    normalized = normalizer(mean, std)
+    measure = batch_statistics(model) if isinstance(model, nnx.Module) else _of_linen(model)
 
     def stats(params, inputs):
-        # from zeros, because 0 · nan is nan and a member's old statistics may have diverged
-        variables = {**as_variables(params), "batch_stats": jax.tree.map(jnp.zeros_like, params["batch_stats"])}
-        _, state = fresh.apply(variables, inputs, train=True, mutable=["batch_stats"])
-        return state["batch_stats"]
+        fresh, measured = measure(_from_zeros(params), normalized(inputs))
+        if lost := [name for name in tree.names(fresh) if name.rpartition("/")[0] not in measured]:
+            raise ValueError(
+                f"these statistics are not those of a BatchNorm of Flax, or it was not called:\n{bounded(lost)}\n"
+                "Measure them with running_stats_fn."
+            )
+        return fresh
+
+    return stats
+
+
+def running_stats_fn(update: Callable[[Tree, Tree], Tree]) -> Callable:
+    """Return `stats(params, inputs) -> batch_stats` of any network, of Equinox or Haiku or of one's own.
+
+    What is measured is how running averages move: new = m · old + (1 − m) · batch for zeros and ones in the place of
+    the old ones tells m and the batch's, to about 1e-7 / (1 − m) of their size.
+
+    Args:
+        update: gives `params` as they are after a forward pass in training, such as
+            `lambda params, inputs: train_apply(params, inputs, key)[1]`. The batch itself must normalise it. Statistics
+            that it leaves as they are become NaN.
+    """
+
+    def stats(params, inputs):
+        zeros = _from_zeros(params)
+        ones = {**zeros, "batch_stats": jax.tree.map(jnp.ones_like, zeros["batch_stats"])}
+        low, high = (update(start, inputs)["batch_stats"] for start in (zeros, ones))
+        return jax.tree.map(lambda low, high: low / (1 - (high - low)), low, high)
 
     return stats
 
@@ -43,18 +78,45 @@ def reestimate_batch_stats(stats: Callable, params: Tree, batches: Iterable) -> 
     Raises:
         ValueError: weights without BatchNorm statistics, or no batches.
     """
-    if "batch_stats" not in params:
-        raise ValueError("these weights have no 'batch_stats': a network without BatchNorm needs no re-estimation")
+    old = _from_zeros(params)["batch_stats"]
     measure = jax.jit(stats)
     count, pooled = 0, None
     for inputs in batches:
         batch = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), measure(params, inputs))
-        count += inputs.shape[0]
-        pooled = batch if pooled is None else _pool(pooled, batch, inputs.shape[0] / count)
+        size = jax.tree.leaves(inputs)[0].shape[0]
+        count += size
+        pooled = batch if pooled is None else _pool(pooled, batch, size / count)
     if pooled is None:
         raise ValueError("no batches were given: BatchNorm statistics need at least one")
-    cast = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), pooled, params["batch_stats"])
+    cast = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), pooled, old)
     return {**params, "batch_stats": cast}
+
+
+def _from_zeros(params):
+    """Return the weights with statistics of zero, as 0 · nan is nan and a member's old ones may have diverged."""
+    if "batch_stats" not in params:
+        raise ValueError("these weights have no 'batch_stats': a network without BatchNorm needs no re-estimation")
+    return {**params, "batch_stats": jax.tree.map(jnp.zeros_like, params["batch_stats"])}
+
+
+def _of_linen(model):
+    def measure(params, inputs):
+        measured = set()
+
+        def intercept(call, args, kwargs, context):
+            layer = context.module
+            if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
+                return call(*args, **kwargs)
+            measured.add("/".join(layer.path))
+            for field, value in (("momentum", 0.0), ("use_running_average", None)):
+                object.__setattr__(layer, field, value)  # of this call's own copy
+            return call(*args[:1], **{**kwargs, "use_running_average": False})
+
+        with nn.intercept_methods(intercept):
+            _, state = model.apply(as_variables(params), inputs, train=False, mutable=["batch_stats"])
+        return state["batch_stats"], measured
+
+    return measure
 
 
 def _pool(old, new, weight):

@@ -25,13 +25,12 @@ def apply_fn(model: nn.Module, mean: Sequence[float] | None = None, std: Sequenc
     """Return `apply(params, inputs) -> logits [B, C]` in float32, in evaluation mode.
 
     `mean`, `std`: of each channel, the last axis; given, the network sees (inputs − mean) / std, in float32. `apply`
-    raises a ValueError for inputs that are not floats, as raw bytes in 0..255 would give silly logits, or that have
-    another number of channels.
+    raises a ValueError for inputs as `normalizer` does.
 
     Raises:
         ValueError: only one of `mean` and `std`, not one of each for a channel, or a `std` that is not positive.
     """
-    normalized = _normalizer(mean, std)
+    normalized = normalizer(mean, std)
 
     def apply(params, inputs):
         inputs = normalized(inputs)
@@ -49,7 +48,7 @@ def train_apply_fn(
     statistics; a network without state returns the params it was given. Inputs are normalised and checked as in
     `apply_fn`, with the same errors.
     """
-    normalized = _normalizer(mean, std)
+    normalized = normalizer(mean, std)
 
     def train_apply(params, inputs, key):
         inputs = normalized(inputs)
@@ -66,17 +65,27 @@ def as_variables(params: Tree) -> Tree:
     return params if "params" in params else {"params": params}
 
 
-def _normalizer(mean, std):
+def normalizer(mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Callable:
+    """Return `normalized(inputs)`, through which whatever takes a network sends its inputs: (inputs − mean) / std.
+
+    Inputs are any pytree, with `mean` and `std` one array, whose last axis is the channels. `normalized` raises a
+    ValueError for arrays that are neither floats nor booleans, as raw bytes in 0..255 would give silly outputs, or that
+    have another number of channels. Integers of 32 bits or more on at most two axes pass: they are tokens.
+
+    Raises:
+        ValueError: only one of `mean` and `std`, not one of each for a channel, or a `std` that is not positive.
+    """
     if mean is None and std is None:
-        return _checked_floats
+        return _checked
     if mean is None or std is None:
         raise ValueError("inputs are normalised with both mean and std: give both or neither")
-    if len(mean) != len(std) or min(std) <= 0:
+    if len(mean) != len(std) or not all(0 < number < np.inf for number in std) or not np.isfinite(mean).all():
         raise ValueError(f"mean and std need a number for each channel, std positive ones, not {mean} and {std}")
     shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def normalized(inputs):
-        _checked_floats(inputs)
+        if not jnp.issubdtype(_checked(inputs).dtype, jnp.floating):
+            raise ValueError(f"inputs of {inputs.dtype} are not normalised: give floats, or neither mean nor std")
         if inputs.shape[-1] != len(shift):
             raise ValueError(f"inputs have {inputs.shape[-1]} channels, but mean and std are of {len(shift)}")
         shape = (1,) * (inputs.ndim - 1) + (-1,)
@@ -85,7 +94,9 @@ def _normalizer(mean, std):
     return normalized
 
 
-def _checked_floats(inputs):
-    if not jnp.issubdtype(inputs.dtype, jnp.floating):
-        raise ValueError(f"inputs must be floats, but they are {inputs.dtype}: scale the images first")
+def _checked(inputs):
+    for leaf in jax.tree.leaves(inputs):
+        tokens = jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.dtype.itemsize >= 4 and leaf.ndim <= 2
+        if not tokens and not jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.dtype != bool:
+            raise ValueError(f"inputs must be floats, but they are {leaf.dtype}: scale the images first")
     return inputs

@@ -1,29 +1,34 @@
 """Measure the Gram matrices of what goes into the linear layers of a Linen network."""
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from soups.models.functional import as_variables
+from soups.models.functional import as_variables, normalizer
 from soups.names import pattern
 from soups.tree import Tree
 
 
-def linear_inputs_gram(
-    module: nn.Module, params: Tree, batches: Iterable, *, only: str = ".*", **arguments
-) -> dict[str, jax.Array]:
+def linear_inputs_gram(module: nn.Module, params: Tree, batches: Iterable, **settings) -> dict[str, jax.Array]:
     """Measure XᵀX / rows of the inputs X [rows, in] of every linear layer, for `soups.recipes.regmean`.
 
-    This is gram_fn(module, only=only, **arguments)(params, batches); `gram_fn` itself compiles once for all members.
+    This is gram_fn(module, **settings)(params, batches); `gram_fn` itself compiles once for all members.
     """
-    return gram_fn(module, only=only, **arguments)(params, batches)
+    return gram_fn(module, **settings)(params, batches)
 
 
-def gram_fn(module: nn.Module, *, only: str = ".*", **arguments) -> Callable[[Tree, Iterable], dict[str, jax.Array]]:
+def gram_fn(
+    module: nn.Module,
+    *,
+    only: str = ".*",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **arguments,
+) -> Callable[[Tree, Iterable], dict[str, jax.Array]]:
     """Return `grams(params, batches) -> {name of a kernel: XᵀX / rows}`, [in, in] in float32.
 
     Linear layers are nn.Dense and nn.DenseGeneral without batch_dims, wherever they are in the module; `name` is that
@@ -34,13 +39,14 @@ def gram_fn(module: nn.Module, *, only: str = ".*", **arguments) -> Callable[[Tr
     Args:
         module: called as module(inputs, **arguments), e.g. with train=False.
         only: a regex for the names of the kernels to measure; the matrices of a large network are larger than itself.
+        mean, std: those of `apply_fn`; inputs are normalised and checked as there, with the same errors.
 
     Raises (when called):
         ValueError: no batches; no linear layer matches; layers inside nn.scan or nn.vmap, whose kernels are stacked.
 
     Jin et al., "Dataless knowledge fusion by merging weights of language models", 2022, arXiv 2212.09849.
     """
-    matched, called = pattern(only, "only"), set()
+    matched, called, normalized = pattern(only, "only"), set(), normalizer(mean, std)
 
     def sums(params, inputs):
         prefix = ("params",) if "params" in params else ()
@@ -55,7 +61,7 @@ def gram_fn(module: nn.Module, *, only: str = ".*", **arguments) -> Callable[[Tr
             return outputs
 
         with nn.intercept_methods(interceptor):
-            _, state = module.apply(as_variables(params), inputs, mutable=["grams"], **arguments)
+            _, state = module.apply(as_variables(params), normalized(inputs), mutable=["grams"], **arguments)
         return _by_kernel(state.get("grams", {}), prefix)
 
     measure = jax.jit(sums)

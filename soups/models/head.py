@@ -1,9 +1,9 @@
-"""Find and replace the head of a network: the leaves named head/kernel and head/bias."""
+"""Find and replace the head of a network, mostly the leaves named head/kernel and head/bias."""
 
 import jax
-import jax.numpy as jnp
 
 from soups import tree
+from soups.names import pattern
 from soups.tree import Tree
 
 
@@ -20,22 +20,36 @@ def head_rule(params: Tree) -> str:
     return rule
 
 
-def replace_head(params: Tree, key: jax.Array | None, num_classes: int, zero: bool = True) -> Tree:
+def replace_head(
+    params: Tree, key: jax.Array | None, num_classes: int, zero: bool = True, *, head: str | None = None
+) -> Tree:
     """Return the weights a new head for `num_classes` classes: zeros, or with `zero=False` drawn with `key`.
 
-    A drawn kernel is LeCun-normal, the bias is zero in both cases; the dtype is that of the old head.
+    A drawn kernel is LeCun-normal, the bias is zero in both cases; the dtypes are those of the old head.
+
+    Args:
+        head: a regex for the names of the head's kernel [features, classes] and bias, if it has one, such as
+            "classifier/.*"; default: that of `head_rule`.
 
     Raises:
-        ValueError: no head to replace, fewer than two classes, or no key to draw with.
+        ValueError: no head to replace, or something else than one kernel and its bias; fewer than two classes, or no
+            key to draw with.
     """
-    head_rule(params)
+    rule = pattern(head_rule(params) if head is None else head, "head")
+    old = {name: leaf for name, leaf in tree.flatten(params).items() if rule.fullmatch(name)}
+    if sorted(leaf.ndim for leaf in old.values()) not in ([2], [1, 2]):
+        shapes = ", ".join(f"{name} {leaf.shape}" for name, leaf in old.items()) or "no leaf"
+        raise ValueError(f"a head is a kernel [features, classes] and mostly a bias, but {rule.pattern!r} is {shapes}")
     if not zero and key is None:
         raise ValueError("a head that is not zero is drawn at random and needs a key")
     if num_classes < 2:
         raise ValueError(f"a head needs at least two classes, not {num_classes}")
-    if "params" in params:
-        return {**params, "params": replace_head(params["params"], key, num_classes, zero)}
-    old = params["head"]["kernel"]
-    initializer = jax.nn.initializers.zeros if zero else jax.nn.initializers.lecun_normal()
-    kernel = initializer(key, (old.shape[0], num_classes), old.dtype)
-    return {**params, "head": {"kernel": kernel, "bias": jnp.zeros((num_classes,), old.dtype)}}
+    draw = jax.nn.initializers.zeros if zero else jax.nn.initializers.lecun_normal()
+
+    def leaf(name, value):
+        if name not in old:
+            return value
+        make = draw if value.ndim == 2 else jax.nn.initializers.zeros
+        return make(key, (*value.shape[:-1], num_classes), value.dtype)
+
+    return tree.map_with_names(leaf, params)

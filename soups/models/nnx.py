@@ -1,31 +1,41 @@
 """Use Flax NNX models: their weights as a plain nested dict, their call as a pure function of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from soups import tree
+from soups.models.functional import normalizer
 from soups.tree import Tree
 
+_NO_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
 
-def from_nnx(model: nnx.Module) -> tuple[Callable, Tree]:
+
+def from_nnx(
+    model: nnx.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> tuple[Callable, Tree]:
     """Return (apply, params) of an NNX model: `apply(params, inputs) -> logits` in float32, in evaluation mode.
 
-    `params` is a nested plain dict with string keys ("layers/0/kernel"); with BatchNorm it is {"params": ...,
-    "batch_stats": ...}, so that a soup averages the statistics too. All other state (keys of random numbers, caches) is
-    carried inside `apply`, as it is now. `apply` works under jit, vmap and grad; `model` is not changed.
+    `params` is a nested plain dict with string keys ("layers/0/kernel"). Where the model has more than parameters, it
+    is {"params": ..., "batch_stats": ..., ...}, with an entry for each further type of variable, your own too, so that
+    a soup averages the statistics as well. Keys of random numbers, caches and intermediates are no weights: they are
+    carried inside `apply`, as they are now. `apply` works under jit, vmap and grad; `model` is not changed.
+
+    Args:
+        mean, std: as for `soups.models.apply_fn`; inputs are checked as there, with the same errors.
     """
+    normalized = normalizer(mean, std)
     evaluated = nnx.clone(model)
     evaluated.eval()
     graph, weights, rest = _split(evaluated)
     template = jax.eval_shape(lambda: weights)
 
     def apply(params, inputs):
-        return nnx.merge(graph, *_join(template, params), rest)(inputs).astype(jnp.float32)
+        return nnx.merge(graph, _join(template, params), rest)(normalized(inputs)).astype(jnp.float32)
 
-    return apply, _string_keys(weights)
+    return apply, _plain(weights)
 
 
 def into_nnx(model: nnx.Module, params: Tree) -> nnx.Module:
@@ -35,24 +45,80 @@ def into_nnx(model: nnx.Module, params: Tree) -> nnx.Module:
         ValueError: other names or shapes, all of them listed.
     """
     graph, weights, rest = _split(nnx.clone(model))
-    return nnx.merge(graph, *_join(weights, params), rest)
+    return nnx.merge(graph, _join(weights, params), rest)
+
+
+def batch_statistics(model: nnx.Module) -> Callable:
+    """Return `measure(params, inputs) -> (batch_stats, paths of the BatchNorms that were called)` of this batch."""
+    measuring = nnx.clone(model)
+    measuring.eval()
+    for layer in _batch_norms(measuring).values():
+        layer.momentum, layer.use_running_average = 0.0, False
+    graph, weights, rest = _split(measuring)
+    template = jax.eval_shape(lambda: weights)
+
+    def measure(params, inputs):
+        network = nnx.merge(graph, _join(template, params), rest)
+        layers = _batch_norms(network)
+        before = {path: layer.mean.get_value() for path, layer in layers.items()}
+        network(inputs)
+        called = {path for path, layer in layers.items() if layer.mean.get_value() is not before[path]}
+        return _plain(_split(network)[1])["batch_stats"], called
+
+    return measure
+
+
+def _batch_norms(model):
+    modules = nnx.iter_modules(model)
+    return {"/".join(map(str, path)): module for path, module in modules if isinstance(module, nnx.BatchNorm)}
 
 
 def _split(model):
-    # pure dicts, because an nnx.State refuses to be updated under vmap of grad
-    graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    params, batch_stats, rest = map(nnx.to_pure_dict, states)
-    return graph, {"params": params, "batch_stats": batch_stats} if batch_stats else params, rest
+    """Return the model's graph, its weights by collection, and its other state, in pure dicts.
+
+    An nnx.State refuses to be updated under vmap of grad.
+    """
+    graph, weights, rest = nnx.split(model, nnx.Not(nnx.Any(*_NO_WEIGHTS)), ...)
+    collections = {"params": {}}
+    for path, variable in nnx.to_flat_state(weights):
+        *above, last = path
+        node = collections.setdefault(_collection(type(variable)), {})
+        for key in above:
+            node = node.setdefault(key, {})
+        node[last] = variable.get_value()
+    return graph, collections, nnx.to_pure_dict(rest)
+
+
+def _collection(kind):
+    known = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
+    return next((name for base, name in known.items() if issubclass(kind, base)), kind.__name__)
+
+
+def _plain(collections):
+    """Return collections as weights: with string keys, and parameters that are all there is by themselves."""
+    # the layers of a list have integers for keys, which no file format and no regex knows
+    named = _string_keys(collections)
+    return named if len(named) > 1 else named["params"]
 
 
 def _join(template, params):
-    tree.check_same_structure([_string_keys(template), params], ["model", "params"], dtypes=False)
-    weights = _original_keys(template, params)
-    return (weights["params"], weights["batch_stats"]) if "batch_stats" in weights else (weights, {})
+    tree.check_same_structure([_plain(template), params], ["model", "params"], dtypes=False)
+    collections = _original_keys(template, params if len(template) > 1 else {"params": params})
+    united = {}
+    for collection in collections.values():
+        _add(collection, united)
+    return united
+
+
+def _add(node, united):
+    for key, child in node.items():
+        if isinstance(child, dict):
+            _add(child, united.setdefault(key, {}))
+        else:
+            united[key] = child
 
 
 def _string_keys(node):
-    # the layers of a list have integers for keys, which no file format and no regex knows
     return {str(key): _string_keys(child) for key, child in node.items()} if isinstance(node, dict) else node
 
 

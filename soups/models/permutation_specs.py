@@ -15,8 +15,9 @@ def permutation_spec(model: nn.Module, params: Tree, *, residual: bool = True) -
 
     MLP: the units of each hidden layer. ConvNet: the channels of each convolution, with their BatchNorm. ResNet: the
     channels inside each block, and the residual stream of each stage. ViT: the hidden units of each MLP, the heads of
-    each attention, the representation before the head, and the one residual stream. The elements inside an attention
-    head are not permuted. `residual=False` leaves the residual streams as they are.
+    each attention, the representation and CLIP's projection before the head, and the one residual stream. The elements
+    inside an attention head are not permuted, nor is what a network without a head gives, its features.
+    `residual=False` leaves the residual streams as they are.
 
     Raises:
         ValueError: another class of network, or weights that are not of this network.
@@ -73,13 +74,13 @@ def _resnet(model, residual):
 
 
 def _vit(model, residual):
-    stream = "stream" if residual else None
-    features = stream if model.representation_size is None else "pre_logits"
+    after = {"pre_logits": model.representation_size, "projection": model.projection_size, "head": model.num_classes}
+    after = [name for name, width in after.items() if width is not None]
+    stream = "stream" if residual and after else None
     rules = [
         (r"embedding/kernel", (None, None, None, stream)),
-        (r"embedding/bias", (stream,)),
         (r"pos_embedding|cls|MAPHead_0/probe", (None, None, stream)),
-        (r".*(?:LayerNorm_\d|encoder_norm)/(?:scale|bias)", (stream,)),
+        (r".*(?:LayerNorm_\d|encoder_norm|pre_norm)/(?:scale|bias)", (stream,)),
         (r"(.*Attention_0)/(?:query|key|value)/kernel", (stream, r"\1", None)),
         (r"(.*Attention_0)/(?:query|key|value)/bias", (r"\1", None)),
         (r"(.*Attention_0)/out/kernel", (r"\1", None, stream)),
@@ -87,9 +88,13 @@ def _vit(model, residual):
         *_dense(r"(.*MlpBlock_0)/Dense_0", stream, r"\1"),
         *_dense(r"(.*MlpBlock_0)/Dense_1", r"\1", stream),
     ]
-    if model.representation_size is not None:
-        rules += _dense("pre_logits", stream, features)
-    return rules + _dense("head", features, None)
+    if model.embedding_bias:
+        rules.append((r"embedding/bias", (stream,)))
+    features = stream
+    for name in after:
+        before, features = features, None if name == after[-1] else name
+        rules += _dense(name, before, features)[: 1 if name == "projection" else 2]  # which has no bias
+    return rules
 
 
 def _dense(name, inputs, outputs):

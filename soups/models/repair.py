@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from soups import arguments, tree
 from soups.models.batch_stats import reestimate_batch_stats, stats_fn
-from soups.models.functional import as_variables
+from soups.models.functional import as_variables, normalizer
 from soups.names import did_you_mean
 from soups.tree import Tree
 
@@ -26,6 +26,8 @@ def repair(
     *,
     weights: Sequence[float] | Mapping[str, float] | None = None,
     layers: str = TRUNK,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Tree:
     """Return a soup the statistics of activations that lie between those of its members: REPAIR.
 
@@ -43,6 +45,7 @@ def repair(
         weights: w, one float for each member, or by name; default equal ones.
         layers: a regex of the paths ("layer_0", "stage_0/conv") of the Dense and Conv layers to repair; default all
             but the head.
+        mean, std: those of `apply_fn`; inputs are normalised and checked as there, with the same errors.
 
     Raises:
         ValueError: no members or batches, batches that can be read once only, other structures, NaN or infinity, not
@@ -54,25 +57,35 @@ def repair(
     members = [named[name] for name in named]
     weights = _check(soup, dict(zip(named, members, strict=True)), batches, weights)
     if "batch_stats" in soup:
-        return reestimate_batch_stats(stats_fn(model), soup, batches)
-    measure = _measure(model, layers)
+        return reestimate_batch_stats(stats_fn(model, mean, std), soup, batches)
+    normalized = normalizer(mean, std)
+    measure = _measure(model, layers, normalized)
     _check_layers(jax.eval_shape(measure, soup, _first(batches)), layers, soup)
     measured = [_statistics(measure, params, batches) for params in members]
     goals = {path: _goal([statistics[path] for statistics in measured], weights) for path in measured[0]}
-    statistics = _statistics(_measure(model, layers, goals), soup, batches)
+    statistics = _statistics(_measure(model, layers, normalized, goals), soup, batches)
     return _fold(soup, statistics, goals)
 
 
-def activation_statistics(model: nn.Module, params: Tree, batches: Iterable, *, layers: str = ".*") -> dict[str, dict]:
+def activation_statistics(
+    model: nn.Module,
+    params: Tree,
+    batches: Iterable,
+    *,
+    layers: str = ".*",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> dict[str, dict]:
     """Measure the mean and biased variance of each unit of the Dense and Conv layers' outputs.
 
     Gives {"layer_0": {"mean": [units], "var": [units]}, ...} over all data and places, before the nonlinearity, pooled
-    over batches in float64 and given in float32.
+    over batches in float64 and given in float32. `mean`, `std`: those of `apply_fn`; inputs are normalised and checked
+    as there, with the same errors.
 
     Raises:
         ValueError: no batches, no such layer, or a layer that is called more than once.
     """
-    measure = _measure(model, layers)
+    measure = _measure(model, layers, normalizer(mean, std))
     _check_match(jax.eval_shape(measure, params, _first(batches)), layers, params)
     return _statistics(measure, params, batches)
 
@@ -118,7 +131,7 @@ def _statistics(measure, params, batches):
     return jax.device_get(reestimate_batch_stats(measure, holder, batches)["batch_stats"])
 
 
-def _measure(model: nn.Module, layers: str, goals: Mapping | None = None) -> Callable:
+def _measure(model: nn.Module, layers: str, normalized: Callable, goals: Mapping | None = None) -> Callable:
     """Return `measure(params, inputs) -> {path: {"mean", "var"}}` of one batch, with the layers repaired on the way."""
 
     def measure(params, inputs):
@@ -137,7 +150,7 @@ def _measure(model: nn.Module, layers: str, goals: Mapping | None = None) -> Cal
             return outputs if goals is None else _towards(outputs, found[path], goals[path])
 
         with nn.intercept_methods(intercept):
-            model.apply({"params": as_variables(params)["params"]}, inputs, train=False)
+            model.apply({"params": as_variables(params)["params"]}, normalized(inputs), train=False)
         return found
 
     return measure

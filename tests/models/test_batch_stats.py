@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 from soups import models, tree
 
@@ -134,9 +136,126 @@ def test_bfloat16_network_is_close_and_measures_in_float32(params, images):
     np.testing.assert_allclose(models.apply_fn(narrow)(params, images), expected, atol=0.1)
 
 
+class Normed(nn.Module):
+    """Normalise twice, with momenta of its layers alone, and drop out between."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """Map [B, D] to [B, 3]."""
+        x = nn.BatchNorm(not train, momentum=0.37, name="first")(x)
+        x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(4, name="dense")(x))
+        return nn.Dense(3, name="head")(nn.BatchNorm(not train, name="second")(x))
+
+
+class NnxNormed(nnx.Module):
+    """The same network in NNX."""
+
+    def __init__(self, rngs):
+        self.first, self.second = nnx.BatchNorm(2, momentum=0.37, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+        self.dense, self.head = nnx.Linear(2, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        """Map [B, D] to [B, 3]."""
+        return self.head(self.second(self.dropout(self.dense(self.first(x)))))
+
+
+def plain_update(params, inputs):
+    """Apply the same network written without a library, as Equinox or Haiku would, and return its new statistics."""
+    x, new = inputs, {}
+    for name, momentum in (("first", 0.37), ("second", 0.99)):
+        layer = {"mean": x.mean(0), "var": x.var(0)}
+        new[name] = jax.tree.map(
+            lambda old, batch, m=momentum: m * old + (1 - m) * batch, params["batch_stats"][name], layer
+        )
+        x = (x - layer["mean"][None]) / jnp.sqrt(layer["var"] + 1e-5)[None]
+        norm = params["params"][name]
+        x = x * norm["scale"][None] + norm["bias"][None]
+        if name == "first":
+            x = x @ params["params"]["dense"]["kernel"] + params["params"]["dense"]["bias"][None]
+    return {**params, "batch_stats": new}
+
+
+def normed_weights(start):
+    generator = np.random.default_rng(3)
+    return tree.map_with_names(
+        lambda name, leaf: jnp.asarray(np.abs(generator.normal(size=leaf.shape)) + 0.5, jnp.float32), start
+    )
+
+
+def statistics_in_float64(params, inputs):
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"])
+    x, found = inputs.astype(np.float64), {}
+    for name in ("first", "second"):
+        found[name] = {"mean": x.mean(0), "var": x.var(0)}
+        x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * weights[name]["scale"] + weights[name]["bias"]
+        x = x @ weights["dense"]["kernel"] + weights["dense"]["bias"] if name == "first" else x
+    return found
+
+
+MEAN, STD = (0.4, 0.6), (0.2, 0.3)
+LIBRARIES = {  # stats with the mean and std of the caller, and how close they come
+    "linen": (lambda: models.stats_fn(Normed(), MEAN, STD), 1e-5),
+    "nnx": (lambda: models.stats_fn(NnxNormed(nnx.Rngs(0)), MEAN, STD), 1e-5),
+    "updates": (lambda: models.running_stats_fn(lambda params, x: plain_update(params, (x - shift()) / scale())), 3e-5),
+}
+
+
+def shift():
+    return np.float32([MEAN])
+
+
+def scale():
+    return np.float32([STD])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_statistics_of_any_library_with_any_momentum_and_normalisation_are_those_of_numpy(library, rng):
+    make, tolerance = LIBRARIES[library]
+    params = normed_weights(Normed().init(jax.random.key(0), np.zeros((2, 2), np.float32)))
+    inputs = rng.uniform(size=(50, 2)).astype(np.float32)
+    expected = statistics_in_float64(params, (inputs - shift()) / scale())
+    found = models.reestimate_batch_stats(make(), params, [inputs])
+    assert_close(found["batch_stats"], expected, rtol=tolerance, atol=tolerance)
+    assert found["params"] is params["params"]
+    parts = models.reestimate_batch_stats(make(), params, np.split(inputs, [20]))["batch_stats"]["first"]
+    assert_close(parts, expected["first"], rtol=tolerance, atol=tolerance)
+
+
+class OwnStatistics(nn.Module):
+    """Keep a statistic in a layer of one's own."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """Map [B, D] to [B, D]."""
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (2,))
+        if train:
+            mean.value = 0.9 * mean.value + 0.1 * x.mean(0)
+        return nn.BatchNorm(not train)(x - mean.value[None])
+
+
+def test_statistics_that_are_not_a_batch_norms_are_named(rng):
+    inputs = rng.normal(size=(5, 2)).astype(np.float32)
+    params = OwnStatistics().init(jax.random.key(0), inputs)
+    with pytest.raises(ValueError, match=r"not those of a BatchNorm of Flax.*:\nmean\nMeasure them with running_stats"):
+        models.stats_fn(OwnStatistics())(params, inputs)
+    _, weights = models.from_nnx(NnxUnused(nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="or it was not called:\nunused/mean\nunused/var\n"):
+        models.stats_fn(NnxUnused(nnx.Rngs(0)))(weights, inputs)
+
+
+class NnxUnused(NnxNormed):
+    """Have a layer that is never called."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.unused = nnx.BatchNorm(2, rngs=rngs)
+
+
 def test_network_without_batch_norm_is_an_error(images):
-    with pytest.raises(ValueError, match="ViT has no field 'momentum'"):
-        models.stats_fn(models.vit("mu/4", num_classes=3))
+    vit = models.vit("mu/4", num_classes=3)
+    with pytest.raises(ValueError, match="no 'batch_stats'"):
+        models.stats_fn(vit)(models.init(vit, jax.random.key(0), SHAPE), images)
     with pytest.raises(ValueError, match="no 'batch_stats'"):
         models.reestimate_batch_stats(models.stats_fn(MODEL), {"head": {"kernel": images}}, [images])
 
@@ -144,12 +263,3 @@ def test_network_without_batch_norm_is_an_error(images):
 def test_no_batches_is_an_error(params):
     with pytest.raises(ValueError, match="at least one"):
         models.reestimate_batch_stats(models.stats_fn(MODEL), params, [])
-
-
-def test_images_that_are_not_floats_are_an_error(params, images):
-    for call in (
-        lambda x: models.apply_fn(MODEL)(params, x),
-        lambda x: models.train_apply_fn(MODEL)(params, x, jax.random.key(0)),
-    ):
-        with pytest.raises(ValueError, match="inputs must be floats, but they are uint8"):
-            call(images.astype(np.uint8))

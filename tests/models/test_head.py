@@ -69,3 +69,34 @@ def test_drawn_head_without_a_key_is_an_error(network):
 def test_fewer_than_two_classes_is_an_error(network):
     with pytest.raises(ValueError, match="at least two classes, not 1"):
         models.replace_head(network[1], None, 1)
+
+
+def test_a_head_of_another_name_is_replaced_by_a_regex(network):
+    _, params = network
+    top = params.get("params", params)
+    renamed = {"params": {**{k: v for k, v in top.items() if k != "head"}, "classifier": top["head"]}}
+    found = models.replace_head(renamed, jax.random.key(3), 7, zero=False, head=r"params/classifier/.*")
+    expected = models.replace_head(params, jax.random.key(3), 7, zero=False)
+    expected = expected.get("params", expected)["head"]
+    jax.tree.map(np.testing.assert_array_equal, found["params"]["classifier"], expected)
+    assert found["params"]["classifier"]["kernel"].shape[1] == 7
+
+
+def test_a_head_without_a_bias_stays_without():
+    params = {"head": {"kernel": np.ones((4, 3), np.float32)}, "trunk": np.ones(2, np.float32)}
+    new = models.replace_head(params, None, 2)
+    assert tree.names(new) == ["head/kernel", "trunk"] and new["head"]["kernel"].shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("tail/.*", "'tail/.*' is no leaf"),
+        (".*", r"is head/bias \(3,\), head/kernel \(4, 3\), trunk"),
+        ("(", "regular exp"),
+    ],
+)
+def test_what_is_no_head_is_an_error(head, message):
+    leaf = np.ones((4, 3), np.float32)
+    with pytest.raises(ValueError, match=message):
+        models.replace_head({"head": {"kernel": leaf, "bias": leaf[0]}, "trunk": leaf}, None, 2, head=head)

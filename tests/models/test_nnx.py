@@ -133,3 +133,33 @@ def test_other_names_and_shapes_are_one_error_that_lists_them(inputs):
         assert "head/bias is missing" in message
         assert "head/bais is extra (did you mean 'head/bias'?)" in message
         assert "head/kernel has shape (4, 2) instead of (4, 3)" in message
+
+
+class Gate(nnx.Variable):
+    """A kind of variable of one's own."""
+
+
+class Gated(Normed):
+    """The same with a gate, which is neither a parameter nor a statistic, and a cache."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.gate = nnx.List([Gate(jnp.full((3,), 0.5))])
+        self.cached = nnx.Cache(jnp.ones(()))
+
+    def __call__(self, x):
+        """Map [B, 4] to logits [B, 3]."""
+        return super().__call__(x) * self.gate[0][...][None]
+
+
+def test_variables_of_ones_own_are_weights_as_well(inputs):
+    model = Gated(nnx.Rngs(0))
+    apply, params = models.from_nnx(model)
+    assert set(params) == {"params", "batch_stats", "Gate"}
+    assert tree.names(params["Gate"]) == ["gate/0"]
+    doubled = {**params, "Gate": jax.tree.map(lambda leaf: 2 * leaf, params["Gate"])}
+    np.testing.assert_allclose(apply(doubled, inputs), 2 * apply(params, inputs), rtol=1e-6)
+    cooked = models.into_nnx(model, tree.mean([params, doubled]))
+    np.testing.assert_array_equal(cooked.gate[0][...], np.full(3, 0.75))
+    with pytest.raises(ValueError, match="Gate/gate/0 is missing"):
+        models.into_nnx(model, {name: node for name, node in params.items() if name != "Gate"})

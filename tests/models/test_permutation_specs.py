@@ -14,6 +14,14 @@ from soups.recipes.rebasin import weight_matching
 
 SHAPE = (4, 4, 2)
 VIT = {"num_classes": 3, "patch_size": 2, "width": 6, "depth": 2, "mlp_dim": 7, "num_heads": 3}
+CLIP = {
+    "pool_type": "tok",
+    "pre_norm": True,
+    "embedding_bias": False,
+    "projection_size": 4,
+    "normalize": True,
+    "activation": "quick_gelu",
+}
 BLOCKS = ("MlpBlock_0", "MultiHeadDotProductAttention_0")
 HEADS = {
     f"{place}/{block}": units
@@ -43,6 +51,14 @@ CASES = {  # network, whether the residual stream is permuted, and the sizes of 
     ),
     "vit with token": (models.ViT(**VIT, pool_type="tok"), True, {**HEADS, "stream": 6}),
     "vit without stream": (models.ViT(**VIT), False, HEADS),
+    "vit without head": (models.ViT(**{**VIT, "num_classes": None}, pool_type="map"), True, {**HEADS, **MAP_HEADS}),
+    "vit that gives a representation": (
+        models.ViT(**{**VIT, "num_classes": None}, representation_size=5),
+        True,
+        {**HEADS, "stream": 6},
+    ),
+    "clip": (models.ViT(**VIT, **CLIP), True, {**HEADS, "stream": 6, "projection": 4}),
+    "clip without head": (models.ViT(**{**VIT, "num_classes": None}, **CLIP), True, {**HEADS, "stream": 6}),
 }
 
 
