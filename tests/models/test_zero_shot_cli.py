@@ -75,10 +75,15 @@ def test_the_classifier_is_the_image_tower_under_the_head_of_the_texts(command, 
 def test_what_cannot_be_done_is_one_line(command, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "latin.txt").write_text("pâté", "latin-1")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(b"#version: 0.2\n"))
     for changes, message in (
         ({"out": "taken"}, "taken exists: a checkpoint is written to a new place"),
+        ({"classes": "latin.txt"}, "latin.txt is not text in UTF-8"),
+        ({"templates": "latin.txt"}, "latin.txt is not text in UTF-8"),
+        ({"classes": "absent.txt"}, "absent.txt is not there"),
+        ({"templates": "taken"}, "taken is a directory"),
         ({"classes": "empty.txt"}, "a zero-shot head needs class names, but none were given"),
         ({"templates": "names.txt"}, "a template needs one {} for the name of the class, but not so 'tench'"),
         ({"tokenizer": "other"}, f"other has 514 tokens, but {tmp_path / 'clip.pt'} has {VOCABULARY}"),
