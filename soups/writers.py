@@ -1,12 +1,13 @@
 """Write the numbers of a run while it goes on: as JSON lines always, for TensorBoard and Weights & Biases on demand.
 
-    with open_writer("runs/mine/member_00", ["tensorboard"]) as writer:
-        writer.write_scalars(0, {"loss": 2.3})
+    with open_writer("runs/mine", ["tensorboard"]) as writer:
+        soups.train.fit(..., on_step=lambda step, loss: writer.write_scalars(step, {"loss": loss}))
 
 A writer is whatever has these four methods of `clu.metric_writers.MetricWriter`, so a writer of CLU is one too.
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import math
@@ -39,42 +40,60 @@ class Writer(Protocol):
 
 
 @contextlib.contextmanager
-def open_writer(
-    directory: str | os.PathLike, also: Iterable[str | Writer] = (), *, first_step: int = 0
-) -> Iterator[Writer]:
+def open_writer(directory: str | os.PathLike, also: Iterable[str | Writer] = ()) -> Iterator[Writer]:
     """Open `directory/metrics.jsonl`, and more writers, as one; of several JAX processes the first one writes.
+
+    A run that goes on after it was killed writes from a step that it has written before: what is there from its first
+    step on is replaced.
 
     Args:
         directory: of one run, such as a member of a sweep; it is made.
         also: "tensorboard", "wandb" (each imported only then, and writing below `directory`), or writers of one's own.
-        first_step: what a killed run has written from this step on is cut off, for it comes again.
 
     Raises:
-        ValueError: a name that no writer has, a package that is not installed, a file that is damaged.
+        ValueError: a name that no writer has, a package that is not installed; from the writer: a damaged file.
         OSError: the directory cannot be written; from the writer too.
     """
-    directory = pathlib.Path(directory)
+    directory, also = pathlib.Path(directory), list(also)
+    if jax.process_index():
+        also, kinds = [], []
+    else:
+        packages = {name: _package(name) for name in also if isinstance(name, str)}
+        kinds = [functools.partial(_KINDS[name], package, directory) for name, package in packages.items()]
+        kinds.append(functools.partial(_JsonLines, directory / FILE))
+        directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        writers = _opened(directory, list(also), first_step) if jax.process_index() == 0 else []
-        for writer in writers:
+        own = [writer for writer in also if not isinstance(writer, str)]
+        for writer in own:
             stack.callback(writer.close)
-        yield _All(writers)
+        yield _All(own, kinds, stack)
 
 
 class _All:
-    """Give everything to several writers."""
+    """Give everything to several writers, most of which are opened when the first step is known."""
 
-    def __init__(self, writers):
-        self._writers = writers
+    def __init__(self, writers, kinds, stack):
+        self._writers, self._kinds, self._stack, self._hparams = writers, kinds, stack, []
 
     def write_scalars(self, step, scalars):
         scalars = {name: float(value) for name, value in scalars.items()}
+        self._open(int(step))
         for writer in self._writers:
-            writer.write_scalars(step, scalars)
+            writer.write_scalars(int(step), scalars)
 
     def write_hparams(self, hparams):
         for writer in self._writers:
             writer.write_hparams(hparams)
+        self._hparams += [hparams] if self._kinds else []
+
+    def _open(self, first_step):
+        kinds, self._kinds = self._kinds, []
+        for kind in kinds:
+            writer = kind(first_step)
+            self._stack.callback(writer.close)
+            self._writers.append(writer)
+            for hparams in self._hparams:
+                writer.write_hparams(hparams)
 
     def flush(self):
         for writer in self._writers:
@@ -89,19 +108,23 @@ class _JsonLines:
 
     def __init__(self, path, first_step):
         self._path = path
-        replace_file(path, b"".join(_lines_before(path, first_step)))
+        kept = list(_lines_before(path, first_step))
+        self._known = {line for line in kept if line.startswith(b'{"hparams"')}
+        replace_file(path, b"".join(kept))
 
     def write_scalars(self, step, scalars):
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._write({"step": int(step), "time": round(time.time(), 3), **finite})
+        self._write(_line({"step": step, "time": round(time.time(), 3), **finite}))
 
     def write_hparams(self, hparams):
-        self._write({"hparams": dict(hparams)})
+        line = _line({"hparams": dict(hparams)})
+        if line not in self._known:
+            self._write(line)
 
-    def _write(self, record):
+    def _write(self, line):
         try:
-            with open(self._path, "a", encoding="utf-8") as file:  # so that it can be followed, and no line is lost
-                file.write(json.dumps(record, default=str) + "\n")
+            with open(self._path, "ab") as file:  # so that it can be followed, and no line is lost
+                file.write(line)
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
@@ -118,7 +141,7 @@ class _TensorBoard:
 
     def write_scalars(self, step, scalars):
         for name, value in scalars.items():
-            self._events.add_scalar(name, value, int(step))
+            self._events.add_scalar(name, value, step)
 
     def write_hparams(self, hparams):
         self._events.add_text("hyper-parameters", json.dumps(dict(hparams), default=str), 0)
@@ -141,7 +164,7 @@ class _WeightsAndBiases:
         self._run = package.init(dir=str(directory), name=directory.name, id=run, resume="allow")
 
     def write_scalars(self, step, scalars):
-        self._run.log(dict(scalars), step=int(step))
+        self._run.log(dict(scalars), step=step)
 
     def write_hparams(self, hparams):
         self._run.config.update(dict(hparams), allow_val_change=True)
@@ -156,15 +179,6 @@ class _WeightsAndBiases:
 _KINDS = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
 
 
-def _opened(directory, also, first_step):
-    packages = {name: _package(name) for name in also if isinstance(name, str)}  # all checks before anything is written
-    directory.mkdir(parents=True, exist_ok=True)
-    writers = [_JsonLines(directory / FILE, first_step)]
-    for one in also:
-        writers.append(_KINDS[one](packages[one], directory, first_step) if isinstance(one, str) else one)
-    return writers
-
-
 def _package(name):
     package = _PACKAGES[check_name(name, _PACKAGES, "metric writer")]
     try:
@@ -177,16 +191,16 @@ def _package(name):
         ) from error
 
 
+def _line(record):
+    return json.dumps(record, default=str).encode() + b"\n"
+
+
 def _lines_before(path, first_step):
     """Yield the lines of a killed run that stay; only its last one can be torn."""
     lines = path.read_bytes().split(b"\n")[:-1] if first_step and path.exists() else []
     for number, line in enumerate(lines, 1):
         record = state.parsed(line.decode("utf-8", "replace"), f"line {number} of {path}")
-        if "hparams" in record or _step(record, number, path) < first_step:
+        if "hparams" not in record and not isinstance(record.get("step"), int):
+            raise ValueError(f"line {number} of {path} has no step: it is damaged, remove the file")
+        if "hparams" in record or record["step"] < first_step:
             yield line + b"\n"
-
-
-def _step(record, number, path):
-    if not isinstance(record.get("step"), int):
-        raise ValueError(f"line {number} of {path} has no step: it is damaged, remove the file")
-    return record["step"]

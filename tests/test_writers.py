@@ -19,8 +19,8 @@ def lines(directory):
     return found
 
 
-def refused(directory, also=(), **options):
-    with open_writer(directory, also, **options):
+def refused(directory, also):
+    with open_writer(directory, also):
         pytest.fail("it was opened")
 
 
@@ -57,6 +57,7 @@ def packages(monkeypatch):
 def test_json_lines_are_always_written_and_can_be_followed(tmp_path):
     with open_writer(tmp_path / "a" / "run") as writer:
         writer.write_hparams({"learning_rate": 1e-3, "optimizer": len})
+        assert not (tmp_path / "a" / "run" / FILE).exists()  # a run that has no step left changes nothing
         writer.write_scalars(0, {"loss": jax.numpy.float32(0.5), "rate": np.float64(1)})
         assert lines(tmp_path / "a" / "run") == [
             {"hparams": {"learning_rate": 1e-3, "optimizer": "<built-in function len>"}},
@@ -68,26 +69,34 @@ def test_json_lines_are_always_written_and_can_be_followed(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"step": 3, "lo'])
-def test_what_a_killed_run_wrote_after_its_checkpoint_is_cut_off(torn, tmp_path):
-    with open_writer(tmp_path) as writer:
-        writer.write_hparams({"seed": 0})
-        for step in range(3):
-            writer.write_scalars(step, {"loss": step})
+def test_what_a_killed_run_wrote_after_its_checkpoint_is_replaced(torn, tmp_path):
+    def write(steps, hparams):
+        with open_writer(tmp_path) as writer:
+            writer.write_hparams(hparams)
+            for step in steps:
+                writer.write_scalars(step, {"loss": 10 * len(steps) + step})
+
+    write(range(3), {"seed": 0})
     with open(tmp_path / FILE, "ab") as file:
         file.write(torn)
-    with open_writer(tmp_path, first_step=2) as writer:
-        writer.write_scalars(2, {"loss": 7})
-    kept = [{"hparams": {"seed": 0}}, {"step": 0, "loss": 0}, {"step": 1, "loss": 1}, {"step": 2, "loss": 7}]
-    assert lines(tmp_path) == kept
-    with open_writer(tmp_path):
-        assert lines(tmp_path) == []  # begun anew
+    write([], {"seed": 0})
+    write([2, 3], {"seed": 0})
+    first = [{"hparams": {"seed": 0}}, {"step": 0, "loss": 30}, {"step": 1, "loss": 31}]
+    assert lines(tmp_path) == [*first, {"step": 2, "loss": 22}, {"step": 3, "loss": 23}]
+    write([1], {"seed": 1})
+    assert lines(tmp_path) == [*first[:2], {"hparams": {"seed": 1}}, {"step": 1, "loss": 11}]
+    write([0], {"seed": 2})
+    assert lines(tmp_path) == [{"hparams": {"seed": 2}}, {"step": 0, "loss": 10}]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"loss": 1}', '{"step": "1"}', "\0" * 40, "[" * 100_000])
 def test_a_damaged_line_is_named(line, tmp_path):
     (tmp_path / FILE).write_text('{"step": 0}\n' + line + '\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=rf"line 2 of {tmp_path / FILE} (is not|has no step)"):
-        refused(tmp_path, first_step=1)
+    with (
+        open_writer(tmp_path) as writer,
+        pytest.raises(ValueError, match=rf"line 2 of {tmp_path / FILE} (is not|has no)"),
+    ):
+        writer.write_scalars(1, {"loss": 1})
 
 
 def test_writers_of_ones_own_get_the_same_and_are_closed(tmp_path):
@@ -102,16 +111,16 @@ def test_writers_of_ones_own_get_the_same_and_are_closed(tmp_path):
 
 @pytest.mark.parametrize(("first", "purge"), [(0, None), (5, 5)])
 def test_tensorboard(first, purge, packages, tmp_path):
-    with open_writer(tmp_path, ["tensorboard"], first_step=first) as writer:
+    with open_writer(tmp_path, ["tensorboard"]) as writer:
         writer.write_hparams({"seed": 1})
-        writer.write_scalars(5, {"loss": 0.5, "rate": 1})
+        writer.write_scalars(first, {"loss": 0.5, "rate": 1})
         writer.flush()
     assert packages == {
         "tensorboardX": [
             ("SummaryWriter", str(tmp_path / "tensorboard"), {"purge_step": purge}),
             ("add_text", "hyper-parameters", '{"seed": 1}', 0),
-            ("add_scalar", "loss", 0.5, 5),
-            ("add_scalar", "rate", 1.0, 5),
+            ("add_scalar", "loss", 0.5, first),
+            ("add_scalar", "rate", 1.0, first),
             ("flush",),
             ("close",),
         ],
@@ -121,7 +130,7 @@ def test_tensorboard(first, purge, packages, tmp_path):
 
 def test_weights_and_biases_goes_on_with_the_same_run(packages, tmp_path):
     for first in (0, 2):
-        with open_writer(tmp_path / "member_00", ["wandb"], first_step=first) as writer:
+        with open_writer(tmp_path / "member_00", ["wandb"]) as writer:
             writer.write_hparams({"seed": 1})
             writer.write_scalars(first, {"loss": 0.5})
     run = state.read(tmp_path / "member_00" / "wandb.json")["id"]
@@ -158,6 +167,7 @@ def test_another_process_writes_nothing(tmp_path, monkeypatch):
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with open_writer(tmp_path / "run") as writer:
+        writer.write_scalars(0, {"loss": 1})
         shutil.rmtree(tmp_path / "run")
         with pytest.raises(OSError, match=r"cannot write .*run/metrics\.jsonl: No such file"):
-            writer.write_scalars(0, {"loss": 1})
+            writer.write_scalars(1, {"loss": 1})
