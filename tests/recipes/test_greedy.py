@@ -1,7 +1,6 @@
 import json
 import math
 import os
-import re
 
 import jax
 import numpy as np
@@ -161,7 +160,7 @@ def test_journal_of_another_selection_is_refused(tmp_path):
 @pytest.mark.parametrize("content", ["loss 0.1\n", "[1]\n"])
 def test_a_file_that_is_no_journal_is_refused_and_stays(content, tmp_path):
     (tmp_path / "losses.txt").write_text(content)
-    with pytest.raises(ValueError, match="losses.txt belongs .*\n.*no line of a journal: '" + re.escape(content[:3])):
+    with pytest.raises(ValueError, match=r"line 1 of journal .*losses\.txt does not have the bytes"):
         soups.greedy(MEMBERS, evaluate, journal=tmp_path / "losses.txt")
     assert (tmp_path / "losses.txt").read_text() == content
 
