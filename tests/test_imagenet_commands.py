@@ -171,12 +171,12 @@ def test_every_row_has_every_set(results):
     assert [row["name"] for row in members] == NAMES
     assert [row["ingredients"]["model_0"] for row in curve] == [1.0, 0.5, 0.0]
     for row in results["rows"]:
-        assert list(row["accuracy"]) == list(SETS)
-        assert all(0 < found <= 1 for found in row["accuracy"].values())
+        assert list(row["metrics"]) == [*SETS, "shift_mean"]
+        assert all(0 < found["accuracy"] <= 1 for found in row["metrics"].values())
     greedy = next(row for row in main if row["name"] == "greedy soup")
     assert set(greedy["ingredients"]) <= set(NAMES)
     assert sum(greedy["ingredients"].values()) == pytest.approx(1)
-    assert list(results["hyperparameters"]) == NAMES
+    assert [member["name"] for member in results["members"]["0"]] == NAMES
 
 
 def test_the_report_and_its_figures_show_all_of_it(cooked, results):
@@ -187,8 +187,9 @@ def test_the_report_and_its_figures_show_all_of_it(cooked, results):
     for name in MAIN_ROWS:
         assert name in printed
     assert os.path.relpath(workdir / "report.html", ROOT) in printed
-    assert page.count("data:image/png;base64,") == 2
-    for name in ("imagenet", "wise_ft"):
+    drawn = ("overview", "scatter", "by_split", "wise_ft")
+    assert page.count("data:image/svg+xml;base64,") == len(drawn)
+    for name in drawn:
         with PIL.Image.open(workdir / "figures" / f"{name}.png") as image:
             pixels = np.asarray(image.convert("RGB"))
         assert min(pixels.shape[:2]) > 300

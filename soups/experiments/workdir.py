@@ -8,7 +8,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -19,6 +19,9 @@ from soups import state
 from soups.files import locked, replace_file, sweep_unfinished
 from soups.names import did_you_mean
 from soups.processes import on_first_process
+from soups.progress import say
+from soups.report import check, print_table, write_report
+from soups.report.results import SCHEMA
 
 
 @contextlib.contextmanager
@@ -51,6 +54,9 @@ def one_at_a_time(run: Callable) -> Callable:
 class Workdir:
     """Hold the directory of one run: its config, and the results of its stages as JSON.
 
+    `changeable`: sections of the config that may differ from those of the run that is gone on with; stages that depend
+    on them name them as their settings.
+
     Of several JAX processes the first one reads and writes; all must make the same calls.
 
     Raises:
@@ -58,11 +64,11 @@ class Workdir:
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
+    def __init__(self, path: str | os.PathLike, config: Mapping[str, Any], changeable: Collection[str] = ()):
         self.path = pathlib.Path(path).absolute()
-        on_first_process(lambda: self._open(json.loads(json.dumps(config))))
+        on_first_process(lambda: self._open(json.loads(json.dumps(config)), changeable))
 
-    def _open(self, config):
+    def _open(self, config, changeable):
         try:
             (self.path / "stages").mkdir(parents=True, exist_ok=True)
             replace_file(self.path / "stages" / ".probe", b"").unlink()
@@ -73,8 +79,10 @@ class Workdir:
         if not path.exists():
             state.write(path, config)
             return
-        there = _flat(state.read(path))
-        here = _flat(config)
+        there, here = (
+            _flat({name: value for name, value in one.items() if name not in changeable})
+            for one in (state.read(path), config)
+        )
         lines = [
             f"  {name}: {there.get(name, '(absent)')} there, {here.get(name, '(absent)')} now"
             for name in sorted(there.keys() | here.keys())
@@ -85,21 +93,29 @@ class Workdir:
                 f"the workdir {self.path} was made with another config:\n" + "\n".join(lines) + "\n"
                 "Use another --workdir, or remove this one."
             )
+        state.write(path, config)
 
-    def stage(self, name: str, compute: Callable[[], Any]) -> Any:
+    def stage(self, name: str, compute: Callable[[], Any], settings: Any = None) -> Any:
         """Return the JSON result of a stage: read if it is finished, else computed, by all processes, and kept.
+
+        `settings`: those of sections that may change; with others than it was made with it is computed again.
 
         Raises:
             ValueError: what was kept is damaged (the file is named), or the result cannot be written as JSON.
         """
         path = self.path / "stages" / f"{name}.json"
-        if not on_first_process(path.exists):
+        if not on_first_process(lambda: self._is_made(path, settings)):
             start = time.monotonic()
             result = compute()
-            kept = {"result": result, "seconds": round(time.monotonic() - start, 2)}
+            kept = {"result": result, "seconds": round(time.monotonic() - start, 2), "settings": settings}
             on_first_process(lambda: state.write(path, kept))
         # read back even when just made, so a resumed run sees exactly the same
         return on_first_process(lambda: _stage(path)["result"])
+
+    def _is_made(self, path, settings):
+        if not path.exists():
+            return False
+        return settings is None or _stage(path).get("settings") == json.loads(json.dumps(settings))
 
     def timed(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what a stage makes and keeps by itself, as in a pool, where it finds it; only its time is kept."""
@@ -107,17 +123,32 @@ class Workdir:
         self.stage(name, lambda: made.append(make()))
         return made[0] if made else make()
 
-    def head(self, schema: str, config: Mapping[str, Any], packages: Sequence[str]) -> dict[str, Any]:
+    def head(self, config: Mapping[str, Any], packages: Sequence[str]) -> dict[str, Any]:
         """Return what the results of every experiment begin with: its config, when and on what it ran."""
         versions = {"soups": soups.__version__, "python": platform.python_version()}
         return {
-            "schema": schema,
+            "schema": SCHEMA,
             "experiment": config["name"],
             "created": self.stage("created", lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
             "config": dict(config),
             "versions": versions | {package: metadata.version(package) for package in packages},
             "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         }
+
+    def finish(self, results: Mapping[str, Any], *folders: str) -> list[str]:
+        """Write the results and their report, print the table, and list what was written, with folders of the run.
+
+        Raises:
+            ValueError: results that are not complete: stages of an earlier version of soups, or an error of a study.
+        """
+        place = self.path / "results.json"
+        checked = check(results, place)
+        state.write(place, results)
+        paths = [place, *write_report(self.path), *(self.path / name for name in folders)]
+        print_table(checked)
+        for path in dict.fromkeys(path.parent if path.parent.name == "figures" else path for path in paths):
+            say(os.path.relpath(path))
+        return [str(path) for path in paths]
 
     def seconds(self, prefix: str) -> dict[str, float]:
         """Return the time of each finished stage whose name begins with `prefix`, without it."""

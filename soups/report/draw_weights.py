@@ -1,57 +1,84 @@
-"""Draw the geometry of the members: the loss plane, barriers and angles between them, and what averaging gains."""
+"""Draw the geometry of the members: the loss plane, barriers and angles, what averaging two gains, and masks."""
 
-import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from scipy.interpolate import RectBivariateSpline
 
 from soups.report import labels, style
 from soups.report import results as files
+from soups.report.figures import ALL, FIRST, SPREAD, figure
+from soups.report.tables import spread
+
+_FINER = 8  # points drawn for each one measured, along an axis
 
 
+@figure(
+    "The plane through the start and two members",
+    "Held-out error in the plane in weight space through the start of fine-tuning and two members; both axes are "
+    "Euclidean distances. It was measured at the small dots and is a smooth curve through them in between. Errors "
+    "above the 95th percentile share the darkest colour. Averaging works where no ridge separates the members.",
+    seeds=FIRST,
+)
 def loss_plane(results: Mapping):
     """Draw held-out error in the plane through the start and two members; None without the curve."""
-    plane = files.first_curve(results, "plane")
-    if not plane:
+    if not (planes := files.curves_of(results, "plane")):
         return None
+    plane = planes[0]
     x, y = np.asarray(plane["x"], np.float64), np.asarray(plane["y"], np.float64)
-    error = 100 * np.array([[math.nan if v is None else v for v in row] for row in plane["values"]])
-    figure, axes, bar_axes = _equal_axes((y[-1] - y[0]) / (x[-1] - x[0]))
+    error = 100 * np.array([[math.nan if v is None else v for v in row] for row in plane["values"]], np.float64)
+    if not np.isfinite(error).any():
+        return None
+    figure, axes, bar_axes = _equal_axes(np.clip((y[-1] - y[0]) / (x[-1] - x[0]), 0.2, 5))
     levels, norm = _levels(error)
-    shown = np.ma.masked_invalid(np.clip(error, levels[0], levels[-1]))
-    filled = axes.contourf(x, y, shown, levels=levels, norm=norm, cmap="viridis_r")
-    axes.contour(x, y, shown, levels=levels, colors="white", linewidths=0.4, alpha=0.5)
+    filled = axes.contourf(*_smooth(x, y, error, levels), levels=levels, norm=norm, cmap="viridis_r")
     bar = style.colorbar(figure, filled, None, "held-out error", cax=bar_axes)
     bar.set_ticks(levels, labels=[f"{level:.3g} %" for level in levels])
     bar.ax.minorticks_off()
+    axes.scatter(*np.meshgrid(x, y), s=1.5, color="white", alpha=0.45, linewidth=0, zorder=3)
     axes.grid(False)
     axes.set(xlabel="distance in weight space", ylabel="distance in weight space")
     _mark_points(axes, plane["points"])
     return figure
 
 
+@figure(
+    "Barriers and angles between members",
+    "Barrier: accuracy points lost at the worst place of the straight path between two members (0: they are connected, "
+    "and their average is safe). Angle: between their task vectors, member − start; members that differ more have more "
+    "to give to an average. An arrow on a colour bar says that some pairs lie above it.",
+    seeds=FIRST,
+)
 def barriers_angles(results: Mapping):
-    """Draw pairwise barriers and angles between task vectors as two heat maps; None without both curves."""
+    """Draw pairwise barriers and angles between task vectors as two heat maps; None without both."""
+    pairs = files.by_seed([pair for pair in results["pairs"] if not pair.get("of")], results["seeds"])
+    names = list(dict.fromkeys(name for pair in pairs for name in (pair["a"], pair["b"])))
     found = [
-        (files.first_curve(results, "barriers"), "Barrier in accuracy points", style.ORANGES, 100, 0.0),
-        (files.first_curve(results, "angles"), "Angle of task vectors in degrees", style.BLUES, 1, None),
+        ("barrier", "Barrier in accuracy points", style.ORANGES, 100, 0.0),
+        ("angle", "Angle of task vectors in degrees", style.BLUES, 1, None),
     ]
-    found = [entry for entry in found if entry[0]]
+    found = [entry for entry in found if any(entry[0] in pair["values"] for pair in pairs)]
     if not found:
         return None
     figure, grid = style.panels(1, len(found), width=7 if len(found) > 1 else 4.6, height=4.15)
-    for axes, (curve, title, colors, scale, low) in zip(grid.flat, found, strict=True):
-        _heat_map(figure, axes, curve, title, colors, scale, low)
+    for axes, (value, title, colors, scale, low) in zip(grid.flat, found, strict=True):
+        _heat_map(figure, axes, names, scale * _matrix(pairs, names, value), title, colors, low)
     return figure
 
 
+@figure(
+    "What averaging two members gains",
+    "Each dot is a pair: the accuracy of the average of two members less the mean of their accuracies, against the "
+    "angle between them. The ratio error is how often exactly one of the two is wrong for each time both are: higher "
+    "means more diverse.",
+    seeds=ALL,
+)
 def advantage(results: Mapping):
     """Draw what averaging two members gains against the angle between them, all seeds; None without the pairs."""
-    curves = [found for seed in results["seeds"] if (found := files.curve(results, "diversity", seed))]
-    pairs = [pair for found in curves for pair in found.get("pairs", ())]
+    pairs = [pair["values"] for pair in results["pairs"]]
     pairs = [p for p in pairs if None not in (p.get("angle"), p.get("interpolation_advantage"))]
     if not pairs:
         return None
@@ -78,6 +105,39 @@ def advantage(results: Mapping):
     return figure
 
 
+@figure(
+    "Masks of Localize-and-Stitch",
+    "Left: how much of the trunk is in the mask of each task. Right: the overlap of two masks, |A ∩ B| / |A ∪ B|.",
+    seeds=SPREAD,
+)
+def masks(results: Mapping):
+    """Draw the size of the masks of Localize-and-Stitch for each task, and their overlap; None without masks."""
+    found: dict[str, list] = {}
+    for curve in files.curves_of(results, "masks"):
+        if curve["name"].startswith("Localize-and-Stitch"):
+            found.setdefault(curve["name"], []).append(curve)
+    if not found:
+        return None
+    tasks = list(next(iter(found.values()))[0]["percent"])
+    figure, (panels,) = style.panels(1, 1 + len(found), width=4 + 3 * len(found), height=3.9)
+    _sizes(panels[0], found, tasks)
+    for axes, (name, curves) in zip(panels[1:], found.items(), strict=True):
+        overlap = [[[c["jaccard"].get(a, {}).get(b, math.nan) for b in tasks] for a in tasks] for c in curves]
+        _overlap(axes, name, np.mean(np.array(overlap, np.float64), axis=0), tasks)
+    return figure
+
+
+# --- The plane --------------------------------------------------------------------------------------------------------
+
+
+def _smooth(x, y, error, levels):
+    """Return finer axes, and the error on them within the levels: splines through what was measured."""
+    within = np.clip(np.where(np.isfinite(error), error, levels[-1]), levels[0], levels[-1])
+    spline = RectBivariateSpline(y, x, within, kx=min(3, len(y) - 1), ky=min(3, len(x) - 1))
+    fine = [np.linspace(axis[0], axis[-1], _FINER * (len(axis) - 1) + 1) for axis in (x, y)]
+    return *fine, np.clip(spline(fine[1], fine[0]), levels[0], levels[-1])
+
+
 def _levels(error):
     """Return ten levels from the lowest error to the 95th percentile: geometric where that spans a factor of 3."""
     finite = error[np.isfinite(error)]
@@ -102,22 +162,29 @@ def _equal_axes(ratio):
 
 
 def _mark_points(axes, points):
-    corners = [place for name, place in points.items() if name != "average"]
-    axes.plot(*zip(*corners, corners[0], strict=True), color="white", linewidth=1, linestyle=(0, (3, 3)), zorder=4)
     special = {"start": style.KINDS["start"], "average": style.KINDS["soup"]}
     for name, place in points.items():
         color, marker = special.get(name, style.KINDS["member"])
         area = 130 if marker == "*" else 70
         axes.scatter(*place, s=area, marker=marker, color=color, edgecolor="white", linewidth=1.2, zorder=5)
-    sides = [labels.along(*zip(a, b, strict=True)) for a, b in itertools.combinations(corners, 2)]
-    kept_off = list(itertools.chain(*sides))
-    labels.place_labels(axes, list(points.values()), list(points), ["white"] * len(points), obstacles=kept_off, size=9)
+    labels.place_labels(axes, list(points.values()), list(points), ["white"] * len(points), size=9)
     for text in axes.texts:
         text.set_bbox({"boxstyle": "round,pad=0.25", "facecolor": style.INK, "alpha": 0.75, "linewidth": 0})
 
 
-def _heat_map(figure, axes, curve, title, colors, scale, low):
-    values = scale * np.array([[math.nan if v is None else v for v in row] for row in curve["matrix"]], np.float64)
+# --- Matrices ---------------------------------------------------------------------------------------------------------
+
+
+def _matrix(pairs, names: Sequence[str], value: str) -> np.ndarray:
+    """Return a value of all pairs as a symmetric matrix; NaN on the diagonal and where it was not measured."""
+    matrix, places = np.full((len(names), len(names)), math.nan), {name: place for place, name in enumerate(names)}
+    for pair in pairs:
+        i, j, found = places[pair["a"]], places[pair["b"]], pair["values"].get(value)
+        matrix[i, j] = matrix[j, i] = math.nan if found is None else found
+    return matrix
+
+
+def _heat_map(figure, axes, names, values, title, colors, low):
     off = values[~np.eye(len(values), dtype=bool) & np.isfinite(values)]
     off = off if len(off) else np.zeros(1)
     # one catastrophic pair must not make all others look alike
@@ -126,7 +193,7 @@ def _heat_map(figure, axes, curve, title, colors, scale, low):
     norm = Normalize(low, max(high, low + 1e-6))
     hidden = np.ma.masked_where(np.eye(len(values), dtype=bool) | ~np.isfinite(values), values)
     image = axes.imshow(hidden, cmap=colors, norm=norm)
-    names = style.short_names(curve["names"])
+    names = style.short_names(names)
     small = 5 if len(names) > 24 else 6 if len(names) > 12 else 7.5
     axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0, fontsize=small)
     axes.set_yticks(range(len(names)), names, fontsize=small)
@@ -144,5 +211,35 @@ def _annotate(axes, values, norm, digits):
     for (i, j), number in np.ndenumerate(values.filled(math.nan)):
         if math.isfinite(number):
             color = "white" if norm(number) > 0.6 else style.INK
-            text = f"{number:.{digits if number < 9.95 else 0}f}"
+            text = f"{number:.{digits if number < 9.95 else 0}f}".removeprefix("0" if digits > 1 else "")
             axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=color)
+
+
+def _sizes(axes, found, tasks):
+    height = 0.8 / len(found)
+    for index, (name, curves) in enumerate(found.items()):
+        places = np.arange(len(tasks)) + (index - (len(found) - 1) / 2) * height
+        sizes = [spread([curve["percent"].get(task) for curve in curves]) for task in tasks]
+        bars = [0 if math.isnan(size.deviation) else size.deviation for size in sizes]
+        look = {"color": ("#6a51a3", "#b9a9d9")[index % 2], "ecolor": style.QUIET, "zorder": 3}
+        axes.barh(places, [size.mean for size in sizes], height, xerr=bars, label=name, **look)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    style.percent_axis(axes.xaxis)
+    axes.set_title("Share of the trunk in the mask", fontsize=9)
+    axes.grid(axis="y", visible=False)
+    axes.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(0, -0.08))
+
+
+def _overlap(axes, name, jaccard, tasks):
+    hidden = np.ma.masked_where(np.eye(len(tasks), dtype=bool) | ~np.isfinite(jaccard), jaccard)
+    norm = Normalize(0, max(float(hidden.max()) if hidden.count() else 0.0, 1e-6))
+    axes.imshow(hidden, cmap=style.BLUES, norm=norm)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=7.5)
+    axes.set_yticks(range(len(tasks)), tasks, fontsize=7.5)
+    axes.set_facecolor(style.FAINT)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_title("Overlap" + (", dataless" if name.endswith("dataless") else ""), fontsize=9)
+    _annotate(axes, hidden, norm, digits=2)

@@ -41,7 +41,9 @@ def place_labels(axes: Axes, points, texts, colors, *, obstacles=(), size: float
 def label_line_ends(axes: Axes, ends, *, size: float = 8.5, gap: float = 12.0, line: float = 12.0) -> None:
     """Write (x, y, text, color) labels to the right of the axes, in the order of y, `line` points apart at least."""
     unit = axes.figure.dpi / 72
-    ends = sorted(ends, key=lambda end: end[1])
+    ends = sorted((end for end in ends if np.isfinite(end[1])), key=lambda end: end[1])
+    if not ends:
+        return
     wanted = np.array([axes.transData.transform((x, y))[1] / unit for x, y, _, _ in ends])
     for (x, y, text, color), height in zip(ends, _spread_out(wanted, line), strict=True):
         start = axes.transData.transform((x, y)) / unit
@@ -117,7 +119,7 @@ def _cost(index, picked, anchors, choices, fixed):
     for other in (j for j in picked if j != index):
         box = choices[other][picked[other]]
         overlap = _overlap(choices[index], box)
-        cost += 60 * (overlap > 0) + overlap + 25 * _leaders_hit(anchors[index], choices[index], anchors[other], box)
+        cost += 60 * (overlap > 0) + overlap + 60 * _leaders_hit(anchors[index], choices[index], anchors[other], box)
     return cost
 
 
@@ -148,9 +150,9 @@ def _leaders_hit(anchor, boxes, other_anchor, other_box):
     """Count where the line from the anchor to each box meets the other label or its line, or the other line the box."""
     near = np.clip(anchor, boxes[:, :2], boxes[:, 2:])
     other_near = np.clip(other_anchor, other_box[:2], other_box[2:])
-    steps = np.linspace(0, 1, 9)[:, None]
-    mine = anchor + steps[:, None] * (near - anchor)  # [9, candidates, 2]
-    theirs = other_anchor + steps * (other_near - other_anchor)  # [9, 2]
+    steps = np.linspace(0, 1, 17)[:, None]
+    mine = anchor + steps[:, None] * (near - anchor)  # [17, candidates, 2]
+    theirs = other_anchor + steps * (other_near - other_anchor)  # [17, 2]
     through = ((mine > other_box[:2]) & (mine < other_box[2:])).all(axis=-1).any(axis=0)
     under = ((theirs[:, None] > boxes[:, :2]) & (theirs[:, None] < boxes[:, 2:])).all(axis=-1).any(axis=0)
     return through.astype(float) + under + _segments_cross(anchor, near, other_anchor, other_near)

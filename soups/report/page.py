@@ -1,102 +1,196 @@
-"""Put the report page together: one HTML file that needs no other, the same bytes for the same results."""
+"""Put the report together: one HTML file that needs no other, figures and the table, the same bytes each time."""
 
+import base64
+import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from numbers import Real
+from typing import Any
 
-from soups.report import page_tables
-from soups.report.figures import Drawn
-from soups.report.shell import figures, shell
-from soups.report.summary import summary
-from soups.report.tables import best_of, format_count, format_percent, format_points, rows_table
+from soups.files import replace_file
+from soups.report import page_assets, style
+from soups.report import results as files
+from soups.report.figures import PLANS, Drawn, draw_all
+from soups.report.tables import (
+    Cell,
+    Table,
+    class_table,
+    main_table,
+    pair_table,
+    split_table,
+    text_cell,
+    to_csv,
+    to_latex,
+)
+from soups.report.words import sentences
+
+_DEEPEST = 8  # levels of a configuration that become dotted names
+
+
+def write_report(directory: str | os.PathLike) -> list[pathlib.Path]:
+    """Make the report of a directory that holds `results.json`, and list what was written.
+
+    That is `report.html`, which needs no other file, `figures/*.png` and `*.svg`, `table.csv` and `table.tex`. Figures
+    of an earlier report whose content is gone are removed. Each file is written under another name and renamed, so a
+    report that is open in a browser is never half of one. The same results give the same bytes on one machine.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_results`.
+        OSError: as `soups.files.replace_file`.
+    """
+    directory = pathlib.Path(directory)
+    results = files.load_results(directory)
+    drawn, folder = draw_all(results), directory / "figures"
+    folder.mkdir(exist_ok=True)
+    for name in PLANS.keys() - {figure.name for figure in drawn}:
+        for ending in ("png", "svg"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    contents: dict[pathlib.Path, str | bytes] = {directory / "report.html": page(results, drawn)}
+    for figure in drawn:
+        contents |= {folder / f"{figure.name}.png": figure.png, folder / f"{figure.name}.svg": figure.svg}
+    table = main_table(results)
+    contents |= {directory / "table.csv": to_csv(table), directory / "table.tex": to_latex(table)}
+    return [replace_file(path, content) for path, content in contents.items()]
 
 
 def page(results: Mapping, drawn: Sequence[Drawn]) -> str:
-    """Write the page with its tables and figures."""
-    rows = rows_table(results)
-    sections = [
-        ("results", "Results", page_tables.main_table(results, rows)),
-        ("figures", "Figures", figures(drawn)),
-        ("shifts", "Every shift", page_tables.shift_table(results, rows) if results["splits"]["shifts"] else ""),
-        ("calibration", "Calibration", page_tables.calibration_table(results, rows)),
-        ("members", "Members", _by_seed(results, results["pool"], page_tables.pool_table)),
+    """Write the page: the first figure with three sentences, the table, the other figures, and all else."""
+    sections = [section for section in _sections(results, drawn[1:]) if section[2]]
+    links = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading, _ in sections)
+    body = "".join(f'<section><h2 id="{a}">{heading}</h2>\n{text}\n</section>\n' for a, heading, text in sections)
+    title = escape(f"Soups: {results['experiment']}")
+    versions = [f"{name} {version}" for name, version in list(results["versions"].items())[:2]]
+    facts = [results["created"], f"seeds {', '.join(map(str, results['seeds']))}", results["device"], *versions]
+    said = "".join(f"<p>{_unbroken(text)}</p>" for text in sentences(results))
+    notes = "".join(f'<p class="note">{escape(text)}</p>' for text in results["notes"])
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>{page_assets.CSS}</style>
+</head>
+<body>
+<header>
+<h1>{title}</h1>
+<p class="quiet">{" · ".join(escape(fact) for fact in facts if fact)}</p>
+<nav>{links}</nav>
+</header>
+<main>
+<div class="said">{said}</div>
+{_figures(drawn[:1])}{notes}
+{body}</main>
+<footer class="quiet">Made from results.json alone, which docs/results.md describes.</footer>
+<script>{page_assets.SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _sections(results, drawn) -> list[tuple[str, str, str]]:
+    splits, pairs = files.summary_splits(results), pair_table(results)
+    table = main_table(results)
+    return [
+        ("results", "Results", _downloads(table) + html(table)),
+        ("figures", "Figures", _figures(drawn)),
+        *((f"split-{role}", f"Every {_PARTS[role]}", _split_section(results, splits.get(role))) for role in _PARTS),
+        ("classes", "Every class", _class_section(results, splits["test"])),
+        ("shift-metrics", "Other metrics on the shifts", _shift_metrics(results, splits.get("shift"))),
+        ("curves", "Along WiSE-FT", _path_section(results, splits)),
+        ("pairs", "Pairs", html(pairs) if pairs else ""),
+        ("members", "Members", _by_seed(results, results["members"], _member_table)),
+        ("settings", "Settings, chosen on held-out data", _settings(results)),
         ("selection", "How the soups were chosen", _histories(results)),
         ("run", "The run", _run(results)),
     ]
-    intro = f"""{_tiles(rows)}
-<p>{_unbroken(" ".join(summary(results)))}</p>
-{_conclusions(results["conclusions"])}"""
-    versions = [f"{name} {version}" for name, version in list(results["versions"].items())[:2]]
-    return shell(results, sections, intro=intro, described="docs/results.md", facts=[", ".join(versions)])
 
 
-def _unbroken(text):
-    """Escape a text and keep a number on one line with its spread and its sign %."""
-    return escape(text).replace(" %", "\u00a0%").replace(" ±", "\u00a0±")
+_PARTS = {"test": "test set", "shift": "shift"}
 
 
-def _tiles(rows):
-    soups = [row for row in rows if row["kind"] == "soup"]
-    member = next((row for row in rows if row["name"] == "best member"), None)
-    test, shift = best_of(soups, "test"), best_of(soups, "shift_mean")
-    ensemble = best_of([row for row in rows if row["kind"] == "ensemble"], "test")
-    tiles = [
-        (member, "Best member, on test", "test", lambda row: f"{_shift(row)} % on the shifts"),
-        (test, "Highest soup on test", "test", lambda row: _over_member(row, "test")),
-        (shift, "Highest soup on the shifts", "shift_mean", lambda row: _over_member(row, "shift_mean")),
-        (ensemble, "Highest ensemble on test", "test", _passes),
-    ]
-    return f'<div class="tiles">{"".join(_tile(*tile) for tile in tiles if tile[0])}</div>'
+# --- Sections ---------------------------------------------------------------------------------------------------------
 
 
-def _tile(row, label, split, remark):
-    mean, _, deviation = format_percent(row[split]["accuracy"]).partition(" ±")
-    spread = f" <small>±{deviation}</small>" if deviation else ""
-    return (
-        f'<div class="tile"><div class="label">{escape(label)}</div><div class="value">{mean} %{spread}</div>'
-        f'<div class="name">{escape(row["name"])}</div><div class="quiet">{escape(remark(row))}</div></div>'
-    )
+def _split_section(results, split):
+    parts = files.details(results, split) if split else []
+    return html(split_table(results, [*parts, split])) if parts else ""
 
 
-def _shift(row):
-    return format_percent(row["shift_mean"]["accuracy"])
+def _path_section(results, splits):
+    rows = [row for row in files.rows_of(results, "curve") if "alpha" in row.get("of", {})]
+    shown = [s for split in splits.values() for s in (*files.details(results, split), split)]
+    return html(split_table(results | {"rows": rows}, shown, group="curve")) if rows else ""
 
 
-def _passes(row):
-    return f"{format_count(row['cost']['inference'])} passes a prediction"
+def _class_section(results, split):
+    table = class_table(results, split)
+    return html(table) if table.rows else ""
 
 
-def _over_member(row, split):
-    return f"{format_points(row['gain'][split])} points over the best member" if row["gain"] else ""
+def _shift_metrics(results, split):
+    found = (name for row in files.rows_of(results, "main") for name in row["metrics"].get(split, ()))
+    names = [name for name in dict.fromkeys(found) if name != results["metric"]]
+    return html(split_table(results, [split], names)) if names else ""
 
 
-def _conclusions(sentences):
-    if not sentences:
-        return ""
-    return f"<h3>Conclusions</h3><ul>{''.join(f'<li>{escape(str(text))}</li>' for text in sentences)}</ul>"
+def _member_table(results, seed) -> Table:
+    """Lay out the members of one seed: status, main metric by role, hyper-parameters, digest."""
+    members, splits = results["members"][str(seed)], files.summary_splits(results)
+    rows = {row["name"]: row for row in files.rows_of(results, "member", seed)}
+    greedy = [row for row in files.rows_of(results, "main", seed) if row["name"] == "greedy soup"]
+    taken = greedy[0].get("ingredients", {}) if greedy else {}
+    keys = list(dict.fromkeys(key for member in members for key in member.get("config", {})))
+    metric = files.metric_of(results, results["metric"])
+    body = []
+    for member in members:
+        row = rows.get(member["name"], {"metrics": {}})
+        values = [files.value(row, split, results["metric"]) for split in splits.values()]
+        numbers = [Cell(f"{(100 if metric.percent else 1) * v:.2f}" if math.isfinite(v) else "–", v) for v in values]
+        setting = [_setting(member.get("config", {}).get(key)) for key in keys]
+        chosen = text_cell("yes" if member["name"] in taken else "")
+        digest = text_cell(member.get("digest", "")[:12], "code")
+        body.append(
+            [text_cell(member["name"]), text_cell(member.get("status", "")), *numbers, chosen, *setting, digest]
+        )
+    heads = [files.title_of(results, split) for split in splits.values()]
+    return Table(["", "status", *heads, "in greedy soup", *map(style.words, keys), "digest"], body)
 
 
-def _by_seed(results, found, build):
-    parts = []
-    for index, seed in enumerate(seed for seed in results["seeds"] if found.get(str(seed))):
-        opened = " open" if index == 0 else ""
-        parts.append(f"<details{opened}><summary>Seed {escape(str(seed))}</summary>{build(results, seed)}</details>\n")
-    return "".join(parts)
+def _settings(results):
+    rows: dict[str, list[Cell]] = {}
+    for row in files.rows_of(results, "main"):
+        if row.get("settings"):
+            text = ", ".join(f"{name} {_text(found)}" for name, found in row["settings"].items())
+            rows.setdefault(row["name"], [text_cell(row["name"])]).append(text_cell(text))
+    seeds = max(map(len, rows.values()), default=1) - 1
+    body = [row + [text_cell("")] * (seeds + 1 - len(row)) for row in rows.values()]
+    return html(Table(["", *(f"seed {seed}" for seed in results["seeds"][:seeds])], body)) if body else ""
 
 
 def _histories(results):
     parts = []
-    for seed in results["seeds"]:
-        for name, history in results["histories"].get(str(seed), {}).items():
+    for seed, found in results["histories"].items():
+        for name, history in found.items():
             if inner := _history(history):
-                parts.append(f"<details><summary>{escape(name)}, seed {escape(str(seed))}</summary>{inner}</details>\n")
+                parts.append(f"<details><summary>{escape(name)}, seed {escape(seed)}</summary>{inner}</details>\n")
     return "".join(parts)
 
 
 def _history(history):
     if history and all(isinstance(step, Mapping) for step in history):
-        return page_tables.history_table(history)
+        keys = list(dict.fromkeys(key for step in history for key in step))
+        steps = enumerate(history, start=1)
+        return html(
+            Table(
+                ["step", *map(style.words, keys)],
+                [[text_cell(i), *(_setting(s.get(k)) for k in keys)] for i, s in steps],
+            )
+        )
     if len(history) > 1 and all(isinstance(value, Real) and math.isfinite(value) for value in history):
         return _line(history)
     return ""
@@ -118,11 +212,111 @@ def _line(values, width=700, height=150):
     )
 
 
+def _by_seed(results, found, build):
+    seeds = [seed for seed in results["seeds"] if found.get(str(seed))]
+    return "".join(
+        f"<details{' open' * (seed == seeds[0])}><summary>Seed {seed}</summary>{html(build(results, seed))}</details>\n"
+        for seed in seeds
+    )
+
+
 def _run(results):
-    parts = [
-        ("Configuration", page_tables.pairs_table(results["config"]) if results["config"] else ""),
-        ("Splits, numbers of examples", page_tables.pairs_table(results["splits"])),
-        ("Versions", page_tables.pairs_table(results["versions"])),
-        ("Timings", page_tables.timings_table(results) if any(results["timings"].values()) else ""),
-    ]
-    return "".join(f"<details><summary>{name}</summary>{text}</details>\n" for name, text in parts if text)
+    parts = {"Configuration": results["config"], "Splits": results["splits"], "Versions": results["versions"]}
+    parts |= results["facts"]
+    folded = "".join(_folded(name, html(_pairs(found))) for name, found in parts.items() if found)
+    return folded + (_folded("Seconds of each stage", html(_timings(results))) if results["timings"] else "")
+
+
+def _folded(name, text):
+    return f"<details><summary>{escape(name)}</summary>{text}</details>\n"
+
+
+def _pairs(found) -> Table:
+    body = [[text_cell(name, "code"), text_cell(text, "code")] for name, text in _flatten(found)]
+    return Table(["", "value"], body)
+
+
+def _flatten(pairs, prefix="", depth=0):
+    for name, found in pairs.items():
+        if isinstance(found, Mapping) and found and depth < _DEEPEST:
+            yield from _flatten(found, f"{prefix}{name}.", depth + 1)
+        else:
+            yield f"{prefix}{name}", _text(found)
+
+
+def _timings(results) -> Table:
+    timings = results["timings"]
+    stages = dict.fromkeys(stage for found in timings.values() for stage in found)
+    body = [[text_cell(stage), *(_setting(found.get(stage)) for found in timings.values())] for stage in stages]
+    return Table(["stage", *(f"seed {seed}, s" for seed in timings)], body)
+
+
+def _setting(found: Any) -> Cell:
+    return text_cell(found if isinstance(found, str | int | float | None) else _text(found))
+
+
+def _text(found):
+    return found if isinstance(found, str) else json.dumps(found)
+
+
+# --- HTML; every text that comes from a file is escaped here ----------------------------------------------------------
+
+
+def html(table: Table) -> str:
+    """Write a table that scrolls sideways on its own and is sorted by a click on a heading."""
+    heads = "".join(
+        f'<th scope="col"><button type="button">{escape(text) or "name"}</button></th>' for text in table.heads
+    )
+    rows = "\n".join(f"<tr>{''.join(_cells(row))}</tr>" for row in table.rows)
+    note = f'\n<p class="quiet">{escape(table.note)}</p>' if table.note else ""
+    return (
+        f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>\n{rows}\n</tbody></table></div>{note}"
+    )
+
+
+def _cells(row: Iterable[Cell]):
+    for index, cell in enumerate(row):
+        is_text = isinstance(cell.value, str)
+        value = cell.value if is_text else f"{cell.value:.10g}" if math.isfinite(cell.value) else ""
+        mean, mark, rest = cell.text.partition(" ±" if " ±" in cell.text else " [")
+        inner = escape(mean) + (f' <small class="spread">{escape((mark + rest).strip())}</small>' if mark else "")
+        inner = f"<code>{inner}</code>" if cell.look == "code" and inner else f"<span>{inner}</span>"
+        if cell.look.startswith("kind "):
+            color = style.of_kind(*[cell.look.removeprefix("kind ")] * 2)[0]
+            inner = f'<span class="dot" style="background:{color}"></span>{inner}'
+        if cell.beside:
+            inner += (
+                f' <small class="{"minus" if cell.beside.endswith("!") else "spread"}">{escape(cell.beside)}</small>'
+            )
+        classes = " ".join(name for name in (cell.look.partition(" ")[0], "text" * is_text) if name)
+        hover = f' title="{escape(cell.hover)}"' if cell.hover else ""
+        tag = "td" if index else "th"
+        scope = "" if index else ' scope="row"'
+        yield f'<{tag}{scope} class="{classes}" data-v="{escape(value)}"{hover}>{inner}</{tag}>'
+
+
+def _figures(drawn: Sequence[Drawn]) -> str:
+    """Write figures into the page itself, each with its title, its caption and buttons that save it."""
+    return "".join(
+        f'<figure id="figure-{figure.name}"><img alt="{escape(figure.title)}" '
+        f'src="data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode("ascii")}">'
+        f"<figcaption><h3>{escape(figure.title)}</h3><p>{escape(figure.caption)}</p>"
+        f'<button type="button" data-save="{figure.name}.svg">SVG</button> '
+        f'<button type="button" data-save="{figure.name}.png">PNG</button></figcaption></figure>\n'
+        for figure in drawn
+    )
+
+
+def _downloads(table):
+    links = []
+    for name, kind, text in (("table.csv", "text/csv", to_csv(table)), ("table.tex", "text/x-tex", to_latex(table))):
+        content = base64.b64encode(text.encode()).decode("ascii")
+        label = {"table.csv": "CSV", "table.tex": "LaTeX"}[name]
+        links.append(f'<a class="button" download="{name}" href="data:{kind};base64,{content}">{label}</a>')
+    return f'<p class="saved">{" ".join(links)}</p>\n'
+
+
+def _unbroken(text):
+    """Escape a text and keep a number on one line with its sign %."""
+    return escape(text).replace(" %", "\u00a0%").replace(" ±", "\u00a0±")

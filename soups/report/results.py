@@ -1,156 +1,343 @@
-"""Read a results file and find things in it; docs/results.md describes the schema."""
+"""Read and check the results of a study, whatever it is, and find things in them; docs/results.md has the schema."""
 
 import difflib
 import math
+import os
 import pathlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from soups import state
 
-SCHEMA = "soups.results/1"
+SCHEMA = "soups.results/2"
 GROUPS = ("main", "member", "curve")
-METRICS = ("accuracy", "nll", "brier", "ece")
+ROLES = ("test", "shift", "held_out", "train")
 
-_REQUIRED = ("schema", "experiment", "created", "config", "versions", "device", "seeds", "splits", "rows")
-_OPTIONAL = ("pool", "curves", "histories", "timings", "conclusions")
-_ROW = ("seed", "name", "kind", "group", "metrics")
-_SPLITS = ("held_out", "test", "shifts", "shift_mean")
+_OLDER = ("soups.results/1", "soups.tasks/1", "soups.rebasin/1", "soups.imagenet/1")
 
 
-def load_results(path) -> dict:
+class Metric(NamedTuple):
+    """State how a metric is shown, and which of two values is better."""
+
+    title: str
+    better: str  # "higher" or "lower"
+    percent: bool = False
+
+
+METRICS = {
+    "accuracy": Metric("accuracy", "higher", percent=True),
+    "normalised": Metric("normalised", "higher", percent=True),
+    "nll": Metric("NLL", "lower"),
+    "brier": Metric("Brier", "lower"),
+    "ece": Metric("ECE", "lower", percent=True),
+    "ece_equal_width": Metric("ECE equal width", "lower", percent=True),
+}
+
+# --- The schema: "name?" may be missing, "*" is any name, a tuple is either ------------------------------------------
+
+_MAYBE = (float, type(None))
+_METRICS = {"*": {"*": _MAYBE}}
+_STAGES = {"*": {"*": object}}
+_MEMBER = {"name": str, "config?": {"*": object}, "status?": str, "digest?": str, "losses?": [_MAYBE]}
+_PUBLISHED = {"value": float, "exact": bool, "tolerance?": _MAYBE}
+_ROW = {
+    "seed": int,
+    "name": str,
+    "kind": str,
+    "group": str,
+    "metrics": _METRICS,
+    "family?": str,
+    "of?": {"*": (str, float)},
+    "ingredients?": {"*": float},
+    "num_ingredients?": int,
+    "settings?": {"*": object},
+    "cost?": {"*": _MAYBE},
+    "classes?": _METRICS,
+    "wins?": {"*": [int]},
+    "published?": {"*": _PUBLISHED},
+}
+_PAIR = {
+    "seed": int,
+    "a": str,
+    "b": str,
+    "of?": {"*": (str, float)},
+    "values": {"*": _MAYBE},
+    "lambdas?": [float],
+    "path?": {"*": {"*": [_MAYBE]}},
+}
+_SHAPE = {
+    "schema": str,
+    "experiment": str,
+    "created": str,
+    "config": {"*": object},
+    "versions": {"*": object},
+    "device": str,
+    "seeds": [int],
+    "splits": {"*": {"role": str, "examples?": int, "mean_of?": [str], "title?": str}},
+    "rows": [_ROW],
+    "metric?": str,
+    "metrics?": {"*": {"title": str, "better": str, "percent?": bool}},
+    "reference?": str,
+    "members?": {"*": [_MEMBER]},
+    "pairs?": [_PAIR],
+    "curves?": [{"seed": int, "kind": str}],
+    "histories?": {"*": {"*": list}},
+    "timings?": _STAGES,
+    "facts?": _STAGES,
+    "notes?": [str],
+}
+_CURVES = {
+    "plane": {"x": [float], "y": [float], "values": [[_MAYBE]], "points": {"*": [float]}},
+    "reliability": {"name": str, "bins": [{"confidence": float, "accuracy": float, "count": int}]},
+    "masks": {"name": str, "percent": {"*": _MAYBE}, "alone": {"*": _MAYBE}, "jaccard": _METRICS},
+}
+
+
+def load_results(path: str | os.PathLike) -> dict[str, Any]:
     """Read and check a results file, given as the file or as the directory that holds `results.json`.
 
-    Sections that may be missing (`pool`, `curves`, `histories`, `timings`, `conclusions`) are empty in the result.
+    Sections that may be missing are empty in the result.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: damaged, another version of the schema, or keys that are missing; all of them are listed.
-    """
-    results = read_json(path)
-    check(results, path)
-    return {name: [] if name == "conclusions" else {} for name in _OPTIONAL} | results
-
-
-def read_json(path):
-    """Read a results file of any experiment, given as the file or as the directory that holds `results.json`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not what was written; as `soups.state.read`.
+        ValueError: damaged, another version of the schema, or what is missing, unknown, contradictory or of another
+            type; all of it is listed.
     """
     path = pathlib.Path(path)
     path = path / "results.json" if path.is_dir() else path
     if not path.exists():
-        raise FileNotFoundError(f"no results file at {path}: run the experiment first, it writes results.json")
-    return state.read(path)
+        raise FileNotFoundError(f"no results file at {path}: run the study first, it writes results.json")
+    return check(state.read(path), path)
 
 
-def check(results, where="results") -> None:
-    """Raise one ValueError that lists everything that is missing or contradictory in `results`."""
-    version = results.get("schema") if isinstance(results, Mapping) else None
-    if version is not None and version != SCHEMA:
-        raise ValueError(f"{where} has schema {version!r}, but this version of soups reads {SCHEMA!r}")
+def check(results: Any, where="results") -> dict[str, Any]:
+    """Return results with empty sections for those that may be missing.
+
+    Raises:
+        ValueError: as `load_results`.
+    """
     if not isinstance(results, Mapping):
         raise ValueError(f"{where} must hold a JSON object, not a {type(results).__name__}")
-    problems = _missing(results, _REQUIRED, "")
-    if "splits" in results:
-        problems += _missing(results["splits"], ("held_out", "test", "shifts"), "splits.")
-    problems += _row_problems(results)
-    if problems:
-        raise ValueError(f"{where} is not a complete {SCHEMA} file:\n" + "\n".join(f"  {line}" for line in problems))
+    if (version := results.get("schema", SCHEMA)) != SCHEMA:
+        hint = "; it is of an earlier version, make it anew by the same command in another --workdir"
+        known = f"this version of soups reads {SCHEMA!r}{hint if version in _OLDER else ''}"
+        raise ValueError(f"{where} has schema {str(version)[:80]!r}, but {known}")
+    # the same mostly is wrong in many places: one line for each fault, with the first places
+    places: dict[str, list[str]] = {}
+    for label, problem in _structure(results, _SHAPE, "") or _contents(results):
+        places.setdefault(problem, []).append(label)
+    if places:
+        lines = (f"  {problem}{_at(found)}" for problem, found in places.items())
+        raise ValueError(f"{where} is not a complete {SCHEMA} file:\n" + "\n".join(lines))
+    empty = {"metric": "accuracy", "reference": "best member", "notes": [], "pairs": [], "curves": []}
+    empty |= {name: {} for name in ("metrics", "members", "histories", "timings", "facts")}
+    return empty | dict(results)
 
 
-def value(row: Mapping, split: str, metric: str = "accuracy") -> float:
-    """Return a metric of a row; `split`: held_out, test, shift_mean, or the name of a shift. NaN where it is null."""
-    metrics = row["metrics"]
-    found = metrics[split] if split in ("held_out", "test", "shift_mean") else metrics["shifts"][split]
-    number = found.get(metric)
+# --- Finding ----------------------------------------------------------------------------------------------------------
+
+
+def metric_of(results: Mapping, name: str) -> Metric:
+    """Return what is known of a metric: from the results, else from the usual ones."""
+    found = results["metrics"].get(name)
+    return Metric(**found) if found else METRICS[name]
+
+
+def value(row: Mapping, split: str, metric: str) -> float:
+    """Return a metric of a row; NaN where it is null or was not measured."""
+    number = row["metrics"].get(split, {}).get(metric)
     return math.nan if number is None else float(number)
 
 
-def rows_of(results: Mapping, group: str, seed=None) -> list[dict]:
+def summary_splits(results: Mapping) -> dict[str, str]:
+    """Return for each role the split that stands for it: the mean over several, else the first."""
+    found = {}
+    for role in ROLES:
+        names = [name for name, split in results["splits"].items() if split["role"] == role]
+        means = [name for name in names if "mean_of" in results["splits"][name]]
+        if names:
+            found[role] = (means or names)[0]
+    return found
+
+
+def details(results: Mapping, split: str) -> list[str]:
+    """List the splits that a mean is over; none for a plain split."""
+    return results["splits"][split].get("mean_of", [])
+
+
+def title_of(results: Mapping, split: str) -> str:
+    """Return the name of a split for people."""
+    plain = {"held_out": "held-out", "shift_mean": "shift mean"}.get(split, split)
+    return results["splits"][split].get("title", plain)
+
+
+def rows_of(results: Mapping, group: str, seed: int | None = None) -> list[dict]:
     """List the rows of a group, of one seed or of all."""
     return [row for row in results["rows"] if row["group"] == group and seed in (None, row["seed"])]
 
 
-def row_named(results: Mapping, name: str, seed) -> dict | None:
-    """Find the main row with this name; None where the experiment has none."""
-    return next((row for row in rows_of(results, "main", seed) if row["name"] == name), None)
+def facets(row: Mapping) -> tuple:
+    """Return what a row or a pair is of, in a form that can be compared."""
+    return tuple(sorted(row.get("of", {}).items()))
 
 
-def best_member(results: Mapping, seed) -> dict | None:
-    """Find the row of the best member: the main row "best member", else the highest member on held-out."""
-    named = row_named(results, "best member", seed)
-    members = [row for row in rows_of(results, "member", seed) if math.isfinite(value(row, "held_out"))]
-    return named or max(members, key=lambda row: value(row, "held_out"), default=None)
+def curves_of(results: Mapping, kind: str) -> list[dict]:
+    """List the curves of a kind, by seed."""
+    return [curve for curve in results["curves"] if curve["kind"] == kind]
 
 
-def curve(results: Mapping, name: str, seed) -> dict | None:
-    """Return a curve of a seed; None where the experiment did not compute it."""
-    return results["curves"].get(str(seed), {}).get(name) or None
-
-
-def first_curve(results: Mapping, name: str) -> dict | None:
-    """Return a curve of the first seed that has it."""
-    return next((found for seed in results["seeds"] if (found := curve(results, name, seed))), None)
+def by_seed(items: Sequence[Mapping], seeds: Sequence[int]) -> list[Mapping]:
+    """Return the items of the first seed that has any."""
+    return next((found for seed in seeds if (found := [item for item in items if item["seed"] == seed])), [])
 
 
 # --- Checking ---------------------------------------------------------------------------------------------------------
 
+Problems = list[tuple[str, str]]  # (where, what is wrong)
 
-def _missing(found, keys, prefix):
+
+def _structure(found, shape, where) -> Problems:
+    if isinstance(shape, dict):
+        return _of_object(found, shape, where)
+    if isinstance(shape, list):
+        if not isinstance(found, list):
+            return [(where, f"must be a list, not {_kind(found)}")]
+        return [problem for i, one in enumerate(found) for problem in _structure(one, shape[0], _place(where, one, i))]
+    shapes = shape if isinstance(shape, tuple) else (shape,)
+    if any(_is_of(found, one) for one in shapes):
+        return []
+    return [(where, f"must be {' or '.join(_NAMES[one] for one in shapes)}, not {_kind(found)}")]
+
+
+_NAMES = {str: "a text", int: "an integer", float: "a number", bool: "true or false", list: "a list"}
+_NAMES |= {type(None): "null", object: "anything"}
+
+
+def _is_of(found, kind):
+    if kind in (int, float):  # beyond 1e30 lies what no axis can show
+        number = isinstance(found, int if kind is int else int | float) and not isinstance(found, bool)
+        return number and math.isfinite(found) and abs(found) < 1e30
+    return isinstance(found, kind)
+
+
+def _of_object(found, shape, where) -> Problems:
     if not isinstance(found, Mapping):
-        return [f"{prefix.rstrip('.')} must be an object, not {type(found).__name__}"]
-    lines = []
-    for key in (key for key in keys if key not in found):
-        close = difflib.get_close_matches(key, [name for name in found if name not in keys], n=1)
-        lines.append(f"{prefix}{key} is missing" + (f" (did you misspell it as {close[0]!r}?)" if close else ""))
-    return lines
-
-
-def _row_problems(results):
-    rows = results.get("rows", [])
-    if not isinstance(rows, list):
-        return [f"rows must be a list, not {type(rows).__name__}"]
-    splits = results.get("splits")
-    shifts = splits.get("shifts", {}) if isinstance(splits, Mapping) else {}
-    # the same key is mostly missing in many rows: one line for each key, with the rows that lack it
-    places: dict[str, list[str]] = {}
-    for index, row in enumerate(rows):
-        for problem in _problems_of_row(row, shifts, results.get("seeds")):
-            places.setdefault(problem, []).append(_row_label(row, index))
-    lines = [f"{problem} in {len(found)} row(s): {_shorten(found)}" for problem, found in places.items()]
-    keys = Counter((row.get("seed"), row.get("group"), row.get("name")) for row in rows if isinstance(row, Mapping))
-    doubled = [f"{name!r} (seed {seed})" for (seed, group, name), n in keys.items() if n > 1 and group != "curve"]
-    return lines + ([f"rows appear twice: {_shorten(doubled)}"] if doubled else [])
-
-
-def _problems_of_row(row, shifts, seeds):
-    problems = _missing(row, _ROW, "")
-    if problems:
-        return problems
-    if row["group"] not in GROUPS:
-        problems.append(f"group {row['group']!r} is none of {', '.join(GROUPS)}")
-    if seeds is not None and row["seed"] not in seeds:
-        problems.append(f"seed {row['seed']!r} is not in seeds")
-    metrics = row["metrics"]
-    problems += _missing(metrics, _SPLITS, "metrics.")
-    if problems:
-        return problems
-    for split in ("held_out", "test", "shift_mean"):
-        problems += _missing(metrics[split], METRICS, f"metrics.{split}.")
-    problems += _missing(metrics["shifts"], tuple(shifts), "metrics.shifts.")
-    for name in (name for name in shifts if name in metrics["shifts"]):
-        problems += _missing(metrics["shifts"][name], METRICS, f"metrics.shifts.{name}.")
+        return [(where, f"must be an object, not {_kind(found)}")]
+    if "*" in shape:
+        return [p for name, one in found.items() for p in _structure(one, shape["*"], f"{where}.{name}".lstrip("."))]
+    problems: Problems = []
+    for key, inner in shape.items():
+        name = key.removesuffix("?")
+        if name in found:
+            problems += _structure(found[name], inner, f"{where}.{name}".lstrip("."))
+        elif not key.endswith("?"):
+            known = {known.removesuffix("?") for known in shape}
+            close = difflib.get_close_matches(name, [key for key in found if key not in known], n=1)
+            problems.append((where, f"{name} is missing{f' (did you misspell it as {close[0]!r}?)' if close else ''}"))
     return problems
 
 
-def _row_label(row, index):
-    if isinstance(row, Mapping) and "name" in row:
-        return f"{row['name']!r} (seed {row.get('seed', '?')})"
-    return f"rows[{index}]"
+def _contents(results) -> Problems:
+    problems: Problems = []
+    for part in (_of_splits, _of_rows, _of_metrics, _of_curves, _of_pairs):
+        problems += part(results)
+    return problems
 
 
-def _shorten(names, most=4):
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _of_splits(results):
+    splits = results["splits"]
+    for name, split in splits.items():
+        if split["role"] not in ROLES:
+            yield f"splits.{name}", f"role {split['role']!r} is none of {', '.join(ROLES)}"
+        for other in split.get("mean_of", ()):
+            if "mean_of" in splits.get(other, {"mean_of": ()}):
+                yield f"splits.{name}", f"mean_of names {other!r}, which is no split of its own"
+    if not any(split["role"] == "test" for split in splits.values()):
+        yield "splits", 'no split has the role "test"'
+    if not results["seeds"]:
+        yield "seeds", "there must be one at least"
+
+
+def _of_rows(results):
+    metric, needed = results.get("metric", "accuracy"), set(results["splits"])
+    for index, row in enumerate(results["rows"]):
+        label = _place("rows", row, index)
+        if row["group"] not in GROUPS:
+            yield label, f"group {row['group']!r} is none of {', '.join(GROUPS)}"
+        if row["seed"] not in results["seeds"]:
+            yield label, f"seed {row['seed']} is not in seeds"
+        for split in row["metrics"].keys() - needed:
+            yield label, f"metrics.{split}: there is no such split"
+        if any(len(found) != 2 for found in row.get("wins", {}).values()):
+            yield label, "wins must be pairs of integers"
+        yield from _of_places(label, row)
+        if row["group"] != "curve":
+            for split in (split for split in results["splits"] if metric not in row["metrics"].get(split, ())):
+                yield label, f"metrics.{split}.{metric} is missing"
+    keys = Counter((row["seed"], row["group"], row["name"], facets(row)) for row in results["rows"])
+    for (seed, _, name, _), number in keys.items():
+        if number > 1:
+            yield f"{name!r} (seed {seed})", "the same row stands there twice"
+
+
+def _of_metrics(results):
+    known = METRICS.keys() | results.get("metrics", {}).keys()
+    used = {metric for row in results["rows"] for found in row["metrics"].values() for metric in found}
+    for name in sorted((used | {results.get("metric", "accuracy")}) - known):
+        yield "metrics", f"{name!r} is unknown: say there whether higher or lower is better"
+    for name, found in results.get("metrics", {}).items():
+        if found["better"] not in ("higher", "lower"):
+            yield f"metrics.{name}", f'better must be "higher" or "lower", not {found["better"]!r}'
+
+
+def _of_curves(results):
+    for index, curve in enumerate(results.get("curves", ())):
+        label = f"curves[{index}]"
+        wrong = _structure(curve, _CURVES.get(curve["kind"], {}), label)
+        yield from wrong
+        if curve["seed"] not in results["seeds"]:
+            yield label, f"seed {curve['seed']} is not in seeds"
+        if curve["kind"] == "plane" and not wrong:
+            size = len(curve["y"]), len(curve["x"])
+            if any(sorted(set(axis)) != axis for axis in (curve["x"], curve["y"])):
+                yield label, "x and y must be ascending numbers"
+            if min(size) < 2 or [len(row) for row in curve["values"]] != [size[1]] * size[0]:
+                yield label, f"values must be {size[0]} lists of {size[1]} numbers, as y and x are (2 at least)"
+            if any(len(place) != 2 for place in curve["points"].values()):
+                yield label, "points must be pairs of numbers"
+
+
+def _of_pairs(results):
+    pairs = results.get("pairs", ())
+    if len({tuple(pair["lambdas"]) for pair in pairs if "lambdas" in pair}) > 1:
+        yield "pairs", "lambdas must be the same in all"
+    for index, pair in enumerate(pairs):
+        yield from _of_places(f"pairs[{index}]", pair)
+        sizes = {len(line) for lines in pair.get("path", {}).values() for line in lines.values()}
+        if sizes - {len(pair.get("lambdas", ()))}:
+            yield f"pairs[{index}]", "path must have a value for each of lambdas"
+        if pair["seed"] not in results["seeds"]:
+            yield f"pairs[{index}]", f"seed {pair['seed']} is not in seeds"
+
+
+def _of_places(label, found):
+    for name in ("models", "alpha", "units"):
+        if isinstance(found.get("of", {}).get(name), str):
+            yield label, f"of.{name} must be a number"
+
+
+def _place(where, found, index):
+    if isinstance(found, Mapping) and isinstance(found.get("name"), str) and where == "rows":
+        return f"{found['name']!r} (seed {found.get('seed', '?')})"
+    return f"{where}[{index}]"
+
+
+def _kind(found):
+    return "null" if found is None else str(found)[:40] if isinstance(found, int | float) else type(found).__name__
+
+
+def _at(places, most=4):
+    named = [place for place in places if place]
+    more = f" and {len(named) - most} more" if len(named) > most else ""
+    return f" in {len(named)} place(s): {', '.join(named[:most])}{more}" if named else ""

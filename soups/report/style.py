@@ -7,6 +7,7 @@ import textwrap
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -28,6 +29,18 @@ KINDS = {
     "trajectory": ("#a8487f", "^"),
     "ensemble": ("#c44e00", "s"),
     "distilled": ("#6a51a3", "P"),
+    "joint": ("#1f2933", "X"),
+    "masked": ("#946c00", "v"),
+}
+# families of merging methods, where a study has more of them than kinds
+FAMILIES = {
+    "baselines": (INK, "X"),
+    "averages": ("#0072b2", "o"),
+    "task vectors": ("#00805e", "D"),
+    "spectral": ("#a8487f", "^"),
+    "with examples": ("#c44e00", "s"),
+    "masks": ("#6a51a3", "P"),
+    "trunk for each task": ("#946c00", "v"),
 }
 SERIES = {
     "uniform soup": "#3a9bd9",
@@ -35,17 +48,28 @@ SERIES = {
     "learned soup": "#00805e",
     "ensemble": "#c44e00",
     "greedy ensemble": "#e08a00",
-    "best so far": "#1f2933",
+    "best on held-out": "#1f2933",
     "best member": "#1f2933",
+    "mean member": "#7b8794",
+    "aligned to the first": "#00805e",
+    "MergeMany": "#6a51a3",
+    "naive": "#7b8794",
+    "weight": "#0072b2",
+    "activation": "#00805e",
+    "straight_through": "#c44e00",
     "held_out": "#946c00",
     "test": "#0072b2",
     "shift_mean": "#a8487f",
+    "imagenet": "#0072b2",
 }
-_OTHERS = ("#6a51a3", "#946c00", "#a8487f", "#00805e", "#7b8794")
+OTHERS = ("#6a51a3", "#00805e", "#c44e00", "#7b8794", "#3a9bd9", "#e08a00", "#1f2933")
 
 GREYS = LinearSegmentedColormap.from_list("soups_greys", ["#d5dbe1", "#8a96a3", "#3e4c59"])
 BLUES = LinearSegmentedColormap.from_list("soups_blues", ["#f4f8fb", "#a9cfe8", "#3a8fc7", "#08436f"])
 ORANGES = LinearSegmentedColormap.from_list("soups_oranges", ["#fdf7f1", "#f7c894", "#db7a26", "#7d3200"])
+DIVERGING = LinearSegmentedColormap.from_list(
+    "soups_diverging", ["#8a3b00", "#db7a26", "#fbe3cb", "#ffffff", "#d3e6f3", "#3a8fc7", "#08436f"]
+)
 
 _RC = {
     "figure.facecolor": "white",
@@ -76,6 +100,7 @@ _RC = {
     "xtick.minor.size": 0,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
+    "svg.hashsalt": "soups",  # the same results give the same bytes
 }
 
 
@@ -104,9 +129,21 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def svg(figure: Figure) -> bytes:
+    """Render a figure to the bytes of an SVG file, the same each time."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def of_kind(kind: str, family: str = "") -> tuple[str, str]:
+    """Return colour and marker of a row by its family, else by its kind."""
+    return FAMILIES.get(family) or KINDS.get(kind) or KINDS["soup"]
+
+
 def series_color(name: str) -> str:
     """Return a named line its colour, the same in every figure and every run."""
-    return SERIES.get(name) or _OTHERS[sum(name.encode()) % len(_OTHERS)]
+    return SERIES.get(name) or OTHERS[sum(name.encode()) % len(OTHERS)]
 
 
 def percent_axis(axis) -> None:
@@ -183,6 +220,11 @@ def colorbar(figure: Figure, mappable, axes, label: str, *, values=None, cax=Non
     return bar
 
 
+def mappable(norm: Normalize, colors) -> ScalarMappable:
+    """Return what a colour bar needs where lines, not dots, bear the colours."""
+    return ScalarMappable(norm, colors)
+
+
 def short_names(names) -> list[str]:
     """Cut the prefix that all names share up to a separator: member_003, member_011 become 003, 011."""
     names = list(names)
@@ -191,6 +233,11 @@ def short_names(names) -> list[str]:
         prefix = prefix[:-1]
     cut = max(prefix.rfind(separator) for separator in "_-/ ") + 1
     return [name[cut:] or name for name in names]
+
+
+def clipped(text: str, most: int = 48) -> str:
+    """Cut a name that would leave no room for the axes."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def words(name: str) -> str:

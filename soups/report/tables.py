@@ -1,186 +1,493 @@
-"""Aggregate the rows of a results file over seeds, write numbers for people, and print the table."""
+"""Aggregate the rows of results over seeds, and lay them out as one table: on the terminal, as CSV and as LaTeX."""
 
+import csv
+import dataclasses
+import io
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Table as TerminalTable
 from rich.text import Text
+from scipy.special import stdtrit
 
 from soups.report import results as files
 
-SPLITS = ("held_out", "test", "shift_mean")
-COSTS = ("inference", "selection", "training")
+#: kinds of rows that predict with more than one set of weights, or stand for several networks
+SEVERAL = ("ensemble", "members", "masked")
 
 
 class Spread(NamedTuple):
-    """Hold a mean over seeds and its sample standard deviation (n − 1), NaN for a single seed."""
+    """Hold the values of all seeds: their mean, their sample standard deviation (NaN for one), and the values.
+
+    `error`: the standard error of the mean where it is not that of the values but known from the examples.
+    """
 
     mean: float
     deviation: float
+    values: tuple[float, ...] = ()
+    error: float = math.nan
+
+    @property
+    def half(self) -> float:
+        """Return half the width of the 95 % interval of the mean (Student's t); NaN where it is not known."""
+        number = len(self.values)
+        if number > 1:
+            return float(stdtrit(number - 1, 0.975)) * self.deviation / math.sqrt(number)
+        return 1.96 * self.error
 
 
-def spread(values) -> Spread:
+def spread(values: Iterable[float | None], error: float = math.nan) -> Spread:
     """Return mean and sample standard deviation of one value for each seed."""
-    values = np.asarray(values, np.float64)
-    return Spread(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan)
+    values = tuple(math.nan if value is None else float(value) for value in values)
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return Spread(float(np.mean(values)), deviation, values, error)
 
 
-def rows_table(results: Mapping) -> list[dict]:
-    """Aggregate the main rows over seeds, in the order of the file.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """Hold a main row, aggregated over the seeds that have it.
 
-    Each has `name`, `kind`, `seeds` (those that have the row), and as `Spread` over these seeds: `held_out`, `test`,
-    `shift_mean` and each of `shifts`, by metric; `gain` over the best member of the same seed in accuracy points, by
-    split and shift (empty without members); `num_ingredients`; `cost` by kind of cost (NaN where it is not recorded).
+    Attributes:
+        of: what it is of, such as a network, by name.
+        metrics: `Spread` by split and metric.
+        gain: the difference of the main metric from that of the reference in the same seed, by split; empty without.
+        classes: the main metric by split and class.
+        published: by split what was published for it.
     """
-    names = dict.fromkeys(row["name"] for row in files.rows_of(results, "main"))
-    return [_aggregate(results, [r for r in files.rows_of(results, "main") if r["name"] == name]) for name in names]
+
+    name: str
+    kind: str
+    family: str
+    of: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, Mapping[str, Spread]]
+    gain: Mapping[str, Spread]
+    classes: Mapping[str, Mapping[str, Spread]]
+    num_ingredients: Spread
+    cost: Mapping[str, Spread]
+    settings: tuple[Mapping, ...]
+    ingredients: tuple[Mapping, ...]
+    published: Mapping[str, Mapping]
+
+    @property
+    def alone(self) -> bool:
+        """Say whether it predicts with one network and one forward pass."""
+        passes = self.cost["inference"].mean if "inference" in self.cost else 1.0
+        return self.kind not in SEVERAL and not passes > 1
 
 
-def split_values(row: Mapping, split: str) -> Mapping:
-    """Return the metrics of an aggregated row on held_out, test, shift_mean, or a shift by its name."""
-    return row[split] if split in SPLITS else row["shifts"][split]
+def rows_table(results: Mapping, group: str = "main") -> list[Row]:
+    """Aggregate the rows of a group over seeds, in the order of the file."""
+    grouped: dict[tuple, list[Mapping]] = {}
+    references = {}
+    for row in results["rows"]:
+        if row["group"] == group:
+            grouped.setdefault((row["name"], files.facets(row)), []).append(row)
+        if row["group"] == "main" and row["name"] == results["reference"]:
+            references[row["seed"], files.facets(row)] = row
+    return [_aggregate(results, rows, references) for rows in grouped.values()]
 
 
-def one_pass(row: Mapping) -> bool:
-    """Say whether an aggregated row predicts with one forward pass, so that soups may be compared with it."""
-    return row["cost"]["inference"].mean <= 1 and row["kind"] not in ("ensemble", "members")
+def row_named(rows: Sequence[Row], name: str) -> Row | None:
+    """Find the first aggregated row of this name."""
+    return next((row for row in rows if row.name == name), None)
 
 
-def best_of(rows: list[dict], split: str, metric: str = "accuracy") -> dict | None:
-    """Find the row with the highest mean accuracy, or the lowest mean of another metric; the first one in a tie."""
-    return next(iter(all_best(rows, split, metric)), None)
-
-
-def all_best(rows: list[dict], split: str, metric: str = "accuracy") -> list[dict]:
-    """List the rows that share the best mean of a metric."""
-    means = [split_values(row, split)[metric].mean for row in rows]
-    finite = [mean for mean in means if math.isfinite(mean)]
-    best = (max if metric == "accuracy" else min)(finite, default=None)
+def best_of(results: Mapping, rows: Sequence[Row], split: str, metric: str | None = None) -> list[Row]:
+    """List the rows that share the best mean of a metric, of the main one if none is named."""
+    metric = metric or results["metric"]
+    better = max if files.metric_of(results, metric).better == "higher" else min
+    means = [row.metrics[split][metric].mean if metric in row.metrics.get(split, ()) else math.nan for row in rows]
+    best = better((mean for mean in means if math.isfinite(mean)), default=None)
     return [row for row, mean in zip(rows, means, strict=True) if mean == best]
 
 
-def _aggregate(results, rows):
-    shifts = list(results["splits"]["shifts"])
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row["metrics"]["test"]))
-    best = [files.best_member(results, row["seed"]) for row in rows]
-
-    def over_seeds(split):
-        return {metric: spread([files.value(row, split, metric) for row in rows]) for metric in metrics}
-
-    def gain(split):
-        pairs = zip(rows, best, strict=True)
-        return spread([100 * (files.value(row, split) - files.value(other, split)) for row, other in pairs])
-
-    return {
-        "name": rows[0]["name"],
-        "kind": rows[0]["kind"],
-        "seeds": [row["seed"] for row in rows],
-        **{split: over_seeds(split) for split in SPLITS},
-        "shifts": {shift: over_seeds(shift) for shift in shifts},
-        "gain": {split: gain(split) for split in (*SPLITS, *shifts)} if all(best) else {},
-        "num_ingredients": spread([_number(row.get("num_ingredients")) for row in rows]),
-        "cost": {cost: spread([_number(row.get("cost", {}).get(cost)) for row in rows]) for cost in COSTS},
+def _aggregate(results, rows, references) -> Row:
+    first, metric = rows[0], results["metric"]
+    paired = [(row, references[row["seed"], files.facets(row)]) for row in rows if _key(row) in references]
+    splits = [split for split in results["splits"] if any(split in row["metrics"] for row in rows)]
+    metrics = {
+        split: {
+            name: spread([files.value(row, split, name) for row in rows]) for name in first["metrics"].get(split, ())
+        }
+        for split in splits
     }
+    return Row(
+        name=first["name"],
+        kind=first["kind"],
+        family=first.get("family", ""),
+        of=first.get("of", {}),
+        seeds=tuple(row["seed"] for row in rows),
+        metrics=metrics,
+        gain={split: _gain(results, paired, split, metric) for split in splits} if len(paired) == len(rows) else {},
+        classes={
+            split: {name: spread([row.get("classes", {}).get(split, {}).get(name) for row in rows]) for name in found}
+            for split, found in first.get("classes", {}).items()
+        },
+        num_ingredients=spread([row.get("num_ingredients", len(row.get("ingredients", ())) or None) for row in rows]),
+        cost={cost: spread([row.get("cost", {}).get(cost) for row in rows]) for cost in first.get("cost", {})},
+        settings=tuple(row.get("settings", {}) for row in rows),
+        ingredients=tuple(row.get("ingredients", {}) for row in rows),
+        published=first.get("published", {}) if len(rows) == 1 else {},
+    )
 
 
-def _number(found):
-    return math.nan if found is None else float(found)
+def _key(row):
+    return row["seed"], files.facets(row)
+
+
+def _gain(results, paired, split, metric) -> Spread:
+    differences = [files.value(row, split, metric) - files.value(other, split, metric) for row, other in paired]
+    return spread(differences, _paired_error(results, paired[0][0], split) if len(paired) == 1 else math.nan)
+
+
+def _paired_error(results, row, split) -> float:
+    """Return the standard error of a difference of two accuracies from the examples that only one of them has right."""
+    won, lost = row.get("wins", {}).get(split, (math.nan, math.nan))
+    number = results["splits"][split].get("examples", 0)
+    return math.sqrt(max(won + lost - (won - lost) ** 2 / number, 0)) / number if number > 0 else math.nan
 
 
 # --- Numbers for people -----------------------------------------------------------------------------------------------
 
 
+def format_number(number: float, scale: float = 1.0, digits: int = 2, sign: str = "") -> str:
+    """Write a number with a true minus sign, a dash for NaN, and no sign before zero."""
+    if not math.isfinite(number):
+        return "–"
+    text = f"{scale * number:{sign},.{digits}f}".replace("-", "−")
+    return text.lstrip("+−") if float(text.replace(",", "").replace("−", "-")) == 0 else text
+
+
 def format_spread(found: Spread, scale: float = 1.0, digits: int = 2, sign: str = "") -> str:
     """Write a mean and its deviation ("97.12 ±0.11"), the mean alone without a deviation, a dash for NaN."""
-    if not math.isfinite(found.mean):
-        return "–"
-    text = f"{scale * found.mean:{sign},.{digits}f}".replace("-", "−")
-    if float(text.replace(",", "").replace("−", "-")) == 0:
-        text = text.lstrip("+−")
-    return text + (f" ±{scale * found.deviation:.{digits}f}" if math.isfinite(found.deviation) else "")
+    text = format_number(found.mean, scale, digits, sign)
+    known = math.isfinite(found.mean) and math.isfinite(found.deviation)
+    return text + (f" ±{scale * found.deviation:.{digits}f}" if known else "")
 
 
-def format_percent(found: Spread, digits: int = 2) -> str:
-    """Write a fraction as a percentage, without the sign %."""
-    return format_spread(found, 100, digits)
+def format_metric(found: Spread, metric: files.Metric, digits: int = 2) -> str:
+    """Write a metric: percentages of two decimals without the sign, other numbers of three."""
+    return format_spread(found, 100, digits) if metric.percent else format_spread(found, digits=3)
 
 
-def format_points(found: Spread) -> str:
-    """Write a difference in accuracy points, with its sign."""
-    return format_spread(found, sign="+")
+def format_gain(found: Spread, metric: files.Metric) -> str:
+    """Write a difference with its sign, and its 95 % interval as "+0.60 [+0.12, +1.08]"."""
+    scale, digits = (100, 2) if metric.percent else (1, 3)
+    text = format_number(found.mean, scale, digits, "+")
+    if math.isfinite(found.mean) and found.half > 0:
+        ends = [format_number(found.mean + side * found.half, scale, digits, "+") for side in (-1, 1)]
+        text += f" [{ends[0]}, {ends[1]}]"
+    return text
 
 
 def format_count(found: Spread) -> str:
     """Write a count: an integer where it is the same in all seeds, else one decimal and the deviation."""
     same = not found.deviation > 0
-    return format_spread(Spread(found.mean, math.nan), digits=0) if same else format_spread(found, digits=1)
+    return format_number(found.mean, digits=0) if same else format_spread(found, digits=1)
 
 
-def row_label(row: Mapping, results: Mapping) -> str:
-    """Return the name of an aggregated row, and how many of the seeds have it where some lack it."""
-    missing = len(row["seeds"]) < len(results["seeds"])
-    return row["name"] + (f" ({len(row['seeds'])} of {len(results['seeds'])} seeds)" if missing else "")
+def format_seconds(found: Spread) -> str:
+    """Write seconds: one decimal, two below one."""
+    return format_spread(found, digits=1 if not math.isfinite(found.mean) or found.mean >= 1 else 2)
 
 
-# --- The table on the terminal ----------------------------------------------------------------------------------------
+def format_bytes(found: Spread) -> str:
+    """Write a size in the unit that gives it one to three digits before the point."""
+    size, unit = found.mean, 0
+    while size >= 1000 and unit < 4:
+        size, unit = size / 1000, unit + 1
+    return f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}" if math.isfinite(size) else "–"
 
-# heading, text of an aggregated row, split and metric in which the best rows stand out; the most important ones first
-_COLUMNS = (
-    ("test %", lambda row: format_percent(row["test"]["accuracy"]), ("test", "accuracy")),
-    ("gain", lambda row: format_points(row["gain"]["test"]), None),
-    ("shifts %", lambda row: format_percent(row["shift_mean"]["accuracy"]), ("shift_mean", "accuracy")),
-    ("gain", lambda row: format_points(row["gain"]["shift_mean"]), None),
-    ("held-out %", lambda row: format_percent(row["held_out"]["accuracy"]), ("held_out", "accuracy")),
-    ("NLL", lambda row: format_spread(row["test"]["nll"], digits=3), ("test", "nll")),
-    ("ECE %", lambda row: format_percent(row["test"]["ece"]), ("test", "ece")),
-    ("models", lambda row: format_count(row["num_ingredients"]), None),
-    ("passes", lambda row: format_count(row["cost"]["inference"]), None),
-    ("selection", lambda row: format_count(row["cost"]["selection"]), None),
-    ("training", lambda row: format_count(row["cost"]["training"]), None),
-)
+
+# --- The table --------------------------------------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """Hold a cell: its text, the number or text that sorts it, what is said beside it and where one points at it."""
+
+    text: str
+    value: float | str
+    beside: str = ""
+    hover: str = ""
+    look: str = ""  # "best", "plus", "minus", "code", "kind" and the kind of a row
+    found: Spread | None = None
+
+
+class Table(NamedTuple):
+    """Hold a finished table: headings, rows of cells of which the first are the names, and what explains them."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+#: heading, how it is written, and what it counts, of each known cost
+COSTS: dict[str, tuple[str, Callable[[Spread], str], str]] = {
+    "inference": ("passes", format_count, "forward passes for a prediction"),
+    "selection": ("selection", format_count, "examples pushed forward on held-out data to choose or make it"),
+    "training": ("training", format_count, "examples pushed forward in training beyond the pool's"),
+    "seconds": ("seconds", format_seconds, "of the merge with the chosen settings; of a baseline, its training"),
+    "bytes": ("size", format_bytes, "what is stored"),
+    "labelled": ("labelled", format_count, "examples taken to merge or train, beside those that choose settings"),
+    "unlabelled": ("unlabelled", format_count, "the same without labels"),
+    "search_seconds": ("search s", format_seconds, "all settings that were compared"),
+    "search_points": ("points", format_count, "their number"),
+}
+
+
+def main_table(results: Mapping) -> Table:
+    """Lay out the main rows: the main metric and its gain by role of the splits, other metrics on test, cost."""
+    rows, splits = rows_table(results), files.summary_splits(results)
+    main, test = files.metric_of(results, results["metric"]), splits["test"]
+    heads, columns = [], []
+
+    def add(head, cells):
+        heads.append(head)
+        columns.append(cells)
+
+    for facet in dict.fromkeys(facet for row in rows for facet in row.of):
+        add(facet, [text_cell(row.of.get(facet, "")) for row in rows])
+    if any(row.family for row in rows):
+        add("family", [text_cell(row.family) for row in rows])
+    for split in splits.values():
+        add(_head(results, split, main), metric_cells(results, rows, split, results["metric"]))
+        if split != splits.get("held_out") and split != splits.get("train") and any(row.gain for row in rows):
+            add(f"{files.title_of(results, split)} gain", [_gain_cell(row.gain.get(split), main) for row in rows])
+    others = dict.fromkeys(name for row in rows for name in row.metrics.get(test, ()) if name != results["metric"])
+    for name in others:
+        add(_unit(files.metric_of(results, name)), metric_cells(results, rows, test, name))
+    if any(math.isfinite(row.num_ingredients.mean) for row in rows):
+        add("members", [_number_cell(row.num_ingredients, format_count) for row in rows])
+    costs = dict.fromkeys(cost for row in rows for cost in row.cost)
+    for name in costs:
+        head, form, _ = COSTS.get(name, (name, format_spread, ""))
+        add(head, [_number_cell(row.cost.get(name, spread([None])), form) for row in rows])
+    body = [[name_cell(results, row), *cells] for row, *cells in zip(rows, *columns, strict=True)]
+    return Table(["", *heads], body, _note(results, rows, others, costs))
+
+
+def split_table(results: Mapping, splits: Sequence[str], metrics: Sequence[str] = (), group: str = "main") -> Table:
+    """Lay out metrics of the rows of a group (only the main one unless some are named) on some splits."""
+    rows, metrics = rows_table(results, group), metrics or [results["metric"]]
+    heads = [_head(results, split, files.metric_of(results, name)) for split in splits for name in metrics]
+    columns = [metric_cells(results, rows, split, name) for split in splits for name in metrics]
+    body = [[name_cell(results, row), *cells] for row, *cells in zip(rows, *columns, strict=True)]
+    return Table(["", *heads], body)
+
+
+def class_table(results: Mapping, split: str) -> Table:
+    """Lay out the main metric of each class on a split."""
+    rows, metric = (
+        [row for row in rows_table(results) if split in row.classes],
+        files.metric_of(results, results["metric"]),
+    )
+    names = list(dict.fromkeys(name for row in rows for name in row.classes[split]))
+    body = []
+    for row in rows:
+        found = [row.classes[split].get(name, spread([None])) for name in names]
+        body.append(
+            [name_cell(results, row), *(_number_cell(one, lambda s: format_metric(s, metric, 1)) for one in found)]
+        )
+    return Table(["", *names], body)
+
+
+def pair_table(results: Mapping) -> Table | None:
+    """Lay out what was measured of pairs: the mean over the pairs of one kind, else pair by pair; None without."""
+    grouped: dict[tuple, list[Mapping]] = {}
+    for pair in results["pairs"]:
+        key = tuple(pair["of"].items()) if pair.get("of") else (("a", pair["a"]), ("b", pair["b"]))
+        grouped.setdefault(key, []).append(pair)
+    if not grouped:
+        return None
+    facets = list(dict.fromkeys(name for key in grouped for name, _ in key))
+    values = list(dict.fromkeys(name for pair in results["pairs"] for name in pair["values"]))
+    body = []
+    for key, pairs in grouped.items():
+        cells = [text_cell(dict(key).get(facet, "")) for facet in facets]
+        found = [spread([pair["values"].get(name) for pair in pairs]) for name in values]
+        body.append(cells + [_number_cell(one, lambda s: format_spread(s, digits=3)) for one in found])
+    return Table([*facets, *values], body, "Mean ± standard deviation over pairs and seeds.")
+
+
+def text_cell(text: Any, look: str = "") -> Cell:
+    """Return a cell of text, or of a plain number."""
+    if isinstance(text, bool) or text is None:
+        text = {True: "yes", False: "no", None: ""}[text]
+    if isinstance(text, float) or (isinstance(text, int) and abs(text) < 2**53):
+        return Cell(f"{text:.4g}" if isinstance(text, float) else str(text), float(text), look=look)
+    return Cell(str(text), str(text), look=look)
+
+
+def name_cell(results: Mapping, row: Row) -> Cell:
+    """Return the name of a row, with how many of the seeds have it where some lack it."""
+    missing = len(row.seeds) < len(results["seeds"])
+    name = row.name + (f" ({len(row.seeds)} of {len(results['seeds'])} seeds)" if missing else "")
+    made = ", ".join(f"{member} {weight:.3g}" for member, weight in list(row.ingredients[0].items())[:12])
+    return Cell(name, name, hover=made or row.family or row.kind, look=f"kind {row.family or row.kind}")
+
+
+def metric_cells(results: Mapping, rows: Sequence[Row], split: str, name: str) -> list[Cell]:
+    """Return a column of one metric; the best of the rows that predict with one network stand out."""
+    metric = files.metric_of(results, name)
+    best = best_of(results, [row for row in rows if row.alone], split, name)
+    cells = []
+    for row in rows:
+        found = row.metrics.get(split, {}).get(name, spread([None]))
+        cell = _number_cell(found, lambda s: format_metric(s, metric))
+        beside, hover = _published(results, row, split, found) if name == results["metric"] else ("", "")
+        hover = "; ".join(text for text in (_by_seed(row, found, metric), hover) if text)
+        cells.append(cell._replace(beside=beside, hover=hover, look="best" if any(row is b for b in best) else ""))
+    return cells
+
+
+def _by_seed(row, found, metric):
+    if len(found.values) < 2:
+        return ""
+    scale, digits = (100, 2) if metric.percent else (1, 3)
+    each = (f"seed {s}: {format_number(v, scale, digits)}" for s, v in zip(row.seeds, found.values, strict=True))
+    ends = [format_number(found.mean + side * found.half, scale, digits) for side in (-1, 1)]
+    return "; ".join([*each, f"95 % interval {ends[0]} to {ends[1]}"])
+
+
+def _published(results, row, split, found):
+    """Say how far a number is from the published one: in examples where that is exact, else in points (p)."""
+    if (theirs := row.published.get(split)) is None:
+        return "", ""
+    difference = found.mean - theirs["value"]
+    examples = results["splits"][split].get("examples")
+    if not theirs["exact"] or not examples or not math.isfinite(difference):
+        return f"{format_number(difference, 100, 2, '+')}p", f"published {100 * theirs['value']:.2f} %"
+    count, known = round(difference * examples), theirs.get("tolerance")
+    outside = known is not None and abs(count) > known
+    hover = f"published {100 * theirs['value']:.3f} %, here {count:+d} examples"
+    hover += "" if known is None else f"; two machines have differed by up to {known:g}"
+    return f"{count:+d}".replace("-", "−") + "!" * outside, hover
+
+
+def _gain_cell(found, metric):
+    if found is None:
+        return Cell("–", math.nan)
+    text = format_gain(found, metric)
+    look = {"+": "plus", "−": "minus"}.get(text[0], "")
+    # an interval that holds 0 says neither
+    return Cell(text, found.mean, look="" if abs(found.mean) <= found.half else look, found=found)
+
+
+def _number_cell(found, form):
+    return Cell(form(found), found.mean, found=found)
+
+
+def _head(results, split, metric):
+    plain = metric is files.METRICS["accuracy"] or metric.title == "accuracy"
+    return f"{files.title_of(results, split)}{'' if plain else f' {metric.title}'}{' %' if metric.percent else ''}"
+
+
+def _unit(metric):
+    return metric.title + (" %" if metric.percent else "")
+
+
+def _note(results, rows, others, costs):
+    parts = []
+    if len(results["seeds"]) > 1:
+        parts.append(f"Mean ± standard deviation over {len(results['seeds'])} seeds; point at a number for each seed.")
+    if any(row.gain for row in rows):
+        known = any(math.isfinite(found.half) for row in rows for found in row.gain.values())
+        interval = ", with its 95 % interval" if known else ""
+        points = "points" if files.metric_of(results, results["metric"]).percent else "difference"
+        parts.append(f"Gain: {points} over {results['reference']} of the same seed{interval}.")
+    if others:
+        parts.append(f"{', '.join(files.metric_of(results, name).title for name in others)}: on test.")
+    explained = [f"{COSTS[name][0]}: {COSTS[name][2]}" for name in costs if name in COSTS]
+    if explained:
+        parts.append(f"{'; '.join(explained).capitalize()}.")
+    if any(row.published for row in rows):
+        parts.append(
+            "Beside a number: its difference from the published one, in examples or points (p); ! is too much."
+        )
+    return " ".join([*parts, "Highlighted: the best that predict with one network."])
+
+
+# --- Other forms of the table -----------------------------------------------------------------------------------------
+
+
+def to_csv(table: Table) -> str:
+    """Write a table as CSV: unrounded numbers, fractions and not percent, each with its deviation and its interval."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    columns = []
+    for head, cells in zip(table.heads, zip(*table.rows, strict=True), strict=True):
+        columns.append([head or "name", *(_plain(cell.value) for cell in cells)])
+        if any(cell.found and len(cell.found.values) > 1 for cell in cells):
+            for what in ("deviation", "half"):
+                ends = (_plain(getattr(cell.found, what)) if cell.found else "" for cell in cells)
+                columns.append([f"{head}, {'half of the 95 % interval' if what == 'half' else what}", *ends])
+    writer.writerows(zip(*columns, strict=True))
+    return file.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """Write a table as LaTeX for the package booktabs; what is highlighted is bold."""
+    columns = (
+        "l" + "".join("l" if isinstance(cell.value, str) else "r" for cell in table.rows[0][1:]) if table.rows else "l"
+    )
+    lines = [
+        f"\\begin{{tabular}}{{{columns}}}",
+        "\\toprule",
+        f"{' & '.join(map(_latex, table.heads))} \\\\",
+        "\\midrule",
+    ]
+    for row in table.rows:
+        cells = [f"\\textbf{{{_latex(cell.text)}}}" if cell.look == "best" else _latex(cell.text) for cell in row]
+        lines.append(f"{' & '.join(cells)} \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+_LATEX |= {"\\": "\\textbackslash{}", "±": "$\\pm$", "−": "$-$", "–": "--", "α": "$\\alpha$", "<": "$<$", ">": "$>$"}
+
+
+def _latex(text):
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def _plain(found):
+    return found if isinstance(found, str) else f"{found:.10g}" if math.isfinite(found) else ""
 
 
 def print_table(results: Mapping, console: Console | None = None) -> None:
     """Print the main rows; where the terminal is narrow the last columns are left out, and the caption names them."""
-    console = console or Console()
-    rows = rows_table(results)
-    columns = [column for column in _COLUMNS if column[0] != "gain" or all(row["gain"] for row in rows)]
-    kept = len(columns)
-    table = _terminal_table(results, rows, columns, kept)
+    console, table = console or Console(), main_table(results)
+    kept = len(table.heads)
+    drawn = _drawn(results, table, kept)
     if not console.is_terminal:
-        console.width = max(console.width, Measurement.get(console, console.options.update(width=500), table).maximum)
-    while kept > 2 and _too_wide(console, table):
+        console.width = max(console.width, _width(console, drawn))
+    while kept > 3 and _width(console, drawn) > console.width:
         kept -= 1
-        table = _terminal_table(results, rows, columns, kept)
-    console.print(table)
+        drawn = _drawn(results, table, kept)
+    console.print(drawn)
+    for note in results["notes"]:
+        console.print(Text(note))
 
 
-def _too_wide(console, table):
-    return Measurement.get(console, console.options.update(width=500), table).maximum > console.width
+def _width(console, drawn):
+    return Measurement.get(console, console.options.update(width=1000), drawn).maximum
 
 
-def _terminal_table(results, rows, columns, kept):
-    caption = "gain: points over the best member of the same seed; NLL, ECE: on test; bold: best of the column"
-    if len(results["seeds"]) > 1:
-        caption += f"; mean ± standard deviation over {len(results['seeds'])} seeds"
-    if kept < len(columns):
-        caption += f"; too narrow for {', '.join(name for name, _, _ in columns[kept:])}: see report.html"
+def _drawn(results, table, kept):
+    left_out = f" Too narrow for {', '.join(table.heads[kept:])}: see report.html." if kept < len(table.heads) else ""
     title = Text(f"soups · {results['experiment']}", style="bold")
-    table = Table(title=title, caption=Text(caption), box=SIMPLE_HEAD, pad_edge=False)
-    table.title_justify = table.caption_justify = "left"
-    table.add_column("", no_wrap=True)
-    for name, _, _ in columns[:kept]:
-        table.add_column(name, justify="right", no_wrap=True)
-    best = [all_best(rows, *by) if by else [] for _, _, by in columns[:kept]]
-    for row in rows:
-        cells = [
-            Text(text(row), style="bold green" if any(row is found for found in winners) else "")
-            for (_, text, _), winners in zip(columns[:kept], best, strict=True)
-        ]
-        table.add_row(Text(row_label(row, results)), *cells)
-    return table
+    drawn = TerminalTable(title=title, caption=Text(table.note + left_out), box=SIMPLE_HEAD, pad_edge=False)
+    drawn.title_justify = drawn.caption_justify = "left"
+    for index, head in enumerate(table.heads[:kept]):
+        is_text = bool(table.rows) and isinstance(table.rows[0][index].value, str)
+        drawn.add_column(Text(head), justify="left" if is_text else "right", no_wrap=True)
+    for row in table.rows:
+        cells = (Text(f"{c.text} {c.beside}".strip(), "bold green" if c.look == "best" else "") for c in row[:kept])
+        drawn.add_row(*cells)
+    return drawn

@@ -1,6 +1,7 @@
 """Run the whole experiment, small, as users do; kill it; run it wrongly."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -45,11 +46,18 @@ def test_every_row_and_path_is_there(finished):
     assert set(main_rows(workdir)) == ROWS
     for name in ROWS:
         assert name in printed
-    for path in ("results.json", "report.html", "figures/scatter.png", "figures/loss_plane.png", "pool", "soups"):
+    for path in ("results.json", "report.html", "table.csv", "table.tex", "figures", "pool", "soups"):
         assert path in printed
         assert (workdir / path).exists()
-    curves = json.loads((workdir / "results.json").read_text())["curves"]["0"]
-    assert {"number_of_models", "wise_ft", "plane", "barriers", "angles", "diversity", "reliability"} <= set(curves)
+    results = load_results(workdir)
+    assert {curve["kind"] for curve in results["curves"]} == {"plane", "reliability"}
+    assert set(results["pairs"][0]["values"]) == {"angle", "barrier", "interpolation_advantage", "ratio_error"}
+    places = [row["of"] for row in results["rows"] if row["group"] == "curve"]
+    assert [place["alpha"] for place in places if "alpha" in place] == [0.0, 0.5, 1.0]
+    assert {place["models"] for place in places if "models" in place} == {1, 3, 5}
+    assert all(len(member["losses"]) > 1 for member in results["members"]["0"])
+    drawn = {path.stem for path in (workdir / "figures").glob("*.svg")}
+    assert {"overview", "scatter", "by_split", "number_of_models", "wise_ft", "losses", "advantage"} <= drawn
 
 
 def test_progress_has_rate_and_time_to_go(finished):
@@ -81,6 +89,15 @@ def test_costs_are_forward_passes(finished):
     assert rows["greedy soup"]["cost"]["selection"] == 100 * (5 + 4)  # each member alone, then each candidate
     assert rows["ensemble"]["cost"]["inference"] == 5
     assert rows["WiSE-FT, α by held-out"]["cost"]["selection"] == 3 * 100
+
+
+def test_wins_and_classes_are_counted_on_the_test_split(finished):
+    rows = main_rows(finished[0])
+    accuracy = {name: row["metrics"]["test"]["accuracy"] for name, row in rows.items()}
+    for name in ("uniform soup", "greedy soup", "ensemble", "distilled ensemble"):
+        won, lost = rows[name]["wins"]["test"]
+        assert won - lost == round(100 * (accuracy[name] - accuracy["best member"])), name
+        assert 0 <= min(rows[name]["classes"]["test"].values()) <= accuracy[name]
 
 
 def test_a_soup_records_what_it_was_made_from(finished):
@@ -128,9 +145,21 @@ def test_kill_9_and_the_same_command_give_the_same_rows_to_the_bit(finished, sta
     process = run(workdir)
     assert process.returncode == 0, process.stderr[-3000:]
     there, here = (json.loads((path / "results.json").read_text()) for path in (whole, workdir))
-    for part in ("rows", "curves", "histories", "pool"):
+    for part in ("rows", "curves", "pairs", "histories", "members"):
         assert here[part] == there[part]
     assert all(problems == [] for problems in Pool(workdir / "pool").verify().values())
+
+
+def test_another_figure_repeats_what_depends_on_it_and_nothing_else(finished, run, tmp_path):
+    workdir = tmp_path / "other"
+    shutil.copytree(finished[0], workdir)
+    stages = {path: path.stat().st_mtime_ns for path in (workdir / "stages").iterdir()}
+    process = run(workdir, "--config.figures.plane_points=4")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert [path.stem for path in stages if path.stat().st_mtime_ns != stages[path]] == ["seed0_plane"]
+    plane = next(curve for curve in load_results(workdir)["curves"] if curve["kind"] == "plane")
+    assert len(plane["x"]) == 4
+    assert run(workdir, "--config.sweep.members=6").returncode == 2
 
 
 def test_finished_work_is_not_repeated(finished, run):

@@ -18,6 +18,7 @@ from soups.experiments import imagenet_finetune, imagenet_soups
 from soups.experiments.imagenet_finetune import members as finetune_members
 from soups.experiments.imagenet_soups import cooking
 from soups.experiments.imagenet_soups.members import open_members
+from soups.experiments.imagenet_soups.setting import accuracy_of
 from soups.models.architectures import architecture
 from soups.pool import digest, prefetch
 from soups.train import loop
@@ -272,7 +273,8 @@ def test_every_row_is_there(cooked):
     assert main == MAIN_ROWS
     assert [row["name"] for row in results["rows"] if row["group"] == "member"] == [f"member_0{i}" for i in range(3)]
     assert len([row for row in results["rows"] if row["group"] == "curve"]) == 3
-    assert list(results["sets"]) == list(SETS) and results["held_out"] == "published"
+    assert list(results["splits"]) == [*SETS, "shift_mean"]
+    assert "The held-out images are chosen by the published index file." in results["notes"]
     assert any("imagenet has 200 images, the published set has 50,000" in note for note in results["notes"])
     assert all(os.path.exists(path) for path in paths)
 
@@ -285,28 +287,27 @@ def test_rows_are_what_the_network_gives_on_every_set(cooked, finetuned, dataset
     found = {name: accuracy_by_hand(uniform, dataset) for name, dataset in datasets.items()}
     row = row_named(results, "uniform soup")
     # one image may lie on the border between two classes
-    assert row["accuracy"] == {
-        name: pytest.approx(value, abs=1.01 / len(datasets[name])) for name, value in found.items()
-    }
-    shifts = [row["accuracy"][name] for name in SETS[2:]]
-    assert row["shift_mean"] == pytest.approx(sum(shifts) / 5)
-    assert row["num_ingredients"] == 3 and row["passes"] == 1
+    for name, value in found.items():
+        assert accuracy_of(row, name) == pytest.approx(value, abs=1.01 / len(datasets[name]))
+    shifts = [accuracy_of(row, name) for name in SETS[2:]]
+    assert accuracy_of(row, "shift_mean") == pytest.approx(sum(shifts) / 5)
+    assert row["num_ingredients"] == 3 and row["cost"]["inference"] == 1
 
 
 def test_selected_rows_keep_their_rules(cooked, finetuned):
     results = cooked[0]
     held_out = {name: finetuned[0].metrics(name)["held_out"] for name in finetuned[0]}
     best = row_named(results, "best member")
-    assert best["accuracy"]["held_out"] == max(held_out.values())
+    assert accuracy_of(best, "held_out") == max(held_out.values())
     greedy = row_named(results, "greedy soup")
-    assert greedy["accuracy"]["held_out"] >= best["accuracy"]["held_out"]
+    assert accuracy_of(greedy, "held_out") >= accuracy_of(best, "held_out")
     assert next(iter(greedy["ingredients"])) == next(iter(best["ingredients"]))
     assert [step["member"] for step in results["histories"]["greedy soup"]] == sorted(held_out, key=held_out.get)[::-1]
-    mean = row_named(results, "mean member")["accuracy"]["held_out"]
+    mean = accuracy_of(row_named(results, "mean member"), "held_out")
     assert mean == pytest.approx(np.mean(list(held_out.values())))
-    assert row_named(results, "ensemble")["passes"] == 3
-    chosen = row_named(results, "WiSE-FT, α by held-out")["accuracy"]["held_out"]
-    assert chosen == max(row["accuracy"]["held_out"] for row in results["rows"] if row["group"] == "curve")
+    assert row_named(results, "ensemble")["cost"]["inference"] == 3
+    chosen = accuracy_of(row_named(results, "WiSE-FT, α by held-out"), "held_out")
+    assert chosen == max(accuracy_of(row, "held_out") for row in results["rows"] if row["group"] == "curve")
 
 
 def test_soups_are_kept_with_what_they_were_made_from(folder, cooked, finetuned):
@@ -317,9 +318,9 @@ def test_soups_are_kept_with_what_they_were_made_from(folder, cooked, finetuned)
 
 def test_finished_evaluations_are_not_repeated(folder, cooked, finetuned):
     _, after_interruption, _ = cooked
-    sizes = json.loads((folder / "soups" / "results.json").read_text())["sets"]
+    sizes = json.loads((folder / "soups" / "results.json").read_text())["splits"]
     # left were the ensembles, which are arithmetic, and three places on the path
-    assert sum(after_interruption) <= 3 * sum(found["examples"] for found in sizes.values())
+    assert sum(after_interruption) <= 3 * sum(found.get("examples", 0) for found in sizes.values())
     before = (folder / "soups" / "results.json").read_bytes()
     with counted_passes() as seen:
         imagenet_soups.run(soups_config(folder, finetuned[0].path), folder / "soups")
@@ -339,13 +340,13 @@ def test_files_in_place_give_the_numbers_of_the_pool(folder, cooked, finetuned, 
     config |= {"sets": ("held_out", "imagenet"), "cache_dir": str(folder / "decoded")}
     imagenet_soups.run(config, tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    found = {row["name"]: row["accuracy"] for row in results["rows"] if row["group"] == "member"}
+    found = {row["name"]: row["metrics"] for row in results["rows"] if row["group"] == "member"}
     assert list(found) == list(names.values())
     for row in cooked[0]["rows"]:
         if row["group"] == "member":
-            assert found[names[row["name"]]] == {name: row["accuracy"][name] for name in config["sets"]}
-    uniform = row_named(cooked[0], "uniform soup")["accuracy"]["imagenet"]
-    assert row_named(results, "uniform soup")["accuracy"]["imagenet"] == pytest.approx(uniform, abs=1.01 / 200)
+            assert found[names[row["name"]]] == {name: row["metrics"][name] for name in config["sets"]}
+    uniform = accuracy_of(row_named(cooked[0], "uniform soup"), "imagenet")
+    assert accuracy_of(row_named(results, "uniform soup"), "imagenet") == pytest.approx(uniform, abs=1.01 / 200)
     os.utime(tmp_path / "model_2.pt")
     with pytest.raises(ValueError, match=r"members have changed since they were measured.*: model_2$"):
         imagenet_soups.run(config, tmp_path / "run")
@@ -360,7 +361,7 @@ def test_members_are_kept_as_memory_allows_and_the_report_says_so(folder, finetu
     }
     imagenet_soups.run(config, tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["members_dtype"] == "bfloat16"
+    assert results["facts"]["the data"]["members_dtype"] == "bfloat16"
     assert "rounded to bfloat16" in (tmp_path / "run" / "report.html").read_text()
     rounded = {
         name: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(np.float32), member)
@@ -436,7 +437,7 @@ def test_two_processes_fit_the_probe_of_one(folder, finetuned, together):
 def test_two_processes_find_the_rows_of_one(folder, cooked, together):
     results = json.loads((folder / "both" / "soups" / "results.json").read_text())
     assert results["device"].endswith("x4")
-    for part in ("rows", "histories", "sets", "notes"):
+    for part in ("rows", "histories", "splits", "members", "notes"):
         assert results[part] == cooked[0][part]
 
 

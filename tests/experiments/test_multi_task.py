@@ -13,6 +13,7 @@ from soups.experiments import multi_task
 from soups.experiments.multi_task.networks import split_head
 
 _CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits_tasks.py"
+TASKS = ("parity", "source", "rotation")
 METHODS = {
     "uniform": {},
     "slerp": {"scope": ["leaf"]},
@@ -31,7 +32,7 @@ def small_config(data_dir):
     config = module.get_config().to_dict()
     config["data_dir"] = str(data_dir)
     config["tasks"] |= {"image_size": 14, "num_train": 64, "num_held_out": 40, "num_test": 50, "num_pretraining": 64}
-    config["tasks"]["names"] = ["parity", "source", "rotation"]
+    config["tasks"]["names"] = list(TASKS)
     config["model"] |= {"width": 16, "depth": 1, "mlp_dim": 16, "num_heads": 2}
     config["pretrain"]["epochs"] = 2
     config["finetune"] |= {"epochs": 3, "batch_size": 32, "learning_rate": 3e-3}
@@ -65,15 +66,15 @@ def test_every_row_is_there(finished):
         "Localize-and-Stitch",
         "EMR",
     ]
-    assert finished[2]["skipped"] == {"SLERP": "merges exactly 2 members, here are 3"}
-    for name in ("report.html", "figures/tasks.png", "figures/tasks_by_task.png", "figures/tasks_masks.png"):
+    assert finished[2]["notes"] == ["Left out: SLERP merges exactly 2 members, here are 3."]
+    for name in ("report.html", "figures/overview.png", "figures/by_split.png", "figures/masks.png"):
         assert (finished[1] / name).stat().st_size > 1000
 
 
 def test_rows_follow_from_the_pools(finished):
     _, directory, _ = finished
     pool, merged = Pool(directory / "pool"), Pool(directory / "merged")
-    trunks = [tree.flatten(split_head(pool[f"seed0_{task}"])[0]) for task in ("parity", "source", "rotation")]
+    trunks = [tree.flatten(split_head(pool[f"seed0_{task}"])[0]) for task in TASKS]
     for name, leaf in tree.flatten(merged["seed0_uniform"]).items():
         expected = np.mean([trunk[name].astype(np.float64) for trunk in trunks], axis=0)
         np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
@@ -83,12 +84,11 @@ def test_rows_follow_from_the_pools(finished):
 
 def test_masks_alone_and_stitched(finished):
     _, directory, results = finished
-    row = rows_of(finished)["Localize-and-Stitch"]
-    masks, tasks = row["masks"], ("parity", "source", "rotation")
+    (masks,), tasks = [curve for curve in results["curves"] if curve["name"] == "Localize-and-Stitch"], TASKS
     base = split_head(Pool(directory / "bases")["seed0_start"])[0]
     stitched = Pool(directory / "merged")["seed0_localize_and_stitch"]
     changed = sum(np.count_nonzero(a != b) for a, b in zip(*map(jax.tree.leaves, (base, stitched)), strict=True))
-    sizes = [masks["percent"][task] * results["trunk"]["parameters"] / 100 for task in tasks]
+    sizes = [masks["percent"][task] * results["facts"]["Trunk"]["parameters"] / 100 for task in tasks]
     assert 0.9 * max(sizes) <= changed <= sum(sizes) + 1  # no more than the union of the masks
     assert set(masks["alone"]) == set(tasks)
 
@@ -96,24 +96,26 @@ def test_masks_alone_and_stitched(finished):
 def test_settings_are_chosen_on_held_out_data(finished):
     rows = rows_of(finished)
     arithmetic, base = rows["task arithmetic"], rows["base with the members' heads"]
-    assert arithmetic["setting"]["scale"] in (0.0, 0.3, 1.0)
+    assert arithmetic["settings"]["scale"] in (0.0, 0.3, 1.0)
     assert arithmetic["cost"]["search_points"] == 3
     # a scale of 0 is the base, so the best of the three is no worse
-    assert sum(arithmetic["held_out"].values()) >= sum(base["held_out"].values()) - 1e-9
+    held_out = [row["metrics"]["held_out"]["accuracy"] for row in (arithmetic, base)]
+    assert held_out[0] >= held_out[1] - 1e-9
+    assert held_out[0] == pytest.approx(np.mean([arithmetic["metrics"][f"{t}, held-out"]["accuracy"] for t in TASKS]))
 
 
 def test_scores_are_relative_to_the_members(finished):
     rows = rows_of(finished)
-    members = rows["individual members"]
-    assert members["normalised"] == 1.0
-    for row in rows.values():
-        ratios = [row["test"][task] / members["test"][task] for task in ("parity", "source", "rotation")]
-        assert row["normalised"] == pytest.approx(sum(ratios) / 3)
-        assert row["mean"] == pytest.approx(sum(row["test"].values()) / 3)
+    accuracy = {name: [row["metrics"][task]["accuracy"] for task in TASKS] for name, row in rows.items()}
+    assert rows["individual members"]["metrics"]["test"]["normalised"] == 1.0
+    for name, row in rows.items():
+        ratios = np.array(accuracy[name]) / accuracy["individual members"]
+        expected = {"accuracy": np.mean(accuracy[name]), "normalised": ratios.mean()}
+        assert row["metrics"]["test"] == pytest.approx(expected)
 
 
 def test_costs(finished):
-    rows, trunk = rows_of(finished), finished[2]["trunk"]
+    rows, trunk = rows_of(finished), finished[2]["facts"]["Trunk"]
     size, masks = trunk["bytes"], -(-trunk["parameters"] // 8)
     assert size == 4 * trunk["parameters"]
     stored = {name: row["cost"]["bytes"] for name, row in rows.items()}

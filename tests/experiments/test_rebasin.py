@@ -16,6 +16,7 @@ from soups.experiments import rebasin
 from soups.experiments.rebasin.paths import barriers
 from soups.models.permutation_specs import permutation_spec
 
+MLP, CNN = "MLP 7", "CNN 4"
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "rebasin.py"
 
 
@@ -67,29 +68,30 @@ def mlp_metrics(params, dataset):
     return {"accuracy": np.mean(right), "nll": np.mean(losses)}
 
 
-def pair_of(results, network, matching):
-    (pair,) = (p for p in results["pairs"] if (p["network"], p["matching"]) == (network, matching))
+def pair_of(results, network, matching, statistics="as averaged"):
+    of = {"network": network, "matching": matching, "statistics": statistics}
+    (pair,) = (pair for pair in results["pairs"] if pair["of"].items() >= of.items())
     return pair
 
 
-def soup_of(results, size, name, repaired=False):
-    keys = (size, name, repaired)
-    (row,) = (row for row in results["soups"] if (row["size"], row["name"], row["repaired"]) == keys)
+def soup_of(results, size, name):
+    (row,) = (row for row in results["rows"] if (row["of"]["models"], row["name"]) == (size, name))
     return row["metrics"]
 
 
 def test_everything_is_there(made):
     directory, results, paths = made
-    assert results["schema"] == "soups.rebasin/1"
-    assert list(results["networks"]) == ["mlp", "cnn"]
-    assert results["networks"]["mlp"]["parameters"] == 64 * 7 + 7 + 7 * 10 + 10
-    found = {(pair["network"], pair["matching"]) for pair in results["pairs"]}
+    networks = results["facts"]["Networks"]
+    assert list(networks) == ["mlp", "cnn"]
+    assert networks["mlp"]["parameters"] == 64 * 7 + 7 + 7 * 10 + 10
+    found = {(pair["of"]["network"], pair["of"]["matching"]) for pair in results["pairs"]}
     methods = ("naive", "weight", "activation", "straight_through")
-    assert found == {*(("mlp", method) for method in methods), ("cnn", "naive"), ("cnn", "weight")}
-    names = {"mean member", "best member", "ensemble", "uniform soup", "aligned to the first", "MergeMany"}
-    assert {(row["size"], row["name"]) for row in results["soups"]} == {(2, name) for name in names}
-    assert {"seed0_mlp_training", "seed0_mlp_pair_0_weight", "seed0_mlp_soups_of_2"} <= set(results["timings"])
-    for path in ("results.json", "report.html", "figures/paths.png", "figures/soups.png", "pools"):
+    assert found == {*((MLP, method) for method in methods), (CNN, "naive"), (CNN, "weight")}
+    soups = ("uniform soup", "aligned to the first", "MergeMany")
+    names = {"mean member", "best member", "ensemble", *soups, *(f"{name}, repaired" for name in soups)}
+    assert {row["name"] for row in results["rows"]} == names and len(results["rows"]) == len(names)
+    assert {"mlp_training", "mlp_pair_0_weight", "mlp_soups_of_2"} <= set(results["timings"]["0"])
+    for path in ("results.json", "report.html", "figures/overview.png", "figures/paths.png", "pools"):
         assert str(directory / path) in paths and (directory / path).exists()
 
 
@@ -107,7 +109,7 @@ def test_naive_path_is_what_numpy_computes(made, digits_dir):
     directory, results, _ = made
     pool, test = Pool(directory / "pools" / "mlp"), data_of(digits_dir).test
     a, b = pool["seed0_00"], pool["seed0_01"]
-    path = pair_of(results, "mlp", "naive")["paths"]["plain"]["test"]
+    path = pair_of(results, MLP, "naive")["path"]["test"]
     for place, weight in enumerate((0.0, 0.5, 1.0)):
         mixed = {
             layer: {kind: (1 - weight) * np.float64(a[layer][kind]) + weight * b[layer][kind] for kind in a[layer]}
@@ -120,33 +122,31 @@ def test_naive_path_is_what_numpy_computes(made, digits_dir):
 
 def test_matching_keeps_the_function_of_both_ends(made):
     _, results, _ = made
-    for network in ("mlp", "cnn"):
-        naive = pair_of(results, network, "naive")
-        assert naive["moved_units"] == 0 and naive["unchanged"]["largest_difference"] == 0
-        for pair in (pair for pair in results["pairs"] if pair["network"] == network and pair is not naive):
-            assert pair["unchanged"]["largest_difference"] < 1e-5 * pair["unchanged"]["largest_logit"]
-            for end in (0, -1):
-                line, other = (p["paths"]["plain"]["test"]["nll"][end] for p in (pair, naive))
-                assert line == pytest.approx(other, rel=1e-4)
-    assert pair_of(results, "mlp", "weight")["moved_units"] > 0
+    for pair in results["pairs"]:
+        naive = pair_of(results, pair["of"]["network"], "naive", pair["of"]["statistics"])
+        assert naive["values"]["moved units"] == naive["values"]["change of a logit"] == 0
+        assert pair["values"]["change of a logit"] < 1e-5
+        for end in (0, -1):
+            assert pair["path"]["test"]["nll"][end] == pytest.approx(naive["path"]["test"]["nll"][end], rel=1e-4)
+    assert pair_of(results, MLP, "weight")["values"]["moved units"] > 0
 
 
 def test_only_networks_with_batch_norm_have_repaired_paths(made):
     _, results, _ = made
-    assert set(pair_of(results, "mlp", "weight")["paths"]) == {"plain"}
-    plain, repaired = (pair_of(results, "cnn", "weight")["paths"][kind]["train"] for kind in ("plain", "repaired"))
-    assert plain["nll"] != repaired["nll"]
+    assert {p["of"]["statistics"] for p in results["pairs"] if p["of"]["network"] == MLP} == {"as averaged"}
+    plain, repaired = (pair_of(results, CNN, "weight", kind) for kind in ("as averaged", "re-estimated"))
+    assert plain["path"]["train"]["nll"] != repaired["path"]["train"]["nll"]
 
 
 def test_soup_of_two_is_the_middle_of_their_path(made):
     _, results, _ = made
     for name, matching in (("uniform soup", "naive"), ("aligned to the first", "weight")):
-        path = pair_of(results, "mlp", matching)["paths"]["plain"]
+        path = pair_of(results, MLP, matching)["path"]
         # with one hidden layer weight matching is one assignment problem, so both ways find the same
         for split in ("train", "test"):
             for metric in ("accuracy", "nll"):
                 assert soup_of(results, 2, name)[split][metric] == pytest.approx(path[split][metric][1], rel=1e-4)
-    assert soup_of(results, 2, "uniform soup", True) != soup_of(results, 2, "uniform soup")
+    assert soup_of(results, 2, "uniform soup, repaired") != soup_of(results, 2, "uniform soup")
 
 
 def test_baselines_are_what_numpy_computes(made, digits_dir):
@@ -175,8 +175,8 @@ def test_lost_work_is_done_again_to_the_bit_and_nothing_else(made, digits_dir, t
     rebasin.run(small_config(digits_dir), again)
     there = json.loads((again / "results.json").read_text())
     for pair in (*there["pairs"], *results["pairs"]):
-        del pair["seconds"]
-    assert there["pairs"] == results["pairs"] and there["soups"] == results["soups"]
+        del pair["values"]["seconds"]
+    assert there["pairs"] == results["pairs"] and there["rows"] == results["rows"]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 

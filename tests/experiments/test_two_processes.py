@@ -22,7 +22,8 @@ def together(command, run_both, tmp_path_factory):
 
 def test_two_processes_find_what_one_finds(finished, together):
     alone, (workdir, _) = finished[0], together
-    there, here = ({row["name"]: row for row in load_results(path)["rows"]} for path in (alone, workdir))
+    rows = (load_results(path)["rows"] for path in (alone, workdir))
+    there, here = ({row["name"]: row for row in found if row["group"] != "curve"} for found in rows)
     assert here.keys() == there.keys()
     for name, row in here.items():
         # equal to the bit where this was written; another machine may add up in another order

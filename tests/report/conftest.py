@@ -1,6 +1,7 @@
 """Make results that look like those of a real experiment: 3 seeds, 24 members, one diverged, soups that mostly help."""
 
 import html.parser
+import itertools
 import math
 
 import numpy as np
@@ -9,8 +10,7 @@ import pytest
 from soups import state
 from soups.report import write_report
 
-SHIFTS = [f"{family}/{severity}" for family in ("rotation", "noise", "blur", "translation", "contrast", "occlusion")
-          for severity in (2, 4)] + ["optdigits"]  # fmt: skip
+SHIFTS = [f"{family}/{severity}" for family in ("rotation", "noise", "blur") for severity in (2, 4)] + ["optdigits"]
 # name, kind, gain over the best member on test and on the shifts (points), ingredients, inference, selection, training
 MAIN = [
     ("start weights", "start", -46.0, -38.0, 0, 1, 0, 0),
@@ -53,16 +53,11 @@ def metrics_at(rng, test, shift):
     shifts = {name: block(shift + hard + rng.normal(0, 0.5)) for name, hard in zip(SHIFTS, easy, strict=True)}
     keys = shifts[SHIFTS[0]]
     mean = {key: float(np.mean([found[key] for found in shifts.values()])) for key in keys}
-    return {
-        "held_out": block(test + rng.normal(0, 0.15)),
-        "test": block(test),
-        "shifts": shifts,
-        "shift_mean": mean,
-    }
+    return {"held_out": block(test + rng.normal(0, 0.15)), "test": block(test), **shifts, "shift_mean": mean}
 
 
-def make_pool(rng, count):
-    """Give the pool of one seed; member 17 diverged."""
+def make_members(rng, count):
+    """Give the members of one seed; member 17 diverged."""
     pool = []
     for index in range(count):
         config = {
@@ -75,9 +70,9 @@ def make_pool(rng, count):
             "seed": index,
         }
         status = "diverged" if index == 17 else "ok"
-        pool.append(
-            {"name": f"member_{index:03d}", "config": config, "status": status, "digest": f"{rng.bytes(8).hex()}"}
-        )
+        losses = (2.3 * np.exp(-np.linspace(0, 3, 30)) + 0.05 * rng.random(30)).tolist()
+        pool.append({"name": f"member_{index:03d}", "config": config, "status": status, "digest": rng.bytes(8).hex(),
+                     "losses": losses})  # fmt: skip
     return pool
 
 
@@ -97,41 +92,46 @@ def make_rows(rng, seed, pool):
                      "cost": {"inference": 1, "selection": 0, "training": 0}})  # fmt: skip
     for name, kind, test, shift, number, inference, selection, training in MAIN:
         used = rng.permutation([member["name"] for member in ok])[:number]
+        metrics = metrics_at(rng, base_test + test + rng.normal(0, 0.1), base_shift + shift)
         rows.append({"seed": seed, "name": name, "kind": kind, "group": "main",
                      "ingredients": {member: 1 / number for member in sorted(used)}, "num_ingredients": number,
-                     "metrics": metrics_at(rng, base_test + test + rng.normal(0, 0.1), base_shift + shift),
+                     "metrics": metrics, "classes": {"test": classes_around(rng, metrics["test"]["accuracy"])},
+                     "wins": {"test": [20, max(0, round(20 - 10 * test))]},
                      "cost": {"inference": inference, "selection": selection, "training": training}})  # fmt: skip
     return rows
 
 
-def make_curves(rng, names):
-    """Give all curves of one seed; `names`: the members that did not diverge."""
-    counts = list(range(1, len(names) + 1))
-    k = np.arange(len(counts))
+def classes_around(rng, accuracy):
+    """Give the accuracies of ten classes."""
+    return {str(digit): float(np.clip(accuracy + rng.normal(0, 0.02), 0, 1)) for digit in range(10)}
+
+
+def curve_row(seed, name, kind, of, values):
+    """Give a point of a curve, with accuracies by split."""
+    metrics = {split: {"accuracy": float(value)} for split, value in values.items()}
+    return {"seed": seed, "name": name, "kind": kind, "group": "curve", "of": of, "ingredients": {}, "metrics": metrics}
+
+
+def make_curve_rows(rng, seed, names):
+    """Give the rows against the number of members and those along WiSE-FT of one seed."""
+    k = np.arange(len(names))
 
     def rising(start, end, speed):
-        noisy = end - (end - start) * np.exp(-k / speed) + rng.normal(0, 0.0006, len(k))
-        return [float(v) for v in noisy]
+        return end - (end - start) * np.exp(-k / speed) + rng.normal(0, 0.0006, len(k))
 
-    models = {"counts": counts}
+    rows = []
     ends = {"uniform soup": (0.9715, 0.801), "greedy soup": (0.9745, 0.806), "ensemble": (0.976, 0.809)}
-    for name, (test, shift) in (ends | {"best so far": (0.969, 0.78)}).items():
-        models[name] = {"test": rising(0.945, test, 3), "shift_mean": rising(0.742, shift, 4)}
-    alpha = np.linspace(0, 1, 11)
-    bow = 4 * alpha * (1 - alpha)
-    wise = {
-        "alpha": [float(round(a, 2)) for a in alpha],
-        "held_out": [float(v) for v in 0.86 + 0.11 * (1 - (1 - alpha) ** 2.4) + 0.006 * bow],
-        "test": [float(v) for v in 0.859 + 0.11 * (1 - (1 - alpha) ** 2.4) + 0.004 * bow],
-        "shift_mean": [float(v) for v in 0.685 + 0.095 * (1 - (1 - alpha) ** 2) + 0.028 * bow],
-    }
-    return {
-        "number_of_models": models,
-        "wise_ft": wise,
-        "plane": make_plane(),
-        **make_pairs(rng, names[:10]),
-        "reliability": make_reliability(rng),
-    }
+    for name, (test, shift) in (ends | {"best on held-out": (0.969, 0.78)}).items():
+        for index, pair in enumerate(zip(rising(0.945, test, 3), rising(0.742, shift, 4), strict=True)):
+            values = dict(zip(("test", "shift_mean"), pair, strict=True))
+            rows.append(curve_row(seed, name, "soup", {"models": index + 1}, values))
+    for alpha in np.linspace(0, 1, 11).round(2).tolist():
+        bow = 4 * alpha * (1 - alpha)
+        values = {"held_out": 0.86 + 0.11 * (1 - (1 - alpha) ** 2.4) + 0.006 * bow}
+        values["test"] = 0.859 + 0.11 * (1 - (1 - alpha) ** 2.4) + 0.004 * bow
+        values["shift_mean"] = 0.685 + 0.095 * (1 - (1 - alpha) ** 2) + 0.028 * bow
+        rows.append(curve_row(seed, f"WiSE-FT, α = {alpha:g}", "interpolation", {"alpha": alpha}, values))
+    return rows
 
 
 def make_plane():
@@ -146,65 +146,57 @@ def make_plane():
     return {"x": x.tolist(), "y": y.tolist(), "values": values.tolist(), "points": points}
 
 
-def make_pairs(rng, names):
-    """Give barriers, angles and diversity of pairs of members."""
-    n = len(names)
-    angle = rng.uniform(20, 85, (n, n))
-    angle = np.triu(angle, 1) + np.triu(angle, 1).T
-    barrier = np.maximum(0, (angle - 40) / 45 * 0.012 + rng.normal(0, 0.002, (n, n)))
-    barrier[2], barrier[:, 2] = 0.11, 0.11
-    barrier = np.triu(barrier, 1) + np.triu(barrier, 1).T
+def make_pairs(rng, seed, names):
+    """Give barriers, angles and diversity of pairs of members; those of the third are far apart."""
     pairs = []
-    for i in range(n):
-        for j in range(i + 1, n):
-            gain = 0.0002 * (angle[i, j] - 20) + rng.normal(0, 0.002) - (0.09 if 2 in (i, j) else 0)
-            ratio = 0.4 + angle[i, j] / 60 + 0.2 * rng.random()
-            pairs.append({"a": names[i], "b": names[j], "angle": float(angle[i, j]),
-                          "interpolation_advantage": float(gain), "ratio_error": float(ratio)})  # fmt: skip
-    return {
-        "barriers": {"names": names, "matrix": barrier.tolist()},
-        "angles": {"names": names, "matrix": angle.tolist()},
-        "diversity": {"pairs": pairs},
-    }
+    for a, b in itertools.combinations(range(len(names)), 2):
+        angle = rng.uniform(20, 85)
+        barrier = 0.11 if 2 in (a, b) else max(0, (angle - 40) / 45 * 0.012 + rng.normal(0, 0.002))
+        gain = 0.0002 * (angle - 20) + rng.normal(0, 0.002) - (0.09 if 2 in (a, b) else 0)
+        ratio = 0.4 + angle / 60 + 0.2 * rng.random()
+        values = {"angle": angle, "barrier": barrier, "interpolation_advantage": gain, "ratio_error": ratio}
+        pairs.append({"seed": seed, "a": names[a], "b": names[b], "values": values})
+    return pairs
 
 
-def make_reliability(rng):
+def make_reliability(rng, seed):
     """Give 15 bins of equal mass for four predictors; the first is too sure, the ensemble not sure enough."""
-    curves = {}
+    curves = []
     for name, tilt in (("best member", -0.05), ("uniform soup", 0.06), ("greedy soup", 0.02), ("ensemble", 0.09)):
         confidence = 1 - 0.62 * (1 - np.linspace(0.02, 0.999, 15)) ** 2.2
         accuracy = np.clip(confidence + 4 * tilt * (1 - confidence) * confidence + rng.normal(0, 0.008, 15), 0, 1)
-        curves[name] = [
+        bins = [
             {"confidence": float(c), "accuracy": float(a), "count": 67 if i else 62}
             for i, (c, a) in enumerate(zip(confidence, accuracy, strict=True))
         ]
+        curves.append({"seed": seed, "kind": "reliability", "name": name, "bins": bins})
     return curves
 
 
 def make_results(seeds=(0, 1, 2), members=24):
     """Give a whole results file as a dict."""
+    splits = {"held_out": {"role": "held_out", "examples": 1000}, "test": {"role": "test", "examples": 1000}}
+    splits |= {name: {"role": "shift", "examples": 500} for name in SHIFTS}
+    splits["shift_mean"] = {"role": "shift", "mean_of": list(SHIFTS)}
     results = {
-        "schema": "soups.results/1",
+        "schema": "soups.results/2",
         "experiment": "digits",
         "created": "2025-01-02T03:04:05+00:00",
-        "config": {
-            "experiment": "digits",
-            "seeds": len(seeds),
-            "sweep": {"members": members, "learning_rate": [1e-4, 1e-2]},
-        },
+        "config": {"experiment": "digits", "sweep": {"members": members, "learning_rate": [1e-4, 1e-2]}},
         "versions": {"soups": "0.1.0", "jax": "0.10.2", "python": "3.11.9"},
         "device": "cpu x2",
         "seeds": list(seeds),
-        "splits": {"held_out": 1000, "test": 1000, "shifts": {name: 1000 for name in SHIFTS} | {"optdigits": 500}},
-        "rows": [], "pool": {}, "curves": {}, "histories": {}, "timings": {},
+        "splits": splits,
+        "rows": [], "members": {}, "pairs": [], "curves": [], "histories": {}, "timings": {},
     }  # fmt: skip
     for seed in seeds:
         rng = np.random.default_rng(seed)
-        pool = make_pool(rng, members)
-        names = [member["name"] for member in pool if member["status"] == "ok"]
-        results["pool"][str(seed)] = pool
-        results["rows"] += make_rows(rng, seed, pool)
-        results["curves"][str(seed)] = make_curves(rng, names)
+        made = make_members(rng, members)
+        names = [member["name"] for member in made if member["status"] == "ok"]
+        results["members"][str(seed)] = made
+        results["rows"] += make_rows(rng, seed, made) + make_curve_rows(rng, seed, names)
+        results["pairs"] += make_pairs(rng, seed, names[:10])
+        results["curves"] += [{"seed": seed, "kind": "plane", **make_plane()}, *make_reliability(rng, seed)]
         steps = [
             {"member": name, "score": 0.96 + 0.001 * i, "accepted": i % 3 == 0, "num_ingredients": 1 + i // 3}
             for i, name in enumerate(names[:12])

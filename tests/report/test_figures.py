@@ -7,16 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from soups.report import draw_accuracy, draw_reliability, draw_weights, figures, labels, style
+from soups import report
+from soups.report import draw_lines, draw_reliability, draw_rows, draw_weights, figures, labels, style
 
-NAMES = [plan.name for plan in figures.PLANS]
-NEEDS = {
-    "number_of_models": "number_of_models",
-    "wise_ft": "wise_ft",
-    "plane": "loss_plane",
-    "reliability": "reliability",
-    "diversity": "advantage",
-}
+OF_ROWS = ["overview", "scatter", "by_split", "hyper_parameters"]
+OF_CURVES = ["number_of_models", "wise_ft", "losses", "loss_plane", "barriers_angles", "advantage", "reliability"]
+OF_DIGITS = OF_ROWS + OF_CURVES
 
 
 @pytest.fixture(autouse=True)
@@ -25,67 +21,148 @@ def look():
         yield
 
 
-def pixels(png):
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), np.float64)
+@pytest.fixture
+def results(results):
+    return report.check(results)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_figure_is_written_and_not_blank(reported, name):
-    _, directory, paths = reported
-    path = directory / "figures" / f"{name}.png"
-    assert path in paths
-    image = pixels(path.read_bytes())
-    assert image.shape[1] in (1400, 920) and image.shape[0] >= 500
-    assert (image < 200).any(axis=-1).mean() > 0.005
-    # nothing is cut off at the border
+def pixels(content):
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image.convert("RGB"), np.float64)
+
+
+def is_whole(content):
+    """Say whether something is drawn in a PNG and nothing is cut off at the border."""
+    image = pixels(content)
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    assert (border == 255).all()
+    return (image < 200).any(axis=-1).mean() > 0.005 and (border == 255).all()
 
 
-@pytest.mark.parametrize(("curve", "name"), NEEDS.items())
-def test_a_missing_curve_leaves_its_figure_out(results, curve, name):
-    for found in results["curves"].values():
-        del found[curve]
-    plan = next(plan for plan in figures.PLANS if plan.name == name)
-    assert plan.draw(results) is None
+@pytest.mark.parametrize("name", OF_DIGITS)
+def test_figure_is_written_and_whole(reported, name):
+    _, directory, paths = reported
+    png, svg = (directory / "figures" / f"{name}.{ending}" for ending in ("png", "svg"))
+    assert {png, svg} <= set(paths) and is_whole(png.read_bytes())
+    assert pixels(png.read_bytes()).shape[1] in (1400, 920)
+    text = svg.read_text(encoding="utf-8")
+    assert "<svg" in text and "<script" not in text
 
 
-def test_no_curves_and_no_pool(results):
-    results |= {"curves": {}, "pool": {}}
-    drawn = [plan.name for plan in figures.PLANS if plan.draw(results) is not None]
-    assert drawn == ["scatter"]
+def test_nothing_but_the_rows(results):
+    """A study that has main rows alone gets the figures of rows, without an error in any other."""
+    rows = [row for row in results["rows"] if row["group"] == "main"]
+    results |= {"rows": rows, "members": {}, "pairs": [], "curves": []}
+    drawn = [plan.name for plan in figures.PLANS.values() if plan.draw(results) is not None]
+    assert drawn == ["overview", "scatter", "by_split"]
 
 
-def test_one_heat_map_where_only_angles_are_there(results):
-    for found in results["curves"].values():
-        del found["barriers"]
-    figure = draw_weights.barriers_angles(results)
-    assert [axes.get_title(loc="left") for axes in figure.axes if axes.images] == ["Angle of task vectors in degrees"]
+def test_one_row_on_one_split(results):
+    row = next(row for row in results["rows"] if row["name"] == "EMA")
+    results |= {"rows": [row | {"metrics": {"test": row["metrics"]["test"]}}], "splits": {"test": {"role": "test"}}}
+    results |= {"members": {}, "pairs": [], "curves": []}
+    assert [plan.name for plan in figures.PLANS.values() if plan.draw(results) is not None] == ["overview"]
 
 
-def test_captions_say_which_seeds_are_shown(results):
-    assert figures._seeds_sentence(figures.FIRST, [0, 1]) == "Shown: the first of 2 seeds."
-    assert "one standard deviation over 3 seeds" in figures._seeds_sentence(figures.SPREAD, [0, 1, 2])
-    assert figures._seeds_sentence(figures.FIRST, [0]) == ""
+def test_numbers_that_are_missing_everywhere(results):
+    """Results of which every number is null are drawn or left out, but never an error."""
+    for row in results["rows"]:
+        row["metrics"] = {split: dict.fromkeys(found) for split, found in row["metrics"].items()}
+    for pair in results["pairs"]:
+        pair["values"] = dict.fromkeys(pair["values"])
+    for curve in results["curves"]:
+        if curve["kind"] == "plane":
+            curve["values"] = [[None] * len(row) for row in curve["values"]]
+    for members in results["members"].values():
+        for member in members:
+            member["losses"] = [None, None]
+    figures.draw_all(results)
+
+
+def test_a_figure_of_ones_own_is_drawn_last(results, monkeypatch):
+    monkeypatch.setattr(figures, "PLANS", dict(figures.PLANS))
+
+    @report.figure("Seeds", "One for each.", seeds="There are {}.")
+    def seeds(found):
+        drawn, ((axes,),) = style.panels()
+        axes.plot(found["seeds"])
+        return drawn
+
+    for name in OF_DIGITS:
+        del figures.PLANS[name]
+    (drawn,) = figures.draw_all(results)
+    assert (drawn.name, drawn.title, drawn.caption) == ("seeds", "Seeds", "One for each. There are 3.")
+
+    def scatter(found):
+        raise AssertionError
+
+    figures.PLANS["scatter"] = figures.Plan("scatter", "", draw_rows.scatter, "", "")
+    with pytest.raises(ValueError, match=r"there is a figure 'scatter' already, in soups\.report\.draw_rows"):
+        report.figure("", "")(scatter)
+
+
+def test_captions_say_which_seeds_are_shown(reported):
+    page = (reported[1] / "report.html").read_text(encoding="utf-8")
+    assert "from the line at 0, the best member, of the same seed" in page
+    for name, said in {
+        "number_of_models": "Whiskers: one standard deviation over 3 seeds.",
+        "wise_ft": "bands: one standard deviation",
+        "loss_plane": "Shown: the first of 3 seeds.",
+    }.items():
+        assert said in page.partition(f'id="figure-{name}"')[2].partition("</figure>")[0]
+
+
+# --- Gains ------------------------------------------------------------------------------------------------------------
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_gains_have_their_intervals(results):
+    axes = draw_rows.overview(results).axes[0]
+    rows = report.rows_table(results)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [row.name for row in rows]
+    greedy = next(row for row in rows if row.name == "greedy soup")
+    ends = [tuple(segment[:, 0]) for found in axes.collections for segment in getattr(found, "get_segments", list)()]
+    gain = greedy.gain["test"]
+    expected = (100 * (gain.mean - gain.half), 100 * (gain.mean + gain.half))
+    assert any(found == pytest.approx(expected) for found in ends)
+    assert any(text.strip().startswith("◂ −45.9") for text in texts(axes.figure))  # start weights, off the axis
+
+
+def test_gains_of_several_networks_have_a_panel_each(results):
+    rows = [row for row in results["rows"] if row["name"] in ("best member", "uniform soup") and row["group"] == "main"]
+    results["rows"] = [row | {"of": {"network": n, "models": k}} for row in rows for n in "ab" for k in (2, 5)]
+    titles = [axes.get_title(loc="left") for axes in draw_rows.overview(results).axes]
+    assert titles == ["a\nof 5 members", "b\nof 5 members"]
+
+
+def test_split_by_split_shows_gains_with_better_in_blue(results):
+    rows = [row for row in report.rows_table(results) if row.name != "best member"]
+    image = draw_rows.by_split(results).axes[0].images[0]
+    expected = [[100 * row.gain[split].mean for split in results["splits"]["shift_mean"]["mean_of"]] for row in rows]
+    np.testing.assert_allclose(image.get_array(), expected)
+    results["metrics"] = {"accuracy": {"title": "error", "better": "lower", "percent": True}}
+    np.testing.assert_allclose(draw_rows.by_split(results).axes[0].images[0].get_array(), -np.array(expected))
 
 
 # --- Outliers ---------------------------------------------------------------------------------------------------------
 
 
 def test_outliers_do_not_squash_the_scatter(results):
-    axes = draw_accuracy.scatter(results).axes[0]
-    shown = [row for row in results["rows"] if row["seed"] == 0 and row["kind"] == "soup"]
+    axes = draw_rows.scatter(results).axes[0]
+    rows = [row for row in report.rows_table(results) if row.kind == "soup"]
     low, high = axes.get_xlim()
     assert low > 90 and high - low < 10  # start at 51 %, probe at 86 %, worst member at 74 %
-    assert all(low < 100 * row["metrics"]["test"]["accuracy"] < high for row in shown)
+    assert all(low < 100 * row.metrics["test"]["accuracy"].mean < high for row in rows)
     (foot,) = axes.figure.texts
     text = foot.get_text().replace("\u00a0", " ").replace("\n", " ")
-    assert "start weights 51.0 %" in text and "worst member" in text and "1 of 23 members" in text
+    assert "start weights 50." in text and "worst member" in text and "1 of 23 members" in text
 
 
 def test_diverged_members_are_crosses_not_limits(results):
-    figure = draw_accuracy.hyper_parameters(results)
-    axes = figure.axes[0]
+    axes = draw_rows.hyper_parameters(results).axes[0]
     assert axes.get_title(loc="left") == "learning rate" and axes.get_xscale() == "log"
     assert axes.get_ylim()[0] > 90
     crosses = axes.collections[-1].get_offsets()
@@ -93,12 +170,12 @@ def test_diverged_members_are_crosses_not_limits(results):
 
 
 def test_wise_ft_leaves_a_far_base_out_and_says_so(results):
-    for found in results["curves"].values():
-        for split, low in (("held_out", 0.1), ("test", 0.1), ("shift_mean", 0.1)):
-            found["wise_ft"][split][0] = low
-    right = draw_accuracy.wise_ft(results).axes[1]
+    for row in results["rows"]:
+        if row.get("of") == {"alpha": 0.0}:
+            row["metrics"] = {split: {"accuracy": 0.1} for split in row["metrics"]}
+    right = draw_lines.wise_ft(results).axes[1]
     assert right.get_xlim()[0] > 50
-    assert any("α = 0 at 10.0 %, 10.0 %" in text.get_text() for text in right.texts)
+    assert any("α = 0 at 10.0, 10.0" in text.get_text() for text in right.texts)
 
 
 def test_robust_limits():
@@ -110,6 +187,9 @@ def test_robust_limits():
     assert style.robust_limits([math.nan]) == (0.0, 1.0)
 
 
+# --- The plane --------------------------------------------------------------------------------------------------------
+
+
 def test_levels_of_the_plane_are_geometric_where_errors_span_decades():
     levels, _ = draw_weights._levels(np.geomspace(1, 100, 400).reshape(20, 20))
     np.testing.assert_allclose(np.diff(np.log(levels)), np.log(levels[1] / levels[0]))
@@ -118,29 +198,57 @@ def test_levels_of_the_plane_are_geometric_where_errors_span_decades():
     np.testing.assert_allclose(np.diff(levels), levels[1] - levels[0])
 
 
+def test_the_plane_goes_through_what_was_measured_and_has_no_lines(results, rng):
+    error, x, y = rng.uniform(2, 9, (5, 4)), np.arange(4.0), np.arange(5.0)
+    fine_x, fine_y, fine = draw_weights._smooth(x, y, error, np.array([0.0, 10.0]))
+    np.testing.assert_allclose(fine[::8, ::8], error, atol=1e-12)
+    assert fine.shape == (33, 25) and fine_x[8] == 1.0 and fine_y[-1] == 4.0
+    assert not [line for line in draw_weights.loss_plane(results).axes[0].lines if len(line.get_xdata()) > 2]
+
+
 # --- Lines ------------------------------------------------------------------------------------------------------------
 
 
-def test_line_over_seeds_is_the_mean_over_common_counts(results):
-    for found in results["curves"].values():
-        last = found["number_of_models"]
-        for name in ("uniform soup", "greedy soup", "ensemble", "best so far"):
-            last[name]["test"] = last[name]["test"][:20]
-    curves = [found["number_of_models"] for found in results["curves"].values()]
-    _, ((axes,),) = style.panels()
-    mean, deviation = draw_accuracy._line_over_seeds(axes, curves, [1, 4, 20], "ensemble", "test", 0.0)
-    expected = 100 * np.array([found["ensemble"]["test"] for found in curves])[:, [0, 3, 19]]
-    np.testing.assert_allclose(mean, expected.mean(axis=0))
-    np.testing.assert_allclose(deviation, expected.std(axis=0, ddof=1))
+def test_whiskers_are_one_deviation_and_whole(results):
+    figure = draw_lines.number_of_models(results)
+    for axes, split in zip(figure.axes, ("test", "shift_mean"), strict=True):
+        rows = [row for row in results["rows"] if row["name"] == "ensemble" and "models" in row.get("of", ())]
+        found = 100 * np.array([row["metrics"][split]["accuracy"] for row in rows]).reshape(3, -1)
+        mean, half = found.mean(axis=0), found.std(axis=0, ddof=1)
+        drawn = [line for line in axes.lines if line.get_color() == style.SERIES["ensemble"]]
+        np.testing.assert_allclose(drawn[0].get_ydata(), mean)
+        segments = np.concatenate([np.array(whiskers.get_segments()) for whiskers in axes.collections])
+        ends = np.stack([mean - half, mean + half], axis=-1)
+        assert (np.abs(segments[:, None, :, 1] - ends).max(axis=-1).min(axis=0) < 1e-9).all()
+        low, high = axes.get_ylim()
+        assert low < segments[..., 1].min() and segments[..., 1].max() < high
 
 
-def test_seeds_with_other_counts_share_what_they_have_in_common(results):
-    last = results["curves"]["1"]["number_of_models"]
-    last["counts"] = last["counts"][:-3]
-    for name in ("uniform soup", "greedy soup", "ensemble", "best so far"):
-        last[name] = {split: values[:-3] for split, values in last[name].items()}
-    axes = draw_accuracy.number_of_models(results).axes[0]
-    assert axes.lines[0].get_xdata()[-1] == last["counts"][-1]
+def test_number_of_models_of_several_networks_is_enlarged_below(results):
+    rows = []
+    for network in ("MLP 8", "CNN 4"):
+        for size, level in ((2, 0.2), (5, 0.3)):
+            for name, more in (("mean member", 0.6), ("MergeMany", 0.0), ("MergeMany, repaired", 0.55)):
+                row = {
+                    "seed": 0,
+                    "name": name,
+                    "kind": "soup",
+                    "group": "main",
+                    "of": {"network": network, "models": size},
+                }
+                rows.append(row | {"metrics": {"test": {"accuracy": level + more}}})
+    results |= {"rows": rows, "seeds": [0], "splits": {"test": {"role": "test"}}}
+    figure = draw_lines.number_of_models(results)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["MLP 8", "CNN 4", "", ""]
+    assert figure.axes[0].get_ylim()[0] < 20 and figure.axes[2].get_ylim()[0] > 50
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["mean member", "MergeMany", "MergeMany, repaired"]
+
+
+def test_losses_are_those_of_the_first_seed(results):
+    axes = draw_lines.losses(results).axes[0]
+    assert len(axes.lines) == 24 and axes.get_yscale() == "log"
+    np.testing.assert_allclose(axes.lines[3].get_ydata(), results["members"]["0"][3]["losses"])
 
 
 def test_calibration_error_of_bins():

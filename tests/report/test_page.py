@@ -5,6 +5,7 @@ import html.parser
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,10 +13,15 @@ import numpy as np
 import pytest
 
 from soups import report
+from soups.report import figures
+from soups.report import page as page_module
+from soups.report import results as files
 from soups.report.page import page
+from soups.report.words import sentences
 
 ROOT = pathlib.Path(__file__).parents[2]
 VOID = {"meta", "link", "img", "br"}
+BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome")
 
 
 class Reader(html.parser.HTMLParser):
@@ -67,17 +73,32 @@ def test_page_refers_to_nothing_outside(reported):
     assert anchors and set(anchors) <= set(reader.ids)
 
 
-def test_page_holds_every_figure_file(reported):
-    _, directory, paths = reported
-    reader = read((directory / "report.html").read_text(encoding="utf-8"))
-    images = [base64.b64decode(r.partition(",")[2]) for r in reader.references if r.startswith("data:image/png")]
-    assert images == [path.read_bytes() for path in paths if path.suffix == ".png"]
-    assert len(images) == 8
+def test_page_holds_every_figure_and_the_table(reported):
+    results, directory, paths = reported
+    text = (directory / "report.html").read_text(encoding="utf-8")
+    reader = read(text)
+    embedded = {reference.partition(",")[0]: [] for reference in reader.references}
+    for reference in reader.references:
+        kind, _, content = reference.partition(",")
+        embedded[kind].append(base64.b64decode(content) if content else b"")
+    svgs = [path.read_bytes() for path in paths if path.suffix == ".svg"]
+    assert embedded["data:image/svg+xml;base64"] == svgs and len(svgs) == 11
+    assert embedded["data:text/csv;base64"] == [(directory / "table.csv").read_bytes()]
+    assert embedded["data:text/x-tex;base64"] == [(directory / "table.tex").read_bytes()]
+    # it opens with one figure and three sentences
+    opening = text[text.index("<main>") : text.index("<section>")]
+    assert opening.count("<figure") == 1 and 'id="figure-overview"' in opening
+    for sentence in sentences(report.check(results)):
+        assert sentence.replace(" %", "\u00a0%") in opening
+
+
+def tables_of(directory):
+    return read((directory / "report.html").read_text(encoding="utf-8")).tables
 
 
 def test_numbers_of_the_main_table(reported):
     results, directory, _ = reported
-    heads, *rows = read((directory / "report.html").read_text(encoding="utf-8")).tables[0]
+    heads, *rows = tables_of(directory)[0]
     cells = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
     for name in ("linear probe", "greedy soup", "logit ensemble"):
         metrics = [r["metrics"]["test"] for r in results["rows"] if r["name"] == name and r["group"] == "main"]
@@ -85,66 +106,87 @@ def test_numbers_of_the_main_table(reported):
         assert cells[name]["test %"] == f"{100 * accuracy.mean():.2f} ±{100 * accuracy.std(ddof=1):.2f}"
         assert cells[name]["NLL"] == f"{nll.mean():.3f} ±{nll.std(ddof=1):.3f}"
     assert cells["logit ensemble"]["passes"] == "23"
+    assert re.fullmatch(r"\+0\.\d\d \[.0\.\d\d, \+\d\.\d\d\]", cells["greedy soup"]["test gain"])
     assert len(rows) == len({r["name"] for r in results["rows"] if r["group"] == "main"})
 
 
-def test_shift_table_has_every_shift(reported):
+def test_tables_of_every_shift_and_every_class(reported):
     results, directory, _ = reported
-    table = read((directory / "report.html").read_text(encoding="utf-8")).tables[1]
-    assert table[0] == ["name", *results["splits"]["shifts"], "mean"]
-    values = [r["metrics"]["shifts"]["blur/4"]["accuracy"] for r in results["rows"] if r["name"] == "SWA"]
-    row = next(row for row in table if row[0] == "SWA")
-    assert row[table[0].index("blur/4")] == f"{100 * np.mean(values):.1f} ±{100 * np.std(values, ddof=1):.1f}"
+    shifts, classes = tables_of(directory)[1:3]
+    assert shifts[0] == ["name", *(f"{name} %" for name in results["splits"]["shift_mean"]["mean_of"]), "shift mean %"]
+    values = [r["metrics"]["blur/4"]["accuracy"] for r in results["rows"] if r["name"] == "SWA"]
+    row = next(row for row in shifts if row[0] == "SWA")
+    assert row[shifts[0].index("blur/4 %")] == f"{100 * np.mean(values):.2f} ±{100 * np.std(values, ddof=1):.2f}"
+    values = [r["classes"]["test"]["3"] for r in results["rows"] if r["name"] == "SWA"]
+    row = next(row for row in classes if row[0] == "SWA")
+    assert row[classes[0].index("3")] == f"{100 * np.mean(values):.1f} ±{100 * np.std(values, ddof=1):.1f}"
 
 
-def test_texts_are_escaped(results):
-    evil = '<script>alert("1")</script>'
-    results |= {"conclusions": [evil], "experiment": evil, "device": evil}
-    results["config"] = {evil: {evil: evil}}
-    results["histories"] = {"0": {evil: [{"member": evil, "score": 0.5}], "losses": [3.0, 2.0, 1.0]}}
-    results["seeds"][1] = evil  # a file may hold any text there
-    for section in ("pool", "curves", "histories", "timings"):
-        results[section][evil] = results[section].get("1", {})
-    results["histories"][evil] = {"losses": [3.0, 2.0]}
-    for row in results["rows"]:
-        row["name"] += evil
-        row["seed"] = evil if row["seed"] == 1 else row["seed"]
-    for member in results["pool"]["0"]:
-        member["config"]["optimizer"] = evil
-        member["digest"] = evil
-    text = page(results, [])
+EVIL = '<script>alert("1")</script>'
+
+
+def spoiled(found):
+    """Replace every text in results by a script, in names too, and keep what the schema fixes."""
+    fixed = {"main", "member", "curve", "test", "shift", "held_out", "plane", "reliability", "accuracy", "higher"}
+    if isinstance(found, dict):
+        names = {"metrics", "rows", "seed", "splits", *files._SHAPE, *files._ROW, *files._MEMBER, *files._PAIR, *fixed}
+        names |= {key.removesuffix("?") for key in names} | {"x", "y", "bins", "points", "confidence", "count", "role"}
+        names |= {"mean_of", "examples", "angle", "barrier", "0", "1", "2", "nll", "brier", "ece", "ece_equal_width"}
+        return {key if key in names else key + EVIL: spoiled(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [spoiled(value) for value in found]
+    return found + EVIL if isinstance(found, str) and found not in fixed else found
+
+
+def test_every_text_of_a_file_is_escaped(results):
+    results = spoiled(report.check(results)) | {
+        "schema": results["schema"],
+        "notes": [EVIL],
+        "facts": {EVIL: {EVIL: EVIL}},
+    }
+    results["reference"] = "best member" + EVIL
+    text = page(report.check(results), [])
     assert "<script>alert" not in text and text.count("<script>") == 1
-    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;" in text
+    assert text.count("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;") > 500
     read(text)
 
 
 def test_sections_without_data_are_left_out(results):
-    results |= {"pool": {}, "histories": {}, "timings": {}, "curves": {}, "conclusions": []}
-    results["splits"]["shifts"] = {}
+    results |= {"members": {}, "histories": {}, "timings": {}, "curves": [], "pairs": []}
+    results["splits"] = {name: results["splits"][name] for name in ("held_out", "test")}
+    results["rows"] = [row for row in results["rows"] if row["group"] == "main"]
     for row in results["rows"]:
-        row["metrics"]["shifts"] = {}
-    reader = read(page(results, []))
-    assert not {"members", "selection", "shifts", "figures"} & set(reader.ids)
-    assert {"results", "calibration", "run"} <= set(reader.ids)
+        row["metrics"] = {name: row["metrics"][name] for name in results["splits"]}
+        row.pop("classes")
+    reader = read(page(report.check(results), []))
+    assert {"results", "run"} == set(reader.ids)
 
 
-def test_conclusions_are_shown(results):
-    assert "<li>The greedy soup won.</li>" in page(results | {"conclusions": ["The greedy soup won."]}, [])
+def test_notes_are_shown(results):
+    assert "The greedy soup won." in page(report.check(results | {"notes": ["The greedy soup won."]}), [])
 
 
-def test_the_same_results_give_the_same_bytes_and_stale_figures_go(reported, write_results):
-    results, directory, paths = reported
+def test_a_configuration_that_is_nested_deeply(results):
+    config = {}
+    for _ in range(200):
+        config = {"a": config}
+    assert "a.a.a" in page(report.check(results | {"config": config}), [])
+
+
+def test_the_same_results_give_the_same_bytes_and_stale_figures_go(reported, write_results, monkeypatch):
+    results, directory, _ = reported
+    monkeypatch.setattr(page_module, "PLANS", dict.fromkeys(["loss_plane", "reliability", "wise_ft"]))
+    monkeypatch.setattr(figures, "PLANS", {name: figures.PLANS[name] for name in ("overview", "loss_plane", "wise_ft")})
     again = write_results(results)
     (again / "figures").mkdir()
-    (again / "figures" / "mine.png").write_bytes(b"kept")
-    assert [path.name for path in report.write_report(again)] == [path.name for path in paths]
-    for path in paths:
-        assert (again / path.relative_to(directory)).read_bytes() == path.read_bytes()
-    results = {**results, "curves": {}}
-    write_results(results)
+    for name in ("mine.png", "reliability.png", "reliability.svg"):
+        (again / "figures" / name).write_bytes(b"kept")
     written = report.write_report(again)
+    assert len(written) == 1 + 2 * 3 + 2
+    for path in written[1:]:
+        assert path.read_bytes() == (directory / path.relative_to(again)).read_bytes()
     left = {path.name for path in (again / "figures").iterdir()}
-    assert left == {path.name for path in written if path.suffix == ".png"} | {"mine.png"}
+    assert left == {path.name for path in written if path.parent.name == "figures"} | {"mine.png"}
 
 
 def run_script(*arguments):
@@ -154,10 +196,14 @@ def run_script(*arguments):
 
 
 def test_script_makes_the_report_again(results, write_results):
-    results = {**results, "curves": {}}
+    rows = [row for row in results["rows"] if row["group"] == "main"][:8]
+    splits = {name: results["splits"][name] for name in ("held_out", "test")}
+    for row in rows:
+        row["metrics"] = {name: row["metrics"][name] for name in splits}
+    results |= {"rows": rows, "splits": splits, "members": {}, "curves": [], "pairs": []}
     done = run_script(write_results(results))
     assert done.returncode == 0, done.stderr
-    assert "greedy soup" in done.stdout and "report.html" in done.stdout.splitlines()[-3]
+    assert "greedy soup" in done.stdout and "report.html" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [(), ("nowhere",)])
@@ -165,3 +211,38 @@ def test_script_says_what_is_wrong_without_a_traceback(arguments):
     done = run_script(*arguments)
     assert done.returncode != 0
     assert "results.json" in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+PROBE = """
+const table = document.querySelector("table.sortable"), say = (text) => { document.title += "|" + text; };
+const column = [...table.tHead.rows[0].cells].findIndex((cell) => cell.innerText.startsWith("test %"));
+const values = () => [...table.tBodies[0].rows].map((row) => parseFloat(row.cells[column].dataset.v));
+const click = () => table.tHead.rows[0].cells[column].querySelector("button").click();
+const sorted = (sign) => values().every((value, i, all) => !i || sign * (all[i - 1] - value) >= 0);
+click(); say("down " + sorted(1));
+click(); say("up " + sorted(-1));
+say("figures " + [...document.images].every((image) => image.complete && image.naturalWidth > 300));
+say("hover " + table.querySelectorAll("td[title]").length);
+HTMLAnchorElement.prototype.click = function () { say(this.download + " " + this.href.slice(0, 22)); };
+document.querySelectorAll("#figure-overview button").forEach((button) => button.click());
+"""
+
+
+def test_the_page_works_in_a_browser(reported, tmp_path):
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    _, directory, _ = reported
+    text = (directory / "report.html").read_text(encoding="utf-8")
+    watch = "<script>document.title = ''; onerror = (message) => { document.title += '|error ' + message; };</script>"
+    probe = f"<script>addEventListener('load', () => {{ {PROBE} }});</script></body>"
+    (tmp_path / "report.html").write_text(text.replace("</head>", f"{watch}</head>").replace("</body>", probe))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
+    options += ["--proxy-server=127.0.0.1:9", f"--user-data-dir={tmp_path}/profile"]  # no way out to any server
+    command = [browser, *options, f"file://{tmp_path}/report.html"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8")
+    title = re.search("<title>(.*?)</title>", done.stdout).group(1)
+    said = title.split("|")[1:]
+    assert said[:3] == ["down true", "up true", "figures true"], done.stderr
+    assert int(said[3].removeprefix("hover ")) > 100
+    assert said[4:] == ["overview.svg data:image/svg+xml;bas", "overview.png data:image/png;base64,"]

@@ -1,71 +1,107 @@
 """The numbers of the tables are those of NumPy, and they are written as they should be."""
 
+import csv
 import io
 import math
 
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from soups import report
-from soups.report import summary, tables
+from soups.report import tables, words
+
+
+@pytest.fixture
+def results(results):
+    return report.check(results)
 
 
 def accuracies(results, name, split):
     """Give one accuracy for each seed, straight from the rows."""
     found = [row["metrics"] for row in results["rows"] if row["name"] == name and row["group"] == "main"]
-    return np.array([(m["shifts"].get(split) or m.get(split))["accuracy"] for m in found])
+    return np.array([metrics[split]["accuracy"] for metrics in found])
 
 
 def row_of(results, name):
-    return next(row for row in report.rows_table(results) if row["name"] == name)
+    return tables.row_named(report.rows_table(results), name)
+
+
+def one_seed(results):
+    return results | {"seeds": [0], "rows": [row for row in results["rows"] if row["seed"] == 0]}
 
 
 def test_mean_and_sample_deviation_over_seeds(results):
     row = row_of(results, "learned soup")
-    for split in ("held_out", "test", "shift_mean"):
+    for split in ("held_out", "test", "shift_mean", "noise/4"):
         expected = accuracies(results, "learned soup", split)
-        assert row[split]["accuracy"] == pytest.approx((expected.mean(), expected.std(ddof=1)), rel=1e-12)
-    expected = accuracies(results, "learned soup", "noise/4")
-    assert row["shifts"]["noise/4"]["accuracy"] == pytest.approx((expected.mean(), expected.std(ddof=1)), rel=1e-12)
-    assert row["cost"]["selection"] == (80_000, 0)
+        found = row.metrics[split]["accuracy"]
+        assert found[:2] == pytest.approx((expected.mean(), expected.std(ddof=1)), rel=1e-12)
+        assert found.values == tuple(expected)
+    assert row.cost["selection"][:2] == (80_000, 0)
+    assert row.classes["test"]["7"].mean == pytest.approx(
+        np.mean([r["classes"]["test"]["7"] for r in results["rows"] if r["name"] == "learned soup"])
+    )
 
 
-def test_gain_is_paired_by_seed(results):
-    difference = 100 * (accuracies(results, "greedy soup", "blur/2") - accuracies(results, "best member", "blur/2"))
-    gain = row_of(results, "greedy soup")["gain"]["blur/2"]
-    assert gain == pytest.approx((difference.mean(), difference.std(ddof=1)), rel=1e-9)
+def test_gain_is_paired_by_seed_with_the_interval_of_student(results):
+    difference = accuracies(results, "greedy soup", "blur/2") - accuracies(results, "best member", "blur/2")
+    gain = row_of(results, "greedy soup").gain["blur/2"]
+    assert gain[:2] == pytest.approx((difference.mean(), difference.std(ddof=1)), rel=1e-9)
+    low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    assert (gain.mean - gain.half, gain.mean + gain.half) == pytest.approx((low, high))
     # the spread of unpaired differences would be another one
-    unpaired = 100 * math.hypot(*(accuracies(results, n, "blur/2").std(ddof=1) for n in ("greedy soup", "best member")))
-    assert abs(gain.deviation - unpaired) > 1e-3
+    unpaired = math.hypot(*(accuracies(results, n, "blur/2").std(ddof=1) for n in ("greedy soup", "best member")))
+    assert abs(gain.deviation - unpaired) > 1e-5
+
+
+def test_with_one_seed_the_interval_comes_from_the_examples_that_differ(results):
+    results = one_seed(results)
+    gain = row_of(results, "greedy soup").gain["test"]
+    won, lost = next(row["wins"]["test"] for row in results["rows"] if row["name"] == "greedy soup")
+    differences = np.array([1] * won + [-1] * lost + [0] * (1000 - won - lost))
+    assert gain.half == pytest.approx(1.96 * differences.std() / math.sqrt(1000))
+    assert math.isnan(row_of(results, "greedy soup").gain["shift_mean"].half)  # nobody counted those
+    assert math.isnan(gain.deviation)
+
+
+def test_gain_is_against_the_reference_of_the_same_place(results):
+    rows = [row for row in results["rows"] if row["name"] in ("best member", "uniform soup") and row["group"] == "main"]
+    other = [row | {"of": {"network": "b"}, "metrics": row["metrics"]} for row in rows]
+    for row in other:
+        if row["name"] == "best member":
+            row["metrics"] = {split: {"accuracy": 0.25} for split in row["metrics"]}
+    found = report.rows_table(results | {"rows": rows + other})
+    assert [dict(row.of) for row in found] == [{}, {}, {"network": "b"}, {"network": "b"}]
+    assert found[3].gain["test"].mean == pytest.approx(found[3].metrics["test"]["accuracy"].mean - 0.25)
 
 
 def test_order_and_names_are_those_of_the_file(results):
     names = list(dict.fromkeys(row["name"] for row in results["rows"] if row["group"] == "main"))
-    assert [row["name"] for row in report.rows_table(results)] == names
+    assert [row.name for row in report.rows_table(results)] == names
 
 
 def test_one_seed_has_no_deviation(results):
-    results["rows"] = [row for row in results["rows"] if row["seed"] == 0]
-    results["seeds"] = [0]
-    found = row_of(results, "EMA")["test"]["accuracy"]
-    assert math.isnan(found.deviation)
-    assert "±" not in tables.format_percent(found)
+    found = row_of(one_seed(results), "EMA").metrics["test"]["accuracy"]
+    assert math.isnan(found.deviation) and math.isnan(found.half)
+    assert "±" not in tables.format_spread(found)
 
 
 def test_a_row_that_some_seeds_lack_says_so(results):
     results["rows"] = [row for row in results["rows"] if row["name"] != "SWA" or row["seed"] != 2]
     row = row_of(results, "SWA")
-    assert row["seeds"] == [0, 1]
-    assert tables.row_label(row, results) == "SWA (2 of 3 seeds)"
+    assert row.seeds == (0, 1)
+    assert tables.name_cell(results, row).text == "SWA (2 of 3 seeds)"
 
 
 def test_best_in_each_direction_and_ties(results):
     rows = report.rows_table(results)
-    means = {row["name"]: row["test"]["nll"].mean for row in rows}
-    assert tables.best_of(rows, "test", "nll")["name"] == min(means, key=means.get)
-    twins = [{**rows[0], "name": name} for name in ("a", "b")]
-    assert [row["name"] for row in tables.all_best(twins, "test")] == ["a", "b"]
+    means = {row.name: row.metrics["test"]["nll"].mean for row in rows}
+    assert tables.best_of(results, rows, "test", "nll")[0].name == min(means, key=means.get)
+    assert tables.best_of(results, [rows[0], rows[0]], "test") == [rows[0], rows[0]]
+    own = results | {"metrics": {"accuracy": {"title": "error", "better": "lower"}}}
+    assert tables.best_of(own, rows, "test")[0].name == "start weights"
 
 
 @pytest.mark.parametrize(
@@ -84,9 +120,22 @@ def test_numbers_for_people(spread, scale, digits, sign, text):
     assert tables.format_spread(tables.Spread(*spread), scale, digits, sign) == text
 
 
-def test_counts_for_people():
+def test_counts_sizes_and_gains_for_people():
     assert tables.format_count(tables.Spread(7.0, 0.0)) == "7"
     assert tables.format_count(tables.Spread(6.5, 0.7)) == "6.5 ±0.7"
+    assert [tables.format_bytes(tables.Spread(n, 0.0)) for n in (12, 4_500, 86_600_000)] == [
+        "12 B",
+        "4.5 kB",
+        "86.6 MB",
+    ]
+    accuracy = report.results.METRICS["accuracy"]
+    half = 4.303 * 0.002 / math.sqrt(3)  # Student's t of two degrees of freedom
+    text = tables.format_gain(tables.spread([0.004, 0.006, 0.008]), accuracy)
+    assert text == f"+0.60 [+{100 * (0.006 - half):.2f}, +{100 * (0.006 + half):.2f}]"
+    assert tables.format_gain(tables.Spread(-0.004, math.nan), accuracy) == "−0.40"
+
+
+# --- The table in all its forms ---------------------------------------------------------------------------------------
 
 
 def printed(results, **options):
@@ -101,61 +150,118 @@ def test_terminal_table_holds_every_row_and_number(results):
     line = next(line for line in text.splitlines() if "uniform soup" in line and "SAM" not in line)
     assert f"{100 * test.mean():.2f} ±{100 * test.std(ddof=1):.2f}" in line
     assert all(row["name"] in text for row in results["rows"] if row["group"] == "main")
-    assert "training" in text and "too narrow" not in text
+    assert "training" in text and "Too narrow" not in text
+    assert "[red]" in printed(results | {"notes": ["[red]"]})  # no markup of the console
 
 
 def test_narrow_terminal_names_the_columns_it_leaves_out(results):
     text = printed(results, width=80, force_terminal=True, color_system=None)
     assert max(map(len, text.splitlines())) <= 80
-    assert "too narrow for" in " ".join(text.split()) and "greedy soup, random order 3" in text and "…" not in text
+    assert "Too narrow for" in " ".join(text.split()) and "greedy soup, random order 3" in text and "…" not in text
 
 
-def test_table_without_members_has_no_gain(results):
+def test_table_without_a_reference_has_no_gain(results):
     keep = ("uniform soup", "linear probe")
     results["rows"] = [row for row in results["rows"] if row["name"] in keep]
-    assert row_of(results, "uniform soup")["gain"] == {}
-    assert "gain  " not in printed(results)
+    assert row_of(results, "uniform soup").gain == {}
+    assert not any("gain" in head for head in tables.main_table(results).heads)
 
 
-# --- Summary ----------------------------------------------------------------------------------------------------------
+def test_only_rows_of_one_network_stand_out(results):
+    table = tables.main_table(results)
+    column = table.heads.index("test %")
+    best = [row[0].text for row in table.rows if row[column].look == "best"]
+    means = {row.name: row.metrics["test"]["accuracy"].mean for row in report.rows_table(results)}
+    alone = [name for name in means if "logit" not in name and name not in ("greedy ensemble", "mean member")]
+    assert best == [max(alone, key=means.get)] and max(means, key=means.get) not in best
 
 
-def test_summary_names_the_best_and_its_gain(results):
-    text = " ".join(summary.summary(results | {"conclusions": []}))
-    rows = [row for row in report.rows_table(results) if row["kind"] == "soup"]
-    best = max(rows, key=lambda row: row["shift_mean"]["accuracy"].mean)
-    assert f"{best['name']} with {tables.format_percent(best['shift_mean']['accuracy'])} %" in text
-    assert "All 8 soups are above the best member" in text
-    assert "standard deviation over 3 seeds" in text
+def test_a_number_says_its_seeds_and_its_interval(results):
+    table = tables.main_table(results)
+    row = next(row for row in table.rows if row[0].text == "EMA")
+    cell = row[table.heads.index("test %")]
+    for seed, found in enumerate(accuracies(results, "EMA", "test")):
+        assert f"seed {seed}: {100 * found:.2f}" in cell.hover
+    assert "95 % interval" in cell.hover
 
 
-def test_summary_is_honest_where_soups_do_not_help(results):
+def test_csv_has_unrounded_numbers_with_their_intervals(results):
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(tables.main_table(results)))))
+    found = next(row for row in rows if row["name"] == "greedy soup")
+    expected = accuracies(results, "greedy soup", "test")
+    assert float(found["test %"]) == pytest.approx(expected.mean(), rel=1e-9)
+    assert float(found["test %, deviation"]) == pytest.approx(expected.std(ddof=1), rel=1e-9)
+    half = stats.t.ppf(0.975, 2) * stats.sem(expected)
+    assert float(found["test %, half of the 95 % interval"]) == pytest.approx(half, rel=1e-9)
+
+
+def test_latex_escapes_what_latex_would_read(results):
     for row in results["rows"]:
-        if row["kind"] == "soup":
-            row["metrics"]["test"]["accuracy"] -= 0.02
-        if row["name"] == "uniform soup":
-            row["metrics"]["shift_mean"]["accuracy"] -= 0.1
-        if row["kind"] == "soup":
-            row["metrics"]["shifts"]["optdigits"]["accuracy"] -= 0.2
-    text = " ".join(summary.summary(results))
-    assert "Soups did not help on the test set: none of the 8 is above the best member." in text
-    assert "Not every soup helped on the mean of the shifts; not above the best member: uniform soup (−" in text
-    assert "on 12 of 13; it is not on optdigits (−" in text
+        row["name"] = row["name"].replace("EMA", "EMA_50% & \\x^2 {#1} ~$")
+    text = tables.to_latex(tables.main_table(results))
+    assert "EMA\\_50\\% \\& \\textbackslash{}x\\textasciicircum{}2 \\{\\#1\\} \\textasciitilde{}\\$" in text
+    assert text.count(" \\\\\n") == 1 + len(report.rows_table(results))
+    assert "\\textbf{" in text and "$\\pm$" in text and "±" not in text and "−" not in text
 
 
-def test_summary_says_when_a_gain_is_within_the_spread(results):
+def test_published_numbers_stand_beside(results):
+    results = one_seed(results)
+    row = next(row for row in results["rows"] if row["name"] == "EMA")
+    ours, shift = row["metrics"]["test"]["accuracy"], row["metrics"]["shift_mean"]["accuracy"]
+    row["published"] = {
+        "test": {"value": ours - 0.003, "exact": True, "tolerance": 2},
+        "shift_mean": {"value": shift + 0.0014, "exact": False},
+    }
+    table = tables.main_table(results)
+    cells = dict(zip(table.heads, next(r for r in table.rows if r[0].text == "EMA"), strict=True))
+    assert cells["test %"].beside == "+3!" and "up to 2" in cells["test %"].hover
+    assert cells["shift mean %"].beside == "−0.14p"
+    row["published"]["test"]["tolerance"] = 3
+    assert "+3!" not in printed(results) and "+3" in printed(results)
+
+
+def test_pairs_are_averaged_by_what_they_are_of(results):
+    assert tables.pair_table(results | {"pairs": []}) is None
+    single = tables.pair_table(results)
+    assert single.heads[:2] == ["a", "b"] and len(single.rows) == 45
+    pairs = [pair | {"of": {"matching": "weight"}} for pair in results["pairs"]]
+    (row,) = tables.pair_table(results | {"pairs": pairs}).rows
+    angles = [pair["values"]["angle"] for pair in pairs]
+    assert row[1].text == f"{np.mean(angles):.3f} ±{np.std(angles, ddof=1):.3f}"
+
+
+# --- Sentences --------------------------------------------------------------------------------------------------------
+
+
+def test_three_short_sentences_name_the_best_and_its_gain(results):
+    said = words.sentences(results)
+    assert len(said) == 3 and all(len(text) < 170 for text in said)
+    assert said[0] == "23 members were measured on 4,500 examples of 8 test sets, with 3 seeds."
+    rows = [row for row in report.rows_table(results) if row.kind in ("soup", "interpolation", "trajectory")]
+    best = max(rows, key=lambda row: row.metrics["shift_mean"]["accuracy"].mean)
+    gain = best.gain["shift_mean"]
+    level = 100 * best.metrics["shift_mean"]["accuracy"].mean
+    assert said[2].startswith(
+        f"On shift mean the best soup is {best.name}: {level:.2f} %, +{100 * gain.mean:.2f} points"
+    )
+    assert f"(95 % interval {100 * (gain.mean - gain.half):+.2f} to {100 * (gain.mean + gain.half):+.2f})" in said[2]
+
+
+def test_sentences_are_honest_where_soups_do_not_help(results):
     level = iter((0.004, -0.002, 0.0))
     for row in results["rows"]:
-        if row["name"] == "best member":
+        if row["name"] == "best member" and row["group"] == "main":
             best = row["metrics"]["test"]["accuracy"]
-        if row["kind"] == "soup":
-            row["metrics"]["test"]["accuracy"] = best - 0.05
-        if row["name"] == "greedy soup":
-            row["metrics"]["test"]["accuracy"] = best + next(level)
-    assert "less than the spread over seeds" in " ".join(summary.summary(results))
+        elif row["kind"] in ("soup", "interpolation", "trajectory") and row["group"] == "main":
+            row["metrics"]["test"]["accuracy"] = best + (next(level) if row["name"] == "greedy soup" else -0.05)
+            row["metrics"]["shift_mean"]["accuracy"] -= 0.1
+    said = words.sentences(results)
+    assert "the best soup is greedy soup" in said[1] and said[1].endswith("over best member. It may be none.")
+    assert "On shift mean no soup is above best member: the best is" in said[2] and ", −" in said[2]
 
 
-def test_summary_of_one_seed_says_that_the_spread_is_unknown(results):
-    results["rows"] = [row for row in results["rows"] if row["seed"] == 0]
-    results["seeds"] = [0]
-    assert "with one seed the spread over runs is not known" in summary.summary(results)[-1]
+def test_without_shifts_the_choice_of_the_held_out_split_is_said(results):
+    results["splits"] = {name: split for name, split in results["splits"].items() if split["role"] != "shift"}
+    rows = [row for row in report.rows_table(results) if row.alone]
+    chosen = max(rows, key=lambda row: row.metrics["held_out"]["accuracy"].mean)
+    assert words.sentences(results)[2].startswith(f"Held-out data alone would choose {chosen.name}: ")

@@ -110,31 +110,28 @@ def sam_rows(setting: Setting, names: list[str]) -> list[Row]:
     ]
 
 
-def path_rows(setting: Setting, probe: tree.Tree, best: str) -> tuple[list[Row], dict[str, list[float]]]:
-    """Walk from the linear probe to the best member (WiSE-FT); give the row of the best α and the curve."""
+def path_rows(setting: Setting, probe: tree.Tree, best: str) -> list[Row]:
+    """Walk from the linear probe to the best member (WiSE-FT); give the rows of the best α and of the whole path."""
     member, alphas = setting.pool[best], setting.config["wise_ft"]["alphas"]
     say(f"WiSE-FT from the linear probe to {short(setting, best)}")
     rows = []
     for alpha in alphas:
         params = soups.wise_ft(member, base=probe, alpha=alpha)
         ingredients = {short(setting, best): alpha, "probe": 1.0 - alpha}
-        row = setting.row(
-            f"WiSE-FT, α = {alpha:g}", "interpolation", setting.logits(params), ingredients, group="curve"
-        )
+        place = {"group": "curve", "of": {"alpha": alpha}}
+        row = setting.row(f"WiSE-FT, α = {alpha:g}", "interpolation", setting.logits(params), ingredients, **place)
         rows.append(row)
-    curve = {"alpha": list(alphas)}
-    for split in ("held_out", "test", "shift_mean"):
-        curve[split] = [row["metrics"][split]["accuracy"] for row in rows]
+    held_out = [row["metrics"]["held_out"]["accuracy"] for row in rows]
     # the largest of equally good α: the nearest to the member that the held-out split has chosen already
-    chosen = max(range(len(rows)), key=lambda index: (curve["held_out"][index], alphas[index]))
+    chosen = max(range(len(rows)), key=lambda index: (held_out[index], alphas[index]))
     middle = min(range(len(rows)), key=lambda index: abs(alphas[index] - 0.5))
     selection = len(alphas) * len(setting.task.held_out)
     main = [
-        rows[chosen] | {"name": "WiSE-FT, α by held-out", "group": "main"},
-        rows[middle] | {"name": "WiSE-FT, α = 0.5", "group": "main"},
+        rows[chosen] | {"name": "WiSE-FT, α by held-out", "group": "main", "of": {}},
+        rows[middle] | {"name": "WiSE-FT, α = 0.5", "group": "main", "of": {}},
     ]
     main[0]["cost"] = {"inference": 1, "selection": selection, "training": 0}
-    return main + rows, curve
+    return main + rows
 
 
 def trajectory_rows(setting: Setting, averages: Mapping[str, tree.Tree], best: str) -> list[Row]:
@@ -223,7 +220,7 @@ def _learned(setting, pool, per) -> soups.Soup:
 
 def _mean_row(setting, rows) -> Row:
     row = {**rows[0], "name": "mean member", "kind": "members", "group": "main", "num_ingredients": 1}
-    return row | {"metrics": _mean([row["metrics"] for row in rows])}
+    return row | {part: _mean([row[part] for row in rows]) for part in ("metrics", "classes")}
 
 
 def _mean(values):

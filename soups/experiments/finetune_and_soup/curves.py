@@ -18,17 +18,15 @@ from soups.evaluate import (
     ratio_error,
     reliability,
 )
-from soups.experiments.finetune_and_soup.cooking import best_of, greedy_soup, mixed_logits, short
+from soups.experiments.finetune_and_soup.cooking import Row, best_of, greedy_soup, mixed_logits, short
 from soups.experiments.finetune_and_soup.setting import Setting
 from soups.progress import progress, watched
 
 
-def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
-    """Return accuracy against the number of models, in the order in which the sweep made them."""
+def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, float]) -> list[Row]:
+    """Return the rows of the first so many members, in the order in which the sweep made them."""
     counts = [count for count in setting.config["figures"]["counts"] if count < len(names)] + [len(names)]
-    curves = {
-        title: {"test": [], "shift_mean": []} for title in ("uniform soup", "greedy soup", "ensemble", "best so far")
-    }
+    rows = []
     logits = {name: setting.logits(setting.pool[name]) for name in names}
     with progress("soups of the first members", len(counts), "sizes") as advance:
         for count in counts:
@@ -39,14 +37,14 @@ def number_of_models(setting: Setting, names: list[str], scores: Mapping[str, fl
                 "uniform soup": setting.logits(soups.uniform(setting.pool.select(first))),
                 "greedy soup": setting.logits(greedy.params),
                 "ensemble": mixed_logits(setting, logits, dict.fromkeys(first, 1.0 / count)),
-                "best so far": logits[best],
+                "best on held-out": logits[best],
             }
+            kinds = {"ensemble": "ensemble", "best on held-out": "member"}
             for title, values in made.items():
-                measured = setting.measured(values)
-                for split in ("test", "shift_mean"):
-                    curves[title][split].append(measured[split]["accuracy"])
+                place = {"group": "curve", "of": {"models": count}}
+                rows.append(setting.row(title, kinds.get(title, "soup"), values, {}, **place))
             advance(1)
-    return {"counts": counts, **curves}
+    return rows
 
 
 def loss_plane(setting: Setting, start: tree.Tree, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
@@ -62,10 +60,11 @@ def loss_plane(setting: Setting, start: tree.Tree, names: list[str], scores: Map
         grid = plane_grid(error, start, setting.pool[best], setting.pool[other], points_per_axis=points, margin=0.35)
     points = grid["points"]
     labels = {"base": "start", "a": short(setting, best), "b": short(setting, other), "mean": "average"}
-    return grid | {"points": {label: points[key] for key, label in labels.items()}}
+    named = {"points": {label: points[key] for key, label in labels.items()}}
+    return {"seed": setting.seed, "kind": "plane", **grid, **named}
 
 
-def pairs(setting: Setting, base: tree.Tree, names: list[str], scores: Mapping[str, float]) -> dict[str, Any]:
+def pairs(setting: Setting, base: tree.Tree, names: list[str], scores: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return barriers, angles and diversity of pairs of members spread over the ranking by held-out accuracy."""
     config = setting.config["figures"]
     ranked = sorted(names, key=scores.get, reverse=True)
@@ -78,32 +77,30 @@ def pairs(setting: Setting, base: tree.Tree, names: list[str], scores: Mapping[s
     combined = list(itertools.combinations(range(len(chosen)), 2))
     error, title = _error(setting, config["plane_examples"]), f"barriers between {len(chosen)} members"
     evaluations = len(chosen) + len(combined) * (len(config["barrier_ts"]) + 3)  # three for each advantage
+    found = []
     with watched(lambda params: 1.0 - error(params), title, evaluations, "evaluations") as accuracy:
         barrier = barriers(accuracy, members, config["barrier_ts"])
-        diversity = [
-            {
-                "a": labels[i],
-                "b": labels[j],
+        for i, j in combined:
+            values = {
                 "angle": float(degrees[i, j]),
+                "barrier": float(barrier[i, j]),
                 "interpolation_advantage": interpolation_advantage(accuracy, members[i], members[j]),
                 "ratio_error": ratio_error(right[i], right[j]),
             }
-            for i, j in combined
-        ]
-    return {
-        "barriers": {"names": labels, "matrix": barrier.tolist()},
-        "angles": {"names": labels, "matrix": degrees.tolist()},
-        "diversity": {"pairs": diversity},
-    }
+            found.append({"seed": setting.seed, "a": labels[i], "b": labels[j], "values": values})
+    return found
 
 
-def reliability_diagrams(setting: Setting, params: Mapping[str, tree.Tree], names: list[str]) -> dict[str, Any]:
+def reliability_diagrams(setting: Setting, params: Mapping[str, tree.Tree], names: list[str]) -> list[dict[str, Any]]:
     """Return confidence against accuracy on the test split for some weights and for the ensemble of all members."""
     logits = {title: setting.logits(weights) for title, weights in params.items()}
     members = {name: setting.logits(setting.pool[name]) for name in names}
     logits["ensemble"] = mixed_logits(setting, members, dict.fromkeys(names, 1.0 / len(names)))
     labels = setting.task.test.labels
-    return {title: reliability(values["test"], labels) for title, values in logits.items()}
+    return [
+        {"seed": setting.seed, "kind": "reliability", "name": title, "bins": reliability(values["test"], labels)}
+        for title, values in logits.items()
+    ]
 
 
 def _error(setting, examples):

@@ -120,7 +120,7 @@ def _fill(setting, prefix, training, params, members, what) -> list[str]:
     )
     with progress(what, len(members), "members", done=len(done)) as advance:
         for index, result in results:
-            metadata = {"config": members[index], "seed": setting.seed, "final_loss": _number(result["losses"][-1])}
+            metadata = {"config": members[index], "seed": setting.seed, "losses": _thinned(result["losses"])}
             setting.pool.add(names[index], result["params"], metadata, base=setting.bases.digest(setting.name("probe")))
             advance(1)
     return names
@@ -152,5 +152,7 @@ def _arrays(dataset) -> dict[str, np.ndarray]:
     return {"image": dataset.images, "label": dataset.labels}
 
 
-def _number(value) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _thinned(losses, most=50) -> list[float | None]:
+    """Average losses over so many equal parts of the training; null where they are not finite."""
+    parts = np.array_split(np.asarray(losses, np.float64), min(most, len(losses)))
+    return [float(mean) if np.isfinite(mean := part.mean()) else None for part in parts]

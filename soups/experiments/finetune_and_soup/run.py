@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from soups import models, state
+from soups import models
 from soups.data import digits_task
 from soups.evaluate import LogitCache
 from soups.experiments.finetune_and_soup import cooking, curves, members
@@ -15,8 +15,6 @@ from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.pool import Pool
 from soups.processes import on_first_process
 from soups.progress import say
-from soups.report import print_table, write_report
-from soups.report.results import SCHEMA
 
 FIELDS = {
     "": ("experiment", "name", "seeds", "data_dir"),
@@ -57,20 +55,11 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
         OSError: the directory cannot be written, another run works there, or the disk is full.
     """
     check_fields(config, FIELDS)
-    workdir = Workdir(directory, config)
+    workdir = Workdir(directory, config, changeable=("figures",))
     settings = [_setting(config, seed, workdir) for seed in range(config["seeds"])]  # all checks before any long work
     outcomes = {setting.seed: _one_seed(setting) for setting in settings}
     results = _results(config, workdir, settings, outcomes)
-    return on_first_process(lambda: _report(workdir, results))
-
-
-def _report(workdir, results) -> list[str]:
-    state.write(workdir.path / "results.json", results)
-    paths = [workdir.path / "results.json", *write_report(workdir.path), workdir.path / "pool", workdir.path / "soups"]
-    print_table(results)
-    for path in paths:
-        say(os.path.relpath(path))
-    return [str(path) for path in paths]
+    return on_first_process(lambda: workdir.finish(results, "pool", "soups"))
 
 
 def _setting(config, seed, workdir) -> Setting:
@@ -114,8 +103,9 @@ def _one_seed(setting: Setting) -> dict[str, Any]:
     held_out = {row["name"]: row["metrics"]["held_out"]["accuracy"] for row in rows if row["group"] == "member"}
     scores = {name: held_out[cooking.short(setting, name)] for name in names}
     best = cooking.best_of(scores)
+    setting.reference.update(setting.right(setting.logits(setting.pool[best])))
     soup_rows, histories = _stage(setting, "soups", lambda: cooking.soup_rows(setting, names, scores))
-    path_rows, wise_curve = _stage(setting, "WiSE-FT", lambda: cooking.path_rows(setting, probe, best))
+    path_rows = _stage(setting, "WiSE-FT", lambda: cooking.path_rows(setting, probe, best))
     averages = _timed(setting, "trajectory", lambda: members.trajectory_averages(setting, probe, best))
     rows += soup_rows + path_rows
     rows += _stage(setting, "EMA and SWA", lambda: cooking.trajectory_rows(setting, averages, best))
@@ -130,14 +120,14 @@ def _one_seed(setting: Setting) -> dict[str, Any]:
     # --- Figures' data ---
     made = {title: setting.results[setting.name(title.replace(" ", "_"))] for title in ("uniform soup", "greedy soup")}
     shown = {"best member": setting.pool[best], **made}
-    data = {
-        "number_of_models": _stage(setting, "curve", lambda: curves.number_of_models(setting, names, scores)),
-        "wise_ft": wise_curve,
-        "plane": _stage(setting, "plane", lambda: curves.loss_plane(setting, probe, names, scores)),
-        **_stage(setting, "pairs", lambda: curves.pairs(setting, probe, names, scores)),
-        "reliability": _stage(setting, "reliability", lambda: curves.reliability_diagrams(setting, shown, names)),
-    }
-    return {"rows": rows, "curves": data, "histories": histories, "pool": _pool_record(setting, every)}
+    rows += _figure(setting, "curve", ["counts"], lambda: curves.number_of_models(setting, names, scores))
+    size = ["plane_points", "plane_examples"]
+    plane = _figure(setting, "plane", size, lambda: curves.loss_plane(setting, probe, names, scores))
+    size = ["pairs_members", "barrier_ts", "plane_examples"]
+    pairs = _figure(setting, "pairs", size, lambda: curves.pairs(setting, probe, names, scores))
+    bins = _stage(setting, "reliability", lambda: curves.reliability_diagrams(setting, shown, names))
+    found = {"rows": rows, "curves": [plane, *bins], "pairs": pairs}
+    return found | {"histories": histories, "members": _members_record(setting, every)}
 
 
 def _usable(setting, names) -> list[str]:
@@ -151,11 +141,17 @@ def _stage(setting, name, compute):
     return setting.workdir.stage(setting.name(name.replace(" ", "_")), compute)
 
 
+def _figure(setting, name, fields, compute):
+    """Return a stage that is made again where these fields of the section "figures" have changed."""
+    settings = {field: setting.config["figures"][field] for field in fields}
+    return setting.workdir.stage(setting.name(name), compute, settings)
+
+
 def _timed(setting, name, make):
     return setting.workdir.timed(setting.name(name.replace(" ", "_")), make)
 
 
-def _pool_record(setting, names):
+def _members_record(setting, names):
     records = ((name, setting.pool.record(name)) for name in names)
     return [
         {
@@ -163,6 +159,7 @@ def _pool_record(setting, names):
             "config": record["metadata"]["config"],
             "status": record["status"],
             "digest": record["digest"],
+            "losses": record["metadata"].get("losses", []),
         }
         for name, record in records
     ]
@@ -172,16 +169,15 @@ def _results(config, workdir, settings, outcomes) -> dict[str, Any]:
     first = settings[0]
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy")
     return {
-        **workdir.head(SCHEMA, config, packages),
+        **workdir.head(config, packages),
         "seeds": [setting.seed for setting in settings],
         "splits": {
-            "held_out": len(first.task.held_out),
-            "test": len(first.task.test),
-            "shifts": {name: len(dataset) for name, dataset in first.task.shifts.items()},
+            "held_out": {"role": "held_out", "examples": len(first.task.held_out)},
+            "test": {"role": "test", "examples": len(first.task.test)},
+            **{name: {"role": "shift", "examples": len(dataset)} for name, dataset in first.task.shifts.items()},
+            "shift_mean": {"role": "shift", "mean_of": list(first.task.shifts)},
         },
-        "rows": [row for outcome in outcomes.values() for row in outcome["rows"]],
-        "pool": {str(seed): outcome["pool"] for seed, outcome in outcomes.items()},
-        "curves": {str(seed): outcome["curves"] for seed, outcome in outcomes.items()},
-        "histories": {str(seed): outcome["histories"] for seed, outcome in outcomes.items()},
+        **{part: [x for one in outcomes.values() for x in one[part]] for part in ("rows", "curves", "pairs")},
+        **{part: {str(seed): one[part] for seed, one in outcomes.items()} for part in ("members", "histories")},
         "timings": {str(s.seed): workdir.seconds(s.name("")) for s in settings},
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from soups import models, tree
 from soups.data import Dataset, Task
-from soups.evaluate import Evaluator, LogitCache, metrics
+from soups.evaluate import Evaluator, LogitCache, correct, metrics
 from soups.experiments.workdir import Workdir
 from soups.pool import Pool, digest
 from soups.train import Training
@@ -22,7 +22,8 @@ Logits = dict[str, np.ndarray]
 class Setting:
     """Hold one seed's task, network, pools and caches.
 
-    `pool` has the members, `bases` the start weights and the linear probe, `results` the soups.
+    `pool` has the members, `bases` the start weights and the linear probe, `results` the soups; `reference` says for
+    each split which examples the best member has right, once it is known.
     """
 
     config: Mapping[str, Any]
@@ -36,6 +37,7 @@ class Setting:
     bases: Pool
     results: Pool
     cache: LogitCache
+    reference: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def name(self, name: str) -> str:
         """Return the name under which something of this seed is kept."""
@@ -92,9 +94,12 @@ class Setting:
     def measured(self, logits: Logits) -> dict[str, Any]:
         """Return the metrics of logits on every split, and their mean over the shifts."""
         values = {split: metrics(logits[split], self.splits[split].labels) for split in self.splits}
-        shifts = {split: values[split] for split in self.task.shifts}
-        mean = {name: float(np.mean([shift[name] for shift in shifts.values()])) for name in values["test"]}
-        return {"held_out": values["held_out"], "test": values["test"], "shifts": shifts, "shift_mean": mean}
+        means = {name: float(np.mean([values[split][name] for split in self.task.shifts])) for name in values["test"]}
+        return values | {"shift_mean": means}
+
+    def right(self, logits: Logits) -> dict[str, np.ndarray]:
+        """Say for each split which examples are classified rightly."""
+        return {split: correct(logits[split], self.splits[split].labels) for split in self.splits}
 
     def row(
         self,
@@ -107,8 +112,15 @@ class Setting:
         inference: int = 1,
         selection: int = 0,
         training: int = 0,
+        **more: Any,
     ) -> dict[str, Any]:
         """Return one row of the results; costs are in forward passes, see docs/results.md."""
+        right, labels = self.right(logits), self.task.test.labels
+        classes = {name: float(right["test"][labels == index].mean()) for index, name in self._classes}
+        wins = {
+            split: [int((right[split] & ~theirs).sum()), int((theirs & ~right[split]).sum())]
+            for split, theirs in self.reference.items()
+        }
         return {
             "seed": self.seed,
             "name": name,
@@ -118,4 +130,13 @@ class Setting:
             "num_ingredients": len(ingredients),
             "metrics": self.measured(logits),
             "cost": {"inference": inference, "selection": selection, "training": training},
+            "classes": {"test": classes},
+            "wins": wins,
+            **more,
         }
+
+    @property
+    def _classes(self):
+        """List the classes that the test split has, with their names."""
+        there = set(self.task.test.labels.tolist())
+        return [(index, name) for index, name in enumerate(self.task.class_names) if index in there]

@@ -11,7 +11,7 @@ import soups
 from soups import tree
 from soups.data import batch_indices
 from soups.evaluate import accuracy, greedy_ensemble
-from soups.experiments.imagenet_soups.setting import Row, Setting, stage_of
+from soups.experiments.imagenet_soups.setting import Row, Setting, accuracy_of, stage_of
 from soups.pool import Pool, digest
 from soups.processes import on_first_process
 from soups.progress import counted, progress, say
@@ -40,13 +40,13 @@ def member_rows(setting: Setting) -> dict[str, Row]:
 
 def single_rows(setting: Setting, members: Mapping[str, Row]) -> list[Row]:
     """Name the best member on the held-out set, the best on the shifts (which nobody could choose), and the mean."""
-    best = best_of({name: row["accuracy"]["held_out"] for name, row in members.items()})
+    best = best_of({name: accuracy_of(row, "held_out") for name, row in members.items()})
     rows = [members[best] | {"name": "best member", "group": "main"}]
-    if all(row["shift_mean"] is not None for row in members.values()):
-        oracle = best_of({name: row["shift_mean"] for name, row in members.items()})
+    if "shift_mean" in rows[0]["metrics"]:
+        oracle = best_of({name: accuracy_of(row, "shift_mean") for name, row in members.items()})
         rows.append(members[oracle] | {"name": "best member on the shifts", "group": "main"})
-    sets = rows[0]["accuracy"]
-    means = {name: float(np.mean([row["accuracy"][name] for row in members.values()])) for name in sets}
+    sets = [name for name in rows[0]["metrics"] if name != "shift_mean"]
+    means = {name: float(np.mean([accuracy_of(row, name) for row in members.values()])) for name in sets}
     rows.append(setting.row("mean member", "members", means, {}) | {"num_ingredients": 1})
     return [{key: row[key] for key in rows[-1]} for row in rows]
 
@@ -65,7 +65,7 @@ def greedy_row(
     order: Sequence[str] | None = None,
 ) -> tuple[Row, list[dict[str, Any]]]:
     """Add members one by one, by held-out score or in a given order; give the row and the history."""
-    scores = None if order else {name: row["accuracy"]["held_out"] for name, row in members.items()}
+    scores = None if order else {name: accuracy_of(row, "held_out") for name, row in members.items()}
     with progress(title, len(members), "candidates") as advance:
         left = len(members)
 
@@ -125,18 +125,17 @@ def path_row(setting: Setting, base: str, member: str, alpha: float) -> Row:
     trees = setting.trees
     params = soups.wise_ft(trees[member], base=trees[base], alpha=alpha)
     ingredients = {base: 1.0 - alpha, member: alpha}
-    return setting.row(
-        f"WiSE-FT, α = {alpha:g}", "interpolation", setting.accuracies(params), ingredients, group="curve"
-    )
+    found, place = setting.accuracies(params), {"group": "curve", "of": {"alpha": alpha}}
+    return setting.row(f"WiSE-FT, α = {alpha:g}", "interpolation", found, ingredients, **place)
 
 
 def chosen_on_path(rows: Sequence[Row], alphas: Sequence[float]) -> list[Row]:
     """Return the row of the α with the highest held-out accuracy (the largest of equal ones), and of that nearest ½."""
-    best = max(range(len(rows)), key=lambda place: (rows[place]["accuracy"]["held_out"], alphas[place]))
+    best = max(range(len(rows)), key=lambda place: (accuracy_of(rows[place], "held_out"), alphas[place]))
     middle = min(range(len(rows)), key=lambda place: abs(alphas[place] - 0.5))
     return [
-        rows[best] | {"name": "WiSE-FT, α by held-out", "group": "main"},
-        rows[middle] | {"name": f"WiSE-FT, α = {alphas[middle]:g}", "group": "main"},
+        rows[best] | {"name": "WiSE-FT, α by held-out", "group": "main", "of": {}},
+        rows[middle] | {"name": f"WiSE-FT, α = {alphas[middle]:g}", "group": "main", "of": {}},
     ]
 
 

@@ -9,22 +9,18 @@ from typing import Any
 
 import jax
 
-from soups import state
 from soups.data.imagenet import SETS, count_notes, evaluation_sets, held_out_kind, imagenet_sources
 from soups.data.imagenet.layouts import locate
 from soups.evaluate import LogitCache
-from soups.experiments.imagenet_soups import cooking
+from soups.experiments.imagenet_soups import cooking, published
 from soups.experiments.imagenet_soups.members import open_members
-from soups.experiments.imagenet_soups.setting import Setting
+from soups.experiments.imagenet_soups.setting import Setting, accuracy_of
 from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.models.architectures import architecture
 from soups.names import check_name
 from soups.pool import Pool, kept_dtype
 from soups.processes import all_or_none, on_first_process
-from soups.progress import progress, say
-from soups.report.imagenet.page import write_imagenet_report
-from soups.report.imagenet.results import SCHEMA
-from soups.report.imagenet.tables import print_imagenet_table
+from soups.progress import progress
 
 FIELDS = {
     "": ("experiment", "name", "seed", "data_dir", "cache_dir", "arch", "pool", "models", "sets", "cook"),
@@ -36,6 +32,10 @@ FIELDS = {
 COOK = ("uniform", "greedy", "learned", "ensembles", "wise_ft")
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 MEMBERS_DTYPES = ("auto", "float32", "bfloat16")
+HELD_OUT = {
+    "published": "The held-out images are chosen by the published index file.",
+    "by file name": "The held-out images are chosen by file name, not as published.",
+}
 ROUNDED = "every member was rounded to {}, so that the memory holds all; the published numbers are of float32"
 
 
@@ -57,9 +57,42 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
         workdir = Workdir(directory, config)
         setting, facts = _opened(config, workdir)
         rows, histories = _rows(setting)
-    results = workdir.head(SCHEMA, config, ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow"))
-    results |= facts | {"rows": rows, "histories": histories, "timings": workdir.seconds("")}
-    return on_first_process(lambda: _report(workdir, results))
+    results = workdir.head(config, ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow"))
+    results |= _results(setting, facts, rows, histories)
+    return on_first_process(lambda: workdir.finish(results, "soups"))
+
+
+def _results(setting, facts, rows, histories) -> dict[str, Any]:
+    config, seed, sizes = setting.config, str(setting.config["seed"]), {n: len(d) for n, d in setting.datasets.items()}
+    names, hyperparameters, more = setting.members.names, setting.members.hyperparameters, {}
+    notes = [HELD_OUT[facts["held_out"]], *facts["notes"]]
+    if pool := published.published_pool(config["arch"], sizes, names):
+        rows = [row | {"published": published.counterparts(pool, row)} for row in rows]
+        notes += published.notes_beside(rows)
+        more = {"sources of the published numbers": published.published()["sources"]}
+        if pool == "soups":
+            hyperparameters = {name: published.published()["members"][name]["hyperparameters"] for name in names}
+    digests = {row["name"]: row["digest"] for row in rows if row["group"] == "member"}
+    known = [{"name": n, "config": hyperparameters.get(n, {}), "digest": digests[n]} for n in names]
+    return {
+        "seeds": [config["seed"]],
+        "splits": _splits(sizes),
+        "rows": rows,
+        "members": {seed: known},
+        "histories": {seed: histories},
+        "timings": {seed: setting.workdir.seconds("")},
+        "notes": notes,
+        "facts": {"the data": {name: facts[name] for name in facts if name != "notes"}, **more},
+    }
+
+
+def _splits(sizes):
+    roles = {"held_out": "held_out", "imagenet": "test"}
+    titles = published.TITLES
+    found = {n: {"role": roles.get(n, "shift"), "examples": size, "title": titles[n]} for n, size in sizes.items()}
+    if shifts := [name for name in sizes if name not in roles]:
+        found["shift_mean"] = {"role": "shift", "mean_of": shifts, "title": titles["shift_mean"]}
+    return found
 
 
 def _check(config):
@@ -109,7 +142,6 @@ def _opened(config, workdir):
         "held_out": held_out_kind(config["data_dir"]),
         "notes": count_notes(datasets) + [ROUNDED.format(dtype)] * setting.rounded,
         "members_dtype": dtype,
-        "hyperparameters": members.hyperparameters,
     }
     return setting, facts
 
@@ -166,22 +198,13 @@ def _members_and_means(setting):
 def _path(setting, members):
     config = setting.config["wise_ft"]
     base, alphas = config["base"] or next(iter(members)), config["alphas"]
-    others = {name: row["accuracy"]["held_out"] for name, row in members.items() if name != base}
+    others = {name: accuracy_of(row, "held_out") for name, row in members.items() if name != base}
     member = config["member"] or cooking.best_of(others)
     rows = [
         setting.workdir.stage(f"wise_ft_{alpha:g}", lambda alpha=alpha: cooking.path_row(setting, base, member, alpha))
         for alpha in alphas
     ]
     return cooking.chosen_on_path(rows, alphas) + rows
-
-
-def _report(workdir, results) -> list[str]:
-    state.write(workdir.path / "results.json", results)
-    paths = [workdir.path / "results.json", *write_imagenet_report(results, workdir.path), workdir.path / "soups"]
-    print_imagenet_table(results)
-    for path in paths:
-        say(os.path.relpath(path))
-    return [str(path) for path in paths]
 
 
 @contextlib.contextmanager

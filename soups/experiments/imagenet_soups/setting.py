@@ -25,6 +25,11 @@ SHIFTS = ("imagenet_v2", "imagenet_sketch", "imagenet_r", "objectnet", "imagenet
 Row = dict[str, Any]
 
 
+def accuracy_of(row: Row, split: str) -> float:
+    """Return an accuracy of a row."""
+    return row["metrics"][split]["accuracy"]
+
+
 def stage_of(member: str) -> str:
     """Return the name of the stage that measures a member."""
     return f"member_{quote(member, safe='')}"
@@ -140,16 +145,19 @@ class Setting:
         *,
         group: str = "main",
         passes: int = 1,
+        **more: Any,
     ) -> Row:
         """Return one row of the results; `passes` are forward passes for one prediction."""
         shifts = [accuracies[shift] for shift in SHIFTS if shift in accuracies]
+        means = {"shift_mean": float(np.mean(shifts))} if shifts else {}
         return {
+            "seed": self.config["seed"],
             "name": name,
             "kind": kind,
             "group": group,
             "ingredients": dict(ingredients),
             "num_ingredients": len(ingredients),
-            "accuracy": dict(accuracies),
-            "shift_mean": float(np.mean(shifts)) if shifts else None,
-            "passes": passes,
+            "metrics": {split: {"accuracy": found} for split, found in (dict(accuracies) | means).items()},
+            "cost": {"inference": passes},
+            **more,
         }

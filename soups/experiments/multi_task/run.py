@@ -6,21 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import soups
-from soups import state
 from soups.experiments.finetune_and_soup import members
 from soups.experiments.multi_task.data import tasks_from_digits
 from soups.experiments.multi_task.members import Scene, fine_tuned, jointly_trained, members_of, probed
 from soups.experiments.multi_task.methods import METHODS, why_not
 from soups.experiments.multi_task.networks import Networks, split_head, unstacked
-from soups.experiments.multi_task.search import baseline_row, kit_of, method_row, trunk_bytes
+from soups.experiments.multi_task.search import baseline_row, kit_of, method_row, test_accuracies, trunk_bytes
 from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.names import check_name
 from soups.pool import Pool
 from soups.progress import say
-from soups.report.tasks.results import BASE, JOINT, MEMBERS, SCHEMA
-from soups.report.tasks.tables import print_tasks_table
-from soups.report.tasks.write import write_tasks_report
 
+MEMBERS, JOINT, BASE = "individual members", "multi-task learning", "base with the members' heads"
 FIELDS = {
     "": ("name", "experiment", "seeds", "data_dir"),
     "tasks": ("names", "image_size", "num_train", "num_held_out", "num_test", "num_pretraining"),
@@ -47,14 +44,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     networks = Networks(fields=config["model"], num_classes=10, clip_norm=config["finetune"]["clip_norm"])
     scenes = [_scene(config, seed, workdir, networks) for seed in range(config["seeds"])]  # checks before long work
     outcomes = {scene.seed: _one_seed(scene) for scene in scenes}
-    results = _results(config, workdir, scenes, outcomes)
-    state.write(workdir.path / "results.json", results)
-    paths = [workdir.path / "results.json", *write_tasks_report(results, workdir.path)]
-    paths += [workdir.path / name for name in ("pool", "merged")]
-    print_tasks_table(results)
-    for path in paths:
-        say(os.path.relpath(path))
-    return [str(path) for path in paths]
+    return workdir.finish(_results(config, workdir, scenes, outcomes), "pool", "merged")
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -98,7 +88,7 @@ def _one_seed(scene: Scene) -> list[dict[str, Any]]:
 
     # --- Rows: each stage is kept as JSON, so a finished one is not repeated ---
     rows = _stage(scene, "baselines", lambda: _baselines(scene, probe, joint))
-    of_members = next(row["test"] for row in rows if row["name"] == MEMBERS)
+    of_members = next(test_accuracies(row, scene.tasks) for row in rows if row["name"] == MEMBERS)
     kit = kit_of(scene, split_head(probe)[0])
     for name, choices in scene.config["methods"].items():
         if not why_not(METHODS[name], len(scene.tasks)):
@@ -113,13 +103,12 @@ def _baselines(scene, probe, joint):
     seconds = sum(scene.pool.record(scene.name(task))["metadata"]["seconds"] for task in scene.tasks)
     size, labels = trunk_bytes(base), len(scene.tasks) * scene.config["tasks"]["num_train"]
     one = {"seconds": 0.0, "bytes": size, "labelled": labels, "unlabelled": 0}
-    single = baseline_row(
-        scene, MEMBERS, trunks, heads, {}, **one | {"seconds": seconds, "bytes": size * len(scene.tasks)}
-    )
-    of_members = single["test"]
+    all_together = one | {"seconds": seconds, "bytes": size * len(scene.tasks)}
+    single = baseline_row(scene, MEMBERS, "members", trunks, heads, {}, **all_together)
+    of_members, probes = test_accuracies(single, scene.tasks), unstacked(head, scene.tasks)
     return [
-        baseline_row(scene, BASE, base, heads, of_members, **one),
-        baseline_row(scene, "linear probes of the base", base, unstacked(head, scene.tasks), of_members, **one),
+        baseline_row(scene, BASE, "start", base, heads, of_members, **one),
+        baseline_row(scene, "linear probes of the base", "probe", base, probes, of_members, **one),
         single,
         _joint_row(scene, joint, of_members, one),
     ]
@@ -135,8 +124,8 @@ def _joint_row(scene, names, of_members, cost):
     best = max(names, key=lambda name: sum(scene.accuracies(*network(name), "held_out").values()))
     record = scene.joint.record(best)["metadata"]
     cost = cost | {"seconds": record["seconds"], "search_points": len(names)}
-    row = baseline_row(scene, JOINT, *network(best), of_members, **cost)
-    return row | {"setting": {"learning_rate": record["config"]["learning_rate"]}}
+    row = baseline_row(scene, JOINT, "joint", *network(best), of_members, **cost)
+    return row | {"settings": {"learning_rate": record["config"]["learning_rate"]}}
 
 
 def _stage(scene, name, compute):
@@ -148,21 +137,30 @@ def _timed(scene, name, make):
 
 
 def _results(config, workdir, scenes, outcomes) -> dict[str, Any]:
-    tasks = scenes[0].tasks
+    tasks, rows = scenes[0].tasks, [row for rows in outcomes.values() for row in rows]
+    left_out = {METHODS[name].title: why_not(METHODS[name], len(tasks)) for name in config["methods"]}
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "scikit-learn")
     trunk, _ = split_head(scenes[0].bases[scenes[0].name("start")])
     return {
-        **workdir.head(SCHEMA, config, packages),
+        **workdir.head(config, packages),
         "seeds": [scene.seed for scene in scenes],
-        "tasks": {
-            name: {"classes": list(task.class_names)}
-            | {split: len(getattr(task, split)) for split in ("train", "held_out", "test")}
-            for name, task in tasks.items()
+        "splits": {
+            "test": {"role": "test", "mean_of": list(tasks), "title": "mean of tasks"},
+            "held_out": {"role": "held_out", "mean_of": [f"{name}, held-out" for name in tasks]},
+            **{name: {"role": "test", "examples": len(task.test)} for name, task in tasks.items()},
+            **{f"{n}, held-out": {"role": "held_out", "examples": len(task.held_out)} for n, task in tasks.items()},
         },
-        "trunk": {"parameters": soups.tree.count(trunk), "bytes": trunk_bytes(trunk)},
-        "skipped": {
-            METHODS[name].title: reason for name in config["methods"] if (reason := why_not(METHODS[name], len(tasks)))
+        "reference": MEMBERS,
+        "facts": {
+            "Tasks": {n: {"classes": list(task.class_names), "train": len(task.train)} for n, task in tasks.items()},
+            "Trunk": {"parameters": soups.tree.count(trunk), "bytes": trunk_bytes(trunk)},
         },
-        "rows": [row for rows in outcomes.values() for row in rows],
+        "notes": [f"Left out: {title} {reason}." for title, reason in left_out.items() if reason],
+        "rows": [{key: value for key, value in row.items() if key != "masks"} for row in rows],
+        "curves": [_masks(row) for row in rows if "masks" in row],
         "timings": {str(scene.seed): workdir.seconds(scene.name("")) for scene in scenes},
     }
+
+
+def _masks(row):
+    return {"seed": row["seed"], "kind": "masks", "name": row["name"], **row["masks"]}

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -25,11 +25,22 @@ def normalised_score(accuracies: Mapping[str, float], of_members: Mapping[str, f
 
 
 def baseline_row(
-    scene: Scene, title: str, trunks: Trunks, heads: Mapping[str, tree.Tree], of_members: Mapping[str, float], **cost
+    scene: Scene,
+    title: str,
+    kind: str,
+    trunks: Trunks,
+    heads: Mapping[str, tree.Tree],
+    of_members: Mapping[str, float],
+    **cost,
 ) -> Row:
     """Make the row of trunks that no method merged."""
     held_out = scene.accuracies(trunks, heads, "held_out")
-    return _row(scene, title, "baselines", trunks, heads, held_out, of_members, cost=cost)
+    return _row(scene, title, kind, "baselines", trunks, heads, held_out, of_members, cost=cost)
+
+
+def test_accuracies(row: Row, tasks: Iterable[str]) -> dict[str, float]:
+    """Return the test accuracy of a row on each task."""
+    return {task: row["metrics"][task]["accuracy"] for task in tasks}
 
 
 def method_row(scene: Scene, kit: Kit, name: str, choices: Mapping[str, Any], of_members: Mapping[str, float]) -> Row:
@@ -58,9 +69,11 @@ def method_row(scene: Scene, kit: Kit, name: str, choices: Mapping[str, Any], of
         "labelled": _examples(scene, method.labelled),
         "unlabelled": _examples(scene, method.unlabelled),
     }
-    row = _row(scene, method.title, method.family, merged.trunks, kit.heads, held_out, of_members, cost)
-    say(f"{method.title}: {100 * row['normalised']:.1f} % of the members, {cost['search_seconds']:.1f} s")
-    row |= {"method": name, "setting": setting}
+    kind = "masked" if method.family == "trunk for each task" else "soup"
+    row = _row(scene, method.title, kind, method.family, merged.trunks, kit.heads, held_out, of_members, cost)
+    score = row["metrics"]["test"]["normalised"]
+    say(f"{method.title}: {100 * score:.1f} % of the members, {cost['search_seconds']:.1f} s")
+    row |= {"method": name, "settings": setting}
     return row | ({"masks": _mask_record(scene, kit, merged.masks)} if merged.masks else {})
 
 
@@ -95,18 +108,14 @@ def trunk_bytes(trunk: tree.Tree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(trunk))
 
 
-def _row(scene, title, family, trunks, heads, held_out, of_members, cost) -> Row:
+def _row(scene, title, kind, family, trunks, heads, held_out, of_members, cost) -> Row:
     test = scene.accuracies(trunks, heads, "test")
-    return {
-        "seed": scene.seed,
-        "name": title,
-        "family": family,
-        "held_out": held_out,
-        "test": test,
-        "mean": statistics.fmean(test.values()),
-        "normalised": normalised_score(test, of_members or test),
-        "cost": cost,
-    }
+    mean = {"accuracy": statistics.fmean(test.values()), "normalised": normalised_score(test, of_members or test)}
+    metrics = {"test": mean, "held_out": {"accuracy": statistics.fmean(held_out.values())}}
+    metrics |= {task: {"accuracy": found} for task, found in test.items()}
+    metrics |= {f"{task}, held-out": {"accuracy": found} for task, found in held_out.items()}
+    row = {"seed": scene.seed, "name": title, "kind": kind, "group": "main", "family": family}
+    return row | {"metrics": metrics, "cost": cost}
 
 
 def _mask_record(scene, kit, masks):

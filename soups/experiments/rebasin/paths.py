@@ -18,26 +18,36 @@ from soups.recipes.rebasin import Matching, straight_through_matching, weight_ma
 SPLITS = ("train", "test")
 
 
-def matched_row(trial: Trial, pair: int, matching: str) -> Row:
-    """Match the second member of a pair to the first, check that it computes what it did, and walk between the two."""
+def matched_pairs(trial: Trial, pair: int, matching: str) -> list[Row]:
+    """Match the second member of a pair to the first, check that it computes what it did, and walk between the two.
+
+    A pair for each state of the statistics: as averaged, and for BatchNorm re-estimated.
+    """
     a, b = (trial.members[2 * pair + index] for index in (0, 1))
     start = time.monotonic()
     found = MATCHINGS[matching](trial, a, b)
     seconds = time.monotonic() - start
     moved = permute(b, found.permutations, trial.spec)
-    paths = {"plain": walk(trial, a, moved, repaired=False)}
+    paths = {"as averaged": walk(trial, a, moved, repaired=False)}
     if trial.has_batch_norm:
-        paths["repaired"] = walk(trial, a, moved, repaired=True)
-    return {
-        "seed": trial.seed,
-        "network": trial.network.name,
-        "pair": pair,
-        "matching": matching,
-        "seconds": round(seconds, 3),
-        "moved_units": _moved_units(found),
-        "unchanged": _unchanged(trial, b, found, moved),
-        "paths": paths,
-    }
+        paths["re-estimated"] = walk(trial, a, moved, repaired=True)
+    values = {"seconds": round(seconds, 3), "moved units": _moved_units(found)}
+    values |= {"change of a logit": _change(trial, b, found, moved)}
+    of = {"network": trial.network.title, "units": trial.network.settings["widths"][0], "matching": matching}
+    both = {"seed": trial.seed, "a": trial.member_names[2 * pair], "b": trial.member_names[2 * pair + 1]}
+    return [
+        both
+        | {"of": of | {"statistics": state}, "values": _values(path) | values}
+        | {"lambdas": path["lambdas"], "path": {split: path[split] for split in SPLITS}}
+        for state, path in paths.items()
+    ]
+
+
+def _values(path):
+    """Return the barriers and what is measured in the middle, under names for people."""
+    middle, short = len(path["lambdas"]) // 2, {"nll": "NLL", "accuracy": "accuracy"}
+    found = {f"{s} barrier ({short[m]})": path["barrier"][s][m] for m in ("nll", "accuracy") for s in ("test", "train")}
+    return found | {f"{split} accuracy at ½": path[split]["accuracy"][middle] for split in ("test", "train")}
 
 
 def walk(trial: Trial, a: tree.Tree, b: tree.Tree, *, repaired: bool) -> dict[str, Any]:
@@ -50,7 +60,8 @@ def walk(trial: Trial, a: tree.Tree, b: tree.Tree, *, repaired: bool) -> dict[st
             params = trial.repaired(params, [a, b], [1 - weight, weight])
         points.append(trial.measure(params, SPLITS))
     lines = {split: {name: [point[split][name] for point in points] for name in MEASURES} for split in SPLITS}
-    return {**lines, "barrier": {split: barriers(lines[split], lambdas) for split in SPLITS}}
+    found = {split: barriers(lines[split], lambdas) for split in SPLITS}
+    return {**lines, "lambdas": lambdas.tolist(), "barrier": found}
 
 
 def barriers(lines: dict[str, list[float]], lambdas: Sequence[float]) -> dict[str, float]:
@@ -120,13 +131,10 @@ def _moved_units(found):
     return float(np.mean(np.concatenate([order != np.arange(len(order)) for order in orders])))
 
 
-def _unchanged(trial, params, found, moved):
-    """Return the largest difference of logits that the permutation made on the test images: rounding, or an error."""
+def _change(trial, params, found, moved):
+    """Return the largest difference that the permutation made on the test images, in units of the largest logit."""
     inputs = unit_range(trial.task.test.images[:100])
     # stops the run, and says which permutation is to blame
     soups.check_function_unchanged(trial.network.apply_fn, params, found.permutations, trial.spec, inputs, 1e-3)
     before, after = (trial.evaluators["test"].logits(weights) for weights in (params, moved))
-    return {
-        "largest_difference": float(np.abs(after - before).max()),
-        "largest_logit": float(np.abs(before).max()),
-    }
+    return float(np.abs(after - before).max() / np.abs(before).max())

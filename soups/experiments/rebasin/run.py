@@ -2,23 +2,20 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from soups import state
 from soups.data import digits_task
-from soups.experiments.rebasin.paths import MATCHINGS, matched_row
+from soups.experiments.rebasin.paths import MATCHINGS, matched_pairs
 from soups.experiments.rebasin.soups import soup_rows
 from soups.experiments.rebasin.trial import KINDS, Network, Trial, train_members
 from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.names import check_name
 from soups.pool import Pool
 from soups.processes import on_first_process
-from soups.progress import say
-from soups.report.rebasin.page import write_rebasin_report
-from soups.report.rebasin.tables import SCHEMA, print_rebasin_table
 
 FIELDS = {
     "": ("experiment", "name", "seeds", "data_dir"),
@@ -36,7 +33,7 @@ NETWORK_FIELDS = ("kind", "widths", "members", "learning_rate", "epochs", "match
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
 
-    The same command after a crash goes on where it was. docs/results_rebasin.md describes results.json.
+    The same command after a crash goes on where it was. docs/results.md describes results.json.
 
     Raises:
         ValueError: a config with other fields, unknown kinds or matchings, too few members for the pairs or the soups,
@@ -49,7 +46,7 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     tasks = {seed: _task(config, seed) for seed in range(config["seeds"])}
     networks = [_network(config, name, len(tasks[0].class_names)) for name in _ordered(config["networks"])]
     pools = {network.name: Pool(workdir.path / "pools" / network.name) for network in networks}
-    rows = {"pairs": [], "soups": []}
+    rows = {"pairs": [], "rows": []}
     for network in networks:  # the outer loop: what is compiled for a network serves all seeds
         pool = pools[network.name]
         pool.sweep_orphans()  # what a killed run left half-written
@@ -58,19 +55,19 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
             for kind, made in _one_trial(trial).items():
                 rows[kind] += made
     results = _results(config, workdir, pools, tasks, rows)
-    return on_first_process(lambda: _report(workdir, results))
+    return on_first_process(lambda: workdir.finish(results, "pools"))
 
 
 def _one_trial(trial: Trial) -> dict[str, list[dict]]:
     settings = trial.network.settings
     trial.stage("training", lambda: train_members(trial))
     pairs = [
-        trial.stage(f"pair_{pair}_{matching}", lambda p=pair, m=matching: matched_row(trial, p, m))
+        trial.stage(f"pair_{pair}_{matching}", lambda p=pair, m=matching: matched_pairs(trial, p, m))
         for pair in range(trial.config["paths"]["pairs"])
         for matching in settings["matchings"]
     ]
     made = [trial.stage(f"soups_of_{size}", lambda s=size: soup_rows(trial, s)) for size in settings["soup_sizes"]]
-    return {"pairs": pairs, "soups": [row for rows in made for row in rows]}
+    return {"pairs": [one for found in pairs for one in found], "rows": [row for rows in made for row in rows]}
 
 
 def _task(config, seed):
@@ -88,26 +85,18 @@ def _ordered(networks) -> list[str]:
     return sorted(networks, key=lambda name: (kinds.index(networks[name]["kind"]), tuple(networks[name]["widths"])))
 
 
-def _report(workdir, results) -> list[str]:
-    state.write(workdir.path / "results.json", results)
-    print_rebasin_table(results)
-    paths = [workdir.path / "results.json", *write_rebasin_report(results, workdir.path), workdir.path / "pools"]
-    for path in paths:
-        say(os.path.relpath(path))
-    return [str(path) for path in paths]
-
-
 def _results(config, workdir, pools, tasks, rows) -> dict[str, Any]:
     packages = ("jax", "flax", "optax", "numpy", "scipy")
     task = tasks[0]
     return {
-        **workdir.head(SCHEMA, config, packages),
+        **workdir.head(config, packages),
         "seeds": list(tasks),
-        "splits": {name: len(getattr(task, name)) for name in ("train", "held_out", "test")},
-        "lambdas": np.linspace(0, 1, config["paths"]["points"]).tolist(),
-        "networks": {name: _described(config["networks"][name], pool) for name, pool in pools.items()},
+        "splits": {
+            role: {"role": role, "examples": len(getattr(task, role))} for role in ("train", "held_out", "test")
+        },
+        "facts": {"Networks": {name: _described(config["networks"][name], pool) for name, pool in pools.items()}},
         **rows,
-        "timings": {f"seed{stage}": seconds for stage, seconds in workdir.seconds("seed").items()},
+        "timings": {str(seed): workdir.seconds(f"seed{seed}_") for seed in tasks},
     }
 
 
@@ -132,6 +121,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     flat = {name: value for name, value in config.items() if name != "networks"} | sections
     check_fields(flat, FIELDS | dict.fromkeys(sections, NETWORK_FIELDS))
     problems = [f"  networks.{name}: {text}" for name, given in networks.items() for text in _problems(config, given)]
+    named = Counter((given["kind"], tuple(given["widths"])) for given in networks.values())
+    if twice := [f"{kind} {widths}" for (kind, widths), number in named.items() if number > 1]:
+        problems.append(f"  networks: two are {twice[0]}, which the tables could not tell apart")
     if not networks:
         problems.append("  networks: at least one is needed")
     if odd := [name for name in networks if not re.fullmatch(r"\w+", name)]:

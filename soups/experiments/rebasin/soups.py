@@ -23,7 +23,7 @@ def soup_rows(trial: Trial, size: int) -> list[Row]:
             together = soups.align(members, trial.spec, key=jax.random.key(trial.seed), method=method)
         soup = soups.uniform(together)
         rows.append(_row(trial, size, title, trial.measure(soup)))
-        rows.append(_row(trial, size, title, trial.measure(trial.repaired(soup, together)), repaired=True))
+        rows.append(_row(trial, size, f"{title}, repaired", trial.measure(trial.repaired(soup, together))))
     return rows
 
 
@@ -32,9 +32,9 @@ def baseline_rows(trial: Trial, size: int) -> list[Row]:
     singles = trial.stage("members", lambda: [trial.measure(params) for params in trial.members])[:size]
     best = max(range(size), key=lambda index: singles[index]["held_out"]["accuracy"])
     return [
-        _row(trial, size, "mean member", _mean(singles)),
-        _row(trial, size, "best member", singles[best]),
-        _row(trial, size, "ensemble", _ensemble(trial, trial.members[:size])),
+        _row(trial, size, "mean member", _mean(singles), kind="members"),
+        _row(trial, size, "best member", singles[best], kind="member"),
+        _row(trial, size, "ensemble", _ensemble(trial, trial.members[:size]), kind="ensemble", passes=size),
     ]
 
 
@@ -53,6 +53,7 @@ def _mean(measured):
     }
 
 
-def _row(trial, size, name, measured, repaired=False):
-    row = {"seed": trial.seed, "network": trial.network.name, "size": size, "name": name, "repaired": repaired}
-    return row | {"metrics": measured}
+def _row(trial, size, name, measured, kind="soup", passes=1):
+    of = {"network": trial.network.title, "models": size}
+    row = {"seed": trial.seed, "name": name, "kind": kind, "group": "main", "of": of, "metrics": measured}
+    return row | {"cost": {"inference": passes}}

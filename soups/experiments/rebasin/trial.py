@@ -42,6 +42,11 @@ class Network:
     training_settings: Mapping[str, Any]
     num_classes: int
 
+    @property
+    def title(self) -> str:
+        """Return the name for people: MLP 256-256-256."""
+        return f"{self.settings['kind'].upper()} {'-'.join(map(str, self.settings['widths']))}"
+
     @functools.cached_property
     def model(self) -> nn.Module:
         """Return the Linen module."""

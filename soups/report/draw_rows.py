@@ -1,0 +1,372 @@
+"""Draw rows: what each gains, test against shifts, split by split, and members by their hyper-parameters."""
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from soups.report import labels, style
+from soups.report import results as files
+from soups.report.figures import ALL, figure
+from soups.report.tables import Row, format_number, row_named, rows_table
+
+
+@figure(
+    "What each row gains",
+    "Test results of every row as the difference from the line at 0, {reference}, of the same seed. Whiskers: the 95 % "
+    "interval of the difference; one that crosses the line may be no difference. Arrows lie off the axis.",
+    seeds="Dots: means over {} seeds.",
+)
+def overview(results: Mapping):
+    """Draw the gains of all main rows with their intervals on test and on shifts; levels without a reference."""
+    panels = _panels(results)
+    if not panels:
+        return None
+    names = list(dict.fromkeys(row.name for _, _, rows in panels for row in rows))
+    figure, (axes,) = style.panels(1, len(panels), width=7, height=0.9 + 0.2 * len(names), sharey=True)
+    for one, (title, split, rows) in zip(axes, panels, strict=True):
+        _forest(one, results, split, rows, names)
+        one.set_title(title, fontsize=9)
+    axes[0].set_yticks(range(len(names)), map(style.clipped, names), fontsize=8)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    families = {row.family for _, _, rows in panels for row in rows}
+    dots = [
+        Line2D([], [], linestyle="", color=color, marker=marker, markersize=5, label=family)
+        for family, (color, marker) in style.FAMILIES.items()
+        if family in families
+    ]
+    if dots:
+        figure.legend(handles=dots, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+@figure(
+    "Test against shifts",
+    "Farther right is better on the test set, farther up is better on the shifted test sets. Dots are single members, "
+    "darker for a higher learning rate; the star is the best of them on held-out data. Small blue dots are greedy "
+    "soups in random orders, the green line is WiSE-FT from the weights that fine-tuning started from; hollow markers, "
+    "if any, were published. What lies far off is named below.",
+    seeds="Markers and whiskers: mean and one standard deviation over {} seeds; the members are those of the first.",
+)
+def scatter(results: Mapping):
+    """Draw the shift mean against test for every main row and member; None without shifts."""
+    splits = files.summary_splits(results)
+    rows = [row for row in rows_table(results) if not row.of and row.metrics]
+    if "shift" not in splits or not rows:
+        return None
+    x, y, metric = splits["test"], splits["shift"], results["metric"]
+    scale = _scale(results)
+    points = {id(row): tuple(scale * row.metrics[split][metric].mean for split in (x, y)) for row in rows}
+    named = [row for row in rows if all(map(math.isfinite, points[id(row)]))]
+    members = files.by_seed(files.rows_of(results, "member"), results["seeds"])
+    places = {row["name"]: tuple(scale * files.value(row, split, metric) for split in (x, y)) for row in members}
+    places = {name: place for name, place in places.items() if all(map(math.isfinite, place))}
+    figure, ((axes,),) = style.panels(height=5.2)
+    _scatter_limits(axes, named, points, list(places.values()))
+    inside = [row for row in named if _inside(axes, points[id(row)])]
+    axes.set(xlabel=_axis(results, x), ylabel=_axis(results, y))
+    _percent(results, axes.xaxis, axes.yaxis)
+    path = _draw_path(axes, results, x, y)
+    _member_dots(figure, axes, results, places)
+    for row in inside:
+        _marker(axes, row, points[id(row)], [row.metrics[split][metric] for split in (x, y)], scale)
+    _draw_published(axes, rows_table(results) + rows_table(results, "member"), x, y, scale)
+    _name_those_outside(figure, axes, [row for row in named if row not in inside], points, places)
+    style.freeze_layout(figure)
+    _name(axes, inside, points, [*places.values(), *path])
+    return figure
+
+
+@figure(
+    "Split by split",
+    "The difference from {reference} on each test set that the mean is over; blue is better, orange is worse. Numbers "
+    "far out share the darkest colours.",
+    seeds="Means over {} seeds.",
+)
+def by_split(results: Mapping):
+    """Draw the gain of every row on every split that a mean is over, as a heat map; None without such splits."""
+    splits = [s for role in ("test", "shift") for s in _details(results, role)]
+    rows = [row for row in rows_table(results) if row.gain and row.name != results["reference"] and not row.of]
+    if len(splits) < 2 or not rows:
+        return None
+    scale = _scale(results)
+    values = scale * np.array([[row.gain[split].mean for split in splits] for row in rows])
+    values = values if files.metric_of(results, results["metric"]).better == "higher" else -values
+    low, high = style.robust_limits(values.ravel(), whisker=1.5, margin=0)
+    reach = max(-low, high, 1e-6)
+    norm = Normalize(-reach, reach)
+    figure, ((axes,),) = style.panels(width=7, height=1.4 + 0.19 * len(rows))
+    axes.imshow(values, cmap=style.DIVERGING, norm=norm, aspect="auto")
+    axes.set_xticks(
+        range(len(splits)), [files.title_of(results, s) for s in splits], fontsize=7.5, rotation=40, ha="left"
+    )
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(rows)), [style.clipped(row.name) for row in rows], fontsize=8)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    for (i, j), number in np.ndenumerate(values):
+        color = "white" if abs(number) > 0.65 * reach else style.INK
+        text = format_number(number, digits=1 if scale > 1 else 3, sign="+")
+        axes.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
+    return figure
+
+
+@figure(
+    "Hyper-parameters of the members",
+    "Test results of every member against each hyper-parameter that varies. A blue ring: the greedy soup took it. A "
+    "red cross at the bottom: it diverged or lies below the axis.",
+    seeds=ALL,
+)
+def hyper_parameters(results: Mapping):
+    """Draw each member's test results against each hyper-parameter, all seeds; None where nothing varies."""
+    members = _members(results)
+    names = [name for name in _varying(members) if name != "seed"]
+    finite = [test for *_, test in members if math.isfinite(test)]
+    if not names or not finite:
+        return None
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, grid = style.panels(rows, columns, height=0.5 + 2.25 * rows, sharey=True)
+    low, high = style.robust_limits(finite, keep=[max(finite)])
+    for axes, name in zip(grid.flat, names, strict=False):
+        _strip(axes, members, name, low, results)
+        axes.set_title(style.words(name), fontsize=9)
+        axes.set_ylim(low, high)
+        _percent(results, axes.yaxis)
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(_axis(results, files.summary_splits(results)["test"]))
+    return figure
+
+
+# --- What all share ---------------------------------------------------------------------------------------------------
+
+
+def _scale(results):
+    return 100.0 if files.metric_of(results, results["metric"]).percent else 1.0
+
+
+def _percent(results, *axes):
+    if _scale(results) > 1:
+        for axis in axes:
+            style.percent_axis(axis)
+
+
+def _axis(results, split):
+    return f"{files.title_of(results, split)} {files.metric_of(results, results['metric']).title}"
+
+
+def _details(results, role):
+    split = files.summary_splits(results).get(role)
+    return files.details(results, split) if split else []
+
+
+# --- Gains ------------------------------------------------------------------------------------------------------------
+
+
+def _panels(results) -> list[tuple[str, str, list[Row]]]:
+    """List (title, split, rows) of each panel: by split, or by what the rows are of, of those the most members."""
+    rows, splits = rows_table(results), files.summary_splits(results)
+    most: dict[tuple, float] = {}
+    for row in rows:
+        place = tuple(item for item in row.of.items() if item[0] != "models")
+        most[place] = max(most.get(place, 0), row.of.get("models", 0))
+    if any(most):
+        chosen = {
+            place: [r for r in rows if r.of == dict(place, models=n) or r.of == dict(place)]
+            for place, n in most.items()
+        }
+        ends = {place: f"\nof {n:g} members" if n else "" for place, n in most.items()}
+        return [(", ".join(str(v) for _, v in p) + ends[p], splits["test"], found) for p, found in chosen.items()]
+    if any(row.family for row in rows):  # of many methods the best first, behind the baselines
+        means = {id(row): row.metrics[splits["test"]][results["metric"]].mean for row in rows}
+        rows.sort(key=lambda row: (row.family != "baselines", -means[id(row)] * (row.family != "baselines")))
+    return [(files.title_of(results, s), s, rows) for role, s in splits.items() if role in ("test", "shift") and rows]
+
+
+def _forest(axes, results, split, rows, names):
+    metric, scale = results["metric"], _scale(results)
+    gains = all(row.gain for row in rows)
+    found = {row.name: row.gain[split] if gains else row.metrics[split][metric] for row in rows}
+    core = [scale * one.mean for row, one in zip(rows, found.values(), strict=True) if row.kind not in _FAR]
+    ends = [scale * (one.mean + side * one.half) for one in found.values() for side in (-1, 1)]
+    low, high = style.robust_limits(core, keep=[0.0] if gains else (), whisker=3, margin=0.06)
+    inner = [end for end in ends if low - (high - low) < end < high + (high - low)]
+    low, high = min([low, *inner]), max([high, *inner])
+    low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)
+    axes.set_xlim(low, high)
+    if gains:
+        axes.axvline(0, color=style.INK, linewidth=1, zorder=1)
+    for row in rows:
+        one, place = found[row.name], names.index(row.name)
+        color, marker = style.of_kind(row.kind, row.family)
+        if low <= scale * one.mean <= high:
+            half = scale * one.half if math.isfinite(one.half) else 0
+            axes.errorbar(scale * one.mean, place, xerr=half, color=color, elinewidth=1.3, zorder=3)
+            size = 60 if marker == "*" else 26
+            axes.scatter(scale * one.mean, place, s=size, color=color, marker=marker, zorder=4, linewidth=0)
+        elif math.isfinite(one.mean):
+            left = scale * one.mean < low
+            text = format_number(one.mean, scale, 1 if scale > 1 else 3, "+" if gains else "")
+            axes.text(low if left else high, place, f" ◂ {text}" if left else f"{text} ▸ ", color=color, fontsize=7,
+                      ha="left" if left else "right", va="center")  # fmt: skip
+    axes.set_xlabel(("points" if scale > 1 else "difference") if gains else files.metric_of(results, metric).title)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="y", linewidth=0.4)
+
+
+_RANDOM = "random order"  # so many greedy soups close together that names would only crowd
+_FAR = ("start", "probe", "members")  # may lie far away and must not squash the rest
+
+
+# --- Test against shifts ----------------------------------------------------------------------------------------------
+
+
+def _scatter_limits(axes, named, points, members):
+    core = [points[id(row)] for row in named if row.kind not in _FAR and row.name != "worst member"]
+    rest = [*(points[id(row)] for row in named), *members]
+    for index, setter in enumerate((axes.set_xlim, axes.set_ylim)):
+        keep = style.robust_limits([p[index] for p in core], whisker=8, margin=0) if core else ()
+        low, high = style.robust_limits([p[index] for p in rest], keep=keep, whisker=1.5, margin=0.06)
+        setter(low, high + 0.2 * (high - low))  # room for the labels of the best, at the upper right
+
+
+def _inside(axes, point):
+    (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
+    return x_low <= point[0] <= x_high and y_low <= point[1] <= y_high
+
+
+def _draw_path(axes, results, x, y):
+    """Draw the mean path over seeds; return points along it, those that are seen."""
+    rows = [row for row in rows_table(results, "curve") if "alpha" in row.of]
+    if len(rows) < 2:
+        return []
+    line = [[_scale(results) * row.metrics[s][results["metric"]].mean for row in rows] for s in (x, y)]
+    axes.plot(*line, color=style.KINDS["interpolation"][0], linewidth=1.4, alpha=0.7, zorder=2)
+    return [point for point in labels.along(*line, parts=4) if _inside(axes, point)]
+
+
+def _member_dots(figure, axes, results, places):
+    configs = {m["name"]: m.get("config", {}) for s in results["seeds"][:1] for m in results["members"].get(str(s), ())}
+    rates = {name: configs.get(name, {}).get("learning_rate") for name in places}
+    known = {name: rate for name, rate in rates.items() if isinstance(rate, Real) and 0 < rate < 1e30}
+    # members of another sweep, such as SAM's, are in no pool and have no config: hollow dots
+    plain = [place for name, place in places.items() if name not in known]
+    if plain:
+        axes.scatter(*zip(*plain, strict=True), s=22, facecolor="white", edgecolor=style.QUIET, linewidth=0.9, zorder=3)
+    if known:
+        colors = list(known.values())
+        look = {"c": colors, "cmap": style.GREYS, "norm": style.scale_norm(colors)}
+        dots = axes.scatter(
+            *zip(*(places[name] for name in known), strict=True),
+            s=26,
+            edgecolor="white",
+            linewidth=0.8,
+            zorder=3,
+            **look,
+        )
+        style.colorbar(figure, dots, axes, "learning rate of the members (dots)", values=colors)
+
+
+def _marker(axes, row, point, spreads, scale):
+    color, marker = style.of_kind(row.kind, row.family)
+    if all(math.isfinite(one.deviation) for one in spreads):
+        x, y = (scale * one.deviation for one in spreads)
+        axes.errorbar(*point, xerr=x, yerr=y, color=color, elinewidth=0.8, alpha=0.25, zorder=2.5)
+    area = 150 if marker == "*" else 18 if _RANDOM in row.name else 52
+    axes.scatter(*point, s=area, marker=marker, color=color, edgecolor="white", linewidth=0.8, zorder=5)
+
+
+def _draw_published(axes, rows, x, y, scale):
+    for row in rows:
+        if x in row.published and y in row.published:
+            _, marker = style.of_kind(row.kind, row.family)
+            point = (scale * row.published[split]["value"] for split in (x, y))
+            axes.scatter(*point, s=110, marker=marker, facecolor="none", edgecolor=style.QUIET, linewidth=0.9, zorder=2)
+
+
+def _name_those_outside(figure, axes, outside, points, members):
+    texts = [f"{row.name} {points[id(row)][0]:.1f}, {points[id(row)][1]:.1f}" for row in outside]
+    if number := sum(not _inside(axes, place) for place in members.values()):
+        texts.append(f"{number} of {len(members)} members")
+    if texts:
+        style.footnote(figure, "Off the axes (test, shifts)", texts)
+
+
+def _name(axes, rows, points, obstacles):
+    together: dict[tuple, list[Row]] = {}  # rows at one point, such as WiSE-FT that chose α = 1, share a label
+    for row in (row for row in rows if _RANDOM not in row.name):
+        together.setdefault(points[id(row)], []).append(row)
+    texts = [" = ".join(row.name for row in found) for found in together.values()]
+    colors = [style.of_kind(found[0].kind, found[0].family)[0] for found in together.values()]
+    obstacles = [*obstacles, *(points[id(row)] for row in rows if _RANDOM in row.name)]
+    seen = [point for point in obstacles if _inside(axes, point)]
+    labels.place_labels(axes, list(together), texts, colors, obstacles=seen, size=8)
+
+
+# --- Hyper-parameters -------------------------------------------------------------------------------------------------
+
+
+def _members(results):
+    """List (seed, name, config, test value) of every member; NaN for one that diverged."""
+    test, found = files.summary_splits(results)["test"], []
+    for seed in results["seeds"]:
+        rows = {row["name"]: row for row in files.rows_of(results, "member", seed)}
+        for member in results["members"].get(str(seed), ()):
+            row = rows.get(member["name"], {"metrics": {}})
+            value = _scale(results) * files.value(row, test, results["metric"])
+            found.append((seed, member["name"], member.get("config", {}), value))
+    return found
+
+
+def _is_shown(found):
+    return isinstance(found, str) or (isinstance(found, Real) and abs(found) < 1e30)
+
+
+def _varying(members):
+    values: dict[str, set] = {}
+    for _, _, config, _ in members:
+        for key, found in config.items():
+            if _is_shown(found):
+                values.setdefault(key, set()).add(found)
+    return [key for key, found in values.items() if len(found) > 1]
+
+
+def _strip(axes, members, name, floor, results):
+    """Draw one panel: dots, rings around the greedy soup's ingredients, crosses at the floor for what lies below."""
+    members = [member for member in members if _is_shown(member[2].get(name))]
+    x = _positions(axes, [config[name] for _, _, config, _ in members])
+    y = np.array([test for *_, test in members])
+    greedy = row_named(rows_table(results), "greedy soup")
+    taken = dict(zip(greedy.seeds, greedy.ingredients, strict=True)) if greedy else {}
+    chosen = np.array([member in taken.get(seed, ()) for seed, member, _, _ in members])
+    shown = y >= floor
+    axes.scatter(x[shown], y[shown], s=16, color="#8a96a3", alpha=0.75, linewidth=0, zorder=3)
+    ring = shown & chosen
+    axes.scatter(x[ring], y[ring], s=34, facecolor="none", edgecolor=style.KINDS["soup"][0], linewidth=1.2, zorder=4)
+    look = {"s": 18, "marker": "x", "color": style.ALARM, "linewidth": 1, "zorder": 4, "clip_on": False}
+    axes.scatter(x[~shown], np.full((~shown).sum(), 0.03), transform=axes.get_xaxis_transform(), **look)
+
+
+def _positions(axes, values):
+    """Return the places of the values on the x axis, whose scale is set: log, linear, or one for each of a few."""
+    if all(isinstance(v, Real) for v in values) and len(set(values)) > 6:
+        x = np.array(values, np.float64)
+        if style.spans_decades(x):
+            axes.set_xscale("log")
+            axes.set_xlim(x.min() / 1.3, x.max() * 1.3)
+            style.plain_log_axis(axes.xaxis)
+        else:
+            axes.xaxis.get_major_locator().set_params(nbins=4)
+        return x
+    categories = sorted(set(values), key=lambda v: (isinstance(v, str), v))
+    axes.set_xticks(range(len(categories)), [v if isinstance(v, str) else f"{v:g}" for v in categories])
+    axes.set_xlim(-0.6, len(categories) - 0.4)
+    # a fixed, even jitter: dots of one category lie side by side, and the figure is the same every time
+    jitter = 0.36 * (np.modf(np.arange(len(values)) * 0.618034)[0] - 0.5)
+    return np.array([categories.index(v) for v in values]) + jitter

@@ -1,1 +1,0 @@
-"""Report soups on ImageNet, each number beside the published one."""

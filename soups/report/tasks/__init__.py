@@ -1,1 +1,0 @@
-"""Report the experiment with many tasks."""

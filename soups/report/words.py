@@ -1,0 +1,72 @@
+"""Say in three short sentences what results show, and where soups did not help."""
+
+import math
+from collections.abc import Mapping
+
+from soups.report import results as files
+from soups.report.tables import Row, Spread, best_of, format_gain, format_metric, rows_table
+
+
+def sentences(results: Mapping) -> list[str]:
+    """Say what was measured, and what the best soup is on test and on shifts, in hindsight, against the reference."""
+    rows, splits = _comparable(results), files.summary_splits(results)
+    soups = [row for row in rows if row.alone and row.kind in ("soup", "interpolation", "trajectory")]
+    said = [_measured(results, splits)]
+    shown = [split for role in ("test", "shift") if (split := splits.get(role))]
+    for split in shown:
+        if best := best_of(results, soups, split):
+            said.append(_best(results, best[0], split))
+    if len(shown) < 2 and (chosen := best_of(results, [row for row in rows if row.alone], splits.get("held_out", ""))):
+        said.append(_chosen(results, chosen[-1], splits["test"]))
+    return said
+
+
+def _comparable(results) -> list[Row]:
+    """Return the rows that may be compared with each other: all, or those of the last place that rows are of."""
+    rows = rows_table(results)
+    last = rows[-1].of if rows else {}
+    return [row for row in rows if row.of == last]
+
+
+def _measured(results, splits):
+    seeds = len(results["seeds"])
+    members = max(
+        (len({r["name"] for r in files.rows_of(results, "member", seed)}) for seed in results["seeds"]), default=0
+    )
+    who = f"{members} members" if members else f"{len(rows_table(results))} rows"
+    tests = [split for role in ("test", "shift") for split in _parts(results, splits.get(role))]
+    examples = sum(results["splits"][split].get("examples", 0) for split in tests)
+    on = f"{examples:,} examples" + (f" of {len(tests)} test sets" if len(tests) > 1 else "")
+    return f"{who} were measured on {on}" + (f", with {seeds} seeds." if seeds > 1 else ", with one seed.")
+
+
+def _parts(results, split):
+    return (files.details(results, split) or [split]) if split else []
+
+
+def _best(results, row, split):
+    metric = files.metric_of(results, results["metric"])
+    level = _level(results, row, split)
+    where = f"On {files.title_of(results, split)}{''.join(f', {value}' for value in row.of.values())}"
+    if not row.gain:
+        return f"{where} the best soup is {row.name}: {level}."
+    gain, sign = row.gain[split], 1 if metric.better == "higher" else -1
+    text = format_gain(gain, metric).replace("[", "(95 % interval ").replace(", ", " to ").replace("]", ")")
+    points = text.replace(" (", " points (") if "(" in text else f"{text} points"
+    if not metric.percent:
+        points = text
+    if sign * gain.mean <= 0:
+        return f"{where} no soup is above {results['reference']}: the best is {row.name}, {level}, {points}."
+    doubt = " It may be none." if abs(gain.mean) <= gain.half else ""
+    return f"{where} the best soup is {row.name}: {level}, {points} over {results['reference']}.{doubt}"
+
+
+def _chosen(results, row, split):
+    found = f"{row.name}: {_level(results, row, split)} on {files.title_of(results, split)}"
+    return f"Held-out data alone would choose {found}."
+
+
+def _level(results, row, split):
+    metric = files.metric_of(results, results["metric"])
+    level = format_metric(Spread(row.metrics[split][results["metric"]].mean, math.nan), metric)
+    return level + (" %" if metric.percent else "")
