@@ -1,37 +1,53 @@
 """Write down decisions one by one, or the state so far, so that a killed run goes on where it was."""
 
+from __future__ import annotations
+
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from soups import state
+import numpy as np
+import xxhash
+
+from soups import state, tree
 from soups.files import cannot_write, replace_file
-from soups.lazy import jax
+from soups.lazy import is_jax, jax, multihost_utils
+from soups.names import bounded
 from soups.processes import on_first_process
 
 
 class Journal:
     """Keep records in a file of JSON lines, each with its digest; without a path, in memory.
 
-    The first line states what is being decided; a journal of something else is refused. A last line that was cut off
-    by a crash is dropped, and one that is damaged is a ValueError. Records are appended (`write`) or the newest alone
-    is kept (`keep`). Of several JAX processes the first one reads and writes, and all get the same records.
+    The first line states what is being decided, and about which members: their names in order and, as another member
+    may come to bear an old name, digests of their weights. A journal of something else is refused. A last line that was
+    cut off by a crash is dropped, and one that is damaged is a ValueError. Records are appended (`write`) or the newest
+    alone is kept (`keep`). Of several JAX processes the first one reads and writes, and all get the same records.
     """
 
-    def __init__(self, path: str | os.PathLike | None, header: dict[str, Any]):
+    def __init__(
+        self,
+        path: str | os.PathLike | None,
+        header: dict[str, Any],
+        *,
+        members: Mapping[str, tree.Tree] | None = None,
+    ):
         self._path = pathlib.Path(path) if path is not None else None
         self._old: list[dict[str, Any]] = []
         if self._path is not None:
+            if members is not None:
+                header = {**header, "members": list(members), "digests": _digests(members)}
             self._header = json.loads(json.dumps(header))
             self._old = on_first_process(self._open)
 
     def _open(self):
         lines = state.content(self._path).split(b"\n")[:-1] if self._path.exists() else []
         there, *records = [self._parsed(number, line) for number, line in enumerate(lines, 1)] or [self._header]
-        if differences := _differences(there, self._header):
+        if differences := list(_differences(there, self._header)):
             raise ValueError(
-                f"journal {self._path} belongs to another selection:\n" + "\n".join(differences) + "\n"
+                f"journal {self._path} belongs to another selection:\n{bounded(differences)}\n"
                 "Remove it, or give another path."
             )
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,10 +98,39 @@ class Journal:
             replace_file(self._path, state.sealed_line(self._header) + state.sealed_line(record))
 
 
-def _differences(there, here):
+def content_digest(params: tree.Tree) -> str:
+    """Return a digest of the names, dtypes, shapes and numbers of a tree: XXH3, 128 bits, hexadecimal.
+
+    What is no array counts by its name, or as it is written.
+    """
+    whole = xxhash.xxh3_128()
+    for name, leaf in tree.flatten(params).items():
+        if not hasattr(leaf, "dtype"):
+            whole.update(f"{name} {getattr(leaf, '__qualname__', repr(leaf))}\n".encode())
+            continue
+        array = np.asarray(leaf if not is_jax(leaf) or leaf.is_fully_addressable else _gathered(leaf))
+        whole.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        whole.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return whole.hexdigest()
+
+
+def _gathered(leaf):
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _digests(members) -> dict[str, str]:
+    """Return a digest of each member; those that know their own, as a pool's do, are not read for it."""
+    known = getattr(members, "identity", None) or getattr(members, "digest", None)
+    return {name: known(name) if known else content_digest(members[name]) for name in members}
+
+
+def _differences(there, here, within=""):
     """List how the first line of a journal differs from the one of this selection."""
-    return [
-        f"  {name}: {there.get(name, '(absent)')} there, {here.get(name, '(absent)')} here"
-        for name in sorted(there.keys() | here.keys())
-        if json.dumps(there.get(name)) != json.dumps(here.get(name))  # for NaN is not NaN
-    ]
+    for name in sorted(there.keys() | here.keys()):
+        a, b = (side.get(name, "(absent)") for side in (there, here))
+        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+            yield from _differences(a, b, f"{within}{name} of ")
+        elif name == "digests" and there.get("members") != here.get("members"):
+            continue  # of other members, which are named
+        elif json.dumps(a) != json.dumps(b):  # a NaN is not itself, but it is written alike
+            yield f"  {within}{name}: {a} there, {b} here"

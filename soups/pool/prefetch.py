@@ -112,6 +112,12 @@ class _Prefetched(Mapping):
             raise AttributeError("rounded members are not those whose digests are known")
         return self._members.digest
 
+    @property
+    def identity(self):
+        """Return what tells a member from every other, rounded or not, where the members know their digests."""
+        known = self._members.digest
+        return known if self._dtype is None else lambda name: f"{known(name)} as {self._dtype}"
+
     def _start(self, name):
         """Begin to read a member and those after it, and let go of what was read ahead in vain."""
         place = self._places.get(name, len(self._order))

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from soups import arguments, tree
-from soups.journal import Journal
+from soups.journal import Journal, content_digest
 from soups.names import check_name
+from soups.recipes._scores import direction, score_of
 from soups.recipes.declare import python_only
-from soups.recipes.greedy import pick_metric
 from soups.recipes.soup import Soup, digests
 
 Range = Sequence[Any]  # (low, high) or (low, high, "log")
@@ -32,7 +32,7 @@ def evolve(
     population: int | None = None,
     seed: int = 0,
     metric: str | None = None,
-    mode: str = "max",
+    mode: str | None = None,
     journal: str | os.PathLike | None = None,
 ) -> Soup:
     """Find the settings with which a recipe merges best on held-out data, by CMA-ES.
@@ -53,7 +53,7 @@ def evolve(
         population: candidates of a generation; 4 + ⌊3 ln n⌋ for n searched numbers.
         seed: of the search.
         metric: which entry to use where `evaluate` gives a mapping.
-        mode: "max" if more is better, "min" if less is.
+        mode: "max" if more is better, "min" if less is; default: that of a known metric, as in `greedy`.
         journal: a file for all scores; the same call goes on from it after a crash and evaluates nothing twice, and
             with a larger budget it continues the search.
 
@@ -69,25 +69,27 @@ def evolve(
     Akiba et al., "Evolutionary optimization of model merging recipes", 2024, arXiv 2403.13187; Hansen, "The CMA
     evolution strategy: a tutorial", 2016, arXiv 1604.00772, as the package cmaes has it.
     """
-    if mode not in ("max", "min"):
-        raise ValueError(f"mode must be 'max' or 'min', not {mode!r}")
+    mode = direction(metric, mode, evaluate)
     if budget < 1 or (population is not None and population < 2):
         raise ValueError(f"budget must be at least 1 and population at least 2, not {budget} and {population}")
     usable = arguments.as_mapping(members)
     name, axes = _name(recipe), _axes(recipe, settings or {}, weights, len(usable))
     search = {"of": name, "axes": [list(axis) for axis in axes], "population": population, "seed": seed, "mode": mode}
-    log = Journal(journal, {"recipe": "evolve", **search, "metric": metric, "members": list(usable)})
+    header = {"recipe": "evolve", **search, "metric": metric, "fixed": _fixed(recipe)}
+    if journal is not None:
+        header["base"] = None if base is None else content_digest(base)
+    log = Journal(journal, header, members=usable)
     as_given = members if isinstance(members, Sequence) else usable
     merge = functools.partial(_merge, name, recipe, as_given, {} if base is None else {"base": base})
 
-    def score_of(number, chosen):
+    def scored(number, chosen):
         done = log.replay("candidate", number)
         if done is None:
-            score = pick_metric(evaluate(merge(chosen)), metric)
+            score = score_of(evaluate, merge(chosen), metric)
             done = log.write({"kind": "candidate", "member": number, "score": score, **chosen})
         return done["score"]
 
-    history = _search(axes, _strategy(len(axes), population, seed), budget, mode, score_of)
+    history = _search(axes, _strategy(len(axes), population, seed), budget, mode, scored)
     best = min(history, key=lambda step: _loss(step["score"], mode))
     if not math.isfinite(best["score"]):
         raise ValueError(f"none of the {budget} candidates has a finite score")
@@ -184,6 +186,20 @@ def _loss(score, mode):
     if not math.isfinite(score):
         return math.inf
     return -score if mode == "max" else score
+
+
+def _fixed(recipe) -> dict[str, Any]:
+    """Return the settings that `functools.partial` fixes, arrays by their digest, as a journal can hold them."""
+    if not isinstance(recipe, functools.partial):
+        return {}
+    own = {**{str(place): value for place, value in enumerate(recipe.args)}, **recipe.keywords}
+    return {**_fixed(recipe.func), **{name: _plain(value) for name, value in own.items()}}
+
+
+def _plain(value):
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return f"{type(value).__name__} {content_digest(value)}"
 
 
 def _name(recipe):

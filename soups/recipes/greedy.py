@@ -11,8 +11,8 @@ from typing import Any
 from soups import arguments, tree
 from soups.journal import Journal
 from soups.lazy import jax
-from soups.names import check_name
 from soups.recipes._candidates import Candidates, Growing
+from soups.recipes._scores import direction, score_of
 from soups.recipes.declare import python_only
 from soups.recipes.soup import Soup, digests
 
@@ -25,7 +25,7 @@ def greedy(
     scores: Mapping[str, float] | Sequence[float] | None = None,
     order: Sequence[str | int] | None = None,
     metric: str | None = None,
-    mode: str = "max",
+    mode: str | None = None,
     accept: str = "gt",
     journal: str | os.PathLike | None = None,
     device: jax.Device | None = None,
@@ -34,7 +34,8 @@ def greedy(
 
     Members are tried from the best single score down, in one pass, and each is read once for it. The soup is a running
     mean in float32; each candidate is evaluated as it would be returned, in the members' dtypes. A member with NaN or
-    infinity is left out and so recorded; so is one whose score is NaN.
+    infinity is left out and so recorded; so is one whose score is NaN or infinite, or for whose outputs an evaluator
+    raises `soups.evaluate.NotFiniteError`.
 
         soup = soups.greedy(pool, lambda params: accuracy(params, held_out), journal="greedy.jsonl")
         soup.params, soup.ingredients, soup.score
@@ -45,46 +46,45 @@ def greedy(
         scores: held-out score of each member alone; evaluated where missing, unless `order` is given.
         order: names or indices in the order in which to try them; default: best score first, ties later-listed first.
         metric: which entry to use where `evaluate` gives a mapping.
-        mode: "max" if more is better, "min" if less is.
+        mode: "max" if more is better, "min" if less is; default: that of the metric, where it is a known one such as
+            "accuracy" or "nll" or `evaluate.modes` has it, and "max" where `evaluate` gives a float.
         accept: "gt" for strictly better, as the published code; "ge" for not worse, as the paper's text and DiWA.
-        journal: a file for all decisions; the same call goes on from it after a crash and evaluates nothing twice.
+        journal: a file for all decisions; the same call goes on from it after a crash and evaluates nothing twice. It
+            knows the members by digests of their weights, so those of a mapping are read once more for it.
         device: where members are put to be mixed and evaluated, such as `jax.devices()[0]`; those of mapped files go
             there without a copy on the host. Default: they stay where they are, so NumPy arrays are mixed by NumPy.
 
     Raises:
-        ValueError: no (finite) members, mismatched structures, unknown member, metric, mode or rule, or a journal of
-            another selection.
+        ValueError: no member that is finite and has a finite score, mismatched structures, unknown member, metric, mode
+            or rule, a metric whose direction is not known, an empty order, or a journal of another selection.
         OSError: the journal cannot be written; its path is in the message.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, recipe 1.
     """
 
     def candidates_of(members):
-        return Candidates(members, lambda params: pick_metric(evaluate(params), metric), device)
+        return Candidates(members, lambda params: score_of(evaluate, params, metric), device)
 
-    rules = {"mode": mode, "accept": accept, "metric": metric}
+    rules = {"mode": direction(metric, mode, evaluate), "accept": accept, "metric": metric}
     return select(members, candidates_of, rules, scores=scores, order=order, journal=journal)
 
 
 def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[str, Any], *, scores, order, journal):
     """Choose as `greedy` does by its `rules` (mode, accept, metric); `candidates_of(members)` gives `Candidates`."""
-    mode, accept = rules["mode"], rules["accept"]
-    if mode not in ("max", "min") or accept not in ("gt", "ge"):
-        raise ValueError(f"mode must be 'max' or 'min' and accept 'gt' or 'ge', not {mode!r} and {accept!r}")
+    accept, sign = rules["accept"], 1.0 if rules["mode"] == "max" else -1.0
+    if accept not in ("gt", "ge"):
+        raise ValueError(f"accept must be 'gt' or 'ge', not {accept!r}")
     given, members = members, arguments.as_mapping(members)
     names = list(members)
     fixed_order = None if order is None else _resolve(order, names)
     if scores is not None:
         if isinstance(scores, Mapping) and isinstance(given, Mapping):  # some of a pool's may be left out
             scores = {name: score for name, score in scores.items() if name in members or name not in given}
-        scores = {
-            n: float(score) for n, score in zip(names, arguments.per_member(scores, names, "scores"), strict=True)
-        }
-    log = Journal(journal, {"recipe": "greedy", **rules, "members": names, "order": fixed_order, "scores": scores})
-    candidates = candidates_of(members)
+        scores = dict(zip(names, map(_number, arguments.per_member(scores, names, "scores")), strict=True))
+    log = Journal(journal, {"recipe": "greedy", **rules, "order": fixed_order, "scores": scores}, members=members)
+    candidates, reasons = candidates_of(members), {}
     if fixed_order is None and scores is None:
-        scores = _individual(names, candidates, log)
-    sign = 1.0 if mode == "max" else -1.0
+        scores, reasons = _individual(names, candidates, log)
     order = fixed_order or _best_first(scores, sign)
     compare = operator.gt if accept == "gt" else operator.ge
 
@@ -92,8 +92,14 @@ def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[s
         return compare(sign * score, sign * best)
 
     ingredients, params, score, history = _stir(order, None if fixed_order else scores, candidates, log, better)
+    left_out = [] if fixed_order else [name for name in names if not math.isfinite(scores[name])]
+    history += [_step(_decision(name, scores[name], False, reasons.get(name)), ingredients) for name in left_out]
+    if not ingredients:
+        raise ValueError(
+            "no member is finite and has a score: " + "; ".join(f"{h['member']}: {h['reason']}" for h in history)
+        )
     return Soup(
-        params=params,
+        params=params(),
         recipe={"name": "greedy", **rules},
         ingredients={name: 1.0 / len(ingredients) for name in ingredients},
         history=history,
@@ -103,31 +109,30 @@ def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[s
 
 
 def _stir(order, scores, candidates, log, better):
-    """Go through `order` once; return ingredients, weights, their score and the history."""
+    """Go through `order` once; return ingredients, what makes their weights, their score and the history."""
     soup, best, ingredients, history = Growing(), math.nan, [], []
     for position, name in enumerate(order):
         candidate, done = None, log.replay("candidate", name)
         if done is None:
             candidate = _candidate(order[position:], soup, scores, candidates)
-            accepted = not math.isnan(candidate.score) and (not soup.count or better(candidate.score, best))
-            done = {
-                "kind": "candidate",
-                "member": name,
-                "score": candidate.score,
-                "accepted": accepted,
-                "reason": candidate.reason,
-            }
-            log.write(done)
+            accepted = math.isfinite(candidate.score) and (not soup.count or better(candidate.score, best))
+            done = log.write(_decision(name, candidate.score, accepted, candidate.reason))
         if done["accepted"]:
             soup, best = (candidate or candidates.unscored(name, soup)).soup, done["score"]
             ingredients.append(name)
-        history.append({key: done[key] for key in ("member", "score", "accepted", "reason")})
-        history[-1]["num_ingredients"] = len(ingredients)
-    if not ingredients:
-        raise ValueError(
-            "no member is finite and has a score: " + "; ".join(f"{h['member']}: {h['reason']}" for h in history)
-        )
-    return ingredients, candidates.finished(soup), best, history
+        history.append(_step(done, ingredients))
+    return ingredients, lambda: candidates.finished(soup), best, history
+
+
+def _decision(name, score, accepted, reason):
+    if reason is None and not math.isfinite(score):
+        reason = f"its score is {score}"
+    return {"kind": "candidate", "member": name, "score": score, "accepted": accepted, "reason": reason}
+
+
+def _step(decision, ingredients):
+    step = {key: decision[key] for key in ("member", "score", "accepted", "reason")}
+    return {**step, "num_ingredients": len(ingredients)}
 
 
 def _candidate(names, soup, scores, candidates):
@@ -140,36 +145,36 @@ def _candidate(names, soup, scores, candidates):
     return candidate if candidate.reason else candidate._replace(score=scores[names[0]])
 
 
-def _individual(names, candidates, log) -> dict[str, float]:
-    scores, nothing = {}, Growing()
+def _individual(names, candidates, log):
+    """Return the score of each member alone, and why those have none that cannot be evaluated."""
+    found, nothing = {}, Growing()
     for position, name in enumerate(names):
         done = log.replay("individual", name)
         if done is None:
-            score = candidates.scored(names[position:], nothing).score
-            done = log.write({"kind": "individual", "member": name, "score": score})
-        scores[name] = done["score"]
-    return scores
+            candidate = candidates.scored(names[position:], nothing)
+            score, reason = candidate.score, candidate.reason
+            done = log.write({"kind": "individual", "member": name, "score": score, "reason": reason})
+        found[name] = done
+    return {name: done["score"] for name, done in found.items()}, {name: done["reason"] for name, done in found.items()}
 
 
 def _best_first(scores: Mapping[str, float], sign: float) -> list[str]:
     # ascending, stable, then reversed: among equal scores the later-listed member comes first, as in the published code
-    ascending = sorted(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else sign * scores[name])
-    return ascending[::-1]
+    finite = [name for name in scores if math.isfinite(scores[name])]
+    return sorted(finite, key=lambda name: sign * scores[name])[::-1]
+
+
+def _number(score) -> float:
+    try:
+        return float(score)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"scores must be numbers, not {score!r:.200}") from error
 
 
 def _resolve(order, names) -> list[str]:
     resolved = [names[arguments.place_of(item, names)] for item in order]
+    if not resolved:
+        raise ValueError("order names no member: give those to try, or None for the best score first")
     if len(set(resolved)) < len(resolved):
         raise ValueError(f"order names a member twice: {', '.join(resolved)}")
     return resolved
-
-
-def pick_metric(value: Any, metric: str | None) -> float:
-    """Return the number by which to choose, of what an `evaluate` returned: a number, or metrics by name."""
-    if not isinstance(value, Mapping):
-        if metric is not None:
-            raise ValueError(f"metric={metric!r} was given, but evaluate returns a number and no mapping")
-        return float(value)
-    if metric is None:
-        raise ValueError(f"evaluate returns several metrics, choose one with metric=: {', '.join(value)}")
-    return float(value[check_name(metric, value, "metric")])

@@ -62,14 +62,12 @@ def learned(
     members = arguments.as_mapping(members)
     names = list(members)
     trees = [members[name] for name in names]
-    number = len(tree.names(trees[0]))
-    known = {"members": names, "digests": digests(members, names), "num_leaves": number}
     dtype = None if dtype is None else jax.numpy.dtype(dtype)
-    known["dtype"] = str(dtype)
-    log = Journal(journal, {"recipe": "learned", "per": per, "learning_rate": learning_rate, **known})
+    rules = {"recipe": "learned", "per": per, "learning_rate": learning_rate, "dtype": str(dtype)}
+    log = Journal(journal, rules, members=members)
     tree.check_usable({f"member {name}": member for name, member in zip(names, trees, strict=True)})
     tree.check_copied(trees)
-    rows = 1 if per == "model" else number
+    rows = 1 if per == "model" else len(tree.names(trees[0]))
     variables = {"mixing": np.ones((rows, len(names)), np.float32), "temperature": np.float32(1.0)}
 
     def mixed(column, row):
@@ -87,7 +85,7 @@ def learned(
         history=history,
         leaf_weights=None if per == "model" else _mixing.by_leaf(weights, trees[0], names),
         temperature=float(variables["temperature"]),
-        digests=known["digests"],
+        digests=digests(members, names),
     )
 
 

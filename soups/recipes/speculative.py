@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 
 from soups import arguments, tree
 from soups.lazy import jax
 from soups.recipes._candidates import Candidate, Candidates, Growing
+from soups.recipes._scores import NotFiniteError, direction, pick_metric
 from soups.recipes.declare import python_only
-from soups.recipes.greedy import pick_metric, select
+from soups.recipes.greedy import select
 from soups.recipes.soup import Soup
 
 
@@ -23,7 +25,7 @@ def greedy_speculative(
     scores: Mapping[str, float] | Sequence[float] | None = None,
     order: Sequence[str | int] | None = None,
     metric: str | None = None,
-    mode: str = "max",
+    mode: str | None = None,
     accept: str = "gt",
     journal: str | os.PathLike | None = None,
     device: jax.Device | None = None,
@@ -39,8 +41,8 @@ def greedy_speculative(
     holds up to 2 · width members and candidates, and each member is read once for the pass.
 
     Args:
-        evaluate_many: gives the held-out scores of a list of at most `width` weights, as `soups.evaluate.parallel`'s
-            `ParallelEvaluator` does; a round may be shorter.
+        evaluate_many: gives the held-out scores of a list of at most `width` weights, as `many` of a
+            `soups.evaluate.Evaluator` does; a round may be shorter.
         width: how many candidates are evaluated at once.
         members, scores, order, metric, mode, accept, journal, device: as for `greedy`.
 
@@ -54,12 +56,15 @@ def greedy_speculative(
     def scores_of(candidates):
         if not candidates:
             return []
-        values = list(evaluate_many(candidates))
+        try:
+            values = list(evaluate_many(candidates))
+        except NotFiniteError:  # it does not say whose outputs they are
+            return [math.nan] if len(candidates) == 1 else [scores_of([alone])[0] for alone in candidates]
         if len(values) != len(candidates):
             raise ValueError(f"evaluate_many gave {len(values)} scores for {len(candidates)} candidates")
         return [pick_metric(value, metric) for value in values]
 
-    rules = {"mode": mode, "accept": accept, "metric": metric}
+    rules = {"mode": direction(metric, mode, evaluate_many), "accept": accept, "metric": metric}
     threads = concurrent.futures.ThreadPoolExecutor(width)
     try:
         return select(

@@ -1,12 +1,16 @@
+import functools
 import json
 import math
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import soups
+from soups.pool import Pool
+from soups.recipes._scores import NotFiniteError
 
 RNG = np.random.default_rng(5)
 MEMBERS = {f"m{i}": {"w": RNG.normal(size=6).astype(np.float32)} for i in range(8)}
@@ -90,12 +94,19 @@ def test_mode_min_and_metric():
     ("options", "message"),
     [
         ({"mode": "maximum"}, "mode must be"),
-        ({"accept": ">"}, "accept 'gt' or 'ge'"),
+        ({"accept": ">"}, "accept must be 'gt' or 'ge'"),
         ({"order": ["m0", "mm1"]}, "unknown member 'mm1' .did you mean 'm1'"),
         ({"order": ["m0", "m0"]}, "twice"),
         ({"scores": {"m0": 1.0}}, "scores must be given by the names of the members:\n  - m1 is missing"),
         ({"scores": [1.0]}, "8 members need 8 values of scores, but 1"),
+        ({"scores": dict.fromkeys(MEMBERS, math.nan)}, "no member .* has a score: m0: its score is nan; m1: its"),
+        ({"scores": dict.fromkeys(MEMBERS, "best")}, "scores must be numbers, not 'best'"),
         ({"metric": "accuracy"}, "returns a number"),
+        ({"metric": "acuracy"}, r"is more or less of 'acuracy' better\? \(did you mean 'accuracy'\?\) Give mode='max'"),
+        ({"order": []}, "order names no member"),
+        ({"order": [8]}, "order has index 8, but the 8 members count from 0 to 7"),
+        ({"order": [-1]}, "order has index -1"),
+        ({"order": [1.5]}, "unknown member 1.5"),
     ],
 )
 def test_wrong_options_are_explained(options, message):
@@ -103,11 +114,129 @@ def test_wrong_options_are_explained(options, message):
         soups.greedy(MEMBERS, evaluate, **options)
 
 
+def search(members, evaluate, **options):
+    return soups.evolve(soups.linear, members, evaluate, weights=(0.0, 1.0), budget=8, **options)
+
+
+def speculative(members, evaluate, **options):
+    return soups.greedy_speculative(members, lambda trees: list(map(evaluate, trees)), width=3, **options)
+
+
+SELECTIONS = [soups.greedy, speculative, search]
+
+
+@pytest.mark.parametrize("choose", SELECTIONS)
+@pytest.mark.parametrize("metric", ["nll", "brier", "ece", "mse", "perplexity", "test/nll", "accuracy", "f1"])
+def test_the_direction_of_a_known_metric_is_known(choose, metric):
+    sign = 1.0 if metric in ("accuracy", "f1") else -1.0
+    found = choose(MEMBERS, lambda params: {metric: sign * evaluate(params)}, metric=metric)
+    expected = choose(MEMBERS, evaluate)
+    assert found.score == sign * expected.score
+    assert found.ingredients == expected.ingredients
+    asked = choose(MEMBERS, lambda params: {metric: -sign * evaluate(params)}, metric=metric, mode="max")
+    assert asked.ingredients == choose(MEMBERS, lambda params: -sign * evaluate(params)).ingredients
+
+
+class WithDirections:
+    def __init__(self):
+        self.modes = {"regret": "min"}
+
+    def __call__(self, params):
+        return {"regret": -evaluate(params)}
+
+    def many(self, candidates):
+        return [self(params) for params in candidates]
+
+
+def test_an_evaluator_may_know_the_directions_of_its_metrics():
+    measure, expected = WithDirections(), soups.greedy(MEMBERS, evaluate)
+    assert soups.greedy(MEMBERS, measure, metric="regret").ingredients == expected.ingredients
+    found = soups.greedy_speculative(MEMBERS, measure.many, width=3, metric="regret")
+    assert found.ingredients == expected.ingredients
+
+
+@pytest.mark.parametrize("choose", [soups.greedy, speculative])
+@pytest.mark.parametrize("lost", [math.inf, -math.inf, math.nan, NotFiniteError])
+def test_one_member_without_a_finite_score_is_left_out_and_recorded(choose, lost):
+    def measure(params):
+        if params["w"][0] < 100:
+            return evaluate(params)
+        if lost is NotFiniteError:
+            raise NotFiniteError("logits of 3 of 4 examples hold NaN or infinity")
+        return lost
+
+    far = {"w": np.float32([1e6, 0, 0, 0, 0, 0])}
+    members = {"far": far} | MEMBERS
+    expected = choose(MEMBERS, evaluate)
+    shown = "nan" if lost is NotFiniteError else str(lost)
+    for mode, sign in (("max", 1), ("min", -1)):
+        found = choose(members, lambda params, sign=sign: sign * measure(params), mode=mode)
+        assert found.ingredients == expected.ingredients
+        (step,) = [step for step in found.history if step["member"] == "far"]
+        assert not step["accepted"] and step["reason"].replace("-", "") == f"its score is {shown}".replace("-", "")
+    scores = {name: measure(MEMBERS[name]) for name in MEMBERS} | {"far": math.inf}
+    assert choose(members, measure, scores=scores).ingredients == expected.ingredients
+    assert next(iter(choose(members, measure, order=["far", "m3", "m1"]).ingredients)) == "m3"
+
+
+@pytest.mark.parametrize("choose", SELECTIONS)
+def test_a_score_that_is_no_number_is_explained(choose):
+    with pytest.raises(ValueError, match="a score must be a number, but evaluate gives array"):
+        choose(MEMBERS, lambda params: params["w"])
+
+
+def learned(members, evaluate, journal=None):
+    return soups.learned(members, lambda params, batch, scale: abs(params["w"]).sum(), [0, 1], journal=journal)
+
+
+@pytest.mark.parametrize("choose", [*SELECTIONS, learned])
+@pytest.mark.parametrize("kind", ["by name", "in a list", "in a pool"])
+def test_a_journal_knows_its_members_by_their_weights(choose, kind, tmp_path):
+    def given(members, place):
+        if kind == "in a pool":
+            pool = Pool(tmp_path / place)
+            for name, member in members.items():
+                pool.add(name, member)
+            return pool
+        return members if kind == "by name" else list(members.values())
+
+    changed = {**MEMBERS, "m2": {"w": MEMBERS["m2"]["w"] + np.float32(1e-3)}}
+    before, path = given(MEMBERS, "before"), tmp_path / "journal"
+    choose(before, evaluate, journal=path)
+    calls = []
+    choose(before, lambda params: calls.append(1) or evaluate(params), journal=path)
+    assert not calls  # the same members, read anew
+    name = "2" if kind == "in a list" else "m2"
+    with pytest.raises(ValueError, match=f"belongs to another selection:\n  digests of {name}: .* there, .* here\n"):
+        choose(given(changed, "after"), evaluate, journal=path)
+
+
+def test_a_journal_of_a_search_knows_the_base_and_what_is_fixed(tmp_path):
+    def choose(density, base):
+        recipe = functools.partial(soups.ties, density=density)
+        settings = {"scale": (0.0, 2.0)}
+        soups.evolve(recipe, MEMBERS, evaluate, base=base, settings=settings, budget=2, journal=tmp_path / "j")
+
+    zero, one = ({"w": np.full(6, value, np.float32)} for value in (0, 1))
+    choose(0.5, zero)
+    choose(0.5, {"w": jnp.zeros(6)})
+    with pytest.raises(ValueError, match="another selection:\n  base: "):
+        choose(0.5, one)
+    with pytest.raises(ValueError, match=r"another selection:\n  fixed of density: 0.5 there, 0.25 here"):
+        choose(0.25, zero)
+
+
+def test_a_journal_whose_scores_hold_nan_is_gone_on_with(tmp_path):
+    scores = {name: math.nan if name == "m1" else evaluate(member) for name, member in MEMBERS.items()}
+    first, again = (soups.greedy(MEMBERS, evaluate, scores=scores, journal=tmp_path / "j") for _ in range(2))
+    assert repr(first.record()) == repr(again.record()) and "m1" not in again.ingredients
+
+
 def test_metric_names_are_checked():
     with pytest.raises(ValueError, match="choose one with metric=: accuracy, nll"):
         soups.greedy(MEMBERS, lambda p: {"accuracy": 1.0, "nll": 0.0})
     with pytest.raises(ValueError, match=r"unknown metric 'acuracy' .did you mean 'accuracy'"):
-        soups.greedy(MEMBERS, lambda p: {"accuracy": 1.0}, metric="acuracy")
+        soups.greedy(MEMBERS, lambda p: {"accuracy": 1.0}, metric="acuracy", mode="max")
 
 
 def test_diverged_members_are_left_out_and_recorded():
