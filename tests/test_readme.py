@@ -53,6 +53,18 @@ def test_own_model():
     assert 0.0 <= names["best"].score <= 1.0
 
 
+def test_page_on_evaluating(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in blocks("docs/evaluating.md"):
+        run(code, names)
+    assert "ece_equal_width" in capsys.readouterr().out
+    np.testing.assert_allclose(names["logits"], names["inputs"] @ names["networks"][0]["w"], rtol=1e-5, atol=1e-5)
+    first, again = (jax.tree.leaves(names[name]["batch_stats"]) for name in ("params", "again"))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
+
+
 def test_page_on_merging(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

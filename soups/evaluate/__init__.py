@@ -8,7 +8,11 @@ from soups.evaluate.classification import ece as ece
 from soups.evaluate.classification import fit_temperature as fit_temperature
 from soups.evaluate.classification import metrics as metrics
 from soups.evaluate.classification import nll as nll
+from soups.evaluate.classification import per_class as per_class
+from soups.evaluate.classification import per_class_accuracy as per_class_accuracy
 from soups.evaluate.classification import reliability as reliability
+from soups.evaluate.classification import top_5 as top_5
+from soups.evaluate.classification import top_k as top_k
 from soups.evaluate.connectivity import Plane as Plane
 from soups.evaluate.connectivity import angle as angle
 from soups.evaluate.connectivity import angles as angles
@@ -33,4 +37,30 @@ from soups.evaluate.ensembles import Ensemble as Ensemble
 from soups.evaluate.ensembles import ensemble_logits as ensemble_logits
 from soups.evaluate.ensembles import greedy_ensemble as greedy_ensemble
 from soups.evaluate.evaluator import Evaluator as Evaluator
-from soups.evaluate.parallel import ParallelEvaluator as ParallelEvaluator
+from soups.evaluate.measures import METRICS as METRICS
+from soups.evaluate.measures import Metric as Metric
+from soups.evaluate.measures import exact_match as exact_match
+from soups.evaluate.measures import f1 as f1
+from soups.evaluate.measures import macro_f1 as macro_f1
+from soups.evaluate.measures import mae as mae
+from soups.evaluate.measures import matthews as matthews
+from soups.evaluate.measures import mean_average_precision as mean_average_precision
+from soups.evaluate.measures import micro_f1 as micro_f1
+from soups.evaluate.measures import mse as mse
+from soups.evaluate.measures import pearson as pearson
+from soups.evaluate.measures import perplexity as perplexity
+from soups.evaluate.measures import r2 as r2
+from soups.evaluate.measures import spearman as spearman
+from soups.evaluate.measures import token_accuracy as token_accuracy
+from soups.evaluate.measures import token_nll as token_nll
+from soups.evaluate.measures import token_scores as token_scores
+from soups.recipes._scores import NotFiniteError as NotFiniteError
+
+
+def __getattr__(name: str):
+    if name == "ParallelEvaluator":
+        raise ImportError(
+            "ParallelEvaluator(apply_fn, dataset, groups) is Evaluator(apply_fn, dataset, width=groups), and what it "
+            "gave when it was called with a list is .many(list)"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -44,6 +44,10 @@ class LogitCache:
         on_first_process(lambda: _write(path, array))
         return array
 
+    def __contains__(self, key: str | Sequence[str]) -> bool:
+        """Say whether there is a file for this key."""
+        return on_first_process(self._path((key,) if isinstance(key, str) else tuple(key)).exists)
+
     def _path(self, key):
         # the readable part may be cut or coincide, the hash of the whole key decides
         readable = re.sub(r"[^A-Za-z0-9.=_-]+", "_", "-".join(key))[:80]

@@ -9,7 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its parts are imported when they are used
 
-_BLOCK = 4096  # rows at a time: float64 copies of 50,000 x 1,000 logits would need several times their memory
+from soups.recipes._scores import NotFiniteError
+
+NAMES = ("accuracy", "nll", "brier", "ece", "ece_equal_width")  # of `metrics`
+BLOCK = 4096  # rows at a time: float64 copies of 50,000 x 1,000 logits would need several times their memory
 _TEMPERATURES = (0.01, 100.0)
 
 
@@ -34,18 +37,15 @@ def metrics(logits, labels, *, temperature: float = 1.0) -> dict[str, float]:
         "accuracy", "nll" (nats), "brier", "ece" (equal mass) and "ece_equal_width" (15 bins each), as Python floats.
 
     Raises:
-        ValueError: logits that are not finite, shapes or labels that do not fit, a temperature that is not positive.
+        ValueError: shapes or labels that do not fit, a temperature that is not positive.
+        NotFiniteError: a ValueError: logits that are not finite.
     """
     if not 0 < temperature < np.inf:
         raise ValueError(f"temperature must be positive and finite, not {temperature}")
     examples = _per_example(logits, labels, temperature)
-    return {
-        "accuracy": float(examples.correct.mean()),
-        "nll": float(examples.nll.mean()),
-        "brier": float(examples.brier.mean()),
-        "ece": _calibration_error(examples, 15, "equal"),
-        "ece_equal_width": _calibration_error(examples, 15, "width"),
-    }
+    means = [float(values.mean()) for values in (examples.correct, examples.nll, examples.brier)]
+    errors = [_calibration_error(examples, 15, mass) for mass in ("equal", "width")]
+    return dict(zip(NAMES, means + errors, strict=True))
 
 
 def correct(logits, labels) -> np.ndarray:
@@ -57,6 +57,38 @@ def correct(logits, labels) -> np.ndarray:
 def accuracy(logits, labels) -> float:
     """Return the fraction of examples whose largest logit is their label's."""
     return float(correct(logits, labels).mean())
+
+
+def top_k(logits, labels, k: int) -> float:
+    """Return the fraction of examples whose label is among the k largest logits (the first of equal ones counts).
+
+    Raises:
+        ValueError: as `metrics`, or a k that is not between 1 and the number of classes.
+    """
+    logits, labels = _checked(logits, labels)
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k must be between 1 and the {logits.shape[1]} classes, not {k}")
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    before = np.arange(logits.shape[1]) < labels[:, None]
+    return float((((logits > own) | ((logits == own) & before)).sum(axis=1) < k).mean())
+
+
+def top_5(logits, labels) -> float:
+    """Return `top_k` for k = 5."""
+    return top_k(logits, labels, 5)
+
+
+def per_class(logits, labels) -> dict[str, np.ndarray]:
+    """Return {"accuracy", "count"} [C] of the examples of each class; NaN for the accuracy of a class without any."""
+    right = correct(logits, labels)
+    count = np.bincount(labels, minlength=np.shape(logits)[1])
+    hits = np.bincount(labels, weights=right, minlength=len(count))
+    return {"accuracy": np.where(count > 0, hits / np.maximum(count, 1), np.nan), "count": count}
+
+
+def per_class_accuracy(logits, labels) -> float:
+    """Return the mean of the classes' accuracies, over those that have examples."""
+    return float(np.nanmean(per_class(logits, labels)["accuracy"]))
 
 
 def nll(logits, labels) -> float:
@@ -128,10 +160,30 @@ def fit_temperature(logits, labels) -> float:
 def _per_example(logits, labels, temperature=1.0) -> _Examples:
     logits, labels = _checked(logits, labels)
     blocks = [
-        _block(logits[start : start + _BLOCK].astype(np.float64) / temperature, labels[start : start + _BLOCK])
-        for start in range(0, len(labels), _BLOCK)
+        _block(logits[start : start + BLOCK].astype(np.float64) / temperature, labels[start : start + BLOCK])
+        for start in range(0, len(labels), BLOCK)
     ]
     return _Examples(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+
+
+def losses(logits, labels) -> tuple[np.ndarray, np.ndarray]:
+    """Return for logits [N, C] of any finite numbers each example's loss in nats and whether it is right: two [N]."""
+    examples = _block(np.asarray(check_finite(logits, "logits"), np.float64), labels)
+    return examples.nll, examples.correct
+
+
+def check_finite(values, what: str) -> np.ndarray:
+    """Return an array [N, ...] that holds neither NaN nor infinity.
+
+    Raises:
+        NotFiniteError: it does; `what` says of what.
+    """
+    broken = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    if broken.size:
+        raise NotFiniteError(
+            f"{what} of {broken.size} of {len(values)} examples hold NaN or infinity, the first is example {broken[0]}"
+        )
+    return values
 
 
 def _block(logits, labels) -> _Examples:
@@ -192,9 +244,4 @@ def _checked(logits, labels):
             f"labels lie in [{labels.min()}, {labels.max()}], "
             f"but logits of {logits.shape[1]} classes need them in [0, {logits.shape[1]})"
         )
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if broken.size:
-        raise ValueError(
-            f"logits of {broken.size} of {len(logits)} examples hold NaN or infinity, the first is example {broken[0]}"
-        )
-    return logits, labels
+    return check_finite(logits, "logits"), labels

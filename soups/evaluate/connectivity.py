@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from soups import tree
+from soups.evaluate import geometry
 
 Evaluate = Callable[[tree.Tree], float]
 
@@ -71,10 +72,16 @@ def barriers(evaluate: Evaluate, members, ts: Sequence[float] | None = None, *, 
     ends = [float(evaluate(member)) for member in members]
     matrix = np.zeros((len(members), len(members)))
     for i, j in itertools.combinations(range(len(members)), 2):
-        line = (1 - ts) * ends[i] + ts * ends[j]
-        scores = np.array(path(evaluate, members[i], members[j], ts))
-        matrix[i, j] = matrix[j, i] = np.max(sign * (line - scores), initial=0.0)
+        matrix[i, j] = matrix[j, i] = drop(evaluate, members[i], members[j], (ends[i], ends[j]), ts, sign)
     return matrix
+
+
+def drop(
+    evaluate: Evaluate, a: tree.Tree, b: tree.Tree, ends: tuple[float, float], ts: np.ndarray, sign: float
+) -> float:
+    """Return the barrier between two members whose scores `ends` are known; `sign`: -1 where less is better."""
+    line = (1 - ts) * ends[0] + ts * ends[1]
+    return float(np.max(sign * (line - np.array(path(evaluate, a, b, ts))), initial=0.0))
 
 
 def _between(a, b, t):
@@ -115,16 +122,12 @@ def norms(members, base: tree.Tree) -> np.ndarray:
 
 
 def _gram(members, base):
-    """Return the inner products of all task vectors [K, K], holding one leaf of each at a time."""
+    """Return the inner products of all task vectors [K, K], in float64."""
     trees = _as_list(members)
     tree.check_same_structure([base, *trees], ["base", *_labels(members)], dtypes=False)
-    gram = np.zeros((len(trees), len(trees)))
-    for start, *leaves in zip(*(tree.flatten(t).values() for t in (base, *trees)), strict=True):
-        # float64: in float32 an angle near 0 would be wrong by a few hundredths of a degree
-        start = np.asarray(start, np.float64).ravel()
-        vectors = np.stack([np.asarray(leaf, np.float64).ravel() - start for leaf in leaves])
-        gram += vectors @ vectors.T
-    return gram
+    floats = {name: "all" for name, leaf in tree.flatten(base).items() if tree.is_float(leaf)}
+    grams = geometry.measure(trees, base, floats).get("all", ())
+    return sum((gram.deviations for gram in grams), np.zeros((len(trees),) * 2))
 
 
 def _as_list(members) -> list[tree.Tree]:

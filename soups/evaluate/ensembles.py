@@ -8,13 +8,8 @@ from typing import Any
 import numpy as np
 import scipy  # its parts are imported when they are used
 
-from soups.evaluate import classification
-
-_METRICS = {  # function, and +1 where more is better
-    "accuracy": (classification.accuracy, 1),
-    "nll": (classification.nll, -1),
-    "brier": (classification.brier, -1),
-}
+from soups.evaluate.measures import METRICS
+from soups.names import check_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +78,7 @@ def greedy_ensemble(
     Args:
         logits_by_member: held-out logits [N, C] by member name.
         labels: [N] integers.
-        metric: "accuracy", or "nll" or "brier", of which less is better.
+        metric: one of `soups.evaluate.METRICS` for classes, whose direction is known: "accuracy", "nll", ...
         accept: "gt" for strictly better, "ge" for not worse.
 
     Raises:
@@ -91,15 +86,14 @@ def greedy_ensemble(
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, table 3.
     """
-    if metric not in _METRICS:
-        raise ValueError(f"metric must be one of {', '.join(_METRICS)}, not {metric!r}")
+    score_of, mode = METRICS[check_name(metric, METRICS, "metric")]
+    sign = 1.0 if mode == "max" else -1.0
     if accept not in ("gt", "ge"):
         raise ValueError(f"accept must be 'gt' or 'ge', not {accept!r}")
     finite = {name: logits for name, logits in logits_by_member.items() if np.isfinite(logits).all()}
     if not finite:
         raise ValueError(f"none of the {len(logits_by_member)} members has finite logits")
     _check_members(finite)
-    score_of, sign = _METRICS[metric]
     scores = {name: score_of(logits, labels) for name, logits in finite.items()}
     # ascending, stable, then reversed: among equal scores the later-listed member comes first
     order = sorted(scores, key=lambda name: sign * scores[name])[::-1]

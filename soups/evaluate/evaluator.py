@@ -1,47 +1,76 @@
-"""Run a network over a dataset."""
+"""Run a network, with one set of weights or with several side by side, over a dataset."""
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from soups import tree
 from soups.data import project_logits
-from soups.evaluate.classification import metrics
+from soups.evaluate import classification
+from soups.evaluate._examples import Examples
+from soups.evaluate.cache import LogitCache
+from soups.evaluate.measures import Metric, chosen_metrics
+from soups.journal import content_digest
 from soups.partition import axes_of, constrained, joined
+from soups.recipes._scores import MODES, NotFiniteError
 
-# images up to this size stay on the devices; where these tell how much memory they have, up to this part of it
+# inputs up to this size stay on the devices; where these tell how much memory they have, up to this part of it
 _RESIDENT_BYTES, _RESIDENT_PART = 2**30, 1 / 16
 
 
 class Evaluator:
-    """Measure any weights of one network on one dataset: `evaluator(params)` gives the metrics of `metrics`.
+    """Measure any weights of one network on one dataset: `evaluator(params)` gives its metrics.
 
-    The images are decoded once, by the dataset, and moved to the devices once if they take at most 1 GiB or a sixteenth
+        evaluator = Evaluator(apply_fn, task.test)                            # accuracy, nll, brier, ece
+        evaluator = Evaluator(apply_fn, (inputs, targets), metrics=["mse", "r2"])
+        evaluator = Evaluator(apply_fn, data, metrics={"cost": Metric(my_cost, "min")}, width=8)
+        evaluator.many(candidates)                                            # eight at once
+
+    The inputs are decoded once, by the dataset, and moved to the devices once if they take at most 1 GiB or a sixteenth
     of the devices' memory, else batch by batch. Evaluators of the same `apply_fn` and shapes share one program,
     whatever the weights. Batches are of one size; the last is padded, and every example counts once.
 
+    With a `width` the devices are the rows of a mesh ("member", "data"): every network is copied to one row, and each
+    batch is sharded over the columns, so that one program runs all rows in step and the inputs are read once. A round
+    of fewer networks than rows computes the last of them again.
+
     Args:
-        apply_fn: `apply_fn(params, inputs) -> logits [B, C]`, each example on its own (BatchNorm in inference mode).
-        dataset: has `images` [N, ...], `labels` [N] and `class_groups`: None, or for each class of the dataset the
-            indices of the network's outputs that mean it, whose largest is its logit.
+        apply_fn: `apply_fn(params, inputs) -> outputs`, mostly logits [B, C], each example on its own (BatchNorm in
+            inference mode). Outputs are any pytree of arrays [B, ...].
+        dataset: a pair (inputs, targets) of pytrees of arrays [N, ...]; a mapping with "image" and "label"; or a
+            classification dataset, that has `images` [N, ...], `labels` [N] and `class_groups`: None, or for each class
+            of the dataset the indices of the network's outputs that mean it, whose largest is its logit.
+        metrics: names of ready-made metrics (see `soups.evaluate.METRICS`), or functions `(outputs, targets) -> float`
+            by name, those of which the direction is not known as `Metric(function, "min")`; default: those of
+            `soups.evaluate.metrics`.
+        keep: `keep(outputs, targets)`, compiled with the network: what is kept of a batch's outputs for the metrics,
+            such as `token_scores` where logits [B, T, vocabulary] would fill the memory.
         batch_size: the most examples in one step, over all devices; rounded up to a multiple of them.
         mesh: shards the batch over its axis "data"; over several processes, each reads and computes its own part of
-            every batch and gets all logits. None computes on one device.
-        preprocess: `preprocess(images) -> inputs`, compiled with the network; default: uint8 to float32 in [0, 1].
+            every batch and gets all outputs. None computes on one device.
+        width: how many networks `many` runs at once, each on a group of devices; divides the number of devices of each
+            process.
+        devices: those to divide into groups; default all.
+        preprocess: `preprocess(inputs) -> inputs`, compiled with the network; default: uint8 to float32 in [0, 1].
+        cache, key: keep the outputs of each network on disk, by a digest of its weights and by `key`, which must say
+            what the data and the network are.
 
     Attributes:
-        labels: the labels of the dataset, [N].
-        forward_passes: how many examples went through the network until now, without padding.
+        labels: the targets of the dataset.
+        modes: "max" or "min" for each metric, whichever is better.
+        forward_passes: how many examples went through the network until now, without padding and repetitions.
 
     Raises:
-        ValueError: a dataset that is empty or whose labels, images and class groups do not fit; images that are not
-            uint8 without a `preprocess`; a mesh without an axis "data"; a batch size below 1.
+        ValueError: a dataset that is empty or whose labels, inputs and class groups do not fit; images of a dataset
+            that are not uint8 without a `preprocess`; unknown metrics, or none for targets that are no classes; a mesh
+            without an axis "data", or beside a width; a width that does not divide the devices; a batch size below 1;
+            a cache without a key.
     """
 
     def __init__(
@@ -49,67 +78,134 @@ class Evaluator:
         apply_fn: Callable,
         dataset: Any,
         *,
+        metrics: Sequence[str] | Mapping[str, Callable | Metric] | None = None,
+        keep: Callable | None = None,
         batch_size: int = 1000,
         mesh: Mesh | None = None,
+        width: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
         preprocess: Callable | None = None,
+        cache: LogitCache | None = None,
+        key: str | None = None,
     ):
-        self.labels = np.asarray(dataset.labels)
+        self._examples = Examples(dataset, classes=metrics is None, preprocessed=preprocess is not None)
+        self.labels = self._examples.targets
         self.forward_passes = 0
-        self._images = dataset.images
-        self._resident = None
-        self._mesh = mesh
-        self._groups = dataset.class_groups
-        _check_dataset(self._images, self.labels, self._groups)
-        _check_settings(self._images, batch_size, mesh, preprocess)
-        used = self.labels if self._groups is None else np.concatenate(self._groups)
-        self._outputs_needed = max(int(used.max()) + 1, 2)
+        self._metrics = None if metrics is None else chosen_metrics(metrics)
+        self.modes = (
+            {name: MODES[name] for name in classification.NAMES}
+            if metrics is None
+            else {name: metric.mode for name, metric in self._metrics.items()}
+        )
+        self.mesh = mesh if width is None else _grouped(width, devices)
+        _check_settings(batch_size, mesh, width, cache, key)
+        self._rows, self._side_by_side = width or 1, width is not None
         # even batches: 1,500 examples make two of 750, not 1,000 and a half-empty one
-        steps = math.ceil(len(self.labels) / batch_size)
-        shards = 1 if mesh is None else mesh.shape["data"]
-        self._batch = math.ceil(len(self.labels) / steps / shards) * shards
-        self._starts = range(0, len(self.labels), self._batch)
-        self._program = functools.partial(_forward, apply_fn=apply_fn, preprocess=preprocess or _unit_range, mesh=mesh)
+        count = len(self._examples)
+        shards = 1 if self.mesh is None else self.mesh.shape["data"]
+        self._batch = math.ceil(count / math.ceil(count / batch_size) / shards) * shards
+        self._starts = range(0, count, self._batch)
+        self._data = self._examples.inputs, self.labels if keep else None
+        self._resident = None
+        network = _Network(apply_fn, preprocess or _unit_range, keep, metrics is None)
+        self._program = functools.partial(_forward, network=network, mesh=self.mesh, side_by_side=self._side_by_side)
+        self._cache, self._key = cache, key
 
     def __call__(self, params: tree.Tree) -> dict[str, float]:
         """Return the metrics of the network with weights `params`.
 
         Raises:
-            ValueError: as `logits`, or logits that hold NaN or infinity.
+            ValueError: as `logits`.
+            NotFiniteError: a ValueError: outputs that hold NaN or infinity.
         """
-        return metrics(self.logits(params), self.labels)
+        return self._measured(self.logits(params))
 
-    def logits(self, params: tree.Tree) -> np.ndarray:
-        """Return the logits of all examples in their order, class groups applied: float32 [N, classes of the dataset].
+    def many(self, networks: Sequence[tree.Tree]) -> list[dict[str, float]]:
+        """Return the metrics of the network with each of several weights, `width` of them at once.
+
+        All metrics of a network whose outputs hold NaN or infinity are NaN, so that the others' are not lost.
 
         Raises:
-            ValueError: the network's output is not [batch, classes] or has fewer classes than the labels or the class
-                groups need.
+            ValueError: as `logits`, or weights of different structures.
         """
-        params = self._place(params)
-        gathered = None if self._mesh is None else tuple(map(_gathered, jax.tree.leaves(params)))
-        rows, previous = [], None
-        for images in self._batches():
-            current = self._program(params, images, gathered=gathered)
-            if current.shape[1] < self._outputs_needed:
-                what = "labels" if self._groups is None else "class groups"
-                raise ValueError(
-                    f"the network gives {current.shape[1]} classes, but the {what} need at least {self._outputs_needed}"
-                )
+        return [self._measured_or_nan(outputs) for outputs in self.many_logits(networks)]
+
+    def logits(self, params: tree.Tree) -> Any:
+        """Return the outputs of all examples in their order, class groups applied: mostly float32 [N, classes].
+
+        Raises:
+            ValueError: for classification: the network's output is not [batch, classes] or has fewer classes than the
+                labels or the class groups need.
+        """
+        return self.many_logits([params])[0]
+
+    def many_logits(self, networks: Sequence[tree.Tree]) -> list[Any]:
+        """Return for each of several weights what `logits` gives, `width` of them at once.
+
+        Raises:
+            ValueError: as `logits`, or weights of different structures.
+        """
+        if self._cache is None:
+            return self._computed(networks)
+        keys = [(content_digest(params), self._key) for params in networks]
+        lacking = {key: params for key, params in zip(keys, networks, strict=True) if key not in self._cache}
+        fresh = dict(zip(lacking, self._computed(list(lacking.values())), strict=True))
+
+        def compute(key, params):
+            return fresh[key] if key in fresh else self._computed([params])[0]
+
+        pairs = zip(keys, networks, strict=True)
+        return [self._cache.get(key, functools.partial(compute, key, params)) for key, params in pairs]
+
+    def _measured(self, outputs):
+        if self._metrics is None:
+            return classification.metrics(outputs, self.labels)
+        return {name: float(metric.function(outputs, self.labels)) for name, metric in self._metrics.items()}
+
+    def _measured_or_nan(self, outputs):
+        try:
+            return self._measured(outputs)
+        except NotFiniteError:
+            return dict.fromkeys(self.modes, math.nan)
+
+    def _computed(self, networks):
+        if self._rows > 1 and len(networks) > 1:
+            tree.check_same_structure(networks)
+        found = []
+        for start in range(0, len(networks), self._rows):
+            found += self._round(networks[start : start + self._rows])
+        self.forward_passes += len(networks) * len(self._examples)
+        return found
+
+    def _round(self, networks):
+        params = self._placed(networks)
+        gathered = None if self.mesh is None else tuple(map(_gathered, jax.tree.leaves(params)))
+        parts, previous = [], None
+        for batch in self._batches():
+            current = self._program(params, batch, gathered=gathered)
+            if self._metrics is None:
+                self._examples.check_classes(jax.tree.leaves(current)[0].shape[-1])
             # fetch one step late: the device computes meanwhile, and at most two batches are in flight
             if previous is not None:
-                rows.append(self._fetch(previous))
+                parts.append(self._fetched(previous))
             previous = current
-        rows.append(self._fetch(previous))
-        self.forward_passes += len(self.labels)
-        return np.concatenate(rows)[: len(self.labels)]
+        parts.append(self._fetched(previous))
+        count = len(self._examples)
+        return [
+            jax.tree.map(lambda *part, row=row: np.concatenate([rows[row] for rows in part])[:count], *parts)
+            for row in range(len(networks))
+        ]
 
-    def _fetch(self, logits) -> np.ndarray:
-        return project_logits(np.asarray(logits), self._groups)
+    def _fetched(self, outputs):
+        return jax.tree.map(lambda leaf: project_logits(np.asarray(leaf), self._examples.groups), outputs)
 
-    def _place(self, params):
-        if self._mesh is None:
-            return jax.device_put(params)
-        devices, everywhere = set(self._mesh.devices.flat), NamedSharding(self._mesh, PartitionSpec())
+    def _placed(self, networks):
+        if self.mesh is None:
+            return jax.device_put(networks[0])
+        if self._side_by_side:
+            filled = [*networks, *[networks[-1]] * (self._rows - len(networks))]
+            return jax.tree.map(self._stacked, *filled)
+        devices, everywhere = set(self.mesh.devices.flat), NamedSharding(self.mesh, PartitionSpec())
 
         def place(leaf):
             if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
@@ -119,64 +215,104 @@ class Evaluator:
             host = np.asarray(leaf)  # device_put would send it to all processes, to see whether theirs is the same
             return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
 
-        return jax.tree.map(place, params)
+        return jax.tree.map(place, networks[0])
 
-    def _batches(self) -> Iterator[jax.Array]:
-        devices = jax.local_devices()[:1] if self._mesh is None else list(self._mesh.devices.flat)
-        if self._images.nbytes > resident_bytes(devices, 1 if self._mesh is None else self._mesh.shape["data"]):
+    def _stacked(self, *leaves):
+        """Put one leaf of each network on the devices of its row: [rows, ...], sharded over the rows."""
+        parts = [
+            jax.device_put(leaf[None], device)
+            for leaf, row in zip(leaves, self.mesh.devices, strict=True)
+            for device in row
+            if device.process_index == jax.process_index()
+        ]
+        sharding = NamedSharding(self.mesh, PartitionSpec("member"))
+        return jax.make_array_from_single_device_arrays((len(leaves), *leaves[0].shape), sharding, parts)
+
+    def _batches(self) -> Iterator[Any]:
+        devices = jax.local_devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
+        parts = 1 if self.mesh is None else self.mesh.shape["data"]
+        if sum(leaf.nbytes for leaf in jax.tree.leaves(self._data)) > resident_bytes(devices, parts):
             return map(self._batch_at, self._starts)
         if self._resident is None:
             self._resident = [self._batch_at(start) for start in self._starts]
         return iter(self._resident)
 
-    def _batch_at(self, start) -> jax.Array:
-        if self._mesh is None:
-            return jax.device_put(self._padded(start, self._batch))
-        sharding = NamedSharding(self._mesh, PartitionSpec("data"))
+    def _batch_at(self, start):
+        return jax.tree.map(lambda leaf: self._part_of(leaf, start), self._data)
+
+    def _part_of(self, leaf, start) -> jax.Array:
+        if self.mesh is None:
+            return jax.device_put(self._padded(leaf, start, self._batch))
+        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
         # only what this process's devices take: images may be decoded as they are read
         own = sharding.addressable_devices_indices_map((self._batch,)).values()
         first = min(rows.indices(self._batch)[0] for (rows,) in own)
         last = max(rows.indices(self._batch)[1] for (rows,) in own)
-        images = self._padded(start + first, last - first)
+        rows = self._padded(leaf, start + first, last - first)
 
         def part(index):
             low, high, _ = index[0].indices(self._batch)
-            return images[low - first : high - first]
+            return rows[low - first : high - first]
 
-        return jax.make_array_from_callback((self._batch, *images.shape[1:]), sharding, part)
+        return jax.make_array_from_callback((self._batch, *rows.shape[1:]), sharding, part)
 
-    def _padded(self, start, count):
-        first = min(start, len(self.labels) - 1)  # one at least is read, for its shape
-        images = np.asarray(self._images[first : start + count])[start - first :]
-        if len(images) == count:
-            return images  # as they lie in memory or in a mapped file
-        return np.pad(images, [(0, count - len(images))] + [(0, 0)] * (images.ndim - 1))
+    def _padded(self, leaf, start, count):
+        first = min(start, len(self._examples) - 1)  # one at least is read, for its shape
+        rows = np.asarray(leaf[first : start + count])[start - first :]
+        if len(rows) == count:
+            return rows  # as they lie in memory or in a mapped file
+        return np.pad(rows, [(0, count - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 def resident_bytes(devices: Sequence[jax.Device], parts: int) -> int:
-    """Return the size up to which images stay on devices that each hold one of so many parts of them."""
+    """Return the size up to which inputs stay on devices that each hold one of so many parts of them."""
     own = [device for device in devices if device.process_index == jax.process_index()]
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in own]
     return max(_RESIDENT_BYTES, int(parts * min(limits) * _RESIDENT_PART))
 
 
+class _Network(NamedTuple):
+    """Turn weights and a batch into outputs; equal ones are one program."""
+
+    apply_fn: Callable
+    preprocess: Callable
+    keep: Callable | None
+    classes: bool
+
+    def __call__(self, params, batch):
+        inputs, targets = batch
+        count = len(jax.tree.leaves(inputs)[0])
+        outputs = self.apply_fn(params, self.preprocess(inputs))
+        outputs = self.keep(outputs, targets) if self.keep else outputs
+        shapes = [leaf.shape for leaf in jax.tree.leaves(outputs)]
+        if self.classes and (len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != count):
+            raise ValueError(f"the network must give logits [{count}, classes], not of shape {_listed(shapes)}")
+        if any(shape[:1] != (count,) for shape in shapes):
+            raise ValueError(f"{count} examples need outputs [{count}, ...], not of shape {_listed(shapes)}")
+        return jax.tree.map(_in_float32, outputs)
+
+
 # Static arguments instead of a closure for each evaluator: twenty shifts of one test set then share one compilation.
-@functools.partial(jax.jit, static_argnames=("apply_fn", "preprocess", "mesh", "gathered"))
-def _forward(params, images, *, apply_fn, preprocess, mesh, gathered):
-    if gathered is not None:
+@functools.partial(jax.jit, static_argnames=("network", "mesh", "side_by_side", "gathered"))
+def _forward(params, batch, *, network, mesh, side_by_side, gathered):
+    """Return the outputs [networks, B, ...], replicated, so that every process holds all of them."""
+
+    def of_row(params, batch):
+        outputs = network(jax.tree.map(lambda leaf: leaf[0], params), batch)
+        return jax.tree.map(lambda leaf: leaf[None], outputs)
+
+    if side_by_side:
+        row, data, both = PartitionSpec("member"), PartitionSpec("data"), PartitionSpec("member", "data")
+        outputs = jax.shard_map(of_row, mesh=mesh, in_specs=(row, data), out_specs=both, check_vma=False)(params, batch)
+    else:
         leaves, structure = jax.tree.flatten(params)
-        pairs = zip(leaves, gathered, strict=True)
-        params = jax.tree.unflatten(
-            structure, [leaf if where is None else constrained(leaf, where) for leaf, where in pairs]
-        )
-    logits = apply_fn(params, preprocess(images))
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ValueError(f"the network must give logits [{len(images)}, classes], not of shape {logits.shape}")
-    logits = logits.astype(jnp.float32)
+        pairs = zip(leaves, gathered or [None] * len(leaves), strict=True)
+        leaves = [leaf if where is None else constrained(leaf, where) for leaf, where in pairs]
+        outputs = jax.tree.map(lambda leaf: leaf[None], network(jax.tree.unflatten(structure, leaves), batch))
     if mesh is None:
-        return logits
-    # replicated, so that every process holds the logits of all
-    return jax.lax.with_sharding_constraint(logits, NamedSharding(mesh, PartitionSpec()))
+        return outputs
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, everywhere), outputs)
 
 
 def _gathered(leaf):
@@ -187,40 +323,36 @@ def _gathered(leaf):
     return None
 
 
-def _unit_range(images):
-    return images.astype(jnp.float32) / 255
+def _in_float32(leaf):
+    return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def _check_dataset(images, labels, groups):
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers [N], not {labels.dtype} of shape {labels.shape}")
-    problems = []
-    if len(images) != len(labels):
-        problems.append(f"{len(images)} images have {len(labels)} labels")
-    if not len(labels):
-        problems.append("it has no examples")
-    elif labels.min() < 0:
-        problems.append(f"its labels go down to {labels.min()}, but classes count from 0")
-    if groups is not None:
-        problems += _group_problems(labels, groups)
-    if problems:
-        raise ValueError("the dataset cannot be evaluated: " + "; ".join(problems))
+def _unit_range(inputs):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf, inputs)
 
 
-def _group_problems(labels, groups):
-    if len(groups) < 2:
-        yield f"class_groups has {len(groups)} classes: at least two are needed"
-    elif len(labels) and labels.max() >= len(groups):
-        yield f"its labels go up to {labels.max()}, but class_groups has {len(groups)} classes"
-    for number, group in enumerate(groups):
-        if not group or min(group) < 0:
-            yield f"group {number} of class_groups must list outputs of the network, not {group}"
+def _grouped(width, devices) -> Mesh:
+    own = {}
+    for device in jax.devices() if devices is None else devices:
+        own.setdefault(device.process_index, []).append(device)
+    if width < 1 or any(len(some) % width for some in own.values()):
+        numbers = ", ".join(str(len(some)) for some in own.values())
+        raise ValueError(f"{width} groups do not divide the devices of each process ({numbers})")
+    # a part of every process in every group, so that each of them gets all outputs
+    rows = [[device for some in own.values() for device in np.array_split(some, width)[row]] for row in range(width)]
+    return Mesh(np.array(rows), ("member", "data"), axis_types=(AxisType.Auto,) * 2)
 
 
-def _check_settings(images, batch_size, mesh, preprocess):
+def _listed(shapes):
+    return ", ".join(map(str, shapes)) or "()"
+
+
+def _check_settings(batch_size, mesh, width, cache, key):
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if mesh is not None and width is not None:
+        raise ValueError("give a mesh for one network at a time, or a width for several, not both")
     if mesh is not None and "data" not in mesh.axis_names:
         raise ValueError(f"the mesh needs an axis 'data'; it has {', '.join(map(repr, mesh.axis_names))}")
-    if preprocess is None and images.dtype != np.uint8:
-        raise ValueError(f"images of dtype {images.dtype} need a preprocess: the default is for uint8")
+    if cache is not None and not key:
+        raise ValueError("outputs are cached under a key, such as the name of the network and a digest of the data")

@@ -69,6 +69,32 @@ def labels(rng, logits):
     return np.where(rng.random(203) < 0.6, logits.argmax(axis=1), rng.integers(0, 7, 203))
 
 
+@pytest.mark.parametrize("k", [1, 3, 5, 7])
+def test_the_label_is_among_the_k_largest(logits, labels, k):
+    rounded = logits.round()  # so that some are equal
+    ranked = [sorted(range(7), key=lambda c, row=row: (-row[c], c)) for row in rounded.tolist()]
+    expected = sum(label in row[:k] for row, label in zip(ranked, labels.tolist(), strict=True)) / len(labels)
+    assert evaluate.top_k(rounded, labels, k) == pytest.approx(expected, rel=1e-12)
+    assert k != 1 or expected == evaluate.accuracy(rounded, labels)
+    assert k != 5 or expected == evaluate.top_5(rounded, labels)
+
+
+def test_accuracy_of_each_class(logits, labels):
+    wider = np.pad(logits, [(0, 0), (0, 1)], constant_values=-9)  # a class without examples
+    found = evaluate.per_class(wider, labels)
+    own = {c: [row.index(max(row)) == c for row in wider[labels == c].tolist()] for c in range(8)}
+    assert found["count"].tolist() == [len(right) for right in own.values()]
+    expected = [sum(right) / len(right) if right else math.nan for right in own.values()]
+    np.testing.assert_allclose(found["accuracy"], expected, rtol=1e-12)
+    assert evaluate.per_class_accuracy(wider, labels) == pytest.approx(sum(expected[:7]) / 7, rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [0, 8])
+def test_a_k_that_is_no_rank_is_an_error(logits, labels, k):
+    with pytest.raises(ValueError, match=f"k must be between 1 and the 7 classes, not {k}"):
+        evaluate.top_k(logits, labels, k)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 4.0])
 def test_metrics_equal_the_loops(logits, labels, temperature):
     measured = evaluate.metrics(logits, labels, temperature=temperature)

@@ -132,7 +132,7 @@ def test_errors_of_ensembles(rng):
     for weights in ([1, -1], [0, 0], [np.nan, 1]):
         with pytest.raises(ValueError, match="weights must be at least 0"):
             evaluate.ensemble_logits(pool, weights)
-    with pytest.raises(ValueError, match="metric must be one of accuracy, nll, brier, not 'acuracy'"):
+    with pytest.raises(ValueError, match=r"unknown metric 'acuracy' .did you mean 'accuracy'"):
         evaluate.greedy_ensemble(pool, labels, metric="acuracy")
     with pytest.raises(ValueError, match="accept must be 'gt' or 'ge'"):
         evaluate.greedy_ensemble(pool, labels, accept=">")

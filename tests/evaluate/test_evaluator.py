@@ -1,4 +1,4 @@
-"""The evaluator against plain matrix products: batches, padding, meshes, compilations, bad datasets."""
+"""The evaluator against plain matrix products: batches, meshes, several networks at once, any data, bad datasets."""
 
 import dataclasses
 import os
@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+import soups
+from soups import evaluate as room
 from soups.data import Dataset
-from soups.evaluate import Evaluator, evaluator, metrics
+from soups.evaluate import Evaluator, LogitCache, Metric, NotFiniteError, evaluator, metrics
+from soups.recipes.speculative import greedy_speculative
 
 
 @dataclasses.dataclass
@@ -90,7 +93,7 @@ def test_a_mesh_gives_the_logits_of_one_device(rng, mesh):
 def test_the_batch_is_sharded_over_the_data_axis(rng, mesh):
     evaluate = Evaluator(linear, make_dataset(rng), batch_size=16, mesh=mesh)
     evaluate(make_params(rng))
-    shapes = {shard.data.shape[0] for batch in evaluate._resident for shard in batch.addressable_shards}
+    shapes = {shard.data.shape[0] for batch in evaluate._resident for shard in batch[0].addressable_shards}
     assert shapes == {7}  # three batches of 14 over the two devices of the axis "data"
 
 
@@ -165,8 +168,8 @@ def test_images_stay_on_devices_up_to_a_sixteenth_of_their_memory():
 def test_full_batches_are_not_copied_on_their_way(rng):
     dataset = make_dataset(rng)
     evaluate = Evaluator(linear, dataset, batch_size=10)
-    assert np.shares_memory(evaluate._padded(0, 10), dataset.images)
-    assert len(evaluate._padded(30, 10)) == 10  # 37 examples
+    assert np.shares_memory(evaluate._padded(dataset.images, 0, 10), dataset.images)
+    assert len(evaluate._padded(dataset.images, 30, 10)) == 10  # 37 examples
 
 
 def test_a_dataset_of_the_library_is_accepted(rng):
@@ -228,6 +231,208 @@ def test_two_processes_give_the_logits_of_one(rng, tmp_path):
         np.testing.assert_allclose(logits, logits_in_float64(params, images), rtol=1e-5, atol=1e-5)
 
 
+# --- Several networks side by side ---
+
+
+@pytest.fixture
+def dataset(rng):
+    return make_dataset(rng)
+
+
+@pytest.fixture
+def candidates(rng):
+    return [make_params(rng) for _ in range(7)]
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_four_groups_of_two_devices_give_the_logits_of_one_after_the_other(dataset, candidates, count):
+    pair = Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
+    one = Evaluator(linear, dataset, batch_size=16, mesh=pair)
+    many = Evaluator(linear, dataset, width=4, batch_size=16)
+    assert dict(many.mesh.shape) == {"member": 4, "data": 2}
+    found = many.many_logits(candidates[:count])
+    assert len(found) == count
+    for logits, params in zip(found, candidates, strict=False):
+        assert logits.dtype == np.float32
+        np.testing.assert_array_equal(logits, one.logits(params))
+        np.testing.assert_allclose(logits, logits_in_float64(params, dataset.images), rtol=1e-5, atol=1e-5)
+    assert many.forward_passes == 37 * count
+    assert many.many(candidates[:count]) == [one(params) for params in candidates[:count]]
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_any_division_of_the_devices(dataset, candidates, groups):
+    expected = [Evaluator(linear, dataset).logits(params) for params in candidates]
+    found = Evaluator(linear, dataset, width=groups).many_logits(candidates)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert Evaluator(linear, dataset, width=groups).many([]) == []
+
+
+def test_some_of_the_devices(dataset, candidates):
+    many = Evaluator(linear, dataset, width=3, devices=jax.devices()[2:5])
+    assert many.mesh.devices.tolist() == [[device] for device in jax.devices()[2:5]]
+    np.testing.assert_allclose(
+        many.many_logits(candidates)[6], Evaluator(linear, dataset).logits(candidates[6]), rtol=1e-6
+    )
+
+
+def test_each_candidate_lies_on_its_own_group(dataset, candidates):
+    many = Evaluator(linear, dataset, width=4)
+    stacked = many._stacked(*[params["kernel"] for params in candidates[:4]])
+    assert stacked.shape == (4, 6, 5)
+    for shard in stacked.addressable_shards:
+        ((row, _),) = np.argwhere(many.mesh.devices == shard.device)
+        np.testing.assert_array_equal(shard.data[0], candidates[row]["kernel"])
+
+
+def test_weights_on_a_device_and_in_bfloat16(dataset, candidates):
+    narrow = [jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params) for params in candidates[:4]]
+
+    def apply(params, inputs):
+        return linear(params, inputs.astype(jnp.bfloat16))
+
+    found = Evaluator(apply, dataset, width=4).many_logits(narrow)
+    np.testing.assert_allclose(found, [Evaluator(apply, dataset).logits(p) for p in narrow], rtol=1e-2, atol=1e-2)
+
+
+def test_one_compilation_and_one_reading_of_the_images(dataset, candidates):
+    traces, reads = [], []
+
+    def traced(params, inputs):
+        traces.append(inputs.shape)
+        return linear(params, inputs)
+
+    class Counting(np.ndarray):
+        def __getitem__(self, index):
+            if isinstance(index, slice):
+                reads.append(index.start)
+            return super().__getitem__(index)
+
+    many = Evaluator(traced, dataset, width=4, batch_size=16)
+    many._data = dataset.images.view(Counting), None
+    for _ in range(3):
+        many.many_logits(candidates)
+    again = Evaluator(traced, dataset, width=4, batch_size=16)
+    again.many_logits(candidates[:2])
+    assert traces == [(7, 3, 2, 1)]  # half of a batch of 14, on each of two devices
+    assert [start for start in reads if start in (0, 14, 28)] == [0, 14, 28]
+
+
+def test_a_large_dataset_moves_batch_by_batch_side_by_side(dataset, candidates, monkeypatch):
+    expected = Evaluator(linear, dataset, width=4, batch_size=10).many_logits(candidates)
+    monkeypatch.setattr(evaluator, "_RESIDENT_BYTES", 100)
+    np.testing.assert_array_equal(Evaluator(linear, dataset, width=4, batch_size=10).many_logits(candidates), expected)
+
+
+def test_class_groups_take_the_largest_output_side_by_side(dataset, candidates):
+    dataset.labels = dataset.labels % 3
+    dataset.class_groups = ((4,), (0, 2), (3, 1))
+    one, many = Evaluator(linear, dataset), Evaluator(linear, dataset, width=4)
+    np.testing.assert_allclose(many.many_logits(candidates), [one.logits(p) for p in candidates], rtol=1e-6, atol=1e-6)
+
+
+def test_greedy_selection_over_the_groups_is_that_of_one_device(dataset, candidates):
+    one, many = Evaluator(linear, dataset), Evaluator(linear, dataset, width=4)
+    expected = soups.greedy(candidates, one, metric="accuracy")
+    found = greedy_speculative(candidates, many.many, width=4, metric="accuracy")
+    assert found.history == expected.history
+    np.testing.assert_array_equal(found.params["kernel"], expected.params["kernel"])
+
+
+@pytest.mark.parametrize("width", [None, 4])
+def test_a_network_that_overflows_does_not_cost_the_others_their_results(dataset, candidates, width):
+    evaluate = Evaluator(linear, dataset, width=width)
+    expected = evaluate.many(candidates)
+    broken = {**candidates[2], "bias": np.full(5, np.inf, np.float32)}
+    found = evaluate.many([*candidates[:2], broken, *candidates[3:]])
+    assert [*found[:2], *found[3:]] == [*expected[:2], *expected[3:]]
+    assert found[2].keys() == expected[2].keys() and all(np.isnan(value) for value in found[2].values())
+    members = {f"m{index}": params for index, params in enumerate(candidates)} | {"m2": broken}
+    for metric in ("accuracy", "nll"):
+        one_by_one = soups.greedy(members, evaluate, metric=metric)
+        assert "m2" in [step["member"] for step in one_by_one.history if step["reason"] and not step["accepted"]]
+        together = greedy_speculative(members, evaluate.many, width=4, metric=metric)
+        assert repr(together.record()) == repr(one_by_one.record())
+
+
+def test_the_old_class_says_what_it_is_called_now():
+    with pytest.raises(ImportError, match=r"is Evaluator\(apply_fn, dataset, width=groups\)"):
+        from soups.evaluate import ParallelEvaluator  # noqa: F401
+
+
+# --- Any data and any metric ---
+
+
+def regress(params, inputs):
+    return {"near": inputs["x"] @ params["w"], "far": inputs["x"].sum(1) + inputs["n"].astype(jnp.float32)}
+
+
+def far_error(outputs, targets):
+    return float(np.abs(outputs["far"] - targets["far"]).mean())
+
+
+@pytest.mark.parametrize("width", [None, 2])
+@pytest.mark.parametrize("batch_size", [4, 100])
+def test_pytrees_of_inputs_outputs_and_targets(rng, width, batch_size):
+    inputs = {"x": rng.normal(size=(11, 3)).astype(np.float32), "n": rng.integers(0, 9, 11).astype(np.int32)}
+    targets = {"near": rng.normal(size=(11, 2)), "far": rng.normal(size=11)}
+    networks = [{"w": rng.normal(size=(3, 2)).astype(np.float32)} for _ in range(3)]
+    wanted = {
+        "far error": Metric(far_error, "min"),
+        "mse": lambda outputs, targets: room.mse(outputs["near"], targets["near"]),
+    }
+    evaluate = Evaluator(regress, (inputs, targets), metrics=wanted, width=width, batch_size=batch_size)
+    assert evaluate.modes == {"far error": "min", "mse": "min"}
+    for params, found in zip(networks, evaluate.many(networks), strict=True):
+        near = inputs["x"].astype(np.float64) @ params["w"].astype(np.float64)
+        far = inputs["x"].sum(1, dtype=np.float64) + inputs["n"]
+        expected = {"far error": np.abs(far - targets["far"]).mean(), "mse": np.square(near - targets["near"]).mean()}
+        assert found == pytest.approx(expected, rel=1e-5) and evaluate(params) == found
+    best = soups.greedy(networks, evaluate, metric="mse")
+    assert best.score == min(evaluate(params)["mse"] for params in [*networks, best.params])
+
+
+def test_metrics_by_name_and_a_mapping_with_image_and_label(rng):
+    arrays, params = make_dataset(rng), make_params(rng, classes=6)
+    names = ["top_5", "per_class_accuracy", "macro_f1", "accuracy"]
+    found = Evaluator(linear, {"image": arrays.images, "label": arrays.labels}, metrics=names)(params)
+    logits = logits_in_float64(params, arrays.images)
+    assert found == pytest.approx({name: room.METRICS[name].function(logits, arrays.labels) for name in names})
+
+
+def test_what_is_kept_of_the_outputs_is_computed_on_the_device(rng):
+    tokens = rng.integers(0, 7, (10, 5)).astype(np.int32)
+    targets = np.where(rng.random((10, 5)) < 0.2, -100, rng.integers(0, 7, (10, 5)))
+    params = {"table": rng.normal(size=(7, 7)).astype(np.float32)}
+
+    def predict(params, tokens):
+        return params["table"][tokens]
+
+    names = ["token_accuracy", "token_nll", "perplexity"]
+    whole = Evaluator(predict, (tokens, targets), metrics=names)
+    small = Evaluator(predict, (tokens, targets), metrics=names, keep=room.token_scores, batch_size=3)
+    assert {name: leaf.shape for name, leaf in small.logits(params).items()} == {"nll": (10, 5), "correct": (10, 5)}
+    assert small(params) == pytest.approx(whole(params), rel=1e-6)
+
+
+@pytest.mark.parametrize("width", [None, 4])
+def test_outputs_are_cached_by_the_weights(dataset, candidates, width, tmp_path):
+    def make(key="linear on digits"):
+        return Evaluator(linear, dataset, width=width, cache=LogitCache(tmp_path), key=key)
+
+    first, again = make(), make()
+    expected = Evaluator(linear, dataset, width=width).many_logits(candidates)
+    np.testing.assert_array_equal(first.many_logits(candidates[:5]), expected[:5])
+    copies = jax.tree.map(jnp.asarray, candidates)  # the same numbers elsewhere
+    np.testing.assert_array_equal(again.many_logits(copies), expected)
+    assert (first.forward_passes, again.forward_passes) == (5 * 37, 2 * 37)
+    other = make("another key")
+    other(candidates[0])
+    assert other.forward_passes == 37
+    with pytest.raises(ValueError, match="outputs are cached under a key"):
+        make(None)
+
+
 # --- Bad input ---
 
 
@@ -278,3 +483,54 @@ def test_weights_that_give_nan_are_an_error_of_the_metrics(rng):
     assert np.isnan(evaluate.logits(params)[:, 2]).all()
     with pytest.raises(ValueError, match="37 of 37 examples hold NaN"):
         evaluate(params)
+    with pytest.raises(NotFiniteError):
+        evaluate(params)
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_groups_that_do_not_divide_the_devices(dataset, groups):
+    with pytest.raises(ValueError, match=rf"{groups} groups do not divide the devices of each process \(8\)"):
+        Evaluator(linear, dataset, width=groups)
+
+
+def test_what_the_evaluator_refuses_side_by_side(dataset):
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        Evaluator(linear, dataset, width=4, batch_size=0)
+    dataset.class_groups = ((0,), (1,))
+    with pytest.raises(ValueError, match="class_groups has 2 classes"):
+        Evaluator(linear, dataset, width=4)
+
+
+def test_a_network_whose_output_does_not_fit_side_by_side(dataset, candidates):
+    few = [{"kernel": params["kernel"][:, :3], "bias": params["bias"][:3]} for params in candidates]
+    with pytest.raises(ValueError, match="gives 3 classes, but the labels need at least 5"):
+        Evaluator(linear, dataset, width=4).many(few)
+    with pytest.raises(ValueError, match=r"must give logits \[19, classes\], not of shape \(19,\)"):
+        Evaluator(lambda p, x: linear(p, x).sum(axis=1), dataset, width=4).many(candidates)
+    with pytest.raises(ValueError, match=r"differ in structure.*"):
+        Evaluator(linear, dataset, width=4).many([candidates[0], few[0]])
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ((np.zeros((3, 2)), np.zeros(4)), {"metrics": ["mse"]}, "its arrays have 3, 4 examples"),
+        ((np.zeros((3, 2)), np.zeros(3)), {}, r"labels must be integers \[N\], not float64 .* measured by metrics="),
+        ((np.zeros((3, 2)), {"a": np.zeros(3)}), {}, "not several arrays"),
+        (np.zeros((3, 2)), {}, "or is a pair .* not a ndarray"),
+        ((np.zeros((3, 2)), np.zeros(3)), {"metrics": ["msee"]}, r"unknown metric 'msee' \(did you mean 'mse'\?\)"),
+        ((np.zeros((3, 2)), np.zeros(3)), {"metrics": {"cost": far_error}}, "is more or less of 'cost' better"),
+        ((np.zeros((3, 2)), np.zeros(3)), {"metrics": "mse"}, "metrics are a list of names or a mapping"),
+        ((np.zeros((3, 2)), np.zeros(3)), {"metrics": []}, "metrics are a list of names or a mapping"),
+        ((np.zeros((3, 2)), np.zeros(3, int)), {"mesh": "both", "width": 2}, "not both"),
+    ],
+)
+def test_data_and_settings_that_cannot_be_evaluated(data, options, message, mesh):
+    with pytest.raises(ValueError, match=message):
+        Evaluator(linear, data, **({**options, "mesh": mesh} if "mesh" in options else options))
+
+
+def test_outputs_that_are_not_one_for_each_example(rng):
+    inputs, targets = rng.normal(size=(6, 2)).astype(np.float32), np.zeros(6)
+    with pytest.raises(ValueError, match=r"6 examples need outputs \[6, ...\], not of shape \(\)"):
+        Evaluator(lambda params, x: x.sum(), (inputs, targets), metrics=["mse"])({})

@@ -13,7 +13,7 @@ import pytest
 
 from soups import Pool, tree
 from soups.data.imagenet import SETS, evaluation_sets
-from soups.evaluate import Evaluator, ParallelEvaluator
+from soups.evaluate import Evaluator
 from soups.experiments import imagenet_finetune, imagenet_soups
 from soups.experiments.imagenet_finetune import members as finetune_members
 from soups.experiments.imagenet_soups import cooking
@@ -382,13 +382,13 @@ def test_a_single_device_mixes_there_and_gives_the_soups_of_many(folder, cooked,
     one, mixed_on = jax.devices()[:1], []
     monkeypatch.setattr(jax, "devices", lambda: one)
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    real = ParallelEvaluator.logits
+    real = Evaluator.many_logits
 
     def logits(evaluator, candidates):
         mixed_on.extend(leaf.devices() for candidate in candidates for leaf in jax.tree.leaves(candidate))
         return real(evaluator, candidates)
 
-    monkeypatch.setattr(ParallelEvaluator, "logits", logits)
+    monkeypatch.setattr(Evaluator, "many_logits", logits)
     config = soups_config(folder, finetuned[0].path) | {"cook": ("greedy",), "sets": ("held_out", "imagenet")}
     imagenet_soups.run(config | {"cache_dir": str(folder / "decoded")}, tmp_path / "run")
     assert set(map(tuple, mixed_on)) == {tuple(one)}

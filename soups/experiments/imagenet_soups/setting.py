@@ -13,7 +13,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from soups import tree
 from soups.data import Dataset
 from soups.evaluate import Evaluator, LogitCache, accuracy, correct
-from soups.evaluate.parallel import ParallelEvaluator
 from soups.experiments.imagenet_soups.members import Members
 from soups.experiments.workdir import Workdir
 from soups.pool import Pool, digest, prefetched
@@ -115,12 +114,12 @@ class Setting:
     @functools.cached_property
     def _candidates(self):
         dataset, size = self.datasets["held_out"], self.config["evaluate"]["batch_size"]
-        return ParallelEvaluator(self.apply_fn, dataset, groups=self.width, batch_size=size)
+        return Evaluator(self.apply_fn, dataset, width=self.width, batch_size=size)
 
     def held_out(self, candidates: Sequence[tree.Tree]) -> list[float]:
         """Measure the accuracy of candidates on the held-out set, all at once; the journals keep it."""
         labels = self.datasets["held_out"].labels
-        return [accuracy(logits, labels) for logits in self._candidates.logits(candidates)]
+        return [accuracy(logits, labels) for logits in self._candidates.many_logits(candidates)]
 
     def logits(self, key: str, name: str, params: Callable[[], tree.Tree]) -> np.ndarray:
         """Return the logits of weights with this digest on a set; `params()` is called where they are not kept."""

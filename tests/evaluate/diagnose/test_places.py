@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from soups import tree
-from soups.evaluate import _diagnosis_geometry as geometry
+from soups.evaluate import geometry
 from soups.evaluate.diagnose import diagnose
 from soups.pool import Pool
 

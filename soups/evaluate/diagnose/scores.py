@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from soups import tree
-from soups.evaluate._diagnosis import ALIGN, Book
-from soups.evaluate._diagnosis_geometry import OUTLIER_Z, robust_z, together
-from soups.evaluate._diagnosis_structure import Trees
+from soups.evaluate.connectivity import drop
+from soups.evaluate.diagnose.report import ALIGN, Book
+from soups.evaluate.diagnose.structure import Trees
+from soups.evaluate.geometry import OUTLIER_Z, robust_z, together
+from soups.recipes._scores import direction, pick_metric
 from soups.recipes.averages import uniform
-from soups.recipes.greedy import pick_metric
 
 # Relative, because a score may be a loss. Frankle et al. call networks that lose 2 points of accuracy on the path
 # unstable; on small held-out sets that much is noise.
@@ -25,8 +26,8 @@ class Scorer:
     An infinite score is none either: nothing can be compared with it.
     """
 
-    def __init__(self, evaluate: Callable, metric: str | None, mode: str):
-        self.sign = 1.0 if mode == "max" else -1.0
+    def __init__(self, evaluate: Callable, metric: str | None, mode: str | None):
+        self.sign = 1.0 if direction(metric, mode, evaluate) == "max" else -1.0
         self.error: ValueError | None = None
         self._evaluate, self._metric = evaluate, metric
 
@@ -98,14 +99,9 @@ def _leave_weak(book, scores, names, sign, tolerance):
 
 def _between(pairs, trees, scores, scorer, points) -> dict[tuple[str, str], float]:
     """Return the barrier of each pair, infinite where a point of the path has no score."""
-    found = {}
-    for a, b in pairs:
-        drops = [0.0]
-        for t in np.linspace(0, 1, points + 2)[1:-1].tolist():
-            line = (1 - t) * scores[a] + t * scores[b]
-            drops.append(scorer.sign * (line - scorer(tree.lerp(trees[a], trees[b], t))))
-        found[a, b] = math.inf if np.isnan(drops).any() else float(max(drops))
-    return found
+    ts = np.linspace(0, 1, points + 2)[1:-1]
+    found = {(a, b): drop(scorer, trees[a], trees[b], (scores[a], scores[b]), ts, scorer.sign) for a, b in pairs}
+    return {pair: math.inf if math.isnan(value) else value for pair, value in found.items()}
 
 
 def _family(names, barriers, tolerance):

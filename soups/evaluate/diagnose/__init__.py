@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from soups import arguments, tree
-from soups.evaluate import _diagnosis_places as places
-from soups.evaluate import _diagnosis_scores as scoring
-from soups.evaluate import _diagnosis_structure as structure
-from soups.evaluate._diagnosis import Book
-from soups.evaluate._diagnosis import Diagnosis as Diagnosis
-from soups.evaluate._diagnosis import Finding as Finding
-from soups.evaluate._diagnosis_geometry import modules_of
+from soups.evaluate.diagnose import places, structure
+from soups.evaluate.diagnose import scores as scoring
+from soups.evaluate.diagnose.report import Book
+from soups.evaluate.diagnose.report import Diagnosis as Diagnosis
+from soups.evaluate.diagnose.report import Finding as Finding
+from soups.evaluate.geometry import modules_of
 from soups.names import did_you_mean, pattern
+from soups.recipes._scores import direction
 
 
 def diagnose(
@@ -22,7 +22,7 @@ def diagnose(
     base: tree.Tree | None = None,
     evaluate: Callable[[tree.Tree], float | Mapping[str, float]] | None = None,
     metric: str | None = None,
-    mode: str = "max",
+    mode: str | None = None,
     head: str | None = None,
     max_members: int = 12,
     points: int = 1,
@@ -36,9 +36,9 @@ def diagnose(
     barriers and the uniform soup. `uniform` of all members works if the verdict is "average", and of those in `.keep`
     if it is "average some".
 
-    Without `evaluate` a verdict is a guess from angles and norms, by the limits in `_diagnosis_places`: only a
-    measured barrier tells two basins apart, and where it is measured it decides. All inner products come from one pass
-    over the weights in float64, a block of each leaf at a time: of a pool, what is read stays in its files.
+    Without `evaluate` a verdict is a guess from angles and norms, by the limits in `places`: only a measured barrier
+    tells two basins apart, and where it is measured it decides. All inner products come from one pass over the weights
+    in float64, a block of each leaf at a time: of a pool, what is read stays in its files.
 
     Args:
         members: K trees in a sequence or by name, or a pool.
@@ -47,7 +47,7 @@ def diagnose(
             pair at `points` points, and for two soups. Where it raises a ValueError
             or gives NaN or infinity there is no score.
         metric: which entry to use where `evaluate` gives a mapping.
-        mode: "max" if more is better, "min" if less is.
+        mode: "max" if more is better, "min" if less is; default: that of a known metric, as in `soups.greedy`.
         head: regex of the names of the head's leaves, to tell another head from another network; default: modules
             named head, classifier, lm_head or fc.
         max_members: how many members, the best ones, are measured pair by pair, M (M − 1) / 2 paths; each further one
@@ -129,8 +129,7 @@ def _spread_out(names, found, key):
 
 
 def _check_settings(evaluate, metric, mode, head, max_members, points):
-    if mode not in ("max", "min"):
-        raise ValueError(f"mode must be 'max' or 'min', not {mode!r}")
+    direction(metric, mode, evaluate)
     if metric is not None and evaluate is None:
         raise ValueError(f"metric={metric!r} was given, but no evaluate that gives it")
     if max_members < 2 or points < 1:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from soups import tree
-from soups.evaluate._diagnosis import ALIGN, Book, listed
-from soups.evaluate._diagnosis_geometry import (
+from soups.evaluate.diagnose.report import ALIGN, Book, listed
+from soups.evaluate.diagnose.structure import Trees
+from soups.evaluate.geometry import (
     OUTLIER_Z,
     Gram,
     agreement_with_others,
@@ -18,7 +19,6 @@ from soups.evaluate._diagnosis_geometry import (
     spread,
     together,
 )
-from soups.evaluate._diagnosis_structure import Trees
 
 # Two members this parallel are one run saved twice; runs with other seeds are far from it (0.1 to 0.9)
 NEAR_COSINE = 0.9999

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soups import tree
-from soups.evaluate._diagnosis import Book, listed
+from soups.evaluate.diagnose.report import Book, listed
 
 # what heads are called in Flax, torch and Hugging Face models
 HEAD = r"(.*/)?(head|heads|classifier|lm_head|fc)(/.*)?"

@@ -1,0 +1,90 @@
+"""Take the data that an evaluator measures on, and say what is wrong with it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class Examples:
+    """Hold inputs and targets of N examples, pytrees of arrays [N, ...], and class groups.
+
+    Args:
+        dataset: as for `Evaluator`.
+        classes: whether the targets must be classes.
+        preprocessed: whether the images are made floats by a function of the caller's.
+    """
+
+    def __init__(self, dataset: Any, *, classes: bool, preprocessed: bool):
+        self.groups = getattr(dataset, "class_groups", None)
+        self.inputs, targets = _parts(dataset)
+        self.targets = jax.tree.map(np.asarray, targets)
+        if hasattr(dataset, "images") and not preprocessed and self.inputs.dtype != np.uint8:
+            raise ValueError(f"images of dtype {self.inputs.dtype} need a preprocess: the default is for uint8")
+        if classes:
+            self._check_labels()
+        leaves = [*jax.tree.leaves(self.inputs), *jax.tree.leaves(self.targets)]
+        problems = _length_problems(leaves, hasattr(dataset, "images"))
+        if classes and not problems:
+            problems += _label_problems(self.targets, self.groups)
+        if problems:
+            raise ValueError("the dataset cannot be evaluated: " + "; ".join(problems))
+        self._count = len(leaves[-1])
+        if classes:
+            used = self.targets if self.groups is None else np.concatenate(self.groups)
+            self._needed = max(int(used.max()) + 1, 2)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def check_classes(self, number: int) -> None:
+        """Raise a ValueError for a network of fewer classes than the labels or the class groups need."""
+        if number < self._needed:
+            what = "labels" if self.groups is None else "class groups"
+            raise ValueError(f"the network gives {number} classes, but the {what} need at least {self._needed}")
+
+    def _check_labels(self):
+        labels = self.targets
+        if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            what = f"{labels.dtype} of shape {labels.shape}" if isinstance(labels, np.ndarray) else "several arrays"
+            raise ValueError(f"labels must be integers [N], not {what}; what is no class is measured by metrics=")
+
+
+def _parts(dataset):
+    if hasattr(dataset, "images"):
+        return dataset.images, dataset.labels
+    if isinstance(dataset, Mapping) and {"image", "label"} <= dataset.keys():
+        return dataset["image"], dataset["label"]
+    if isinstance(dataset, tuple | list) and len(dataset) == 2:
+        return dataset
+    raise ValueError(
+        "a dataset has images and labels, or is a pair (inputs, targets) of pytrees or a mapping with 'image' and "
+        f"'label', not a {type(dataset).__name__}"
+    )
+
+
+def _length_problems(leaves, images) -> list[str]:
+    counts = [len(leaf) for leaf in leaves]
+    if len(set(counts)) > 1:
+        if images:
+            return [f"{counts[0]} images have {counts[1]} labels"]
+        return [f"its arrays have {', '.join(map(str, counts))} examples"]
+    return [] if counts and counts[0] else ["it has no examples"]
+
+
+def _label_problems(labels, groups) -> list[str]:
+    problems = []
+    if labels.min() < 0:
+        problems.append(f"its labels go down to {labels.min()}, but classes count from 0")
+    return problems if groups is None else problems + list(_group_problems(labels, groups))
+
+
+def _group_problems(labels, groups):
+    if len(groups) < 2:
+        yield f"class_groups has {len(groups)} classes: at least two are needed"
+    elif labels.max() >= len(groups):
+        yield f"its labels go up to {labels.max()}, but class_groups has {len(groups)} classes"
+    for number, group in enumerate(groups):
+        if not group or min(group) < 0:
+            yield f"group {number} of class_groups must list outputs of the network, not {group}"
