@@ -128,7 +128,7 @@ class Evaluator:
         Raises:
             ValueError: as `logits`, or weights of different structures.
         """
-        return [self._measured_or_nan(outputs) for outputs in self.many_logits(networks)]
+        return [self._measured_or_nan(outputs) for outputs in self._outputs(networks)]
 
     def logits(self, params: tree.Tree) -> Any:
         """Return the outputs of all examples in their order, class groups applied: mostly float32 [N, classes].
@@ -145,17 +145,7 @@ class Evaluator:
         Raises:
             ValueError: as `logits`, or weights of different structures.
         """
-        if self._cache is None:
-            return self._computed(networks)
-        keys = [(content_digest(params), self._key) for params in networks]
-        lacking = {key: params for key, params in zip(keys, networks, strict=True) if key not in self._cache}
-        fresh = dict(zip(lacking, self._computed(list(lacking.values())), strict=True))
-
-        def compute(key, params):
-            return fresh[key] if key in fresh else self._computed([params])[0]
-
-        pairs = zip(keys, networks, strict=True)
-        return [self._cache.get(key, functools.partial(compute, key, params)) for key, params in pairs]
+        return list(self._outputs(networks))
 
     def _measured(self, outputs):
         if self._metrics is None:
@@ -168,16 +158,25 @@ class Evaluator:
         except NotFiniteError:
             return dict.fromkeys(self.modes, math.nan)
 
-    def _computed(self, networks):
+    def _outputs(self, networks):
         if self._rows > 1 and len(networks) > 1:
             tree.check_same_structure(networks)
-        found = []
         for start in range(0, len(networks), self._rows):
-            found += self._round(networks[start : start + self._rows])
-        self.forward_passes += len(networks) * len(self._examples)
-        return found
+            side_by_side = networks[start : start + self._rows]
+            yield from self._computed(side_by_side) if self._cache is None else self._kept(side_by_side)
 
-    def _round(self, networks):
+    def _kept(self, networks):
+        keys = [(content_digest(params), self._key) for params in networks]
+        lacking = {key: params for key, params in zip(keys, networks, strict=True) if key not in self._cache}
+        fresh = dict(zip(lacking, self._computed(list(lacking.values())), strict=True)) if lacking else {}
+
+        def compute(key, params):  # what is there but damaged is not among the fresh ones
+            return fresh[key] if key in fresh else self._computed([params])[0]
+
+        pairs = zip(keys, networks, strict=True)
+        return [self._cache.get(key, functools.partial(compute, key, params)) for key, params in pairs]
+
+    def _computed(self, networks):
         params = self._placed(networks)
         gathered = None if self.mesh is None else tuple(map(_gathered, jax.tree.leaves(params)))
         parts, previous = [], None
@@ -191,6 +190,7 @@ class Evaluator:
             previous = current
         parts.append(self._fetched(previous))
         count = len(self._examples)
+        self.forward_passes += len(networks) * count
         return [
             jax.tree.map(lambda *part, row=row: np.concatenate([rows[row] for rows in part])[:count], *parts)
             for row in range(len(networks))
