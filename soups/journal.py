@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import pathlib
 from collections.abc import Mapping
@@ -62,6 +63,11 @@ class Journal:
             remedy = "Cut the file before it to go on from there, or remove the file." if number > 1 else "Remove it."
             raise ValueError(f"{error}: {line[:100]!r}\n{remedy}") from error
 
+    @property
+    def on_disk(self) -> bool:
+        """Say whether there is a file, from which a later run may go on."""
+        return self._path is not None
+
     def replay(self, kind: str, member: str) -> dict[str, Any] | None:
         """Return the next old record if it is of this kind and member, else None."""
         if self._old and (self._old[0].get("kind"), self._old[0].get("member")) == (kind, member):
@@ -99,23 +105,26 @@ class Journal:
 
 
 def content_digest(params: tree.Tree) -> str:
-    """Return a digest of the names, dtypes, shapes and numbers of a tree: XXH3, 128 bits, hexadecimal.
+    """Return the digest of the names, dtypes, shapes and numbers of a tree, that which a pool has of such a member.
 
     What is no array counts by its name, or as it is written.
     """
-    whole = xxhash.xxh3_128()
-    for name, leaf in tree.flatten(params).items():
-        if not hasattr(leaf, "dtype"):
-            whole.update(f"{name} {getattr(leaf, '__qualname__', repr(leaf))}\n".encode())
-            continue
-        array = np.asarray(leaf if not is_jax(leaf) or leaf.is_fully_addressable else _gathered(leaf))
-        whole.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        whole.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return whole.hexdigest()
+    leaves = sorted(tree.flatten(params).items(), key=operator.itemgetter(0))
+    lines = [f"{name} {_described(leaf)}\n" for name, leaf in leaves]
+    return xxhash.xxh3_128_hexdigest("".join(lines).encode(errors="backslashreplace"))
 
 
-def _gathered(leaf):
-    return multihost_utils.process_allgather(leaf, tiled=True)
+def _described(leaf):
+    if not hasattr(leaf, "dtype"):
+        return getattr(leaf, "__qualname__", repr(leaf))
+    if is_jax(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        leaf = leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
+    array = np.asarray(leaf)
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)  # else () becomes (1,)
+    digest = xxhash.xxh3_128_hexdigest(array.reshape(-1).view(np.uint8))
+    return f"{array.dtype.name} {list(array.shape)} {digest}"
 
 
 def _digests(members) -> dict[str, str]:

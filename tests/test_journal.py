@@ -1,9 +1,12 @@
 """Test that a journal goes on from what is whole and refuses what is damaged."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from soups import state
-from soups.journal import Journal
+from soups import pool, state
+from soups.journal import Journal, content_digest
 
 RECORDS = [{"kind": "candidate", "member": f"m{index}", "score": 0.1 * index, "accepted": True} for index in range(3)]
 
@@ -79,3 +82,31 @@ def test_a_line_that_is_no_record_is_named(line, tmp_path):
 def test_what_is_no_journal(tmp_path):
     with pytest.raises(ValueError, match="is not a file"):
         Journal(tmp_path, {"recipe": "greedy"})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", ">f4", "int8", "bool", "complex64"])
+def test_the_digest_is_that_of_a_pool(rng, dtype):
+    leaf = rng.normal(size=(3, 4)).astype(jnp.bfloat16 if dtype == "bfloat16" else dtype)
+    params = {"b": {"kernel": leaf, "none": np.zeros((0, 2), leaf.dtype)}, "a": [leaf.T, leaf[0, 0][()]]}
+    assert content_digest(params) == pool.digest(params)
+    on_device = jax.tree.map(lambda array: jnp.asarray(array, array.dtype.newbyteorder("=")), params)
+    assert content_digest(on_device) == content_digest(params)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda params: {**params, "w": params["w"] + 1},
+        lambda params: {**params, "w": params["w"].reshape(3, 2)},
+        lambda params: {**params, "w": params["w"].astype(np.float64)},
+        lambda params: {**params, "key": jax.random.key(1)},
+        lambda params: {**params, "act": jax.nn.gelu},
+        lambda params: {**params, "rate": 0.2},
+        lambda params: {("v" if name == "w" else name): leaf for name, leaf in params.items()},
+    ],
+)
+def test_whatever_a_tree_holds_counts(change):
+    def params():
+        return {"w": np.ones((2, 3), np.float32), "key": jax.random.key(0), "act": jax.nn.relu, "rate": 0.1}
+
+    assert content_digest(params()) == content_digest(params()) != content_digest(change(params()))

@@ -54,17 +54,20 @@ class Examples:
 def _parts(dataset):
     if hasattr(dataset, "images"):
         return dataset.images, dataset.labels
-    if isinstance(dataset, Mapping) and {"image", "label"} <= dataset.keys():
+    if isinstance(dataset, Mapping) and dataset.keys() == {"image", "label"}:
         return dataset["image"], dataset["label"]
     if isinstance(dataset, tuple | list) and len(dataset) == 2:
         return dataset
+    given = f" with {', '.join(map(repr, dataset))}" if isinstance(dataset, Mapping) else ""
     raise ValueError(
         "a dataset has images and labels, or is a pair (inputs, targets) of pytrees or a mapping with 'image' and "
-        f"'label', not a {type(dataset).__name__}"
+        f"'label' alone, not a {type(dataset).__name__}{given}"
     )
 
 
 def _length_problems(leaves, images) -> list[str]:
+    if bare := [leaf for leaf in leaves if not hasattr(leaf, "__len__") or not getattr(leaf, "ndim", 1)]:
+        return [f"it is of arrays [N, ...], but {bare[0]!r:.80} is none: make arrays of lists by numpy.asarray"]
     counts = [len(leaf) for leaf in leaves]
     if len(set(counts)) > 1:
         if images:

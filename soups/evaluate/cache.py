@@ -5,13 +5,15 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import xxhash
 
 from soups.files import replace_file
 from soups.processes import from_first_process, on_first_process
+
+Arrays = np.ndarray | Mapping[str, np.ndarray]
 
 _DIGEST_BYTES = 16
 
@@ -22,7 +24,8 @@ class LogitCache:
     A key must hold all that decides the logits, so a digest rather than a name where there is one:
     `cache.get((pool.digest(name), dataset_name), lambda: evaluator.logits(pool[name]))`.
 
-    Each entry is one file: a plain .npy (`numpy.load` reads it) followed by 16 bytes of xxh3 digest. It is written
+    Each entry is one file: a plain .npy (`numpy.load` reads it), an .npz of several arrays, followed by 16 bytes of
+    xxh3 digest. It is written
     under another name and then renamed, so processes may share the directory and be killed at any moment. A file that
     fails its digest is made again, with a line in the log.
 
@@ -34,15 +37,20 @@ class LogitCache:
         self.directory = pathlib.Path(directory)
         on_first_process(lambda: self.directory.mkdir(parents=True, exist_ok=True))
 
-    def get(self, key: str | Sequence[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the array of `key`, from the disk if it is there, else from `compute()`, which is then kept."""
+    def get(self, key: str | Sequence[str], compute: Callable[[], Arrays]) -> Arrays:
+        """Return the array of `key`, from the disk if it is there, else from `compute()`, which is then kept.
+
+        Raises:
+            ValueError: `compute` gives something else than an array, or a mapping of arrays by name.
+        """
         path = self._path((key,) if isinstance(key, str) else tuple(key))
         body = from_first_process(lambda: _read(path))
         if body:
-            return np.load(io.BytesIO(body), allow_pickle=False)
-        array = np.asarray(compute())
-        on_first_process(lambda: _write(path, array))
-        return array
+            kept = np.load(io.BytesIO(body), allow_pickle=False)
+            return kept if isinstance(kept, np.ndarray) else {name[1:]: kept[name] for name in kept}
+        value = _arrays(compute())
+        on_first_process(lambda: _write(path, value))
+        return value
 
     def __contains__(self, key: str | Sequence[str]) -> bool:
         """Say whether there is a file for this key."""
@@ -53,6 +61,14 @@ class LogitCache:
         readable = re.sub(r"[^A-Za-z0-9.=_-]+", "_", "-".join(key))[:80]
         whole = xxhash.xxh3_64_hexdigest("\0".join(key).encode())
         return self.directory / f"{readable}-{whole}.npy"
+
+
+def _arrays(value):
+    if hasattr(value, "dtype"):
+        return np.asarray(value)
+    if isinstance(value, Mapping) and all(isinstance(k, str) and hasattr(v, "dtype") for k, v in value.items()):
+        return {name: np.asarray(leaf) for name, leaf in value.items()}
+    raise ValueError(f"what is kept on disk is one array, or arrays by name, not {value!r:.200}")
 
 
 def _read(path) -> bytes:
@@ -69,6 +85,9 @@ def _read(path) -> bytes:
 
 def _write(path, array):
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    if isinstance(array, dict):
+        np.savez(buffer, **{f"_{name}": leaf for name, leaf in array.items()})  # "file" is an argument of its own
+    else:
+        np.save(buffer, array, allow_pickle=False)
     body = buffer.getvalue()
     replace_file(path, body + xxhash.xxh3_128_digest(body))

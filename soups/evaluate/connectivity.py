@@ -1,6 +1,7 @@
 """Look at the landscape between members: straight paths, barriers, angles and planes.
 
-`evaluate` is any function `params -> float`, such as `lambda params: evaluator(params)["accuracy"]`.
+`evaluate` is any function `params -> float`, or one that gives metrics by name, such as an `Evaluator`, of which
+`metric` chooses one. Which way is better is known of it, as in `soups.greedy`, or said by `mode`.
 """
 
 import dataclasses
@@ -12,29 +13,43 @@ import numpy as np
 
 from soups import tree
 from soups.evaluate import geometry
+from soups.recipes._scores import direction, score_of
 
-Evaluate = Callable[[tree.Tree], float]
+Evaluate = Callable[[tree.Tree], float | Mapping[str, float]]
 
 
 # --- Straight lines ---------------------------------------------------------------------------------------------------
 
 
-def path(evaluate: Evaluate, a: tree.Tree, b: tree.Tree, ts: Sequence[float]) -> list[float]:
-    """Evaluate the weights (1 − t) a + t b for each t; at 0 and 1 exactly `a` and `b`."""
-    return [float(evaluate(_between(a, b, t))) for t in ts]
+def path(
+    evaluate: Evaluate, a: tree.Tree, b: tree.Tree, ts: Sequence[float], *, metric: str | None = None
+) -> list[float]:
+    """Evaluate the weights (1 − t) a + t b for each t; at 0 and 1 exactly `a` and `b`; NaN where outputs overflow."""
+    return [score_of(evaluate, _between(a, b, t), metric) for t in ts]
 
 
-def interpolation_advantage(evaluate: Evaluate, a: tree.Tree, b: tree.Tree) -> float:
+def interpolation_advantage(
+    evaluate: Evaluate, a: tree.Tree, b: tree.Tree, *, metric: str | None = None, mode: str | None = None
+) -> float:
     """Return what averaging two members gains: S(½a + ½b) − ½(S(a) + S(b)), S being `evaluate`.
+
+    Its negative where less is better (mode "min").
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, section 4.
     """
-    middle = float(evaluate(tree.mean([a, b])))
-    return middle - (float(evaluate(a)) + float(evaluate(b))) / 2
+    sign = _sign(metric, mode, evaluate)
+    middle, *ends = (score_of(evaluate, params, metric) for params in (tree.mean([a, b]), a, b))
+    return sign * (middle - sum(ends) / 2)
 
 
 def barrier(
-    evaluate: Evaluate, a: tree.Tree, b: tree.Tree, ts: Sequence[float] | None = None, *, mode: str = "max"
+    evaluate: Evaluate,
+    a: tree.Tree,
+    b: tree.Tree,
+    ts: Sequence[float] | None = None,
+    *,
+    metric: str | None = None,
+    mode: str | None = None,
 ) -> float:
     """Return how far the score falls, on the straight path, below the straight line between the scores of its ends.
 
@@ -46,33 +61,43 @@ def barrier(
         evaluate: S, a function of weights.
         a, b: the ends.
         ts: where to look, numbers in [0, 1]; default 0.1, 0.2, …, 0.9. The ends are always evaluated.
-        mode: "max" or "min".
+        metric: which entry to use where `evaluate` gives a mapping.
+        mode: "max" or "min"; default: that of a known metric, and "max" where `evaluate` gives a float.
 
     Raises:
-        ValueError: another mode, or a t outside [0, 1].
+        ValueError: another mode, a metric that is not there or whose direction is not known, or a t outside [0, 1].
 
     Frankle et al., "Linear mode connectivity and the lottery ticket hypothesis", 2020, arXiv 1912.05671; relative to
     the line between the ends: Entezari et al., 2022, arXiv 2110.06296.
     """
-    return float(barriers(evaluate, [a, b], ts, mode=mode)[0, 1])
+    return float(barriers(evaluate, [a, b], ts, metric=metric, mode=mode)[0, 1])
 
 
-def barriers(evaluate: Evaluate, members, ts: Sequence[float] | None = None, *, mode: str = "max") -> np.ndarray:
+def barriers(
+    evaluate: Evaluate,
+    members,
+    ts: Sequence[float] | None = None,
+    *,
+    metric: str | None = None,
+    mode: str | None = None,
+) -> np.ndarray:
     """Return the barrier between each two members: a symmetric float64 matrix [K, K], zero on the diagonal.
 
     `members`: K trees, in a sequence or by name. Evaluates each member once and each pair at every t; see `barrier`.
     """
-    sign = {"max": 1.0, "min": -1.0}.get(mode)
-    if sign is None:
-        raise ValueError(f"mode must be 'max' or 'min', not {mode!r}")
+    sign = _sign(metric, mode, evaluate)
     ts = np.linspace(0, 1, 11)[1:-1] if ts is None else np.asarray(ts, np.float64)
     if not ((ts >= 0) & (ts <= 1)).all():
         raise ValueError(f"ts must lie in [0, 1]: {ts.tolist()}")
     members = _as_list(members)
-    ends = [float(evaluate(member)) for member in members]
+
+    def score(params):
+        return score_of(evaluate, params, metric)
+
+    ends = [score(member) for member in members]
     matrix = np.zeros((len(members), len(members)))
     for i, j in itertools.combinations(range(len(members)), 2):
-        matrix[i, j] = matrix[j, i] = drop(evaluate, members[i], members[j], (ends[i], ends[j]), ts, sign)
+        matrix[i, j] = matrix[j, i] = drop(score, members[i], members[j], (ends[i], ends[j]), ts, sign)
     return matrix
 
 
@@ -82,6 +107,10 @@ def drop(
     """Return the barrier between two members whose scores `ends` are known; `sign`: -1 where less is better."""
     line = (1 - ts) * ends[0] + ts * ends[1]
     return float(np.max(sign * (line - np.array(path(evaluate, a, b, ts))), initial=0.0))
+
+
+def _sign(metric, mode, evaluate):
+    return 1.0 if direction(metric, mode, evaluate) == "max" else -1.0
 
 
 def _between(a, b, t):
@@ -197,6 +226,7 @@ def plane_grid(
     a: tree.Tree,
     b: tree.Tree,
     *,
+    metric: str | None = None,
     points_per_axis: int = 21,
     margin: float = 0.3,
 ) -> dict[str, Any]:
@@ -221,7 +251,7 @@ def plane_grid(
     return {
         "x": xs,
         "y": ys,
-        "values": [[float(evaluate(surface.at(x, y))) for x in xs] for y in ys],
+        "values": [[score_of(evaluate, surface.at(x, y), metric) for x in xs] for y in ys],
         "points": {name: list(point) for name, point in surface.points.items()},
     }
 

@@ -15,10 +15,10 @@ from soups.data import project_logits
 from soups.evaluate import classification
 from soups.evaluate._examples import Examples
 from soups.evaluate.cache import LogitCache
-from soups.evaluate.measures import Metric, chosen_metrics
+from soups.evaluate.measures import CLASS_METRICS, Metric, chosen_metrics
 from soups.journal import content_digest
 from soups.partition import axes_of, constrained, joined
-from soups.recipes._scores import MODES, NotFiniteError
+from soups.recipes._scores import NotFiniteError
 
 # inputs up to this size stay on the devices; where these tell how much memory they have, up to this part of it
 _RESIDENT_BYTES, _RESIDENT_PART = 2**30, 1 / 16
@@ -58,8 +58,8 @@ class Evaluator:
             process.
         devices: those to divide into groups; default all.
         preprocess: `preprocess(inputs) -> inputs`, compiled with the network; default: uint8 to float32 in [0, 1].
-        cache, key: keep the outputs of each network on disk, by a digest of its weights and by `key`, which must say
-            what the data and the network are.
+        cache, key: keep the outputs of each network, an array or arrays by name, on disk, by a digest of its weights
+            and by `key`, which must say what the data and the network are.
 
     Attributes:
         labels: the targets of the dataset.
@@ -88,15 +88,13 @@ class Evaluator:
         cache: LogitCache | None = None,
         key: str | None = None,
     ):
-        self._examples = Examples(dataset, classes=metrics is None, preprocessed=preprocess is not None)
+        self._metrics = chosen_metrics(classification.NAMES if metrics is None else metrics)
+        self._at_once = metrics is None
+        self.modes = {name: metric.mode for name, metric in self._metrics.items()}
+        self._classes = any(metric in CLASS_METRICS for metric in self._metrics.values())
+        self._examples = Examples(dataset, classes=self._classes, preprocessed=preprocess is not None)
         self.labels = self._examples.targets
         self.forward_passes = 0
-        self._metrics = None if metrics is None else chosen_metrics(metrics)
-        self.modes = (
-            {name: MODES[name] for name in classification.NAMES}
-            if metrics is None
-            else {name: metric.mode for name, metric in self._metrics.items()}
-        )
         self.mesh = mesh if width is None else _grouped(width, devices)
         _check_settings(batch_size, mesh, width, cache, key)
         self._rows, self._side_by_side = width or 1, width is not None
@@ -107,7 +105,7 @@ class Evaluator:
         self._starts = range(0, count, self._batch)
         self._data = self._examples.inputs, self.labels if keep else None
         self._resident = None
-        network = _Network(apply_fn, preprocess or _unit_range, keep, metrics is None)
+        network = _Network(apply_fn, preprocess or _unit_range, keep, self._classes)
         self._program = functools.partial(_forward, network=network, mesh=self.mesh, side_by_side=self._side_by_side)
         self._cache, self._key = cache, key
 
@@ -148,7 +146,7 @@ class Evaluator:
         return list(self._outputs(networks))
 
     def _measured(self, outputs):
-        if self._metrics is None:
+        if self._at_once:
             return classification.metrics(outputs, self.labels)
         return {name: float(metric.function(outputs, self.labels)) for name, metric in self._metrics.items()}
 
@@ -182,7 +180,7 @@ class Evaluator:
         parts, previous = [], None
         for batch in self._batches():
             current = self._program(params, batch, gathered=gathered)
-            if self._metrics is None:
+            if self._classes:
                 self._examples.check_classes(jax.tree.leaves(current)[0].shape[-1])
             # fetch one step late: the device computes meanwhile, and at most two batches are in flight
             if previous is not None:

@@ -184,6 +184,7 @@ _READY = {
     "map": mean_average_precision,
 }
 METRICS = {name: Metric(function, MODES[name]) for name, function in _READY.items()}
+CLASS_METRICS = tuple(METRICS[name] for name in (*classification.NAMES, "top_1", "top_5", "per_class_accuracy"))
 
 
 def chosen_metrics(metrics: Sequence[str] | Mapping[str, Callable | Metric]) -> dict[str, Metric]:
@@ -213,6 +214,8 @@ def _numbers(outputs, targets):
         outputs = outputs[..., 0]
     if outputs.shape != targets.shape or not outputs.size:
         raise ValueError(f"outputs {outputs.shape} and targets {targets.shape} must be of one shape [N, ...]")
+    if not np.isfinite(targets).all():
+        raise ValueError("targets hold NaN or infinity: leave out the examples without a number")
     return check_finite(outputs, "outputs"), targets
 
 
@@ -272,6 +275,10 @@ def _tokens(outputs, targets):
     counted = targets != IGNORED
     if not counted.any():
         raise ValueError("no token counts: all targets are -100")
+    if targets[counted].min() < 0:
+        raise ValueError(
+            f"tokens count from 0, or are -100 where they do not count, but one is {targets[counted].min()}"
+        )
     if not isinstance(outputs, Mapping):
         outputs = _token_scores_of(np.asarray(outputs), targets)
     outputs = {name: np.asarray(outputs[name]) for name in ("nll", "correct")}
@@ -284,8 +291,8 @@ def _token_scores_of(logits, targets):
     if logits.ndim != targets.ndim + 1 or logits.shape[:-1] != targets.shape:
         raise ValueError(f"tokens {targets.shape} need logits {(*targets.shape, 'V')}, not of shape {logits.shape}")
     vocabulary = logits.shape[-1]
-    if ((targets != IGNORED) & ((targets < 0) | (targets >= vocabulary))).any():
-        raise ValueError(f"tokens must be in [0, {vocabulary}), or -100 where they do not count")
+    if targets.max() >= vocabulary:
+        raise ValueError(f"tokens must be in [0, {vocabulary}), or -100 where they do not count, not {targets.max()}")
     rows, own = logits.reshape(-1, vocabulary), np.where(targets == IGNORED, 0, targets).ravel()
     found = [
         classification.losses(rows[start : start + classification.BLOCK], own[start : start + classification.BLOCK])

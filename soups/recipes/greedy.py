@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from soups import arguments, tree
@@ -172,6 +172,8 @@ def _number(score) -> float:
 
 
 def _resolve(order, names) -> list[str]:
+    if not isinstance(order, Iterable):
+        raise ValueError(f"order is a sequence of members, not {order!r:.200}")
     resolved = [names[arguments.place_of(item, names)] for item in order]
     if not resolved:
         raise ValueError("order names no member: give those to try, or None for the best score first")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from soups import arguments, arrays, tree
-from soups.journal import Journal
+from soups.journal import Journal, content_digest
 from soups.lazy import jax
 from soups.recipes import _mixing, _optimizer
 from soups.recipes.declare import python_only
@@ -52,7 +52,7 @@ def learned(
 
     Raises:
         ValueError: no (finite) members, mismatched structures, no batches, another `per`, a loss that is not finite, or
-            a journal of other members or settings, or of more batches.
+            a journal of other members or settings, or of more or other batches.
         OSError: the journal cannot be written; its path is in the message.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.
@@ -95,8 +95,8 @@ def _descend(variables, trees, mix, loss, batches, learning_rate, log):
     optimizer = optax.adamw(learning_rate, weight_decay=0.0)
     gradient = jax.jit(_float_gradient(loss))
     update = jax.jit(lambda grads, state, now: _optimizer.apply(optimizer, grads, state, now))
-    variables, state, history = _restored(log, variables, optimizer.init(variables))
-    for batch in _unused(batches, len(history)):
+    variables, state, history, seen = _restored(log, variables, optimizer.init(variables))
+    for batch in _unused(batches, len(history), seen):
         weights = _softmax(variables["mixing"])
         value, leaf_grads, temperature_grad = gradient(mix(weights), batch, variables["temperature"])
         if not np.isfinite(value):
@@ -109,28 +109,34 @@ def _descend(variables, trees, mix, loss, batches, learning_rate, log):
         variables, state = update({"mixing": mixing_grad, "temperature": temperature_grad}, state, variables)
         history.append(float(value))
         leaves = jax.device_get(jax.tree.leaves((variables, state)))
-        log.keep({"losses": history, "state": [leaf.tolist() for leaf in leaves]})  # floats in JSON lose no bit
+        seen = content_digest((seen, batch)) if log.on_disk else ""
+        kept = {"losses": history, "batches": seen, "state": [leaf.tolist() for leaf in leaves]}
+        log.keep(kept)  # floats in JSON lose no bit
     if not history:
         raise ValueError("no batches were given: the learned soup needs held-out data")
     return jax.device_get(variables), history
 
 
 def _restored(log, variables, state):
-    """Return variables, optimizer state and losses as a killed run had them after its last step, else the first."""
+    """Return variables, optimizer state, losses and the digest of the batches that a killed run had, else the first."""
     kept = log.newest()
     if kept is None:
-        return variables, state, []
+        return variables, state, [], ""
     leaves, structure = jax.tree.flatten((variables, state))
     leaves = [np.asarray(kept, leaf.dtype) for kept, leaf in zip(kept["state"], leaves, strict=True)]
-    return *jax.tree.unflatten(structure, leaves), kept["losses"]
+    return *jax.tree.unflatten(structure, leaves), kept["losses"], kept["batches"]
 
 
-def _unused(batches, used):
-    """Return the batches after the first `used` ones."""
+def _unused(batches, used, seen):
+    """Return the batches after the first `used` ones, which are those of the digest `seen`."""
     batches = iter(batches)
-    given = sum(1 for _ in itertools.islice(batches, used))
+    given, again = 0, ""
+    for batch in itertools.islice(batches, used):
+        given, again = given + 1, content_digest((again, batch))
     if given < used:
         raise ValueError(f"the journal has {used} steps, but only {given} batches were given: give all, or remove it")
+    if again != seen:
+        raise ValueError(f"the {used} steps of the journal took other batches, or in another order: remove it")
     return batches
 
 

@@ -68,6 +68,45 @@ def test_a_nan_on_the_path_is_not_hidden():
     assert math.isnan(score)
 
 
+SCORES = {
+    "barrier": lambda function, a, b, **options: evaluate.barrier(function, a, b, [0.3], **options),
+    "barriers": lambda function, a, b, **options: evaluate.barriers(function, [a, b], [0.3], **options)[0, 1],
+    "interpolation_advantage": evaluate.interpolation_advantage,
+    "path": lambda function, a, b, mode=None, **options: evaluate.path(function, a, b, [0, 0.3], **options),
+    "plane_grid": lambda function, a, b, mode=None, **options: evaluate.plane_grid(
+        function, point(5, 1, 1), a, b, points_per_axis=2, **options
+    )["values"],
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_metric_is_chosen_by_name_and_its_direction_is_known(rng, name):
+    a, b = random_points(rng, 2, 3)
+
+    def both(params):
+        bumpy = float(np.sin(3 * vector(params)).sum())
+        return {"accuracy": bumpy, "nll": bumpy, "cost": bumpy}
+
+    for metric, mode in (("accuracy", "max"), ("nll", "min")):
+        expected = SCORES[name](lambda params, metric=metric: both(params)[metric], a, b, mode=mode)
+        assert SCORES[name](both, a, b, metric=metric) == expected
+    with pytest.raises(ValueError, match="choose one with metric="):
+        SCORES[name](both, a, b)
+    if name not in ("path", "plane_grid"):
+        with pytest.raises(ValueError, match="is more or less of 'cost' better"):
+            SCORES[name](both, a, b, metric="cost")
+        with pytest.raises(ValueError, match="mode must be 'max' or 'min', not 'least'"):
+            SCORES[name](both, a, b, metric="cost", mode="least")
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_outputs_that_overflow_are_no_score(rng, name):
+    def overflow(params):
+        raise evaluate.NotFiniteError("logits hold NaN")
+
+    assert np.isnan(SCORES[name](overflow, *random_points(rng, 2, 3))).all()
+
+
 def test_barriers_of_all_pairs(rng):
     members = dict(zip("abc", random_points(rng, 3), strict=True))
     calls = []

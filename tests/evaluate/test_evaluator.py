@@ -433,6 +433,17 @@ def test_outputs_are_cached_by_the_weights(dataset, candidates, width, tmp_path)
         make(None)
 
 
+@pytest.mark.parametrize("outputs", [lambda p, x: {"file": x @ p, "sum/0": x.sum(1)}, lambda p, x: x @ p])
+def test_several_outputs_are_cached_by_name(rng, tmp_path, outputs):
+    inputs, targets = rng.normal(size=(11, 3)).astype(np.float32), np.zeros(11)
+    cost = Metric(lambda found, _: float(sum(np.sum(leaf) for leaf in jax.tree.leaves(found))), "min")
+    options = {"metrics": {"cost": cost}, "cache": LogitCache(tmp_path), "key": "sums", "batch_size": 4}
+    first, again = (Evaluator(outputs, (inputs, targets), **options) for _ in range(2))
+    params = rng.normal(size=3).astype(np.float32)
+    jax.tree.map(np.testing.assert_array_equal, first.logits(params), again.logits(params))
+    assert first(params) == again(params) and (first.forward_passes, again.forward_passes) == (11, 0)
+
+
 # --- Bad input ---
 
 
@@ -517,7 +528,22 @@ def test_a_network_whose_output_does_not_fit_side_by_side(dataset, candidates):
         ((np.zeros((3, 2)), np.zeros(4)), {"metrics": ["mse"]}, "its arrays have 3, 4 examples"),
         ((np.zeros((3, 2)), np.zeros(3)), {}, r"labels must be integers \[N\], not float64 .* measured by metrics="),
         ((np.zeros((3, 2)), {"a": np.zeros(3)}), {}, "not several arrays"),
+        *[
+            (
+                (np.zeros((3, 2)), np.zeros((3, 1), int)),
+                {"metrics": ["mse", name]},
+                r"must be integers \[N\], not int64",
+            )
+            for name in [*room.classification.NAMES, "top_1", "top_5", "per_class_accuracy"]
+        ],
         (np.zeros((3, 2)), {}, "or is a pair .* not a ndarray"),
+        (
+            {"image": np.zeros((3, 2)), "label": np.zeros(3, int), "mask": np.zeros(3)},
+            {},
+            "dict with .*'label', 'mask'",
+        ),
+        (([[1.0], [2.0]], np.zeros(2, int)), {}, r"it is of arrays \[N, ...\], but 1.0 is none: make arrays of lists"),
+        ((np.zeros((3, 2)), [1.0, 2.0, 3.0]), {"metrics": ["mse"]}, "make arrays of lists by numpy.asarray"),
         ((np.zeros((3, 2)), np.zeros(3)), {"metrics": ["msee"]}, r"unknown metric 'msee' \(did you mean 'mse'\?\)"),
         ((np.zeros((3, 2)), np.zeros(3)), {"metrics": {"cost": far_error}}, "is more or less of 'cost' better"),
         ((np.zeros((3, 2)), np.zeros(3)), {"metrics": "mse"}, "metrics are a list of names or a mapping"),

@@ -212,6 +212,13 @@ def test_outputs_that_are_not_finite_are_named(name):
         (evaluate.token_nll, np.zeros((3, 2)), np.zeros((3, 2), int), r"need logits \(3, 2, 'V'\), not of shape"),
         (evaluate.token_nll, np.zeros((3, 2, 4)), np.full((3, 2), 4), r"tokens must be in \[0, 4\)"),
         (evaluate.perplexity, np.zeros((3, 2, 4)), np.full((3, 2), -100), "no token counts"),
+        (evaluate.token_nll, np.zeros((3, 2, 4)), np.full((3, 2), -1), "tokens count from 0, or are -100 .* one is -1"),
+        (
+            evaluate.token_accuracy,
+            {"nll": np.zeros((3, 2)), "correct": np.zeros((3, 2), bool)},
+            np.full((3, 2), -1),
+            "tokens count from 0, or are -100 .* one is -1",
+        ),
         (
             evaluate.token_accuracy,
             {"nll": np.zeros((3, 4)), "correct": np.zeros((3, 4), bool)},
@@ -223,3 +230,10 @@ def test_outputs_that_are_not_finite_are_named(name):
 def test_what_does_not_fit_is_an_error(measure, outputs, targets, message):
     with pytest.raises(ValueError, match=message):
         measure(outputs, targets)
+
+
+@pytest.mark.parametrize("name", ["mse", "mae", "r2", "pearson", "spearman"])
+def test_targets_that_are_no_numbers_are_an_error(name):
+    with pytest.raises(ValueError, match="targets hold NaN or infinity") as error:
+        METRICS[name].function(np.zeros(3), np.array([0.0, np.nan, 1.0]))
+    assert not isinstance(error.value, evaluate.NotFiniteError)  # no fault of the network

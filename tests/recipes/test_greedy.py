@@ -104,9 +104,10 @@ def test_mode_min_and_metric():
         ({"metric": "accuracy"}, "returns a number"),
         ({"metric": "acuracy"}, r"is more or less of 'acuracy' better\? \(did you mean 'accuracy'\?\) Give mode='max'"),
         ({"order": []}, "order names no member"),
-        ({"order": [8]}, "order has index 8, but the 8 members count from 0 to 7"),
-        ({"order": [-1]}, "order has index -1"),
-        ({"order": [1.5]}, "unknown member 1.5"),
+        ({"order": [8]}, "unknown member '8'"),
+        ({"order": [-1]}, "unknown member '-1'"),
+        ({"order": [1.5]}, "unknown member '1.5'"),
+        ({"order": 1}, "order is a sequence of members, not 1"),
     ],
 )
 def test_wrong_options_are_explained(options, message):

@@ -185,6 +185,8 @@ def test_journal_of_another_soup_is_refused_and_stays(tmp_path):
         soups.greedy(MEMBERS, lambda params: 0.0, journal=path)
     with pytest.raises(ValueError, match="the journal has 6 steps, but only 5 batches were given"):
         soups.learned(MEMBERS, loss, BATCHES[:5], journal=path)
+    with pytest.raises(ValueError, match="the 6 steps of the journal took other batches, or in another order"):
+        soups.learned(MEMBERS, loss, BATCHES[::-1], journal=path)
     assert path.read_bytes() == before
 
 

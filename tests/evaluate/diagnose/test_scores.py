@@ -108,7 +108,7 @@ def test_a_loss_in_a_mapping(nets, base, accuracy):
         return {"loss": 1.01 - accuracy(params), "accuracy": accuracy(params)}
 
     a, b = nets.near(base, 0.02), nets.permuted(nets.near(base, 0.02))
-    by_loss = diagnose([a, b], evaluate=evaluate, metric="loss", mode="min")
+    by_loss = diagnose([a, b], evaluate=evaluate, metric="loss")
     by_accuracy = diagnose([a, b], evaluate=evaluate, metric="accuracy")
     assert by_loss.verdict == by_accuracy.verdict == "align first"
     np.testing.assert_allclose(by_loss.barriers, by_accuracy.barriers, rtol=1e-9)
