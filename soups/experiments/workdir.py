@@ -5,7 +5,6 @@ import datetime
 import functools
 import json
 import os
-import pathlib
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import jax
 
 import soups
 from soups import state
-from soups.files import locked, replace_file, sweep_unfinished
+from soups.files import local_path, locked, replace_file, sweep_unfinished
 from soups.names import did_you_mean
 from soups.processes import on_first_process
 from soups.progress import say
@@ -32,9 +31,10 @@ def held(directory: str | os.PathLike) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another run works there; the message says which process, where and since when.
+        ValueError: no path of this machine, or one that is not UTF-8.
         OSError: the workdir cannot be written.
     """
-    place = pathlib.Path(directory).absolute()
+    place = _place(directory)
     with contextlib.ExitStack() as stack:
         on_first_process(lambda: _hold(place, stack))
         yield
@@ -65,7 +65,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | os.PathLike, config: Mapping[str, Any], changeable: Collection[str] = ()):
-        self.path = pathlib.Path(path).absolute()
+        self.path = _place(path)
         on_first_process(lambda: self._open(json.loads(json.dumps(config)), changeable))
 
     def _open(self, config, changeable):
@@ -174,6 +174,15 @@ def check_fields(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]])
     lines += [f"  - {name} is missing" for name in sorted(known - given)]
     if lines:
         raise ValueError("the config has other fields than the experiment:\n" + "\n".join(lines))
+
+
+def _place(path):
+    place = local_path(path).absolute()
+    try:
+        str(place).encode()
+    except UnicodeEncodeError:  # no report could name it
+        raise ValueError(f"the workdir {os.fsencode(place)!r} is not UTF-8: choose another --workdir") from None
+    return place
 
 
 def _hold(place, stack):

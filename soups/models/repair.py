@@ -60,7 +60,7 @@ def repair(
         return reestimate_batch_stats(stats_fn(model, mean, std), soup, batches)
     normalized = normalizer(mean, std)
     measure = _measure(model, layers, normalized)
-    _check_layers(jax.eval_shape(measure, soup, _first(batches)), layers, soup)
+    _check_layers(jax.eval_shape(measure, {"weights": soup}, _first(batches)), layers, soup)
     measured = [_statistics(measure, params, batches) for params in members]
     goals = {path: _goal([statistics[path] for statistics in measured], weights) for path in measured[0]}
     statistics = _statistics(_measure(model, layers, normalized, goals), soup, batches)
@@ -86,7 +86,7 @@ def activation_statistics(
         ValueError: no batches, no such layer, or a layer that is called more than once.
     """
     measure = _measure(model, layers, normalizer(mean, std))
-    _check_match(jax.eval_shape(measure, params, _first(batches)), layers, params)
+    _check_match(jax.eval_shape(measure, {"weights": params}, _first(batches)), layers, params)
     return _statistics(measure, params, batches)
 
 
@@ -126,15 +126,19 @@ def _first(batches):
 
 def _statistics(measure, params, batches):
     # pooled as BatchNorm's statistics are, whose place in the weights these take
-    shapes = jax.eval_shape(measure, params, _first(batches))
-    holder = {**as_variables(params), "batch_stats": jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}
+    holder = {"weights": params}
+    shapes = jax.eval_shape(measure, holder, _first(batches))
+    holder |= {"batch_stats": jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}
     return jax.device_get(reestimate_batch_stats(measure, holder, batches)["batch_stats"])
 
 
 def _measure(model: nn.Module, layers: str, normalized: Callable, goals: Mapping | None = None) -> Callable:
-    """Return `measure(params, inputs) -> {path: {"mean", "var"}}` of one batch, with the layers repaired on the way."""
+    """Return `measure({"weights": params}, inputs) -> {path: {"mean", "var"}}` of one batch.
 
-    def measure(params, inputs):
+    With `goals` the layers are repaired on the way.
+    """
+
+    def measure(holder, inputs):
         found = {}
 
         def intercept(call, args, kwargs, context):
@@ -150,7 +154,7 @@ def _measure(model: nn.Module, layers: str, normalized: Callable, goals: Mapping
             return outputs if goals is None else _towards(outputs, found[path], goals[path])
 
         with nn.intercept_methods(intercept):
-            model.apply({"params": as_variables(params)["params"]}, normalized(inputs), train=False)
+            model.apply(as_variables(holder["weights"]), normalized(inputs), train=False)
         return found
 
     return measure

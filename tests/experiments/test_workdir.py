@@ -118,6 +118,17 @@ def test_a_workdir_that_cannot_be_locked_is_named(tmp_path):
         run(lambda directory: None, tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize("begin", [lambda path: run(lambda _: None, path), lambda path: Workdir(path, CONFIG)])
+@pytest.mark.parametrize(
+    ("name", "message"), [("a\udcff", r"the workdir b'.*/a\\xff' is not UTF-8"), ("gs://bucket/run", "is a URL")]
+)
+def test_a_workdir_that_no_report_can_name_is_refused(begin, name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        begin(name)
+    assert not os.listdir(tmp_path)
+
+
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     workdir = Workdir(tmp_path, CONFIG)
 

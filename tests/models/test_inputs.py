@@ -52,6 +52,9 @@ HELPERS = {
     "gram_fn": lambda x, **normal: models.gram_fn(CONVNET, train=False, **normal)(NORMED, [x]),
     "linear_inputs_gram": lambda x, **normal: models.linear_inputs_gram(Biased(), BIASED, [x], **normal),
     "activation_statistics": lambda x, **normal: models.activation_statistics(Biased(), BIASED, [x], **normal),
+    "activation_statistics with BatchNorm": lambda x, **normal: models.activation_statistics(
+        CONVNET, NORMED, [x], **normal
+    ),
     "repair": lambda x, **normal: repaired(BIASED, x, **normal),
     "repair with BatchNorm": lambda x, **normal: models.repair(CONVNET, NORMED, [NORMED], [x], **normal),
     "from_nnx": from_nnx,

@@ -162,6 +162,10 @@ def test_batch_norm_networks_have_their_statistics_estimated_again():
     expected = models.reestimate_batch_stats(models.stats_fn(model), soup, [images])
     jax.tree.map(np.testing.assert_array_equal, repaired, expected)
     assert not np.allclose(repaired["batch_stats"]["stage_0_0"]["norm"]["mean"], 0, atol=1e-3)
+    # what goes into the first BatchNorm is what its convolution gives
+    found = activation_statistics(model, soup, [images], layers="stage_0_0/conv")["stage_0_0/conv"]
+    for kind, value in expected["batch_stats"]["stage_0_0"]["norm"].items():
+        np.testing.assert_allclose(found[kind], value, rtol=1e-4)
 
 
 def test_what_does_not_fit_is_an_error(members):

@@ -66,8 +66,11 @@ def _chosen_by_name(files, labels):
 
 def _chosen_by_index(index_file, files, labels):
     try:
-        values = np.load(index_file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with open(index_file, "rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # of broken files NumPy raises errors of many kinds
         raise ValueError(f"{index_file}: it is not an array in NumPy's format, or it is broken ({error})") from error
     if values.shape != (len(files),):
         raise ValueError(

@@ -1,7 +1,6 @@
 """Open sets that TFDS prepared in the order of the released folders: by class, then by file name."""
 
 import dataclasses
-import io
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -9,10 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import xxhash
 
+from soups import state
 from soups.data.dataset import Source
 from soups.data.imagenet.layouts import layout
 from soups.data.sources import UnreadableImage, View, tfds_source
-from soups.files import replace_file
 
 _READ_AT_ONCE = 256  # records; some 30 MB
 
@@ -32,7 +31,7 @@ def open_tfds(name: str, data_dir, classes: Sequence[str], cache_dir=None) -> Vi
     source = _source(name, data_dir)
     folder = pathlib.Path(data_dir, layout(name).tfds[0])
     stamp = xxhash.xxh3_128_hexdigest(json.dumps(_shards(folder)).encode())
-    labels, files = _cached_index(source, None if cache_dir is None else pathlib.Path(cache_dir, f"{stamp}.npz"))
+    labels, files = _cached_index(source, None if cache_dir is None else pathlib.Path(cache_dir, f"{stamp}.json"))
     labels = np.array([classes.index(label) for label in source.class_names], np.int32)[labels]
     named = _Named(source, [f"{classes[label]}/{file}" for label, file in zip(labels, files, strict=True)], stamp)
     order = np.lexsort((files, labels))
@@ -77,16 +76,14 @@ def _shards(folder):
 def _cached_index(source, path):
     if path is not None and path.exists():
         try:
-            with np.load(path) as arrays:  # which compares its sums
-                return arrays["labels"], arrays["files"]
-        except Exception as error:  # of broken files zipfile and NumPy raise errors of many kinds
-            raise ValueError(f"{path} is damaged ({error}): delete it, and the names are read again") from error
+            kept = state.read(path, {"labels": list, "files": list})
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it, and the names are read again") from error
+        return np.array(kept["labels"], np.int32), np.array(kept["files"])
     labels, files = _index(source.records)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        np.savez(content, labels=labels, files=files)
-        replace_file(path, content.getvalue())
+        state.write(path, {"labels": labels.tolist(), "files": files.tolist()})
     return labels, files
 
 

@@ -44,7 +44,7 @@ class Networks:
 
     def features(self, trunk: tree.Tree, inputs: jax.Array) -> jax.Array:
         """Return features [B, D] of inputs [B, H, W, 1]."""
-        identity = {"kernel": jnp.eye(self.width), "bias": jnp.zeros(self.width)}
+        identity = {"kernel": jnp.eye(self.width, dtype=jnp.float32), "bias": jnp.zeros(self.width, jnp.float32)}
         apply = models.apply_fn(models.ViT(num_classes=self.width, **self.fields))
         return apply({**trunk, "head": identity}, inputs)
 

@@ -77,9 +77,28 @@ def test_index_files_that_do_not_fit(tmp_path, values, message):
         split_files(files, labels, _saved(tmp_path, values))
 
 
-def test_an_index_file_that_is_broken(tmp_path):
+def _of_shape(shape):
+    header = f"{{'descr': '|b1', 'fortran_order': False, 'shape': {shape}, }}"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html>not found</html>",
+        b"",
+        b"PK\x05\x06" + bytes(18),
+        b"PK\x03\x04",
+        b"\x80\x04N.",
+        _of_shape((10**15,)),
+        _of_shape((7, -1)),
+        _of_shape("(" * 500),
+        _of_shape((7,)),
+    ],
+)
+def test_an_index_file_that_is_broken(tmp_path, content):
     files, labels = _names((4, 3))
-    (tmp_path / "index.npy").write_bytes(b"<html>not found</html>")
+    (tmp_path / "index.npy").write_bytes(content)
     with pytest.raises(ValueError, match=r"index\.npy: it is not an array in NumPy's format"):
         split_files(files, labels, tmp_path / "index.npy")
 
