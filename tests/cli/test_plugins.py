@@ -166,7 +166,8 @@ def test_a_users_method_is_one_of_all(plugin, models, tmp_path, capsys):
     plan = merging.plan(merging.parse_recipe(file.read_text()), merging.open_model)
     sharded = merged_leaves(plan)["w"]
     assert len(sharded.sharding.device_set) == len(jax.devices())
-    np.testing.assert_allclose(sharded, expected, rtol=1e-5, atol=1e-6)
+    # the mean is half a sum in float32, over 256 elements in any order
+    np.testing.assert_allclose(sharded, expected, rtol=0, atol=256 * 2**-24)
 
     pool = Pool(tmp_path / "pool")
     for name in "ab":

@@ -96,6 +96,7 @@ def streamed(plan, out):
 
 
 def near(merged, expected):
+    # devices compute in float32, the host in float64: 1e-6 is 16 roundings of the largest element
     wide = np.asarray(expected, np.float64)
     np.testing.assert_allclose(np.asarray(merged, np.float64), wide, rtol=0, atol=1e-6 * np.abs(wide).max())
 

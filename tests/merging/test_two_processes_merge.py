@@ -45,6 +45,7 @@ def near(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
+        # devices compute in float32, the host in float64: 1e-6 is 16 roundings of the largest element
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * np.abs(y).max())
 
 

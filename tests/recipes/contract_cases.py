@@ -232,6 +232,9 @@ def named(members):
 
 
 def close(a, b, rtol=1e-5, atol=1e-6):
+    # A program that is compiled otherwise adds up in another order. In float32 that is at most n · 2⁻²⁴ of the n sizes
+    # that are added: 3e-6 for the 56 elements of a member. What is made of such sums are factors of well-conditioned
+    # leaves, and five smooth steps where a method iterates.
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(leaves(a), leaves(b), strict=True):
         np.testing.assert_allclose(np.asarray(x, np.float64), np.asarray(y, np.float64), rtol=rtol, atol=atol)
