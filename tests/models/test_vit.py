@@ -239,7 +239,7 @@ def test_vmap_over_members_equals_one_by_one(rng):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     together = jax.vmap(models.apply_fn(model), in_axes=(0, None))(stacked, images)
     one_by_one = jnp.stack([models.apply_fn(model)(member, images) for member in members])
-    # sums of up to 49 numbers, the pixels of a patch, in another order: 49 · 2⁻²⁴ = 3e-6 of their sizes, which are near 1
+    # sums of up to 49 numbers, the pixels of a patch, in another order: 49 · 2⁻²⁴ = 3e-6 of their sizes, near 1
     np.testing.assert_allclose(together, one_by_one, rtol=1e-5, atol=1e-5)
 
 
