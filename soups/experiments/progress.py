@@ -5,9 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import jax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from soups.lazy import jax
 
 
 @contextlib.contextmanager
@@ -17,19 +15,34 @@ def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Cal
     Both are measured from the first report on, before which programs are compiled; until there is a second, from the
     start.
     """
-    show = _bar if sys.stdout.isatty() and jax.process_index() == 0 else _lines
+    show = _bar if sys.stdout.isatty() and _is_first() else _lines
     with show(what, total, unit, done) as advance:
         yield advance
 
 
 def say(text: str) -> None:
     """Print a line at once."""
-    if jax.process_index() == 0:
+    if _is_first():
         print(text, flush=True)
+
+
+def _is_first():
+    # who has not imported JAX has no other processes, and a merge of files shall not wait for it
+    return "jax" not in sys.modules or jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def _bar(what, total, unit, done):
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
