@@ -76,6 +76,7 @@ CASES = {
     "dropout, nothing dropped": lambda m: of_task_vectors(ties.dropout, m["plain"], probability=0.0, alpha=0.5),
     "model stock, two members": lambda m: of_task_vectors(ties.model_stock, m["plain"], "ab"),
     "model stock, three members": lambda m: of_task_vectors(ties.model_stock, m["plain"]),
+    "geometric median, ten steps": lambda m: of_members(ties.geometric_median, m["plain"], maxiter=10),
     "geometric median": lambda m: of_members(ties.geometric_median, m["plain"]),
     "share of elements that DARE keeps": lambda m: {"value": np.mean(factors(m) != 0)},
     "mean factor of an element in DARE": lambda m: {"value": np.mean(factors(m))},
