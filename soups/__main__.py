@@ -1,7 +1,24 @@
-"""Let `python -m soups` be the command `soups`."""
+"""Be the command `soups`, also as `python -m soups`."""
 
+import os
+import signal
 import sys
 
-from soups.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command and return its exit code; a signal ends it in one line from the first import on."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
+    from soups.cli import main as command
+
+    return command()
+
+
+def _stop(number, _):
+    os.write(2, b"soups: stopped\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -94,3 +94,8 @@ def ratio(xp, a, b, known, otherwise=0):
 def matmul(a, b):
     """Multiply matrices or vectors; accelerators would otherwise round the factors of float32."""
     return a @ b if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else jnp.matmul(a, b, precision="highest")
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """View an array as its bytes in C order, which every hash can read (bfloat16 has no buffer format)."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -464,19 +464,22 @@ def _map(function, *nests):
     return function(*nests)
 
 
-def remembered(function: Callable[[Part], Any]) -> Callable[[Part], Any]:
-    """Return a function of the same arrays, each of which the host works out once; it keeps masks as bits."""
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of the same arrays of a part, each worked out once on the host; it keeps masks as bits.
+
+    Further arguments must follow from the part.
+    """
     known: dict[tuple[str, int], np.ndarray] = {}
 
-    def again(part):
+    def again(part, *more):
         if part.xp is not np:
-            return function(part)
+            return function(part, *more)
         place, like = (part.name, part.start), part.leaves[0]
         if place in known:
             array = known[place]
             bits = array.dtype == np.uint8
             return np.unpackbits(array, count=like.size).view(bool).reshape(like.shape) if bits else array
-        found = function(part)
+        found = function(part, *more)
         known[place] = np.packbits(found) if found.dtype == bool else found
         return found
 

@@ -19,7 +19,7 @@ def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Cal
     so the time to go is known from the second such report on. What comes before the first one, when programs are
     compiled, counts only until there is a better measure.
     """
-    show = _bar if sys.stdout.isatty() and jax.process_index() == 0 else _lines
+    show = _bar if sys.stdout.isatty() and _is_first() else _lines
     with show(what, total, unit, done) as advance:
         yield advance
 
@@ -47,8 +47,13 @@ def watched(function: Callable, what: str, total: int, unit: str) -> Iterator[Ca
 
 def say(text: str) -> None:
     """Print a line at once."""
-    if jax.process_index() == 0:
+    if _is_first():
         print(text, flush=True)
+
+
+def _is_first():
+    # who has not imported JAX has no other processes, and a merge of files shall not wait for it
+    return "jax" not in sys.modules or jax.process_index() == 0
 
 
 @contextlib.contextmanager

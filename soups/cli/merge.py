@@ -25,6 +25,7 @@ hosts, the same command on each: --coordinator auto on a TPU pod or under SLURM,
 import contextlib
 import ctypes
 import io
+import re
 import time
 
 from soups import merging
@@ -107,12 +108,19 @@ def _connect(options):
         raise ValueError("--processes and --process go together: how many there are, and which of them this is")
     if options.coordinator != "auto" and (options.coordinator is None) != (options.processes is None):
         raise ValueError("several hosts need --coordinator HOST:PORT, --processes and --process")
+    if options.process is not None and not 0 <= options.process < options.processes:
+        raise ValueError(f"--process is a number from 0 to --processes - 1, not {options.process}")
     if not options.coordinator:
         return True
+    if options.coordinator != "auto" and not re.fullmatch(r".+:\d{1,5}", options.coordinator):
+        raise ValueError(f"--coordinator is HOST:PORT, or auto, not {options.coordinator!r}")
     import jax
 
     several = () if options.coordinator == "auto" else (options.coordinator, options.processes, options.process)
-    jax.distributed.initialize(*several)
+    try:
+        jax.distributed.initialize(*several)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--coordinator {options.coordinator}: {str(error).splitlines()[0]}") from error
     return jax.process_index() == 0
 
 

@@ -50,6 +50,10 @@ def recipe_text(options, settings) -> tuple[str, str]:
         if elsewhere := [*fields, *(["models"] if options.members else [])]:
             raise ValueError(f"settings belong into the recipe file: {', '.join(elsewhere)}")
         return _with(_text(options.recipe, "no recipe file at"), asked, options.recipe), options.recipe
+    return _dumped(_recipe(options, settings) | fields | asked), "the command line"
+
+
+def _recipe(options, settings):
     for name in [*options.members, *filter(None, [options.base])]:
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise ValueError(f"the name {name} is not UTF-8, as a recipe must be: rename it, or give a link to it")
@@ -64,7 +68,7 @@ def recipe_text(options, settings) -> tuple[str, str]:
         if name not in method.of_member or len(values) != len(options.members):
             one = "one value" if name in method.files else "one value, or one"
             raise ValueError(f"--{name}: {one} for each of the {len(options.members)} members")
-    recipe = {
+    return {
         "vocabulary": "published",
         "merge_method": options.method,
         "models": [
@@ -73,7 +77,6 @@ def recipe_text(options, settings) -> tuple[str, str]:
         ],
         "parameters": {name: values[0] for name, values in settings.items() if name not in lists},
     }
-    return _dumped(recipe | fields | asked), "the command line"
 
 
 def _with(text, asked, where):

@@ -24,6 +24,7 @@ import numpy as np
 from soups.cli.options import Parser, path_argument
 from soups.cli.show import say, table
 from soups.formats.tensors import CheckpointError, nested
+from soups.formats.text import parse_json
 from soups.merging.lora import open_with_lora
 from soups.merging.sources import open_model
 from soups.pool import Pool
@@ -70,10 +71,7 @@ def verify(options, run) -> int:
 
 def add(options, run) -> int:
     """Add the weights of a checkpoint, of any format that can be merged, as a member."""
-    try:
-        metadata = json.loads(options.metadata)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"--metadata is not JSON: {error}") from error
+    metadata = parse_json(options.metadata, "--metadata")
     there = open_with_lora(options.checkpoint, open_model)
     for note in [*there.notes, *(f"{alias} is tied to {name} and not added" for alias, name in there.aliases.items())]:
         say(note)

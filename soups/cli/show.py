@@ -84,7 +84,7 @@ def parse_size(text: str) -> int:
     """
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kMGT]?B)?", text.strip(), re.IGNORECASE | re.ASCII)
     if not found:
-        raise ValueError(f"{text!r} is not a size; 2GB is one, with {', '.join(SUFFIXES)}")
+        raise ValueError(f"{text.strip()!r} is not a size; 2GB is one, with {', '.join(SUFFIXES)}")
     factors = {suffix.upper(): factor for suffix, factor in SUFFIXES.items()}
     return int(float(found[1]) * factors[(found[2] or "B").upper()])
 

@@ -3,6 +3,7 @@
 import collections
 import math
 import pathlib
+import re
 import struct
 
 import ml_dtypes
@@ -131,7 +132,7 @@ def _info(machine):
 def _leaves(infos, end, metadata, path, size):
     _check_numbers(infos, path)
     alignment = metadata.get("general.alignment", "32")
-    if not alignment.isdecimal() or not 0 < int(alignment) <= 1 << 20:
+    if not re.fullmatch("[0-9]{1,8}", alignment) or not 0 < int(alignment) <= 1 << 20:
         raise CheckpointError(f"{path} has an alignment that is no number of bytes, {short(alignment)}")
     start = math.ceil(end / int(alignment)) * int(alignment)
     leaves = []

@@ -5,7 +5,7 @@ import pathlib
 
 from soups.formats.tensors import CheckpointError, Header
 from soups.formats.text import check_file, check_stand_in
-from soups.formats.weights import weights_by_name
+from soups.formats.weights import check_no_moments, weights_by_name
 
 # the modules that read them; each is imported when such a file is met
 SUFFIXES = {".safetensors": "safetensors", ".gguf": "gguf", ".npz": "npz"}
@@ -22,7 +22,7 @@ def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
     Raises:
         FileNotFoundError: nothing is there.
         UnsafeCheckpointError: its pickle asks for more than tensors.
-        CheckpointError: not a file, damaged, or of no kind that is known; as `weights`.
+        CheckpointError: not a file, damaged, or of no kind that is known; as `weights`; the state of an optimizer.
         OSError: it cannot be read.
     """
     size = check_file(path)
@@ -33,6 +33,7 @@ def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
         return read(path, tree)
     header = read(path)
     if tree is None and kind != "npz":
+        check_no_moments((leaf.name for leaf in header.leaves), path)
         return header
     leaves, aliases, left = weights_by_name(header.leaves, header.aliases, path, tree)
     return header._replace(leaves=leaves, aliases=aliases, ignored=[*header.ignored, *left])

@@ -301,7 +301,8 @@ def _from_chunks(name, place, kind, array, where, store):
 
     def leaf():
         stored = opened()
-        return Leaf(name, array.shape, array.dtype, place.item, None, array.nbytes, None, stored.read, stored.making)
+        like = name, array.shape, array.dtype, place.item, None, array.nbytes
+        return Leaf(*like, None, stored.read, stored.making, array.chunk_rows)
 
     return leaf
 

@@ -32,7 +32,8 @@ class Leaf:
     `offset`: of its raw, little-endian, C-contiguous bytes in `file`, or None where they are not contiguous; `strided`
     then has the offset of its first element and its strides in bytes. `nbytes`: prod(shape) times the item size.
     `load` makes the part at an index of a tensor whose bytes cannot be mapped, such as a compressed one, and takes
-    `making` bytes of memory for all of it.
+    `making` bytes of memory for all of it. `chunk_rows`: how many indices of the first axis share a row of chunks, of a
+    tensor of several such rows; a part of whole ones costs no more than itself.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Leaf:
     strided: tuple[int, tuple[int, ...]] | None = None
     load: Callable[[Any], np.ndarray] | None = dataclasses.field(default=None, repr=False, compare=False)
     making: int = 0
+    chunk_rows: int = 0
 
 
 class Header(NamedTuple):
@@ -94,6 +96,9 @@ class Tensors(Protocol):
     def making(self, name: str) -> int:
         """Count the bytes of memory that it takes to make a tensor; 0 where it is mapped."""
 
+    def chunk_rows(self, name: str) -> int:
+        """Return how many indices of the first axis a row of chunks has; 0 for a tensor that is read whole."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Tensors):
@@ -119,6 +124,10 @@ class Checkpoint(Tensors):
     def making(self, name: str) -> int:
         """Count the bytes of memory that it takes to make a tensor; 0 where it is mapped."""
         return self._leaf(name).making
+
+    def chunk_rows(self, name: str) -> int:
+        """Return how many indices of the first axis a row of chunks has; 0 for a tensor that is read whole."""
+        return self._leaf(name).chunk_rows
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Map a tensor, read-only, in its own shape and dtype; an alias gives the tensor that it is tied to.

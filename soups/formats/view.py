@@ -86,3 +86,8 @@ class View:
         name = self.aliases.get(name, name)
         made = [2 * 4 * int(np.prod(self.changed[name].shape))] if name in self.changed else []
         return sum(made) + self.checkpoint.making(name)
+
+    def chunk_rows(self, name: str) -> int:
+        """Return how many indices of the first axis a row of chunks has; 0 for a tensor that is read or made whole."""
+        name = self.aliases.get(name, name)
+        return 0 if name in self.changed else self.checkpoint.chunk_rows(name)

@@ -123,6 +123,12 @@ def several(where: Any, names: Iterable[str]) -> CheckpointError:
     return CheckpointError(f"{where} holds several trees that could be the weights: {listed(names)}; {_OPTIONS}")
 
 
+def check_no_moments(names: Iterable[str], where: Any) -> None:
+    """Raise a CheckpointError if some of the tensors of a plain file are the state of an optimizer of torch."""
+    if found := [name for name in names if "exp_avg_sq" in name and "exp_avg_sq" in re.split("[./]", name)]:
+        raise CheckpointError(f"{where} holds the state of an optimizer: {listed(found, 3)}; {_OPTIONS}")
+
+
 def left_out(names: Sequence[str]) -> tuple[str, ...]:
     """Return the note that says what was left out, or none."""
     return (f"left out: {listed(names)}",) if names else ()

@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from soups import engine
 from soups.files import cannot_write, replace_file, sweep_unfinished, sync_folder, unfinished
 from soups.formats import safetensors
 from soups.formats.text import read_json
 from soups.names import check_name
 
 SHARD_BYTES = 5_000_000_000
+PIECE = 2**22  # bytes that are given to the disk together
 INDEX = "model.safetensors.index.json"
 
 Spec = tuple[tuple[int, ...], np.dtype]
@@ -111,8 +113,10 @@ class Writer:
         if self.is_done(shard):
             return
         file = self._files[shard]
-        file.finish()
-        replace_file(_note(file), json.dumps({"xxh3_128": _digest(file.path)}))
+        file.check_whole()
+        # the bytes are in memory still: they are read while the disk writes them
+        digest, _ = engine.in_threads(lambda step: step(), [lambda: _digest(file.path), file.finish])
+        replace_file(_note(file), json.dumps({"xxh3_128": digest}))
         self._done.add(shard)
 
     def finish(self) -> None:
@@ -162,6 +166,7 @@ def write_safetensors(
         file.create()
         for name, array in arrays.items():
             file.write(name, array, 0)
+        file.check_whole()
         file.finish()
         with file.named_errors():
             os.replace(file.path, path)
@@ -221,9 +226,11 @@ class _File:
         with self._lock:
             self._written[name].append((start, start + array.size))
 
-    def finish(self):
+    def check_whole(self):
         if lacking := [name for name in self.places if not self._is_whole(name)]:
             raise ValueError(f"{self.path.name} is not finished, these are not wholly written: {', '.join(lacking)}")
+
+    def finish(self):
         with self.named_errors():
             os.fsync(self._descriptor)
         self.close()
@@ -250,10 +257,14 @@ class _File:
 
 
 def _write_at(descriptor, content, offset):
-    content = memoryview(content)
+    content, start = memoryview(content), offset
     while content:
         written = os.pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written
+    first, last = start // PIECE, offset // PIECE
+    if last > first and hasattr(os, "posix_fadvise"):
+        # the disk begins with pieces that are full, so that the sync at the end waits for the last ones alone
+        os.posix_fadvise(descriptor, first * PIECE, (last - first) * PIECE, os.POSIX_FADV_DONTNEED)
 
 
 def _allocate(descriptor, size):

@@ -51,6 +51,11 @@ class Array:
         """Return the number of bytes of a chunk, unpacked."""
         return self.dtype.itemsize * math.prod(self.chunk)
 
+    @property
+    def chunk_rows(self) -> int:
+        """Return how many indices of the first axis a row of chunks has; 0 if there is but one row."""
+        return self.chunk[0] if self.shape and self.chunk[0] < self.shape[0] else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
@@ -167,7 +172,7 @@ def dtype_of(name: Any, where: str) -> np.dtype:
         found = getattr(ml_dtypes, name, None) or getattr(np, "bool_" if name == "bool" else name, None)
         if isinstance(found, type):
             return np.dtype(found)
-    raise CheckpointError(f"{where} has elements of {short(json.dumps(name))}: only numbers and booleans are read")
+    raise CheckpointError(f"{where} has elements of {short(str(name))}: only numbers and booleans are read")
 
 
 def _zarr2(described, where):

@@ -20,7 +20,7 @@ from soups.merging import ties
 from soups.merging.adapter_names import find_tensors, is_part, sort_parts
 from soups.merging.comparing import kind_of
 from soups.merging.hub import cached_model, how_to_download
-from soups.merging.sources import MODEL_FILES
+from soups.merging.sources import MODEL_FILES, split_pool
 from soups.names import bounded, pattern, shown
 
 CONFIG, FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
@@ -80,10 +80,9 @@ def absolute_reference(model: str) -> str:
     if adapter is not None:
         return f"{absolute_reference(path)}+{os.path.abspath(cached_model(adapter))}"
     path = cached_model(path)
-    for mark in ("", ":", "@"):  # a path, POOL:MEMBER, or PATH@TREE
-        place, mark, rest = path.rpartition(mark) if mark else (path, "", "")
+    for place in (path, split_pool(path)[0], path.rpartition("@")[0]):  # a path, POOL:MEMBER, or PATH@TREE
         if place and os.path.exists(place):
-            return f"{os.path.abspath(place)}{mark}{rest}"
+            return f"{os.path.abspath(place)}{path[len(place) :]}"
     return path
 
 

@@ -22,6 +22,7 @@ _CODES = re.compile(
 )
 _SCALES = ("_scale", "_scale_inv", "_scales", "_amax")
 _SETTINGS = ("quantization_config", "compression_config")
+_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "qmodel.pt")  # beside config.json
 
 
 def check_meaning(job: Job, checkpoints: Mapping) -> list[str]:
@@ -34,7 +35,7 @@ def check_meaning(job: Job, checkpoints: Mapping) -> list[str]:
     """
     read = functools.cache(read_config)  # many members may lie in one folder
     configs = {model: read(folder_of(checkpoint)) for model, checkpoint in checkpoints.items()}
-    lines = [_quantised(model, checkpoint.leaves, configs[model] or {}) for model, checkpoint in checkpoints.items()]
+    lines = [_quantised(model, checkpoint, configs[model] or {}) for model, checkpoint in checkpoints.items()]
     wrong = list(filter(None, lines))
     differing, notes = differing_configs(configs)
     wrong += differing
@@ -81,11 +82,12 @@ def _promoted(one, other):
         return np.dtype(ml_dtypes.bfloat16 if one.itemsize == 1 else np.float32)
 
 
-def _quantised(model, leaves, config):
+def _quantised(model, checkpoint, config):
     """Return a line that says how a model is quantised; none for floats of 8 bits without scales."""
-    settings = _settings(config)
+    leaves, folder = checkpoint.leaves, folder_of(checkpoint)
     codes = [name for name, leaf in leaves.items() if _is_code(name, leaf, leaves)]
-    reasons = [f"its config.json has {setting}" for setting in settings[:1]]
+    reasons = [f"its config.json has {setting}" for setting in _settings(config)[:1]]
+    reasons += [f"{name} lies in its folder" for name in _FILES if (folder / name).exists()][:1]
     reasons += [f"{len(codes)} of its tensors are codes or their scales, such as {shown(codes[0])}"] if codes else []
     return f"  ~ {model} is quantised: {'; '.join(reasons)}: dequantise it first" if reasons else ""
 
@@ -104,6 +106,8 @@ def _settings(config):
 def _is_code(name, leaf, leaves):
     if not name.endswith((".weight", ".bias")) and _CODES.search(name):  # these two are most names
         return True
+    if name.endswith((".scales", ".zeros")) and f"{name.rpartition('.')[0]}.weight" not in leaves:
+        return True  # of codes that are not there
     if leaf.dtype.itemsize > 1 or leaf.dtype == bool:
         return False
     cut = max(name.rfind("."), name.rfind("/"))

@@ -1,9 +1,14 @@
-"""Find merging methods by name: in this library's words, as published, and in mergekit's, as mergekit does them."""
+"""Find merging methods by name, as published or as mergekit does them, and build their recipes."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import traceback
+
+from soups.engine import Recipe
 from soups.merging.mergekit import MERGEKIT
-from soups.names import did_you_mean
+from soups.names import did_you_mean, shown
 from soups.recipes.declare import ELSEWHERE, METHODS, Method
 from soups.recipes.declare import REQUIRED as REQUIRED
 
@@ -37,3 +42,63 @@ def find_method(name: str, vocabulary: str, kind: str = "method") -> Method:
     if name in elsewhere:
         raise ValueError(f"{kind} {name!r} {elsewhere[name]}")
     raise ValueError(f"unknown {kind} {name!r}{did_you_mean(str(name), methods)}; soups merge --methods lists all")
+
+
+def build(method: Method, own: list[dict], shared: dict, has_base: bool, tensor: str) -> Recipe:
+    """Return the recipe of a method with its settings at a tensor, as `Method.build`; errors name both.
+
+    What a user's own function raises, here or later in its recipe, is a ValueError with the place in its file.
+
+    Raises:
+        ValueError: settings that the method does not allow.
+    """
+    with _told(method, [tensor]):
+        recipe = method.build(own, shared, has_base)
+    return recipe if _is_ours(method) else _guarded(recipe, method)
+
+
+def _is_ours(method):
+    return method.function.__module__.startswith("soups.")
+
+
+def _guarded(recipe, method):
+    """Return the recipe of a user's method, of which every error says where it came from."""
+    at, reading = [""], []  # the tensor that is measured, and what was raised when its members were read
+
+    def followed(parts):
+        try:
+            for part in parts:
+                at[0] = part.name
+                yield part
+        except Exception as error:
+            reading.append(error)
+            raise
+
+    def measure(parts):
+        with _told(method, at, reading):
+            return recipe.measure(lambda: followed(parts()))
+
+    def merge(part, measured):
+        with _told(method, [part.name]):
+            return recipe.merge(part, measured)
+
+    return dataclasses.replace(recipe, merge=merge, measure=measure)
+
+
+@contextlib.contextmanager
+def _told(method, tensor, others=()):
+    """Name the method and the tensor in what a method raises; faults of this library's own are not hidden."""
+    try:
+        yield
+    except Exception as error:
+        ours = _is_ours(method)
+        if error in others or isinstance(error, MemoryError) or (ours and not isinstance(error, ValueError)):
+            raise
+        what = str(error) if ours else f"{type(error).__name__}: {error}{_place(error, method)}"
+        raise ValueError(f"{method.name} of {shown(tensor[0])}: {what}") from error
+
+
+def _place(error, method):
+    file = method.function.__code__.co_filename
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({file}, line {lines[-1]})" if lines else ""

@@ -12,7 +12,7 @@ from soups.formats.tensors import nested, separator
 from soups.lazy import jax, orbax
 from soups.merging.lora import CONFIG
 from soups.merging.planning import Plan
-from soups.merging.sources import in_pool
+from soups.merging.sources import in_pool, split_pool
 from soups.names import bounded, shown
 
 _DEPTH = 64  # of nested dicts
@@ -74,7 +74,7 @@ def split_member(out: str | os.PathLike) -> tuple[str, str]:
     Raises:
         ValueError: it is not of this form.
     """
-    pool, _, name = str(out).rpartition(":")
+    pool, name = split_pool(out)
     if not pool or not name:
         raise ValueError(f"a member of a pool is POOL:NAME, not {str(out)!r}")
     return pool, name

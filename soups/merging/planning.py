@@ -10,11 +10,12 @@ import numpy as np
 from soups import tree
 from soups.engine import BLOCK, Recipe
 from soups.formats import Checkpoint
-from soups.merging import buffers, stacks, ties
+from soups.merging import bands, buffers, stacks, ties
 from soups.merging.alignment import aligned
 from soups.merging.comparing import Findings, kind_of, leaf_of, settle_copied
 from soups.merging.lora import open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest
+from soups.merging.methods import build
 from soups.merging.recipe_file import Job, is_member, odd_filters, settings_at
 from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
@@ -92,16 +93,17 @@ class Plan:
         largest = max((output.size for output in merged), default=0)
         inputs = max(len(output.members) for output in self.outputs) + 1
         whole = any(output.recipe.unit == "leaf" for output in merged)
-        block = 4 * (largest if whole else BLOCK) * (3 * inputs + 4) + max(map(self._making, merged), default=0)
+        block = 4 * (largest if whole else BLOCK) * (3 * inputs + 4) + self._making(merged)
         block += 32 * largest if self.job.align else 0  # a tensor of both models, in float64 and in order
         if any(output.recipe.scope == "model" for output in merged):  # it is measured once
             ranked = 4 * min(sum(output.size for output in merged), _select.GATHERED)
             return OTHER + max(ranked, threads * block)
-        return OTHER + threads * (block + 4 * min(2 * largest, _select.GATHERED))
+        measures = whole or any(output.recipe.measure is not Recipe.measure for output in merged)
+        return OTHER + threads * (block + measures * 4 * min(2 * largest, _select.GATHERED))
 
-    def _making(self, output):
-        """Count the bytes of the inputs of a tensor that are made when they are read."""
-        return sum(self.checkpoints[model].making(tensor) for model, tensor in output.sources)
+    def _making(self, outputs):
+        """Count the bytes of the inputs that are made when they are read, of the tensor with the most."""
+        return max((bands.making(self.checkpoints, output) for output in outputs), default=0)
 
 
 def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str, str] | None = None) -> Plan:
@@ -213,7 +215,7 @@ class _Planner:
         dtypes = dict.fromkeys(leaves[pair].dtype for pair in (*members, *([base] if base else [])))
         if len(dtypes) > 1 and settings:
             self.mixed.add(name)
-        recipe = self._recipe(*settings, base is not None) if settings else None
+        recipe = self._recipe(name, *settings, base is not None) if settings else None
         like = leaves[members[0]]
         return Output(name, tuple(like.shape), self._dtype(like, dtypes), members + files, base, recipe)
 
@@ -254,11 +256,11 @@ class _Planner:
             self._settings[key] = settings_at(self.job, part, source, Place(tensor, depth)) if same else None
         return self._settings[key] or settings_at(self.job, part, source, Place(tensor, depth))
 
-    def _recipe(self, own, shared, has_base):
+    def _recipe(self, name, own, shared, has_base):
         """Return the recipe for these settings, the one that other tensors with the same settings have."""
         key = (*(tuple(settings.values()) for settings in [*own, shared]), has_base)
         if key not in self._recipes:
-            self._recipes[key] = self.job.definition.build(own, shared, has_base)
+            self._recipes[key] = build(self.job.definition, own, shared, has_base, name)
         return self._recipes[key]
 
     def _files(self, shared, own, base, members):

@@ -158,18 +158,28 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
         raise ValueError(f"{where} must be a mapping with merge_method and models or slices")
     vocabulary = check_name(given.get("vocabulary") or "mergekit", VOCABULARIES, f"vocabulary of {where}")
     ignored = _Ignored(where) if vocabulary == "mergekit" else None
-    given = _fields(given, KEYS, where, ignored)
+    given = _of_module(_fields(given, KEYS, where, ignored), where)
+    job = _alone(_job(given, vocabulary, text, seed, where, ignored))
+    if job.align and job.files:
+        raise ValueError(f"{where}: align would leave the units of {job.files[0]} as they are: align its model before")
+    _check_models(job, where)
+    _check_required(job, where)
+    return job
+
+
+def _job(given, vocabulary, text, seed, where, ignored):
     method = given.get("merge_method")
     if method is None:
         raise ValueError(f"{where} has no merge_method{_beside(ignored.notes('') if ignored else ())}")
     if not isinstance(method, str):
         raise ValueError(f"{where}: merge_method must be the name of a method, not {brief(method)}")
     definition = find_method(method, vocabulary, "merge_method")
-    given = _of_module(given, where)
     slices, base = _slices(given, definition, where, ignored)
     for field in ("keep_first", "only_tensors"):
         if field in given:
             pattern(given[field], f"{where}: {field}")
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise ValueError(f"the seed of {where} must be a number of 64 bits, not {seed}")
     if vocabulary == "mergekit" and "models" in given and definition.base == "none":
         slices = (_with_base(slices[0], base),)
     job = Job(
@@ -189,13 +199,7 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
         text=text,
         notes=(*(ignored.notes(method) if ignored else ()), *_module_notes(given)),
     )
-    job = dataclasses.replace(job, tokenizer=parse_rule(given, job.models, where))
-    if job.align and job.files:
-        raise ValueError(f"{where}: align would leave the units of {job.files[0]} as they are: align its model before")
-    job = _alone(job)
-    _check_models(job, where)
-    _check_required(job, where)
-    return job
+    return dataclasses.replace(job, tokenizer=parse_rule(given, job.models, where))
 
 
 class _Ignored:

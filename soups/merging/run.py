@@ -17,12 +17,13 @@ from soups.formats.tensors import nested
 from soups.formats.text import read_json
 from soups.formats.weights import ALL
 from soups.lazy import orbax
+from soups.merging import bands
 from soups.merging.lora import absolute_reference
 from soups.merging.places import check_place, held_place, split_member
 from soups.merging.planning import Output, Plan
 from soups.merging.planning import plan as make_plan
 from soups.merging.recipe_file import parse_recipe
-from soups.merging.sources import open_model
+from soups.merging.sources import open_model, split_pool
 
 FORMAT = "soups.merge/1"
 THREADS = engine.THREADS
@@ -151,7 +152,7 @@ def merge_to_pool(
     path, name = split_member(out)
     merged, made = _merge_in_memory(plan, threads, progress)
     pool = Pool(path)
-    own = all(model.rpartition(":")[0] == path for model in plan.job.models)
+    own = all(split_pool(model)[0] == path for model in plan.job.models)
     return pool.add(name, merged, {"merge": made}, base=pool.base if own else None)
 
 
@@ -218,7 +219,7 @@ def read_record(out) -> dict:
         return _checked_record(read_json(note), note)
     from soups.pool import Pool
 
-    pool, _, name = str(out).rpartition(":")
+    pool, name = split_pool(out)
     members = Pool(pool) if pool else {}
     if name in members and "merge" in members.record(name)["metadata"]:
         return members.record(name)["metadata"]["merge"]
@@ -272,7 +273,16 @@ def merged_blocks(plan: Plan, output: Output, shared, digests: Digests) -> Itera
 
     `shared`: what the recipe measured, if its scope is the model.
     """
-    return engine.blocks(_leaf(plan, output, digests), shared, plan.job.dtype or np.float32)
+    leaf, at_least = _leaf(plan, output, digests), plan.job.dtype or np.float32
+    cut = bands.cut(plan.checkpoints, output)
+    if len(cut) == 1:
+        return engine.blocks(leaf, shared, at_least)
+    return bands.blocks(leaf, cut, _reader(plan, output), shared, at_least)
+
+
+def _reader(plan, output):
+    """Return what reads a band of all that a tensor of the output is made of."""
+    return lambda band: [plan.checkpoints[model].read(tensor, (band, ...)) for model, tensor in output.sources]
 
 
 def record(plan: Plan, digests: Digests) -> dict:
@@ -294,7 +304,13 @@ def record(plan: Plan, digests: Digests) -> dict:
 
 def _measure_model(plan):
     """Measure what a method of scope "model" needs, over all tensors."""
-    leaves = [_leaf(plan, output, {}) for output in plan.outputs]
+    outputs = [output for output in plan.outputs if output.recipe]
+    if not outputs or outputs[0].recipe.scope != "model":
+        return None
+    leaves = []
+    for output in outputs:
+        cut = bands.cut(plan.checkpoints, output)
+        leaves += bands.banded(_leaf(plan, output, {}), cut, _reader(plan, output))
     return engine.measure_model(leaves, plan.job.dtype or np.float32)
 
 
@@ -304,11 +320,6 @@ def _summary(digests, model):
         {(tensor, digest) for found in digests.values() for name, tensor, digest in found if name == model}
     )
     return {"tensors": len(tensors), "digest": xxhash.xxh3_128_hexdigest(json.dumps(tensors).encode())}
-
-
-def digest_of(array: np.ndarray) -> str:
-    """Return the digest of an array's bytes, as records have it."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _stored(there, name, output):
@@ -387,6 +398,6 @@ def _still_same(plan, digests):
         checkpoint = plan.checkpoints.get(model)
         if checkpoint is None or tensor not in {*checkpoint.leaves, *checkpoint.aliases}:
             return False
-        return digest_of(checkpoint.read(tensor)) == digest
+        return bands.digest_of(checkpoint, tensor) == digest
 
     return all(engine.in_threads(same, pairs.items()))

@@ -15,10 +15,11 @@ from soups import engine
 from soups.formats.tensors import nested
 from soups.formats.view import View
 from soups.lazy import jax, jnp, orbax
+from soups.merging.bands import digest_of
 from soups.merging.comparing import leaf_of
 from soups.merging.places import held_place
 from soups.merging.planning import Plan
-from soups.merging.run import THREADS, Digests, Progress, begin_orbax, digest_of, finish_orbax, merged_blocks, record
+from soups.merging.run import THREADS, Digests, Progress, begin_orbax, finish_orbax, merged_blocks, record
 from soups.processes import on_all_processes, on_first_process
 
 Programs = dict[tuple, Any]  # compiled programs
@@ -195,7 +196,7 @@ def _digests(plan: Plan) -> Digests:
 
     def hashed(pair):
         model, tensor = pair
-        return [*pair, digest_of(plan.checkpoints[model].read(tensor))]
+        return [*pair, digest_of(plan.checkpoints[model], tensor)]
 
     def share():
         with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 from soups.files import local_path
 from soups.formats import CheckpointError, open_checkpoint
@@ -28,22 +29,27 @@ def open_model(reference: str | os.PathLike) -> Tensors:
             of a member.
         ValueError: the pool has no such member, or the member holds NaN or infinity; a URL.
     """
+    if in_pool(local_path(reference)):
+        return _member(*split_pool(reference))
     path, tree = _split(reference)
-    pool, _, member = str(path).rpartition(":")
-    if in_pool(path):
-        if tree not in (None, ALL):
-            raise ValueError(f"{reference}: a member of a pool is one tree, of which {listed([tree])} cannot be chosen")
-        return _member(pool, member)
     if (path / _POOL).is_file():
-        return _member(path, None)
+        return _member(path, "")
     hugging_face = any((path / name).exists() for name in MODEL_FILES)
     return orbax.open_orbax(path, tree) if not hugging_face and is_orbax(path) else open_checkpoint(path, tree)
 
 
 def in_pool(path: str | pathlib.Path) -> bool:
     """Say whether a path is POOL:NAME of a pool that is there."""
-    pool = str(path).rpartition(":")[0]
+    pool = split_pool(path)[0]
     return bool(pool) and (pathlib.Path(pool) / _POOL).is_file()
+
+
+def split_pool(reference: str | os.PathLike) -> tuple[str, str]:
+    """Return pool and name of POOL:NAME; behind a pool that is there the name may have a ":" itself."""
+    text = str(reference)
+    pools = [text[: mark.start()] for mark in re.finditer(":", text)]
+    pool = next((pool for pool in pools if pool and (pathlib.Path(pool) / _POOL).is_file()), (pools or [""])[-1])
+    return pool, text[len(pool) + 1 :]
 
 
 def _split(reference):
@@ -58,10 +64,15 @@ def _member(path, name):
     from soups.pool import Pool
 
     pool = Pool(path, must_exist=True)
-    if name is None:
+    if not name:
         raise CheckpointError(
             f"{path} is a pool: name a member, such as {path}:{pool.names[0] if pool.names else 'NAME'}"
         )
+    before, _, tree = name.rpartition("@")
+    if name not in pool and before in pool:
+        if tree != ALL:
+            raise ValueError(f"{path}:{name}: a member of a pool is one tree, of which {tree!r} cannot be chosen")
+        name = before
     check_name(name, pool.names, f"member of {pool.path}")
     if nonfinite := pool.record(name)["nonfinite_leaves"]:
         raise ValueError(f"{pool.path}:{name} holds NaN or infinity in {listed(nonfinite)}")

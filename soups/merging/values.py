@@ -60,26 +60,29 @@ def check(value: Value, where: str, kind: type) -> None:
 
     0 and 1 may stand for false and true, as some programs write them.
     """
-    if isinstance(value, list):
-        if not value:
-            raise ValueError(f"{where} is an empty list")
-        mappings = [isinstance(item, Mapping) for item in value]
-        if any(mappings) and not all(mappings):
-            raise ValueError(f"{where} mixes numbers with filters: give every number a filter, or none")
-        for item in value:
-            if isinstance(item, Mapping):
-                if unknown := set(item) - {"filter", "value"}:
-                    raise ValueError(f"{where}: a filter has 'filter' and 'value', not {sorted(unknown)[0]!r}")
-                if "value" not in item:
-                    raise ValueError(f"{where}: a filter without a value: {brief(dict(item))}")
-                if not isinstance(item.get("filter", "*"), str | None):
-                    raise ValueError(f"{where}: a filter is part of a tensor's name, not {brief(item['filter'])}")
-                check(item["value"], f"{where}[{item.get('filter', '*')}]", kind)
-            elif isinstance(item, list):
-                raise ValueError(f"{where} is a list of lists")
-            else:
-                check(item, where, kind)
+    if not isinstance(value, list):
+        _check_scalar(value, where, kind)
         return
+    if not value:
+        raise ValueError(f"{where} is an empty list")
+    if len({isinstance(item, Mapping) for item in value}) > 1:
+        raise ValueError(f"{where} mixes numbers with filters: give every number a filter, or none")
+    for item in value:
+        if isinstance(item, list):
+            raise ValueError(f"{where} is a list of lists")
+        if not isinstance(item, Mapping):
+            _check_scalar(item, where, kind)
+            continue
+        if unknown := set(item) - {"filter", "value"}:
+            raise ValueError(f"{where}: a filter has 'filter' and 'value', not {sorted(unknown)[0]!r}")
+        if "value" not in item:
+            raise ValueError(f"{where}: a filter without a value: {brief(dict(item))}")
+        if not isinstance(item.get("filter", "*"), str | None):
+            raise ValueError(f"{where}: a filter is part of a tensor's name, not {brief(item['filter'])}")
+        check(item["value"], f"{where}[{item.get('filter', '*')}]", kind)
+
+
+def _check_scalar(value, where, kind):
     if kind is bool and value in (0, 1):
         return
     number = isinstance(value, int | float)

@@ -12,10 +12,11 @@ import numpy as np
 import xxhash
 
 from soups import engine
+from soups.arrays import as_bytes
 from soups.formats.tensors import listed, nested
 from soups.lazy import orbax
 from soups.pool import _paths
-from soups.pool._member import Member, as_bytes, hash_file, relative_files, stored_name
+from soups.pool._member import Member, hash_file, relative_files, stored_name
 from soups.tree import Tree
 
 _PACKAGES = ("soups", "jax", "flax", "orbax-checkpoint", "numpy")

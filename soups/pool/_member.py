@@ -94,11 +94,11 @@ class Member:
 
     def making(self, name: str) -> int:
         """Count the bytes that it takes to make a leaf: 0 where it is mapped."""
-        leaf = self.leaves[name]
-        if name in self._raw or not leaf.nbytes:
-            return 0
-        self._prepare()
-        return self._stored(name, leaf).making
+        return 0 if self._is_mapped(name) else self._stored(name).making
+
+    def chunk_rows(self, name: str) -> int:
+        """Return how many indices of the first axis a row of a leaf's chunks has; 0 for one that is read whole."""
+        return 0 if self._is_mapped(name) else self._stored(name).chunk_rows
 
     def load(self) -> Tree:
         """Compare every file and return nested dicts of read-only NumPy arrays, mapped where they lie raw."""
@@ -149,11 +149,16 @@ class Member:
         elif name in self._raw:
             return self._mapped(leaf).view(leaf.dtype).reshape(leaf.shape)[index]
         else:
-            array = self._opened.read(self._stored(name, leaf).name, index)
+            array = self._opened.read(self._stored(name).name, index)
         array.flags.writeable = False
         return array
 
-    def _stored(self, name, leaf):
+    def _is_mapped(self, name):
+        return name in self._raw or not self.leaves[name].nbytes
+
+    def _stored(self, name):
+        self._prepare()
+        leaf = self.leaves[name]
         stored = self._opened.leaves.get(stored_name(self.record["leaves"][name]))
         if stored is None or (stored.shape, stored.dtype) != (leaf.shape, leaf.dtype):
             raise self._error([f"leaf {shown(name)} is not in the checkpoint with the shape and dtype of the record"])
@@ -223,11 +228,6 @@ def nested(record: dict, values: dict[str, Any]) -> Tree:
 def stored_name(entry: dict) -> str:
     """Return the name that a leaf has in its checkpoint."""
     return entry.get("stored") or "/".join(entry["keys"])
-
-
-def as_bytes(array: np.ndarray) -> np.ndarray:
-    """View an array as its bytes in C order, which every hash can read (bfloat16 has no buffer format)."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def hash_file(path: pathlib.Path) -> str:

@@ -53,11 +53,7 @@ def flatten(tree: Tree, what: str) -> Flat:
             problems.append(f"the tree itself is a {type(leaf).__name__}, not a container of named arrays")
         elif _is_empty(leaf):
             flat.empty.append({"keys": keys, "kind": "None" if leaf is None else "container"})
-        elif name in flat.arrays:
-            problems.append(f"{shown(name)} is the name of two leaves, at {flat.keys[name]} and at {keys}")
-        elif _HALF.search(name):
-            problems.append(f"{shown(name)} is no text: it holds half a character")
-        elif problem := _problem(leaf):
+        elif problem := _problem(name, keys, leaf, flat):
             problems.append(f"{shown(name)} {problem}")
         else:
             flat.arrays[name], flat.keys[name] = leaf, keys
@@ -133,9 +129,13 @@ def _key(entry):
             return {"child": getattr(entry, "key", str(entry))}
 
 
-def _problem(leaf):
+def _problem(name, keys, leaf, flat):
     import jax
 
+    if name in flat.arrays:
+        return f"is the name of two leaves, at {flat.keys[name]} and at {keys}"
+    if _HALF.search(name):
+        return "is no text: it holds half a character"
     if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
         module = type(leaf).__module__.partition(".")[0]
         kind = f"{'' if module == 'builtins' else module + '.'}{type(leaf).__name__}"

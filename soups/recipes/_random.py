@@ -8,6 +8,7 @@ import xxhash
 from soups.lazy import jnp
 
 CHUNK = 2**16  # numbers that the host draws at a time
+_PLACES = np.arange(CHUNK, dtype=np.uint32)
 
 
 def uniform(seed: int, name: str, part, shape: tuple[int, ...]):
@@ -39,6 +40,7 @@ def _key(stream, start):
 
 
 def _hash(key, place):
+    """Scramble places with a key, NumPy's in place."""
     # keys before and after the first scrambling: no two streams are one, shifted
     place += key[3]
     place ^= key[0]
@@ -65,7 +67,8 @@ def _on_host(stream, start, size):
     while done < size:
         # a block is small enough for the cache and does not cross element 2**32, where the key changes
         number = min(size - done, CHUNK - (start + done) % CHUNK)
-        key = _key(stream, start + done)
-        numbers[done : done + number] = _hash(key, np.arange(number, dtype=np.uint32))
+        place = numbers[done : done + number]
+        place[:] = _PLACES[:number]
+        _hash(_key(stream, start + done), place)
         done += number
     return numbers

@@ -53,8 +53,8 @@ def trim(density: float, *, surplus: int = 0, rescale: bool = False) -> Sparsifi
             return None
         return kth_magnitudes(lambda: (part.vector(index) for part in parts()), size, [size - kept + 1])[0]
 
-    def mask(part, index, threshold):
-        return None if threshold is None else abs(part.vector(index)) >= threshold
+    def mask(part, index, vector, threshold):
+        return None if threshold is None else abs(vector) >= threshold
 
     return _sparsifier(mask, find, norm=rescale)
 
@@ -74,8 +74,8 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
     if density >= 1:
         return KEEP_ALL
 
-    def mask(part, index, _):
-        return _random.below(density, seed, f"drop/{index}", part, part.leaves[index].shape)
+    def mask(part, index, vector, _):
+        return _random.below(density, seed, f"drop/{index}", part, vector.shape)
 
     return _sparsifier(mask, factor=1.0 / density if rescale == "probability" else 1.0, norm=rescale == "norm")
 
@@ -104,8 +104,8 @@ def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> S
         low, *high = kth_magnitudes(lambda: (part.vector(index) for part in parts()), size, places)
         return low, high[0] if top else None
 
-    def mask(part, index, thresholds):
-        magnitude, (low, high) = abs(part.vector(index)), thresholds
+    def mask(part, index, vector, thresholds):
+        magnitude, (low, high) = abs(vector), thresholds
         return (magnitude >= low) if high is None else (magnitude >= low) & (magnitude < high)
 
     return _sparsifier(mask, find, norm=rescale)
@@ -129,22 +129,27 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
         raise ValueError(f"density ± epsilon must lie in (0, 1], but they are {density} ± {epsilon}")
     _check_random(seed, rescale)
 
-    def chosen(part, index):
-        probability = _rank_probability(part.xp, part.vector(index), density, epsilon)
-        drawn = _random.uniform(seed, f"magprune/{index}", part, part.leaves[index].shape)
+    def chosen(part, index, vector):
+        probability = _rank_probability(part.xp, vector, density, epsilon)
+        drawn = _random.uniform(seed, f"magprune/{index}", part, vector.shape)
         return drawn < probability, probability
 
     def apply(part, index, _):
-        vector, (kept, probability) = part.vector(index), chosen(part, index)
+        vector = part.vector(index)
+        kept, probability = chosen(part, index, vector)
         return masked(vector / probability.astype(vector.dtype), kept)
 
     if rescale == "probability":
         return Sparsifier(apply, unit="row")
-    return _sparsifier(lambda part, index, _: chosen(part, index)[0], norm=rescale == "norm", unit="row")
+
+    def mask(part, index, vector, _):
+        return chosen(part, index, vector)[0]
+
+    return _sparsifier(mask, norm=rescale == "norm", unit="row")
 
 
 def _sparsifier(mask, find=None, *, factor=1.0, norm=False, unit="element"):
-    """Return the one that keeps where `mask(part, index, found)` holds, or all where that is None.
+    """Return the one that keeps where `mask(part, index, vector, found)` holds, or all where that is None.
 
     `found` is what `find(parts, index)` finds; what is kept is multiplied by `factor`, or by `norm` has the L1 norm of
     the scope again.
@@ -152,14 +157,15 @@ def _sparsifier(mask, find=None, *, factor=1.0, norm=False, unit="element"):
 
     def measure(parts, index):
         found = find(parts, index) if find else None
-        kept = engine.remembered(lambda part: mask(part, index, found))
+        kept = engine.remembered(lambda part, vector: mask(part, index, vector, found))
         if not norm or (find and found is None):
             return found, factor, None
         return found, _l1_ratio(parts, index, kept), kept
 
     def apply(part, index, measured):
         found, ratio, remembered = measured or (None, factor, None)
-        vector, kept = part.vector(index), remembered(part) if remembered else mask(part, index, found)
+        vector = part.vector(index)
+        kept = remembered(part, vector) if remembered else mask(part, index, vector, found)
         return vector if kept is None else scaled(masked(vector, kept), ratio)
 
     return Sparsifier(apply, measure if find or norm else None, unit)
@@ -207,12 +213,12 @@ def _ranks_on_host(vector):
 
 
 def _l1_ratio(parts, index, mask):
-    """Return |τ|_1 / |m ⊙ τ|_1 over the parts, of masks m(part); 1 where either is nearly zero."""
+    """Return |τ|_1 / |m ⊙ τ|_1 over the parts, of masks m(part, τ); 1 where either is nearly zero."""
 
     def norms(part):
         vector = part.vector(index)
         magnitude = abs(vector)
-        return arrays.total(part.xp, magnitude), arrays.total(part.xp, masked(magnitude, mask(part)))
+        return arrays.total(part.xp, magnitude), arrays.total(part.xp, masked(magnitude, mask(part, vector)))
 
     before, after = engine.sum_over(parts, norms)
     xp = next(iter(parts())).xp

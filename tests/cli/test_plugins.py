@@ -194,3 +194,34 @@ def test_a_name_that_is_taken_is_an_error(plugin, tmp_path, capsys):
     second = shutil.copy(plugin, tmp_path / "second.py")
     assert main(["merge", "--plugin", str(second), "--methods"]) == 2
     assert "there is a method 'sign_mean' already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("return Recipe(lambda part, _: {}[part.name])", 6),
+        ("return Recipe(lambda part, _: part.leaves[0], lambda parts: [1 / 0 for part in parts()])", 6),
+        ("raise TypeError(f'no {inputs.number}')", 6),
+    ],
+    ids=["merge", "measure", "recipe"],
+)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_a_method_raises_is_one_line_with_method_tensor_and_cause(tmp_path, models, capsys, body, line, sharded):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from soups.recipes import Recipe, method\n\n\n@method()\ndef wrong(inputs):\n    {body}\n")
+    words = ["--plugin", str(file), "--method", "wrong", "--members", *(str(models[0][name]) for name in "ab")]
+    words += ["--format", "orbax", "--sharded"] if sharded else []
+    assert main(["merge", *words, "--out", str(tmp_path / "out")]) == 2
+    METHODS.pop("wrong")
+    cause = "KeyError: 'w'" if "{}" in body else "ZeroDivisionError: " if "1 / 0" in body else "TypeError: no 2"
+    err = capsys.readouterr().err
+    assert err.startswith(f"soups merge: wrong of w: {cause}")
+    assert err.endswith(f"({file}, line {line})\n") and err.count("\n") == 1
+
+
+def test_damage_is_not_taken_for_a_fault_of_a_method(plugin, models, tmp_path, capsys):
+    paths, trees = models
+    write_safetensors(paths["a"], {"w": np.full_like(trees["a"]["w"], np.nan)})
+    words = ["--method", "sign_mean", "--base", str(paths["base"]), "--members", str(paths["a"])]
+    assert main(["merge", "--plugin", str(plugin), *words, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"soups merge: {paths['a']}: w holds NaN or infinity; leave it out\n"

@@ -116,3 +116,18 @@ def test_a_closed_pipe_is_quiet(quick_start):
     with subprocess.Popen(words, env=quick_start, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_ends_it_in_one_line(quick_start, tmp_path, number):
+    # a module that the command imports waits for the signal
+    (tmp_path / "argparse.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    path = os.pathsep.join([str(tmp_path), quick_start.get("PYTHONPATH", "")])
+    words = [sys.executable, "-m", "soups", "merge"]
+    process = subprocess.Popen(
+        words, env=quick_start | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (128 + number, "soups: stopped\n")

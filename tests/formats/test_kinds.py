@@ -132,3 +132,13 @@ def test_what_reads_other_kinds_is_not_imported(tmp_path):
     others = ["gguf", "msgpack", "npz", "orbax", "torch_file", "zarr", "archive", "zipfile", "tensorstore", "jax"]
     made = subprocess.run([sys.executable, "-c", code, path, *others], capture_output=True, text=True, check=True)
     assert made.stdout == "set()\n"
+
+
+def test_the_state_of_an_optimizer_is_not_taken_for_weights(tmp_path):
+    leaves = {f"{part}.w": np.ones(2, np.float32) for part in ("model", "optimizer.exp_avg", "optimizer.exp_avg_sq")}
+    path = write_safetensors(tmp_path / "state.safetensors", leaves)
+    with pytest.raises(CheckpointError, match=r"holds the state of an optimizer: 'optimizer.exp_avg_sq.w'; choose one"):
+        open_checkpoint(path)
+    assert list(open_checkpoint(path, "model").leaves) == ["w"] and set(open_checkpoint(path, ".").leaves) == set(
+        leaves
+    )

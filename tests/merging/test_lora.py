@@ -278,50 +278,6 @@ def test_several_adapters_add(models, trees, adapter):
         opened(f"{models['a']}+{first}", third)
 
 
-# --- Names of the model ---
-
-
-@pytest.mark.parametrize(
-    ("own", "adapters"),
-    [
-        ("language_model.model.layers.0.q", "model.language_model.layers.0.q"),
-        ("model.language_model.layers.0.q", "language_model.model.layers.0.q"),
-        ("model.layers.0.q", "model.language_model.layers.0.q"),
-        ("language_model.lm_head", "lm_head"),
-        ("visual.blocks.0.q", "model.visual.blocks.0.q"),
-        ("vision_tower.layers.0.q", "model.vision_tower.layers.0.q"),
-        ("layers.0.q", "transformer.layers.0.q"),
-        ("model.layers.0.q", "layers.0.q"),
-    ],
-)
-def test_other_spellings_of_the_same_modules(small, tmp_path, adapter, own, adapters):
-    weight = normal(4, 3)
-    model = small.write_model(tmp_path / "model", {f"{own}.weight": weight, "other.weight": weight})
-    folder, leaves = adapter({adapters: (4, 3)})
-    view = opened(model, folder)
-    assert set(view.changed) == {f"{own}.weight"}
-    near(view.read(f"{own}.weight"), weight + delta(leaves, adapters))
-
-
-def test_names_that_could_be_those_of_two_towers_are_an_error(small, tmp_path, adapter):
-    towers = {f"{tower}.layers.{i}.q.weight": normal(4, 4) for tower in ("text_model", "vision_model") for i in (0, 1)}
-    model = small.write_model(tmp_path / "model", towers)
-    folder, _ = adapter({f"layers.{i}.q": (4, 4) for i in (0, 1)})
-    with pytest.raises(ValueError, match="could be those of several modules") as error:
-        opened(model, folder)
-    assert "text_model.layers.0.q.weight (after 'text_model.')" in str(error.value)
-    assert "vision_model.layers.0.q.weight (after 'vision_model.')" in str(error.value)
-
-
-@pytest.mark.parametrize("layers", [(0, 0), (0, 1)], ids=["the same layer", "other layers"])
-def test_two_towers_do_not_land_on_one_trunk(small, tmp_path, adapter, layers):
-    model = small.write_model(tmp_path / "model", {f"layers.{i}.q.weight": normal(4, 4) for i in (0, 1)})
-    towers = ("text_model", "vision_model")
-    folder, _ = adapter({f"{tower}.layers.{i}.q": (4, 4) for tower, i in zip(towers, layers, strict=True)})
-    with pytest.raises(ValueError, match=r"text_model.layers.0.q.weight and others like it"):
-        opened(model, folder)
-
-
 # --- Several parts for one tensor ---
 
 

@@ -56,6 +56,7 @@ QUANTISED = {
     "fp8 with the scale of its module": {f"{MODULE}.weight": code(F8), f"{MODULE}.scale": code(np.float32, ())},
     "whole numbers of stacked experts": {"experts.down_proj": code(np.int8), "experts.down_proj_scale": code(BF16)},
     "quanto": {f"{MODULE}.weight._data": code(np.int8), f"{MODULE}.weight._scale": code(BF16)},
+    "scales without their codes": {"o_proj.scales": code(np.float16)},
     "whole numbers": {f"{MODULE}.weight": code(np.uint8)},
 }
 
@@ -75,6 +76,13 @@ def test_quantised_models_are_refused_by_their_config(planned, tmp_path, method,
     config = {"quantization_config": {"quant_method": method}}
     with pytest.raises(ValueError, match=rf"a is quantised: its config.json has a quantization_config of {method}"):
         planned({}, config={part: config} if part else config)
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+def test_quantised_models_are_refused_by_the_files_beside_them(small, tmp_path, name):
+    (small.write_model(tmp_path / "a", small.tensors(1)) / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"a is quantised: {name} lies in its folder: dequantise it first"):
+        small.plan({"merge_method": "passthrough", "models": [{"model": tmp_path / "a"}]})
 
 
 def test_one_model_alone_is_looked_at_too(small, tmp_path):

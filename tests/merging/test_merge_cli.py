@@ -251,6 +251,9 @@ def test_a_merge_may_be_sharded_over_all_devices(cli, refused, small, tmp_path):
     refused(*orbax, "--process", 0, message="--processes and --process go together")
     refused(*orbax, "--coordinator", "x:1", message="several hosts need --coordinator HOST:PORT, --processes and")
     refused(*orbax, "--processes", 2, "--process", 0, message="several hosts need --coordinator HOST:PORT")
+    hosts = [*orbax, "--processes", 2, "--coordinator"]
+    refused(*hosts, "x:1", "--process", 2, message="--process is a number from 0 to --processes - 1, not 2")
+    refused(*hosts, "x", "--process", 0, message="--coordinator is HOST:PORT, or auto, not 'x'")
     alone = [word for word in orbax if word != "--sharded"]
     refused(*alone, "--coordinator", "auto", message="--coordinator needs --sharded")
 

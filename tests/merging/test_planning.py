@@ -367,8 +367,17 @@ def test_memory_grows_with_blocks_and_what_is_ranked(models, small):
 
     assert memory(1, 1000) == block + 8000 and memory(3, 1000) == 3 * (block + 8000)
     assert memory(2, 10**10) == 2 * (block + 4 * _select.GATHERED)
+    linear = small.plan({**recipe, "merge_method": "linear", "parameters": {"weight": 1}})  # the base is a member too
+    assert memory(2, 10**10, linear) == 2 * 4 * BLOCK * (3 * 4 + 4)
     published = small.plan({**recipe, "vocabulary": "published", "parameters": {}})
     ranked = sum(output.recipe is not None for output in made.outputs)
     assert memory(1, 10**6, published) == 4 * 10**6 * ranked
     whole = small.plan({**recipe, "vocabulary": "published", "merge_method": "iso_c", "parameters": {}})
     assert memory(1, 10**6, whole) == 4 * 10**6 * (3 * 3 + 4) + 8 * 10**6
+
+
+def test_weights_that_cancel_in_one_layer_are_named_with_its_tensor(models, small):
+    a, b = models["a"], models["b"]
+    entries = [{"model": a, "parameters": {"weight": 1}}, {"model": b, "parameters": {"weight": [1, -1, 1]}}]
+    with pytest.raises(ValueError, match=r"linear of model.layers.1.self_attn.q_proj.weight: .*sum"):
+        small.plan({"merge_method": "linear", "models": entries})

@@ -390,3 +390,9 @@ def test_the_plan_has_the_notes(models, small):
         f"'t' is ignored: linear has no such parameter (in parameters of {models['a']})",
         "the filter 'mpl' is part of no tensor's name",
     )
+
+
+@pytest.mark.parametrize("seed", [1 << 63, -(1 << 63) - 1, 10**30])
+def test_a_seed_has_64_bits(seed):
+    with pytest.raises(ValueError, match="the seed of the recipe must be a number of 64 bits, not "):
+        parse_recipe("{merge_method: linear, models: [{model: a, parameters: {weight: 1}}]}", seed=seed)

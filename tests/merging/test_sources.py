@@ -235,3 +235,15 @@ def test_an_output_of_several_trees_is_verified_whole(tmp_path):
     assert merge_py("--verify", tmp_path / "orbax") == 0
     assert merge_py(*command, f"{tmp_path}/pool:m", "--format", "pool") == 0
     assert merge_py("--verify", f"{tmp_path}/pool:m") == 0
+
+
+@pytest.mark.parametrize("name", ["a:b", "a@b", "a@.", "../a", "a+b", ":"])
+def test_a_member_of_any_name_is_an_input_and_an_output(tmp_path, name):
+    pool = Pool(tmp_path / "pool")
+    pool.add(name, MEMBERS[0])
+    command = ["--method", "passthrough", "--members", f"{tmp_path}/pool:{name}", "--format", "pool", "--out"]
+    assert merge_py(*command, f"{tmp_path}/pool:{name}{name}") == 0
+    assert merge_py("--verify", f"{tmp_path}/pool:{name}{name}") == 0
+    record = Pool(tmp_path / "pool").record(name + name)
+    assert [entry["path"] for entry in record["metadata"]["merge"]["inputs"].values()] == [f"{tmp_path}/pool:{name}"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pool"]

@@ -193,7 +193,7 @@ def test_user_errors_are_one_line_and_2(cli, pool, tmp_path):
         (("show", pool.path, "god"), "did you mean 'good'?"),
         (("remove", pool.path, "good", "god"), "no member 'god'"),
         (("add", pool.path, "new", tmp_path / "none"), "no checkpoint at"),
-        (("add", pool.path, "new", tmp_path, "--metadata", "{seed}"), "--metadata is not JSON"),
+        (("add", pool.path, "new", tmp_path, "--metadata", "{seed}"), "--metadata is not valid JSON"),
     ]:
         code, out, err = cli(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
