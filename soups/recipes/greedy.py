@@ -68,30 +68,21 @@ def greedy(
 
 def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[str, Any], *, scores, order, journal):
     """Choose as `greedy` does by its `rules` (mode, accept, metric); `candidates_of(members)` gives `Candidates`."""
-    mode, accept = rules["mode"], rules["accept"]
-    if mode not in ("max", "min") or accept not in ("gt", "ge"):
-        raise ValueError(f"mode must be 'max' or 'min' and accept 'gt' or 'ge', not {mode!r} and {accept!r}")
+    mode = check_name(rules["mode"], ("max", "min"), "mode")
+    accept = check_name(rules["accept"], ("gt", "ge"), "rule to accept by")
     given, members = members, arguments.as_mapping(members)
     names = list(members)
     fixed_order = None if order is None else _resolve(order, names)
-    if scores is not None:
-        if isinstance(scores, Mapping) and isinstance(given, Mapping):  # some of a pool's may be left out
-            scores = {name: score for name, score in scores.items() if name in members or name not in given}
-        scores = {
-            n: float(score) for n, score in zip(names, arguments.per_member(scores, names, "scores"), strict=True)
-        }
+    scores = None if scores is None else _scores_of(scores, given, members)
     log = Journal(journal, {"recipe": "greedy", **rules, "members": names, "order": fixed_order, "scores": scores})
     candidates = candidates_of(members)
     if fixed_order is None and scores is None:
         scores = _individual(names, candidates, log)
-    sign = 1.0 if mode == "max" else -1.0
+    sign, compare = 1.0 if mode == "max" else -1.0, operator.gt if accept == "gt" else operator.ge
     order = fixed_order or _best_first(scores, sign)
-    compare = operator.gt if accept == "gt" else operator.ge
-
-    def better(score, best):
-        return compare(sign * score, sign * best)
-
-    ingredients, params, score, history = _stir(order, None if fixed_order else scores, candidates, log, better)
+    ingredients, params, score, history = _stir(
+        order, None if fixed_order else scores, candidates, log, lambda new, old: compare(sign * new, sign * old)
+    )
     return Soup(
         params=params,
         recipe={"name": "greedy", **rules},
@@ -100,6 +91,13 @@ def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[s
         score=score,
         digests=digests(members, ingredients),
     )
+
+
+def _scores_of(scores, given, members):
+    if isinstance(scores, Mapping) and isinstance(given, Mapping):  # some of a pool's may be left out
+        scores = {name: score for name, score in scores.items() if name in members or name not in given}
+    values = arguments.per_member(scores, members, "scores")
+    return {name: float(score) for name, score in zip(members, values, strict=True)}
 
 
 def _stir(order, scores, candidates, log, better):
@@ -165,7 +163,7 @@ def _resolve(order, names) -> list[str]:
 
 
 def pick_metric(value: Any, metric: str | None) -> float:
-    """Return the number by which to choose, of what an `evaluate` returned: a number, or metrics by name."""
+    """Return the number to choose by, from what an `evaluate` returned: a number, or metrics by name."""
     if not isinstance(value, Mapping):
         if metric is not None:
             raise ValueError(f"metric={metric!r} was given, but evaluate returns a number and no mapping")
