@@ -36,7 +36,7 @@ def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
 
 
 def by_name(members: Members) -> Mapping[str, tree.Tree]:
-    """Return members by name as `as_mapping`, those of a pool that are not finite too.
+    """Return members by name as `as_mapping` does, with those of a pool that are not finite.
 
     Raises:
         ValueError: as `as_mapping`.
@@ -45,27 +45,21 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
         raise ValueError(f"members are a sequence or mapping of trees, or a pool, not a {type(members).__name__}")
     if not isinstance(members, Mapping):
         members = {str(index): member for index, member in enumerate(members)}
-    if type(members) is dict:
-        members = {
-            name: member.params if getattr(member, "is_soup", False) else member for name, member in members.items()
-        }
     if not len(members):
         raise ValueError("no members were given: at least one (finite) member is needed")
-    if not hasattr(members, "usable"):
-        # what JAX takes apart lies in memory; members of other mappings are read when they are asked for
-        arrays = (
-            [] if jax.tree_util.all_leaves([members]) else [n for n, member in members.items() if _is_array(member)]
+    # what JAX takes apart lies in memory; members of other mappings are read when they are asked for
+    if hasattr(members, "usable") or jax.tree_util.all_leaves([members]):
+        return members
+    if arrays := [name for name, member in members.items() if _is_array(member)]:
+        raise ValueError(
+            f"members are trees, but {', '.join(map(repr, arrays[:5]))} are arrays, as the leaves of one tree "
+            "would be: give a list of trees, or {name: tree}"
         )
-        if arrays:
-            raise ValueError(
-                f"members are trees, but {', '.join(map(repr, arrays[:5]))} are arrays, as the leaves of one tree "
-                "would be: give a list of trees, or {name: tree}"
-            )
-    return members
+    return {name: member.params if getattr(member, "is_soup", False) else member for name, member in members.items()}
 
 
 def per_member(values: Any, members: Iterable[str], kind: str) -> list[Any]:
-    """Return one value for each member, of a single value, several in their order, or a mapping by their names.
+    """Return one value for each member, from a single value, several in their order, or a mapping by their names.
 
     Raises:
         ValueError: not one for each member, or in no order; `kind` says of what.
@@ -90,9 +84,9 @@ def per_member(values: Any, members: Iterable[str], kind: str) -> list[Any]:
 
 
 def setting(value: Any, default: Any, name: str) -> Any:
-    """Return a setting that is of the kind of its default: one finite number, a whole one, a boolean, or text.
+    """Return a setting of the same kind as its default: a finite number, a whole number, a boolean, or text.
 
-    Numbers may be traced, or arrays without an axis. What has a default of another kind is returned as it is.
+    Numbers may be traced, or arrays without axes. If the default is of no such kind, the value is returned as it is.
 
     Raises:
         ValueError: it is something else; `name` says which setting.
@@ -114,7 +108,7 @@ def setting(value: Any, default: Any, name: str) -> Any:
 
 
 def marked(value: Any, members: Iterable[str]) -> list[bool]:
-    """Return for each member whether it is the one that is named, by its name or its index; None marks none.
+    """Return for each member whether it is the one that is given by its name or its index; None marks none.
 
     Raises:
         ValueError: there is no such member.
@@ -127,7 +121,7 @@ def marked(value: Any, members: Iterable[str]) -> list[bool]:
 
 
 def place_of(member: str | int, names: Sequence[str]) -> int:
-    """Return the place of a member that is given by its name or its place.
+    """Return the index of a member that is given by its name or its index.
 
     Raises:
         ValueError: there is no such member.
@@ -138,10 +132,10 @@ def place_of(member: str | int, names: Sequence[str]) -> int:
 
 
 def check_weights(weights: Sequence[Any]) -> Sequence[Any]:
-    """Return weights that averages divide by, unless one is negative or not finite, or all are zero.
+    """Return weights by whose sum an average divides.
 
     Raises:
-        ValueError: they are.
+        ValueError: one is negative or not finite, or all are zero.
     """
     if not tree.traced(weights):
         numbers = np.asarray([float(weight) for weight in weights])
@@ -150,18 +144,27 @@ def check_weights(weights: Sequence[Any]) -> Sequence[Any]:
     return weights
 
 
-def check_within(name: str, value: Any, interval: str) -> None:
-    """Raise a ValueError unless a number, not a traced one, lies in an interval such as "(0, 1]"."""
-    low, high = map(float, interval[1:-1].split(","))
-    number = setting(value, 0.0, name)
+def check_within(name: str, value: Any, interval: str, *, whole: bool = False) -> Any:
+    """Return a number that lies in an interval such as "(0, 1]" or "[1, inf)", or that is traced.
+
+    Raises:
+        ValueError: it lies elsewhere, is no finite number, or no `whole` one.
+    """
+    bounds = interval[1:-1].split(", ")
+    low, high = map(float, bounds)
+    number = setting(value, 0 if whole else 0.0, name)
     if tree.traced(number):
-        return
+        return number
     if not low <= number <= high or (number == low and interval[0] == "(") or (number == high and interval[-1] == ")"):
-        raise ValueError(f"{name} must be in {interval}, not {value}")
+        above = "above" if interval[0] == "(" else "at least"
+        raise ValueError(
+            f"{name} must be {f'in {interval}' if high < math.inf else f'{above} {bounds[0]}'}, not {value}"
+        )
+    return number
 
 
 def shares(weights: Sequence[Any]) -> list[Any]:
-    """Return weights divided by their sum; weights of any size, of which traced ones are not checked.
+    """Return weights of any size divided by their sum; traced ones are not checked.
 
     Raises:
         ValueError: they sum to zero.
@@ -174,7 +177,7 @@ def shares(weights: Sequence[Any]) -> list[Any]:
 
 
 def balanced(weights: Sequence[float]) -> list[float]:
-    """Return weights times the power of two, which changes no bit, that makes the largest about 1."""
+    """Return weights times a power of two, which is exact, so that the largest is about 1."""
     exponent = max(math.frexp(weight)[1] for weight in weights)
     return [math.ldexp(weight, -exponent) for weight in weights]
 

@@ -1,9 +1,10 @@
-"""Add and multiply arrays of NumPy or JAX, always in the same order and at full precision."""
+"""Add and multiply arrays of NumPy or JAX, always in the same order and at full precision; tell their kinds."""
 
 from __future__ import annotations
 
 import functools
 
+import ml_dtypes
 import numpy as np
 
 from soups.lazy import is_jax, jax, jnp
@@ -51,7 +52,7 @@ def _times_in_halves(leaf, number, known):
 
 
 def scalar(value, leaf):
-    """Return a number, traced or not, in the dtype of a leaf, so that strict promotion is content."""
+    """Return a number, traced or not, in the dtype of a leaf, as strict promotion demands."""
     if is_jax(value):
         return value.astype(leaf.dtype)
     return leaf.dtype.type(value)
@@ -80,9 +81,14 @@ def total(xp, array):
     return np.einsum("i->", np.reshape(array, -1)) if xp is np else xp.sum(array)
 
 
+def doubled(array):
+    """Return a NumPy array in float64 or complex128."""
+    return array.astype(np.promote_types(array.dtype, np.float64), copy=False)
+
+
 def wide_pairs(vector):
     """Return the elements of a NumPy vector in float64, of complex ones the real and imaginary parts."""
-    wide = vector.astype(np.promote_types(vector.dtype, np.float64), copy=False)
+    wide = doubled(vector)
     return wide.view(np.float64) if wide.dtype == np.complex128 else wide
 
 
@@ -99,3 +105,73 @@ def matmul(a, b):
 def as_bytes(array: np.ndarray) -> np.ndarray:
     """View an array as its bytes in C order, which every hash can read (bfloat16 has no buffer format)."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+# --- Kinds of leaves ---
+
+
+def is_array(leaf) -> bool:
+    """Say whether a leaf is an array of numbers, or the shape and dtype of one."""
+    try:
+        dtype = np.dtype(leaf.dtype)
+        return (
+            leaf.shape is not None
+            and not isinstance(leaf, np.ma.MaskedArray)
+            and (dtype.kind == "b" or (dtype.kind != "m" and jnp.issubdtype(dtype, np.number)))
+        )
+    except (AttributeError, TypeError):  # Python's own, or another library's; NumPy knows no PRNG keys
+        return False
+
+
+def is_float(leaf) -> bool:
+    """Say whether a leaf holds floats, which are mixed, or integers and booleans, which are copied."""
+    return _is_inexact(leaf.dtype)
+
+
+@functools.cache
+def _is_inexact(dtype):
+    if not isinstance(dtype, np.dtype):
+        return False
+    if dtype.kind != "V":
+        return dtype.kind in "fc"
+    try:
+        return bool(ml_dtypes.finfo(dtype))
+    except ValueError:
+        return False
+
+
+def is_complex(leaf) -> bool:
+    """Say whether a leaf holds complex numbers."""
+    return np.dtype(leaf.dtype).kind == "c"
+
+
+def namespace(leaves):
+    """Return numpy if all arrays are NumPy's, else jax.numpy."""
+    return np if all(isinstance(leaf, (np.ndarray, np.generic, float)) for leaf in leaves) else jax.numpy
+
+
+def widest(dtypes) -> np.dtype:
+    """Return the narrowest dtype that holds all of some float dtypes: float32 for bfloat16 and float16."""
+    return functools.reduce(_promoted, map(np.dtype, dtypes))
+
+
+@functools.cache
+def _promoted(a, b):
+    if a == b:
+        return a
+    return np.promote_types(*(x if x.kind in "fc" and x.itemsize > 2 else np.dtype(np.float32) for x in (a, b)))
+
+
+def widen_leaves(leaves):
+    """Cast float arrays to the widest of their dtypes and float32."""
+    wide = widest([np.float32, *(leaf.dtype for leaf in leaves)])
+    return [leaf if leaf.dtype == wide else leaf.astype(wide) for leaf in leaves]
+
+
+def is_finite(leaf):
+    """Say whether an array of floats holds neither NaN nor infinity; for a JAX array the answer is one, too."""
+    wide = widen_leaves((leaf,))[0]
+    if is_jax(wide):
+        return jnp.isfinite(wide).all()
+    with np.errstate(all="ignore"):
+        return np.isfinite(total(np, wide)) or np.isfinite(wide).all()  # a sum is faster

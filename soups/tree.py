@@ -13,15 +13,15 @@ import collections
 import functools
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from soups import arrays
+from soups.arrays import is_complex, is_float, namespace, widen_leaves, widest  # noqa: F401 (of leaves, also here)
 from soups.lazy import is_jax, jax, jnp
-from soups.names import MOST, bounded, did_you_mean, differences, pattern, shown
+from soups.names import bounded, did_you_mean, differences, few, pattern, shown
 
 Tree = Any  # a pytree of arrays, in this library mostly nested dicts
 Rules = str | Sequence[tuple[str, Any]]  # ordered (regex, value) pairs, or one regex that selects
@@ -40,7 +40,9 @@ def flatten(tree: Tree) -> dict[str, Any]:
     if len(named) < len(leaves):
         paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
         twice = [name for name, number in collections.Counter(paths).items() if number > 1]
-        raise ValueError(f'two leaves have one name, where a key holds the "/" that joins keys: {_listed(twice)}')
+        raise ValueError(
+            f'two leaves have one name, where a key holds the "/" that joins keys: {few(map(shown, twice))}'
+        )
     return named
 
 
@@ -82,6 +84,9 @@ def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
         ValueError: as `mean`, or not one weight for each tree.
     """
     trees = list(trees)
+    if isinstance(weights, Mapping) or not isinstance(weights, Iterable) or getattr(weights, "ndim", 1) != 1:
+        raise ValueError(f"weights are given in the order of the trees, not as {weights!r:.200}")
+    weights = list(weights)
     if trees and len(weights) != len(trees):
         raise ValueError(f"{len(trees)} trees need {len(trees)} weights, but {len(weights)} were given")
     return _combined(lambda wide: arrays.mix(wide, weights), trees)
@@ -185,10 +190,10 @@ def check_usable(trees: Mapping[str, Tree], *, dtypes: bool = True) -> None:
 
 
 def check_result(result: Tree, given: Mapping[str, Tree]) -> Tree:
-    """Return a result in which NaN and infinity of what was `given` would show, by its labels; it holds none.
+    """Return a result, in which NaN and infinity of the trees that were `given`, by their labels, would show.
 
     Raises:
-        NonFiniteError: it does: what was given does, or it overflows.
+        NonFiniteError: it holds some, because a tree does or because the result overflows.
     """
     if not traced(result) and (bad := nonfinite_names(result)):
         check_finite(given)
@@ -198,7 +203,7 @@ def check_result(result: Tree, given: Mapping[str, Tree]) -> Tree:
 
 
 def overflow(name: str, dtype) -> str:
-    """Return what is said of a leaf of a result that overflows."""
+    """Return the message about a leaf of a result that overflows."""
     return f"the merged {name} overflows {dtype}, though no member does: choose a wider dtype for the result"
 
 
@@ -209,9 +214,9 @@ def all_finite(tree: Tree) -> bool:
 
 def nonfinite_names(tree: Tree) -> list[str]:
     """List the names of the leaves that hold a NaN or an infinity (concrete arrays only)."""
-    check_arrays([tree])
+    check_arrays([tree], abstract=False)
     floats = {name: leaf for name, leaf in flatten(tree).items() if is_float(leaf)}
-    finite = jax.device_get(list(map(_leaf_finite, floats.values())))
+    finite = jax.device_get(list(map(arrays.is_finite, floats.values())))
     return [name for name, holds in zip(floats, finite, strict=True) if not holds]
 
 
@@ -310,7 +315,7 @@ def check_arrays(trees: Sequence[Tree], labels: Sequence[str] | None = None, *, 
     """
 
     def fits(leaf):
-        return _is_array(leaf) and (abstract or hasattr(leaf, "__array__"))
+        return arrays.is_array(leaf) and (abstract or hasattr(leaf, "__array__"))
 
     if all(fits(leaf) for leaf in jax.tree.leaves(trees)):
         return
@@ -344,7 +349,7 @@ def check_copied(
     names = [name for name in flat[0] if not kept.get(name)]
     mixed = [name for name in names if len({_kind(leaves[name]) for leaves in flat}) > 1]
     if mixed:
-        raise ValueError(f"leaves that are complex, real or integers in some members only: {_listed(mixed)}")
+        raise ValueError(f"leaves that are complex, real or integers in some members only: {few(map(shown, mixed))}")
     copied = [name for name in names if not is_float(flat[0][name]) and not is_counter(name)]
     if digests:
         different = [name for name in copied if len({known[name] for known in digests}) > 1]
@@ -353,7 +358,7 @@ def check_copied(
     if different:
         raise ValueError(
             "integer and boolean leaves are copied, not averaged, so they must be identical in all members, or be "
-            f"taken from the first with keep_first=REGEX; these differ: {_listed(different)}"
+            f"taken from the first with keep_first=REGEX; these differ: {few(map(shown, different))}"
         )
 
 
@@ -374,7 +379,7 @@ def cast_like(tree: Tree, like: Tree) -> Tree:
 
 def widen(tree: Tree) -> Tree:
     """Cast float leaves narrower than float32 to float32, and leave the others as they are."""
-    check_arrays([tree])
+    check_arrays([tree], abstract=False)
     return jax.tree.map(lambda leaf: widen_leaves((leaf,))[0] if is_float(leaf) else leaf, tree)
 
 
@@ -406,18 +411,6 @@ def _combine(leaves, arithmetic):
     return arithmetic(widen_leaves(leaves)).astype(leaves[0].dtype)
 
 
-def _is_array(leaf):
-    try:
-        dtype = np.dtype(leaf.dtype)
-        return (
-            leaf.shape is not None
-            and not isinstance(leaf, np.ma.MaskedArray)
-            and (dtype.kind == "b" or jnp.issubdtype(dtype, np.number))
-        )
-    except (AttributeError, TypeError):  # Python's own, or another library's; NumPy knows no PRNG keys
-        return False
-
-
 def _type_of(leaf):
     kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}".removeprefix("builtins.")
     return f"{kind} of {leaf.dtype}" if hasattr(leaf, "dtype") else kind
@@ -426,12 +419,7 @@ def _type_of(leaf):
 def _kind(leaf):
     if not is_float(leaf):
         return "copied"
-    return "complex" if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else "real"
-
-
-def _listed(names):
-    more = [f"and {len(names) - MOST} more"] if len(names) > MOST else []
-    return ", ".join([*map(shown, names[:MOST]), *more])
+    return "complex" if is_complex(leaf) else "real"
 
 
 def _identical(name, leaves):
@@ -446,39 +434,6 @@ def _identical(name, leaves):
     return all(np.array_equal(np.asarray(first), np.asarray(leaf)) for leaf in leaves[1:])
 
 
-def _leaf_finite(leaf):
-    wide = widen_leaves((leaf,))[0]
-    if is_jax(wide):
-        return jnp.isfinite(wide).all()
-    with np.errstate(all="ignore"):
-        return np.isfinite(arrays.total(np, wide)) or np.isfinite(wide).all()  # a sum is faster
-
-
-def is_float(leaf) -> bool:
-    """Say whether a leaf holds floats, which are mixed, or integers and booleans, which are copied."""
-    return _is_inexact(leaf.dtype)
-
-
-@functools.cache
-def _is_inexact(dtype):
-    if not isinstance(dtype, np.dtype) or dtype.kind != "V":
-        return getattr(dtype, "kind", "") in "fc" and isinstance(dtype, np.dtype)
-    try:
-        return bool(ml_dtypes.finfo(dtype))
-    except ValueError:
-        return False
-
-
-def is_complex(leaf) -> bool:
-    """Say whether a leaf holds complex numbers."""
-    return np.dtype(leaf.dtype).kind == "c"
-
-
-def namespace(leaves):
-    """Return numpy if all arrays are NumPy's, else jax.numpy."""
-    return np if all(isinstance(leaf, (np.ndarray, np.generic, float)) for leaf in leaves) else jax.numpy
-
-
 def namespace_of(tree: Tree):
     """Return numpy if all leaves of a tree are NumPy's, else jax.numpy."""
     return namespace(jax.tree.leaves(tree))
@@ -487,21 +442,3 @@ def namespace_of(tree: Tree):
 def traced(values: Any) -> bool:
     """Say whether numbers are not known yet, because a JAX transformation is under way."""
     return "jax" in sys.modules and any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
-
-
-def widest(dtypes) -> np.dtype:
-    """Return the narrowest dtype that holds all of some float dtypes: float32 for bfloat16 and float16."""
-    return functools.reduce(_promoted, map(np.dtype, dtypes))
-
-
-@functools.cache
-def _promoted(a, b):
-    if a == b:
-        return a
-    return np.promote_types(*(x if x.kind in "fc" and x.itemsize > 2 else np.dtype(np.float32) for x in (a, b)))
-
-
-def widen_leaves(leaves):
-    """Cast float arrays to the widest of their dtypes and float32."""
-    wide = widest([np.float32, *(leaf.dtype for leaf in leaves)])
-    return [leaf if leaf.dtype == wide else leaf.astype(wide) for leaf in leaves]

@@ -86,6 +86,29 @@ def test_an_interval_with_or_without_its_ends(interval, inside, outside):
     jax.jit(lambda x: arguments.check_within("it", x, interval))(2.0)  # nobody knows
 
 
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside", "words"),
+    [("[1, inf)", [1, 3.0], [0, -1], "at least 1"), ("(0, inf)", [1, 2], [0, -1], "above 0")],
+)
+def test_an_interval_without_an_upper_end(interval, inside, outside, words):
+    assert [arguments.check_within("it", value, interval, whole=True) for value in inside] == inside
+    for value in outside:
+        with pytest.raises(ValueError, match=f"it must be {words}, not {value}"):
+            arguments.check_within("it", value, interval)
+    for value in (1.5, np.inf, "1", None):
+        with pytest.raises(ValueError, match="it must be a whole number"):
+            arguments.check_within("it", value, interval, whole=True)
+
+
+@pytest.mark.parametrize(
+    "container", [list, lambda members: {"a": members[0], "b": members[1]}, collections.OrderedDict]
+)
+def test_a_soup_stands_for_its_params(container):
+    soup = soups.greedy(MEMBERS[:1], lambda params: 0.0)
+    pairs = [("a", soup), ("b", MEMBERS[1])] if container is collections.OrderedDict else [soup, MEMBERS[1]]
+    np.testing.assert_array_equal(soups.uniform(container(pairs))["w"], soups.uniform(MEMBERS[:2])["w"])
+
+
 def test_a_member_goes_by_name_or_place():
     assert [arguments.place_of(member, ["a", "b", "0"]) for member in ("b", 1, np.int64(1), "0", 0)] == [1, 1, 1, 2, 2]
     for wrong in (3, -1, "c", None):
@@ -234,3 +257,23 @@ def test_diagnose_takes_the_members_that_methods_take():
 def test_settings_of_functions_that_declare_none(call, value):
     with pytest.raises(ValueError, match=r"must be (a finite number|made by)|3 members need 3 values"):
         call(value)
+
+
+COMPLEX = [{"w": (leaf["w"] * (1 + 1j)).astype(np.complex64)} for leaf in MEMBERS]
+TAKE_NO_COMPLEX = {
+    "tall_masks": lambda: soups.tall_masks(COMPLEX, base=COMPLEX[0]),
+    "emr": lambda: soups.emr(COMPLEX, base=COMPLEX[0]),
+    "localize": lambda: soups.localize_dataless(COMPLEX[0], base=COMPLEX[1]),
+    "learned": lambda: soups.learned(COMPLEX, lambda params, batch, temperature: 0.0, [0.0]),
+    "adamerging": lambda: soups.adamerging(COMPLEX, base=COMPLEX[0], apply_fn=abs, batches=[[0]] * 3),
+    "fisher_information": lambda: soups.fisher_information(
+        lambda params, x: x, COMPLEX[0], np.ones((2, 2), np.float32)
+    ),
+    "re-basin": lambda: soups.align(COMPLEX, {"w": (None, "units")}, key=jax.random.key(0)),
+}
+
+
+@pytest.mark.parametrize("name", TAKE_NO_COMPLEX)
+def test_what_orders_or_differentiates_takes_no_complex_leaves(name):
+    with pytest.raises(ValueError, match=f"{name} does not take complex leaves: w"):
+        TAKE_NO_COMPLEX[name]()

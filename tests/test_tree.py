@@ -159,6 +159,7 @@ NO_ARRAYS = {
     "function": (abs, "builtin_function_or_method"),
     "strings": (np.array(["a"]), "numpy.ndarray of <U1"),
     "objects": (np.array([None]), "numpy.ndarray of object"),
+    "spans": (np.zeros(2, "m8[s]"), "numpy.ndarray of timedelta64[s]"),
     "key": (jax.random.key(0), "of key<fry>"),
 }
 TAKES_TREES = {
@@ -273,6 +274,20 @@ def test_no_trees_is_an_error():
 def test_weights_must_be_as_many_as_trees(rng):
     with pytest.raises(ValueError, match="2 trees need 2 weights, but 3"):
         tree.weighted_sum([random_tree(rng)] * 2, [1, 2, 3])
+
+
+@pytest.mark.parametrize("function", ["mean", "weighted_sum", "lerp", "sub", "add_scaled", "all_finite", "widen"])
+def test_shapes_without_numbers_are_named(function):
+    with pytest.raises(ValueError, match=r"w is a jax.*ShapeDtypeStruct of float16"):
+        TAKES_TREES[function]({"w": jax.ShapeDtypeStruct((2,), np.float16)})
+
+
+@pytest.mark.parametrize("weights", [{0: 0.5, 1: 0.5}, 0.5, np.float32(0.5), np.ones((2, 2)), None])
+def test_weights_without_an_order_are_an_error(weights):
+    trees = [{"w": np.ones(2, np.float32)}] * 2
+    with pytest.raises(ValueError, match="weights are given in the order of the trees, not as"):
+        tree.weighted_sum(trees, weights)
+    np.testing.assert_array_equal(tree.weighted_sum(iter(trees), iter([0.5, 0.25]))["w"], [0.75, 0.75])
 
 
 def test_first_matching_rule_wins(rng):

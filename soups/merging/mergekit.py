@@ -90,18 +90,22 @@ def _ramplus_tl(inputs: Inputs, *, epsilon: float = 1e-5, r: float = 0.1, alpha:
 def _task_vectors(name, sparsifier, *, elect, normalize, rescale, **own):
     """Declare a method of task vectors, which all have the same settings but for `own`, those of a member alone.
 
-    `sparsifier(density, rescale, seed, *own)`: densities that keep nothing, or all, are no errors in mergekit.
+    `sparsifier(density, rescale, seed, *own)`: densities that keep nothing, or all, are no errors in mergekit. Without
+    one the density has no effect.
     """
     defaults = {"weight": REQUIRED, "density": 1.0, **own, "normalize": normalize, "rescale": rescale}
     defaults |= {"lambda_": 1.0, "seed": 0, "int8_mask": False}
 
     def recipe(inputs, *, weight, density, normalize, rescale, lambda_, seed, int8_mask, **of_member) -> Recipe:
         """Return the recipe of the task vectors with these settings."""
+
+        def sparse(share, *more):
+            if share >= 1 or not sparsifier:
+                return KEEP_ALL
+            return _ZERO if share <= 0 else sparsifier(share, rescale, seed, *more)
+
         further = list(zip(*of_member.values(), strict=True)) or [()] * inputs.number
-        chosen = [
-            _ZERO if share <= 0 else KEEP_ALL if share >= 1 else sparsifier(share, rescale, seed, *more)
-            for share, more in zip(density, further, strict=True)
-        ]
+        chosen = [sparse(share, *more) for share, more in zip(density, further, strict=True)]
         settings = {"elect": elect, "normalize": normalize, "scale": lambda_, "tie": "positive", "scope": "leaf"}
         return combine_task_vectors.recipe(inputs, sparsify=chosen, weights=weight, **settings)
 
@@ -137,7 +141,7 @@ def _crumbs(share, rescale, seed, gamma):
     return Sparsifier(lambda part, index, seen: seen[0].apply(part, index, seen[1]), measure)
 
 
-_task_vectors("task_arithmetic", lambda *_: KEEP_ALL, elect=False, normalize=False, rescale=False)
+_task_vectors("task_arithmetic", None, elect=False, normalize=False, rescale=False)
 _task_vectors("ties", lambda share, rescale, _: trim(share, rescale=rescale), elect=True, normalize=True, rescale=False)
 _task_vectors("dare_linear", _drop, elect=False, normalize=False, rescale=True)
 _task_vectors("dare_ties", _drop, elect=True, normalize=False, rescale=True)

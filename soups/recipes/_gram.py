@@ -77,14 +77,14 @@ def _row_recipe(coefficients, has_base, mixed, *, columns):
     def merge(part, _):
         xp = part.xp
         vectors = [rows(vector) for vector in (part.vectors if has_base else part.leaves)]
-        wide = [x.astype(np.float64) for x in vectors] if xp is np else vectors
+        wide = list(map(arrays.doubled, vectors)) if xp is np else vectors
         gram = xp.stack([xp.stack([_along_rows(xp, a, b) for b in wide], axis=-1) for a in wide], axis=-1)
         size = _size(gram)
         gram = gram / size[..., None, None] ** 2
         length = None
         if mixed is not None:
             share = _share(xp, gram, mixed)
-            total = arrays.sum_in_order([share[:, i, None] * x for i, x in enumerate(wide)])
+            total = arrays.sum_in_order([share[:, i, None].astype(x.dtype) * x for i, x in enumerate(wide)])
             length = xp.sqrt(_along_rows(xp, total, total)) / size
         weights = coefficients(xp, gram, length, float(np.finfo(vectors[0].dtype).eps))
         total = arrays.sum_in_order([weights[:, i, None].astype(x.dtype) * x for i, x in enumerate(vectors)])
@@ -157,7 +157,7 @@ def _length(xp, gram, mixed, vectors, size):
     share = _share(xp, gram, mixed)
     square = quadratic(gram, share)
     if xp is not np or square < 1e-2:
-        sums = (arrays.mix([x.astype(np.float64) for x in v] if xp is np else v, share) for v in vectors())
+        sums = (arrays.mix(list(map(arrays.doubled, v)) if xp is np else v, share) for v in vectors())
         square = arrays.sum_in_order([arrays.inner(total, total) for total in sums]) / size**2
     return xp.sqrt(xp.maximum(square, 1e-30))  # far below any rounding, and with a finite slope
 

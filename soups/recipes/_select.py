@@ -15,7 +15,7 @@ GATHERED = 2**26  # elements whose patterns may lie in memory together: 256 MB
 def kth_magnitudes(arrays: Callable[[], Iterable], size: int, places: Sequence[int]) -> list:
     """Return for each k in `places` the k-th smallest |x| (1: the smallest) over all `size` elements; zero of none.
 
-    `arrays` gives them anew at each call. Magnitudes order as their bit patterns do, read as integers. NumPy arrays:
+    Each call of `arrays` goes through them anew. Magnitudes order as their bits do, read as integers. NumPy arrays:
     a partition of the patterns, or where there are very many histograms of their halves. JAX arrays, also traced and
     sharded: bisection over the pattern, a count of all elements for each bit. XLA's sort would take seconds on a CPU.
     """

@@ -11,7 +11,7 @@ from soups import arguments, arrays, tree
 from soups.lazy import jax, jit, jnp
 from soups.names import check_name
 from soups.recipes import _mixing, _optimizer
-from soups.recipes.declare import python_only
+from soups.recipes.declare import check_real, python_only
 from soups.recipes.soup import Soup, digests
 
 ApplyFn = Callable[[tree.Tree, Any], Any]
@@ -81,7 +81,7 @@ def adamerge(
     initial: float = 0.3,
     clip: bool = True,
 ) -> Soup:
-    """Do as `adamerging` with task vectors in place of members, which may have been changed before.
+    """Merge as `adamerging` does, from task vectors, which may have been changed before.
 
     AdaMerging++ is this on task vectors that TIES has trimmed to the largest 20 % and to the elected signs.
     `task_vectors`: trees with the names and shapes of `base`, in any float dtypes. All else is as in `adamerging`.
@@ -92,8 +92,6 @@ def adamerge(
     Yang et al., "AdaMerging: Adaptive model merging for multi-task learning", 2023, arXiv 2310.02575.
     """
     settings = _settings(per, steps, learning_rate, initial, clip)
-    if not len(task_vectors):
-        raise ValueError("no task vectors were given: at least one is needed")
     vectors = arguments.as_mapping(task_vectors)
     trees = {"base": base, **{f"task vector {name}": vector for name, vector in vectors.items()}}
     tree.check_usable(trees, dtypes=False)
@@ -102,14 +100,15 @@ def adamerge(
 
 def _settings(per, steps, learning_rate, initial, clip):
     check_name(per, ("member", "leaf"), "value of per")
-    if steps < 1 or not learning_rate > 0:
-        raise ValueError(f"steps and learning_rate must be above 0, not {steps} and {learning_rate}")
-    if not np.isfinite(initial) or (clip and not 0 <= initial <= 1):
-        raise ValueError(f"initial must be {'in [0, 1], where clip leaves it' if clip else 'finite'}, not {initial}")
+    steps = arguments.check_within("steps", steps, "[1, inf)", whole=True)
+    arguments.check_within("learning_rate", learning_rate, "(0, inf)")
+    arguments.check_within("initial", initial, "[0, 1]" if clip else "(-inf, inf)")
     return {"per": per, "steps": steps, "learning_rate": learning_rate, "initial": initial, "clip": clip}
 
 
 def _merge(vectors, base, apply_fn, batches, recipe, digests):
+    for weights in (base, *vectors.values()):
+        check_real(recipe["name"], tree.flatten(weights))
     apply_fns = (
         [apply_fn] * len(vectors) if callable(apply_fn) else arguments.per_member(apply_fn, vectors, "apply_fns")
     )

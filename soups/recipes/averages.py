@@ -71,9 +71,9 @@ def weighted(members: arguments.Members, weights, *, keep_first: str | None = No
     """
     members = arguments.as_mapping(members)
     if isinstance(weights, Mapping):
-        names = [check_name(name, members, "member") for name in weights]
-        members = members.select(names) if hasattr(members, "select") else {name: members[name] for name in names}
-        weights = list(weights.values())
+        weights = {check_name(str(name), members, "member"): weight for name, weight in weights.items()}
+        chosen = list(weights)
+        members = members.select(chosen) if hasattr(members, "select") else {name: members[name] for name in chosen}
     return linear(members, weights=weights, normalize=False, keep_first=keep_first)
 
 
@@ -86,11 +86,11 @@ def running_mean(mean: tree.Tree, member: tree.Tree, count) -> tree.Tree:
     the weights along one training run this is stochastic weight averaging (SWA).
 
     Raises:
-        ValueError: mismatched structures, NaN or infinity; under `jit` numbers are not looked at.
+        ValueError: mismatched structures, NaN or infinity, a negative count; under `jit` numbers are not looked at.
 
     Izmailov et al., "Averaging weights leads to wider optima and better generalization", 2018, arXiv 1803.05407.
     """
-    mean = tree.widen(mean)
+    count, mean = arguments.check_within("count", count, "[0, inf)"), tree.widen(mean)
     return tree.lerp(mean, tree.cast_like(member, mean), 1.0 / (count + 1.0), labels=("mean", "member"))
 
 

@@ -172,7 +172,7 @@ def _variance(part):
 
 
 def _varying_most(parts, size, fraction):
-    """Return the function that says of a part which elements are among the fraction of largest variances."""
+    """Return a function that says which elements of a part are among this fraction of largest variances."""
     variance = engine.remembered(_variance) if 2 * size <= GATHERED else _variance
     threshold = _just_below(_least_variance(parts, variance, size, fraction))
     return lambda part: variance(part) >= arrays.scalar(threshold, part.leaves[0])

@@ -19,7 +19,7 @@ from typing import Any
 
 from soups import arguments, engine, tree
 from soups.lazy import jax, jnp
-from soups.names import check_name
+from soups.names import check_name, few
 
 REQUIRED = inspect.Parameter.empty
 MANY = 10**6  # members
@@ -61,7 +61,7 @@ class Method:
         grams: whether what goes in beside has a Gram matrix [in, in] under the name of a kernel.
         takes_complex: whether leaves may be complex: nothing is ordered, compared or signed.
         check: raises a ValueError about trees beside the members, from {name: leaf} of a member and them by member.
-        complete: from the only member, the base and the settings to a base that has all leaves, where it may lack some.
+        complete: from the only member, a base that may lack leaves, and the settings to a base that has all of them.
         in_files: defaults of recipe files that are not those of the function.
         only_in_python: why no recipe file can call it; the end of a sentence.
         idle: settings that are taken and change nothing, with the reason.
@@ -111,8 +111,8 @@ class Method:
 
         Raises:
             TypeError: other arguments than those of the signature.
-            ValueError: another number of members, no base where one is needed, settings of another kind than their
-                defaults, values that are not one for each member, complex leaves where the method compares elements; as
+            ValueError: too few or too many members, no base where one is needed, a setting of another kind than its
+                default, not one value for each member, complex leaves where the method compares elements; as
                 `engine.merge`, and as the method's own documentation says.
         """
         bound = self.signature.bind(*arguments, **named)
@@ -179,9 +179,8 @@ class Method:
             raise ValueError(f"{self.name} takes {count} member{'s' if low > 1 else ''}{beside}, got {number}")
 
     def _check_leaves(self, headers, only):
-        odd = [name for name, leaf in headers.items() if tree.is_complex(leaf)]
-        if odd and not self.takes_complex:
-            raise ValueError(f"{self.name} does not take complex leaves: {', '.join(odd)}")
+        if not self.takes_complex:
+            check_real(self.name, headers)
         if only != ".*":
             tree.match(headers, only)  # an error if it matches nothing
 
@@ -226,7 +225,7 @@ class Method:
         return recipe
 
     def check_declaration(self) -> None:
-        """Raise a ValueError if the base or the names of settings are none."""
+        """Raise a ValueError if the base or a setting that is named does not exist."""
         check_name(self.base, _BASES, f"base of {self.name}")
         for setting in (*self.per_member, *self.marks):
             check_name(setting, self.defaults, f"setting of {self.name}")
@@ -240,10 +239,9 @@ def in_files(name: str) -> str:
 def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
     """Declare a merging method: the decorated function becomes `function(members, ...)`; see the fields of `Method`.
 
-    The method has the name of the function, without an underscore at its begin.
-
-    The decorated function takes `Inputs` and its settings, and returns an `engine.Recipe`; its docstring is that of the
-    public function. `function.method` is the declaration, `function.recipe(inputs, **settings)` the recipe alone.
+    The decorated function takes `Inputs` and its settings, and returns an `engine.Recipe`. Its name, less a leading
+    underscore, and its docstring are those of the public function, whose `method` is the declaration and whose
+    `recipe(inputs, **settings)` is the recipe alone.
 
     Raises:
         ValueError: a method of this library has the name; no parameter for `Inputs`; an unknown base or setting.
@@ -273,13 +271,19 @@ def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
 
 
 def python_only(reason: str) -> Callable:
-    """Note why no recipe file can call a function that merges: the end of a sentence that begins with its name."""
+    """Note why no recipe file can call a function that merges: `reason` ends a sentence that begins with its name."""
 
     def note(function):
         ELSEWHERE[function.__name__] = reason
         return function
 
     return note
+
+
+def check_real(name: str, leaves: Mapping[str, Any]) -> None:
+    """Raise a ValueError if leaves are complex, of which the function of this name would make no sense."""
+    if odd := [leaf for leaf, array in leaves.items() if tree.is_complex(array)]:
+        raise ValueError(f"{name} does not take complex leaves: {few(odd)}")
 
 
 def check_alike(leaves: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from soups import arrays, engine
+from soups import arguments, arrays, engine
 from soups.engine import Recipe
 from soups.names import check_name
 from soups.recipes._select import kth_magnitudes
@@ -26,8 +26,7 @@ def nearswap(inputs: Inputs, *, t=1e-4) -> Recipe:
     Raises:
         ValueError: not one member, mismatched structures, NaN or infinity, a negative t.
     """
-    if isinstance(t, int | float):
-        _check_not_negative("t", t)
+    arguments.check_within("t", t, "[0, inf)")
 
     def merge(part, _):
         xp, vector = part.xp, part.vector(0)
@@ -113,7 +112,7 @@ def ram(inputs: Inputs, *, epsilon: float = 1e-5) -> Recipe:
 
     Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
     """
-    _check_not_negative("epsilon", epsilon)
+    arguments.check_within("epsilon", epsilon, "[0, inf)")
     return Recipe(lambda part, _: _mean_of_active(part, epsilon, [1.0] * inputs.number))
 
 
@@ -137,8 +136,8 @@ def ram_plus(
 
     Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
     """
-    _check_not_negative("epsilon", epsilon)
-    _check_not_negative("limit", limit)
+    arguments.check_within("epsilon", epsilon, "[0, inf)")
+    arguments.check_within("limit", limit, "[0, inf)")
     check_name(scope, ("model", "leaf"), "scope")
 
     def counts(part):
@@ -189,8 +188,3 @@ def _mean_of_active(part, epsilon, factors):
         alone = xp.where(count == 1, arrays.scalar(factors[index], vector), xp.ones_like(vector))
         total = total + xp.where(on, alone * vector, xp.zeros_like(vector))
     return part.base + total / xp.maximum(count, 1).astype(total.dtype)
-
-
-def _check_not_negative(name, value):
-    if not value >= 0:
-        raise ValueError(f"{name} must not be negative, but it is {value}")

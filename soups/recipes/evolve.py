@@ -39,7 +39,7 @@ def evolve(
 
     Each candidate is one merge and one evaluation. All ranges, on a logarithmic scale where that is asked for, are
     mapped to [0, 1]; the search starts from the middle with σ = 0.3 and stays inside. A score of NaN or infinity ranks
-    below all others. The best candidate is given back, the earlier of equals. Selection on many candidates overfits
+    below all others. The best candidate is returned, of equals the earlier. Selection among many candidates overfits
     small held-out data: `history` has them all.
 
     Args:
@@ -70,8 +70,9 @@ def evolve(
     evolution strategy: a tutorial", 2016, arXiv 1604.00772, as the package cmaes has it.
     """
     mode = direction(metric, mode, evaluate)
-    if budget < 1 or (population is not None and population < 2):
-        raise ValueError(f"budget must be at least 1 and population at least 2, not {budget} and {population}")
+    budget = arguments.check_within("budget", budget, "[1, inf)", whole=True)
+    if population is not None:
+        population = arguments.check_within("population", population, "[2, inf)", whole=True)
     usable = arguments.as_mapping(members)
     name, axes = _name(recipe), _axes(recipe, settings or {}, weights, len(usable))
     search = {"of": name, "axes": [list(axis) for axis in axes], "population": population, "seed": seed, "mode": mode}

@@ -12,7 +12,7 @@ from soups import arguments, arrays, engine, tree
 from soups.engine import Recipe
 from soups.lazy import jax, jit, jnp
 from soups.names import check_name
-from soups.recipes.declare import Inputs, check_alike, method, python_only
+from soups.recipes.declare import Inputs, check_alike, check_real, method, python_only
 
 ESTIMATORS = ("exact", "sampled", "empirical", "batch")
 
@@ -57,7 +57,8 @@ def fisher_information(
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
-    count = _check(apply_fn, params, inputs, estimator, labels, key, batch_size)
+    batch_size = arguments.check_within("batch_size", batch_size, "[1, inf)", whole=True)
+    count = _check(apply_fn, params, inputs, estimator, labels, key)
     labels = np.zeros(count, np.int32) if labels is None else labels
     total = None
     for start in range(0, count, min(batch_size, count)):
@@ -114,8 +115,7 @@ def fisher(
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
-    if not floor > 0:
-        raise ValueError(f"floor must be above 0, not {floor}: it is what decides where all Fishers vanish")
+    arguments.check_within("floor", floor, "(0, inf)")
     arguments.check_weights(weights)
     floors = [floor if chosen or not any(favor) else 0.0 for chosen in favor]
     if not tree.traced(weights) and not any(w > 0 and least > 0 for w, least in zip(weights, floors, strict=True)):
@@ -194,27 +194,25 @@ def _sum_of_squares(apply_fn, estimator, params, inputs, labels, kept, index, ke
         values, grads = jax.vmap(jax.value_and_grad(log_prob), (None, 0, 0))(floats, inputs, labels)
         return jax.tree.map(functools.partial(_weighted_square, weigh(values)), tree.widen(grads))
 
+    def of_batch(floats):
+        values = log_probs(floats, inputs)
+        return jnp.sum(kept[:, None] * jax.lax.stop_gradient(jnp.exp(values / 2)) * values)
+
     if estimator == "batch":
-
-        def of_batch(floats):
-            values = log_probs(floats, inputs)
-            return jnp.sum(kept[:, None] * jax.lax.stop_gradient(jnp.exp(values / 2)) * values)
-
         sums = jax.tree.map(jnp.square, tree.widen(jax.grad(of_batch)(floats)))
     elif estimator == "exact":
-
-        def of_class(label):
-            return weighted_squares(jnp.full_like(index, label), lambda values: kept * jnp.exp(values))
-
-        sums = _sum_over_classes(of_class, jax.eval_shape(log_probs, floats, inputs).shape[1])
+        sums = _sum_over_classes(
+            lambda label: weighted_squares(jnp.full_like(index, label), lambda values: kept * jnp.exp(values)),
+            jax.eval_shape(log_probs, floats, inputs).shape[1],
+        )
     else:
         labels = _draw(log_probs(floats, inputs), index, key) if estimator == "sampled" else labels
         sums = weighted_squares(labels, lambda _: kept)
-    return jax.tree.map(
-        lambda leaf, total: jnp.zeros(leaf.shape, jnp.float32) if total is None else total.astype(jnp.float32),
-        params,
-        sums,
-    )
+    return jax.tree.map(_in_float32, params, sums)
+
+
+def _in_float32(leaf, total):
+    return jnp.zeros(leaf.shape, jnp.float32) if total is None else total.astype(jnp.float32)
 
 
 def _weighted_square(weights, grads):
@@ -236,14 +234,14 @@ def _draw(log_probs, index, key):
     return jax.vmap(lambda number, row: jax.random.categorical(jax.random.fold_in(key, number), row))(index, log_probs)
 
 
-def _check(apply_fn, params, inputs, estimator, labels, key, batch_size):
+def _check(apply_fn, params, inputs, estimator, labels, key):
     check_name(estimator, ESTIMATORS, "estimator")
+    tree.check_arrays([params], ["params"])
+    check_real("fisher_information", tree.flatten(params))
     for value, owner, what in ((labels, "empirical", "labels"), (key, "sampled", "key")):
         if (value is None) == (estimator == owner):
             verb = "needs" if value is None else "has no use for"
             raise ValueError(f"estimator {estimator!r} {verb} {what}, which {owner!r} takes")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     counts = {leaf.shape[0] for leaf in jax.tree.leaves(inputs)}
     if len(counts) != 1 or counts == {0}:
         raise ValueError(f"inputs must be arrays with one number of examples above 0, but there are {sorted(counts)}")

@@ -11,6 +11,7 @@ from typing import Any
 from soups import arguments, tree
 from soups.journal import Journal
 from soups.lazy import jax
+from soups.names import check_name
 from soups.recipes._candidates import Candidates, Growing
 from soups.recipes._scores import direction, score_of
 from soups.recipes.declare import python_only
@@ -71,27 +72,22 @@ def greedy(
 
 def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[str, Any], *, scores, order, journal):
     """Choose as `greedy` does by its `rules` (mode, accept, metric); `candidates_of(members)` gives `Candidates`."""
-    accept, sign = rules["accept"], 1.0 if rules["mode"] == "max" else -1.0
-    if accept not in ("gt", "ge"):
-        raise ValueError(f"accept must be 'gt' or 'ge', not {accept!r}")
+    accept, sign = (
+        check_name(rules["accept"], ("gt", "ge"), "rule to accept by"),
+        1.0 if rules["mode"] == "max" else -1.0,
+    )
     given, members = members, arguments.as_mapping(members)
     names = list(members)
     fixed_order = None if order is None else _resolve(order, names)
-    if scores is not None:
-        if isinstance(scores, Mapping) and isinstance(given, Mapping):  # some of a pool's may be left out
-            scores = {name: score for name, score in scores.items() if name in members or name not in given}
-        scores = dict(zip(names, map(_number, arguments.per_member(scores, names, "scores")), strict=True))
+    scores = None if scores is None else _scores_of(scores, given, members)
     log = Journal(journal, {"recipe": "greedy", **rules, "order": fixed_order, "scores": scores}, members=members)
     candidates, reasons = candidates_of(members), {}
     if fixed_order is None and scores is None:
         scores, reasons = _individual(names, candidates, log)
-    order = fixed_order or _best_first(scores, sign)
-    compare = operator.gt if accept == "gt" else operator.ge
-
-    def better(score, best):
-        return compare(sign * score, sign * best)
-
-    ingredients, params, score, history = _stir(order, None if fixed_order else scores, candidates, log, better)
+    order, compare = fixed_order or _best_first(scores, sign), operator.gt if accept == "gt" else operator.ge
+    ingredients, params, score, history = _stir(
+        order, None if fixed_order else scores, candidates, log, lambda new, old: compare(sign * new, sign * old)
+    )
     left_out = [] if fixed_order else [name for name in names if not math.isfinite(scores[name])]
     history += [_step(_decision(name, scores[name], False, reasons.get(name)), ingredients) for name in left_out]
     if not ingredients:
@@ -106,6 +102,13 @@ def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[s
         score=score,
         digests=digests(members, ingredients),
     )
+
+
+def _scores_of(scores, given, members):
+    if isinstance(scores, Mapping) and isinstance(given, Mapping):  # some of a pool's may be left out
+        scores = {name: score for name, score in scores.items() if name in members or name not in given}
+    values = map(_number, arguments.per_member(scores, members, "scores"))
+    return dict(zip(members, values, strict=True))
 
 
 def _stir(order, scores, candidates, log, better):

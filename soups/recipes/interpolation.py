@@ -6,7 +6,7 @@ import numpy as np
 
 from soups import arguments, arrays, tree
 from soups.engine import Recipe
-from soups.names import pattern
+from soups.names import check_name, pattern
 from soups.recipes._gram import cosines_of, gram_recipe
 from soups.recipes.declare import MANY, Inputs, method, python_only
 
@@ -21,12 +21,9 @@ def interpolate(a: tree.Tree, b: tree.Tree, *, t, path: str = "linear") -> tree.
     Raises:
         ValueError: an unknown path, mismatched structures, NaN or infinity.
     """
+    check_name(path, ("linear", "spherical"), "path")
     t = arguments.setting(t, 0.0, "t")
-    if path == "linear":
-        return tree.lerp(a, b, t)
-    if path == "spherical":
-        return tree.slerp(a, b, t)
-    raise ValueError(f"path must be 'linear' or 'spherical', not {path!r}")
+    return tree.lerp(a, b, t) if path == "linear" else tree.slerp(a, b, t)
 
 
 def _with_leaves_of(member, base, settings):

@@ -13,8 +13,9 @@ import numpy as np
 from soups import arguments, arrays, tree
 from soups.journal import Journal, content_digest
 from soups.lazy import jax
+from soups.names import check_name
 from soups.recipes import _mixing, _optimizer
-from soups.recipes.declare import python_only
+from soups.recipes.declare import check_real, python_only
 from soups.recipes.soup import Soup, digests
 
 
@@ -57,36 +58,36 @@ def learned(
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.
     """
-    if per not in ("model", "leaf"):
-        raise ValueError(f"per must be 'model' or 'leaf', not {per!r}")
+    check_name(per, ("model", "leaf"), "value of per")
     members = arguments.as_mapping(members)
     names = list(members)
     trees = [members[name] for name in names]
     dtype = None if dtype is None else jax.numpy.dtype(dtype)
-    rules = {"recipe": "learned", "per": per, "learning_rate": learning_rate, "dtype": str(dtype)}
-    log = Journal(journal, rules, members=members)
+    recipe = {"per": per, "learning_rate": learning_rate}
+    log = Journal(journal, {"recipe": "learned", **recipe, "dtype": str(dtype)}, members=members)
     tree.check_usable({f"member {name}": member for name, member in zip(names, trees, strict=True)})
     tree.check_copied(trees)
+    check_real("learned", tree.flatten(trees[0]))
     rows = 1 if per == "model" else len(tree.names(trees[0]))
     variables = {"mixing": np.ones((rows, len(names)), np.float32), "temperature": np.float32(1.0)}
-
-    def mixed(column, row):
-        if not tree.is_float(column[0]):
-            return column[0]
-        return arrays.mix(tree.widen_leaves(column), row).astype(column[0].dtype if dtype is None else dtype)
-
-    mix = functools.partial(_mixing.by_rows, mixed, trees)
+    mix = functools.partial(_mixing.by_rows, functools.partial(_mixed, dtype), trees)
     variables, history = _descend(variables, trees, mix, loss, batches, learning_rate, log)
     weights = _softmax(variables["mixing"])
     return Soup(
         params=mix(weights),
-        recipe={"name": "learned", "per": per, "learning_rate": learning_rate, "num_steps": len(history)},
+        recipe={"name": "learned", **recipe, "num_steps": len(history)},
         ingredients={name: float(weight) for name, weight in zip(names, weights.mean(0), strict=True)},
         history=history,
         leaf_weights=None if per == "model" else _mixing.by_leaf(weights, trees[0], names),
         temperature=float(variables["temperature"]),
         digests=digests(members, names),
     )
+
+
+def _mixed(dtype, column, row):
+    if not tree.is_float(column[0]):
+        return column[0]
+    return arrays.mix(tree.widen_leaves(column), row).astype(column[0].dtype if dtype is None else dtype)
 
 
 def _descend(variables, trees, mix, loss, batches, learning_rate, log):

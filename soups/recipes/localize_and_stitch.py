@@ -13,7 +13,7 @@ from soups.engine import Recipe
 from soups.lazy import jax, jit, jnp
 from soups.names import check_name, pattern
 from soups.recipes import _select
-from soups.recipes.declare import Inputs, method, python_only
+from soups.recipes.declare import Inputs, check_real, method, python_only
 from soups.recipes.sparsify import trim
 
 START = 5.0  # a mask starts at ±5: σ is 0.993 in the first region, 0.007 elsewhere
@@ -62,8 +62,7 @@ def localize(
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
     check_name(update, ("paper", "released"), "update")
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, not {epochs}")
+    epochs = arguments.check_within("epochs", epochs, "[1, inf)", whole=True)
     # on the device once, not for every batch
     vectors, start = jax.tree.map(jnp.asarray, (_task_vector(member, base, only), base))
     first = tree.flatten(localize_dataless(member, base=base, density=density, only=only))
@@ -178,8 +177,6 @@ def mask_overlap(masks: Sequence[tree.Tree] | Mapping[str, tree.Tree]) -> dict[s
     Raises:
         ValueError: no masks, masks of other names or shapes, or not boolean.
     """
-    if not len(masks):
-        raise ValueError("no masks were given: at least one is needed")
     masks = arguments.as_mapping(masks)
     names, trees = list(masks), list(masks.values())
     _check_masks([trees[0], *trees], [names[0], *names])
@@ -262,7 +259,9 @@ def _task_vector(member, base, only):
         raise ValueError(f"no float leaf matches {only!r}")
     flat = tree.flatten(member)
     wide = {name: tree.widen_leaves([flat[name], leaf]) for name, leaf in leaves.items()}
-    return {name: theirs - start for name, (theirs, start) in wide.items()}
+    vectors = {name: theirs - start for name, (theirs, start) in wide.items()}
+    check_real("localize", vectors)
+    return vectors
 
 
 def _largest(vectors, kept):

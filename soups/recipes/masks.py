@@ -10,7 +10,7 @@ from soups import arguments, arrays, tree
 from soups.lazy import jax
 from soups.names import check_name
 from soups.recipes.consensus import needed
-from soups.recipes.declare import python_only
+from soups.recipes.declare import check_real, python_only
 
 
 @python_only("gives masks and not a model: use soups.tall_masks in Python, or consensus")
@@ -26,7 +26,7 @@ def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) ->
 
     Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
     """
-    members, trees = _checked(members, base)
+    members, trees = _checked("tall_masks", members, base)
     own = arguments.per_member(threshold, members, "thresholds")
     thresholds = [arguments.setting(one, 0.0, "threshold") for one in own]
 
@@ -64,7 +64,7 @@ def emr(members: arguments.Members, *, base: tree.Tree) -> Elected:
 
     Huang et al., "EMR-Merging: tuning-free high-performance model merging", 2024, arXiv 2405.17461.
     """
-    members, trees = _checked(members, base)
+    members, trees = _checked("emr", members, base)
     unified = _map_floats(lambda start, *leaves: _elect(_task_vectors(start, leaves)), _zeros, base, trees)
     masks, rescalers = {}, {}
     for name, member in zip(members, trees, strict=True):
@@ -96,12 +96,14 @@ def _register():
     jax.tree_util.register_dataclass(Elected)
 
 
-def _checked(members, base):
+def _checked(name, members, base):
     members = arguments.as_mapping(members)
     trees = [members[name] for name in members]
     labels = [*(f"member {name}" for name in members), "base"]
     tree.check_usable(dict(zip(labels, [*trees, base], strict=True)), dtypes=False)
     tree.check_copied(trees)
+    for weights in (base, *trees):
+        check_real(name, tree.flatten(weights))
     return list(members), trees
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from soups import arguments, tree
 from soups.lazy import jax
 from soups.names import check_name
-from soups.recipes.declare import python_only
+from soups.recipes.declare import check_real, python_only
 from soups.recipes.permutation import (
     Permutations,
     Spec,
@@ -186,7 +186,7 @@ def straight_through_matching(
 
     Free weights φ, which start at θ_A, are projected to the nearest permutation, π = argmax <φ, π(θ_B)>, by weight
     matching from the last π; L(½(θ_A + π(θ_B))) is differentiated as if π(θ_B) were φ, so ∂L/∂φ = ½ ∂L/∂θ; then comes
-    one step of SGD with momentum on φ. The π of the smallest batch loss is given.
+    one step of SGD with momentum on φ. The π of the smallest batch loss is returned.
 
     Args:
         reference, params, spec, key, max_sweeps, ignore: as `weight_matching`.
@@ -306,7 +306,8 @@ def _to_mean_of_others(trees, spec, sizes, generator, max_rounds, ignore):
 
 
 def _check(labels, trees, spec, max_sweeps):
-    if max_sweeps < 1:
-        raise ValueError(f"max_sweeps must be at least 1, not {max_sweeps}")
+    arguments.check_within("max_sweeps", max_sweeps, "[1, inf)", whole=True)
     tree.check_usable(dict(zip(labels, trees, strict=True)), dtypes=False)
+    for params in trees:
+        check_real("re-basin", tree.flatten(params))
     return check_spec(spec, trees[0])

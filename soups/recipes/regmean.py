@@ -129,7 +129,7 @@ def regmean_pp(
     Nguyen et al., "RegMean++: Enhancing effectiveness and generalization of regression mean for model merging", 2025,
     arXiv 2508.03121.
     """
-    if isinstance(groups, str) or not groups:
+    if isinstance(groups, str) or not (groups := list(groups)):
         raise ValueError(f"groups must be a list of at least one regex, not {groups!r}")
     members = arguments.as_mapping(members)
     members = {name: members[name] for name in members}

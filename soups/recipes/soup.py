@@ -67,5 +67,5 @@ def _register():
 
 
 def digests(members, names) -> dict[str, str]:
-    """Return the content digests of members that know them (those of a pool)."""
+    """Return the content digests of members where they are known, as those of a pool are."""
     return {name: members.digest(name) for name in names} if hasattr(members, "digest") else {}

@@ -149,7 +149,7 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
 
 
 def _sparsifier(mask, find=None, *, factor=1.0, norm=False, unit="element"):
-    """Return the one that keeps where `mask(part, index, vector, found)` holds, or all where that is None.
+    """Return the sparsifier that keeps where `mask(part, index, vector, found)` holds, or all where that is None.
 
     `found` is what `find(parts, index)` finds; what is kept is multiplied by `factor`, or by `norm` has the L1 norm of
     the scope again.

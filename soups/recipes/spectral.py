@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from soups import arrays
+from soups import arguments, arrays
 from soups.engine import Recipe
 from soups.lazy import is_jax, jax
 from soups.names import check_name, pattern
@@ -46,7 +46,7 @@ def tsv_merge(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
     paper="Marczak et al. 2025, 2502.04959",
 )
 def iso_c(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
-    """Return all singular directions of the summed task matrices the same length, their mean (Iso-C).
+    """Replace the singular values of the summed task matrices by their mean (Iso-C).
 
     Σ_i T_i = U diag(σ) Vᵀ; θ = θ_base + α mean(σ) U Vᵀ, over the directions that have a singular value. Leaves as in
     `tsv_merge`; the paper searches α on held-out data.
@@ -98,10 +98,8 @@ def wudi(
     2025, arXiv 2503.08099.
     """
     check_name(inputs, ("first", "last"), "axis of the inputs")
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, but they are {steps}")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, not {learning_rate}")
+    arguments.check_within("steps", steps, "[0, inf)")
+    arguments.check_within("learning_rate", learning_rate, "(0, inf)")
 
     def merged(xp, matrices):
         if inputs == "first":
@@ -114,7 +112,7 @@ def wudi(
 def matrix_recipe(
     number: int, merged: Callable[[Any, list[Any]], Any], scale: Any, only: str, *, rows_first: bool = False
 ) -> Recipe:
-    """Return the recipe that adds α · `merged(xp, matrices)` to the base, in leaves that are no matrices α · the mean.
+    """Return the recipe that adds α · `merged(xp, matrices)` to the base, or α · the mean where leaves are no matrices.
 
     Matrices: [product of all axes but the last, last], with `rows_first` [first, product of the others].
     """

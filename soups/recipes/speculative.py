@@ -50,8 +50,7 @@ def greedy_speculative(
         ValueError: as `greedy`; a width below 1; or scores that are not as many as the candidates.
         OSError: the journal cannot be written; its path is in the message.
     """
-    if width < 1:
-        raise ValueError(f"width must be at least 1, not {width}")
+    width = arguments.check_within("width", width, "[1, inf)", whole=True)
 
     def scores_of(candidates):
         if not candidates:

@@ -88,10 +88,13 @@ def multislerp(
 
     (Σ_i w_i |v_i|) · s / |s| with s = Σ_i w_i v_i / |v_i| and weights that are normalised to one; v_i are the members
     or, with a base, their task vectors. Where the directions cancel up to rounding, as those of scalars of opposite
-    signs do, |s| at most 64 times the epsilon of the dtype, it is Σ_i w_i v_i.
+    signs do, |s| at most 64 times the epsilon of the dtype, it is Σ_i w_i v_i. An `epsilon` above 0 does as mergekit:
+    it is added to the |v_i| that divide, directions cancel where |s| is below it, and elsewhere the result is
+    multiplied by its cosine.
 
     Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope, weights that sum to zero.
+        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope, weights that sum to zero; more
+            than two members whose directions cancel, if there is an `epsilon`.
     """
     shares = np.asarray(arguments.shares(weights) if normalize else weights, np.float64)
 
@@ -121,9 +124,10 @@ def karcher(
 ) -> Recipe:
     """Take the Karcher mean of the members' directions on the sphere, with the mean of their lengths.
 
-    μ ← exp_μ((1/K) Σ_i log_μ u_i), u_i = v_i / |v_i|, from their normalised mean, until the step is below 1e-5 or
-    `iterations` are done; the result is μ · (1/K) Σ_i |v_i|. Where the directions cancel up to rounding, as those of
-    scalars of opposite signs do, μ starts from the first member's. A member opposite to μ does not pull.
+    μ ← exp_μ((1/K) Σ_i log_μ u_i), u_i = v_i / |v_i|, from their normalised mean, until a step is below `tolerance`
+    or `iterations` are done; the result is μ · (1/K) Σ_i |v_i|. Where the directions cancel up to rounding, as those of
+    scalars of opposite signs do, μ starts from the first member's. A member opposite to μ does not pull; one that is
+    not longer than `least` has no direction.
 
     Raises:
         ValueError: no members, mismatched structures, NaN or infinity, an unknown scope; negative iterations or
@@ -131,7 +135,6 @@ def karcher(
 
     Karcher, "Riemannian center of mass and mollifier smoothing", 1977.
     """
-
     arguments.check_within("iterations", iterations, "[0, inf)")
     arguments.check_within("tolerance", tolerance, "[0, inf)")
 

@@ -232,7 +232,7 @@ def breadcrumbs(inputs: Inputs, *, density: float = 0.9, gamma: float = 0.01, sc
 
 
 def _held(parts):
-    """Return small parts as made once: a pass for each member would make the parts of all."""
+    """Return small parts made once and kept: else each member's pass would make the parts of all members."""
     held, elements = [], 0
     for part in parts():
         elements += len(part.leaves) * part.leaves[0].size

@@ -118,6 +118,12 @@ def test_a_density_of_zero_leaves_the_member_out(small, run, trees):
         small.near(merged[name], trees["b"][name])  # normalized by its own weight alone
 
 
+def test_a_density_has_no_effect_where_nothing_is_sparsified(small, run, trees):
+    merged = run("task_arithmetic", "ab", weight=WEIGHTS, density={"a": 0, "b": 0.5})
+    for name, base in trees["base"].items():
+        small.near(merged[name], base + sum(WEIGHTS[member] * (trees[member][name] - base) for member in "ab"))
+
+
 def test_a_sum_of_zero_elects_the_positive_sign(small, tmp_path):
     # by the majority of the elements it would be negative
     for name, values in {"base": [0, 0, 0], "a": [1, -3, -1], "b": [-1, 3, -1]}.items():
@@ -348,7 +354,7 @@ def test_other_methods(small, run, trees, case):
             r"gamma must be in \[0, 1\), not 1.0",
         ),
         ("sce", dict(parameters={"select_topk": 0.0}), r"select_topk must be in \(0, 1\]"),
-        ("nearswap", dict(members="a", parameters={"t": -1.0}), "t must not be negative"),
+        ("nearswap", dict(members="a", parameters={"t": -1.0}), "t must be at least 0"),
     ],
 )
 def test_settings_that_cannot_be_are_errors_before_any_output(run, tmp_path, method, options, message):

@@ -9,6 +9,7 @@ from soups import tree
 def test_weighted_takes_names():
     members = {"a": {"w": np.float32([1])}, "b": {"w": np.float32([2])}, "c": {"w": np.float32([4])}}
     assert soups.weighted(members, {"c": 0.5, "a": 0.25})["w"][0] == 2.25
+    assert soups.weighted(list(members.values()), {2: 0.5, "0": 0.25})["w"][0] == 2.25
 
 
 def test_weighted_names_an_unknown_member():
@@ -19,6 +20,12 @@ def test_weighted_names_an_unknown_member():
 def test_weighted_counts_weights():
     with pytest.raises(ValueError, match="1 members need 1 values of weights, but 2"):
         soups.weighted([{"w": np.float32([1])}], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("count", [-1, np.nan, "2", None])
+def test_a_mean_is_of_a_number_of_members(count):
+    with pytest.raises(ValueError, match=r"^count must be "):
+        soups.running_mean({"w": np.ones(2, np.float32)}, {"w": np.ones(2, np.float32)}, count)
 
 
 def test_running_mean_of_bfloat16_kept_in_float32(rng):
@@ -80,5 +87,5 @@ def test_wise_ft_needs_the_head_in_the_base_unless_told():
 
 
 def test_interpolate_refuses_another_path():
-    with pytest.raises(ValueError, match="'linear' or 'spherical', not 'curved'"):
+    with pytest.raises(ValueError, match="unknown path 'curved'"):
         soups.interpolate({}, {}, t=0.5, path="curved")

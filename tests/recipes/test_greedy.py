@@ -94,7 +94,7 @@ def test_mode_min_and_metric():
     ("options", "message"),
     [
         ({"mode": "maximum"}, "mode must be"),
-        ({"accept": ">"}, "accept must be 'gt' or 'ge'"),
+        ({"accept": ">"}, "unknown rule to accept by '>'"),
         ({"order": ["m0", "mm1"]}, "unknown member 'mm1' .did you mean 'm1'"),
         ({"order": ["m0", "m0"]}, "twice"),
         ({"scores": {"m0": 1.0}}, "scores must be given by the names of the members:\n  - m1 is missing"),

@@ -124,7 +124,7 @@ def test_integer_leaves_are_carried_along():
 
 
 def test_wrong_use_is_explained():
-    with pytest.raises(ValueError, match="'model' or 'leaf', not 'layer'"):
+    with pytest.raises(ValueError, match="unknown value of per 'layer'"):
         soups.learned(MEMBERS, loss, BATCHES, per="layer")
     with pytest.raises(ValueError, match="no batches"):
         soups.learned(MEMBERS, loss, [])

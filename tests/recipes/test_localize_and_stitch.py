@@ -288,7 +288,8 @@ def test_overlap():
     assert result["jaccard"]["b"]["a"] == 0.5
     assert result["jaccard"]["none"]["none"] == 1.0
     assert mask_overlap([a])["percent"] == pytest.approx({"0": 60.0})
-    with pytest.raises(ValueError, match="no masks"):
+    assert mask_overlap(iter([a]))["percent"] == pytest.approx({"0": 60.0})
+    with pytest.raises(ValueError, match="no members"):
         mask_overlap([])
     with pytest.raises(ValueError, match="1: y is missing"):
         mask_overlap([a, {"x": a["x"]}])

@@ -238,7 +238,7 @@ def test_layers_are_merged_one_after_the_other():
 
 def test_candidates_have_their_own_weights_in_the_layer_that_is_merged():
     calls = []
-    regmean_pp(DEEP, {name: measure(name, calls) for name in DEEP}, groups=GROUPS)
+    regmean_pp(DEEP, {name: measure(name, calls) for name in DEEP}, groups=iter(GROUPS))
     assert [name for name, _ in calls] == ["a", "b", "a", "b"]
     average = uniform(DEEP)
     for number, (name, params) in enumerate(calls):

@@ -237,8 +237,8 @@ def test_the_same_on_sharded_members(name, mesh):
         (lambda: iso_c(MEMBERS, base=BASE, only="kernels"), "'kernels' matches no leaf .did you mean 'kernel'"),
         (lambda: iso_c(MEMBERS, base={"kernel": BASE["kernel"]}), "base: bias is missing"),
         (lambda: iso_c([{key: leaf * np.nan for key, leaf in BASE.items()}], base=BASE), "member 0: bias"),
-        (lambda: wudi(MEMBERS, base=BASE, steps=-1), "steps must not be negative, but they are -1"),
-        (lambda: wudi(MEMBERS, base=BASE, learning_rate=0.0), "learning_rate must be positive, not 0.0"),
+        (lambda: wudi(MEMBERS, base=BASE, steps=-1), "steps must be at least 0, not -1"),
+        (lambda: wudi(MEMBERS, base=BASE, learning_rate=0.0), "learning_rate must be above 0, not 0.0"),
         (lambda: wudi(MEMBERS, base=BASE, inputs="frist"), "unknown axis of the inputs 'frist' .did you mean 'first'"),
     ],
 )
