@@ -23,7 +23,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     """Give the config of the default experiment."""
     config = ConfigDict()
-    config.experiment = "finetune_and_soup"  # a folder in soups/experiments
+    config.study = "finetune_and_soup"  # a name, or a function of yours as "module:function"
     config.name = "digits"
     config.seeds = 1  # repetitions of everything, pre-training included
     config.data_dir = placeholder(str)  # of TFDS; default $TFDS_DATA_DIR or ~/tensorflow_datasets

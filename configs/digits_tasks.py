@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     """Give the config of the multi-task experiment."""
     config = ConfigDict()
     config.name = "digits_tasks"
-    config.experiment = "multi_task"
+    config.study = "multi_task"
     config.seeds = 1  # repetitions of everything, pre-training included
     config.data_dir = placeholder(str)  # of TFDS; default $TFDS_DATA_DIR or ~/tensorflow_datasets
 

@@ -24,7 +24,7 @@ MATCHINGS = ("naive", "weight", "activation", "straight_through")
 def get_config() -> ConfigDict:
     """Give the config of the experiment."""
     config = ConfigDict()
-    config.experiment = "rebasin"
+    config.study = "rebasin"
     config.name = "rebasin"
     config.seeds = 1  # repetitions of everything
     config.data_dir = placeholder(str)  # of TFDS; default $TFDS_DATA_DIR or ~/tensorflow_datasets

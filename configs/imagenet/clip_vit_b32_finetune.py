@@ -18,7 +18,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     """Give the config of the experiment."""
     config = ConfigDict()
-    config.experiment = "imagenet_finetune"
+    config.study = "imagenet_finetune"
     config.name = "clip_vit_b32_finetune"
     config.seed = 0  # of the search; each member has a seed of its own
     config.data_dir = placeholder(str)  # holds imagenet/

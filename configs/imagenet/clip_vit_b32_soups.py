@@ -16,7 +16,7 @@ SETS = ("held_out", "imagenet", "imagenet_v2", "imagenet_sketch", "imagenet_r", 
 def get_config() -> ConfigDict:
     """Give the config of the experiment."""
     config = ConfigDict()
-    config.experiment = "imagenet_soups"
+    config.study = "imagenet_soups"
     config.name = "clip_vit_b32_soups"
     config.seed = 0  # of the random orders and of the learned soups' batches
     config.data_dir = placeholder(str)  # holds imagenet/ and the shifts

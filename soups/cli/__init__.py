@@ -1,4 +1,4 @@
-"""Return `soups merge` and `soups pool` to the shell; what a command needs is imported when it is chosen."""
+"""Return `soups merge`, `soups pool` and `soups run` to the shell; what one needs is imported when it is chosen."""
 
 import argparse
 import gc
@@ -12,6 +12,7 @@ from soups.names import did_you_mean
 COMMANDS = {
     "merge": "merge checkpoints into one, in the memory of a few blocks",
     "pool": "list, show, verify, add, import and remove the members of a pool",
+    "run": "run a study: train members, cook soups from them, and report",
 }
 
 
@@ -31,8 +32,9 @@ def main(arguments: list[str] | None = None, *, prog: str | None = None) -> int:
     run = Run(prog or f"soups {arguments[0]}")
 
     def command():
-        # modules and the headers of large models are many objects without cycles: a fifth of the time went into looking
-        gc.set_threshold(200_000)
+        if arguments[0] != "run":  # whose cycles hold the arrays of what was trained
+            # modules and headers of large models are many objects without cycles: a fifth of the time went into looking
+            gc.set_threshold(200_000)
         return importlib.import_module(f"soups.cli.{arguments[0]}").main(arguments[1:], run)
 
     return guarded(command, run)

@@ -4,8 +4,8 @@ import argparse
 
 from soups import merging
 from soups.cli.options import Parser, path_argument
-from soups.cli.plugins import load_plugin
 from soups.files import local_path
+from soups.plugins import load_plugin
 
 FORMATS = ("huggingface", "orbax", "pool")
 _PLUGIN = {"action": "append", "default": [], "type": path_argument, "metavar": "FILE.py"}

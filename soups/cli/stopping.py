@@ -23,12 +23,14 @@ class Run:
         go_on: how to go on with it when it is stopped now.
         signal: the number of the signal that stopped it, or 0.
         ended: what ended it was printed.
+        less_memory: how to do with less memory.
     """
 
     prog: str
     go_on: str = ""
     signal: int = 0
     ended: bool = False
+    less_memory: str = "fewer --threads need less"
 
     def end(self, what: str) -> None:
         """Print what ended the command and how to go on with it."""
@@ -59,7 +61,8 @@ def guarded(command: Callable[[], int], run: Run) -> int:
         return _hang_up()
     except (ValueError, KeyError, OSError, MemoryError, RuntimeError) as error:
         if _lacks_memory(error):
-            run.end(f"out of memory{f' ({error})' if str(error) else ''}, fewer --threads need less".splitlines()[0])
+            what = str(error).partition("\n")[0]
+            run.end(f"out of memory{f' ({what})' if what else ''}, {run.less_memory}")
         elif isinstance(error, RuntimeError):
             raise
         else:

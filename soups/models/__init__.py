@@ -22,6 +22,7 @@ from soups.models.import_weights import import_weights as import_weights
 from soups.models.import_weights import imported_members as imported_members
 from soups.models.load_npz import load_big_vision as load_big_vision
 from soups.models.mlp import MLP as MLP
+from soups.models.network import Network as Network
 from soups.models.nnx import from_nnx as from_nnx
 from soups.models.nnx import into_nnx as into_nnx
 from soups.models.permutation_specs import permutation_spec as permutation_spec

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 from soups import tree
-from soups.models.functional import as_variables, normalizer
+from soups.models.functional import as_variables, in_mode, normalizer
 from soups.models.nnx import batch_statistics
 from soups.names import bounded
 from soups.tree import Tree
@@ -113,7 +113,7 @@ def _of_linen(model):
             return call(*args[:1], **{**kwargs, "use_running_average": False})
 
         with nn.intercept_methods(intercept):
-            _, state = model.apply(as_variables(params), inputs, train=False, mutable=["batch_stats"])
+            _, state = model.apply(as_variables(params), inputs, **in_mode(model, train=False), mutable=["batch_stats"])
         return state["batch_stats"], measured
 
     return measure

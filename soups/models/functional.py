@@ -1,9 +1,11 @@
 """Turn Linen modules into pure functions of named weights.
 
 `params` are what the whole library calls weights: for a network without state the dict of its parameters, for one with
-BatchNorm {"params": ..., "batch_stats": ...}. A module is called as `module(inputs, train=...)`.
+BatchNorm {"params": ..., "batch_stats": ...}. A module is called as `module(inputs, train=...)`, or as `module(inputs)`
+if it takes no `train`, for what has neither BatchNorm nor dropout.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import jax
@@ -34,7 +36,7 @@ def apply_fn(model: nn.Module, mean: Sequence[float] | None = None, std: Sequenc
 
     def apply(params, inputs):
         inputs = normalized(inputs)
-        return model.apply(as_variables(params), inputs, train=False).astype(jnp.float32)
+        return model.apply(as_variables(params), inputs, **in_mode(model, train=False)).astype(jnp.float32)
 
     return apply
 
@@ -52,9 +54,8 @@ def train_apply_fn(
 
     def train_apply(params, inputs, key):
         inputs = normalized(inputs)
-        logits, state = model.apply(
-            as_variables(params), inputs, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
-        )
+        options = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
+        logits, state = model.apply(as_variables(params), inputs, **in_mode(model, train=True), **options)
         return logits.astype(jnp.float32), {**params, **state}
 
     return train_apply
@@ -63,6 +64,14 @@ def train_apply_fn(
 def as_variables(params: Tree) -> Tree:
     """Return the variable collections that Linen wants: {"params": ...} around weights that lack them."""
     return params if "params" in params else {"params": params}
+
+
+def in_mode(model: nn.Module, *, train: bool) -> dict[str, bool]:
+    """Return the keywords that call a module in training or in evaluation mode: none if it takes no `train`."""
+    parameters = inspect.signature(type(model).__call__).parameters.values()
+    # nn.Sequential hands its keywords to its first layer
+    takes = any(one.name == "train" or one.kind is one.VAR_KEYWORD for one in parameters)
+    return {"train": train} if takes and not isinstance(model, nn.Sequential) else {}
 
 
 def normalizer(mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Callable:

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from soups import arguments, tree
 from soups.models.batch_stats import reestimate_batch_stats, stats_fn
-from soups.models.functional import as_variables, normalizer
+from soups.models.functional import as_variables, in_mode, normalizer
 from soups.names import did_you_mean
 from soups.tree import Tree
 
@@ -38,7 +38,7 @@ def repair(
     ones. A network with BatchNorm has its statistics re-estimated instead.
 
     Args:
-        model: a Linen module, called as `model(inputs, train=False)`.
+        model: a Linen module, called as `model(inputs, train=False)`, or without `train` if it takes none.
         soup: the averaged weights.
         members: the weights that were averaged, after alignment.
         batches: inputs, to be read once for each member and once for the soup: a list.
@@ -154,7 +154,7 @@ def _measure(model: nn.Module, layers: str, normalized: Callable, goals: Mapping
             return outputs if goals is None else _towards(outputs, found[path], goals[path])
 
         with nn.intercept_methods(intercept):
-            model.apply(as_variables(holder["weights"]), normalized(inputs), train=False)
+            model.apply(as_variables(holder["weights"]), normalized(inputs), **in_mode(model, train=False))
         return found
 
     return measure

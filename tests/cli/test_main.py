@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import soups
-from soups.cli import COMMANDS, main, merge_options, pool
+from soups.cli import COMMANDS, main, merge_options, pool, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_an_unknown_command_is_named(capsys):
     assert main(["mrege"]) == 2
     assert capsys.readouterr().err.startswith("soups: unknown command 'mrege' (did you mean 'merge'?); there are: ")
     assert main([]) == 2
-    assert capsys.readouterr().err.startswith("soups: a command is needed; there are: merge, pool")
+    assert capsys.readouterr().err.startswith("soups: a command is needed; there are: merge, pool, run")
     assert main(["--methods"]) == 2
     assert "unknown command '--methods'" in capsys.readouterr().err
 
@@ -52,6 +52,7 @@ def test_an_unknown_command_is_named(capsys):
         ([ROOT / "scripts" / "merge.py"], "merge.py"),
         (["-m", "soups", "pool", "list"], "soups pool"),
         ([ROOT / "scripts" / "pool.py", "list"], "pool.py"),
+        ([ROOT / "scripts" / "run.py", "--config=x"], "run.py"),
     ],
 )
 def test_programs_by_themselves(quick_start, program, prog):
@@ -74,7 +75,7 @@ def test_names_that_are_not_utf8_are_printed(quick_start, tmp_path):
     assert done.stderr.startswith(b"soups merge: the name caf\\xe9\\x1b[31m is not UTF-8") and done.stderr.isascii()
 
 
-COMMAND_LINE = re.compile(r"^(?:\$ )?soups (merge|pool) (.*?)(?:\s+#.*)?$", re.MULTILINE)
+COMMAND_LINE = re.compile(r"^(?:\$ )?soups (merge|pool|run) (.*?)(?:\s+#.*)?$", re.MULTILINE)
 
 
 def test_the_commands_of_the_documentation_are_understood():
@@ -85,5 +86,7 @@ def test_the_commands_of_the_documentation_are_understood():
         words = shlex.split(line)
         if command == "merge":
             merge_options.parse(words, "soups merge", "")
-        else:
+        elif command == "pool":
             pool._parser("soups pool").parse(words)
+        else:
+            run._parser("soups run").parse([word for word in words if not word.startswith("--config.")])

@@ -159,7 +159,7 @@ def test_a_place_of_the_pool_lies_within_a_host_where_the_sizes_allow_it(folder,
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "imagenet").glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_has_the_fields_and_a_known_architecture(path):
     config = default_config(path.stem)
-    experiment = {"imagenet_soups": imagenet_soups, "imagenet_finetune": imagenet_finetune}[config["experiment"]]
+    experiment = {"imagenet_soups": imagenet_soups, "imagenet_finetune": imagenet_finetune}[config["study"]]
     fields = sys.modules[f"{experiment.__name__}.run"].FIELDS
     assert {name for name in config if not isinstance(config[name], dict)} == set(fields[""])
     assert all(set(config[section]) == set(names) for section, names in fields.items() if section)

@@ -47,6 +47,6 @@ def test_an_experiment_of_one_process_refuses_several(run_both, tmp_path):
 
     several = "finetune_and_soup, imagenet_finetune, imagenet_soups"
     for printed in run_both(process, tmp_path, seconds=100, code=2):
-        assert f"error: rebasin runs in one process; in several run {several}\n" in printed
+        assert f"run.py: rebasin runs in one process; in several run {several}\n" in printed
         assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from soups import models
 
@@ -67,3 +68,22 @@ def test_bytes_are_an_error(case, normalisation):
 def test_other_channels_are_an_error(case):
     with pytest.raises(ValueError, match="inputs have 1 channels, but mean and std are of 3"):
         models.apply_fn(MODEL, MEAN, STD)(case[0], np.zeros((1, 4, 4, 1), np.float32))
+
+
+class _Plain(nn.Module):
+    """A network without modes."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.Dense(3)(inputs.reshape(len(inputs), -1))
+
+
+@pytest.mark.parametrize("model", [_Plain(), nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(3)])])
+def test_a_module_need_not_take_train(model):
+    images = np.ones((2, 4, 4, 3), np.float32)
+    params = models.init(model, jax.random.key(0), (4, 4, 3))
+    expected = model.apply({"params": params}, images)
+    np.testing.assert_array_equal(models.apply_fn(model)(params, images), expected)
+    logits, after = models.train_apply_fn(model)(params, images, jax.random.key(0))
+    np.testing.assert_array_equal(logits, expected)
+    assert after is not params and jax.tree.structure(after) == jax.tree.structure(params)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import soups
-from soups.cli.plugins import load_plugin
+from soups.plugins import load_plugin
 from soups.recipes import METHODS
 from soups.recipes.declare import Method
 

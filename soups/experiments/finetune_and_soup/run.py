@@ -17,7 +17,7 @@ from soups.processes import on_first_process
 from soups.progress import say
 
 FIELDS = {
-    "": ("experiment", "name", "seeds", "data_dir"),
+    "": ("study", "name", "seeds", "data_dir"),
     "task": ("target", "image_size", "num_train", "num_held_out", "num_test", "natural_shift_size", "shifts"),
     "model": ("patch_size", "width", "depth", "mlp_dim", "num_heads", "pool_type"),
     "finetune": ("batch_size", "clip_norm", "mode", "members_per_program"),

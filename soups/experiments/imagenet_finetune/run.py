@@ -27,7 +27,7 @@ from soups.processes import all_or_none
 from soups.progress import progress, say
 
 FIELDS = {
-    "": ("experiment", "name", "seed", "data_dir", "cache_dir", "arch", "start"),
+    "": ("study", "name", "seed", "data_dir", "cache_dir", "arch", "start"),
     "probe": ("strengths", "max_iterations"),
     "finetune": (
         "batch_size",

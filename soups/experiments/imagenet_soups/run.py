@@ -23,7 +23,7 @@ from soups.processes import all_or_none, on_first_process
 from soups.progress import progress
 
 FIELDS = {
-    "": ("experiment", "name", "seed", "data_dir", "cache_dir", "arch", "pool", "models", "sets", "cook"),
+    "": ("study", "name", "seed", "data_dir", "cache_dir", "arch", "pool", "models", "sets", "cook"),
     "evaluate": ("batch_size", "precision", "members_dtype"),
     "greedy": ("random_orders",),
     "learned": ("learning_rate", "epochs", "batch_size"),

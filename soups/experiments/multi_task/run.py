@@ -19,7 +19,7 @@ from soups.progress import say
 
 MEMBERS, JOINT, BASE = "individual members", "multi-task learning", "base with the members' heads"
 FIELDS = {
-    "": ("name", "experiment", "seeds", "data_dir"),
+    "": ("study", "name", "seeds", "data_dir"),
     "tasks": ("names", "image_size", "num_train", "num_held_out", "num_test", "num_pretraining"),
     "model": ("patch_size", "width", "depth", "mlp_dim", "num_heads", "pool_type"),
     "pretrain": ("learning_rate", "weight_decay", "epochs", "augment_operations", "augment_magnitude"),

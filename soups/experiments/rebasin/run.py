@@ -18,7 +18,7 @@ from soups.pool import Pool
 from soups.processes import on_first_process
 
 FIELDS = {
-    "": ("experiment", "name", "seeds", "data_dir"),
+    "": ("study", "name", "seeds", "data_dir"),
     "task": ("target", "image_size", "num_train", "num_held_out", "num_test"),
     "training": ("batch_size", "clip_norm", "weight_decay"),
     "paths": ("pairs", "points"),

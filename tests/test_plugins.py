@@ -12,9 +12,9 @@ import yaml
 
 from soups import merging
 from soups.cli import main
-from soups.cli.plugins import load_plugin
 from soups.formats import open_checkpoint, write_safetensors
 from soups.merging.sharded import merged_leaves
+from soups.plugins import load_plugin
 from soups.pool import Pool
 from soups.recipes import METHODS, Recipe, method
 
@@ -27,7 +27,7 @@ from soups.recipes import method
 def first_times(inputs, *, factor=2.0):
     return Recipe(lambda part, _: part.base + factor * part.vector(0))
 """
-EXAMPLE = pathlib.Path(__file__).parents[1] / "recipes" / "plugin_example.py"  # its other tests: test_contract.py
+EXAMPLE = pathlib.Path(__file__).parent / "recipes" / "plugin_example.py"  # its other tests: test_contract.py
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,171 @@
+"""Run a study: train its members, cook soups from them, and write the results and a report.
+
+soups run --config CONFIG.py [--workdir DIR] [--config.FIELD=VALUE ...]
+
+CONFIG.py has a function get_config(), which returns nested fields. What `study`, `task` and
+`model` name is the library's, or a function of yours as "module:function": modules beside
+CONFIG.py are found first. --config.FIELD=VALUE changes one field, such as
+--config.sweep.members=8. The same command goes on with a run that was stopped.
+
+On several hosts give the same command on each, with one DIR that all of them see, and
+--coordinator=auto on a TPU pod or under SLURM, elsewhere --coordinator=HOST:PORT --processes=4
+--process=0 (to 3).
+"""
+
+import ast
+import json
+import os
+import pathlib
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from soups.cli.environment import preferred
+from soups.cli.options import Parser, path_argument
+from soups.experiments import OF_SEVERAL_PROCESSES, STUDIES
+from soups.names import check_name
+from soups.plugins import blamed, importable, load_plugin, named
+
+
+def main(arguments: list[str], run) -> int:
+    """Run the study that a config describes and return the exit code."""
+    run.less_memory = "smaller batches and fewer members_per_program need less"
+    changes = [word for word in arguments if word.startswith("--config.")]
+    options = _parser(run.prog).parse([word for word in arguments if word not in changes])
+    logging.set_verbosity(logging.INFO if options.debug else logging.WARNING)
+    for name, value in preferred(os.environ).items():
+        jax.config.update(name, value)
+    try:
+        _connect(options)  # nothing may be computed before
+        with importable(pathlib.Path(options.config).parent):
+            config = read_config(options.config, changes)
+            workdir = options.workdir or os.path.join("runs", config["name"])
+            run.go_on = f"the same command goes on with {workdir}"
+            _study(config.get("study"))(config, workdir)
+    except (ValueError, KeyError, OSError, MemoryError):
+        if options.debug:
+            traceback.print_exc()
+        raise
+    return 0
+
+
+def read_config(path: str, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what the `get_config()` of a file says, with changes such as "--config.sweep.members=8".
+
+    A config without a "name" has that of its file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that fails, with its line; no `get_config` or one that returns no fields; changes of
+            unknown fields or to values of other types; fields that cannot be kept as JSON.
+    """
+    get_config = getattr(load_plugin(path, "--config"), "get_config", None)
+    if not callable(get_config):
+        raise ValueError(f"--config: {path} has no function get_config()")
+    with blamed(f"--config: get_config of {path}", get_config):
+        config = get_config()
+    if not isinstance(config, ConfigDict | Mapping):
+        raise ValueError(
+            f"--config: get_config of {path} must return an ml_collections.ConfigDict or a dict, not a "
+            f"{type(config).__name__}"
+        )
+    config = ConfigDict(config)
+    for change in changes:
+        _change(config, *change.removeprefix("--config.").partition("="))
+    config = {"name": pathlib.Path(path).stem} | config.to_dict()
+    if "experiment" in config:  # as older configs call it
+        config = {"study": config.pop("experiment")} | config
+    for name, value in _fields(config):
+        _check_plain(name, value)
+    return config
+
+
+def _parser(prog):
+    parser = Parser(prog=prog, description=__doc__)
+    paths = {"type": path_argument}
+    parser.add_argument("--config", required=True, metavar="CONFIG.py", **paths, help="the file that describes the run")
+    parser.add_argument("--workdir", metavar="DIR", **paths, help="the folder of the run; default: runs/NAME")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of the first of several hosts, or auto")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many there are, with --coordinator=HOST:PORT")
+    parser.add_argument("--process", type=int, metavar="N", help="which of them this is, from 0")
+    parser.add_argument("--debug", action="store_true", help="show the log of the libraries, and tracebacks")
+    return parser
+
+
+def _study(name):
+    study = named(name, STUDIES, "config.study")
+    if jax.process_count() > 1 and name in STUDIES and name not in OF_SEVERAL_PROCESSES:
+        raise ValueError(f"{name} runs in one process; in several run {', '.join(OF_SEVERAL_PROCESSES)}")
+    return study
+
+
+def _connect(options):
+    if (options.processes is None) != (options.process is None):
+        raise ValueError("--processes and --process go together: how many there are, and which of them this is")
+    if options.coordinator is None:
+        if options.processes is not None:
+            raise ValueError("several processes need --coordinator=HOST:PORT, the address of the first one")
+    elif options.coordinator == "auto":
+        jax.distributed.initialize()
+    elif options.processes is None:
+        raise ValueError("--coordinator=HOST:PORT needs --processes and --process")
+    else:
+        jax.distributed.initialize(options.coordinator, options.processes, options.process)
+
+
+# --- Fields -----------------------------------------------------------------------------------------------------------
+
+
+def _fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List the fields of a config by their whole names; sections have no value."""
+    for name, value in config.items():
+        section = isinstance(value, Mapping)
+        yield f"{prefix}{name}", {} if section else value
+        if section:
+            yield from _fields(value, f"{prefix}{name}.")
+
+
+def _change(config, name, equals, text):
+    fields = dict(_fields(config.to_dict()))
+    check_name(name, fields, "field of the config")
+    if not equals:
+        raise ValueError(f"--config.{name} needs a value: --config.{name}=VALUE")
+    *sections, last = name.split(".")
+    for section in sections:
+        config = config[section]
+    if isinstance(config[last], ConfigDict):
+        raise ValueError(f"config.{name} is a section: change one of its fields, {', '.join(config[last])}")
+    config[last] = _value(f"--config.{name}", config.get_type(last), text)
+
+
+def _value(option, kind, text):
+    """Return the text of a command line as a value of the type that the field has."""
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind in (int, float, str):
+            return kind(text)
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
+        if kind is type(None):
+            return text
+        raise ValueError(f"{option} must be a {kind.__name__}, not {text!r:.200}") from None
+    if kind is tuple:
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    if kind is not type(None) and not isinstance(value, kind):
+        raise ValueError(f"{option} must be a {kind.__name__}, not {text!r:.200}")
+    return value
+
+
+def _check_plain(name, value):
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(
+            f"config.{name} holds a {type(value).__name__}, but a config has only numbers, text, lists and sections: "
+            "name functions as 'module:function'"
+        ) from None

@@ -1,0 +1,149 @@
+"""Run a user's own Python: files, and functions that a config names as "module:function"."""
+
+import contextlib
+import importlib.util
+import inspect
+import os
+import pathlib
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from soups.files import local_path
+from soups.names import did_you_mean, differences
+
+
+def load_plugin(path: str, option: str = "--plugin") -> ModuleType:
+    """Run a file of Python as a module of its own, once, and return the module.
+
+    Raises:
+        FileNotFoundError: no file; the message begins with the `option` that gave its path.
+        ValueError: what the file raised, with its line.
+    """
+    given, path = path, pathlib.Path(os.path.realpath(local_path(path)))
+    name = f"soups_plugin_{path.stem}_{abs(hash(path)):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise FileNotFoundError(f"{option}: no file at {given}")
+    spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, str(path)))
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise ValueError(f"{option}: {given}, line {_line(error, path)}: {_first_line(error)}") from error
+    return module
+
+
+@contextlib.contextmanager
+def importable(folder: str | os.PathLike) -> Iterator[None]:
+    """Let the modules of a folder be imported first, as those beside a script are."""
+    folder = os.path.abspath(folder)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()  # it does not know of files that were written a moment ago
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # a user's module may have changed the path
+            sys.path.remove(folder)
+
+
+def named(reference: Any, registered: Mapping[str, str], field: str) -> Callable:
+    """Return what a field of a config names: something registered, or a function or class as "module:function".
+
+    `registered`: from names to such references.
+
+    Raises:
+        ValueError: neither of them, with the registered names; what the module raised, with its line.
+    """
+    choices = f"; there are: {', '.join(sorted(registered))}, or your own as 'module:function'"
+    target = registered.get(reference, reference) if isinstance(reference, str) else ""
+    name, _, function = target.partition(":")
+    if not (name and function):
+        raise ValueError(f"unknown {field} {reference!r:.200}{did_you_mean(reference, registered)}{choices}")
+    module = _imported(name, f"{field} {reference!r}", choices)
+    found = getattr(module, function, None)
+    if not callable(found):
+        hint = did_you_mean(function, (own for own, value in vars(module).items() if callable(value)))
+        where = getattr(module, "__file__", None) or name
+        raise ValueError(f"{field} {reference!r}: there is no function {function!r} in {where}{hint}{choices}")
+    return found
+
+
+def called(
+    reference: Any, registered: Mapping[str, str], field: str, settings: Mapping[str, Any], **offered: Any
+) -> Any:
+    """Return what a function, named as in `named`, makes of settings, and of what is offered if it takes that by name.
+
+    Raises:
+        ValueError: no such function; settings that it does not take, or that it needs, all of them listed; what a
+            function of a user's own raised, with its line.
+    """
+    function = named(reference, registered, field)
+    given = _fitting(function, settings, offered, f"{field} {reference!r}", field)
+    if reference in registered:
+        return function(**given)
+    with blamed(f"{field} {reference!r}", function):
+        return function(**given)
+
+
+@contextlib.contextmanager
+def blamed(what: str, function: Callable) -> Iterator[None]:
+    """Make one message of whatever is raised inside, with the line in the file that defines a user's function.
+
+    Raises:
+        ValueError: something was raised.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        module = sys.modules.get(getattr(function, "__module__", None))
+        raise ValueError(f"{what} failed: {_place(error, getattr(module, '__file__', None))}") from error
+
+
+def _imported(name, what, choices):
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            hint = did_you_mean(name, (module.name for module in pkgutil.iter_modules(sys.path[:1])))
+            raise ValueError(f"{what}: no module {name!r} in {sys.path[0]} or installed{hint}{choices}") from error
+        file = None
+        with contextlib.suppress(Exception):  # of a package that fails nothing can be found
+            file = importlib.util.find_spec(name).origin
+        raise ValueError(f"{what} failed: {_place(error, file)}") from error
+
+
+def _fitting(function, settings, offered, what, field):
+    """Return the arguments of a function: all settings, and what it takes of what is offered."""
+    parameters = inspect.signature(function).parameters.values()
+    named_ones = {one.name: one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    given = {name: value for name, value in offered.items() if name in named_ones} | dict(settings)
+    needed = {name for name, one in named_ones.items() if one.default is one.empty}
+    extra = given.keys() - named_ones.keys()
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        extra = ()
+    if lines := differences(sorted(needed - given.keys()), sorted(extra), field):
+        raise ValueError(f"{what} takes other settings:\n" + "\n".join(lines))
+    return given
+
+
+def _place(error, file):
+    line = _line(error, file)
+    return ("" if line == "?" else f"{file}, line {line}: ") + _first_line(error)
+
+
+def _first_line(error):
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return f"{kind}{error}".partition("\n")[0] or type(error).__name__
+
+
+def _line(error, path):
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return lines[-1] if lines else "?"
