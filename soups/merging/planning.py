@@ -15,7 +15,7 @@ from soups.merging.alignment import aligned
 from soups.merging.comparing import Findings, kind_of, leaf_of, settle_copied
 from soups.merging.lora import open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest
-from soups.merging.methods import build
+from soups.merging.methods import build, find_method
 from soups.merging.recipe_file import Job, is_member, odd_filters, settings_at
 from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
@@ -325,10 +325,12 @@ def _check_regexes(job, outputs):
 
 def _check_constant(job):
     varying = sorted({name for scope in job.scopes for name, value in scope.items() if not is_constant(value)})
+    by_leaf = "scope" in find_method(job.method, job.vocabulary).defaults
     if varying:
         raise ValueError(
             f"{job.method} looks at the whole model, so {', '.join(varying)} cannot differ between tensors: "
-            "give one number, or scope: leaf"
+            f"give one number{', or scope: leaf' if by_leaf else ''}"
         )
     if len(job.slices) > 1:
-        raise ValueError(f"{job.method} looks at the whole model, so it cannot merge slices: give scope: leaf")
+        hint = ": give scope: leaf" if by_leaf else ""
+        raise ValueError(f"{job.method} looks at the whole model, so it cannot merge slices{hint}")

@@ -80,7 +80,8 @@ def combine_task_vectors(
         else:
             merged = arrays.mix(vectors, weights)
             if normalize:
-                merged = merged / _or_one(part.xp, arrays.sum_in_order([arrays.scalar(w, merged) for w in weights]))
+                total = arrays.sum_in_order([arrays.scalar(w, merged) for w in weights])
+                merged = merged / _or_one(part.xp, total, weights)
         return part.base + arrays.scalar(scale, merged) * merged
 
     if not (elect and tie == "majority") and not any(sparsifier.measure for sparsifier in sparsify):
@@ -262,8 +263,10 @@ def _agreeing(xp, vectors, weights, surplus, normalize):
     if not normalize:
         return total
     counted = [(vector > 0).astype(mass.dtype) for vector in agreeing]
-    return total / _or_one(xp, arrays.sum_in_order(map(scaled, counted, weights)))
+    return total / _or_one(xp, arrays.sum_in_order(map(scaled, counted, weights)), weights)
 
 
-def _or_one(xp, divisor):
-    return xp.where(xp.abs(divisor) < 1e-8, xp.ones_like(divisor), divisor)
+def _or_one(xp, divisor, weights):
+    """Return sums of weights, and ones where these cancel."""
+    least = arrays.sum_in_order([abs(arrays.scalar(weight, divisor)) for weight in weights])
+    return xp.where(xp.abs(divisor) <= arrays.scalar(1e-8, divisor) * least, xp.ones_like(divisor), divisor)

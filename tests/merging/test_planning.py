@@ -149,8 +149,15 @@ def test_a_method_over_the_whole_model_takes_the_same_settings_everywhere(models
     small.plan(recipe | {"parameters": {"density": [0.1, 0.5], "scope": "leaf"}})
     slices = [{"sources": [{"model": models["a"], "layer_range": span}]} for span in ([0, 1], [1, 3])]
     del recipe["models"]
-    with pytest.raises(ValueError, match="ties looks at the whole model, so it cannot merge slices"):
+    with pytest.raises(ValueError, match="ties looks at the whole model, so it cannot merge slices: give scope: leaf"):
         small.plan(recipe | {"slices": slices, "parameters": {}})
+
+
+def test_no_scope_is_advised_to_a_method_that_has_none(models, small):
+    recipe = {"vocabulary": "published", "merge_method": "della", "base_model": models["base"]}
+    recipe |= {"models": [models["a"], models["b"]], "parameters": {"density": [0.4, 0.5]}}
+    with pytest.raises(ValueError, match=r"della looks at the whole model, so density .* give one number$"):
+        small.plan(recipe)
 
 
 # --- Differences ---

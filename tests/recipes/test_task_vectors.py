@@ -281,3 +281,22 @@ def test_integer_leaves_are_copied_and_must_agree():
     members[1]["table"] = np.int32(6)
     with pytest.raises(ValueError, match="these differ: table"):
         soups.ties(members, base=base)
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e12])
+@pytest.mark.parametrize(
+    "merge",
+    [
+        lambda weights: soups.ties(MEMBERS, base=BASE, density=0.5, weights=weights),
+        lambda weights: soups.della(MEMBERS, base=BASE, weights=weights),
+        lambda weights: soups.dare(MEMBERS, base=BASE, density=0.5, weights=weights, elect=True),
+        lambda weights: soups.combine_task_vectors(MEMBERS, base=BASE, weights=weights, normalize=True),
+    ],
+    ids=["ties", "della", "dare", "sum"],
+)
+def test_a_normalised_merge_does_not_know_the_scale_of_its_weights(merge, factor):
+    expected = merge([1.0, 2.0, 3.0, 4.0])
+    assert not np.allclose(flat(expected), flat(BASE), atol=1e-3)
+    np.testing.assert_allclose(
+        flat(merge([factor * w for w in (1.0, 2.0, 3.0, 4.0)])), flat(expected), rtol=0, atol=2e-6
+    )
