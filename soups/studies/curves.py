@@ -1,0 +1,97 @@
+"""Make the data of the figures that more than one study has."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import soups
+from soups import tree
+from soups.evaluate import angles, barriers, correct, interpolation_advantage, plane_grid, ratio_error, reliability
+from soups.experiments.progress import progress, say
+from soups.studies.kitchen import Examples, Kitchen, best_of
+
+
+def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> dict[str, Any]:
+    """Return accuracy against the number of models, in the order in which the sweep made them."""
+    names, scores = kitchen.names, kitchen.scores
+    counts = [count for count in counts if count < len(names)] + [len(names)]
+    curves = {
+        title: {"test": [], "shift_mean": []} for title in ("uniform soup", "greedy soup", "ensemble", "best so far")
+    }
+    logits = {name: kitchen.logits(kitchen.members[name]) for name in names}
+    with progress("soups of the first members", len(counts), "sizes") as advance:
+        for count in counts:
+            first = names[:count]
+            best = best_of({name: scores[name] for name in first})
+            made = {
+                "uniform soup": kitchen.logits(soups.uniform(kitchen.usable(first))),
+                "greedy soup": kitchen.logits(kitchen.greedy(f"greedy soup of {count}", first).params),
+                "ensemble": kitchen.mixed(logits, dict.fromkeys(first, 1.0 / count)),
+                "best so far": logits[best],
+            }
+            for title, values in made.items():
+                measured = kitchen.measured(values)
+                for split in ("test", "shift_mean"):
+                    curves[title][split].append(measured[split]["accuracy"])
+            advance(1)
+    return {"counts": counts, **curves}
+
+
+def loss_plane(kitchen: Kitchen, start: tree.Tree, *, points_per_axis: int, examples: int) -> dict[str, Any]:
+    """Return held-out error in the plane through the start, the best member, and the one farthest from it in angle."""
+    names, scores = kitchen.names, kitchen.scores
+    best = best_of(scores)
+    good = [name for name in names if scores[name] >= np.median(list(scores.values()))]
+    degrees = angles([kitchen.members[name] for name in good], start)
+    other = good[int(np.argmax(degrees[good.index(best)]))]
+    say(f"loss plane through the start, {kitchen.short(best)} and {kitchen.short(other)}")
+    error, members = _error(kitchen, examples), kitchen.members
+    grid = plane_grid(error, start, members[best], members[other], points_per_axis=points_per_axis, margin=0.35)
+    points = grid["points"]
+    labels = {"base": "start", "a": kitchen.short(best), "b": kitchen.short(other), "mean": "average"}
+    return grid | {"points": {label: points[key] for key, label in labels.items()}}
+
+
+def pairs(kitchen: Kitchen, base: tree.Tree, *, count: int, examples: int, ts: Sequence[float]) -> dict[str, Any]:
+    """Return barriers, angles and diversity of pairs of members spread over the ranking by held-out accuracy."""
+    ranked = sorted(kitchen.names, key=kitchen.scores.get, reverse=True)
+    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
+    chosen = [ranked[place] for place in places]
+    say(f"barriers between {len(chosen)} members")
+    members = [kitchen.members[name] for name in chosen]
+    labels = [kitchen.short(name) for name in chosen]
+    error = _error(kitchen, examples)
+    barrier = barriers(lambda params: 1.0 - error(params), members, ts)
+    degrees = angles(members, base)
+    right = [correct(kitchen.logits(member, ["test"])["test"], kitchen.test.labels) for member in members]
+    diversity = [
+        {
+            "a": labels[i],
+            "b": labels[j],
+            "angle": float(degrees[i, j]),
+            "interpolation_advantage": interpolation_advantage(lambda p: 1.0 - error(p), members[i], members[j]),
+            "ratio_error": ratio_error(right[i], right[j]),
+        }
+        for i, j in itertools.combinations(range(len(chosen)), 2)
+    ]
+    return {
+        "barriers": {"names": labels, "matrix": barrier.tolist()},
+        "angles": {"names": labels, "matrix": degrees.tolist()},
+        "diversity": {"pairs": diversity},
+    }
+
+
+def reliability_diagrams(kitchen: Kitchen, shown: Mapping[str, tree.Tree]) -> dict[str, Any]:
+    """Return confidence against accuracy on the test split for some weights and for the ensemble of all members."""
+    logits = {title: kitchen.logits(weights) for title, weights in shown.items()}
+    members = {name: kitchen.logits(kitchen.members[name]) for name in kitchen.names}
+    logits["ensemble"] = kitchen.mixed(members, dict.fromkeys(kitchen.names, 1.0 / len(kitchen.names)))
+    return {title: reliability(values["test"], kitchen.test.labels) for title, values in logits.items()}
+
+
+def _error(kitchen, examples):
+    data, some = kitchen.held_out, slice(min(examples, len(kitchen.held_out.labels)))
+    evaluator = kitchen.evaluator(Examples(data.images[some], data.labels[some], data.class_groups))
+    return lambda params: 1.0 - evaluator(params)["accuracy"]
