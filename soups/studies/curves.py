@@ -9,7 +9,7 @@ import numpy as np
 import soups
 from soups import tree
 from soups.evaluate import angles, barriers, correct, interpolation_advantage, plane_grid, ratio_error, reliability
-from soups.experiments.progress import progress, say
+from soups.progress import progress, watched
 from soups.studies.kitchen import Examples, Kitchen, best_of
 
 
@@ -46,9 +46,10 @@ def loss_plane(kitchen: Kitchen, start: tree.Tree, *, points_per_axis: int, exam
     good = [name for name in names if scores[name] >= np.median(list(scores.values()))]
     degrees = angles([kitchen.members[name] for name in good], start)
     other = good[int(np.argmax(degrees[good.index(best)]))]
-    say(f"loss plane through the start, {kitchen.short(best)} and {kitchen.short(other)}")
-    error, members = _error(kitchen, examples), kitchen.members
-    grid = plane_grid(error, start, members[best], members[other], points_per_axis=points_per_axis, margin=0.35)
+    title = f"loss plane through the start, {kitchen.short(best)} and {kitchen.short(other)}"
+    ends = kitchen.members[best], kitchen.members[other]
+    with watched(_error(kitchen, examples), title, points_per_axis**2, "points") as error:
+        grid = plane_grid(error, start, *ends, points_per_axis=points_per_axis, margin=0.35)
     points = grid["points"]
     labels = {"base": "start", "a": kitchen.short(best), "b": kitchen.short(other), "mean": "average"}
     return grid | {"points": {label: points[key] for key, label in labels.items()}}
@@ -59,23 +60,25 @@ def pairs(kitchen: Kitchen, base: tree.Tree, *, count: int, examples: int, ts: S
     ranked = sorted(kitchen.names, key=kitchen.scores.get, reverse=True)
     places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
     chosen = [ranked[place] for place in places]
-    say(f"barriers between {len(chosen)} members")
     members = [kitchen.members[name] for name in chosen]
     labels = [kitchen.short(name) for name in chosen]
-    error = _error(kitchen, examples)
-    barrier = barriers(lambda params: 1.0 - error(params), members, ts)
     degrees = angles(members, base)
     right = [correct(kitchen.logits(member, ["test"])["test"], kitchen.test.labels) for member in members]
-    diversity = [
-        {
-            "a": labels[i],
-            "b": labels[j],
-            "angle": float(degrees[i, j]),
-            "interpolation_advantage": interpolation_advantage(lambda p: 1.0 - error(p), members[i], members[j]),
-            "ratio_error": ratio_error(right[i], right[j]),
-        }
-        for i, j in itertools.combinations(range(len(chosen)), 2)
-    ]
+    combined = list(itertools.combinations(range(len(chosen)), 2))
+    error, title = _error(kitchen, examples), f"barriers between {len(chosen)} members"
+    evaluations = len(chosen) + len(combined) * (len(ts) + 3)  # three for each advantage
+    with watched(lambda params: 1.0 - error(params), title, evaluations, "evaluations") as accuracy:
+        barrier = barriers(accuracy, members, ts)
+        diversity = [
+            {
+                "a": labels[i],
+                "b": labels[j],
+                "angle": float(degrees[i, j]),
+                "interpolation_advantage": interpolation_advantage(accuracy, members[i], members[j]),
+                "ratio_error": ratio_error(right[i], right[j]),
+            }
+            for i, j in combined
+        ]
     return {
         "barriers": {"names": labels, "matrix": barrier.tolist()},
         "angles": {"names": labels, "matrix": degrees.tolist()},

@@ -18,7 +18,7 @@ import soups
 from soups import tree
 from soups.data import batch_indices
 from soups.evaluate import Evaluator, LogitCache, ensemble_logits, greedy_ensemble, metrics
-from soups.experiments.progress import progress, say
+from soups.progress import counted, progress, say
 from soups.pool import Pool, digest
 
 Row = dict[str, Any]
@@ -259,17 +259,19 @@ class Kitchen:
         """Measure a soup."""
         return self.row(title, "soup", self.logits(params), ingredients, selection=selection, training=training)
 
-    def uniform_row(self) -> Row:
+    def uniform_row(self, title: str = "uniform soup", training: int = 0) -> Row:
         """Average all members."""
-        params, record = self.soup("uniform soup", lambda: soups.uniform(self.usable()))
-        return self.soup_row("uniform soup", params, record["ingredients"])
+        params, record = self.soup(title, lambda: soups.uniform(self.usable()))
+        return self.soup_row(title, params, record["ingredients"], training=training)
 
-    def greedy_row(self, title: str = "greedy soup", order: Sequence[str] | None = None) -> tuple[Row, list]:
+    def greedy_row(
+        self, title: str = "greedy soup", order: Sequence[str] | None = None, training: int = 0
+    ) -> tuple[Row, list]:
         """Add members one by one, by held-out accuracy or in a given order; give the row and the history."""
         make = functools.partial(self.greedy, title, self.names, order)
         params, record = self.soup(title, make, settings={"order": order, **self._selecting})
         selection = (len(self.names) if order else 2 * len(self.names) - 1) * len(self.held_out.labels)
-        row = self.soup_row(title, params, record["ingredients"], selection=selection)
+        row = self.soup_row(title, params, record["ingredients"], selection=selection, training=training)
         return row, self._short_history(record["history"])
 
     def greedy(self, title: str, names: Sequence[str], order: Sequence[str] | None = None) -> soups.Soup:
@@ -302,8 +304,8 @@ class Kitchen:
             return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
         def make():
-            say(title)
             batches = ({"image": data.images[rows], "label": data.labels[rows]} for rows in order)
+            batches = counted(batches, f"learned soup, one weight for each {per}", steps, "steps")
             return soups.learned(self.usable(), loss, batches, per=per, learning_rate=learning_rate)
 
         settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "seed": self.seed}

@@ -12,6 +12,7 @@ from soups.evaluate import ensemble_logits
 from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.search_space import common_choices
 from soups.progress import progress, say
+from soups.studies.kitchen import Kitchen, best_of
 from soups.train import run_sweep, sweep
 
 
@@ -84,7 +85,7 @@ def trajectory_averages(setting: Setting, probe: tree.Tree, member: str) -> dict
     return {kind: setting.results[setting.name(name)] for kind, name in names.items()}
 
 
-def distilled(setting: Setting, probe: tree.Tree, members: list[str], best: str) -> tree.Tree:
+def distilled(setting: Setting, kitchen: Kitchen, probe: tree.Tree) -> tree.Tree:
     """Return one network trained to predict as the ensemble of the members, with the best member's hyper-parameters.
 
     Hinton et al., "Distilling the knowledge in a neural network", 2015, arXiv 1503.02531.
@@ -92,10 +93,12 @@ def distilled(setting: Setting, probe: tree.Tree, members: list[str], best: str)
 
     def make():
         say("distilling the ensemble into one network")
-        logits = [setting.logits(setting.pool[name], ["train"])["train"] for name in members]
+        evaluator = kitchen.evaluator(setting.task.train)
+        logits = [evaluator.logits(setting.pool[name]) for name in kitchen.names]
         targets = np.asarray(jax.nn.softmax(ensemble_logits(logits), axis=-1), np.float32)
         data = {"image": setting.task.train.images, "label": targets}
-        hyperparameters = setting.pool.record(best)["metadata"]["config"] | {"label_smoothing": 0.0, "mixup": 0.0}
+        hyperparameters = setting.pool.record(best_of(kitchen.scores))["metadata"]["config"]
+        hyperparameters |= {"label_smoothing": 0.0, "mixup": 0.0}
         return _single(setting, setting.training, probe, data, hyperparameters)
 
     return _kept(setting, "distilled", make, setting.results)

@@ -6,15 +6,18 @@ from typing import Any
 
 import jax
 
-from soups import models
+from soups import models, state
 from soups.data import digits_task
-from soups.evaluate import LogitCache
-from soups.experiments.finetune_and_soup import cooking, curves, members
+from soups.experiments.finetune_and_soup import cooking, members
 from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.pool import Pool
 from soups.processes import on_first_process
 from soups.progress import say
+from soups.report import print_table, write_report
+from soups.report.results import SCHEMA
+from soups.studies import curves
+from soups.studies.kitchen import best_of
 
 FIELDS = {
     "": ("study", "name", "seeds", "data_dir"),
@@ -55,11 +58,20 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
         OSError: the directory cannot be written, another run works there, or the disk is full.
     """
     check_fields(config, FIELDS)
-    workdir = Workdir(directory, config, changeable=("figures",))
+    workdir = Workdir(directory, config)
     settings = [_setting(config, seed, workdir) for seed in range(config["seeds"])]  # all checks before any long work
     outcomes = {setting.seed: _one_seed(setting) for setting in settings}
     results = _results(config, workdir, settings, outcomes)
-    return on_first_process(lambda: workdir.finish(results, "pool", "soups"))
+    return on_first_process(lambda: _report(workdir, results))
+
+
+def _report(workdir, results) -> list[str]:
+    state.write(workdir.path / "results.json", results)
+    paths = [workdir.path / "results.json", *write_report(workdir.path), workdir.path / "pool", workdir.path / "soups"]
+    print_table(results)
+    for path in paths:
+        say(os.path.relpath(path))
+    return [str(path) for path in paths]
 
 
 def _setting(config, seed, workdir) -> Setting:
@@ -81,12 +93,12 @@ def _setting(config, seed, workdir) -> Setting:
         pool=pool,
         bases=bases,
         results=results,
-        cache=LogitCache(workdir.path / "logits"),
     )
 
 
 def _one_seed(setting: Setting) -> dict[str, Any]:
     say(f"\nseed {setting.seed}")
+    config = setting.config
 
     # --- Weights: start -> linear probe -> sweep of fine-tunes ---
     start = _timed(setting, "start weights", lambda: members.start_weights(setting))
@@ -99,35 +111,35 @@ def _one_seed(setting: Setting) -> dict[str, Any]:
     sam = _usable(setting, sam)
 
     # --- Rows: each stage is kept as JSON, so a finished one is not repeated ---
-    rows = _stage(setting, "members", lambda: cooking.single_rows(setting, start, probe, names))
-    held_out = {row["name"]: row["metrics"]["held_out"]["accuracy"] for row in rows if row["group"] == "member"}
-    scores = {name: held_out[cooking.short(setting, name)] for name in names}
-    best = cooking.best_of(scores)
-    setting.reference.update(setting.right(setting.logits(setting.pool[best])))
-    soup_rows, histories = _stage(setting, "soups", lambda: cooking.soup_rows(setting, names, scores))
-    path_rows = _stage(setting, "WiSE-FT", lambda: cooking.path_rows(setting, probe, best))
+    kitchen = setting.kitchen(names)
+    rows = _stage(setting, "members", lambda: cooking.single_rows(kitchen, start, probe))
+    soup_rows, histories = _stage(setting, "soups", lambda: cooking.soup_rows(setting, kitchen))
+    alphas = config["wise_ft"]["alphas"]
+    path_rows, wise_curve = _stage(setting, "WiSE-FT", lambda: kitchen.path_rows(probe, alphas, called="probe"))
+    best = best_of(kitchen.scores)
     averages = _timed(setting, "trajectory", lambda: members.trajectory_averages(setting, probe, best))
     rows += soup_rows + path_rows
-    rows += _stage(setting, "EMA and SWA", lambda: cooking.trajectory_rows(setting, averages, best))
+    rows += _stage(setting, "EMA and SWA", lambda: cooking.trajectory_rows(kitchen, averages))
     if sam:
-        rows += _stage(setting, "SAM soups", lambda: cooking.sam_rows(setting, sam))
-    ensemble_rows, histories["greedy ensemble"] = _stage(
-        setting, "ensembles", lambda: cooking.ensemble_rows(setting, names)
-    )
-    student = _timed(setting, "distillation", lambda: members.distilled(setting, probe, names, best))
-    rows += [*ensemble_rows, _stage(setting, "distilled", lambda: cooking.distilled_row(setting, student, names, best))]
+        rows += _stage(setting, "SAM soups", lambda: cooking.sam_rows(setting, setting.kitchen(sam)))
+    ensemble_rows, histories["greedy ensemble"] = _stage(setting, "ensembles", kitchen.ensemble_rows)
+    student = _timed(setting, "distillation", lambda: members.distilled(setting, kitchen, probe))
+    rows += [*ensemble_rows, _stage(setting, "distilled", lambda: cooking.distilled_row(setting, kitchen, student))]
 
     # --- Figures' data ---
-    made = {title: setting.results[setting.name(title.replace(" ", "_"))] for title in ("uniform soup", "greedy soup")}
-    shown = {"best member": setting.pool[best], **made}
-    rows += _figure(setting, "curve", ["counts"], lambda: curves.number_of_models(setting, names, scores))
-    size = ["plane_points", "plane_examples"]
-    plane = _figure(setting, "plane", size, lambda: curves.loss_plane(setting, probe, names, scores))
-    size = ["pairs_members", "barrier_ts", "plane_examples"]
-    pairs = _figure(setting, "pairs", size, lambda: curves.pairs(setting, probe, names, scores))
-    bins = _stage(setting, "reliability", lambda: curves.reliability_diagrams(setting, shown, names))
-    found = {"rows": rows, "curves": [plane, *bins], "pairs": pairs}
-    return found | {"histories": histories, "members": _members_record(setting, every)}
+    figures, examples = config["figures"], config["figures"]["plane_examples"]
+    shown = {"best member": setting.pool[best]}
+    shown |= {title: kitchen.kept[setting.name(title.replace(" ", "_"))] for title in ("uniform soup", "greedy soup")}
+    plane = {"points_per_axis": figures["plane_points"], "examples": examples}
+    pairs = {"count": figures["pairs_members"], "examples": examples, "ts": figures["barrier_ts"]}
+    data = {
+        "number_of_models": _stage(setting, "curve", lambda: curves.number_of_models(kitchen, figures["counts"])),
+        "wise_ft": wise_curve,
+        "plane": _stage(setting, "plane", lambda: curves.loss_plane(kitchen, probe, **plane)),
+        **_stage(setting, "pairs", lambda: curves.pairs(kitchen, probe, **pairs)),
+        "reliability": _stage(setting, "reliability", lambda: curves.reliability_diagrams(kitchen, shown)),
+    }
+    return {"rows": rows, "curves": data, "histories": histories, "pool": _pool_record(setting, every)}
 
 
 def _usable(setting, names) -> list[str]:
@@ -141,25 +153,18 @@ def _stage(setting, name, compute):
     return setting.workdir.stage(setting.name(name.replace(" ", "_")), compute)
 
 
-def _figure(setting, name, fields, compute):
-    """Return a stage that is made again where these fields of the section "figures" have changed."""
-    settings = {field: setting.config["figures"][field] for field in fields}
-    return setting.workdir.stage(setting.name(name), compute, settings)
-
-
 def _timed(setting, name, make):
     return setting.workdir.timed(setting.name(name.replace(" ", "_")), make)
 
 
-def _members_record(setting, names):
+def _pool_record(setting, names):
     records = ((name, setting.pool.record(name)) for name in names)
     return [
         {
-            "name": cooking.short(setting, name),
+            "name": name.removeprefix(setting.name("")),
             "config": record["metadata"]["config"],
             "status": record["status"],
             "digest": record["digest"],
-            "losses": record["metadata"].get("losses", []),
         }
         for name, record in records
     ]
@@ -169,15 +174,16 @@ def _results(config, workdir, settings, outcomes) -> dict[str, Any]:
     first = settings[0]
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy")
     return {
-        **workdir.head(config, packages),
+        **workdir.head(SCHEMA, config, packages),
         "seeds": [setting.seed for setting in settings],
         "splits": {
-            "held_out": {"role": "held_out", "examples": len(first.task.held_out)},
-            "test": {"role": "test", "examples": len(first.task.test)},
-            **{name: {"role": "shift", "examples": len(dataset)} for name, dataset in first.task.shifts.items()},
-            "shift_mean": {"role": "shift", "mean_of": list(first.task.shifts)},
+            "held_out": len(first.task.held_out),
+            "test": len(first.task.test),
+            "shifts": {name: len(dataset) for name, dataset in first.task.shifts.items()},
         },
-        **{part: [x for one in outcomes.values() for x in one[part]] for part in ("rows", "curves", "pairs")},
-        **{part: {str(seed): one[part] for seed, one in outcomes.items()} for part in ("members", "histories")},
+        "rows": [row for outcome in outcomes.values() for row in outcome["rows"]],
+        "pool": {str(seed): outcome["pool"] for seed, outcome in outcomes.items()},
+        "curves": {str(seed): outcome["curves"] for seed, outcome in outcomes.items()},
+        "histories": {str(seed): outcome["histories"] for seed, outcome in outcomes.items()},
         "timings": {str(s.seed): workdir.seconds(s.name("")) for s in settings},
     }
