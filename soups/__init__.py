@@ -22,6 +22,7 @@ __all__ = [
     "check_function_unchanged",
     "combine_task_vectors",
     "consensus",
+    "cook",
     "dare",
     "della",
     "diagnose",
@@ -90,6 +91,7 @@ _ROOMS = {
     "Pool": "soups.pool",
     "PoolCorruptionError": "soups.pool",
     "merge": "soups.pool",
+    "cook": "soups.studies",
 }
 _MODULES = {"sparsify": "soups.recipes.sparsify", "rebasin": "soups.recipes.rebasin"}
 _PACKAGES = (
@@ -103,6 +105,7 @@ _PACKAGES = (
     "pool",
     "recipes",
     "report",
+    "studies",
     "tree",
 )
 

@@ -132,7 +132,7 @@ def _title(one):
     if isinstance(one, str):
         return one
     if callable(one):
-        return getattr(one, "__name__", "soup")
+        return getattr(one, "__name__", "soup").strip("<>")
     name, settings = one if isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], Mapping) else (one, {})
     return ", ".join([str(name), *(f"{key} = {value}" for key, value in settings.items())])
 

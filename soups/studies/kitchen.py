@@ -296,6 +296,7 @@ class Kitchen:
         """Learn the mixing weights on the held-out split, one for each member or leaf; give the row and the losses."""
         title = {"model": "learned soup", "leaf": "learned soup, per leaf"}[per]
         data = self.held_out
+        batch_size = min(batch_size, len(data.labels))
         steps = max(1, round(epochs * len(data.labels) / batch_size))
         order = batch_indices(len(data.labels), batch_size, steps, self.seed)
 

@@ -1,0 +1,133 @@
+"""Anyone's members are measured and cooked, and nothing is done twice or believed of other members."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import soups
+from soups.studies import cook
+
+RECIPES = ["uniform", "greedy", "learned", "wise_ft", "ensemble", ("ties", {"density": 0.3})]
+
+
+def network(params, inputs):
+    """Give the logits of a linear classifier."""
+    return inputs @ params["kernel"] + params["bias"][None]
+
+
+@pytest.fixture(scope="module")
+def kit():
+    """Give base, members and splits of a noisy linear problem."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(10, 3)).astype(np.float32)
+    base = {"kernel": 0.5 * kernel, "bias": np.zeros(3, np.float32)}
+
+    def around(leaf):
+        return leaf + 0.4 * rng.normal(size=leaf.shape).astype(np.float32)
+
+    def split(number, noise=0.0):
+        inputs = rng.normal(size=(number, 10)).astype(np.float32)
+        labels = (inputs @ kernel + rng.normal(size=(number, 3))).argmax(axis=1)
+        return inputs + noise * rng.normal(size=inputs.shape).astype(np.float32), labels
+
+    members = {f"m{index}": jax.tree.map(around, base) for index in range(4)}
+    return base, members, {"held_out": split(90), "test": split(120), "shifts": {"noisy": split(60, 1.0)}}
+
+
+@pytest.fixture(scope="module")
+def cooked(kit, tmp_path_factory):
+    """Give a folder in which all was cooked, and the results."""
+    base, members, splits = kit
+    folder = tmp_path_factory.mktemp("cooked")
+    return folder, cook(members, network, workdir=folder, base=base, recipes=RECIPES, **splits)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out the figures, which take most of the time."""
+    monkeypatch.setattr(sys.modules["soups.studies.cook"], "write_report", lambda directory: [])
+
+
+def accuracy(params, split):
+    inputs, labels = split
+    logits = inputs.astype(np.float64) @ params["kernel"].astype(np.float64) + params["bias"]
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def test_rows_are_what_numpy_finds(cooked, kit):
+    folder, results = cooked
+    _, members, splits = kit
+    rows = {row["name"]: row["metrics"] for row in results["rows"] if row["group"] != "curve"}
+    weights = members | {"uniform soup": {k: np.mean([m[k] for m in members.values()], axis=0) for k in members["m0"]}}
+    weights["ties, density = 0.3"] = soups.ties(members, base=kit[0], density=0.3)
+    for name, params in weights.items():
+        assert rows[name]["held_out"]["accuracy"] == accuracy(params, splits["held_out"]), name
+        assert rows[name]["test"]["accuracy"] == accuracy(params, splits["test"]), name
+        assert rows[name]["shift_mean"]["accuracy"] == accuracy(params, splits["shifts"]["noisy"]), name
+    best = max(accuracy(member, splits["held_out"]) for member in members.values())
+    assert rows["best member"]["held_out"]["accuracy"] == best
+    assert rows["greedy soup"]["held_out"]["accuracy"] >= best
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert "greedy soup" in (folder / "report.html").read_text()
+    assert list(soups.Pool(folder / "soups")) == ["uniform_soup", "greedy_soup", "learned_soup", "ties_density_=_0.3"]
+
+
+def test_the_same_call_computes_nothing_again(cooked, kit, undrawn):
+    folder, results = cooked
+    base, members, splits = kit
+    before = {path: path.stat().st_mtime_ns for part in ("logits", "soups") for path in (folder / part).rglob("*.npy")}
+    again = cook(members, network, workdir=folder, base=base, recipes=RECIPES, **splits)
+    after = {path: path.stat().st_mtime_ns for part in ("logits", "soups") for path in (folder / part).rglob("*.npy")}
+    assert again["rows"] == results["rows"] and before == after
+
+
+@pytest.mark.parametrize("changed", ["member", "held_out", "network", "base"])
+def test_what_changed_under_the_same_name_is_cooked_anew(kit, tmp_path, changed, undrawn):
+    base, members, splits = kit
+    recipes = ["uniform", "greedy", ("task_arithmetic", {"scale": 0.5})]
+    cook(members, network, workdir=tmp_path, base=base, recipes=recipes, **splits)
+    if changed == "member":
+        members = members | {"m1": jax.tree.map(lambda leaf: -leaf, members["m1"])}
+    if changed == "held_out":
+        splits = splits | {"held_out": (splits["held_out"][0], (splits["held_out"][1] + 1) % 3)}
+    if changed == "base":
+        base = jax.tree.map(lambda leaf: 3 * leaf, base)
+    other = (lambda params, inputs: network(params, -inputs)) if changed == "network" else network
+    found = cook(members, other, workdir=tmp_path, base=base, recipes=recipes, **splits)
+    fresh = cook(members, other, workdir=tmp_path / "fresh", base=base, recipes=recipes, **splits)
+    assert found["rows"] == fresh["rows"]
+
+
+def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_path):
+    _, members, splits = kit
+    pool = soups.Pool(tmp_path / "pool")
+    for name, member in members.items():
+        pool.add(name, member)
+    pool.add("broken", jax.tree.map(lambda leaf: leaf * np.nan, members["m0"]))
+    results = cook(pool, network, workdir=tmp_path, held_out=splits["held_out"], test=splits["test"])
+    assert [row["name"] for row in results["rows"] if row["group"] == "member"] == list(members)
+    assert pool.metrics("m0")["test"] == accuracy(members["m0"], splits["test"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipes": ["unifrom"]}, "unknown recipe 'unifrom'.*did you mean 'uniform'"),
+        ({"recipes": ["ties", "wise_ft"], "base": None}, "ties needs a base\nwise_ft needs a base"),
+        ({"recipes": [("ties", {"densty": 0.5})]}, "ties has no setting 'densty'.*did you mean 'density'"),
+        ({"recipes": ["uniform", "uniform"]}, "'uniform' is asked for twice"),
+        ({"recipes": [3]}, "unknown recipe 3: a recipe is a name"),
+        ({"recipes": []}, "no recipes were asked for"),
+        ({"test": np.zeros(3)}, r"test is a pair of inputs \[N, ...\] and labels \[N\], not a ndarray"),
+        ({"members": 1}, "two members whose numbers are finite; 1 of 1 are"),
+    ],
+)
+def test_what_users_do_wrong_is_one_clear_error(kit, tmp_path, changes, message):
+    base, members, splits = kit
+    members = dict(list(members.items())[: changes.get("members", 4)])
+    options = {"base": base, **splits, **{name: value for name, value in changes.items() if name != "members"}}
+    with pytest.raises(ValueError, match=message):
+        cook(members, network, workdir=tmp_path, **options)
