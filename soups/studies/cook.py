@@ -1,7 +1,6 @@
 """Cook soups from anyone's members and report on them."""
 
 import datetime
-import json
 import os
 import pathlib
 import platform
@@ -13,8 +12,9 @@ import jax
 import numpy as np
 
 import soups
-from soups import arguments, tree
-from soups.files import local_path, replace_file
+from soups import arguments, state, tree
+from soups.experiments.workdir import held
+from soups.files import local_path
 from soups.names import did_you_mean
 from soups.processes import on_first_process
 from soups.recipes import METHODS
@@ -77,7 +77,7 @@ def cook(
     Raises:
         ValueError: fewer than two usable members, splits that do not fit the network, unknown recipes, or those that
             need a base that is not given; all of them are listed.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or another run works there.
     """
     members = members if isinstance(members, Mapping) else arguments.as_mapping(members)
     wanted = _wanted(recipes, base)
@@ -99,9 +99,10 @@ def cook(
     )
     if len(kitchen.names) < 2:
         raise ValueError(f"soups need two members whose numbers are finite; {len(kitchen.names)} of {len(members)} are")
-    rows, figures, histories = _rows(kitchen, base, wanted)
-    results = _results(kitchen, list(wanted), rows, figures, histories)
-    on_first_process(lambda: _write(directory, results))
+    with held(directory):
+        rows, figures, histories = _rows(kitchen, base, wanted)
+        results = _results(kitchen, list(wanted), rows, figures, histories)
+        on_first_process(lambda: _write(directory, results))
     return results
 
 
@@ -236,5 +237,5 @@ def _results(kitchen, asked, rows, figures, histories) -> dict[str, Any]:
 
 
 def _write(directory: pathlib.Path, results) -> None:
-    replace_file(directory / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    state.write(directory / "results.json", results)
     write_report(directory)

@@ -18,8 +18,8 @@ import soups
 from soups import tree
 from soups.data import batch_indices
 from soups.evaluate import Evaluator, LogitCache, ensemble_logits, greedy_ensemble, metrics
-from soups.progress import counted, progress, say
 from soups.pool import Pool, digest
+from soups.progress import counted, progress, say
 
 Row = dict[str, Any]
 Logits = dict[str, np.ndarray]

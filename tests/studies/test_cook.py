@@ -1,6 +1,5 @@
 """Anyone's members are measured and cooked, and nothing is done twice or believed of other members."""
 
-import json
 import sys
 
 import jax
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 import soups
+from soups import state
 from soups.studies import cook
 
 RECIPES = ["uniform", "greedy", "learned", "wise_ft", "ensemble", ("ties", {"density": 0.3})]
@@ -70,7 +70,7 @@ def test_rows_are_what_numpy_finds(cooked, kit):
     best = max(accuracy(member, splits["held_out"]) for member in members.values())
     assert rows["best member"]["held_out"]["accuracy"] == best
     assert rows["greedy soup"]["held_out"]["accuracy"] >= best
-    assert json.loads((folder / "results.json").read_text()) == results
+    assert state.read(folder / "results.json") == results
     assert "greedy soup" in (folder / "report.html").read_text()
     assert list(soups.Pool(folder / "soups")) == ["uniform_soup", "greedy_soup", "learned_soup", "ties_density_=_0.3"]
 
