@@ -1,30 +1,24 @@
 """Cook soups from anyone's members and report on them."""
 
-import datetime
 import os
-import pathlib
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 
-import soups
-from soups import arguments, state, tree
-from soups.experiments.workdir import held
+from soups import arguments, tree
+from soups.experiments.workdir import Workdir, held
 from soups.files import local_path
 from soups.names import did_you_mean
 from soups.processes import on_first_process
 from soups.recipes import METHODS
-from soups.report import write_report
-from soups.report.results import SCHEMA
 from soups.studies import curves
-from soups.studies.kitchen import Examples, Kitchen, Row, best_of, slug, unit_range
+from soups.studies.kitchen import Examples, Kitchen, Row, best_of, unit_range
 
 #: what is cooked unless something else is asked for; "wise_ft" where there is a base
 RECIPES = ("uniform", "greedy", "learned", "wise_ft", "ensemble")
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 48, 64)  # of members, whose soups are compared
 
 
 def cook(
@@ -84,6 +78,7 @@ def cook(
     splits = {
         name: _examples(name, data) for name, data in {"held_out": held_out, "test": test, **(shifts or {})}.items()
     }
+    _check_names(shifts or {})
     directory = local_path(workdir).absolute()
     kitchen = Kitchen(
         members=members,
@@ -100,9 +95,10 @@ def cook(
     if len(kitchen.names) < 2:
         raise ValueError(f"soups need two members whose numbers are finite; {len(kitchen.names)} of {len(members)} are")
     with held(directory):
-        rows, figures, histories = _rows(kitchen, base, wanted)
-        results = _results(kitchen, list(wanted), rows, figures, histories)
-        on_first_process(lambda: _write(directory, results))
+        config = {"name": directory.name, "recipes": list(wanted), "batch_size": batch_size, "seed": seed}
+        place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
+        results = place.head(config, ("jax", "numpy", "orbax-checkpoint")) | _results(kitchen, base, wanted)
+        on_first_process(lambda: place.finish(results, "soups"))
     return results
 
 
@@ -121,8 +117,8 @@ def _wanted(given, base) -> dict[str, Any]:
         found = one if callable(one) or one in _OWN else _method(one, base, problems)
         if one == "wise_ft" and base is None:
             problems.append("wise_ft needs a base")
-        if title in wanted:
-            problems.append(f"{title!r} is asked for twice: give titles, {{title: recipe}}")
+        if title in wanted or (isinstance(found, str) and found in wanted.values()):
+            problems.append(f"{title!r} is asked for twice; methods with other settings need other titles")
         wanted[str(title)] = found
     if problems or not wanted:
         raise ValueError("\n".join(problems) or "no recipes were asked for")
@@ -167,75 +163,49 @@ def _examples(name, data) -> Examples:
     return Examples(data[0], np.asarray(data[1]))
 
 
+def _check_names(shifts):
+    if taken := [name for name in shifts if name in ("held_out", "test", "shift_mean")]:
+        raise ValueError(f"a shift cannot be called {taken[0]!r}, which is a split of its own: give it another name")
+
+
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
-def _rows(kitchen, base, wanted) -> tuple[list[Row], dict[str, Any], dict[str, Any]]:
-    members = kitchen.single_rows()
-    rows, figures, histories = [], {}, {}
+def _results(kitchen, base, wanted) -> dict[str, Any]:
+    singles = kitchen.single_rows()
+    rows, histories, seed = [], {}, str(kitchen.seed)
     if base is not None:
         rows.append(kitchen.row("base", "start", kitchen.logits(base), {}))
     for title, one in wanted.items():
-        made, curve, history = _cooked(kitchen, base, title, one)
+        made, history = _cooked(kitchen, base, title, one)
         rows += made
-        figures |= curve
-        histories |= history
-    named = {row["name"]: row for row in rows}
+        histories |= {"greedy ensemble" if one == "ensemble" else made[0]["name"]: history} if history else {}
     shown = {"best member": kitchen.members[best_of(kitchen.scores)]}
-    shown |= {title: kitchen.kept[slug(title)] for title in ("uniform soup", "greedy soup") if title in named}
-    figures["reliability"] = curves.reliability_diagrams(kitchen, shown)
-    if {"uniform", "greedy"} <= wanted.keys():
-        figures["number_of_models"] = curves.number_of_models(kitchen, _counts(len(kitchen.names)))
-    return members[:3] + rows + members[3:], figures, histories
-
-
-def _cooked(kitchen, base, title, one):
-    if one == "uniform":
-        return [kitchen.uniform_row()], {}, {}
-    if one == "greedy":
-        row, history = kitchen.greedy_row()
-        return [row], {}, {row["name"]: history}
-    if one in ("learned", "learned_per_leaf"):
-        row, history = kitchen.learned_row("leaf" if one.endswith("leaf") else "model")
-        return [row], {}, {row["name"]: history}
-    if one == "wise_ft":
-        rows, curve = kitchen.path_rows(base, [place / 10 for place in range(11)])
-        return rows, {"wise_ft": curve}, {}
-    if one == "ensemble":
-        rows, history = kitchen.ensemble_rows()
-        return rows, {}, {"greedy ensemble": history}
-    return [kitchen.merged_row(title, one, base)], {}, {}
-
-
-def _counts(number):
-    return [count for count in (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 48, 64) if count < number]
-
-
-# --- Results ----------------------------------------------------------------------------------------------------------
-
-
-def _results(kitchen, asked, rows, figures, histories) -> dict[str, Any]:
-    seed = str(kitchen.seed)
-    versions = {package: metadata.version(package) for package in ("jax", "numpy", "orbax-checkpoint")}
+    simple = [one for one in ("uniform", "greedy") if one in wanted.values()]
+    shown |= {f"{one} soup": kitchen.kept[f"{one}_soup"] for one in simple}
+    if len(simple) == 2:
+        rows += curves.number_of_models(kitchen, COUNTS)
     return {
-        "schema": SCHEMA,
-        "experiment": kitchen.directory.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": {"recipes": asked, "batch_size": kitchen.batch_size, "seed": kitchen.seed},
-        "versions": {"soups": soups.__version__, "python": platform.python_version()} | versions,
-        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "seeds": [kitchen.seed],
-        "splits": {
-            "held_out": len(kitchen.held_out.labels),
-            "test": len(kitchen.test.labels),
-            "shifts": {name: len(data.labels) for name, data in kitchen.shifts.items()},
-        },
-        "rows": rows,
-        "curves": {seed: figures},
+        "splits": kitchen.described_splits,
+        "rows": singles[:3] + rows + singles[3:],
+        "members": {seed: kitchen.described_members},
+        "curves": curves.reliability_diagrams(kitchen, shown),
         "histories": {seed: histories},
     }
 
 
-def _write(directory: pathlib.Path, results) -> None:
-    state.write(directory / "results.json", results)
-    write_report(directory)
+def _cooked(kitchen, base, title, one) -> tuple[list[Row], list]:
+    if one == "uniform":
+        return [kitchen.uniform_row()], []
+    if one == "greedy":
+        row, history = kitchen.greedy_row()
+        return [row], history
+    if one in ("learned", "learned_per_leaf"):
+        row, losses = kitchen.learned_row("leaf" if one == "learned_per_leaf" else "model")
+        return [row], losses
+    if one == "wise_ft":
+        return kitchen.path_rows(base, [place / 10 for place in range(11)]), []
+    if one == "ensemble":
+        return kitchen.ensemble_rows()
+    return [kitchen.merged_row(title, one, base)], []

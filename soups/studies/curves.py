@@ -10,36 +10,32 @@ import soups
 from soups import tree
 from soups.evaluate import angles, barriers, correct, interpolation_advantage, plane_grid, ratio_error, reliability
 from soups.progress import progress, watched
-from soups.studies.kitchen import Examples, Kitchen, best_of
+from soups.studies.kitchen import Examples, Kitchen, Row, best_of
 
 
-def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> dict[str, Any]:
-    """Return accuracy against the number of models, in the order in which the sweep made them."""
-    names, scores = kitchen.names, kitchen.scores
+def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
+    """Return the rows of the first so many members, in the order in which the sweep made them."""
+    names, rows = kitchen.names, []
     counts = [count for count in counts if count < len(names)] + [len(names)]
-    curves = {
-        title: {"test": [], "shift_mean": []} for title in ("uniform soup", "greedy soup", "ensemble", "best so far")
-    }
-    logits = {name: kitchen.logits(kitchen.members[name]) for name in names}
+    kinds = {"ensemble": "ensemble", "best on held-out": "member"}
+    logits = {name: kitchen.member_logits(name) for name in names}
     with progress("soups of the first members", len(counts), "sizes") as advance:
         for count in counts:
             first = names[:count]
-            best = best_of({name: scores[name] for name in first})
             made = {
                 "uniform soup": kitchen.logits(soups.uniform(kitchen.usable(first))),
                 "greedy soup": kitchen.logits(kitchen.greedy(f"greedy soup of {count}", first).params),
                 "ensemble": kitchen.mixed(logits, dict.fromkeys(first, 1.0 / count)),
-                "best so far": logits[best],
+                "best on held-out": logits[best_of({name: kitchen.scores[name] for name in first})],
             }
             for title, values in made.items():
-                measured = kitchen.measured(values)
-                for split in ("test", "shift_mean"):
-                    curves[title][split].append(measured[split]["accuracy"])
+                place = {"group": "curve", "of": {"models": count}}
+                rows.append(kitchen.row(title, kinds.get(title, "soup"), values, {}, **place))
             advance(1)
-    return {"counts": counts, **curves}
+    return rows
 
 
-def loss_plane(kitchen: Kitchen, start: tree.Tree, *, points_per_axis: int, examples: int) -> dict[str, Any]:
+def loss_plane(kitchen: Kitchen, start: tree.Tree, points_per_axis: int, examples: int) -> dict[str, Any]:
     """Return held-out error in the plane through the start, the best member, and the one farthest from it in angle."""
     names, scores = kitchen.names, kitchen.scores
     best = best_of(scores)
@@ -52,10 +48,11 @@ def loss_plane(kitchen: Kitchen, start: tree.Tree, *, points_per_axis: int, exam
         grid = plane_grid(error, start, *ends, points_per_axis=points_per_axis, margin=0.35)
     points = grid["points"]
     labels = {"base": "start", "a": kitchen.short(best), "b": kitchen.short(other), "mean": "average"}
-    return grid | {"points": {label: points[key] for key, label in labels.items()}}
+    named = {"points": {label: points[key] for key, label in labels.items()}}
+    return {"seed": kitchen.seed, "kind": "plane", **grid, **named}
 
 
-def pairs(kitchen: Kitchen, base: tree.Tree, *, count: int, examples: int, ts: Sequence[float]) -> dict[str, Any]:
+def pairs(kitchen: Kitchen, base: tree.Tree, count: int, examples: int, ts: Sequence[float]) -> list[dict]:
     """Return barriers, angles and diversity of pairs of members spread over the ranking by held-out accuracy."""
     ranked = sorted(kitchen.names, key=kitchen.scores.get, reverse=True)
     places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
@@ -63,35 +60,33 @@ def pairs(kitchen: Kitchen, base: tree.Tree, *, count: int, examples: int, ts: S
     members = [kitchen.members[name] for name in chosen]
     labels = [kitchen.short(name) for name in chosen]
     degrees = angles(members, base)
-    right = [correct(kitchen.logits(member, ["test"])["test"], kitchen.test.labels) for member in members]
+    right = [correct(kitchen.member_logits(name, ["test"])["test"], kitchen.test.labels) for name in chosen]
     combined = list(itertools.combinations(range(len(chosen)), 2))
     error, title = _error(kitchen, examples), f"barriers between {len(chosen)} members"
-    evaluations = len(chosen) + len(combined) * (len(ts) + 3)  # three for each advantage
+    found, evaluations = [], len(chosen) + len(combined) * (len(ts) + 3)  # three for each advantage
     with watched(lambda params: 1.0 - error(params), title, evaluations, "evaluations") as accuracy:
         barrier = barriers(accuracy, members, ts)
-        diversity = [
-            {
-                "a": labels[i],
-                "b": labels[j],
+        for i, j in combined:
+            values = {
                 "angle": float(degrees[i, j]),
+                "barrier": float(barrier[i, j]),
                 "interpolation_advantage": interpolation_advantage(accuracy, members[i], members[j]),
                 "ratio_error": ratio_error(right[i], right[j]),
             }
-            for i, j in combined
-        ]
-    return {
-        "barriers": {"names": labels, "matrix": barrier.tolist()},
-        "angles": {"names": labels, "matrix": degrees.tolist()},
-        "diversity": {"pairs": diversity},
-    }
+            found.append({"seed": kitchen.seed, "a": labels[i], "b": labels[j], "values": values})
+    return found
 
 
-def reliability_diagrams(kitchen: Kitchen, shown: Mapping[str, tree.Tree]) -> dict[str, Any]:
+def reliability_diagrams(kitchen: Kitchen, shown: Mapping[str, tree.Tree]) -> list[dict[str, Any]]:
     """Return confidence against accuracy on the test split for some weights and for the ensemble of all members."""
     logits = {title: kitchen.logits(weights) for title, weights in shown.items()}
-    members = {name: kitchen.logits(kitchen.members[name]) for name in kitchen.names}
+    members = {name: kitchen.member_logits(name) for name in kitchen.names}
+    labels = kitchen.test.labels
     logits["ensemble"] = kitchen.mixed(members, dict.fromkeys(kitchen.names, 1.0 / len(kitchen.names)))
-    return {title: reliability(values["test"], kitchen.test.labels) for title, values in logits.items()}
+    return [
+        {"seed": kitchen.seed, "kind": "reliability", "name": title, "bins": reliability(values["test"], labels)}
+        for title, values in logits.items()
+    ]
 
 
 def _error(kitchen, examples):

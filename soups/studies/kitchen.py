@@ -17,7 +17,7 @@ import xxhash
 import soups
 from soups import tree
 from soups.data import batch_indices
-from soups.evaluate import Evaluator, LogitCache, ensemble_logits, greedy_ensemble, metrics
+from soups.evaluate import Evaluator, LogitCache, correct, ensemble_logits, greedy_ensemble, metrics
 from soups.pool import Pool, digest
 from soups.progress import counted, progress, say
 
@@ -56,6 +56,7 @@ class Kitchen:
         seed: of batches and of random orders.
         prefix: what the names of this seed's members and soups begin with where they are kept, but not in rows.
         preprocess: `preprocess(inputs) -> inputs`, compiled with the network.
+        reference: the weights that rows count their wins against; default: the best member.
     """
 
     members: Mapping[str, tree.Tree]
@@ -69,6 +70,7 @@ class Kitchen:
     batch_size: int = 500
     mesh: jax.sharding.Mesh | None = None
     preprocess: Callable = unit_range
+    reference: tree.Tree | None = None
 
     # --- What is there ------------------------------------------------------------------------------------------------
 
@@ -137,15 +139,45 @@ class Kitchen:
         """Return a member's name as rows call it."""
         return name.removeprefix(self.prefix)
 
+    # --- What results say of it ---------------------------------------------------------------------------------------
+
+    @property
+    def described_splits(self) -> dict[str, dict[str, Any]]:
+        """Return the splits as results hold them."""
+        roles = {"held_out": "held_out", "test": "test"}
+        found = {
+            name: {"role": roles.get(name, "shift"), "examples": len(data.labels)} for name, data in self.splits.items()
+        }
+        return found | ({"shift_mean": {"role": "shift", "mean_of": list(self.shifts)}} if self.shifts else {})
+
+    @property
+    def described_members(self) -> list[dict[str, Any]]:
+        """Return all members as results hold them, with what a pool knows of their training."""
+        return [self._described(name) for name in self.members]
+
+    def _described(self, name):
+        if not isinstance(self.members, Pool):
+            status = "ok" if name in self.names else "non-finite"
+            return {"name": self.short(name), "status": status, "digest": digest(self.members[name])}
+        record = self.members.record(name)
+        known = {part: record["metadata"][part] for part in ("config", "losses") if part in record["metadata"]}
+        return {"name": self.short(name), "status": record["status"], "digest": record["digest"], **known}
+
     # --- Measuring ----------------------------------------------------------------------------------------------------
 
     def logits(self, params: tree.Tree, splits: Sequence[str] | None = None) -> Logits:
         """Return the logits of weights on splits (default: all); no network runs twice for them."""
-        key = digest(params)
+        return self._logits(digest(params), lambda: params, splits)
+
+    def member_logits(self, name: str, splits: Sequence[str] | None = None) -> Logits:
+        """Return the logits of a member, which is read only if it was not measured yet."""
+        return self._logits(self.digests[name], functools.cache(lambda: self.members[name]), splits)
+
+    def _logits(self, key, params, splits):
         return {
             split: self.cache.get(
                 (key, split, self.data_digests[split], self.network_digest),
-                lambda split=split: self.evaluators[split].logits(params),
+                lambda split=split: self.evaluators[split].logits(params()),
             )
             for split in splits or self.splits
         }
@@ -154,15 +186,10 @@ class Kitchen:
         """Return the held-out accuracy of weights."""
         return metrics(self.logits(params, ["held_out"])["held_out"], self.held_out.labels)["accuracy"]
 
-    def measured(self, logits: Logits) -> dict[str, Any]:
-        """Return the metrics of logits on every split, and their mean over the shifts (None without shifts)."""
+    def measured(self, logits: Logits) -> dict[str, dict[str, float]]:
+        """Return the metrics of logits on every split, and their mean over the shifts, if there are any."""
         values = {split: metrics(logits[split], data.labels) for split, data in self.splits.items()}
-        shifts = {split: values[split] for split in self.shifts}
-        mean = {
-            name: float(np.mean([shift[name] for shift in shifts.values()])) if shifts else None
-            for name in values["test"]
-        }
-        return {"held_out": values["held_out"], "test": values["test"], "shifts": shifts, "shift_mean": mean}
+        return values | ({"shift_mean": _mean([values[split] for split in self.shifts])} if self.shifts else {})
 
     def row(
         self,
@@ -175,8 +202,14 @@ class Kitchen:
         inference: int = 1,
         selection: int = 0,
         training: int = 0,
+        **more: Any,
     ) -> Row:
         """Return one row of the results; costs are in forward passes, see docs/results.md."""
+        right = {split: correct(logits[split], data.labels) for split, data in self.splits.items()}
+        wins = {
+            split: [int((right[split] & ~theirs).sum()), int((theirs & ~right[split]).sum())]
+            for split, theirs in self._right.items()
+        }
         return {
             "seed": self.seed,
             "name": name,
@@ -186,28 +219,44 @@ class Kitchen:
             "num_ingredients": len(ingredients),
             "metrics": self.measured(logits),
             "cost": {"inference": inference, "selection": selection, "training": training},
+            "classes": {"test": {title: float(right["test"][rows].mean()) for title, rows in self._classes.items()}},
+            "wins": wins,
+            **more,
         }
+
+    @functools.cached_property
+    def _right(self):
+        """Say for each split which examples the reference has right."""
+        best = self.reference is None
+        logits = self.member_logits(best_of(self.scores)) if best else self.logits(self.reference)
+        return {split: correct(logits[split], data.labels) for split, data in self.splits.items()}
+
+    @functools.cached_property
+    def _classes(self):
+        """Say for each class that the test split has where its examples are, by its name if it has one."""
+        labels, titles = self.test.labels, getattr(self.test, "class_names", None)
+        return {titles[index] if titles else str(index): labels == index for index in np.unique(labels).tolist()}
 
     # --- Members ------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def member_rows(self) -> dict[str, Row]:
-        """Measure each member on every split; a pool notes the accuracies too."""
-        rows = {}
+    def scores(self) -> dict[str, float]:
+        """Return the held-out accuracy of each member; measures them on every split, and tells a pool."""
+        scores = {}
         with progress("measuring", len(self.names), "members") as advance:
             for name in self.names:
-                row = self.row(self.short(name), "member", self.logits(self.members[name]), {}, group="member")
-                rows[name] = row
+                found = {split: values["accuracy"] for split, values in self.measured(self.member_logits(name)).items()}
+                scores[name] = found["held_out"]
                 if isinstance(self.members, Pool):
-                    found = {split: row["metrics"][split]["accuracy"] for split in ("held_out", "test", "shift_mean")}
-                    self.members.update_metrics(name, {k: v for k, v in found.items() if v is not None})
+                    kept = {split: found[split] for split in ("held_out", "test", "shift_mean") if split in found}
+                    self.members.update_metrics(name, kept)
                 advance(1)
-        return rows
+        return scores
 
     @functools.cached_property
-    def scores(self) -> dict[str, float]:
-        """Return the held-out accuracy of each member."""
-        return {name: row["metrics"]["held_out"]["accuracy"] for name, row in self.member_rows.items()}
+    def member_rows(self) -> dict[str, Row]:
+        """Return the row of each member."""
+        return {n: self.row(self.short(n), "member", self.member_logits(n), {}, group="member") for n in self.scores}
 
     def single_rows(self) -> list[Row]:
         """Return the best and worst member by held-out accuracy, the mean over the members, and each of them."""
@@ -216,7 +265,7 @@ class Kitchen:
         cost = rows[best]["cost"] | {"selection": len(rows) * len(self.held_out.labels)}
         first = next(iter(rows.values()))
         mean = first | {"name": "mean member", "kind": "members", "group": "main", "num_ingredients": 1}
-        mean["metrics"] = _mean([row["metrics"] for row in rows.values()])
+        mean |= {part: _mean([row[part] for row in rows.values()]) for part in ("metrics", "classes")} | {"wins": {}}
         return [
             self._named(best, "best member") | {"cost": cost},
             mean,
@@ -334,8 +383,8 @@ class Kitchen:
         params, record = self.soup(title, make, settings=decided)
         return self.soup_row(title, params, record["ingredients"])
 
-    def path_rows(self, base: tree.Tree, alphas: Sequence[float], *, called: str = "base") -> tuple[list[Row], dict]:
-        """Walk from the base to the best member (WiSE-FT): the rows of the best α and that nearest ½, and the curve."""
+    def path_rows(self, base: tree.Tree, alphas: Sequence[float], *, called: str = "base") -> list[Row]:
+        """Walk from the base to the best member (WiSE-FT): rows of the best α, of that nearest ½, and of all."""
         best = best_of(self.scores)
         say(f"WiSE-FT from the {called} to {self.short(best)}")
         rows = []
@@ -343,23 +392,22 @@ class Kitchen:
             params = soups.wise_ft(self.members[best], base=base, alpha=alpha)
             used = {best: alpha, called: 1.0 - alpha}
             logits = self.logits(params)
-            rows.append(self.row(f"WiSE-FT, α = {alpha:g}", "interpolation", logits, used, group="curve"))
-        curve = {"alpha": list(alphas)}
-        for split in ("held_out", "test", "shift_mean"):
-            curve[split] = [row["metrics"][split]["accuracy"] for row in rows]
+            place = {"group": "curve", "of": {"alpha": alpha}}
+            rows.append(self.row(f"WiSE-FT, α = {alpha:g}", "interpolation", logits, used, **place))
+        held_out = [row["metrics"]["held_out"]["accuracy"] for row in rows]
         # the largest of equally good α: the nearest to the member that the held-out split has chosen already
-        chosen = max(range(len(rows)), key=lambda place: (curve["held_out"][place], alphas[place]))
+        chosen = max(range(len(rows)), key=lambda place: (held_out[place], alphas[place]))
         middle = min(range(len(rows)), key=lambda place: abs(alphas[place] - 0.5))
         cost = {"inference": 1, "selection": len(alphas) * len(self.held_out.labels), "training": 0}
         main = [
-            rows[chosen] | {"name": "WiSE-FT, α by held-out", "group": "main", "cost": cost},
-            rows[middle] | {"name": f"WiSE-FT, α = {alphas[middle]:g}", "group": "main"},
+            rows[chosen] | {"name": "WiSE-FT, α by held-out", "group": "main", "of": {}, "cost": cost},
+            rows[middle] | {"name": f"WiSE-FT, α = {alphas[middle]:g}", "group": "main", "of": {}},
         ]
-        return main + rows, curve
+        return main + rows
 
     def ensemble_rows(self) -> tuple[list[Row], list]:
         """Return the ensemble of all members and the greedy one, by arithmetic on their logits, and its history."""
-        logits = {name: self.logits(self.members[name]) for name in self.names}
+        logits = {name: self.member_logits(name) for name in self.names}
         held_out = {name: found["held_out"] for name, found in logits.items()}
         greedy = greedy_ensemble(held_out, self.held_out.labels)
         chosen = {"ensemble": dict.fromkeys(self.names, 1.0 / len(self.names)), "greedy ensemble": greedy.ingredients}
@@ -398,4 +446,4 @@ def slug(title: str) -> str:
 def _mean(values):
     if isinstance(values[0], Mapping):
         return {name: _mean([value[name] for value in values]) for name in values[0]}
-    return None if values[0] is None else float(np.mean(values))
+    return float(np.mean(values))

@@ -1,13 +1,12 @@
 """Anyone's members are measured and cooked, and nothing is done twice or believed of other members."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
 
 import soups
 from soups import state
+from soups.experiments import workdir
 from soups.studies import cook
 
 RECIPES = ["uniform", "greedy", "learned", "wise_ft", "ensemble", ("ties", {"density": 0.3})]
@@ -48,7 +47,7 @@ def cooked(kit, tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leave out the figures, which take most of the time."""
-    monkeypatch.setattr(sys.modules["soups.studies.cook"], "write_report", lambda directory: [])
+    monkeypatch.setattr(workdir, "write_report", lambda directory: [])
 
 
 def accuracy(params, split):
@@ -109,6 +108,7 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
     pool.add("broken", jax.tree.map(lambda leaf: leaf * np.nan, members["m0"]))
     results = cook(pool, network, workdir=tmp_path, held_out=splits["held_out"], test=splits["test"])
     assert [row["name"] for row in results["rows"] if row["group"] == "member"] == list(members)
+    assert [member["status"] for member in results["members"]["0"]] == ["ok"] * 4 + ["non-finite"]
     assert pool.metrics("m0")["test"] == accuracy(members["m0"], splits["test"])
 
 
@@ -119,8 +119,10 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"recipes": ["ties", "wise_ft"], "base": None}, "ties needs a base\nwise_ft needs a base"),
         ({"recipes": [("ties", {"densty": 0.5})]}, "ties has no setting 'densty'.*did you mean 'density'"),
         ({"recipes": ["uniform", "uniform"]}, "'uniform' is asked for twice"),
+        ({"recipes": {"mean": "uniform", "average": "uniform"}}, "'average' is asked for twice"),
         ({"recipes": [3]}, "unknown recipe 3: a recipe is a name"),
         ({"recipes": []}, "no recipes were asked for"),
+        ({"shifts": {"test": (np.zeros((2, 10)), [0, 1])}}, "a shift cannot be called 'test'"),
         ({"test": np.zeros(3)}, r"test is a pair of inputs \[N, ...\] and labels \[N\], not a ndarray"),
         ({"members": 1}, "two members whose numbers are finite; 1 of 1 are"),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from soups import models, state
+from soups import models
 from soups.data import digits_task
 from soups.experiments.finetune_and_soup import cooking, members
 from soups.experiments.finetune_and_soup.setting import Setting
@@ -14,8 +14,6 @@ from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.pool import Pool
 from soups.processes import on_first_process
 from soups.progress import say
-from soups.report import print_table, write_report
-from soups.report.results import SCHEMA
 from soups.studies import curves
 from soups.studies.kitchen import best_of
 
@@ -58,20 +56,11 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
         OSError: the directory cannot be written, another run works there, or the disk is full.
     """
     check_fields(config, FIELDS)
-    workdir = Workdir(directory, config)
+    workdir = Workdir(directory, config, changeable=("figures",))
     settings = [_setting(config, seed, workdir) for seed in range(config["seeds"])]  # all checks before any long work
     outcomes = {setting.seed: _one_seed(setting) for setting in settings}
     results = _results(config, workdir, settings, outcomes)
-    return on_first_process(lambda: _report(workdir, results))
-
-
-def _report(workdir, results) -> list[str]:
-    state.write(workdir.path / "results.json", results)
-    paths = [workdir.path / "results.json", *write_report(workdir.path), workdir.path / "pool", workdir.path / "soups"]
-    print_table(results)
-    for path in paths:
-        say(os.path.relpath(path))
-    return [str(path) for path in paths]
+    return on_first_process(lambda: workdir.finish(results, "pool", "soups"))
 
 
 def _setting(config, seed, workdir) -> Setting:
@@ -115,31 +104,30 @@ def _one_seed(setting: Setting) -> dict[str, Any]:
     rows = _stage(setting, "members", lambda: cooking.single_rows(kitchen, start, probe))
     soup_rows, histories = _stage(setting, "soups", lambda: cooking.soup_rows(setting, kitchen))
     alphas = config["wise_ft"]["alphas"]
-    path_rows, wise_curve = _stage(setting, "WiSE-FT", lambda: kitchen.path_rows(probe, alphas, called="probe"))
+    path_rows = _stage(setting, "WiSE-FT", lambda: kitchen.path_rows(probe, alphas, called="probe"))
     best = best_of(kitchen.scores)
     averages = _timed(setting, "trajectory", lambda: members.trajectory_averages(setting, probe, best))
     rows += soup_rows + path_rows
     rows += _stage(setting, "EMA and SWA", lambda: cooking.trajectory_rows(kitchen, averages))
     if sam:
-        rows += _stage(setting, "SAM soups", lambda: cooking.sam_rows(setting, setting.kitchen(sam)))
+        rows += _stage(
+            setting, "SAM soups", lambda: cooking.sam_rows(setting, setting.kitchen(sam, setting.pool[best]))
+        )
     ensemble_rows, histories["greedy ensemble"] = _stage(setting, "ensembles", kitchen.ensemble_rows)
     student = _timed(setting, "distillation", lambda: members.distilled(setting, kitchen, probe))
     rows += [*ensemble_rows, _stage(setting, "distilled", lambda: cooking.distilled_row(setting, kitchen, student))]
 
     # --- Figures' data ---
-    figures, examples = config["figures"], config["figures"]["plane_examples"]
     shown = {"best member": setting.pool[best]}
     shown |= {title: kitchen.kept[setting.name(title.replace(" ", "_"))] for title in ("uniform soup", "greedy soup")}
-    plane = {"points_per_axis": figures["plane_points"], "examples": examples}
-    pairs = {"count": figures["pairs_members"], "examples": examples, "ts": figures["barrier_ts"]}
-    data = {
-        "number_of_models": _stage(setting, "curve", lambda: curves.number_of_models(kitchen, figures["counts"])),
-        "wise_ft": wise_curve,
-        "plane": _stage(setting, "plane", lambda: curves.loss_plane(kitchen, probe, **plane)),
-        **_stage(setting, "pairs", lambda: curves.pairs(kitchen, probe, **pairs)),
-        "reliability": _stage(setting, "reliability", lambda: curves.reliability_diagrams(kitchen, shown)),
-    }
-    return {"rows": rows, "curves": data, "histories": histories, "pool": _pool_record(setting, every)}
+    rows += _figure(setting, "curve", ["counts"], lambda counts: curves.number_of_models(kitchen, counts))
+    size = ["plane_points", "plane_examples"]
+    plane = _figure(setting, "plane", size, lambda *size: curves.loss_plane(kitchen, probe, *size))
+    size = ["pairs_members", "plane_examples", "barrier_ts"]
+    pairs = _figure(setting, "pairs", size, lambda *size: curves.pairs(kitchen, probe, *size))
+    bins = _stage(setting, "reliability", lambda: curves.reliability_diagrams(kitchen, shown))
+    found = {"rows": rows, "curves": [plane, *bins], "pairs": pairs}
+    return found | {"histories": histories, "members": setting.kitchen(every).described_members}
 
 
 def _usable(setting, names) -> list[str]:
@@ -153,37 +141,23 @@ def _stage(setting, name, compute):
     return setting.workdir.stage(setting.name(name.replace(" ", "_")), compute)
 
 
+def _figure(setting, name, fields, compute):
+    """Return a stage that is made again where these fields of the section "figures", which it is given, change."""
+    settings = {field: setting.config["figures"][field] for field in fields}
+    return setting.workdir.stage(setting.name(name), lambda: compute(*settings.values()), settings)
+
+
 def _timed(setting, name, make):
     return setting.workdir.timed(setting.name(name.replace(" ", "_")), make)
 
 
-def _pool_record(setting, names):
-    records = ((name, setting.pool.record(name)) for name in names)
-    return [
-        {
-            "name": name.removeprefix(setting.name("")),
-            "config": record["metadata"]["config"],
-            "status": record["status"],
-            "digest": record["digest"],
-        }
-        for name, record in records
-    ]
-
-
 def _results(config, workdir, settings, outcomes) -> dict[str, Any]:
-    first = settings[0]
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy")
     return {
-        **workdir.head(SCHEMA, config, packages),
+        **workdir.head(config, packages),
         "seeds": [setting.seed for setting in settings],
-        "splits": {
-            "held_out": len(first.task.held_out),
-            "test": len(first.task.test),
-            "shifts": {name: len(dataset) for name, dataset in first.task.shifts.items()},
-        },
-        "rows": [row for outcome in outcomes.values() for row in outcome["rows"]],
-        "pool": {str(seed): outcome["pool"] for seed, outcome in outcomes.items()},
-        "curves": {str(seed): outcome["curves"] for seed, outcome in outcomes.items()},
-        "histories": {str(seed): outcome["histories"] for seed, outcome in outcomes.items()},
+        "splits": settings[0].kitchen(settings[0].pool.names).described_splits,
+        **{part: [x for one in outcomes.values() for x in one[part]] for part in ("rows", "curves", "pairs")},
+        **{part: {str(seed): one[part] for seed, one in outcomes.items()} for part in ("members", "histories")},
         "timings": {str(s.seed): workdir.seconds(s.name("")) for s in settings},
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from soups import models
+from soups import models, tree
 from soups.data import Dataset, Task
 from soups.experiments.workdir import Workdir
 from soups.pool import Pool
@@ -51,8 +51,8 @@ class Setting:
             clip_norm=self.config["finetune"]["clip_norm"],
         )
 
-    def kitchen(self, names: Sequence[str]) -> Kitchen:
-        """Return what measures and cooks some members of this seed."""
+    def kitchen(self, names: Sequence[str], reference: tree.Tree | None = None) -> Kitchen:
+        """Return what measures and cooks some members of this seed, and compares them with other weights."""
         return Kitchen(
             members=self.pool.select(names),
             apply_fn=self.apply_fn,
@@ -64,6 +64,7 @@ class Setting:
             prefix=self.name(""),
             batch_size=self.config["evaluate"]["batch_size"],
             mesh=self.data_mesh,
+            reference=reference,
         )
 
     @functools.cached_property
