@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from soups import arguments, tree
-from soups.experiments.workdir import Workdir, held
 from soups.files import local_path
 from soups.names import did_you_mean
 from soups.processes import on_first_process
 from soups.recipes import METHODS
 from soups.studies import curves
 from soups.studies.kitchen import Examples, Kitchen, Row, best_of, unit_range
+from soups.studies.study import Workdir, held
 
 #: what is cooked unless something else is asked for; "wise_ft" where there is a base
 RECIPES = ("uniform", "greedy", "learned", "wise_ft", "ensemble")

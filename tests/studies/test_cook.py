@@ -6,8 +6,7 @@ import pytest
 
 import soups
 from soups import state
-from soups.experiments import workdir
-from soups.studies import cook
+from soups.studies import cook, study
 
 RECIPES = ["uniform", "greedy", "learned", "wise_ft", "ensemble", ("ties", {"density": 0.3})]
 
@@ -47,7 +46,7 @@ def cooked(kit, tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leave out the figures, which take most of the time."""
-    monkeypatch.setattr(workdir, "write_report", lambda directory: [])
+    monkeypatch.setattr(study, "write_report", lambda directory: [])
 
 
 def accuracy(params, split):

@@ -26,7 +26,7 @@ def start_weights(setting: Setting) -> tree.Tree:
         params = models.init(setting.model, jax.random.key(setting.seed), image_shape)
         return _single(setting, setting.training, params, _arrays(data), dict(config) | {"seed": setting.seed})
 
-    return _kept(setting, "start", make)
+    return setting.kept(setting.bases, "start", make)
 
 
 def linear_probe(setting: Setting, start: tree.Tree) -> tree.Tree:
@@ -41,7 +41,7 @@ def linear_probe(setting: Setting, start: tree.Tree) -> tree.Tree:
         training = dataclasses.replace(setting.training, learning_rate_rules=((head, 1.0), (".*", 0.0)))
         return _single(setting, training, params, _arrays(setting.task.train), dict(config) | {"seed": setting.seed})
 
-    return _kept(setting, "probe", make)
+    return setting.kept(setting.bases, "probe", make)
 
 
 def sweep_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def trajectory_averages(setting: Setting, probe: tree.Tree, member: str) -> dict
         hyperparameters = setting.pool.record(member)["metadata"]["config"]
         averages = _result(setting, training, probe, _arrays(setting.task.train), hyperparameters)["averages"]
         for kind, name in names.items():
-            _kept(setting, name, lambda kind=kind: tree.cast_like(averages[kind], probe), setting.results)
+            setting.kept(setting.results, name, lambda kind=kind: tree.cast_like(averages[kind], probe))
     return {kind: setting.results[setting.name(name)] for kind, name in names.items()}
 
 
@@ -101,7 +101,7 @@ def distilled(setting: Setting, kitchen: Kitchen, probe: tree.Tree) -> tree.Tree
         hyperparameters |= {"label_smoothing": 0.0, "mixup": 0.0}
         return _single(setting, setting.training, probe, data, hyperparameters)
 
-    return _kept(setting, "distilled", make, setting.results)
+    return setting.kept(setting.results, "distilled", make)
 
 
 def _fill(setting, prefix, training, params, members, what) -> list[str]:
@@ -138,13 +138,6 @@ def _result(setting, training, params, data, hyperparameters) -> dict[str, Any]:
     mode = "sequential" if setting.config["finetune"]["mode"] == "sequential" else "map"
     ((_, result),) = run_sweep(training, params, data, [hyperparameters], batch_size=batch_size, mode=mode)
     return result
-
-
-def _kept(setting, name, make, pool=None) -> tree.Tree:
-    pool = setting.bases if pool is None else pool
-    if setting.name(name) not in pool:
-        pool.add(setting.name(name), make(), {"seed": setting.seed})
-    return pool[setting.name(name)]
 
 
 def _mode(setting) -> str:

@@ -2,29 +2,26 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from soups import models, tree
 from soups.data import Dataset, Task
-from soups.experiments.workdir import Workdir
 from soups.pool import Pool
 from soups.studies.kitchen import Kitchen
+from soups.studies.study import Scene
 from soups.train import Training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(Scene):
     """Hold one seed's task, network and pools.
 
     `pool` has the members, `bases` the start weights and the linear probe, `results` the soups.
     """
 
-    config: Mapping[str, Any]
-    seed: int
-    workdir: Workdir
     task: Task
     pretraining: dict[str, Dataset]
     model: Any
@@ -32,10 +29,6 @@ class Setting:
     pool: Pool
     bases: Pool
     results: Pool
-
-    def name(self, name: str) -> str:
-        """Return the name under which something of this seed is kept."""
-        return f"seed{self.seed}_{name}"
 
     @functools.cached_property
     def apply_fn(self):
@@ -61,7 +54,7 @@ class Setting:
             shifts=self.task.shifts,
             directory=self.workdir.path,
             seed=self.seed,
-            prefix=self.name(""),
+            prefix=self.prefix,
             batch_size=self.config["evaluate"]["batch_size"],
             mesh=self.data_mesh,
             reference=reference,

@@ -18,13 +18,13 @@ from soups.evaluate import LogitCache
 from soups.experiments.imagenet_finetune import members
 from soups.experiments.imagenet_finetune.search import draw_members
 from soups.experiments.imagenet_finetune.setting import DTYPES, Setting, mesh_of, training_of
-from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.models.architectures import architecture
 from soups.models.import_weights import import_weights
 from soups.names import check_name
-from soups.pool import Pool, load_checkpoint
+from soups.pool import load_checkpoint
 from soups.processes import all_or_none
 from soups.progress import progress, say
+from soups.studies.study import check_fields, opened
 
 FIELDS = {
     "": ("study", "name", "seed", "data_dir", "cache_dir", "arch", "start"),
@@ -59,7 +59,6 @@ FIELDS = {
 }
 
 
-@one_at_a_time
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths of the pools.
 
@@ -74,17 +73,16 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
         FileNotFoundError: no data or start weights there; all data that is missing is listed.
         OSError: the directory cannot be written, another run works there, or the disk is full.
     """
-    _check(config)
-    workdir = Workdir(directory, config)
-    setting = _opened(config, workdir)
-    first = workdir.timed("first_member", lambda: members.first_member(setting))
-    drawn = workdir.stage("search", lambda: draw_members(config["sweep"], config["seed"]))
-    names = workdir.timed("fine_tuning", lambda: members.fine_tuned(setting, first, drawn))
-    _print(setting, [members.FIRST, *names])
-    pools = [setting.pool, *setting.averages.values()]
-    for pool in pools:
-        say(f"\nCook from {os.path.relpath(pool.path)} with\n  {_next_command(setting, pool)}")
-    return [str(pool.path) for pool in pools]
+    with opened(config, directory, _check) as workdir:
+        setting = _opened(config, workdir)
+        first = workdir.timed("first_member", lambda: members.first_member(setting))
+        drawn = workdir.stage("search", lambda: draw_members(config["sweep"], config["seed"]))
+        names = workdir.timed("fine_tuning", lambda: members.fine_tuned(setting, first, drawn))
+        _print(setting, [members.FIRST, *names])
+        pools = [setting.pool, *setting.averages.values()]
+        for pool in pools:
+            say(f"\nCook from {os.path.relpath(pool.path)} with\n  {_next_command(setting, pool)}")
+        return [str(pool.path) for pool in pools]
 
 
 def _check(config):
@@ -106,10 +104,6 @@ def _opened(config, workdir) -> Setting:
     sets = evaluation_sets(
         config["data_dir"], cache_dir, image_size=arch.image_size, sets=["held_out"], progress=progress
     )
-    pool = Pool(workdir.path / "pool")
-    averages = {f"ema_{decay}": Pool(workdir.path / f"pool_ema_{decay}") for decay in training.ema_decays}
-    for one in (pool, *averages.values()):
-        one.sweep_orphans()  # what a killed run left half-written
     return Setting(
         config=config,
         workdir=workdir,
@@ -119,8 +113,8 @@ def _opened(config, workdir) -> Setting:
         held_out=sets["held_out"],
         mesh=mesh,
         training=training,
-        pool=pool,
-        averages=averages,
+        pool=workdir.pool("pool"),
+        averages={f"ema_{decay}": workdir.pool(f"pool_ema_{decay}") for decay in training.ema_decays},
         features=LogitCache(workdir.path / "features"),
     )
 

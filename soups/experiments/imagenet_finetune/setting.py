@@ -14,9 +14,9 @@ from soups import tree
 from soups.data import Dataset
 from soups.data.sources import View
 from soups.evaluate import Evaluator, LogitCache, accuracy
-from soups.experiments.workdir import Workdir
 from soups.models.architectures import Architecture
 from soups.pool import Pool
+from soups.studies.study import Workdir
 from soups.train import Training
 from soups.train.lanes import lane_shares
 from soups.train.published import DECAY_ALL

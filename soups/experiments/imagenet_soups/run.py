@@ -15,12 +15,12 @@ from soups.evaluate import LogitCache
 from soups.experiments.imagenet_soups import cooking, published
 from soups.experiments.imagenet_soups.members import open_members
 from soups.experiments.imagenet_soups.setting import Setting, accuracy_of
-from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.models.architectures import architecture
 from soups.names import check_name
-from soups.pool import Pool, kept_dtype
-from soups.processes import all_or_none, on_first_process
+from soups.pool import kept_dtype
+from soups.processes import all_or_none
 from soups.progress import progress
+from soups.studies.study import Study, check_fields
 
 FIELDS = {
     "": ("study", "name", "seed", "data_dir", "cache_dir", "arch", "pool", "models", "sets", "cook"),
@@ -39,9 +39,8 @@ HELD_OUT = {
 ROUNDED = "every member was rounded to {}, so that the memory holds all; the published numbers are of float32"
 
 
-@one_at_a_time
 def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
-    """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
+    """Run the whole study in `directory`, or what of it is not finished there, and give the paths it wrote.
 
     The same command after a crash goes on where it was: no member and no candidate that was measured is measured again.
     Several JAX processes run it together, with one directory that all of them see.
@@ -54,35 +53,28 @@ def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
     """
     _check(config)
     with _matmul_precision(config["evaluate"]["precision"]):
-        workdir = Workdir(directory, config)
-        setting, facts = _opened(config, workdir)
-        rows, histories = _rows(setting)
-    results = workdir.head(config, ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow"))
-    results |= _results(setting, facts, rows, histories)
-    return on_first_process(lambda: workdir.finish(results, "soups"))
+        return _STUDY(config, directory)
 
 
-def _results(setting, facts, rows, histories) -> dict[str, Any]:
-    config, seed, sizes = setting.config, str(setting.config["seed"]), {n: len(d) for n, d in setting.datasets.items()}
+def _cook(setting: Setting) -> dict[str, Any]:
+    rows, histories = _rows(setting)
+    config, facts, notes = setting.config, setting.facts, setting.notes
+    sizes = {name: len(data) for name, data in setting.datasets.items()}
     names, hyperparameters, more = setting.members.names, setting.members.hyperparameters, {}
-    notes = [HELD_OUT[facts["held_out"]], *facts["notes"]]
     if pool := published.published_pool(config["arch"], sizes, names):
         rows = [row | {"published": published.counterparts(pool, row)} for row in rows]
-        notes += published.notes_beside(rows)
+        notes = notes + published.notes_beside(rows)
         more = {"sources of the published numbers": published.published()["sources"]}
         if pool == "soups":
             hyperparameters = {name: published.published()["members"][name]["hyperparameters"] for name in names}
     digests = {row["name"]: row["digest"] for row in rows if row["group"] == "member"}
-    known = [{"name": n, "config": hyperparameters.get(n, {}), "digest": digests[n]} for n in names]
     return {
-        "seeds": [config["seed"]],
         "splits": _splits(sizes),
         "rows": rows,
-        "members": {seed: known},
-        "histories": {seed: histories},
-        "timings": {seed: setting.workdir.seconds("")},
+        "members": [{"name": n, "config": hyperparameters.get(n, {}), "digest": digests[n]} for n in names],
+        "histories": histories,
         "notes": notes,
-        "facts": {"the data": {name: facts[name] for name in facts if name != "notes"}, **more},
+        "facts": {"the data": facts, **more},
     }
 
 
@@ -114,36 +106,35 @@ def _check(config):
 # --- Data and members: every check before any long work ---------------------------------------------------------------
 
 
-def _opened(config, workdir):
+def _settings(config, workdir) -> list[Setting]:
     arch = architecture(config["arch"])
     num_classes, members = all_or_none(lambda: _members(config))
     cache_dir = pathlib.Path(config["cache_dir"] or workdir.path.parent / "decoded")  # which other runs share
     datasets = evaluation_sets(
         config["data_dir"], cache_dir, image_size=arch.image_size, sets=config["sets"], progress=progress
     )
-    results = Pool(workdir.path / "soups")
-    results.sweep_orphans()  # what a killed run left half-written
-    wanted = config["evaluate"]["members_dtype"]
+    wanted, held_out = config["evaluate"]["members_dtype"], held_out_kind(config["data_dir"])
     # a run that goes on must not change it, however much memory is free by then
     dtype = wanted if wanted != "auto" else workdir.stage("members_dtype", lambda: kept_dtype(members.trees))
     setting = Setting(
         config=config,
         workdir=workdir,
+        seed=config["seed"],
         members=members,
         members_dtype=dtype,
         datasets=datasets,
         apply_fn=arch.apply_fn(num_classes=num_classes),
-        results=results,
+        results=workdir.pool("soups"),
         cache=LogitCache(workdir.path / "logits"),
+        facts={
+            "num_classes": num_classes,
+            "sets": {n: {"examples": len(data), "classes": len(data.class_names)} for n, data in datasets.items()},
+            "held_out": held_out,
+            "members_dtype": dtype,
+        },
+        notes=[HELD_OUT[held_out], *count_notes(datasets), *([] if dtype == "float32" else [ROUNDED.format(dtype)])],
     )
-    facts = {
-        "num_classes": num_classes,
-        "sets": {name: {"examples": len(data), "classes": len(data.class_names)} for name, data in datasets.items()},
-        "held_out": held_out_kind(config["data_dir"]),
-        "notes": count_notes(datasets) + [ROUNDED.format(dtype)] * setting.rounded,
-        "members_dtype": dtype,
-    }
-    return setting, facts
+    return [setting]
 
 
 def _members(config):
@@ -216,3 +207,12 @@ def _matmul_precision(name):
         yield
     finally:
         jax.config.update("jax_default_matmul_precision", before)
+
+
+_STUDY = Study(
+    check=_check,
+    scenes=_settings,
+    cook=_cook,
+    packages=("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow"),
+    folders=("soups",),
+)

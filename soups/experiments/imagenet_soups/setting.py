@@ -14,9 +14,9 @@ from soups import tree
 from soups.data import Dataset
 from soups.evaluate import Evaluator, LogitCache, accuracy, correct
 from soups.experiments.imagenet_soups.members import Members
-from soups.experiments.workdir import Workdir
 from soups.pool import Pool, digest, prefetched
 from soups.processes import on_first_process
+from soups.studies.study import Scene
 from soups.train.sharding import place
 
 SHIFTS = ("imagenet_v2", "imagenet_sketch", "imagenet_r", "objectnet", "imagenet_a")
@@ -35,21 +35,26 @@ def stage_of(member: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(Scene):
     """Hold members, decoded sets and caches of one run; `results` has the soups.
 
-    `members_dtype` is that in which the host keeps members: with "bfloat16" all that is made of them, and their own
-    rows, is of weights rounded to it.
+    `facts` and `notes` are what results tell of the data. `members_dtype` is that in which the host keeps members: with
+    "bfloat16" all that is made of them, and their own rows, is of weights rounded to it.
     """
 
-    config: Mapping[str, Any]
-    workdir: Workdir
     members: Members
     members_dtype: str
     datasets: Mapping[str, Dataset]
     apply_fn: Callable
     results: Pool
     cache: LogitCache
+    facts: Mapping[str, Any]
+    notes: list[str]
+
+    @property
+    def prefix(self) -> str:
+        """Return nothing: one seed alone has the workdir."""
+        return ""
 
     @property
     def rounded(self) -> bool:
@@ -150,7 +155,7 @@ class Setting:
         shifts = [accuracies[shift] for shift in SHIFTS if shift in accuracies]
         means = {"shift_mean": float(np.mean(shifts))} if shifts else {}
         return {
-            "seed": self.config["seed"],
+            "seed": self.seed,
             "name": name,
             "kind": kind,
             "group": group,

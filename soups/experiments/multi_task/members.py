@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +20,9 @@ from soups.experiments.multi_task.networks import (
     stacked,
     unstacked,
 )
-from soups.experiments.workdir import Workdir
 from soups.pool import Pool
 from soups.progress import progress, say
+from soups.studies.study import Scene
 from soups.train import Training, finetune
 from soups.train.loop import jit_step, member_indices
 
@@ -31,16 +30,13 @@ Trunks = tree.Tree | Mapping[str, tree.Tree]  # one for all tasks, or one for ea
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scene:
+class Tasks(Scene):
     """Hold one seed's tasks, networks and pools.
 
     `bases` has the start weights, `pool` a member for each task, `joint` networks with the heads of all tasks: the
     probed start and the jointly trained ones, `merged` the merged trunks.
     """
 
-    config: Mapping[str, Any]
-    seed: int
-    workdir: Workdir
     tasks: Mapping[str, Task]
     pretraining: Mapping[str, Dataset]
     networks: Networks
@@ -48,10 +44,6 @@ class Scene:
     pool: Pool
     joint: Pool
     merged: Pool
-
-    def name(self, name: str) -> str:
-        """Return the name under which something of this seed is kept."""
-        return f"seed{self.seed}_{name}"
 
     @property
     def model(self) -> models.ViT:
@@ -100,7 +92,7 @@ def trunk_of(trunks: Trunks, task: str) -> tree.Tree:
     return trunks.get(task, trunks)
 
 
-def probed(scene: Scene, start: tree.Tree) -> tree.Tree:
+def probed(scene: Tasks, start: tree.Tree) -> tree.Tree:
     """Return the start's trunk with a head for each task, fitted on its features."""
     name = scene.name("probed")
     if name not in scene.joint:
@@ -114,7 +106,7 @@ def probed(scene: Scene, start: tree.Tree) -> tree.Tree:
     return scene.joint[name]
 
 
-def fine_tuned(scene: Scene, probed: tree.Tree) -> None:
+def fine_tuned(scene: Tasks, probed: tree.Tree) -> None:
     """Fill the pool with a member for each task, fine-tuned from the start's trunk and the task's probed head."""
     trunk, head = split_head(probed)
     heads, config = unstacked(head, scene.tasks), scene.config["finetune"]
@@ -128,7 +120,7 @@ def fine_tuned(scene: Scene, probed: tree.Tree) -> None:
             advance(1)
 
 
-def jointly_trained(scene: Scene, probed: tree.Tree) -> list[str]:
+def jointly_trained(scene: Tasks, probed: tree.Tree) -> list[str]:
     """Train one trunk with all heads on all tasks, once for each learning rate, and give the names of the results."""
     config = scene.config["joint"]
     rates = {scene.name(f"joint_{index}"): rate for index, rate in enumerate(config["learning_rates"])}
@@ -142,7 +134,7 @@ def jointly_trained(scene: Scene, probed: tree.Tree) -> list[str]:
     return list(rates)
 
 
-def members_of(scene: Scene) -> tuple[dict[str, tree.Tree], dict[str, tree.Tree]]:
+def members_of(scene: Tasks) -> tuple[dict[str, tree.Tree], dict[str, tree.Tree]]:
     """Return the members' trunks and heads by task."""
     pairs = {task: split_head(scene.pool[scene.name(task)]) for task in scene.tasks}
     return {task: trunk for task, (trunk, _) in pairs.items()}, {task: head for task, (_, head) in pairs.items()}

@@ -10,7 +10,7 @@ import numpy as np
 
 import soups
 from soups import tree
-from soups.experiments.multi_task.members import Scene, Trunks, members_of, trunk_of
+from soups.experiments.multi_task.members import Tasks, Trunks, members_of, trunk_of
 from soups.experiments.multi_task.methods import METHODS, Kit, Merged
 from soups.experiments.multi_task.networks import bundled
 from soups.progress import say
@@ -25,7 +25,7 @@ def normalised_score(accuracies: Mapping[str, float], of_members: Mapping[str, f
 
 
 def baseline_row(
-    scene: Scene,
+    scene: Tasks,
     title: str,
     kind: str,
     trunks: Trunks,
@@ -43,7 +43,7 @@ def test_accuracies(row: Row, tasks: Iterable[str]) -> dict[str, float]:
     return {task: row["metrics"][task]["accuracy"] for task in tasks}
 
 
-def method_row(scene: Scene, kit: Kit, name: str, choices: Mapping[str, Any], of_members: Mapping[str, float]) -> Row:
+def method_row(scene: Tasks, kit: Kit, name: str, choices: Mapping[str, Any], of_members: Mapping[str, float]) -> Row:
     """Merge with every combination of settings, and give the row of the best on held-out data; keep its trunks.
 
     Seconds are those of what is prepared and of the chosen merge; of the whole search they stand apart.
@@ -77,7 +77,7 @@ def method_row(scene: Scene, kit: Kit, name: str, choices: Mapping[str, Any], of
     return row | ({"masks": _mask_record(scene, kit, merged.masks)} if merged.masks else {})
 
 
-def kit_of(scene: Scene, base: tree.Tree) -> Kit:
+def kit_of(scene: Tasks, base: tree.Tree) -> Kit:
     """Put together what one seed's methods work on."""
     members, heads = members_of(scene)
     few, size = scene.config["examples"]["few"], scene.config["examples"]["batch_size"]

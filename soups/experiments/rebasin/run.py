@@ -1,6 +1,5 @@
 """Train networks independently, match their units, walk between them, and average several: Git Re-Basin on digits."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -12,10 +11,8 @@ from soups.data import digits_task
 from soups.experiments.rebasin.paths import MATCHINGS, matched_pairs
 from soups.experiments.rebasin.soups import soup_rows
 from soups.experiments.rebasin.trial import KINDS, Network, Trial, train_members
-from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
 from soups.names import check_name
-from soups.pool import Pool
-from soups.processes import on_first_process
+from soups.studies.study import Study, Workdir, check_fields
 
 FIELDS = {
     "": ("study", "name", "seeds", "data_dir"),
@@ -29,37 +26,21 @@ FIELDS = {
 NETWORK_FIELDS = ("kind", "widths", "members", "learning_rate", "epochs", "matchings", "soup_sizes")
 
 
-@one_at_a_time
-def run(config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
-    """Run the whole experiment in `directory`, or what of it is not finished there, and give the paths it wrote.
-
-    The same command after a crash goes on where it was. docs/results.md describes results.json.
-
-    Raises:
-        ValueError: a config with other fields, unknown kinds or matchings, too few members for the pairs or the soups,
-            fewer than three or an even number of points, more images than there are; a directory of another config;
-            members that diverged.
-        OSError: the directory cannot be written, another run works there, or the disk is full.
-    """
-    check_config(config)
-    workdir = Workdir(directory, config)
+def _trials(config, workdir: Workdir) -> list[Trial]:
+    """List the trials by network and seed: what is compiled for a network serves all seeds."""
     tasks = {seed: _task(config, seed) for seed in range(config["seeds"])}
     networks = [_network(config, name, len(tasks[0].class_names)) for name in _ordered(config["networks"])]
-    pools = {network.name: Pool(workdir.path / "pools" / network.name) for network in networks}
-    rows = {"pairs": [], "rows": []}
-    for network in networks:  # the outer loop: what is compiled for a network serves all seeds
-        pool = pools[network.name]
-        pool.sweep_orphans()  # what a killed run left half-written
-        for seed, task in tasks.items():
-            trial = Trial(config=config, seed=seed, network=network, workdir=workdir, task=task, pool=pool)
-            for kind, made in _one_trial(trial).items():
-                rows[kind] += made
-    results = _results(config, workdir, pools, tasks, rows)
-    return on_first_process(lambda: workdir.finish(results, "pools"))
+    pools = {network.name: workdir.pool(f"pools/{network.name}") for network in networks}
+    shared = {"config": config, "workdir": workdir}
+    return [
+        Trial(seed=seed, network=network, task=task, pool=pools[network.name], **shared)
+        for network in networks
+        for seed, task in tasks.items()
+    ]
 
 
-def _one_trial(trial: Trial) -> dict[str, list[dict]]:
-    settings = trial.network.settings
+def _cook(trial: Trial) -> dict[str, Any]:
+    settings, name = trial.network.settings, trial.network.name
     trial.stage("training", lambda: train_members(trial))
     pairs = [
         trial.stage(f"pair_{pair}_{matching}", lambda p=pair, m=matching: matched_pairs(trial, p, m))
@@ -67,7 +48,14 @@ def _one_trial(trial: Trial) -> dict[str, list[dict]]:
         for matching in settings["matchings"]
     ]
     made = [trial.stage(f"soups_of_{size}", lambda s=size: soup_rows(trial, s)) for size in settings["soup_sizes"]]
-    return {"pairs": [one for found in pairs for one in found], "rows": [row for rows in made for row in rows]}
+    return {
+        "splits": {
+            role: {"role": role, "examples": len(getattr(trial.task, role))} for role in ("train", "held_out", "test")
+        },
+        "pairs": [one for found in pairs for one in found],
+        "rows": [row for rows in made for row in rows],
+        "facts": {"Networks": {name: _described(settings, trial.pool)}},
+    }
 
 
 def _task(config, seed):
@@ -83,21 +71,6 @@ def _ordered(networks) -> list[str]:
     """List the names of the networks by kind and width; in the config they stand by the alphabet."""
     kinds = list(KINDS)
     return sorted(networks, key=lambda name: (kinds.index(networks[name]["kind"]), tuple(networks[name]["widths"])))
-
-
-def _results(config, workdir, pools, tasks, rows) -> dict[str, Any]:
-    packages = ("jax", "flax", "optax", "numpy", "scipy")
-    task = tasks[0]
-    return {
-        **workdir.head(config, packages),
-        "seeds": list(tasks),
-        "splits": {
-            role: {"role": role, "examples": len(getattr(task, role))} for role in ("train", "held_out", "test")
-        },
-        "facts": {"Networks": {name: _described(config["networks"][name], pool) for name, pool in pools.items()}},
-        **rows,
-        "timings": {str(seed): workdir.seconds(f"seed{seed}_") for seed in tasks},
-    }
 
 
 def _described(settings, pool):
@@ -153,3 +126,12 @@ def _problems(config, settings):
         yield f"{settings['members']} members, but the pairs and the soups need {needed}"
     if small := [size for size in settings["soup_sizes"] if size < 2]:
         yield f"a soup has at least 2 members, not {small[0]}"
+
+
+run = Study(
+    check=check_config,
+    scenes=_trials,
+    cook=_cook,
+    packages=("jax", "flax", "optax", "numpy", "scipy"),
+    folders=("pools",),
+)

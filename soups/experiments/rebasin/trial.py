@@ -5,7 +5,7 @@ A member is a network of its own: its weights are drawn and its examples are ord
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,11 +16,11 @@ from flax import linen as nn
 from soups import models, tree
 from soups.data import Task
 from soups.evaluate import Evaluator
-from soups.experiments.workdir import Workdir
 from soups.models.functional import as_variables
 from soups.pool import Pool
 from soups.progress import progress
 from soups.recipes.permutation import Spec
+from soups.studies.study import Scene
 from soups.train import Training, finetune
 from soups.train.loop import jit_step, member_indices
 
@@ -99,13 +99,10 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial:
+class Trial(Scene):
     """Hold one network and one seed: its task, its pool of members, its evaluators."""
 
-    config: Mapping[str, Any]
-    seed: int
     network: Network
-    workdir: Workdir
     task: Task
     pool: Pool
 
@@ -114,9 +111,9 @@ class Trial:
         """Return the names of the members in the pool."""
         return [f"seed{self.seed}_{index:02d}" for index in range(self.network.settings["members"])]
 
-    def stage(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the JSON result of a stage, computed once."""
-        return self.workdir.stage(f"seed{self.seed}_{self.network.name}_{name}", compute)
+    def name(self, name: str) -> str:
+        """Return the name of a stage of this network and seed."""
+        return f"{self.prefix}{self.network.name}_{name}"
 
     @functools.cached_property
     def members(self) -> list[tree.Tree]:

@@ -1,8 +1,12 @@
-"""Keep what a run has finished, so that the same command goes on where it was."""
+"""Run a study: its config, its workdir and lock, its seeds and stages, and the results in the end.
+
+A study says in a file of its own what its members are and what is cooked of them; all that it needs to be killed and to
+go on is here.
+"""
 
 import contextlib
+import dataclasses
 import datetime
-import functools
 import json
 import os
 import platform
@@ -14,9 +18,10 @@ from typing import Any
 import jax
 
 import soups
-from soups import state
+from soups import state, tree
 from soups.files import local_path, locked, replace_file, sweep_unfinished
 from soups.names import did_you_mean
+from soups.pool import Pool
 from soups.processes import on_first_process
 from soups.progress import say
 from soups.report import check, print_table, write_report
@@ -40,15 +45,21 @@ def held(directory: str | os.PathLike) -> Iterator[None]:
         yield
 
 
-def one_at_a_time(run: Callable) -> Callable:
-    """Wrap a function of (config, directory) so that it holds the lock of the directory while it runs."""
+@contextlib.contextmanager
+def opened(
+    config: Mapping[str, Any],
+    directory: str | os.PathLike,
+    check: Callable[[Mapping[str, Any]], None],
+    changeable: Collection[str] = (),
+) -> Iterator["Workdir"]:
+    """Hold a directory, check a config, and open the workdir.
 
-    @functools.wraps(run)
-    def alone(config, directory):
-        with held(directory):
-            return run(config, directory)
-
-    return alone
+    Raises:
+        ValueError, OSError: as `held`, `check` and `Workdir`.
+    """
+    with held(directory):
+        check(config)
+        yield Workdir(directory, config, changeable)
 
 
 class Workdir:
@@ -123,6 +134,12 @@ class Workdir:
         self.stage(name, lambda: made.append(make()))
         return made[0] if made else make()
 
+    def pool(self, name: str) -> Pool:
+        """Open a pool in the workdir, without what a killed run left half-written."""
+        pool = Pool(self.path / name)
+        pool.sweep_orphans()
+        return pool
+
     def head(self, config: Mapping[str, Any], packages: Sequence[str]) -> dict[str, Any]:
         """Return what the results of every experiment begin with: its config, when and on what it ran."""
         versions = {"soups": soups.__version__, "python": platform.python_version()}
@@ -157,6 +174,100 @@ class Workdir:
     def _seconds(self, prefix):
         paths = sorted((self.path / "stages").glob(f"{prefix}*.json"), key=lambda path: path.stat().st_mtime_ns)
         return {path.stem.removeprefix(prefix): _stage(path)["seconds"] for path in paths}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Hold what the stages of one seed share; a study adds its data, network and pools."""
+
+    config: Mapping[str, Any]
+    workdir: Workdir
+    seed: int
+
+    @property
+    def prefix(self) -> str:
+        """Return what the names of all begin with that this seed keeps."""
+        return f"seed{self.seed}_"
+
+    def name(self, name: str) -> str:
+        """Return the name under which something of this seed is kept."""
+        return self.prefix + name.replace(" ", "_")
+
+    def stage(self, name: str, compute: Callable[[], Any], settings: Any = None) -> Any:
+        """Return the JSON result of a stage of this seed: see `Workdir.stage`."""
+        return self.workdir.stage(self.name(name), compute, settings)
+
+    def timed(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what a stage of this seed keeps by itself: see `Workdir.timed`."""
+        return self.workdir.timed(self.name(name), make)
+
+    def figure(self, name: str, fields: Sequence[str], compute: Callable[..., Any]) -> Any:
+        """Return a stage that is made again where these fields of the section "figures", which it is given, change."""
+        settings = {field: self.config["figures"][field] for field in fields}
+        return self.stage(name, lambda: compute(*settings.values()), settings)
+
+    def kept(self, pool: Pool, name: str, make: Callable[[], tree.Tree]) -> tree.Tree:
+        """Return weights of this seed from a pool, made and added if they are not there."""
+        if self.name(name) not in pool:
+            pool.add(self.name(name), make(), {"seed": self.seed})
+        return pool[self.name(name)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """State a study, and run it: called with a config and a directory it gives the paths that it wrote.
+
+        run = Study(check=check, scenes=scenes, cook=cook, packages=["jax"], folders=["pool", "soups"])
+        run(config, "runs/mine")
+
+    The same call after a crash goes on where it was and gives the same rows to the bit. Several JAX processes run it
+    together, with one directory that all of them see.
+
+    Attributes:
+        check: raises a ValueError for a config that cannot be run.
+        scenes: from a config and a `Workdir` to the scenes, mostly one for each seed; makes every check that is left,
+            for none of them is cooked before.
+        cook: from a scene to its part of the results: lists are joined, "members" and "histories" are of its seed,
+            "facts" are merged, and all else is the same in all scenes.
+        packages: whose versions the results tell.
+        folders: those in the workdir that a user is told of.
+        changeable: sections of the config that may change: see `Workdir`.
+
+    Raises:
+        ValueError: a config that cannot be run, or a directory made with another one.
+        OSError: the directory cannot be written, another run works there, or the disk is full.
+    """
+
+    check: Callable[[Mapping[str, Any]], None]
+    scenes: Callable[[Mapping[str, Any], Workdir], Sequence[Scene]]
+    cook: Callable[[Any], Mapping[str, Any]]
+    packages: Sequence[str]
+    folders: Sequence[str]
+    changeable: Collection[str] = ()
+
+    def __call__(self, config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
+        """Run the whole study in `directory`, or what of it is not finished there."""
+        with opened(config, directory, self.check, self.changeable) as workdir:
+            scenes = self.scenes(config, workdir)
+            results = workdir.head(config, self.packages) | {"seeds": list(dict.fromkeys(s.seed for s in scenes))}
+            for scene in scenes:
+                _add(results, str(scene.seed), self.cook(scene))
+            results["timings"] = {str(scene.seed): workdir.seconds(scene.prefix) for scene in scenes}
+            return on_first_process(lambda: workdir.finish(results, *self.folders))
+
+
+def _add(results, seed, outcome):
+    for part, found in outcome.items():
+        if part in ("members", "histories"):
+            results.setdefault(part, {})[seed] = found
+        elif part == "facts":
+            for heading, facts in found.items():
+                results.setdefault(part, {}).setdefault(heading, {}).update(facts)
+        elif isinstance(found, list):
+            there = results.setdefault(part, [])
+            there += found if part != "notes" else [note for note in found if note not in there]
+        else:
+            results[part] = found
 
 
 def check_fields(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]]) -> None:

@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from soups import state
-from soups.experiments.workdir import Workdir, check_fields, one_at_a_time
+from soups.report import load_results
+from soups.studies import study
+from soups.studies.study import Scene, Study, Workdir, check_fields, held
 
 CONFIG = {"seeds": 1, "sweep": {"members": 24, "learning_rate": (1e-4, 1e-2)}}
 
@@ -74,9 +77,9 @@ def test_state_that_is_damaged_or_of_another_kind_is_named(file, tmp_path):
         again()[0]()
 
 
-@one_at_a_time
-def run(config, directory):
-    config(directory)
+def run(function, directory):
+    with held(directory):
+        function(directory)
 
 
 def test_a_second_run_is_told_who_holds_the_workdir(tmp_path):
@@ -127,6 +130,64 @@ def test_a_workdir_that_no_report_can_name_is_refused(begin, name, message, tmp_
     with pytest.raises(ValueError, match=message):
         begin(name)
     assert not os.listdir(tmp_path)
+
+
+def study_of(made, factor=lambda: 1.0):
+    """Give a study of as many seeds as its config says, whose rows count the weights that it made."""
+
+    def scenes(config, workdir):
+        return [Scene(config=config, workdir=workdir, seed=seed) for seed in range(config["seeds"])]
+
+    def row(scene, name, group, **more):
+        value = float(
+            scene.kept(scene.workdir.pool("pool"), name, lambda: made.append(name) or {"w": np.ones(2)})["w"][0]
+        )
+        metrics = {"test": {"accuracy": factor() * value / (1 + scene.seed)}}
+        return {"seed": scene.seed, "name": name, "kind": "soup", "group": group, "metrics": metrics, **more}
+
+    def cook(scene):
+        rows = [scene.stage("a soup", lambda: row(scene, "soup", "main"))]
+        points = scene.figure(
+            "curve",
+            ["counts"],
+            lambda counts: [row(scene, f"of {count}", "curve", of={"models": count}) for count in counts],
+        )
+        return {
+            "splits": {"test": {"role": "test"}},
+            "rows": rows + points,
+            "histories": {"soup": [scene.seed]},
+            "facts": {"Seeds": {f"seed {scene.seed}": "done"}},
+            "notes": ["There are two."],
+        }
+
+    return Study(
+        check=lambda config: check_fields(config, {"": ("name", "seeds"), "figures": ("counts",)}),
+        scenes=scenes,
+        cook=cook,
+        packages=["jax"],
+        folders=["pool"],
+        changeable=["figures"],
+    )
+
+
+def test_a_study_cooks_every_seed_goes_on_and_repeats_what_a_figure_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "write_report", lambda directory: [])
+    made, config = [], {"name": "mine", "seeds": 2, "figures": {"counts": [1]}}
+    paths = study_of(made)(config, tmp_path)
+    assert paths == [str(tmp_path / name) for name in ("results.json", "pool")]
+    results = load_results(tmp_path)
+    assert [(row["seed"], row["name"], row["metrics"]["test"]["accuracy"]) for row in results["rows"]] == [
+        (seed, name, 1 / (1 + seed)) for seed in (0, 1) for name in ("soup", "of 1")
+    ]
+    assert results["seeds"] == [0, 1] and results["histories"] == {"0": {"soup": [0]}, "1": {"soup": [1]}}
+    assert results["notes"] == ["There are two."] and list(results["facts"]["Seeds"]) == ["seed 0", "seed 1"]
+    assert [sorted(stages) for stages in results["timings"].values()] == [["a_soup", "curve"]] * 2
+    study_of(made, factor=lambda: 1 / 0)(config, tmp_path)
+    assert load_results(tmp_path) == results and made == ["soup", "of 1"] * 2
+    study_of(made)(config | {"figures": {"counts": [1, 2]}}, tmp_path)
+    assert made[4:] == ["of 2"] * 2
+    with pytest.raises(ValueError, match="seeds: 2 there, 3 now"):
+        study_of(made)(config | {"seeds": 3}, tmp_path)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
