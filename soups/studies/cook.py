@@ -92,9 +92,9 @@ def cook(
         mesh=mesh,
         preprocess=preprocess or unit_range,
     )
-    if len(kitchen.names) < 2:
-        raise ValueError(f"soups need two members whose numbers are finite; {len(kitchen.names)} of {len(members)} are")
     with held(directory):
+        if (usable := len(kitchen.names)) < 2:
+            raise ValueError(f"soups need two members of finite numbers and outputs; {usable} of {len(members)} are")
         config = {"name": directory.name, "recipes": list(wanted), "batch_size": batch_size, "seed": seed}
         place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
         results = place.head(config, ("jax", "numpy", "orbax-checkpoint")) | _results(kitchen, base, wanted)
@@ -175,7 +175,7 @@ def _results(kitchen, base, wanted) -> dict[str, Any]:
     singles = kitchen.single_rows()
     rows, histories, seed = [], {}, str(kitchen.seed)
     if base is not None:
-        rows.append(kitchen.row("base", "start", kitchen.logits(base), {}))
+        rows.append(kitchen.row("base", "start", kitchen.measure(base), {}))
     for title, one in wanted.items():
         made, history = _cooked(kitchen, base, title, one)
         rows += made

@@ -19,18 +19,19 @@ def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
     counts = [count for count in counts if count < len(names)] + [len(names)]
     kinds = {"ensemble": "ensemble", "best on held-out": "member"}
     logits = {name: kitchen.member_logits(name) for name in names}
+    scores = kitchen.scores
     with progress("soups of the first members", len(counts), "sizes") as advance:
         for count in counts:
             first = names[:count]
             made = {
-                "uniform soup": kitchen.logits(soups.uniform(kitchen.usable(first))),
-                "greedy soup": kitchen.logits(kitchen.greedy(f"greedy soup of {count}", first).params),
-                "ensemble": kitchen.mixed(logits, dict.fromkeys(first, 1.0 / count)),
-                "best on held-out": logits[best_of({name: kitchen.scores[name] for name in first})],
+                "uniform soup": kitchen.measure(soups.uniform(kitchen.usable(first))),
+                "greedy soup": kitchen.measure(kitchen.greedy(f"greedy soup of {count}", first).params),
+                "ensemble": kitchen.judge(kitchen.mixed(logits, dict.fromkeys(first, 1.0 / count))),
+                "best on held-out": kitchen.measured[best_of({name: scores[name] for name in first})],
             }
-            for title, values in made.items():
+            for title, found in made.items():
                 place = {"group": "curve", "of": {"models": count}}
-                rows.append(kitchen.row(title, kinds.get(title, "soup"), values, {}, **place))
+                rows.append(kitchen.row(title, kinds.get(title, "soup"), found, {}, **place))
             advance(1)
     return rows
 

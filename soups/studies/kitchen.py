@@ -17,12 +17,13 @@ import xxhash
 import soups
 from soups import tree
 from soups.data import batch_indices
-from soups.evaluate import Evaluator, LogitCache, correct, ensemble_logits, greedy_ensemble, metrics
+from soups.evaluate import Evaluator, LogitCache, accuracy, ensemble_logits, greedy_ensemble, metrics
 from soups.pool import Pool, digest
 from soups.progress import counted, progress, say
 
 Row = dict[str, Any]
 Logits = dict[str, np.ndarray]
+METRICS = ("accuracy", "nll", "brier", "ece", "ece_equal_width")
 
 
 def unit_range(inputs: jax.Array) -> jax.Array:
@@ -36,6 +37,13 @@ class Examples(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     class_groups: tuple[tuple[int, ...], ...] | None = None
+
+
+class Measured(NamedTuple):
+    """Hold the metrics of weights by split, None where outputs are not finite, and which examples they have right."""
+
+    metrics: dict[str, dict[str, float | None]]
+    right: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -79,18 +87,26 @@ class Kitchen:
         """Return every set that weights are measured on, by name."""
         return {"held_out": self.held_out, "test": self.test, **self.shifts}
 
-    @functools.cached_property
+    @property
     def names(self) -> list[str]:
-        """List the members whose numbers are all finite."""
+        """List the members whose numbers and outputs are all finite."""
+        return list(self.measured)
+
+    @functools.cached_property
+    def _finite(self):
         if isinstance(self.members, Pool):
-            return self.members.usable.names
-        return [name for name, member in self.members.items() if not tree.nonfinite_names(member)]
+            finite = self.members.usable.names
+        else:
+            finite = [name for name, member in self.members.items() if not tree.nonfinite_names(member)]
+        if left_out := [name for name in self.members if name not in set(finite)]:
+            say(f"diverged, and left out of every selection: {', '.join(left_out)}")
+        return finite
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """Return the content digest of each usable member."""
+        """Return the content digest of each member whose numbers are all finite."""
         of = self.members.digest if isinstance(self.members, Pool) else lambda name: digest(self.members[name])
-        return {name: of(name) for name in self.names}
+        return {name: of(name) for name in self._finite}
 
     @functools.cached_property
     def kept(self) -> Pool:
@@ -123,7 +139,7 @@ class Kitchen:
     def network_digest(self) -> str:
         """Return a digest of the network's program and constants."""
         outputs = jax.make_jaxpr(lambda params, inputs: self.apply_fn(params, self.preprocess(inputs)))
-        traced = outputs(self.members[self.names[0]], self.test.images[:1])
+        traced = outputs(self.members[self._finite[0]], self.test.images[:1])
         text = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))  # where functions lie differs from run to run
         constants = {str(place): np.asarray(value) for place, value in enumerate(traced.consts)}
         return xxhash.xxh3_64_hexdigest((text + (digest(constants) if constants else "")).encode())
@@ -156,12 +172,13 @@ class Kitchen:
         return [self._described(name) for name in self.members]
 
     def _described(self, name):
+        status = "ok" if name in self.measured else "outputs not finite" if name in self._finite else "non-finite"
+        found = {"name": self.short(name), "status": status}
         if not isinstance(self.members, Pool):
-            status = "ok" if name in self.names else "non-finite"
-            return {"name": self.short(name), "status": status, "digest": digest(self.members[name])}
+            return found | {"digest": digest(self.members[name])}
         record = self.members.record(name)
         known = {part: record["metadata"][part] for part in ("config", "losses") if part in record["metadata"]}
-        return {"name": self.short(name), "status": record["status"], "digest": record["digest"], **known}
+        return found | {"digest": record["digest"], **known}
 
     # --- Measuring ----------------------------------------------------------------------------------------------------
 
@@ -184,18 +201,27 @@ class Kitchen:
 
     def score(self, params: tree.Tree) -> float:
         """Return the held-out accuracy of weights."""
-        return metrics(self.logits(params, ["held_out"])["held_out"], self.held_out.labels)["accuracy"]
+        return accuracy(self.logits(params, ["held_out"])["held_out"], self.held_out.labels)
 
-    def measured(self, logits: Logits) -> dict[str, dict[str, float]]:
-        """Return the metrics of logits on every split, and their mean over the shifts, if there are any."""
-        values = {split: metrics(logits[split], data.labels) for split, data in self.splits.items()}
-        return values | ({"shift_mean": _mean([values[split] for split in self.shifts])} if self.shifts else {})
+    def judge(self, logits: Logits) -> Measured:
+        """Return the metrics of logits on every split, their mean over the shifts, and what they have right."""
+        labels = {split: data.labels for split, data in self.splits.items()}
+        finite = {split: bool(np.isfinite(found).all()) for split, found in logits.items()}
+        none = dict.fromkeys(METRICS)
+        values = {split: metrics(logits[split], labels[split]) if finite[split] else none for split in labels}
+        if self.shifts:
+            values["shift_mean"] = _mean([values[split] for split in self.shifts])
+        return Measured(values, {split: logits[split].argmax(axis=1) == labels[split] for split in labels})
+
+    def measure(self, params: tree.Tree) -> Measured:
+        """Measure weights on every split."""
+        return self.judge(self.logits(params))
 
     def row(
         self,
         name: str,
         kind: str,
-        logits: Logits,
+        found: Measured,
         ingredients: Mapping[str, float],
         *,
         group: str = "main",
@@ -205,10 +231,10 @@ class Kitchen:
         **more: Any,
     ) -> Row:
         """Return one row of the results; costs are in forward passes, see docs/results.md."""
-        right = {split: correct(logits[split], data.labels) for split, data in self.splits.items()}
+        right, theirs = found.right, self._reference.right
         wins = {
-            split: [int((right[split] & ~theirs).sum()), int((theirs & ~right[split]).sum())]
-            for split, theirs in self._right.items()
+            split: [int((right[split] & ~theirs[split]).sum()), int((theirs[split] & ~right[split]).sum())]
+            for split in self.splits
         }
         return {
             "seed": self.seed,
@@ -217,7 +243,7 @@ class Kitchen:
             "group": group,
             "ingredients": {self.short(member): weight for member, weight in ingredients.items()},
             "num_ingredients": len(ingredients),
-            "metrics": self.measured(logits),
+            "metrics": found.metrics,
             "cost": {"inference": inference, "selection": selection, "training": training},
             "classes": {"test": {title: float(right["test"][rows].mean()) for title, rows in self._classes.items()}},
             "wins": wins,
@@ -225,11 +251,8 @@ class Kitchen:
         }
 
     @functools.cached_property
-    def _right(self):
-        """Say for each split which examples the reference has right."""
-        best = self.reference is None
-        logits = self.member_logits(best_of(self.scores)) if best else self.logits(self.reference)
-        return {split: correct(logits[split], data.labels) for split, data in self.splits.items()}
+    def _reference(self):
+        return self.measure(self.reference) if self.reference is not None else self.measured[best_of(self.scores)]
 
     @functools.cached_property
     def _classes(self):
@@ -240,23 +263,31 @@ class Kitchen:
     # --- Members ------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def scores(self) -> dict[str, float]:
-        """Return the held-out accuracy of each member; measures them on every split, and tells a pool."""
-        scores = {}
-        with progress("measuring", len(self.names), "members") as advance:
-            for name in self.names:
-                found = {split: values["accuracy"] for split, values in self.measured(self.member_logits(name)).items()}
-                scores[name] = found["held_out"]
-                if isinstance(self.members, Pool):
-                    kept = {split: found[split] for split in ("held_out", "test", "shift_mean") if split in found}
-                    self.members.update_metrics(name, kept)
+    def measured(self) -> dict[str, Measured]:
+        """Measure each member on every split, and tell a pool; those whose outputs are not finite are left out."""
+        found = {}
+        with progress("measuring", len(self._finite), "members") as advance:
+            for name in self._finite:
+                one = self.judge(self.member_logits(name))
                 advance(1)
-        return scores
+                if any(values["accuracy"] is None for values in one.metrics.values()):
+                    say(f"left out of every selection, because its outputs hold NaN or infinity: {name}")
+                    continue
+                found[name] = one
+                if isinstance(self.members, Pool):
+                    kept = [split for split in ("held_out", "test", "shift_mean") if split in one.metrics]
+                    self.members.update_metrics(name, {split: one.metrics[split]["accuracy"] for split in kept})
+        return found
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Return the held-out accuracy of each member."""
+        return {name: found.metrics["held_out"]["accuracy"] for name, found in self.measured.items()}
 
     @functools.cached_property
     def member_rows(self) -> dict[str, Row]:
         """Return the row of each member."""
-        return {n: self.row(self.short(n), "member", self.member_logits(n), {}, group="member") for n in self.scores}
+        return {n: self.row(self.short(n), "member", one, {}, group="member") for n, one in self.measured.items()}
 
     def single_rows(self) -> list[Row]:
         """Return the best and worst member by held-out accuracy, the mean over the members, and each of them."""
@@ -306,7 +337,7 @@ class Kitchen:
 
     def soup_row(self, title, params, ingredients, *, selection=0, training=0) -> Row:
         """Measure a soup."""
-        return self.row(title, "soup", self.logits(params), ingredients, selection=selection, training=training)
+        return self.row(title, "soup", self.measure(params), ingredients, selection=selection, training=training)
 
     def uniform_row(self, title: str = "uniform soup", training: int = 0) -> Row:
         """Average all members."""
@@ -391,10 +422,10 @@ class Kitchen:
         for alpha in alphas:
             params = soups.wise_ft(self.members[best], base=base, alpha=alpha)
             used = {best: alpha, called: 1.0 - alpha}
-            logits = self.logits(params)
+            found = self.measure(params)
             place = {"group": "curve", "of": {"alpha": alpha}}
-            rows.append(self.row(f"WiSE-FT, α = {alpha:g}", "interpolation", logits, used, **place))
-        held_out = [row["metrics"]["held_out"]["accuracy"] for row in rows]
+            rows.append(self.row(f"WiSE-FT, α = {alpha:g}", "interpolation", found, used, **place))
+        held_out = [row["metrics"]["held_out"]["accuracy"] or 0.0 for row in rows]
         # the largest of equally good α: the nearest to the member that the held-out split has chosen already
         chosen = max(range(len(rows)), key=lambda place: (held_out[place], alphas[place]))
         middle = min(range(len(rows)), key=lambda place: abs(alphas[place] - 0.5))
@@ -412,10 +443,10 @@ class Kitchen:
         greedy = greedy_ensemble(held_out, self.held_out.labels)
         chosen = {"ensemble": dict.fromkeys(self.names, 1.0 / len(self.names)), "greedy ensemble": greedy.ingredients}
         costs = {"ensemble": 0, "greedy ensemble": len(self.names) * len(self.held_out.labels)}
-        rows = [
-            self.row(title, "ensemble", self.mixed(logits, used), used, inference=len(used), selection=costs[title])
-            for title, used in chosen.items()
-        ]
+        rows = []
+        for title, used in chosen.items():
+            cost = {"inference": len(used), "selection": costs[title]}
+            rows.append(self.row(title, "ensemble", self.judge(self.mixed(logits, used)), used, **cost))
         return rows, self._short_history(greedy.history)
 
     def mixed(self, logits: Mapping[str, Logits], weights: Mapping[str, float]) -> Logits:
@@ -446,4 +477,4 @@ def slug(title: str) -> str:
 def _mean(values):
     if isinstance(values[0], Mapping):
         return {name: _mean([value[name] for value in values]) for name in values[0]}
-    return float(np.mean(values))
+    return None if None in values else float(np.mean(values))

@@ -221,7 +221,9 @@ def test_members_that_diverge_stay_in_the_pool_and_out_of_the_soups(run, tmp_pat
     pool = Pool(tmp_path / "diverged" / "pool")
     diverged = [name for name in pool if pool.record(name)["status"] == "non-finite"]
     assert diverged
-    said = [line for line in process.stdout.splitlines() if line.startswith("diverged, kept in the pool")]
+    said = [
+        line for line in process.stdout.splitlines() if line.startswith("diverged, and left out of every selection")
+    ]
     assert all(name in "".join(said) for name in diverged)
     soups = Pool(tmp_path / "diverged" / "soups")
     assert not set(diverged) & set(soups.record("seed0_uniform_soup")["metadata"]["ingredients"])

@@ -105,9 +105,10 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
     for name, member in members.items():
         pool.add(name, member)
     pool.add("broken", jax.tree.map(lambda leaf: leaf * np.nan, members["m0"]))
+    pool.add("too large", jax.tree.map(lambda leaf: np.full_like(leaf, 3e38), members["m0"]))
     results = cook(pool, network, workdir=tmp_path, held_out=splits["held_out"], test=splits["test"])
     assert [row["name"] for row in results["rows"] if row["group"] == "member"] == list(members)
-    assert [member["status"] for member in results["members"]["0"]] == ["ok"] * 4 + ["non-finite"]
+    assert [member["status"] for member in results["members"]["0"]] == ["ok"] * 4 + ["non-finite", "outputs not finite"]
     assert pool.metrics("m0")["test"] == accuracy(members["m0"], splits["test"])
 
 
@@ -123,7 +124,7 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"recipes": []}, "no recipes were asked for"),
         ({"shifts": {"test": (np.zeros((2, 10)), [0, 1])}}, "a shift cannot be called 'test'"),
         ({"test": np.zeros(3)}, r"test is a pair of inputs \[N, ...\] and labels \[N\], not a ndarray"),
-        ({"members": 1}, "two members whose numbers are finite; 1 of 1 are"),
+        ({"members": 1}, "two members of finite numbers and outputs; 1 of 1 are"),
     ],
 )
 def test_what_users_do_wrong_is_one_clear_error(kit, tmp_path, changes, message):

@@ -10,8 +10,8 @@ from soups.studies.kitchen import Kitchen, Row, best_of
 def single_rows(kitchen: Kitchen, start: tree.Tree, probe: tree.Tree) -> list[Row]:
     """Measure start weights, probe and each member, and name the best, mean and worst member."""
     return [
-        kitchen.row("start weights", "start", kitchen.logits(start), {}),
-        kitchen.row("linear probe", "probe", kitchen.logits(probe), {}),
+        kitchen.row("start weights", "start", kitchen.measure(start), {}),
+        kitchen.row("linear probe", "probe", kitchen.measure(probe), {}),
         *kitchen.single_rows(),
     ]
 
@@ -49,7 +49,7 @@ def trajectory_rows(kitchen: Kitchen, averages: Mapping[str, tree.Tree]) -> list
     """Measure the averages along the best member's trajectory."""
     best = {best_of(kitchen.scores): 1.0}
     return [
-        kitchen.row(f"{kind.upper()} of best member", "trajectory", kitchen.logits(params), best)
+        kitchen.row(f"{kind.upper()} of best member", "trajectory", kitchen.measure(params), best)
         for kind, params in averages.items()
     ]
 
@@ -60,4 +60,4 @@ def distilled_row(setting: Setting, kitchen: Kitchen, params: tree.Tree) -> Row:
     epochs = setting.pool.record(best_of(kitchen.scores))["metadata"]["config"]["epochs"]
     training = int((len(names) + 3 * epochs) * len(setting.task.train))  # the teachers once, then forward and backward
     equal = dict.fromkeys(names, 1.0 / len(names))
-    return kitchen.row("distilled ensemble", "distilled", kitchen.logits(params), equal, training=training)
+    return kitchen.row("distilled ensemble", "distilled", kitchen.measure(params), equal, training=training)

@@ -72,12 +72,11 @@ def _cook(setting: Setting) -> Mapping[str, Any]:
     probe = setting.timed("linear probe", lambda: members.linear_probe(setting, start))
     every = setting.timed("sweep", lambda: members.fine_tuned(setting, probe))
     sam = setting.timed("SAM sweep", lambda: members.sharpness_aware(setting, probe))
-    kitchen = setting.kitchen(_usable(setting, every))
+    kitchen = setting.kitchen(every)
     if len(kitchen.names) < 2:
         raise ValueError(
             f"only {len(kitchen.names)} of {len(every)} members are finite: lower the learning rates of the sweep"
         )
-    sam = _usable(setting, sam)
 
     # --- Rows: each stage is kept as JSON, so a finished one is not repeated ---
     rows = setting.stage("members", lambda: cooking.single_rows(kitchen, start, probe))
@@ -87,8 +86,8 @@ def _cook(setting: Setting) -> Mapping[str, Any]:
     averages = setting.timed("trajectory", lambda: members.trajectory_averages(setting, probe, best))
     rows += soup_rows + path_rows
     rows += setting.stage("EMA and SWA", lambda: cooking.trajectory_rows(kitchen, averages))
-    if sam:
-        sam_kitchen = setting.kitchen(sam, reference=setting.pool[best])
+    sam_kitchen = setting.kitchen(sam, reference=setting.pool[best])
+    if sam_kitchen.names:
         rows += setting.stage("SAM soups", lambda: cooking.sam_rows(setting, sam_kitchen))
     ensemble_rows, histories["greedy ensemble"] = setting.stage("ensembles", kitchen.ensemble_rows)
     student = setting.timed("distillation", lambda: members.distilled(setting, kitchen, probe))
@@ -106,18 +105,11 @@ def _cook(setting: Setting) -> Mapping[str, Any]:
     return {
         "splits": kitchen.described_splits,
         "rows": rows,
-        "members": setting.kitchen(every).described_members,
+        "members": kitchen.described_members,
         "pairs": pairs,
         "curves": [plane, *bins],
         "histories": histories,
     }
-
-
-def _usable(setting, names) -> list[str]:
-    usable = [name for name in names if name in setting.pool.usable]
-    if left_out := [name for name in names if name not in usable]:
-        say(f"diverged, kept in the pool but left out of every selection: {', '.join(left_out)}")
-    return usable
 
 
 run = Study(
