@@ -368,9 +368,7 @@ class Kitchen:
 
     def random_orders(self, count: int) -> dict[str, list[str]]:
         """Return random orders of the members, with the titles of their greedy soups."""
-        generator = np.random.default_rng([self.seed, 1])
-        orders = ([self.names[place] for place in generator.permutation(len(self.names))] for _ in range(count))
-        return {f"greedy soup, random order {number}": order for number, order in enumerate(orders, 1)}
+        return random_orders(self.names, count, self.seed)
 
     def learned_row(self, per: str = "model", *, learning_rate=0.05, epochs=5, batch_size=128) -> tuple[Row, list]:
         """Learn the mixing weights on the held-out split, one for each member or leaf; give the row and the losses."""
@@ -379,10 +377,7 @@ class Kitchen:
         batch_size = min(batch_size, len(data.labels))
         steps = max(1, round(epochs * len(data.labels) / batch_size))
         order = batch_indices(len(data.labels), batch_size, steps, self.seed)
-
-        def loss(params, batch, temperature):
-            logits = temperature * self.apply_fn(params, self.preprocess(batch["image"]))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+        loss = mixture_loss(self.apply_fn, self.preprocess)
 
         def make():
             batches = ({"image": data.images[rows], "label": data.labels[rows]} for rows in order)
@@ -425,16 +420,9 @@ class Kitchen:
             found = self.measure(params)
             place = {"group": "curve", "of": {"alpha": alpha}}
             rows.append(self.row(f"WiSE-FT, α = {alpha:g}", "interpolation", found, used, **place))
-        held_out = [row["metrics"]["held_out"]["accuracy"] or 0.0 for row in rows]
-        # the largest of equally good α: the nearest to the member that the held-out split has chosen already
-        chosen = max(range(len(rows)), key=lambda place: (held_out[place], alphas[place]))
-        middle = min(range(len(rows)), key=lambda place: abs(alphas[place] - 0.5))
+        chosen, middle = chosen_on_path(rows)
         cost = {"inference": 1, "selection": len(alphas) * len(self.held_out.labels), "training": 0}
-        main = [
-            rows[chosen] | {"name": "WiSE-FT, α by held-out", "group": "main", "of": {}, "cost": cost},
-            rows[middle] | {"name": f"WiSE-FT, α = {alphas[middle]:g}", "group": "main", "of": {}},
-        ]
-        return main + rows
+        return [chosen | {"cost": cost}, middle, *rows]
 
     def ensemble_rows(self) -> tuple[list[Row], list]:
         """Return the ensemble of all members and the greedy one, by arithmetic on their logits, and its history."""
@@ -472,6 +460,32 @@ def best_of(scores: Mapping[str, float]) -> str:
 def slug(title: str) -> str:
     """Return the name under which a soup of this title is kept."""
     return re.sub(r"[^\w.=-]+", "_", title).strip("_")
+
+
+def random_orders(names: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
+    """Return so many random orders of names, with the titles of their greedy soups."""
+    generator = np.random.default_rng([seed, 1])
+    orders = ([names[place] for place in generator.permutation(len(names))] for _ in range(count))
+    return {f"greedy soup, random order {number}": order for number, order in enumerate(orders, 1)}
+
+
+def mixture_loss(apply_fn: Callable, preprocess: Callable) -> Callable:
+    """Return the loss of a learned soup: the mean cross-entropy of logits times a temperature."""
+
+    def loss(params, batch, temperature):
+        logits = temperature * apply_fn(params, preprocess(batch["image"]))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    return loss
+
+
+def chosen_on_path(rows: Sequence[Row]) -> list[Row]:
+    """Return the row of the α with the highest held-out accuracy, and of that nearest ½; all have it in their "of"."""
+    # the largest of equally good α: the nearest to the member that the held-out split has chosen already
+    best = max(rows, key=lambda row: (row["metrics"]["held_out"]["accuracy"] or 0.0, row["of"]["alpha"]))
+    middle = min(rows, key=lambda row: abs(row["of"]["alpha"] - 0.5))
+    main = {"group": "main", "of": {}}
+    return [best | main | {"name": "WiSE-FT, α by held-out"}, middle | main]
 
 
 def _mean(values):

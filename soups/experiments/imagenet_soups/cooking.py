@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import soups
 from soups import tree
@@ -16,6 +14,7 @@ from soups.pool import Pool, digest
 from soups.processes import on_first_process
 from soups.progress import counted, progress, say
 from soups.recipes.speculative import greedy_speculative
+from soups.studies.kitchen import best_of, mixture_loss, random_orders, slug, unit_range
 
 
 def member_rows(setting: Setting) -> dict[str, Row]:
@@ -92,11 +91,7 @@ def greedy_row(
 
 def greedy_orders(setting: Setting, names: Sequence[str]) -> dict[str, list[str] | None]:
     """Return titles of greedy soups with their orders: by score (None), then `greedy.random_orders` random ones."""
-    generator = np.random.default_rng([setting.config["seed"], 1])
-    orders = {"greedy soup": None}
-    for number in range(1, setting.config["greedy"]["random_orders"] + 1):
-        orders[f"greedy soup, random order {number}"] = [names[place] for place in generator.permutation(len(names))]
-    return orders
+    return {"greedy soup": None} | random_orders(names, setting.config["greedy"]["random_orders"], setting.seed)
 
 
 def learned_row(setting: Setting, digests: Mapping[str, str], per: str) -> tuple[Row, list[float]]:
@@ -106,11 +101,7 @@ def learned_row(setting: Setting, digests: Mapping[str, str], per: str) -> tuple
     steps = max(1, round(config["epochs"] * len(data) / config["batch_size"]))
     order = batch_indices(len(data), config["batch_size"], steps, setting.config["seed"])
     batches = ({"image": data.images[np.sort(rows)], "label": data.labels[np.sort(rows)]} for rows in order)
-
-    def loss(params, batch, temperature):
-        logits = temperature * setting.apply_fn(params, batch["image"].astype(jnp.float32) / 255.0)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-
+    loss = mixture_loss(setting.apply_fn, unit_range)
     options = {"per": per, "learning_rate": config["learning_rate"], "dtype": "float32"}
     journal = setting.workdir.path / "journals" / f"{slug(title)}.jsonl"
     batches = counted(batches, title, steps, "steps")
@@ -129,16 +120,6 @@ def path_row(setting: Setting, base: str, member: str, alpha: float) -> Row:
     return setting.row(f"WiSE-FT, α = {alpha:g}", "interpolation", found, ingredients, **place)
 
 
-def chosen_on_path(rows: Sequence[Row], alphas: Sequence[float]) -> list[Row]:
-    """Return the row of the α with the highest held-out accuracy (the largest of equal ones), and of that nearest ½."""
-    best = max(range(len(rows)), key=lambda place: (accuracy_of(rows[place], "held_out"), alphas[place]))
-    middle = min(range(len(rows)), key=lambda place: abs(alphas[place] - 0.5))
-    return [
-        rows[best] | {"name": "WiSE-FT, α by held-out", "group": "main", "of": {}},
-        rows[middle] | {"name": f"WiSE-FT, α = {alphas[middle]:g}", "group": "main", "of": {}},
-    ]
-
-
 def ensemble_rows(setting: Setting, digests: Mapping[str, str]) -> tuple[list[Row], list[dict[str, Any]]]:
     """Return the ensemble of all members and the greedy ensemble, by arithmetic on their logits, and its history."""
     say("ensembles")
@@ -154,16 +135,6 @@ def ensemble_rows(setting: Setting, digests: Mapping[str, str]) -> tuple[list[Ro
         }
         rows.append(setting.row(title, "ensemble", found, weights, passes=len(weights)))
     return rows, greedy.history
-
-
-def best_of(scores: Mapping[str, float]) -> str:
-    """Return the name with the highest score; of equal ones the last, with which the greedy soup begins as well."""
-    return max(reversed(scores), key=scores.get)
-
-
-def slug(title: str) -> str:
-    """Return the name under which a soup of this title is kept."""
-    return title.replace(" ", "_").replace(",", "")
 
 
 def _measured(setting, name) -> Row:

@@ -20,6 +20,7 @@ from soups.names import check_name
 from soups.pool import kept_dtype
 from soups.processes import all_or_none
 from soups.progress import progress
+from soups.studies.kitchen import best_of, chosen_on_path, slug
 from soups.studies.study import Study, check_fields
 
 FIELDS = {
@@ -181,7 +182,7 @@ def _members_and_means(setting):
         rows.append(stage("uniform_soup", lambda: cooking.uniform_row(setting, digests)))
     for title, order in cooking.greedy_orders(setting, list(members)).items() if "greedy" in cook else ():
         made = functools.partial(cooking.greedy_row, setting, members, title, order)
-        row, histories[title] = stage(cooking.slug(title), made)
+        row, histories[title] = stage(slug(title), made)
         rows.append(row)
     return members, rows, histories
 
@@ -190,12 +191,12 @@ def _path(setting, members):
     config = setting.config["wise_ft"]
     base, alphas = config["base"] or next(iter(members)), config["alphas"]
     others = {name: accuracy_of(row, "held_out") for name, row in members.items() if name != base}
-    member = config["member"] or cooking.best_of(others)
+    member = config["member"] or best_of(others)
     rows = [
         setting.workdir.stage(f"wise_ft_{alpha:g}", lambda alpha=alpha: cooking.path_row(setting, base, member, alpha))
         for alpha in alphas
     ]
-    return cooking.chosen_on_path(rows, alphas) + rows
+    return chosen_on_path(rows) + rows
 
 
 @contextlib.contextmanager
