@@ -99,7 +99,7 @@ def test_what_changed_under_the_same_name_is_cooked_anew(kit, tmp_path, changed,
     assert found["rows"] == fresh["rows"]
 
 
-def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_path):
+def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_path, undrawn):
     _, members, splits = kit
     pool = soups.Pool(tmp_path / "pool")
     for name, member in members.items():
