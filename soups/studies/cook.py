@@ -13,7 +13,8 @@ from soups.names import did_you_mean
 from soups.processes import on_first_process
 from soups.recipes import METHODS
 from soups.studies import curves
-from soups.studies.kitchen import Examples, Kitchen, Row, best_of, unit_range
+from soups.studies.kitchen import Kitchen
+from soups.studies.measuring import Examples, Row, best_of, unit_range
 from soups.studies.study import Workdir, held
 
 #: what is cooked unless something else is asked for; "wise_ft" where there is a base

@@ -10,7 +10,8 @@ import soups
 from soups import tree
 from soups.evaluate import angles, barriers, correct, interpolation_advantage, plane_grid, ratio_error, reliability
 from soups.progress import progress, watched
-from soups.studies.kitchen import Examples, Kitchen, Row, best_of
+from soups.studies.kitchen import Kitchen
+from soups.studies.measuring import Examples, Row, best_of
 
 
 def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
@@ -50,6 +51,7 @@ def loss_plane(kitchen: Kitchen, start: tree.Tree, points_per_axis: int, example
     points = grid["points"]
     labels = {"base": "start", "a": kitchen.short(best), "b": kitchen.short(other), "mean": "average"}
     named = {"points": {label: points[key] for key, label in labels.items()}}
+    grid["values"] = [[_finite(value) for value in line] for line in grid["values"]]
     return {"seed": kitchen.seed, "kind": "plane", **grid, **named}
 
 
@@ -69,11 +71,12 @@ def pairs(kitchen: Kitchen, base: tree.Tree, count: int, examples: int, ts: Sequ
         barrier = barriers(accuracy, members, ts)
         for i, j in combined:
             values = {
-                "angle": float(degrees[i, j]),
-                "barrier": float(barrier[i, j]),
+                "angle": degrees[i, j],
+                "barrier": barrier[i, j],
                 "interpolation_advantage": interpolation_advantage(accuracy, members[i], members[j]),
                 "ratio_error": ratio_error(right[i], right[j]),
             }
+            values = {name: _finite(value) for name, value in values.items()}
             found.append({"seed": kitchen.seed, "a": labels[i], "b": labels[j], "values": values})
     return found
 
@@ -88,6 +91,11 @@ def reliability_diagrams(kitchen: Kitchen, shown: Mapping[str, tree.Tree]) -> li
         {"seed": kitchen.seed, "kind": "reliability", "name": title, "bins": reliability(values["test"], labels)}
         for title, values in logits.items()
     ]
+
+
+def _finite(value):
+    """Return a number for JSON, which has no NaN: None where outputs overflow."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _error(kitchen, examples):

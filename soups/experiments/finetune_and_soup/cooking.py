@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from soups import tree
 from soups.experiments.finetune_and_soup.setting import Setting
-from soups.studies.kitchen import Kitchen, Row, best_of
+from soups.studies.kitchen import Kitchen
+from soups.studies.measuring import Row, best_of
 
 
 def single_rows(kitchen: Kitchen, start: tree.Tree, probe: tree.Tree) -> list[Row]:

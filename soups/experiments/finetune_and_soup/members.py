@@ -12,7 +12,8 @@ from soups.evaluate import ensemble_logits
 from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.search_space import common_choices
 from soups.progress import progress, say
-from soups.studies.kitchen import Kitchen, best_of
+from soups.studies.kitchen import Kitchen
+from soups.studies.measuring import best_of
 from soups.train import run_sweep, sweep
 
 

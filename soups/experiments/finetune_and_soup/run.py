@@ -11,7 +11,7 @@ from soups.experiments.finetune_and_soup import cooking, members
 from soups.experiments.finetune_and_soup.setting import Setting
 from soups.progress import say
 from soups.studies import curves
-from soups.studies.kitchen import best_of
+from soups.studies.measuring import best_of
 from soups.studies.study import Study, Workdir, check_fields
 
 FIELDS = {

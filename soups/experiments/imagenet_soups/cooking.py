@@ -14,7 +14,8 @@ from soups.pool import Pool, digest
 from soups.processes import on_first_process
 from soups.progress import counted, progress, say
 from soups.recipes.speculative import greedy_speculative
-from soups.studies.kitchen import best_of, mixture_loss, random_orders, slug, unit_range
+from soups.studies.kitchen import mixture_loss, random_orders, slug
+from soups.studies.measuring import best_of, unit_range
 
 
 def member_rows(setting: Setting) -> dict[str, Row]:

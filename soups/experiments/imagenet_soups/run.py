@@ -20,7 +20,8 @@ from soups.names import check_name
 from soups.pool import kept_dtype
 from soups.processes import all_or_none
 from soups.progress import progress
-from soups.studies.kitchen import best_of, chosen_on_path, slug
+from soups.studies.kitchen import chosen_on_path, slug
+from soups.studies.measuring import best_of
 from soups.studies.study import Study, check_fields
 
 FIELDS = {
