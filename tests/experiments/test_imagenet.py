@@ -302,7 +302,8 @@ def test_selected_rows_keep_their_rules(cooked, finetuned):
     greedy = row_named(results, "greedy soup")
     assert accuracy_of(greedy, "held_out") >= accuracy_of(best, "held_out")
     assert next(iter(greedy["ingredients"])) == next(iter(best["ingredients"]))
-    assert [step["member"] for step in results["histories"]["greedy soup"]] == sorted(held_out, key=held_out.get)[::-1]
+    (histories,) = results["histories"].values()
+    assert [step["member"] for step in histories["greedy soup"]] == sorted(held_out, key=held_out.get)[::-1]
     mean = accuracy_of(row_named(results, "mean member"), "held_out")
     assert mean == pytest.approx(np.mean(list(held_out.values())))
     assert row_named(results, "ensemble")["cost"]["inference"] == 3
