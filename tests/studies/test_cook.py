@@ -82,6 +82,16 @@ def test_the_same_call_computes_nothing_again(cooked, kit, undrawn):
     assert again["rows"] == results["rows"] and before == after
 
 
+def test_several_devices_find_what_one_finds(cooked, kit, mesh, tmp_path, undrawn):
+    base, members, splits = kit
+    results = cook(members, network, workdir=tmp_path, base=base, recipes=["greedy"], mesh=mesh, **splits)
+    alone = {row["name"]: row for row in cooked[1]["rows"]}
+    for row in results["rows"]:
+        found = {split: values["accuracy"] for split, values in row["metrics"].items()}
+        assert found == {split: values["accuracy"] for split, values in alone[row["name"]]["metrics"].items()}
+    assert results["histories"]["0"]["greedy soup"] == cooked[1]["histories"]["0"]["greedy soup"]
+
+
 @pytest.mark.parametrize("changed", ["member", "held_out", "network", "base"])
 def test_what_changed_under_the_same_name_is_cooked_anew(kit, tmp_path, changed, undrawn):
     base, members, splits = kit
