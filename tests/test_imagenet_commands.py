@@ -16,7 +16,7 @@ import pytest
 from soups import Pool, tree
 from soups.data.imagenet import SETS
 from soups.evaluate import accuracy
-from soups.train.lanes import losses_path
+from soups.train.loop import losses_path
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "experiments"))

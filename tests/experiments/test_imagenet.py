@@ -21,7 +21,7 @@ from soups.experiments.imagenet_soups.members import open_members
 from soups.experiments.imagenet_soups.setting import accuracy_of
 from soups.models.architectures import architecture
 from soups.pool import digest, prefetch
-from soups.train import loop
+from soups.train import step as train_step
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -46,7 +46,7 @@ def small_machine():
         patch.setattr(jax, "devices", lambda: few)
         for name in ("device_count", "local_device_count"):
             patch.setattr(jax, name, lambda: 4)
-        patch.setattr(loop, "_cpu_options", lambda: QUICK)
+        patch.setattr(train_step, "cpu_options", lambda: QUICK)
         yield
 
 
@@ -252,11 +252,11 @@ def test_every_average_has_a_pool_of_its_own(folder, finetuned, datasets):
 def test_sharpness_aware_members_have_the_radius_of_the_config(folder, finetuned, tmp_path, monkeypatch):
     seen = {}
 
-    def caught(training, params, make_loader, members, directory, **_):
-        seen.update(members["member_02"], sam=training.sam, decays=training.ema_decays)
+    def caught(lanes, params, members, data, **_):
+        seen.update(members["member_02"], sam=lanes.training.sam, decays=lanes.training.ema_decays)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune_members, "finetune_lanes", caught)
+    monkeypatch.setattr(finetune_members, "run", caught)
     start = finetuned[0].path / finetuned[0].record("member_00")["path"]  # with a head, so that there is no probe
     changes = {"start": str(start), "probe.strengths": (), "finetune.sam_radius": 0.03, "finetune.ema_decays": ()}
     with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ from soups.evaluate import ensemble_logits
 from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.search_space import common_choices
 from soups.progress import progress, say
-from soups.train import run_sweep, sweep
+from soups.train import run_sweep, search
 
 
 def start_weights(setting: Setting) -> tree.Tree:
@@ -45,14 +45,14 @@ def linear_probe(setting: Setting, start: tree.Tree) -> tree.Tree:
 
 def sweep_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     """Draw the hyper-parameters of all members of a sweep."""
-    return sweep.random(
+    return search.random(
         config["members"],
         seed,
         **common_choices(config),
-        augment_operations=sweep.integers(*config["augment_operations"]),
-        augment_magnitude=sweep.uniform(*config["augment_magnitude"]),
-        epochs=sweep.integers(*config["epochs"]),
-        seed=sweep.integers(0, 2**31 - 1),
+        augment_operations=search.integers(*config["augment_operations"]),
+        augment_magnitude=search.uniform(*config["augment_magnitude"]),
+        epochs=search.integers(*config["epochs"]),
+        seed=search.integers(0, 2**31 - 1),
     )
 
 

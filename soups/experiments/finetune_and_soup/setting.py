@@ -13,7 +13,7 @@ from soups.data import Dataset, Task
 from soups.evaluate import Evaluator, LogitCache, correct, metrics
 from soups.experiments.workdir import Workdir
 from soups.pool import Pool, digest
-from soups.train import Training
+from soups.train import Classification, Training
 
 Logits = dict[str, np.ndarray]
 
@@ -52,8 +52,7 @@ class Setting:
     def training(self) -> Training:
         """Return what all fine-tunings of this seed have in common."""
         return Training(
-            train_apply=models.train_apply_fn(self.model),
-            num_classes=len(self.task.class_names),
+            loss=Classification(models.train_apply_fn(self.model), len(self.task.class_names)),
             clip_norm=self.config["finetune"]["clip_norm"],
         )
 

@@ -15,9 +15,9 @@ from soups.experiments.imagenet_finetune.setting import Setting
 from soups.pool import digest
 from soups.processes import on_first_process
 from soups.progress import progress, say
-from soups.train.lanes import finetune_lanes, groups_of, lane_programs, lane_shares, losses_path, take_lane
-from soups.train.loop import num_steps
-from soups.train.probe import extract_features, probe_on_features
+from soups.train.lanes import Lanes, groups_of, take_lane
+from soups.train.loop import losses_path, num_steps, prepared, run
+from soups.train.probe import extract_features, probe_on_features, with_head
 from soups.train.trajectory import averages
 
 FIRST = "member_00"  # the head alone was trained, or none at all: what all others start from
@@ -44,21 +44,13 @@ def fine_tuned(setting: Setting, first: tree.Tree, drawn: list[dict[str, Any]]) 
     drawn = [one | {"sam_radius": radius} for one in drawn] if radius else drawn
     members = {f"member_{number:02d}": one for number, one in enumerate(drawn, 1)}
     steps = {name: _num_steps(setting, one) for name, one in members.items()}
-    programs = lane_programs(setting.training, first, mesh=setting.mesh, shardings=setting.shardings(first))
+    lanes = Lanes(setting.training, first, mesh=setting.mesh, shardings=setting.shardings(first))
     for group in groups_of(steps, setting.mesh.shape["pool"]):
         directory = setting.workdir.path / "training" / group[0]
         if any(name not in setting.pool for name in group):
-            _fine_tune(setting, first, {name: members[name] for name in group}, directory, programs)
+            _fine_tune(setting, first, {name: members[name] for name in group}, directory, lanes)
         on_first_process(lambda directory=directory: shutil.rmtree(directory, ignore_errors=True))
     return list(members)
-
-
-def with_head(params: tree.Tree, place: str, head: tree.Tree | None) -> tree.Tree:
-    """Replace the head, which is at a place such as "params/head"; None takes it out."""
-    outer, _, inner = place.partition("/")
-    rest = {name: part for name, part in params.items() if name != outer}
-    new = with_head(params[outer], inner, head) if inner else head
-    return rest if new is None else rest | {outer: new}
 
 
 def _probed(setting, params, strengths):
@@ -95,22 +87,23 @@ def _probed(setting, params, strengths):
     return with_head(params, setting.arch.head, head)
 
 
-def _fine_tune(setting, first, group, directory, programs):
+def _fine_tune(setting, first, group, directory, lanes):
     """Fine-tune a group of members and add them to the pools."""
     config = setting.config["finetune"]
     numbers = {name: _numbers(setting, one) for name, one in group.items()}
     total = max(one["num_steps"] for one in numbers.values())
+    data, numbers = prepared(
+        setting.training, first, lambda name, *part: _batches(setting, lanes, group[name], *part), numbers, None
+    )
     what = ", ".join(f"{name} ({one['augmentation']})" for name, one in group.items())
     with progress(what, total, "steps") as advance:
-        state = finetune_lanes(
-            setting.training,
+        state, _ = run(
+            lanes,
             first,
-            lambda name, *part: _batches(setting, group[name], *part),
             numbers,
-            directory,
-            mesh=setting.mesh,
+            data,
+            directory=directory,
             save_every=config["save_every"],
-            programs=programs,
             on_step=_every(max(1, total // 100), advance),
         )
     on_first_process(lambda: _keep_losses(setting, group, directory))
@@ -129,9 +122,9 @@ def _num_steps(setting, hyperparameters):
     return num_steps(hyperparameters, len(setting.train), setting.config["finetune"]["batch_size"])
 
 
-def _batches(setting, hyperparameters, index, count):
+def _batches(setting, lanes, hyperparameters, index, count):
     """Load one of `count` parts of a member's batches; the members on this host share its workers."""
-    config, members_here = setting.config["finetune"], len(lane_shares(setting.mesh))
+    config, members_here = setting.config["finetune"], len(lanes.shares)
     return loader(
         setting.train,
         config["batch_size"],

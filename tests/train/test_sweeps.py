@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from soups.train import Training, run_sweep, sweep
+from soups.train import Classification, Training, run_sweep, search
 
 CLASSES, BATCH = 3, 8
 # other numbers of steps, and every hyper-parameter; four lanes of the mesh take 8 members, so that two are filled up
@@ -34,7 +34,7 @@ def network(params, images, key):
 
 
 WAYS = ("sequential", "map", "vmap", "sharded over pool", "sharded over pool and data")
-TRAINING = Training(train_apply=network, num_classes=CLASSES, ema_decay=0.9, swa_start=0.5)
+TRAINING = Training(loss=Classification(network, CLASSES), clip_norm=1.0, ema_decay=0.9, swa_start=0.5)
 
 
 @pytest.fixture(scope="session")
@@ -71,32 +71,34 @@ def made(params, data, mesh):
 
 
 def test_grid_and_zipped():
-    assert sweep.grid(a=[1, 2], b="xy") == [
+    assert search.grid(a=[1, 2], b="xy") == [
         {"a": 1, "b": "x"},
         {"a": 1, "b": "y"},
         {"a": 2, "b": "x"},
         {"a": 2, "b": "y"},
     ]
-    assert sweep.zipped(a=[1, 2], b="xy") == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
+    assert search.zipped(a=[1, 2], b="xy") == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
     with pytest.raises(ValueError, match=r"differ in number: \{'a': 2, 'b': 3\}"):
-        sweep.zipped(a=[1, 2], b="xyz")
+        search.zipped(a=[1, 2], b="xyz")
 
 
 def test_a_random_member_depends_on_its_index_and_the_seed_alone():
-    drawn = functools.partial(sweep.random, learning_rate=sweep.log_uniform(1e-4, 1e-1), epochs=sweep.integers(4, 16))
+    drawn = functools.partial(
+        search.random, learning_rate=search.log_uniform(1e-4, 1e-1), epochs=search.integers(4, 16)
+    )
     assert drawn(20, 0)[:5] == drawn(5, 0)
     assert drawn(5, 1) != drawn(5, 0)
     assert len({member["learning_rate"] for member in drawn(20, 0)}) == 20
 
 
 def test_distributions():
-    members = sweep.random(
+    members = search.random(
         1000,
         0,
-        learning_rate=sweep.log_uniform(1e-4, 1e-2),
-        smoothing=sweep.uniform(0.5, 1.0),
-        epochs=sweep.integers(4, 7),
-        mixup=sweep.zero_or(0.25, sweep.uniform(0.5, 1.0)),
+        learning_rate=search.log_uniform(1e-4, 1e-2),
+        smoothing=search.uniform(0.5, 1.0),
+        epochs=search.integers(4, 7),
+        mixup=search.zero_or(0.25, search.uniform(0.5, 1.0)),
     )
     drawn = {name: np.array([member[name] for member in members]) for name in members[0]}
     logarithms = np.log10(drawn["learning_rate"])
@@ -153,7 +155,7 @@ def test_programs_of_fewer_members_change_no_bit(made):
 
 
 def test_programs_share_one_compilation(params, data):
-    training = Training(train_apply=chex.assert_max_traces(network, n=1), num_classes=CLASSES)
+    training = Training(loss=Classification(chex.assert_max_traces(network, n=1), CLASSES))
     members = [{"epochs": epochs} for epochs in (0.5, 1, 2)]
     assert len(dict(run_sweep(training, params, data, members, batch_size=BATCH, members_per_program=1))) == 3
 
@@ -171,8 +173,8 @@ def test_programs_share_one_compilation(params, data):
             {"members": [{}, {"learning_rat": 1.0}]},
             "unknown hyper-parameter 'learning_rat' .did you mean 'learning_rate'",
         ),
-        ({"members": [{"seed": -1}]}, "seed must be in 0"),
-        ({"members": [{}, {"sam_radius": 0.1}]}, r"sam=False. does not fit the sam_radius of members \[1\]"),
+        ({"members": [{"seed": -1}]}, "seed must be a whole number from 0"),
+        ({"members": [{}, {"sam_radius": 0.1}]}, r"sam=False. does not fit sam_radius=0.1"),
         ({"batch_size": 21}, "between 1 and 20 examples .all there are., not 21"),
     ],
 )
