@@ -16,8 +16,9 @@ import numpy as np
 
 from soups import models
 from soups.pool import Pool
-from soups.train import Classification, Training, fit, run_sweep, training_step
-from soups.train.loop import num_steps
+from soups.train import Classification, Training, fit, training_step
+from soups.train.loop import num_steps, prepared
+from soups.train.programs import in_programs
 
 
 def main():
@@ -56,13 +57,16 @@ def train(way, training, start, data, members, batch_size):
     if way == "compiled each":
         yield from (compile_and_train(training, start, data, member, batch_size) for member in members)
         return
+    if way == "sequential":
+        yield from (trained_alone(training, start, data, member, batch_size) for member in members)
+        return
     axes = {"axis_types": (jax.sharding.AxisType.Auto,)}
     mesh = jax.make_mesh((jax.device_count(),), ("pool",), **axes) if way == "sharded" else None
     # half of the members are those of the second time, and one program makes either half
     size = max(1, len(members) // 2)
-    results = run_sweep(
-        training, start, data, members, batch_size=batch_size, mode=way, mesh=mesh, members_per_program=size
-    )
+    data, known = prepared(training, start, data, dict(enumerate(members)), batch_size)
+    options = {"mode": way, "mesh": mesh, "members_per_program": size, "reached": lambda name, steps: None}
+    results = in_programs(training, start, data, known, known, batch_size=batch_size, **options)
     yield from (result["params"] for _, result in results)
 
 
@@ -73,7 +77,12 @@ def compile_and_train(training, start, data, member, batch_size):
     known["num_steps"] = num_steps(known, len(data["label"]), batch_size)
     step = jax.jit(lambda state, batch: training_step(own, state, batch, known), donate_argnums=0)
     vars(own)["step"] = lambda state, batch, _: step(state, batch)
-    return jax.device_get(fit(own, start, data, batch_size=batch_size, hyperparameters=member)["params"])
+    return trained_alone(own, start, data, member, batch_size)
+
+
+def trained_alone(training, start, data, member, batch_size):
+    """Return the weights that the step-by-step loop makes."""
+    return jax.device_get(fit(training, start, data, batch_size=batch_size, hyperparameters=member)["params"])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,5 @@ from soups.train.sharding import param_shardings as param_shardings
 from soups.train.step import Training as Training
 from soups.train.step import init_state as init_state
 from soups.train.step import training_step as training_step
-from soups.train.sweeps import run_sweep as run_sweep
 from soups.train.sweeps import sweep as sweep
 from soups.train.trajectory import averages as averages

@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from soups.train import Classification, Lanes, Training, fit, lp_ft, run_sweep, sweep
+from soups.train import Classification, Lanes, Training, fit, lp_ft, sweep
 from soups.train.loop import prepared, run
 
 CLASSES, BATCH = 3, 4
@@ -45,7 +45,7 @@ ENTRIES = {
     "sweep of arrays": lambda t, p, data, member: sweep(t, p, data, [member], batch_size=BATCH),
     "sweep in the loop": lambda t, p, data, member: sweep(t, p, data, [member], batch_size=BATCH, mode="sequential"),
     "sweep of batches": lambda t, p, data, member: sweep(t, p, lambda index, count: batches(data), [member]),
-    "run_sweep": lambda t, p, data, member: list(run_sweep(t, p, data, [member], batch_size=BATCH, mode="vmap")),
+    "sweep in lockstep": lambda t, p, data, member: sweep(t, p, data, [member], batch_size=BATCH, mode="vmap"),
 }
 
 
@@ -153,6 +153,19 @@ def sizes(**changed):
         (lambda: sweep(TRAINING, START, batches(DATA), [{}]), "batches of the members come from a function"),
         (lambda: sweep(TRAINING, START, DATA, [{}, {"seed": 0}], batch_size=4), r"members \[0, 1\] are the same"),
         (lambda: sweep(TRAINING, START, DATA, [], batch_size=4), "a sweep needs at least one member"),
+        (
+            lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mode="pmap"),
+            "one of sequential, map, vmap, sharded, not 'pmap'",
+        ),
+        (
+            lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mode="sharded"),
+            'mesh with an axis "pool", not None',
+        ),
+        (
+            lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mesh=jax.make_mesh((8,), ("data",))),
+            'mesh with an axis "pool", not',
+        ),
+        (lambda: sweep(TRAINING, START, lambda *_: [], [{}], mode="map"), "mode='map' is of data in memory"),
         (lambda: lp_ft(TRAINING, START, DATA, head="top", probe={}, batch_size=4), "no leaf below 'top'"),
         (
             lambda: lp_ft(lambda *_: 0.0, START, DATA, head="head", probe={}, features=network, batch_size=4),

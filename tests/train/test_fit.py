@@ -1,5 +1,7 @@
 """Test that any loss, any batch, any optimizer and any weights train."""
 
+import dataclasses
+
 import chex
 import flax
 import jax
@@ -10,7 +12,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from soups import tree
+from soups import finetune, models, tree
 from soups.train import Classification, Training, classification, fit, lp_ft, probe_on_features, step
 
 STEPS, BATCH, RATE = 6, 4, 0.1
@@ -194,6 +196,63 @@ def test_a_state_of_nnx_trains():
     np.testing.assert_allclose(made["params"]["kernel"][...][:, 0], expected, rtol=1e-5, atol=1e-6)
 
 
+class LinenNet(nn.Module):
+    """BatchNorm, dropout and a head, in Linen."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        """Map [B, 3] to logits [B, 2]."""
+        x = nn.Dropout(0.5, deterministic=not train)(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(2, name="head")(x)
+
+
+class NnxNet(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.norm, self.dropout = nnx.BatchNorm(3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        """Map [B, 3] to logits [B, 2]."""
+        return self.head(self.dropout(self.norm(x)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """The head alone, as a pytree with methods, which is what Equinox's modules are."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+    def __call__(self, x):
+        """Map [B, 3] to logits [B, 2]."""
+        return x @ self.kernel + self.bias[None]
+
+
+def of_library(library):
+    """Give start weights, and the network in training mode."""
+    if library == "linen":
+        return LinenNet().init(jax.random.key(0), X, False), models.train_apply_fn(LinenNet())
+    if library == "nnx":
+        return models.from_nnx(NnxNet())[1], models.nnx_train_apply_fn(NnxNet())
+    return Module(np.zeros((3, 2), np.float32), np.zeros(2, np.float32)), lambda params, inputs, key: params(inputs)
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx", "pytrees with methods"])
+def test_networks_of_all_libraries_train(library):
+    start, train_apply = of_library(library)
+    loss, data = Classification(train_apply, 2, preprocess=None), {"image": X, "label": (Y > 1).astype(int)}
+    made = fit(loss, start, data, batch_size=8, steps=40, hyperparameters={"learning_rate": 0.1}, ema_decay=0.5)
+    assert type(made["params"]) is type(start)
+    assert made["losses"][-10:].mean() < 0.95 * made["losses"][:10].mean()
+    if library != "pytrees with methods":  # 40 batches of all data move the running mean by 1 - 0.99 ** 40
+        (mean,) = (leaf for name, leaf in tree.flatten(made["params"]["batch_stats"]).items() if "mean" in name)
+        np.testing.assert_allclose(mean, (1 - 0.99**40) * X.mean(0), rtol=1e-3, atol=1e-5)
+
+
 # --- Classification ---
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (12, 4, 4, 1), np.uint8)
@@ -254,6 +313,18 @@ def test_lp_ft_on_features_begins_with_the_fitted_head():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), made["probe"]["head"], head)
 
 
-def test_the_old_name_says_the_new_one():
-    with pytest.raises(ImportError, match=r"soups\.finetune is now soups\.train: import run_sweep from there"):
-        from soups.finetune import run_sweep  # noqa: F401
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("finetune", "soups.train.fit"),
+        ("finetune_resumable", r"soups.train.fit\(directory=...\)"),
+        ("finetune_lanes", r"soups.train.sweep\(mesh=...\)"),
+        ("run_sweep", "soups.train.sweep"),
+        ("sweep", "soups.train.search"),
+        ("Training", r"soups.train.Training\(loss=soups.train.Classification\(train_apply, num_classes\)\)"),
+        ("averages", "soups.train.averages"),
+    ],
+)
+def test_the_old_names_say_the_new_ones(old, new):
+    with pytest.raises(ImportError, match=rf"^soups\.finetune\.{old} is now {new}$"):
+        getattr(finetune, old)
