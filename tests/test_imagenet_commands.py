@@ -16,7 +16,7 @@ import pytest
 from soups import Pool, tree
 from soups.data.imagenet import SETS
 from soups.evaluate import accuracy
-from soups.train.lanes import losses_path
+from soups.train.loop import losses_path
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "experiments"))
@@ -245,7 +245,7 @@ def test_the_pool_has_the_probe_and_the_members(finetuned):
 def test_kill_9_in_the_middle_of_a_member_gives_the_same_pool(kill_when, run, finetuned, finetune_arguments, folder):
     workdir = folder / "killed_finetune"
     arguments = ["run.py", *finetune_arguments, f"--workdir={workdir}"]
-    training = workdir / "training" / "member_02"
+    training = workdir / "pool.training" / "group_member_02"
 
     def begun():
         losses = losses_path(training, "member_02")

@@ -65,6 +65,15 @@ def test_page_on_evaluating(tmp_path, monkeypatch, capsys):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
 
 
+def test_page_on_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in blocks("docs/training.md"):
+        run(code, names)
+    assert len(names["pool"]) == 4 and names["soup"]["w"].shape == (4,)
+    assert names["made"]["losses"].shape == (20,) and np.abs(names["made"]["probe"]["head"]["kernel"]).max() > 0.1
+
+
 def test_page_on_merging(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -20,7 +20,7 @@ spec.loader.exec_module(worker)
 def test_two_processes_fine_tune_keep_and_soup_as_one(run_both, tmp_path):
     run_both(lambda index, port: [sys.executable, WORKER, str(index), port, tmp_path], tmp_path, seconds=150)
     source, start = worker.make_data()
-    alone = {f"member_{m['seed']}": worker.fine_tune(m, start, source, lambda batch: batch) for m in worker.MEMBERS}
+    alone = {f"member_{m['seed']}": worker.fine_tune(m, start, source) for m in worker.MEMBERS}
     pool = soups.Pool(tmp_path / "pool")
     assert pool.verify() == {name: [] for name in alone}
     for name, params in alone.items():

@@ -1,6 +1,5 @@
 """Fine-tune, keep and soup on a mesh over two processes; started twice by test_two_processes.py: ID PORT FOLDER."""
 
-import functools
 import pathlib
 import sys
 
@@ -14,13 +13,14 @@ import soups
 from soups import models
 from soups.data import array_source, loader
 from soups.evaluate import Evaluator
-from soups.train import Training, finetune
-from soups.train.loop import jit_step
+from soups.train import Classification, Training, fit
 
 MODEL = models.ViT(num_classes=3, patch_size=7, width=8, depth=1, mlp_dim=16, num_heads=2)
 # Plain descent: Adam would turn the rounding of a gradient that is zero, as that of attention's key bias, into a step.
 TRAINING = Training(
-    train_apply=models.train_apply_fn(MODEL), num_classes=3, optimizer=lambda rate, decay, mask: optax.sgd(rate)
+    loss=Classification(models.train_apply_fn(MODEL), 3),
+    optimizer=lambda learning_rate: optax.sgd(learning_rate),
+    clip_norm=1.0,
 )
 MEMBERS = [{"learning_rate": rate, "seed": seed, "mixup": 0.3} for seed, rate in enumerate((1.0, 0.3, 0.1))]
 STEPS, BATCH = 4, 8
@@ -34,16 +34,10 @@ def make_data():
     return array_source(images.astype(np.uint8), labels), models.init(MODEL, jax.random.key(0), (14, 14, 1))
 
 
-def fine_tune(member, start, source, place):
-    """Fine-tune one member from a loader whose batches `place` puts on the devices."""
-    batches = map(place, loader(source, BATCH, seed=member["seed"]))
-    return finetune(TRAINING, start, batches, member | {"num_steps": STEPS}, step=compiled_step())["params"]
-
-
-@functools.cache
-def compiled_step():
-    """Give the step that all members share; made when first called, because it starts JAX."""
-    return jit_step(TRAINING)
+def fine_tune(member, start, source, mesh=None):
+    """Fine-tune one member from a loader."""
+    batches = loader(source, BATCH, seed=member["seed"])
+    return fit(TRAINING, start, batches, steps=STEPS, hyperparameters=member, mesh=mesh)["params"]
 
 
 def main():
@@ -52,16 +46,11 @@ def main():
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    everywhere = NamedSharding(mesh, P())
     source, start = make_data()
-    start = jax.device_put(jax.device_get(start), everywhere)
-
-    def place(batch):
-        return {name: jax.make_array_from_process_local_data(split, np.asarray(part)) for name, part in batch.items()}
-
     pool = soups.Pool(folder / "pool")
     for member in MEMBERS:
-        params = fine_tune(member, start, source, place)
+        params = fine_tune(member, start, source, mesh)
         # the patch embedding is sharded over both processes, all else is replicated
         params["embedding"]["kernel"] = jax.device_put(
             params["embedding"]["kernel"], NamedSharding(mesh, P(None, None, None, "data"))

@@ -27,7 +27,7 @@ from soups import models
 from soups.data import center_crop, compose, decode, digits_task, folder_source, resize_shorter, to_channels
 from soups.evaluate import Evaluator, accuracy
 from soups.pool import load_checkpoint
-from soups.train import Training, run_sweep
+from soups.train import Classification, sweep
 
 GOAL = 5.0
 BATCH = 250
@@ -57,13 +57,14 @@ def _prepare(folder, options):
         path = folder / "images" / str(task.held_out.labels[index]) / f"{index:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(task.held_out.images[index, ..., 0]).save(path)
-    training = Training(train_apply=models.train_apply_fn(MODEL), num_classes=10)
+    loss = Classification(models.train_apply_fn(MODEL), 10)
     start = models.init(MODEL, jax.random.key(0), (28, 28, 1))
     data = {"image": task.train.images, "label": task.train.labels}
-    ((_, made),) = run_sweep(training, start, data, [{"learning_rate": 2e-3, "epochs": 10}], batch_size=50)
+    members = [{"learning_rate": 2e-3, "epochs": 10}]
+    (made,) = sweep(loss, start, data, members, batch_size=50, clip_norm=1.0).values()
     pool, rng = soups.Pool(folder / "pool"), np.random.default_rng(0)
     for index in range(options.members):
-        noisy = jax.tree.map(lambda leaf: leaf + 0.02 * rng.standard_normal(leaf.shape, np.float32), made["params"])
+        noisy = jax.tree.map(lambda leaf: leaf + 0.02 * rng.standard_normal(leaf.shape, np.float32), made)
         pool.add(f"member_{index:02d}", noisy)
     return pool, folder / "images"
 

@@ -24,9 +24,7 @@ from soups import models
 from soups.data import batch_indices, folder_source, loader, to_channels
 from soups.data.dataset import read_example, stack_examples
 from soups.data.random_transforms import compose_random, rand_augment, random_flip, random_resized_crop
-from soups.train import Training
-from soups.train.loop import complete, jit_step
-from soups.train.step import init_state
+from soups.train import Classification, Training
 
 SIZE = 224
 CROP, FLIP, AUGMENT = random_resized_crop(SIZE), random_flip(), rand_augment("rand-m9-n2")
@@ -186,9 +184,9 @@ def training(source, options):
 
 def _stepper(network):
     """Return a function that takes one training step and waits for its end."""
-    trained = Training(train_apply=models.train_apply_fn(network), num_classes=network.num_classes)
-    hyperparameters = complete({}) | {"num_steps": 10**6}
-    take, state = jit_step(trained), init_state(trained, models.init(network, jax.random.key(0), (SIZE, SIZE, 3)))
+    trained = Training(loss=Classification(models.train_apply_fn(network), network.num_classes), clip_norm=1.0)
+    hyperparameters = trained.numbers(trained.hyperparameters | {"num_steps": 10**6})
+    take, state = trained.step, trained.begin(models.init(network, jax.random.key(0), (SIZE, SIZE, 3)), hyperparameters)
     state = jax.tree.map(jax.numpy.array, state)
 
     def step(batch):

@@ -110,7 +110,7 @@ def prepare(folder, options):
     sweep = config["sweep"] | {"members": options.members, "epochs": tuple(options.epochs)}
     written = {
         "model": network,
-        "training": {"num_classes": network["num_classes"], "clip_norm": config["finetune"]["clip_norm"]},
+        "clip_norm": config["finetune"]["clip_norm"],
         "members": sweep_members(sweep, 0),
         "batch_size": config["finetune"]["batch_size"],
     }

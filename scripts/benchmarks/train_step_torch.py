@@ -18,13 +18,10 @@ import tempfile
 
 import _common
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from soups import models, tree
-from soups.train import Training
-from soups.train.loop import complete, jit_step
-from soups.train.step import init_state
+from soups.train import Classification, Training
 
 NETWORK = {"patch_size": 7, "width": 64, "depth": 3, "mlp_dim": 128, "num_heads": 4, "num_classes": 10}
 SETTINGS = NETWORK | {
@@ -80,14 +77,14 @@ def make_weights():
 def jax_trainer(batch, params):
     """Return a function that takes some steps of the library's training step and gives their losses."""
     training = Training(
-        train_apply=models.train_apply_fn(models.ViT(**NETWORK)),
-        num_classes=SETTINGS["num_classes"],
+        loss=Classification(models.train_apply_fn(models.ViT(**NETWORK)), SETTINGS["num_classes"]),
         clip_norm=SETTINGS["clip_norm"],
     )
     chosen = {name: SETTINGS[name] for name in ("learning_rate", "weight_decay", "label_smoothing")}
     # so many steps that the learning rate stays at its peak, as PyTorch's does
-    hyperparameters = complete(chosen | {"warmup_fraction": 0.0}) | {"num_steps": 10**7}
-    step, state = jit_step(training), jax.tree.map(jnp.array, init_state(training, params))
+    chosen |= {"warmup_fraction": 0.0, "num_steps": 10**7}
+    hyperparameters = training.numbers(training.hyperparameters | chosen)
+    step, state = training.step, training.begin(params, hyperparameters)
     batch = jax.device_put(batch)
 
     def run(steps):

@@ -32,12 +32,8 @@ from vit_throughput import CLASSES, PEAKS, forward_flops
 
 from soups.evaluate.evaluator import _forward, _unit_range
 from soups.models.architectures import architecture
-from soups.train import Training, param_shardings
-from soups.train.lanes import lane_programs
-from soups.train.loop import complete, jit_step, typed
+from soups.train import Classification, Lanes, Training, param_shardings
 from soups.train.published import DECAY_ALL, MODEL_SOUPS
-from soups.train.sharding import step_shardings
-from soups.train.step import init_state
 
 BATCH, EVALUATION_BATCH = 512, 1000
 CLOCKS = {"TPU v4": 1.05e9, "TPU v5 lite": 1.5e9, "TPU v6 lite": 1.75e9}  # Hz: peak by operations in a cycle
@@ -117,33 +113,28 @@ def evaluation(arch, mesh, dtype):
 
 def training(arch, mesh, sharded=False, remat=False):
     """Compile a step of the published recipe."""
-    settings, params = recipe(arch, remat), arch.abstract(CLASSES)
-    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), params)
-    shardings = param_shardings(params, mesh) if sharded else everywhere
-    of_state, of_batch, of_rest = step_shardings(settings, params, shardings)
-    state = jax.eval_shape(lambda params: init_state(settings, params), params)
-    step = jit_step(settings, (of_state, of_batch, of_rest))
-    return step.lower(state, batch_of(arch, (BATCH,)), hyperparameters()).compile()
+    params = arch.abstract(CLASSES)
+    return compiled(arch, mesh, param_shardings(params, mesh) if sharded else None, remat)
 
 
 def training_pool(arch, mesh):
     """Compile a step of several members, each on its own chip."""
-    settings, params, lanes = recipe(arch, False), arch.abstract(CLASSES), mesh.shape["pool"]
-    on_lanes = lambda leaf: jax.ShapeDtypeStruct((lanes, *leaf.shape), leaf.dtype)  # noqa: E731
-    state = jax.tree.map(on_lanes, jax.eval_shape(lambda params: init_state(settings, params), params))
-    step = lane_programs(settings, params, mesh=mesh).step
-    return step.lower(state, batch_of(arch, (lanes, BATCH)), jax.tree.map(on_lanes, hyperparameters())).compile()
+    return compiled(arch, mesh, None, False)
+
+
+def compiled(arch, mesh, shardings, remat):
+    """Compile a step of a member on each lane of the mesh."""
+    settings, params, count = recipe(arch, remat), arch.abstract(CLASSES), mesh.shape["pool"]
+    lanes = Lanes(settings, params, mesh=mesh, shardings=shardings)
+    numbers = settings.numbers(settings.hyperparameters | MODEL_SOUPS | {"num_steps": 10_000})
+    values = jax.tree.map(lambda number: jax.ShapeDtypeStruct((count,), number.dtype), numbers)
+    return lanes.step.lower(lanes.abstract(params), batch_of(arch, (count, BATCH)), values).compile()
 
 
 def recipe(arch, remat) -> Training:
     """Return what the members have in common."""
     apply_fn = arch.train_apply_fn(CLASSES, dtype=jnp.bfloat16, remat=remat)
-    return Training(train_apply=apply_fn, num_classes=CLASSES, decay_rules=DECAY_ALL)
-
-
-def hyperparameters():
-    """Return the published ones, typed."""
-    return typed(complete(MODEL_SOUPS) | {"num_steps": 10_000})
+    return Training(loss=Classification(apply_fn, CLASSES), clip_norm=1.0, decay_rules=DECAY_ALL)
 
 
 def batch_of(arch, shape, sharding=None):

@@ -9,7 +9,6 @@ bfloat16 products; "of matmul" is the share of what a product of two large matri
 """
 
 import argparse
-import functools
 
 import _common
 import jax
@@ -17,10 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from soups.models.architectures import architecture
-from soups.train import Training
-from soups.train.loop import complete, jit_step, typed
+from soups.train import Classification, Training
 from soups.train.published import DECAY_ALL, MODEL_SOUPS
-from soups.train.step import init_state
 
 CLASSES, STEPS, GOAL = 1000, 10, 0.5
 # dense bfloat16 products of one chip in TFLOP/s, as the data sheets of NVIDIA and Google say; by the start of the name
@@ -68,11 +65,11 @@ def evaluation(arch, images, labels, dtype):
 def training(arch, images, labels, dtype):
     """Return a function that takes some steps of the published recipe, and its compiled program."""
     apply_fn = arch.train_apply_fn(CLASSES, dtype=dtype)
-    settings = Training(train_apply=apply_fn, num_classes=CLASSES, decay_rules=DECAY_ALL)
-    numbers = typed(complete(MODEL_SOUPS) | {"num_steps": 10_000})
-    state = jax.jit(functools.partial(init_state, settings))(drawn(arch))
+    settings = Training(loss=Classification(apply_fn, CLASSES), clip_norm=1.0, decay_rules=DECAY_ALL)
+    numbers = settings.numbers(settings.hyperparameters | MODEL_SOUPS | {"num_steps": 10_000})
+    state = settings.begin(drawn(arch), numbers)
     batch = {"image": images, "label": labels}
-    program = jit_step(settings).lower(state, batch, numbers).compile()
+    program = settings.step.lower(state, batch, numbers).compile()
 
     def steps():
         nonlocal state

@@ -25,6 +25,7 @@ from soups.models.mlp import MLP as MLP
 from soups.models.network import Network as Network
 from soups.models.nnx import from_nnx as from_nnx
 from soups.models.nnx import into_nnx as into_nnx
+from soups.models.nnx import nnx_train_apply_fn as nnx_train_apply_fn
 from soups.models.permutation_specs import permutation_spec as permutation_spec
 from soups.models.repair import activation_statistics as activation_statistics
 from soups.models.repair import repair as repair

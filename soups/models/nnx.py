@@ -38,6 +38,31 @@ def from_nnx(
     return apply, _plain(weights)
 
 
+def nnx_train_apply_fn(
+    model: nnx.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Callable:
+    """Return `train_apply(params, inputs, key) -> (logits, params)` of an NNX model, in training mode.
+
+    As `soups.models.train_apply_fn` for Linen; `params` are those of `from_nnx`. All streams of random numbers, such as
+    those of dropout, begin with the key; `model` is not changed.
+    """
+    normalized = normalizer(mean, std)
+    training = nnx.clone(model)
+    training.train()
+    graph, weights, rest = _split(training)
+    template = jax.eval_shape(lambda: weights)
+    streams = sorted({node.key.tag for _, node in nnx.iter_graph(training) if isinstance(node, nnx.RngStream)})
+
+    def train_apply(params, inputs, key):
+        network = nnx.merge(graph, _join(template, params), rest)
+        keys = {tag: jax.random.fold_in(key, number) for number, tag in enumerate(streams)}
+        nnx.reseed(network, policy="match_shape", **keys)
+        logits = network(normalized(inputs)).astype(jnp.float32)
+        return logits, _plain(_split(network)[1])
+
+    return train_apply
+
+
 def into_nnx(model: nnx.Module, params: Tree) -> nnx.Module:
     """Make a copy of `model` with the weights `params`, which have the structure that `from_nnx` gives.
 

@@ -43,18 +43,18 @@ def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha) -> tuple
     Zhang et al., "mixup: beyond empirical risk minimization", 2017, arXiv 1710.09412.
     """
     alpha = jnp.asarray(alpha, jnp.float32)
-    drawn = jax.random.beta(key, jnp.maximum(alpha, 1e-3), jnp.maximum(alpha, 1e-3))
+    drawn = jax.random.beta(key, jnp.maximum(alpha, 1e-3), jnp.maximum(alpha, 1e-3), dtype=jnp.float32)
     weight = jnp.where(alpha > 0, jnp.maximum(drawn, 1.0 - drawn), 1.0)
     return tuple(weight * x + (1.0 - weight) * x[::-1] for x in (images, targets))
 
 
 def _augmented(key, images, num_operations, magnitude, fill):
     batch = images.shape[0]
-    matrix = jnp.broadcast_to(jnp.eye(3), (batch, 3, 3))
-    gain, offset = jnp.ones(batch), jnp.zeros(batch)
+    matrix = jnp.broadcast_to(jnp.eye(3, dtype=jnp.float32), (batch, 3, 3))
+    gain, offset = jnp.ones(batch, jnp.float32), jnp.zeros(batch, jnp.float32)
     for slot in range(MAX_OPERATIONS):
         choice_key, sign_key = jax.random.split(jax.random.fold_in(key, slot))
-        choice = jax.random.randint(choice_key, (batch,), 0, len(OPERATIONS))
+        choice = jax.random.randint(choice_key, (batch,), 0, len(OPERATIONS), jnp.int32)
         sign = jax.random.rademacher(sign_key, (batch,), dtype=jnp.float32)
         active = jnp.asarray(slot < num_operations, jnp.float32)
         level = sign * active * magnitude / MAX_MAGNITUDE
@@ -86,7 +86,7 @@ def _warp(images, matrix, fill):
     _, height, width, _ = images.shape
     rows, columns = jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32)
     y, x = jnp.meshgrid(rows - (height - 1) / 2, columns - (width - 1) / 2, indexing="ij")
-    points = jnp.stack([x.ravel() / width, y.ravel() / width, jnp.ones(height * width)])
+    points = jnp.stack([x.ravel() / width, y.ravel() / width, jnp.ones(height * width, jnp.float32)])
     source = jnp.matmul(matrix[:, :2], points[None], precision="highest") * width
     column, row = source[:, 0] + (width - 1) / 2, source[:, 1] + (height - 1) / 2
     return jax.vmap(_bilinear, in_axes=(0, 0, 0, None))(images, row, column, fill)

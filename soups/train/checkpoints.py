@@ -6,12 +6,11 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import xxhash
 
+from soups import state as state_files
 from soups import tree
 from soups.files import replace_file
 from soups.formats.orbax import load, save_checkpoint
@@ -38,18 +37,14 @@ def save_state(directory: pathlib.Path, step: int, state: tree.Tree, position: A
     on_first_process(lambda: _finish(fresh, final, positions))
 
 
-def restore_state(
-    directory: pathlib.Path, abstract: tree.Tree, choose: Callable[[list[Any]], Any] | None = None
-) -> tuple[int, tree.Tree, Any] | None:
-    """Return (step, state, position) of the newest whole checkpoint, or None if there is none yet.
+def restore_state(directory: pathlib.Path, abstract: tree.Tree) -> tuple[int, tree.Tree, list[Any]] | None:
+    """Return (step, state, position of each process) of the newest whole checkpoint, or None if there is none yet.
 
-    `abstract`: the state as jax.ShapeDtypeStructs with shardings. `choose` gives this process's position from those of
-    all that wrote; by default its own. A damaged checkpoint is passed over, with a line in the log. With several JAX
-    processes all of them must call it.
+    `abstract`: the state as jax.ShapeDtypeStructs with shardings. A damaged checkpoint is passed over, with a line in
+    the log. With several JAX processes all of them must call it.
 
     Raises:
-        ValueError: all checkpoints are damaged, or the state has other leaves or shapes than `abstract`; the loaders of
-            other than the present number of processes were at different positions.
+        ValueError: all checkpoints are damaged, or the state has other leaves or shapes than `abstract`.
     """
     names = on_first_process(lambda: _newest_first(directory))
     for name in names:
@@ -57,7 +52,7 @@ def restore_state(
         problems = on_first_process(lambda path=path: _problems(path))
         if not problems:
             positions = on_first_process(lambda path=path: json.loads((path / _POSITIONS).read_text()))
-            return int(name.removeprefix("step_")), load(path / "state", abstract), (choose or _mine)(positions)
+            return int(name.removeprefix("step_")), load(path / "state", abstract), positions
         logging.getLogger(__name__).error("%s is damaged and passed over: %s", path, "; ".join(problems))
     if names:
         raise ValueError(f"every checkpoint in {directory} is damaged: {', '.join(names)}; remove them to begin anew")
@@ -73,7 +68,7 @@ def _begin(directory, fresh):
 
 def _finish(fresh, final, positions):
     replace_file(fresh / _POSITIONS, json.dumps(positions))
-    replace_file(fresh / _DIGESTS, json.dumps(_digests(fresh), indent=1))
+    state_files.write(fresh / _DIGESTS, _digests(fresh))
     if final.exists():  # it is damaged, else the run had gone on from it
         _remove(final)
     os.replace(fresh, final)
@@ -104,7 +99,7 @@ def _digest(file):
 def _problems(path):
     """List the files that are missing or do not have the bytes that were written."""
     try:
-        expected = json.loads((path / _DIGESTS).read_text())
+        expected = state_files.read(path / _DIGESTS)
     except (OSError, ValueError) as error:
         return [f"{_DIGESTS} cannot be read: {error}"]
     found = _digests(path)
@@ -113,14 +108,3 @@ def _problems(path):
         for file in expected
         if found.get(file) != expected[file]
     ]
-
-
-def _mine(positions):
-    if len(positions) == jax.process_count():
-        return positions[jax.process_index()]
-    if any(position != positions[0] for position in positions):
-        raise ValueError(
-            f"{len(positions)} processes wrote this checkpoint and their loaders stood at different positions, so "
-            f"{jax.process_count()} cannot go on from it"
-        )
-    return positions[0]

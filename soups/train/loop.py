@@ -1,43 +1,116 @@
-"""Run fine-tunings: the streamed loop, and the whole loop as one program."""
+"""Train: one loop, for one member or several side by side, that goes on where it was killed."""
 
+import contextlib
 import dataclasses
-import functools
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import pathlib
+import urllib.parse
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from soups import state as state_files
 from soups import tree
-from soups.data import batch_indices
-from soups.names import check_name
-from soups.train.augment import MAX_OPERATIONS
-from soups.train.sharding import gathered
-from soups.train.step import HYPERPARAMETERS, Training, init_state, training_step
+from soups.files import replace_file
+from soups.pool import digest
+from soups.processes import on_all_processes, on_first_process
+from soups.train import checks
+from soups.train.checkpoints import restore_state, save_state
+from soups.train.feeds import LaneBatches, by_lane, feed_of
+from soups.train.lanes import Lanes, with_lanes
+from soups.train.step import Training
 from soups.train.trajectory import averages
 
 
-def complete(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in what a member's hyper-parameters leave out.
+def fit(
+    loss: Callable[..., Any] | Training,
+    params: tree.Tree,
+    data: Any,
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    directory=None,
+    save_every: int = 1000,
+    mesh: jax.sharding.Mesh | None = None,
+    shardings: tree.Tree | None = None,
+    on_step: Callable[[int, float], None] = lambda index, loss: None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train weights by any loss, and go on where a run in `directory` was killed, to the bit.
+
+        def loss(params, batch, key):
+            return jnp.mean((model.apply(params, batch["x"])[:, 0] - batch["y"]) ** 2)
+
+        made = soups.train.fit(loss, params, {"x": x, "y": y}, batch_size=64, epochs=5, optimizer=optax.adam(1e-3))
+
+    A directory keeps the last two checkpoints (`soups.train.checkpoints`), "losses.jsonl" with a line {"step", "loss"}
+    for each step (null where the loss is not finite), and "run.json", what the run was begun with. With several JAX
+    processes all of them must call it, with a directory that all can reach.
+
+    Args:
+        loss: `loss(params, batch, key)`, or a `soups.train.Training`, whose docstring says what a loss may be.
+        params: the start weights, any pytree; not donated. A run that goes on needs only names, shapes and dtypes.
+        data: a pytree of arrays in memory with one row for each example (a tuple or a mapping of them, not a list);
+            or an iterable of batches, such as `soups.data.loader`. With a directory its iterator has `get_state` (JSON)
+            and `set_state`; with several processes each gives its part of every batch.
+        steps, epochs, batch_size: how long to train. Steps are needed for batches without a length; a batch size
+            for arrays alone.
+        hyperparameters: "seed", "warmup_fraction", and what loss and optimizer take by name.
+        directory: of this run alone.
+        save_every: steps from one checkpoint to the next; the last step is always kept.
+        mesh: shards each batch over its axis "data"; the weights are then on every device, or lie by `shardings`.
+        shardings: of the weights, from `param_shardings`; optimizer state and averages lie alike.
+        on_step: called with the index and the loss of each step, one step late.
+        settings: the other fields of `Training`, such as optimizer, learning_rate_rules or ema_decay.
+
+    Returns:
+        {"params", "averages" by name, "losses" float32 [steps]}.
 
     Raises:
-        ValueError: a name that is not one of `HYPERPARAMETERS`, with the closest one; no epochs; more augmentation
-            operations than there are; negative warm-up steps; a seed that is not in 0..2³¹−1.
+        ValueError: settings, hyper-parameters, weights or data that the door refuses (`soups.train.checks`); a
+            directory of a run with other settings, weights or data (all differences are listed), damaged checkpoints,
+            shardings of another mesh, several processes without a mesh, batches that cannot be resumed or that end;
+            a file of the directory that is damaged.
+        OSError: the directory cannot be written.
     """
-    for name in hyperparameters:
-        check_name(name, HYPERPARAMETERS, "hyper-parameter")
-    completed = HYPERPARAMETERS | dict(hyperparameters)
-    if not completed["epochs"] > 0:
-        raise ValueError(f"epochs must be positive, not {completed['epochs']}")
-    if completed["augment_operations"] not in range(MAX_OPERATIONS + 1):
-        raise ValueError(f"augment_operations must be 0 to {MAX_OPERATIONS}, not {completed['augment_operations']}")
-    if not completed["warmup_steps"] >= 0:
-        raise ValueError(f"warmup_steps must not be negative, got {completed['warmup_steps']}")
-    if not 0 <= completed["seed"] < 2**31:
-        raise ValueError(f"a seed must be in 0..2**31 - 1, got {completed['seed']}")
-    return completed
+    training = training_of(loss, settings)
+    if steps is not None and epochs is not None:
+        raise ValueError(f"steps={steps} and epochs={epochs} both say how long to train: give one of them")
+    given = {"num_steps": steps, "epochs": epochs}
+    given = dict(hyperparameters or {}) | {name: value for name, value in given.items() if value is not None}
+    if jax.process_count() > 1 and mesh is None and (directory is not None or not checks.is_arrays(data)):
+        raise ValueError(f"{jax.process_count()} processes need a mesh to train one member together")
+    data, members = prepared(training, params, data, {"": given}, batch_size)
+    mesh, shardings = with_lanes(mesh, shardings)
+    placement = Alone(training) if mesh is None else Lanes(training, params, mesh=mesh, shardings=shardings)
+    state, losses = run(
+        placement,
+        params,
+        members,
+        data,
+        batch_size=batch_size,
+        directory=directory,
+        save_every=save_every,
+        on_step=lambda index, losses: on_step(index, losses[""]),
+    )
+    state = placement.only(state)
+    return {
+        "params": state["params"],
+        "averages": averages(state, training.ema_decays),
+        "losses": np.asarray(losses.get("", ()), np.float32),
+    }
+
+
+def training_of(loss: Callable[..., Any] | Training, settings: Mapping[str, Any]) -> Training:
+    """Return what `fit` and `sweep` are given as a Training."""
+    if not isinstance(loss, Training):
+        return Training(loss=loss, **settings)
+    return dataclasses.replace(loss, **settings) if settings else loss
 
 
 def num_steps(hyperparameters: Mapping[str, Any], num_examples: int, batch_size: int) -> int:
@@ -45,108 +118,219 @@ def num_steps(hyperparameters: Mapping[str, Any], num_examples: int, batch_size:
     return math.ceil(hyperparameters["epochs"] * num_examples / batch_size)
 
 
-def finetune(
-    training: Training,
-    params: tree.Tree,
-    batches: Iterable[Mapping[str, Any]],
-    hyperparameters: Mapping[str, Any],
-    *,
-    step: Callable | None = None,
-    on_step: Callable[[int, jax.Array], None] = lambda index, loss: None,
-) -> dict[str, Any]:
-    """Fine-tune one member batch by batch and give its final state.
-
-    Args:
-        training: what is fixed at compile time.
-        params: the start weights; not donated.
-        batches: "num_steps" or more with "image" and "label", from `soups.data.loader` or arrays, sharded or not.
-        hyperparameters: as for `training_step`, with "num_steps".
-        step: the jitted step of an earlier call, so that several members share one compilation.
-        on_step: called after each step is dispatched, with its index and its loss, which may still be computing.
+def prepared(
+    training: Training, params: tree.Tree, data: Any, members: Mapping[str, Mapping[str, Any]], batch_size: int | None
+) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """Return data as a run takes them and the whole hyper-parameters of all members, with "num_steps".
 
     Raises:
-        ValueError: an unknown hyper-parameter, or fewer batches than steps.
+        ValueError: what the door says of settings, weights and data; steps that are not known.
     """
-    total, iterator = int(hyperparameters["num_steps"]), iter(batches)
-    given = {name: value for name, value in hyperparameters.items() if name != "num_steps"}
-    hyperparameters = typed(complete(given) | {"num_steps": total})
-    step = step or jit_step(training)
-    state = training.begin(params)
-    # DO NOT CHANGE THE ORDER OF OPERATIONS: the batch of a step, its key and its rate all follow from the step's index.
-    for index in range(total):
-        batch = next(iterator, None)
-        if batch is None:
-            raise ValueError(f"the batches ended after {index} of {total} steps")
-        state, loss = step(state, {"image": batch["image"], "label": batch["label"]}, hyperparameters)
-        on_step(index, loss)
-    return state
+    completed = {name: checks.hyperparameters(training, given) for name, given in members.items()}
+    optional = getattr(training.loss, "optional", ())
+    if not any(member[name] for member in completed.values() for name in optional):
+        completed = {who: {n: v for n, v in one.items() if n not in optional} for who, one in completed.items()}
+    checks.weights(training, params, completed.values())
+    if checks.is_arrays(data):
+        data = checks.arrays(training, data, batch_size, completed.values())
+        count, size = len(jax.tree.leaves(data)[0]), batch_size
+    elif all(member["num_steps"] for member in completed.values()):
+        return data, completed
+    elif not callable(data) and hasattr(data, "__len__"):  # as often as it takes
+        count, size, batches = len(data), 1, data
+        data = (batch for _ in iter(int, 1) for batch in batches)
+    else:
+        raise ValueError("batches that have no length need a number of steps (num_steps)")
+    steps = {name: member["num_steps"] or num_steps(member, count, size) for name, member in completed.items()}
+    return data, {name: member | {"num_steps": int(steps[name])} for name, member in completed.items()}
 
 
-def jit_step(training: Training, shardings: tuple | None = None) -> Callable:
-    """Compile the training step with its state donated.
+def run(
+    placement: "Alone | Lanes",
+    params: tree.Tree,
+    members: Mapping[str, Mapping[str, Any]],
+    data: Any,
+    *,
+    batch_size: int | None = None,
+    directory=None,
+    save_every: int = 1000,
+    on_step: Callable[[int, dict[str, float]], None] = lambda index, losses: None,
+) -> tuple[tree.Tree, dict[str, list[float]]]:
+    """Take the steps that a group of members has left, and return their last state (not the optimizer's) and losses.
 
-    `shardings`: of the state, the batch and all else, from `soups.train.sharding.step_shardings`.
+    `members`, `data`: from `prepared`; there is at most one member for each lane. What is on disk is that of `fit`,
+    with a file "losses_NAME.jsonl" for each member that has a name. Losses are those of the lanes of which this process
+    has devices; `on_step` is called with those of the members that took the step.
+
+    Raises:
+        ValueError, OSError: as `fit`.
     """
+    training, total = placement.training, max(member["num_steps"] for member in members.values())
+    checks.number("save_every", save_every)
+    lanes = placement.on_lanes(members)
+    feed, kept = feed_of(training, data, members, batch_size), None
+    if directory is not None:
+        directory = pathlib.Path(directory).absolute()
+        on_first_process(lambda: _claim(directory, _description(training, params, members, data)))
+        kept = restore_state(directory, placement.abstract(params))
+    values = placement.values([member for _, member in lanes])
+    first, state, position = kept or (0, placement.begin(params, values), None)
+    log = LossLog(directory, members, placement, first, on_step)
+    if first == total:
+        return _outcome(state), log.losses
+    position = None if position is None else by_lane(position)
+    batches = LaneBatches(training, feed, lanes, placement.shares, first, position, directory is not None)
+    with contextlib.closing(batches):
+        # DO NOT CHANGE THE ORDER OF OPERATIONS: what is kept after a step is all that the next one depends on.
+        for index in range(first, total):
+            state, loss = placement.step(state, placement.place(next(batches)), values)
+            log.add(index, loss)
+            if directory is not None and ((index + 1) % save_every == 0 or index + 1 == total):
+                log.flush()
+                save_state(directory, index + 1, state, batches.get_state())
+        log.flush()
+    return _outcome(state), log.losses
 
-    placed = {}
-    if shardings is not None:
-        of_state, of_batch, of_rest = shardings
-        training = dataclasses.replace(training, train_apply=gathered(training.train_apply, of_state["params"]))
-        placed = {"in_shardings": (of_state, of_batch, of_rest), "out_shardings": (of_state, of_rest)}
 
-    def step(state, batch, hyperparameters):
-        return training_step(training, state, batch, hyperparameters)
-
-    return jax.jit(step, donate_argnums=0, compiler_options=_cpu_options(), **placed)
+def _outcome(state):
+    return {part: value for part, value in state.items() if part != "optimizer"}  # which may be most of it
 
 
-@functools.cache
-def _cpu_options() -> dict[str, str] | None:
-    # On a CPU XLA hands reductions to a library too, which made a small ViT's step 1.4 times slower than fusing them
-    # (scripts/benchmarks/train_step_torch.py). The option is experimental: a version without it does without.
-    if jax.default_backend() != "cpu":
-        return None
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
-    try:
-        jax.jit(lambda x: x, compiler_options=options).lower(np.float32(0)).compile()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return options
+class Alone:
+    """Place one member on one device: the plain case of `soups.train.lanes.Lanes`."""
+
+    def __init__(self, training: Training):
+        self.training, self.step, self.shares = training, training.step, {0: (0, 1)}
+        self.count = 1
+
+    def on_lanes(self, members):
+        """Return the name and the hyper-parameters on each lane."""
+        return list(members.items())
+
+    def abstract(self, params):
+        """Return the state as jax.ShapeDtypeStructs with shardings."""
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        state = self.training.abstract_state(params)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
+
+    def begin(self, params, values):
+        """Return the first state."""
+        return self.training.begin(params, values)
+
+    def values(self, rows):
+        """Return hyper-parameters as the step takes them."""
+        return self.training.numbers(rows[0])
+
+    def place(self, parts):
+        """Return a batch where the step takes it."""
+        return parts[0]
+
+    def losses(self, loss):
+        """Return the losses by lane."""
+        return {0: float(loss)}
+
+    def writes(self, lane):
+        """Say whether this process writes the losses of a lane."""
+        return True
+
+    def only(self, state):
+        """Return the state of the only member."""
+        return state
+
+    def take(self, state, lane):
+        """Return the state of a member on the host."""
+        return jax.device_get(state)
 
 
-def finetune_program(
-    training: Training, data: Mapping[str, jax.Array], constrain: Callable[[Any], Any] = lambda batch: batch
-) -> Callable:
-    """Return a function that runs a whole fine-tuning as one traceable program.
+def losses_path(directory, name: str) -> pathlib.Path:
+    """Name the file with a member's losses."""
+    return pathlib.Path(directory) / f"losses{'_' if name else ''}{urllib.parse.quote(name, safe='')}.jsonl"
 
-    The function takes weights, hyper-parameters with "num_steps" and batch indices [max_steps, B] into `data` ("image"
-    uint8 [N, H, W, C], "label" [N]), and gives {"params", "averages", "losses" [max_steps]}; losses past the last step
-    are zero. It may be mapped: every member then runs its own number of steps.
+
+class LossLog:
+    """Keep each loss when it is known, and write it; what was written after the last checkpoint is cut off."""
+
+    def __init__(self, directory, members, placement, first, on_step):
+        self._members, self._placement, self._on_step, self._waiting = members, placement, on_step, None
+        names = {} if directory is None else {name: losses_path(directory, name) for name in members}
+        self._paths = {name: path for at, (name, path) in enumerate(names.items()) if placement.writes(at)}
+        if names:
+            on_all_processes(lambda: [_cut(path, first) for path in self._paths.values()])
+        self.losses = {name: _read(path) for name, path in names.items()}
+
+    def add(self, index, loss):
+        """Write the loss of the step before, so that this one may still be computing."""
+        self.flush()
+        self._waiting = index, loss
+
+    def flush(self):
+        """Wait for the last loss and write it."""
+        if self._waiting is None:
+            return
+        (index, loss), self._waiting = self._waiting, None
+        here = self._placement.losses(loss)
+        losses = {
+            name: here[lane]
+            for lane, (name, member) in enumerate(self._members.items())
+            if lane in here and index < member["num_steps"]
+        }
+        for name, value in losses.items():
+            self.losses.setdefault(name, []).append(value)
+            if name in self._paths:
+                line = {"step": index, "loss": value if math.isfinite(value) else None}
+                with self._paths[name].open("ab") as file:
+                    file.write(state_files.sealed_line(line))
+        self._on_step(index, losses)
+
+
+def _lines(path):
+    # only the last line can be torn, and it is of a step that is taken again
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [state_files.unsealed_line(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
+
+
+def _cut(path, first):
+    replace_file(path, b"".join(state_files.sealed_line(line) for line in _lines(path) if line["step"] < first))
+
+
+def _read(path):
+    return [math.nan if line["loss"] is None else line["loss"] for line in _lines(path)]
+
+
+def _description(training, params, members, data):
+    """Say in plain JSON what a run is begun with."""
+    numbers = {name: training.numbers(member) for name, member in members.items()}
+    dot = {name: f"{name}." if name else "" for name in members}
+    weights = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in tree.flatten(params).items()}
+    contents = {"start": params} | ({"data": data} if checks.is_arrays(data) else {})
+    return {
+        "training": checks.described(training),
+        "hyperparameters": {f"{dot[n]}{key}": value.item() for n, row in numbers.items() for key, value in row.items()},
+        "weights": weights,
+        "digest": {name: digest({name: content}) for name, content in contents.items()},
+    }
+
+
+def _claim(directory: pathlib.Path, description: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write "run.json", or see that it says the same.
+
+    Raises:
+        ValueError: the directory holds a run that was begun otherwise; all differences are listed.
     """
-
-    def run(params, hyperparameters, indices):
-        def body(carry):
-            state, losses = carry
-            index = state["step"]
-            batch = constrain({name: array[indices[index]] for name, array in data.items()})
-            state, loss = training_step(training, state, batch, hyperparameters)
-            return state, losses.at[index].set(loss)
-
-        carry = (init_state(training, params), jnp.zeros(indices.shape[0]))
-        last = jnp.asarray(hyperparameters["num_steps"], jnp.int32)
-        state, losses = jax.lax.while_loop(lambda carry: carry[0]["step"] < last, body, carry)
-        return {"params": state["params"], "averages": averages(state, training.ema_decays), "losses": losses}
-
-    return run
-
-
-def typed(hyperparameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return every hyper-parameter the dtype it always has, so that other values never mean another compilation."""
-    integer = ("seed", "augment_operations", "num_steps")
-    return {n: np.asarray(value, np.int32 if n in integer else np.float32) for n, value in hyperparameters.items()}
-
-
-def member_indices(hyperparameters: Mapping[str, Any], num_examples: int, batch_size: int) -> np.ndarray:
-    """Return the order of a member's examples, int32 [num_steps, B]: shuffled anew in each epoch by its seed."""
-    steps = num_steps(hyperparameters, num_examples, batch_size)
-    return batch_indices(num_examples, batch_size, steps, int(hyperparameters["seed"]))
+    directory.mkdir(parents=True, exist_ok=True)
+    path, description = directory / "run.json", json.loads(json.dumps(description))
+    if not path.exists():
+        state_files.write(path, description)
+        return
+    there = state_files.read(path, dict.fromkeys(description, dict))
+    lines = [
+        f"  {section}.{name}: {there[section].get(name, '(absent)')!s:.300} there, "
+        f"{here.get(name, '(absent)')!s:.300} now"
+        for section, here in description.items()
+        for name in sorted(there[section].keys() | here.keys())
+        if there[section].get(name) != here.get(name)
+    ]
+    if lines:
+        raise ValueError(
+            f"{directory} holds a run that was begun otherwise:\n" + "\n".join(lines) + "\nUse another directory."
+        )

@@ -1,9 +1,12 @@
-"""Train a linear probe: features of a frozen trunk once, then logistic regression on them."""
+"""Train a linear probe, by logistic regression on features of a frozen trunk, and fine-tune from it (LP-FT)."""
 
+import dataclasses
 import math
 import os
+import pathlib
+import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +23,14 @@ from soups.evaluate.cache import LogitCache
 from soups.evaluate.evaluator import Evaluator
 from soups.journal import Journal
 from soups.pool import digest
+from soups.train import checks
+from soups.train.classification import Classification
+from soups.train.loop import fit, training_of
+from soups.train.step import Training
 
 STRENGTHS = tuple(float(f"1e{power}") for power in range(-7, 3))  # C of Kumar et al., from strong to weak decay
 _CHUNK = 4096  # examples whose logits are held at a time
+_FIELDS = {field.name for field in dataclasses.fields(Training)}
 
 
 def extract_features(
@@ -116,6 +124,69 @@ def probe_on_features(
         if best is None or accuracy > best_accuracy:
             best, best_accuracy = head, accuracy
     return best
+
+
+def lp_ft(
+    loss: Callable[..., Any] | Training,
+    params: tree.Tree,
+    data: Any,
+    *,
+    head: str,
+    probe: Mapping[str, Any],
+    features: Callable | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train the head alone, then all weights from there.
+
+        made = lp_ft(loss, start, data, head="head", probe={"learning_rate": 1e-2}, epochs=3, batch_size=64)
+
+    Args:
+        loss, params, data, batch_size: as of `soups.train.fit`.
+        head: the place of the head in the weights, such as "head" or "params/head".
+        probe: the hyper-parameters of the head's training by the same loss; with `features` the settings of
+            `probe_on_features`, such as {"strengths": (1.0,)}.
+        features: `features(params, inputs) -> [N, D]`, of a `soups.train.Classification` and data in memory: the head
+            {"kernel", "bias"} is then fitted to features, which are made once.
+        options: all else of `soups.train.fit`, for the fine-tuning; a directory keeps both stages.
+
+    Returns:
+        What `fit` gives, and the weights with the probed head as "probe".
+
+    Raises:
+        ValueError: no such head; features without `Classification` and data in memory; as `fit` and
+            `probe_on_features`.
+
+    Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022, arXiv
+    2202.10054.
+    """
+    if not any(name.startswith(f"{head}/") for name in tree.names(params)):
+        raise ValueError(f"the weights have no leaf below {head!r}, only such as {tree.names(params)[:5]}")
+    directory = options.pop("directory", None)
+    places = [None, None] if directory is None else [pathlib.Path(directory) / stage for stage in ("probe", "all")]
+    training = training_of(loss, {name: options.pop(name) for name in list(options) if name in _FIELDS})
+    if features is None:
+        rules = ((re.escape(head) + "/.*", 1.0), (".*", 0.0))
+        alone = dataclasses.replace(training, learning_rate_rules=rules)
+        sizes = {"batch_size": batch_size, "directory": places[0]}
+        probed = jax.device_get(fit(alone, params, data, hyperparameters=probe, **sizes)["params"])
+    else:
+        if not isinstance(training.loss, Classification) or not checks.is_arrays(data):
+            raise ValueError("a probe on features needs a soups.train.Classification and data in memory")
+        images = types.SimpleNamespace(images=np.asarray(data["image"]))
+        found = extract_features(features, params, images)
+        settings = {"num_classes": training.loss.num_classes, **probe}
+        probed = with_head(params, head, probe_on_features(found, np.asarray(data["label"]), **settings))
+    made = fit(training, probed, data, batch_size=batch_size, directory=places[1], **options)
+    return made | {"probe": probed}
+
+
+def with_head(params: tree.Tree, place: str, head: tree.Tree | None) -> tree.Tree:
+    """Replace the head, which is at a place such as "params/head"; None takes it out."""
+    outer, _, inner = place.partition("/")
+    rest = {name: part for name, part in params.items() if name != outer}
+    new = with_head(params[outer], inner, head) if inner else head
+    return rest if new is None else rest | {outer: new}
 
 
 class _DecodedImages:

@@ -1,8 +1,9 @@
 """Shard weights and training state over a mesh ("pool", "data", "model"), by ordered rules on names."""
 
+import dataclasses
 import functools
+import inspect
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from soups import tree
 from soups.partition import axes_of, constrained, joined
-from soups.train.step import TrainApply, Training, init_state
+from soups.train.step import Training
 
 LARGEST = "largest"
 MIN_SIZE = 2**16  # elements; to gather a smaller leaf takes longer than to keep it
@@ -67,18 +68,11 @@ def state_shardings(training: Training, params: tree.Tree, shardings: tree.Tree)
         # an optimizer may keep something smaller than the weight, such as the sums of its rows
         return of_weight[owner] if owner is not None and weights[owner].shape == leaf.shape else everywhere
 
-    return tree.map_with_names(of_leaf, jax.eval_shape(lambda params: init_state(training, params), params))
+    return tree.map_with_names(of_leaf, training.abstract_state(params))
 
 
-def step_shardings(training: Training, params: tree.Tree, shardings: tree.Tree) -> tuple[Any, Any, NamedSharding]:
-    """Return the shardings of the state, of a batch (over "data") and of the rest, for `finetune.loop.jit_step`."""
-    mesh = _mesh(shardings)
-    batch = NamedSharding(mesh, P("data"))
-    return state_shardings(training, params, shardings), {"image": batch, "label": batch}, NamedSharding(mesh, P())
-
-
-def gathered(train_apply: TrainApply, shardings: tree.Tree, over: tuple[str, ...] = ("data",)) -> TrainApply:
-    """Return a `train_apply` that gathers each weight cut over "data" before its use, and cuts its gradient again.
+def gathered(training: Training, shardings: tree.Tree, over: tuple[str, ...] = ("data",)) -> Training:
+    """Return a training whose loss gathers each weight cut over "data" before its use, and cuts its gradient again.
 
     Left to itself, XLA lets the cut of a weight decide how activations lie, and exchanges these as well, which are
     larger. `shardings`: of the weights; `over`: the axes over which they are gathered. Over "model" they stay cut by
@@ -86,44 +80,58 @@ def gathered(train_apply: TrainApply, shardings: tree.Tree, over: tuple[str, ...
     """
 
     def gather(leaf, sharding):
-        if "data" not in axes_of(sharding.spec):
+        if "data" not in axes_of(sharding.spec) or not tree.is_float(leaf):
             return leaf
         return _gather(leaf, joined(sharding, over), sharding)
 
-    return lambda params, images, key: train_apply(jax.tree.map(gather, params, shardings), images, key)
+    return dataclasses.replace(
+        training, loss=_Gathered(training.loss, lambda params: jax.tree.map(gather, params, shardings))
+    )
+
+
+class _Gathered:
+    """Be a loss, with all that it has, of weights that are gathered first."""
+
+    def __init__(self, loss, gather):
+        self._loss, self._gather = loss, gather
+        self.__signature__ = inspect.signature(loss)
+
+    def __getattr__(self, name):
+        return getattr(self._loss, name)
+
+    def __call__(self, params, batch, key, **hyperparameters):
+        return self._loss(self._gather(params), batch, key, **hyperparameters)
+
+
+def on_devices(arrays: tree.Tree, shardings) -> tree.Tree:
+    """Put arrays that every process holds on the devices; `shardings`: of each, or one for all."""
+
+    def put(array, sharding):
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda array: put(array, shardings), arrays)
+    return jax.tree.map(put, arrays, shardings)
 
 
 def place(params: tree.Tree, shardings: tree.Tree) -> tree.Tree:
     """Put weights that every process holds, or that are sharded already, on the devices; each takes its own shards."""
-
-    def put(leaf, sharding):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return jax.device_put(leaf, sharding)
-        host = np.asarray(leaf)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-
-    return jax.tree.map(put, params, shardings)
+    if all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(params)):
+        return on_devices(params, shardings)
+    return jax.device_put(params, shardings)
 
 
-def batch_placer(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]:
-    """Return a function that makes this process's part of a batch, as from `soups.data.loader`, part of a global one.
+def mesh_of_shardings(shardings: tree.Tree, mesh: Mesh | None) -> Mesh:
+    """Return the mesh of shardings.
 
-    The function raises a ValueError for parts that do not make up the batch: the axis "data" then does not run over
-    all processes.
+    Raises:
+        ValueError: they are not all of one, or of another than `mesh`.
     """
-    sharding = NamedSharding(mesh, P("data"))
-
-    def part(array):
-        array = np.asarray(array)
-        whole = jax.make_array_from_process_local_data(sharding, array)
-        if len(whole) != len(array) * jax.process_count():
-            raise ValueError(
-                f"{jax.process_count()} processes with {len(array)} examples each make a batch of {len(whole)}: "
-                'the axis "data" of the mesh must run over all processes'
-            )
-        return whole
-
-    return lambda batch: {name: part(batch[name]) for name in ("image", "label")}
+    meshes = {leaf.mesh for leaf in jax.tree.leaves(shardings)}
+    if len(meshes | ({mesh} - {None})) > 1:
+        raise ValueError(f"the shardings are not all of the mesh: {', '.join(map(str, meshes))} and {mesh}")
+    return meshes.pop()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -7,63 +7,57 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from soups import tree
-from soups.recipes import _optimizer, ema, running_mean
-from soups.train import trajectory
-from soups.train.augment import mixup, rand_augment
+from soups.recipes import ema, running_mean
+from soups.train import checks, trajectory
 
-TrainApply = Callable[[tree.Tree, jax.Array, jax.Array], tuple[jax.Array, tree.Tree]]
+STATISTICS = "batch_stats"  # the collection beside "params" that Flax's BatchNorm moves without a gradient
 
-# what a member's hyper-parameters are where nothing else is said
-HYPERPARAMETERS = {
-    "learning_rate": 1e-3,
-    "weight_decay": 0.0,
-    "label_smoothing": 0.0,
-    "mixup": 0.0,
-    "augment_operations": 0,
-    "augment_magnitude": 0.0,
-    "sam_radius": 0.0,
-    "warmup_fraction": 0.1,
-    "warmup_steps": 0,  # above 0 it stands instead of the fraction
-    "epochs": 1.0,
-    "seed": 0,
-}
+
+def adamw(learning_rate=1e-3, weight_decay=0.0, mask=None) -> optax.GradientTransformation:
+    """Return AdamW, with no decay unless it is asked for."""
+    return optax.adamw(learning_rate, weight_decay=weight_decay, mask=mask)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """State what all members of a sweep have in common.
 
+    A loss and an optimizer that is a function are given those of a member's hyper-parameters that they take by name,
+    as numbers that may be traced; `loss(params, batch, key, *, temperature=1.0)` makes `temperature` one. The optimizer
+    gets as `learning_rate` the scheduled rate of the step (see `learning_rate`), as `mask` the leaves that decay.
+
     Attributes:
-        train_apply: gives logits [B, classes] and the weights with their updated statistics, from weights, inputs, key.
-        num_classes: of the targets.
-        preprocess: from uint8 images to inputs in [0, 1].
-        optimizer: from learning rate, weight decay and decay mask, the first two traced, to an optax transformation.
-        learning_rate_rules: multipliers by name, first match wins; 0 freezes: no gradient, no optimizer state.
-        decay_rules: which leaves decay, by name.
-        clip_norm: global norm that gradients are clipped to.
+        loss: from weights, batch and key to a number, or to (a number, the weights with their moved statistics). It may
+            have `prepare(batch, keys, ...)`, which is called once for each batch with two keys, before the batch is cut
+            into parts; `check(batch, hyperparameters)`, which returns what it takes of a batch or refuses it; and
+            `optional`, the names of hyper-parameters that it is not given where they are 0 in all members. See
+            `soups.train.Classification`.
+        optimizer: an optax transformation, or a function of hyper-parameters that makes one, such as optax.sgd.
+        learning_rate_rules: multipliers by name, first match wins; 0 freezes: no gradient, no optimizer state. By
+            default all leaves are trained. Integers and keys never are, nor statistics ("batch_stats" beside "params").
+        decay_rules: which leaves decay, by name; by default those of two or more axes whose names end in kernel, or are
+            weight or w.
+        clip_norm: global norm that gradients are clipped to; None clips nothing.
         sam: take the gradient at the worst point within `sam_radius`; twice the cost.
         ema_decay, swa_start: average the trajectory; SWA begins after this fraction of the steps.
         ema_decays: more exponential averages at once, which also keep decays such as 0.9999999; see
             `soups.train.trajectory.averages`.
         accumulate: parts that a batch is cut into, one after the other, with the memory of one. The step is that of the
-            whole batch, since images are transformed and mixed before; only BatchNorm sees the parts.
+            whole batch, which is prepared before; only BatchNorm sees the parts.
 
     Raises:
-        ValueError: fewer than one part, a decay of `ema_decays` that is not in [0, 1) or stands there twice.
+        ValueError: what `soups.train.checks.training` says of them.
     """
 
-    train_apply: TrainApply
-    num_classes: int
-    preprocess: Callable[[jax.Array], jax.Array] = lambda images: images.astype(jnp.float32) / 255.0
-    optimizer: Callable[..., optax.GradientTransformation] = lambda learning_rate, weight_decay, mask: optax.adamw(
-        learning_rate, weight_decay=weight_decay, mask=mask
-    )
-    learning_rate_rules: tuple[tuple[str, float], ...] = ((".*", 1.0),)
-    decay_rules: tuple[tuple[str, bool], ...] = ((".*kernel", True), (".*", False))
-    clip_norm: float = 1.0
+    loss: Callable[..., Any]
+    optimizer: optax.GradientTransformation | Callable[..., optax.GradientTransformation] = adamw
+    learning_rate_rules: tuple[tuple[str, float], ...] | None = None
+    decay_rules: tuple[tuple[str, bool], ...] | None = None
+    clip_norm: float | None = None
     sam: bool = False
     ema_decay: float | None = None
     swa_start: float | None = None
@@ -71,17 +65,78 @@ class Training:
     accumulate: int = 1
 
     def __post_init__(self):
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, not {self.accumulate}")
-        if wrong := [decay for decay in self.ema_decays if not 0 <= decay < 1]:
-            raise ValueError(f"ema_decays must be at least 0 and below 1, not {wrong[0]}")
-        if len(set(self.ema_decays)) < len(self.ema_decays):
-            raise ValueError(f"ema_decays names a decay twice: {self.ema_decays}")
+        checks.training(self)
 
     @functools.cached_property
-    def begin(self) -> Callable[[tree.Tree], dict[str, Any]]:
+    def takers(self) -> dict[str, dict[str, Any]]:
+        """Return the hyper-parameters that the loss, its `prepare` and the optimizer take, with their defaults."""
+        prepare = getattr(self.loss, "prepare", None)
+        return {
+            "loss": checks.takes(self.loss, skip=3),
+            "prepare": checks.takes(prepare, skip=2) if prepare else {},
+            "optimizer": {} if checks.is_transformation(self.optimizer) else checks.takes(self.optimizer),
+        }
+
+    @functools.cached_property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return all hyper-parameters that a member may have, with their defaults."""
+        found = dict(checks.RUN)
+        for taken in self.takers.values():
+            found |= taken
+        return found
+
+    @functools.cached_property
+    def begin(self) -> Callable[..., dict[str, Any]]:
         """Return `init_state` of this training, compiled once for all members that begin with the same shapes."""
         return jax.jit(functools.partial(init_state, self))
+
+    @functools.cached_property
+    def step(self) -> Callable[..., Any]:
+        """Return `training_step` of this training with its state donated, compiled once for all members."""
+        return jit_step(functools.partial(training_step, self))
+
+    @functools.cached_property
+    def dtypes(self) -> dict[str, Any]:
+        """Return the dtype that every hyper-parameter always has, so that other values mean no other compilation."""
+        whole = {name: isinstance(value, int | np.integer) for name, value in self.hyperparameters.items()}
+        return {name: np.int32 if integer else np.float32 for name, integer in whole.items()}
+
+    def numbers(self, hyperparameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return hyper-parameters as the compiled programs take them."""
+        return {name: np.asarray(value, self.dtypes[name]) for name, value in hyperparameters.items()}
+
+    def decays(self, params: tree.Tree) -> list[bool]:
+        """Return for each trained leaf whether it decays.
+
+        Raises:
+            ValueError: rules that do not fit the names of the weights.
+        """
+        return jax.tree.leaves(matched(self, params)[1])
+
+    def abstract_state(self, params: tree.Tree) -> dict[str, Any]:
+        """Return the state as jax.ShapeDtypeStructs."""
+        example = {name: 1 if value is checks.REQUIRED else value for name, value in self.hyperparameters.items()}
+        return jax.eval_shape(functools.partial(init_state, self), params, self.numbers(example))
+
+
+def jit_step(step: Callable, **options) -> Callable:
+    """Compile a step with its state donated."""
+    return jax.jit(step, donate_argnums=0, compiler_options=cpu_options(), **options)
+
+
+@functools.cache
+def cpu_options() -> dict[str, str] | None:
+    """Return the options of XLA with which steps are compiled on a CPU."""
+    # On a CPU XLA hands reductions to a library too, which made a small ViT's step 1.4 times slower than fusing them
+    # (scripts/benchmarks/train_step_torch.py). The option is experimental: a version without it does without.
+    if jax.default_backend() != "cpu":
+        return None
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(np.float32(0)).compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
 
 
 def learning_rate(step, num_steps, warmup_steps, peak):
@@ -98,93 +153,203 @@ def learning_rate(step, num_steps, warmup_steps, peak):
     return peak * jnp.where(step < warmup_steps, warmup, 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0))))
 
 
-def init_state(training: Training, params: tree.Tree) -> dict[str, Any]:
+def init_state(training: Training, params: tree.Tree, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state before the first step: weights, optimizer state of the trainable leaves, averages.
 
     All of them are copies, so that a step may be given the state to keep (donated) and `params` live on.
     """
-    rates, mask = _matched(training, params)
+    hp = _arrays(training, hyperparameters)
+    rates, mask = matched(training, params)
     trainable, _ = _split(rates, params)
-    state = {
-        "params": _copy(params),
-        "optimizer": training.optimizer(0.0, 0.0, mask).init(trainable),
-        "step": jnp.int32(0),
-    }
+    optimizer = _optimizer(training, hp, _rate(hp, 0), mask)
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer_state = optimizer.init(trainable)
+    state = {"params": _copy(params), "optimizer": optimizer_state, "step": jnp.int32(0)}
     averaged = {"ema": training.ema_decay, "swa": training.swa_start}
-    state["averages"] = {name: _copy(tree.widen(params)) for name, setting in averaged.items() if setting is not None}
+    floats, rest = _floats(params)
+    state["averages"] = {
+        name: tree.combine(_copy(tree.widen(floats)), _copy(rest))
+        for name, setting in averaged.items()
+        if setting is not None
+    }
     if training.ema_decays:
-        state["drifts"] = trajectory.start(params, training.ema_decays)
+        state["drifts"] = trajectory.start(floats, training.ema_decays)
     return state
 
 
 def training_step(
-    training: Training, state: Mapping[str, Any], batch: Mapping[str, jax.Array], hyperparameters: Mapping[str, Any]
+    training: Training, state: Mapping[str, Any], batch: tree.Tree, hyperparameters: Mapping[str, Any]
 ) -> tuple[dict[str, Any], jax.Array]:
-    """Take one step and give the new state and the mean loss of the batch. Pure; jit it and donate the state.
+    """Take one step and return the new state and the mean loss of the batch. Pure; jit it and donate the state.
 
     Args:
         training: what is fixed at compile time.
         state: from `init_state` or the last step.
-        batch: "image" uint8 [B, H, W, C] and "label" int32 [B], or float targets [B, classes] under "label".
-        hyperparameters: those of `HYPERPARAMETERS`, and "num_steps"; numbers or traced.
+        batch: what the loss takes; its leaves have an axis of examples first.
+        hyperparameters: all of `training.hyperparameters`, "num_steps" among them; numbers or traced.
 
     Raises:
-        ValueError: a batch that cannot be cut into `accumulate` equal parts.
+        ValueError: a batch that cannot be cut into `accumulate` equal parts; a loss that is not one number, or that
+            returns other weights than it was given.
     """
-    hp, step = _arrays(hyperparameters), state["step"]
+    hp, step = _arrays(training, hyperparameters), state["step"]
     key = jax.random.fold_in(jax.random.key(hp["seed"]), step)
-    augment_key, mixup_key, model_key = jax.random.split(key, 3)
-    images = training.preprocess(batch["image"])
-    images = rand_augment(augment_key, images, hp["augment_operations"], hp["augment_magnitude"])
-    targets = soft_targets(batch["label"], training.num_classes, hp["label_smoothing"])
-    images, targets = mixup(mixup_key, images, targets, hp["mixup"])
-    rates, mask = _matched(training, state["params"])
+    first_key, second_key, loss_key = jax.random.split(key, 3)
+    taken = {who: {name: hp[name] for name in names if name in hp} for who, names in training.takers.items()}
+    if hasattr(training.loss, "prepare"):
+        batch = training.loss.prepare(batch, (first_key, second_key), **taken["prepare"])
+    rates, mask = matched(training, state["params"])
     trainable, frozen = _split(rates, state["params"])
 
-    def of_part(trainable, frozen, images, targets, key):
+    def of_part(trainable, frozen, batch, key):
         def loss_of(trainable):
-            logits, updated = training.train_apply(tree.combine(trainable, frozen), images, key)
-            return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean(), _split(rates, updated)[1]
+            params = tree.combine(trainable, frozen)
+            loss, updated = _loss(training.loss(params, batch, key, **taken["loss"]), params)
+            return loss, _split(rates, updated)[1]
 
         return jax.value_and_grad(loss_of, has_aux=True)(trainable)
 
     def gradient(trainable):
-        return _accumulated(of_part, training.accumulate, trainable, frozen, images, targets, model_key)
+        return _accumulated(of_part, training.accumulate, trainable, frozen, batch, loss_key)
 
     (loss, moved_frozen), grads = gradient(trainable)
+    extra = {"value": loss, "grad": grads, "value_fn": lambda trainable: gradient(trainable)[0][0]}
     if training.sam:
         grads = gradient(_worst_nearby(trainable, grads, hp["sam_radius"]))[1]
-    warmup = jnp.where(hp["warmup_steps"] > 0, hp["warmup_steps"], hp["warmup_fraction"] * hp["num_steps"])
-    rate = learning_rate(step, hp["num_steps"], warmup, hp["learning_rate"])
-    grads, _ = optax.clip_by_global_norm(training.clip_norm).update(grads, optax.EmptyState())
-    optimizer = training.optimizer(rate, hp["weight_decay"], mask)
+    if training.clip_norm is not None:
+        grads, _ = optax.clip_by_global_norm(training.clip_norm).update(grads, optax.EmptyState())
+    optimizer = _optimizer(training, hp, _rate(hp, step), mask)
     multipliers, _ = _split(rates, rates)
-    moved, optimizer_state = _optimizer.apply(optimizer, grads, state["optimizer"], trainable, multipliers)
+    moved, optimizer_state = _moved(optimizer, grads, state["optimizer"], trainable, multipliers, extra)
     params = tree.combine(moved, moved_frozen)  # BatchNorm statistics move without a gradient
     averages = _observe(training, state["averages"], params, step, hp["num_steps"])
     after = {"params": params, "optimizer": optimizer_state, "step": step + 1, "averages": averages}
     if training.ema_decays:
-        after["drifts"] = trajectory.follow(state["drifts"], params, training.ema_decays)
+        after["drifts"] = trajectory.follow(state["drifts"], _floats(params)[0], training.ema_decays)
     return after, loss
 
 
-def soft_targets(labels: jax.Array, num_classes: int, label_smoothing) -> jax.Array:
-    """Return targets [B, classes], (1 − s) onehot + s / classes; float labels are targets already, smoothed alike."""
-    targets = labels if jnp.issubdtype(labels.dtype, jnp.floating) else jax.nn.one_hot(labels, num_classes)
-    return targets * (1.0 - label_smoothing) + label_smoothing / num_classes
+def matched(training: Training, params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
+    """Return the learning-rate multipliers as a tree, and the decay mask with None where a leaf is frozen.
+
+    Raises:
+        ValueError: rules that do not fit the names; no leaf that is trained; beside "params" a collection that no rule
+            speaks of, or statistics that a rule would train.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    named = {_name(path): leaf for path, leaf in leaves}
+    rates = _rates(training.learning_rate_rules, named)
+    if training.decay_rules is None:
+        decays = {name: leaf.ndim > 1 and _decays(name) for name, leaf in named.items()}
+    else:
+        decays = tree.match(named, training.decay_rules)
+    rates, decays = (structure.unflatten([values[_name(path)] for path, _ in leaves]) for values in (rates, decays))
+    return rates, _split(rates, decays)[0]
 
 
-def _accumulated(of_part, count, trainable, frozen, images, targets, key):
+def _name(path):
+    """Return the name of a leaf, where it is in a box, such as Flax's Partitioned and Variable, that of the box."""
+    boxed = isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value" if path else False
+    return jax.tree_util.keystr(path[:-1] if boxed else path, simple=True, separator="/")
+
+
+def _decays(name):
+    return name.endswith("kernel") or name.rpartition("/")[2] in ("weight", "w")
+
+
+def _rates(rules, named):
+    tops = {name.partition("/")[0] for name in named}
+    statistics = [name for name in named if "params" in tops and name.startswith(f"{STATISTICS}/")]
+    if rules is None:
+        if "params" in tops and (other := sorted(tops - {"params", STATISTICS})):
+            raise ValueError(
+                f'beside "params" there is {", ".join(map(repr, other))}: say with learning_rate_rules what is '
+                f'trained, such as (("{other[0]}/.*", 0.0), (".*", 1.0))'
+            )
+        rates = dict.fromkeys(named, 1.0)
+    else:
+        rates = tree.match(named, rules)
+    rates |= dict.fromkeys(statistics, 0.0)
+    rates |= {name: 0.0 for name, leaf in named.items() if not tree.is_float(leaf)}
+    if not any(rates.values()):
+        raise ValueError("no leaf is trained: all are frozen by learning_rate_rules, or are no floats")
+    return rates
+
+
+def _loss(result, params):
+    loss, updated = result if isinstance(result, tuple) else (result, params)
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise ValueError(
+            f"a loss is one float number, such as a mean, not {jnp.result_type(loss)}{list(jnp.shape(loss))}"
+        )
+    old, new = jax.tree.leaves(params), jax.tree.leaves(updated)
+    kinds = [[(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves] for leaves in (old, new)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            "a loss returns a number, or (a number, all weights with their moved statistics); what it returned second "
+            f"has {len(new)} leaves such as {tree.names(updated)[:3]}, the weights {len(old)}: {tree.names(params)[:3]}"
+        )
+    return loss, jax.tree.unflatten(jax.tree.structure(params), new)  # a network may return other containers
+
+
+def _arrays(training, hyperparameters):
+    dtypes = training.dtypes | {"num_steps": jnp.float32}
+    return {name: jnp.asarray(value, dtypes[name]) for name, value in hyperparameters.items()}
+
+
+def _rate(hp, step):
+    """Return the scheduled rate of a step, None where the optimizer takes none."""
+    if "learning_rate" not in hp:
+        return None
+    warmup = jnp.where(hp["warmup_steps"] > 0, hp["warmup_steps"], hp["warmup_fraction"] * hp["num_steps"])
+    return learning_rate(step, hp["num_steps"], warmup, hp["learning_rate"])
+
+
+def _optimizer(training, hp, rate, mask):
+    if checks.is_transformation(training.optimizer):
+        return training.optimizer
+    given = {name: rate if name == "learning_rate" else hp[name] for name in training.takers["optimizer"]}
+    if checks.takes_mask(training.optimizer):
+        given["mask"] = mask
+    return training.optimizer(**given)
+
+
+def _moved(optimizer, grads, state, trainable, multipliers, extra):
+    # optax mixes Python floats with integer counts, which a program with strict promotion would refuse
+    with jax.numpy_dtype_promotion("standard"):
+        state = _current(state, lambda: optimizer.init(trainable))
+        updates, state = optax.with_extra_args_support(optimizer).update(grads, state, trainable, **extra)
+        updates = jax.tree.map(lambda multiplier, update: multiplier * update, multipliers, updates)
+        return optax.apply_updates(trainable, updates), state
+
+
+def _current(state, fresh):
+    """Put this step's hyper-parameters where optax.inject_hyperparams keeps those of the first step."""
+
+    def injected(node):
+        return hasattr(node, "hyperparams")
+
+    def renewed(old, new):
+        if not injected(old):
+            return old
+        return old._replace(hyperparams=new.hyperparams, inner_state=_current(old.inner_state, lambda: new.inner_state))
+
+    if not any(map(injected, jax.tree.leaves(state, is_leaf=injected))):
+        return state
+    return jax.tree.map(renewed, state, fresh(), is_leaf=injected)
+
+
+def _accumulated(of_part, count, trainable, frozen, batch, key):
     """Return (mean loss, frozen leaves after the batch) and the mean gradient over `count` parts of the batch."""
     if count == 1:
-        return of_part(trainable, frozen, images, targets, key)
+        return of_part(trainable, frozen, batch, key)
 
     def take(carry, part):
         frozen, sums = carry
         (loss, frozen), grads = of_part(trainable, frozen, *part)
         return (frozen, jax.tree.map(lambda total, new: total + new.astype(total.dtype), sums, (loss, grads))), None
 
-    parts = (_parts(images, count), _parts(targets, count), jax.random.split(key, count))
+    parts = (jax.tree.map(lambda leaf: _parts(leaf, count), batch), jax.random.split(key, count))
     zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), tree.widen(trainable)))
     (frozen, sums), _ = jax.lax.scan(take, (frozen, zeros), parts)
     loss, grads = jax.tree.map(lambda total: total / count, sums)
@@ -208,12 +373,14 @@ def _worst_nearby(trainable, grads, radius):
 
 
 def _observe(training, averages, params, step, num_steps):
+    floats, rest = _floats(params)
     observed = {}
     if "ema" in averages:
-        observed["ema"] = ema(averages["ema"], params, training.ema_decay)
+        observed["ema"] = tree.combine(ema(_floats(averages["ema"])[0], floats, training.ema_decay), rest)
     if "swa" in averages:
         seen = jnp.maximum(step.astype(jnp.float32) - jnp.floor(training.swa_start * num_steps), 0.0)
-        observed["swa"] = running_mean(averages["swa"], params, seen)  # before the start it just follows
+        # before the start it just follows
+        observed["swa"] = tree.combine(running_mean(_floats(averages["swa"])[0], floats, seen), rest)
     return observed
 
 
@@ -221,21 +388,12 @@ def _copy(params):
     return jax.tree.map(jnp.copy, params)
 
 
-def _matched(training, params):
-    """Return the learning-rate multipliers as a tree, and the decay mask with None where a leaf is frozen."""
-    rates = tree.match(params, training.learning_rate_rules)
-    if "params" in params:  # all beside it is state, such as BatchNorm statistics, and never trained
-        frozen = {name: jax.tree.map(lambda _: 0.0, state) for name, state in params.items() if name != "params"}
-        rates = {**rates, **frozen}
-    return rates, _split(rates, tree.match(params, training.decay_rules))[0]
+def _floats(params):
+    """Split into (floats, all else), which is never averaged."""
+    return _split(jax.tree.map(tree.is_float, params), params)
 
 
 def _split(rates, params):
     """Split into (trainable, frozen)."""
     trainable = jax.tree.map(lambda rate, leaf: leaf if rate else None, rates, params)
     return trainable, jax.tree.map(lambda rate, leaf: None if rate else leaf, rates, params)
-
-
-def _arrays(hyperparameters):
-    integers = ("seed", "augment_operations")
-    return {n: jnp.asarray(v, jnp.int32 if n in integers else jnp.float32) for n, v in hyperparameters.items()}

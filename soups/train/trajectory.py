@@ -40,8 +40,11 @@ def averages(state: Mapping[str, Any], decays: Sequence[float] = (), *, unbiased
     named = dict(state["averages"])
     for decay, moved in zip(decays, state["drifts"]["moved"] if decays else (), strict=True):
         scale = 1.0 / _seen(decay, state["step"]) if unbiased else 1.0
-        named[f"ema_{decay}"] = tree.add_scaled(state["drifts"]["start"], moved, scale)
+        named[f"ema_{decay}"] = _moved(state["drifts"]["start"], moved, scale)
     return named
+
+
+_moved = jax.jit(tree.add_scaled)  # traced, so that the averages of a run that diverged are no error
 
 
 def _seen(decay, step):

@@ -21,7 +21,8 @@ from soups.experiments.imagenet_soups.members import open_members
 from soups.experiments.imagenet_soups.setting import accuracy_of
 from soups.models.architectures import architecture
 from soups.pool import digest, prefetch
-from soups.train import loop
+from soups.train import step as train_step
+from soups.train import sweeps
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -46,7 +47,7 @@ def small_machine():
         patch.setattr(jax, "devices", lambda: few)
         for name in ("device_count", "local_device_count"):
             patch.setattr(jax, name, lambda: 4)
-        patch.setattr(loop, "_cpu_options", lambda: QUICK)
+        patch.setattr(train_step, "cpu_options", lambda: QUICK)
         yield
 
 
@@ -79,29 +80,32 @@ def finetuned(folder):
 
     added; the digests that were there then; and the batches after the first interruption and after the second."""
     drawn, counted, config = [], ([], []), finetune_config(folder)
-    real, add = finetune_members._batches, finetune_members._add
+    real, add = finetune_members.loader, sweeps._added
 
-    def cut(*args):
+    def cut(*args, **options):
         drawn.append(args)
-        return Cut(iter(real(*args)), 3 if len(drawn) == 2 else -1)
+        return Cut(iter(real(*args, **options)), 3 if len(drawn) == 2 else -1)
 
-    def not_the_last(setting, pool, name, *rest):
-        if pool is setting.pool and name == "member_02":
+    def counting(into):
+        return lambda *args, **options: _counted(iter(real(*args, **options)), into)
+
+    def not_the_last(pool, name, *rest):
+        if pool.path.name == "pool" and name == "member_02":
             raise KeyboardInterrupt
-        return add(setting, pool, name, *rest)
+        return add(pool, name, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune_members, "_batches", cut)
+        patch.setattr(finetune_members, "loader", cut)
         with pytest.raises(KeyboardInterrupt):
             imagenet_finetune.run(config, folder / "finetune")
-        patch.setattr(finetune_members, "_batches", lambda *args: _counted(iter(real(*args)), counted[0]))
-        patch.setattr(finetune_members, "_add", not_the_last)
+        patch.setattr(finetune_members, "loader", counting(counted[0]))
+        patch.setattr(sweeps, "_added", not_the_last)
         with pytest.raises(KeyboardInterrupt):
             imagenet_finetune.run(config, folder / "finetune")
         before = Pool(folder / "finetune" / "pool")
         digests = {name: before.digest(name) for name in before}
-        patch.setattr(finetune_members, "_batches", lambda *args: _counted(iter(real(*args)), counted[1]))
-        patch.setattr(finetune_members, "_add", add)
+        patch.setattr(finetune_members, "loader", counting(counted[1]))
+        patch.setattr(sweeps, "_added", add)
         paths = imagenet_finetune.run(config, folder / "finetune")
     assert [pathlib.Path(path).name for path in paths] == ["pool", "pool_ema_0.0", "pool_ema_0.9"]
     return *map(Pool, paths), digests, [len(batches) for batches in counted]
@@ -187,9 +191,9 @@ def test_the_pool_has_the_probe_and_the_members_with_their_settings(finetuned):
     pool, *_ = finetuned
     assert list(pool) == ["member_00", "member_01", "member_02"]
     records = [pool.record(name) for name in pool]
-    assert records[0]["metadata"]["hparams"] == {"info": "linear probe on the start weights"}
+    assert records[0]["metadata"]["config"] == {"info": "linear probe on the start weights"}
     for record in records[1:]:
-        assert {"learning_rate", "weight_decay", "mixup", "augmentation"} <= set(record["metadata"]["hparams"])
+        assert {"learning_rate", "weight_decay", "mixup", "augmentation"} <= set(record["metadata"]["config"])
         assert record["metadata"]["arch"] == ARCH
         assert record["base"] == pool.digest("member_00")
     assert records[0]["metrics"]["held_out"] > 3 / CLASSES  # a probe of random features is far better than chance
@@ -206,7 +210,7 @@ def test_an_interrupted_fine_tuning_goes_on_at_its_last_checkpoint(folder, finet
     for name in ("member_01", "member_02"):
         losses = (folder / "finetune" / "losses" / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in losses] == list(range(4))
-    assert not list((folder / "finetune" / "training").iterdir())
+    assert not (folder / "finetune" / "pool.training").exists()
 
 
 def test_held_out_accuracies_are_those_of_the_network(finetuned, datasets):
@@ -225,7 +229,7 @@ def test_the_next_command_is_printed_with_its_pool(folder, finetuned, capsys):
         assert f"--config.pool={workdir}/{name} --config.wise_ft.base=member_00" in printed
     for name in list(finetuned[0])[1:]:
         (line,) = (line for line in printed.splitlines() if line.split()[:1] == [name])
-        assert finetuned[0].record(name)["metadata"]["hparams"]["augmentation"] in line
+        assert finetuned[0].record(name)["metadata"]["config"]["augmentation"] in line
 
 
 def test_every_average_has_a_pool_of_its_own(folder, finetuned, datasets):
@@ -252,11 +256,11 @@ def test_every_average_has_a_pool_of_its_own(folder, finetuned, datasets):
 def test_sharpness_aware_members_have_the_radius_of_the_config(folder, finetuned, tmp_path, monkeypatch):
     seen = {}
 
-    def caught(training, params, make_loader, members, directory, **_):
-        seen.update(members["member_02"], sam=training.sam, decays=training.ema_decays)
+    def caught(lanes, params, members, data, **_):
+        seen.update(members["member_02"], sam=lanes.training.sam, decays=lanes.training.ema_decays)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune_members, "finetune_lanes", caught)
+    monkeypatch.setattr(finetune_members, "run", caught)
     start = finetuned[0].path / finetuned[0].record("member_00")["path"]  # with a head, so that there is no probe
     changes = {"start": str(start), "probe.strengths": (), "finetune.sam_radius": 0.03, "finetune.ema_decays": ()}
     with pytest.raises(KeyboardInterrupt):

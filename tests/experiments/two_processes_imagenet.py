@@ -8,7 +8,7 @@ from imagenet_small import QUICK, ROOT, changed, finetune_config, soups_config
 
 from soups import Pool, processes
 from soups.experiments import imagenet_finetune, imagenet_soups
-from soups.train import loop
+from soups.train import step
 
 
 def main():
@@ -18,7 +18,7 @@ def main():
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
-    loop._cpu_options = lambda: QUICK
+    step.cpu_options = lambda: QUICK
     processes._AT_ONCE = 2**12  # so that what the first process reads goes to the other in several parts
     config = finetune_config(folder)
     try:

@@ -16,9 +16,7 @@ from soups.models.architectures import Architecture, architecture
 from soups.models.clip_text import import_text_tower, text_features
 from soups.models.clip_tokenizer import clip_tokenizer
 from soups.models.zero_shot import zero_shot_head
-from soups.train import Training, sweep
-from soups.train.loop import finetune, member_indices
-from soups.train.step import training_step
+from soups.train import Classification, Training, fit, search, step
 
 ARCH = "clip-vit-mini"
 MEMBERS = 12
@@ -71,22 +69,20 @@ def write_members(folder: pathlib.Path, data: pathlib.Path, start: dict, text: d
 
 def _fine_tuned(network: Architecture, start, train, settings):
     """Give the weights after each of the fine-tunings; all of them share one compiled step."""
-    training, step = _step(network.name)
+    training = _training(network.name)
     for setting in settings:
-        order = member_indices(setting, len(train["label"]), BATCH)
-        batches = ({name: array[rows] for name, array in train.items()} for rows in order)
-        state = finetune(training, start, batches, setting | {"num_steps": len(order)}, step=step)
-        yield jax.device_get(state["params"])
+        yield jax.device_get(fit(training, start, train, batch_size=BATCH, hyperparameters=setting)["params"])
 
 
 @functools.cache
-def _step(name):
+def _training(name):
     count = len(layouts.CLASSES)
-    training = Training(train_apply=architecture(name).train_apply_fn(count), num_classes=count)
+    training = Training(loss=Classification(architecture(name).train_apply_fn(count), count), clip_norm=1.0)
     # compiling takes as long as half of the steps: less of it makes no step slower
     options = {"xla_backend_optimization_level": 1}
-    step = jax.jit(functools.partial(training_step, training), donate_argnums=0, compiler_options=options)
-    return training, step
+    compiled = jax.jit(functools.partial(step.training_step, training), donate_argnums=0, compiler_options=options)
+    vars(training)["step"] = compiled
+    return training
 
 
 def _random_search(seed):
@@ -94,15 +90,15 @@ def _random_search(seed):
 
     Augmentation and mixup are weaker than published: with so few steps more of them makes no better members.
     """
-    drawn = sweep.random(
+    drawn = search.random(
         MEMBERS,
         seed,
         aug=lambda rng: f"rand-m{rng.integers(1, 10)}-n{rng.integers(0, 3)}" if rng.uniform() < 1 / 2 else None,
-        wd=sweep.log_uniform(1e-4, 0.5),
-        lr=sweep.log_uniform(3e-4, 3e-3),
-        mix=sweep.zero_or(0.5, sweep.uniform(0.0, 0.5)),
-        smoothing=sweep.zero_or(0.5, sweep.uniform(0.0, 0.25)),
-        epochs=sweep.integers(4, 6),
+        wd=search.log_uniform(1e-4, 0.5),
+        lr=search.log_uniform(3e-4, 3e-3),
+        mix=search.zero_or(0.5, search.uniform(0.0, 0.5)),
+        smoothing=search.zero_or(0.5, search.uniform(0.0, 0.25)),
+        epochs=search.integers(4, 6),
     )
     return {index: hparams for index, hparams in enumerate(drawn) if index and index not in COPIES}
 

@@ -106,6 +106,21 @@ def test_grad_and_vmap_of_grad_have_the_structure_of_the_weights(model, inputs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-5, atol=1e-6), pair, single)
 
 
+def test_training_drops_out_by_the_key_and_moves_the_statistics(inputs):
+    model = Normed(nnx.Rngs(0))
+    _, params = models.from_nnx(model)
+    train_apply = jax.jit(models.nnx_train_apply_fn(model))
+    logits, moved = train_apply(params, inputs, jax.random.key(1))
+    tree.check_same_structure([params, moved])
+    stats = moved["batch_stats"]["norm"]
+    np.testing.assert_allclose(stats["mean"], 0.01 * inputs.mean(0), rtol=1e-5, atol=1e-7)  # 1 - momentum, from 0
+    np.testing.assert_allclose(stats["var"], 0.99 + 0.01 * inputs.var(0), rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, moved["params"], params["params"])
+    np.testing.assert_array_equal(logits, train_apply(params, inputs, jax.random.key(1))[0])
+    assert np.abs(logits - train_apply(params, inputs, jax.random.key(2))[0]).max() > 1e-3
+    assert model.dropout.rngs.count[...] == 0
+
+
 def test_soup_goes_back_into_a_model(model, inputs):
     apply, params = models.from_nnx(model)
     soup = tree.mean([params, jax.tree.map(lambda leaf: leaf + 1, params)])

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 
 from soups.data import array_source, loader
-from soups.train import Training
-from soups.train.resumable import finetune_resumable
+from soups.train import Classification, Training, fit
 
 STEPS, BATCH, CLASSES = 10, 8, 3
 HYPERPARAMETERS = {"learning_rate": 0.03, "weight_decay": 0.1, "mixup": 0.4, "seed": 5, "num_steps": STEPS}
@@ -23,7 +22,8 @@ def network(params, images, key):
     return (hidden * kept) @ params["head"]["kernel"] + params["head"]["bias"][None], params
 
 
-TRAINING = Training(train_apply=network, num_classes=CLASSES, accumulate=2, ema_decays=(0.9, 0.9999999))
+LOSS = Classification(network, CLASSES)
+TRAINING = Training(loss=LOSS, clip_norm=1.0, accumulate=2, ema_decays=(0.9, 0.9999999))
 
 
 def start_weights():
@@ -40,6 +40,11 @@ def make_loader(seed, batch_size=BATCH):
     rng = np.random.default_rng(1)
     source = array_source(rng.integers(0, 256, (20, 4, 4, 3)).astype(np.uint8), np.arange(20) % CLASSES)
     return loader(source, batch_size, seed=seed)
+
+
+def first_batch():
+    """Give a batch."""
+    return next(iter(make_loader(0)))
 
 
 class Deadly:
@@ -79,11 +84,6 @@ class Interrupted:
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     folder, last = sys.argv[1], int(sys.argv[2])
-    finetune_resumable(
-        TRAINING,
-        start_weights(),
-        lambda seed: Deadly(make_loader(seed), last),
-        HYPERPARAMETERS,
-        folder,
-        save_every=SAVE_EVERY,
-    )
+    batches = Deadly(make_loader(HYPERPARAMETERS["seed"]), last)
+    options = {"hyperparameters": HYPERPARAMETERS, "directory": folder, "save_every": SAVE_EVERY}
+    fit(TRAINING, start_weights(), batches, **options)

@@ -15,8 +15,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.train import finetune_resumable, lanes, loop
-from soups.train.lanes import finetune_lanes, groups_of, lane_programs, shares_of, take_lane
+from soups.train import averages, fit, lanes, step
+from soups.train.feeds import by_lane
+from soups.train.lanes import Lanes, groups_of, shares_of, take_lane
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -27,11 +28,11 @@ from two_processes_lanes import (  # noqa: E402
     MESH,
     PLAIN,
     QUICK,
-    SAVE_EVERY,
     make_loader,
     mesh_of,
     placed_on,
     run,
+    train_group,
 )
 
 FULL = dataclasses.replace(killed_run.TRAINING, sam=True, ema_decay=0.9)  # in two parts, with three averages
@@ -42,18 +43,17 @@ SHARP = {name: one | {"sam_radius": 0.1} for name, one in MEMBERS.items()}
 def quick_programs():
     """Compile the steps quickly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_cpu_options", lambda: QUICK)
+        patch.setattr(step, "cpu_options", lambda: QUICK)
         yield
 
 
 @functools.cache
 def programs(training, sizes):
-    return lane_programs(training, killed_run.start_weights(), **placed_on(mesh_of(*sizes)))
+    return Lanes(training, killed_run.start_weights(), **placed_on(mesh_of(*sizes)))
 
 
 def run_full(directory, members=SHARP, **options):
-    options = {"programs": programs(FULL, (2, 2, 2))} | options
-    return run(directory, mesh_of(2, 2, 2), members, FULL, **options)
+    return run(directory, programs(FULL, (2, 2, 2)), members, **options)
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +66,18 @@ def full(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """Give what one process finds on the mesh of two."""
-    return run(tmp_path_factory.mktemp("plain"), mesh_of(*MESH))
+    return run(tmp_path_factory.mktemp("plain"), programs(PLAIN, MESH))
 
 
 def alone(name, directory):
     """Train a member of `full` with its batch cut as there, on a mesh without "pool"; its weights are whole in use."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    options = {"save_every": 100, **placed_on(mesh)}
-    return finetune_resumable(
-        FULL, killed_run.start_weights(), lambda seed: make_loader(name), SHARP[name], directory, **options
-    )
+    batches, options = make_loader(name), {"hyperparameters": SHARP[name], "directory": directory, **placed_on(mesh)}
+    return fit(FULL, killed_run.start_weights(), batches, **options)
+
+
+def no_batches(name, index, count):
+    raise AssertionError("a finished group needs no data")
 
 
 def losses(path):
@@ -87,19 +89,24 @@ def losses(path):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_member_is_that_trained_alone(full, tmp_path, name):
-    expected, state = alone(name, tmp_path), full[1][name]
+    made, state = alone(name, tmp_path), full[1][name]
+    expected = {"params": made["params"], "averages": made["averages"]}
     assert state["step"] == MEMBERS[name]["num_steps"]
-    # XLA may fuse the two programs differently: one version gives the same bits, another does not
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state, expected)
+    state = {"params": state["params"], "averages": averages(state, FULL.ema_decays)}
+    # XLA may fuse the two programs differently. A gradient is a sum of up to 48 products, so it is right to 48 half
+    # units in the last place, and a step of Adam moves a weight by the rate times what is relative to the gradient.
+    relative = 48 * 2.0**-23
+    bound = MEMBERS[name]["num_steps"] * MEMBERS[name]["learning_rate"] * relative
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=relative, atol=bound), state, expected)
     assert tree.norm(tree.sub(state["params"], killed_run.start_weights())) > 0.03
     lines = losses(full[0] / "short" / f"losses_{name}.jsonl")
     assert [line["step"] for line in lines] == list(range(MEMBERS[name]["num_steps"]))
     expected = [line["loss"] for line in losses(tmp_path / "losses.jsonl")]
-    np.testing.assert_allclose([line["loss"] for line in lines], expected, rtol=1e-6)
+    np.testing.assert_allclose([line["loss"] for line in lines], expected, rtol=relative)
 
 
 def test_each_device_holds_its_share_of_its_own_member():
-    _, _, of_state = programs(FULL, (2, 2, 2))
+    of_state = programs(FULL, (2, 2, 2)).shardings
     specs = {name: sharding.spec for name, sharding in tree.flatten(of_state).items()}
     assert specs["params/hidden/kernel"] == P("pool", ("data", "model"))
     assert specs["drifts/moved/1/head/kernel"] == P("pool", ("data", "model"))
@@ -107,23 +114,15 @@ def test_each_device_holds_its_share_of_its_own_member():
 
 
 def test_no_exchange_crosses_lanes():
-    begin, step, of_state = programs(FULL, (2, 2, 2))
-    mesh = mesh_of(2, 2, 2)
-    weights = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype, sharding=where),
-        killed_run.start_weights(),
-        of_state["params"],
-    )
+    placement, mesh = programs(FULL, (2, 2, 2)), mesh_of(2, 2, 2)
     rows = NamedSharding(mesh, P("pool", "data"))
     batch = {
         "image": jax.ShapeDtypeStruct((2, 12, 4, 4, 3), np.uint8, sharding=rows),
         "label": jax.ShapeDtypeStruct((2, 12), np.int32, sharding=rows),
     }
-    numbers = jax.tree.map(
-        lambda number: jax.ShapeDtypeStruct((2,), number.dtype, sharding=NamedSharding(mesh, P("pool"))),
-        loop.typed(loop.complete({}) | {"num_steps": 3}),
-    )
-    text = step.lower(jax.eval_shape(begin, weights), batch, numbers).compile().as_text()
+    known = {name: value for name, value in FULL.hyperparameters.items() if name not in FULL.loss.optional}
+    numbers = placement.values([known | {"num_steps": 3}] * 2)
+    text = placement.step.lower(placement.abstract(killed_run.start_weights()), batch, numbers).compile().as_text()
     exchanges = re.findall(r" (?:all-\w+|reduce-scatter|collective-permute)(?:-start)?\(.*", text)
     groups = [group for line in exchanges for group in groups_in(line)]
     assert len(exchanges) > 5 and max(map(len, groups)) == 4
@@ -159,11 +158,10 @@ def test_members_of_similar_length_come_together_in_the_order_of_the_search():
 
 
 def test_a_lane_without_a_member_stays_as_it_is_and_members_share_one_compilation(full, tmp_path):
-    before = programs(FULL, (2, 2, 2)).step._cache_size()
-    options = {"save_every": SAVE_EVERY, "programs": programs(FULL, (2, 2, 2)), **placed_on(mesh_of(2, 2, 2))}
-    members = {"short": SHARP["short"]}
-    state = finetune_lanes(FULL, killed_run.start_weights(), make_loader, members, tmp_path, **options)
-    assert programs(FULL, (2, 2, 2)).step._cache_size() == before == 1
+    placement = programs(FULL, (2, 2, 2))
+    before = placement.step._cache_size()
+    state = train_group(placement, make_loader, {"short": SHARP["short"]}, tmp_path)
+    assert placement.step._cache_size() == before == 1
     chex.assert_trees_all_equal(take_lane(state, 0), full[1]["short"])
     empty = take_lane(state, 1)
     assert empty["step"] == 0
@@ -195,29 +193,28 @@ def test_a_group_that_is_killed_goes_on_to_the_same_bits(full, tmp_path):
 
 
 def test_a_finished_group_is_read_and_not_repeated(full):
-    chex.assert_trees_all_equal(run_full(full[0], make_loader=None), full[1])
+    chex.assert_trees_all_equal(run_full(full[0], make_loader=no_batches), full[1])
 
 
 def test_another_group_in_the_directory_is_an_error(full):
     others = SHARP | {"long": SHARP["long"] | {"seed": 8}}
     with pytest.raises(ValueError, match=r"hyperparameters\.long\.seed: 6 there, 8 now"):
-        run_full(full[0], others, make_loader=None)
+        run_full(full[0], others, make_loader=no_batches)
 
 
 def test_positions_are_joined_by_lane():
-    assert lanes._by_lane([{"0": 4, "1": 3}, {"1": 3, "2": 5}]) == {"0": 4, "1": 3, "2": 5}
+    assert by_lane([{"0": 4, "1": 3}, {"1": 3, "2": 5}]) == {"0": 4, "1": 3, "2": 5}
     with pytest.raises(ValueError, match="the processes that loaded lane 1 stood at different positions"):
-        lanes._by_lane([{"0": 4, "1": 3}, {"1": 4, "2": 5}])
+        by_lane([{"0": 4, "1": 3}, {"1": 4, "2": 5}])
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
 
 def test_a_group_has_as_many_members_as_there_is_room_for(tmp_path):
-    options = {"mesh": mesh_of(1, 2, 1), "save_every": 1}
-    for members in ({}, MEMBERS):
-        with pytest.raises(ValueError, match=f'1 to 1 members, .* the axis "pool", not {len(members)}'):
-            finetune_lanes(PLAIN, killed_run.start_weights(), make_loader, members, tmp_path, **options)
+    placement = Lanes(PLAIN, killed_run.start_weights(), mesh=mesh_of(1, 2, 1))
+    with pytest.raises(ValueError, match=r'1 to 1 members, .* the axis "pool", not 2'):
+        train_group(placement, make_loader, MEMBERS, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -225,27 +222,29 @@ def test_meshes_and_shardings_that_do_not_fit(mesh):
     params = killed_run.start_weights()
     flat = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     with pytest.raises(ValueError, match="the mesh needs the axes 'pool' and 'data', and lacks 'pool'"):
-        lane_programs(PLAIN, params, mesh=flat)
+        Lanes(PLAIN, params, mesh=flat)
     with pytest.raises(ValueError, match="the shardings are not all of the mesh"):
-        lane_programs(PLAIN, params, mesh=mesh, shardings=placed_on(flat)["shardings"])
+        Lanes(PLAIN, params, mesh=mesh, shardings=placed_on(flat)["shardings"])
     over = jax.tree.map(lambda _: NamedSharding(mesh, P()), params)
     over["hidden"]["kernel"] = NamedSharding(mesh, P(None, ("data", "pool")))
     with pytest.raises(ValueError, match=r"no weight can be cut over it: \{'hidden/kernel'"):
-        lane_programs(PLAIN, params, mesh=mesh, shardings=over)
+        Lanes(PLAIN, params, mesh=mesh, shardings=over)
 
 
 def test_batches_that_end_or_differ_are_errors(tmp_path):
-    options = {"training": FULL, "members": SHARP, "programs": programs(FULL, (2, 2, 2))}
+    options = {"placement": programs(FULL, (2, 2, 2)), "members": SHARP}
 
     def ends(name, *part):
         return killed_run.Interrupted(iter(make_loader(name, *part)), 2 if name == "long" else -1, StopIteration)
 
     with pytest.raises(ValueError, match="the batches of long ended after 2 of 7 steps"):
-        run(tmp_path / "a", mesh_of(2, 2, 2), make_loader=ends, **options)
+        run(tmp_path / "a", make_loader=ends, **options)
     with pytest.raises(ValueError, match="the loader's iterator of short, a list_iterator, cannot be resumed"):
-        run(tmp_path / "b", mesh_of(2, 2, 2), make_loader=lambda *_: [{}], **options)
+        run(tmp_path / "b", make_loader=lambda *_: [{}], **options)
     with pytest.raises(ValueError, match=r"the batches of all members must have one size, not \[12, 24\]"):
-        lanes._batch_placer(mesh_of(2, 2, 2), {0: (0, 2), 1: (0, 1)})({0: next_batch("short"), 1: next_batch("long")})
+        placement = Lanes(PLAIN, killed_run.start_weights(), mesh=mesh_of(2, 2, 2))
+        placement.shares = {0: (0, 2), 1: (0, 1)}
+        placement.place({0: next_batch("short"), 1: next_batch("long")})
 
 
 def next_batch(name):

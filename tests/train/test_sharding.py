@@ -13,9 +13,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.train import Training, init_state
-from soups.train.loop import complete, jit_step, typed
-from soups.train.sharding import LARGEST, batch_placer, param_shardings, place, state_shardings, step_shardings
+from soups.train import Classification, Lanes, Training, param_shardings
+from soups.train.lanes import with_lanes
+from soups.train.sharding import LARGEST
 
 CLASSES, BATCH, STEPS = 8, 32, 3
 SHAPES = {"trunk": {"kernel": (48, 64), "bias": (64,)}, "head": {"kernel": (64, CLASSES), "bias": (CLASSES,)}}
@@ -29,7 +29,12 @@ def network(params, images, key):
 
 
 TRAINING = Training(
-    train_apply=network, num_classes=CLASSES, sam=True, accumulate=2, ema_decay=0.9, ema_decays=(0.5, 0.9999999)
+    loss=Classification(network, CLASSES),
+    clip_norm=1.0,
+    sam=True,
+    accumulate=2,
+    ema_decay=0.9,
+    ema_decays=(0.5, 0.9999999),
 )
 
 
@@ -52,17 +57,19 @@ def compiled(mesh, params):
 
     @functools.cache
     def compile_step(rule, mesh=mesh):
-        of_params = param_shardings(params, mesh, ((".*", rule),), min_size=64)
-        shardings = step_shardings(TRAINING, params, of_params)
-        arguments = (first_state(TRAINING, params, of_params), batch_placer(mesh)(batches()[0]), numbers())
-        return of_params, jit_step(TRAINING, shardings).lower(*arguments).compile()
+        lanes = lanes_of(params, mesh, rule)
+        values = lanes.values([numbers()])
+        arguments = (lanes.begin(params, values), lanes.place({0: batches()[0]}), values)
+        return lanes, lanes.step.lower(*arguments).compile()
 
     return compile_step
 
 
-def first_state(training, params, of_params):
-    state = state_shardings(training, params, of_params)
-    return jax.jit(functools.partial(init_state, training), out_shardings=state)(place(params, of_params))
+def lanes_of(params, mesh, rule=LARGEST):
+    """Give the one lane that is the mesh."""
+    of_params = param_shardings(params, mesh, ((".*", rule),), min_size=64)
+    mesh, of_params = with_lanes(mesh, of_params)
+    return Lanes(TRAINING, params, mesh=mesh, shardings=of_params)
 
 
 def batches():
@@ -73,9 +80,9 @@ def batches():
 
 
 def numbers():
-    return typed(complete({"learning_rate": 0.01, "weight_decay": 0.1, "mixup": 0.4, "sam_radius": 0.1})) | {
-        "num_steps": np.int32(STEPS)
-    }
+    given = {"learning_rate": 0.01, "weight_decay": 0.1, "mixup": 0.4, "sam_radius": 0.1, "num_steps": STEPS}
+    known = {name: value for name, value in TRAINING.hyperparameters.items() if name not in TRAINING.loss.optional}
+    return known | given
 
 
 # --- Rules ---
@@ -143,8 +150,8 @@ def test_rules_that_do_not_fit_are_listed(mesh, params):
 
 
 def test_each_device_holds_its_share_of_weights_moments_and_averages(mesh, params):
-    of_params = param_shardings(params, mesh, min_size=64)
-    state = first_state(TRAINING, params, of_params)
+    lanes = lanes_of(params, mesh)
+    state = lanes.begin(params, lanes.values([numbers()]))
     held = {name: leaf.addressable_shards[0].data.size / leaf.size for name, leaf in tree.flatten(state).items()}
     cut = [name for name in held if name.endswith(("kernel", "trunk/bias"))]
     assert len(cut) == 3 * (1 + 2 + 1 + 3)  # weights, two moments, an average, the start and what two have moved
@@ -157,18 +164,22 @@ def test_each_device_holds_its_share_of_weights_moments_and_averages(mesh, param
 
 @pytest.mark.parametrize("rule", [LARGEST, P()])
 def test_a_sharded_run_gives_the_numbers_of_one_device(mesh, params, compiled, rule):
-    alone, single = init_state(TRAINING, params), jit_step(TRAINING)
-    of_params, step = compiled(rule)
-    state, losses = first_state(TRAINING, params, of_params), []
+    values = TRAINING.numbers(numbers())
+    alone = TRAINING.begin(params, values)
+    lanes, step = compiled(rule)
+    of_lanes, losses = lanes.values([numbers()]), []
+    state = lanes.begin(params, of_lanes)
     for batch in batches():
-        alone, loss = single(alone, batch, numbers())
-        state, sharded_loss = step(state, batch_placer(mesh)(batch), numbers())
-        losses.append((float(loss), float(sharded_loss)))
+        alone, loss = TRAINING.step(alone, batch, values)
+        state, sharded_loss = step(state, lanes.place({0: batch}), of_lanes)
+        losses.append((float(loss), *lanes.losses(sharded_loss).values()))
+    state = lanes.only(state)
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), state, alone)
     assert tree.norm(tree.sub(alone["params"], params)) > 0.1
     for name, leaf in tree.flatten(state["params"]).items():
-        assert leaf.sharding.is_equivalent_to(tree.flatten(of_params)[name], leaf.ndim)
+        spec = tree.flatten(lanes.shardings["params"])[name].spec
+        assert leaf.sharding.is_equivalent_to(NamedSharding(lanes.mesh, P(*spec[1:])), leaf.ndim)
 
 
 EXCHANGES = r"= (.*?) (all-\w+(?:-\w+)?|reduce-scatter|collective-permute)(?:-start)?\("
@@ -203,16 +214,11 @@ def test_over_model_products_are_cut(compiled):
     assert cut < 0.7 * whole  # of the two devices at one place of "data" each does its part
 
 
-def test_batches_are_cut_over_data(mesh):
-    batch = batches()[0] | {"index": np.arange(BATCH)}
-    placed = batch_placer(mesh)(batch)
-    assert list(placed) == ["image", "label"]
-    assert placed["image"].sharding == NamedSharding(mesh, P("data"))
-    assert placed["image"].addressable_shards[0].data.shape[0] == BATCH // 4
-    np.testing.assert_array_equal(placed["image"], batch["image"])
-
-
-def test_parts_of_processes_must_make_up_the_batch(mesh, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)  # while the mesh's "data" is all on this one
-    with pytest.raises(ValueError, match='2 processes with 32 examples each make a batch of 32: the axis "data"'):
-        batch_placer(mesh)(batches()[0])
+def test_batches_are_cut_over_data(mesh, params):
+    batch, lanes = batches()[0], lanes_of(params, mesh)
+    placed = lanes.place({0: batch})
+    assert placed["image"].sharding == NamedSharding(mesh, P("pool", "data"))
+    assert placed["image"].addressable_shards[0].data.shape[:2] == (1, BATCH // 4)
+    np.testing.assert_array_equal(placed["image"][0], batch["image"])
+    with pytest.raises(ValueError, match=r'4 devices of "data" cannot share a batch of 30'):
+        lanes.place({0: jax.tree.map(lambda leaf: leaf[:30], batch)})

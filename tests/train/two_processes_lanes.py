@@ -12,10 +12,10 @@ from jax.sharding import AxisType, Mesh
 from soups import tree
 from soups.data import array_source, loader
 from soups.processes import on_first_process
-from soups.train import Training, lanes, loop, param_shardings
+from soups.train import Training, lanes, loop, param_shardings, step
 
 ROOT = pathlib.Path(__file__).parents[2]
-PLAIN = Training(train_apply=killed_run.network, num_classes=killed_run.CLASSES)
+PLAIN = Training(loss=killed_run.LOSS, clip_norm=1.0)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # slower, and there sooner
 MEMBERS = {
     "short": {"learning_rate": 0.03, "weight_decay": 0.1, "mixup": 0.4, "seed": 5, "num_steps": 4},
@@ -44,13 +44,19 @@ def placed_on(mesh):
     return {"mesh": mesh, "shardings": param_shardings(killed_run.start_weights(), mesh, min_size=16)}
 
 
-def run(directory, mesh, members=MEMBERS, training=PLAIN, make_loader=make_loader, **options):
-    """Fine-tune the members, as many side by side as there is room for, and give their states on the host, by name."""
-    states, params = {}, killed_run.start_weights()
-    options = {"save_every": SAVE_EVERY} | placed_on(mesh) | options
-    for group in lanes.groups_of({name: one["num_steps"] for name, one in members.items()}, mesh.shape["pool"]):
+def train_group(placement, make_loader, members, directory, **options):
+    """Train one group of members side by side, and give their state as one."""
+    params, options = killed_run.start_weights(), {"save_every": SAVE_EVERY} | options
+    data, members = loop.prepared(placement.training, params, make_loader, members, None)
+    return loop.run(placement, params, members, data, directory=directory, **options)[0]
+
+
+def run(directory, placement, members=MEMBERS, make_loader=make_loader, **options):
+    """Train the members, as many side by side as there is room for, and give their states on the host, by name."""
+    states = {}
+    for group in lanes.groups_of({name: one["num_steps"] for name, one in members.items()}, placement.count):
         own = {name: members[name] for name in group}
-        state = lanes.finetune_lanes(training, params, make_loader, own, directory / group[0], **options)
+        state = train_group(placement, make_loader, own, directory / group[0], **options)
         states |= {name: lanes.take_lane(state, lane) for lane, name in enumerate(group)}
     return states
 
@@ -62,13 +68,13 @@ def main():
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    loop._cpu_options = lambda: QUICK
+    step.cpu_options = lambda: QUICK
     mesh = mesh_of(*MESH)
     print(f"loads {sorted(lanes.lane_shares(mesh).items())}", flush=True)
-    programs = lanes.lane_programs(PLAIN, killed_run.start_weights(), **placed_on(mesh))
-    run(folder, mesh, programs=programs)
+    placement = lanes.Lanes(PLAIN, killed_run.start_weights(), **placed_on(mesh))
+    run(folder, placement)
     on_first_process(lambda: shutil.rmtree(max(folder.glob("*/step_*"))))  # as if killed before the last checkpoint
-    states = run(folder, mesh, programs=programs)
+    states = run(folder, placement)
     leaves = {f"{name}/{leaf}": x for name in states for leaf, x in tree.flatten(states[name]["params"]).items()}
     np.savez(folder / f"states_{process}.npz", **leaves)
     try:

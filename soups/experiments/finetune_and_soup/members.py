@@ -11,10 +11,9 @@ from soups import models, tree
 from soups.evaluate import ensemble_logits
 from soups.experiments.finetune_and_soup.setting import Setting
 from soups.experiments.search_space import common_choices
-from soups.progress import progress, say
 from soups.studies.kitchen import Kitchen
 from soups.studies.measuring import best_of
-from soups.train import run_sweep, sweep
+from soups.train import search, sweep
 
 
 def start_weights(setting: Setting) -> tree.Tree:
@@ -22,10 +21,9 @@ def start_weights(setting: Setting) -> tree.Tree:
 
     def make():
         config, data = setting.config["pretrain"], setting.pretraining["train"]
-        say(f"pre-training on {len(data)} images")
         image_shape = data.images.shape[1:]
         params = models.init(setting.model, jax.random.key(setting.seed), image_shape)
-        return _single(setting, setting.training, params, _arrays(data), dict(config) | {"seed": setting.seed})
+        return _single(setting, "pre-training", params, _arrays(data), dict(config) | {"seed": setting.seed})
 
     return setting.kept(setting.bases, "start", make)
 
@@ -34,27 +32,26 @@ def linear_probe(setting: Setting, start: tree.Tree) -> tree.Tree:
     """Return the start weights with a new head, trained on the task with the trunk frozen."""
 
     def make():
-        say("linear probe")
         config = setting.config["probe"]
         key = jax.random.key(setting.seed)
         params = models.replace_head(start, key, len(setting.task.class_names))
-        head = models.head_rule(params)
-        training = dataclasses.replace(setting.training, learning_rate_rules=((head, 1.0), (".*", 0.0)))
-        return _single(setting, training, params, _arrays(setting.task.train), dict(config) | {"seed": setting.seed})
+        rules, hyperparameters = ((models.head_rule(params), 1.0), (".*", 0.0)), dict(config) | {"seed": setting.seed}
+        data = _arrays(setting.task.train)
+        return _single(setting, "linear probe", params, data, hyperparameters, learning_rate_rules=rules)
 
     return setting.kept(setting.bases, "probe", make)
 
 
 def sweep_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     """Draw the hyper-parameters of all members of a sweep."""
-    return sweep.random(
+    return search.random(
         config["members"],
         seed,
         **common_choices(config),
-        augment_operations=sweep.integers(*config["augment_operations"]),
-        augment_magnitude=sweep.uniform(*config["augment_magnitude"]),
-        epochs=sweep.integers(*config["epochs"]),
-        seed=sweep.integers(0, 2**31 - 1),
+        augment_operations=search.integers(*config["augment_operations"]),
+        augment_magnitude=search.uniform(*config["augment_magnitude"]),
+        epochs=search.integers(*config["epochs"]),
+        seed=search.integers(0, 2**31 - 1),
     )
 
 
@@ -76,13 +73,11 @@ def trajectory_averages(setting: Setting, probe: tree.Tree, member: str) -> dict
     """Train a member once more and give the EMA and the SWA of its trajectory."""
     names = {kind: f"{kind}_of_{member}" for kind in ("ema", "swa")}
     if not all(setting.name(name) in setting.results for name in names.values()):
-        say(f"averages along the trajectory of {member}")
         config = setting.config["trajectory"]
-        training = dataclasses.replace(setting.training, ema_decay=config["ema_decay"], swa_start=config["swa_start"])
-        hyperparameters = setting.pool.record(member)["metadata"]["config"]
-        averages = _result(setting, training, probe, _arrays(setting.task.train), hyperparameters)["averages"]
+        hyperparameters, what = setting.pool.record(member)["metadata"]["config"], f"averages of {member}"
+        made = _result(setting, what, probe, _arrays(setting.task.train), hyperparameters, **config)
         for kind, name in names.items():
-            setting.kept(setting.results, name, lambda kind=kind: tree.cast_like(averages[kind], probe))
+            setting.kept(setting.results, name, lambda kind=kind: tree.cast_like(made["averages"][kind], probe))
     return {kind: setting.results[setting.name(name)] for kind, name in names.items()}
 
 
@@ -93,63 +88,49 @@ def distilled(setting: Setting, kitchen: Kitchen, probe: tree.Tree) -> tree.Tree
     """
 
     def make():
-        say("distilling the ensemble into one network")
         evaluator = kitchen.evaluator(setting.task.train)
         logits = [evaluator.logits(setting.pool[name]) for name in kitchen.names]
         targets = np.asarray(jax.nn.softmax(ensemble_logits(logits), axis=-1), np.float32)
         data = {"image": setting.task.train.images, "label": targets}
         hyperparameters = setting.pool.record(best_of(kitchen.scores))["metadata"]["config"]
         hyperparameters |= {"label_smoothing": 0.0, "mixup": 0.0}
-        return _single(setting, setting.training, probe, data, hyperparameters)
+        return _single(setting, "distillation", probe, data, hyperparameters)
 
     return setting.kept(setting.results, "distilled", make)
 
 
 def _fill(setting, prefix, training, params, members, what) -> list[str]:
     names = [setting.name(f"{prefix}_{index:02d}") for index in range(len(members))]
-    done = [index for index, name in enumerate(names) if name in setting.pool]
-    if len(done) == len(names):
-        return names
     config = setting.config["finetune"]
-    results = run_sweep(
+    sweep(
         training,
         params,
         _arrays(setting.task.train),
         members,
+        setting.pool,
         batch_size=config["batch_size"],
-        mode=_mode(setting),
+        names=names,
+        base=setting.bases.digest(setting.name("probe")),
+        metadata={"seed": setting.seed},
+        mode=None if config["mode"] == "auto" else config["mode"],
         mesh=setting.mesh,
         members_per_program=config["members_per_program"],
-        skip=done,
+        what=what,
     )
-    with progress(what, len(members), "members", done=len(done)) as advance:
-        for index, result in results:
-            metadata = {"config": members[index], "seed": setting.seed, "losses": _thinned(result["losses"])}
-            setting.pool.add(names[index], result["params"], metadata, base=setting.bases.digest(setting.name("probe")))
-            advance(1)
     return names
 
 
-def _single(setting, training, params, data, hyperparameters) -> tree.Tree:
-    return _result(setting, training, params, data, hyperparameters)["params"]
+def _single(*args, **settings) -> tree.Tree:
+    return _result(*args, **settings)["params"]
 
 
-def _result(setting, training, params, data, hyperparameters) -> dict[str, Any]:
-    batch_size = setting.config["finetune"]["batch_size"]
-    mode = "sequential" if setting.config["finetune"]["mode"] == "sequential" else "map"
-    ((_, result),) = run_sweep(training, params, data, [hyperparameters], batch_size=batch_size, mode=mode)
-    return result
-
-
-def _mode(setting) -> str:
-    return "sharded" if setting.mesh is not None else setting.config["finetune"]["mode"]
+def _result(setting, what, params, data, hyperparameters, **settings) -> dict[str, Any]:
+    config, made = setting.config["finetune"], {}
+    settings |= {"mode": "sequential" if config["mode"] == "sequential" else "map", "batch_size": config["batch_size"]}
+    keep = lambda name, result: made.update(result)  # noqa: E731
+    sweep(setting.training, params, data, [hyperparameters], what=what, on_member=keep, **settings)
+    return made
 
 
 def _arrays(dataset) -> dict[str, np.ndarray]:
     return {"image": dataset.images, "label": dataset.labels}
-
-
-def _thinned(losses, most=50) -> list[float | None]:
-    """Average losses over so many equal parts of the training; null where they are not finite."""
-    parts = np.array_split(np.asarray(losses, np.float64), min(most, len(losses)))
-    return [float(mean) if np.isfinite(mean := part.mean()) else None for part in parts]

@@ -12,7 +12,7 @@ from soups.data import Dataset, Task
 from soups.pool import Pool
 from soups.studies.kitchen import Kitchen
 from soups.studies.study import Scene
-from soups.train import Training
+from soups.train import Classification, Training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,7 @@ class Setting(Scene):
     def training(self) -> Training:
         """Return what all fine-tunings of this seed have in common."""
         return Training(
-            train_apply=models.train_apply_fn(self.model),
-            num_classes=len(self.task.class_names),
+            loss=Classification(models.train_apply_fn(self.model), len(self.task.class_names)),
             clip_norm=self.config["finetune"]["clip_norm"],
         )
 

@@ -1,24 +1,22 @@
 """Make the members: the weights with their first head, then one group of fine-tunings after the other."""
 
-import functools
-import shutil
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
+import numpy as np
 
-from soups import tree
+from soups import state, tree
 from soups.data.batches import loader
 from soups.data.transforms import center_crop, compose, resize_shorter, to_channels
-from soups.experiments.imagenet_finetune.search import augmentation
+from soups.experiments.imagenet_finetune.search import augmentation as augmented
 from soups.experiments.imagenet_finetune.setting import Setting
+from soups.files import replace_file
 from soups.pool import digest
 from soups.processes import on_first_process
-from soups.progress import progress, say
-from soups.train.lanes import finetune_lanes, groups_of, lane_programs, lane_shares, losses_path, take_lane
+from soups.progress import say
+from soups.train import sweep
+from soups.train.lanes import lane_shares
 from soups.train.loop import num_steps
-from soups.train.probe import extract_features, probe_on_features
-from soups.train.trajectory import averages
+from soups.train.probe import extract_features, probe_on_features, with_head
 
 FIRST = "member_00"  # the head alone was trained, or none at all: what all others start from
 
@@ -29,7 +27,7 @@ def first_member(setting: Setting) -> tree.Tree:
         strengths, params, info = setting.config["probe"]["strengths"], setting.start, "start weights as they came"
         if strengths:
             params, info = _probed(setting, setting.start, strengths), "linear probe on the start weights"
-        metadata = {"arch": setting.arch.name, "hparams": {"info": info}, "start": setting.config["start"]}
+        metadata = {"arch": setting.arch.name, "config": {"info": info}, "start": setting.config["start"]}
         setting.pool.add(FIRST, params, metadata, metrics={"held_out": setting.held_out_accuracy(params)})
     first, record = setting.pool[FIRST], setting.pool.record(FIRST)
     for pool in setting.averages.values():
@@ -40,25 +38,25 @@ def first_member(setting: Setting) -> tree.Tree:
 
 def fine_tuned(setting: Setting, first: tree.Tree, drawn: list[dict[str, Any]]) -> list[str]:
     """Fine-tune the members, as many side by side as the mesh's axis "pool" is long, and give their names."""
-    radius = setting.config["finetune"]["sam_radius"]
-    drawn = [one | {"sam_radius": radius} for one in drawn] if radius else drawn
-    members = {f"member_{number:02d}": one for number, one in enumerate(drawn, 1)}
-    steps = {name: _num_steps(setting, one) for name, one in members.items()}
-    programs = lane_programs(setting.training, first, mesh=setting.mesh, shardings=setting.shardings(first))
-    for group in groups_of(steps, setting.mesh.shape["pool"]):
-        directory = setting.workdir.path / "training" / group[0]
-        if any(name not in setting.pool for name in group):
-            _fine_tune(setting, first, {name: members[name] for name in group}, directory, programs)
-        on_first_process(lambda directory=directory: shutil.rmtree(directory, ignore_errors=True))
-    return list(members)
-
-
-def with_head(params: tree.Tree, place: str, head: tree.Tree | None) -> tree.Tree:
-    """Replace the head, which is at a place such as "params/head"; None takes it out."""
-    outer, _, inner = place.partition("/")
-    rest = {name: part for name, part in params.items() if name != outer}
-    new = with_head(params[outer], inner, head) if inner else head
-    return rest if new is None else rest | {outer: new}
+    names = [f"member_{number:02d}" for number in range(1, len(drawn) + 1)]
+    sweep(
+        setting.training,
+        first,
+        _Batches(setting),
+        [one | _numbers(setting, one) for one in drawn],
+        setting.pool,
+        names=names,
+        base=setting.pool.digest(FIRST),
+        metadata={"arch": setting.arch.name},
+        mesh=setting.mesh,
+        shardings=setting.shardings(first),
+        save_every=setting.config["finetune"]["save_every"],
+        averages=setting.averages,
+        evaluate=lambda params: {"held_out": setting.held_out_accuracy(params)},
+        on_member=lambda name, result: on_first_process(lambda: _keep_losses(setting, name, result["losses"])),
+        what="fine-tuning",
+    )
+    return names
 
 
 def _probed(setting, params, strengths):
@@ -95,96 +93,37 @@ def _probed(setting, params, strengths):
     return with_head(params, setting.arch.head, head)
 
 
-def _fine_tune(setting, first, group, directory, programs):
-    """Fine-tune a group of members and add them to the pools."""
-    config = setting.config["finetune"]
-    numbers = {name: _numbers(setting, one) for name, one in group.items()}
-    total = max(one["num_steps"] for one in numbers.values())
-    what = ", ".join(f"{name} ({one['augmentation']})" for name, one in group.items())
-    with progress(what, total, "steps") as advance:
-        state = finetune_lanes(
-            setting.training,
-            first,
-            lambda name, *part: _batches(setting, group[name], *part),
-            numbers,
-            directory,
-            mesh=setting.mesh,
-            save_every=config["save_every"],
-            programs=programs,
-            on_step=_every(max(1, total // 100), advance),
-        )
-    on_first_process(lambda: _keep_losses(setting, group, directory))
-    kept = _kinds(state, decays=setting.training.ema_decays)
-    for lane, (name, hyperparameters) in enumerate(group.items()):
-        _keep(setting, name, hyperparameters, lambda kind, lane=lane: take_lane(kept[kind], lane))
-
-
 def _numbers(setting, hyperparameters):
-    steps, warmup = _num_steps(setting, hyperparameters), setting.config["finetune"]["warmup_steps"]
-    numbers = {key: value for key, value in hyperparameters.items() if key != "augmentation"}
-    return numbers | {"num_steps": steps, "warmup_steps": min(warmup, steps // 2)}
+    """Return the hyper-parameters that follow from the size of the data and the config."""
+    config = setting.config["finetune"]
+    steps = num_steps(hyperparameters, len(setting.train), config["batch_size"])
+    sharpness = {"sam_radius": config["sam_radius"]} if config["sam_radius"] else {}
+    return {"num_steps": steps, "warmup_steps": min(config["warmup_steps"], steps // 2)} | sharpness
 
 
-def _num_steps(setting, hyperparameters):
-    return num_steps(hyperparameters, len(setting.train), setting.config["finetune"]["batch_size"])
-
-
-def _batches(setting, hyperparameters, index, count):
+class _Batches:
     """Load one of `count` parts of a member's batches; the members on this host share its workers."""
-    config, members_here = setting.config["finetune"], len(lane_shares(setting.mesh))
-    return loader(
-        setting.train,
-        config["batch_size"],
-        seed=hyperparameters["seed"],
-        transform=to_channels(3),
-        random_transform=augmentation(hyperparameters["augmentation"], setting.arch.image_size),
-        process_index=index,
-        process_count=count,
-        num_threads=config["num_threads"],
-        num_workers=-(-config["num_workers"] // members_here),
-    )
+
+    def __init__(self, setting):
+        self._setting, self._members_here = setting, len(lane_shares(setting.mesh))
+
+    def __call__(self, index, count, seed, augmentation):
+        setting, config = self._setting, self._setting.config["finetune"]
+        return loader(
+            setting.train,
+            config["batch_size"],
+            seed=seed,
+            transform=to_channels(3),
+            random_transform=augmented(augmentation, setting.arch.image_size),
+            process_index=index,
+            process_count=count,
+            num_threads=config["num_threads"],
+            num_workers=-(-config["num_workers"] // self._members_here),
+        )
 
 
-@functools.partial(jax.jit, static_argnames="decays")
-def _kinds(state, decays):
-    """Return the weights of all lanes under "", and their averages under their names."""
-    params = state["params"]
-    return {"": params} | {kind: tree.cast_like(kept, params) for kind, kept in averages(state, decays).items()}
-
-
-def _keep(setting, name, hyperparameters: Mapping[str, Any], take: Callable):
-    """Keep a member's averages, then itself: where that is in its pool, all of them are."""
-    metadata, shown = {"arch": setting.arch.name, "hparams": dict(hyperparameters)}, []
-    for kind, pool in setting.averages.items():
-        shown.append(f"{kind} {_add(setting, pool, name, take, metadata | {'average': kind})}")
-    say(", ".join([f"{name}: held-out {_add(setting, setting.pool, name, take, metadata)}", *shown]))
-
-
-def _add(setting, pool, name, take, metadata):
-    """Add weights to a pool, if they are not there, and say how good they are."""
-    if name not in pool:
-        params = take(metadata.get("average", ""))
-        metrics = {"held_out": setting.held_out_accuracy(params)} if tree.all_finite(params) else {}
-        pool.add(name, params, metadata, metrics=metrics, base=pool.digest(FIRST))
-    found = pool.metrics(name)
-    return f"{100 * found['held_out']:.2f} %" if found else "diverged, and no soup will take it"
-
-
-def _keep_losses(setting, names, directory):
-    losses = setting.workdir.path / "losses"
-    losses.mkdir(exist_ok=True)
-    for name in names:
-        shutil.copy(losses_path(directory, name), losses / f"{name}.jsonl")
-
-
-def _every(steps, advance):
-    """Return an `on_step` that reports once in so many steps, and at once where the run begins or goes on."""
-    done = 0
-
-    def on_step(index, losses):
-        nonlocal done
-        if not done or index + 1 >= done + steps:
-            advance(index + 1 - done)
-            done = index + 1
-
-    return on_step
+def _keep_losses(setting, name, losses):
+    lines = ({"step": step, "loss": float(loss) if np.isfinite(loss) else None} for step, loss in enumerate(losses))
+    path = setting.workdir.path / "losses" / f"{name}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, b"".join(map(state.sealed_line, lines)))

@@ -133,13 +133,13 @@ def _start(config, arch, num_classes):
 
 def _print(setting, names):
     records = {name: setting.pool.record(name) for name in names}
-    keys = list(dict.fromkeys(key for record in records.values() for key in record["metadata"]["hparams"]))
+    keys = list(dict.fromkeys(key for record in records.values() for key in record["metadata"]["config"]))
     table = Table(title=Text(f"soups · {setting.config['name']}", style="bold"), box=SIMPLE_HEAD, pad_edge=False)
     for head in ("", "held-out %", *(f"{kind} %" for kind in setting.averages), *keys):
         table.add_column(head, no_wrap=True)
     for name, record in records.items():
         found = [_percent(pool.record(name)) for pool in (setting.pool, *setting.averages.values())]
-        settings = (record["metadata"]["hparams"].get(key, "") for key in keys)
+        settings = (record["metadata"]["config"].get(key, "") for key in keys)
         shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in settings]
         table.add_row(name, *found, *map(Text, shown))
     if jax.process_index() == 0:

@@ -17,20 +17,20 @@ from soups.data.random_transforms import (
     random_resized_crop,
 )
 from soups.experiments.search_space import common_choices
-from soups.train import sweep
+from soups.train import search
 
 MINIMAL = "minimal"
 
 
 def draw_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     """Draw the members of `config.sweep`; the first ones of a longer search are those of a shorter one."""
-    return sweep.random(
+    return search.random(
         config["members"],
         seed,
         **common_choices(config),
-        epochs=sweep.integers(*config["epochs"]),
+        epochs=search.integers(*config["epochs"]),
         augmentation=_augmentation(config),
-        seed=sweep.integers(0, 2**31 - 1),
+        seed=search.integers(0, 2**31 - 1),
     )
 
 
@@ -48,7 +48,7 @@ def augmentation(name: str, image_size: int) -> RandomTransform:
 
 
 def _augmentation(config) -> Callable[[np.random.Generator], str]:
-    magnitude, operations = sweep.integers(*config["magnitude"]), sweep.integers(*config["operations"])
+    magnitude, operations = search.integers(*config["magnitude"]), search.integers(*config["operations"])
 
     def draw(generator):
         minimal = generator.uniform() < config["minimal"]

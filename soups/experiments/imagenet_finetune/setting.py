@@ -17,7 +17,7 @@ from soups.evaluate import Evaluator, LogitCache, accuracy
 from soups.models.architectures import Architecture
 from soups.pool import Pool
 from soups.studies.study import Workdir
-from soups.train import Training
+from soups.train import Classification, Training
 from soups.train.lanes import lane_shares
 from soups.train.published import DECAY_ALL
 from soups.train.sharding import param_shardings
@@ -111,8 +111,7 @@ def training_of(config: Mapping[str, Any], arch: Architecture, num_classes: int)
     """
     fields = {"dtype": DTYPES[config["dtype"]]} | ({"remat": True} if config["remat"] else {})
     return Training(
-        train_apply=arch.train_apply_fn(num_classes, **fields),
-        num_classes=num_classes,
+        loss=Classification(arch.train_apply_fn(num_classes, **fields), num_classes),
         clip_norm=config["clip_norm"],
         decay_rules=DECAY_ALL,
         sam=config["sam_radius"] > 0,

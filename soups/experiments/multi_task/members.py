@@ -23,8 +23,7 @@ from soups.experiments.multi_task.networks import (
 from soups.pool import Pool
 from soups.progress import progress, say
 from soups.studies.study import Scene
-from soups.train import Training, finetune
-from soups.train.loop import jit_step, member_indices
+from soups.train import Training, fit
 
 Trunks = tree.Tree | Mapping[str, tree.Tree]  # one for all tasks, or one for each by its name
 
@@ -110,12 +109,12 @@ def fine_tuned(scene: Tasks, probed: tree.Tree) -> None:
     """Fill the pool with a member for each task, fine-tuned from the start's trunk and the task's probed head."""
     trunk, head = split_head(probed)
     heads, config = unstacked(head, scene.tasks), scene.config["finetune"]
-    step = jit_step(scene.training)
+    training = scene.training
     with progress("members", len(scene.tasks), "tasks") as advance:
         for task, data in scene.tasks.items():
             if scene.name(task) not in scene.pool:
                 arrays = {"image": data.train.images, "label": data.train.labels}
-                trained = _trained(scene, {**trunk, "head": heads[task]}, arrays, config, step)
+                trained = _trained(scene, {**trunk, "head": heads[task]}, arrays, config, training)
                 scene.pool.add(scene.name(task), *trained)
             advance(1)
 
@@ -124,12 +123,12 @@ def jointly_trained(scene: Tasks, probed: tree.Tree) -> list[str]:
     """Train one trunk with all heads on all tasks, once for each learning rate, and give the names of the results."""
     config = scene.config["joint"]
     rates = {scene.name(f"joint_{index}"): rate for index, rate in enumerate(config["learning_rates"])}
-    step, data = jit_step(scene.networks.joint_training()), bundled([task.train for task in scene.tasks.values()])
+    training, data = scene.networks.joint_training(), bundled([task.train for task in scene.tasks.values()])
     with progress("multi-task learning", len(rates), "learning rates") as advance:
         for name, rate in rates.items():
             if name not in scene.joint:
                 settings = scene.config["finetune"] | {"learning_rate": rate, "batch_size": config["batch_size"]}
-                scene.joint.add(name, *_trained(scene, probed, data, settings, step))
+                scene.joint.add(name, *_trained(scene, probed, data, settings, training))
             advance(1)
     return list(rates)
 
@@ -140,12 +139,10 @@ def members_of(scene: Tasks) -> tuple[dict[str, tree.Tree], dict[str, tree.Tree]
     return {task: trunk for task, (trunk, _) in pairs.items()}, {task: head for task, (_, head) in pairs.items()}
 
 
-def _trained(scene, params, data, config, step):
+def _trained(scene, params, data, config, training):
     """Return the weights after fine-tuning, and their metadata."""
     start = time.monotonic()
     settings = {name: config[name] for name in ("learning_rate", "weight_decay", "epochs")} | {"seed": scene.seed}
-    order = member_indices(settings, len(data["label"]), config["batch_size"])
-    batches = ({name: array[rows] for name, array in data.items()} for rows in order)
-    state = finetune(scene.training, params, batches, settings | {"num_steps": len(order)}, step=step)
-    params = jax.device_get(state["params"])
+    made = fit(training, params, data, batch_size=config["batch_size"], hyperparameters=settings)
+    params = jax.device_get(made["params"])
     return params, {"config": settings, "seed": scene.seed, "seconds": round(time.monotonic() - start, 2)}

@@ -11,7 +11,7 @@ import optax
 from sklearn.linear_model import LogisticRegression
 
 from soups import models, tree
-from soups.train import Training
+from soups.train import Classification, Training
 
 UNUSED = -30.0  # bias of a class that a task does not have: its probability is 1e-13, its gradient nothing to Adam
 
@@ -76,14 +76,13 @@ class Networks:
 
     def training(self) -> Training:
         """Return the fine-tuning of a trunk with the head of one task; its data are images [N, H, W, 1]."""
-        apply = models.train_apply_fn(self.single)
-        return Training(train_apply=apply, num_classes=self.num_classes, clip_norm=self.clip_norm)
+        loss = Classification(models.train_apply_fn(self.single), self.num_classes)
+        return Training(loss=loss, clip_norm=self.clip_norm)
 
     def joint_training(self) -> Training:
         """Return the training of a trunk with all heads, as `training` but for the data: see `bundled`."""
-        return dataclasses.replace(
-            self.training(), train_apply=lambda params, inputs, _: (self.joint_logits(params, inputs), params)
-        )
+        loss = Classification(lambda params, inputs, _: self.joint_logits(params, inputs), self.num_classes)
+        return dataclasses.replace(self.training(), loss=loss)
 
 
 def split_head(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:

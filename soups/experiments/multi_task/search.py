@@ -14,7 +14,7 @@ from soups.experiments.multi_task.members import Tasks, Trunks, members_of, trun
 from soups.experiments.multi_task.methods import METHODS, Kit, Merged
 from soups.experiments.multi_task.networks import bundled
 from soups.progress import say
-from soups.train import sweep
+from soups.train import search
 
 Row = dict[str, Any]
 
@@ -50,7 +50,7 @@ def method_row(scene: Tasks, kit: Kit, name: str, choices: Mapping[str, Any], of
     """
     method, started = METHODS[name], time.monotonic()
     prepared, preparing = _timed(lambda: method.prepare(kit))
-    best, points = None, sweep.grid(**choices)
+    best, points = None, search.grid(**choices)
     for setting in points:
         merged, seconds = _timed(lambda setting=setting: method.merge(kit, prepared, **setting))
         merged = merged if isinstance(merged, Merged) else Merged(merged)

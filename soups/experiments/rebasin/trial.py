@@ -21,8 +21,7 @@ from soups.pool import Pool
 from soups.progress import progress
 from soups.recipes.permutation import Spec
 from soups.studies.study import Scene
-from soups.train import Training, finetune
-from soups.train.loop import jit_step, member_indices
+from soups.train import Classification, Training, fit
 
 KINDS = {"mlp": models.MLP, "cnn": models.ConvNet}
 MEASURES = ("accuracy", "nll")
@@ -60,14 +59,8 @@ class Network:
     @functools.cached_property
     def training(self) -> Training:
         """Return what the training of all members has in common."""
-        train_apply = models.train_apply_fn(self.model)
-        clip_norm = self.training_settings["clip_norm"]
-        return Training(train_apply=train_apply, num_classes=self.num_classes, clip_norm=clip_norm)
-
-    @functools.cached_property
-    def step(self):
-        """Return the compiled training step."""
-        return jit_step(self.training)
+        loss = Classification(models.train_apply_fn(self.model), self.num_classes)
+        return Training(loss=loss, clip_norm=self.training_settings["clip_norm"])
 
     @functools.cached_property
     def stats(self):
@@ -94,7 +87,7 @@ class Network:
     def midpoint_loss(self, params: tree.Tree, batch) -> jax.Array:
         """Return the mean loss on a batch in training mode: statistics of averaged weights are those of the batch."""
         inputs, labels = batch
-        logits, _ = self.training.train_apply(params, inputs, jax.random.key(0))
+        logits, _ = self.training.loss.train_apply(params, inputs, jax.random.key(0))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
@@ -187,7 +180,6 @@ def train_members(trial: Trial) -> None:
 
 def _trained(network, data, hyperparameters):
     params = models.init(network.model, jax.random.key(hyperparameters["seed"]), data.images.shape[1:])
-    order = member_indices(hyperparameters, len(data), network.training_settings["batch_size"])
-    batches = ({"image": data.images[rows], "label": data.labels[rows]} for rows in order)
-    hyperparameters = hyperparameters | {"num_steps": len(order)}
-    return jax.device_get(finetune(network.training, params, batches, hyperparameters, step=network.step)["params"])
+    arrays, size = {"image": data.images, "label": data.labels}, network.training_settings["batch_size"]
+    made = fit(network.training, params, arrays, batch_size=size, hyperparameters=hyperparameters)
+    return jax.device_get(made["params"])

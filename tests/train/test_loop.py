@@ -1,4 +1,4 @@
-"""Test that a run that is killed goes on to the same weights, to the bit."""
+"""Test that a run trains by any loss, and that one that is killed goes on to the same weights, to the bit."""
 
 import dataclasses
 import importlib.util
@@ -17,9 +17,8 @@ import pytest
 from jax.sharding import AxisType
 
 from soups import tree
-from soups.train import finetune
-from soups.train.resumable import finetune_resumable, shared_step
-from soups.train.sharding import param_shardings
+from soups.pool import digest
+from soups.train import fit, param_shardings
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")
@@ -29,22 +28,27 @@ _spec.loader.exec_module(killed_run)
 STEPS, SAVE_EVERY = killed_run.STEPS, killed_run.SAVE_EVERY
 
 
-def run(directory, training=killed_run.TRAINING, make_loader=killed_run.make_loader, params=None, **options):
+def run(directory, training=killed_run.TRAINING, data=None, params=None, **options):
     given = {"save_every": SAVE_EVERY} | {name: options.pop(name) for name in list(options) if name in KEYWORDS}
     params = killed_run.start_weights() if params is None else params
     hyperparameters = killed_run.HYPERPARAMETERS | options
-    return finetune_resumable(training, params, make_loader, hyperparameters, directory, **given)
+    data = killed_run.make_loader(hyperparameters["seed"]) if data is None else data
+    return fit(training, params, data, hyperparameters=hyperparameters, directory=directory, **given)
 
 
-KEYWORDS = ("save_every", "mesh", "shardings", "step", "on_step")
+KEYWORDS = ("save_every", "mesh", "shardings", "on_step")
 
 
-def no_loader(seed):
-    raise AssertionError("a finished run needs no data")
+class NoBatches:
+    """Refuse to be read: a finished run needs no data."""
+
+    def __iter__(self):
+        raise AssertionError
 
 
 def losses(directory):
-    return [json.loads(line) for line in (directory / "losses.jsonl").read_text().splitlines()]
+    lines = map(json.loads, (directory / "losses.jsonl").read_text().splitlines())
+    return [{"step": line["step"], "loss": line["loss"]} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, tmp_path):
 
 def test_it_trains_as_the_plain_loop(whole):
     batches = iter(killed_run.make_loader(killed_run.HYPERPARAMETERS["seed"]))
-    expected = finetune(killed_run.TRAINING, killed_run.start_weights(), batches, killed_run.HYPERPARAMETERS)
+    expected = run(None, data=batches)
     chex.assert_trees_all_equal(whole[1], jax.device_get(expected))
 
 
@@ -84,12 +88,11 @@ def test_members_share_one_compilation(whole, tmp_path):
         traced.append(images.shape)
         return killed_run.network(params, images, key)
 
-    training = dataclasses.replace(killed_run.TRAINING, train_apply=network)
-    step = shared_step(training, killed_run.start_weights())
-    first = run(tmp_path / "first", training, step=step)
+    training = dataclasses.replace(killed_run.TRAINING, loss=dataclasses.replace(killed_run.LOSS, train_apply=network))
+    first = run(tmp_path / "first", training)
     chex.assert_trees_all_equal(jax.device_get(first), whole[1])
     once = len(traced)
-    run(tmp_path / "second", training, step=step, learning_rate=1e-4, seed=6)
+    run(tmp_path / "second", training, learning_rate=1e-4, seed=6)
     assert len(traced) == once > 0
     assert training.begin._cache_size() == 1
 
@@ -102,7 +105,7 @@ def test_losses_are_written_for_every_step(whole):
 
 def test_a_finished_run_is_read_and_not_repeated(whole):
     before = (whole[0] / "losses.jsonl").read_bytes()
-    state = run(whole[0], make_loader=no_loader)
+    state = run(whole[0], data=NoBatches())
     chex.assert_trees_all_equal(jax.device_get(state), whole[1])
     assert (whole[0] / "losses.jsonl").read_bytes() == before
 
@@ -136,21 +139,22 @@ def test_another_run_in_the_directory_is_an_error(whole):
         lambda name, leaf: leaf[:4] if name == "hidden/kernel" else leaf, killed_run.start_weights()
     )
     with pytest.raises(ValueError, match="holds a run that was begun otherwise") as error:
-        run(whole[0], training, no_loader, params, learning_rate=0.02)
+        run(whole[0], training, NoBatches(), params, learning_rate=0.02)
     assert str(error.value).splitlines()[1:-1] == [
         "  training.clip_norm: 1.0 there, 2.0 now",
         "  hyperparameters.learning_rate: 0.029999999329447746 there, 0.019999999552965164 now",
         "  weights.hidden/kernel: float32[48, 16] there, float32[4, 16] now",
+        f"  digest.start: {digest({'start': killed_run.start_weights()})} there, {digest({'start': params})} now",
     ]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"save_every": 0}, "save_every must be at least 1, not 0"),
+        ({"save_every": 0}, "save_every must be at least 1 and a whole number, not 0"),
         ({"learning_rat": 1}, "unknown hyper-parameter 'learning_rat'"),
-        ({"make_loader": lambda seed: [{}]}, "a list_iterator, cannot be resumed: it needs get_state and set_state"),
-        ({"make_loader": lambda seed: killed_run.make_loader(seed, 5)}, "a batch of 5 cannot be cut into accumulate=2"),
+        ({"data": [killed_run.first_batch()]}, "a list_iterator, cannot be resumed: it needs get_state and set_state"),
+        ({"data": killed_run.make_loader(5, 5)}, "a batch of 5 cannot be cut into accumulate=2"),
     ],
 )
 def test_what_cannot_be_run(tmp_path, options, message):
@@ -159,8 +163,8 @@ def test_what_cannot_be_run(tmp_path, options, message):
 
 
 def test_steps_are_needed(tmp_path):
-    with pytest.raises(ValueError, match='the hyper-parameters need "num_steps"'):
-        finetune_resumable(killed_run.TRAINING, {}, no_loader, {"seed": 0}, tmp_path, save_every=1)
+    with pytest.raises(ValueError, match="batches that have no length need a number of steps"):
+        fit(killed_run.TRAINING, killed_run.start_weights(), NoBatches(), directory=tmp_path)
 
 
 def test_batches_that_end_early_are_an_error(tmp_path, whole):
@@ -178,7 +182,7 @@ def test_batches_that_end_early_are_an_error(tmp_path, whole):
             """Take nothing."""
 
     with pytest.raises(ValueError, match=f"the batches ended after 0 of {STEPS} steps"):
-        run(tmp_path, make_loader=lambda seed: Short())
+        run(tmp_path, data=Short())
 
 
 def test_shardings_of_another_mesh_are_an_error(tmp_path, mesh):
@@ -186,16 +190,12 @@ def test_shardings_of_another_mesh_are_an_error(tmp_path, mesh):
     shardings = param_shardings(killed_run.start_weights(), other)
     with pytest.raises(ValueError, match="the shardings are not all of the mesh"):
         run(tmp_path, mesh=mesh, shardings=shardings)
-    with pytest.raises(ValueError, match="the shardings are not all of the mesh"):
-        shared_step(killed_run.TRAINING, killed_run.start_weights(), mesh=mesh, shardings=shardings)
 
 
 def test_several_processes_need_a_mesh(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="2 processes need a mesh"):
         run(tmp_path)
-    with pytest.raises(ValueError, match="2 processes need a mesh"):
-        shared_step(killed_run.TRAINING, killed_run.start_weights())
 
 
 def test_a_directory_that_cannot_be_written_is_an_error(tmp_path):

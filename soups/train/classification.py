@@ -1,0 +1,139 @@
+"""The loss of classifiers: cross-entropy with label smoothing, mixup and augmentation on the device."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from soups import tree
+from soups.train.augment import mixup, rand_augment
+
+TrainApply = Callable[[tree.Tree, jax.Array, jax.Array], Any]
+
+
+def unit_range(images: jax.Array) -> jax.Array:
+    """Return uint8 images as float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Measure a classifier by its cross-entropy: a loss for `soups.train.fit` and `soups.train.sweep`.
+
+        loss = Classification(soups.models.train_apply_fn(model), num_classes=10)
+
+    A batch is {"image": [B, ...], "label": int [B]}, with float targets [B, classes] for soft labels; a network that
+    gives [B, T, classes] has labels [B, T]. Its hyper-parameters: `label_smoothing`, `mixup`, and for images [B, H, W,
+    C] `augment_operations` and `augment_magnitude`, see `soups.train.augment`.
+
+    Attributes:
+        train_apply: from weights, inputs and key to logits, or to (logits, weights with their updated statistics).
+        num_classes: of the targets.
+        preprocess: from what a batch holds to the network's inputs. By default uint8 images become floats in [0, 1];
+            None takes inputs as they are, such as features or tokens.
+
+    Raises:
+        ValueError: fewer than two classes; from training, what does not fit of a batch.
+    """
+
+    train_apply: TrainApply
+    num_classes: int
+    preprocess: Callable[[jax.Array], jax.Array] | None = unit_range
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Return the hyper-parameters without which programs do less."""
+        return ("augment_operations", "augment_magnitude")
+
+    def __post_init__(self):
+        if not isinstance(self.num_classes, int | np.integer) or self.num_classes < 2:
+            raise ValueError(f"num_classes must be a whole number, at least 2, not {self.num_classes!r}")
+
+    def check(self, batch: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the image and the label of a batch, or of all data in memory, of a member.
+
+        Raises:
+            ValueError: they are not there, or of other kinds than this loss takes.
+        """
+        names = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        if not isinstance(batch, Mapping) or not {"image", "label"} <= batch.keys():
+            raise ValueError(f'a batch of a classifier is {{"image": ..., "label": ...}}, not {names}')
+        images, labels = batch["image"], batch["label"]
+        if self.preprocess is unit_range and images.dtype != np.uint8:
+            raise ValueError(
+                f"images must be bytes (uint8, 0 to 255), not {images.dtype}, for they are divided by 255: give "
+                "Classification(preprocess=None) for inputs that are as the network wants them"
+            )
+        if self.preprocess is None and images.dtype == np.uint8:
+            raise ValueError("bytes (uint8) would enter the network as they are: leave out preprocess=None")
+        if hyperparameters.get("augment_operations") and images.ndim != 4:
+            raise ValueError(f"only images [B, H, W, C] can be augmented, not {list(images.shape)}")
+        if hyperparameters["mixup"] and self.preprocess is None and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"only inputs that are floats can be mixed (mixup), not {images.dtype}")
+        self._check_labels(labels)
+        return {"image": images, "label": labels}
+
+    def _check_labels(self, labels):
+        soft = jnp.issubdtype(labels.dtype, jnp.floating)
+        if not soft and not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(f"labels must be whole numbers, or float targets, not {labels.dtype}")
+        if soft and labels.shape[-1:] != (self.num_classes,):
+            raise ValueError(f"targets must be [N, {self.num_classes}], not {list(labels.shape)}")
+        if not getattr(labels, "is_fully_addressable", True) or not labels.size:
+            return
+        low, high = np.min(labels), np.max(labels)  # NaN if there is one
+        if soft and not 0 <= low <= high < np.inf:
+            raise ValueError(f"targets must be finite and not negative, but they go from {low} to {high}")
+        # inside a program a label out of bounds has no target, which is no error there
+        if not soft and not 0 <= low <= high < self.num_classes:
+            raise ValueError(f"labels must be 0 to {self.num_classes - 1}, but they go from {low} to {high}")
+
+    def prepare(
+        self,
+        batch: Mapping[str, jax.Array],
+        keys: tuple[jax.Array, jax.Array],
+        *,
+        label_smoothing=0.0,
+        mixup=0.0,
+        augment_operations=0,
+        augment_magnitude=0.0,
+    ) -> dict[str, jax.Array]:
+        """Return inputs and targets [B, classes] of a whole batch, transformed and mixed."""
+        images = batch["image"] if self.preprocess is None else self.preprocess(batch["image"])
+        if not isinstance(augment_operations, int):  # it is the default where no member is augmented
+            images = rand_augment(keys[0], images, augment_operations, augment_magnitude)
+        targets = soft_targets(batch["label"], self.num_classes, label_smoothing)
+        if jnp.issubdtype(images.dtype, jnp.floating):
+            images, targets = _mixed(keys[1], images, targets, mixup)
+        return {"image": images, "target": targets}
+
+    def __call__(
+        self, params: tree.Tree, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, tree.Tree]:
+        """Return the mean cross-entropy and the weights with their updated statistics.
+
+        Raises:
+            ValueError: logits of another shape than the targets.
+        """
+        result = self.train_apply(params, batch["image"], key)
+        logits, updated = result if isinstance(result, tuple) else (result, params)
+        if logits.shape != batch["target"].shape:
+            raise ValueError(
+                f"the logits are {list(logits.shape)}, but the labels make targets {list(batch['target'].shape)}: "
+                "labels are whole numbers [B] (not [B, 1]), and the network's outputs as many as num_classes"
+            )
+        return optax.softmax_cross_entropy(logits.astype(jnp.float32), batch["target"]).mean(), updated
+
+
+_mixed = mixup
+
+
+def soft_targets(labels: jax.Array, num_classes: int, label_smoothing) -> jax.Array:
+    """Return targets [B, classes], (1 − s) onehot + s / classes; float labels are targets already, smoothed alike."""
+    floats = jnp.issubdtype(labels.dtype, jnp.floating)
+    targets = labels.astype(jnp.float32) if floats else jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    return targets * (1.0 - label_smoothing) + label_smoothing / num_classes

@@ -1,0 +1,236 @@
+"""Test that whatever enters training is checked, in every entry point, before any work."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from soups.train import Classification, Lanes, Training, fit, lp_ft, sweep
+from soups.train.loop import prepared, run
+
+CLASSES, BATCH = 3, 4
+NUMBERS = {"learning_rate": 0.1, "num_steps": 2}
+
+
+def network(params, inputs, key):
+    """Apply one layer."""
+    return inputs.reshape(len(inputs), -1) @ params["head"]["kernel"]
+
+
+TRAINING = Training(loss=Classification(network, CLASSES))
+START = {"head": {"kernel": np.ones((4, CLASSES), np.float32)}}
+DATA = {"image": np.zeros((8, 2, 2, 1), np.uint8), "label": np.arange(8) % CLASSES}
+
+
+def batches(data):
+    """Give the data as two batches, where they can be cut."""
+    halves = (slice(0, BATCH), slice(BATCH, None))
+    return [{name: array[half] for name, array in data.items()} for half in halves]
+
+
+def on_a_mesh(training, params, data, member):
+    mesh = jax.make_mesh((1, 2), ("pool", "data"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:2])
+    feed, members = prepared(training, params, lambda *_: batches(data), {"a": member}, None)
+    run(Lanes(training, params, mesh=mesh), params, members, feed)
+
+
+ENTRIES = {
+    "fit on arrays": lambda t, p, data, member: fit(t, p, data, batch_size=BATCH, hyperparameters=member),
+    "fit on batches": lambda t, p, data, member: fit(t, p, batches(data), hyperparameters=member),
+    "lp_ft": lambda t, p, data, member: lp_ft(t, p, data, head="head", probe=member, batch_size=BATCH),
+    "lanes": on_a_mesh,
+    "sweep of arrays": lambda t, p, data, member: sweep(t, p, data, [member], batch_size=BATCH),
+    "sweep in the loop": lambda t, p, data, member: sweep(t, p, data, [member], batch_size=BATCH, mode="sequential"),
+    "sweep of batches": lambda t, p, data, member: sweep(t, p, lambda index, count: batches(data), [member]),
+    "sweep in lockstep": lambda t, p, data, member: sweep(t, p, data, [member], batch_size=BATCH, mode="vmap"),
+}
+
+
+@pytest.fixture(params=ENTRIES)
+def enter(request):
+    """Give one of the entry points."""
+    return ENTRIES[request.param]
+
+
+HYPERPARAMETERS = [
+    ({"learning_rat": 0.1}, "unknown hyper-parameter 'learning_rat' .did you mean 'learning_rate'"),
+    ({"learning_rate": -0.1}, "learning_rate must be at least 0, not -0.1"),
+    ({"learning_rate": np.nan}, "learning_rate must be at least 0, not nan"),
+    ({"learning_rate": "big"}, "learning_rate must be at least 0, not 'big'"),
+    ({"weight_decay": -1}, "weight_decay must be at least 0, not -1"),
+    ({"label_smoothing": 2}, "label_smoothing must be between 0 and 1, not 2"),
+    ({"mixup": -0.2}, "mixup must be at least 0, not -0.2"),
+    ({"warmup_fraction": 3}, "warmup_fraction must be between 0 and 1, not 3"),
+    ({"warmup_steps": -1}, "warmup_steps must be at least 0, not -1"),
+    ({"seed": 1.5}, "seed must be a whole number from 0 to .*, not 1.5"),
+    ({"seed": 2**31}, "seed must be a whole number from 0 to .*, not 2147483648"),
+    ({"seed": True}, "seed must be a whole number from 0 to .*, not True"),
+    ({"epochs": 0}, "epochs must be positive, not 0"),
+    ({"num_steps": -3}, "num_steps must be at least 1 and a whole number, not -3"),
+    ({"augment_operations": 3}, "augment_operations must be 0, 1 or 2, not 3"),
+    ({"augment_operations": 0.5}, "augment_operations must be 0, 1 or 2, not 0.5"),
+    ({"augment_magnitude": 21}, "augment_magnitude must be between 0 and 20, not 21"),
+    ({"sam_radius": 0.1}, r"Training\(sam=False\) does not fit sam_radius=0.1"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), HYPERPARAMETERS)
+def test_hyperparameters(enter, given, message):
+    with pytest.raises(ValueError, match=message):
+        enter(TRAINING, START, DATA, NUMBERS | given)
+
+
+FLOATS = dataclasses.replace(TRAINING, loss=Classification(network, CLASSES, preprocess=None))
+BAD_DATA = [
+    (TRAINING, {"inputs": DATA["image"], "label": DATA["label"]}, r"is \{.image.: ..., .label.: ...\}, not .*inputs"),
+    (TRAINING, DATA | {"label": DATA["label"] + 1}, "labels must be 0 to 2, but they go from 1 to 3"),
+    (TRAINING, DATA | {"label": DATA["label"] - 1}, "labels must be 0 to 2, but they go from -1 to 1"),
+    (TRAINING, DATA | {"label": np.full((8, CLASSES), np.nan, np.float32)}, "targets must be finite"),
+    (TRAINING, DATA | {"label": np.ones((8, 4), np.float32)}, r"targets must be \[N, 3\], not \[\d, 4\]"),
+    (
+        TRAINING,
+        DATA | {"label": DATA["label"][:, None]},
+        r"logits are \[4, 3\], but the labels make targets \[4, 1, 3\]",
+    ),
+    (TRAINING, DATA | {"label": DATA["label"] > 0}, "labels must be whole numbers, or float targets, not bool"),
+    (TRAINING, DATA | {"image": DATA["image"] / np.float32(255)}, "images must be bytes .* not float32"),
+    (FLOATS, DATA, "bytes .* would enter the network as they are"),
+]
+
+
+@pytest.mark.parametrize(("training", "data", "message"), BAD_DATA)
+def test_data(enter, training, data, message):
+    with pytest.raises(ValueError, match=message):
+        enter(training, START, data, NUMBERS)
+
+
+@pytest.mark.parametrize("given", [{"augment_operations": 1}, {"mixup": 0.1}])
+def test_what_only_suits_images(enter, given):
+    tokens = {"image": np.zeros((8, 4), np.int32), "label": DATA["label"]}
+    with pytest.raises(ValueError, match=r"only (images \[B, H, W, C\] can be augmented|inputs that are floats)"):
+        enter(FLOATS, START, tokens, NUMBERS | given)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"head": {"kernel": 1.0}}, "head/kernel is a float"),
+        ({"head": {"kernel": np.ones((4, 3), np.int32)}}, "no leaf is trained"),
+        (
+            {"params": {"head": START["head"]}, "lora": {"a": np.ones(2, np.float32)}},
+            "(beside .params. there is 'lora'|no leaf below 'head')",
+        ),
+    ],
+)
+def test_weights(enter, params, message):
+    with pytest.raises(ValueError, match=message):
+        enter(TRAINING, params, DATA, NUMBERS)
+
+
+def sizes(**changed):
+    return lambda: fit(TRAINING, START, DATA | changed, batch_size=BATCH)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (sizes(label=DATA["label"][:7]), "the data differ in number: {'image': 8, 'label': 7}"),
+        (sizes(label=np.float32(1)), "arrays with one row for each example, but not label"),
+        (lambda: fit(TRAINING, START, DATA), "data in memory need a batch_size"),
+        (lambda: fit(TRAINING, START, DATA, batch_size=4, steps=1, epochs=1), "both say how long to train"),
+        (lambda: fit(TRAINING, START, DATA, batch_size=9), "between 1 and 8 examples .all there are., not 9"),
+        (lambda: fit(TRAINING, START, DATA, batch_size=2.5), "batch_size must be at least 1 and a whole number"),
+        (lambda: fit(TRAINING, START, batches(DATA), batch_size=4), "batches have a size already"),
+        (
+            lambda: fit(TRAINING, START, list(DATA.values()), batch_size=4),
+            "a list of arrays may be batches or the parts",
+        ),
+        (lambda: fit(TRAINING, START, DATA, batch_size=4, hyperparameters={"num_steps": 0}), "num_steps must be"),
+        (lambda: fit(TRAINING, START, iter(batches(DATA))), "batches that have no length need a number of steps"),
+        (lambda: sweep(TRAINING, START, batches(DATA), [{}]), "batches of the members come from a function"),
+        (lambda: sweep(TRAINING, START, DATA, [{}, {"seed": 0}], batch_size=4), r"members \[0, 1\] are the same"),
+        (lambda: sweep(TRAINING, START, DATA, [], batch_size=4), "a sweep needs at least one member"),
+        (
+            lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mode="pmap"),
+            "one of sequential, map, vmap, sharded, not 'pmap'",
+        ),
+        (
+            lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mode="sharded"),
+            'mesh with an axis "pool", not None',
+        ),
+        (
+            lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mesh=jax.make_mesh((8,), ("data",))),
+            'mesh with an axis "pool", not',
+        ),
+        (lambda: sweep(TRAINING, START, lambda *_: [], [{}], mode="map"), "mode='map' is of data in memory"),
+        (lambda: lp_ft(TRAINING, START, DATA, head="top", probe={}, batch_size=4), "no leaf below 'top'"),
+        (
+            lambda: lp_ft(lambda *_: 0.0, START, DATA, head="head", probe={}, features=network, batch_size=4),
+            "a probe on features needs a soups.train.Classification",
+        ),
+        (lambda: Classification(network, 1), "num_classes must be a whole number, at least 2, not 1"),
+    ],
+)
+def test_sizes_and_kinds(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": 3}, r"loss must be a function loss\(params, batch, key\), not a int"),
+        ({"optimizer": "adam"}, "optimizer must be an optax transformation, or a function .* not a str"),
+        ({"clip_norm": -1}, "clip_norm must be positive, not -1"),
+        ({"ema_decay": 1.5}, "ema_decay must be at least 0 and below 1, not 1.5"),
+        ({"swa_start": 5}, "swa_start must be at least 0 and below 1, not 5"),
+        ({"ema_decays": (0.9, 1.0)}, "ema_decays must be at least 0 and below 1, not 1.0"),
+        ({"ema_decays": (0.9, 0.9)}, "ema_decays names a decay twice"),
+        ({"accumulate": 0}, "accumulate must be at least 1 and a whole number, not 0"),
+        ({"accumulate": 1.5}, "accumulate must be at least 1 and a whole number, not 1.5"),
+        ({"learning_rate_rules": ((".*", -1.0),)}, "learning_rate_rules are pairs"),
+        (
+            {"optimizer": optax.sgd(0.1), "decay_rules": ((".*", True),)},
+            "decay_rules cannot change a finished optimizer",
+        ),
+    ],
+)
+def test_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TRAINING, **settings)
+    with pytest.raises(ValueError, match=message):
+        fit(**{"loss": TRAINING.loss, "optimizer": optax.sgd} | settings, params=START, data=DATA, batch_size=BATCH)
+
+
+@pytest.mark.parametrize(
+    ("settings", "member", "message"),
+    [
+        ({"optimizer": optax.adam(1e-3)}, {"learning_rate": 0.1}, "the optimizer is a finished transformation"),
+        ({"optimizer": optax.sgd}, {}, "the loss or the optimizer needs a number for learning_rate"),
+        ({"optimizer": optax.adamw}, {"learning_rate": 0.1, "b2": np.inf}, "b2 must be a finite number, not inf"),
+        ({"decay_rules": ((".*", False),)}, {"weight_decay": 0.1}, "no trained leaf decays: say with decay_rules"),
+        ({"learning_rate_rules": (("heat/.*", 1.0), (".*", 0.0))}, {}, "rule 'heat/.*' matches no leaf"),
+        ({"learning_rate_rules": ((".*", 0.0),)}, {}, "no leaf is trained: all are frozen"),
+    ],
+)
+def test_settings_and_hyperparameters_together(settings, member, message):
+    with pytest.raises(ValueError, match=message):
+        fit(TRAINING.loss, START, DATA, batch_size=BATCH, hyperparameters=member, **settings)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            lambda params, batch, key: params["head"]["kernel"].sum(0),
+            r"a loss is one float number, .* not float32\[3\]",
+        ),
+        (lambda params, batch, key: (params["head"]["kernel"].sum(), {"accuracy": 1}), "what it returned second has 1"),
+    ],
+)
+def test_what_a_loss_returns(loss, message):
+    with pytest.raises(ValueError, match=message):
+        fit(loss, START, DATA, batch_size=BATCH, optimizer=optax.sgd(0.1))
