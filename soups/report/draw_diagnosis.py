@@ -109,9 +109,8 @@ def _matrix(axes, diagnosis, order, values, norm, colors, form):
     if len(order) <= _MOST_NUMBERS:
         for i, j in zip(*np.nonzero(~np.ma.getmaskarray(values)), strict=True):
             number = float(values[i, j])
-            dark = np.mean(colors(norm(number))[:3]) < 0.55
             text = form.format(number) if math.isfinite(number) else "∞"
-            axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color="white" if dark else style.INK)
+            axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=style.ink_on(colors(norm(number))))
     return image
 
 

@@ -202,16 +202,20 @@ def _counted(rows, name):
     return sorted((row for row in rows if row.name == name), key=lambda row: row.of["models"])
 
 
+def _aside(results, name, names):
+    """Return how far a line is moved to the side, so that none of its whiskers hides another's."""
+    return 0.1 * (names.index(name) - (len(names) - 1) / 2) if len(results["seeds"]) > 1 else 0.0
+
+
 def _draw_counts(axes, results, rows, split):
     names = list(dict.fromkeys(row.name for row in rows))
-    for name, aside in zip(names, 0.14 * (np.arange(len(names)) - (len(names) - 1) / 2), strict=True):
+    for name in names:
         found = _counted(rows, name)
-        counts = np.array([row.of["models"] for row in found])
+        counts = np.array([row.of["models"] for row in found]) + _aside(results, name, names)
         mean, deviation = _means(results, found, split)
         look = {"color": _series_color(name), "linestyle": _dash(name, names), "zorder": 4}
         axes.plot(counts, mean, marker="o" if len(counts) <= 12 else None, markersize=3.5, **look)
-        # each a little aside, so that no whisker hides another
-        axes.vlines(counts + aside, mean - deviation, mean + deviation, color=look["color"], alpha=0.5, linewidth=1.1)
+        axes.vlines(counts, mean - deviation, mean + deviation, color=look["color"], alpha=0.5, linewidth=1.1)
     places = sorted({row.of["models"] for row in rows})
     axes.set_xlim(places[0] - 0.5, places[-1] + 0.5)
     if len(places) > 9:
@@ -239,12 +243,12 @@ def _label_ends(figure, grid, splits, rows, results):
     figure.get_layout_engine().set(rect=(0, 0, 0.84, 1))
     style.freeze_layout(figure)
     for axes, split in zip(grid, splits, strict=True):
-        ends = []
-        for name in dict.fromkeys(row.name for row in rows):
+        ends, names = [], list(dict.fromkeys(row.name for row in rows))
+        for name in names:
             last = _counted(rows, name)[-1]
             mean, _ = _means(results, [last], split)
             if axes.get_ylim()[0] <= mean[0] <= axes.get_ylim()[1]:
-                ends.append((last.of["models"], mean[0], name, _series_color(name)))
+                ends.append((last.of["models"] + _aside(results, name, names), mean[0], name, _series_color(name)))
         labels.label_line_ends(axes, ends, size=8)
 
 

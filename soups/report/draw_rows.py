@@ -18,7 +18,7 @@ from soups.report.tables import Row, format_number, row_named, rows_table
 @figure(
     "What each row gains",
     "Test results of every row as the difference from the line at 0, {reference}, of the same seed. Whiskers: the 95 % "
-    "interval of the difference; one that crosses the line may be no difference. Arrows lie off the axis.",
+    "interval of the difference; one that crosses the line may be no difference. Arrows lead off the axis.",
     seeds="Dots: means over {} seeds.",
 )
 def overview(results: Mapping):
@@ -27,7 +27,8 @@ def overview(results: Mapping):
     if not panels:
         return None
     names = list(dict.fromkeys(row.name for _, _, rows in panels for row in rows))
-    figure, (axes,) = style.panels(1, len(panels), width=7, height=0.9 + 0.2 * len(names), sharey=True)
+    width = max(7, 2.2 * len(panels) + 2)
+    figure, (axes,) = style.panels(1, len(panels), width=width, height=0.9 + 0.2 * len(names), sharey=True)
     for one, (title, split, rows) in zip(axes, panels, strict=True):
         _forest(one, results, split, rows, names)
         one.set_title(title, fontsize=9)
@@ -61,19 +62,20 @@ def scatter(results: Mapping):
     x, y, metric = splits["test"], splits["shift"], results["metric"]
     scale = _scale(results)
     points = {id(row): tuple(scale * row.metrics[split][metric].mean for split in (x, y)) for row in rows}
+    whiskers = {id(row): scale * np.nan_to_num([row.metrics[s][metric].deviation for s in (x, y)]) for row in rows}
     named = [row for row in rows if all(map(math.isfinite, points[id(row)]))]
     members = files.by_seed(files.rows_of(results, "member"), results["seeds"])
     places = {row["name"]: tuple(scale * files.value(row, split, metric) for split in (x, y)) for row in members}
     places = {name: place for name, place in places.items() if all(map(math.isfinite, place))}
     figure, ((axes,),) = style.panels(height=5.2)
-    _scatter_limits(axes, named, points, list(places.values()))
+    _scatter_limits(axes, named, points, whiskers, list(places.values()))
     inside = [row for row in named if _inside(axes, points[id(row)])]
     axes.set(xlabel=_axis(results, x), ylabel=_axis(results, y))
     _percent(results, axes.xaxis, axes.yaxis)
     path = _draw_path(axes, results, x, y)
     _member_dots(figure, axes, results, places)
     for row in inside:
-        _marker(axes, row, points[id(row)], [row.metrics[split][metric] for split in (x, y)], scale)
+        _marker(axes, row, points[id(row)], whiskers[id(row)])
     _draw_published(axes, rows_table(results) + rows_table(results, "member"), x, y, scale)
     _name_those_outside(figure, axes, [row for row in named if row not in inside], points, places)
     style.freeze_layout(figure)
@@ -100,7 +102,7 @@ def by_split(results: Mapping):
     reach = max(-low, high, 1e-6)
     norm = Normalize(-reach, reach)
     figure, ((axes,),) = style.panels(width=7, height=1.4 + 0.19 * len(rows))
-    axes.imshow(values, cmap=style.DIVERGING, norm=norm, aspect="auto")
+    image = axes.imshow(values, cmap=style.DIVERGING, norm=norm, aspect="auto")
     axes.set_xticks(
         range(len(splits)), [files.title_of(results, s) for s in splits], fontsize=7.5, rotation=40, ha="left"
     )
@@ -109,9 +111,8 @@ def by_split(results: Mapping):
     axes.grid(False)
     axes.spines[:].set_visible(False)
     for (i, j), number in np.ndenumerate(values):
-        color = "white" if abs(number) > 0.65 * reach else style.INK
-        text = format_number(number, digits=1 if scale > 1 else 3, sign="+")
-        axes.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
+        text, color = format_number(number, digits=1 if scale > 1 else 3, sign="+"), style.ink_on(image.to_rgba(number))
+        axes.text(j, i, text, ha="center", va="center", fontsize=7 if len(splits) <= 10 else 6, color=color)
     return figure
 
 
@@ -184,8 +185,9 @@ def _panels(results) -> list[tuple[str, str, list[Row]]]:
         ends = {place: f"\nof {n:g} members" if n else "" for place, n in most.items()}
         return [(", ".join(str(v) for _, v in p) + ends[p], splits["test"], found) for p, found in chosen.items()]
     if any(row.family for row in rows):  # of many methods the best first, behind the baselines
-        means = {id(row): row.metrics[splits["test"]][results["metric"]].mean for row in rows}
-        rows.sort(key=lambda row: (row.family != "baselines", -means[id(row)] * (row.family != "baselines")))
+        sign = -1 if files.metric_of(results, results["metric"]).better == "higher" else 1
+        worth = {id(row): sign * row.metrics[splits["test"]][results["metric"]].mean for row in rows}
+        rows.sort(key=lambda row: (True, worth[id(row)]) if row.family != "baselines" else (False, 0))
     return [(files.title_of(results, s), s, rows) for role, s in splits.items() if role in ("test", "shift") and rows]
 
 
@@ -208,6 +210,10 @@ def _forest(axes, results, split, rows, names):
         if low <= scale * one.mean <= high:
             half = scale * one.half if math.isfinite(one.half) else 0
             axes.errorbar(scale * one.mean, place, xerr=half, color=color, elinewidth=1.3, zorder=3)
+            for edge, arrow, leaves in ((low, "<", scale * one.mean - half < low),
+                                        (high, ">", scale * one.mean + half > high)):  # fmt: skip
+                if leaves:
+                    axes.scatter(edge, place, s=22, color=color, marker=arrow, clip_on=False, zorder=4, linewidth=0)
             size = 60 if marker == "*" else 26
             axes.scatter(scale * one.mean, place, s=size, color=color, marker=marker, zorder=4, linewidth=0)
         elif math.isfinite(one.mean):
@@ -215,7 +221,9 @@ def _forest(axes, results, split, rows, names):
             text = format_number(one.mean, scale, 1 if scale > 1 else 3, "+" if gains else "")
             axes.text(low if left else high, place, f" ◂ {text}" if left else f"{text} ▸ ", color=color, fontsize=7,
                       ha="left" if left else "right", va="center")  # fmt: skip
-    axes.set_xlabel(("points" if scale > 1 else "difference") if gains else files.metric_of(results, metric).title)
+    metric = files.metric_of(results, metric)
+    gain = f"{'points' if scale > 1 else metric.title} over {style.clipped(results['reference'], 30)}"
+    axes.set_xlabel((gain if gains else metric.title) + ("; lower is better" if metric.better == "lower" else ""))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="y", linewidth=0.4)
 
@@ -227,13 +235,17 @@ _FAR = ("start", "probe", "members")  # may lie far away and must not squash the
 # --- Test against shifts ----------------------------------------------------------------------------------------------
 
 
-def _scatter_limits(axes, named, points, members):
+def _scatter_limits(axes, named, points, whiskers, members):
     core = [points[id(row)] for row in named if row.kind not in _FAR and row.name != "worst member"]
     rest = [*(points[id(row)] for row in named), *members]
     for index, setter in enumerate((axes.set_xlim, axes.set_ylim)):
         keep = style.robust_limits([p[index] for p in core], whisker=8, margin=0) if core else ()
-        low, high = style.robust_limits([p[index] for p in rest], keep=keep, whisker=1.5, margin=0.06)
+        low, high = style.robust_limits([p[index] for p in rest], keep=keep, whisker=1.5, margin=0.08)
+        ends = [points[id(row)][index] + side * whiskers[id(row)][index] for row in named for side in (-1.2, 0, 1.2)
+                if low <= points[id(row)][index] <= high]  # fmt: skip
+        low, high = min([low, *ends]), max([high, *ends])
         setter(low, high + 0.2 * (high - low))  # room for the labels of the best, at the upper right
+        core, rest = ([p for p in found if low <= p[index] <= high] for found in (core, rest))
 
 
 def _inside(axes, point):
@@ -273,11 +285,10 @@ def _member_dots(figure, axes, results, places):
         style.colorbar(figure, dots, axes, "learning rate of the members (dots)", values=colors)
 
 
-def _marker(axes, row, point, spreads, scale):
+def _marker(axes, row, point, whiskers):
     color, marker = style.of_kind(row.kind, row.family)
-    if all(math.isfinite(one.deviation) for one in spreads):
-        x, y = (scale * one.deviation for one in spreads)
-        axes.errorbar(*point, xerr=x, yerr=y, color=color, elinewidth=0.8, alpha=0.25, zorder=2.5)
+    if whiskers.any():
+        axes.errorbar(*point, *whiskers[::-1], color=color, elinewidth=0.8, alpha=0.25, zorder=2.5)
     area = 150 if marker == "*" else 18 if _RANDOM in row.name else 52
     axes.scatter(*point, s=area, marker=marker, color=color, edgecolor="white", linewidth=0.8, zorder=5)
 
@@ -355,7 +366,8 @@ def _strip(axes, members, name, floor, results):
 
 def _positions(axes, values):
     """Return the places of the values on the x axis, whose scale is set: log, linear, or one for each of a few."""
-    if all(isinstance(v, Real) for v in values) and len(set(values)) > 6:
+    few = len(set(values)) <= 6 and 2 * len(set(values)) <= len(values)
+    if all(isinstance(v, Real) for v in values) and not few:
         x = np.array(values, np.float64)
         if style.spans_decades(x):
             axes.set_xscale("log")
@@ -365,7 +377,7 @@ def _positions(axes, values):
             axes.xaxis.get_major_locator().set_params(nbins=4)
         return x
     categories = sorted(set(values), key=lambda v: (isinstance(v, str), v))
-    axes.set_xticks(range(len(categories)), [v if isinstance(v, str) else f"{v:g}" for v in categories])
+    axes.set_xticks(range(len(categories)), [v if isinstance(v, str) else f"{v:.4g}" for v in categories])
     axes.set_xlim(-0.6, len(categories) - 0.4)
     # a fixed, even jitter: dots of one category lie side by side, and the figure is the same every time
     jitter = 0.36 * (np.modf(np.arange(len(values)) * 0.618034)[0] - 0.5)

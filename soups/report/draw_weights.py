@@ -13,7 +13,7 @@ from soups.report import results as files
 from soups.report.figures import ALL, FIRST, SPREAD, figure
 from soups.report.tables import spread
 
-_FINER = 8  # points drawn for each one measured, along an axis
+_DRAWN = 160  # points along an axis of the plane, at least
 
 
 @figure(
@@ -94,12 +94,10 @@ def advantage(results: Mapping):
     dots = axes.scatter(angle, inside, s=24, alpha=0.85, linewidth=0, zorder=3, **look)
     axes.axhline(0, color=style.INK, linewidth=1, zorder=2)
     axes.set_ylim(low, high)
-    axes.set(xlabel="angle between the two task vectors, degrees", ylabel="interpolation advantage, points")
-    style.note(axes, "averaging helps", x=0.01, y=0.98, ha="left", va="top")
-    if (gain < 0).any():
-        style.note(axes, "averaging hurts", x=0.01, y=0.06, ha="left")
+    axes.set(xlabel="angle between the two task vectors, degrees")
+    axes.set_ylabel("interpolation advantage, points\n(above 0 averaging helps)")
     if (clipped := int((gain != inside).sum())) > 0:
-        style.note(axes, f"{clipped} of {len(gain)} pairs lie farther out, drawn at the edge", y=0.06)
+        style.footnote(figure, "Drawn at the edge", [f"{clipped} of {len(gain)} pairs, which lie farther out"])
     if colored:
         style.colorbar(figure, dots, axes, "ratio error (higher: more diverse)")
     return figure
@@ -134,7 +132,7 @@ def _smooth(x, y, error, levels):
     """Return finer axes, and the error on them within the levels: splines through what was measured."""
     within = np.clip(np.where(np.isfinite(error), error, levels[-1]), levels[0], levels[-1])
     spline = RectBivariateSpline(y, x, within, kx=min(3, len(y) - 1), ky=min(3, len(x) - 1))
-    fine = [np.linspace(axis[0], axis[-1], _FINER * (len(axis) - 1) + 1) for axis in (x, y)]
+    fine = [np.linspace(axis[0], axis[-1], -(-_DRAWN // (len(axis) - 1)) * (len(axis) - 1) + 1) for axis in (x, y)]
     return *fine, np.clip(spline(fine[1], fine[0]), levels[0], levels[-1])
 
 
@@ -204,13 +202,13 @@ def _heat_map(figure, axes, names, values, title, colors, low):
     extend = "max" if off.max() > high * (1 + 1e-9) else "neither"
     style.colorbar(figure, image, axes, "", location="bottom", aspect=36, extend=extend)
     if len(names) <= 12:
-        _annotate(axes, hidden, norm, digits=0 if low > 0 else 1)
+        _annotate(axes, hidden, image, digits=0 if low > 0 else 1)
 
 
-def _annotate(axes, values, norm, digits):
+def _annotate(axes, values, image, digits):
     for (i, j), number in np.ndenumerate(values.filled(math.nan)):
         if math.isfinite(number):
-            color = "white" if norm(number) > 0.6 else style.INK
+            color = style.ink_on(image.to_rgba(number))
             text = f"{number:.{digits if number < 9.95 else 0}f}".removeprefix("0" if digits > 1 else "")
             axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=color)
 
@@ -235,11 +233,11 @@ def _sizes(axes, found, tasks):
 def _overlap(axes, name, jaccard, tasks):
     hidden = np.ma.masked_where(np.eye(len(tasks), dtype=bool) | ~np.isfinite(jaccard), jaccard)
     norm = Normalize(0, max(float(hidden.max()) if hidden.count() else 0.0, 1e-6))
-    axes.imshow(hidden, cmap=style.BLUES, norm=norm)
+    image = axes.imshow(hidden, cmap=style.BLUES, norm=norm)
     axes.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=7.5)
     axes.set_yticks(range(len(tasks)), tasks, fontsize=7.5)
     axes.set_facecolor(style.FAINT)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_title("Overlap" + (", dataless" if name.endswith("dataless") else ""), fontsize=9)
-    _annotate(axes, hidden, norm, digits=2)
+    _annotate(axes, hidden, image, digits=2)

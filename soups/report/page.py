@@ -1,6 +1,7 @@
 """Put the report together: one HTML file that needs no other, figures and the table, the same bytes each time."""
 
 import base64
+import itertools
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from soups.report.tables import (
 from soups.report.words import sentences
 
 _DEEPEST = 8  # levels of a configuration that become dotted names
+_LONG = 24  # rows of pairs above which they are folded away
 
 
 def write_report(directory: str | os.PathLike) -> list[pathlib.Path]:
@@ -102,7 +104,7 @@ def _sections(results, drawn) -> list[tuple[str, str, str]]:
         ("classes", "Every class", _class_section(results, splits["test"])),
         ("shift-metrics", "Other metrics on the shifts", _shift_metrics(results, splits.get("shift"))),
         ("curves", "Along WiSE-FT", _path_section(results, splits)),
-        ("pairs", "Pairs", html(pairs) if pairs else ""),
+        ("pairs", "Pairs", _folded(f"{len(pairs.rows)} rows", html(pairs), len(pairs.rows) <= _LONG) if pairs else ""),
         ("members", "Members", _by_seed(results, results["members"], _member_table)),
         ("settings", "Settings, chosen on held-out data", _settings(results)),
         ("selection", "How the soups were chosen", _histories(results)),
@@ -124,6 +126,7 @@ def _split_section(results, split):
 def _path_section(results, splits):
     rows = [row for row in files.rows_of(results, "curve") if "alpha" in row.get("of", {})]
     shown = [s for split in splits.values() for s in (*files.details(results, split), split)]
+    shown = [split for split in shown if any(split in row["metrics"] for row in rows)]
     return html(split_table(results | {"rows": rows}, shown, group="curve")) if rows else ""
 
 
@@ -177,7 +180,7 @@ def _histories(results):
     for seed, found in results["histories"].items():
         for name, history in found.items():
             if inner := _history(history):
-                parts.append(f"<details><summary>{escape(name)}, seed {escape(seed)}</summary>{inner}</details>\n")
+                parts.append(_folded(f"{name}, seed {seed}", inner))
     return "".join(parts)
 
 
@@ -214,10 +217,7 @@ def _line(values, width=700, height=150):
 
 def _by_seed(results, found, build):
     seeds = [seed for seed in results["seeds"] if found.get(str(seed))]
-    return "".join(
-        f"<details{' open' * (seed == seeds[0])}><summary>Seed {seed}</summary>{html(build(results, seed))}</details>\n"
-        for seed in seeds
-    )
+    return "".join(_folded(f"Seed {seed}", html(build(results, seed)), seed == seeds[0]) for seed in seeds)
 
 
 def _run(results):
@@ -227,8 +227,8 @@ def _run(results):
     return folded + (_folded("Seconds of each stage", html(_timings(results))) if results["timings"] else "")
 
 
-def _folded(name, text):
-    return f"<details><summary>{escape(name)}</summary>{text}</details>\n"
+def _folded(name, text, unfolded=False):
+    return f"<details{' open' * unfolded}><summary>{escape(name)}</summary>{text}</details>\n"
 
 
 def _pairs(found) -> Table:
@@ -264,8 +264,10 @@ def _text(found):
 
 def html(table: Table) -> str:
     """Write a table that scrolls sideways on its own and is sorted by a click on a heading."""
+    looks = [' class="text"' * isinstance(cell.value, str) for cell in table.rows[0]] if table.rows else []
     heads = "".join(
-        f'<th scope="col"><button type="button">{escape(text) or "name"}</button></th>' for text in table.heads
+        f'<th scope="col"{look}><button type="button">{escape(text) or "name"}</button></th>'
+        for text, look in itertools.zip_longest(table.heads, looks, fillvalue="")
     )
     rows = "\n".join(f"<tr>{''.join(_cells(row))}</tr>" for row in table.rows)
     note = f'\n<p class="quiet">{escape(table.note)}</p>' if table.note else ""

@@ -1,4 +1,33 @@
-"""Read and check the results of a study, whatever it is, and find things in them; docs/results.md has the schema."""
+"""Read and check the results of a study, whatever it is, and find things in them; docs/results.md has the schema.
+
+A study writes a dict of JSON values. The least of one, from which a whole report is made:
+
+    results = {
+        "schema": SCHEMA,
+        "experiment": "mine",
+        "created": "2026-11-28T12:00:00+00:00",
+        "config": {},
+        "versions": {"soups": soups.__version__},
+        "device": "cpu x1",
+        "seeds": [0],
+        "splits": {"held_out": {"role": "held_out", "examples": 500}, "test": {"role": "test", "examples": 500}},
+        "rows": [
+            {"seed": 0, "name": "best member", "kind": "member", "group": "main",
+             "metrics": {"held_out": {"accuracy": 0.91}, "test": {"accuracy": 0.90}}},
+            {"seed": 0, "name": "uniform soup", "kind": "soup", "group": "main",
+             "metrics": {"held_out": {"accuracy": 0.92}, "test": {"accuracy": 0.91}}},
+        ],
+    }
+    check(results)
+    state.write(workdir / "results.json", results)
+    write_report(workdir)
+
+What else there is goes where it belongs, and the report shows it: a mean over several shifts, tasks or domains is a
+split with `mean_of`; a point along WiSE-FT or of a soup of the first k members is a row of the group "curve" with `of`
+`{"alpha": 0.5}` or `{"models": k}`; single members are rows of the group "member", and `members` has their
+hyper-parameters and losses; pairs, planes, reliability and masks are `pairs` and `curves`; a metric that is not one of
+`METRICS` says in `metrics` which direction is better, and `metric` names the main one.
+"""
 
 import difflib
 import math
@@ -108,7 +137,13 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
     path = path / "results.json" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"no results file at {path}: run the study first, it writes results.json")
-    return check(state.read(path), path)
+    try:
+        return check(state.read(path), path)
+    except ValueError:
+        # those that have no checksum, either
+        if old := next((name for name in _OLDER if f'"schema": "{name}"'.encode() in state.content(path)), None):
+            raise ValueError(_other_schema(path, old)) from None
+        raise
 
 
 def check(results: Any, where="results") -> dict[str, Any]:
@@ -120,9 +155,7 @@ def check(results: Any, where="results") -> dict[str, Any]:
     if not isinstance(results, Mapping):
         raise ValueError(f"{where} must hold a JSON object, not a {type(results).__name__}")
     if (version := results.get("schema", SCHEMA)) != SCHEMA:
-        hint = "; it is of an earlier version, make it anew by the same command in another --workdir"
-        known = f"this version of soups reads {SCHEMA!r}{hint if version in _OLDER else ''}"
-        raise ValueError(f"{where} has schema {str(version)[:80]!r}, but {known}")
+        raise ValueError(_other_schema(where, version))
     # the same mostly is wrong in many places: one line for each fault, with the first places
     places: dict[str, list[str]] = {}
     for label, problem in _structure(results, _SHAPE, "") or _contents(results):
@@ -195,6 +228,12 @@ def by_seed(items: Sequence[Mapping], seeds: Sequence[int]) -> list[Mapping]:
 # --- Checking ---------------------------------------------------------------------------------------------------------
 
 Problems = list[tuple[str, str]]  # (where, what is wrong)
+
+
+def _other_schema(where, version):
+    hint = "; it is of an earlier version, make it anew by the same command in another --workdir"
+    known = f"this version of soups reads {SCHEMA!r}{hint if version in _OLDER else ''}"
+    return f"{where} has schema {str(version)[:80]!r}, but {known}"
 
 
 def _structure(found, shape, where) -> Problems:

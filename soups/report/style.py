@@ -141,6 +141,13 @@ def of_kind(kind: str, family: str = "") -> tuple[str, str]:
     return FAMILIES.get(family) or KINDS.get(kind) or KINDS["soup"]
 
 
+def ink_on(color) -> str:
+    """Return the colour of a text on a coloured cell, white or ink, whichever has the higher contrast."""
+    channels = np.asarray(color[:3])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return "white" if linear @ [0.2126, 0.7152, 0.0722] < 0.22 else INK  # relative luminance as in WCAG 2
+
+
 def series_color(name: str) -> str:
     """Return a named line its colour, the same in every figure and every run."""
     return SERIES.get(name) or OTHERS[sum(name.encode()) % len(OTHERS)]
@@ -181,8 +188,9 @@ def robust_limits(values, *, keep=(), whisker: float = 2.0, margin: float = 0.08
     values = np.asarray([v for v in values if math.isfinite(v)], np.float64)
     keep = np.asarray([v for v in keep if math.isfinite(v)], np.float64)
     if len(values):
-        low, high = np.percentile(values, [25, 75])
-        reach = whisker * max(high - low, 1e-9)
+        lowest, low, high, highest = np.percentile(values, [10, 25, 75, 90])
+        # where half of them are equal, as differences from one of them may be, the quartiles say nothing of the spread
+        reach = whisker * max(high - low if high - low > 1e-9 else (highest - lowest) / 2, 1e-9)
         keep = np.concatenate([keep, values[(values >= low - reach) & (values <= high + reach)]])
     if not len(keep):
         return 0.0, 1.0
@@ -245,6 +253,6 @@ def words(name: str) -> str:
     return {"held_out": "held-out"}.get(name, str(name).replace("_", " "))
 
 
-def sizes(counts: np.ndarray, largest: float = 90.0) -> np.ndarray:
+def sizes(counts: np.ndarray, largest: float = 60.0) -> np.ndarray:
     """Return marker areas in proportion to counts, none so small that it is not seen."""
     return np.maximum(largest * counts / max(counts.max(), 1.0), 6.0)

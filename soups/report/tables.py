@@ -311,8 +311,11 @@ def pair_table(results: Mapping) -> Table | None:
     for key, pairs in grouped.items():
         cells = [text_cell(dict(key).get(facet, "")) for facet in facets]
         found = [spread([pair["values"].get(name) for pair in pairs]) for name in values]
-        body.append(cells + [_number_cell(one, lambda s: format_spread(s, digits=3)) for one in found])
-    return Table([*facets, *values], body, "Mean ± standard deviation over pairs and seeds.")
+        body.append(
+            cells + [_number_cell(one, lambda s: format_spread(s, digits=1 if s.mean >= 10 else 3)) for one in found]
+        )
+    heads = [str(name).replace("_", " ") for name in (*facets, *values)]
+    return Table(heads, body, "Mean ± standard deviation over pairs and seeds.")
 
 
 def text_cell(text: Any, look: str = "") -> Cell:
@@ -374,9 +377,9 @@ def _gain_cell(found, metric):
     if found is None:
         return Cell("–", math.nan)
     text = format_gain(found, metric)
-    look = {"+": "plus", "−": "minus"}.get(text[0], "")
-    # an interval that holds 0 says neither
-    return Cell(text, found.mean, look="" if abs(found.mean) <= found.half else look, found=found)
+    look = "plus" if (found.mean > 0) == (metric.better == "higher") else "minus"
+    # an interval that holds 0 says neither, nor does one that is not known
+    return Cell(text, found.mean, look=look if abs(found.mean) > found.half else "", found=found)
 
 
 def _number_cell(found, form):
@@ -398,7 +401,7 @@ def _note(results, rows, others, costs):
         parts.append(f"Mean ± standard deviation over {len(results['seeds'])} seeds; point at a number for each seed.")
     if any(row.gain for row in rows):
         known = any(math.isfinite(found.half) for row in rows for found in row.gain.values())
-        interval = ", with its 95 % interval" if known else ""
+        interval = ", with its 95 % interval, in colour where that excludes 0" if known else ""
         points = "points" if files.metric_of(results, results["metric"]).percent else "difference"
         parts.append(f"Gain: {points} over {results['reference']} of the same seed{interval}.")
     if others:

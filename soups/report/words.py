@@ -49,16 +49,16 @@ def _best(results, row, split):
     level = _level(results, row, split)
     where = f"On {files.title_of(results, split)}{''.join(f', {value}' for value in row.of.values())}"
     if not row.gain:
-        return f"{where} the best soup is {row.name}: {level}."
+        return f"{where} the best soup in hindsight is {row.name}: {level}."
     gain, sign = row.gain[split], 1 if metric.better == "higher" else -1
     text = format_gain(gain, metric).replace("[", "(95 % interval ").replace(", ", " to ").replace("]", ")")
     points = text.replace(" (", " points (") if "(" in text else f"{text} points"
     if not metric.percent:
         points = text
     if sign * gain.mean <= 0:
-        return f"{where} no soup is above {results['reference']}: the best is {row.name}, {level}, {points}."
-    doubt = " It may be none." if abs(gain.mean) <= gain.half else ""
-    return f"{where} the best soup is {row.name}: {level}, {points} over {results['reference']}.{doubt}"
+        return f"{where} no soup is better than {results['reference']}: the best is {row.name}, {level}, {points}."
+    doubt = " The interval includes 0." if abs(gain.mean) <= gain.half else ""
+    return f"{where} the best soup in hindsight is {row.name}: {level}, {points} over {results['reference']}.{doubt}"
 
 
 def _chosen(results, row, split):

@@ -1,10 +1,12 @@
 """Every figure is drawn from what is there, is not blank, and keeps its labels and outliers in order."""
 
 import io
+import itertools
 import math
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from PIL import Image
 
 from soups import report
@@ -132,6 +134,18 @@ def test_gains_have_their_intervals(results):
     assert f" ◂ −{start:.1f}" in texts(axes.figure)  # off the axis
 
 
+def test_an_interval_that_leaves_the_axis_has_an_arrow_there(results):
+    results |= {"seeds": [0, 1], "rows": [row for row in results["rows"] if row["seed"] < 2]}
+    axes = draw_rows.overview(results).axes[0]
+    (low, high), expected = axes.get_xlim(), set()
+    for place, row in enumerate(report.rows_table(results)):
+        mean, half = 100 * row.gain["test"].mean, 100 * row.gain["test"].half
+        if low <= mean <= high:
+            expected |= {(edge, place) for edge, out in ((low, mean - half < low), (high, mean + half > high)) if out}
+    points = {tuple(point) for found in axes.collections for point in found.get_offsets()}
+    assert expected and {point for point in points if point[0] in (low, high)} == expected
+
+
 def test_gains_of_several_networks_have_a_panel_each(results):
     rows = [row for row in results["rows"] if row["name"] in ("best member", "uniform soup") and row["group"] == "main"]
     results["rows"] = [row | {"of": {"network": n, "models": k}} for row in rows for n in "ab" for k in (2, 5)]
@@ -162,12 +176,34 @@ def test_outliers_do_not_squash_the_scatter(results):
     assert "start weights 50." in text and "worst member" in text and "1 of 23 members" in text
 
 
+def test_whiskers_of_the_scatter_are_whole(results):
+    axes = draw_rows.scatter(results).axes[0]
+    ends = np.concatenate([np.concatenate(lines.get_segments()) for lines in axes.collections if _is_lines(lines)])
+    inside = np.array([draw_rows._inside(axes, end) for end in ends]).reshape(-1, 2)
+    assert inside.any() and (inside[:, 0] == inside[:, 1]).all()
+
+
+def _is_lines(found):
+    return isinstance(found, LineCollection) and len(found.get_segments())
+
+
 def test_diverged_members_are_crosses_not_limits(results):
     axes = draw_rows.hyper_parameters(results).axes[0]
     assert axes.get_title(loc="left") == "learning rate" and axes.get_xscale() == "log"
     assert axes.get_ylim()[0] > 90
     crosses = axes.collections[-1].get_offsets()
     assert len(crosses) == 6  # in each of 3 seeds one diverged and one is at 74 %
+
+
+def test_a_few_settings_that_are_no_choices_are_places_on_an_axis(results):
+    for name in ("0", "1", "2"):
+        results["members"][name] = [m for m in results["members"][name] if m["name"] in ("member_000", "member_001")]
+    figure = draw_rows.hyper_parameters(results)
+    rates = figure.axes[0]
+    assert rates.get_title(loc="left") == "learning rate"
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in rates.get_xticklabels() if text.get_text()]
+    assert len(boxes) > 1 and not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
 
 
 def test_wise_ft_leaves_a_far_base_out_and_says_so(results):
@@ -185,6 +221,8 @@ def test_robust_limits():
     assert 95 < low < 96 and 97 < high < 98
     assert style.robust_limits(values, keep=[50.0])[0] < 50
     assert style.robust_limits([3.0, 3.0]) == (2.5, 3.5)
+    low, high = style.robust_limits([*[0.0] * 12, 1.0, 1.0, 2.0, -1.0, -1.0, -40.0])
+    assert -2 < low < -1 and 2 < high < 3
     assert style.robust_limits([math.nan]) == (0.0, 1.0)
 
 
@@ -202,8 +240,8 @@ def test_levels_of_the_plane_are_geometric_where_errors_span_decades():
 def test_the_plane_goes_through_what_was_measured_and_has_no_lines(results, rng):
     error, x, y = rng.uniform(2, 9, (5, 4)), np.arange(4.0), np.arange(5.0)
     fine_x, fine_y, fine = draw_weights._smooth(x, y, error, np.array([0.0, 10.0]))
-    np.testing.assert_allclose(fine[::8, ::8], error, atol=1e-12)
-    assert fine.shape == (33, 25) and fine_x[8] == 1.0 and fine_y[-1] == 4.0
+    np.testing.assert_allclose(fine[::40, ::54], error, atol=1e-12)
+    assert fine.shape == (161, 163) and fine_x[54] == 1.0 and fine_y[-1] == 4.0
     assert not [line for line in draw_weights.loss_plane(results).axes[0].lines if len(line.get_xdata()) > 2]
 
 

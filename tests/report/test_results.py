@@ -3,9 +3,12 @@
 import copy
 import json
 import math
+import re
+import textwrap
 
 import pytest
 
+import soups
 from soups import report
 from soups.report import results as files
 
@@ -122,8 +125,19 @@ def test_the_same_row_twice(results):
 @pytest.mark.parametrize("name", ["results", "tasks", "rebasin", "imagenet"])
 def test_results_of_an_earlier_version_are_refused_with_what_to_do(results, write_results, name):
     results["schema"] = f"soups.{name}/1"
-    with pytest.raises(ValueError, match=rf"schema 'soups.{name}/1'.*reads 'soups.results/2'; .*another --workdir"):
-        report.load_results(write_results(results))
+    path = write_results(results) / "results.json"
+    for content in (path.read_text(), json.dumps(results, indent=1)):  # with a checksum, and from before there was one
+        path.write_text(content)
+        with pytest.raises(ValueError, match=rf"schema 'soups.{name}/1'.*reads 'soups.results/2'; .*another --workdir"):
+            report.load_results(path)
+
+
+def test_the_least_that_is_documented_gets_a_report(tmp_path):
+    example = textwrap.dedent(re.search(r"(?:\n    .+)+\n", files.__doc__)[0])
+    exec(example, vars(files) | {"soups": soups, "workdir": tmp_path, "write_report": report.write_report})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert "On test the best soup in hindsight is uniform soup: 91.00 %, +1.00 points over best member." in text
+    assert [path.name for path in sorted((tmp_path / "figures").iterdir())] == ["overview.png", "overview.svg"]
 
 
 def test_another_schema(results):

@@ -227,7 +227,14 @@ def test_pairs_are_averaged_by_what_they_are_of(results):
     pairs = [pair | {"of": {"matching": "weight"}} for pair in results["pairs"]]
     (row,) = tables.pair_table(results | {"pairs": pairs}).rows
     angles = [pair["values"]["angle"] for pair in pairs]
-    assert row[1].text == f"{np.mean(angles):.3f} ±{np.std(angles, ddof=1):.3f}"
+    assert row[1].text == f"{np.mean(angles):.1f} ±{np.std(angles, ddof=1):.1f}"
+
+
+def test_a_gain_is_good_in_the_direction_of_its_metric():
+    for better, looks in (("lower", ["plus", "minus", ""]), ("higher", ["minus", "plus", ""])):
+        gains = [tables.Spread(mean, math.nan, (mean,), error=0.01) for mean in (-0.5, 0.5, 0.01)]
+        metric = report.results.Metric("MSE", better)
+        assert [tables._gain_cell(gain, metric).look for gain in gains] == looks
 
 
 # --- Sentences --------------------------------------------------------------------------------------------------------
@@ -242,7 +249,7 @@ def test_three_short_sentences_name_the_best_and_its_gain(results):
     gain = best.gain["shift_mean"]
     level = 100 * best.metrics["shift_mean"]["accuracy"].mean
     assert said[2].startswith(
-        f"On shift mean the best soup is {best.name}: {level:.2f} %, +{100 * gain.mean:.2f} points"
+        f"On shift mean the best soup in hindsight is {best.name}: {level:.2f} %, +{100 * gain.mean:.2f} points"
     )
     assert f"(95 % interval {100 * (gain.mean - gain.half):+.2f} to {100 * (gain.mean + gain.half):+.2f})" in said[2]
 
@@ -256,8 +263,10 @@ def test_sentences_are_honest_where_soups_do_not_help(results):
             row["metrics"]["test"]["accuracy"] = best + (next(level) if row["name"] == "greedy soup" else -0.05)
             row["metrics"]["shift_mean"]["accuracy"] -= 0.1
     said = words.sentences(results)
-    assert "the best soup is greedy soup" in said[1] and said[1].endswith("over best member. It may be none.")
-    assert "On shift mean no soup is above best member: the best is" in said[2] and ", −" in said[2]
+    assert "the best soup in hindsight is greedy soup" in said[1] and said[1].endswith(
+        "over best member. The interval includes 0."
+    )
+    assert "On shift mean no soup is better than best member: the best is" in said[2] and ", −" in said[2]
 
 
 def test_without_shifts_the_choice_of_the_held_out_split_is_said(results):
