@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import time
@@ -17,6 +18,11 @@ _QUICK = "--xla_backend_optimization_level=0"
 if jax.__version_info__ < (0, 12):  # which does not know it any more
     _QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _QUICK)
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in the background of a shell; what is started would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # All of this must stand before the backend starts: afterwards JAX ignores it without a word.
 jax.config.update("jax_num_cpu_devices", 8)
