@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import time
@@ -45,6 +46,8 @@ def pytest_collection_modifyitems(items):
 
 def pytest_sessionstart(session):
     """Refuse to run on fewer devices than the sharding tests are about."""
+    # a shell that starts the tests in the background lets them and what they start ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.set_threshold(100_000, 20, 100)  # compiled programs are millions of objects that stay
     if jax.default_backend() == "cpu" and len(jax.devices()) != 8:
         raise pytest.UsageError(f"the tests need 8 CPU devices, JAX started with {len(jax.devices())}")

@@ -23,7 +23,7 @@ def test_a_large_merge_shows_how_far_it_is(capsys):
         for _ in range(200):
             more(10**6)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 20 and lines[-1].startswith("merging: 200/200 MB")
+    assert 1 < len(lines) <= 20 and lines[-1].startswith("merging: 200/200 MB")
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,8 @@ def test_selected_rows_keep_their_rules(cooked, finetuned):
     greedy = row_named(results, "greedy soup")
     assert accuracy_of(greedy, "held_out") >= accuracy_of(best, "held_out")
     assert next(iter(greedy["ingredients"])) == next(iter(best["ingredients"]))
-    assert [step["member"] for step in results["histories"]["greedy soup"]] == sorted(held_out, key=held_out.get)[::-1]
+    history = results["histories"]["0"]["greedy soup"]
+    assert [step["member"] for step in history] == sorted(held_out, key=held_out.get)[::-1]
     mean = accuracy_of(row_named(results, "mean member"), "held_out")
     assert mean == pytest.approx(np.mean(list(held_out.values())))
     assert row_named(results, "ensemble")["cost"]["inference"] == 3
@@ -437,8 +438,11 @@ def test_two_processes_fit_the_probe_of_one(folder, finetuned, together):
 def test_two_processes_find_the_rows_of_one(folder, cooked, together):
     results = json.loads((folder / "both" / "soups" / "results.json").read_text())
     assert results["device"].endswith("x4")
-    for part in ("rows", "histories", "splits", "members", "notes"):
+    for part in ("rows", "histories", "splits", "notes"):
         assert results[part] == cooked[0][part]
+    (first, *members), (expected, *others) = results["members"]["0"], cooked[0]["members"]["0"]
+    assert members == others
+    assert first | {"config": None} == expected | {"config": None}  # which they were given, not told to probe
 
 
 def test_the_first_process_alone_decodes_and_prints(together):
