@@ -19,11 +19,6 @@ if jax.__version_info__ < (0, 12):  # which does not know it any more
     _QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _QUICK)
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as in the background of a shell; what is started would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # All of this must stand before the backend starts: afterwards JAX ignores it without a word.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -51,6 +46,8 @@ def pytest_collection_modifyitems(items):
 
 def pytest_sessionstart(session):
     """Refuse to run on fewer devices than the sharding tests are about."""
+    # a shell that starts the tests in the background lets them and what they start ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.set_threshold(100_000, 20, 100)  # compiled programs are millions of objects that stay
     if jax.default_backend() == "cpu" and len(jax.devices()) != 8:
         raise pytest.UsageError(f"the tests need 8 CPU devices, JAX started with {len(jax.devices())}")

@@ -187,7 +187,7 @@ def test_the_report_and_its_figures_show_all_of_it(cooked, results):
     for name in MAIN_ROWS:
         assert name in printed
     assert os.path.relpath(workdir / "report.html", ROOT) in printed
-    drawn = ("overview", "scatter", "by_split", "wise_ft")
+    drawn = ("overview", "scatter", "by_split", "wise_ft", "hyper_parameters")
     assert page.count("data:image/svg+xml;base64,") == len(drawn)
     for name in drawn:
         with PIL.Image.open(workdir / "figures" / f"{name}.png") as image:

@@ -298,11 +298,18 @@ def _place(path):
 
 def _hold(place, stack):
     try:
+        if not place.exists():  # a run that is refused leaves none
+            stack.callback(_remove_if_empty, place)
         stack.enter_context(locked(place, place / ".lock", "run"))
     except BlockingIOError:
         raise
     except OSError as error:
         raise _unusable(place, error) from error
+
+
+def _remove_if_empty(place):
+    with contextlib.suppress(OSError):
+        place.rmdir()
 
 
 def _unusable(place, error):

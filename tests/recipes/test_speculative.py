@@ -207,7 +207,7 @@ def test_wrong_use_is_explained(rng):
         greedy_speculative(members, Rounds(lottery(0)), width=0)
     with pytest.raises(ValueError, match="evaluate_many gave 1 scores for 4 candidates"):
         greedy_speculative(members, lambda candidates: [1.0], width=4)
-    with pytest.raises(ValueError, match="mode must be"):
+    with pytest.raises(ValueError, match="mode must be 'max' or 'min', not 'most'"):
         greedy_speculative(members, Rounds(lottery(0)), width=4, mode="most")
     with pytest.raises(ValueError, match="unknown member 'm99'"):
         greedy_speculative(members, Rounds(lottery(0)), width=4, order=["m99"])

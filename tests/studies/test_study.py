@@ -94,6 +94,7 @@ def test_a_second_run_is_told_who_holds_the_workdir(tmp_path):
         )
 
     run(second, place)
+    assert not place.exists()  # nothing was kept in it
     run(lambda directory: None, place)  # it is free again
     with pytest.raises(ZeroDivisionError):
         run(lambda directory: 1 / 0, place)
