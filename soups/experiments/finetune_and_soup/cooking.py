@@ -211,7 +211,7 @@ def _learned(setting, pool, per) -> soups.Soup:
     batches = ({"image": data.images[rows], "label": data.labels[rows]} for rows in order)
 
     def loss(params, batch, temperature):
-        logits = temperature * setting.apply_fn(params, setting.training.preprocess(batch["image"]))
+        logits = temperature * setting.apply_fn(params, setting.training.loss.preprocess(batch["image"]))
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
     batches = counted(batches, f"learned soup, one weight for each {per}", steps, "steps")
