@@ -55,7 +55,9 @@ def _augmented(key, images, num_operations, magnitude, fill):
     for slot in range(MAX_OPERATIONS):
         choice_key, sign_key = jax.random.split(jax.random.fold_in(key, slot))
         choice = jax.random.randint(choice_key, (batch,), 0, len(OPERATIONS), jnp.int32)
-        sign = jax.random.rademacher(sign_key, (batch,), dtype=jnp.float32)
+        # the probability's dtype decides which bits are drawn: they are the same in double precision
+        positive = jax.random.bernoulli(sign_key, jnp.float32(0.5), (batch,))
+        sign = jnp.where(positive, jnp.float32(1.0), jnp.float32(-1.0))
         active = jnp.asarray(slot < num_operations, jnp.float32)
         level = sign * active * magnitude / MAX_MAGNITUDE
         amount = {name: jnp.where(choice == index, level, 0.0) for index, name in enumerate(OPERATIONS)}
