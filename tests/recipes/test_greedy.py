@@ -220,7 +220,7 @@ def test_a_journal_of_a_search_knows_the_base_and_what_is_fixed(tmp_path):
 
     zero, one = ({"w": np.full(6, value, np.float32)} for value in (0, 1))
     choose(0.5, zero)
-    choose(0.5, {"w": jnp.zeros(6)})
+    choose(0.5, {"w": jnp.zeros(6, jnp.float32)})
     with pytest.raises(ValueError, match="another selection:\n  base: "):
         choose(0.5, one)
     with pytest.raises(ValueError, match=r"another selection:\n  fixed of density: 0.5 there, 0.25 here"):
