@@ -190,8 +190,11 @@ class Measuring:
 
     @functools.cached_property
     def _side_by_side(self):
-        apart = {} if self.width == 1 else {"mesh": None, "width": self.width}
-        return self.evaluator(self.held_out, cache=self.cache, key=self._key("held_out"), **apart)
+        if self.width == 1:
+            return self.evaluator(self.held_out, cache=self.cache, key=self._key("held_out"))
+        # another program, whose rounding must not get into the rows
+        apart = {"mesh": None, "width": self.width, "key": f"{self._key('held_out')}-side by side"}
+        return self.evaluator(self.held_out, cache=self.cache, **apart)
 
     @property
     def width(self) -> int:
