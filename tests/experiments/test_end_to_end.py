@@ -62,9 +62,11 @@ def test_every_row_and_path_is_there(finished):
 
 def test_progress_has_rate_and_time_to_go(finished):
     _, printed = finished
-    lines = [line for line in printed.splitlines() if line.startswith("sweep: ")]
-    assert lines[-1].startswith("sweep: 5/5 members, ")
-    assert all(", ETA " in line for line in lines)
+    for title in ("pre-training", "linear probe", "sweep", "SAM members", "distillation"):
+        lines = [line for line in printed.splitlines() if line.startswith(f"{title}: ")]
+        done, total = lines[-1].removeprefix(f"{title}: ").split()[0].split("/")
+        assert done == total and f"{title}: {total}/{total} steps, " in lines[-1]
+        assert all(", ETA " in line for line in lines)
 
 
 def test_uniform_soup_is_the_mean_of_the_pool(finished):

@@ -260,7 +260,7 @@ def test_sharpness_aware_members_have_the_radius_of_the_config(folder, finetuned
         seen.update(members["member_02"], sam=lanes.training.sam, decays=lanes.training.ema_decays)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune_members, "run", caught)
+    monkeypatch.setattr(sweeps, "run", caught)
     start = finetuned[0].path / finetuned[0].record("member_00")["path"]  # with a head, so that there is no probe
     changes = {"start": str(start), "probe.strengths": (), "finetune.sam_radius": 0.03, "finetune.ema_decays": ()}
     with pytest.raises(KeyboardInterrupt):
