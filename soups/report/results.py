@@ -38,6 +38,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from soups import state
+from soups.recipes._scores import MODES
 
 SCHEMA = "soups.results/2"
 GROUPS = ("main", "member", "curve")
@@ -54,13 +55,15 @@ class Metric(NamedTuple):
     percent: bool = False
 
 
+_TITLES = {"nll": "NLL", "brier": "Brier", "ece": "ECE", "ece_equal_width": "ECE equal width", "mse": "MSE"}
+_TITLES |= {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1", "micro_f1": "micro F1", "macro_f1": "macro F1"}
+_TITLES |= {"token_nll": "token NLL", "map": "MAP", "auc": "AUC", "top_1": "top-1", "top_5": "top-5"}
+_PERCENT = {"accuracy", "top_1", "top_5", "per_class_accuracy", "token_accuracy", "exact_match", "normalised"}
+_PERCENT |= {"f1", "micro_f1", "macro_f1", "ece", "ece_equal_width"}
+#: those whose direction greedy soups know, and the accuracy in units of the member's
 METRICS = {
-    "accuracy": Metric("accuracy", "higher", percent=True),
-    "normalised": Metric("normalised", "higher", percent=True),
-    "nll": Metric("NLL", "lower"),
-    "brier": Metric("Brier", "lower"),
-    "ece": Metric("ECE", "lower", percent=True),
-    "ece_equal_width": Metric("ECE equal width", "lower", percent=True),
+    name: Metric(_TITLES.get(name, name.replace("_", " ")), {"max": "higher", "min": "lower"}[mode], name in _PERCENT)
+    for name, mode in (MODES | {"normalised": "max"}).items()
 }
 
 # --- The schema: "name?" may be missing, "*" is any name, a tuple is either ------------------------------------------
