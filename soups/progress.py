@@ -19,6 +19,9 @@ def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Cal
     so the time to go is known from the second such report on. What comes before the first one, when programs are
     compiled, counts only until there is a better measure.
     """
+    if done >= total:  # nothing is left to be shown
+        yield lambda number: None
+        return
     show = _bar if sys.stdout.isatty() and _is_first() else _lines
     with show(what, total, unit, done) as advance:
         yield advance

@@ -114,3 +114,9 @@ def read_to_end(terminal):
         if not chunk:
             return b"".join(chunks).decode()
         chunks.append(chunk)
+
+
+def test_what_is_finished_shows_nothing(capsys):
+    with progress("sweep", 8, "members", done=8):
+        pass
+    assert capsys.readouterr().out == ""

@@ -39,6 +39,8 @@ def first_member(setting: Setting) -> tree.Tree:
 def fine_tuned(setting: Setting, first: tree.Tree, drawn: list[dict[str, Any]]) -> list[str]:
     """Fine-tune the members, as many side by side as the mesh's axis "pool" is long, and give their names."""
     names = [f"member_{number:02d}" for number in range(1, len(drawn) + 1)]
+    if not names:  # the probe alone was asked for
+        return names
     sweep(
         setting.training,
         first,
