@@ -454,7 +454,7 @@ def test_the_first_process_alone_decodes_and_prints(together):
     for what in (
         "decode held_out: 160/160",
         "decode imagenet_a: ",
-        "member_02: held-out",
+        "member_02: loss ",
         "measuring: 3/3",
         "soups · ",
     ):
