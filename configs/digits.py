@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.data_dir = placeholder(str)  # of TFDS; default $TFDS_DATA_DIR or ~/tensorflow_datasets
 
     config.task = ConfigDict()
+    config.task.name = "digits"  # a name, or a function of yours; the other fields are what it is called with
     config.task.target = "mnist_5k"
     config.task.image_size = 28
     config.task.num_train = 1000
@@ -47,6 +48,7 @@ def get_config() -> ConfigDict:
     )
 
     config.model = ConfigDict()
+    config.model.name = "vit"
     config.model.patch_size = 7
     config.model.width = 64
     config.model.depth = 3

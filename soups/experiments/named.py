@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from soups.data import Dataset, Task
 from soups.models import Network
 from soups.plugins import blamed, called, named
+from soups.pool import digest
+from soups.studies.measuring import program_digest
 
 TASKS = {"digits": "soups.data:digits_task"}
 NETWORKS = {
@@ -74,6 +78,21 @@ def network_of(section: str | Mapping[str, Any], task: Task, *, probed: bool) ->
     with blamed(what, named(reference, NETWORKS, "config.model")):
         network.check(shape, classes, probed=probed)
     return network
+
+
+def contents(task: Task, pretraining: Dataset | None, network: Network) -> dict[str, str]:
+    """Return digests of the "data", and of the programs and constants of the "network": names do not tell them."""
+    sets = {"train": task.train, "held_out": task.held_out, "test": task.test, **task.shifts}
+    sets |= {} if pretraining is None else {"pretraining": pretraining}
+    data = {name: {"images": one.images, "labels": one.labels} for name, one in sets.items()}
+    key, images = jax.random.key(0), jax.ShapeDtypeStruct((1, *task.test.images.shape[1:]), jnp.float32)
+
+    def init(key):
+        return network.init(key, images.shape[1:])
+
+    params = jax.eval_shape(init, key)
+    programs = [(init, key), (network.apply, params, images), (network.trained, params, images, key)]
+    return {"data": digest(data), "network": "-".join(program_digest(*program) for program in programs)}
 
 
 def _reference(section, field, default):

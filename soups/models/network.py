@@ -17,7 +17,7 @@ from soups.tree import Tree
 class Network:
     """Hold a classifier as pure functions of its weights; inputs are float32 images in [0, 1].
 
-        Network.of(Net(10), start=weights, head="params/Dense_1/.*")      # a Linen module with weights of yours
+        Network.of(Net(10), start=weights, head="Dense_1/.*")      # a Linen module with weights of yours
         Network(init=lambda key, image_shape: weights, apply=apply)       # functions, such as those of from_nnx
 
     Attributes:

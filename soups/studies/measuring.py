@@ -42,6 +42,14 @@ class Measured(NamedTuple):
     right: dict[str, np.ndarray]
 
 
+def program_digest(function: Callable, *arguments: Any) -> str:
+    """Return a digest of a function's program on such arguments, or on arrays of their shapes, and of its constants."""
+    traced = jax.make_jaxpr(function)(*arguments)
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))  # where functions lie differs from run to run
+    constants = {str(place): np.asarray(value) for place, value in enumerate(traced.consts)}
+    return xxhash.xxh3_64_hexdigest((text + (digest(constants) if constants else "")).encode())
+
+
 @dataclasses.dataclass(kw_only=True)
 class Measuring:
     """Hold the members of one seed, the splits that weights are measured on, and what was measured before.
@@ -126,11 +134,11 @@ class Measuring:
     @functools.cached_property
     def network_digest(self) -> str:
         """Return a digest of the network's program and constants."""
-        outputs = jax.make_jaxpr(lambda params, inputs: self.apply_fn(params, self.preprocess(inputs)))
-        traced = outputs(self.members[self._finite[0]], self.test.images[:1])
-        text = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))  # where functions lie differs from run to run
-        constants = {str(place): np.asarray(value) for place, value in enumerate(traced.consts)}
-        return xxhash.xxh3_64_hexdigest((text + (digest(constants) if constants else "")).encode())
+
+        def outputs(params, inputs):
+            return self.apply_fn(params, self.preprocess(inputs))
+
+        return program_digest(outputs, self.members[self._finite[0]], self.test.images[:1])
 
     def usable(self, names: Sequence[str] | None = None) -> Mapping[str, tree.Tree]:
         """Return some usable members (default: all): a view of a pool, so that they are streamed, or a mapping."""

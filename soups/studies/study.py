@@ -270,19 +270,29 @@ def _add(results, seed, outcome):
             results[part] = found
 
 
-def check_fields(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]]) -> None:
+def check_fields(
+    config: Mapping[str, Any], fields: Mapping[str, Sequence[str]], optional: Collection[str] = ()
+) -> None:
     """Raise one ValueError that lists every field of a config that is unknown or missing, with the closest known name.
 
-    `fields` names the fields of each section; those of the top level stand under "".
+    `fields` names the fields of each section; those of the top level stand under "". `optional`: fields, and whole
+    sections, that may be left out.
     """
     known = {f"{section}.{name}".removeprefix(".") for section, names in fields.items() for name in names}
-    given = set(config) - set(fields)
-    for section in fields.keys() & config.keys():
-        given |= {f"{section}.{name}" for name in config[section]}
-    lines = []
+    given, lines = set(config) - set(fields), []
+    for section in sorted(fields.keys() & config.keys()):
+        if isinstance(config[section], Mapping):
+            given |= {f"{section}.{name}" for name in config[section]}
+        else:
+            lines.append(f"  ~ {section} must be a section, not {config[section]!r:.200}")
     for name in sorted(given - known):
-        lines.append(f"  + {name} is unknown{did_you_mean(name, known)}")
-    lines += [f"  - {name} is missing" for name in sorted(known - given)]
+        lines.append(f"  + {name} is unknown{did_you_mean(name, known | fields.keys())}")
+    seeds = config.get("seeds", 1)
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        lines.append(f"  ~ seeds must be a whole number, at least 1, not {seeds!r:.200}")
+    left_out = {name for name in optional if name not in config}
+    missing = [name for name in known - given if not {name, name.partition(".")[0]} & left_out]
+    lines += [f"  - {name} is missing" for name in sorted(missing)]
     if lines:
         raise ValueError("the config has other fields than the experiment:\n" + "\n".join(lines))
 

@@ -1,14 +1,18 @@
 """Test that a config names tasks and networks of the library or of a user's own, and what these must be."""
 
+import sys
 import textwrap
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from soups.data import Dataset, Task
+from soups.experiments import finetune_and_soup
 from soups.experiments.named import network_of, task_of
 from soups.plugins import importable
+from soups.studies.study import Workdir
 
 OWN = """
 import flax.linen as nn, jax.numpy as jnp, numpy as np
@@ -180,3 +184,60 @@ def test_a_network_that_does_not_fit_is_named(task, section, message):
     with pytest.raises(ValueError) as error:
         network_of(section, task, probed=True)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"pretrain": {"learning_rate": 0.1, "epochs": 1}},
+            "the task has no images to pre-train on",
+        ),
+        ({"probe": {"learning_rate": 0.1, "epochs": 1}}, "these weights have no module named 'head'"),
+        ({"sweep": {"members": 2, "learning_rate": 0.1, "epochs": (1, 2)}}, "config.sweep.learning_rate must be two"),
+        (
+            {"sweep": {"members": 1, "learning_rate": (0.1, 0.2), "epochs": (1, 2)}},
+            "must be a whole number, at least 2",
+        ),
+        ({"sam": {"raduis": 0.1}}, "sam.raduis is unknown (did you mean 'sam.radius'?)"),
+    ],
+)
+def test_a_study_of_ones_own_data_is_checked_before_long_work(tmp_path, changed, message):
+    sweep = {"members": 2, "learning_rate": (0.1, 0.2), "epochs": (1, 2)}
+    config = {"study": "finetune_and_soup", "name": "own", "task": "own_room:task", "model": "own_room:Net"}
+    config |= {"finetune": {"batch_size": 3}, "sweep": sweep} | changed
+    with pytest.raises(ValueError) as error:
+        finetune_and_soup.run(config, tmp_path / "run")
+    assert message in str(error.value)
+    assert not (tmp_path / "run" / "bases").exists()
+
+
+def other_data(own, monkeypatch):
+    before = own.dataset
+    monkeypatch.setattr(own, "dataset", lambda seed, size=6: before(seed + (seed == 200), size))  # the test set alone
+
+
+def other_network(own, monkeypatch):
+    class Net(own.Net):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(self.num_classes)(nn.tanh(nn.Dense(self.width)(x.reshape(len(x), -1))))
+
+    monkeypatch.setattr(own, "Net", Net)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(other_data, "was made with other data of the"), (other_network, "with another network of the")],
+)
+def test_what_has_changed_under_its_name_is_not_gone_on_with(tmp_path, monkeypatch, change, message):
+    config = {"name": "own", "task": "own_room:task", "model": "own_room:Net", "finetune": {"batch_size": 3}}
+
+    def begin():
+        finetune_and_soup.run.scenes(config, Workdir(tmp_path, config))
+
+    begin()
+    begin()
+    change(sys.modules["own_room"], monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        begin()

@@ -216,3 +216,25 @@ def test_fields_are_all_checked_at_once():
     assert "+ sweep.membres is unknown (did you mean 'sweep.members'?)" in message
     assert "- seeds is missing" in message
     assert "- sweep.members is missing" in message
+
+
+def test_what_is_optional_may_be_left_out_alone_or_with_its_section():
+    fields = {"": ("name", "seeds"), "sweep": ("members", "epochs"), "sam": ("radius", "members")}
+    optional = ("seeds", "sweep.epochs", "sam")
+    check_fields({"name": "x", "sweep": {"members": 2}}, fields, optional)
+    with pytest.raises(ValueError) as error:
+        check_fields({"sweep": {"epochs": 3}, "sam": {"members": 2}}, fields, optional)
+    assert str(error.value).splitlines()[1:] == [
+        "  - name is missing",
+        "  - sam.radius is missing",
+        "  - sweep.members is missing",
+    ]
+
+
+@pytest.mark.parametrize("seeds", [0, 2.5, "3", True, None])
+def test_seeds_and_sections_without_a_sense_are_named(seeds):
+    fields = {"": ("seeds",), "sweep": ("members",)}
+    with pytest.raises(ValueError) as error:
+        check_fields({"seeds": seeds, "sweep": 3}, fields)
+    assert f"~ seeds must be a whole number, at least 1, not {seeds!r}" in str(error.value)
+    assert "~ sweep must be a section, not 3" in str(error.value)

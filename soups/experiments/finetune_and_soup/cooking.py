@@ -9,10 +9,10 @@ from soups.studies.measuring import Row, best_of
 
 
 def single_rows(kitchen: Kitchen, start: tree.Tree, probe: tree.Tree) -> list[Row]:
-    """Measure start weights, probe and each member, and name the best, mean and worst member."""
+    """Measure start weights, the probe if it is another, and each member, and name the best, mean and worst member."""
     return [
         kitchen.row("start weights", "start", kitchen.measure(start), {}),
-        kitchen.row("linear probe", "probe", kitchen.measure(probe), {}),
+        *([] if probe is start else [kitchen.row("linear probe", "probe", kitchen.measure(probe), {})]),
         *kitchen.single_rows(),
     ]
 
@@ -25,7 +25,7 @@ def soup_rows(setting: Setting, kitchen: Kitchen) -> tuple[list[Row], dict[str, 
         row, history = kitchen.greedy_row(title, order)
         rows.append(row)
         histories |= {} if order else {title: history}
-    for per in ("model", "leaf"):
+    for per in ("model", "leaf") if "learned" in setting.config else ():
         row, losses = kitchen.learned_row(per, **setting.config["learned"])
         rows.append(row)
         histories[row["name"]] = losses

@@ -10,20 +10,22 @@ import numpy as np
 from soups import models, tree
 from soups.evaluate import ensemble_logits
 from soups.experiments.finetune_and_soup.setting import Setting
-from soups.experiments.search_space import common_choices
+from soups.experiments.search_space import choices
 from soups.studies.kitchen import Kitchen
 from soups.studies.measuring import best_of
 from soups.train import search, sweep
 
 
 def start_weights(setting: Setting) -> tree.Tree:
-    """Return the pre-trained network, training it first if it is not there yet."""
+    """Return the network's own weights, pre-trained first where the config says so."""
 
     def make():
-        config, data = setting.config["pretrain"], setting.pretraining["train"]
-        image_shape = data.images.shape[1:]
-        params = models.init(setting.model, jax.random.key(setting.seed), image_shape)
-        return _single(setting, "pre-training", params, _arrays(data), dict(config) | {"seed": setting.seed})
+        data = setting.task.train if setting.pretraining is None else setting.pretraining
+        params = setting.network.init(jax.random.key(setting.seed), data.images.shape[1:])
+        if "pretrain" not in setting.config:
+            return params
+        config = dict(setting.config["pretrain"]) | {"seed": setting.seed}
+        return _single(setting, "pre-training", params, _arrays(data), config)
 
     return setting.kept(setting.bases, "start", make)
 
@@ -34,8 +36,9 @@ def linear_probe(setting: Setting, start: tree.Tree) -> tree.Tree:
     def make():
         config = setting.config["probe"]
         key = jax.random.key(setting.seed)
-        params = models.replace_head(start, key, len(setting.task.class_names))
-        rules, hyperparameters = ((models.head_rule(params), 1.0), (".*", 0.0)), dict(config) | {"seed": setting.seed}
+        head = setting.network.head or models.head_rule(start)
+        params = models.replace_head(start, key, len(setting.task.class_names), head=head)
+        rules, hyperparameters = ((head, 1.0), (".*", 0.0)), dict(config) | {"seed": setting.seed}
         data = _arrays(setting.task.train)
         return _single(setting, "linear probe", params, data, hyperparameters, learning_rate_rules=rules)
 
@@ -47,10 +50,7 @@ def sweep_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     return search.random(
         config["members"],
         seed,
-        **common_choices(config),
-        augment_operations=search.integers(*config["augment_operations"]),
-        augment_magnitude=search.uniform(*config["augment_magnitude"]),
-        epochs=search.integers(*config["epochs"]),
+        **choices(config, augment_operations=search.integers, augment_magnitude=search.uniform, epochs=search.integers),
         seed=search.integers(0, 2**31 - 1),
     )
 
@@ -110,7 +110,7 @@ def _fill(setting, prefix, training, params, members, what) -> list[str]:
         setting.pool,
         batch_size=config["batch_size"],
         names=names,
-        base=setting.bases.digest(setting.name("probe")),
+        base=setting.bases.digest(setting.name(setting.base)),
         metadata={"seed": setting.seed},
         mode=None if config["mode"] == "auto" else config["mode"],
         mesh=setting.mesh,

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -23,23 +22,23 @@ class Setting(Scene):
     """
 
     task: Task
-    pretraining: dict[str, Dataset]
-    model: Any
+    pretraining: Dataset | None
+    network: models.Network
     mesh: jax.sharding.Mesh | None
     pool: Pool
     bases: Pool
     results: Pool
 
-    @functools.cached_property
-    def apply_fn(self):
-        """Return the network in evaluation mode."""
-        return models.apply_fn(self.model)
+    @property
+    def base(self) -> str:
+        """Return the name of what members start from: the linear probe, or the start weights where none is made."""
+        return "probe" if "probe" in self.config else "start"
 
     @functools.cached_property
     def training(self) -> Training:
         """Return what all fine-tunings of this seed have in common."""
         return Training(
-            loss=Classification(models.train_apply_fn(self.model), len(self.task.class_names)),
+            loss=Classification(self.network.trained, len(self.task.class_names)),
             clip_norm=self.config["finetune"]["clip_norm"],
         )
 
@@ -47,7 +46,7 @@ class Setting(Scene):
         """Return what measures and cooks some members of this seed, and compares them with other weights."""
         return Kitchen(
             members=self.pool.select(names),
-            apply_fn=self.apply_fn,
+            apply_fn=self.network.apply,
             held_out=self.task.held_out,
             test=self.task.test,
             shifts=self.task.shifts,

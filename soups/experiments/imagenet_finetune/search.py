@@ -16,7 +16,7 @@ from soups.data.random_transforms import (
     random_flip,
     random_resized_crop,
 )
-from soups.experiments.search_space import common_choices
+from soups.experiments.search_space import choices
 from soups.train import search
 
 MINIMAL = "minimal"
@@ -27,8 +27,7 @@ def draw_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     return search.random(
         config["members"],
         seed,
-        **common_choices(config),
-        epochs=search.integers(*config["epochs"]),
+        **choices(config, epochs=search.integers),
         augmentation=_augmentation(config),
         seed=search.integers(0, 2**31 - 1),
     )

@@ -37,7 +37,7 @@ class Tasks(Scene):
     """
 
     tasks: Mapping[str, Task]
-    pretraining: Mapping[str, Dataset]
+    pretraining: Dataset
     networks: Networks
     bases: Pool
     pool: Pool
@@ -45,9 +45,9 @@ class Tasks(Scene):
     merged: Pool
 
     @property
-    def model(self) -> models.ViT:
-        """Return the module that is pre-trained."""
-        return self.networks.single
+    def network(self) -> models.Network:
+        """Return the network that is pre-trained."""
+        return models.Network.of(self.networks.single)
 
     @property
     def training(self) -> Training:

@@ -54,7 +54,7 @@ def _scene(config, seed, workdir, networks):
         seed=seed,
         workdir=workdir,
         tasks=tasks,
-        pretraining={"train": pretraining},
+        pretraining=pretraining,
         networks=networks,
         **{name: workdir.pool(name) for name in ("bases", "pool", "joint", "merged")},
     )

@@ -1,0 +1,78 @@
+"""Run docs/your_own.md as a reader would, block by block in an empty folder."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from soups import Pool
+from soups.report import load_results
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "your_own.md"
+SECTIONS = {title: text for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S)}
+BLOCK = re.compile(r"```(python|bash)\n(?:# (\S+\.py)\n)?(.*?)```", re.DOTALL)
+
+
+@pytest.fixture
+def follow(tmp_path, monkeypatch, quick_start):
+    """Give a function that runs a section of the page in an empty folder, and gives the names of its Python."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    soups = tmp_path / "bin" / "soups"
+    soups.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m soups "$@"\n')
+    soups.chmod(0o755)
+    environment = quick_start | {"PATH": f"{soups.parent}:{os.environ['PATH']}", "JAX_NUM_CPU_DEVICES": "1"}
+
+    def run(title):
+        names = {"__name__": "reader"}
+        for language, file, code in BLOCK.findall(SECTIONS[title]):
+            if file:
+                pathlib.Path(file).write_text(code)
+            elif language == "bash":
+                done = subprocess.run(["bash", "-ec", code], env=environment, capture_output=True, text=True)
+                assert done.returncode == 0, done.stderr[-3000:]
+                names["printed"] = done.stdout
+            else:
+                with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as for users
+                    exec(compile(code, title, "exec"), names)
+        return names
+
+    return run
+
+
+def accuracy(results):
+    return {row["name"]: row["metrics"]["test"]["accuracy"] for row in results["rows"]}
+
+
+def test_a_folder_of_images(follow):
+    printed = follow("A folder of images")["printed"]
+    assert "greedy soup" in printed and "runs/my_config/report.html" in printed
+    found = accuracy(load_results("runs/my_config"))
+    assert found["greedy soup"] > 0.7 and {"start weights", "ensemble"} <= found.keys()
+    assert len(Pool("runs/my_config/pool")) == 4
+
+
+def test_arrays(follow):
+    names = follow("Arrays")
+    found = accuracy(names["results"])
+    assert found["greedy soup"] > 0.8 and found["base"] < found["best member"] and "ties, density = 0.3" in found
+    assert pathlib.Path("digits/report.html").exists()
+    images, labels = names["split"]("test")
+    logits = np.asarray(names["apply_fn"](names["weights"], images.astype(np.float32) / 255))
+    assert (logits.argmax(1) == labels).mean() == pytest.approx(found["greedy soup"])
+
+
+def test_text(follow):
+    found = accuracy(follow("Text")["results"])
+    assert found["greedy soup"] > 0.9
+    assert pathlib.Path("reviews/report.html").exists()
+
+
+def test_every_section_is_followed():
+    assert list(SECTIONS) == ["A folder of images", "Arrays", "Text", "And beyond"]
+    assert not BLOCK.search(SECTIONS["And beyond"])
