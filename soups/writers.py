@@ -70,7 +70,7 @@ def open_writer(directory: str | os.PathLike, also: Iterable[str | Writer] = ())
 
 
 class _All:
-    """Give everything to several writers, most of which are opened when the first step is known."""
+    """Hand everything to several writers, most of which are opened when the first step is known."""
 
     def __init__(self, writers, kinds, stack):
         self._writers, self._kinds, self._stack, self._hparams = writers, kinds, stack, []

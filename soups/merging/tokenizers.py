@@ -227,7 +227,7 @@ def _files(folder, output):
 
 
 def _rows(rule, base, output, known):
-    """Give, by model, the row of each token of the output (-1: none): its own, and those of what stands in for others.
+    """Return, by model, the row of each token of the output (-1: none): its own, or those of what stands in for others.
 
     A token that a model lacks gets the mean of the rows that stand in for it.
     """
