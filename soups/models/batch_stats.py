@@ -24,8 +24,7 @@ def stats_fn(
     enters; dropout is off. Of another library's network, see `running_stats_fn`.
 
     Args:
-        model: a Linen module, called as `model(inputs, train=False)`, or an NNX one, whose weights are as `from_nnx`
-            gives them.
+        model: a Linen module, or an NNX one, whose weights are as `from_nnx` gives them; in evaluation mode.
         mean, std: those of `apply_fn`; inputs are normalised and checked as there, with the same errors.
 
     Raises (when called):
@@ -100,6 +99,8 @@ def _from_zeros(params):
 
 
 def _of_linen(model):
+    evaluated, flags = in_mode(model, train=False)
+
     def measure(params, inputs):
         measured = set()
 
@@ -113,7 +114,7 @@ def _of_linen(model):
             return call(*args[:1], **{**kwargs, "use_running_average": False})
 
         with nn.intercept_methods(intercept):
-            _, state = model.apply(as_variables(params), inputs, **in_mode(model, train=False), mutable=["batch_stats"])
+            _, state = evaluated.apply(as_variables(params), inputs, **flags, mutable=["batch_stats"])
         return state["batch_stats"], measured
 
     return measure

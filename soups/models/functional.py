@@ -1,10 +1,12 @@
 """Turn Linen modules into pure functions of named weights.
 
 `params` are what the whole library calls weights: for a network without state the dict of its parameters, for one with
-BatchNorm {"params": ..., "batch_stats": ...}. A module is called as `module(inputs, train=...)`, or as `module(inputs)`
-if it takes no `train`, for what has neither BatchNorm nor dropout.
+BatchNorm {"params": ..., "batch_stats": ...}. A module is called as `module(inputs, train=...)`, or with another of the
+flags of `IN_TRAINING` that its call takes, or that is a field of it; without one if it has neither BatchNorm nor dropout.
 """
 
+import contextlib
+import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 
@@ -15,11 +17,27 @@ from flax import linen as nn
 
 from soups.tree import Tree
 
+#: the flags that tell a network its mode, with what they are in training
+IN_TRAINING = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+    "inference": False,
+}
+_MODES = {
+    nn.BatchNorm: "use_running_average",
+    nn.Dropout: "deterministic",
+    nn.MultiHeadDotProductAttention: "deterministic",
+}
+
 
 def init(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> Tree:
     """Make start weights for images of shape [H, W, C]; a nested plain dict of float32 arrays."""
     images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = jax.jit(lambda key: model.init(key, images))(key)
+    model, flags = in_mode(model, train=False)
+    variables = jax.jit(lambda key: model.init(key, images, **flags))(key)
     return variables if len(variables) > 1 else variables["params"]
 
 
@@ -32,11 +50,10 @@ def apply_fn(model: nn.Module, mean: Sequence[float] | None = None, std: Sequenc
     Raises:
         ValueError: only one of `mean` and `std`, not one of each for a channel, or a `std` that is not positive.
     """
-    normalized = normalizer(mean, std)
+    normalized, (model, flags) = normalizer(mean, std), in_mode(model, train=False)
 
     def apply(params, inputs):
-        inputs = normalized(inputs)
-        return model.apply(as_variables(params), inputs, **in_mode(model, train=False)).astype(jnp.float32)
+        return model.apply(as_variables(params), normalized(inputs), **flags).astype(jnp.float32)
 
     return apply
 
@@ -48,14 +65,17 @@ def train_apply_fn(
 
     The key is for dropout. BatchNorm normalises by the batch and the returned params hold its updated running
     statistics; a network without state returns the params it was given. Inputs are normalised and checked as in
-    `apply_fn`, with the same errors.
+    `apply_fn`, with the same errors; a ValueError also refuses a network with dropout or BatchNorm that stays in
+    evaluation mode, for none of the flags of `IN_TRAINING` reaches it.
     """
-    normalized = normalizer(mean, std)
+    normalized, given = normalizer(mean, std), model
+    model, flags = in_mode(model, train=True)
+    told = flags or model is not given
 
     def train_apply(params, inputs, key):
-        inputs = normalized(inputs)
         options = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
-        logits, state = model.apply(as_variables(params), inputs, **in_mode(model, train=True), **options)
+        with contextlib.nullcontext() if told else nn.intercept_methods(_see_mode):
+            logits, state = model.apply(as_variables(params), normalized(inputs), **flags, **options)
         return logits.astype(jnp.float32), {**params, **state}
 
     return train_apply
@@ -66,12 +86,47 @@ def as_variables(params: Tree) -> Tree:
     return params if "params" in params else {"params": params}
 
 
-def in_mode(model: nn.Module, *, train: bool) -> dict[str, bool]:
-    """Return the keywords that call a module in training or in evaluation mode: none if it takes no `train`."""
-    parameters = inspect.signature(type(model).__call__).parameters.values()
+def in_mode(model: nn.Module, *, train: bool) -> tuple[nn.Module, dict[str, bool]]:
+    """Return the module and the keywords with which it is called in training or in evaluation mode.
+
+    Flags that the call takes are keywords; if it takes none, those that are fields of the module are set in a copy.
+    """
+    flags = mode_flags(type(model), train=train)
     # nn.Sequential hands its keywords to its first layer
-    takes = any(one.name == "train" or one.kind is one.VAR_KEYWORD for one in parameters)
-    return {"train": train} if takes and not isinstance(model, nn.Sequential) else {}
+    hands_on = any(one.kind is one.VAR_KEYWORD for one in inspect.signature(type(model).__call__).parameters.values())
+    if not flags and hands_on and not isinstance(model, nn.Sequential):
+        flags = {"train": train}
+    if flags:
+        return model, flags
+    fields = {field.name for field in dataclasses.fields(model)} & IN_TRAINING.keys()
+    return (model.clone(**{name: IN_TRAINING[name] is train for name in fields}) if fields else model), {}
+
+
+def mode_flags(kind: type, *, train: bool) -> dict[str, bool]:
+    """Return those flags of `IN_TRAINING` that the call of a class takes, as they are in one mode."""
+    taken = inspect.signature(kind.__call__).parameters
+    return {name: value is train for name, value in IN_TRAINING.items() if name in taken}
+
+
+def wrong_mode(layer: str, train: bool) -> ValueError:
+    """Return the error that a layer is not in training, or in evaluation, as the network shall be."""
+    shall, mode = ("in training", "evaluation") if train else ("in evaluation", "training")
+    return ValueError(
+        f"{shall} {layer} would stay in {mode} mode: let the network's __call__ take one of {', '.join(IN_TRAINING)} "
+        "and hand it on, or write the function of weights and inputs yourself"
+    )
+
+
+def _see_mode(call, args, kwargs, context):
+    """Call a layer, or refuse it if it has a mode and that is evaluation."""
+    layer = context.module
+    flag = next((flag for kind, flag in _MODES.items() if isinstance(layer, kind)), None)
+    idle = getattr(layer, "rate", getattr(layer, "dropout_rate", None)) == 0
+    if flag and not idle and context.method_name == "__call__":
+        at_call = inspect.signature(type(layer).__call__).bind(layer, *args, **kwargs).arguments.get(flag)
+        if (getattr(layer, flag) if at_call is None else at_call) is True:
+            raise wrong_mode(f"{'/'.join(layer.path)}, a {type(layer).__name__},", train=True)
+    return call(*args, **kwargs)
 
 
 def normalizer(mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Callable:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from soups.models.functional import as_variables, normalizer
+from soups.models.functional import as_variables, in_mode, normalizer
 from soups.names import pattern
 from soups.tree import Tree
 
@@ -37,7 +37,7 @@ def gram_fn(
     axes. The mean is over all rows of all batches, kept as a running mean, in float32.
 
     Args:
-        module: called as module(inputs, **arguments), e.g. with train=False.
+        module: in evaluation mode, and called as module(inputs, **arguments).
         only: a regex for the names of the kernels to measure; the matrices of a large network are larger than itself.
         mean, std: those of `apply_fn`; inputs are normalised and checked as there, with the same errors.
 
@@ -47,6 +47,7 @@ def gram_fn(
     Jin et al., "Dataless knowledge fusion by merging weights of language models", 2022, arXiv 2212.09849.
     """
     matched, called, normalized = pattern(only, "only"), set(), normalizer(mean, std)
+    module, flags = in_mode(module, train=False)
 
     def sums(params, inputs):
         prefix = ("params",) if "params" in params else ()
@@ -61,7 +62,7 @@ def gram_fn(
             return outputs
 
         with nn.intercept_methods(interceptor):
-            _, state = module.apply(as_variables(params), normalized(inputs), mutable=["grams"], **arguments)
+            _, state = module.apply(as_variables(params), normalized(inputs), mutable=["grams"], **flags | arguments)
         return _by_kernel(state.get("grams", {}), prefix)
 
     measure = jax.jit(sums)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from soups import tree
-from soups.models.functional import normalizer
+from soups.models.functional import IN_TRAINING, mode_flags, normalizer, wrong_mode
 from soups.tree import Tree
 
 _NO_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
@@ -21,19 +21,20 @@ def from_nnx(
     `params` is a nested plain dict with string keys ("layers/0/kernel"). Where the model has more than parameters, it
     is {"params": ..., "batch_stats": ..., ...}, with an entry for each further type of variable, your own too, so that
     a soup averages the statistics as well. Keys of random numbers, caches and intermediates are no weights: they are
-    carried inside `apply`, as they are now. `apply` works under jit, vmap and grad; `model` is not changed.
+    carried inside `apply`, as they are now. `apply` works under jit, vmap and grad; `model` is not changed. Its mode is
+    set by `eval`, and by the flags of `soups.models.functional.IN_TRAINING` that its call takes or its parts have.
 
     Args:
         mean, std: as for `soups.models.apply_fn`; inputs are checked as there, with the same errors.
     """
     normalized = normalizer(mean, std)
-    evaluated = nnx.clone(model)
-    evaluated.eval()
+    evaluated, flags = _in_mode(model, train=False)
     graph, weights, rest = _split(evaluated)
     template = jax.eval_shape(lambda: weights)
 
     def apply(params, inputs):
-        return nnx.merge(graph, _join(template, params), rest)(normalized(inputs)).astype(jnp.float32)
+        network = nnx.merge(graph, _join(template, params), rest)
+        return _called(network, normalized(inputs), flags, train=False).astype(jnp.float32)
 
     return apply, _plain(weights)
 
@@ -43,12 +44,11 @@ def nnx_train_apply_fn(
 ) -> Callable:
     """Return `train_apply(params, inputs, key) -> (logits, params)` of an NNX model, in training mode.
 
-    As `soups.models.train_apply_fn` for Linen; `params` are those of `from_nnx`. All streams of random numbers, such as
-    those of dropout, begin with the key; `model` is not changed.
+    As `soups.models.train_apply_fn` for Linen, with the same errors; `params` are those of `from_nnx`. All streams of
+    random numbers, such as those of dropout, begin with the key; `model` is not changed.
     """
     normalized = normalizer(mean, std)
-    training = nnx.clone(model)
-    training.train()
+    training, flags = _in_mode(model, train=True)
     graph, weights, rest = _split(training)
     template = jax.eval_shape(lambda: weights)
     streams = sorted({node.key.tag for _, node in nnx.iter_graph(training) if isinstance(node, nnx.RngStream)})
@@ -57,7 +57,7 @@ def nnx_train_apply_fn(
         network = nnx.merge(graph, _join(template, params), rest)
         keys = {tag: jax.random.fold_in(key, number) for number, tag in enumerate(streams)}
         nnx.reseed(network, policy="match_shape", **keys)
-        logits = network(normalized(inputs)).astype(jnp.float32)
+        logits = _called(network, normalized(inputs), flags, train=True).astype(jnp.float32)
         return logits, _plain(_split(network)[1])
 
     return train_apply
@@ -75,8 +75,8 @@ def into_nnx(model: nnx.Module, params: Tree) -> nnx.Module:
 
 def batch_statistics(model: nnx.Module) -> Callable:
     """Return `measure(params, inputs) -> (batch_stats, paths of the BatchNorms that were called)` of this batch."""
-    measuring = nnx.clone(model)
-    measuring.eval()
+    measuring, flags = _in_mode(model, train=True)
+    measuring.set_attributes(rate=0.0, dropout_rate=0.0, raise_if_not_found=False)
     for layer in _batch_norms(measuring).values():
         layer.momentum, layer.use_running_average = 0.0, False
     graph, weights, rest = _split(measuring)
@@ -86,11 +86,37 @@ def batch_statistics(model: nnx.Module) -> Callable:
         network = nnx.merge(graph, _join(template, params), rest)
         layers = _batch_norms(network)
         before = {path: layer.mean.get_value() for path, layer in layers.items()}
-        network(inputs)
+        network(inputs, **flags)
         called = {path for path, layer in layers.items() if layer.mean.get_value() is not before[path]}
         return _plain(_split(network)[1])["batch_stats"], called
 
     return measure
+
+
+def _in_mode(model, *, train):
+    """Return a copy in training or in evaluation mode, and the flags that its call takes."""
+    model = nnx.clone(model)
+    (model.train if train else model.eval)()
+    fields = {name: value is train for name, value in IN_TRAINING.items() if name != "train"}  # which is a method
+    model.set_attributes(**fields, raise_if_not_found=False)
+    return model, mode_flags(type(model), train=train)
+
+
+def _called(network, inputs, flags, *, train):
+    """Call a network, and see that it is in its mode where no flag said so: Dropout and BatchNorm move in training."""
+    modules = [module for _, module in nnx.iter_modules(network)]
+    before = _moving(network)
+    outputs = network(inputs, **flags)
+    moved = any(old is not new for old, new in zip(before, _moving(network), strict=True))
+    drops = any(getattr(one, "rate", 0) or getattr(one, "dropout_rate", 0) for one in modules)
+    if not flags and moved is not train and (drops or any(isinstance(one, nnx.BatchNorm) for one in modules)):
+        raise wrong_mode("Dropout and BatchNorm", train)
+    return outputs
+
+
+def _moving(network):
+    state = nnx.state(network, nnx.Any(nnx.BatchStat, nnx.RngCount))
+    return [variable.get_value() for _, variable in nnx.to_flat_state(state)]
 
 
 def _batch_norms(model):

@@ -38,7 +38,7 @@ def repair(
     ones. A network with BatchNorm has its statistics re-estimated instead.
 
     Args:
-        model: a Linen module, called as `model(inputs, train=False)`, or without `train` if it takes none.
+        model: a Linen module; in evaluation mode.
         soup: the averaged weights.
         members: the weights that were averaged, after alignment.
         batches: inputs, to be read once for each member and once for the soup: a list.
@@ -137,6 +137,7 @@ def _measure(model: nn.Module, layers: str, normalized: Callable, goals: Mapping
 
     With `goals` the layers are repaired on the way.
     """
+    model, flags = in_mode(model, train=False)
 
     def measure(holder, inputs):
         found = {}
@@ -154,7 +155,7 @@ def _measure(model: nn.Module, layers: str, normalized: Callable, goals: Mapping
             return outputs if goals is None else _towards(outputs, found[path], goals[path])
 
         with nn.intercept_methods(intercept):
-            model.apply(as_variables(holder["weights"]), normalized(inputs), **in_mode(model, train=False))
+            model.apply(as_variables(holder["weights"]), normalized(inputs), **flags)
         return found
 
     return measure
