@@ -2,7 +2,7 @@
 
 `params` are what the whole library calls weights: for a network without state the dict of its parameters, for one with
 BatchNorm {"params": ..., "batch_stats": ...}. A module is called as `module(inputs, train=...)`, or with another of the
-flags of `IN_TRAINING` that its call takes, or that is a field of it; without one if it has neither BatchNorm nor dropout.
+flags of `IN_TRAINING` that its call takes or that it has as a field; without one for neither BatchNorm nor dropout.
 """
 
 import contextlib
