@@ -6,10 +6,8 @@ functions take them all. `merge` takes trees or a pool; what merges files gives 
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +20,9 @@ from soups import arguments, tree
 from soups.arrays import total
 from soups.lazy import is_jax, jax
 from soups.names import pattern
+from soups.workers import in_threads
 
 BLOCK = 2**16  # elements: a few blocks fit into the cache of a core
-THREADS = max(2, min(8, os.cpu_count() or 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,24 +305,6 @@ def parts(name: str, leaves: Sequence[Any], base: Any | None, unit: str = "eleme
     step = max(1, BLOCK // columns)
     for start in range(0, len(flat[0]), step):
         yield _part(name, flat, len(leaves), start * columns, wide, xp, slice(start, start + step))
-
-
-def in_threads(function: Callable, items: Iterable, threads: int = THREADS) -> list:
-    """Return `function` of each item, several at a time; the first error ends all."""
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:  # NumPy lets go of the interpreter during its work
-        futures = [pool.submit(_without_warnings, function, item) for item in items]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
-
-
-def _without_warnings(function, item):
-    with np.errstate(all="ignore"):  # a setting of the thread; what is not finite is an error with a name
-        return function(item)
 
 
 def _merged(leaf, arrays, hashes, measured, at_least):

@@ -8,7 +8,7 @@ after the other, with warm page caches; slow methods of the peer run once. The s
 interpreter and all imports. "plain copy" reads the inputs of linear and writes its output with no more than is needed,
 in a process that has started already: it is compared with the time of our merge itself, without start and imports.
 
-Private memory is the peak of what belongs to the process alone, without mapped files, as the kernel counts it.
+Private memory is the peak of what belongs to the processes alone, without mapped files, as the kernel counts it.
 mergekit is installed into --peer, a virtual environment of its own.
 """
 
@@ -181,16 +181,25 @@ def run(command, out):
 
 
 def _watch(pid, peak):
-    while True:
-        try:
-            status = pathlib.Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            return
-        found = re.search(r"RssAnon:\s+(\d+) kB", status)
-        if not found:
-            return
-        peak[0] = max(peak[0], int(found[1]) / 1000)
+    while private := sum(_private(own) for own in [pid, *_children(pid)]):
+        peak[0] = max(peak[0], private / 1000)
         time.sleep(0.02)
+
+
+def _children(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+
+
+def _private(pid):
+    """Return the private kilobytes of a process, 0 when it has ended."""
+    try:
+        found = re.search(r"RssAnon:\s+(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def plain_copy(members, folder):

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from soups import engine
 from soups.files import cannot_write, replace_file, sweep_unfinished, sync_folder, unfinished
 from soups.formats import safetensors
 from soups.formats.text import read_json
 from soups.names import check_name
+from soups.workers import in_threads
 
 SHARD_BYTES = 5_000_000_000
 PIECE = 2**22  # bytes that are given to the disk together
@@ -103,6 +103,14 @@ class Writer:
             raise ValueError(f"{name}: its shard {shard} is finished")
         self._files[shard].write(name, array, start)
 
+    def written(self, name: str) -> list[tuple[int, int]]:
+        """Return the ranges of elements of a tensor that this process has written."""
+        return self._files[self._shard_of[name]].written[name]
+
+    def note_written(self, name: str, ranges: list[tuple[int, int]]) -> None:
+        """Take in what another process has written of a tensor, as its writer says."""
+        self._files[self._shard_of[name]].written[name].extend(ranges)
+
     def finish_shard(self, shard: str) -> None:
         """See a shard to the disk and note its digest; one that is finished is left alone.
 
@@ -115,7 +123,7 @@ class Writer:
         file = self._files[shard]
         file.check_whole()
         # the bytes are in memory still: they are read while the disk writes them
-        digest, _ = engine.in_threads(lambda step: step(), [lambda: _digest(file.path), file.finish])
+        digest, _ = in_threads(lambda step: step(), [lambda: _digest(file.path), file.finish])
         replace_file(_note(file), json.dumps({"xxh3_128": digest}))
         self._done.add(shard)
 
@@ -200,7 +208,7 @@ class _File:
         for name, spec in specs.items():
             self.places[name] = _Place(self.size, math.prod(spec[0]), spec[1])
             self.size += _nbytes(spec)
-        self._written = {name: [] for name in specs}
+        self.written = {name: [] for name in specs}
         self._lock = threading.Lock()
         self._descriptor = None
 
@@ -224,7 +232,7 @@ class _File:
             with self.named_errors():
                 _write_at(self._descriptor, raw, place.offset + start * place.dtype.itemsize)
         with self._lock:
-            self._written[name].append((start, start + array.size))
+            self.written[name].append((start, start + array.size))
 
     def check_whole(self):
         if lacking := [name for name in self.places if not self._is_whole(name)]:
@@ -242,7 +250,7 @@ class _File:
 
     def _is_whole(self, name):
         end = 0
-        for start, stop in sorted(self._written[name]):
+        for start, stop in sorted(self.written[name]):
             if start > end:
                 return False
             end = max(end, stop)

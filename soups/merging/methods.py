@@ -54,10 +54,11 @@ def build(method: Method, own: list[dict], shared: dict, has_base: bool, tensor:
     """
     with _told(method, [tensor]):
         recipe = method.build(own, shared, has_base)
-    return recipe if _is_ours(method) else _guarded(recipe, method)
+    return recipe if is_ours(method) else _guarded(recipe, method)
 
 
-def _is_ours(method):
+def is_ours(method: Method) -> bool:
+    """Say whether a method is this library's own, not of a user's file."""
     return method.function.__module__.startswith("soups.")
 
 
@@ -91,7 +92,7 @@ def _told(method, tensor, others=()):
     try:
         yield
     except Exception as error:
-        ours = _is_ours(method)
+        ours = is_ours(method)
         if error in others or isinstance(error, MemoryError) or (ours and not isinstance(error, ValueError)):
             raise
         what = str(error) if ours else f"{type(error).__name__}: {error}{_place(error, method)}"

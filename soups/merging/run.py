@@ -19,16 +19,19 @@ from soups.formats.weights import ALL
 from soups.lazy import orbax
 from soups.merging import bands
 from soups.merging.lora import absolute_reference
+from soups.merging.methods import is_ours
 from soups.merging.places import check_place, held_place, split_member
 from soups.merging.planning import Output, Plan
 from soups.merging.planning import plan as make_plan
 from soups.merging.recipe_file import parse_recipe
 from soups.merging.sources import open_model, split_pool
+from soups.workers import NUMBER, as_done, in_threads
 
 FORMAT = "soups.merge/1"
-THREADS = engine.THREADS
+THREADS = NUMBER  # by default
 Progress = Callable[[int], None]
 _RECORD, _PLAN, _DIGESTS = "merge.json", "plan.json", "digests.json"
+FORKED = 2**26  # bytes that go into a merge that processes are worth their start for
 Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in
 
 
@@ -50,10 +53,10 @@ def merge_to_folder(
     Args:
         plan: from `soups.merging.plan`.
         out: a path where nothing is yet.
-        threads: that compute side by side.
+        threads: that compute side by side; forked processes where that is safe and there is much to do.
         shard_bytes: largest size of one file.
         files: further files of the folder by name, such as its config.
-        progress: called with the number of bytes written since the last call, from any thread.
+        progress: called with the number of bytes written since the last call.
 
     Raises:
         FileExistsError: something is at `out`.
@@ -80,15 +83,19 @@ def _write_folder(plan, out, threads, shard_bytes, files, progress):
     with Writer(folder, specs, shard_bytes=shard_bytes, metadata=metadata) as writer:
 
         def make(name):
-            for start, block in merged_blocks(plan, outputs[name], shared, digests):
+            found = {}
+            for start, block in merged_blocks(plan, outputs[name], shared, found):
                 writer.write(name, block, start)
-                progress(block.nbytes)
+            return name, found, writer.written(name)
 
         for shard, names in writer.shards.items():
             if writer.is_done(shard) and all(name in digests for name in names):
                 progress(sum(outputs[name].nbytes for name in names))
                 continue
-            engine.in_threads(make, names, threads)
+            for name, found, written in as_done(make, names, threads, fork=_worth_processes(plan)):
+                digests |= found
+                writer.note_written(name, written)
+                progress(outputs[name].nbytes)
             _write_digests(folder, digests)  # before the shard counts as finished
             writer.finish_shard(shard)
         writer.finish()
@@ -99,6 +106,11 @@ def _write_folder(plan, out, threads, shard_bytes, files, progress):
     for helper in (_DIGESTS, _PLAN):
         (folder / helper).unlink(missing_ok=True)
     return folder
+
+
+def _worth_processes(plan):
+    # what a user's file imports may have threads of its own
+    return plan.read_bytes >= FORKED and is_ours(plan.job.definition)
 
 
 def merge_to_orbax(
@@ -167,7 +179,7 @@ def _merge_in_memory(plan, threads, progress):
             flat[start : start + block.size] = block
             progress(block.nbytes)
 
-    engine.in_threads(make, plan.outputs, threads)
+    in_threads(make, plan.outputs, threads)
     return nested(merged), record(plan, digests)
 
 
@@ -202,7 +214,7 @@ def verify_output(
         elif first is not None:
             different.append(f"{output.name} differs from element {first} on")
 
-    engine.in_threads(compare, plan.outputs, threads)
+    in_threads(compare, plan.outputs, threads)
     now = record(plan, digests)["inputs"]
     changed = [model for model in now if stored.get(model, {}).get("digest") != now[model]["digest"]]
     return sorted(different) + [f"{model} is not the model that was merged: its tensors changed" for model in changed]
@@ -400,4 +412,4 @@ def _still_same(plan, digests):
             return False
         return bands.digest_of(checkpoint, tensor) == digest
 
-    return all(engine.in_threads(same, pairs.items()))
+    return all(in_threads(same, pairs.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import functools
 import pathlib
@@ -19,8 +18,9 @@ from soups.merging.bands import digest_of
 from soups.merging.comparing import leaf_of
 from soups.merging.places import held_place
 from soups.merging.planning import Plan
-from soups.merging.run import THREADS, Digests, Progress, begin_orbax, finish_orbax, merged_blocks, record
+from soups.merging.run import Digests, Progress, begin_orbax, finish_orbax, merged_blocks, record
 from soups.processes import on_all_processes, on_first_process
+from soups.workers import in_threads
 
 Programs = dict[tuple, Any]  # compiled programs
 
@@ -198,11 +198,7 @@ def _digests(plan: Plan) -> Digests:
         model, tensor = pair
         return [*pair, digest_of(plan.checkpoints[model], tensor)]
 
-    def share():
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
-            return list(threads.map(hashed, unknown[process::processes]))
-
-    for found in on_all_processes(share):
+    for found in on_all_processes(lambda: in_threads(hashed, unknown[process::processes])):
         for model, tensor, digest in found:
             known.setdefault(model, {})[tensor] = digest
     return {name: [[model, tensor, known[model][tensor]] for model, tensor in used] for name, used in pairs.items()}

@@ -1,6 +1,5 @@
 """Read a member leaf by leaf, with every byte checked."""
 
-import concurrent.futures
 import functools
 import math
 import pathlib
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from soups import engine
 from soups.formats.mapping import mapped
 from soups.formats.tensors import Leaf
 from soups.lazy import orbax
@@ -19,6 +17,7 @@ from soups.names import bounded, check_name, shown
 from soups.pool import _paths
 from soups.pool._record import PoolCorruptionError
 from soups.tree import Tree
+from soups.workers import in_threads
 
 _DIFFERS, _MISSING = "does not have the bytes that were written", "is missing"
 
@@ -195,8 +194,7 @@ class Member:
     def _compare(self, files):
         if not self.path.is_dir():
             return ["the whole directory is missing"]
-        with concurrent.futures.ThreadPoolExecutor(engine.THREADS) as threads:
-            return [problem for problem in threads.map(self._problem, sorted(files)) if problem]
+        return [problem for problem in in_threads(self._problem, sorted(files)) if problem]
 
     def _problem(self, file):
         try:
