@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterable, Iterator
 
 from soups.lazy import jax
 
-_EVERY = 100  # of more units than these not each has a line, but one a second
+_EVERY = 5  # seconds from one line to the next
 _TOGETHER = 0.1  # reports that follow each other within this part of the time before them came together
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Return a function that reports `n` more finished units, with rate and time to go; an earlier run finished `done`.
+def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Return `advance(n, note="")`, which reports `n` more finished units; an earlier run finished `done`.
+
+    Shown are rate, note (such as a loss) and time to go as far as they are known; in lines, one every few seconds.
 
     Units that were finished together, as the members of one program are, count as finished over the time before them;
     so the time to go is known from the second such report on. What comes before the first one, when programs are
     compiled, counts only until there is a better measure.
     """
     if done >= total:  # nothing is left to be shown
-        yield lambda number: None
+        yield lambda number, note="": None
         return
     show = _bar if sys.stdout.isatty() and _is_first() else _lines
     with show(what, total, unit, done) as advance:
@@ -64,21 +66,15 @@ def _bar(what, total, unit, done):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}, {{task.fields[rate]}}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA {task.fields[left]}"),
-    ]
+    text = TextColumn("{task.fields[text]}")
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), text]
     pace = _Pace(total, done)
     with Progress(*columns, console=Console()) as bars:
-        task = bars.add_task(what, total=total, completed=done, rate="", left="?")
+        task = bars.add_task(what, total=total, completed=done, text=unit)
 
-        def advance(number):
+        def advance(number, note=""):
             pace.add(number)
-            bars.update(task, advance=number, rate=pace.speed, left=pace.left)
+            bars.update(task, advance=number, text=", ".join([unit, *pace.said(note)]))
 
         yield advance
 
@@ -89,15 +85,15 @@ def _lines(what, total, unit, done):
     if done:
         say(f"{what}: {done}/{total} {unit} were finished before")
 
-    shown = -1.0
+    shown = 0.0
 
-    def advance(number):
+    def advance(number, note=""):
         nonlocal shown
         pace.add(number)
-        if total > _EVERY and pace.elapsed < shown + 1 and pace.done < total:
+        if pace.elapsed < shown + _EVERY and pace.done < total:
             return
         shown = pace.elapsed
-        say(f"{what}: {pace.done}/{total} {unit}, {pace.elapsed:.0f} s, {pace.speed}, ETA {pace.left}")
+        say(", ".join([f"{what}: {pace.done}/{total} {unit}", f"{pace.elapsed:.0f} s", *pace.said(note)]))
 
     yield advance
 
@@ -130,12 +126,10 @@ class _Pace:
             units, seconds = self.done - self._first[1], self._begin - self._first[0]
         self._rate = units / max(seconds, 1e-9)
 
-    @property
-    def speed(self):
-        return f"{self._rate:.3g}/s" if self._rate else "?"
-
-    @property
-    def left(self):
-        if self.done >= self._total:
-            return "0 s"
-        return f"{(self._total - self.done) / self._rate:.0f} s" if self._rate else "?"
+    def said(self, note):
+        """List what is known: the rate, the caller's own note, and the time to go."""
+        if self.done >= self._total and not self._rate:
+            self._rate = (self.done - self._before) / max(self.elapsed, 1e-9)
+        rate = [f"{self._rate:.3g}/s"] if self._rate else []
+        left = [f"ETA {(self._total - self.done) / self._rate:.0f} s"] if rate and self.done < self._total else []
+        return [*rate, *[note][: len(note)], *left]

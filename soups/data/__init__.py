@@ -7,6 +7,7 @@ from soups.data.dataset import Source as Source
 from soups.data.dataset import Task as Task
 from soups.data.dataset import as_dataset as as_dataset
 from soups.data.dataset import decode as decode
+from soups.data.dataset import pair_of as pair_of
 from soups.data.dataset import project_logits as project_logits
 from soups.data.digits import digits_task as digits_task
 from soups.data.random_transforms import compose_random as compose_random

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def as_dataset(data, class_names: Sequence[str] | None = None) -> Dataset:
     """
     if isinstance(data, Dataset):
         return data
-    images, labels = map(np.asarray, _pair(data))
+    images, labels = map(np.asarray, pair_of(data))
     images = images[..., None] if images.ndim == 3 else images
     problems = _array_problems(images, labels, np.integer)
     if class_names is None and not problems:
@@ -128,6 +128,36 @@ def as_dataset(data, class_names: Sequence[str] | None = None) -> Dataset:
     if problems := problems or _range_problems(labels, len(class_names)):  # before a cast could bring them into it
         raise ValueError(_invalid(problems))
     return Dataset(images, labels.astype(np.int32), tuple(class_names))
+
+
+def pair_of(data: Any, what: str = "the data", *, others: bool = False) -> tuple[Any, Any]:
+    """Return inputs and targets, however they come: wherever the library takes examples, it takes all of these.
+
+    Args:
+        data: a pair (inputs, targets), {"image": inputs, "label": targets}, or what has `images` and `labels`, such as
+            a `Dataset`.
+        what: what an error calls them.
+        others: whether a mapping may have more entries, which are left out.
+
+    Raises:
+        ValueError: anything else; a source that is not decoded.
+    """
+    if hasattr(data, "images") and hasattr(data, "labels"):
+        return data.images, data.labels
+    if isinstance(data, Mapping):
+        missing, extra = {"image", "label"} - data.keys(), data.keys() - {"image", "label"}
+        if missing or (extra and not others):
+            lines = differences(missing, extra)
+            raise ValueError("\n".join([f'the keys of {what} must be "image" and "label":', *lines]))
+        return data["image"], data["label"]
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return tuple(data)
+    if hasattr(data, "class_names"):
+        raise ValueError(f"{what} must be decoded, which soups.data.decode does, not a {type(data).__name__}")
+    raise ValueError(
+        f'{what} must be a pair (inputs, labels), {{"image": inputs, "label": labels}} or have images and labels, '
+        f"not a {type(data).__name__}"
+    )
 
 
 def decode(
@@ -205,18 +235,6 @@ def stack_examples(examples: Iterable[tuple[np.ndarray, int]], count: int) -> tu
             )
         images[row], labels[row] = image, label
     return images, labels
-
-
-def _pair(data):
-    if isinstance(data, Mapping):
-        if wrong := differences({"image", "label"} - data.keys(), data.keys() - {"image", "label"}):
-            raise ValueError(_invalid(['the keys must be "image" and "label":', *wrong]))
-        return data["image"], data["label"]
-    if isinstance(data, tuple | list) and len(data) == 2:
-        return data
-    raise ValueError(
-        f'a dataset is made of {{"image": …, "label": …}} or of a pair (images, labels), not of a {type(data).__name__}'
-    )
 
 
 def _invalid(problems):

@@ -1,10 +1,11 @@
 """Take the data that an evaluator measures on, and say what is wrong with it."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from soups.data import pair_of
 
 
 class Examples:
@@ -18,7 +19,7 @@ class Examples:
 
     def __init__(self, dataset: Any, *, classes: bool, preprocessed: bool):
         self.groups = getattr(dataset, "class_groups", None)
-        self.inputs, targets = _parts(dataset)
+        self.inputs, targets = pair_of(dataset, "the dataset")
         self.targets = jax.tree.map(np.asarray, targets)
         if hasattr(dataset, "images") and not preprocessed and self.inputs.dtype != np.uint8:
             raise ValueError(f"images of dtype {self.inputs.dtype} need a preprocess: the default is for uint8")
@@ -49,20 +50,6 @@ class Examples:
         if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             what = f"{labels.dtype} of shape {labels.shape}" if isinstance(labels, np.ndarray) else "several arrays"
             raise ValueError(f"labels must be integers [N], not {what}; what is no class is measured by metrics=")
-
-
-def _parts(dataset):
-    if hasattr(dataset, "images"):
-        return dataset.images, dataset.labels
-    if isinstance(dataset, Mapping) and dataset.keys() == {"image", "label"}:
-        return dataset["image"], dataset["label"]
-    if isinstance(dataset, tuple | list) and len(dataset) == 2:
-        return dataset
-    given = f" with {', '.join(map(repr, dataset))}" if isinstance(dataset, Mapping) else ""
-    raise ValueError(
-        "a dataset has images and labels, or is a pair (inputs, targets) of pytrees or a mapping with 'image' and "
-        f"'label' alone, not a {type(dataset).__name__}{given}"
-    )
 
 
 def _length_problems(leaves, images) -> list[str]:

@@ -43,9 +43,9 @@ class Evaluator:
     Args:
         apply_fn: `apply_fn(params, inputs) -> outputs`, mostly logits [B, C], each example on its own (BatchNorm in
             inference mode). Outputs are any pytree of arrays [B, ...].
-        dataset: a pair (inputs, targets) of pytrees of arrays [N, ...]; a mapping with "image" and "label"; or a
-            classification dataset, that has `images` [N, ...], `labels` [N] and `class_groups`: None, or for each class
-            of the dataset the indices of the network's outputs that mean it, whose largest is its logit.
+        dataset: inputs and targets, pytrees of arrays [N, ...], in any of the forms of `soups.data.pair_of`; its
+            `class_groups`, if it has any, are for each class of the dataset the indices of the network's outputs that
+            mean it, whose largest is its logit.
         metrics: names of ready-made metrics (see `soups.evaluate.METRICS`), or functions `(outputs, targets) -> float`
             by name, those of which the direction is not known as `Metric(function, "min")`; default: those of
             `soups.evaluate.metrics`.

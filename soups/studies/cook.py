@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from soups import arguments, tree
+from soups.data import pair_of
 from soups.files import local_path
 from soups.names import did_you_mean
 from soups.processes import on_first_process
@@ -53,7 +54,7 @@ def cook(
         members: a pool, or a mapping or sequence of pytrees; those with NaN or infinity are left out.
         apply_fn: `apply_fn(params, inputs) -> logits [B, C]`, each example on its own.
         workdir: the folder.
-        held_out: inputs [N, ...] and integer labels [N] that select; a pair, or anything with `images` and `labels`.
+        held_out: inputs [N, ...] and integer labels [N] that select, in any of the forms of `soups.data.pair_of`.
         test: the same for the report.
         shifts: the same for test sets from other distributions, by name.
         base: the weights that the members were fine-tuned from, for "wise_ft" and the methods that need them.
@@ -157,11 +158,8 @@ def _is_pair(one):
 
 
 def _examples(name, data) -> Examples:
-    if all(hasattr(data, part) for part in ("images", "labels")):
-        return data
-    if not isinstance(data, list | tuple) or len(data) != 2:
-        raise ValueError(f"{name} is a pair of inputs [N, ...] and labels [N], not a {type(data).__name__}")
-    return Examples(data[0], np.asarray(data[1]))
+    inputs, labels = pair_of(data, name)
+    return Examples(inputs, np.asarray(labels), getattr(data, "class_groups", None))
 
 
 def _check_names(shifts):

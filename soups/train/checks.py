@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 
 from soups import tree
+from soups.data import pair_of
 from soups.names import bounded, check_name
 
 REQUIRED = inspect.Parameter.empty
@@ -185,6 +186,19 @@ def batch(settings: Any, given: tree.Tree, member: Mapping[str, Any]) -> tree.Tr
     """
     check = getattr(settings.loss, "check", None)
     return given if check is None else check(given, member)
+
+
+def opened(data: Any) -> Any:
+    """Return data as a run takes them: of a dataset its images and labels, {"image", "label"}.
+
+    Raises:
+        ValueError: a source that is not decoded; a dataset whose labels are groups of the network's classes.
+    """
+    if isinstance(data, Iterable) or not (hasattr(data, "labels") or hasattr(data, "class_names")):
+        return data
+    if getattr(data, "class_groups", None) is not None:
+        raise ValueError("labels of a dataset with class_groups are not the network's classes: it cannot be trained on")
+    return dict(zip(("image", "label"), pair_of(data), strict=True))
 
 
 def is_arrays(data: Any) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from soups import tree
+from soups.data import pair_of
 from soups.train.augment import mixup, rand_augment
 
 TrainApply = Callable[[tree.Tree, jax.Array, jax.Array], Any]
@@ -26,9 +27,9 @@ class Classification:
 
         loss = Classification(soups.models.train_apply_fn(model), num_classes=10)
 
-    A batch is {"image": [B, ...], "label": int [B]}, with float targets [B, classes] for soft labels; a network that
-    gives [B, T, classes] has labels [B, T]. Its hyper-parameters: `label_smoothing`, `mixup`, and for images [B, H, W,
-    C] `augment_operations` and `augment_magnitude`, see `soups.train.augment`.
+    A batch is {"image": [B, ...], "label": int [B]} or a pair of both, with float targets [B, classes] for soft labels;
+    a network that gives [B, T, classes] has labels [B, T]. Its hyper-parameters: `label_smoothing`, `mixup`, and for
+    images [B, H, W, C] `augment_operations` and `augment_magnitude`, see `soups.train.augment`.
 
     Attributes:
         train_apply: from weights, inputs and key to logits, or to (logits, weights with their updated statistics).
@@ -53,16 +54,13 @@ class Classification:
         if not isinstance(self.num_classes, int | np.integer) or self.num_classes < 2:
             raise ValueError(f"num_classes must be a whole number, at least 2, not {self.num_classes!r}")
 
-    def check(self, batch: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, batch: Any, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return the image and the label of a batch, or of all data in memory, of a member.
 
         Raises:
             ValueError: they are not there, or of other kinds than this loss takes.
         """
-        names = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
-        if not isinstance(batch, Mapping) or not {"image", "label"} <= batch.keys():
-            raise ValueError(f'a batch of a classifier is {{"image": ..., "label": ...}}, not {names}')
-        images, labels = batch["image"], batch["label"]
+        images, labels = pair_of(batch, "a batch", others=True)
         if self.preprocess is unit_range and images.dtype != np.uint8:
             raise ValueError(
                 f"images must be bytes (uint8, 0 to 255), not {images.dtype}, for they are divided by 255: give "
@@ -94,7 +92,7 @@ class Classification:
 
     def prepare(
         self,
-        batch: Mapping[str, jax.Array],
+        batch: Any,
         keys: tuple[jax.Array, jax.Array],
         *,
         label_smoothing=0.0,
@@ -103,10 +101,11 @@ class Classification:
         augment_magnitude=0.0,
     ) -> dict[str, jax.Array]:
         """Return inputs and targets [B, classes] of a whole batch, transformed and mixed."""
-        images = batch["image"] if self.preprocess is None else self.preprocess(batch["image"])
+        images, labels = pair_of(batch, "a batch", others=True)
+        images = images if self.preprocess is None else self.preprocess(images)
         if not isinstance(augment_operations, int):  # it is the default where no member is augmented
             images = rand_augment(keys[0], images, augment_operations, augment_magnitude)
-        targets = soft_targets(batch["label"], self.num_classes, label_smoothing)
+        targets = soft_targets(labels, self.num_classes, label_smoothing)
         if jnp.issubdtype(images.dtype, jnp.floating):
             images, targets = _mixed(keys[1], images, targets, mixup)
         return {"image": images, "target": targets}

@@ -55,9 +55,10 @@ def fit(
     Args:
         loss: `loss(params, batch, key)`, or a `soups.train.Training`, whose docstring says what a loss may be.
         params: the start weights, any pytree; not donated. A run that goes on needs only names, shapes and dtypes.
-        data: a pytree of arrays in memory with one row for each example (a tuple or a mapping of them, not a list);
-            or an iterable of batches, such as `soups.data.loader`. With a directory its iterator has `get_state` (JSON)
-            and `set_state`; with several processes each gives its part of every batch.
+        data: a pytree of arrays in memory with one row for each example (a tuple or a mapping of them, not a list), or
+            a `soups.data.Dataset`, which is {"image", "label"}; or an iterable of batches, such as `soups.data.loader`.
+            With a directory its iterator has `get_state` (JSON) and `set_state`; with several processes each gives its
+            part of every batch.
         steps, epochs, batch_size: how long to train. Steps are needed for batches without a length; a batch size
             for arrays alone.
         hyperparameters: "seed", "warmup_fraction", and what loss and optimizer take by name.
@@ -69,7 +70,7 @@ def fit(
         settings: the other fields of `Training`, such as optimizer, learning_rate_rules or ema_decay.
 
     Returns:
-        {"params", "averages" by name, "losses" float32 [steps]}.
+        {"params", "averages" by name, "losses" float32 [steps]}; weights and averages lie on the devices, as trained.
 
     Raises:
         ValueError: settings, hyper-parameters, weights or data that the door refuses (`soups.train.checks`); a
@@ -78,7 +79,7 @@ def fit(
             a file of the directory that is damaged.
         OSError: the directory cannot be written.
     """
-    training = training_of(loss, settings)
+    training, data = training_of(loss, settings), checks.opened(data)
     if steps is not None and epochs is not None:
         raise ValueError(f"steps={steps} and epochs={epochs} both say how long to train: give one of them")
     given = {"num_steps": steps, "epochs": epochs}

@@ -17,9 +17,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.data.dataset import decode, read_example
+from soups.data.dataset import decode, pair_of, read_example
 from soups.data.transforms import Transform
 from soups.evaluate.cache import LogitCache
+from soups.evaluate.classification import accuracy
 from soups.evaluate.evaluator import Evaluator
 from soups.journal import Journal
 from soups.pool import digest
@@ -111,7 +112,7 @@ def probe_on_features(
     log = _opened(journal, features, labels, num_classes, strengths, max_iterations)
     measured = _objective(features, labels, num_classes, mean, scale, mesh)
     flat = np.zeros((features.shape[1] + 1) * num_classes)
-    best, best_accuracy = None, -math.inf
+    best, best_score = None, -math.inf
     for strength in sorted(strengths):
         done = log.replay("strength", strength)
         if done is None:
@@ -119,10 +120,12 @@ def probe_on_features(
             done = log.write({"kind": "strength", "member": strength, "row": row, "head": flat.tolist()})
         flat, row = np.asarray(done["head"]), done["row"]
         head = _unscaled(flat.reshape(-1, num_classes), mean, scale)
-        accuracy = _accuracy(head, *held_out) if held_out is not None else math.nan
-        on_strength({"strength": strength, **row, "accuracy": accuracy})
-        if best is None or accuracy > best_accuracy:
-            best, best_accuracy = head, accuracy
+        score = math.nan
+        if held_out is not None:
+            score = accuracy(held_out[0] @ head["kernel"] + head["bias"], held_out[1])
+        on_strength({"strength": strength, **row, "accuracy": score})
+        if best is None or score > best_score:
+            best, best_score = head, score
     return best
 
 
@@ -151,7 +154,7 @@ def lp_ft(
         options: all else of `soups.train.fit`, for the fine-tuning; a directory keeps both stages.
 
     Returns:
-        What `fit` gives, and the weights with the probed head as "probe".
+        What `fit` gives, and as "probe" the weights with the probed head, on the host.
 
     Raises:
         ValueError: no such head; features without `Classification` and data in memory; as `fit` and
@@ -165,6 +168,7 @@ def lp_ft(
     directory = options.pop("directory", None)
     places = [None, None] if directory is None else [pathlib.Path(directory) / stage for stage in ("probe", "all")]
     training = training_of(loss, {name: options.pop(name) for name in list(options) if name in _FIELDS})
+    data = checks.opened(data)
     if features is None:
         rules = ((re.escape(head) + "/.*", 1.0), (".*", 0.0))
         alone = dataclasses.replace(training, learning_rate_rules=rules)
@@ -173,10 +177,10 @@ def lp_ft(
     else:
         if not isinstance(training.loss, Classification) or not checks.is_arrays(data):
             raise ValueError("a probe on features needs a soups.train.Classification and data in memory")
-        images = types.SimpleNamespace(images=np.asarray(data["image"]))
-        found = extract_features(features, params, images)
+        images, labels = map(np.asarray, pair_of(data, others=True))
+        found = extract_features(features, params, types.SimpleNamespace(images=images))
         settings = {"num_classes": training.loss.num_classes, **probe}
-        probed = with_head(params, head, probe_on_features(found, np.asarray(data["label"]), **settings))
+        probed = with_head(params, head, probe_on_features(found, labels, **settings))
     made = fit(training, probed, data, batch_size=batch_size, directory=places[1], **options)
     return made | {"probe": probed}
 
@@ -296,7 +300,3 @@ def _unscaled(head, mean, scale):
     kernel = head[:-1] / scale
     bias = head[-1] - mean * kernel.sum(axis=0)
     return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
-
-
-def _accuracy(head, features, labels):
-    return float(np.mean(np.argmax(features @ head["kernel"] + head["bias"], axis=1) == labels))

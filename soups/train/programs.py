@@ -37,7 +37,7 @@ def in_programs(
 
     A program is that of all its members, also of those that are not wanted, so that these change no bit of the others;
     if none of them is wanted, it is not run. `data`, `members`: from `soups.train.loop.prepared`. `reached` is called
-    with a name and the number of steps that the member has taken.
+    with a name, the number of steps that the member has taken, and the loss of the last one.
     """
     lanes = mesh.shape["pool"] if mode == "sharded" else 1
     names, wanted, length = list(members), set(wanted), len(jax.tree.leaves(data)[0])
@@ -56,12 +56,15 @@ def in_programs(
         chosen = [*group, *[None] * (size - len(group))]
         chosen = _balance(chosen, [0 if name is None else len(orders[name]) for name in chosen], lanes)
         rows = [members[names[0]] | {"num_steps": 0} if name is None else members[name] for name in chosen]
-        order = np.stack([_padded(orders[name or names[0]], longest) for name in chosen])
+        taken = [orders[names[0] if name is None else name] for name in chosen]
+        order = np.stack([np.pad(one, ((0, longest - len(one)), (0, 0))) for one in taken])
         numbers = jax.tree.map(lambda *values: np.stack(values), *map(training.numbers, rows))
 
-        def report(steps, group=group):
-            for name in group:
-                reached(name, min(steps, len(orders[name])))
+        def report(until, losses, chosen=chosen):
+            for name, curve in zip(chosen, losses, strict=True):
+                if name is not None:
+                    steps = min(until, len(orders[name]))
+                    reached(name, steps, float(curve[steps - 1]))
 
         result_at = _fetched(program(params, *_on_all(mesh, (numbers, order), P("pool")), data, report))
         for name in group:
@@ -93,10 +96,6 @@ def _balance(items, costs, lanes):
     rounds = [ranked[start : start + lanes] for start in range(0, len(ranked), lanes)]
     dealt = [row if number % 2 == 0 else row[::-1] for number, row in enumerate(rounds)]
     return [items[row[lane]] for lane in range(lanes) for row in dealt]
-
-
-def _padded(order, length):
-    return np.pad(order, ((0, length - len(order)), (0, 0)))
 
 
 def _program(training, mode, mesh):
@@ -147,7 +146,7 @@ def _in_chunks(training, each):
         chunk = -(-last // _CHUNKS)
         for until in range(chunk, last + chunk, chunk):
             carry = jax.block_until_ready(go_on(data, np.int32(until), carry, numbers, order))
-            report(until)
+            report(until, jax.device_get(carry[1]))
         return end(*carry)
 
     return run

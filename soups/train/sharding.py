@@ -60,7 +60,7 @@ def state_shardings(training: Training, params: tree.Tree, shardings: tree.Tree)
     jax.ShapeDtypeStructs; `shardings`: theirs, from `param_shardings`.
     """
     weights, of_weight = tree.flatten(params), tree.flatten(shardings)
-    everywhere = NamedSharding(_mesh(shardings), P())
+    everywhere = NamedSharding(mesh_of_shardings(shardings, None), P())
 
     def of_leaf(name, leaf):
         parts = name.split("/")
@@ -148,10 +148,6 @@ def _gather_backward(whole, cut, _, gradient):
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
-
-
-def _mesh(shardings):
-    return jax.tree.leaves(shardings)[0].mesh
 
 
 def _largest(shape, mesh, min_size):

@@ -92,13 +92,14 @@ def sweep(
         what: title of what is shown.
 
     Returns:
-        The members by name, in the order of the list: a view of the pool.
+        The members by name, in the order of the list, on the host: NumPy arrays, or a view of the pool.
 
     Raises:
         ValueError: as `fit`; an unknown mode, a mesh without "pool"; no members; a name that is in the pool for a
             member made from something else.
         OSError: the disk is full or cannot be written to.
     """
+    data = checks.opened(data)
     mode = _mode(mode, mesh, checks.is_arrays(data))
     plan = _Plan(training_of(loss, settings), params, data, members, pool, batch_size, names)
     if mode == "sequential":
@@ -109,14 +110,14 @@ def sweep(
     done = sum(steps for name, steps in plan.steps.items() if name not in plan.missing)
     with progress(what, sum(plan.steps.values()), "steps", done=done) as advance:
 
-        def reached(name, steps):
+        def reached(name, steps, loss=math.nan):
             if steps > taken.get(name, steps):
-                advance(steps - taken[name])
+                advance(steps - taken[name], "" if math.isnan(loss) else f"loss {loss:.4g} of {name}")
                 taken[name] = steps
 
         for name, result in make(reached) if taken else ():
             shown = plan.add(name, result, averages or {}, evaluate, base, metadata or {})
-            reached(name, plan.steps[name])
+            reached(name, plan.steps[name], float(result["losses"][-1]))
             say(f"{name}: {shown}")
             on_member(name, result)
     return {name: plan.kept[name] for name in plan.names} if pool is None else pool.select(plan.names)
@@ -152,7 +153,8 @@ class _Plan:
             name: {"config": dict(member), "identity": identity}
             for name, member, identity in zip(self.names, members, identities, strict=True)
         }
-        self._of_data = {name: _of(of_data, member) for name, member in zip(self.names, members, strict=True)}
+        own = [{n: one[n] for n in of_data if n in one} for one in members]
+        self._of_data = dict(zip(self.names, own, strict=True))
 
     def by_programs(self, reached, **options):
         """Yield the name and the result of each missing member, many of which are one program."""
@@ -167,8 +169,8 @@ class _Plan:
         beside = None if self._pool is None else self._pool.path.with_name(f"{self._pool.path.name}.training")
 
         def on_step(index, losses):
-            for name in losses:
-                reached(name, index + 1)
+            for name, loss in losses.items():
+                reached(name, index + 1, loss)
 
         options = {"batch_size": self._batch_size, "save_every": save_every, "on_step": on_step}
         for group in _groups(self.steps, self.missing, placement.count, beside):
@@ -226,10 +228,6 @@ def _taken(data):
     if not callable(data):
         raise ValueError("the batches of the members come from a function data(index, count, ...), not one iterable")
     return list(inspect.signature(data).parameters)[2:]
-
-
-def _of(names, member):
-    return {name: member[name] for name in names if name in member}
 
 
 def _identities(training, params, data, members, known, batch_size):

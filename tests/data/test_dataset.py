@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from soups.data import Dataset, Task, array_source, as_dataset, decode, project_logits, resize, to_channels
+from soups.data import Dataset, Task, array_source, as_dataset, decode, pair_of, project_logits, resize, to_channels
 
 NAMES = ("cat", "dog", "owl")
 
@@ -140,8 +140,23 @@ def test_other_keys_and_kinds_are_named():
     ):
         as_dataset({"images": BYTES, "label": LABELS})
     for data in (BYTES, (BYTES, LABELS, LABELS), None, "set"):
-        with pytest.raises(ValueError, match=r"made of .* or of a pair \(images, labels\), not of a \w+"):
+        with pytest.raises(
+            ValueError, match=r"must be a pair \(inputs, labels\), .* have images and labels, not a \w+"
+        ):
             as_dataset(data)
+
+
+def test_inputs_and_targets_come_out_of_every_form():
+    forms = {"image": BYTES, "label": LABELS}, (BYTES, LABELS), [BYTES, LABELS], array_source(BYTES, LABELS)
+    for form in forms:
+        inputs, targets = pair_of(form)
+        np.testing.assert_array_equal(inputs, BYTES)
+        np.testing.assert_array_equal(targets, LABELS)
+    assert pair_of(forms[0] | {"index": 1}, others=True)[0] is BYTES
+    with pytest.raises(ValueError, match=r"(?s)keys of the batch must be .*index is extra"):
+        pair_of(forms[0] | {"index": 1}, "the batch")
+    with pytest.raises(ValueError, match=r"the test set must be decoded, which soups.data.decode does, not a Records"):
+        pair_of(Records(BYTES), "the test set")
 
 
 @pytest.mark.parametrize("num_threads", [1, 4, None])

@@ -178,7 +178,10 @@ def test_full_batches_are_not_copied_on_their_way(rng):
 def test_a_dataset_of_the_library_is_accepted(rng):
     arrays, params = make_dataset(rng), make_params(rng)
     dataset = Dataset(arrays.images, arrays.labels, tuple("abcde"))
-    np.testing.assert_array_equal(Evaluator(linear, dataset).logits(params), Evaluator(linear, arrays).logits(params))
+    expected = Evaluator(linear, arrays).logits(params)
+    pair = arrays.images, arrays.labels
+    for form in (dataset, pair, list(pair), dict(zip(("image", "label"), pair, strict=True))):
+        np.testing.assert_array_equal(Evaluator(linear, form).logits(params), expected)
 
 
 def test_class_groups_take_the_largest_output(rng):
@@ -539,11 +542,11 @@ def test_a_network_whose_output_does_not_fit_side_by_side(dataset, candidates):
             )
             for name in [*room.classification.NAMES, "top_1", "top_5", "per_class_accuracy"]
         ],
-        (np.zeros((3, 2)), {}, "or is a pair .* not a ndarray"),
+        (np.zeros((3, 2)), {}, "the dataset must be a pair .* not a ndarray"),
         (
             {"image": np.zeros((3, 2)), "label": np.zeros(3, int), "mask": np.zeros(3)},
             {},
-            "dict with .*'label', 'mask'",
+            r"(?s)keys of the dataset must be .*mask is extra",
         ),
         (([[1.0], [2.0]], np.zeros(2, int)), {}, r"it is of arrays \[N, ...\], but 1.0 is none: make arrays of lists"),
         ((np.zeros((3, 2)), [1.0, 2.0, 3.0]), {"metrics": ["mse"]}, "make arrays of lists by numpy.asarray"),

@@ -6,7 +6,9 @@ import pytest
 
 import soups
 from soups import state
+from soups.data import array_source
 from soups.studies import cook, study
+from soups.studies.cook import _examples
 
 RECIPES = ["uniform", "greedy", "learned", "wise_ft", "ensemble", ("ties", {"density": 0.3})]
 
@@ -53,6 +55,13 @@ def accuracy(params, split):
     inputs, labels = split
     logits = inputs.astype(np.float64) @ params["kernel"].astype(np.float64) + params["bias"]
     return float((logits.argmax(axis=1) == labels).mean())
+
+
+def test_a_split_comes_in_any_form():
+    images, labels = np.zeros((3, 2, 2, 1), np.uint8), np.arange(3)
+    for form in ((images, labels), {"image": images, "label": labels}, array_source(images, labels)):
+        found = _examples("test", form)
+        assert found.images is images and found.labels.tolist() == [0, 1, 2] and found.class_groups is None
 
 
 def test_rows_are_what_numpy_finds(cooked, kit):
@@ -133,7 +142,7 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"recipes": [3]}, "unknown recipe 3: a recipe is a name"),
         ({"recipes": []}, "no recipes were asked for"),
         ({"shifts": {"test": (np.zeros((2, 10)), [0, 1])}}, "a shift cannot be called 'test'"),
-        ({"test": np.zeros(3)}, r"test is a pair of inputs \[N, ...\] and labels \[N\], not a ndarray"),
+        ({"test": np.zeros(3)}, r"test must be a pair \(inputs, labels\), .*, not a ndarray"),
         ({"members": 1}, "two members of finite numbers and outputs; 1 of 1 are"),
     ],
 )

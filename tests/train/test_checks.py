@@ -8,6 +8,7 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
+from soups.data import array_source
 from soups.train import Classification, Lanes, Training, fit, lp_ft, sweep
 from soups.train.loop import prepared, run
 
@@ -26,7 +27,9 @@ DATA = {"image": np.zeros((8, 2, 2, 1), np.uint8), "label": np.arange(8) % CLASS
 
 
 def batches(data):
-    """Give the data as two batches, where they can be cut."""
+    """Give the data as two batches, if they are not batches."""
+    if isinstance(data, list):
+        return data
     halves = (slice(0, BATCH), slice(BATCH, None))
     return [{name: array[half] for name, array in data.items()} for half in halves]
 
@@ -85,7 +88,11 @@ def test_hyperparameters(enter, given, message):
 
 FLOATS = dataclasses.replace(TRAINING, loss=Classification(network, CLASSES, preprocess=None))
 BAD_DATA = [
-    (TRAINING, {"inputs": DATA["image"], "label": DATA["label"]}, r"is \{.image.: ..., .label.: ...\}, not .*inputs"),
+    (
+        TRAINING,
+        {"inputs": DATA["image"], "label": DATA["label"]},
+        r"(?s)keys of a batch must be .*image.*inputs",
+    ),
     (TRAINING, DATA | {"label": DATA["label"] + 1}, "labels must be 0 to 2, but they go from 1 to 3"),
     (TRAINING, DATA | {"label": DATA["label"] - 1}, "labels must be 0 to 2, but they go from -1 to 1"),
     (TRAINING, DATA | {"label": np.full((8, CLASSES), np.nan, np.float32)}, "targets must be finite"),
@@ -105,6 +112,16 @@ BAD_DATA = [
 def test_data(enter, training, data, message):
     with pytest.raises(ValueError, match=message):
         enter(training, START, data, NUMBERS)
+
+
+@pytest.mark.parametrize("form", ["pair", "dataset"])
+def test_data_in_any_form(enter, form, rng):
+    make = (lambda data: tuple(data.values())) if form == "pair" else lambda data: array_source(*data.values())
+    images = {"image": rng.integers(0, 256, (8, 2, 2, 1), np.uint8), "label": DATA["label"]}
+    in_batches = enter in (ENTRIES["fit on batches"], ENTRIES["lanes"], ENTRIES["sweep of batches"])
+    given = list(map(make, batches(images))) if in_batches else make(images)
+    found, expected = (enter(TRAINING, START, data, NUMBERS) for data in (given, images))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("given", [{"augment_operations": 1}, {"mixup": 0.1}])

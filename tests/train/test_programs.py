@@ -83,7 +83,7 @@ def made(params, data, mesh):
     return run
 
 
-def programs(training, params, data, members, wanted, *, reached=lambda name, steps: None, **options):
+def programs(training, params, data, members, wanted, *, reached=lambda name, steps, loss: None, **options):
     data, known = prepared(training, params, data, dict(enumerate(members)), BATCH)
     options = {"mode": "map", "mesh": None} | options
     return in_programs(training, params, data, known, wanted, batch_size=BATCH, reached=reached, **options)
@@ -135,5 +135,7 @@ def test_programs_share_one_compilation_and_say_how_far_they_are(params, data):
     training = Training(loss=Classification(chex.assert_max_traces(network, n=1), CLASSES))
     members, reached = [{"epochs": epochs} for epochs in (0.5, 1, 2)], []
     options = {"members_per_program": 1, "reached": lambda *seen: reached.append(seen)}
-    assert len(dict(programs(training, params, data, members, range(3), **options))) == 3
-    assert reached == [(name, step) for name, steps in enumerate((2, 3, 5)) for step in range(1, steps + 1)]
+    made = dict(programs(training, params, data, members, range(3), **options))
+    curves = [made[name]["losses"] for name in range(3)]
+    assert list(map(len, curves)) == [2, 3, 5]
+    assert reached == [(name, step, loss) for name, curve in enumerate(curves) for step, loss in enumerate(curve, 1)]

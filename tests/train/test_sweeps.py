@@ -1,6 +1,7 @@
 """Test that a sweep fills a pool member by member, in every way of training, and that a killed one goes on."""
 
 import dataclasses
+import re
 
 import chex
 import jax.numpy as jnp
@@ -74,7 +75,9 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(into, tmp_path, capsys):
     whole, killed = Pool(tmp_path / "whole"), Pool(tmp_path / "killed")
     made = into(whole)
     total = sum(member["num_steps"] for member in MEMBERS)
-    assert f"sweep: {total}/{total} steps" in capsys.readouterr().out
+    shown = r"steps, \d+ s, [0-9.e+]+/s, loss ([0-9.e+-]+) of (\w+)\n"
+    loss, last = re.search(rf"sweep: {total}/{total} {shown}", capsys.readouterr().out).groups()
+    assert float(loss) == pytest.approx(whole.record(last)["metadata"]["losses"][-1], rel=1e-3)
     assert sorted(made) == [f"member_0{index}" for index in range(5)]
     assert [whole.record(name)["metadata"]["config"] for name in made] == MEMBERS
     with pytest.raises(Killed):
