@@ -96,10 +96,7 @@ def _bar(figure, axes, image, label, **options):
 
 
 def _matrix(axes, diagnosis, order, values, norm, colors, form):
-    image = axes.imshow(values, cmap=colors, norm=norm, aspect="auto")
-    axes.set_facecolor(style.FAINT)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
+    image = style.cells(axes, values, colors, norm, aspect="auto")
     _name_rows(axes, diagnosis, order)
     axes.set_xticks([])
     count = len(order) - _number_out(diagnosis, order)

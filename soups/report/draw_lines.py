@@ -68,7 +68,7 @@ def wise_ft(results: Mapping):
     both = "shift" in splits
     figure, (axes,) = style.panels(1, 2 if both else 1, height=3.9, **({"width_ratios": [1.15, 1]} if both else {}))
     by = _means(results, rows, splits.get("held_out", splits["test"]))[0]
-    sign = 1 if files.metric_of(results, results["metric"]).better == "higher" else -1
+    sign = files.metric_of(results).sign
     best = len(by) - 1 - int(np.nanargmax(sign * by[::-1]))  # the largest of equal ones, as the study chooses
     shown = [s for split in splits.values() for s in (split, *files.details(results, split))]
     shown = shown if len(shown) <= _MOST_LINES + 2 else list(splits.values())
@@ -192,7 +192,7 @@ def _place(row: Row):
 
 def _means(results, rows, split):
     """Return mean and deviation of the main metric on a split, [rows]; NaN and 0 where it was not measured."""
-    metric, scale = results["metric"], 100.0 if files.metric_of(results, results["metric"]).percent else 1.0
+    metric, scale = results["metric"], files.metric_of(results).scale
     found = [row.metrics.get(split, {}).get(metric, spread([None])) for row in rows]
     mean, deviation = (scale * np.array([getattr(one, part) for one in found]) for part in ("mean", "deviation"))
     return mean, np.nan_to_num(deviation)
@@ -222,8 +222,7 @@ def _draw_counts(axes, results, rows, split):
         ticks = MaxNLocator(9, integer=True).tick_values(places[0], places[-1])
         places = [places[0], *(tick for tick in ticks if places[0] + 1 < tick <= places[-1])]
     axes.set_xticks(places)
-    if files.metric_of(results, results["metric"]).percent:
-        style.percent_axis(axes.yaxis)
+    style.metric_axes(files.metric_of(results), axes.yaxis)
 
 
 def _limits_of_counts(axes, results, rows, split, enlarged):
@@ -277,8 +276,7 @@ def _along_alpha(axes, results, rows, splits, best):
         ends.append((alphas[-1], mean[-1], files.title_of(results, split), color))
     axes.axvline(alphas[best], color=style.KINDS["soup"][0], linewidth=1, linestyle=(0, (2, 2)), zorder=1)
     axes.set(xlabel="α (0: base, 1: member)", title="Along the straight path", xlim=(-0.02, 1.02))
-    if files.metric_of(results, results["metric"]).percent:
-        style.percent_axis(axes.yaxis)
+    style.metric_axes(files.metric_of(results), axes.yaxis)
     return ends
 
 
@@ -290,9 +288,7 @@ def _test_against_shifts(axes, results, rows, splits, best):
     axes.set(xlabel=files.title_of(results, splits["test"]), ylabel=files.title_of(results, splits["shift"]))
     axes.set_title("Test against shifts")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    if files.metric_of(results, results["metric"]).percent:
-        style.percent_axis(axes.xaxis)
-        style.percent_axis(axes.yaxis)
+    style.metric_axes(files.metric_of(results), axes.xaxis, axes.yaxis)
     # a base far below its members, for instance one with a new head, must not squash the rest of the path
     axes.set_xlim(*style.robust_limits(test, keep=[test[best]], whisker=3, margin=0.14))
     axes.set_ylim(*style.robust_limits(shift, keep=[shift[best]], whisker=3, margin=0.14))

@@ -1,6 +1,7 @@
 """Draw rows: what each gains, test against shifts, split by split, and members by their hyper-parameters."""
 
 import math
+import re
 from collections.abc import Mapping
 from numbers import Real
 
@@ -60,7 +61,7 @@ def scatter(results: Mapping):
     if "shift" not in splits or not rows:
         return None
     x, y, metric = splits["test"], splits["shift"], results["metric"]
-    scale = _scale(results)
+    scale = files.metric_of(results).scale
     points = {id(row): tuple(scale * row.metrics[split][metric].mean for split in (x, y)) for row in rows}
     whiskers = {id(row): scale * np.nan_to_num([row.metrics[s][metric].deviation for s in (x, y)]) for row in rows}
     named = [row for row in rows if all(map(math.isfinite, points[id(row)]))]
@@ -71,7 +72,7 @@ def scatter(results: Mapping):
     _scatter_limits(axes, named, points, whiskers, list(places.values()))
     inside = [row for row in named if _inside(axes, points[id(row)])]
     axes.set(xlabel=_axis(results, x), ylabel=_axis(results, y))
-    _percent(results, axes.xaxis, axes.yaxis)
+    style.metric_axes(files.metric_of(results), axes.xaxis, axes.yaxis)
     path = _draw_path(axes, results, x, y)
     _member_dots(figure, axes, results, places)
     for row in inside:
@@ -91,13 +92,13 @@ def scatter(results: Mapping):
 )
 def by_split(results: Mapping):
     """Draw the gain of every row on every split that a mean is over, as a heat map; None without such splits."""
-    splits = [s for role in ("test", "shift") for s in _details(results, role)]
+    roles = files.summary_splits(results)
+    splits = [s for role in ("test", "shift") for s in files.details(results, roles.get(role))]
     rows = [row for row in rows_table(results) if row.gain and row.name != results["reference"] and not row.of]
     if len(splits) < 2 or not rows:
         return None
-    scale = _scale(results)
-    values = scale * np.array([[row.gain[split].mean for split in splits] for row in rows])
-    values = values if files.metric_of(results, results["metric"]).better == "higher" else -values
+    scale = files.metric_of(results).scale
+    values = files.metric_of(results).sign * scale * np.array([[row.gain[s].mean for s in splits] for row in rows])
     low, high = style.robust_limits(values.ravel(), whisker=1.5, margin=0)
     reach = max(-low, high, 1e-6)
     norm = Normalize(-reach, reach)
@@ -137,7 +138,7 @@ def hyper_parameters(results: Mapping):
         _strip(axes, members, name, low, results)
         axes.set_title(style.words(name), fontsize=9)
         axes.set_ylim(low, high)
-        _percent(results, axes.yaxis)
+        style.metric_axes(files.metric_of(results), axes.yaxis)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
@@ -148,23 +149,8 @@ def hyper_parameters(results: Mapping):
 # --- What all share ---------------------------------------------------------------------------------------------------
 
 
-def _scale(results):
-    return 100.0 if files.metric_of(results, results["metric"]).percent else 1.0
-
-
-def _percent(results, *axes):
-    if _scale(results) > 1:
-        for axis in axes:
-            style.percent_axis(axis)
-
-
 def _axis(results, split):
-    return f"{files.title_of(results, split)} {files.metric_of(results, results['metric']).title}"
-
-
-def _details(results, role):
-    split = files.summary_splits(results).get(role)
-    return files.details(results, split) if split else []
+    return f"{files.title_of(results, split)} {files.metric_of(results).title}"
 
 
 # --- Gains ------------------------------------------------------------------------------------------------------------
@@ -185,14 +171,14 @@ def _panels(results) -> list[tuple[str, str, list[Row]]]:
         ends = {place: f"\nof {n:g} members" if n else "" for place, n in most.items()}
         return [(", ".join(str(v) for _, v in p) + ends[p], splits["test"], found) for p, found in chosen.items()]
     if any(row.family for row in rows):  # of many methods the best first, behind the baselines
-        sign = -1 if files.metric_of(results, results["metric"]).better == "higher" else 1
+        sign = -files.metric_of(results).sign
         worth = {id(row): sign * row.metrics[splits["test"]][results["metric"]].mean for row in rows}
         rows.sort(key=lambda row: (True, worth[id(row)]) if row.family != "baselines" else (False, 0))
     return [(files.title_of(results, s), s, rows) for role, s in splits.items() if role in ("test", "shift") and rows]
 
 
 def _forest(axes, results, split, rows, names):
-    metric, scale = results["metric"], _scale(results)
+    metric, scale = results["metric"], files.metric_of(results).scale
     gains = all(row.gain for row in rows)
     found = {row.name: row.gain[split] if gains else row.metrics[split][metric] for row in rows}
     core = [scale * one.mean for row, one in zip(rows, found.values(), strict=True) if row.kind not in _FAR]
@@ -258,7 +244,7 @@ def _draw_path(axes, results, x, y):
     rows = [row for row in rows_table(results, "curve") if "alpha" in row.of]
     if len(rows) < 2:
         return []
-    line = [[_scale(results) * row.metrics[s][results["metric"]].mean for row in rows] for s in (x, y)]
+    line = [[files.metric_of(results).scale * row.metrics[s][results["metric"]].mean for row in rows] for s in (x, y)]
     axes.plot(*line, color=style.KINDS["interpolation"][0], linewidth=1.4, alpha=0.7, zorder=2)
     return [point for point in labels.along(*line, parts=4) if _inside(axes, point)]
 
@@ -330,7 +316,7 @@ def _members(results):
         rows = {row["name"]: row for row in files.rows_of(results, "member", seed)}
         for member in results["members"].get(str(seed), ()):
             row = rows.get(member["name"], {"metrics": {}})
-            value = _scale(results) * files.value(row, test, results["metric"])
+            value = files.metric_of(results).scale * files.value(row, test, results["metric"])
             found.append((seed, member["name"], member.get("config", {}), value))
     return found
 
@@ -364,6 +350,12 @@ def _strip(axes, members, name, floor, results):
     axes.scatter(x[~shown], np.full((~shown).sum(), 0.03), transform=axes.get_xaxis_transform(), **look)
 
 
+def _natural(value):
+    """Return the key that sorts numbers before names, and numbers within names by their size."""
+    parts = re.split(r"(\d+)", value) if isinstance(value, str) else []
+    return bool(parts), value if not parts else [int(part) if part.isdecimal() else part for part in parts]
+
+
 def _positions(axes, values):
     """Return the places of the values on the x axis, whose scale is set: log, linear, or one for each of a few."""
     few = len(set(values)) <= 6 and 2 * len(set(values)) <= len(values)
@@ -376,9 +368,8 @@ def _positions(axes, values):
         else:
             axes.xaxis.get_major_locator().set_params(nbins=4)
         return x
-    categories = sorted(set(values), key=lambda v: (isinstance(v, str), v))
-    axes.set_xticks(range(len(categories)), [v if isinstance(v, str) else f"{v:.4g}" for v in categories])
-    axes.set_xlim(-0.6, len(categories) - 0.4)
+    categories = sorted(set(values), key=_natural)
+    labels.label_categories(axes, [v if isinstance(v, str) else f"{v:.4g}" for v in categories])
     # a fixed, even jitter: dots of one category lie side by side, and the figure is the same every time
     jitter = 0.36 * (np.modf(np.arange(len(values)) * 0.618034)[0] - 0.5)
     return np.array([categories.index(v) for v in values]) + jitter

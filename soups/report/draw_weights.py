@@ -190,14 +190,11 @@ def _heat_map(figure, axes, names, values, title, colors, low):
     low = float(off.min()) if low is None else low
     norm = Normalize(low, max(high, low + 1e-6))
     hidden = np.ma.masked_where(np.eye(len(values), dtype=bool) | ~np.isfinite(values), values)
-    image = axes.imshow(hidden, cmap=colors, norm=norm)
+    image = style.cells(axes, hidden, colors, norm)
     names = style.short_names(names)
     small = 5 if len(names) > 24 else 6 if len(names) > 12 else 7.5
     axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0, fontsize=small)
     axes.set_yticks(range(len(names)), names, fontsize=small)
-    axes.set_facecolor(style.FAINT)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=9)
     extend = "max" if off.max() > high * (1 + 1e-9) else "neither"
     style.colorbar(figure, image, axes, "", location="bottom", aspect=36, extend=extend)
@@ -233,11 +230,8 @@ def _sizes(axes, found, tasks):
 def _overlap(axes, name, jaccard, tasks):
     hidden = np.ma.masked_where(np.eye(len(tasks), dtype=bool) | ~np.isfinite(jaccard), jaccard)
     norm = Normalize(0, max(float(hidden.max()) if hidden.count() else 0.0, 1e-6))
-    image = axes.imshow(hidden, cmap=style.BLUES, norm=norm)
+    image = style.cells(axes, hidden, style.BLUES, norm)
     axes.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=7.5)
     axes.set_yticks(range(len(tasks)), tasks, fontsize=7.5)
-    axes.set_facecolor(style.FAINT)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
     axes.set_title("Overlap" + (", dataless" if name.endswith("dataless") else ""), fontsize=9)
     _annotate(axes, hidden, image, digits=2)

@@ -1,5 +1,7 @@
 """Place direct labels so that they cover neither each other nor the points, always the same way for the same figure."""
 
+import math
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
@@ -60,6 +62,19 @@ def label_line_ends(axes: Axes, ends, *, size: float = 8.5, gap: float = 12.0, l
             arrowprops=arrow,
             annotation_clip=False,
         )
+
+
+def label_categories(axes: Axes, names) -> None:
+    """Write names along the x axis at 0, 1, ...: upright where they would run together, small where they are many.
+
+    Of more than can be read every second is written, or every third and so on.
+    """
+    room = axes.bbox.width / (axes.figure.dpi / 72) / max(len(names), 1)  # points
+    wide = max(text_size(name, 8.5)[0] for name in names) + 6 > room
+    every = math.ceil(5.5 / room) if wide else 1
+    look = {"rotation": 90, "fontsize": min(8.5, 0.85 * room * every)} if wide else {}
+    axes.set_xticks(range(0, len(names), every), names[::every], **look)
+    axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def along(x, y, parts: int = 12) -> list:

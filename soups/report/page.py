@@ -119,7 +119,7 @@ _PARTS = {"test": "test set", "shift": "shift"}
 
 
 def _split_section(results, split):
-    parts = files.details(results, split) if split else []
+    parts = files.details(results, split)
     return html(split_table(results, [*parts, split])) if parts else ""
 
 
@@ -148,12 +148,12 @@ def _member_table(results, seed) -> Table:
     greedy = [row for row in files.rows_of(results, "main", seed) if row["name"] == "greedy soup"]
     taken = greedy[0].get("ingredients", {}) if greedy else {}
     keys = list(dict.fromkeys(key for member in members for key in member.get("config", {})))
-    metric = files.metric_of(results, results["metric"])
+    metric = files.metric_of(results)
     body = []
     for member in members:
         row = rows.get(member["name"], {"metrics": {}})
         values = [files.value(row, split, results["metric"]) for split in splits.values()]
-        numbers = [Cell(f"{(100 if metric.percent else 1) * v:.2f}" if math.isfinite(v) else "–", v) for v in values]
+        numbers = [Cell(f"{metric.scale * v:.2f}" if math.isfinite(v) else "–", v) for v in values]
         setting = [_setting(member.get("config", {}).get(key)) for key in keys]
         chosen = text_cell("yes" if member["name"] in taken else "")
         digest = text_cell(member.get("digest", "")[:12], "code")

@@ -54,6 +54,21 @@ class Metric(NamedTuple):
     better: str  # "higher" or "lower"
     percent: bool = False
 
+    @property
+    def sign(self) -> int:
+        """Return 1 where higher is better, else -1."""
+        return 1 if self.better == "higher" else -1
+
+    @property
+    def scale(self) -> float:
+        """Return what a value is multiplied by to be shown."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def digits(self) -> int:
+        """Return how many decimals are shown."""
+        return 2 if self.percent else 3
+
 
 _TITLES = {"nll": "NLL", "brier": "Brier", "ece": "ECE", "ece_equal_width": "ECE equal width", "mse": "MSE"}
 _TITLES |= {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1", "micro_f1": "micro F1", "macro_f1": "macro F1"}
@@ -174,8 +189,9 @@ def check(results: Any, where="results") -> dict[str, Any]:
 # --- Finding ----------------------------------------------------------------------------------------------------------
 
 
-def metric_of(results: Mapping, name: str) -> Metric:
-    """Return what is known of a metric: from the results, else from the usual ones."""
+def metric_of(results: Mapping, name: str | None = None) -> Metric:
+    """Return what is known of a metric, of the main one if none is named: from the results, else the usual ones."""
+    name = name or results["metric"]
     found = results["metrics"].get(name)
     return Metric(**found) if found else METRICS[name]
 
@@ -197,9 +213,9 @@ def summary_splits(results: Mapping) -> dict[str, str]:
     return found
 
 
-def details(results: Mapping, split: str) -> list[str]:
-    """List the splits that a mean is over; none for a plain split."""
-    return results["splits"][split].get("mean_of", [])
+def details(results: Mapping, split: str | None) -> list[str]:
+    """List the splits that a mean is over; none for a plain split, or for none."""
+    return results["splits"][split].get("mean_of", []) if split else []
 
 
 def title_of(results: Mapping, split: str) -> str:
@@ -281,10 +297,8 @@ def _of_object(found, shape, where) -> Problems:
 
 
 def _contents(results) -> Problems:
-    problems: Problems = []
-    for part in (_of_splits, _of_rows, _of_metrics, _of_curves, _of_pairs):
-        problems += part(results)
-    return problems
+    parts = (_of_splits, _of_rows, _of_metrics, _of_curves, _of_pairs)
+    return [problem for part in parts for problem in part(results)]
 
 
 def _of_splits(results):

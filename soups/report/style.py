@@ -158,6 +158,12 @@ def percent_axis(axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} %"))
 
 
+def metric_axes(metric, *axes) -> None:
+    """Label the ticks of axes of a metric, as percentages where it is shown so."""
+    for axis in axes if metric.percent else ():
+        percent_axis(axis)
+
+
 def plain_log_axis(axis) -> None:
     """Label a log axis with plain numbers at 1, 2 and 5 of each decade, or at decades where there are many."""
     low, high = axis.get_view_interval()
@@ -231,6 +237,14 @@ def colorbar(figure: Figure, mappable, axes, label: str, *, values=None, cax=Non
 def mappable(norm: Normalize, colors) -> ScalarMappable:
     """Return what a colour bar needs where lines, not dots, bear the colours."""
     return ScalarMappable(norm, colors)
+
+
+def cells(axes: Axes, values, colors, norm: Normalize, **options):
+    """Draw a matrix as coloured cells without a frame, and return the image; what is masked is faint."""
+    axes.set_facecolor(FAINT)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return axes.imshow(values, cmap=colors, norm=norm, **options)
 
 
 def short_names(names) -> list[str]:

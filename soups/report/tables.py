@@ -109,7 +109,7 @@ def best_of(results: Mapping, rows: Sequence[Row], split: str, metric: str | Non
 
 def _aggregate(results, rows, references) -> Row:
     first, metric = rows[0], results["metric"]
-    paired = [(row, references[row["seed"], files.facets(row)]) for row in rows if _key(row) in references]
+    paired = [(row, references[key]) for row in rows if (key := (row["seed"], files.facets(row))) in references]
     splits = [split for split in results["splits"] if any(split in row["metrics"] for row in rows)]
     metrics = {
         split: {
@@ -135,10 +135,6 @@ def _aggregate(results, rows, references) -> Row:
         ingredients=tuple(row.get("ingredients", {}) for row in rows),
         published=first.get("published", {}) if len(rows) == 1 else {},
     )
-
-
-def _key(row):
-    return row["seed"], files.facets(row)
 
 
 def _gain(results, paired, split, metric) -> Spread:
@@ -178,10 +174,10 @@ def format_metric(found: Spread, metric: files.Metric, digits: int = 2) -> str:
 
 def format_gain(found: Spread, metric: files.Metric) -> str:
     """Write a difference with its sign, and its 95 % interval as "+0.60 [+0.12, +1.08]"."""
-    scale, digits = (100, 2) if metric.percent else (1, 3)
-    text = format_number(found.mean, scale, digits, "+")
+    shown = metric.scale, metric.digits, "+"
+    text = format_number(found.mean, *shown)
     if math.isfinite(found.mean) and found.half > 0:
-        ends = [format_number(found.mean + side * found.half, scale, digits, "+") for side in (-1, 1)]
+        ends = [format_number(found.mean + side * found.half, *shown) for side in (-1, 1)]
         text += f" [{ends[0]}, {ends[1]}]"
     return text
 
@@ -244,7 +240,7 @@ COSTS: dict[str, tuple[str, Callable[[Spread], str], str]] = {
 def main_table(results: Mapping) -> Table:
     """Lay out the main rows: the main metric and its gain by role of the splits, other metrics on test, cost."""
     rows, splits = rows_table(results), files.summary_splits(results)
-    main, test = files.metric_of(results, results["metric"]), splits["test"]
+    main, test = files.metric_of(results), splits["test"]
     heads, columns = [], []
 
     def add(head, cells):
@@ -283,17 +279,13 @@ def split_table(results: Mapping, splits: Sequence[str], metrics: Sequence[str] 
 
 def class_table(results: Mapping, split: str) -> Table:
     """Lay out the main metric of each class on a split."""
-    rows, metric = (
-        [row for row in rows_table(results) if split in row.classes],
-        files.metric_of(results, results["metric"]),
-    )
+    rows, metric = [row for row in rows_table(results) if split in row.classes], files.metric_of(results)
     names = list(dict.fromkeys(name for row in rows for name in row.classes[split]))
     body = []
     for row in rows:
-        found = [row.classes[split].get(name, spread([None])) for name in names]
-        body.append(
-            [name_cell(results, row), *(_number_cell(one, lambda s: format_metric(s, metric, 1)) for one in found)]
-        )
+        found = (row.classes[split].get(name, spread([None])) for name in names)
+        cells = (_number_cell(one, lambda s: format_metric(s, metric, 1)) for one in found)
+        body.append([name_cell(results, row), *cells])
     return Table(["", *names], body)
 
 
@@ -310,10 +302,9 @@ def pair_table(results: Mapping) -> Table | None:
     body = []
     for key, pairs in grouped.items():
         cells = [text_cell(dict(key).get(facet, "")) for facet in facets]
-        found = [spread([pair["values"].get(name) for pair in pairs]) for name in values]
-        body.append(
-            cells + [_number_cell(one, lambda s: format_spread(s, digits=1 if s.mean >= 10 else 3)) for one in found]
-        )
+        found = (spread([pair["values"].get(name) for pair in pairs]) for name in values)
+        cells += (_number_cell(one, lambda s: format_spread(s, digits=1 if s.mean >= 10 else 3)) for one in found)
+        body.append(cells)
     heads = [str(name).replace("_", " ") for name in (*facets, *values)]
     return Table(heads, body, "Mean ± standard deviation over pairs and seeds.")
 
@@ -352,9 +343,9 @@ def metric_cells(results: Mapping, rows: Sequence[Row], split: str, name: str) -
 def _by_seed(row, found, metric):
     if len(found.values) < 2:
         return ""
-    scale, digits = (100, 2) if metric.percent else (1, 3)
-    each = (f"seed {s}: {format_number(v, scale, digits)}" for s, v in zip(row.seeds, found.values, strict=True))
-    ends = [format_number(found.mean + side * found.half, scale, digits) for side in (-1, 1)]
+    shown = metric.scale, metric.digits
+    each = (f"seed {s}: {format_number(v, *shown)}" for s, v in zip(row.seeds, found.values, strict=True))
+    ends = [format_number(found.mean + side * found.half, *shown) for side in (-1, 1)]
     return "; ".join([*each, f"95 % interval {ends[0]} to {ends[1]}"])
 
 
@@ -402,7 +393,7 @@ def _note(results, rows, others, costs):
     if any(row.gain for row in rows):
         known = any(math.isfinite(found.half) for row in rows for found in row.gain.values())
         interval = ", with its 95 % interval, in colour where that excludes 0" if known else ""
-        points = "points" if files.metric_of(results, results["metric"]).percent else "difference"
+        points = "points" if files.metric_of(results).percent else "difference"
         parts.append(f"Gain: {points} over {results['reference']} of the same seed{interval}.")
     if others:
         parts.append(f"{', '.join(files.metric_of(results, name).title for name in others)}: on test.")
@@ -436,15 +427,9 @@ def to_csv(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """Write a table as LaTeX for the package booktabs; what is highlighted is bold."""
-    columns = (
-        "l" + "".join("l" if isinstance(cell.value, str) else "r" for cell in table.rows[0][1:]) if table.rows else "l"
-    )
-    lines = [
-        f"\\begin{{tabular}}{{{columns}}}",
-        "\\toprule",
-        f"{' & '.join(map(_latex, table.heads))} \\\\",
-        "\\midrule",
-    ]
+    columns = "l" + "".join("l" if isinstance(cell.value, str) else "r" for row in table.rows[:1] for cell in row[1:])
+    heads = f"{' & '.join(map(_latex, table.heads))} \\\\"
+    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", heads, "\\midrule"]
     for row in table.rows:
         cells = [f"\\textbf{{{_latex(cell.text)}}}" if cell.look == "best" else _latex(cell.text) for cell in row]
         lines.append(f"{' & '.join(cells)} \\\\")

@@ -34,28 +34,25 @@ def _measured(results, splits):
         (len({r["name"] for r in files.rows_of(results, "member", seed)}) for seed in results["seeds"]), default=0
     )
     who = f"{members} members" if members else f"{len(rows_table(results))} rows"
-    tests = [split for role in ("test", "shift") for split in _parts(results, splits.get(role))]
+    shown = [splits[role] for role in ("test", "shift") if role in splits]
+    tests = [part for split in shown for part in files.details(results, split) or [split]]
     examples = sum(results["splits"][split].get("examples", 0) for split in tests)
     on = f"{examples:,} examples" + (f" of {len(tests)} test sets" if len(tests) > 1 else "")
     return f"{who} were measured on {on}" + (f", with {seeds} seeds." if seeds > 1 else ", with one seed.")
 
 
-def _parts(results, split):
-    return (files.details(results, split) or [split]) if split else []
-
-
 def _best(results, row, split):
-    metric = files.metric_of(results, results["metric"])
+    metric = files.metric_of(results)
     level = _level(results, row, split)
     where = f"On {files.title_of(results, split)}{''.join(f', {value}' for value in row.of.values())}"
     if not row.gain:
         return f"{where} the best soup in hindsight is {row.name}: {level}."
-    gain, sign = row.gain[split], 1 if metric.better == "higher" else -1
+    gain = row.gain[split]
     text = format_gain(gain, metric).replace("[", "(95 % interval ").replace(", ", " to ").replace("]", ")")
     points = text.replace(" (", " points (") if "(" in text else f"{text} points"
     if not metric.percent:
         points = text
-    if sign * gain.mean <= 0:
+    if metric.sign * gain.mean <= 0:
         return f"{where} no soup is better than {results['reference']}: the best is {row.name}, {level}, {points}."
     doubt = " The interval includes 0." if abs(gain.mean) <= gain.half else ""
     return f"{where} the best soup in hindsight is {row.name}: {level}, {points} over {results['reference']}.{doubt}"
@@ -67,6 +64,6 @@ def _chosen(results, row, split):
 
 
 def _level(results, row, split):
-    metric = files.metric_of(results, results["metric"])
+    metric = files.metric_of(results)
     level = format_metric(Spread(row.metrics[split][results["metric"]].mean, math.nan), metric)
     return level + (" %" if metric.percent else "")

@@ -331,3 +331,21 @@ def test_short_names():
     assert style.short_names(["alpha", "alto"]) == ["alpha", "alto"]
     assert style.short_names(["member_003"]) == ["member_003"]
     assert style.short_names(["member_1", "member_12"]) == ["1", "12"]
+
+
+@pytest.mark.parametrize("count", [2, 5, 28, 90])
+def test_names_along_an_axis_do_not_run_together(results, count):
+    members = [member for found in results["members"].values() for member in found]
+    names = [f"rand-m{index}-n{index % 3}" for index in range(min(count, len(members)))]
+    for index, member in enumerate(members):
+        # as of imported members: names, a number that is often 0, and one of a few
+        member["config"] = {"aug": names[index % count], "mix": max(0, index % 7 - 3) / 9, "epochs": 4 + index % 3}
+    figure = draw_rows.hyper_parameters(results)
+    figure.draw_without_rendering()
+    shown = dict(zip(("aug", "mix", "epochs"), figure.axes, strict=False))
+    written = [[text for text in axes.get_xticklabels() if text.get_text()] for axes in shown.values()]
+    assert [text.get_text() for text in written[0]] == names[:: math.ceil(len(names) / len(written[0]))]
+    assert all(text.get_fontsize() > 4 for text in written[0])
+    for texts in written:
+        boxes = [text.get_window_extent() for text in texts]
+        assert len(boxes) > 1 and not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
