@@ -140,7 +140,7 @@ def angles(members, base: tree.Tree) -> np.ndarray:
     if not lengths.all():
         labels = np.array(_labels(members))[lengths == 0]
         raise ValueError(f"no angle: the weights of the base are also those of member {', '.join(labels)}")
-    cosines = np.clip(gram / np.outer(lengths, lengths), -1, 1)
+    cosines = geometry.cosines(gram)
     np.fill_diagonal(cosines, 1)
     return np.degrees(np.arccos(cosines))
 

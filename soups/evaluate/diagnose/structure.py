@@ -81,13 +81,13 @@ def same_integers(book: Book, trees: Trees) -> Trees:
 def remark_leaves(book: Book, trees: Trees, measured: bool) -> None:
     """Say what users should know of running statistics and of half precision."""
     leaves = tree.flatten(next(iter(trees.values())))
-    if found := [name for name in statistics_of(leaves) if is_float(leaves[name])]:
+    if found := [name for name in statistics_of(leaves) if tree.is_float(leaves[name])]:
         advice = "an average of statistics is not the soup's: run soups.models.reestimate_batch_stats after averaging"
         if measured:
             advice += "; here every average is scored with averaged statistics, which may make barriers look too high"
         count = f"{len(found)} leaves hold running statistics or other state: {listed(found, _MOST_LINES)}"
         book.add("warning", "statistics", count, (), advice)
-    if half := [name for name, leaf in leaves.items() if is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32]:
+    if half := [name for name, leaf in leaves.items() if tree.is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32]:
         dtypes = listed(sorted({str(leaves[name].dtype) for name in half}))
         what = f"{len(half)} of {len(leaves)} leaves are {dtypes}"
         book.add("note", "precision", what, (), "soups adds them up in float32 and rounds once, at the end")
@@ -97,7 +97,7 @@ def weights_of(trees: Trees) -> list[str]:
     """List the float leaves but for state, which says nothing of where members lie."""
     leaves = tree.flatten(next(iter(trees.values())))
     state = set(statistics_of(leaves))
-    return [name for name, leaf in leaves.items() if is_float(leaf) and name not in state]
+    return [name for name, leaf in leaves.items() if tree.is_float(leaf) and name not in state]
 
 
 def usable_base(
@@ -145,11 +145,6 @@ def grouped(trees: Trees, same: Callable[[tree.Tree, tree.Tree], bool]) -> list[
     return groups
 
 
-def is_float(leaf) -> bool:
-    """Say whether a leaf is averaged rather than copied."""
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
 def _is_array(leaf):
     if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
         return False
@@ -193,7 +188,7 @@ def _differences(expected, other):
 
 def _different_copied(a, b):
     first, second = tree.flatten(a), tree.flatten(b)
-    copied = [name for name, leaf in first.items() if not is_float(leaf)]
+    copied = [name for name, leaf in first.items() if not tree.is_float(leaf)]
     return [name for name in copied if not np.array_equal(np.asarray(first[name]), np.asarray(second[name]))]
 
 

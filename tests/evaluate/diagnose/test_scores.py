@@ -3,27 +3,13 @@
 import itertools
 import math
 
-import jax
 import numpy as np
 import pytest
+from findings import flat, kinds, the
 
 from soups import tree, uniform
 from soups.evaluate.diagnose import diagnose
 from soups.pool import Pool
-
-
-def kinds(diagnosis):
-    return {finding.kind for finding in diagnosis.findings}
-
-
-def the(diagnosis, kind):
-    """Give the one finding of a kind."""
-    (found,) = [finding for finding in diagnosis.findings if finding.kind == kind]
-    return found
-
-
-def flat(params):
-    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(params)])
 
 
 def test_a_permuted_copy_has_to_be_aligned(rng, nets, base, accuracy):

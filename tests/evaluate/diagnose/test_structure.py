@@ -4,31 +4,11 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from findings import check_keep, flat, kinds, the
 
 from soups import tree, uniform
 from soups.evaluate.diagnose import diagnose
 from soups.pool import Pool
-
-
-def kinds(diagnosis):
-    return {finding.kind for finding in diagnosis.findings}
-
-
-def the(diagnosis, kind):
-    """Give the one finding of a kind."""
-    (found,) = [finding for finding in diagnosis.findings if finding.kind == kind]
-    return found
-
-
-def flat(params):
-    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(params)])
-
-
-def check_keep(diagnosis, members):
-    """Hold the verdict to its word: those to keep can be averaged."""
-    assert len(diagnosis.keep) >= 2
-    uniform({name: members[name] for name in diagnosis.keep})
-
 
 # --- What members are made of ---
 
