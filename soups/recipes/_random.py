@@ -40,21 +40,25 @@ def _key(stream, start):
 
 
 def _hash(key, place):
-    """Scramble places with a key, NumPy's in place."""
     # keys before and after the first scrambling: no two streams are one, shifted
-    place += key[3]
-    place ^= key[0]
-    place = _mix(place)
-    place += key[1]
-    place = _mix(place)
-    place ^= key[2]
-    return place
+    return _second(key, _mix((place + key[3]) ^ key[0]))
+
+
+def _second(key, x):
+    x += key[1]
+    x = _mix(x)
+    x ^= key[2]
+    return x
 
 
 def _mix(x):
     """Scramble 32 bits, NumPy's in place: the finalizer of MurmurHash3 (Appleby, 2011), a bijection."""
+    x ^= x >> np.uint32(16)
+    return _multiplied(x)
+
+
+def _multiplied(x):
     word = np.uint32
-    x ^= x >> word(16)
     x *= word(0x85EBCA6B)
     x ^= x >> word(13)
     x *= word(0xC2B2AE35)
@@ -66,9 +70,12 @@ def _on_host(stream, start, size):
     numbers, done = np.empty(size, np.uint32), 0
     while done < size:
         # a block is small enough for the cache and does not cross element 2**32, where the key changes
-        number = min(size - done, CHUNK - (start + done) % CHUNK)
-        place = numbers[done : done + number]
-        place[:] = _PLACES[:number]
-        _hash(_key(stream, start + done), place)
+        first = (start + done) % CHUNK
+        number = min(size - done, CHUNK - first)
+        key, x = _key(stream, start + done - first), numbers[done : done + number]
+        # within a chunk the places have the same upper half: the first steps of the hash are one
+        upper = key[3] ^ key[0]
+        np.bitwise_xor(_PLACES[first : first + number], upper ^ (upper >> np.uint32(16)), out=x)
+        _second(key, _multiplied(x))
         done += number
     return numbers
