@@ -69,5 +69,7 @@ def draw_all(results: Mapping) -> list[Drawn]:
                 number = len(results["seeds"])
                 caption = plan.caption.replace("{reference}", f"the {results['reference']}")
                 caption += f" {plan.seeds.format(number)}" if number > 1 else ""
-                drawn.append(Drawn(plan.name, plan.title, caption, style.png(made), style.svg(made)))
+                png = style.png(made)
+                made.set_layout_engine("none")  # laid out once, for both
+                drawn.append(Drawn(plan.name, plan.title, caption, png, style.svg(made)))
     return drawn
