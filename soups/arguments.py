@@ -50,6 +50,8 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
     # what JAX takes apart lies in memory; members of other mappings are read when they are asked for
     if hasattr(members, "usable") or jax.tree_util.all_leaves([members]):
         return members
+    if any(member is None for member in members.values()):
+        raise ValueError("members are trees, but one of them is None")
     if arrays := [name for name, member in members.items() if _is_array(member)]:
         raise ValueError(
             f"members are trees, but {', '.join(map(repr, arrays[:5]))} are arrays, as the leaves of one tree "
@@ -126,7 +128,8 @@ def place_of(member: str | int, names: Sequence[str]) -> int:
     Raises:
         ValueError: there is no such member.
     """
-    if isinstance(member, int | np.integer) and 0 <= member < len(names) and str(member) not in names:
+    is_index = isinstance(member, int | np.integer) and not isinstance(member, bool)
+    if is_index and 0 <= member < len(names) and str(member) not in names:
         return int(member)
     return list(names).index(check_name(str(member), names, "member"))
 

@@ -130,21 +130,22 @@ def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model"
 
     def measure(parts):
         size = sum(part.leaves[0].size for part in parts())
-        ranges = _ranges(parts, number)
-        sums = engine.sum_over(parts, lambda part: _sums_of_exponentials(part, ranges))
+        units = _units(parts, number)
+        known = units, _ranges(parts, units)
+        sums = engine.sum_over(parts, lambda part: _sums_of_exponentials(part, *known))
         means = {key: total / size for key, total in sums.items()}
         rank = size - max(1, int(density * size)) + 1
         least = [
-            kth_magnitude(lambda i=index: (_balance(part, i, ranges, means) for part in parts()), size, rank)
+            kth_magnitude(lambda i=index: (_balance(part, i, *known, means) for part in parts()), size, rank)
             for index in range(number)
         ]
-        return ranges, means, [_just_below(score) for score in least]
+        return known, means, [_just_below(score) for score in least]
 
     def merge(part, seen):
-        ranges, means, least = seen
+        known, means, least = seen
         xp, total, divisor = part.xp, part.xp.zeros_like(part.base), part.xp.zeros_like(part.base)
         for index in range(number):
-            score, vector = _balance(part, index, ranges, means), part.vector(index)
+            score, vector = _balance(part, index, *known, means), part.vector(index)
             score = masked(score, score >= arrays.scalar(least[index], score))
             total = total + score * (arrays.scalar(scale[index], vector) * vector)
             divisor = divisor + score
@@ -218,43 +219,53 @@ def _pairs(number):
     return [(i, j) for i in range(number) for j in range(i + 1)]
 
 
-def _product(part, i, j):
-    return part.vector(i) * part.vector(j)
+def _units(parts, number):
+    """Return for each member the power of two that takes its largest element to about 1: products stay finite."""
+    largest = [0.0] * number
+    for part in parts():
+        xp = part.xp
+        largest = [xp.maximum(xp.max(abs(part.vector(i)), initial=0), most) for i, most in enumerate(largest)]
+    exponents = [xp.clip(xp.frexp(most)[1], -125, 125) for most in largest]
+    return [xp.ldexp(xp.ones_like(most), -exponent) for most, exponent in zip(largest, exponents, strict=True)]
 
 
-def _ranges(parts, number):
+def _product(part, i, j, units):
+    return (part.vector(i) * units[i]) * (part.vector(j) * units[j])
+
+
+def _ranges(parts, units):
     lows, highs = {}, {}
     for part in parts():
         xp = part.xp
-        for pair in _pairs(number):
-            product = _product(part, *pair)
+        for pair in _pairs(len(units)):
+            product = _product(part, *pair, units)
             low, high = xp.min(product, initial=np.inf), xp.max(product, initial=-np.inf)
             lows[pair] = xp.minimum(lows.get(pair, low), low)
             highs[pair] = xp.maximum(highs.get(pair, high), high)
     return {pair: (lows[pair], highs[pair]) for pair in lows}
 
 
-def _exponential(part, pair, ranges, factor=1):
+def _exponential(part, pair, units, ranges, factor=1):
     # less the largest exponent, which the mean takes out again
-    xp, product = part.xp, _product(part, *pair)
+    xp, product = part.xp, _product(part, *pair, units)
     low, high = (arrays.scalar(bound, product) for bound in ranges[pair])
     width = xp.where(high > low, high - low, xp.ones_like(high))
     return xp.exp(arrays.scalar(factor, product) * ((product - low) / width - 1))
 
 
-def _sums_of_exponentials(part, ranges):
+def _sums_of_exponentials(part, units, ranges):
     number, xp = len(part.leaves), part.xp
-    sums = {pair: xp.sum(_exponential(part, pair, ranges)) for pair in _pairs(number)}
-    return sums | {(i,): xp.sum(_exponential(part, (i, i), ranges, number)) for i in range(number)}
+    sums = {pair: xp.sum(_exponential(part, pair, units, ranges)) for pair in _pairs(number)}
+    return sums | {(i,): xp.sum(_exponential(part, (i, i), units, ranges, number)) for i in range(number)}
 
 
-def _balance(part, index, ranges, means):
+def _balance(part, index, units, ranges, means):
     """Return β of one member, times the squared number of elements: that cancels, and no element underflows."""
     number = len(part.leaves)
-    within = _exponential(part, (index, index), ranges, number)
+    within = _exponential(part, (index, index), units, ranges, number)
     within = within / arrays.scalar(means[index,], within)
     between = []
     for other in range(number):
         pair = (max(index, other), min(index, other))
-        between.append(_exponential(part, pair, ranges) / arrays.scalar(means[pair], within))
+        between.append(_exponential(part, pair, units, ranges) / arrays.scalar(means[pair], within))
     return within * arrays.sum_in_order(between)

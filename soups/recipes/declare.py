@@ -122,6 +122,7 @@ class Method:
     def _merge(self, *, member=None, members=None, base=None, keep_first, **given):
         members = {"member": member} if self.single else arguments.as_mapping(members)
         self._check_number(len(members))
+        given |= {name: arguments.per_member(given[name], members, name) for name in self.per_member}
         if base is None and self.base in ("required", "first"):
             raise ValueError(f"{self.name} needs a base: the weights that the members were fine-tuned from")
         beside = {name: self._beside(name, given.pop(name), members) for name in self.beside}

@@ -19,6 +19,8 @@ Grams = Mapping[str, Any]  # by the name of a kernel [*in, *out]: Xᵀ X / rows 
 
 def _check_grams(leaves, beside):
     grams = beside["grams"]
+    if odd := [member for member, of_member in grams.items() if not isinstance(of_member, Mapping)]:
+        raise ValueError(f"grams must be {{name of a kernel: matrix}} for each member, but not for {odd[0]}")
     first_name, first = next(iter(grams.items()))
     for member, of_member in grams.items():
         for name in of_member:

@@ -144,8 +144,9 @@ def _placed_as(member, array):
 def _orthogonal_sum(xp, matrices):
     rank = max(1, min(matrices[0].shape) // len(matrices))
     lefts, values, rights = zip(*(_decomposed(xp, matrix) for matrix in matrices), strict=True)
-    left = _orthogonal(xp, xp.concatenate([left[:, :rank] for left in lefts], axis=1))
-    right = _orthogonal(xp, xp.concatenate([right[:rank] for right in rights], axis=0))
+    dtype = matrices[0].dtype
+    left = _orthogonal(xp, xp.concatenate([left[:, :rank] for left in lefts], axis=1), dtype)
+    right = _orthogonal(xp, xp.concatenate([right[:rank] for right in rights], axis=0), dtype)
     return arrays.matmul(left * xp.concatenate([value[:rank] for value in values])[None, :], right)
 
 
@@ -154,16 +155,20 @@ def _isotropic(xp, matrices):
     return xp.mean(values) * arrays.matmul(left, right)
 
 
-def _orthogonal(xp, matrix):
-    left, _, right = _decomposed(xp, matrix)
+def _orthogonal(xp, matrix, dtype):
+    left, _, right = _decomposed(xp, matrix, dtype)
     return arrays.matmul(left, right)
 
 
-def _decomposed(xp, matrix):
-    """Return U, σ and Vᵀ of a thin decomposition, with zeros for the vectors where σ is zero up to rounding."""
+def _decomposed(xp, matrix, dtype=None):
+    """Return U, σ and Vᵀ of a thin decomposition, with zeros for the vectors where σ is zero up to rounding.
+
+    `dtype`: that the numbers were rounded to, if the matrix is of a wider one.
+    """
+    noise = 8 * np.finfo(dtype or matrix.dtype).eps * max(matrix.shape)
     matrix = matrix.astype(np.float64) if xp is np else matrix
     left, values, right = xp.linalg.svd(matrix, full_matrices=False)
-    real = (values > values[0] * (np.finfo(values.dtype).eps * max(matrix.shape))).astype(values.dtype)
+    real = (values > values[0] * noise).astype(values.dtype)
     return left * real[None, :], values * real, right * real[:, None]
 
 

@@ -183,7 +183,8 @@ PER_MEMBER = {"sparsify": soups.trim(0.5), "gamma": 0.2}  # of settings whose de
 def test_settings_of_members_are_one_value_a_sequence_or_a_mapping(case, name):
     members, value = members_of(case), PER_MEMBER.get(name, case.method.defaults[name])
     expected = case.make(members, **{name: value})
-    equal(case.make(members, **{name: [value] * case.number}), expected)
+    for several in ([value] * case.number, iter([value] * case.number), dict.fromkeys(range(case.number), value)):
+        equal(case.make(members, **{name: several}), expected)
     by_name = dict.fromkeys(cases.NAMES[: case.number], value)
     equal(case.make(named(members), **{name: dict(reversed(by_name.items()))}), expected)
     if isinstance(value, float):
@@ -201,7 +202,7 @@ def test_the_marked_member_goes_by_name_or_place(case):
     for name in case.method.marks:
         by_place = case.make(members_of(case), **{name: 1})
         equal(case.make(named(members_of(case)), **{name: "b"}), by_place)
-        for wrong in ("d", case.number):
+        for wrong in ("d", case.number, True):
             with pytest.raises(ValueError, match="unknown member"):
                 case.make(named(members_of(case)), **{name: wrong})
 
@@ -213,6 +214,22 @@ SMALL = {**EMPTY, "scalar": (), "one": (1,), "one of one": (1, 1)}
 def small(seed, shapes):
     rng = np.random.default_rng(seed)
     return {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()}
+
+
+# they compare with a number in the units of the weights, or take their exponentials
+OF_UNITS = {"ram", "ram_plus", "nearswap", "sce", "arcee_fusion", "wudi"}
+
+
+@pytest.mark.parametrize("exponent", [-100, 100])
+@cases.every_method
+def test_members_of_any_size_are_merged_alike(case, exponent):
+    if case.method.beside or case.method.name in OF_UNITS:
+        return
+    found, scaled = (
+        case.make(*jax.tree.map(to_size, (members_of(case), cases.BASE)))
+        for to_size in (lambda leaf: leaf, lambda leaf: np.ldexp(leaf, exponent))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.ldexp(b, -exponent), a, 1e-5, 1e-5), found, scaled)
 
 
 @cases.every()
@@ -273,7 +290,7 @@ def test_another_number_of_members_is_an_error(case, tmp_path):
 @cases.every_method
 def test_members_that_are_one_tree_or_arrays_are_an_error(case):
     if not case.method.single:
-        for wrong in (np.ones(3), {"w": np.ones(3), "b": np.ones(2)}, "members", 3):
+        for wrong in (np.ones(3), {"w": np.ones(3), "b": np.ones(2)}, [None, None], "members", 3):
             with pytest.raises(ValueError, match="members are"):
                 case.method(wrong, *[[]] * len(case.method.beside), **({"base": cases.BASE} if case.has_base else {}))
 

@@ -170,6 +170,7 @@ def changed(name, value):
     [
         ({"members": []}, "no members"),
         ({"grams": GRAMS[:2]}, "3 members need 3 values of grams, but 2 were given"),
+        ({"grams": [None] * 3}, "grams must be .name of a kernel: matrix. for each member, but not for 0"),
         (
             {"grams": changed("dens/kernel", gram(0, D))},
             "unknown leaf in the grams 'dens/kernel' .did you mean 'dense/k",

@@ -123,6 +123,18 @@ def test_tsv_merge_is_not_disturbed_by_a_matrix_that_did_not_move():
     np.testing.assert_allclose(tsv_merge(members, base=BASE)["kernel"], BASE["kernel"] + step, atol=1e-6)
 
 
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["host", "device"])
+@pytest.mark.parametrize("shape", [(1, 6), (5, 1), (4, 5), (40, 30)])
+def test_tsv_merge_of_parallel_task_vectors_up_to_the_rounding_of_their_dtype(shape, array):
+    rng = np.random.default_rng(0)
+    base, step = rng.standard_normal((2, *shape))
+    exact = [base + factor * step for factor in (1.0, -0.7, 2.3)]
+    rounded = [{"w": array(member.astype(np.float32))} for member in exact]
+    found = tsv_merge(rounded, base={"w": array(base.astype(np.float32))})["w"]
+    expected = tsv_merge([{"w": member} for member in exact], base={"w": base})["w"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_tsv_merge_of_more_members_than_directions_takes_one_of_each():
     members = [moved(BASE, draw(0.1)) for _ in range(7)]
     step = tsv_merge(members, base=BASE)["wide"].astype(np.float64) - BASE["wide"]
