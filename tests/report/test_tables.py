@@ -266,7 +266,7 @@ def test_sentences_are_honest_where_soups_do_not_help(results):
     assert "the best soup in hindsight is greedy soup" in said[1] and said[1].endswith(
         "over best member. The interval includes 0."
     )
-    assert "On shift mean no soup is better than best member: the best is" in said[2] and ", −" in said[2]
+    assert "On shift mean no soup is better than the best member: the best is" in said[2] and ", −" in said[2]
 
 
 def test_without_shifts_the_choice_of_the_held_out_split_is_said(results):
