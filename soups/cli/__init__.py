@@ -3,6 +3,7 @@
 import argparse
 import gc
 import importlib
+import os
 import sys
 
 from soups.cli.show import complain
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None, *, prog: str | None = None) -> int:
         if arguments[0] != "run":  # whose cycles hold the arrays of what was trained
             # modules and headers of large models are many objects without cycles: a fifth of the time went into looking
             gc.set_threshold(200_000)
+            # tensors are worked on side by side; BLAS's own threads would wait for work in a loop, a third of the start
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         return importlib.import_module(f"soups.cli.{arguments[0]}").main(arguments[1:], run)
 
     return guarded(command, run)

@@ -11,10 +11,13 @@ from soups.formats import write_safetensors
 HEAVY = ["jax", "flax", "optax", "orbax", "tensorstore", "scipy", "rich", "absl", "etils", "grain", "PIL"]
 HEAVY += ["soups.pool", "soups.merging.sharded", *(f"soups.formats.{kind}" for kind in ("orbax", "torch_file", "gguf"))]
 RUN = f"""
+import os
 import sys
 from soups.cli import main
 code = main(sys.argv[1:])
 loaded = sorted(set({HEAVY}) & set(sys.modules))
+if sys.platform == "linux":  # BLAS starts threads that wait in a loop
+    assert len(os.listdir("/proc/self/task")) == 1
 sys.exit(f"exit code {{code}}, imported: {{', '.join(loaded)}}" if code or loaded else 0)
 """
 SHOWN = f"""
