@@ -264,7 +264,7 @@ def test_sentences_are_honest_where_soups_do_not_help(results):
             row["metrics"]["shift_mean"]["accuracy"] -= 0.1
     said = words.sentences(results)
     assert "the best soup in hindsight is greedy soup" in said[1] and said[1].endswith(
-        "over best member. The interval includes 0."
+        "over the best member. The interval includes 0."
     )
     assert "On shift mean no soup is better than the best member: the best is" in said[2] and ", −" in said[2]
 
