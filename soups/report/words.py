@@ -55,7 +55,9 @@ def _best(results, row, split):
     if metric.sign * gain.mean <= 0:
         return f"{where} no soup is better than the {results['reference']}: the best is {row.name}, {level}, {points}."
     doubt = " The interval includes 0." if abs(gain.mean) <= gain.half else ""
-    return f"{where} the best soup in hindsight is {row.name}: {level}, {points} over the {results['reference']}.{doubt}"
+    return (
+        f"{where} the best soup in hindsight is {row.name}: {level}, {points} over the {results['reference']}.{doubt}"
+    )
 
 
 def _chosen(results, row, split):

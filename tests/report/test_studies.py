@@ -152,7 +152,9 @@ def test_gains_of_tasks_are_against_the_members():
     # EMR stores more than one trunk, so it is not among those that stand out
     best = [row[0].text for row in table.rows if row[table.heads.index("test %")].look == "best"]
     assert best == ["multi-task learning"]
-    assert "no soup is better than the individual members: the best is Localize-and-Stitch" in words.sentences(results)[1]
+    assert (
+        "no soup is better than the individual members: the best is Localize-and-Stitch" in words.sentences(results)[1]
+    )
 
 
 def test_many_methods_are_drawn_with_the_best_first_behind_the_baselines():
