@@ -26,7 +26,7 @@ def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -
 
     Raises:
         FileExistsError: something is there.
-        ValueError: a URL, or no path; a place inside one of the inputs; POOL:NAME of another kind than "pool", no
+        ValueError: a URL, or no path; a place inside one of the inputs or a pool; POOL:NAME of another kind than "pool", no
             POOL:NAME, or a pool with such a member, or with members of other names, shapes or dtypes; names of tensors
             that have no place in nested dicts.
         NotADirectoryError, PermissionError: it cannot be made there.
@@ -45,6 +45,9 @@ def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -
     for model, checkpoint in plan.checkpoints.items():
         if any(pathlib.Path(os.path.realpath(folder)) in (real, *real.parents) for folder in _folders(checkpoint)):
             raise ValueError(f"{out} would lie inside the model {model}: choose a place beside it")
+    pools = [folder for folder in real.parents if (folder / "manifest.json").is_file() and (folder / "members").is_dir()]
+    if pools and kind != "pool":  # which would sweep it away with what killed writers left there
+        raise ValueError(f"{out} would lie inside the pool {pools[0]}: --format pool writes a member, POOL:NAME")
     there = next(place for place in path.absolute().parents if os.path.lexists(place))
     if not there.is_dir():
         raise NotADirectoryError(f"cannot write {path}: {there} is no folder")

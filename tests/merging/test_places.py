@@ -65,6 +65,17 @@ def test_wrong_places_are_errors_before_any_work(linear_of, small, tmp_path, wri
 
 
 @pytest.mark.parametrize("sink", [sink for sink in SINKS if sink != "pool"])
+@pytest.mark.parametrize("place", ["out", "members/out", "members/deep/er/out"])
+def test_a_place_inside_a_pool_would_be_swept(linear_of, small, tmp_path, sink, place):
+    Pool(tmp_path / "pool").add("a", {"w": weights(1)})
+    plan = small.plan(linear_of({"w": weights(1)}))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="would lie inside the pool .*pool: --format pool writes a member"):
+        SINKS[sink](plan, tmp_path / "pool" / place, progress=pytest.fail)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("sink", [sink for sink in SINKS if sink != "pool"])
 @pytest.mark.parametrize("there", ["file", "model", "link", "dangling"])
 def test_what_is_there_stays(recipe, linear_of, small, tmp_path, sink, there):
     plan = small.plan(linear_of({"w": weights(1)}))
