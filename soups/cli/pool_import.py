@@ -50,13 +50,10 @@ def _is_there(pool, name, file, arch):
     """Say whether the pool has this member from this file; one of this name from elsewhere is a ValueError."""
     if name not in pool:
         return False
-    metadata, now = pool.record(name)["metadata"], _stamp(file)
+    metadata = pool.record(name)["metadata"]
     source = metadata.get("source", {})
-    # as make and rsync do, believe size and time; what was copied or fetched again is compared by its bytes
-    same = source.items() >= now.items() or (
-        source.get("size") == now["size"] and source.get("xxh3_128") == _digest(file)
-    )
-    if not same or metadata.get("arch") != arch:
+    same = metadata.get("arch") == arch and source.get("size") == _size(file)
+    if not same or source.get("xxh3_128") != _digest(file):
         raise ValueError(f"the pool {pool.path} has a member {name!r} that is not {file} as {arch}: rename one of them")
     return True
 
@@ -66,12 +63,11 @@ def _structure(params):
 
 
 def _source(file):
-    return {"file": str(file.absolute()), **_stamp(file), "xxh3_128": _digest(file)}
+    return {"file": str(file.absolute()), "size": _size(file), "xxh3_128": _digest(file)}
 
 
-def _stamp(file):
-    known = [part.stat() for part in _parts(file)]
-    return {"size": sum(one.st_size for one in known), "modified_ns": max(one.st_mtime_ns for one in known)}
+def _size(file):
+    return sum(part.stat().st_size for part in _parts(file))
 
 
 def _digest(file):
