@@ -26,9 +26,9 @@ def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -
 
     Raises:
         FileExistsError: something is there.
-        ValueError: a URL, or no path; a place inside one of the inputs or a pool; POOL:NAME of another kind than "pool", no
-            POOL:NAME, or a pool with such a member, or with members of other names, shapes or dtypes; names of tensors
-            that have no place in nested dicts.
+        ValueError: a URL, or no path; a place inside one of the inputs or a pool; POOL:NAME of another kind than
+            "pool", no POOL:NAME, or a pool with such a member, or with members of other names, shapes or dtypes; names
+            of tensors that have no place in nested dicts.
         NotADirectoryError, PermissionError: it cannot be made there.
     """
     path = local_path(split_member(out)[0] if kind == "pool" else out)
@@ -45,7 +45,7 @@ def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -
     for model, checkpoint in plan.checkpoints.items():
         if any(pathlib.Path(os.path.realpath(folder)) in (real, *real.parents) for folder in _folders(checkpoint)):
             raise ValueError(f"{out} would lie inside the model {model}: choose a place beside it")
-    pools = [folder for folder in real.parents if (folder / "manifest.json").is_file() and (folder / "members").is_dir()]
+    pools = [pool for pool in real.parents if (pool / "manifest.json").is_file() and (pool / "members").is_dir()]
     if pools and kind != "pool":  # which would sweep it away with what killed writers left there
         raise ValueError(f"{out} would lie inside the pool {pools[0]}: --format pool writes a member, POOL:NAME")
     there = next(place for place in path.absolute().parents if os.path.lexists(place))

@@ -188,28 +188,31 @@ def _rank_probability(xp, vector, density, epsilon):
     size = vector.shape[-1] if vector.ndim else 1
     if size <= 1:
         return xp.full(vector.shape, density, np.float32)
-    ranks = _ranks_on_host(vector) if xp is np else _ranks(xp.abs(vector))
-    return (ranks.astype(np.float32) * np.float32(2 * epsilon / (size - 1))) + np.float32(density - epsilon)
+
+    def of_rank(ranks):
+        return ranks * np.float32(2 * epsilon / (size - 1)) + np.float32(density - epsilon)
+
+    if xp is not np:
+        # on one row at a time XLA's sort is affordable; the argsort of a permutation is its inverse
+        order = jnp.argsort(jnp.abs(vector), axis=-1, stable=True)
+        return of_rank(jnp.argsort(order, axis=-1, stable=True).astype(np.float32))
+    probability = np.empty(vector.size, np.float32)
+    probability[_order_on_host(vector)] = np.tile(of_rank(np.arange(size, dtype=np.float32)), vector.size // size)
+    return probability.reshape(vector.shape)
 
 
-def _ranks(magnitudes):
-    # a stable argsort of the argsort: on one row at a time XLA's sort is affordable
-    return jnp.argsort(jnp.argsort(magnitudes, axis=-1, stable=True), axis=-1, stable=True)
-
-
-def _ranks_on_host(vector):
+def _order_on_host(vector):
+    """Return the places of a vector's elements, row by row, those of the smallest magnitudes first."""
+    places = np.arange(vector.size).reshape(vector.shape)
     if vector.dtype != np.float32:
-        return np.argsort(np.argsort(np.abs(vector), axis=-1, kind="stable"), axis=-1, kind="stable")
+        return np.take_along_axis(places, np.argsort(np.abs(vector), axis=-1, kind="stable"), axis=-1).reshape(-1)
     # the magnitude's bits with the place behind them: sorting these numbers is much faster than a stable argsort
-    keys = np.abs(vector).view(np.uint32).astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= np.arange(vector.size, dtype=np.uint64).reshape(vector.shape)
+    keys = np.abs(vector).view(np.uint32).astype(np.int64)
+    keys <<= 32
+    keys |= places
     keys.sort(axis=-1)
-    keys &= np.uint64(0xFFFFFFFF)
-    columns = vector.shape[-1]
-    ranks = np.empty(vector.size, np.float32)
-    ranks[keys.reshape(-1).view(np.int64)] = np.tile(np.arange(columns, dtype=np.float32), vector.size // columns)
-    return ranks.reshape(vector.shape)
+    keys &= 0xFFFFFFFF
+    return keys.reshape(-1)
 
 
 def _l1_ratio(parts, index, mask):

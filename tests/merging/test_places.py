@@ -70,7 +70,7 @@ def test_a_place_inside_a_pool_would_be_swept(linear_of, small, tmp_path, sink, 
     Pool(tmp_path / "pool").add("a", {"w": weights(1)})
     plan = small.plan(linear_of({"w": weights(1)}))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match="would lie inside the pool .*pool: --format pool writes a member"):
+    with pytest.raises(ValueError, match=r"would lie inside the pool .*pool: --format pool writes a member"):
         SINKS[sink](plan, tmp_path / "pool" / place, progress=pytest.fail)
     assert sorted(tmp_path.rglob("*")) == before
 
