@@ -40,6 +40,7 @@ def extract_features(
     dataset: Any,
     *,
     transform: Transform | None = None,
+    preprocess: Callable | None = None,
     batch_size: int = 1000,
     mesh: Mesh | None = None,
     cache: LogitCache | None = None,
@@ -52,7 +53,7 @@ def extract_features(
         params: the weights of the trunk.
         dataset: with `images`, uint8 [N, H, W, C] in memory or mapped; or a source, which is decoded batch by batch.
         transform: of the images of a source, to one shape.
-        batch_size, mesh: as of `soups.evaluate.Evaluator`.
+        preprocess, batch_size, mesh: as of `soups.evaluate.Evaluator`.
         cache, key: keep the features on disk; the key holds all that decides them: digests of the weights and the data.
 
     Raises:
@@ -65,7 +66,8 @@ def extract_features(
     unlabelled = types.SimpleNamespace(images=images, labels=np.zeros(len(images), np.int32), class_groups=None)
 
     def compute():
-        return Evaluator(apply_fn, unlabelled, batch_size=batch_size, mesh=mesh).logits(params)
+        options = {"preprocess": preprocess, "batch_size": batch_size, "mesh": mesh}
+        return Evaluator(apply_fn, unlabelled, **options).logits(params)
 
     return compute() if cache is None else cache.get(key, compute)
 
@@ -150,7 +152,7 @@ def lp_ft(
         probe: the hyper-parameters of the head's training by the same loss; with `features` the settings of
             `probe_on_features`, such as {"strengths": (1.0,)}.
         features: `features(params, inputs) -> [N, D]`, of a `soups.train.Classification` and data in memory: the head
-            {"kernel", "bias"} is then fitted to features, which are made once.
+            {"kernel", "bias"} is then fitted to features, which are made once, of inputs that its `preprocess` made.
         options: all else of `soups.train.fit`, for the fine-tuning; a directory keeps both stages.
 
     Returns:
@@ -178,7 +180,8 @@ def lp_ft(
         if not isinstance(training.loss, Classification) or not checks.is_arrays(data):
             raise ValueError("a probe on features needs a soups.train.Classification and data in memory")
         images, labels = map(np.asarray, pair_of(data, others=True))
-        found = extract_features(features, params, types.SimpleNamespace(images=images))
+        inputs = training.loss.preprocess or (lambda given: given)  # as the network gets them in training
+        found = extract_features(features, params, types.SimpleNamespace(images=images), preprocess=inputs)
         settings = {"num_classes": training.loss.num_classes, **probe}
         probed = with_head(params, head, probe_on_features(found, labels, **settings))
     made = fit(training, probed, data, batch_size=batch_size, directory=places[1], **options)

@@ -306,11 +306,17 @@ def test_lp_ft_by_gradient_steps_trains_the_head_then_all():
     chex.assert_trees_all_equal(made["params"], expected["params"])
 
 
-def test_lp_ft_on_features_begins_with_the_fitted_head():
+@pytest.mark.parametrize("inputs", ["bytes", "bytes, normalised", "floats"])
+def test_lp_ft_on_features_begins_with_the_fitted_head(inputs):
+    seen, data, preprocess = IMAGES / np.float32(255), PICTURES, classification.unit_range
+    if inputs == "floats":
+        data, preprocess = PICTURES | {"image": seen}, None
+    elif inputs == "bytes, normalised":
+        seen, preprocess = 2 * seen - 1, lambda images: 2 * classification.unit_range(images) - 1
     features = lambda params, inputs: inputs.reshape(len(inputs), -1) @ params["trunk"]["kernel"]  # noqa: E731
     options = {"probe": {"strengths": (1.0,)}, "features": features, "batch_size": 6, "steps": 1}
-    made = lp_ft(Classification(classify, 3), two_layers(), PICTURES, head="head", **options)
-    expected = features(two_layers(), IMAGES / np.float32(255))
+    made = lp_ft(Classification(classify, 3, preprocess), two_layers(), data, head="head", **options)
+    expected = features(two_layers(), seen)
     head = probe_on_features(expected, PICTURES["label"], num_classes=3, strengths=(1.0,))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), made["probe"]["head"], head)
 
