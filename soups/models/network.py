@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 
 from soups.models import functional
 from soups.models.head import replace_head
+from soups.models.nnx import from_nnx, nnx_train_apply_fn
 from soups.tree import Tree
 
 
@@ -18,13 +20,14 @@ class Network:
     """Hold a classifier as pure functions of its weights; inputs are float32 images in [0, 1].
 
         Network.of(Net(10), start=weights, head="Dense_1/.*")      # a Linen module with weights of yours
-        Network(init=lambda key, image_shape: weights, apply=apply)       # functions, such as those of from_nnx
+        Network.of(model)                                          # an NNX module, which begins as it is
+        Network(init=lambda key, image_shape: weights, apply=apply, train_apply=train_apply)  # functions
 
     Attributes:
         init: `init(key, image_shape) -> params`, what members start from: drawn with the key, or weights of yours.
         apply: `apply(params, inputs) -> logits [B, C]`, in evaluation mode.
         train_apply: `train_apply(params, inputs, key) -> logits` in training mode, or (logits, params) with moved
-            statistics. Default: `apply`.
+            statistics. Default: `apply`, for networks without dropout and BatchNorm.
         head: a regex for the names of the head's kernel and bias, for linear probes. Default: that of `head_rule`.
     """
 
@@ -36,23 +39,27 @@ class Network:
     @classmethod
     def of(
         cls,
-        model: nn.Module,
+        model: nn.Module | nnx.Module,
         *,
         start: Tree | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         head: str | None = None,
     ) -> "Network":
-        """Return a Linen module as a network, which starts from the given weights or from fresh ones.
+        """Return a module as a network, which starts from the given weights; else a Linen module from fresh ones.
 
         `mean` and `std` normalise inputs as in `soups.models.apply_fn`, with the same errors.
         """
-        return cls(
-            init=lambda key, shape: functional.init(model, key, shape) if start is None else start,
-            apply=functional.apply_fn(model, mean, std),
-            train_apply=functional.train_apply_fn(model, mean, std),
-            head=head,
-        )
+        if isinstance(model, nnx.Module):
+            apply, own = from_nnx(model, mean, std)
+            start, train_apply = own if start is None else start, nnx_train_apply_fn(model, mean, std)
+        else:
+            apply, train_apply = functional.apply_fn(model, mean, std), functional.train_apply_fn(model, mean, std)
+
+        def init(key, image_shape):
+            return functional.init(model, key, image_shape) if start is None else start
+
+        return cls(init=init, apply=apply, train_apply=train_apply, head=head)
 
     def trained(self, params: Tree, inputs: jax.Array, key: jax.Array) -> Any:
         """Return the logits in training mode, or (logits, params) with moved statistics."""
@@ -64,10 +71,13 @@ class Network:
         `probed`: it is to have a head that `replace_head` replaces.
 
         Raises:
-            ValueError: logits of another shape, another head; what the network itself raises goes through.
+            ValueError: logits of another shape, another head, BatchNorm that no `train_apply` trains; what the network
+                itself raises goes through.
         """
         key = jax.random.key(0)
         params = jax.eval_shape(lambda key: self.init(key, tuple(image_shape)), key)
+        if self.train_apply is None and "batch_stats" in params:
+            raise ValueError("the weights have 'batch_stats', so the network needs a train_apply, which moves them")
         images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
         logits = jax.eval_shape(self.apply, params, images)
         trained = jax.eval_shape(self.trained, params, images, key)

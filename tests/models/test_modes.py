@@ -140,3 +140,17 @@ def test_grams_and_activations_are_those_of_evaluation():
     np.testing.assert_allclose(grams["dense/kernel"], flat.T @ flat / 6, rtol=1e-5)
     found = models.activation_statistics(Net(), params, [IMAGES])["dense"]["mean"]
     np.testing.assert_allclose(found, (flat @ params["dense"]["kernel"]).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("made", "flag"), [(_linen, "deterministic"), (_nnx, "train")])
+def test_a_network_of_a_module_trains_in_its_mode(made, flag):
+    network = models.Network.of(made(flag))
+    params = network.init(jax.random.key(0), SHAPE)
+    network.check(SHAPE, 4)
+    logits, moved = network.trained(params, IMAGES, jax.random.key(0))
+    assert 0 < (np.asarray(logits) == 0).sum() < logits.size
+    np.testing.assert_allclose(moved["batch_stats"]["norm"]["mean"], MEAN / 2, rtol=1e-5)
+    assert (np.asarray(network.apply(params, IMAGES)) != 0).all()
+    alone = models.Network(init=network.init, apply=network.apply)
+    with pytest.raises(ValueError, match="the weights have 'batch_stats', so the network needs a train_apply"):
+        alone.check(SHAPE, 4)
