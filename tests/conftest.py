@@ -31,7 +31,7 @@ import pytest
 from jax.sharding import AxisType
 
 # whole runs and runs of several processes first: small files then fill the processes up to the end
-_LONG = ("test_imagenet", "experiments/", "two_processes", "train/", "test_sharded", "test_contract", "your_own")
+_LONG = ("test_imagenet", "studies/", "two_processes", "train/", "test_sharded", "test_contract", "your_own")
 
 
 def pytest_collection_modifyitems(items):

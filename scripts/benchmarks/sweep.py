@@ -40,8 +40,8 @@ import numpy as np
 
 from soups import models, tree
 from soups.data import digits_task
-from soups.experiments.finetune_and_soup.members import sweep_members
 from soups.pool import Pool
+from soups.studies.finetune_and_soup import sweep_members
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
 WORKER = pathlib.Path(__file__).with_name("_sweep_worker.py")

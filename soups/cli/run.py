@@ -26,9 +26,15 @@ from ml_collections import ConfigDict
 
 from soups.cli.environment import preferred
 from soups.cli.options import Parser, path_argument
-from soups.experiments import OF_SEVERAL_PROCESSES, STUDIES
 from soups.names import check_name
 from soups.plugins import blamed, importable, load_plugin, named
+
+#: what a config's field "study" may name
+STUDIES = {
+    name: f"soups.studies.{name}:run"
+    for name in ("finetune_and_soup", "imagenet_finetune", "imagenet_soups", "multi_task", "rebasin")
+}
+OF_SEVERAL_PROCESSES = ("finetune_and_soup", "imagenet_finetune", "imagenet_soups")  # which run on several hosts
 
 
 def main(arguments: list[str], run) -> int:

@@ -22,8 +22,8 @@ def digits_task(
     num_train: int,
     num_held_out: int,
     num_test: int,
-    shifts: Mapping[str, Sequence[int]],
-    natural_shift_size: int,
+    shifts: Mapping[str, Sequence[int]] | None = None,
+    natural_shift_size: int = 1,
     seed: int = 0,
     data_dir=None,
 ) -> tuple[Task, dict[str, Dataset]]:
@@ -38,7 +38,7 @@ def digits_task(
         ValueError: an unknown target, family or severity, or more images than a source has.
     """
     check_name(target, _OTHER, "source of digits")
-    levels = [(family, severity) for family, severities in shifts.items() for severity in severities]
+    levels = [(family, severity) for family, severities in (shifts or {}).items() for severity in severities]
     for family, severity in levels:
         check_corruption(family, severity)
 

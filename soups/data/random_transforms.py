@@ -15,6 +15,7 @@ from soups.data.transforms import from_pil, resize, to_pil
 from soups.names import check_name
 
 RandomTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+MINIMAL = "minimal"  # of `augmentation`
 
 
 def compose_random(*transforms: RandomTransform) -> RandomTransform:
@@ -229,3 +230,16 @@ def _operations(increasing: bool) -> dict[str, Operation]:
 
 OPERATIONS = _operations(increasing=False)
 INCREASING_OPERATIONS = _operations(increasing=True)
+
+
+def augmentation(name: str, image_size: int) -> RandomTransform:
+    """Return the random transform of training images: "minimal" crops 90 to 100 %, a policy as timm's augments.
+
+    A policy, such as "rand-m9-n2", comes after a random crop of 8 to 100 % and a flip.
+
+    Raises:
+        ValueError: neither "minimal" nor a policy that `rand_augment` knows.
+    """
+    if name == MINIMAL:
+        return random_resized_crop(image_size, scale=(0.9, 1.0))
+    return compose_random(random_resized_crop(image_size), random_flip(), rand_augment(name))

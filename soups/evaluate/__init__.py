@@ -21,6 +21,7 @@ from soups.evaluate.connectivity import barriers as barriers
 from soups.evaluate.connectivity import interpolation_advantage as interpolation_advantage
 from soups.evaluate.connectivity import norms as norms
 from soups.evaluate.connectivity import path as path
+from soups.evaluate.connectivity import path_barrier as path_barrier
 from soups.evaluate.connectivity import plane as plane
 from soups.evaluate.connectivity import plane_grid as plane_grid
 from soups.evaluate.diagnose import Diagnosis as Diagnosis

@@ -105,8 +105,20 @@ def drop(
     evaluate: Evaluate, a: tree.Tree, b: tree.Tree, ends: tuple[float, float], ts: np.ndarray, sign: float
 ) -> float:
     """Return the barrier between two members whose scores `ends` are known; `sign`: -1 where less is better."""
+    return _fall(path(evaluate, a, b, ts), ends, ts, sign)
+
+
+def path_barrier(scores: Sequence[float], ts: Sequence[float], *, mode: str) -> float:
+    """Return the barrier of a path whose scores are known at each t, the first and last of which are its ends.
+
+    `mode`: "max" where more is better, or "min"; see `barrier`.
+    """
+    return _fall(scores, (scores[0], scores[-1]), np.asarray(ts), 1.0 if mode == "max" else -1.0)
+
+
+def _fall(scores, ends, ts, sign):
     line = (1 - ts) * ends[0] + ts * ends[1]
-    return float(np.max(sign * (line - np.array(path(evaluate, a, b, ts))), initial=0.0))
+    return float(np.max(sign * (line - np.asarray(scores)), initial=0.0))
 
 
 def _sign(metric, mode, evaluate):

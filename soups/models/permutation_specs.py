@@ -1,8 +1,11 @@
 """Declare the permutation symmetries of the built-in networks, for `soups.recipes.rebasin`."""
 
+from collections.abc import Callable
+
 from flax import linen as nn
 
 from soups.models.convnet import ConvNet
+from soups.models.functional import as_variables, in_mode
 from soups.models.mlp import MLP
 from soups.models.resnet import ResNet
 from soups.models.vit import ViT
@@ -19,17 +22,45 @@ def permutation_spec(model: nn.Module, params: Tree, *, residual: bool = True) -
     inside an attention head are not permuted, nor is what a network without a head gives, its features.
     `residual=False` leaves the residual streams as they are.
 
+    A module of another class has a method `permutation_rules(residual)`, which gives rules as those of
+    `soups.recipes.permutation.spec_from_rules`.
+
     Raises:
         ValueError: another class of network, or weights that are not of this network.
     """
+    if hasattr(model, "permutation_rules"):
+        return spec_from_rules(params, _with_collections(model.permutation_rules(residual), params))
     for kind, rules in RULES.items():
         if isinstance(model, kind):
             return spec_from_rules(params, _with_collections(rules(model, residual), params))
     known = ", ".join(kind.__name__ for kind in RULES)
     raise ValueError(
         f"there is no permutation spec for {type(model).__name__}, only for {known}: "
-        "write one with soups.recipes.permutation.spec_from_rules"
+        "write one with soups.recipes.permutation.spec_from_rules, or give the module a method permutation_rules"
     )
+
+
+def unit_activations(model: nn.Module) -> Callable:
+    """Return `activations(params, inputs) -> {permutation: [..., units]}`, after the nonlinearity.
+
+    Of an MLP or a ConvNet, or any network whose outermost modules but "head" bear the names of the permutations and are
+    followed by a ReLU, if they do not end with one.
+    """
+
+    module, flags = in_mode(model, train=False)
+
+    def activations(params, inputs):
+        _, state = module.apply(
+            as_variables(params),
+            inputs,
+            **flags,
+            capture_intermediates=lambda module, _: len(module.path) == 1 and module.name != "head",
+            mutable=["intermediates"],
+        )
+        # relu of what is past a relu changes nothing
+        return {name: nn.relu(found["__call__"][0]) for name, found in state["intermediates"].items()}
+
+    return activations
 
 
 def _with_collections(rules, params):

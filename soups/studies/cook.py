@@ -15,7 +15,7 @@ from soups.processes import on_first_process
 from soups.recipes import METHODS
 from soups.studies import curves
 from soups.studies.kitchen import Kitchen
-from soups.studies.measuring import Examples, Row, best_of, unit_range
+from soups.studies.measuring import Examples, Row, unit_range
 from soups.studies.study import Workdir, held
 
 #: what is cooked unless something else is asked for; "wise_ft" where there is a base
@@ -99,7 +99,7 @@ def cook(
             raise ValueError(f"soups need two members of finite numbers and outputs; {usable} of {len(members)} are")
         config = {"name": directory.name, "recipes": list(wanted), "batch_size": batch_size, "seed": seed}
         place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
-        results = place.head(config, ("jax", "numpy", "orbax-checkpoint")) | _results(kitchen, base, wanted)
+        results = place.head(config) | _results(kitchen, base, wanted)
         on_first_process(lambda: place.finish(results, "soups"))
     return results
 
@@ -179,9 +179,7 @@ def _results(kitchen, base, wanted) -> dict[str, Any]:
         made, history = _cooked(kitchen, base, title, one)
         rows += made
         histories |= {"greedy ensemble" if one == "ensemble" else made[0]["name"]: history} if history else {}
-    shown = {"best member": kitchen.members[best_of(kitchen.scores)]}
-    simple = [one for one in ("uniform", "greedy") if one in wanted.values()]
-    shown |= {f"{one} soup": kitchen.kept[f"{one}_soup"] for one in simple}
+    simple = [f"{one} soup" for one in ("uniform", "greedy") if one in wanted.values()]
     if len(simple) == 2:
         rows += curves.number_of_models(kitchen, COUNTS)
     return {
@@ -189,7 +187,7 @@ def _results(kitchen, base, wanted) -> dict[str, Any]:
         "splits": kitchen.described_splits,
         "rows": singles[:3] + rows + singles[3:],
         "members": {seed: kitchen.described_members},
-        "curves": curves.reliability_diagrams(kitchen, shown),
+        "curves": curves.reliability_diagrams(kitchen, kitchen.shown(simple)),
         "histories": {seed: histories},
     }
 

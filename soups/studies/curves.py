@@ -19,7 +19,6 @@ def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
     names, rows = kitchen.names, []
     counts = [count for count in counts if count < len(names)] + [len(names)]
     kinds = {"ensemble": "ensemble", "best on held-out": "member"}
-    logits = {name: kitchen.member_logits(name) for name in names}
     scores = kitchen.scores
     with progress("soups of the first members", len(counts), "sizes") as advance:
         for count in counts:
@@ -27,7 +26,7 @@ def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
             made = {
                 "uniform soup": kitchen.measure(soups.uniform(kitchen.usable(first))),
                 "greedy soup": kitchen.measure(kitchen.greedy(f"greedy soup of {count}", first).params),
-                "ensemble": kitchen.judge(kitchen.mixed(logits, dict.fromkeys(first, 1.0 / count))),
+                "ensemble": kitchen.judge(kitchen.mixed(dict.fromkeys(first, 1.0 / count))),
                 "best on held-out": kitchen.measured[best_of({name: scores[name] for name in first})],
             }
             for title, found in made.items():
@@ -84,9 +83,8 @@ def pairs(kitchen: Kitchen, base: tree.Tree, count: int, examples: int, ts: Sequ
 def reliability_diagrams(kitchen: Kitchen, shown: Mapping[str, tree.Tree]) -> list[dict[str, Any]]:
     """Return confidence against accuracy on the test split for some weights and for the ensemble of all members."""
     logits = {title: kitchen.logits(weights) for title, weights in shown.items()}
-    members = {name: kitchen.member_logits(name) for name in kitchen.names}
     labels = kitchen.test.labels
-    logits["ensemble"] = kitchen.mixed(members, dict.fromkeys(kitchen.names, 1.0 / len(kitchen.names)))
+    logits["ensemble"] = kitchen.mixed(dict.fromkeys(kitchen.names, 1.0 / len(kitchen.names)))
     return [
         {"seed": kitchen.seed, "kind": "reliability", "name": title, "bins": reliability(values["test"], labels)}
         for title, values in logits.items()

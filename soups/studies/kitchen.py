@@ -1,11 +1,14 @@
 """Cook from members every row that more than one study has."""
 
+import dataclasses
 import functools
 import json
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 import xxhash
@@ -13,17 +16,25 @@ import xxhash
 import soups
 from soups import tree
 from soups.data import batch_indices
-from soups.evaluate import ensemble_logits, greedy_ensemble
+from soups.evaluate import greedy_ensemble
 from soups.pool import Pool, digest
 from soups.progress import counted, say
 from soups.studies.measuring import Logits, Measuring, Row, best_of
 
 
+@dataclasses.dataclass(kw_only=True)
 class Kitchen(Measuring):
     """Measure the members of one seed, and cook from them: see `Measuring` for what it is given.
 
     Soups are kept under the digests of all that they are made from, so a killed run goes on where it was.
+
+    Attributes:
+        device: where candidates of greedy soups are mixed; default: where the members are.
+        about: what the records of soups say beside what they are made from.
     """
+
+    device: jax.Device | None = None
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def kept(self) -> Pool:
@@ -56,16 +67,44 @@ class Kitchen(Measuring):
             record = {"ingredients": dict.fromkeys(used, 1 / len(used))}
             if isinstance(made, soups.Soup):
                 made, record = made.params, made.record()
-            self.kept.add(place, made, {"origin": origin, **record})
+            self.kept.add(place, made, {"origin": origin, **self.about, **record})
         return self.kept[place], self.kept.record(place)["metadata"]
 
     def soup_row(self, title, params, ingredients, *, selection=0, training=0) -> Row:
         """Measure a soup."""
         return self.row(title, "soup", self.measure(params), ingredients, selection=selection, training=training)
 
+    def start_rows(self, start: tree.Tree, probe: tree.Tree) -> list[Row]:
+        """Measure what was there before the members: start weights, and the probe if it is another."""
+        rows = [self.row("start weights", "start", self.measure(start), {})]
+        return rows if probe is start else [*rows, self.row("linear probe", "probe", self.measure(probe), {})]
+
+    def soup_rows(self, random_orders: int = 0, learned: Mapping[str, Any] | None = None) -> tuple[list[Row], dict]:
+        """Make the uniform soup, the greedy one and those of random orders, and learned ones with some settings.
+
+        Returns:
+            Their rows, and their histories by name.
+        """
+        rows, histories = [self.uniform_row()], {}
+        for title, order in ({"greedy soup": None} | self.random_orders(random_orders)).items():
+            row, history = self.greedy_row(title, order)
+            rows.append(row)
+            histories |= {} if order else {title: history}
+        for per in ("model", "leaf") if learned is not None else ():
+            row, losses = self.learned_row(per, **learned)
+            rows.append(row)
+            histories[row["name"]] = losses
+        return rows, histories
+
+    def shown(self, titles: Iterable[str] = ("uniform soup", "greedy soup")) -> dict[str, tree.Tree]:
+        """Return the best member and soups that were made, by their titles, for figures."""
+        best = {"best member": self.members[best_of(self.scores)]}
+        return best | {title: self.kept[self.prefix + slug(title)] for title in titles}
+
     def uniform_row(self, title: str = "uniform soup", training: int = 0) -> Row:
         """Average all members."""
-        params, record = self.soup(title, lambda: soups.uniform(self.usable()))
+        own = getattr(self.members, "uniform", None)  # where they cannot be streamed
+        params, record = self.soup(title, lambda: own(self.names) if own else soups.uniform(self.usable()))
         return self.soup_row(title, params, record["ingredients"], training=training)
 
     def greedy_row(
@@ -80,16 +119,20 @@ class Kitchen(Measuring):
 
     def greedy(self, title: str, names: Sequence[str], order: Sequence[str] | None = None) -> soups.Soup:
         """Make the greedy soup of some members, going on from its journal after a crash."""
-        used = {"members": {name: self.digests[name] for name in names}, **self._selecting}
-        key = xxhash.xxh3_64_hexdigest(json.dumps(used | {"order": order}).encode())
+        decided = {"members": {name: self.digests[name] for name in names}, **self._selecting, "order": order}
         return soups.greedy_speculative(
             self.usable(names),
             self.scores_of,
             width=self.width,
             scores=None if order else {name: self.scores[name] for name in names},
             order=order,
-            journal=self.directory / "journals" / f"{self.prefix}{slug(title)}-{key}.jsonl",
+            device=self.device,
+            journal=self._journal(title, decided),
         )
+
+    def _journal(self, title, decided) -> pathlib.Path:
+        key = xxhash.xxh3_64_hexdigest(json.dumps(decided).encode())
+        return self.directory / "journals" / f"{self.prefix}{slug(title)}-{key}.jsonl"
 
     def random_orders(self, count: int) -> dict[str, list[str]]:
         """Return random orders of the members, with the titles of their greedy soups."""
@@ -102,15 +145,25 @@ class Kitchen(Measuring):
         batch_size = min(batch_size, len(data.labels))
         steps = max(1, round(epochs * len(data.labels) / batch_size))
         order = batch_indices(len(data.labels), batch_size, steps, self.seed)
+        if isinstance(data.images, np.memmap):  # read in the order of the file
+            order = map(np.sort, order)
         loss = mixture_loss(self.apply_fn, self.preprocess)
+
+        settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "seed": self.seed}
+        settings |= self._selecting
 
         def make():
             batches = ({"image": data.images[rows], "label": data.labels[rows]} for rows in order)
             batches = counted(batches, f"learned soup, one weight for each {per}", steps, "steps")
-            return soups.learned(self.usable(), loss, batches, per=per, learning_rate=learning_rate)
+            members, dtype = (
+                getattr(self.members, "at_once", self.usable)(self.names),
+                getattr(self.members, "mixed_dtype", None),
+            )
+            journal = self._journal(title, {"members": self.digests, **settings})
+            options = {"per": per, "learning_rate": learning_rate, "dtype": dtype, "journal": journal}
+            return soups.learned(members, loss, batches, **options)
 
-        settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "seed": self.seed}
-        params, record = self.soup(title, make, settings=settings | self._selecting)
+        params, record = self.soup(title, make, settings=settings)
         cost = 3 * len(record["history"]) * batch_size  # a backward pass costs two forward passes
         row = self.soup_row(title, params, record["ingredients"], selection=cost)
         return row | {"temperature": record["temperature"]}, record["history"]
@@ -134,9 +187,15 @@ class Kitchen(Measuring):
         params, record = self.soup(title, make, settings=decided)
         return self.soup_row(title, params, record["ingredients"])
 
-    def path_rows(self, base: tree.Tree, alphas: Sequence[float], *, called: str = "base") -> list[Row]:
-        """Walk from the base to the best member (WiSE-FT): rows of the best α, of that nearest ½, and of all."""
-        best = best_of(self.scores)
+    def path_rows(
+        self, base: tree.Tree, alphas: Sequence[float], *, called: str = "base", member: str | None = None
+    ) -> list[Row]:
+        """Walk from the base to a member (WiSE-FT), the best one unless another is named.
+
+        Returns:
+            The rows of the best α, of that nearest ½, and of all.
+        """
+        best = member or best_of(self.scores)
         say(f"WiSE-FT from the {called} to {self.short(best)}")
         rows = []
         for alpha in alphas:
@@ -151,23 +210,27 @@ class Kitchen(Measuring):
 
     def ensemble_rows(self) -> tuple[list[Row], list]:
         """Return the ensemble of all members and the greedy one, by arithmetic on their logits, and its history."""
-        logits = {name: self.member_logits(name) for name in self.names}
-        held_out = {name: found["held_out"] for name, found in logits.items()}
+        held_out = {name: self.member_logits(name, ["held_out"])["held_out"] for name in self.names}
         greedy = greedy_ensemble(held_out, self.held_out.labels)
+        del held_out
         chosen = {"ensemble": dict.fromkeys(self.names, 1.0 / len(self.names)), "greedy ensemble": greedy.ingredients}
         costs = {"ensemble": 0, "greedy ensemble": len(self.names) * len(self.held_out.labels)}
         rows = []
         for title, used in chosen.items():
             cost = {"inference": len(used), "selection": costs[title]}
-            rows.append(self.row(title, "ensemble", self.judge(self.mixed(logits, used)), used, **cost))
+            rows.append(self.row(title, "ensemble", self.judge(self.mixed(used)), used, **cost))
         return rows, self._short_history(greedy.history)
 
-    def mixed(self, logits: Mapping[str, Logits], weights: Mapping[str, float]) -> Logits:
-        """Return an ensemble's logits on every split."""
-        return {
-            split: ensemble_logits([logits[name][split] for name in weights], list(weights.values()))
-            for split in self.splits
-        }
+    def mixed(self, weights: Mapping[str, float]) -> Logits:
+        """Return an ensemble's logits on every split; of one member at a time they are in memory."""
+        total, shares = sum(weights.values()), {}
+        for split in self.splits:
+            for name, weight in weights.items():
+                logits = self.member_logits(name, [split])[split]
+                part = weight / total * logits.astype(np.float64)
+                shares[split] = part if split not in shares else shares[split] + part
+            shares[split] = shares[split].astype(logits.dtype)
+        return shares
 
     def _short_history(self, history):
         return [step | {"member": self.short(step["member"])} for step in history]

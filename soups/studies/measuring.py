@@ -17,6 +17,7 @@ from soups.evaluate import Evaluator, LogitCache, accuracy, metrics
 from soups.evaluate.classification import NAMES
 from soups.pool import Pool, digest
 from soups.progress import progress, say
+from soups.train.sharding import place
 
 Row = dict[str, Any]
 Logits = dict[str, np.ndarray]
@@ -54,11 +55,12 @@ def program_digest(function: Callable, *arguments: Any) -> str:
 class Measuring:
     """Hold the members of one seed, the splits that weights are measured on, and what was measured before.
 
-    No network runs twice, in this run or a later one: logits are kept under the digests of weights, data and network.
-    So other members, data or settings give other rows, never old ones.
+    No network runs twice, in this run or a later one: what it gave is kept under the digests of weights, data and
+    network. So other members, data or settings give other rows, never old ones.
 
     Attributes:
-        members: weights by name, as a mapping or a pool; those with NaN or infinity take part in nothing.
+        members: weights by name, as a mapping or a pool; those with NaN or infinity take part in nothing. A mapping of
+            finite members may know their digests: see `soups.studies.given.Given`.
         apply_fn: `apply_fn(params, inputs) -> logits [B, C]`.
         held_out: what selects.
         test: what reports.
@@ -68,6 +70,10 @@ class Measuring:
         prefix: what the names of this seed's members and soups begin with where they are kept, but not in rows.
         preprocess: `preprocess(inputs) -> inputs`, compiled with the network.
         reference: the weights that rows count their wins against; default: the best member.
+        test_name: of the split that reports.
+        titles: of splits, for people.
+        keep: whose logits are kept on disk, "all", "members" or "none": those of large sets fill a disk.
+        per_class: whether rows have the accuracy of each class.
     """
 
     members: Mapping[str, tree.Tree]
@@ -82,34 +88,40 @@ class Measuring:
     mesh: jax.sharding.Mesh | None = None
     preprocess: Callable = unit_range
     reference: tree.Tree | None = None
+    test_name: str = "test"
+    titles: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    keep: str = "all"
+    per_class: bool = True
 
     # --- What is there ------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def splits(self) -> dict[str, Any]:
         """Return every set that weights are measured on, by name."""
-        return {"held_out": self.held_out, "test": self.test, **self.shifts}
+        return {"held_out": self.held_out, self.test_name: self.test, **self.shifts}
 
     @property
     def names(self) -> list[str]:
         """List the members whose numbers and outputs are all finite."""
         return list(self.measured)
 
-    @functools.cached_property
-    def _finite(self):
-        if isinstance(self.members, Pool):
-            finite = self.members.usable.names
-        else:
-            finite = [name for name, member in self.members.items() if not tree.nonfinite_names(member)]
-        if left_out := [name for name in self.members if name not in set(finite)]:
-            say(f"diverged, and left out of every selection: {', '.join(left_out)}")
-        return finite
-
-    @functools.cached_property
+    @property
     def digests(self) -> dict[str, str]:
         """Return the content digest of each member whose numbers are all finite."""
-        of = self.members.digest if isinstance(self.members, Pool) else lambda name: digest(self.members[name])
-        return {name: of(name) for name in self._finite}
+        return self._inspected[1]
+
+    def _digest_of(self, name):
+        """Return the digest of a member, or None if it is not finite; what is known is not read."""
+        if isinstance(self.members, Pool):
+            return self.members.digest(name) if name in self._usable else None
+        if hasattr(self.members, "digest"):
+            return self.members.digest(name)
+        member = self.members[name]
+        return None if tree.nonfinite_names(member) else digest(member)
+
+    @functools.cached_property
+    def _usable(self):
+        return set(self.members.usable.names)
 
     @functools.cached_property
     def cache(self) -> LogitCache:
@@ -129,7 +141,7 @@ class Measuring:
     @functools.cached_property
     def data_digests(self) -> dict[str, str]:
         """Return the digest of inputs and labels of each split."""
-        return {name: digest({"inputs": data.images[:], "labels": data.labels}) for name, data in self.splits.items()}
+        return {name: _data_digest(data) for name, data in self.splits.items()}
 
     @functools.cached_property
     def network_digest(self) -> str:
@@ -138,14 +150,14 @@ class Measuring:
         def outputs(params, inputs):
             return self.apply_fn(params, self.preprocess(inputs))
 
-        return program_digest(outputs, self.members[self._finite[0]], self.test.images[:1])
+        return program_digest(outputs, self.members[next(iter(self.members))], self.test.images[:1])
 
     def usable(self, names: Sequence[str] | None = None) -> Mapping[str, tree.Tree]:
         """Return some usable members (default: all): a view of a pool, so that they are streamed, or a mapping."""
         names = self.names if names is None else list(names)
         if isinstance(self.members, Pool):
             return self.members.select(names)
-        return {name: self.members[name] for name in names}
+        return _Chosen(self.members, names)
 
     def short(self, name: str) -> str:
         """Return a member's name as rows call it."""
@@ -156,11 +168,12 @@ class Measuring:
     @property
     def described_splits(self) -> dict[str, dict[str, Any]]:
         """Return the splits as results hold them."""
-        roles = {"held_out": "held_out", "test": "test"}
+        roles = {"held_out": "held_out", self.test_name: "test"}
         found = {
             name: {"role": roles.get(name, "shift"), "examples": len(data.labels)} for name, data in self.splits.items()
         }
-        return found | ({"shift_mean": {"role": "shift", "mean_of": list(self.shifts)}} if self.shifts else {})
+        found |= {"shift_mean": {"role": "shift", "mean_of": list(self.shifts)}} if self.shifts else {}
+        return {n: one | ({"title": self.titles[n]} if n in self.titles else {}) for n, one in found.items()}
 
     @property
     def described_members(self) -> list[dict[str, Any]]:
@@ -168,10 +181,10 @@ class Measuring:
         return [self._described(name) for name in self.members]
 
     def _described(self, name):
-        status = "ok" if name in self.measured else "outputs not finite" if name in self._finite else "non-finite"
+        status = "ok" if name in self.measured else "outputs not finite" if name in self.digests else "non-finite"
         found = {"name": self.short(name), "status": status}
         if not isinstance(self.members, Pool):
-            return found | {"digest": digest(self.members[name])}
+            return found | {"digest": self.digests.get(name) or digest(self.members[name])}
         record = self.members.record(name)
         known = {part: record["metadata"][part] for part in ("config", "losses") if part in record["metadata"]}
         return found | {"digest": record["digest"], **known}
@@ -179,18 +192,29 @@ class Measuring:
     # --- Measuring ----------------------------------------------------------------------------------------------------
 
     def logits(self, params: tree.Tree, splits: Sequence[str] | None = None) -> Logits:
-        """Return the logits of weights on splits (default: all); no network runs twice for them."""
-        return self._logits(digest(params), lambda: params, splits)
+        """Return the logits of weights on splits (default: all); where they are kept no network runs twice for them."""
+        return self._logits(digest(params), lambda: params, splits, self.keep == "all")
 
     def member_logits(self, name: str, splits: Sequence[str] | None = None) -> Logits:
-        """Return the logits of a member, which is read only if it was not measured yet."""
-        return self._logits(self.digests[name], functools.cache(lambda: self.members[name]), splits)
+        """Return the logits of a member, which is read only if they are not kept."""
+        return self._logits(self.digests[name], lambda: self.members[name], splits, self.keep != "none")
 
-    def _logits(self, key, params, splits):
+    def _logits(self, key, params, splits, kept):
+        placed = functools.cache(lambda: self._placed(params()))  # once for all splits
+
+        def of(split):
+            return self.evaluators[split].logits(placed())
+
         return {
-            split: self.cache.get((key, self._key(split)), lambda split=split: self.evaluators[split].logits(params()))
+            split: self.cache.get((key, self._key(split)), lambda split=split: of(split)) if kept else of(split)
             for split in splits or self.splits
         }
+
+    def _placed(self, params):
+        if self.mesh is None:
+            return jax.device_put(params)
+        everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        return place(params, jax.tree.map(lambda _: everywhere, params))
 
     def scores_of(self, candidates: Sequence[tree.Tree]) -> list[float]:
         """Return the held-out accuracies of several weights, measured side by side where there are several devices."""
@@ -198,11 +222,11 @@ class Measuring:
 
     @functools.cached_property
     def _side_by_side(self):
-        if self.width == 1:
-            return self.evaluator(self.held_out, cache=self.cache, key=self._key("held_out"))
-        # another program, whose rounding must not get into the rows
-        apart = {"mesh": None, "width": self.width, "key": f"{self._key('held_out')}-side by side"}
-        return self.evaluator(self.held_out, cache=self.cache, **apart)
+        # several at once are another program, whose rounding must not get into the rows
+        apart = {"mesh": None, "width": self.width} if self.width > 1 else {}
+        if self.keep == "all":
+            apart |= {"cache": self.cache, "key": self._key("held_out") + ("-side by side" if apart else "")}
+        return self.evaluator(self.held_out, **apart)
 
     @property
     def width(self) -> int:
@@ -214,17 +238,35 @@ class Measuring:
 
     def judge(self, logits: Logits) -> Measured:
         """Return the metrics of logits on every split, their mean over the shifts, and what they have right."""
-        labels = {split: data.labels for split, data in self.splits.items()}
-        finite = {split: bool(np.isfinite(found).all()) for split, found in logits.items()}
-        none = dict.fromkeys(NAMES)
-        values = {split: metrics(logits[split], labels[split]) if finite[split] else none for split in labels}
+        return self._judged({split: _judged(logits[split], data.labels) for split, data in self.splits.items()})
+
+    def _judged(self, found):
+        values = {
+            split: {name: None if np.isnan(value) else float(value) for name, value in zip(NAMES, one, strict=True)}
+            for split, (one, _) in found.items()
+        }
         if self.shifts:
-            values["shift_mean"] = _mean([values[split] for split in self.shifts])
-        return Measured(values, {split: logits[split].argmax(axis=1) == labels[split] for split in labels})
+            values["shift_mean"] = mean_of([values[split] for split in self.shifts])
+        return Measured(values, {split: right for split, (_, right) in found.items()})
 
     def measure(self, params: tree.Tree) -> Measured:
         """Measure weights on every split."""
-        return self.judge(self.logits(params))
+        return self._measure(digest(params), lambda: params, self.keep == "all")
+
+    def _measure(self, key, params, kept):
+        if self.keep == "all":
+            return self.judge(self._logits(key, params, None, kept))
+        params = functools.cache(lambda read=params: self._placed(read()))
+
+        def judged(split):
+            made = _judged(self._logits(key, params, [split], kept)[split], self.splits[split].labels)
+            return dict(zip(("values", "right"), made, strict=True))
+
+        found = {
+            split: self.cache.get((key, self._key(split), "judged"), lambda split=split: judged(split))
+            for split in self.splits
+        }
+        return self._judged({split: (one["values"], one["right"]) for split, one in found.items()})
 
     def row(
         self,
@@ -254,10 +296,13 @@ class Measuring:
             "num_ingredients": len(ingredients),
             "metrics": found.metrics,
             "cost": {"inference": inference, "selection": selection, "training": training},
-            "classes": {"test": {title: float(right["test"][rows].mean()) for title, rows in self._classes.items()}},
+            **({"classes": {self.test_name: self._by_class(right[self.test_name])}} if self.per_class else {}),
             "wins": wins,
             **more,
         }
+
+    def _by_class(self, right):
+        return {title: float(right[rows].mean()) for title, rows in self._classes.items()}
 
     @functools.cached_property
     def _reference(self):
@@ -271,22 +316,29 @@ class Measuring:
 
     # --- Members ------------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def measured(self) -> dict[str, Measured]:
         """Measure each member on every split, and tell a pool; those whose outputs are not finite are left out."""
-        found = {}
-        with progress("measuring", len(self._finite), "members") as advance:
-            for name in self._finite:
-                one = self.judge(self.member_logits(name))
+        return self._inspected[0]
+
+    @functools.cached_property
+    def _inspected(self):
+        found, digests = {}, {}
+        with progress("measuring", len(self.members), "members") as advance:
+            for name in self.members:
+                if (key := self._digest_of(name)) is not None:
+                    digests[name] = key
+                    found[name] = self._measure(key, lambda name=name: self.members[name], self.keep != "none")
                 advance(1)
-                if any(values["accuracy"] is None for values in one.metrics.values()):
-                    say(f"left out of every selection, because its outputs hold NaN or infinity: {name}")
-                    continue
-                found[name] = one
-                if isinstance(self.members, Pool):
-                    kept = [split for split in ("held_out", "test", "shift_mean") if split in one.metrics]
-                    self.members.update_metrics(name, {split: one.metrics[split]["accuracy"] for split in kept})
-        return found
+        if diverged := [name for name in self.members if name not in digests]:
+            say(f"diverged, and left out of every selection: {', '.join(diverged)}")
+        for name in [n for n, one in found.items() if any(v["accuracy"] is None for v in one.metrics.values())]:
+            say(f"left out of every selection, because its outputs hold NaN or infinity: {name}")
+            del found[name]
+        for name, one in found.items() if isinstance(self.members, Pool) else ():
+            kept = [split for split in ("held_out", self.test_name, "shift_mean") if split in one.metrics]
+            self.members.update_metrics(name, {split: one.metrics[split]["accuracy"] for split in kept})
+        return found, digests
 
     @property
     def scores(self) -> dict[str, float]:
@@ -305,17 +357,53 @@ class Measuring:
         cost = rows[best]["cost"] | {"selection": len(rows) * len(self.held_out.labels)}
         first = next(iter(rows.values()))
         mean = first | {"name": "mean member", "kind": "members", "group": "main", "num_ingredients": 1}
-        mean |= {part: _mean([row[part] for row in rows.values()]) for part in ("metrics", "classes")} | {"wins": {}}
+        mean |= {
+            part: mean_of([row[part] for row in rows.values()]) for part in ("metrics", "classes") if part in first
+        }
+        mean["wins"] = {}
         return [
-            self._named(best, "best member") | {"cost": cost},
+            self.named_row(best, "best member") | {"cost": cost},
             mean,
-            self._named(worst, "worst member"),
+            self.named_row(worst, "worst member"),
             *rows.values(),
         ]
 
-    def _named(self, member, title):
+    def named_row(self, member: str, title: str) -> Row:
+        """Return the row of a member under another name, as one of the main ones."""
         named = {"ingredients": {self.short(member): 1.0}, "num_ingredients": 1}
         return self.member_rows[member] | {"name": title, "kind": "member", "group": "main"} | named
+
+
+class _Chosen(Mapping):
+    """View some members, each read when it is asked for, with the digests that are known."""
+
+    def __init__(self, members, names):
+        self._members, self._names = members, list(names)
+        if hasattr(members, "digest"):
+            self.digest = members.digest
+
+    def __getitem__(self, name: str) -> tree.Tree:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._members[name]
+
+    def __iter__(self):
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _judged(logits, labels):
+    """Return the metrics of logits, NaN where they are not finite, and which examples they have right."""
+    finite = np.isfinite(logits).all()
+    values = list(metrics(logits, labels).values()) if finite else [np.nan] * len(NAMES)
+    return np.array(values), logits.argmax(axis=1) == labels
+
+
+def _data_digest(data):
+    known = getattr(data, "digest", None)  # sets that were decoded once know theirs
+    return known if isinstance(known, str) else digest({"inputs": data.images[:], "labels": data.labels})
 
 
 def best_of(scores: Mapping[str, float]) -> str:
@@ -323,7 +411,8 @@ def best_of(scores: Mapping[str, float]) -> str:
     return max(reversed(scores), key=scores.get)
 
 
-def _mean(values):
+def mean_of(values: Sequence[Any]) -> Any:
+    """Return the mean of numbers, or of each number of nested mappings; None where one is None."""
     if isinstance(values[0], Mapping):
-        return {name: _mean([value[name] for value in values]) for name in values[0]}
+        return {name: mean_of([value[name] for value in values]) for name in values[0]}
     return None if None in values else float(np.mean(values))

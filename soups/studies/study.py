@@ -7,6 +7,7 @@ go on is here.
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import platform
@@ -27,6 +28,8 @@ from soups.progress import say
 from soups.report import check, print_table, write_report
 from soups.report.results import SCHEMA
 
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions all results tell
+
 
 @contextlib.contextmanager
 def held(directory: str | os.PathLike) -> Iterator[None]:
@@ -43,23 +46,6 @@ def held(directory: str | os.PathLike) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         on_first_process(lambda: _hold(place, stack))
         yield
-
-
-@contextlib.contextmanager
-def opened(
-    config: Mapping[str, Any],
-    directory: str | os.PathLike,
-    check: Callable[[Mapping[str, Any]], None],
-    changeable: Collection[str] = (),
-) -> Iterator["Workdir"]:
-    """Hold a directory, check a config, and open the workdir.
-
-    Raises:
-        ValueError, OSError: as `held`, `check` and `Workdir`.
-    """
-    with held(directory):
-        check(config)
-        yield Workdir(directory, config, changeable)
 
 
 class Workdir:
@@ -140,15 +126,15 @@ class Workdir:
         pool.sweep_orphans()
         return pool
 
-    def head(self, config: Mapping[str, Any], packages: Sequence[str]) -> dict[str, Any]:
-        """Return what the results of every experiment begin with: its config, when and on what it ran."""
+    def head(self, config: Mapping[str, Any], packages: Sequence[str] = ()) -> dict[str, Any]:
+        """Return what all results begin with: config, when and on what it ran; `packages`: more versions to tell."""
         versions = {"soups": soups.__version__, "python": platform.python_version()}
         return {
             "schema": SCHEMA,
             "experiment": config["name"],
             "created": self.stage("created", lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
             "config": dict(config),
-            "versions": versions | {package: metadata.version(package) for package in packages},
+            "versions": versions | {package: metadata.version(package) for package in (*PACKAGES, *packages)},
             "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         }
 
@@ -193,6 +179,14 @@ class Scene:
         """Return the name under which something of this seed is kept."""
         return self.prefix + name.replace(" ", "_")
 
+    @functools.cached_property
+    def data_mesh(self) -> jax.sharding.Mesh | None:
+        """Return a mesh with all devices on the axis "data", or None for a single device."""
+        devices = jax.devices()
+        if len(devices) == 1:
+            return None
+        return jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+
     def stage(self, name: str, compute: Callable[[], Any], settings: Any = None) -> Any:
         """Return the JSON result of a stage of this seed: see `Workdir.stage`."""
         return self.workdir.stage(self.name(name), compute, settings)
@@ -229,9 +223,11 @@ class Study:
             for none of them is cooked before.
         cook: from a scene to its part of the results: lists are joined, "members" and "histories" are of its seed,
             "facts" are merged, and all else is the same in all scenes.
-        packages: whose versions the results tell.
+        make: in the place of `cook`, where weights are made and no results: from a scene to the paths that it wrote.
+        packages: whose versions the results tell, beside `PACKAGES`.
         folders: those in the workdir that a user is told of.
         changeable: sections of the config that may change: see `Workdir`.
+        within: from a config to a context that all runs in.
 
     Raises:
         ValueError: a config that cannot be run, or a directory made with another one.
@@ -240,15 +236,22 @@ class Study:
 
     check: Callable[[Mapping[str, Any]], None]
     scenes: Callable[[Mapping[str, Any], Workdir], Sequence[Scene]]
-    cook: Callable[[Any], Mapping[str, Any]]
-    packages: Sequence[str]
-    folders: Sequence[str]
+    cook: Callable[[Any], Mapping[str, Any]] | None = None
+    make: Callable[[Any], list[str]] | None = None
+    packages: Sequence[str] = ()
+    folders: Sequence[str] = ()
     changeable: Collection[str] = ()
+    within: Callable[[Mapping[str, Any]], contextlib.AbstractContextManager] = contextlib.nullcontext
 
     def __call__(self, config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
         """Run the whole study in `directory`, or what of it is not finished there."""
-        with opened(config, directory, self.check, self.changeable) as workdir:
+        with held(directory), contextlib.ExitStack() as stack:
+            self.check(config)
+            stack.enter_context(self.within(config))
+            workdir = Workdir(directory, config, self.changeable)
             scenes = self.scenes(config, workdir)
+            if self.make is not None:
+                return [path for scene in scenes for path in self.make(scene)]
             results = workdir.head(config, self.packages) | {"seeds": list(dict.fromkeys(s.seed for s in scenes))}
             for scene in scenes:
                 _add(results, str(scene.seed), self.cook(scene))
@@ -270,31 +273,39 @@ def _add(results, seed, outcome):
             results[part] = found
 
 
-def check_fields(
-    config: Mapping[str, Any], fields: Mapping[str, Sequence[str]], optional: Collection[str] = ()
-) -> None:
+def check_fields(config: Mapping[str, Any], fields: Mapping[str, str]) -> None:
     """Raise one ValueError that lists every field of a config that is unknown or missing, with the closest known name.
 
-    `fields` names the fields of each section; those of the top level stand under "". `optional`: fields, and whole
-    sections, that may be left out.
+    `fields` has the names of the fields of each section in one text, those of the top level under "". What ends in "?",
+    a field or a whole section, may be left out.
     """
-    known = {f"{section}.{name}".removeprefix(".") for section, names in fields.items() for name in names}
-    given, lines = set(config) - set(fields), []
-    for section in sorted(fields.keys() & config.keys()):
+    sections = {section.removesuffix("?"): names.split() for section, names in fields.items()}
+    left_out = {name.removesuffix("?") for name in fields if name.endswith("?")} - config.keys()
+    known, needed = set(), set()
+    for section, names in sections.items():
+        whole = [f"{section}.{name}".removeprefix(".") for name in names]
+        known |= {name.removesuffix("?") for name in whole}
+        needed |= {name for name in whole if section not in left_out and not name.endswith("?")}
+    given, lines = set(config) - set(sections), []
+    for section in sorted(sections.keys() & config.keys()):
         if isinstance(config[section], Mapping):
             given |= {f"{section}.{name}" for name in config[section]}
         else:
             lines.append(f"  ~ {section} must be a section, not {config[section]!r:.200}")
     for name in sorted(given - known):
-        lines.append(f"  + {name} is unknown{did_you_mean(name, known | fields.keys())}")
+        lines.append(f"  + {name} is unknown{did_you_mean(name, known | sections.keys())}")
     seeds = config.get("seeds", 1)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         lines.append(f"  ~ seeds must be a whole number, at least 1, not {seeds!r:.200}")
-    left_out = {name for name in optional if name not in config}
-    missing = [name for name in known - given if not {name, name.partition(".")[0]} & left_out]
-    lines += [f"  - {name} is missing" for name in sorted(missing)]
+    lines += [f"  - {name} is missing" for name in sorted(needed - given)]
     if lines:
         raise ValueError("the config has other fields than the experiment:\n" + "\n".join(lines))
+
+
+def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with what it leaves out, in sections too."""
+    sections = {name: one | config.get(name, {}) for name, one in defaults.items() if isinstance(one, Mapping)}
+    return {**defaults, **config, **sections}
 
 
 def _place(path):

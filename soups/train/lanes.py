@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
@@ -185,6 +185,24 @@ def take_lane(stacked: tree.Tree, lane: int) -> tree.Tree:
     """
     mesh = jax.tree.leaves(stacked)[0].sharding.mesh
     return jax.tree.map(np.asarray, _taken(stacked, np.int32(lane), mesh=mesh))
+
+
+def lane_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """Make a mesh of all devices with these axes, the first of which is "pool".
+
+    Of several places on "pool" each lies within one host where the sizes allow it.
+
+    Raises:
+        ValueError: the processes cannot share the batches of a lane: see `lane_shares`.
+    """
+    types = (AxisType.Auto,) * len(sizes)
+    if sizes["pool"] == 1:  # in the order of devices that exchanges within a member go fastest
+        mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=jax.devices())
+    else:
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        mesh = Mesh(np.array(devices).reshape(tuple(sizes.values())), tuple(sizes), axis_types=types)
+    lane_shares(mesh)
+    return mesh
 
 
 def lane_shares(mesh: Mesh) -> dict[int, tuple[int, int]]:

@@ -107,6 +107,19 @@ def test_outputs_that_overflow_are_no_score(rng, name):
     assert np.isnan(SCORES[name](overflow, *random_points(rng, 2, 3))).all()
 
 
+def test_the_barrier_of_a_known_path_equals_a_loop(rng):
+    places = np.linspace(0, 1, 7)
+    for _ in range(20):
+        scores, rise, fall = rng.uniform(size=7).tolist(), 0.0, 0.0
+        for place, score in zip(places, scores, strict=True):
+            difference = score - ((1 - place) * scores[0] + place * scores[-1])
+            rise, fall = max(rise, difference), max(fall, -difference)
+        assert evaluate.path_barrier(scores, places, mode="min") == pytest.approx(rise, abs=1e-12)
+        assert evaluate.path_barrier(scores, places, mode="max") == pytest.approx(fall, abs=1e-12)
+    assert evaluate.path_barrier([0.5, 0.9, 0.5], [0, 0.5, 1], mode="max") == 0
+    assert evaluate.path_barrier([1.0, 0.2, 2.0], [0, 0.5, 1], mode="min") == 0
+
+
 def test_barriers_of_all_pairs(rng):
     members = dict(zip("abc", random_points(rng, 3), strict=True))
     calls = []

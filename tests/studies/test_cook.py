@@ -1,5 +1,7 @@
 """Anyone's members are measured and cooked, and nothing is done twice or believed of other members."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 import soups
 from soups import state
 from soups.data import array_source
-from soups.studies import cook, study
+from soups.studies import cook, kitchen, study
 from soups.studies.cook import _examples
 
 RECIPES = ["uniform", "greedy", "learned", "wise_ft", "ensemble", ("ties", {"density": 0.3})]
@@ -116,6 +118,28 @@ def test_what_changed_under_the_same_name_is_cooked_anew(kit, tmp_path, changed,
     found = cook(members, other, workdir=tmp_path, base=base, recipes=recipes, **splits)
     fresh = cook(members, other, workdir=tmp_path / "fresh", base=base, recipes=recipes, **splits)
     assert found["rows"] == fresh["rows"]
+
+
+@pytest.mark.parametrize("recipe", ["learned", "learned_per_leaf"])
+def test_a_learned_soup_goes_on_after_its_last_step_to_the_bit(kit, tmp_path, recipe, undrawn, monkeypatch):
+    _, members, splits = kit
+    whole = cook(members, network, workdir=tmp_path / "whole", recipes=[recipe], **splits)
+    taken, real = [], kitchen.counted
+
+    def cut(batches, *rest):
+        for number, batch in enumerate(real(batches, *rest)):
+            if number == 3 and len(taken) == 3:
+                raise KeyboardInterrupt
+            taken.append(number)
+            yield batch
+
+    monkeypatch.setattr(kitchen, "counted", cut)
+    with pytest.raises(KeyboardInterrupt):
+        cook(members, network, workdir=tmp_path / "killed", recipes=[recipe], **splits)
+    (journal,) = (tmp_path / "killed" / "journals").glob("learned_soup*.jsonl")
+    assert len(json.loads(journal.read_text().splitlines()[-1])["losses"]) == 3
+    again = cook(members, network, workdir=tmp_path / "killed", recipes=[recipe], **splits)
+    assert again["rows"] == whole["rows"] and again["histories"] == whole["histories"]
 
 
 def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_path, undrawn):

@@ -12,7 +12,7 @@ import pytest
 from soups import state
 from soups.report import load_results
 from soups.studies import study
-from soups.studies.study import Scene, Study, Workdir, check_fields, held
+from soups.studies.study import Scene, Study, Workdir, check_fields, held, with_defaults
 
 CONFIG = {"seeds": 1, "sweep": {"members": 24, "learning_rate": (1e-4, 1e-2)}}
 
@@ -162,7 +162,7 @@ def study_of(made, factor=lambda: 1.0):
         }
 
     return Study(
-        check=lambda config: check_fields(config, {"": ("name", "seeds"), "figures": ("counts",)}),
+        check=lambda config: check_fields(config, {"": "name seeds", "figures": "counts"}),
         scenes=scenes,
         cook=cook,
         packages=["jax"],
@@ -207,7 +207,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_fields_are_all_checked_at_once():
-    fields = {"": ("seeds",), "sweep": ("members", "epochs")}
+    fields = {"": "seeds", "sweep": "members epochs"}
     check_fields({"seeds": 1, "sweep": {"members": 2, "epochs": 3}}, fields)
     with pytest.raises(ValueError) as error:
         check_fields({"sede": 1, "sweep": {"membres": 2, "epochs": 3}}, fields)
@@ -219,11 +219,10 @@ def test_fields_are_all_checked_at_once():
 
 
 def test_what_is_optional_may_be_left_out_alone_or_with_its_section():
-    fields = {"": ("name", "seeds"), "sweep": ("members", "epochs"), "sam": ("radius", "members")}
-    optional = ("seeds", "sweep.epochs", "sam")
-    check_fields({"name": "x", "sweep": {"members": 2}}, fields, optional)
+    fields = {"": "name seeds?", "sweep": "members epochs?", "sam?": "radius members"}
+    check_fields({"name": "x", "sweep": {"members": 2}}, fields)
     with pytest.raises(ValueError) as error:
-        check_fields({"sweep": {"epochs": 3}, "sam": {"members": 2}}, fields, optional)
+        check_fields({"sweep": {"epochs": 3}, "sam": {"members": 2}}, fields)
     assert str(error.value).splitlines()[1:] == [
         "  - name is missing",
         "  - sam.radius is missing",
@@ -231,9 +230,16 @@ def test_what_is_optional_may_be_left_out_alone_or_with_its_section():
     ]
 
 
+def test_what_a_config_leaves_out_is_filled_in_sections_too():
+    defaults = {"seeds": 1, "greedy": {"orders": 0}, "sweep": {"mode": "auto", "epochs": 2}}
+    filled = with_defaults({"name": "x", "sweep": {"epochs": 3}}, defaults)
+    assert filled == {"name": "x", "seeds": 1, "greedy": {"orders": 0}, "sweep": {"mode": "auto", "epochs": 3}}
+    assert defaults["sweep"] == {"mode": "auto", "epochs": 2}
+
+
 @pytest.mark.parametrize("seeds", [0, 2.5, "3", True, None])
 def test_seeds_and_sections_without_a_sense_are_named(seeds):
-    fields = {"": ("seeds",), "sweep": ("members",)}
+    fields = {"": "seeds", "sweep": "members"}
     with pytest.raises(ValueError) as error:
         check_fields({"seeds": seeds, "sweep": 3}, fields)
     assert f"~ seeds must be a whole number, at least 1, not {seeds!r}" in str(error.value)

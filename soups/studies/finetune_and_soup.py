@@ -1,0 +1,150 @@
+"""Fine-tune a pool from one start, cook soups from it, and report: the main study, read from top to bottom."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from soups.progress import say
+from soups.studies import curves
+from soups.studies.kitchen import Kitchen
+from soups.studies.measuring import Row, best_of
+from soups.studies.members import FineTuned
+from soups.studies.named import check_unchanged, network_of, task_of
+from soups.studies.search_space import choices
+from soups.studies.study import Study, Workdir, check_fields, with_defaults
+from soups.train import Classification, Training, search
+
+_AUGMENTED = "augment_operations? augment_magnitude?"
+FIELDS = {  # a step is not taken without its section
+    "": "study name seeds? data_dir? task model",
+    "finetune": "batch_size clip_norm? mode? members_per_program?",
+    "pretrain?": f"learning_rate weight_decay? epochs {_AUGMENTED}",
+    "probe?": "learning_rate weight_decay? epochs",
+    "sweep": f"members learning_rate weight_decay? label_smoothing? mixup? epochs {_AUGMENTED}",
+    "sam?": "members radius",
+    "trajectory?": "ema_decay swa_start",
+    "greedy?": "random_orders",
+    "learned?": "learning_rate epochs batch_size",
+    "wise_ft?": "alphas",
+    "evaluate?": "batch_size",
+    "figures?": "counts plane_points plane_examples pairs_members barrier_ts",
+}
+DEFAULTS = {
+    "seeds": 1,
+    "data_dir": None,
+    "finetune": {"clip_norm": None, "mode": "auto", "members_per_program": 4},
+    "greedy": {"random_orders": 0},
+    "evaluate": {"batch_size": 500},
+}
+
+
+def sweep_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Draw the hyper-parameters of all members of the section "sweep"."""
+    own = {"augment_operations": search.integers, "augment_magnitude": search.uniform, "epochs": search.integers}
+    return search.random(config["members"], seed, **choices(config, **own), seed=search.integers(0, 2**31 - 1))
+
+
+def _check(config):
+    check_fields(config, FIELDS)
+    if not isinstance(config["sweep"]["members"], int) or config["sweep"]["members"] < 2:
+        raise ValueError(f"config.sweep.members must be a whole number, at least 2, not {config['sweep']['members']!r}")
+    sweep_members(config["sweep"], 0)  # refuses what cannot be drawn
+
+
+def _scenes(config, workdir: Workdir) -> list[FineTuned]:
+    config = with_defaults(config, DEFAULTS)
+    scenes = [_scene(config, seed, workdir) for seed in range(config["seeds"])]
+    for scene in scenes:
+        check_unchanged(scene, scene.network, scene.task, scene.earlier)
+    return scenes
+
+
+def _scene(config, seed, workdir) -> FineTuned:
+    task, earlier = task_of(config["task"], seed=seed, data_dir=config["data_dir"])
+    if "pretrain" in config and earlier is None:
+        raise ValueError("the task has no images to pre-train on: leave the section config.pretrain out")
+    network = network_of(config["model"], task, probed="probe" in config)
+    loss = Classification(network.trained, len(task.class_names))
+    return FineTuned(
+        config=config,
+        seed=seed,
+        workdir=workdir,
+        task=task,
+        earlier=earlier,
+        network=network,
+        training=Training(loss=loss, clip_norm=config["finetune"]["clip_norm"]),
+        pool=workdir.pool("pool"),
+        bases=workdir.pool("bases"),
+        results=workdir.pool("soups"),
+    )
+
+
+def _cook(scene: FineTuned) -> Mapping[str, Any]:
+    say(f"\nseed {scene.seed}")
+    config = scene.config
+
+    # --- Weights: start -> linear probe -> sweep of fine-tunes ---
+    start = scene.start(scene.task.train)
+    probe = scene.probe(start) if "probe" in config else start
+    drawn = sweep_members(config["sweep"], scene.seed)
+    names, sharp = scene.fill("member", probe, drawn, "sweep"), []
+    if "sam" in config:
+        flat = [one | {"sam_radius": config["sam"]["radius"]} for one in drawn[: config["sam"]["members"]]]
+        sharp = scene.fill("sam", probe, flat, "SAM members", sam=True)
+    kitchen = scene.kitchen(names)
+    if len(kitchen.names) < 2:
+        raise ValueError(
+            f"only {len(kitchen.names)} of {len(names)} members are finite: lower the learning rates of the sweep"
+        )
+
+    # --- Rows: each stage is kept as JSON, so a finished one is not repeated ---
+    rows = scene.stage("members", lambda: kitchen.start_rows(start, probe) + kitchen.single_rows())
+    best = best_of(kitchen.scores)
+    orders, learned = config["greedy"]["random_orders"], config.get("learned")
+    made, histories = scene.stage("soups", lambda: kitchen.soup_rows(orders, learned))
+    rows += made
+    if "wise_ft" in config:
+        alphas = config["wise_ft"]["alphas"]
+        rows += scene.stage("WiSE-FT", lambda: kitchen.path_rows(probe, alphas, called=scene.base))
+    if "trajectory" in config:
+        rows += scene.trajectory_rows(kitchen, probe)
+    if sharp:
+        rows += scene.stage("SAM soups", lambda: _sam_rows(scene, scene.kitchen(sharp, reference=scene.pool[best])))
+    ensembles, histories["greedy ensemble"] = scene.stage("ensembles", kitchen.ensemble_rows)
+    rows += [*ensembles, scene.distilled_row(kitchen, probe)]
+
+    # --- What the figures show ---
+    planes, pairs = [], []
+    if "figures" in config:
+        rows += scene.figure("curve", ["counts"], lambda counts: curves.number_of_models(kitchen, counts))
+        fields = ["plane_points", "plane_examples"]
+        planes = [scene.figure("plane", fields, lambda *sizes: curves.loss_plane(kitchen, probe, *sizes))]
+        fields = ["pairs_members", "plane_examples", "barrier_ts"]
+        pairs = scene.figure("pairs", fields, lambda *sizes: curves.pairs(kitchen, probe, *sizes))
+    bins = scene.stage("reliability", lambda: curves.reliability_diagrams(kitchen, kitchen.shown()))
+    described = {"splits": kitchen.described_splits, "members": kitchen.described_members}
+    return described | {"rows": rows, "pairs": pairs, "curves": [*planes, *bins], "histories": histories}
+
+
+def _sam_rows(scene: FineTuned, kitchen: Kitchen) -> list[Row]:
+    if not kitchen.names:
+        return []
+    epochs = sum(scene.hyperparameters(name)["epochs"] for name in kitchen.names)
+    # every step of SAM has one more forward and backward pass
+    training = int(3 * epochs * 2 * len(scene.task.train))
+    best = kitchen.single_rows()[0] | {"name": "SAM best member"}
+    return [
+        best | {"cost": best["cost"] | {"training": training}},
+        kitchen.uniform_row("SAM uniform soup", training),
+        kitchen.greedy_row("SAM greedy soup", training=training)[0],
+        *kitchen.member_rows.values(),
+    ]
+
+
+run = Study(
+    check=_check,
+    scenes=_scenes,
+    cook=_cook,
+    packages=("tensorflow-datasets", "grain"),
+    folders=("pool", "soups"),
+    changeable=("figures",),
+)

@@ -1,0 +1,150 @@
+"""Merge members of different tasks into one trunk, against the members and multi-task learning: read top to bottom."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import soups
+from soups import models
+from soups.models.many_heads import ManyHeads, bundled, split_head, unstacked
+from soups.names import check_name
+from soups.progress import say
+from soups.studies.named import module_of, section_of, tasks_of
+from soups.studies.study import Study, Workdir, check_fields
+from soups.studies.task_methods import METHODS, why_not
+from soups.studies.tasks import Tasks, trunk_bytes
+from soups.train import Classification, Training
+
+MEMBERS, JOINT, BASE = "individual members", "multi-task learning", "base with the members' heads"
+FIELDS = {
+    "": "study name seeds data_dir tasks model methods",
+    "pretrain": "learning_rate weight_decay epochs augment_operations augment_magnitude",
+    "finetune": "learning_rate weight_decay epochs batch_size clip_norm mode",
+    "joint": "learning_rates batch_size",
+    "examples": "few batch_size",
+    "evaluate": "batch_size",
+}
+LEAST_CLASSES = 10  # of a head, so that tasks of digits share programs whichever they are
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a field, method or setting that does not exist or is missing."""
+    if not config.get("methods"):
+        raise ValueError("the config has no methods: list some under config.methods, each with values of its settings")
+    check_fields(config, FIELDS)
+    for name, choices in config["methods"].items():
+        method = METHODS[check_name(name, METHODS, "method")]
+        for setting in choices:
+            check_name(setting, method.settings, f"setting of method {name}")
+        needed = [setting for setting in method.settings if setting in choices or setting not in method.with_default]
+        if missing := [setting for setting in needed if not choices.get(setting)]:
+            raise ValueError(f"method {name} needs at least one value of: {', '.join(missing)}")
+
+
+def _scenes(config, workdir: Workdir) -> list[Tasks]:
+    made = [tasks_of(config["tasks"], seed=seed, data_dir=config["data_dir"]) for seed in range(config["seeds"])]
+    tasks = made[0][0]
+    for split in ("train", "held_out"):
+        bundled([getattr(task, split) for task in tasks.values()])  # refuses what cannot be trained together
+    first, (reference, settings) = next(iter(tasks.values())), section_of(config["model"], "vit")
+    networks = ManyHeads(
+        make=functools.partial(module_of, reference, "config.model", settings, first.test.images.shape[1:]),
+        num_classes=max(LEAST_CLASSES, *(len(task.class_names) for task in tasks.values())),
+        image_shape=first.test.images.shape[1:],
+    )
+    loss = Classification(models.train_apply_fn(networks.single), networks.num_classes)
+    training = Training(loss=loss, clip_norm=config["finetune"]["clip_norm"])
+    pools = {name: workdir.pool(name) for name in ("bases", "pool", "joint", "merged")}
+    shared = {"config": config, "workdir": workdir, "networks": networks, "training": training, **pools}
+    network = models.Network.of(networks.single)
+    return [
+        Tasks(seed=seed, tasks=tasks, earlier=earlier, network=network, **shared)
+        for seed, (tasks, earlier) in enumerate(made)
+    ]
+
+
+def _cook(scene: Tasks) -> dict[str, Any]:
+    say(f"\nseed {scene.seed}")
+
+    # --- Weights: start -> probed heads -> a member for each task; all tasks together ---
+    start = scene.start()
+    probe = scene.probed(start)
+    scene.fine_tuned(probe)
+    joint = scene.jointly_trained(probe)
+
+    # --- Rows: each stage is kept as JSON, so a finished one is not repeated ---
+    rows = scene.stage("baselines", lambda: _baselines(scene, probe, joint))
+    of_members = next(_test_accuracies(row, scene) for row in rows if row["name"] == MEMBERS)
+    kit = scene.kit(split_head(probe)[0])
+    for name, choices in scene.config["methods"].items():
+        if not why_not(METHODS[name], len(scene.tasks)):
+            make = functools.partial(scene.merged_row, kit, name, choices, of_members)
+            rows.append(scene.stage(f"method {name}", make, choices))
+    masked = [row for row in rows if "masks" in row]
+    masks = [{"seed": scene.seed, "kind": "masks", "name": row["name"], **row.pop("masks")} for row in masked]
+    return _described(scene, split_head(start)[0]) | {"rows": rows, "curves": masks}
+
+
+def _baselines(scene, probe, joint):
+    base, head = split_head(probe)
+    trunks, heads = scene.members()
+    seconds = sum(scene.pool.record(scene.name(task))["metadata"]["seconds"] for task in scene.tasks)
+    labels = sum(len(task.train) for task in scene.tasks.values())
+    one = {"seconds": 0.0, "bytes": trunk_bytes(base), "labelled": labels, "unlabelled": 0}
+    each = one | {"seconds": seconds, "bytes": one["bytes"] * len(scene.tasks)}
+    single = scene.row(MEMBERS, "members", trunks, heads, {}, each)
+    of_members, probes = _test_accuracies(single, scene), unstacked(head, scene.tasks)
+    return [
+        scene.row(BASE, "start", base, heads, of_members, one),
+        scene.row("linear probes of the base", "probe", base, probes, of_members, one),
+        single,
+        _joint_row(scene, joint, of_members, one),
+    ]
+
+
+def _joint_row(scene, names, of_members, cost):
+    """Return the row of the learning rate that is best on held-out data."""
+
+    def network(name):
+        trunk, head = split_head(scene.joint[name])
+        return trunk, unstacked(head, scene.tasks)
+
+    best = max(names, key=lambda name: sum(scene.accuracies(*network(name), "held_out").values()))
+    record = scene.joint.record(best)["metadata"]
+    cost = cost | {"seconds": record["seconds"], "search_points": len(names)}
+    row = scene.row(JOINT, "joint", *network(best), of_members, cost)
+    return row | {"settings": {"learning_rate": record["config"]["learning_rate"]}}
+
+
+def _test_accuracies(row, scene):
+    return {task: row["metrics"][task]["accuracy"] for task in scene.tasks}
+
+
+def _described(scene, trunk) -> dict[str, Any]:
+    tasks = scene.tasks
+    methods = [METHODS[name] for name in scene.config["methods"]]
+    left_out = {method.title: why_not(method, len(tasks)) for method in methods}
+    return {
+        "splits": {
+            "test": {"role": "test", "mean_of": list(tasks), "title": "mean of tasks"},
+            "held_out": {"role": "held_out", "mean_of": [f"{name}, held-out" for name in tasks]},
+            **{name: {"role": "test", "examples": len(task.test)} for name, task in tasks.items()},
+            **{f"{n}, held-out": {"role": "held_out", "examples": len(task.held_out)} for n, task in tasks.items()},
+        },
+        "reference": MEMBERS,
+        "facts": {
+            "Tasks": {n: {"classes": list(task.class_names), "train": len(task.train)} for n, task in tasks.items()},
+            "Trunk": {"parameters": soups.tree.count(trunk), "bytes": trunk_bytes(trunk)},
+        },
+        "notes": [f"Left out: {title} {reason}." for title, reason in left_out.items() if reason],
+    }
+
+
+run = Study(
+    check=check_config,
+    scenes=_scenes,
+    cook=_cook,
+    packages=("tensorflow-datasets", "scikit-learn"),
+    folders=("pool", "merged"),
+    changeable=("methods",),
+)

@@ -1,0 +1,161 @@
+"""Make the task and the network that a config names, and see that they are what a study takes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from soups.data import Dataset, Task
+from soups.models import Network
+from soups.plugins import blamed, called, named
+from soups.pool import digest
+from soups.studies.measuring import program_digest
+from soups.studies.study import Scene
+
+TASKS = {"digits": "soups.data:digits_task"}
+TASK_SETS = {"digits": "soups.data.digit_tasks:tasks_from_digits"}
+NETWORKS = {
+    "convnet": "soups.models:ConvNet",
+    "mlp": "soups.models:MLP",
+    "resnet": "soups.models:ResNet",
+    "vit": "soups.models:ViT",
+}
+
+
+def task_of(section: str | Mapping[str, Any], *, seed: int, data_dir: str | None) -> tuple[Task, Dataset | None]:
+    """Return the task of `config.task` and the images to pre-train on, if it has some.
+
+    The section is a name or "module:function", or holds one as "name" (default: "digits") beside the settings that it
+    is called with. A function that takes `seed` or `data_dir` is given them. It returns a `soups.data.Task`, or a pair
+    of one and {"train": Dataset} to pre-train on.
+
+    Raises:
+        ValueError: no such function, other settings, something else returned, splits that are not decoded, images to
+            pre-train on of another shape.
+    """
+    reference, settings = section_of(section, "digits")
+    made = called(reference, TASKS, "config.task", settings, seed=seed, data_dir=data_dir)
+    task, pretraining = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    pretraining = pretraining.get("train") if isinstance(pretraining, Mapping) else pretraining
+    what = f"config.task {reference!r}"
+    if not isinstance(task, Task) or not isinstance(pretraining, Dataset | None):
+        kinds = f"({type(task).__name__}, {type(pretraining).__name__})" if task is not made else type(made).__name__
+        raise ValueError(
+            f"{what} must return a soups.data.Task, or a pair of one and {{'train': Dataset}} to pre-train on, not "
+            f"{kinds}"
+        )
+    if not isinstance(task.train, Dataset):
+        raise ValueError(
+            f"{what}: train is a {type(task.train).__name__} whose images are not decoded: "
+            "soups.data.decode(source, transform) keeps them in memory"
+        )
+    shape = task.test.images.shape[1:]
+    if pretraining is not None and pretraining.images.shape[1:] != shape:
+        raise ValueError(f"{what}: images to pre-train on are {list(pretraining.images.shape[1:])}, not {list(shape)}")
+    return task, pretraining
+
+
+def tasks_of(
+    section: str | Mapping[str, Any], *, seed: int, data_dir: str | None
+) -> tuple[dict[str, Task], Dataset | None]:
+    """Return the tasks of `config.tasks` by name, and the images to pre-train on: see `task_of`.
+
+    Raises:
+        ValueError: as `task_of`; fewer than two tasks, or of images of other shapes.
+    """
+    reference, settings = section_of(section, "digits")
+    made = called(reference, TASK_SETS, "config.tasks", settings, seed=seed, data_dir=data_dir)
+    tasks, earlier = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    what, fits = f"config.tasks {reference!r}", isinstance(tasks, Mapping) and len(tasks) > 1
+    if not fits or not all(isinstance(task, Task) for task in tasks.values()) or not isinstance(earlier, Dataset):
+        raise ValueError(f"{what} must return a pair of two or more soups.data.Task by name, and a Dataset")
+    shapes = {name: list(task.test.images.shape[1:]) for name, task in tasks.items()}
+    shapes["to pre-train on"] = list(earlier.images.shape[1:])
+    if any(shape != shapes["to pre-train on"] for shape in shapes.values()):
+        raise ValueError(f"{what}: images of one shape are needed: {shapes}")
+    return dict(tasks), earlier
+
+
+def network_of(section: str | Mapping[str, Any], task: Task, *, probed: bool) -> Network:
+    """Return the network of `config.model` for a task.
+
+    The section is as that of `task_of` (default: "vit"); a function that takes `num_classes` or `image_shape` is given
+    them. It returns a Linen module or a `soups.models.Network`. `probed`: it needs a head that can be replaced.
+
+    Raises:
+        ValueError: no such function, other settings, something else returned, a network that fails on the images of the
+            task or gives other logits.
+    """
+    reference, settings = section_of(section, "vit")
+    shape, classes = task.test.images.shape[1:], len(task.class_names)
+    return _checked(reference, NETWORKS, "config.model", settings, shape, classes, probed)[1]
+
+
+def module_of(
+    reference: str,
+    field: str,
+    settings: Mapping[str, Any],
+    image_shape: Sequence[int],
+    num_classes: int,
+    registered: Mapping[str, str] = NETWORKS,
+) -> nn.Module:
+    """Return the Linen module that a field of a config names, for so many classes: see `network_of`.
+
+    Raises:
+        ValueError: as `network_of`, or a `soups.models.Network`.
+    """
+    return _checked(reference, registered, field, settings, image_shape, num_classes, kinds=(nn.Module,))[0]
+
+
+def _checked(reference, registered, field, settings, shape, classes, probed=False, kinds=(nn.Module, Network)):
+    made = called(reference, registered, field, settings, num_classes=classes, image_shape=shape)
+    what = f"{field} {reference!r}"
+    if not isinstance(made, kinds):
+        wanted = " or a ".join({nn.Module: "Linen module", Network: "soups.models.Network"}[kind] for kind in kinds)
+        given = f"{made.__name__} itself" if isinstance(made, type) else type(made).__name__
+        raise ValueError(f"{what} must return a {wanted}, not a {given}")
+    network = Network.of(made) if isinstance(made, nn.Module) else made
+    with blamed(what, named(reference, registered, field)):
+        network.check(shape, classes, probed=probed)
+    return made, network
+
+
+def check_unchanged(scene: Scene, network: Network, task: Task, earlier: Dataset | None = None) -> None:
+    """Refuse to go on with what was made of other data, or by another network, of the same name.
+
+    Names do not tell them: digests of the data and of the programs and constants of the network are kept.
+
+    Raises:
+        ValueError: one has changed.
+    """
+    here = _contents(task, earlier, network)
+    there = scene.stage("contents", lambda: here)
+    words = {"data": "other data", "network": "another network"}
+    if changed := [words[name] for name in here if here[name] != there[name]]:
+        raise ValueError(
+            f"the workdir {scene.workdir.path} was made with {' and '.join(changed)} of the same name: use another "
+            "--workdir, or remove this one"
+        )
+
+
+def _contents(task, earlier, network) -> dict[str, str]:
+    sets = {"train": task.train, "held_out": task.held_out, "test": task.test, **task.shifts}
+    sets |= {} if earlier is None else {"pretraining": earlier}
+    data = {name: {"images": one.images, "labels": one.labels} for name, one in sets.items()}
+    key, images = jax.random.key(0), jax.ShapeDtypeStruct((1, *task.test.images.shape[1:]), jnp.float32)
+
+    def init(key):
+        return network.init(key, images.shape[1:])
+
+    params = jax.eval_shape(init, key)
+    programs = [(init, key), (network.apply, params, images), (network.trained, params, images, key)]
+    return {"data": digest(data), "network": "-".join(program_digest(*program) for program in programs)}
+
+
+def section_of(section: str | Mapping[str, Any], default: str) -> tuple[str, dict[str, Any]]:
+    """Return the name in a section of a config, or that is all of it, and its other fields."""
+    if not isinstance(section, Mapping):
+        return section, {}
+    return section.get("name", default), {name: value for name, value in section.items() if name != "name"}
