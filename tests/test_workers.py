@@ -45,10 +45,15 @@ def folder(tmp_path):
 
 
 def merge(folder, quick_start, out, least, more="", method="dare"):
+    members = ["--members", "a.safetensors", "b.safetensors"]
+    words = ["--method", method, "--base", "base.safetensors", *members, "--threads", "2", "--out", out]
+    return command(folder, quick_start, words, least, more)
+
+
+def command(folder, quick_start, words, least, more=""):
     script = MERGE.format(least=least, more=more)
-    words = ["merge", "--method", method, "--base", "base.safetensors", "--members", "a.safetensors", "b.safetensors"]
     return subprocess.Popen(
-        [sys.executable, "-c", script, *words, "--threads", "2", "--out", out],
+        [sys.executable, "-c", script, "merge", *words],
         **{"cwd": folder, "env": quick_start, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
     )
 
@@ -73,6 +78,8 @@ def test_processes_write_what_threads_write(folder, quick_start):
             out = folder / f"{method}{least}"
             contents.append({file.name: file.read_bytes() for file in out.iterdir()})
         assert contents[0] == contents[1]
+        process = command(folder, quick_start, ["--verify", f"{method}0"], 0)
+        assert process.communicate() == (f"{method}0 is what its recipe and its models give, bit for bit\n", "")
 
 
 def test_the_error_of_a_process_is_that_of_the_merge(folder, quick_start):

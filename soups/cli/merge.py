@@ -43,6 +43,7 @@ def main(arguments: list[str], run) -> int:
     options, settings = parse(arguments, run.prog, __doc__)
     if options.methods:
         return list_methods()
+    _keep_freed_blocks()
     if options.verify:
         return verify(options)
     # of several processes one tells what all of them do
@@ -52,7 +53,6 @@ def main(arguments: list[str], run) -> int:
 
 def merge(options, settings, run) -> int:
     """Plan, say what will happen, and do it."""
-    _keep_freed_blocks()
     text, where = recipe_text(options, settings)
     shard_bytes = parse_size(options.shard_size)
     plan = merging.plan(merging.parse_recipe(text, where=where, seed=options.seed), merging.open_model)

@@ -129,7 +129,7 @@ def _arguments(only):
         ],
         "how": [
             ("--dry-run", switch | {"help": "compare the headers, print the plan, write nothing"}),
-            ("--threads", count | {"help": "how many compute side by side"}),
+            ("--threads", count | {"help": "how many tensors are worked on side by side"}),
             ("--memory", {"metavar": "SIZE", "help": "the most private memory to use, such as 2GB"}),
             ("--sharded", switch | {"help": "merge on all devices"}),
             ("--coordinator", {"metavar": "HOST:PORT", "help": "of the first of several hosts, or auto"}),

@@ -203,18 +203,20 @@ def verify_output(
         names = {leaf: name for name, leaf in tree.flatten(nested({name: name for name in names})).items()}
     different = [f"{name} is extra" for name in there.leaves if name not in names.values()]
 
-    def compare(output):
+    def compare(place):
+        output, found = plan.outputs[place], {}
         expected, first = _stored(there, names[output.name], output), None
-        for start, block in merged_blocks(plan, output, shared, digests):
+        for start, block in merged_blocks(plan, output, shared, found):
             if expected is not None and first is None:
                 first = _first_difference(expected[start : start + block.size], block, start)
-            progress(block.nbytes)
         if expected is None:
-            different.append(f"{output.name} is missing, or of another shape or dtype")
-        elif first is not None:
-            different.append(f"{output.name} differs from element {first} on")
+            return output.nbytes, found, f"{output.name} is missing, or of another shape or dtype"
+        return output.nbytes, found, None if first is None else f"{output.name} differs from element {first} on"
 
-    in_threads(compare, plan.outputs, threads)
+    for nbytes, found, problem in as_done(compare, range(len(plan.outputs)), threads, fork=_worth_processes(plan)):
+        digests |= found
+        different += [problem] if problem else []
+        progress(nbytes)
     now = record(plan, digests)["inputs"]
     changed = [model for model in now if stored.get(model, {}).get("digest") != now[model]["digest"]]
     return sorted(different) + [f"{model} is not the model that was merged: its tensors changed" for model in changed]
