@@ -25,12 +25,12 @@ hosts, the same command on each: --coordinator auto on a TPU pod or under SLURM,
 import contextlib
 import ctypes
 import io
-import re
 import time
 
 from soups import merging
 from soups.cli.describe import describe, list_methods
 from soups.cli.merge_options import parse, recipe_text
+from soups.cli.options import connect
 from soups.cli.show import advance, parse_size, say, tell
 from soups.formats.orbax_steps import is_orbax
 
@@ -47,7 +47,7 @@ def main(arguments: list[str], run) -> int:
     if options.verify:
         return verify(options)
     # of several processes one tells what all of them do
-    with contextlib.nullcontext() if _connect(options) else contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.nullcontext() if connect(options) else contextlib.redirect_stdout(io.StringIO()):
         return merge(options, settings, run)
 
 
@@ -100,28 +100,6 @@ def _keep_freed_blocks() -> None:
         libc.mallopt(trim_threshold, 2**28)
         libc.mallopt(top_pad, 2**26)
         libc.mallopt(mmap_threshold, 2**23)
-
-
-def _connect(options):
-    """Join the other processes, if there are any, and say whether this is the first of them."""
-    if (options.processes is None) != (options.process is None):
-        raise ValueError("--processes and --process go together: how many there are, and which of them this is")
-    if options.coordinator != "auto" and (options.coordinator is None) != (options.processes is None):
-        raise ValueError("several hosts need --coordinator HOST:PORT, --processes and --process")
-    if options.process is not None and not 0 <= options.process < options.processes:
-        raise ValueError(f"--process is a number from 0 to --processes - 1, not {options.process}")
-    if not options.coordinator:
-        return True
-    if options.coordinator != "auto" and not re.fullmatch(r".+:\d{1,5}", options.coordinator):
-        raise ValueError(f"--coordinator is HOST:PORT, or auto, not {options.coordinator!r}")
-    import jax
-
-    several = () if options.coordinator == "auto" else (options.coordinator, options.processes, options.process)
-    try:
-        jax.distributed.initialize(*several)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"--coordinator {options.coordinator}: {str(error).splitlines()[0]}") from error
-    return jax.process_index() == 0
 
 
 def _threads(plan, options):

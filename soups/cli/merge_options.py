@@ -3,7 +3,7 @@
 import argparse
 
 from soups import merging
-from soups.cli.options import Parser, path_argument
+from soups.cli.options import HOSTS, Parser, path_argument
 from soups.files import local_path
 from soups.plugins import load_plugin
 
@@ -132,9 +132,7 @@ def _arguments(only):
             ("--threads", count | {"help": "how many tensors are worked on side by side"}),
             ("--memory", {"metavar": "SIZE", "help": "the most private memory to use, such as 2GB"}),
             ("--sharded", switch | {"help": "merge on all devices"}),
-            ("--coordinator", {"metavar": "HOST:PORT", "help": "of the first of several hosts, or auto"}),
-            ("--processes", count | {"help": "how many hosts there are"}),
-            ("--process", count | {"help": "which of them this is, from 0"}),
+            *HOSTS,
         ],
         "instead of a merge": [
             ("--verify", path | {"metavar": "OUT", "help": "merge OUT again and compare it bit for bit"}),

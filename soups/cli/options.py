@@ -1,9 +1,16 @@
 """Parse command lines: a mistake is a ValueError, and an unknown option says which one was probably meant."""
 
 import argparse
+import re
 
 from soups.files import local_path
 from soups.names import did_you_mean
+
+HOSTS = (
+    ("--coordinator", {"metavar": "HOST:PORT", "help": "of the first of several hosts, or auto"}),
+    ("--processes", {"type": int, "metavar": "N", "help": "how many hosts there are"}),
+    ("--process", {"type": int, "metavar": "N", "help": "which of them this is, from 0"}),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,3 +78,29 @@ def _plain(word):
         return f" {word}" if word.startswith("-") and float(word) is not None else word
     except ValueError:
         return word
+
+
+def connect(options: argparse.Namespace) -> bool:
+    """Join the other hosts, if the options `HOSTS` name any, and say whether this is the first of them.
+
+    Raises:
+        ValueError: options that do not go together, or hosts that do not answer.
+    """
+    if (options.processes is None) != (options.process is None):
+        raise ValueError("--processes and --process go together: how many there are, and which of them this is")
+    if options.coordinator != "auto" and (options.coordinator is None) != (options.processes is None):
+        raise ValueError("several hosts need --coordinator HOST:PORT, --processes and --process")
+    if options.process is not None and not 0 <= options.process < options.processes:
+        raise ValueError(f"--process is a number from 0 to --processes - 1, not {options.process}")
+    if not options.coordinator:
+        return True
+    if options.coordinator != "auto" and not re.fullmatch(r".+:\d{1,5}", options.coordinator):
+        raise ValueError(f"--coordinator is HOST:PORT, or auto, not {options.coordinator!r}")
+    import jax
+
+    several = () if options.coordinator == "auto" else (options.coordinator, options.processes, options.process)
+    try:
+        jax.distributed.initialize(*several)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--coordinator {options.coordinator}: {str(error).splitlines()[0]}") from error
+    return jax.process_index() == 0

@@ -25,7 +25,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from soups.cli.environment import preferred
-from soups.cli.options import Parser, path_argument
+from soups.cli.options import HOSTS, Parser, connect, path_argument
 from soups.names import check_name
 from soups.plugins import blamed, importable, load_plugin, named
 
@@ -46,7 +46,7 @@ def main(arguments: list[str], run) -> int:
     for name, value in preferred(os.environ).items():
         jax.config.update(name, value)
     try:
-        _connect(options)  # nothing may be computed before
+        connect(options)  # nothing may be computed before
         with importable(pathlib.Path(options.config).parent):
             config = read_config(options.config, changes)
             workdir = options.workdir or os.path.join("runs", config["name"])
@@ -95,9 +95,8 @@ def _parser(prog):
     paths = {"type": path_argument}
     parser.add_argument("--config", required=True, metavar="CONFIG.py", **paths, help="the file that describes the run")
     parser.add_argument("--workdir", metavar="DIR", **paths, help="the folder of the run; default: runs/NAME")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of the first of several hosts, or auto")
-    parser.add_argument("--processes", type=int, metavar="N", help="how many there are, with --coordinator=HOST:PORT")
-    parser.add_argument("--process", type=int, metavar="N", help="which of them this is, from 0")
+    for name, settings in HOSTS:
+        parser.add_argument(name, **settings)
     parser.add_argument("--debug", action="store_true", help="show the log of the libraries, and tracebacks")
     return parser
 
@@ -107,20 +106,6 @@ def _study(name):
     if jax.process_count() > 1 and name in STUDIES and name not in OF_SEVERAL_PROCESSES:
         raise ValueError(f"{name} runs in one process; in several run {', '.join(OF_SEVERAL_PROCESSES)}")
     return study
-
-
-def _connect(options):
-    if (options.processes is None) != (options.process is None):
-        raise ValueError("--processes and --process go together: how many there are, and which of them this is")
-    if options.coordinator is None:
-        if options.processes is not None:
-            raise ValueError("several processes need --coordinator=HOST:PORT, the address of the first one")
-    elif options.coordinator == "auto":
-        jax.distributed.initialize()
-    elif options.processes is None:
-        raise ValueError("--coordinator=HOST:PORT needs --processes and --process")
-    else:
-        jax.distributed.initialize(options.coordinator, options.processes, options.process)
 
 
 # --- Fields -----------------------------------------------------------------------------------------------------------

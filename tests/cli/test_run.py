@@ -109,8 +109,8 @@ def test_a_config_that_cannot_be_read_is_one_message(config, told, text, message
         ([], "the following arguments are required: --config"),
         (["--config", "{config}", "--wokrdir=x"], "unknown option --wokrdir (did you mean --workdir?)"),
         (["--config", "{config}", "--process=0"], "--processes and --process go together"),
-        (["--config", "{config}", "--processes=2", "--process=0"], "need --coordinator=HOST:PORT"),
-        (["--config", "{config}", "--coordinator=localhost:1"], "needs --processes and --process"),
+        (["--config", "{config}", "--processes=2", "--process=0"], "need --coordinator HOST:PORT"),
+        (["--config", "{config}", "--coordinator=localhost:1"], "several hosts need --coordinator HOST:PORT"),
         (["--config", "{config}", "--config.study=rebasn"], "unknown config.study 'rebasn' (did you mean 'rebasin'?)"),
     ],
 )

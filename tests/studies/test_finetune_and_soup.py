@@ -189,8 +189,8 @@ def test_finished_work_is_not_repeated(finished, run):
         (["--config.sweep.learning_rate=(1e20, 1e21)", "--workdir={fresh}"], "only 0 of 5 members are finite: lower"),
         (["--config.study=finetune_or_soup"], "did you mean 'finetune_and_soup'?"),
         (["--process=0"], "--processes and --process go together"),
-        (["--processes=2", "--process=0"], "need --coordinator=HOST:PORT"),
-        (["--coordinator=localhost:1"], "needs --processes and --process"),
+        (["--processes=2", "--process=0"], "need --coordinator HOST:PORT"),
+        (["--coordinator=localhost:1"], "several hosts need --coordinator HOST:PORT"),
     ],
     ids=[
         "misspelt field",
