@@ -46,8 +46,9 @@ def main(arguments: list[str], run) -> int:
     _keep_freed_blocks()
     if options.verify:
         return verify(options)
+    connect(options)
     # of several processes one tells what all of them do
-    with contextlib.nullcontext() if connect(options) else contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.nullcontext() if _is_first(options) else contextlib.redirect_stdout(io.StringIO()):
         return merge(options, settings, run)
 
 
@@ -100,6 +101,14 @@ def _keep_freed_blocks() -> None:
         libc.mallopt(trim_threshold, 2**28)
         libc.mallopt(top_pad, 2**26)
         libc.mallopt(mmap_threshold, 2**23)
+
+
+def _is_first(options):
+    if not options.coordinator:
+        return True
+    import jax
+
+    return jax.process_index() == 0
 
 
 def _threads(plan, options):

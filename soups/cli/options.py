@@ -80,8 +80,8 @@ def _plain(word):
         return word
 
 
-def connect(options: argparse.Namespace) -> bool:
-    """Join the other hosts, if the options `HOSTS` name any, and say whether this is the first of them.
+def connect(options: argparse.Namespace) -> None:
+    """Join the other hosts, if the options `HOSTS` name any.
 
     Raises:
         ValueError: options that do not go together, or hosts that do not answer.
@@ -93,7 +93,7 @@ def connect(options: argparse.Namespace) -> bool:
     if options.process is not None and not 0 <= options.process < options.processes:
         raise ValueError(f"--process is a number from 0 to --processes - 1, not {options.process}")
     if not options.coordinator:
-        return True
+        return
     if options.coordinator != "auto" and not re.fullmatch(r".+:\d{1,5}", options.coordinator):
         raise ValueError(f"--coordinator is HOST:PORT, or auto, not {options.coordinator!r}")
     import jax
@@ -103,4 +103,3 @@ def connect(options: argparse.Namespace) -> bool:
         jax.distributed.initialize(*several)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"--coordinator {options.coordinator}: {str(error).splitlines()[0]}") from error
-    return jax.process_index() == 0
