@@ -19,7 +19,7 @@ from soups.evaluate import accuracy
 from soups.train.loop import losses_path
 
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "experiments"))
+sys.path.insert(0, str(ROOT / "tests" / "studies"))
 
 from imagenet_small import MAIN_ROWS  # noqa: E402
 
