@@ -20,7 +20,8 @@ _MOST_LINES = 7  # splits that a mean is over, beside the mean
 @figure(
     "How many models",
     "When only the first k members are there. A soup predicts with one forward pass however many members are in it, "
-    "the ensemble with k. The best member is chosen on held-out data, so its line may fall. Dashed, if any: not repaired.",
+    "the ensemble with k. The best member is chosen on held-out data, so its line may fall. Dashed, if any: not "
+    "repaired.",
     seeds=SPREAD,
 )
 def number_of_models(results: Mapping):
