@@ -44,7 +44,8 @@ def _measured(results, splits):
 def _best(results, row, split):
     metric = files.metric_of(results)
     level = _level(results, row, split)
-    where = f"On {files.title_of(results, split)}{''.join(f', {value}' for value in row.of.values())}"
+    place = "".join(f", {name} {value}" for name, value in row.of.items())
+    where = f"On {files.title_of(results, split)}{place and f'{place},'}"
     if not row.gain:
         return f"{where} the best soup in hindsight is {row.name}: {level}."
     gain = row.gain[split]
