@@ -77,8 +77,10 @@ def _inner_on_host(x, y):
 
 
 def total(xp, array):
-    """Sum the elements of an array; NumPy's einsum takes a third of the time of its sum."""
-    return np.einsum("i->", np.reshape(array, -1)) if xp is np else xp.sum(array)
+    """Sum the elements of an array; NumPy's einsum takes a third of the time of its sum, but not bfloat16 or float8."""
+    if xp is not np:
+        return xp.sum(array)
+    return np.einsum("i->", np.reshape(array, -1)) if array.dtype.isbuiltin == 1 else np.sum(array, dtype=np.float32)
 
 
 def doubled(array):

@@ -293,10 +293,10 @@ def joined(leaf: Leaf, measured: Any = None) -> Any:
 
 
 def parts(name: str, leaves: Sequence[Any], base: Any | None, unit: str = "element", at_least=np.float32):
-    """Return the parts of one leaf: blocks of NumPy arrays, or all of JAX's; in `at_least` or wider."""
+    """Return the parts of one leaf: blocks of NumPy arrays, or all of JAX's; in float32, `at_least` or wider."""
     arrays = leaves if base is None else [*leaves, base]
     xp, first = tree.namespace(arrays), arrays[0]
-    wide = tree.widest([np.dtype(at_least), *(array.dtype for array in arrays if tree.is_float(array))])
+    wide = tree.widest([np.float32, at_least, *(array.dtype for array in arrays if tree.is_float(array))])
     if xp is not np or unit == "leaf" or first.size <= BLOCK:
         yield _part(name, arrays, len(leaves), 0, wide, xp)
         return

@@ -206,6 +206,26 @@ def test_a_long_list_of_differences_is_cut(two, small):
 # --- dtypes ---
 
 
+NARROW = ("linear", "task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs", "sce", "model_stock", "karcher")
+
+
+@pytest.mark.parametrize("field", ["dtype", "out_dtype"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("method", NARROW)
+def test_a_narrow_dtype_is_that_of_the_output_alone(two, small, tmp_path, method, dtype, field):
+    narrow = np.dtype(bfloat16 if dtype == "bfloat16" else dtype)
+    two(base=small.tensors(0, narrow), a=small.tensors(1, narrow))
+    small.write_model(tmp_path / "b", small.tensors(2, narrow))
+    recipe = {"merge_method": method, "models": [{"model": tmp_path / x, "parameters": {"weight": 0.3}} for x in "ab"]}
+    recipe |= {"base_model": tmp_path / "base"} if method not in ("linear", "karcher") else {}
+    wide = small.merge(recipe | {"out_dtype": "float32"}, tmp_path / "wide")
+    merged = small.merge(recipe | {field: dtype}, tmp_path / "narrow")
+    for name, leaf in merged.items():
+        if wide[name].dtype == np.float32:
+            assert leaf.dtype == narrow
+            np.testing.assert_array_equal(leaf, wide[name].astype(narrow), err_msg=name)
+
+
 def test_arithmetic_is_in_float32_and_rounded_once(two, small, tmp_path):
     values = {"base": [256.0, 1.0], "a": [1.0, 1.0078125]}
     recipe = two(**{name: {"model.norm.bias": np.array(value, bfloat16)} for name, value in values.items()})
