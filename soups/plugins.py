@@ -13,7 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from soups.files import local_path
-from soups.names import did_you_mean, differences
+from soups.names import bounded, did_you_mean, differences
+
+_LONG = 500  # characters of a line of what a user's function raises
 
 
 def load_plugin(path: str, option: str = "--plugin") -> ModuleType:
@@ -35,7 +37,7 @@ def load_plugin(path: str, option: str = "--plugin") -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ValueError(f"{option}: {given}, line {_line(error, path)}: {_first_line(error)}") from error
+        raise ValueError(f"{option}: {given}, line {_line(error, path)}: {_words(error)}") from error
     return module
 
 
@@ -134,12 +136,12 @@ def _fitting(function, settings, offered, what, field):
 
 def _place(error, file):
     line = _line(error, file)
-    return ("" if line == "?" else f"{file}, line {line}: ") + _first_line(error)
+    return ("" if line == "?" else f"{file}, line {line}: ") + _words(error)
 
 
-def _first_line(error):
+def _words(error):
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-    return f"{kind}{error}".partition("\n")[0] or type(error).__name__
+    return bounded([line[:_LONG] for line in f"{kind}{error}".rstrip().splitlines()]) or type(error).__name__
 
 
 def _line(error, path):

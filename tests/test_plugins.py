@@ -35,7 +35,6 @@ EXAMPLE = pathlib.Path(__file__).parent / "recipes" / "plugin_example.py"  # its
     [
         ("x = 1\ndef f(:\n", "line 2: SyntaxError: invalid syntax"),
         ("\n\nimport no_such_module\n", "line 3: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("def f():\n    raise RuntimeError('first\\nsecond')\n\nf()\n", "line 2: RuntimeError: first"),
         ("import json\njson.loads('{')\n", "line 2: JSONDecodeError: Expecting property name"),
         ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
         ("é = '\ud800'", "SyntaxError"),
@@ -50,6 +49,18 @@ def test_a_mistake_is_one_line(tmp_path, capsys, text, message):
     out, err = capsys.readouterr()
     assert not out and err.startswith(f"soups merge: --plugin: {file}, ") and message in err and err.count("\n") == 1
     assert not [name for name in set(sys.modules) - before if "mine" in name]
+
+
+def test_a_message_of_many_lines_is_printed_up_to_a_bound(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("def f(n):\n    raise ValueError('these are wrong:' + n * ('\\n' + 'x' * 900))\n\nf(COUNT)\n")
+    text = file.read_text()
+    for count, shown in [(2, 2), (30, 20)]:
+        file.write_text(text.replace("COUNT", str(count)))
+        assert main(["merge", "--plugin", str(file), "--methods"]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0] == f"soups merge: --plugin: {file}, line 2: these are wrong:"
+        assert lines[1:] == ["x" * 500] * shown if count == 2 else lines[20] == "  ... and 11 more"
 
 
 @pytest.mark.parametrize(

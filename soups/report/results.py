@@ -250,7 +250,7 @@ Problems = list[tuple[str, str]]  # (where, what is wrong)
 
 
 def _other_schema(where, version):
-    hint = "; it is of an earlier version, make it anew by the same command in another --workdir"
+    hint = "; it is of an earlier version, make it anew by the same command in another workdir"
     known = f"this version of soups reads {SCHEMA!r}{hint if version in _OLDER else ''}"
     return f"{where} has schema {str(version)[:80]!r}, but {known}"
 

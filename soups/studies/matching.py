@@ -115,7 +115,7 @@ class Trial(Scene):
         if diverged := [name for name in names if name not in self.pool.usable]:
             raise ValueError(
                 f"these members diverged: {', '.join(diverged)}; lower networks.{self.network.name}.learning_rate and "
-                "begin in another --workdir"
+                "begin in another workdir"
             )
 
     def _trained(self, hyperparameters):

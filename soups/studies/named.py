@@ -136,7 +136,7 @@ def check_unchanged(scene: Scene, network: Network, task: Task, earlier: Dataset
     if changed := [words[name] for name in here if here[name] != there[name]]:
         raise ValueError(
             f"the workdir {scene.workdir.path} was made with {' and '.join(changed)} of the same name: use another "
-            "--workdir, or remove this one"
+            "workdir, or remove this one"
         )
 
 

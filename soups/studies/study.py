@@ -29,6 +29,7 @@ from soups.report import check, print_table, write_report
 from soups.report.results import SCHEMA
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions all results tell
+NOTES = ("created", "contents", "members_dtype")  # what stages are called at the end that only note what was found
 
 
 @contextlib.contextmanager
@@ -54,6 +55,8 @@ class Workdir:
     `changeable`: sections of the config that may differ from those of the run that is gone on with; stages that depend
     on them name them as their settings.
 
+    Until something is computed, another config takes the place of one that failed.
+
     Of several JAX processes the first one reads and writes; all must make the same calls.
 
     Raises:
@@ -73,7 +76,9 @@ class Workdir:
             raise _unusable(self.path, error) from error
         sweep_unfinished(self.path / "stages")  # what a killed run left
         path = self.path / "config.json"
-        if not path.exists():
+        if not path.exists() or not self._begun():
+            for note in (self.path / "stages").glob("*.json"):
+                note.unlink()
             state.write(path, config)
             return
         there, here = (
@@ -88,9 +93,18 @@ class Workdir:
         if lines:
             raise ValueError(
                 f"the workdir {self.path} was made with another config:\n" + "\n".join(lines) + "\n"
-                "Use another --workdir, or remove this one."
+                "Use another workdir, or remove this one."
             )
         state.write(path, config)
+
+    def _begun(self):
+        """Say whether anything is there that was computed; a run that failed before may be mended by another config."""
+        files = (file for folder in self.path.iterdir() if folder.is_dir() for file in folder.rglob("[!.]*"))
+        return any(
+            file.is_file()
+            and not (file.stem.endswith(NOTES) if file.parent.name == "stages" else file.name == "manifest.json")
+            for file in files
+        )
 
     def stage(self, name: str, compute: Callable[[], Any], settings: Any = None) -> Any:
         """Return the JSON result of a stage: read if it is finished, else computed, by all processes, and kept.
@@ -313,7 +327,7 @@ def _place(path):
     try:
         str(place).encode()
     except UnicodeEncodeError:  # no report could name it
-        raise ValueError(f"the workdir {os.fsencode(place)!r} is not UTF-8: choose another --workdir") from None
+        raise ValueError(f"the workdir {os.fsencode(place)!r} is not UTF-8: choose another workdir") from None
     return place
 
 
@@ -334,7 +348,7 @@ def _remove_if_empty(place):
 
 
 def _unusable(place, error):
-    return OSError(f"the workdir {place} cannot be written: {error}; choose another --workdir")
+    return OSError(f"the workdir {place} cannot be written: {error}; choose another workdir")
 
 
 def _stage(path):

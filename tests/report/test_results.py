@@ -128,7 +128,7 @@ def test_results_of_an_earlier_version_are_refused_with_what_to_do(results, writ
     path = write_results(results) / "results.json"
     for content in (path.read_text(), json.dumps(results, indent=1)):  # with a checksum, and from before there was one
         path.write_text(content)
-        with pytest.raises(ValueError, match=rf"schema 'soups.{name}/1'.*reads 'soups.results/2'; .*another --workdir"):
+        with pytest.raises(ValueError, match=rf"schema 'soups.{name}/1'.*reads 'soups.results/2'; .*another workdir"):
             report.load_results(path)
 
 

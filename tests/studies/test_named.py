@@ -40,6 +40,9 @@ def arrays():
 def fails(rate):
     return {}["a"]
 
+def misfits():
+    return Task("own", ("a", "b"), dataset(1), dataset(1), dataset(1), {})
+
 def undecoded():
     class Lazy:
         class_names = CLASSES
@@ -151,6 +154,7 @@ CHOICES = "; there are: digits, or your own as 'module:function'"
         ({"name": "own_room:fails", "rate": 1}, "config.task 'own_room:fails' failed: "),
         ({"name": "own_room:fails", "rate": 1}, f"own_room.py, line {line_of('{}[')}: KeyError: 'a'"),
         ("own_room:fails", "- config.task: rate is missing"),
+        ("own_room:misfits", "the sets of task 'own' do not fit together:\n  train "),
         ({"name": "own_room:task", "siez": 3}, "+ config.task: siez is extra"),
         ({"image_siz": 8}, "+ config.task: image_siz is extra (did you mean 'image_size'?)"),
         ("own_room:arrays", "must return a soups.data.Task, or a pair of one and {'train': Dataset}"),
@@ -210,6 +214,7 @@ def test_a_study_of_ones_own_data_is_checked_before_long_work(tmp_path, changed,
         finetune_and_soup.run(config, tmp_path / "run")
     assert message in str(error.value)
     assert not (tmp_path / "run" / "bases").exists()
+    Workdir(tmp_path / "run", {"name": "mended"})
 
 
 def other_data(own, monkeypatch):
@@ -234,9 +239,13 @@ def test_what_has_changed_under_its_name_is_not_gone_on_with(tmp_path, monkeypat
     config = {"name": "own", "task": "own_room:task", "model": "own_room:Net", "finetune": {"batch_size": 3}}
 
     def begin():
-        finetune_and_soup.run.scenes(config, Workdir(tmp_path, config))
+        return finetune_and_soup.run.scenes(config, Workdir(tmp_path, config))
+
+    def start():
+        begin()[0].bases.add("seed0_start", {"w": np.ones(2)})
 
     begin()
+    start()
     begin()
     change(sys.modules["own_room"], monkeypatch)
     with pytest.raises(ValueError, match=message):

@@ -34,7 +34,7 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path):
 
 
 def test_another_config_lists_all_differences(tmp_path):
-    Workdir(tmp_path, CONFIG)
+    Workdir(tmp_path, CONFIG).stage("soups", lambda: 5)
     other = {"seeds": 3, "sweep": {"members": 24, "learning_rate": (1e-4, 1e-3)}, "extra": True}
     with pytest.raises(ValueError, match="another config") as error:
         Workdir(tmp_path, other)
@@ -43,6 +43,26 @@ def test_another_config_lists_all_differences(tmp_path):
     assert "sweep.learning_rate: [0.0001, 0.01] there, [0.0001, 0.001] now" in message
     assert "extra: (absent) there, True now" in message
     assert "members" not in message
+
+
+@pytest.mark.parametrize("made", [None, "stage", "member", "other file"])
+def test_a_config_that_failed_is_replaced_as_long_as_nothing_is_computed(made, tmp_path):
+    workdir = Workdir(tmp_path, CONFIG)
+    pool = workdir.pool("pools/mlp")
+    assert workdir.stage("seed0_contents", lambda: "old") == "old"
+    if made == "stage":
+        workdir.stage("seed0_start_weights", lambda: None)
+    elif made == "member":
+        pool.add("start", {"w": np.ones(2)})
+    elif made:
+        (tmp_path / "logits").mkdir()
+        (tmp_path / "logits" / "a.npy").write_bytes(b"")
+    if made:
+        with pytest.raises(ValueError, match="was made with another config"):
+            Workdir(tmp_path, CONFIG | {"seeds": 2})
+    workdir = Workdir(tmp_path, CONFIG | {"seeds": 1 if made else 2})
+    assert workdir.stage("seed0_contents", lambda: "new") == ("old" if made else "new")
+    assert state.read(tmp_path / "config.json")["seeds"] == (1 if made else 2)
 
 
 def test_a_path_that_cannot_be_written(tmp_path):
@@ -118,7 +138,7 @@ with locked(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(tmp_path)!r}, ".l
 
 def test_a_workdir_that_cannot_be_locked_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"the workdir .*run cannot be written: .*choose another --workdir"):
+    with pytest.raises(OSError, match=r"the workdir .*run cannot be written: .*choose another workdir"):
         run(lambda directory: None, tmp_path / "file" / "run")
 
 
