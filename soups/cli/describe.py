@@ -19,7 +19,7 @@ def describe(plan, out, needed: str) -> None:
         f" ({definition.paper})" * bool(definition.paper)
     )
     columns = ("model", "", "tensors", "size", "settings")
-    table(title, columns, [_row(job, *pair) for pair in plan.checkpoints.items()], ("tensors", "size"))
+    table(title, columns, [row for pair in plan.checkpoints.items() for row in _rows(job, *pair)], ("tensors", "size"))
     known = {name: job.parameters.get(name, default) for name, default in definition.settings.items()}
     shown = ", ".join(f"{name} {value}" for name, value in known.items() if value is not merging.REQUIRED)
     tell(f"settings: {shown or 'none'}")
@@ -40,13 +40,15 @@ def describe(plan, out, needed: str) -> None:
     tell(f"{sizes} to {out}; {needed}, about {seconds:.0f} s")
 
 
-def _row(job, model, checkpoint):
+def _rows(job, model, checkpoint):
+    """Return a row for each time that a model is merged, of several slices for each of its settings."""
     sources = [source for part in job.slices for source in part.sources if source.model == model]
-    own = {name: value for source in sources for name, value in source.parameters.items()}
+    own = [", ".join(f"{name} {value}" for name, value in source.parameters.items()) for source in sources] or [""]
+    own = dict.fromkeys(own) if len(job.slices) > 1 else own
     beside = "Gram matrices" if job.definition.grams else "Fisher"
     role = "base" if model == job.base else "" if model in job.models else beside
     size = amount(sum(leaf.nbytes for leaf in checkpoint.leaves.values()))
-    return model, role, f"{len(checkpoint.leaves):,}", size, ", ".join(f"{name} {value}" for name, value in own.items())
+    return [(model, role, f"{len(checkpoint.leaves):,}", size, settings) for settings in own]
 
 
 def list_methods() -> int:

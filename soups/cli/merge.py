@@ -55,7 +55,8 @@ def main(arguments: list[str], run) -> int:
 def merge(options, settings, run) -> int:
     """Plan, say what will happen, and do it."""
     text, where = recipe_text(options, settings)
-    shard_bytes = parse_size(options.shard_size)
+    if (shard_bytes := parse_size(options.shard_size)) < 1:
+        raise ValueError(f"--shard-size must be at least one byte, not {options.shard_size}")
     plan = merging.plan(merging.parse_recipe(text, where=where, seed=options.seed), merging.open_model)
     out, threads = options.out, _threads(plan, options)
     merging.check_place(plan, out, options.format)
@@ -65,6 +66,8 @@ def merge(options, settings, run) -> int:
         tell(f"beside the tensors: {', '.join(sorted([*files, 'merge.json']))}")
         for note in merging.folder_notes(plan):
             tell(note)
+    elif unwritten := [name for name, given in _beside_tensors(plan).items() if given]:
+        tell(f"--format {options.format} holds tensors alone; not written: {', '.join(unwritten)}")
     if options.dry_run:
         return 0
     begin, run.go_on = time.monotonic(), GO_ON if options.format == "huggingface" else BEGIN_ANEW
@@ -79,6 +82,10 @@ def merge(options, settings, run) -> int:
     run.go_on = ""
     say(f"wrote {out} in {time.monotonic() - begin:.1f} s")
     return 0
+
+
+def _beside_tensors(plan):
+    return {"chat_template": plan.job.chat_template, "the tokenizer": plan.tokenizer and plan.tokenizer.files}
 
 
 def verify(options) -> int:

@@ -48,7 +48,7 @@ def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
     # the thread that makes directories does not report its errors: a save to an unwritable place waits 20 minutes
     context.asynchronous.create_directories_asynchronously = False
     try:
-        with context, _without_ocdbt_message():
+        with context, _without_messages():
             ocp.save(path.absolute(), jax.tree.map(_storable, tree))
     except ValueError as error:
         if code := re.search(r"os_error_code='(\d+)'", str(error)):
@@ -345,10 +345,11 @@ def _sizes(place):
 
 
 @contextlib.contextmanager
-def _without_ocdbt_message() -> Iterator[None]:
-    # Orbax says on each save that it found nothing of OCDBT to merge, which is how these checkpoints are meant
+def _without_messages() -> Iterator[None]:
+    # Orbax says on each save that it found nothing of OCDBT to merge, which is how these checkpoints are meant; and of
+    # an error, which it raises, each of its threads tells too
     def other(record):
-        return "Skipping merge of OCDBT" not in record.getMessage()
+        return not re.search(r"Skipping merge of OCDBT|_SignalingThread.* raised an exception", record.getMessage())
 
     logger = logging.getLogger("absl")
     logger.addFilter(other)

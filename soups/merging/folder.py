@@ -115,7 +115,10 @@ def _files(plan):
         notes += [f"the output's tokens are those of its tokenizer.json; {name} has one model's" for name in stale]
         files |= plan.tokenizer.files
     folders = [folder_of(plan.checkpoints[model]) for model in plan.job.models]
-    files |= template_files(plan.job.chat_template, folders, files)
+    template = template_files(plan.job.chat_template, folders, files)
+    if plan.job.chat_template and not template:
+        notes.append("chat_template auto has no effect: no model has a template")
+    files |= template
     if (config := read_config(folder_of(first))) is not None:
         made, more = output_config(config, plan)
         notes += more

@@ -1,13 +1,17 @@
 """Look where a merge is written to before any work, and let one merge at a time write to a place."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Iterator
 
 from soups import tree
 from soups.files import local_path, locked
+from soups.formats.kinds import SUFFIXES
+from soups.formats.orbax_steps import TREE_METADATA
 from soups.formats.tensors import nested, separator
 from soups.lazy import jax, orbax
 from soups.merging.lora import CONFIG
@@ -26,9 +30,9 @@ def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -
 
     Raises:
         FileExistsError: something is there.
-        ValueError: a URL, or no path; a place inside one of the inputs or a pool; POOL:NAME of another kind than
-            "pool", no POOL:NAME, or a pool with such a member, or with members of other names, shapes or dtypes; names
-            of tensors that have no place in nested dicts.
+        ValueError: a URL, no path, or a folder called as a file of weights; a place inside one of the inputs or a pool;
+            POOL:NAME of another kind than "pool", no POOL:NAME, or a pool with such a member, or with members of other
+            names, shapes or dtypes; names of tensors that have no place in nested dicts.
         NotADirectoryError, PermissionError: it cannot be made there.
     """
     path = local_path(split_member(out)[0] if kind == "pool" else out)
@@ -41,6 +45,8 @@ def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -
         _check_pool(plan, *split_member(out))
     elif os.path.lexists(path):
         raise FileExistsError(f"{out} exists: a merge is written to a new place")
+    elif path.suffix in SUFFIXES and kind == "huggingface":
+        raise ValueError(f"{out} would be a folder: a merge writes folders, such as {path.stem}")
     real = pathlib.Path(os.path.realpath(path))
     for model, checkpoint in plan.checkpoints.items():
         if any(pathlib.Path(os.path.realpath(folder)) in (real, *real.parents) for folder in _folders(checkpoint)):
@@ -68,7 +74,23 @@ def held_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") ->
     with locked(path):
         if os.path.lexists(path):  # the merge that held it has just ended
             raise FileExistsError(f"{out} exists: a merge is written to a new place")
-        yield path
+        try:
+            yield path
+        except BaseException:
+            if kind == "orbax":
+                sweep_unfinished(path)
+            raise
+
+
+def unfinished(out: pathlib.Path) -> pathlib.Path:
+    """Return the path beside an output at which it lies until it is complete."""
+    return out.with_name(f".{out.name}.unfinished")
+
+
+def sweep_unfinished(out: pathlib.Path) -> None:
+    """Remove what is left of an output that was not completed, also under the names that Orbax gives it."""
+    for left in out.parent.glob(f"{glob.escape(unfinished(out).name)}*"):
+        shutil.rmtree(left, ignore_errors=True)  # threads of Orbax may still write
 
 
 def split_member(out: str | os.PathLike) -> tuple[str, str]:
@@ -107,6 +129,8 @@ def check_names(plan: Plan, *, escaped: bool = False) -> None:
             lines.append(f"  ~ {shown(name)} has a part without a name")
         elif name.count(mark) >= _DEPTH:
             lines.append(f"  ~ {shown(name)} has more than {_DEPTH} parts")
+        elif not escaped and name.replace(mark, ".") in (".", "..", TREE_METADATA):
+            lines.append(f"  ~ {shown(name)} would be a folder of another meaning to Orbax")
         elif not escaped and (re.search(r"[\\\0]", name) or len(name.encode()) > _LONGEST):
             lines.append(
                 f"  ~ {shown(name)} would be a folder, whose name has no backslash and at most {_LONGEST} bytes"

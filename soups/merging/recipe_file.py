@@ -158,8 +158,8 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
         raise ValueError(f"{where} must be a mapping with merge_method and models or slices")
     vocabulary = check_name(given.get("vocabulary") or "mergekit", VOCABULARIES, f"vocabulary of {where}")
     ignored = _Ignored(where) if vocabulary == "mergekit" else None
-    given = _of_module(_fields(given, KEYS, where, ignored), where)
-    job = _alone(_job(given, vocabulary, text, seed, where, ignored))
+    given = _of_module(_fields(given, KEYS, where, ignored), where, ignored)
+    job = _alone(_with_base_notes(_job(given, vocabulary, text, seed, where, ignored)))
     if job.align and job.files:
         raise ValueError(f"{where}: align would leave the units of {job.files[0]} as they are: align its model before")
     _check_models(job, where)
@@ -262,7 +262,7 @@ def _check_value(name, value, definition, where):
         pattern(value, where)
 
 
-def _of_module(given, where):
+def _of_module(given, where, ignored):
     """Return the recipe with `models` or `slices` of its modules, where one definition holds for them all."""
     modules = given.get("modules")
     if not modules:
@@ -271,6 +271,8 @@ def _of_module(given, where):
         raise ValueError(f"{where}: modules must be a mapping from names to models or slices, not {brief(modules)}")
     if "models" in given or "slices" in given:
         raise ValueError(f"{where} must have either models or slices or modules")
+    fields = ("models", "slices", "parameters")
+    modules = {name: _fields(one, fields, f"module {shown(name)} of {where}", ignored) for name, one in modules.items()}
     first, *others = modules.values()
     names = ", ".join(map(shown, list(modules)[:MOST]))
     if any(other != first for other in others):
@@ -282,8 +284,7 @@ def _of_module(given, where):
     own = first.get("parameters") or {}
     if not isinstance(shared, Mapping) or not isinstance(own, Mapping):
         raise ValueError(f"{where}: parameters must be a mapping")
-    found = {name: first[name] for name in ("models", "slices") if first.get(name) is not None}
-    return given | found | {"parameters": shared | own}
+    return given | first | {"parameters": shared | own}
 
 
 def _module_notes(given):
@@ -437,6 +438,16 @@ def odd_filters(job: Job, names: Iterable[str]) -> list[str]:
     return sentences
 
 
+def _with_base_notes(job):
+    """Return the job with notes on what it says of its base without effect."""
+    listed = [source for part in job.slices for source in part.sources if source.model == job.base]
+    given = dict.fromkeys(name for source in listed if not is_member(job, source) for name in source.parameters)
+    notes = [f"{few(given)} of {job.base} is ignored: it is the base itself"] if given else []
+    if job.base and job.definition.base == "none" and not listed:
+        notes.append(f"{job.method} uses no base: of {job.base} only the files beside its tensors are taken")
+    return dataclasses.replace(job, notes=(*job.notes, *notes))
+
+
 def _beside(notes):
     return f" ({'; '.join(notes)})" if notes else ""
 
@@ -468,6 +479,7 @@ def _check_models(job, where):
             wanted = f"{low}" if low == high else f"at least {low}"
             beside = " beside the base" if needs in ("required", "first") else ""
             counted = f", with the base_model {job.base}" if not beside and job.base else ""
+            counted += f": {job.base} is the base itself" if len(part.sources) > number else ""
             raise ValueError(f"{where}: {job.method} needs {wanted} member(s){beside}, but there are {number}{counted}")
 
 

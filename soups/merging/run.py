@@ -1,6 +1,6 @@
 """Carry a plan out: stream every tensor through its recipe into files that are there whole or not at all."""
 
-import glob
+import errno
 import json
 import os
 import pathlib
@@ -20,7 +20,7 @@ from soups.lazy import orbax
 from soups.merging import bands
 from soups.merging.lora import absolute_reference
 from soups.merging.methods import is_ours
-from soups.merging.places import check_place, held_place, split_member
+from soups.merging.places import check_place, held_place, split_member, sweep_unfinished, unfinished
 from soups.merging.planning import Output, Plan
 from soups.merging.planning import plan as make_plan
 from soups.merging.recipe_file import parse_recipe
@@ -126,23 +126,30 @@ def merge_to_orbax(
     """
     with held_place(plan, out, "orbax") as place:
         merged, made = _merge_in_memory(plan, threads, progress)
-        orbax.save_checkpoint(begin_orbax(place), merged)
+        orbax.save_checkpoint(begin_orbax(place, plan.write_bytes), merged)
         finish_orbax(place, made)
     return place
 
 
-def begin_orbax(out: pathlib.Path) -> pathlib.Path:
-    """Return the path to save the checkpoint at that becomes `out`, where nothing that was killed is left."""
+def begin_orbax(out: pathlib.Path, nbytes: int) -> pathlib.Path:
+    """Return the path to save the checkpoint at that becomes `out`, where nothing that was killed is left.
+
+    Raises:
+        OSError: there are no `nbytes` left on the disk; Orbax would go on writing after it found that out.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    for killed in out.parent.glob(f"{glob.escape(_beside(out).name)}*"):
-        shutil.rmtree(killed)
-    return _beside(out)
+    sweep_unfinished(out)
+    if (free := shutil.disk_usage(out.parent).free) < nbytes:
+        raise OSError(
+            errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {nbytes} bytes are needed, {free} are left", str(out)
+        )
+    return unfinished(out)
 
 
 def finish_orbax(out: pathlib.Path, made: dict) -> None:
     """Add the record to a saved checkpoint and let it appear."""
-    replace_file(_beside(out) / _RECORD, json.dumps(made, indent=1) + "\n")
-    os.rename(_beside(out), out)
+    replace_file(unfinished(out) / _RECORD, json.dumps(made, indent=1) + "\n")
+    os.rename(unfinished(out), out)
 
 
 def merge_to_pool(
@@ -351,10 +358,6 @@ def _first_difference(a, b, start):
     return start + int(np.flatnonzero(np.not_equal(*different).any(axis=1))[0])
 
 
-def _beside(out):
-    return out.with_name(f".{out.name}.unfinished")
-
-
 # --- Going on ---------------------------------------------------------------------------------------------------------
 
 
@@ -364,7 +367,7 @@ def _unfinished(out, plan, shard_bytes):
     An earlier folder is gone on with if it is of the same recipe and what went into its shards has not changed, by its
     content; else it is begun anew.
     """
-    folder = _beside(out)
+    folder = unfinished(out)
     outputs = [[output.name, list(output.shape), str(output.dtype)] for output in plan.outputs]
     identity = {"format": FORMAT, "shard_bytes": shard_bytes, "job": repr(plan.job), "outputs": outputs}
     digests = _known_digests(folder)

@@ -58,7 +58,7 @@ def merge_sharded(
         place = pathlib.Path(on_first_process(lambda: str(held.enter_context(held_place(plan, out, "orbax")))))
         digests = _digests(plan)
         merged = merged_leaves(plan, devices=devices, programs=programs, progress=progress)
-        unfinished = on_first_process(lambda: str(begin_orbax(place)))
+        unfinished = on_first_process(lambda: str(begin_orbax(place, plan.write_bytes)))
         orbax.save_checkpoint(pathlib.Path(unfinished), nested(merged))
         on_first_process(lambda: finish_orbax(place, record(plan, digests)))
     return place
@@ -228,7 +228,7 @@ def _merge(job, output, inputs, measured):
     wide = recipe.merge(part, measured)
     narrow = wide.astype(output.dtype)
     arrays = [*inputs[0], *([] if inputs[1] is None else [inputs[1]])]
-    fine = [jnp.isfinite(array).all() for array in [*arrays, wide, narrow]]
+    fine = [jnp.isfinite(array).all() for array in [*arrays, wide, narrow]] + [~jnp.isinf(wide).any()]
     # what recipes themselves look at, they do not look at when they are traced
     for place, (model, _) in enumerate(output.members):
         if model not in job.models:
@@ -265,12 +265,13 @@ def _check_dtypes(plan):
 def _check_finite(plan, looked_at):
     lines = ["these models cannot be merged:"]
     for output in [output for output in plan.outputs if output.name in looked_at]:
-        *inputs, wide, narrow = looked_at[output.name]
+        *inputs, wide, narrow, no_infinity = looked_at[output.name]
         bad = [pair for pair, fine in zip(output.sources, inputs, strict=True) if not fine]
         if bad:
             lines += [f"  {model}: {tensor} holds {_blame(plan.job, model)}" for model, tensor in bad]
         elif not wide:
-            lines.append(f"  the merged tensor {output.name} overflows, though no member does")
+            what = "holds NaN" if no_infinity else "overflows"
+            lines.append(f"  the merged tensor {output.name} {what}, though no member does")
         elif not narrow:
             lines.append(f"  the merged tensor {output.name} overflows {output.dtype}: choose a wider out_dtype")
     if len(lines) > 1:

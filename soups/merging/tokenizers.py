@@ -14,7 +14,7 @@ from soups.formats.text import read_json
 from soups.formats.view import View
 from soups.merging.config import folder_of, read_config
 from soups.merging.lora import model_reference
-from soups.merging.vocabulary import ADDED, CONFIG, FILE, Vocabulary, read_vocabulary, same_files
+from soups.merging.vocabulary import ADDED, CONFIG, FILE, Vocabulary, read_vocabulary, same_files, vocabulary_file
 from soups.names import check_name, did_you_mean, few, shown
 
 # what the tensors with a row for each token are called
@@ -142,7 +142,9 @@ def align(
     first, folders = next(iter(checkpoints)), {model: folder_of(c) for model, c in checkpoints.items()}
     source = first if rule.source in ("base", "union") else rule.source
     same_size = len({_vocabulary_size(folder) for folder in folders.values()}) == 1
-    as_they_are = dict(checkpoints), Aligned(source, {}, 0)
+    known = any(map(vocabulary_file, folders.values()))
+    notes = [] if known else [f"tokenizer_source {rule.source} has no effect: no model has a tokenizer"]
+    as_they_are = dict(checkpoints), Aligned(source, {}, 0, tuple(notes))
     plain = same_size and not rule.rows and rule.multiple == 1
     if plain and same_files(list(folders.values())):
         return as_they_are

@@ -188,6 +188,26 @@ def test_what_has_no_effect_is_said(cli, recipe, small, tmp_path):
     assert "int8_mask has no effect here: masks are made block after block and never held" in printed
 
 
+def test_what_bare_files_or_a_format_have_no_place_for_is_said(cli, recipe, small, tmp_path):
+    paths = [write_safetensors(tmp_path / f"{name}.safetensors", small.tensors(1)) for name in "ab"]
+    text = f"merge_method: linear\nmodels: [{', '.join(f'{{model: {p}, parameters: {{weight: 1}}}}' for p in paths)}]"
+    recipe.write_text(f"{text}\ntokenizer_source: union\nchat_template: auto\n")
+    code, printed, _ = cli(recipe, tmp_path / "out", "--dry-run")
+    assert code == 0 and "tokenizer_source union has no effect: no model has a tokenizer" in printed
+    assert "chat_template auto has no effect: no model has a template" in printed
+    for kind, out in (("orbax", "out"), ("pool", "pool:out")):
+        printed = cli(recipe, tmp_path / out, "--dry-run", "--format", kind)[1]
+        assert f"--format {kind} holds tensors alone; not written: chat_template" in printed
+
+
+def test_a_member_given_twice_is_shown_twice(cli, models, tmp_path):
+    words = [*method("task_arithmetic", models, "base", "a", "a"), "--weight", 3, 2, 1, "--out", tmp_path / "out"]
+    printed = cli(*words, "--dry-run")[1]
+    rows = [line.split()[-2:] for line in printed.splitlines() if line.startswith(f"{models['a']} ")]
+    assert rows == [["weight", "2"], ["weight", "1"]]
+    assert f"weight of {models['base']} is ignored: it is the base itself" in printed
+
+
 def test_fisher_files_are_settings_of_the_members(cli, refused, models, small, tmp_path):
     fishers = {x: tmp_path / f"{x}.safetensors" for x in ("base", "a", "b")}
     ones = {name: np.ones(shape, np.float32) for name, shape in small.shapes().items()}
@@ -353,6 +373,8 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     refused(recipe, out, "--threads", 0, message="--threads must be at least 1, not 0")
     refused(recipe, out, "--memory", "lots", message="'lots' is not a size; 2GB is one, with B, kB, MB, GB, TB")
     refused(recipe, out, "--shard-size", "5GiB", message="'5GiB' is not a size")
+    refused(recipe, out, "--shard-size", "0.1B", message="--shard-size must be at least one byte, not 0.1B")
+    refused(recipe, f"{out}.safetensors", message="out.safetensors would be a folder: a merge writes folders")
     recipe.write_text("merge_method: dare-ties")
     refused(recipe, out, message="unknown merge_method 'dare-ties' (did you mean 'dare_ties'?)")
 

@@ -1,16 +1,20 @@
 """Test where merges are written to: places are checked by every door, and one merge at a time writes to each."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
 
 from soups import Pool, merging
 from soups.files import locked
+from soups.formats import orbax
 from soups.merging.places import check_names, split_member
 
 SINKS = {
@@ -111,6 +115,27 @@ def test_urls_are_refused_where_something_is_read(call):
         call("gs://bucket/model")
 
 
+@pytest.mark.parametrize("sink", ["orbax", "sharded"])
+def test_a_full_disk_is_found_before_orbax_writes(linear_of, small, tmp_path, sink, monkeypatch):
+    plan = small.plan(linear_of({"w": weights(1, 2, 3)}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: types.SimpleNamespace(free=11))
+    with pytest.raises(OSError, match="No space left on device: 12 bytes are needed, 11 are left: .*out"):
+        SINKS[sink](plan, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["m0"]
+
+
+@pytest.mark.parametrize("sink", ["orbax", "sharded"])
+def test_what_orbax_could_not_finish_is_swept(linear_of, small, tmp_path, sink, monkeypatch):
+    def fail(path, tree):
+        path.with_name(f"{path.name}.orbax-checkpoint-tmp").mkdir()
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(orbax, "save_checkpoint", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        SINKS[sink](small.plan(linear_of({"w": weights(1)})), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["m0"]
+
+
 # --- Names that become nested dicts ---
 
 
@@ -140,6 +165,17 @@ def test_names_that_no_folder_can_have_go_into_pools_alone(linear_of, small, tmp
         merging.merge_to_orbax(made, tmp_path / "out")
     merging.merge_to_pool(made, f"{tmp_path}/pool:soup")
     np.testing.assert_array_equal(merging.open_model(f"{tmp_path}/pool:soup").read(name), weights(1))
+
+
+@pytest.mark.parametrize("name", [".", "..", "_METADATA"])
+def test_names_of_orbax_and_of_the_system_go_into_pools_alone(linear_of, small, tmp_path, name):
+    made = small.plan(linear_of({name: weights(1), "c/../../d": weights(2)}))
+    with pytest.raises(ValueError, match=f"'?{re.escape(name)}'? would be a folder of another meaning to Orbax"):
+        merging.merge_to_orbax(made, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m0"]
+    merging.merge_to_pool(made, f"{tmp_path}/pool:soup")
+    np.testing.assert_array_equal(merging.open_model(f"{tmp_path}/pool:soup").read(name), weights(1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m0", "pool"]
 
 
 @pytest.mark.parametrize("names", [("a.b", "a.c.d", "e"), ("x/a.b", "x/a.c"), ("a", "a.b", "c/d"), ("a" * 255,)])

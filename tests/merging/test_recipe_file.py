@@ -251,6 +251,33 @@ def test_what_mergekit_ignores_is_ignored_and_said():
     assert parse_recipe(of_model).parameters == {}
 
 
+def test_what_is_said_of_a_base_without_effect_is_said():
+    listed = "[{model: a, parameters: {weight: 2, density: 1}}, {model: b, parameters: {weight: 1}}]"
+    note = "weight, density of a is ignored: it is the base itself"
+    for vocabulary in ("mergekit", "published"):
+        assert notes(two(vocabulary=vocabulary, merge_method="ties", base_model="a", models=listed)) == note
+        assert notes(two(merge_method="ties", base_model="c", models=listed, vocabulary=vocabulary)) == ""
+    unused = "uses no base: of c only the files beside its tensors are taken"
+    published = two(vocabulary="published", merge_method="uniform", base_model="c", models="[a, b]")
+    assert notes(published) == f"uniform {unused}" and notes(published.replace("[a, b]", "[a, c]")) == ""
+    cut = "[{sources: [{model: a, layer_range: [0, 1]}]}]"
+    assert notes(two(merge_method="passthrough", models=None, slices=cut, base_model="c")) == f"passthrough {unused}"
+
+
+@pytest.mark.parametrize("method", ["slerp", "nearswap", "ties"])
+def test_a_member_that_is_the_base_is_told(method):
+    with pytest.raises(ValueError, match=r"but there are 0: a is the base itself$"):
+        parse_recipe(two(vocabulary="published", merge_method=method, base_model="a", models="[a]"))
+
+
+def test_fields_of_modules_are_known_or_said():
+    modules = "{text: {models: [a], tokenizer_source: union}}"
+    said = notes(two(models=None, merge_method="passthrough", modules=modules))
+    assert said.startswith("module text of the recipe has 'tokenizer_source', which is ignored")
+    with pytest.raises(ValueError, match="unknown field of module text of the recipe 'tokenizer_source'"):
+        parse_recipe(two(vocabulary="published", models=None, merge_method="passthrough", modules=modules))
+
+
 def test_notes_are_bounded():
     many = parse_recipe(two(parameters=repr({f"x{i}": 1 for i in range(100)}))).notes
     assert len(many) == 21 and many[-1] == "80 more are ignored"
