@@ -1,5 +1,6 @@
 """Align independently trained networks before they are merged: `align:` in a recipe permutes their hidden units."""
 
+import collections
 import functools
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from soups.formats import Checkpoint
 from soups.formats.view import View
 from soups.lazy import jax
-from soups.names import check_name, pattern
+from soups.names import bounded, check_name, pattern, shown
 from soups.recipes.permutation import Blocks, Spec, permute_leaf, spec_from_rules, used_axes
 from soups.recipes.rebasin import weight_matching
 
@@ -64,7 +65,7 @@ def aligned(models: Mapping[str, Checkpoint], reference: str, rules: Rules, seed
     The spec is compared with the headers at once.
 
     Raises:
-        ValueError: rules that do not fit the tensors, as `spec_from_rules`.
+        ValueError: rules that do not fit the tensors, as `spec_from_rules`; a permutation of one tensor alone.
 
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836.
     """
@@ -72,10 +73,24 @@ def aligned(models: Mapping[str, Checkpoint], reference: str, rules: Rules, seed
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in sorted(models[reference].leaves.items())
     }
     spec = spec_from_rules(headers, rules)
+    _check_shared(spec)
     return {
         model: checkpoint if model == reference else _view(checkpoint, models[reference], spec, seed)
         for model, checkpoint in models.items()
     }
+
+
+def _check_shared(spec):
+    bearers = collections.defaultdict(list)
+    for name, axes in spec.items():
+        for _, blocks in used_axes(axes):
+            bearers[blocks.permutation].append(name)
+    alone = {permutation: names[0] for permutation, names in bearers.items() if len(names) == 1}
+    if lines := [f"  ~ permutation {shown(one)!r} touches only {shown(name)}" for one, name in alone.items()]:
+        raise ValueError(
+            "align: units that are permuted in one tensor alone make another network: give their axes in the other "
+            f"tensors the same name:\n{bounded(lines)}"
+        )
 
 
 def _view(checkpoint, reference, spec: Spec, seed):

@@ -85,6 +85,10 @@ def test_rules_are_understood():
         ([["a", [{"permutatoin": "units"}]]], "permutatoin"),
         ([["a", [{"permutation": "units", "inner": 1.5}]]], "outer and inner are whole numbers"),
         (RULES[:1], "no rule|matches"),
+        (
+            [RULES[0], [r"first\.bias", ["other"]], *RULES[2:]],
+            r"units that are permuted in one tensor alone .*\n  ~ permutation 'other' touches only first\.bias$",
+        ),
         ([*RULES[:2], [r"second\.weight", [None, "units"]], RULES[3]], "'units' has 14 units, 7 at first"),
     ],
 )
