@@ -374,7 +374,7 @@ def _check_part(leaf, part):
 def _check_result(leaf, part, block, narrow):
     if not np.isfinite(total(np, block)) and not np.isfinite(block).all():
         _check_part(leaf, part)
-        raise tree.NonFiniteError(tree.overflow(leaf.name, block.dtype))
+        raise tree.NonFiniteError(tree.not_finite(leaf.name, block))
     if narrow.dtype.itemsize < block.dtype.itemsize and block.size and not tree.is_complex(block):
         limit = float(ml_dtypes.finfo(narrow.dtype).max)
         if max(block.max(), -block.min()) > limit and not np.isfinite(narrow).all():

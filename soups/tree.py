@@ -198,8 +198,15 @@ def check_result(result: Tree, given: Mapping[str, Tree]) -> Tree:
     if not traced(result) and (bad := nonfinite_names(result)):
         check_finite(given)
         leaves = flatten(result)
-        raise NonFiniteError("; ".join(overflow(name, leaves[name].dtype) for name in bad))
+        raise NonFiniteError("; ".join(not_finite(name, leaves[name]) for name in bad))
     return result
+
+
+def not_finite(name: str, array) -> str:
+    """Return the message about a leaf of a result that overflows, or holds NaN alone."""
+    if bool(namespace([array]).isinf(array).any()):
+        return overflow(name, array.dtype)
+    return f"the merged {name} holds NaN, though no member does: its method makes it, or overflows {array.dtype} midway"
 
 
 def overflow(name: str, dtype) -> str:
