@@ -7,7 +7,7 @@ import sys
 
 def main() -> int:
     """Run the command and return its exit code; a signal ends it in one line from the first import on."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
     from soups.cli import main as command
@@ -16,8 +16,10 @@ def main() -> int:
 
 
 def _stop(number, _):
-    os.write(2, b"soups: stopped\n")
-    os._exit(128 + number)
+    try:
+        os.write(2, b"soups: stopped\n")
+    finally:  # the terminal may be what has gone
+        os._exit(128 + number)
 
 
 if __name__ == "__main__":

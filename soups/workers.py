@@ -28,7 +28,7 @@ def as_done(function: Callable, items: Iterable, number: int = NUMBER, *, fork: 
     results and errors are pickled; whatever else the function changes is changed in its process alone.
 
     Raises:
-        MemoryError: a process was killed, as the kernel does when memory is short.
+        ChildProcessError: a process was killed, as the kernel does when memory is short.
     """
     return (_in_processes if fork and may_fork() else _in_threads)(function, items, number)
 
@@ -85,7 +85,7 @@ def _received(pipe):
     try:
         result, error = pipe.recv()
     except (EOFError, OSError):
-        raise MemoryError("a process that merged was killed") from None
+        raise ChildProcessError("a process that merged was killed, perhaps for lack of memory") from None
     if error is not None:
         raise error
     return result
@@ -93,7 +93,8 @@ def _received(pipe):
 
 def _work(function, pipe, inherited):
     """Answer each item that comes, until the process that asks has ended."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they go to all processes; the first one ends the others
+    # they go to all processes; the first one ends the others
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
     for end in inherited:

@@ -36,7 +36,8 @@ class Run:
         """Print what ended the command and how to go on with it."""
         if not self.ended:
             self.ended = True
-            complain(self.prog, "; ".join(filter(None, [what, self.go_on])))
+            with contextlib.suppress(OSError):  # the terminal may be what has gone
+                complain(self.prog, "; ".join(filter(None, [what, self.go_on])))
 
 
 class Stopped(KeyboardInterrupt):
@@ -46,8 +47,8 @@ class Stopped(KeyboardInterrupt):
 def guarded(command: Callable[[], int], run: Run) -> int:
     """Call a command and return its exit code: its own; 2 for an error, which is printed; 128 + a signal's number.
 
-    SIGINT and SIGTERM end it, and the process: what its threads still do two seconds later, or at a second signal, is
-    cut off.
+    SIGINT, SIGTERM and SIGHUP end it, and the process: what its threads still do two seconds later, or at a second
+    signal, is cut off.
     """
     try:
         with _listening(run):
@@ -63,6 +64,8 @@ def guarded(command: Callable[[], int], run: Run) -> int:
         if _lacks_memory(error):
             what = str(error).partition("\n")[0]
             run.end(f"out of memory{f' ({what})' if what else ''}, {run.less_memory}")
+        elif isinstance(error, ChildProcessError):
+            run.end(f"{error}; {run.less_memory}")
         elif isinstance(error, RuntimeError):
             raise
         else:
@@ -101,7 +104,8 @@ def _listening(run: Run) -> Iterator[None]:
 
     in_charge = threading.current_thread() is threading.main_thread()
     # what is ignored, as behind nohup, stays so
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if in_charge and signal.getsignal(n) != signal.SIG_IGN]
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_charge else ()
+    numbers = [number for number in ending if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield

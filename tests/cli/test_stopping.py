@@ -39,8 +39,10 @@ def start(quick_start, work):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("work", [WAITS, THREAD], ids=["waits", "thread"])
+@pytest.mark.parametrize(
+    ("number", "work"),
+    [(signal.SIGINT, WAITS), (signal.SIGTERM, THREAD), (signal.SIGHUP, WAITS), (signal.SIGHUP, THREAD)],
+)
 def test_a_signal_ends_it_in_one_line(quick_start, number, work):
     process = start(quick_start, work)
     process.send_signal(number)
