@@ -119,7 +119,7 @@ def test_urls_are_refused_where_something_is_read(call):
 def test_a_full_disk_is_found_before_orbax_writes(linear_of, small, tmp_path, sink, monkeypatch):
     plan = small.plan(linear_of({"w": weights(1, 2, 3)}))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: types.SimpleNamespace(free=11))
-    with pytest.raises(OSError, match="No space left on device: 12 bytes are needed, 11 are left: .*out"):
+    with pytest.raises(OSError, match=r"No space left on device: 12 bytes are needed, 11 are left: .*out"):
         SINKS[sink](plan, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["m0"]
 
