@@ -55,7 +55,7 @@ def main(arguments: list[str], run) -> int:
 def merge(options, settings, run) -> int:
     """Plan, say what will happen, and do it."""
     text, where = recipe_text(options, settings)
-    if (shard_bytes := parse_size(options.shard_size)) < 1:
+    if (shard_bytes := parse_size(options.shard_size or "5GB")) < 1:
         raise ValueError(f"--shard-size must be at least one byte, not {options.shard_size}")
     plan = merging.plan(merging.parse_recipe(text, where=where, seed=options.seed), merging.open_model)
     out, threads = options.out, _threads(plan, options)
@@ -66,8 +66,8 @@ def merge(options, settings, run) -> int:
         tell(f"beside the tensors: {', '.join(sorted([*files, 'merge.json']))}")
         for note in merging.folder_notes(plan):
             tell(note)
-    elif unwritten := [name for name, given in _beside_tensors(plan).items() if given]:
-        tell(f"--format {options.format} holds tensors alone; not written: {', '.join(unwritten)}")
+    else:
+        _tell_ignored(plan, options)
     if options.dry_run:
         return 0
     begin, run.go_on = time.monotonic(), GO_ON if options.format == "huggingface" else BEGIN_ANEW
@@ -84,8 +84,14 @@ def merge(options, settings, run) -> int:
     return 0
 
 
-def _beside_tensors(plan):
-    return {"chat_template": plan.job.chat_template, "the tokenizer": plan.tokenizer and plan.tokenizer.files}
+def _tell_ignored(plan, options):
+    beside = {"chat_template": plan.job.chat_template, "the tokenizer": plan.tokenizer and plan.tokenizer.files}
+    if unwritten := [name for name, given in beside.items() if given]:
+        tell(f"--format {options.format} holds tensors alone; not written: {', '.join(unwritten)}")
+    if options.shard_size:
+        tell(f"--shard-size has no effect with --format {options.format}")
+    if options.sharded and options.threads is not None:
+        tell("--threads has no effect with --sharded")
 
 
 def verify(options) -> int:

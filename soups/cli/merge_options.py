@@ -125,7 +125,7 @@ def _arguments(only):
             ("--dtype", {"help": "of OUT, and of the arithmetic where it is wider than float32"}),
             ("--out-dtype", {"metavar": "DTYPE", "help": "of OUT alone"}),
             ("--tokenizer-source", {"metavar": "WHICH", "help": "the vocabulary of OUT: base, union, or a model"}),
-            ("--shard-size", {"default": "5GB", "metavar": "SIZE", "help": "of the largest file (default: 5GB)"}),
+            ("--shard-size", {"metavar": "SIZE", "help": "of the largest file (default: 5GB)"}),
         ],
         "how": [
             ("--dry-run", switch | {"help": "compare the headers, print the plan, write nothing"}),

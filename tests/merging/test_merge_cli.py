@@ -196,8 +196,12 @@ def test_what_bare_files_or_a_format_have_no_place_for_is_said(cli, recipe, smal
     assert code == 0 and "tokenizer_source union has no effect: no model has a tokenizer" in printed
     assert "chat_template auto has no effect: no model has a template" in printed
     for kind, out in (("orbax", "out"), ("pool", "pool:out")):
-        printed = cli(recipe, tmp_path / out, "--dry-run", "--format", kind)[1]
+        sharded = ["--sharded", "--threads", 1] if kind == "orbax" else []
+        words = ["--dry-run", "--format", kind, "--shard-size", "1GB", *sharded]
+        printed = cli(recipe, tmp_path / out, *words)[1]
         assert f"--format {kind} holds tensors alone; not written: chat_template" in printed
+        assert f"--shard-size has no effect with --format {kind}" in printed
+        assert ("--threads has no effect with --sharded" in printed) == bool(sharded)
 
 
 def test_a_member_given_twice_is_shown_twice(cli, models, tmp_path):
