@@ -1,5 +1,6 @@
 """Hold decoded images: a `Dataset` is one split in memory, a `Task` all that an experiment trains and tests on."""
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ import numpy as np
 from soups.data.images import UnreadableImage, memory_held
 from soups.data.splits import check_disjoint
 from soups.data.transforms import Transform
-from soups.names import differences
+from soups.names import differences, few
 
 ClassGroups = tuple[tuple[int, ...], ...]
 
@@ -87,7 +88,7 @@ class Task:
     def __post_init__(self):
         sets = {"train": self.train, "held_out": self.held_out, "test": self.test}
         shifts = {f"shift {name!r}": dataset for name, dataset in self.shifts.items()}
-        problems = [f"there must be at least 2 classes, not {len(self.class_names)}"] * (len(self.class_names) < 2)
+        problems = class_name_problems(self.class_names)
         problems += [_names_problem(name, data, self.class_names) for name, data in sets.items()]
         problems += [_shift_problem(name, data, self.class_names) for name, data in shifts.items()]
         decoded = {name: data for name, data in (sets | shifts).items() if isinstance(data, Dataset)}
@@ -282,7 +283,7 @@ def _remedy_of_labels(labels):
 
 def _class_problems(dataset):
     count = len(dataset.class_names)
-    problems = [f"there must be at least 2 classes, not {count}"] * (count < 2)
+    problems = class_name_problems(dataset.class_names)
     problems += _range_problems(dataset.labels, count)
     if dataset.class_groups is not None:
         if len(dataset.class_groups) != count:
@@ -290,6 +291,13 @@ def _class_problems(dataset):
         if any(len(group) == 0 or min(group) < 0 for group in dataset.class_groups):
             problems.append("each class group must list at least one output of the model, counted from 0")
     return problems
+
+
+def class_name_problems(names: Sequence[str]) -> list[str]:
+    """Return what is wrong with the names of classes: fewer than two, or one that stands there twice."""
+    twice = [str(name) for name, number in collections.Counter(names).items() if number > 1]
+    problems = [f"there must be at least 2 classes, not {len(names)}"] * (len(names) < 2)
+    return problems + [f"class_names holds {few(map(repr, twice))} more than once"] * bool(twice)
 
 
 def _range_problems(labels, count):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import xxhash
 
-from soups.data.dataset import ClassGroups, Dataset, Source, as_dataset, example_name
+from soups.data.dataset import ClassGroups, Dataset, Source, as_dataset, class_name_problems, example_name
 from soups.data.images import UnreadableImage as UnreadableImage
 from soups.data.images import is_image, read_image, text_names
 from soups.names import check_name
@@ -49,6 +49,8 @@ def folder_source(path, folders: Sequence[str] | None = None, *, upright: bool =
         )
     if len(class_names) < 2:
         raise ValueError(f"{path}: there must be at least 2 class folders, found {class_names}")
+    if problems := class_name_problems(class_names):
+        raise ValueError(f"{path}: {problems[0]}")
     return _FolderSource(path, class_names, files, upright)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import xxhash
 
+from soups.arguments import check_within
+
 
 def split_indices(
     labels_or_count, sizes: Mapping[str, int | float], seed: int, stratified: bool = True
@@ -18,12 +20,13 @@ def split_indices(
     Each part is int64, ascending. The same seed gives the same parts on every platform and with every version of NumPy.
 
     Raises:
-        ValueError: sizes that are not positive or together larger than N, or a negative seed.
+        ValueError: labels that are not [N], sizes that are not positive or together larger than N, or a negative seed.
     """
     labels = None if isinstance(labels_or_count, (int, np.integer)) else np.asarray(labels_or_count)
+    if labels is not None and labels.ndim != 1:
+        raise ValueError(f"labels must be [N], one for each example, not {list(labels.shape)}")
     count = int(labels_or_count) if labels is None else len(labels)
-    if seed < 0:
-        raise ValueError(f"a seed must not be negative, got {seed}")
+    seed = check_within("seed", seed, "[0, inf)", whole=True)
     numbers = {name: _part_size(name, size, count) for name, size in sizes.items()}
     if sum(numbers.values()) > count:
         raise ValueError(f"the parts {numbers} need {sum(numbers.values())} examples, but there are only {count}")
@@ -55,7 +58,7 @@ def check_disjoint(**datasets) -> None:
 def _part_size(name, size, count):
     if isinstance(size, float) and 0 < size <= 1:
         size = int(size * count + 1e-6)  # 0.29 * 100 is 28.999999999999996
-    if isinstance(size, (bool, float)) or size < 1:
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
         raise ValueError(
             f"part {name!r} must have at least one example, as a count >= 1 or a fraction of {count} in (0, 1], "
             f"got {size!r}"

@@ -6,7 +6,18 @@ import threading
 import numpy as np
 import pytest
 
-from soups.data import Dataset, Task, array_source, as_dataset, decode, pair_of, project_logits, resize, to_channels
+from soups.data import (
+    Dataset,
+    Task,
+    array_source,
+    as_dataset,
+    decode,
+    folder_source,
+    pair_of,
+    project_logits,
+    resize,
+    to_channels,
+)
 
 NAMES = ("cat", "dog", "owl")
 
@@ -256,3 +267,18 @@ def test_a_task_refuses_overlapping_splits(rng, name):
     leaking = dataclasses.replace(fresh, images=images)
     with pytest.raises(ValueError, match=rf"{name} and test share 1 \(first: {name}\[11\] = test\[5\]\)"):
         _task(rng, test=test, **{name: leaking})
+
+
+def test_a_class_name_stands_there_once(tmp_path):
+    images, labels = np.zeros((3, 2, 2, 1), np.uint8), np.arange(3, dtype=np.int32)
+    names = ("a", "b", "a")
+    for folder in names:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "1.png").touch()
+    for make in (
+        lambda: array_source(images, labels, names),
+        lambda: Dataset(images, labels, names),
+        lambda: folder_source(tmp_path, names),
+    ):
+        with pytest.raises(ValueError, match="class_names holds 'a' more than once"):
+            make()

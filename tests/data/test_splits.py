@@ -60,7 +60,9 @@ def test_impossible_sizes(size):
 def test_too_many_examples_and_negative_seeds():
     with pytest.raises(ValueError, match=r"\{'a': 8, 'b': 5\} need 13 examples, but there are only 10"):
         split_indices(10, {"a": 8, "b": 0.5}, seed=0)
-    with pytest.raises(ValueError, match="seed must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"labels must be \[N\], one for each example, not \[3, 2\]"):
+        split_indices(np.eye(2)[[0, 1, 0]], {"a": 1}, seed=0)
+    with pytest.raises(ValueError, match="seed must be at least 0, not -1"):
         split_indices(10, {"a": 8}, seed=-1)
 
 
