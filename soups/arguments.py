@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from soups import tree
-from soups.lazy import is_jax, jax
+from soups.lazy import is_jax, jax, jnp
 from soups.names import bounded, check_name, differences
 
 Members = Iterable[tree.Tree] | Mapping[str, tree.Tree]
@@ -31,6 +32,8 @@ def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
     usable = getattr(members, "usable", members)
     if usable is not members and len(usable) < len(members):
         left_out = [name for name in members if name not in usable]
+        if not usable:
+            raise ValueError(f"none of the {len(left_out)} members is finite: {members} has only members that diverged")
         logger.warning("left out, because they hold NaN or infinity: %s", ", ".join(left_out))
     return by_name(usable)
 
@@ -46,7 +49,7 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
     if not isinstance(members, Mapping):
         members = {str(index): member for index, member in enumerate(members)}
     if not len(members):
-        raise ValueError("no members were given: at least one (finite) member is needed")
+        raise ValueError(_none_of(members))
     # what JAX takes apart lies in memory; members of other mappings are read when they are asked for
     if hasattr(members, "usable") or jax.tree_util.all_leaves([members]):
         return members
@@ -166,6 +169,46 @@ def check_within(name: str, value: Any, interval: str, *, whole: bool = False) -
     return number
 
 
+def check_takes(name: str, function: Any, given: str, **more: Any) -> None:
+    """See that a user's function can be called with the arguments `given`, such as "params, batch", and `more` by name.
+
+    Raises:
+        ValueError: it cannot; nothing is known of functions in C.
+    """
+    if not callable(function):
+        raise ValueError(f"{name} must be a function {name}({given}), not a {type(function).__name__}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*given.split(", "), **more)
+    except TypeError as error:
+        raise ValueError(f"{name} is called as {name}({given}), but takes {signature}: {error}") from None
+
+
+def check_loss(value: Any) -> Any:
+    """Return what a loss returned, one float number, traced or not.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not _is_number(value) or np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise ValueError(f"a loss is one float number, such as a mean, not {_kind(value)}")
+    return value
+
+
+def check_logits(value: Any) -> Any:
+    """Return what an `apply_fn` returned, logits [B, C].
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not _is_array(value) or len(value.shape) != 2:
+        raise ValueError(f"apply_fn must give logits [B, C], but it gave {_kind(value)}")
+    return value
+
+
 def shares(weights: Sequence[Any]) -> list[Any]:
     """Return weights of any size divided by their sum; traced ones are not checked.
 
@@ -183,6 +226,21 @@ def balanced(weights: Sequence[float]) -> list[float]:
     """Return weights times a power of two, which is exact, so that the largest is about 1."""
     exponent = max(math.frexp(weight)[1] for weight in weights)
     return [math.ldexp(weight, -exponent) for weight in weights]
+
+
+def _none_of(members):
+    at = ""
+    if hasattr(members, "usable"):
+        at = f"the pool {members.path} is empty: " if members.path.exists() else f"there is no pool at {members.path}: "
+    return f"{at}no members were given: at least one (finite) member is needed"
+
+
+def _kind(value):
+    return f"{value.dtype}{list(value.shape)}" if _is_array(value) else f"a {type(value).__name__}"
+
+
+def _is_number(value):
+    return _is_array(value) or isinstance(value, bool | int | float | complex)
 
 
 def _is_array(value):

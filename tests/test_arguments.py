@@ -1,6 +1,7 @@
 """Test what users give for members and settings: the right value, or one error in words."""
 
 import collections
+import inspect
 import re
 
 import jax
@@ -12,6 +13,8 @@ from flax.core import FrozenDict
 
 import soups
 from soups import arguments
+from soups.recipes.declare import ELSEWHERE
+from soups.train import fit, sweep
 
 RNG = np.random.default_rng(0)
 MEMBERS = [{"w": RNG.normal(size=(4, 3)).astype(np.float32)} for _ in range(3)]
@@ -277,3 +280,104 @@ TAKE_NO_COMPLEX = {
 def test_what_orders_or_differentiates_takes_no_complex_leaves(name):
     with pytest.raises(ValueError, match=f"{name} does not take complex leaves: w"):
         TAKE_NO_COMPLEX[name]()
+
+
+SETTINGS = ("learning_rate", "steps", "epochs", "budget", "population", "seed", "batch_size", "l1_strength", "momentum")
+TAKERS = [
+    (name, setting)
+    for name in [*ELSEWHERE, "straight_through_matching"]
+    for setting in SETTINGS
+    if setting in inspect.signature(getattr(soups, name)).parameters and name not in METHODS
+]
+
+
+@pytest.mark.parametrize(("name", "setting"), TAKERS)
+def test_numbers_are_checked_before_all_else(name, setting):
+    function = getattr(soups, name)
+    needed = [one.name for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+    for wrong in (-1.0, np.nan, np.inf, "1e-2", True):
+        with pytest.raises(ValueError, match=f"{setting} must be "):
+            function(**{**dict.fromkeys(needed), setting: wrong})
+
+
+def test_which_functions_take_numbers():
+    assert {name for name, _ in TAKERS} == {
+        *("adamerging", "adamerge", "learned", "evolve", "localize", "fisher_information", "straight_through_matching")
+    }
+
+
+def _one(*given):
+    return {"w": np.ones((2, 2), np.float32)}
+
+
+LOSSES = {  # from a loss of any number of arguments to a call that takes it
+    "learned": lambda loss: soups.learned([_one(), _one()], loss, [1.0]),
+    "localize": lambda loss: soups.localize(loss, [1.0], base={"w": np.zeros((2, 2), np.float32)}, member=_one()),
+    "straight_through_matching": lambda loss: soups.straight_through_matching(
+        _one(), _one(), {"w": (None, "p")}, loss, [1.0], key=jax.random.key(0)
+    ),
+    "fit": lambda loss: fit(loss, _one(), np.ones(4, np.float32), batch_size=2, steps=1),
+    "sweep": lambda loss: sweep(loss, _one(), np.ones(4, np.float32), [{"num_steps": 1}], batch_size=2),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_is_no_loss(name):
+    with pytest.raises(ValueError, match=r"is called as loss\w*\(params, batch.*\), but takes \(params\)"):
+        LOSSES[name](lambda params: 0.0)
+    with pytest.raises(ValueError, match=r"must be a function loss\w*\(params, batch.*\), not a int"):
+        LOSSES[name](3)
+    for returned, words in [
+        (lambda params: params["w"], r"float32\[2, 2\]"),
+        (lambda params: None, "a NoneType"),
+        (lambda params: {"loss": params["w"].sum()}, "a dict"),
+        (lambda params: params["w"].sum().astype(int), r"int\d+\[\]"),
+    ]:
+        with pytest.raises(ValueError, match=f"a loss is one float number, such as a mean, not {words}"):
+            LOSSES[name](lambda params, *rest, returned=returned: returned(params))
+
+
+NETWORKS = {
+    "adamerging": lambda apply_fn: soups.adamerging([_one()], base=_one(), apply_fn=apply_fn, batches=[[np.ones(2)]]),
+    "fisher_information": lambda apply_fn: soups.fisher_information(apply_fn, _one(), np.ones((2, 2), np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_no_network(name):
+    with pytest.raises(ValueError, match=r"apply_fn is called as apply_fn\(params, inputs\), but takes \(params\)"):
+        NETWORKS[name](lambda params: params["w"])
+    for returned, words in [(lambda params: None, "a NoneType"), (lambda params: params["w"][0], r"float32\[2\]")]:
+        with pytest.raises(ValueError, match=rf"apply_fn must give logits \[B, C\], but it gave {words}"):
+            NETWORKS[name](lambda params, inputs, returned=returned: returned(params))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_arguments_that_a_method_does_not_take(name):
+    method = METHODS[name]
+    with pytest.raises(TypeError, match=rf"^{name}: unknown argument 'keep_frist' .did you mean 'keep_first'."):
+        method(MEMBERS, keep_frist=1)
+    if method.base == "required":
+        with pytest.raises(TypeError, match=f"^{name}: a base is needed, base=: the weights that the members were"):
+            method(MEMBERS, *[MEMBERS] * len(method.beside))
+
+
+TAKE_POOLS = {
+    "uniform": soups.uniform,
+    "greedy": lambda members: soups.greedy(members, lambda params: 1.0),
+    "learned": lambda members: soups.learned(members, lambda params, batch, temperature: 0.0, [1]),
+    "evolve": lambda members: soups.evolve(soups.linear, members, lambda params: 1.0, weights=(0.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", TAKE_POOLS)
+def test_a_pool_without_usable_members(name, tmp_path):
+    pool = soups.Pool(tmp_path / "pool")
+    with pytest.raises(ValueError, match=f"there is no pool at {pool.path}: no members were given"):
+        TAKE_POOLS[name](pool)
+    pool.add("bad", {"w": np.float32([np.nan])})
+    with pytest.raises(ValueError, match=r"none of the 1 members is finite: Pool.* has only members that diverged"):
+        TAKE_POOLS[name](pool)
+    pool.remove("bad")
+    with pytest.raises(ValueError, match=f"the pool {pool.path} is empty: no members were given"):
+        TAKE_POOLS[name](pool)

@@ -46,7 +46,7 @@ def mae(outputs, targets) -> float:
 def r2(outputs, targets) -> float:
     """Return 1 − Σ (y − ŷ)² / Σ (y − ȳ)² of each column of [N, ...], as the mean over the columns.
 
-    A column whose targets are all equal counts 1 where it is met exactly, else 0.
+    A column whose targets are all equal counts 1 where it is met exactly, else 0, as in scikit-learn.
     """
     outputs, targets = _columns(outputs, targets)
     left = np.square(targets - outputs).sum(0)
@@ -56,7 +56,10 @@ def r2(outputs, targets) -> float:
 
 
 def pearson(outputs, targets) -> float:
-    """Return Pearson's correlation of each column of [N, ...], as the mean over the columns; 0 for a constant one."""
+    """Return Pearson's correlation of each column of [N, ...], as the mean over the columns.
+
+    Where outputs or targets are all equal it is 0, not SciPy's NaN: a search ranks such weights, and goes on.
+    """
     return _correlation(*_columns(outputs, targets))
 
 

@@ -31,6 +31,8 @@ def direction(metric: str | None, mode: str | None, evaluate: Any = None) -> str
         known = {**MODES, **getattr(owner, "modes", {})}
         mode = known.get(metric, known.get(metric.rpartition("/")[2]))
         if mode is None:
+            if own := getattr(owner, "modes", None):
+                check_name(metric, own, "metric")
             hint = did_you_mean(metric, known)
             raise ValueError(f"is more or less of {metric!r} better?{hint} Give mode='max' or mode='min'")
     if mode not in (None, "max", "min"):

@@ -101,8 +101,8 @@ def adamerge(
 def _settings(per, steps, learning_rate, initial, clip):
     check_name(per, ("member", "leaf"), "value of per")
     steps = arguments.check_within("steps", steps, "[1, inf)", whole=True)
-    arguments.check_within("learning_rate", learning_rate, "(0, inf)")
-    arguments.check_within("initial", initial, "[0, 1]" if clip else "(-inf, inf)")
+    learning_rate = arguments.check_within("learning_rate", learning_rate, "(0, inf)")
+    initial = arguments.check_within("initial", initial, "[0, 1]" if clip else "(-inf, inf)")
     return {"per": per, "steps": steps, "learning_rate": learning_rate, "initial": initial, "clip": clip}
 
 
@@ -112,6 +112,8 @@ def _merge(vectors, base, apply_fn, batches, recipe, digests):
     apply_fns = (
         [apply_fn] * len(vectors) if callable(apply_fn) else arguments.per_member(apply_fn, vectors, "apply_fns")
     )
+    for function in apply_fns:
+        arguments.check_takes("apply_fn", function, "params, inputs")
     streams = [
         _forever(task, name)
         for name, task in zip(vectors, arguments.per_member(batches, vectors, "batches"), strict=True)
@@ -167,8 +169,7 @@ def _add_task(apply_fn, params, inputs, so_far):
 
     def entropy(floats):
         logits = apply_fn(tree.combine(floats, rest), inputs)
-        if logits.ndim != 2:
-            raise ValueError(f"apply_fn must give logits [B, C], but it gave {logits.shape}")
+        arguments.check_logits(logits)
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
         return -jnp.mean(jnp.sum(jnp.exp(log_probs) * log_probs, axis=1))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from soups import arguments, engine, tree
 from soups.lazy import jax, jnp
-from soups.names import check_name, few
+from soups.names import check_name, did_you_mean, few
 
 REQUIRED = inspect.Parameter.empty
 MANY = 10**6  # members
@@ -115,9 +115,22 @@ class Method:
                 default, not one value for each member, complex leaves where the method compares elements; as
                 `engine.merge`, and as the method's own documentation says.
         """
-        bound = self.signature.bind(*arguments, **named)
+        try:
+            bound = self.signature.bind(*arguments, **named)
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {self._refused(named) or error}") from None
         bound.apply_defaults()
         return self._merge(**bound.arguments)
+
+    def _refused(self, named):
+        """Say which argument the method does not take, or that the base is not there."""
+        known = self.signature.parameters
+        for name in named:
+            if name not in known:
+                return f"unknown argument {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}"
+        if "base" not in named and known.get("base", None) is not None and known["base"].default is REQUIRED:
+            return "a base is needed, base=: the weights that the members were fine-tuned from"
+        return ""
 
     def _merge(self, *, member=None, members=None, base=None, keep_first, **given):
         members = {"member": member} if self.single else arguments.as_mapping(members)

@@ -73,6 +73,7 @@ def evolve(
     budget = arguments.check_within("budget", budget, "[1, inf)", whole=True)
     if population is not None:
         population = arguments.check_within("population", population, "[2, inf)", whole=True)
+    seed = arguments.check_within("seed", seed, "[0, 4294967295]", whole=True)
     usable = arguments.as_mapping(members)
     name, axes = _name(recipe), _axes(recipe, settings or {}, weights, len(usable))
     search = {"of": name, "axes": [list(axis) for axis in axes], "population": population, "seed": seed, "mode": mode}
@@ -140,7 +141,7 @@ def _axis(name, given):
     numbers = values[:2]
     if len(numbers) < 2 or values[2:] not in ((), ("log",)):
         raise ValueError(f'the range of {name} must be (low, high) or (low, high, "log"), not {given!r}')
-    low, high = numbers
+    low, high = (arguments.setting(number, 0.0, f"an end of the range of {name}") for number in numbers)
     if not (math.isfinite(low) and math.isfinite(high) and low < high and (values[2:] == () or low > 0)):
         raise ValueError(f"the range of {name} must rise, and be above 0 where it is logarithmic, not {given!r}")
     return _Axis(name, float(low), float(high), values[2:] == ("log",))

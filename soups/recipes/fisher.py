@@ -58,6 +58,7 @@ def fisher_information(
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
     batch_size = arguments.check_within("batch_size", batch_size, "[1, inf)", whole=True)
+    arguments.check_takes("apply_fn", apply_fn, "params, inputs")
     count = _check(apply_fn, params, inputs, estimator, labels, key)
     labels = np.zeros(count, np.int32) if labels is None else labels
     total = None
@@ -247,7 +248,7 @@ def _check(apply_fn, params, inputs, estimator, labels, key):
         raise ValueError(f"inputs must be arrays with one number of examples above 0, but there are {sorted(counts)}")
     count = counts.pop()
     logits = jax.eval_shape(apply_fn, params, jax.tree.map(lambda leaf: leaf[:1], inputs))
-    if len(logits.shape) != 2 or logits.shape[0] != 1:
+    if arguments.check_logits(logits).shape[0] != 1:
         raise ValueError(f"apply_fn must give logits [1, C] for one example, but it gave {logits.shape}")
     if labels is not None:
         _check_labels(labels, count, logits.shape[1])

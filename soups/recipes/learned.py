@@ -52,13 +52,16 @@ def learned(
         A soup whose history has the loss of every step; with per="leaf" `ingredients` holds the mean over the leaves.
 
     Raises:
-        ValueError: no (finite) members, mismatched structures, no batches, another `per`, a loss that is not finite, or
-            a journal of other members or settings, or of more or other batches.
+        ValueError: no (finite) members, mismatched structures, no batches, another `per`, a learning rate below 0; a
+            loss that takes other arguments or gives no finite number; a journal of other members or settings, or of
+            more or other batches.
         OSError: the journal cannot be written; its path is in the message.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.
     """
     check_name(per, ("model", "leaf"), "value of per")
+    learning_rate = arguments.check_within("learning_rate", learning_rate, "[0, inf)")
+    arguments.check_takes("loss", loss, "params, batch, temperature")
     members = arguments.as_mapping(members)
     names = list(members)
     trees = [members[name] for name in names]
@@ -146,7 +149,7 @@ def _float_gradient(loss):
         floats, rest = tree.split_floats(params)
 
         def of_floats(floats, temperature):
-            return loss(tree.combine(floats, rest), batch, temperature)
+            return arguments.check_loss(loss(tree.combine(floats, rest), batch, temperature))
 
         value, (grads, temperature_grad) = jax.value_and_grad(of_floats, argnums=(0, 1))(floats, temperature)
         return value, grads, temperature_grad

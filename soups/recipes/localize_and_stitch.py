@@ -63,6 +63,10 @@ def localize(
     """
     check_name(update, ("paper", "released"), "update")
     epochs = arguments.check_within("epochs", epochs, "[1, inf)", whole=True)
+    arguments.check_within("density", density, "(0, 1]")
+    learning_rate = arguments.check_within("learning_rate", learning_rate, "(0, inf)")
+    l1_strength = arguments.check_within("l1_strength", l1_strength, "[0, inf)")
+    arguments.check_takes("loss_fn", loss_fn, "params, batch")
     # on the device once, not for every batch
     vectors, start = jax.tree.map(jnp.asarray, (_task_vector(member, base, only), base))
     first = tree.flatten(localize_dataless(member, base=base, density=density, only=only))
@@ -220,7 +224,8 @@ def _loss_and_gradient(loss_fn, base, vectors, masks, batch):
     mixed = {name: _masked(leaves[name], masks[name], vector) for name, vector in vectors.items()}
 
     def loss(mixed):
-        return loss_fn(tree.map_with_names(lambda name, leaf: mixed.get(name, leaf), base), batch)
+        params = tree.map_with_names(lambda name, leaf: mixed.get(name, leaf), base)
+        return arguments.check_loss(loss_fn(params, batch))
 
     value, grads = jax.value_and_grad(loss)(mixed)
     return value.astype(jnp.float32), {name: leaf.astype(jnp.float32) for name, leaf in grads.items()}

@@ -7,6 +7,7 @@ Which axes bear which permutation is declared by a spec (`soups.recipes.permutat
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -196,15 +197,19 @@ def straight_through_matching(
         momentum: of φ, in [0, 1).
 
     Raises:
-        ValueError: as `weight_matching`; no batches, a momentum outside [0, 1), or a loss that is not finite.
+        ValueError: as `weight_matching`; no batches, a momentum outside [0, 1), a learning rate below 0, or a
+            loss that takes other arguments or gives no finite number.
 
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, section 3.3; the estimator: Bengio et al., 2013,
     arXiv 1308.3432.
     """
-    sizes = _check(["reference", "params"], [reference, params], spec, max_sweeps)
     arguments.check_within("momentum", momentum, "[0, 1)")
+    learning_rate = arguments.check_within("learning_rate", learning_rate, "[0, inf)")
+    arguments.check_takes("loss", loss, "params, batch")
+    sizes = _check(["reference", "params"], [reference, params], spec, max_sweeps)
     reference, params = jax.device_get((reference, tree.cast_like(params, reference)))
-    generator, gradient = generator_from(key), jax.jit(jax.value_and_grad(loss, allow_int=True))
+    checked = functools.partial(_checked, loss)
+    generator, gradient = generator_from(key), jax.jit(jax.value_and_grad(checked, allow_int=True))
     free, velocity = tree.widen(reference), jax.tree.map(np.zeros_like, tree.widen(reference))
     found, best, history = identity(sizes), identity(sizes), []
     for batch in batches:
@@ -219,6 +224,10 @@ def straight_through_matching(
     if not history:
         raise ValueError("no batches were given: straight-through matching needs data")
     return Matching(best, history)
+
+
+def _checked(loss, params, batch):
+    return arguments.check_loss(loss(params, batch))
 
 
 def _accumulate(velocity, gradient, momentum):

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from soups import tree
+from soups.arguments import check_loss
 from soups.recipes import ema, running_mean
 from soups.train import checks, trajectory
 
@@ -277,11 +278,8 @@ def _rates(rules, named):
 
 
 def _loss(result, params):
-    loss, updated = result if isinstance(result, tuple) else (result, params)
-    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-        raise ValueError(
-            f"a loss is one float number, such as a mean, not {jnp.result_type(loss)}{list(jnp.shape(loss))}"
-        )
+    loss, updated = result if isinstance(result, tuple) and len(result) == 2 else (result, params)
+    check_loss(loss)
     old, new = jax.tree.leaves(params), jax.tree.leaves(updated)
     kinds = [[(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves] for leaves in (old, new)]
     if kinds[0] != kinds[1]:

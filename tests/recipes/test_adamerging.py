@@ -218,7 +218,10 @@ def test_the_device_never_holds_the_task_vectors():
             "  (member|task vector) 1: bias",
         ),
         ({"base": {**BASE, "bias": BASE["bias"] * np.nan}}, "  base: bias"),
-        ({"apply_fn": lambda params, inputs: inputs @ params["kernel"][:, 0]}, r"logits \[B, C\], but it gave \(8,\)"),
+        (
+            {"apply_fn": lambda params, inputs: inputs @ params["kernel"][:, 0]},
+            r"logits \[B, C\], but it gave float32\[8\]",
+        ),
     ],
 )
 def test_errors(function, changed, message):

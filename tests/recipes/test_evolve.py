@@ -171,7 +171,7 @@ def test_a_pool_is_streamed_and_its_digests_are_recorded(tmp_path):
         ({"settings": {"scale": (1.0,)}}, r"the range of scale must be \(low, high\)"),
         ({"settings": {"scale": (1.0, 2.0, "lgo")}}, r'or \(low, high, "log"\), not'),
         ({"settings": {"scale": (2.0, 1.0)}}, "the range of scale must rise"),
-        ({"settings": {"scale": (0.0, math.inf)}}, "the range of scale must rise"),
+        ({"settings": {"scale": (0.0, math.inf)}}, "range of scale must be a finite number, not inf"),
         ({"settings": {"scale": (0.0, 1.0, "log")}}, "be above 0 where it is logarithmic"),
         ({"weights": (1.0, 1.0)}, "the range of weights must rise"),
         ({"metric": "accuracy"}, "returns a number"),

@@ -137,7 +137,7 @@ def test_inputs_may_be_a_tree():
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"inputs": INPUTS[:0]}, "number of examples above 0"),
         ({"inputs": (INPUTS, INPUTS[:2])}, r"there are \[2, 7\]"),
-        ({"apply_fn": lambda p, x: apply(p, x)[0]}, r"logits \[1, C\] for one example, but it gave \(3,\)"),
+        ({"apply_fn": lambda p, x: apply(p, x)[0]}, r"logits \[B, C\], but it gave float32\[3\]"),
         ({"inputs": INPUTS * np.nan}, "NaN or infinity in the Fisher information of head/bias"),
     ],
 )

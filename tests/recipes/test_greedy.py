@@ -115,6 +115,15 @@ def test_wrong_options_are_explained(options, message):
         soups.greedy(MEMBERS, evaluate, **options)
 
 
+def test_a_metric_that_an_evaluator_does_not_have():
+    def measured(params):
+        return {"cost": evaluate(params)}
+
+    measured.modes = {"cost": "min"}
+    with pytest.raises(ValueError, match=r"^unknown metric 'acc'; there are: cost$"):
+        soups.greedy(MEMBERS, measured, metric="acc")
+
+
 def search(members, evaluate, **options):
     return soups.evolve(soups.linear, members, evaluate, weights=(0.0, 1.0), budget=8, **options)
 
