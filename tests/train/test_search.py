@@ -48,3 +48,29 @@ def test_distributions():
     assert set(counts) == {4, 5, 6, 7}
     assert min(counts.values()) > 250 - 5 * np.sqrt(250)
     assert abs((drawn["mixup"] == 0).mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 1000)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: search.log_uniform(0, 1), "lower bound of log_uniform must be above 0, not 0"),
+        (lambda: search.log_uniform(1e-3, np.inf), "upper bound of log_uniform must be a finite number, not inf"),
+        (lambda: search.log_uniform(1e-2, 1e-3), "bounds of log_uniform must rise, not fall from 0.01 to 0.001"),
+        (lambda: search.uniform(2, 1), "bounds of uniform must rise, not fall from 2 to 1"),
+        (lambda: search.uniform(np.nan, 1), "lower bound of uniform must be a finite number, not nan"),
+        (lambda: search.uniform(0, "1"), "upper bound of uniform must be a finite number, not '1'"),
+        (lambda: search.integers(0, 1.5), "upper bound of integers must be a whole number, not 1.5"),
+        (lambda: search.integers(2, 1), "bounds of integers must rise, not fall from 2 to 1"),
+        (lambda: search.zero_or(2, search.uniform(0, 1)), r"probability of zero_or must be in \[0, 1\], not 2"),
+        (lambda: search.zero_or(0.5, 1.0), "zero_or takes a distribution, .* not 1.0"),
+        (lambda: search.random("3", 0), "number must be a whole number, not '3'"),
+        (lambda: search.random(-1, 0), "number must be at least 0, not -1"),
+        (lambda: search.random(3, -1), "seed must be at least 0, not -1"),
+        (lambda: search.random(3, 0, learning_rate=0.1), "learning_rate must be a distribution"),
+        (lambda: search.grid(a=[1], b=2), r"choices of b must be a list of values, such as \[2\]"),
+        (lambda: search.zipped(a=[1], b=2), r"choices of b must be a list of values, such as \[2\]"),
+    ],
+)
+def test_what_is_no_sweep(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
