@@ -36,6 +36,23 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(path)
 
 
+def made_folder(path: pathlib.Path) -> pathlib.Path:
+    """Make a folder, and those above it, where they are not there yet, and return it.
+
+    Raises:
+        NotADirectoryError: a file is there, or above it.
+        OSError: it cannot be made; the path is in the message.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(place for place in (path, *path.parents) if place.is_file() or place.is_symlink())
+        raise NotADirectoryError(f"{path} must be a folder, and {file} is a file") from None
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return path
+
+
 def replace_file(path: str | os.PathLike, content: bytes | str | pathlib.Path) -> pathlib.Path:
     """Write a file under another name, see it to the disk and rename it: no reader ever meets half of one.
 

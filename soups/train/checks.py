@@ -14,24 +14,25 @@ import numpy as np
 import xxhash
 
 from soups import tree
+from soups.arguments import check_takes
 from soups.data import pair_of
-from soups.names import bounded, check_name
+from soups.names import bounded, check_name, few
 
 REQUIRED = inspect.Parameter.empty
 # what every run has, whatever its loss and its optimizer take
 RUN = {"seed": 0, "epochs": 1.0, "num_steps": 0, "warmup_fraction": 0.1, "warmup_steps": 0.0, "sam_radius": 0.0}
 
-_NOT_NEGATIVE = (lambda x: x >= 0, "at least 0")
-_FRACTION = (lambda x: 0 <= x <= 1, "between 0 and 1")
-_PART = (lambda x: 0 <= x < 1, "at least 0 and below 1")
-_POSITIVE = (lambda x: x > 0, "positive")
+_NOT_NEGATIVE = (lambda x: x >= 0, "a finite number at least 0")
+_FRACTION = (lambda x: 0 <= x <= 1, "a number between 0 and 1")
+_PART = (lambda x: 0 <= x < 1, "a number at least 0 and below 1")
+_POSITIVE = (lambda x: x > 0, "a finite number above 0")
 _RANGES = {
     "learning_rate": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "label_smoothing": _FRACTION,
     "mixup": _NOT_NEGATIVE,
     "augment_operations": (lambda x: x in (0, 1, 2), "0, 1 or 2"),
-    "augment_magnitude": (lambda x: 0 <= x <= 20, "between 0 and 20"),
+    "augment_magnitude": (lambda x: 0 <= x <= 20, "a number between 0 and 20"),
     "sam_radius": _NOT_NEGATIVE,
     "warmup_fraction": _FRACTION,
     "warmup_steps": _NOT_NEGATIVE,
@@ -92,8 +93,8 @@ def training(settings: Any) -> None:
         ValueError: a loss or an optimizer that is none; a number out of its range; rules that are not pairs of a regex
             and a number, or are for the decay of an optimizer that has its own; an average's decay named twice.
     """
-    if not callable(settings.loss):
-        raise ValueError(f"loss must be a function loss(params, batch, key), not a {type(settings.loss).__name__}")
+    taken = takes(settings.loss, skip=3) if callable(settings.loss) else {}
+    check_takes("loss", settings.loss, "params, batch, key", **taken)
     if not callable(settings.optimizer) and not is_transformation(settings.optimizer):
         raise ValueError(
             "optimizer must be an optax transformation, or a function of hyper-parameters that makes one, not a "
@@ -159,6 +160,30 @@ def weights(settings: Any, params: tree.Tree, members: Iterable[Mapping[str, Any
         raise ValueError('no trained leaf decays: say with decay_rules which do, such as ((".*", True),)')
 
 
+def finite(params: tree.Tree, data: Any) -> None:
+    """Check that start weights and data in memory hold neither NaN nor infinity; batches are not looked at.
+
+    Raises:
+        ValueError: they do; all such leaves are named.
+    """
+    given = {"start weights": params} | ({"data": data} if is_arrays(data) else {})
+    wrong = [f"  {name or 'the array'} of the {what}" for what, of in given.items() for name in not_finite(of)]
+    if wrong:
+        raise ValueError(f"NaN or infinity, from which nothing can be learnt, in\n{bounded(wrong)}")
+
+
+def not_finite(given: tree.Tree) -> list[str]:
+    """List the names of the float leaves with NaN or infinity, of those that are there and whole on this process."""
+    leaves = {name: leaf for name, leaf in tree.flatten(given).items() if hasattr(leaf, "__array__")}
+    whole = {
+        name: leaf
+        for name, leaf in leaves.items()
+        if tree.is_float(leaf) and getattr(leaf, "is_fully_addressable", True)
+    }
+    # on a CPU NumPy sees what JAX holds, and needs no program for each shape
+    return tree.nonfinite_names(jax.tree.map(np.asarray, whole) if jax.default_backend() == "cpu" else whole)
+
+
 def arrays(settings: Any, data: tree.Tree, batch_size: int | None, members: Iterable[Mapping[str, Any]]) -> tree.Tree:
     """Return data in memory as the loss takes it, for members with these hyper-parameters.
 
@@ -172,7 +197,8 @@ def arrays(settings: Any, data: tree.Tree, batch_size: int | None, members: Iter
     lengths = _lengths(data)
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the data differ in number: {lengths}")
-    count = next(iter(lengths.values()))
+    if not (count := next(iter(lengths.values()))):
+        raise ValueError("the data are empty: there is no example to learn from")
     if not batch_size <= count:
         raise ValueError(f"a batch must have between 1 and {count} examples (all there are), not {batch_size}")
     return [batch(settings, data, member) for member in members][-1]
@@ -251,7 +277,10 @@ def _lengths(data):
     if not leaves:
         raise ValueError("the data have no arrays")
     if wrong := [name for name, leaf in leaves.items() if not getattr(leaf, "ndim", 0)]:
-        raise ValueError(f"data in memory are arrays with one row for each example, but not {', '.join(wrong)}")
+        parts = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, tuple) else ()
+        lists = [str(name) for name, part in parts if isinstance(part, list)]
+        hint = f": make arrays of the lists {few(lists)} with numpy.asarray" if lists else ""
+        raise ValueError(f"data in memory are arrays with one row for each example, but not {few(wrong, 3)}{hint}")
     return {name: len(leaf) for name, leaf in leaves.items()}
 
 

@@ -80,7 +80,9 @@ class Classification:
         if not soft and not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ValueError(f"labels must be whole numbers, or float targets, not {labels.dtype}")
         if soft and labels.shape[-1:] != (self.num_classes,):
-            raise ValueError(f"targets must be [N, {self.num_classes}], not {list(labels.shape)}")
+            wrong = f"not {labels.dtype} {list(labels.shape)}"
+            whole = ", or whole numbers: give labels.astype(int), without NaN," if labels.ndim == 1 else ","
+            raise ValueError(f"targets must be [N, {self.num_classes}]{whole} {wrong}")
         if not getattr(labels, "is_fully_addressable", True) or not labels.size:
             return
         low, high = np.min(labels), np.max(labels)  # NaN if there is one

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import pathlib
 import urllib.parse
@@ -14,7 +15,8 @@ import numpy as np
 
 from soups import state as state_files
 from soups import tree
-from soups.files import replace_file
+from soups.files import local_path, made_folder, replace_file
+from soups.names import few
 from soups.pool import digest
 from soups.processes import on_all_processes, on_first_process
 from soups.train import checks
@@ -23,6 +25,8 @@ from soups.train.feeds import LaneBatches, by_lane, feed_of
 from soups.train.lanes import Lanes, with_lanes
 from soups.train.step import Training
 from soups.train.trajectory import averages
+
+logger = logging.getLogger("soups")
 
 
 def fit(
@@ -71,6 +75,7 @@ def fit(
 
     Returns:
         {"params", "averages" by name, "losses" float32 [steps]}; weights and averages lie on the devices, as trained.
+        A warning says that they or the last loss hold NaN or infinity.
 
     Raises:
         ValueError: settings, hyper-parameters, weights or data that the door refuses (`soups.train.checks`); a
@@ -99,12 +104,11 @@ def fit(
         save_every=save_every,
         on_step=lambda index, losses: on_step(index, losses[""]),
     )
-    state = placement.only(state)
-    return {
-        "params": state["params"],
-        "averages": averages(state, training.ema_decays),
-        "losses": np.asarray(losses.get("", ()), np.float32),
-    }
+    state, losses = placement.only(state), np.asarray(losses.get("", ()), np.float32)
+    if (bad := checks.not_finite(state["params"])) or not np.isfinite(losses[-1:]).all():
+        where = f"NaN or infinity in {few(bad)}" if bad else f"the last loss is {losses[-1]}"
+        logger.warning("the training diverged: %s", where)
+    return {"params": state["params"], "averages": averages(state, training.ema_decays), "losses": losses}
 
 
 def training_of(loss: Callable[..., Any] | Training, settings: Mapping[str, Any]) -> Training:
@@ -132,8 +136,10 @@ def prepared(
     if not any(member[name] for member in completed.values() for name in optional):
         completed = {who: {n: v for n, v in one.items() if n not in optional} for who, one in completed.items()}
     checks.weights(training, params, completed.values())
-    if checks.is_arrays(data):
+    if in_memory := checks.is_arrays(data):
         data = checks.arrays(training, data, batch_size, completed.values())
+    checks.finite(params, data)
+    if in_memory:
         count, size = len(jax.tree.leaves(data)[0]), batch_size
     elif all(member["num_steps"] for member in completed.values()):
         return data, completed
@@ -171,7 +177,7 @@ def run(
     lanes = placement.on_lanes(members)
     feed, kept = feed_of(training, data, members, batch_size), None
     if directory is not None:
-        directory = pathlib.Path(directory).absolute()
+        directory = local_path(directory).absolute()
         on_first_process(lambda: _claim(directory, _description(training, params, members, data)))
         kept = restore_state(directory, placement.abstract(params))
     values = placement.values([member for _, member in lanes])
@@ -318,7 +324,7 @@ def _claim(directory: pathlib.Path, description: Mapping[str, Mapping[str, Any]]
     Raises:
         ValueError: the directory holds a run that was begun otherwise; all differences are listed.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    made_folder(directory)
     path, description = directory / "run.json", json.loads(json.dumps(description))
     if not path.exists():
         state_files.write(path, description)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import pathlib
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,9 @@ from soups.data.transforms import Transform
 from soups.evaluate.cache import LogitCache
 from soups.evaluate.classification import accuracy
 from soups.evaluate.evaluator import Evaluator
+from soups.files import local_path
 from soups.journal import Journal
+from soups.names import few
 from soups.pool import digest
 from soups.train import checks
 from soups.train.classification import Classification
@@ -148,7 +149,8 @@ def lp_ft(
 
     Args:
         loss, params, data, batch_size: as of `soups.train.fit`.
-        head: the place of the head in the weights, such as "head" or "params/head".
+        head: the place of the head in the weights, such as "head" or "params/head", or with "/.*" behind it the regex
+            for the names of its leaves, as elsewhere.
         probe: the hyper-parameters of the head's training by the same loss; with `features` the settings of
             `probe_on_features`, such as {"strengths": (1.0,)}.
         features: `features(params, inputs) -> [N, D]`, of a `soups.train.Classification` and data in memory: the head
@@ -165,10 +167,14 @@ def lp_ft(
     Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022, arXiv
     2202.10054.
     """
+    head = head.removesuffix("/.*")
     if not any(name.startswith(f"{head}/") for name in tree.names(params)):
-        raise ValueError(f"the weights have no leaf below {head!r}, only such as {tree.names(params)[:5]}")
+        raise ValueError(
+            f"head is a place in the weights, such as 'head' or 'head/.*': they have no leaf below {head!r}, only such "
+            f"as {few(tree.names(params), 5)}"
+        )
     directory = options.pop("directory", None)
-    places = [None, None] if directory is None else [pathlib.Path(directory) / stage for stage in ("probe", "all")]
+    places = [None, None] if directory is None else [local_path(directory) / stage for stage in ("probe", "all")]
     training = training_of(loss, {name: options.pop(name) for name in list(options) if name in _FIELDS})
     data = checks.opened(data)
     if features is None:
@@ -179,6 +185,7 @@ def lp_ft(
     else:
         if not isinstance(training.loss, Classification) or not checks.is_arrays(data):
             raise ValueError("a probe on features needs a soups.train.Classification and data in memory")
+        checks.finite(params, data)
         images, labels = map(np.asarray, pair_of(data, others=True))
         inputs = training.loss.preprocess or (lambda given: given)  # as the network gets them in training
         found = extract_features(features, params, types.SimpleNamespace(images=images), preprocess=inputs)
@@ -218,7 +225,7 @@ def _check(features, labels, num_classes, strengths, held_out):
     ]
     if held_out is not None and held_out[0].shape[1:] != features.shape[1:]:
         problems.append(f"held_out has features {list(held_out[0].shape)}, not [N, {features.shape[-1]}]")
-    if not strengths or min(strengths) <= 0:
+    if not strengths or not all(0 < strength < math.inf for strength in strengths):
         problems.append(f"strengths must be positive numbers, not {tuple(strengths)}")
     if len(strengths) > 1 and held_out is None:
         problems.append(f"{len(strengths)} strengths need held_out to choose among them")

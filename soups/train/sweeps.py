@@ -1,5 +1,6 @@
 """Train the members of a sweep from the same weights, and put each where it is kept when it is done."""
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -7,7 +8,7 @@ import json
 import math
 import shutil
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import xxhash
 
 from soups import state as state_files
 from soups import tree
+from soups.files import locked
 from soups.pool import Pool, digest
 from soups.pool.pool import as_json
 from soups.processes import on_all_processes, on_first_process
@@ -28,13 +30,14 @@ from soups.train.step import Training
 from soups.train.trajectory import averages as averages_of
 
 _LOSSES = 50  # of a member's curve, in its record
+_DIVERGED = "diverged, and no soup will take it"
 
 
 def sweep(
     loss: Callable[..., Any] | Training,
     params: tree.Tree,
     data: Any,
-    members: Sequence[Mapping[str, Any]],
+    members: Iterable[Mapping[str, Any]],
     pool: Pool | None = None,
     *,
     batch_size: int | None = None,
@@ -97,30 +100,64 @@ def sweep(
     Raises:
         ValueError: as `fit`; an unknown mode, a mesh without "pool"; no members; a name that is in the pool for a
             member made from something else.
+        BlockingIOError: another sweep trains members for one of the pools.
         OSError: the disk is full or cannot be written to.
     """
-    data = checks.opened(data)
+    data, members = checks.opened(data), _listed(members)
     mode = _mode(mode, mesh, checks.is_arrays(data))
+    pools = ({} if pool is None else {"pool": pool}) | {f"averages[{n!r}]": one for n, one in (averages or {}).items()}
+    _check_pools(pools)
     plan = _Plan(training_of(loss, settings), params, data, members, pool, batch_size, names)
-    if mode == "sequential":
-        make = functools.partial(plan.by_loops, mesh=mesh, shardings=shardings, save_every=save_every)
-    else:
-        make = functools.partial(plan.by_programs, mode=mode, mesh=mesh, members_per_program=members_per_program)
-    taken = dict.fromkeys(plan.missing, 0)
-    done = sum(steps for name, steps in plan.steps.items() if name not in plan.missing)
-    with progress(what, sum(plan.steps.values()), "steps", done=done) as advance:
+    with _held(pools.values() if plan.missing else ()):
+        plan.say_others()
+        if mode == "sequential":
+            make = functools.partial(plan.by_loops, mesh=mesh, shardings=shardings, save_every=save_every)
+        else:
+            make = functools.partial(plan.by_programs, mode=mode, mesh=mesh, members_per_program=members_per_program)
+        taken = dict.fromkeys(plan.missing, 0)
+        done = sum(steps for name, steps in plan.steps.items() if name not in plan.missing)
+        with progress(what, sum(plan.steps.values()), "steps", done=done) as advance:
 
-        def reached(name, steps, loss=math.nan):
-            if steps > taken.get(name, steps):
-                advance(steps - taken[name], "" if math.isnan(loss) else f"loss {loss:.4g} of {name}")
-                taken[name] = steps
+            def reached(name, steps, loss=math.nan):
+                if steps > taken.get(name, steps):
+                    advance(steps - taken[name], "" if math.isnan(loss) else f"loss {loss:.4g} of {name}")
+                    taken[name] = steps
 
-        for name, result in make(reached) if taken else ():
-            shown = plan.add(name, result, averages or {}, evaluate, base, metadata or {})
-            reached(name, plan.steps[name], float(result["losses"][-1]))
-            say(f"{name}: {shown}")
-            on_member(name, result)
+            for name, result in make(reached) if taken else ():
+                shown = plan.add(name, result, averages or {}, evaluate, base, metadata or {})
+                reached(name, plan.steps[name], float(result["losses"][-1]))
+                say(f"{name}: {shown}")
+                on_member(name, result)
     return {name: plan.kept[name] for name in plan.names} if pool is None else pool.select(plan.names)
+
+
+def _listed(members):
+    several = isinstance(members, Iterable) and not isinstance(members, str | bytes | Mapping)
+    listed = list(members) if several else [None]
+    if wrong := [one for one in listed if not isinstance(one, Mapping)]:
+        given = members if wrong == [None] else wrong[0]
+        raise ValueError(f"members are a list of dicts, one for each member, such as [{{}}, {{}}], not {given!r:.200}")
+    return listed
+
+
+def _check_pools(pools):
+    for name, pool in pools.items():
+        if not isinstance(pool, Pool):
+            raise ValueError(f"{name} must be a pool: give soups.Pool({str(pool)!r:.200})")
+
+
+@contextlib.contextmanager
+def _held(pools):
+    """Hold the pools of a sweep, so that no other trains for what it could not add in the end.
+
+    Raises:
+        BlockingIOError: another sweep has one of them.
+    """
+    with contextlib.ExitStack() as stack:
+        for path in sorted({pool.path for pool in pools}):
+            lock = path.with_name(f".{path.name}.sweep.lock")
+            on_first_process(lambda path=path, lock=lock: [None, stack.enter_context(locked(path, lock, "sweep"))][0])
+        yield
 
 
 def _mode(mode, mesh, in_memory):
@@ -144,17 +181,24 @@ class _Plan:
         own = [{n: one[n] for n in one if n not in of_data or n in training.hyperparameters} for one in members]
         data, known = prepared(training, params, data, dict(enumerate(own)), batch_size)
         self._training, self._params, self._data, self._batch_size = training, params, data, batch_size
-        identities = _identities(training, params, data, members, known, batch_size)
+        self._setup, identities = _identities(training, params, data, members, known, batch_size)
         self.names, self._pool, self.kept = _names(pool, names, identities), pool, {} if pool is None else pool
         self.missing = {name: None for name in self.names if name not in self.kept}
         self._known = dict(zip(self.names, known.values(), strict=True))
         self.steps = {name: member["num_steps"] for name, member in self._known.items()}
         self._metadata = {
-            name: {"config": dict(member), "identity": identity}
+            name: {"config": dict(member), "setup": self._setup, "identity": identity}
             for name, member, identity in zip(self.names, members, identities, strict=True)
         }
         own = [{n: one[n] for n in of_data if n in one} for one in members]
         self._of_data = dict(zip(self.names, own, strict=True))
+
+    def say_others(self):
+        """Say whether the pool holds members of another sweep, with which these would be one soup."""
+        setups = [] if self._pool is None else [self._pool.record(n)["metadata"].get("setup") for n in self._pool]
+        if others := sum(setup not in (None, self._setup) for setup in setups):
+            what = "members made otherwise (other data, start, loss, optimizer or batch size)"
+            say(f"pool {self._pool.path} also holds {others} {what}")
 
     def by_programs(self, reached, **options):
         """Yield the name and the result of each missing member, many of which are one program."""
@@ -199,6 +243,7 @@ class _Plan:
             shown += _added(pool, name, averaged, metadata | {"average": kind}, evaluate, base, f"{kind} ")
         if self._pool is None:
             self.kept[name] = weights
+            shown += [_DIVERGED] if checks.not_finite(weights) else []
         else:
             shown += _added(self._pool, name, weights, metadata, evaluate, base)
         return ", ".join(shown)
@@ -212,7 +257,7 @@ def _added(pool, name, params, metadata, evaluate, base, prefix=""):
         pool.add(name, params, metadata, metrics=metrics, base=base)
     record = pool.record(name)
     shown = [f"{prefix}{metric} {value:.4g}" for metric, value in record["metrics"].items() if np.ndim(value) == 0]
-    return shown if record["status"] == "ok" else [*shown, f"{prefix}diverged, and no soup will take it"]
+    return shown if record["status"] == "ok" else [*shown, f"{prefix}{_DIVERGED}"]
 
 
 def _curve(losses):
@@ -231,7 +276,7 @@ def _taken(data):
 
 
 def _identities(training, params, data, members, known, batch_size):
-    """Return the digest of all that each member is made from."""
+    """Return the digest of what all members are made from, and of all that each is."""
     arrays = {"data": data} if checks.is_arrays(data) else {}
     common = {
         "training": checks.described(training),
@@ -246,7 +291,7 @@ def _identities(training, params, data, members, known, batch_size):
     if len(set(found)) < len(found):
         same = [index for index, one in enumerate(found) if found.count(one) > 1]
         raise ValueError(f"members {same} are the same as others: give them seeds of their own")
-    return found
+    return xxhash.xxh3_128_hexdigest(json.dumps(common, sort_keys=True).encode()), found
 
 
 def _names(pool, names, identities):

@@ -60,22 +60,23 @@ def enter(request):
 
 HYPERPARAMETERS = [
     ({"learning_rat": 0.1}, "unknown hyper-parameter 'learning_rat' .did you mean 'learning_rate'"),
-    ({"learning_rate": -0.1}, "learning_rate must be at least 0, not -0.1"),
-    ({"learning_rate": np.nan}, "learning_rate must be at least 0, not nan"),
-    ({"learning_rate": "big"}, "learning_rate must be at least 0, not 'big'"),
-    ({"weight_decay": -1}, "weight_decay must be at least 0, not -1"),
-    ({"label_smoothing": 2}, "label_smoothing must be between 0 and 1, not 2"),
-    ({"mixup": -0.2}, "mixup must be at least 0, not -0.2"),
-    ({"warmup_fraction": 3}, "warmup_fraction must be between 0 and 1, not 3"),
-    ({"warmup_steps": -1}, "warmup_steps must be at least 0, not -1"),
+    ({"learning_rate": -0.1}, "learning_rate must be a finite number at least 0, not -0.1"),
+    ({"learning_rate": np.nan}, "learning_rate must be a finite number at least 0, not nan"),
+    ({"learning_rate": "big"}, "learning_rate must be a finite number at least 0, not 'big'"),
+    ({"learning_rate": "1e-2"}, "learning_rate must be a finite number at least 0, not '1e-2'"),
+    ({"weight_decay": -1}, "weight_decay must be a finite number at least 0, not -1"),
+    ({"label_smoothing": 2}, "label_smoothing must be a number between 0 and 1, not 2"),
+    ({"mixup": -0.2}, "mixup must be a finite number at least 0, not -0.2"),
+    ({"warmup_fraction": 3}, "warmup_fraction must be a number between 0 and 1, not 3"),
+    ({"warmup_steps": -1}, "warmup_steps must be a finite number at least 0, not -1"),
     ({"seed": 1.5}, "seed must be a whole number from 0 to .*, not 1.5"),
     ({"seed": 2**31}, "seed must be a whole number from 0 to .*, not 2147483648"),
     ({"seed": True}, "seed must be a whole number from 0 to .*, not True"),
-    ({"epochs": 0}, "epochs must be positive, not 0"),
+    ({"epochs": 0}, "epochs must be a finite number above 0, not 0"),
     ({"num_steps": -3}, "num_steps must be at least 1 and a whole number, not -3"),
     ({"augment_operations": 3}, "augment_operations must be 0, 1 or 2, not 3"),
     ({"augment_operations": 0.5}, "augment_operations must be 0, 1 or 2, not 0.5"),
-    ({"augment_magnitude": 21}, "augment_magnitude must be between 0 and 20, not 21"),
+    ({"augment_magnitude": 21}, "augment_magnitude must be a number between 0 and 20, not 21"),
     ({"sam_radius": 0.1}, r"Training\(sam=False\) does not fit sam_radius=0.1"),
 ]
 
@@ -96,7 +97,12 @@ BAD_DATA = [
     (TRAINING, DATA | {"label": DATA["label"] + 1}, "labels must be 0 to 2, but they go from 1 to 3"),
     (TRAINING, DATA | {"label": DATA["label"] - 1}, "labels must be 0 to 2, but they go from -1 to 1"),
     (TRAINING, DATA | {"label": np.full((8, CLASSES), np.nan, np.float32)}, "targets must be finite"),
-    (TRAINING, DATA | {"label": np.ones((8, 4), np.float32)}, r"targets must be \[N, 3\], not \[\d, 4\]"),
+    (
+        TRAINING,
+        DATA | {"label": DATA["label"] / 1.0},
+        r"give labels.astype\(int\), .* float64 \[\d\]",
+    ),
+    (TRAINING, DATA | {"label": np.ones((8, 4), np.float32)}, r"targets must be \[N, 3\], not float32 \[\d, 4\]"),
     (
         TRAINING,
         DATA | {"label": DATA["label"][:, None]},
@@ -147,6 +153,50 @@ def test_weights(enter, params, message):
         enter(TRAINING, params, DATA, NUMBERS)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("place", ["start weights", "data"])
+def test_nan_and_infinity(enter, place, value):
+    data = DATA | {"image": np.zeros((8, 4), np.float32)}
+    params = {"head": {"kernel": START["head"]["kernel"].copy()}}
+    (params["head"]["kernel"] if place == "start weights" else data["image"])[2, 1] = value
+    if place == "data" and enter in (ENTRIES["fit on batches"], ENTRIES["lanes"], ENTRIES["sweep of batches"]):
+        return  # streamed data are not read ahead
+    named = "head/kernel of the start weights" if place == "start weights" else "image of the data"
+    with pytest.raises(ValueError, match=rf"NaN or infinity, from which nothing can be learnt, in\n  {named}$"):
+        enter(FLOATS, params, data, NUMBERS)
+
+
+def test_the_head_of_lp_ft_is_a_place_or_a_regex():
+    made = [lp_ft(TRAINING, START, DATA, head=head, probe=NUMBERS, batch_size=BATCH) for head in ("head", "head/.*")]
+    jax.tree.map(np.testing.assert_array_equal, *made)
+
+
+@pytest.mark.parametrize("place", ["a_file", "a_file/below", "/proc/x"])
+def test_a_directory_that_cannot_be(place, tmp_path):
+    (tmp_path / "a_file").touch()
+    with pytest.raises(OSError, match=r"cannot write /proc/x: |must be a folder, and .*a_file is a file"):
+        fit(TRAINING, START, DATA, batch_size=BATCH, directory=tmp_path / place)
+
+
+def test_a_probe_on_features_looks_for_nan_too():
+    start = {"head": {"kernel": np.full((4, CLASSES), np.nan, np.float32)}}
+    with pytest.raises(ValueError, match="head/kernel of the start weights"):
+        lp_ft(TRAINING, start, DATA, head="head", probe={}, features=network, batch_size=BATCH)
+
+
+def test_divergence_is_said(caplog, capsys):
+    given = {"batch_size": BATCH, "optimizer": optax.sgd}
+
+    def explodes(params, batch, key):
+        return (1e30 * params["head"]["kernel"] ** 3).sum()
+
+    made = fit(explodes, START, DATA, hyperparameters={"learning_rate": 1e30, "num_steps": 2}, **given)
+    assert not np.isfinite(made["params"]["head"]["kernel"]).all()
+    assert caplog.messages == ["the training diverged: NaN or infinity in head/kernel"]
+    sweep(explodes, START, DATA, [{"learning_rate": 1e30, "num_steps": 2}], **given)
+    assert "member_00: loss -inf at the last of 2 steps, diverged, and no soup will take it" in capsys.readouterr().out
+
+
 def sizes(**changed):
     return lambda: fit(TRAINING, START, DATA | changed, batch_size=BATCH)
 
@@ -156,6 +206,15 @@ def sizes(**changed):
     [
         (sizes(label=DATA["label"][:7]), "the data differ in number: {'image': 8, 'label': 7}"),
         (sizes(label=np.float32(1)), "arrays with one row for each example, but not label"),
+        (
+            sizes(label=DATA["label"].tolist()),
+            "label/1, label/2 and 5 more: make arrays of the lists label",
+        ),
+        (
+            lambda: fit(TRAINING, START, (DATA["image"], [0] * 8), batch_size=4),
+            "of the lists 1 with numpy.asarray",
+        ),
+        (sizes(**{name: array[:0] for name, array in DATA.items()}), "the data are empty"),
         (lambda: fit(TRAINING, START, DATA), "data in memory need a batch_size"),
         (lambda: fit(TRAINING, START, DATA, batch_size=4, steps=1, epochs=1), "both say how long to train"),
         (lambda: fit(TRAINING, START, DATA, batch_size=9), "between 1 and 8 examples .all there are., not 9"),
@@ -169,6 +228,16 @@ def sizes(**changed):
         (lambda: fit(TRAINING, START, iter(batches(DATA))), "batches that have no length need a number of steps"),
         (lambda: sweep(TRAINING, START, batches(DATA), [{}]), "batches of the members come from a function"),
         (lambda: sweep(TRAINING, START, DATA, [{}, {"seed": 0}], batch_size=4), r"members \[0, 1\] are the same"),
+        (lambda: sweep(TRAINING, START, DATA, {}, batch_size=4), "members are a list of dicts, .* not {}"),
+        (lambda: sweep(TRAINING, START, DATA, [3], batch_size=4), "members are a list of dicts, .* not 3"),
+        (
+            lambda: sweep(TRAINING, START, DATA, [{}], "here", batch_size=4),
+            r"pool must be a pool: give soups.Pool\('here'",
+        ),
+        (
+            lambda: sweep(TRAINING, START, DATA, [{}], averages={"ema": "here"}, batch_size=4),
+            r"averages\['ema'\] must be a pool: give soups.Pool\('here'",
+        ),
         (lambda: sweep(TRAINING, START, DATA, [], batch_size=4), "a sweep needs at least one member"),
         (
             lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mode="pmap"),
@@ -201,10 +270,10 @@ def test_sizes_and_kinds(call, message):
     [
         ({"loss": 3}, r"loss must be a function loss\(params, batch, key\), not a int"),
         ({"optimizer": "adam"}, "optimizer must be an optax transformation, or a function .* not a str"),
-        ({"clip_norm": -1}, "clip_norm must be positive, not -1"),
-        ({"ema_decay": 1.5}, "ema_decay must be at least 0 and below 1, not 1.5"),
-        ({"swa_start": 5}, "swa_start must be at least 0 and below 1, not 5"),
-        ({"ema_decays": (0.9, 1.0)}, "ema_decays must be at least 0 and below 1, not 1.0"),
+        ({"clip_norm": -1}, "clip_norm must be a finite number above 0, not -1"),
+        ({"ema_decay": 1.5}, "ema_decay must be a number at least 0 and below 1, not 1.5"),
+        ({"swa_start": 5}, "swa_start must be a number at least 0 and below 1, not 5"),
+        ({"ema_decays": (0.9, 1.0)}, "ema_decays must be a number at least 0 and below 1, not 1.0"),
         ({"ema_decays": (0.9, 0.9)}, "ema_decays names a decay twice"),
         ({"accumulate": 0}, "accumulate must be at least 1 and a whole number, not 0"),
         ({"accumulate": 1.5}, "accumulate must be at least 1 and a whole number, not 1.5"),

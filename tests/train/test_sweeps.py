@@ -151,3 +151,27 @@ def test_a_member_that_diverged_is_kept_and_not_measured(into, tmp_path, capsys)
 
 def test_a_long_curve_is_kept_as_the_means_of_its_parts():
     assert sweeps._curve(np.arange(200.0)) == (4 * np.arange(50) + 1.5).tolist()
+
+
+def test_one_sweep_at_a_time_trains_for_a_pool(into, tmp_path):
+    pool, averaged = Pool(tmp_path / "pool"), Pool(tmp_path / "averaged")
+
+    def again(name, result):
+        with pytest.raises(BlockingIOError, match=r"another sweep writes to .*pool: process"):
+            into(Pool(pool.path), MEMBERS[2:4], on_member=kill)
+        with pytest.raises(BlockingIOError, match=r"another sweep writes to .*averaged: process"):
+            into(Pool(tmp_path / "other"), MEMBERS[:1], averages={"ema": averaged}, on_member=kill)
+
+    into(pool, (member for member in MEMBERS[:1]), averages={"ema": averaged}, on_member=again)
+    into(pool, MEMBERS[:2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["averaged", "pool"]
+
+
+def test_members_of_another_sweep_in_the_pool_are_named(tmp_path, capsys):
+    pool, said = Pool(tmp_path / "pool"), []
+    made = {"start": START, "training": TRAINING, "batch_size": BATCH}
+    for change in ({}, {"batch_size": 2}, {"training": dataclasses.replace(TRAINING, clip_norm=1.0)}, {}):
+        given = made | change
+        sweep(given["training"], given["start"], DATA, MEMBERS[:1], pool, batch_size=given["batch_size"])
+        said += re.findall(r"also holds (\d) members made otherwise", capsys.readouterr().out)
+    assert said == ["1", "2", "2"]
