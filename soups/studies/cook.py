@@ -11,8 +11,9 @@ from soups import arguments, tree
 from soups.data import pair_of
 from soups.files import local_path
 from soups.names import did_you_mean
+from soups.pool import Pool
 from soups.processes import on_first_process
-from soups.recipes import METHODS
+from soups.recipes import METHODS, Inputs
 from soups.studies import curves
 from soups.studies.kitchen import Kitchen
 from soups.studies.measuring import Examples, Row, unit_range
@@ -75,8 +76,8 @@ def cook(
             need a base that is not given; all of them are listed.
         OSError: the folder cannot be written, or another run works there.
     """
-    members = members if isinstance(members, Mapping) else arguments.as_mapping(members)
-    wanted = _wanted(recipes, base)
+    members = _members(members, base)
+    wanted = _wanted(recipes, base, len(members))
     splits = {
         name: _examples(name, data) for name, data in {"held_out": held_out, "test": test, **(shifts or {})}.items()
     }
@@ -94,6 +95,7 @@ def cook(
         mesh=mesh,
         preprocess=preprocess or unit_range,
     )
+    kitchen.check(_one_of(members))
     with held(directory):
         if (usable := len(kitchen.names)) < 2:
             raise ValueError(f"soups need two members of finite numbers and outputs; {usable} of {len(members)} are")
@@ -104,19 +106,41 @@ def cook(
     return results
 
 
+# --- What is given ----------------------------------------------------------------------------------------------------
+
+
+def _members(given, base) -> Mapping[str, tree.Tree]:
+    """Return members by name, whose structure, with that of the base, is looked at where no member is read for that."""
+    if isinstance(given, Pool) and not given:
+        Pool(given.path, must_exist=True)  # says that there is none
+    members = arguments.by_name(given)
+    if isinstance(members, dict):  # in memory
+        tree.check_same_structure(list(members.values()), [f"member {name}" for name in members], dtypes=False)
+    if base is not None:
+        pair = [tree.flatten(one) for one in (_one_of(members), base)]
+        tree.check_same_structure(pair, ["the members", "the base"], dtypes=False)
+    return members
+
+
+def _one_of(members) -> tree.Tree:
+    return members.structure if isinstance(members, Pool) else members[next(iter(members))]
+
+
 # --- What is asked for ------------------------------------------------------------------------------------------------
 
 _OWN = ("uniform", "greedy", "learned", "learned_per_leaf", "wise_ft", "ensemble")
 
 
-def _wanted(given, base) -> dict[str, Any]:
+def _wanted(given, base, number) -> dict[str, Any]:
     """Return what is cooked by title: the name of one of our own, a method with its settings, or a function."""
     if given is None:
         given = [name for name in RECIPES if name != "wise_ft" or base is not None]
+    if isinstance(given, str) or callable(given) or _is_pair(given):
+        given = [given]
     titled = given.items() if isinstance(given, Mapping) else ((_title(one), one) for one in given)
     wanted, problems = {}, []
     for title, one in titled:
-        found = one if callable(one) or one in _OWN else _method(one, base, problems)
+        found = one if callable(one) or one in _OWN else _method(one, base, number, problems)
         if one == "wise_ft" and base is None:
             problems.append("wise_ft needs a base")
         if title in wanted or (isinstance(found, str) and found in wanted.values()):
@@ -136,7 +160,7 @@ def _title(one):
     return ", ".join([str(name), *(f"{key} = {value}" for key, value in settings.items())])
 
 
-def _method(one, base, problems):
+def _method(one, base, number, problems):
     name, settings = (one, {}) if isinstance(one, str) else one if _is_pair(one) else (None, None)
     if name not in METHODS:
         known = [*_OWN, *METHODS]
@@ -150,7 +174,22 @@ def _method(one, base, problems):
         problems.append(f"{name} needs a base")
     unknown = [key for key in settings if key not in method.defaults]
     problems += [f"{name} has no setting {key!r}{did_you_mean(key, method.defaults)}" for key in unknown]
+    if method.single or method.beside:
+        problems.append(f"{name} takes other things than members: call it in a function(members) of yours")
+    elif not unknown:
+        problems += _wrong_settings(method, settings, Inputs(number + (method.base == "first"), base is not None))
     return method, dict(settings)
+
+
+def _wrong_settings(method, settings, inputs) -> list[str]:
+    # values for each member are looked at when it is known which are finite
+    several = Mapping | list | tuple | np.ndarray
+    shared = {n: value for n, value in settings.items() if n not in method.marks and not isinstance(value, several)}
+    try:
+        method.recipe(inputs, **shared)
+    except (ValueError, TypeError) as error:
+        return [f"{method.name}: {error}"]
+    return []
 
 
 def _is_pair(one):
@@ -159,7 +198,13 @@ def _is_pair(one):
 
 def _examples(name, data) -> Examples:
     inputs, labels = pair_of(data, name)
-    return Examples(inputs, np.asarray(labels), getattr(data, "class_groups", None))
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{name}: labels must be integers [N], the numbers of classes, not {labels.dtype} of shape {labels.shape}; "
+            "of what is no class make soups by soups.greedy(members, soups.evaluate.Evaluator(..., metrics=[...]))"
+        )
+    return Examples(inputs, labels, getattr(data, "class_groups", None))
 
 
 def _check_names(shifts):

@@ -17,6 +17,7 @@ import soups
 from soups import tree
 from soups.data import batch_indices
 from soups.evaluate import greedy_ensemble
+from soups.plugins import blamed
 from soups.pool import Pool, digest
 from soups.progress import counted, say
 from soups.studies.measuring import Logits, Measuring, Row, best_of
@@ -179,8 +180,13 @@ class Kitchen(Measuring):
             return method(self.usable(), **settings, **({} if base is None or method.base is None else {"base": base}))
 
         if callable(recipe):  # what a function does cannot be compared with what it did
-            made = make()
-            params = made.params if isinstance(made, soups.Soup) else made
+            with blamed(f"recipe {title!r}", recipe):
+                made = make()
+                params = made.params if isinstance(made, soups.Soup) else made
+                if not jax.tree.leaves(params):
+                    raise ValueError(f"it must return weights or a soups.Soup, not a {type(made).__name__}")
+                pair = [tree.flatten(one) for one in (self.members[self.names[0]], params)]
+                tree.check_same_structure(pair, ["the members", "its weights"], dtypes=False)
             return self.soup_row(title, params, dict.fromkeys(self.names, 1 / len(self.names)))
         method, settings = recipe
         decided = {"method": method.name, "settings": settings, "base": None if base is None else digest(base)}

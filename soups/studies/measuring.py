@@ -1,5 +1,6 @@
 """Measure members and all else on every split, once, and make rows of it."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -15,6 +16,7 @@ import xxhash
 from soups import tree
 from soups.evaluate import Evaluator, LogitCache, accuracy, metrics
 from soups.evaluate.classification import NAMES
+from soups.plugins import blamed
 from soups.pool import Pool, digest
 from soups.progress import progress, say
 from soups.train.sharding import place
@@ -131,7 +133,28 @@ class Measuring:
     @functools.cached_property
     def evaluators(self) -> dict[str, Evaluator]:
         """Return one evaluator for each split."""
-        return {name: self.evaluator(data) for name, data in self.splits.items()}
+        found = {}
+        for name, data in self.splits.items():
+            with _about(name):
+                found[name] = self.evaluator(data)
+        return found
+
+    def check(self, params: tree.Tree) -> None:
+        """See, without computing, that each split and the network on weights of this structure can be measured.
+
+        Raises:
+            ValueError: inputs and labels that do not fit; a network that fails, or gives no logits.
+        """
+        if not callable(self.apply_fn):
+            found = type(self.apply_fn).__name__
+            raise ValueError(f"apply_fn must be a function (params, inputs) -> logits, not a {found}")
+        for name in self.evaluators:
+            one = np.asarray(self.splits[name].images[:1])
+            with blamed(f"apply_fn on an input of {name}", self.apply_fn):
+                logits = jax.eval_shape(lambda params, one: self.apply_fn(params, self.preprocess(one)), params, one)
+            if getattr(logits, "ndim", None) != 2:
+                found = list(logits.shape) if hasattr(logits, "shape") else f"a {type(logits).__name__}"
+                raise ValueError(f"apply_fn must give logits [B, C], not {found}")
 
     def evaluator(self, data: Any, **options: Any) -> Evaluator:
         """Return an evaluator of this network on other data, with other options."""
@@ -203,7 +226,8 @@ class Measuring:
         placed = functools.cache(lambda: self._placed(params()))  # once for all splits
 
         def of(split):
-            return self.evaluators[split].logits(placed())
+            with _about(split):
+                return self.evaluators[split].logits(placed())
 
         return {
             split: self.cache.get((key, self._key(split)), lambda split=split: of(split)) if kept else of(split)
@@ -392,6 +416,14 @@ class _Chosen(Mapping):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+@contextlib.contextmanager
+def _about(split):
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{split}: {error}") from error
 
 
 def _judged(logits, labels):

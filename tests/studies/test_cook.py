@@ -12,6 +12,7 @@ from soups.data import array_source
 from soups.studies import cook, kitchen, study
 from soups.studies.cook import _examples
 
+KERNEL = np.zeros((10, 3), np.float32)
 RECIPES = ["uniform", "greedy", "learned", "wise_ft", "ensemble", ("ties", {"density": 0.3})]
 
 
@@ -167,12 +168,80 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"recipes": []}, "no recipes were asked for"),
         ({"shifts": {"test": (np.zeros((2, 10)), [0, 1])}}, "a shift cannot be called 'test'"),
         ({"test": np.zeros(3)}, r"test must be a pair \(inputs, labels\), .*, not a ndarray"),
-        ({"members": 1}, "two members of finite numbers and outputs; 1 of 1 are"),
+        ({"recipes": "unifrom"}, "unknown recipe 'unifrom'.*did you mean 'uniform'"),
+        ({"recipes": [("ties", {"density": 5})]}, r"ties: density must be in \(0, 1\], not 5"),
+        ({"recipes": ["fisher"]}, r"fisher takes other things than members: call it in a function\(members\)"),
+        ({"base": {"kernel": KERNEL}}, "structure from the members:\n.*the base: bias is missing"),
+        ({"test": (np.zeros((0, 10)), np.zeros(0, int))}, "test: the dataset cannot be evaluated: it has no examples"),
+        ({"held_out": (np.zeros((64, 10)), np.zeros(5, int))}, "held_out: the dataset .*: 64 images have 5 labels"),
+        ({"shifts": {"far": (np.zeros((2, 10)), ["a", "b"])}}, "far: labels must be integers"),
+        ({"test": (np.zeros((2, 10)), np.zeros((2, 1)))}, r"test: labels .*float64 of shape \(2, 1\); .*Evaluator"),
     ],
 )
-def test_what_users_do_wrong_is_one_clear_error(kit, tmp_path, changes, message):
+def test_what_users_do_wrong_is_one_clear_error_before_anything_is_measured(kit, tmp_path, changes, message):
     base, members, splits = kit
-    members = dict(list(members.items())[: changes.get("members", 4)])
-    options = {"base": base, **splits, **{name: value for name, value in changes.items() if name != "members"}}
     with pytest.raises(ValueError, match=message):
-        cook(members, network, workdir=tmp_path, **options)
+        cook(members, network, workdir=tmp_path / "run", **{"base": base, **splits, **changes})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (lambda members: {"m0": members["m0"]}, "two members of finite numbers and outputs; 1 of 1 are"),
+        (lambda members: [members["m0"], {"kernel": members["m0"]["kernel"]}], "member 1: bias is missing"),
+        (lambda members: {}, "no members were given"),
+        (lambda members: members["m0"], "members are trees, but .* are arrays"),
+    ],
+)
+def test_members_that_do_not_fit_are_named(kit, tmp_path, members, message):
+    base, trees, splits = kit
+    with pytest.raises(ValueError, match=message):
+        cook(members(trees), network, workdir=tmp_path, base=base, **splits)
+
+
+def test_a_pool_that_is_not_there_is_named(kit, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"there is no pool at {tmp_path / 'nopool'}"):
+        cook(soups.Pool(tmp_path / "nopool"), network, workdir=tmp_path, **kit[2])
+
+
+@pytest.mark.parametrize(
+    ("apply_fn", "message"),
+    [
+        (None, "apply_fn must be a function .*, not a NoneType"),
+        (lambda params: params, "apply_fn on an input of held_out failed: .*positional argument"),
+        (lambda params, inputs: inputs @ params["kernel"].T, "apply_fn on an input of held_out failed: .*TypeError"),
+        (lambda params, inputs: (inputs, inputs), r"apply_fn must give logits \[B, C\], not a tuple"),
+        (
+            lambda params, inputs: network(params, inputs)[:, :2],
+            "held_out: the network gives 2 .* labels need at least 3",
+        ),
+    ],
+)
+def test_a_network_that_does_not_fit_is_named(kit, tmp_path, apply_fn, message):
+    _, members, splits = kit
+    with pytest.raises(ValueError, match=message):
+        cook(members, apply_fn, workdir=tmp_path, **splits)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (lambda members: None, "recipe 'mine' failed: .*must return weights or a soups.Soup, not a NoneType"),
+        (lambda: None, "recipe 'mine' failed: .*takes 0 positional arguments"),
+        (lambda members: {"kernel": members["m0"]["kernel"]}, "its weights: bias is missing"),
+    ],
+)
+def test_a_function_that_makes_no_soup_is_named(kit, tmp_path, recipe, message):
+    _, members, splits = kit
+    with pytest.raises(ValueError, match=message):
+        cook(members, network, workdir=tmp_path, recipes={"mine": recipe}, **splits)
+
+
+def test_one_recipe_needs_no_list(kit, tmp_path, undrawn):
+    _, members, splits = kit
+    found = [
+        [row["name"] for row in cook(members, network, workdir=tmp_path, recipes=one, **splits)["rows"]]
+        for one in ("uniform", ["uniform"])
+    ]
+    assert found[0] == found[1] and "uniform soup" in found[0]
