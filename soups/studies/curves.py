@@ -24,8 +24,10 @@ def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
         for count in counts:
             first = names[:count]
             made = {
-                "uniform soup": kitchen.measure(soups.uniform(kitchen.usable(first))),
-                "greedy soup": kitchen.measure(kitchen.greedy(f"greedy soup of {count}", first).params),
+                "uniform soup": kitchen.measure(kitchen.settled(soups.uniform(kitchen.usable(first)))),
+                "greedy soup": kitchen.measure(
+                    kitchen.settled(kitchen.greedy(f"greedy soup of {count}", first).params)
+                ),
                 "ensemble": kitchen.judge(kitchen.mixed(dict.fromkeys(first, 1.0 / count))),
                 "best on held-out": kitchen.measured[best_of({name: scores[name] for name in first})],
             }
@@ -99,4 +101,4 @@ def _finite(value):
 def _error(kitchen, examples):
     data, some = kitchen.held_out, slice(min(examples, len(kitchen.held_out.labels)))
     evaluator = kitchen.evaluator(Examples(data.images[some], data.labels[some], data.class_groups))
-    return lambda params: 1.0 - evaluator(params)["accuracy"]
+    return lambda params: 1.0 - evaluator(kitchen.settled(params))["accuracy"]

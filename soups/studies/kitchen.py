@@ -32,9 +32,11 @@ class Kitchen(Measuring):
     Attributes:
         device: where candidates of greedy soups are mixed; default: where the members are.
         about: what the records of soups say beside what they are made from.
+        reestimate: from averaged weights to the same with BatchNorm statistics of their own; default: none is known.
     """
 
     device: jax.Device | None = None
+    reestimate: Callable[[tree.Tree], tree.Tree] | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -59,7 +61,8 @@ class Kitchen(Measuring):
         `settings` all else that decides the result.
         """
         used = {name: self.digests[name] for name in (self.names if ingredients is None else ingredients)}
-        origin = {"title": title, "members": used, "settings": dict(settings or {}), "soups": soups.__version__}
+        settings = dict(settings or {}) | self._statistics
+        origin = {"title": title, "members": used, "settings": settings, "soups": soups.__version__}
         place = self.prefix + slug(title)
         if place in self.kept and self.kept.record(place)["metadata"].get("origin") != origin:
             self.kept.remove(place)
@@ -68,8 +71,24 @@ class Kitchen(Measuring):
             record = {"ingredients": dict.fromkeys(used, 1 / len(used))}
             if isinstance(made, soups.Soup):
                 made, record = made.params, made.record()
-            self.kept.add(place, made, {"origin": origin, **self.about, **record})
+            self.kept.add(place, self.settled(made), {"origin": origin, **self.about, **record})
         return self.kept[place], self.kept.record(place)["metadata"]
+
+    def settled(self, averaged: tree.Tree) -> tree.Tree:
+        """Return averaged weights with BatchNorm statistics of their own, or as they are: then that is said, once."""
+        if self.reestimate is not None:
+            return self.reestimate(averaged)
+        if isinstance(averaged, Mapping) and "batch_stats" in averaged and not self._said:
+            self._said.append(True)
+            say(
+                "soups get the mean of their members' BatchNorm statistics, which mostly is not their own: "
+                "soups.models.reestimate_batch_stats measures it, in soups.cook in a function(members) as a recipe"
+            )
+        return averaged
+
+    @functools.cached_property
+    def _said(self):
+        return []
 
     def soup_row(self, title, params, ingredients, *, selection=0, training=0) -> Row:
         """Measure a soup."""
@@ -123,7 +142,7 @@ class Kitchen(Measuring):
         decided = {"members": {name: self.digests[name] for name in names}, **self._selecting, "order": order}
         return soups.greedy_speculative(
             self.usable(names),
-            self.scores_of,
+            lambda candidates: self.scores_of([self.settled(one) for one in candidates]),
             width=self.width,
             scores=None if order else {name: self.scores[name] for name in names},
             order=order,
@@ -206,6 +225,7 @@ class Kitchen(Measuring):
         rows = []
         for alpha in alphas:
             params = soups.wise_ft(self.members[best], base=base, alpha=alpha)
+            params = self.settled(params) if 0 < alpha < 1 else params
             used = {best: alpha, called: 1.0 - alpha}
             found = self.measure(params)
             place = {"group": "curve", "of": {"alpha": alpha}}
@@ -243,7 +263,11 @@ class Kitchen(Measuring):
 
     @property
     def _selecting(self):
-        return {"held_out": self.data_digests["held_out"], "network": self.network_digest}
+        return {"held_out": self.data_digests["held_out"], "network": self.network_digest, **self._statistics}
+
+    @property
+    def _statistics(self):
+        return {} if self.reestimate is None else {"batch_stats": "re-estimated"}
 
 
 def slug(title: str) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -130,7 +130,7 @@ class FineTuned(Trained):
             settings = self.hyperparameters(best)
             made = self.result(f"averages of {best}", start, self.task.train, settings, **config)["averages"]
             for kind, name in names.items():
-                self.kept(self.results, name, lambda kind=kind: tree.cast_like(made[kind], start))
+                self.kept(self.results, name, lambda kind=kind: kitchen.settled(tree.cast_like(made[kind], start)))
 
         def row(kind, name):
             found = kitchen.measure(self.results[self.name(name)])
@@ -175,7 +175,28 @@ class FineTuned(Trained):
             batch_size=self.config["evaluate"]["batch_size"],
             mesh=self.data_mesh,
             reference=reference,
+            reestimate=self._reestimate if "batch_stats" in self.pool.structure else None,
         )
+
+    @functools.cached_property
+    def _reestimate(self):
+        return reestimation(self.network, self.task.train, self.config["evaluate"]["batch_size"])
+
+
+def reestimation(network: models.Network, data: Dataset, batch_size: int, most: int = 2000) -> Callable:
+    """Return the function that measures the BatchNorm statistics of weights anew, on images spread over the data."""
+    rows = np.linspace(0, len(data) - 1, min(most, len(data))).astype(int)
+    images = data.images[rows].astype(np.float32) / np.float32(255)
+    batches = np.array_split(images, -(-len(images) // batch_size))  # even ones
+    stats = models.running_stats_fn(lambda params, inputs: network.trained(params, inputs, jax.random.key(0))[1])
+
+    def measured(params):
+        old, fresh = params["batch_stats"], models.reestimate_batch_stats(stats, params, batches)
+        # those that training leaves as they are cannot be measured
+        mended = jax.tree.map(lambda new, old: new if np.isfinite(new).all() else old, fresh["batch_stats"], old)
+        return {**params, "batch_stats": mended}
+
+    return measured
 
 
 def arrays_of(data: Dataset | Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
