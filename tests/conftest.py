@@ -46,8 +46,9 @@ def pytest_collection_modifyitems(items):
 
 def pytest_sessionstart(session):
     """Refuse to run on fewer devices than the sharding tests are about."""
-    # a shell that starts the tests in the background lets them and what they start ignore it
+    # a shell that starts the tests in the background, or nohup, lets them and what they start ignore these
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     gc.set_threshold(100_000, 20, 100)  # compiled programs are millions of objects that stay
     if jax.default_backend() == "cpu" and len(jax.devices()) != 8:
         raise pytest.UsageError(f"the tests need 8 CPU devices, JAX started with {len(jax.devices())}")
