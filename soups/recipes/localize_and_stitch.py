@@ -68,7 +68,7 @@ def localize(
     l1_strength = arguments.check_within("l1_strength", l1_strength, "[0, inf)")
     arguments.check_takes("loss_fn", loss_fn, "params, batch")
     # on the device once, not for every batch
-    vectors, start = jax.tree.map(jnp.asarray, (_task_vector(member, base, only), base))
+    vectors, start = jax.device_put((_task_vector(member, base, only), base))
     first = tree.flatten(localize_dataless(member, base=base, density=density, only=only))
     masks = {name: jnp.where(first[name], np.float32(START), np.float32(-START)) for name in vectors}
     step = functools.partial(_step, learning_rate=learning_rate, l1_strength=l1_strength, released=update == "released")

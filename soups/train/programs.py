@@ -76,7 +76,7 @@ def in_programs(
 def _on_all(mesh, arrays, spec):
     """Put arrays that every process holds on the devices of all of them; one process leaves that to its program."""
     if mesh is None or jax.process_count() == 1:
-        return jax.tree.map(jnp.asarray, arrays)
+        return jax.device_put(arrays)  # asarray compiles a program for each shape
     return on_devices(arrays, NamedSharding(mesh, spec))
 
 
