@@ -190,7 +190,7 @@ def test_a_users_method_is_one_of_all(plugin, models, tmp_path, capsys):
     capsys.readouterr()
     assert main(["merge", "--plugin", str(plugin), "--methods"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "sign_mean" in printed and "with the sign of the weighted sum" in printed
+    assert "sign_mean" in printed and "move each element by the mean magnitude" in printed
 
 
 def test_a_name_that_is_taken_is_an_error(plugin, tmp_path, capsys):

@@ -5,11 +5,11 @@ import pathlib
 import time
 
 import jax
-import xxhash
 
 from soups import tree
 from soups.cli.pool import size_of
 from soups.cli.show import say
+from soups.formats.mapping import hash_files
 from soups.formats.text import read_json
 from soups.models.import_weights import imported_members
 from soups.pool import Pool
@@ -53,7 +53,7 @@ def _is_there(pool, name, file, arch):
     metadata = pool.record(name)["metadata"]
     source = metadata.get("source", {})
     same = metadata.get("arch") == arch and source.get("size") == _size(file)
-    if not same or source.get("xxh3_128") != _digest(file):
+    if not same or source.get("xxh3_128") != hash_files(*_parts(file)):
         raise ValueError(f"the pool {pool.path} has a member {name!r} that is not {file} as {arch}: rename one of them")
     return True
 
@@ -63,20 +63,11 @@ def _structure(params):
 
 
 def _source(file):
-    return {"file": str(file.absolute()), "size": _size(file), "xxh3_128": _digest(file)}
+    return {"file": str(file.absolute()), "size": _size(file), "xxh3_128": hash_files(*_parts(file))}
 
 
 def _size(file):
     return sum(part.stat().st_size for part in _parts(file))
-
-
-def _digest(file):
-    digest = xxhash.xxh3_128()
-    for part in _parts(file):
-        with open(part, "rb") as content:
-            while block := content.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _parts(path):

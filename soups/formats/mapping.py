@@ -1,10 +1,12 @@
-"""Map files into memory without keeping them open."""
+"""Map files into memory without keeping them open, and hash them."""
 
 import ctypes
 import mmap
 import os
+import pathlib
 
 import numpy as np
+import xxhash
 
 # Python's mmap keeps a descriptor open for every mapping, and a few mapped members with hundreds of leaves would use up
 # the usual limit of 1024. The system's own mmap needs none.
@@ -30,6 +32,21 @@ def mapped(path: str | os.PathLike, size: int) -> np.ndarray:
         return np.asarray(_Mapping(descriptor, size, path))
     finally:
         os.close(descriptor)
+
+
+def hash_files(*paths: pathlib.Path) -> str:
+    """Return the XXH3 (128 bits, hexadecimal) of the bytes of files, one after the other.
+
+    Raises:
+        FileNotFoundError: no file is there; a pipe, which would be waited for, is none.
+    """
+    digest = xxhash.xxh3_128()
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        size = path.stat().st_size
+        digest.update(mapped(path, size) if size > 1 << 16 else path.read_bytes())
+    return digest.hexdigest()
 
 
 class _Mapping:

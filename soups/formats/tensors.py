@@ -102,12 +102,10 @@ class Tensors(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Tensors):
-    """Return the tensors of a checkpoint by name, without reading them until asked; none has a digest.
+    """Be the `Tensors` of a file or folder: leaves in file order, shard after shard, none with a digest.
 
-    `leaves`: in file order, shard after shard, by offset. `metadata`: strings that the files carry. `aliases`: tied
-    tensors, from each name that is left out to the name in `leaves` that has its values. `sizes`: the files' sizes when
-    their headers were read. `notes`: with the entries of a torch file that are no weights (of a TorchScript archive the
-    last parts of their names, each once). `keys`: of an Orbax checkpoint, whose names join them with "/".
+    `notes`: with the entries of a torch file that are no weights (of a TorchScript archive the last parts of their
+    names, each once). `keys`: of an Orbax checkpoint, whose names join them with "/".
     """
 
     path: pathlib.Path
@@ -122,11 +120,9 @@ class Checkpoint(Tensors):
     digests = types.MappingProxyType({})  # none is known before a file is read
 
     def making(self, name: str) -> int:
-        """Count the bytes of memory that it takes to make a tensor; 0 where it is mapped."""
         return self._leaf(name).making
 
     def chunk_rows(self, name: str) -> int:
-        """Return how many indices of the first axis a row of chunks has; 0 for a tensor that is read whole."""
         return self._leaf(name).chunk_rows
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:

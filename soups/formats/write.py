@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from soups.files import cannot_write, replace_file, sweep_unfinished, sync_folder, unfinished
 from soups.formats import safetensors
+from soups.formats.mapping import hash_files
 from soups.formats.text import read_json
 from soups.names import check_name
 from soups.workers import in_threads
@@ -123,7 +123,7 @@ class Writer:
         file = self._files[shard]
         file.check_whole()
         # the bytes are in memory still: they are read while the disk writes them
-        digest, _ = in_threads(lambda step: step(), [lambda: _digest(file.path), file.finish])
+        digest, _ = in_threads(lambda step: step(), [lambda: hash_files(file.path), file.finish])
         replace_file(_note(file), json.dumps({"xxh3_128": digest}))
         self._done.add(shard)
 
@@ -296,22 +296,11 @@ def _is_noted(file):
     """Compare a shard with its note and with the layout that it should have."""
     try:
         note = read_json(_note(file))
-        if file.path.stat().st_size != file.size:
-            return False
         with open(file.path, "rb") as stream:
-            if stream.read(len(file.header)) != file.header:
-                return False
+            fits = file.path.stat().st_size == file.size and stream.read(len(file.header)) == file.header
+        return fits and note.get("xxh3_128") == hash_files(file.path)
     except (OSError, ValueError):
         return False
-    return note.get("xxh3_128") == _digest(file.path)
-
-
-def _digest(path):
-    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(8 << 20))
-    with open(path, "rb", buffering=0) as stream:
-        while size := stream.readinto(buffer):
-            digest.update(buffer[:size])
-    return digest.hexdigest()
 
 
 # --- Layout ---

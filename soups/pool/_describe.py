@@ -12,11 +12,12 @@ import numpy as np
 import xxhash
 
 from soups import engine
-from soups.arrays import as_bytes
+from soups.arrays import as_bytes, is_float
+from soups.formats.mapping import hash_files
 from soups.formats.tensors import listed, nested
 from soups.lazy import orbax
 from soups.pool import _paths
-from soups.pool._member import Member, hash_file, relative_files, stored_name
+from soups.pool._member import Member, relative_files, stored_name
 from soups.tree import Tree
 
 _PACKAGES = ("soups", "jax", "flax", "orbax-checkpoint", "numpy")
@@ -56,7 +57,7 @@ def describe(directory: pathlib.Path, flat: _paths.Flat) -> dict:
         "digest": _digest_of_leaves(leaves),
         "leaves": leaves,
         "empty": flat.empty,
-        "files": {file: hash_file(directory / file) for file in relative_files(directory)},
+        "files": {file: hash_files(directory / file) for file in relative_files(directory)},
     }
 
 
@@ -154,7 +155,7 @@ def _digest_of_leaves(leaves):
 
 def _finite(array):
     flat = array.reshape(-1)
-    return not _paths.is_float(array.dtype) or all(
+    return not is_float(array) or all(
         np.isfinite(flat[start : start + engine.BLOCK]).all() for start in range(0, flat.size, engine.BLOCK)
     )
 

@@ -8,9 +8,8 @@ import types
 from typing import Any
 
 import numpy as np
-import xxhash
 
-from soups.formats.mapping import mapped
+from soups.formats.mapping import hash_files, mapped
 from soups.formats.tensors import Leaf
 from soups.lazy import orbax
 from soups.names import bounded, check_name, shown
@@ -92,11 +91,9 @@ class Member:
         return self._array(name, ...) if name in self._raw else self.read(name)
 
     def making(self, name: str) -> int:
-        """Count the bytes that it takes to make a leaf: 0 where it is mapped."""
         return 0 if self._is_mapped(name) else self._stored(name).making
 
     def chunk_rows(self, name: str) -> int:
-        """Return how many indices of the first axis a row of a leaf's chunks has; 0 for one that is read whole."""
         return 0 if self._is_mapped(name) else self._stored(name).chunk_rows
 
     def load(self) -> Tree:
@@ -198,7 +195,7 @@ class Member:
 
     def _problem(self, file):
         try:
-            actual = hash_file(self.path / file)
+            actual = hash_files(self.path / file)
         except FileNotFoundError:
             return self._described(file, _MISSING)
         return None if actual == self.record["files"][file] else self._described(file, _DIFFERS)
@@ -226,18 +223,6 @@ def nested(record: dict, values: dict[str, Any]) -> Tree:
 def stored_name(entry: dict) -> str:
     """Return the name that a leaf has in its checkpoint."""
     return entry.get("stored") or "/".join(entry["keys"])
-
-
-def hash_file(path: pathlib.Path) -> str:
-    """Return the XXH3 (128 bits, hexadecimal) of a file's bytes.
-
-    Raises:
-        FileNotFoundError: no file is there; a pipe, which would be waited for, is none.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    size = path.stat().st_size
-    return xxhash.xxh3_128_hexdigest(mapped(path, size) if size > 1 << 16 else path.read_bytes())
 
 
 def relative_files(directory: pathlib.Path) -> list[str]:

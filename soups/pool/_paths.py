@@ -99,11 +99,6 @@ def by_exact_name(tree: Tree) -> dict[str, Any]:
     return {exact_name(map(_key, path)): leaf for path, leaf in pairs}
 
 
-def is_float(dtype) -> bool:
-    """Say whether leaves of this dtype are averaged, rather than copied."""
-    return np.dtype(dtype).name.startswith(("float", "bfloat", "complex"))
-
-
 def is_number(dtype) -> bool:
     """Say whether a dtype is that of numbers or booleans, those of few bits included."""
     return _NUMERIC.fullmatch(dtype.name) is not None

@@ -30,7 +30,6 @@ def activation_matching(
         activations_a: from each permutation's name to activations [..., units], mostly after the nonlinearity; or
             batches of such mappings, each read once.
         activations_b: those of the other network, of the same inputs in the same order.
-        statistic: "correlation" or "inner_product".
 
     Raises:
         ValueError: an unknown statistic, no batches, other numbers of batches, other names or shapes, NaN or

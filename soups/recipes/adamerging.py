@@ -38,15 +38,12 @@ def adamerging(
     the number of members, which stay where they are.
 
     Args:
-        members: a sequence or mapping of trees, or a pool: one fine-tuned network for each task.
-        base: the weights that they were fine-tuned from.
+        members: one fine-tuned network for each task.
         apply_fn: gives the logits [B, C] of weights on inputs, with a fixed head; one for all tasks or one for each.
         batches: for each member the batches of inputs of its task, one for each step (the published code takes two of
             16); gone through again when they end.
         per: "member" for one coefficient for each member, "leaf" for one for each leaf and member, which is better.
-        steps: of the optimizer.
         learning_rate: of Adam with its usual constants.
-        initial: coefficient to start from.
         clip: use min(max(λ, 0), 1), as the published code does.
 
     Returns:
@@ -85,9 +82,6 @@ def adamerge(
 
     AdaMerging++ is this on task vectors that TIES has trimmed to the largest 20 % and to the elected signs.
     `task_vectors`: trees with the names and shapes of `base`, in any float dtypes. All else is as in `adamerging`.
-
-    Raises:
-        ValueError: as `adamerging`.
 
     Yang et al., "AdaMerging: Adaptive model merging for multi-task learning", 2023, arXiv 2310.02575.
     """

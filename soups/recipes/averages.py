@@ -10,12 +10,7 @@ from soups.names import check_name
 from soups.recipes.declare import Inputs, method, python_only
 
 
-@method(
-    takes_complex=True,
-    title="uniform soup",
-    summary="the mean of the members: the uniform soup",
-    paper="Wortsman et al. 2022, 2203.05482",
-)
+@method(takes_complex=True, title="uniform soup")
 def uniform(inputs: Inputs) -> Recipe:
     """Average all members with equal weights: the uniform soup.
 
@@ -31,15 +26,9 @@ def uniform(inputs: Inputs) -> Recipe:
     return Recipe(lambda part, _: arrays.mean_of(part.leaves), propagates=True)
 
 
-@method(
-    per_member=("weights",),
-    takes_complex=True,
-    title="weighted average",
-    summary="weighted average of the members: the uniform soup where all weights are 1",
-    paper="Wortsman et al. 2022, 2203.05482",
-)
+@method(per_member=("weights",), takes_complex=True, title="weighted average")
 def linear(inputs: Inputs, *, weights=1.0, normalize: bool = True) -> Recipe:
-    """Average members with weights.
+    """Average members with weights: the uniform soup where all are 1.
 
     θ = Σ_i w_i θ_i, divided by Σ_i w_i with `normalize`.
 
@@ -50,13 +39,9 @@ def linear(inputs: Inputs, *, weights=1.0, normalize: bool = True) -> Recipe:
     return Recipe(lambda part, _: arrays.mix(part.leaves, shares), propagates=True)
 
 
-@method(members=(1, 1), per_member=("scale",), takes_complex=True, title="passthrough", summary="copy one member")
+@method(members=(1, 1), per_member=("scale",), takes_complex=True, title="passthrough")
 def passthrough(inputs: Inputs, *, scale: float = 1.0) -> Recipe:
-    """Copy the only member, times a scale.
-
-    Raises:
-        ValueError: not one member; NaN or infinity.
-    """
+    """Copy the only member, times a scale."""
     return Recipe(lambda part, _: part.leaves[0] * arrays.scalar(scale[0], part.leaves[0]), propagates=True)
 
 

@@ -16,12 +16,7 @@ from soups.recipes.sparsify import masked
 SCOPES = ("model", "leaf")
 
 
-@method(
-    base="required",
-    title="SCE",
-    summary="keep where members vary most, weigh members by their energy there, elect signs",
-    paper="Wan et al. 2024, 2408.07990",
-)
+@method(base="required", title="SCE")
 def sce(inputs: Inputs, *, select_topk: float = 1.0) -> Recipe:
     """Select the elements that vary most, weigh members by their energy there, erase the minority sign (SCE).
 
@@ -64,13 +59,7 @@ def sce(inputs: Inputs, *, select_topk: float = 1.0) -> Recipe:
     return Recipe(merge, measure)
 
 
-@method(
-    base="required",
-    per_member=("threshold",),
-    title="consensus",
-    summary="keep what several members need by their TALL masks",
-    paper="Wang et al. 2024, 2405.07813",
-)
+@method(base="required", per_member=("threshold",), title="consensus")
 def consensus(inputs: Inputs, *, threshold=0.4, votes: int = 2, scale=0.3) -> Recipe:
     """Keep the elements of the summed task vectors that several members need (Consensus Merging).
 
@@ -95,13 +84,7 @@ def consensus(inputs: Inputs, *, threshold=0.4, votes: int = 2, scale=0.3) -> Re
     return Recipe(merge)
 
 
-@method(
-    base="required",
-    per_member=("scale",),
-    title="PCB",
-    summary="let parameters compete within and between members",
-    paper="Du et al. 2024, 2410.02396",
-)
+@method(base="required", per_member=("scale",), title="PCB")
 def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model") -> Recipe:
     """Balance the competition of elements within and between task vectors, drop the low scores (PCB-Merging).
 
@@ -111,16 +94,11 @@ def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model"
     the paper's formulas; the program published with it has tanh, clipped quantiles and a second normalisation instead.
     Each pair of members has a softmax with a range of its own, so the time grows with the square of their number.
 
-    Args:
-        members: a sequence of trees, a mapping from names to trees, or a pool.
-        base: the weights that all members were fine-tuned from.
-        density: r in the paper, searched on held-out data with λ.
-        scale: λ, one or one for each member.
-        scope: over what elements compete: the "model" or each "leaf".
+    The paper searches density and λ, the scale, on held-out data. `scope`: elements compete over the "model" or each
+    "leaf".
 
     Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, a density outside (0, 1], not one scale for each
-            member, an unknown scope.
+        ValueError: a density outside (0, 1], not one scale for each member, an unknown scope.
 
     Du et al., "Parameter competition balancing for model merging", 2024, arXiv 2410.02396.
     """

@@ -1,8 +1,11 @@
 """Declare merging methods: one decorated function states a method, and all that is known of it follows from that.
 
-    @method(base="required", per_member=("weights",), summary="the sum of the signs", paper="Author 2026, 2601.00000")
+    @method(base="required", per_member=("weights",), title="sign sum")
     def sign_sum(inputs: Inputs, *, weights=1.0, scale=0.1) -> Recipe:
-        \"\"\"Add the signs of the task vectors ...\"\"\"
+        \"\"\"Add the signs of the task vectors.
+
+        Author et al., "Sign sums", 2026, arXiv 2601.00000.
+        \"\"\"
         return Recipe(lambda part, _: part.base + scale * sum(w * part.xp.sign(part.vector(i)) for i, w in ...))
 
 makes `sign_sum(members, *, base, weights=1.0, scale=0.1)` with its checks, `--method sign_sum --weight 1 2 --scale 3`,
@@ -14,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +29,7 @@ REQUIRED = inspect.Parameter.empty
 MANY = 10**6  # members
 METHODS: dict[str, Method] = {}  # as published, by name
 ELSEWHERE: dict[str, str] = {}  # functions that no recipe file can call: what they need, the end of a sentence
+_PAPER = re.compile(r'([^"]+), "[^"]+",\s(\d{4})(?:,\sarXiv\s(\d{4}\.\d{5}))?')
 _BASES = ("none", "optional", "required", "first")
 _IN_FILES = {
     "weights": "weight",
@@ -65,7 +70,8 @@ class Method:
         in_files: defaults of recipe files that are not those of the function.
         only_in_python: why no recipe file can call it; the end of a sentence.
         idle: settings that are taken and change nothing, with the reason.
-        title: for people; `summary`: one line; `paper`: authors, year and arXiv id.
+        title: for people.
+        summary, paper: one line; authors, year and arXiv id. Else those of the docstring.
     """
 
     name: str
@@ -269,7 +275,7 @@ def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
             name=function.__name__.removeprefix("_"),
             function=function,
             defaults={parameter.name: parameter.default for parameter in own},
-            **declared,
+            **_described(function) | declared,
         )
         _register(found, registry)
 
@@ -282,6 +288,14 @@ def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
         return merge
 
     return declare
+
+
+def _described(function):
+    """Return the summary and the paper that stand in a docstring."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    cited, summary = _PAPER.match(paragraphs[-1]), " ".join(paragraphs[0].split()).removesuffix(".")
+    paper = f"{cited[1]} {cited[2]}" + (f", {cited[3]}" if cited[3] else "") if cited else ""
+    return {"summary": summary[:1].lower() + summary[1:], "paper": paper}
 
 
 def python_only(reason: str) -> Callable:

@@ -11,12 +11,7 @@ from soups.recipes._select import kth_magnitudes
 from soups.recipes.declare import Inputs, method
 
 
-@method(
-    base="required",
-    members=(1, 1),
-    title="NearSwap",
-    summary="from the base to the member by at most t in each element",
-)
+@method(base="required", members=(1, 1), title="NearSwap")
 def nearswap(inputs: Inputs, *, t=1e-4) -> Recipe:
     """Go from the base to one member by at most `t` in each element: all the way where they are near.
 
@@ -36,12 +31,7 @@ def nearswap(inputs: Inputs, *, t=1e-4) -> Recipe:
     return Recipe(merge)
 
 
-@method(
-    base="required",
-    members=(1, 1),
-    title="Arcee Fusion",
-    summary="the base, with the member's differences that are outliers of importance",
-)
+@method(base="required", members=(1, 1), title="Arcee Fusion")
 def arcee_fusion(inputs: Inputs) -> Recipe:
     """Take from one member the differences that are outliers of importance in their leaf, the rest from the base.
 
@@ -49,9 +39,6 @@ def arcee_fusion(inputs: Inputs) -> Recipe:
     where its importance ≥ q_½ + 1.5 (q_¾ − q_¼), q_f the element of rank int(f (n − 1)), from 0, of the n of the leaf:
     exactly, where the published program takes them of a sample of 1e6. Float leaves [...], in float32 or wider. The
     method is Arcee's (mergekit 0.1, 2025); there is no paper.
-
-    Raises:
-        ValueError: not one member, mismatched structures, NaN or infinity.
     """
 
     def measure(parts):
@@ -67,20 +54,12 @@ def arcee_fusion(inputs: Inputs) -> Recipe:
     return Recipe(merge, measure, unit="row")
 
 
-@method(
-    base="required",
-    title="MagMax",
-    summary="for each element the task vector of the largest magnitude",
-    paper="Marczak et al. 2024, 2407.06322",
-)
+@method(base="required", title="MagMax")
 def magmax(inputs: Inputs, *, scale=0.5) -> Recipe:
     """Take for each element the task vector of the largest magnitude (MagMax).
 
     θ = θ_base + λ τ_j, j = argmax_i |τ_i| for each element, the last of equal magnitudes; in float32 or wider. λ = 0.5
     is the published setting.
-
-    Raises:
-        ValueError: no members, mismatched structures, NaN or infinity.
 
     Marczak et al., "MagMax: leveraging model merging for seamless continual learning", 2024, arXiv 2407.06322.
     """
@@ -95,12 +74,7 @@ def magmax(inputs: Inputs, *, scale=0.5) -> Recipe:
     return Recipe(merge)
 
 
-@method(
-    base="required",
-    title="RAM",
-    summary="for each element the mean of the members that changed it",
-    paper="Yuan et al. 2026, 2601.13572",
-)
+@method(base="required", title="RAM")
 def ram(inputs: Inputs, *, epsilon: float = 1e-5) -> Recipe:
     """Average each element over the members that changed it (RAM).
 
@@ -116,12 +90,7 @@ def ram(inputs: Inputs, *, epsilon: float = 1e-5) -> Recipe:
     return Recipe(lambda part, _: _mean_of_active(part, epsilon, [1.0] * inputs.number))
 
 
-@method(
-    base="required",
-    title="RAM+",
-    summary="ram that enlarges what one member alone changed, the more it shares with others",
-    paper="Yuan et al. 2026, 2601.13572",
-)
+@method(base="required", title="RAM+")
 def ram_plus(
     inputs: Inputs, *, epsilon: float = 1e-5, rescale: float = 0.1, limit: float = 0.2, scope: str = "leaf"
 ) -> Recipe:

@@ -44,16 +44,13 @@ def evolve(
 
     Args:
         recipe: a merge function; fix other settings with `functools.partial(soups.ties, scope="leaf")`.
-        members: a sequence or mapping of trees, or a pool.
         evaluate: gives the held-out score of weights, as a float or a mapping of metrics.
         base: given to the recipe unless None.
         settings: for the name of each setting of the recipe (low, high), or (low, high, "log").
         weights: such a range for the weight of each member.
         budget: how many candidates are evaluated.
         population: candidates of a generation; 4 + ⌊3 ln n⌋ for n searched numbers.
-        seed: of the search.
-        metric: which entry to use where `evaluate` gives a mapping.
-        mode: "max" if more is better, "min" if less is; default: that of a known metric, as in `greedy`.
+        metric, mode: as in `greedy`.
         journal: a file for all scores; the same call goes on from it after a crash and evaluates nothing twice, and
             with a larger budget it continues the search.
 
@@ -61,7 +58,7 @@ def evolve(
         A soup: `recipe` has the settings found, `ingredients` the weights, 1.0 where none were searched.
 
     Raises:
-        ValueError: no members; nothing to search; a setting that the recipe does not have; a range that is none; no
+        ValueError: nothing to search; a setting that the recipe does not have; a range that is none; no
             positive budget; a population below 2; another mode; an unknown metric; no finite score; a journal of
             another search; what the recipe raises, with the settings that it was given.
         OSError: the journal cannot be written; its path is in the message.

@@ -41,9 +41,7 @@ def fisher_information(
 
     Args:
         apply_fn: gives the logits [B, C] of weights on inputs, in evaluation mode.
-        params: the weights θ, float leaves of any width.
         inputs: an array [n, ...], or a tree of arrays whose first axes are n.
-        estimator: one of those above.
         labels: integers [n] below C, for "empirical".
         key: a JAX key, for "sampled".
         batch_size: examples at a time; except for "batch" the device holds as many gradients.
@@ -85,8 +83,6 @@ def fisher_information(
     takes_complex=True,
     check=check_alike,
     title="Fisher",
-    summary="average in which each parameter counts by its Fisher information, a checkpoint for each member",
-    paper="Matena and Raffel 2021, 2111.09832",
 )
 def fisher(
     inputs: Inputs, *, weights=1.0, floor: float = 1e-6, favor: str | int | None = None, normalize: bool = False
@@ -100,7 +96,6 @@ def fisher(
         merged = soups.fisher(members, fishers)
 
     Args:
-        members: a sequence or mapping of trees, or a pool.
         fishers: the diagonals F_i ≥ 0, one tree for each member, as `fisher_information` gives them.
         weights: the c_i ≥ 0, all 1 without; their scale does not matter.
         floor: the least information, > 0. Where all F_i are below it, members count by c_i alone: it should be small
@@ -149,8 +144,6 @@ def fisher(
     takes_complex=True,
     check=check_alike,
     title="Fisher, interpolated",
-    summary="wise_ft in which each parameter counts by its Fisher information",
-    paper="Matena and Raffel 2021, 2111.09832",
 )
 def fisher_interpolate(inputs: Inputs, *, alpha=0.5, floor: float = 1e-6, normalize: bool = False) -> Recipe:
     """Interpolate from the base to a member, each parameter as far as the two Fisher diagonals say.

@@ -42,7 +42,6 @@ def greedy(
         soup.params, soup.ingredients, soup.score
 
     Args:
-        members: a sequence or mapping of trees, or a pool.
         evaluate: gives the held-out score of weights, as a float or a mapping of metrics.
         scores: held-out score of each member alone; evaluated where missing, unless `order` is given.
         order: names or indices in the order in which to try them; default: best score first, ties later-listed first.

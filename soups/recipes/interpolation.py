@@ -36,18 +36,9 @@ def _with_leaves_of(member, base, settings):
     return tree.map_with_names(lambda name, leaf: theirs[name] if only.fullmatch(name) else leaf, member)
 
 
-@method(
-    base="required",
-    members=(1, 1),
-    single=True,
-    takes_complex=True,
-    complete=_with_leaves_of,
-    title="WiSE-FT",
-    summary="straight line from the base (alpha = 0) to the member (alpha = 1)",
-    paper="Wortsman et al. 2021, 2109.01903",
-)
+@method(base="required", members=(1, 1), single=True, takes_complex=True, complete=_with_leaves_of, title="WiSE-FT")
 def wise_ft(inputs: Inputs, *, alpha=0.5, only: str = ".*") -> Recipe:
-    """Interpolate from the base to a fine-tuned member (WiSE-FT).
+    """Interpolate from the base (alpha = 0) to a fine-tuned member (alpha = 1): WiSE-FT.
 
     (1 − α) θ_base + α θ_member for the leaves whose name matches the regex `only`; all others are the member's, which
     helps when the base has no such head. The paper recommends α = 0.5 when nothing is known about the target.
@@ -69,22 +60,13 @@ def wise_ft(inputs: Inputs, *, alpha=0.5, only: str = ".*") -> Recipe:
     return Recipe(merge)
 
 
-@method(
-    base="required",
-    members=(2, MANY),
-    title="model stock",
-    summary="from the base towards the mean, as far as the members' angles say",
-    paper="Jang et al. 2024, 2403.19522",
-)
+@method(base="required", members=(2, MANY), title="model stock")
 def model_stock(inputs: Inputs, *, scope: str = "leaf") -> Recipe:
     """Move from the base towards the mean of the members as far as their angles say.
 
     θ = t mean(θ_i) + (1 − t) θ_base, t = K cos / (1 + (K − 1) cos), cos the mean of the cosines between all pairs of
     task vectors; t = 0 where the divisor is below 1e-6. `scope`: one t for each "leaf", for the "model", or for each
     "row" (along the last axis).
-
-    Raises:
-        ValueError: fewer than two members, mismatched structures, NaN or infinity, an unknown scope.
 
     Jang et al., "Model Stock: all we need is just a few fine-tuned models", 2024, arXiv 2403.19522.
     """

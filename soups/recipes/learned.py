@@ -38,7 +38,6 @@ def learned(
     host, in the files of a pool, or sharded over devices.
 
     Args:
-        members: a sequence or mapping of trees, or a pool.
         loss: gives the mean loss of weights on a batch, with the logits multiplied by the temperature β.
         batches: the held-out batches, in order, one step each; repeat them for more epochs.
         per: "model" for one weight for each member, "leaf" for one for each leaf and member.

@@ -33,7 +33,7 @@ def localize(
     only: str = ".*",
     update: str = "paper",
 ) -> tree.Tree:
-    """Learn which weights of a member its task needs, from a few examples (Localize-and-Stitch).
+    """Learn which weights of a member its task needs, a boolean tree, from a few examples (Localize-and-Stitch).
 
     min over S of Σ_batches loss(θ_base + σ(S) ⊙ τ) + (l1_strength / learning_rate) |σ(S)|_1, τ = θ_member − θ_base, by
     one gradient step over all batches in each epoch: S ← S − σ'(S) (learning_rate · Σ g ⊙ τ + l1_strength). S starts at
@@ -46,14 +46,9 @@ def localize(
         loss_fn: gives the mean loss of weights on a batch.
         batches: gone through once in each epoch, so a list and no generator.
         base, member: the weights before and after fine-tuning; the device holds about five models.
-        density: of the region to start from.
         epochs, learning_rate, l1_strength: the published settings, for language; 1 is that for the strength in vision.
         only: a regex for the names of the leaves that may be in the mask; the others stay the base's (the paper leaves
             out embeddings and heads).
-        update: "paper" or "released".
-
-    Returns:
-        A boolean tree of the structure of `base`.
 
     Raises:
         ValueError: mismatched structures, NaN or infinity, no batches or too few for the epochs, a density outside
@@ -135,13 +130,7 @@ def stitch(inputs: Inputs) -> Recipe:
     return Recipe(merge)
 
 
-@method(
-    base="required",
-    per_member=("density",),
-    title="Localize-and-Stitch, dataless",
-    summary="put the elements that moved most in each member into the base: the variant without data",
-    paper="He et al. 2024, 2408.13656",
-)
+@method(base="required", per_member=("density",), title="Localize-and-Stitch, dataless")
 def localize_and_stitch(inputs: Inputs, *, density=0.05, only: str = ".*") -> Recipe:
     """Put the elements that moved most in each member into the base (Localize-and-Stitch without data).
 

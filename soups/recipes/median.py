@@ -13,13 +13,7 @@ from soups.recipes._gram import gram_recipe, quadratic
 from soups.recipes.declare import Inputs, method
 
 
-@method(
-    per_member=("weights",),
-    takes_complex=True,
-    title="geometric median",
-    summary="smallest sum of distances to the members; one odd member hardly counts",
-    paper="Weiszfeld 1937",
-)
+@method(per_member=("weights",), takes_complex=True, title="geometric median")
 def geometric_median(inputs: Inputs, *, weights=1.0, scope: str = "leaf", iterations: int = 100) -> Recipe:
     """Find the point with the smallest sum of distances to the members, which one odd member hardly moves.
 
@@ -28,8 +22,7 @@ def geometric_median(inputs: Inputs, *, weights=1.0, scope: str = "leaf", iterat
     no digit changes or `iterations` are done. Forward and reverse gradients are those of the median itself.
 
     Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope; negative iterations;
-            weights that are negative, not finite or all zero.
+        ValueError: an unknown scope; negative iterations; weights that are negative, not finite or all zero.
 
     Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937. Vardi and Zhang,
     "The multivariate L1-median and associated data depth", 2000.

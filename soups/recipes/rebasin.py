@@ -72,9 +72,7 @@ def weight_matching(
     sweep that finds nothing better. Float64 on the host; the same under the same key.
 
     Args:
-        reference: weights that stay as they are.
-        params: weights of the same structure; dtypes may differ.
-        spec: which axes bear which permutation; see `soups.recipes.permutation`.
+        params: weights of the structure of `reference`; dtypes may differ.
         key: a JAX key for the order of the visits.
         max_sweeps: how often each permutation is visited at most.
         start: permutations to start from instead of the identity.
@@ -190,11 +188,10 @@ def straight_through_matching(
     one step of SGD with momentum on φ. The π of the smallest batch loss is returned.
 
     Args:
-        reference, params, spec, key, max_sweeps, ignore: as `weight_matching`.
+        params, key, max_sweeps, ignore: as `weight_matching`.
         loss: the mean loss of weights on a batch; traced under `jit`.
         batches: the data, in order, one step each; repeat them for more epochs.
         learning_rate: of φ; the published code has 0.01 for 250 epochs with batches of 1000.
-        momentum: of φ, in [0, 1).
 
     Raises:
         ValueError: as `weight_matching`; no batches, a momentum outside [0, 1), a learning rate below 0, or a

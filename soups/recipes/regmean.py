@@ -56,8 +56,6 @@ def _check_gram(member, name, gram, leaf):
     check=_check_grams,
     in_files={"inputs": "last"},
     title="RegMean",
-    summary="linear layers by least squares on each member's inputs, of which it needs the Gram matrices",
-    paper="Jin et al. 2022, 2212.09849",
 )
 def regmean(given: Inputs, *, alpha: float = 0.9, weights=1.0, inputs: str = "first") -> Recipe:
     """Merge the linear layers by regression, and average all other leaves.
@@ -72,7 +70,6 @@ def regmean(given: Inputs, *, alpha: float = 0.9, weights=1.0, inputs: str = "fi
     All else is Σ c_i θ_i / Σ c_i. The paper's language models need α = 0.1 to 0.9, or 1.
 
     Args:
-        members: a sequence or mapping of trees, or a pool.
         grams: for each member {name of a kernel: G [in, in]}, as `soups.models.linear_inputs_gram` gives them. Kernels
             without one are averaged.
         inputs: "first" for kernels [*in, *out] as Flax keeps them, "last" for [out, *in] as torch does.
@@ -117,13 +114,13 @@ def regmean_pp(
     it and in the leaves of no group, and with its own in this group and those after it; then `regmean` merges the
     group. A layer's inputs are then those that the merged network will give it.
 
+    The memory is that of all members and the result.
+
     Args:
-        members: a sequence or mapping of trees, or a pool; the memory is that of all of them and the result.
         grams_of: for each member a function from weights to {name of a kernel: G [in, in]}, measured on its own data;
             called once for each group. Kernels of other groups are left unread.
         groups: a regex for the leaves of each layer, in the order of the forward pass: also those of its norms and
             biases. A leaf belongs to the first that matches; those of no group (embeddings, the head) are averaged.
-        alpha: as `regmean`, also `weights`.
 
     Raises:
         ValueError: as `regmean`; no groups, a group without leaves, or one for which there is no Gram matrix.

@@ -14,12 +14,7 @@ from soups.names import check_name, pattern
 from soups.recipes.declare import Inputs, method
 
 
-@method(
-    base="required",
-    title="TSV-Merge",
-    summary="add the leading singular directions of each member, made orthogonal",
-    paper="Gargiulo et al. 2024, 2412.00081",
-)
+@method(base="required", title="TSV-Merge")
 def tsv_merge(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
     """Merge the first singular vectors of the task matrices after making them orthogonal (TSV-Merge).
 
@@ -39,20 +34,12 @@ def tsv_merge(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
     return matrix_recipe(inputs.number, _orthogonal_sum, scale, only)
 
 
-@method(
-    base="required",
-    title="Iso-C",
-    summary="sum of the task matrices with all singular values alike",
-    paper="Marczak et al. 2025, 2502.04959",
-)
+@method(base="required", title="Iso-C")
 def iso_c(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
     """Replace the singular values of the summed task matrices by their mean (Iso-C).
 
     Σ_i T_i = U diag(σ) Vᵀ; θ = θ_base + α mean(σ) U Vᵀ, over the directions that have a singular value. Leaves as in
     `tsv_merge`; the paper searches α on held-out data.
-
-    Raises:
-        ValueError: as `tsv_merge`.
 
     Marczak et al., "No task left behind: isotropic model merging with common and task-specific subspaces", 2025,
     arXiv 2502.04959.
@@ -60,13 +47,7 @@ def iso_c(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
     return matrix_recipe(inputs.number, _isotropic, scale, only)
 
 
-@method(
-    base="required",
-    in_files={"inputs": "last"},
-    title="WUDI",
-    summary="the task matrix that disturbs each member's own least, by gradient descent without data",
-    paper="Cheng et al. 2025, 2503.08099",
-)
+@method(base="required", in_files={"inputs": "last"}, title="WUDI")
 def wudi(
     given: Inputs,
     *,
@@ -81,15 +62,7 @@ def wudi(
     min over T of Σ_i |T_iᵀ (T − T_i)|² / |T_i|² by Adam from Σ_i T_i; θ = θ_base + α T. The matrices are [in, out], as
     Flax has them: a member's inputs lie in the span of its columns. For weights [out, in, ...] as PyTorch has them,
     inputs="last". Leaves otherwise as in `tsv_merge`; the published program leaves those that are no kernels of
-    attention or of a perceptron at the base.
-
-    Args:
-        members: a sequence of trees, a mapping from names to trees, or a pool.
-        base: the weights that all members were fine-tuned from.
-        steps, learning_rate: of Adam.
-        scale: α; the paper needs none.
-        only: a regex for the names of the leaves that are merged as matrices.
-        inputs: the axis of the inputs, "first" or "last".
+    attention or of a perceptron at the base. The paper needs no scale α.
 
     Raises:
         ValueError: as `tsv_merge`; negative steps, a learning rate that is not positive, other inputs.

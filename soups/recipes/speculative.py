@@ -43,12 +43,10 @@ def greedy_speculative(
     Args:
         evaluate_many: gives the held-out scores of a list of at most `width` weights, as `many` of a
             `soups.evaluate.Evaluator` does; a round may be shorter.
-        width: how many candidates are evaluated at once.
         members, scores, order, metric, mode, accept, journal, device: as for `greedy`.
 
     Raises:
-        ValueError: as `greedy`; a width below 1; or scores that are not as many as the candidates.
-        OSError: the journal cannot be written; its path is in the message.
+        ValueError, OSError: as `greedy`; a width below 1; or scores that are not as many as the candidates.
     """
     width = arguments.check_within("width", width, "[1, inf)", whole=True)
 

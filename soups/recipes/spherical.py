@@ -14,23 +14,12 @@ from soups.recipes._gram import cosines_of, gram_recipe, lengths_of, quadratic
 from soups.recipes.declare import Inputs, method
 
 
-@method(
-    base="first",
-    members=(1, 1),
-    single=True,
-    takes_complex=True,
-    title="SLERP",
-    summary="arc from the base (t = 0) to the member (t = 1)",
-    paper="Shoemake 1985",
-)
+@method(base="first", members=(1, 1), single=True, takes_complex=True, title="SLERP")
 def slerp(inputs: Inputs, *, t, scope: str = "leaf", parallel: float = 1 - 1e-6) -> Recipe:
-    """Go along the arc from the base to a member.
+    """Go along the arc from the base (t = 0) to a member (t = 1).
 
     [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with Ω the angle between the base a and the member b; linear where
     |cos Ω| > `parallel`. `scope`: one angle for each "leaf", or for the "model".
-
-    Raises:
-        ValueError: mismatched structures, NaN or infinity, an unknown scope.
 
     Shoemake, "Animating rotation with quaternion curves", 1985.
     """
@@ -42,15 +31,7 @@ def slerp(inputs: Inputs, *, t, scope: str = "leaf", parallel: float = 1 - 1e-6)
     return gram_recipe(coefficients, False, scope, mixed=_both)
 
 
-@method(
-    base="optional",
-    per_member=("weights",),
-    members=(2, 2),
-    takes_complex=True,
-    title="SLERP",
-    summary="arc between two members, or their task vectors",
-    paper="Shoemake 1985",
-)
+@method(base="optional", per_member=("weights",), members=(2, 2), takes_complex=True, title="SLERP")
 def nuslerp(inputs: Inputs, *, weights=1.0, scope: str = "leaf") -> Recipe:
     """Go along the arc between two members to where their weights say.
 
@@ -58,9 +39,6 @@ def nuslerp(inputs: Inputs, *, weights=1.0, scope: str = "leaf") -> Recipe:
     members or, with a base, their task vectors; linear where a and b are (anti)parallel up to rounding, sin Ω at most
     64 times the epsilon of their dtype, as leaves of one element are; t = 1/2 where w_1 + w_2 is zero. `scope`: one
     angle for each "leaf", for the "model", or for each "row" (along the last axis) or "column" (along the first).
-
-    Raises:
-        ValueError: not two members, mismatched structures, NaN or infinity, an unknown scope.
 
     Shoemake, "Animating rotation with quaternion curves", 1985.
     """
@@ -74,13 +52,7 @@ def nuslerp(inputs: Inputs, *, weights=1.0, scope: str = "leaf") -> Recipe:
     return gram_recipe(coefficients, inputs.has_base, scope, ("model", "leaf", "row", "column"), mixed=_both)
 
 
-@method(
-    base="optional",
-    per_member=("weights",),
-    takes_complex=True,
-    title="MultiSLERP",
-    summary="mean direction times mean length",
-)
+@method(base="optional", per_member=("weights",), takes_complex=True, title="MultiSLERP")
 def multislerp(
     inputs: Inputs, *, weights=1.0, scope: str = "leaf", normalize: bool = True, epsilon: float = 0.0
 ) -> Recipe:
@@ -93,8 +65,7 @@ def multislerp(
     multiplied by its cosine.
 
     Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope, weights that sum to zero; more
-            than two members whose directions cancel, if there is an `epsilon`.
+        ValueError: weights that sum to zero; more than two members whose directions cancel, if there is an `epsilon`.
     """
     shares = np.asarray(arguments.shares(weights) if normalize else weights, np.float64)
 
@@ -112,13 +83,7 @@ def multislerp(
     return gram_recipe(coefficients, inputs.has_base, scope, mixed=mixed)
 
 
-@method(
-    base="optional",
-    takes_complex=True,
-    title="Karcher mean",
-    summary="Karcher mean of the directions times mean length",
-    paper="Karcher 1977",
-)
+@method(base="optional", takes_complex=True, title="Karcher mean")
 def karcher(
     inputs: Inputs, *, scope: str = "leaf", iterations: int = 10, tolerance: float = 1e-5, least: float = 0.0
 ) -> Recipe:
@@ -128,10 +93,6 @@ def karcher(
     or `iterations` are done; the result is μ · (1/K) Σ_i |v_i|. Where the directions cancel up to rounding, as those of
     scalars of opposite signs do, μ starts from the first member's. A member opposite to μ does not pull; one that is
     not longer than `least` has no direction.
-
-    Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, an unknown scope; negative iterations or
-            tolerance.
 
     Karcher, "Riemannian center of mass and mollifier smoothing", 1977.
     """

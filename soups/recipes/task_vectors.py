@@ -38,19 +38,13 @@ def combine_task_vectors(
     (with `elect` of the members that agree). Float leaves [...] of any dtype, computed in float32 or wider.
 
     Args:
-        members: a sequence of trees, a mapping from names to trees, or a pool.
-        base: the weights that all members were fine-tuned from.
         sparsify: `trim`, `drop`, `magprune`, `outliers`, or a sequence with one for each member.
-        weights: one for all or one for each member.
-        elect: whether members vote for signs.
-        normalize: whether to average rather than to add.
         scale: λ in the papers.
         tie: the sign where the sum is exactly zero: "positive", or "majority", that of most elements.
         scope: "model" or "leaf": over what a sparsifier ranks magnitudes and a majority is counted.
 
     Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, not one weight or sparsifier for each member, an
-            unknown tie or scope.
+        ValueError: not one weight or sparsifier for each member, an unknown tie or scope.
 
     Ilharco et al., "Editing models with task arithmetic", 2022, arXiv 2212.04089; the parts as in the methods below.
     """
@@ -90,38 +84,22 @@ def combine_task_vectors(
     return Recipe(merge, measure, scope, unit)
 
 
-@method(
-    base="required",
-    per_member=("weights",),
-    takes_complex=True,
-    title="task arithmetic",
-    summary="base plus scaled sum of task vectors; a negative scale forgets",
-    paper="Ilharco et al. 2022, 2212.04089",
-)
+@method(base="required", per_member=("weights",), takes_complex=True, title="task arithmetic")
 def task_arithmetic(inputs: Inputs, *, scale=0.3, weights=1.0) -> Recipe:
     """Add scaled task vectors to the base; a negative scale forgets a task.
 
     θ = θ_base + λ Σ_i w_i τ_i. The paper searches λ on held-out data; 0.3 is its choice for eight tasks.
-
-    Raises:
-        ValueError: as `combine_task_vectors`.
 
     Ilharco et al., "Editing models with task arithmetic", 2022, arXiv 2212.04089.
     """
     return combine_task_vectors.recipe(inputs, weights=weights, scale=scale)
 
 
-@method(
-    base="required",
-    per_member=("weights", "density"),
-    title="TIES",
-    summary="trim task vectors, elect signs, average those that agree",
-    paper="Yadav et al. 2023, 2306.01708",
-)
+@method(base="required", per_member=("weights", "density"), title="TIES")
 def ties(
     inputs: Inputs, *, density: float = 0.2, scale=1.0, weights=1.0, normalize: bool = True, scope: str = "model"
 ) -> Recipe:
-    """Trim task vectors, elect a sign for each element and average the members that agree with it (TIES).
+    """Trim task vectors, elect a sign for each element, average the members that agree (TIES).
 
     τ̂_i keeps the largest magnitudes of τ_i, a fraction `density` over the whole model (`scope="leaf"`: over each leaf);
     γ = sign(Σ_i w_i τ̂_i), by the majority of all elements where that is zero; θ = θ_base + λ · the mean over
@@ -130,7 +108,7 @@ def ties(
         merged = soups.ties({"math": a, "code": b}, base=base, density={"math": 0.2, "code": 0.4})
 
     Raises:
-        ValueError: as `combine_task_vectors`; a density outside (0, 1].
+        ValueError: a density outside (0, 1].
 
     Yadav et al., "TIES-Merging: resolving interference when merging models", 2023, arXiv 2306.01708.
     """
@@ -205,13 +183,7 @@ def della(
     )
 
 
-@method(
-    base="required",
-    per_member=("weights", "density", "gamma"),
-    title="Breadcrumbs",
-    summary="leave out the largest and the smallest elements of each task vector, add the others",
-    paper="Davari and Belilovsky 2023, 2312.06795",
-)
+@method(base="required", per_member=("weights", "density", "gamma"), title="Breadcrumbs")
 def breadcrumbs(inputs: Inputs, *, density: float = 0.9, gamma: float = 0.01, scale=0.3, weights=1.0) -> Recipe:
     """Leave out the largest and the smallest elements of the task vectors in each leaf, and add the others.
 

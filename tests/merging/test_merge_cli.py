@@ -59,7 +59,10 @@ def test_merges_members_by_a_method_and_says_what_happens(cli, models, small, tm
     assert "ties, as in the papers" in printed and "settings: scale 1.0, normalize True" in printed
     assert "weight 1.0, density 0.4" in printed and "copied, not merged: model.position_ids" in printed
     assert f"reads {4 * size / 1e3:.3g} kB, writes {size / 1e3:.3g} kB to {out}; about " in printed
-    assert "papers: trim task vectors, elect signs, average those that agree (Yadav et al. 2023" in printed
+    assert (
+        "papers: trim task vectors, elect a sign for each element, average the members that agree (TIES) (Yadav"
+        in printed
+    )
     assert "beside the tensors: README.md, config.json, merge.json, recipe.yml, tokenizer.json" in printed
     assert f"wrote {out} in" in printed
     members = [floats(small.tensors(seed)) for seed in (1, 2, 3)]

@@ -4,12 +4,7 @@ from soups.engine import sum_over
 from soups.recipes import Inputs, Recipe, method
 
 
-@method(
-    base="required",
-    per_member=("weights",),
-    title="sign mean",
-    summary="the mean magnitude of each leaf, with the sign of the weighted sum",
-)
+@method(base="required", per_member=("weights",), title="sign mean")
 def sign_mean(inputs: Inputs, *, weights=1.0, scale=1.0) -> Recipe:
     """Move each element by the mean magnitude of its leaf's task vectors."""
 
