@@ -13,11 +13,7 @@ _PLUGIN |= {"help": "Python that declares methods; may be given several times"}
 
 
 def parse(words: list[str], prog: str, description: str) -> tuple[argparse.Namespace, dict]:
-    """Return the options and the settings of the method; plugins are loaded on the way.
-
-    Raises:
-        ValueError: an option that does not exist, or that others contradict; a plugin that cannot be loaded.
-    """
+    """Return the options and the settings of the method; plugins are loaded on the way."""
     first = Parser(add_help=False)
     first.add_argument("--method")
     first.add_argument("--plugin", **_PLUGIN)
@@ -36,14 +32,12 @@ def parse(words: list[str], prog: str, description: str) -> tuple[argparse.Names
 
 
 def recipe_text(options, settings) -> tuple[str, str]:
-    """Return the recipe, of the file or made from the options, and where it stands.
-
-    Raises:
-        FileNotFoundError: no file.
-        ValueError: settings beside a recipe file, of another number than the members, or a file that is not text.
-    """
+    """Return the recipe, of the file or made from the options, and where it stands."""
     fields = {"base_model": options.base, "dtype": options.dtype, "out_dtype": options.out_dtype}
-    fields |= {"tokenizer_source": options.tokenizer_source, "align": _align(options)}
+    fields |= {"tokenizer_source": options.tokenizer_source, "align": options.align}
+    if options.align is not None:
+        text = _text(options.align, "--align: no file at")
+        fields["align"] = merging.load_yaml(text, f"--align: {options.align}")
     asked = {"keep_first": options.keep_first, "only_tensors": options.only_tensors, "insist": options.insist or None}
     fields, asked = ({name: value for name, value in some.items() if value is not None} for some in (fields, asked))
     if options.recipe:
@@ -176,12 +170,6 @@ def _check(options):
         raise ValueError("--memory is of a merge on the host: with --sharded all devices share what the models need")
     if options.coordinator and not options.sharded:
         raise ValueError("--coordinator needs --sharded: several hosts merge what each of them has shards of")
-
-
-def _align(options):
-    if options.align is None:
-        return None
-    return merging.load_yaml(_text(options.align, "--align: no file at"), f"--align: {options.align}")
 
 
 def _text(path, missing):

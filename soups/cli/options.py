@@ -81,11 +81,7 @@ def _plain(word):
 
 
 def connect(options: argparse.Namespace) -> None:
-    """Join the other hosts, if the options `HOSTS` name any.
-
-    Raises:
-        ValueError: options that do not go together, or hosts that do not answer.
-    """
+    """Join the other hosts, if the options `HOSTS` name any."""
     if (options.processes is None) != (options.process is None):
         raise ValueError("--processes and --process go together: how many there are, and which of them this is")
     if options.coordinator != "auto" and (options.coordinator is None) != (options.processes is None):

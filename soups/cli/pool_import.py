@@ -23,13 +23,16 @@ def import_members(options, run) -> int:
     missing = [name for name in members if not _is_there(pool, name, files[name], options.arch)]
     if len(pool) and missing:
         labels = [f"member {name}" for name in (pool.names[0], missing[0])]
-        tree.check_same_structure([pool.structure, _structure(members[missing[0]])], labels)
+        first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), members[missing[0]])
+        tree.check_same_structure([pool.structure, first], labels)
     if there := len(members) - len(missing):
         say(f"{there} of {len(members)} are there already")
     run.go_on = "the same command goes on with what is not there yet"
     for number, name in enumerate(missing, there + 1):
         start = time.monotonic()
-        metadata = {"arch": options.arch, "source": _source(files[name])}
+        file = files[name]
+        source = {"file": str(file.absolute()), "size": _size(file), "xxh3_128": hash_files(*_parts(file))}
+        metadata = {"arch": options.arch, "source": source}
         metadata |= {"hparams": hparams[name]} if hparams else {}
         record = pool.add(name, members[name], metadata)
         size, seconds = size_of(record)[1] / 1e6, time.monotonic() - start
@@ -56,14 +59,6 @@ def _is_there(pool, name, file, arch):
     if not same or source.get("xxh3_128") != hash_files(*_parts(file)):
         raise ValueError(f"the pool {pool.path} has a member {name!r} that is not {file} as {arch}: rename one of them")
     return True
-
-
-def _structure(params):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-
-
-def _source(file):
-    return {"file": str(file.absolute()), "size": _size(file), "xxh3_128": hash_files(*_parts(file))}
 
 
 def _size(file):

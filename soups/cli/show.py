@@ -56,7 +56,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence], right: S
 
 
 def _print_row(row, widths, right):
-    wrapped = [_wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+    wrapped = [
+        [cell] if len(cell) <= width else textwrap.wrap(cell, width, break_on_hyphens=False)
+        for cell, width in zip(row, widths, strict=True)
+    ]
     for line in range(max(map(len, wrapped))):
         parts = [cell[line] if line < len(cell) else "" for cell in wrapped]
         aligned = [
@@ -66,10 +69,6 @@ def _print_row(row, widths, right):
         print("  ".join(aligned).rstrip())
 
 
-def _wrap(cell, width):
-    return [cell] if len(cell) <= width else textwrap.wrap(cell, width, break_on_hyphens=False)
-
-
 def amount(number: float) -> str:
     """Return a number of bytes in three digits."""
     unit = next((unit for unit in reversed(SUFFIXES) if number >= SUFFIXES[unit]), "B")
@@ -77,11 +76,7 @@ def amount(number: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a text such as 2GB.
-
-    Raises:
-        ValueError: it is no size.
-    """
+    """Return the bytes of a text such as 2GB."""
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kMGT]?B)?", text.strip(), re.IGNORECASE | re.ASCII)
     if not found:
         raise ValueError(f"{text.strip()!r} is not a size; 2GB is one, with {', '.join(SUFFIXES)}")

@@ -13,11 +13,7 @@ DEFLATED = 1032  # times its size is the most that deflate can pack
 
 
 def read_entries(file: BinaryIO, path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
-    """Return the directory of an archive by name.
-
-    Raises:
-        CheckpointError: damaged or truncated, or two entries of one name.
-    """
+    """Return the directory of an archive by name."""
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
@@ -34,9 +30,6 @@ def data_offset(file: BinaryIO, entry: zipfile.ZipInfo, path: pathlib.Path, *, p
     """Return where an entry's bytes begin: behind its local header, whose length the directory does not say.
 
     `packed`: whether it may be compressed, with deflate.
-
-    Raises:
-        CheckpointError: compressed otherwise, encrypted, damaged, truncated, or larger than its bytes can be.
     """
     where = f"{path}: {short(entry.orig_filename)}"
     _check_compression(entry, where, packed)
@@ -73,11 +66,7 @@ def _check_compression(entry, where, packed):
 
 
 def unpack(packed: memoryview | bytes, entry: zipfile.ZipInfo, count: int, path: pathlib.Path) -> bytes:
-    """Return the first `count` bytes of a compressed entry, which must be there; the checksum is of all of it.
-
-    Raises:
-        CheckpointError: damaged.
-    """
+    """Return the first `count` bytes of a compressed entry, which must be there; the checksum is of all of it."""
     try:
         content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, count)
     except zlib.error as error:

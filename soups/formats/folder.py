@@ -97,24 +97,17 @@ def _read_index(index):
 
 
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Return the path of a file of a folder.
-
-    Raises:
-        CheckpointError: its name or its links lead elsewhere, but to the blobs of a Hugging Face cache.
-    """
+    """Return the path of a file of a folder."""
     parts = pathlib.PurePath(name).parts
     if not parts or "\0" in name or os.path.isabs(name) or ".." in parts:
         raise CheckpointError(f"{folder}: the index names {short(name)}, which is not a file of this folder")
     path, root = folder / name, pathlib.Path(os.path.realpath(folder))
     target = pathlib.Path(os.path.realpath(path))
-    if not target.is_relative_to(root) and not _is_blob(target):
+    # the cache of Hugging Face: what lies in models--OWNER--NAME/blobs is linked from its snapshots and --local-dir
+    blob = re.fullmatch(r".*/models--[^/]+/blobs/[0-9a-f]{40,64}", str(target), re.DOTALL)
+    if not target.is_relative_to(root) and not blob:
         raise CheckpointError(f"{path} is a link that leads out of its folder, to {target}")
     return path
-
-
-def _is_blob(target):
-    # the cache of Hugging Face: what lies in models--OWNER--NAME/blobs is linked from its snapshots and --local-dir
-    return re.fullmatch(r".*/models--[^/]+/blobs/[0-9a-f]{40,64}", str(target), re.DOTALL)
 
 
 def _combine(path, headers):

@@ -34,13 +34,7 @@ _NUMBERS = {kind: struct.Struct(f"<{code}") for kind, code in zip((*range(8), 10
 
 
 def read_header(path: pathlib.Path) -> Header:
-    """Return what a GGUF file holds, without reading a tensor; the metadata are its single values, as strings.
-
-    Raises:
-        CheckpointError: not GGUF of version 2 or 3, quantised, one part of several, damaged, truncated, or claiming
-            more than the file can hold.
-        OSError: the file cannot be read.
-    """
+    """Return what a GGUF file holds, without reading a tensor; the metadata are its single values, as strings."""
     size = path.stat().st_size
     machine = _Reader(memoryview(map_file(path, size)), path)
     try:

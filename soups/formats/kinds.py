@@ -18,12 +18,6 @@ def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
 
     `tree`: the keys of the tensors that are taken, joined with "/", or "." for all; else the weights are, as
     `soups.formats.weights` decides for torch files and .npz.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        UnsafeCheckpointError: its pickle asks for more than tensors.
-        CheckpointError: not a file, damaged, or of no kind that is known; as `weights`; the state of an optimizer.
-        OSError: it cannot be read.
     """
     size = check_file(path)
     with open(path, "rb") as file:

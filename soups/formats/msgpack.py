@@ -27,12 +27,7 @@ _LONG |= {0xDE: ("map", 2), 0xDF: ("map", 4)}
 
 
 def read_tree(path: pathlib.Path) -> Any:
-    """Return the tree in a file: dicts and lists with read-only, mapped arrays, numbers, strings, bytes and None.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        CheckpointError: it is damaged, of another format, or holds arrays in pieces, as Flax stores those above 1 GiB.
-    """
+    """Return the tree in a file: dicts and lists with read-only, mapped arrays, numbers, strings, bytes and None."""
     size = check_file(path)
     if not size:
         raise CheckpointError(f"{path} is empty")

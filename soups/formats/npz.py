@@ -21,11 +21,6 @@ def read_header(path: pathlib.Path) -> Header:
     """Return what an .npz file holds, without reading a tensor; members of text are no weights.
 
     Two raw bytes are bfloat16, as NumPy saves it.
-
-    Raises:
-        UnsafeCheckpointError: a member of pickled objects; nothing of it is executed.
-        CheckpointError: not an .npz file, or damaged, truncated, or claiming more than its bytes can hold.
-        OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         entries = read_entries(file, path).values()
@@ -104,11 +99,7 @@ def _described(header, where):
 
 
 def number(kind: str, where: str) -> np.dtype:
-    """Return the dtype of plain numbers that NumPy writes as `kind`, such as "<f4".
-
-    Raises:
-        CheckpointError: it is of something else.
-    """
+    """Return the dtype of plain numbers that NumPy writes as `kind`, such as "<f4"."""
     if not re.fullmatch(r"[|<>=]?([?]|b1|[iu][1248]|f[248]|c8|c16|V2)", kind):
         raise CheckpointError(f"{where} has a dtype that cannot be read, {short(kind)}; save it as plain numbers")
     return np.dtype(kind)

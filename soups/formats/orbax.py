@@ -137,12 +137,7 @@ def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Checkpoint:
 
 
 def open_leaves(path: str | os.PathLike) -> Checkpoint:
-    """Open all leaves of an Orbax checkpoint of one pytree, by their keys joined with "/".
-
-    Raises:
-        FileNotFoundError: there is no directory at `path`.
-        CheckpointError: it is no Orbax checkpoint of one pytree of arrays, or a leaf is missing or damaged.
-    """
+    """Open all leaves of an Orbax checkpoint of one pytree, by their keys joined with "/"."""
     path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no checkpoint directory {path}")

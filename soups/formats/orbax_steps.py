@@ -46,11 +46,7 @@ def known_tree(trees: dict[str, pathlib.Path]) -> tuple[dict[str, pathlib.Path],
 
 
 def newest(folder: pathlib.Path) -> tuple[pathlib.Path, tuple[str, ...]]:
-    """Return a checkpoint, or of the folder of several the newest one that is finished, and the note that says so.
-
-    Raises:
-        CheckpointError: there is no finished one, or there are several kinds of steps.
-    """
+    """Return a checkpoint, or of the folder of several the newest one that is finished, and the note that says so."""
     if trees(folder):
         return folder, ()
     steps = [step for step in _steps(folder) if trees(step[2]) and (step[2].is_dir() or _is_flax(step[2]))]

@@ -37,12 +37,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_header(path: pathlib.Path) -> Header:
-    """Return what a safetensors file holds; no byte of a tensor is read.
-
-    Raises:
-        CheckpointError: anything that the format does not allow, named with file and tensor.
-        OSError: the file cannot be read.
-    """
+    """Return what a safetensors file holds; no byte of a tensor is read."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -52,7 +47,9 @@ def read_header(path: pathlib.Path) -> Header:
             raise CheckpointError(f"{path}: a header of {length} bytes, more than {MAX_HEADER}")
         header = file.read(length)
     entries = _parse(header, path)
-    metadata = _metadata(entries.pop("__metadata__", {}), path)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ must map strings to strings")
     leaves = [_leaf(name, entry, path, 8 + length) for name, entry in entries.items()]
     leaves.sort(key=lambda leaf: (leaf.offset, leaf.nbytes))
     check_layout(leaves, 8 + length, size, path)
@@ -101,12 +98,6 @@ def _integer(text):
 
 
 _INTEGERS = {"parse_constant": _no_number, "parse_float": _no_number, "parse_int": _integer}
-
-
-def _metadata(metadata, path):
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{path}: __metadata__ must map strings to strings")
-    return metadata
 
 
 def _leaf(name, entry, path, start):

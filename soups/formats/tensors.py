@@ -18,7 +18,7 @@ MAX_BYTES = (1 << 63) - 1  # of one tensor; NumPy refuses more, even of an empty
 
 
 class CheckpointError(ValueError):
-    """Say that a checkpoint is damaged, truncated, inconsistent or of an unknown kind."""
+    """Say that a checkpoint is damaged, truncated, inconsistent or of an unknown kind: all of this room raises it."""
 
 
 class UnsafeCheckpointError(CheckpointError):
@@ -208,11 +208,7 @@ def separator(names: Iterable[str]) -> str:
 
 
 def nested(leaves: Mapping[str | tuple[str, ...], Any]) -> dict[str, Any]:
-    """Return nested dicts of leaves that are given by their keys, or by names, which are cut at their `separator`.
-
-    Raises:
-        CheckpointError: a leaf lies below another one.
-    """
+    """Return nested dicts of leaves that are given by their keys, or by names, which are cut at their `separator`."""
     mark, tree = separator(name for name in leaves if isinstance(name, str)), {}
     for name, leaf in leaves.items():
         *above, last = name.split(mark) if isinstance(name, str) else name

@@ -26,20 +26,12 @@ def read_json(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> dict:
     """Return the JSON object in a file.
 
     NaN and Infinity are numbers here, as Hugging Face writes them into config.json.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        CheckpointError: no JSON that `soups.state.parsed` takes, or as `read_text`.
     """
     return parse_json(read_text(path, limit=limit), path)
 
 
 def parse_json(text: str, where: object, hooks: Mapping = {}) -> dict:
-    """Return the object in a JSON text; `where` begins a message, and `hooks` are `json.loads`'s for numbers.
-
-    Raises:
-        CheckpointError: as `read_json`.
-    """
+    """Return the object in a JSON text; `where` begins a message, and `hooks` are `json.loads`'s for numbers."""
     try:
         return state.parsed(text, where, hooks)
     except ValueError as error:
@@ -47,12 +39,7 @@ def parse_json(text: str, where: object, hooks: Mapping = {}) -> dict:
 
 
 def read_text(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> str:
-    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        CheckpointError: another encoding, or as `read_bytes`.
-    """
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark."""
     content = read_bytes(path, limit=limit)
     mark, encoding = next((pair for pair in _BYTE_ORDER if content.startswith(pair[0])), (b"", "utf-8"))
     try:
@@ -65,13 +52,7 @@ def read_text(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> str:
 
 
 def read_bytes(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> bytes:
-    """Return the bytes of a small file.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        CheckpointError: not a regular file, unreadable, empty, of more than `limit` bytes, a Git LFS pointer, or a web
-            page saved in its place.
-    """
+    """Return the bytes of a small file."""
     size = check_file(path)
     if size > limit:
         raise CheckpointError(f"{path} has {size} bytes, more than {limit}")
@@ -84,12 +65,7 @@ def read_bytes(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> bytes:
 
 
 def check_file(path: str | os.PathLike) -> int:
-    """Return the size of a regular file.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        CheckpointError: it is of another kind, such as a directory, or cannot be looked at.
-    """
+    """Return the size of a regular file."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

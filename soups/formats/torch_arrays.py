@@ -18,11 +18,7 @@ def is_array(item: object) -> bool:
 
 
 def read_array(record: Record, where: str) -> np.ndarray:
-    """Return an array of a pickle, in the order of bytes of this machine.
-
-    Raises:
-        CheckpointError: damaged, or its elements are no plain numbers.
-    """
+    """Return an array of a pickle, in the order of bytes of this machine."""
     kind, shape, fortran, content = _described(record)
     stored = npz.number(kind, where)
     nbytes = checked_nbytes(shape, stored, where)

@@ -27,12 +27,6 @@ def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
 
     `tree`: the keys of the mapping that is taken, joined with "/", or "." for all; else the weights are. NumPy arrays
     of numbers that lie among them are tensors too.
-
-    Raises:
-        UnsafeCheckpointError: the pickle asks for more than tensors.
-        CheckpointError: not a torch file, or damaged, truncated, compressed, big-endian or without tensors by name; a
-            module that saves a state of its own making.
-        OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -211,10 +211,6 @@ def _append(machine, items, kinds=(list, Record)):
     (target if type(target) is list else target.parts).extend(items)
 
 
-def _global(machine):
-    return resolve(machine.line(), machine.line())
-
-
 def _stack_global(machine):
     module, name = _pop_two(machine)
     if type(module) is not str or type(name) is not str:
@@ -301,7 +297,7 @@ OPERATIONS = {
         "\x94": lambda machine: machine.put(len(machine.memo)),
         "h": _push(lambda machine: machine.memo[machine.number(1)]),
         "j": _push(lambda machine: machine.memo[machine.number(4)]),
-        "c": _make(_global),
+        "c": _make(lambda machine: resolve(machine.line(), machine.line())),
         "\x93": _make(_stack_global),
         "R": _make(_call),
         "\x81": _make(_new_object),

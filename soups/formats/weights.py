@@ -49,16 +49,8 @@ def weights(
     (`wrapped`) also `state_dict`, `model` and the like, which in other trees are taken only if nothing beside them can
     be a part of the model. The state of an optimizer is never taken. A tree without such names is taken whole.
 
-    Args:
-        tree: from the keys to mappings, tensors and anything else.
-        where: the path, which begins the message of an error.
-        is_tensor: tells tensors from what else there is.
-        choice: the keys of one tree, joined with "/", or "." for all.
-        wrapped: a torch file.
-
-    Raises:
-        CheckpointError: several trees could be meant, such as the weights and their average; there is no tree of the
-            chosen name; there is nothing but the state of an optimizer.
+    `tree`: from keys to mappings, tensors (as `is_tensor` says) and anything else. `where`: begins the message of an
+    error. `choice`: the keys of one tree, joined with "/", or "." for all.
     """
     if choice is not None:
         return _chosen(tree, choice, where, is_tensor)

@@ -43,7 +43,6 @@ class Array:
 
     @property
     def nbytes(self) -> int:
-        """Return the number of bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
 
     @property
@@ -69,9 +68,6 @@ class Stored:
         """Return the elements at `index`, a slice for each axis.
 
         A chunk of more than `CACHE` bytes is unpacked each time: read arrays that have such whole.
-
-        Raises:
-            CheckpointError: a chunk is missing or damaged, or there is not the memory for them.
         """
         try:
             view = self.store[index]
@@ -96,17 +92,7 @@ class Stored:
 
 
 def header(content: bytes, kind: str, where: str, available: int) -> Array:
-    """Return what the header of an array says.
-
-    Args:
-        content: of its `.zarray` or `zarr.json`.
-        kind: which of these it is.
-        where: begins the message of an error.
-        available: bytes of all files, which bound what it may claim.
-
-    Raises:
-        CheckpointError: damaged, not as Zarr has it, or claiming more than its files can hold.
-    """
+    """Return what the `.zarray` or `zarr.json` of an array says; `available`: bytes of all files, which bound it."""
     if len(content) > MAX_HEADER:
         raise CheckpointError(f"{where} has a header of {len(content)} bytes, more than {MAX_HEADER}")
     try:
@@ -123,11 +109,7 @@ def header(content: bytes, kind: str, where: str, available: int) -> Array:
 
 
 def opening(spec: Mapping[str, Any], where: str, array: Array) -> Callable[[], Stored]:
-    """Begin to open an array and return the function that ends it, so that many are opened side by side.
-
-    Raises:
-        CheckpointError: by the function: TensorStore cannot open it.
-    """
+    """Begin to open an array and return the function that ends it, so that many are opened side by side."""
     import tensorstore
 
     future = tensorstore.open(dict(spec), open=True, read=True, context=context())
@@ -161,11 +143,7 @@ def first_line(error: Exception) -> str:
 
 
 def dtype_of(name: Any, where: str) -> np.dtype:
-    """Return a dtype of numbers or booleans by its name, such as "<f4", "float32" or "bfloat16".
-
-    Raises:
-        CheckpointError: another dtype.
-    """
+    """Return a dtype of numbers or booleans by its name, such as "<f4", "float32" or "bfloat16"."""
     if isinstance(name, str) and re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16)", name):
         return np.dtype(name)
     if isinstance(name, str) and _NAMES.fullmatch(name):

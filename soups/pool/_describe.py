@@ -28,9 +28,6 @@ def save(directory: pathlib.Path, flat: _paths.Flat) -> None:
 
     Arrays without an element are in the record alone, for Orbax stores none. With several processes all of them must
     call it.
-
-    Raises:
-        OSError: what the file system said, such as a full disk.
     """
     stored = {
         tuple(_paths.stored_name(flat.keys[name]).split("/")): array
@@ -62,11 +59,7 @@ def describe(directory: pathlib.Path, flat: _paths.Flat) -> dict:
 
 
 def restore(member: Member, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Restore a member's leaves by exact name as JAX arrays: `wanted` states their shapes, dtypes and shardings.
-
-    Raises:
-        ValueError: Orbax leaves one unread.
-    """
+    """Restore a member's leaves by exact name as JAX arrays: `wanted` states their shapes, dtypes and shardings."""
     import jax
 
     places = {_paths.exact_name(entry["keys"]): stored_name(entry) for entry in member.record["leaves"].values()}

@@ -79,11 +79,7 @@ class Records:
         return name in (self._files or self._read)
 
     def __getitem__(self, name: str) -> dict:
-        """Return a record.
-
-        Raises:
-            PoolCorruptionError: it is not what was written, or gone.
-        """
+        """Return a record."""
         record = self._read.get(name)
         if record is None:
             file = self._path / RECORDS / self._files[name]

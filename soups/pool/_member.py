@@ -24,16 +24,10 @@ _DIFFERS, _MISSING = "does not have the bytes that were written", "is missing"
 class Member:
     """Read one member's leaves by name, each when it is asked for: a `soups.formats.tensors.Tensors`.
 
-    Every byte is compared with the digests of the record before it is used, with one exception: the leaves in
-    `unverified` each lie raw in one file that nobody has read yet. `map` hands such a leaf out at once, for a caller
-    that hashes its bytes (XXH3, 128 bits) on their way and gives the hash to `check_leaf` at the end.
-
-    Attributes:
-        name: of the member.
-        path: of its checkpoint.
-        record: what the pool knows of it.
-        leaves: the header of each leaf by name.
-        digests: of each leaf's bytes, by name.
+    Every byte is compared with the digests of `record`, what the pool knows of the member, before it is used; each file
+    that differs or is missing is named by a PoolCorruptionError. The leaves in `unverified` each lie raw in one file
+    that nobody has read yet: `map` hands such a leaf out at once, for a caller that hashes its bytes (XXH3, 128 bits)
+    on their way and gives the hash to `check_leaf` at the end.
     """
 
     aliases = metadata = types.MappingProxyType({})
@@ -70,12 +64,7 @@ class Member:
         return set(self._raw) - self._verified
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
-        """Return a leaf, read-only and mapped where it lies raw, or the part of it at `index`, a slice for each axis.
-
-        Raises:
-            ValueError: no leaf of this name.
-            PoolCorruptionError: naming the member, and every file of the leaf that differs or is missing.
-        """
+        """Return a leaf, read-only and mapped where it lies raw, or the part at `index`, a slice for each axis."""
         check_name(name, self.leaves, f"leaf of member {self.name!r}")
         if name not in self._verified:
             self._raise(self._compare(self._chunks[name]))
@@ -83,11 +72,7 @@ class Member:
         return self._array(name, index)
 
     def map(self, name: str) -> np.ndarray:
-        """Return a leaf as `read` does, but leave those in `unverified` to the caller to compare.
-
-        Raises:
-            PoolCorruptionError: as `read`; or a raw file of another size, or damage in what describes the checkpoint.
-        """
+        """Return a leaf as `read` does, but leave those in `unverified` to the caller to compare."""
         return self._array(name, ...) if name in self._raw else self.read(name)
 
     def making(self, name: str) -> int:
@@ -107,9 +92,6 @@ class Member:
         What describes the arrays is compared by all. The files of a leaf that is stored in shards are shared out in
         their order, so that a process compares those that it reads if it holds the leaf in such shards; leaves of one
         file are shared out in turn.
-
-        Raises:
-            PoolCorruptionError: naming the member, every file that differs or is missing, and its leaf.
         """
         with self._lock:
             if len(self._verified) < len(self.leaves):
@@ -118,11 +100,7 @@ class Member:
         self._prepare()
 
     def check_leaf(self, leaf: str, digest: str) -> None:
-        """Compare the hash of a leaf's bytes, which the caller has read, with the record's.
-
-        Raises:
-            PoolCorruptionError: naming the member, the file and the leaf.
-        """
+        """Compare the hash of a leaf's bytes, which the caller has read, with the record's."""
         if digest != self.digests[leaf]:
             self._raise([self._described(file, _DIFFERS) for file in self._chunks[leaf]])
         self._verified.add(leaf)

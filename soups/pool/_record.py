@@ -20,7 +20,7 @@ _KEYS = {"key", "index", "attribute", "child"}
 
 
 class PoolCorruptionError(CheckpointError):
-    """Say that the bytes on disk are not those that were written."""
+    """Say that the bytes on disk are not those that were written; the file is named."""
 
 
 def sealed(fields: dict) -> bytes:
@@ -31,12 +31,7 @@ def sealed(fields: dict) -> bytes:
 
 
 def unsealed(file: pathlib.Path) -> str:
-    """Return the JSON object of a file, without its first field, the digest, which is compared.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        PoolCorruptionError: it is not what was written.
-    """
+    """Return the JSON object of a file, without its first field, the digest, which is compared."""
     try:
         return "{" + unseal(read_bytes(file, limit=_LARGEST), file).decode("ascii", "replace")
     except ValueError as error:
@@ -44,11 +39,7 @@ def unsealed(file: pathlib.Path) -> str:
 
 
 def parsed(text: str, file: pathlib.Path) -> dict:
-    """Return the object in an unsealed text.
-
-    Raises:
-        PoolCorruptionError: it is none.
-    """
+    """Return the object in an unsealed text."""
     try:
         return parse_json(text, file)
     except CheckpointError as error:
@@ -56,11 +47,7 @@ def parsed(text: str, file: pathlib.Path) -> dict:
 
 
 def name_of(text: str, file: pathlib.Path) -> str:
-    """Return the member's name, the first field of an unsealed record, without reading the rest.
-
-    Raises:
-        PoolCorruptionError: it is no name.
-    """
+    """Return the member's name, the first field of an unsealed record, without reading the rest."""
     name = parsed(text.partition("\n")[0].removesuffix(",") + "}", file).get("name")
     if not isinstance(name, str) or not name:
         raise PoolCorruptionError(f"{file} is not a record of a pool: it begins with no name")
@@ -68,11 +55,7 @@ def name_of(text: str, file: pathlib.Path) -> str:
 
 
 def checked(record, file: pathlib.Path) -> dict:
-    """Return a member's record if it is what this library writes.
-
-    Raises:
-        PoolCorruptionError: it is not; the message names the file and the field.
-    """
+    """Return a member's record if it is what this library writes."""
     try:
         _check(record)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -82,11 +65,7 @@ def checked(record, file: pathlib.Path) -> dict:
 
 
 def directory(pool: pathlib.Path, relative: str) -> pathlib.Path:
-    """Return the directory of a member, the one door to it for reading, removing and sweeping.
-
-    Raises:
-        PoolCorruptionError: it is not members/NAME, or a link is on the way.
-    """
+    """Return the directory of a member, the one door to it for reading, removing and sweeping."""
     if not _PLACE.fullmatch(relative):
         raise PoolCorruptionError(f"{pool}: a member lies in {MEMBERS}/NAME, not in {shown(relative)!r}")
     no_link(pool / MEMBERS)
@@ -94,11 +73,7 @@ def directory(pool: pathlib.Path, relative: str) -> pathlib.Path:
 
 
 def no_link(place: pathlib.Path) -> pathlib.Path:
-    """Return a place within a pool.
-
-    Raises:
-        PoolCorruptionError: a link is there, which may lead anywhere.
-    """
+    """Return a place within a pool."""
     if place.is_symlink():
         raise PoolCorruptionError(f"{place} is a link: a pool holds none")
     return place

@@ -80,7 +80,9 @@ class Pool(Mapping):
         Raises:
             ValueError: the pool is empty.
         """
-        record = self._record(self._not_empty()[0])
+        if not self.names:
+            raise ValueError(f"the pool {self.path} has no {'' if self._selected is None else 'selected '}members")
+        record = self._record(self.names[0])
         return nested(record, {name: _describe.abstract(entry) for name, entry in record["leaves"].items()})
 
     @property
@@ -278,11 +280,6 @@ class Pool(Mapping):
         view = copy.copy(self)
         view._selected = dict.fromkeys(names)
         return view
-
-    def _not_empty(self):
-        if not self.names:
-            raise ValueError(f"the pool {self.path} has no {'' if self._selected is None else 'selected '}members")
-        return self.names
 
     def _unknown(self, name):
         hint = did_you_mean(name, self.names)

@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -92,7 +93,8 @@ class _Prefetched(Mapping):
         return name in self._members
 
     def __getitem__(self, name: str) -> tree.Tree:
-        return jax.tree.map(_given, *self._stored(name))
+        stored, dtypes = self._stored(name)
+        return jax.tree.map(lambda leaf, dtype: leaf if leaf.dtype == dtype else leaf.astype(dtype), stored, dtypes)
 
     def as_kept(self, name: str) -> tree.Tree:
         """Return a member in the dtype in which it is kept."""
@@ -167,17 +169,12 @@ def _in_memory(leaf, dtype):
     return copy
 
 
-def _given(leaf, dtype):
-    return leaf if leaf.dtype == dtype else leaf.astype(dtype)
-
-
 def _room():
     return int(_SHARE * _free_bytes())
 
 
 def _free_bytes():
     try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(re.search(r"MemAvailable:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())[1])
     except OSError:  # not Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

@@ -47,11 +47,7 @@ class Candidates:
         return candidate if candidate.reason else candidate._replace(score=self._score(candidate.params), params=None)
 
     def unscored(self, name: str, soup: Growing) -> Candidate:
-        """Return the candidate of a member.
-
-        Raises:
-            ValueError: the member has another structure than the first that was read.
-        """
+        """Return the candidate of a member."""
         member = self._read(name)
         if self._device is not None:
             member = jax.device_put(member, self._device)

@@ -4,8 +4,6 @@ So all that travels between devices, and all that a stream has to remember, is o
 the whole model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

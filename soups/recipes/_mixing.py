@@ -1,7 +1,5 @@
 """Mix trees leaf by leaf with coefficients [L or 1, K], row l for leaf l, and take the gradient of these."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

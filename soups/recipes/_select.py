@@ -1,7 +1,5 @@
 """Find the k-th smallest magnitudes among many arrays, exactly, without sorting and without gathering."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -46,17 +44,13 @@ def _integer(dtype):
     return np.dtype(f"int{8 * dtype.itemsize}")
 
 
-def _patterns(array):
-    return np.abs(array.reshape(-1)).view(_integer(array.dtype))
-
-
 def _by_histograms(arrays, k):
     dtype = next(iter(arrays())).dtype
     prefix, bits = 0, 8 * dtype.itemsize
     for shift in range(bits - 16, -1, -16):
         counts = np.zeros(2**16, np.int64)
         for array in arrays():
-            patterns = _patterns(array)
+            patterns = np.abs(array.reshape(-1)).view(_integer(dtype))
             if shift < bits - 16:
                 patterns = patterns[patterns >> (shift + 16) == prefix]
             counts += np.bincount((patterns >> shift) & 0xFFFF, minlength=2**16)

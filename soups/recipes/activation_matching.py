@@ -48,7 +48,7 @@ def activation_matching(
         moments = batch if moments is None else {name: _pool(moments[name], batch[name]) for name in batch}
     if moments is None:
         raise ValueError("no activations were given: at least one batch is needed")
-    similarities = {name: _STATISTICS[statistic](moment) for name, moment in moments.items()}
+    similarities = {name: _similarity(moment, statistic) for name, moment in moments.items()}
     found = {name: assign(similarity) for name, similarity in similarities.items()}
     unchanged = identity({name: len(order) for name, order in found.items()})
     history = [sum(score(s, orders[name]) for name, s in similarities.items()) for orders in (unchanged, found)]
@@ -100,13 +100,8 @@ def _pool(old, new):
     }
 
 
-def _correlation(moments):
+def _similarity(moments, statistic):
+    if statistic == "inner_product":
+        return moments["products"] / moments["count"] + np.outer(*moments["means"])
     product = np.sqrt(np.outer(*moments["squares"]))
     return arrays.ratio(np, moments["products"], product, product > 0)
-
-
-def _inner_product(moments):
-    return moments["products"] / moments["count"] + np.outer(*moments["means"])
-
-
-_STATISTICS = dict(zip(STATISTIC_NAMES, (_correlation, _inner_product), strict=True))

@@ -1,7 +1,5 @@
 """Learn how much of each task vector to add, from inputs without labels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 

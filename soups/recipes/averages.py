@@ -1,7 +1,5 @@
 """Average members with fixed weights, all at once or one after the other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from soups import arguments, arrays, tree

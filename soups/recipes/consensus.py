@@ -1,7 +1,5 @@
 """Let task vectors compete for each element: by variance, votes, signs or balanced scores."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

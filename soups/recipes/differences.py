@@ -1,7 +1,5 @@
 """Look at each difference to the base: is it small, important, the largest, or one member's alone."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from soups import arguments, arrays, engine

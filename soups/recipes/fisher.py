@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -186,7 +185,12 @@ def _sum_of_squares(apply_fn, estimator, params, inputs, labels, kept, index, ke
 
     def weighted_squares(labels, weigh):
         values, grads = jax.vmap(jax.value_and_grad(log_prob), (None, 0, 0))(floats, inputs, labels)
-        return jax.tree.map(functools.partial(_weighted_square, weigh(values)), tree.widen(grads))
+        weights = weigh(values)
+
+        def square(leaf):  # no dot product: accelerators round its factors
+            return jnp.sum(jnp.expand_dims(weights.astype(leaf.dtype), range(1, leaf.ndim)) * leaf * leaf, axis=0)
+
+        return jax.tree.map(square, tree.widen(grads))
 
     def of_batch(floats):
         values = log_probs(floats, inputs)
@@ -200,18 +204,13 @@ def _sum_of_squares(apply_fn, estimator, params, inputs, labels, kept, index, ke
             jax.eval_shape(log_probs, floats, inputs).shape[1],
         )
     else:
-        labels = _draw(log_probs(floats, inputs), index, key) if estimator == "sampled" else labels
+        if estimator == "sampled":  # a key for each example by its number: the size of the batches does not matter
+            draw = jax.vmap(lambda number, row: jax.random.categorical(jax.random.fold_in(key, number), row))
+            labels = draw(index, log_probs(floats, inputs))
         sums = weighted_squares(labels, lambda _: kept)
-    return jax.tree.map(_in_float32, params, sums)
-
-
-def _in_float32(leaf, total):
-    return jnp.zeros(leaf.shape, jnp.float32) if total is None else total.astype(jnp.float32)
-
-
-def _weighted_square(weights, grads):
-    # no dot product: accelerators round its factors
-    return jnp.sum(jnp.expand_dims(weights.astype(grads.dtype), range(1, grads.ndim)) * grads * grads, axis=0)
+    return jax.tree.map(
+        lambda leaf, total: jnp.zeros(leaf.shape, "float32") if total is None else total.astype("float32"), params, sums
+    )
 
 
 def _sum_over_classes(of_class, num_classes):
@@ -221,11 +220,6 @@ def _sum_over_classes(of_class, num_classes):
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_class, np.int32(0)))
     return jax.lax.scan(step, zeros, jnp.arange(num_classes, dtype=jnp.int32))[0]
-
-
-def _draw(log_probs, index, key):
-    # a key for each example by its number: the size of the batches does not matter
-    return jax.vmap(lambda number, row: jax.random.categorical(jax.random.fold_in(key, number), row))(index, log_probs)
 
 
 def _check(apply_fn, params, inputs, estimator, labels, key):

@@ -1,7 +1,5 @@
 """Walk from one set of weights to another: along a line, or from the base to the mean."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from soups import arguments, arrays, tree

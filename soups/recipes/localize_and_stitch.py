@@ -91,11 +91,6 @@ def localize_dataless(member: tree.Tree, *, base: tree.Tree, density: float = 0.
     return tree.map_with_names(lambda name, leaf: masks[name] if name in masks else _no(leaf), base)
 
 
-def _check_stitch(leaves, beside):
-    masks = beside["masks"]
-    _check_masks([leaves, *map(tree.flatten, masks.values())], ["the weights", *masks])
-
-
 def _check_masks(trees, labels):
     tree.check_same_structure(trees, labels, dtypes=False)
     for label, mask in zip(labels[1:], trees[1:], strict=True):
@@ -107,7 +102,9 @@ def _check_masks(trees, labels):
     base="required",
     beside=("masks",),
     takes_complex=True,
-    check=_check_stitch,
+    check=lambda leaves, beside: _check_masks(
+        [leaves, *map(tree.flatten, beside["masks"].values())], ["the weights", *beside["masks"]]
+    ),
     only_in_python="needs a mask for each member: use soups.stitch in Python, or localize_and_stitch",
 )
 def stitch(inputs: Inputs) -> Recipe:

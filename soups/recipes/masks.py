@@ -1,7 +1,5 @@
 """Keep one task vector for several members, with a mask for each."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any

@@ -1,7 +1,5 @@
 """Find the geometric median of the members, from the distances between them alone."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

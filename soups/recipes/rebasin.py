@@ -7,7 +7,6 @@ Which axes bear which permutation is declared by a spec (`soups.recipes.permutat
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -205,8 +204,8 @@ def straight_through_matching(
     arguments.check_takes("loss", loss, "params, batch")
     sizes = _check(["reference", "params"], [reference, params], spec, max_sweeps)
     reference, params = jax.device_get((reference, tree.cast_like(params, reference)))
-    checked = functools.partial(_checked, loss)
-    generator, gradient = generator_from(key), jax.jit(jax.value_and_grad(checked, allow_int=True))
+    midpoint_loss = jax.value_and_grad(lambda params, batch: arguments.check_loss(loss(params, batch)), allow_int=True)
+    generator, gradient = generator_from(key), jax.jit(midpoint_loss)
     free, velocity = tree.widen(reference), jax.tree.map(np.zeros_like, tree.widen(reference))
     found, best, history = identity(sizes), identity(sizes), []
     for batch in batches:
@@ -221,10 +220,6 @@ def straight_through_matching(
     if not history:
         raise ValueError("no batches were given: straight-through matching needs data")
     return Matching(best, history)
-
-
-def _checked(loss, params, batch):
-    return arguments.check_loss(loss(params, batch))
 
 
 def _accumulate(velocity, gradient, momentum):

@@ -1,7 +1,5 @@
 """Merge linear layers so that their outputs stay as near to the members' as a least-squares fit can bring them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -136,10 +134,17 @@ def regmean_pp(
     first = next(iter(members.values()))
     merged = regmean(members, [{}] * len(members), alpha=alpha, weights=weights)  # checks, and averages
     group_of = tree.match(first, [*((group, index) for index, group in enumerate(groups)), (".*", -1)])
+    groups_by_name = tree.flatten(group_of)
     for index, group in enumerate(groups):
-        own = {name: _measured_with(merged, member, group_of, index) for name, member in members.items()}
-        grams = {name: _of_group(grams_of[name](own[name]), group_of, index, group) for name in members}
-        parts = {name: _part(member, group_of, index) for name, member in members.items()}
+        own = {
+            name: jax.tree.map(lambda a, b, place, at=index: b if place >= at else a, merged, member, group_of)
+            for name, member in members.items()
+        }
+        grams = {name: _of_group(grams_of[name](own[name]), groups_by_name, index, group) for name in members}
+        parts = {
+            name: {leaf: array for leaf, array in tree.flatten(member).items() if groups_by_name[leaf] == index}
+            for name, member in members.items()
+        }
         part = regmean(parts, grams, alpha=alpha, weights=weights)
         merged = tree.map_with_names(lambda name, leaf, part=part: part.get(name, leaf), merged)
     return merged
@@ -213,17 +218,7 @@ def _solve(left, right):
 # --- Groups ---
 
 
-def _measured_with(merged, member, group_of, index):
-    return jax.tree.map(lambda a, b, group: b if group >= index else a, merged, member, group_of)
-
-
-def _part(member, group_of, index):
-    groups = tree.flatten(group_of)
-    return {name: leaf for name, leaf in tree.flatten(member).items() if groups[name] == index}
-
-
-def _of_group(grams, group_of, index, group):
-    groups = tree.flatten(group_of)
+def _of_group(grams, groups, index, group):
     chosen = {
         name: gram for name, gram in grams.items() if groups[check_name(name, groups, "leaf in the grams")] == index
     }

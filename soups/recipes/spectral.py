@@ -1,7 +1,5 @@
 """Merge task vectors as matrices: by their singular vectors, or by the inputs that their columns see."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -99,16 +97,13 @@ def matrix_recipe(
             matrix_shape = (shape[0], -1) if rows_first else (-1, shape[-1])
             vector = merged(part.xp, [vector.reshape(matrix_shape) for vector in vectors])
             vector = vector.reshape(shape).astype(part.base.dtype)
-        return _placed_as(part.leaves[0], part.base + arrays.scalar(scale, vector) * vector)
+        merged_leaf = part.base + arrays.scalar(scale, vector) * vector
+        if is_jax(part.leaves[0]) and not isinstance(merged_leaf, jax.core.Tracer):
+            # a decomposition leaves its result on one device, or on all
+            return jax.device_put(merged_leaf, part.leaves[0].sharding)
+        return merged_leaf
 
     return Recipe(merge, unit="leaf")
-
-
-def _placed_as(member, array):
-    # a decomposition leaves its result on one device, or on all
-    if is_jax(member) and not isinstance(array, jax.core.Tracer):
-        return jax.device_put(array, member.sharding)
-    return array
 
 
 # --- Singular vectors ---

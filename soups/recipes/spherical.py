@@ -1,7 +1,5 @@
 """Average by angles and lengths: on arcs, by mean directions, and by their mean on the sphere."""
 
-from __future__ import annotations
-
 import functools
 import math
 

@@ -1,7 +1,5 @@
 """Do arithmetic on task vectors, τ_i = θ_i − θ_base: sparsify each, let them agree on signs, combine, scale."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
