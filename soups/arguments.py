@@ -22,12 +22,9 @@ _KINDS = {bool: "True or False", int: "a whole number", float: "a finite number"
 
 
 def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
-    """Return members by name; those of a sequence are called "0", "1", ...
+    """Return members by name; those of a sequence are called "0", "1", ...; the errors are those of `by_name`.
 
     A pool's non-finite members are left out, with a warning that names them.
-
-    Raises:
-        ValueError: there are no members, or what is given is one tree, or the leaves of one.
     """
     usable = getattr(members, "usable", members)
     if usable is not members and len(usable) < len(members):
@@ -41,8 +38,7 @@ def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
 def by_name(members: Members) -> Mapping[str, tree.Tree]:
     """Return members by name as `as_mapping` does, with those of a pool that are not finite.
 
-    Raises:
-        ValueError: as `as_mapping`.
+    A ValueError where there are none, and where one tree is given, or the leaves of one.
     """
     if _is_array(members) or isinstance(members, str | bytes) or not isinstance(members, Iterable):
         raise ValueError(f"members are a sequence or mapping of trees, or a pool, not a {type(members).__name__}")
@@ -66,8 +62,7 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
 def per_member(values: Any, members: Iterable[str], kind: str) -> list[Any]:
     """Return one value for each member, from a single value, several in their order, or a mapping by their names.
 
-    Raises:
-        ValueError: not one for each member, or in no order; `kind` says of what.
+    A ValueError where they are not one for each member, or in no order; `kind` says of what.
     """
     members = list(members)
     if isinstance(values, Mapping):
@@ -92,9 +87,7 @@ def setting(value: Any, default: Any, name: str) -> Any:
     """Return a setting of the same kind as its default: a finite number, a whole number, a boolean, or text.
 
     Numbers may be traced, or arrays without axes. If the default is of no such kind, the value is returned as it is.
-
-    Raises:
-        ValueError: it is something else; `name` says which setting.
+    Something else is a ValueError about `name`.
     """
     kind = type(default)
     if kind not in _KINDS or (tree.traced(value) and np.shape(value) == ()):
@@ -113,11 +106,7 @@ def setting(value: Any, default: Any, name: str) -> Any:
 
 
 def marked(value: Any, members: Iterable[str]) -> list[bool]:
-    """Return for each member whether it is the one that is given by its name or its index; None marks none.
-
-    Raises:
-        ValueError: there is no such member.
-    """
+    """Return for each member whether it is the one that is given by its name or its index; None marks none."""
     members = list(members)
     if value is None or value is False:
         return [False] * len(members)
@@ -126,11 +115,7 @@ def marked(value: Any, members: Iterable[str]) -> list[bool]:
 
 
 def place_of(member: str | int, names: Sequence[str]) -> int:
-    """Return the index of a member that is given by its name or its index.
-
-    Raises:
-        ValueError: there is no such member.
-    """
+    """Return the index of a member that is given by its name or its index; a ValueError if there is none."""
     is_index = isinstance(member, int | np.integer) and not isinstance(member, bool)
     if is_index and 0 <= member < len(names) and str(member) not in names:
         return int(member)
@@ -138,11 +123,7 @@ def place_of(member: str | int, names: Sequence[str]) -> int:
 
 
 def check_weights(weights: Sequence[Any]) -> Sequence[Any]:
-    """Return weights by whose sum an average divides.
-
-    Raises:
-        ValueError: one is negative or not finite, or all are zero.
-    """
+    """Return weights by whose sum an average divides; a ValueError if one is negative or infinite, or all are zero."""
     if not tree.traced(weights):
         numbers = np.asarray([float(weight) for weight in weights])
         if not np.isfinite(numbers).all() or (numbers < 0).any() or not numbers.any():
@@ -153,8 +134,7 @@ def check_weights(weights: Sequence[Any]) -> Sequence[Any]:
 def check_within(name: str, value: Any, interval: str, *, whole: bool = False) -> Any:
     """Return a number that lies in an interval such as "(0, 1]" or "[1, inf)", or that is traced.
 
-    Raises:
-        ValueError: it lies elsewhere, is no finite number, or no `whole` one.
+    A ValueError if it lies elsewhere, is no finite number, or no `whole` one.
     """
     bounds = interval[1:-1].split(", ")
     low, high = map(float, bounds)
@@ -172,8 +152,7 @@ def check_within(name: str, value: Any, interval: str, *, whole: bool = False) -
 def check_takes(name: str, function: Any, given: str, **more: Any) -> None:
     """See that a user's function can be called with the arguments `given`, such as "params, batch", and `more` by name.
 
-    Raises:
-        ValueError: it cannot; nothing is known of functions in C.
+    A ValueError if it cannot; nothing is known of functions in C.
     """
     if not callable(function):
         raise ValueError(f"{name} must be a function {name}({given}), not a {type(function).__name__}")
@@ -188,33 +167,21 @@ def check_takes(name: str, function: Any, given: str, **more: Any) -> None:
 
 
 def check_loss(value: Any) -> Any:
-    """Return what a loss returned, one float number, traced or not.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Return what a loss returned, one float number, traced or not; a ValueError if it is something else."""
     if not _is_number(value) or np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise ValueError(f"a loss is one float number, such as a mean, not {_kind(value)}")
     return value
 
 
 def check_logits(value: Any) -> Any:
-    """Return what an `apply_fn` returned, logits [B, C].
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Return what an `apply_fn` returned, logits [B, C]; a ValueError if it is something else."""
     if not _is_array(value) or len(value.shape) != 2:
         raise ValueError(f"apply_fn must give logits [B, C], but it gave {_kind(value)}")
     return value
 
 
 def shares(weights: Sequence[Any]) -> list[Any]:
-    """Return weights of any size divided by their sum; traced ones are not checked.
-
-    Raises:
-        ValueError: they sum to zero.
-    """
+    """Return weights of any size divided by their sum, which must not be zero; traced ones are not checked."""
     parts = weights if tree.traced(weights) else balanced(weights)
     total = sum(parts)
     if not tree.traced(weights) and abs(total) < 1e-8:

@@ -237,11 +237,7 @@ def _leaf(name, number, recipe, sources, beside, kept):
 
 
 def measure_model(leaves: Iterable[Leaf], at_least=np.float32) -> Any:
-    """Return what a recipe of scope "model" measures over all leaves that are merged; None for other recipes.
-
-    Raises:
-        NonFiniteError: NaN or infinity in an array on the host.
-    """
+    """Return what a recipe of scope "model" measures over all leaves that are merged; None for other recipes."""
     leaves = [leaf for leaf in leaves if leaf.recipe is not None and math.prod(leaf.shape)]
     if not leaves or leaves[0].recipe.scope != "model":
         return None

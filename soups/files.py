@@ -19,9 +19,8 @@ _URL = re.compile(r"(.*\+)?[A-Za-z][A-Za-z0-9+.-]+:/", re.DOTALL)  # also of an 
 def local_path(path: str | os.PathLike) -> pathlib.Path:
     """Return a path of this machine's file system.
 
-    Raises:
-        ValueError: a URL, such as gs://bucket/model, which would otherwise become a local folder "gs:"; an empty path,
-            which would be the working directory; one that no file system can have; one below "~", unless it is there.
+    A ValueError for a URL, such as gs://bucket/model, which would otherwise become a local folder "gs:"; an empty path,
+    which would be the working directory; one that no file system can have; one below "~", unless it is there.
     """
     text = os.fspath(path)
     if _URL.match(text):
@@ -39,9 +38,7 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
 def made_folder(path: pathlib.Path) -> pathlib.Path:
     """Make a folder, and those above it, where they are not there yet, and return it.
 
-    Raises:
-        NotADirectoryError: a file is there, or above it.
-        OSError: it cannot be made; the path is in the message.
+    A NotADirectoryError if a file is there, or above it; else an OSError with the path.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -56,12 +53,8 @@ def made_folder(path: pathlib.Path) -> pathlib.Path:
 def replace_file(path: str | os.PathLike, content: bytes | str | pathlib.Path) -> pathlib.Path:
     """Write a file under another name, see it to the disk and rename it: no reader ever meets half of one.
 
-    `content`: a path is that of a file to copy, for which folders are made where they are not there yet.
-
-    Processes may write the same file side by side; the last one stays.
-
-    Raises:
-        OSError: the disk is full or cannot be written to; the path is in the message, and the old file stays.
+    `content`: a path is that of a file to copy, for which folders are made where they are not there yet. Processes may
+    write the same file side by side; the last one stays. An OSError has the path in its message; the old file stays.
     """
     path = pathlib.Path(path)
     fresh = unfinished(path)
@@ -99,11 +92,7 @@ def sweep_unfinished(folder: pathlib.Path) -> None:
 
 
 def sync_folder(folder: pathlib.Path) -> None:
-    """See the names in a folder to the disk.
-
-    Raises:
-        OSError: the disk is broken.
-    """
+    """See the names in a folder to the disk; an OSError if that is broken."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -115,11 +104,7 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 
 def sync_files(folder: pathlib.Path) -> None:
-    """See all that lies below a folder to the disk.
-
-    Raises:
-        OSError: the disk is full or broken.
-    """
+    """See all that lies below a folder to the disk; an OSError if that is full or broken."""
     for place, _, files in os.walk(folder):
         for file in files:
             with open(os.path.join(place, file), "rb") as written:
@@ -136,10 +121,8 @@ def cannot_write(path: str | os.PathLike, error: OSError) -> OSError:
 def locked(out: pathlib.Path, lock: pathlib.Path | None = None, what: str = "merge") -> Iterator[None]:
     """Hold the lock of an output: a file, by default beside it, which says who holds it; `what` works on the output.
 
-    Raises:
-        BlockingIOError: another process, or thread, holds it; the message says which, where and since when. That of a
-            killed process is free.
-        OSError: nothing can be written there.
+    A BlockingIOError says which other process, or thread, holds it, where and since when; that of a killed process is
+    free. An OSError if nothing can be written there.
     """
     path = lock or out.with_name(f".{out.name}.lock")
     with _held(path, out, what) as file:

@@ -79,11 +79,7 @@ class Journal:
         return self._old[-1] if self._old else None
 
     def write(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Append a record and see it to the disk.
-
-        Raises:
-            OSError: the disk is full or cannot be written to; the path is in the message.
-        """
+        """Append a record and see it to the disk; an OSError has the path in its message."""
         if self._path is not None and jax.process_index() == 0:
             try:
                 with open(self._path, "ab") as file:
@@ -95,11 +91,7 @@ class Journal:
         return record
 
     def keep(self, record: dict[str, Any]) -> None:
-        """Put a record in the place of all others.
-
-        Raises:
-            OSError: the disk is full or cannot be written to; the path is in the message, and the old records stay.
-        """
+        """Put a record in the place of all others; an OSError has the path in its message, and the old ones stay."""
         if self._path is not None and jax.process_index() == 0:
             replace_file(self._path, state.sealed_line(self._header) + state.sealed_line(record))
 

@@ -15,8 +15,7 @@ _CUTS = 4  # modules around the one that others have
 def check_name(name: str, known: Iterable[str], kind: str) -> str:
     """Return `name` if it is among the known names of this `kind`.
 
-    Raises:
-        ValueError: it is not; the message has the closest name, and all of them where they are few.
+    If not, a ValueError has the closest name, and all of them where they are few.
     """
     known = known if isinstance(known, Collection) else list(known)
     if isinstance(name, Hashable) and name in known:
@@ -26,11 +25,7 @@ def check_name(name: str, known: Iterable[str], kind: str) -> str:
 
 
 def pattern(regex: str, what: str) -> re.Pattern[str]:
-    """Return a regular expression that a user gives, compiled.
-
-    Raises:
-        ValueError: it is none; `what` says where it was given.
-    """
+    """Return a regular expression that a user gives, compiled; a ValueError says `what` is none."""
     try:
         compiled = re.compile(regex)
         compiled.fullmatch("")  # one of bytes matches no text

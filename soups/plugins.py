@@ -21,9 +21,7 @@ _LONG = 500  # characters of a line of what a user's function raises
 def load_plugin(path: str, option: str = "--plugin") -> ModuleType:
     """Run a file of Python as a module of its own, once, and return the module.
 
-    Raises:
-        FileNotFoundError: no file; the message begins with the `option` that gave its path.
-        ValueError: what the file raised, with its line.
+    A FileNotFoundError begins with the `option` that gave its path; a ValueError has what the file raised, and where.
     """
     given, path = path, pathlib.Path(os.path.realpath(local_path(path)))
     name = f"soups_plugin_{path.stem}_{abs(hash(path)):x}"
@@ -57,10 +55,7 @@ def importable(folder: str | os.PathLike) -> Iterator[None]:
 def named(reference: Any, registered: Mapping[str, str], field: str) -> Callable:
     """Return what a field of a config names: something registered, or a function or class as "module:function".
 
-    `registered`: from names to such references.
-
-    Raises:
-        ValueError: neither of them, with the registered names; what the module raised, with its line.
+    `registered`: from names to such references. A ValueError lists them, or says what the module raised, with its line.
     """
     choices = f"; there are: {', '.join(sorted(registered))}, or your own as 'module:function'"
     target = registered.get(reference, reference) if isinstance(reference, str) else ""
@@ -81,9 +76,8 @@ def called(
 ) -> Any:
     """Return what a function, named as in `named`, makes of settings, and of what is offered if it takes that by name.
 
-    Raises:
-        ValueError: no such function; settings that it does not take, or that it needs, all of them listed; what a
-            function of a user's own raised, with its line.
+    A ValueError lists all settings that it does not take, or that it needs, or says what a function of a user's own
+    raised, with its line.
     """
     function = named(reference, registered, field)
     given = _fitting(function, settings, offered, f"{field} {reference!r}", field)
@@ -95,11 +89,7 @@ def called(
 
 @contextlib.contextmanager
 def blamed(what: str, function: Callable) -> Iterator[None]:
-    """Make one message of whatever is raised inside, with the line in the file that defines a user's function.
-
-    Raises:
-        ValueError: something was raised.
-    """
+    """Make one ValueError of whatever is raised inside, with the line in the file that defines a user's function."""
     try:
         yield
     except (Exception, SystemExit) as error:

@@ -11,8 +11,7 @@ from soups.lazy import jax, multihost_utils
 def on_first_process(function: Callable):
     """Call `function()` on process 0 alone and give what it returned (JSON-able) to all processes, when it is done.
 
-    Raises:
-        ValueError, OSError, RuntimeError: on every process, if it failed on the first.
+    If it failed there, every process raises: a ValueError, OSError or RuntimeError.
     """
     if jax.process_count() == 1:
         return function()
@@ -20,11 +19,7 @@ def on_first_process(function: Callable):
 
 
 def from_first_process(function: Callable[[], bytes]) -> bytes:
-    """Call `function()` on process 0 alone and give the bytes it returned to all processes.
-
-    Raises:
-        ValueError, OSError, RuntimeError: on every process, if it failed on the first.
-    """
+    """Call `function()` on process 0 alone and give the bytes it returned to all processes; errors likewise."""
     if jax.process_count() == 1:
         return function()
     message, failure = b"", None
@@ -45,8 +40,7 @@ def from_first_process(function: Callable[[], bytes]) -> bytes:
 def on_all_processes(function: Callable):
     """Call `function()` on every process and give what each of them returned (JSON-able) to all.
 
-    Raises:
-        ValueError: on every process, if it failed on one; on that one its own error.
+    If it failed on one, all raise a ValueError, that one its own error.
     """
     if jax.process_count() == 1:
         return [function()]
@@ -65,11 +59,7 @@ def on_all_processes(function: Callable):
 
 
 def all_or_none(function: Callable):
-    """Call `function()` on every process and give each its own result, which may be anything.
-
-    Raises:
-        ValueError: on every process, if it failed on one; on that one its own error.
-    """
+    """Call `function()` on every process and give each its own result, which may be anything; errors are as above."""
     made = []
     on_all_processes(lambda: made.append(function()))
     return made[0]

@@ -29,10 +29,8 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 def write(path: str | os.PathLike, value: Mapping[str, Any]) -> dict:
     """Write an object with its digest, whole or not at all, and return it as it will be read.
 
-    Raises:
-        ValueError: JSON cannot hold it: a number that is not finite, a value of another kind, a name that stands there
-            twice, nested too deep.
-        OSError: as `replace_file`.
+    A ValueError if JSON cannot hold it: a number that is not finite, a value of another kind, a name that stands there
+    twice, nested too deep; an OSError as of `replace_file`.
     """
     try:
         sealed = seal(json.dumps(dict(value), indent=1, allow_nan=False).removeprefix("{\n").encode() + b"\n")
@@ -44,14 +42,10 @@ def write(path: str | os.PathLike, value: Mapping[str, Any]) -> dict:
 
 
 def read(path: str | os.PathLike, fields: Mapping[str, type | tuple[type, ...]] = {}) -> dict:
-    """Return the object that `write` put into a file.
+    """Return the object that `write` put into a file; `fields`: names that must be there, with their types.
 
-    `fields`: names that must be there, with their types.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is not what was written, too large or too deep, or another kind of state; it names the file.
-        OSError: it cannot be read; its path is in the message.
+    A ValueError names a file that is not what was written, too large or too deep, or another kind of state; else as
+    `content`.
     """
     value = _opened(content(path), path)
     for name, kind in fields.items():
@@ -63,10 +57,7 @@ def read(path: str | os.PathLike, fields: Mapping[str, type | tuple[type, ...]] 
 def content(path: str | os.PathLike) -> bytes:
     """Return the bytes of a file of state.
 
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is no regular file, or too large.
-        OSError: it cannot be read; its path is in the message.
+    A ValueError if it is no regular file, or too large; an OSError, such as FileNotFoundError, has its path.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
@@ -82,11 +73,7 @@ def seal(rest: bytes, end: bytes = b"\n") -> bytes:
 
 
 def unseal(sealed: bytes, where: object, end: bytes = b"\n") -> bytes:
-    """Return what `seal` was given.
-
-    Raises:
-        ValueError: it is not what was written; `where` begins the message.
-    """
+    """Return what `seal` was given; a ValueError, which begins with `where`, if it is not what was written."""
     rest = sealed[_HEAD:]
     if sealed == seal(rest, end):
         return rest
@@ -102,21 +89,15 @@ def sealed_line(record: Mapping[str, Any]) -> bytes:
 
 
 def unsealed_line(line: bytes, where: object) -> dict:
-    """Return the record in a line without its end.
-
-    Raises:
-        ValueError: it is not what was written; `where` begins the message.
-    """
+    """Return the record in a line without its end; a ValueError as of `unseal`."""
     return _opened(line, where, b" ")
 
 
 def parsed(text: str, where: object, hooks: Mapping = {}) -> dict:
     """Return the object in a JSON text of any origin; `where` begins a message, `hooks` are `json.loads`'s for numbers.
 
-    NaN and Infinity are numbers here, as in Python.
-
-    Raises:
-        ValueError: no JSON object, nested deeper than MAX_NESTING, a name that stands there twice, half a character.
+    NaN and Infinity are numbers here, as in Python. A ValueError for no JSON object, one nested deeper than
+    MAX_NESTING, a name that stands there twice, half a character.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique, **hooks)

@@ -192,8 +192,7 @@ def check_usable(trees: Mapping[str, Tree], *, dtypes: bool = True) -> None:
 def check_result(result: Tree, given: Mapping[str, Tree]) -> Tree:
     """Return a result, in which NaN and infinity of the trees that were `given`, by their labels, would show.
 
-    Raises:
-        NonFiniteError: it holds some, because a tree does or because the result overflows.
+    A NonFiniteError if it holds some, because a tree does or because the result overflows.
     """
     if not traced(result) and (bad := nonfinite_names(result)):
         check_finite(given)
@@ -256,7 +255,7 @@ def match(tree: Tree, rules: Rules) -> Tree:
 
 def partition(tree: Tree, rules: Rules) -> tuple[Tree, Tree]:
     """Split `tree` into (selected, rest) of the same shape, with None in the places of the other part."""
-    return _split(match(tree, rules), tree)
+    return split_by(match(tree, rules), tree)
 
 
 def select(tree: Tree, rules: Rules) -> Tree:
@@ -276,10 +275,11 @@ def combine(*parts: Tree) -> Tree:
 def split_floats(tree: Tree) -> tuple[Tree, Tree]:
     """Split `tree` into (floats, rest), with None in the places of the other part; `combine` undoes it."""
     check_arrays([tree])
-    return _split(jax.tree.map(is_float, tree), tree)
+    return split_by(jax.tree.map(is_float, tree), tree)
 
 
-def _split(mask, tree):
+def split_by(mask: Tree, tree: Tree) -> tuple[Tree, Tree]:
+    """Split `tree` into the leaves where `mask` has something true, and the rest, as `partition` does."""
     selected = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
     return selected, jax.tree.map(lambda keep, leaf: None if keep else leaf, mask, tree)
 

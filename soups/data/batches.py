@@ -31,10 +31,8 @@ def batch_indices(num_examples: int, batch_size: int, num_steps: int, seed: int)
     """Return the examples of the first `num_steps` batches, int32 [num_steps, batch_size].
 
     It is the order of `loader`: every epoch is shuffled anew, and batches run across the borders of epochs, so that
-    each example is used once per epoch and none is dropped.
-
-    Raises:
-        ValueError: a batch larger than the data, or a seed that is not in 0..2³²−1.
+    each example is used once per epoch and none is dropped. A batch larger than the data, and a seed that is not in
+    0..2³²−1, are a ValueError.
     """
     return _Order(num_examples, batch_size, seed)(0, num_steps * batch_size)[1].reshape(num_steps, batch_size)
 
@@ -90,8 +88,8 @@ def loader(
 class BatchIterator:
     """Iterate over batches, and go on at any of them.
 
-    `get_state()` gives {"next_index": number of batches taken}, which `set_state` takes. It says nothing of threads and
-    workers, so a run may be resumed with others. `close()` ends the workers; `contextlib.closing` calls it.
+    `get_state()` gives {"next_index": number of batches taken}, which `set_state` takes, whatever the threads and
+    workers. `close()` ends the workers; `contextlib.closing` calls it.
     """
 
     def __init__(self, start: Callable[[int], Iterable]):
@@ -113,11 +111,9 @@ class BatchIterator:
         return {name: np.asarray(batch[name]) for name in ("image", "label", "index")}
 
     def get_state(self) -> dict[str, int]:
-        """Say where the iterator stands."""
         return {"next_index": self._next_index}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Go to where another iterator stood, forwards or back."""
         self.close()
         self._next_index = int(state["next_index"])
 

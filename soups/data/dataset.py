@@ -183,10 +183,8 @@ def decode(
 def project_logits(logits: np.ndarray, class_groups: ClassGroups | None) -> np.ndarray:
     """Turn the logits [..., K] of a model into those of a dataset's classes [..., G].
 
-    Logit g is the maximum over the outputs in group g; `class_groups=None` gives the logits back.
-
-    Raises:
-        ValueError: a group that names an output the model does not have.
+    Logit g is the maximum over the outputs in group g; `class_groups=None` gives the logits back. A group that names an
+    output the model does not have is a ValueError.
     """
     if class_groups is None:
         return logits
@@ -198,11 +196,9 @@ def project_logits(logits: np.ndarray, class_groups: ClassGroups | None) -> np.n
 
 
 def read_example(source: Source, index: int, transform: Transform | None) -> tuple[np.ndarray, int]:
-    """Return one example as (image, label), transformed and checked to be uint8 [H, W, C].
+    """Return one example as (image, label), transformed and checked to be uint8 [H, W, C], else a ValueError.
 
-    Raises:
-        UnreadableImage: an image that cannot be read, or that the transform refuses; it is named.
-        ValueError: the image is not uint8 [H, W, C].
+    An `UnreadableImage` names what cannot be read, or what the transform refuses.
     """
     with memory_held():
         example = source[index]
@@ -310,7 +306,8 @@ def _range_problems(labels, count):
 
 def _names_problem(name: str, data: Source, class_names: Sequence[str]):
     if tuple(data.class_names) != tuple(class_names):
-        return f"{name} has other classes than the task: {_differing(data.class_names, class_names)}"
+        how = differing(data.class_names, class_names) or "the same ones in another order"
+        return f"{name} has other classes than the task: {how}"
     return None
 
 
@@ -324,8 +321,7 @@ def _shift_problem(name: str, data: Dataset, class_names: Sequence[str]):
     return None
 
 
-def _differing(names, expected):
-    missing = [name for name in expected if name not in names]
-    extra = [name for name in names if name not in expected]
-    parts = [f"{sign} {', '.join(map(str, part[:10]))}" for sign, part in (("-", missing), ("+", extra)) if part]
-    return "; ".join(parts) or "the same ones in another order"
+def differing(names: Iterable[str], expected: Iterable[str]) -> str:
+    """Say which classes are missing (-) and which are there besides (+), of each the first ten; nothing if none."""
+    parts = {"-": {*expected} - {*names}, "+": {*names} - {*expected}}
+    return "; ".join(f"{sign} {few(sorted(map(str, part)), 10)}" for sign, part in parts.items() if part)

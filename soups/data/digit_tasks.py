@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from soups.data import Dataset, Task, corrupt, decode, split_indices, tfds_source
+from soups.data.digits import set_apart
 from soups.data.transforms import compose, resize, to_channels
 from soups.names import check_name
 
@@ -63,14 +64,12 @@ def tasks_from_digits(
 def _parts(source, image_size, sizes, seed, data_dir):
     every = decode(tfds_source(source, "train", data_dir=data_dir), compose(resize(image_size), to_channels(1)))
     if sum(sizes.values()) >= len(every):
-        raise ValueError(
-            f"{sum(sizes.values())} images are needed of {source}, and more to pre-train on: it has {len(every)}"
-        )
-    test = split_indices(every.labels, {"test": sizes["test"]}, _FIXED_SEED)["test"]
-    rest = every.take(np.setdiff1d(np.arange(len(every)), test))
+        needed = f"{sum(sizes.values())} images are needed of {source}, and more to pre-train on"
+        raise ValueError(f"{needed}: it has {len(every)}")
+    test, rest = set_apart(every, "test", sizes["test"])
     drawn = split_indices(rest.labels, {name: size for name, size in sizes.items() if name != "test"}, seed)
     left = np.setdiff1d(np.arange(len(rest)), np.concatenate(list(drawn.values())))
-    return {"test": every.take(test), "left": rest.take(left)} | {n: rest.take(at) for n, at in drawn.items()}
+    return {"test": test, "left": rest.take(left)} | {n: rest.take(at) for n, at in drawn.items()}
 
 
 def _task(name, parts, seed):

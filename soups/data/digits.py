@@ -45,8 +45,8 @@ def digits_task(
     to_task = compose(resize(image_size), to_channels(1))
     own = decode(tfds_source(target, "train", data_dir=data_dir), to_task)
     other = decode(tfds_source(_OTHER[target], "train", data_dir=data_dir), to_task)
-    test, rest = _set_apart(own, "test", num_test)
-    natural, pretraining = _set_apart(other, "natural shift", natural_shift_size)
+    test, rest = set_apart(own, "test", num_test)
+    natural, pretraining = set_apart(other, "natural shift", natural_shift_size)
     parts = split_indices(rest.labels, {"train": num_train, "held_out": num_held_out}, seed)
     check_disjoint(pretraining=pretraining, natural_shift=natural)
 
@@ -62,8 +62,8 @@ def digits_task(
     return task, {"train": pretraining, "test": natural}
 
 
-def _set_apart(dataset, name, size):
-    """Split off a part that is the same for all seeds."""
+def set_apart(dataset: Dataset, name: str, size: int) -> tuple[Dataset, Dataset]:
+    """Split off a part that is the same for all seeds, and return it and the rest."""
     chosen = split_indices(dataset.labels, {name: size}, _FIXED_SEED)[name]
     rest = np.setdiff1d(np.arange(len(dataset)), chosen)
     if not rest.size:

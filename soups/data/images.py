@@ -56,11 +56,7 @@ def read_image(file, where: str, *, upright: bool = True) -> np.ndarray:
 
 
 def text_names(folder, names: Iterable[str]) -> list[str]:
-    """Return the names of files in a folder, sorted.
-
-    Raises:
-        ValueError: one that is not UTF-8: no record, report or digest could hold it.
-    """
+    """Return the names of files in a folder, sorted; a ValueError for one that no record could hold (not UTF-8)."""
     names = sorted(names)
     for name in names:
         try:

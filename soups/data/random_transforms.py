@@ -11,22 +11,14 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from soups.data.transforms import from_pil, resize, to_pil
+from soups.data.transforms import compose, from_pil, resize, to_pil
 from soups.names import check_name
 
 RandomTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 MINIMAL = "minimal"  # of `augmentation`
 
 
-def compose_random(*transforms: RandomTransform) -> RandomTransform:
-    """Chain random transforms, the first given is applied first; all draw from the same generator."""
-
-    def apply(image, rng):
-        for transform in transforms:
-            image = transform(image, rng)
-        return image
-
-    return apply
+compose_random = compose
 
 
 # --- Crop and flip ----------------------------------------------------------------------------------------------------
@@ -235,10 +227,7 @@ INCREASING_OPERATIONS = _operations(increasing=True)
 def augmentation(name: str, image_size: int) -> RandomTransform:
     """Return the random transform of training images: "minimal" crops 90 to 100 %, a policy as timm's augments.
 
-    A policy, such as "rand-m9-n2", comes after a random crop of 8 to 100 % and a flip.
-
-    Raises:
-        ValueError: neither "minimal" nor a policy that `rand_augment` knows.
+    A policy of `rand_augment`, such as "rand-m9-n2", comes after a random crop of 8 to 100 % and a flip.
     """
     if name == MINIMAL:
         return random_resized_crop(image_size, scale=(0.9, 1.0))

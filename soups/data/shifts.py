@@ -33,11 +33,7 @@ _BLOCK = 1024  # images corrupted at once: bounds the memory, and is fixed becau
 
 
 def corrupt(dataset: Dataset, family: str, severity: int, seed: int) -> Dataset:
-    """Corrupt all images of a dataset; every (seed, family, severity) has random draws of its own.
-
-    Raises:
-        ValueError: an unknown family, or a severity other than 1..5.
-    """
+    """Corrupt all images of a dataset; every (seed, family, severity) has random draws of its own."""
     check_corruption(family, severity)
     rng = np.random.default_rng([seed, zlib.crc32(family.encode()), severity])
     blocks = (dataset.images[start : start + _BLOCK] for start in range(0, len(dataset), _BLOCK))
@@ -50,9 +46,6 @@ def check_corruption(family: str, severity: int) -> None:
     check_name(family, SEVERITIES, "family of corruptions")
     if severity not in range(1, 6):
         raise ValueError(f"the severity of {family!r} must be 1, 2, 3, 4 or 5, not {severity!r}")
-
-
-# --- Geometry ---------------------------------------------------------------------------------------------------------
 
 
 def rotation(images, severity, rng):
@@ -85,9 +78,6 @@ def shear(images, severity, rng):
     return _warp(images, matrices)
 
 
-# --- Noise ------------------------------------------------------------------------------------------------------------
-
-
 def noise(images, severity, rng):
     """Add Gaussian noise to every value."""
     return _to_uint8(images + 255 * _level("noise", severity) * rng.standard_normal(images.shape, np.float32))
@@ -98,9 +88,6 @@ def impulse_noise(images, severity, rng):
     draw = rng.random(images.shape, np.float32)
     share = _level("impulse_noise", severity)
     return np.where(draw < share, np.where(draw < share / 2, np.uint8(0), np.uint8(255)), images)
-
-
-# --- Resolution -------------------------------------------------------------------------------------------------------
 
 
 def blur(images, severity, rng):
@@ -116,9 +103,6 @@ def pixelate(images, severity, rng):
     small = max(1, round(share * height)), max(1, round(share * width))
     transform = compose(resize(small, "box"), resize((height, width), "nearest"))
     return np.stack([transform(image) for image in images])
-
-
-# --- Light ------------------------------------------------------------------------------------------------------------
 
 
 def contrast(images, severity, rng):

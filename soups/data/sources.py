@@ -17,11 +17,7 @@ from soups.names import check_name
 
 
 def array_source(images: np.ndarray, labels, class_names=None) -> Dataset:
-    """Make a dataset of arrays: uint8 [N, H, W, C] or gray [N, H, W], and N integer labels.
-
-    Raises:
-        ValueError: as `as_dataset`.
-    """
+    """Make a dataset of arrays: uint8 [N, H, W, C] or gray [N, H, W], and N integer labels, as `as_dataset`."""
     return as_dataset((images, labels), class_names)
 
 
@@ -55,12 +51,7 @@ def folder_source(path, folders: Sequence[str] | None = None, *, upright: bool =
 
 
 def class_folders(path) -> list[str]:
-    """List the folders in a folder by name, without hidden ones.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: a name that is not UTF-8.
-    """
+    """List the folders in a folder by name, without hidden ones."""
     path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")

@@ -38,11 +38,7 @@ def split_indices(
 
 
 def check_disjoint(**datasets) -> None:
-    """Raise if two datasets share an example: the same image, to the byte, with the same label.
-
-    Raises:
-        ValueError: for every such pair the number of shared examples and where the first of them are.
-    """
+    """Raise a ValueError if datasets share examples, the same image, to the byte, and label; it says which."""
     digests = {name: _digests(dataset) for name, dataset in datasets.items()}
     lines = []
     for first, second in itertools.combinations(datasets, 2):

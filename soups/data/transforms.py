@@ -19,11 +19,11 @@ _METHODS = {
 
 
 def compose(*transforms: Transform) -> Transform:
-    """Chain transforms, the first given is applied first."""
+    """Chain transforms, the first given is applied first; random ones all draw from the same generator."""
 
-    def apply(image):
+    def apply(image, *rng):
         for transform in transforms:
-            image = transform(image)
+            image = transform(image, *rng)
         return image
 
     return apply
@@ -69,8 +69,7 @@ def resize_shorter(size: int, method: str = "bicubic") -> Transform:
 def center_crop(size: int) -> Transform:
     """Cut the central square of `size` pixels; half a pixel is rounded to the even neighbour.
 
-    Raises:
-        ValueError: (when applied) an image that is smaller than the crop.
+    An image that is smaller than the crop is a ValueError.
     """
 
     def apply(image):
@@ -86,11 +85,7 @@ def center_crop(size: int) -> Transform:
 
 
 def to_channels(channels: int) -> Transform:
-    """Make all images gray (1: the luma of ITU-R 601) or all of them RGB (3: gray repeated).
-
-    Raises:
-        ValueError: `channels` is neither 1 nor 3.
-    """
+    """Make all images gray (1: the luma of ITU-R 601) or all of them RGB (3: gray repeated)."""
     if channels not in (1, 3):
         raise ValueError(f"images have 1 or 3 channels, not {channels!r}")
     return lambda image: from_pil(to_pil(image).convert("L" if channels == 1 else "RGB"))
@@ -108,8 +103,7 @@ def to_pil(image: np.ndarray) -> PIL.Image.Image:
 def from_pil(image: PIL.Image.Image) -> np.ndarray:
     """Return a Pillow image as uint8 [H, W, C]: gray and RGB as they are, palettes, CMYK and alpha as RGB or gray.
 
-    Raises:
-        ValueError: more than 8 bits per channel.
+    More than 8 bits per channel are a ValueError.
     """
     if image.mode.startswith(("I", "F")):
         raise ValueError(

@@ -83,10 +83,7 @@ def architecture(name: str | Architecture) -> Architecture:
     those of the open_clip project, with the exact GELU; clip-vit-mini is a small one for tests. vit-*: AugReg and
     big_vision (Steiner et al., 2021, arXiv:2106.10270), with the tanh form of GELU; timm-vit-* and hf-vit-*: the same
     networks as timm and Hugging Face compute them, with the exact GELU and, at Hugging Face, another epsilon in their
-    norms. resnet50: torchvision's.
-
-    Raises:
-        ValueError: an unknown name; the message has the closest one.
+    norms. resnet50: torchvision's. An unknown name is a ValueError.
     """
     if isinstance(name, Architecture):
         return name

@@ -1,11 +1,12 @@
 """Build residual networks of bottlenecks for large images, such as ResNet-50, as torchvision does."""
 
-import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
+
+from soups.models.resnet import ConvNorm
 
 EXPANSION = 4  # the channels that leave a bottleneck, for each one inside
 
@@ -32,8 +33,7 @@ class BottleneckResNet(nn.Module):
     def __call__(self, images_BxHxWxC, train: bool = False):
         """Map images [B, H, W, C] of floats to logits [B, num_classes], or features [B, D], in float32."""
         bottleneck = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
-        stem = ConvNorm(self.width, 7, 2, self.momentum, self.dtype, name="stem")
-        x = nn.relu(stem(images_BxHxWxC, train))
+        x = nn.relu(_conv_norm(self, self.width, 7, 2, "stem")(images_BxHxWxC, train))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, count in enumerate(self.blocks):
             for index in range(count):
@@ -57,37 +57,14 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC, train: bool):
         """Map [B, H, W, C] to [B, H/stride, W/stride, 4 · width] in float32."""
-        conv_norm = functools.partial(ConvNorm, momentum=self.momentum, dtype=self.dtype)
-        y = nn.relu(conv_norm(self.width, 1, 1, name="first")(x_BxHxWxC, train))
-        y = nn.relu(conv_norm(self.width, 3, self.stride, name="second")(y, train))
-        y = conv_norm(EXPANSION * self.width, 1, 1, name="third")(y, train)
+        y = nn.relu(_conv_norm(self, self.width, 1, 1, "first")(x_BxHxWxC, train))
+        y = nn.relu(_conv_norm(self, self.width, 3, self.stride, "second")(y, train))
+        y = _conv_norm(self, EXPANSION * self.width, 1, 1, "third")(y, train)
         if x_BxHxWxC.shape != y.shape:
-            x_BxHxWxC = conv_norm(y.shape[-1], 1, self.stride, name="shortcut")(x_BxHxWxC, train)
+            x_BxHxWxC = _conv_norm(self, y.shape[-1], 1, self.stride, "shortcut")(x_BxHxWxC, train)
         return nn.relu(x_BxHxWxC + y)
 
 
-class ConvNorm(nn.Module):
-    """Apply a square convolution without bias, padded on both sides alike, and BatchNorm."""
-
-    width: int
-    size: int
-    stride: int
-    momentum: float
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x_BxHxWxC, train: bool):
-        """Map [B, H, W, C] to [B, H/stride, W/stride, width] in float32."""
-        side = self.size // 2
-        x = nn.Conv(
-            self.width,
-            (self.size, self.size),
-            strides=(self.stride, self.stride),
-            padding=((side, side), (side, side)),
-            use_bias=False,
-            dtype=self.dtype,
-            name="conv",
-        )(x_BxHxWxC)
-        # the two-pass variance: E[x²] − E[x]² cancels in float32
-        norm = nn.BatchNorm(momentum=self.momentum, dtype=jnp.float32, use_fast_variance=False, name="norm")
-        return norm(x.astype(jnp.float32), use_running_average=not train)
+def _conv_norm(of, width, size, stride, name):
+    # padded on both sides alike, as torch does
+    return ConvNorm(width, stride, "batch", of.momentum, of.dtype, size, size // 2, name=name)

@@ -14,11 +14,7 @@ from soups.tree import Tree
 
 
 def text_tower(arch: str | Architecture) -> TextTower:
-    """Return the text tower of an architecture, with CLIP's vocabulary.
-
-    Raises:
-        ValueError: an unknown architecture, or one without a text tower.
-    """
+    """Return the text tower of an architecture, with CLIP's vocabulary; a ValueError where it has none."""
     wanted = architecture(arch)
     tower = wanted.text
     if tower is None:
@@ -27,11 +23,7 @@ def text_tower(arch: str | Architecture) -> TextTower:
 
 
 def text_features(params: Tree, tokens, *, arch: str | Architecture) -> jax.Array:
-    """Return the features [B, D] in float32 of tokens [B, T], T <= 77, not normalised; `params` of `import_text_tower`.
-
-    Raises:
-        ValueError: as `text_tower`; tokens that are no integers or of another shape.
-    """
+    """Return features [B, D] in float32 of tokens [B, T], T <= 77, not normalised; `params`: of `import_text_tower`."""
     vocabulary_size = params["token_embedding"]["embedding"].shape[0]
     return text_tower(arch).clone(vocabulary_size=vocabulary_size).apply({"params": params}, tokens)
 
@@ -39,12 +31,8 @@ def text_features(params: Tree, tokens, *, arch: str | Architecture) -> jax.Arra
 def import_text_tower(path, arch: str | Architecture) -> Tree:
     """Read the weights of the text tower of a CLIP file or folder with OpenAI's, open_clip's or Hugging Face's names.
 
-    Files and laziness are as in `soups.models.import_weights`; the image tower is left out. The vocabulary's size is
-    the file's.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        ValueError: an architecture without a text tower; a file that does not hold exactly this tower: all is listed.
+    Files, laziness and errors are as in `soups.models.import_weights`; the image tower is left out. The vocabulary's
+    size is the file's.
     """
     wanted, tower = architecture(arch), text_tower(arch)
     tensors = open_tensors(path)

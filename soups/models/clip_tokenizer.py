@@ -69,9 +69,6 @@ def clean(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
-# --- Files ---
-
-
 def _find(path):
     if path.is_file():
         return path
@@ -124,9 +121,6 @@ def _merges(text):
 def _symbols():
     # a printable letter for each byte; by code point, which is the order of the published numbers
     return sorted(ByteLevel.alphabet())
-
-
-# --- Checks ---
 
 
 def _checked(numbers, merges, file):

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from soups.models.resnet import ConvNorm
+
 
 class ConvNet(nn.Module):
     """Classify images with stages of 3x3 convolutions, BatchNorm and ReLU, then a mean over space and a head.
@@ -28,24 +30,7 @@ class ConvNet(nn.Module):
         for stage, width in enumerate(self.widths):
             for index in range(self.depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                x = ConvBlock(width, stride, self.momentum, self.dtype, name=f"stage_{stage}_{index}")(x, train)
+                fields = (width, stride, "batch", self.momentum, self.dtype)
+                x = nn.relu(ConvNorm(*fields, name=f"stage_{stage}_{index}")(x, train))
         x_BxD = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x_BxD)
-
-
-class ConvBlock(nn.Module):
-    """Apply a 3x3 convolution, BatchNorm and ReLU."""
-
-    width: int
-    stride: int
-    momentum: float
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x_BxHxWxC, train: bool):
-        """Map [B, H, W, C] to [B, H/stride, W/stride, width]; with `train`, normalise by the batch itself."""
-        strides = (self.stride, self.stride)
-        x = nn.Conv(self.width, (3, 3), strides=strides, use_bias=False, dtype=self.dtype, name="conv")(x_BxHxWxC)
-        # the two-pass variance: E[x²] − E[x]² cancels in float32, and re-estimated statistics are to be exact
-        norm = nn.BatchNorm(momentum=self.momentum, dtype=jnp.float32, use_fast_variance=False, name="norm")
-        return nn.relu(norm(x.astype(jnp.float32), use_running_average=not train))

@@ -44,11 +44,8 @@ def init(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> Tree:
 def apply_fn(model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Callable:
     """Return `apply(params, inputs) -> logits [B, C]` in float32, in evaluation mode.
 
-    `mean`, `std`: of each channel, the last axis; given, the network sees (inputs − mean) / std, in float32. `apply`
-    raises a ValueError for inputs as `normalizer` does.
-
-    Raises:
-        ValueError: only one of `mean` and `std`, not one of each for a channel, or a `std` that is not positive.
+    `mean`, `std`: of each channel, the last axis; given, the network sees (inputs − mean) / std, in float32. They and
+    the inputs are checked as in `normalizer`, with the same errors.
     """
     normalized, (model, flags) = normalizer(mean, std), in_mode(model, train=False)
 

@@ -10,8 +10,7 @@ from soups.tree import Tree
 def head_rule(params: Tree) -> str:
     """Return the regex that selects the head by name: "head/.*", or "params/head/.*" for a network with state.
 
-    Raises:
-        ValueError: weights without a module named "head".
+    Weights without a module named "head" are a ValueError.
     """
     top = sorted({name.removeprefix("params/").split("/")[0] for name in tree.names(params)})
     rule = "params/head/.*" if "params" in params else "head/.*"

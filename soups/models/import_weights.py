@@ -57,35 +57,32 @@ def imported_members(paths: Iterable, arch: str | Architecture, num_classes: int
         ValueError: no files, two of one name, or any that `import_weights` refuses: all are listed; heads of different
             numbers of classes.
     """
-    return _Imported(_by_name(paths), architecture(arch), num_classes)
+    named, wanted, problems, classes = _by_name(paths), architecture(arch), [], {}
+    for name, path in named.items():
+        try:
+            classes[name] = _matched(path, wanted, num_classes)[2]
+        except ValueError as error:
+            problems.append(str(error))
+    if not problems and num_classes is None and len(set(classes.values())) > 1:
+        problems = ["heads of different numbers of classes:"]
+        problems += [f"  {name}: {'no head' if count is None else count}" for name, count in classes.items()]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return _Imported(named, lambda path: import_weights(path, wanted, num_classes=num_classes))
 
 
 class _Imported(Mapping):
-    def __init__(self, paths, wanted, num_classes):
-        self._paths, self._wanted, self._num_classes = paths, wanted, num_classes
-        self._check()
+    def __init__(self, paths, read):
+        self._paths, self._read = paths, read
 
     def __getitem__(self, name: str) -> Tree:
-        return import_weights(self._paths[name], self._wanted, num_classes=self._num_classes)
+        return self._read(self._paths[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
 
     def __len__(self) -> int:
         return len(self._paths)
-
-    def _check(self):
-        problems, classes = [], {}
-        for name, path in self._paths.items():
-            try:
-                classes[name] = _matched(path, self._wanted, self._num_classes)[2]
-            except ValueError as error:
-                problems.append(str(error))
-        if not problems and self._num_classes is None and len(set(classes.values())) > 1:
-            problems = ["heads of different numbers of classes:"]
-            problems += [f"  {name}: {'no head' if count is None else count}" for name, count in classes.items()]
-        if problems:
-            raise ValueError("\n".join(problems))
 
 
 def _by_name(paths):

@@ -25,12 +25,9 @@ class ManyHeads:
     A trunk is a tree of weights without "head"; a head is {"kernel": [D, C], "bias": [C]}.
 
     Attributes:
-        make: from a number of classes to a Linen module, whose last layer is a `Dense` named "head".
+        make: from a number of classes to a Linen module without state, whose last layer is a `Dense` named "head".
         num_classes: C, of every head.
         image_shape: [H, W, channels].
-
-    Raises:
-        ValueError: a module without such a head, or with state such as BatchNorm's.
     """
 
     make: Callable[[int], nn.Module]
@@ -97,11 +94,7 @@ def split_head(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
 
 
 def bundled(datasets) -> dict[str, np.ndarray]:
-    """Lay equally many examples of T tasks side by side: "image" uint8 [N, H, W, T · channels], "label" int32 [N, T].
-
-    Raises:
-        ValueError: tasks with other numbers of examples.
-    """
+    """Lay equally many examples of T tasks together: "image" uint8 [N, H, W, T · channels], "label" int32 [N, T]."""
     if len(counts := {len(dataset) for dataset in datasets}) > 1:
         raise ValueError(f"tasks are trained together on equally many examples, not {', '.join(map(str, counts))}")
     images = np.concatenate([dataset.images for dataset in datasets], axis=-1)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 
 from soups import tree
 from soups.models.functional import IN_TRAINING, mode_flags, normalizer, wrong_mode
@@ -66,8 +66,7 @@ def nnx_train_apply_fn(
 def into_nnx(model: nnx.Module, params: Tree) -> nnx.Module:
     """Make a copy of `model` with the weights `params`, which have the structure that `from_nnx` gives.
 
-    Raises:
-        ValueError: other names or shapes, all of them listed.
+    A ValueError lists other names or shapes.
     """
     graph, weights, rest = _split(nnx.clone(model))
     return nnx.merge(graph, _join(weights, params), rest)
@@ -130,14 +129,8 @@ def _split(model):
     An nnx.State refuses to be updated under vmap of grad.
     """
     graph, weights, rest = nnx.split(model, nnx.Not(nnx.Any(*_NO_WEIGHTS)), ...)
-    collections = {"params": {}}
-    for path, variable in nnx.to_flat_state(weights):
-        *above, last = path
-        node = collections.setdefault(_collection(type(variable)), {})
-        for key in above:
-            node = node.setdefault(key, {})
-        node[last] = variable.get_value()
-    return graph, collections, nnx.to_pure_dict(rest)
+    flat = {(_collection(type(one)), *path): one.get_value() for path, one in nnx.to_flat_state(weights)}
+    return graph, {"params": {}} | traverse_util.unflatten_dict(flat), nnx.to_pure_dict(rest)
 
 
 def _collection(kind):
@@ -154,26 +147,10 @@ def _plain(collections):
 
 def _join(template, params):
     tree.check_same_structure([_plain(template), params], ["model", "params"], dtypes=False)
-    collections = _original_keys(template, params if len(template) > 1 else {"params": params})
-    united = {}
-    for collection in collections.values():
-        _add(collection, united)
-    return united
-
-
-def _add(node, united):
-    for key, child in node.items():
-        if isinstance(child, dict):
-            _add(child, united.setdefault(key, {}))
-        else:
-            united[key] = child
+    values = traverse_util.flatten_dict(params if len(template) > 1 else {"params": params})
+    paths = traverse_util.flatten_dict(template)
+    return traverse_util.unflatten_dict({path[1:]: values[tuple(map(str, path))] for path in paths})
 
 
 def _string_keys(node):
     return {str(key): _string_keys(child) for key, child in node.items()} if isinstance(node, dict) else node
-
-
-def _original_keys(template, node):
-    if not isinstance(template, dict):
-        return node
-    return {key: _original_keys(child, node[str(key)]) for key, child in template.items()}

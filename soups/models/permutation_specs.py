@@ -23,10 +23,7 @@ def permutation_spec(model: nn.Module, params: Tree, *, residual: bool = True) -
     `residual=False` leaves the residual streams as they are.
 
     A module of another class has a method `permutation_rules(residual)`, which gives rules as those of
-    `soups.recipes.permutation.spec_from_rules`.
-
-    Raises:
-        ValueError: another class of network, or weights that are not of this network.
+    `soups.recipes.permutation.spec_from_rules`; without it, and for weights of another network, there is a ValueError.
     """
     if hasattr(model, "permutation_rules"):
         return spec_from_rules(params, _with_collections(model.permutation_rules(residual), params))

@@ -79,11 +79,7 @@ def activation_statistics(
     """Measure the mean and biased variance of each unit of the Dense and Conv layers' outputs.
 
     Gives {"layer_0": {"mean": [units], "var": [units]}, ...} over all data and places, before the nonlinearity, pooled
-    over batches in float64 and given in float32. `mean`, `std`: those of `apply_fn`; inputs are normalised and checked
-    as there, with the same errors.
-
-    Raises:
-        ValueError: no batches, no such layer, or a layer that is called more than once.
+    over batches in float64 and given in float32. Arguments and errors are those of `repair`.
     """
     measure = _measure(model, layers, normalizer(mean, std))
     _check_match(jax.eval_shape(measure, {"weights": params}, _first(batches)), layers, params)

@@ -28,11 +28,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images_BxHxWxC, train: bool = False):
-        """Map images [B, H, W, C] of floats to logits [B, num_classes] in float32.
-
-        Raises:
-            ValueError: an unknown `norm`, or a `width_multiplier` that leaves no channel.
-        """
+        """Map images [B, H, W, C] of floats to logits [B, num_classes] in float32."""
         width = self._checked_width()
         x = ConvNorm(width, 1, self.norm, self.momentum, self.dtype, name="stem")(images_BxHxWxC, train)
         x = nn.relu(x)
@@ -74,20 +70,21 @@ class ResidualBlock(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Apply a 3x3 convolution without bias and a norm."""
+    """Apply a square convolution without bias and a norm, "layer" or "batch"."""
 
     width: int
     stride: int
     norm: str
     momentum: float
     dtype: Dtype
+    size: int = 3
+    padding: str | int = "SAME"
 
     @nn.compact
     def __call__(self, x_BxHxWxC, train: bool):
         """Map [B, H, W, C] to [B, H/stride, W/stride, width] in float32."""
-        strides = (self.stride, self.stride)
-        x = nn.Conv(self.width, (3, 3), strides=strides, use_bias=False, dtype=self.dtype, name="conv")(x_BxHxWxC)
-        x = x.astype(jnp.float32)
+        options = {"strides": self.stride, "padding": self.padding, "use_bias": False, "dtype": self.dtype}
+        x = nn.Conv(self.width, (self.size, self.size), **options, name="conv")(x_BxHxWxC).astype(jnp.float32)
         # two-pass variances: E[x²] − E[x]² cancels in float32
         if self.norm == "layer":
             return nn.LayerNorm(dtype=jnp.float32, use_fast_variance=False, name="norm")(x)

@@ -28,11 +28,7 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BxT):
-        """Map tokens [B, T] of integers, at most `context_length`, to features [B, projection_size] in float32.
-
-        Raises:
-            ValueError: another shape, or tokens that are not integers.
-        """
+        """Map tokens [B, T] of integers, at most `context_length`, to features [B, projection_size] in float32."""
         if tokens_BxT.ndim != 2 or not 1 <= tokens_BxT.shape[1] <= self.context_length:
             raise ValueError(
                 f"tokens must be [B, T] with T from 1 to {self.context_length}, but their shape is {tokens_BxT.shape}"

@@ -188,11 +188,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images_BxHxWxC, train: bool = False):
-        """Map images [B, H, W, C] of floats to logits [B, num_classes], or features [B, D], in float32.
-
-        Raises:
-            ValueError: sizes that do not divide, or an unknown `pool_type` or `activation`.
-        """
+        """Map images [B, H, W, C] of floats to logits [B, num_classes], or features [B, D], in float32."""
         self._check(images_BxHxWxC.shape)
         encoder = Encoder(
             self.depth,
@@ -261,10 +257,7 @@ def patches(images_BxHxWxC, size: int):
 def vit(name: str, *, num_classes: int | None, **fields) -> ViT:
     """Make a ViT of a published size: "S/16", "B/32", "L/14", ..., that is size / patch size.
 
-    `fields` are those of `ViT`: pool_type, dropout, dtype, ...
-
-    Raises:
-        ValueError: a name that is not a known size and a patch size.
+    `fields` are those of `ViT`: pool_type, dropout, dtype, ... An unknown size is a ValueError.
     """
     size, _, patch = name.partition("/")
     if size not in SIZES or not patch.isdecimal():

@@ -1,10 +1,10 @@
 """Make the head of an image classifier from the names of its classes, with the text tower of CLIP."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from soups.arguments import check_within
 from soups.formats.tensors import listed
 
 
@@ -39,7 +39,8 @@ def zero_shot_head(
     Radford et al., "Learning transferable visual models from natural language supervision", 2021, arXiv:2103.00020.
     """
     class_names, templates = _checked(class_names, templates)
-    _check_positive(scale=scale, batch_size=batch_size)
+    check_within("scale", scale, "(0, inf)")
+    check_within("batch_size", batch_size, "[1, inf)", whole=True)
     tokens_CxTxL = _tokens(tokenizer, class_names, templates)
     at_once = min(max(1, batch_size // len(templates)), len(class_names))
     columns = []
@@ -87,9 +88,3 @@ def _checked(class_names, templates):
     if bad := [template for template in templates if not isinstance(template, str) or template.count("{}") != 1]:
         raise ValueError(f"a template needs one {{}} for the name of the class, but not so {listed(map(str, bad))}")
     return list(class_names), list(templates)
-
-
-def _check_positive(**numbers):
-    for name, number in numbers.items():
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(f"{name} must be positive, not {number}")

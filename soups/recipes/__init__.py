@@ -1,7 +1,5 @@
 """Merge members: one file for each family of recipes."""
 
-# ruff: noqa: F401 (what is imported is what this room offers)
-
 from soups.engine import Recipe
 from soups.recipes.activation_matching import activation_matching
 from soups.recipes.adamerging import adamerge, adamerging

@@ -2,16 +2,11 @@
 
 # figures register themselves, in the order of the page
 # isort: off
-from soups.report import draw_rows as draw_rows
-from soups.report import draw_lines as draw_lines
-from soups.report import draw_weights as draw_weights
-from soups.report import draw_reliability as draw_reliability
+from soups.report import draw_rows, draw_lines, draw_weights, draw_reliability
 
 # isort: on
-from soups.report.draw_diagnosis import draw_diagnosis as draw_diagnosis
-from soups.report.figures import figure as figure
-from soups.report.page import write_report as write_report
-from soups.report.results import check as check
-from soups.report.results import load_results as load_results
-from soups.report.tables import print_table as print_table
-from soups.report.tables import rows_table as rows_table
+from soups.report.draw_diagnosis import draw_diagnosis
+from soups.report.figures import figure
+from soups.report.page import write_report
+from soups.report.results import check, load_results
+from soups.report.tables import print_table, rows_table

@@ -57,29 +57,27 @@ def _order(diagnosis):
 
 def _draw_angles(figure, axes, diagnosis, order):
     degrees = np.degrees(np.arccos(np.clip(diagnosis.cosines, -1, 1)))[np.ix_(order, order)]
-    hidden = np.eye(len(order), dtype=bool) | np.isnan(degrees)
-    off = degrees[~hidden]
+    shown = style.off_diagonal(degrees)
     # from 0 to 90 at least in every figure, the near ones dark: one family looks like one, two starts like two
-    norm = Normalize(0, max(90.0, float(off.max()) if off.size else 0.0))
+    norm = Normalize(0, max([90.0, *shown.compressed()]))
     of = "task vectors" if diagnosis.reference == "base" else "weights"
-    image = _matrix(axes, diagnosis, order, np.ma.masked_where(hidden, degrees), norm, style.BLUES.reversed(), "{:.0f}")
+    image = _matrix(axes, diagnosis, order, shown, norm, style.BLUES.reversed(), 0)
     axes.set_title(f"Angle between {of}")
     bar = _bar(figure, axes, image, "degrees")
     bar.set_ticks([tick for tick in (0, 30, 60, 90, 120, 150, 180) if tick <= norm.vmax + 1e-9])
 
 
 def _draw_barriers(figure, axes, diagnosis, order):
-    values = diagnosis.barriers[np.ix_(order, order)]
-    hidden = np.eye(len(order), dtype=bool) | np.isnan(values)
-    finite = values[~hidden & np.isfinite(values)]
+    shown = style.off_diagonal(diagnosis.barriers[np.ix_(order, order)])
+    finite = shown.compressed()[np.isfinite(shown.compressed())]
     # one catastrophic pair must not make all others look alike
     high = style.robust_limits(finite, whisker=4, margin=0)[1] if finite.size else 0.0
     norm = Normalize(0, max(high, 2 * diagnosis.tolerance, 1e-9))
+    # as fine as the tolerance: what is far below it is 0
     digits = 2 if not diagnosis.tolerance else max(0, -math.floor(math.log10(diagnosis.tolerance)))
-    form = f"{{:.{digits}f}}"  # as fine as the tolerance: what is far below it is 0
-    image = _matrix(axes, diagnosis, order, np.ma.masked_where(hidden, values), norm, style.ORANGES, form)
+    image = _matrix(axes, diagnosis, order, shown, norm, style.ORANGES, digits)
     axes.set_title("Barrier between members")
-    beyond = "max" if (values[~hidden] > norm.vmax).any() else "neither"
+    beyond = "max" if (shown.compressed() > norm.vmax).any() else "neither"
     label = f"loss of score; apart beyond {diagnosis.tolerance:.2g}; grey: not measured"
     _bar(figure, axes, image, label, extend=beyond)
 
@@ -95,7 +93,7 @@ def _bar(figure, axes, image, label, **options):
     return bar
 
 
-def _matrix(axes, diagnosis, order, values, norm, colors, form):
+def _matrix(axes, diagnosis, order, values, norm, colors, digits):
     image = style.cells(axes, values, colors, norm, aspect="auto")
     _name_rows(axes, diagnosis, order)
     axes.set_xticks([])
@@ -104,10 +102,7 @@ def _matrix(axes, diagnosis, order, values, norm, colors, form):
         axes.axhline(count - 0.5, color="white", linewidth=3)
         axes.axvline(count - 0.5, color="white", linewidth=3)
     if len(order) <= _MOST_NUMBERS:
-        for i, j in zip(*np.nonzero(~np.ma.getmaskarray(values)), strict=True):
-            number = float(values[i, j])
-            text = form.format(number) if math.isfinite(number) else "∞"
-            axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=style.ink_on(colors(norm(number))))
+        style.annotate(axes, values, image, lambda number: f"{number:.{digits}f}" if math.isfinite(number) else "∞")
     return image
 
 
@@ -139,13 +134,12 @@ def _draw_norms(axes, diagnosis, order):
 
 def _draw_scores(axes, diagnosis, order):
     _dots(axes, diagnosis, order, diagnosis.scores[order])
-    soup = diagnosis.soup_scores.get("keep", diagnosis.soup_scores.get("all", math.nan))
+    of, kept = ("those kept", "keep") if "keep" in diagnosis.soup_scores else ("all", "all")
+    soup = diagnosis.soup_scores.get(kept, math.nan)
     if math.isfinite(soup):
         color = style.KINDS["soup"][0]
         axes.axvline(soup, color=color, linewidth=1.5, zorder=1.5)
-        axes.set_xlabel(f"blue line: uniform soup of those kept, {soup:.4g}", fontsize=8, color=color)
-        if "keep" not in diagnosis.soup_scores:
-            axes.set_xlabel(f"blue line: uniform soup of all, {soup:.4g}", fontsize=8, color=color)
+        axes.set_xlabel(f"blue line: uniform soup of {of}, {soup:.4g}", fontsize=8, color=color)
     axes.set_title("Score")
     axes.margins(x=0.12)
 
@@ -168,8 +162,9 @@ def _name_rows(axes, diagnosis, order):
         axes.set_ylabel(f"{len(order)} members, those to leave out below")
         return
     names = style.short_names([diagnosis.names[index] for index in order])
-    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
-    axes.set_yticks(range(len(order)), names, fontsize=8 if len(order) <= 20 else 5)
+    axes.set_yticks(
+        range(len(order)), [style.clipped(name, 24) for name in names], fontsize=8 if len(order) <= 20 else 5
+    )
     for label, index in zip(axes.get_yticklabels(), order, strict=True):
         if _is_out(diagnosis, index):
             label.set_color(style.ALARM)
@@ -200,10 +195,7 @@ def _title(diagnosis):
 
 
 def _reasons(diagnosis, most):
-    items = [
-        f"{name} ({reason if len(reason) <= _REASON else reason[: _REASON - 1] + '…'})"
-        for name, reason in diagnosis.leave_out.items()
-    ]
+    items = [f"{name} ({style.clipped(reason, _REASON)})" for name, reason in diagnosis.leave_out.items()]
     return items if len(items) <= most else [*items[:most], f"and {len(items) - most} more"]
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -111,7 +112,7 @@ def losses(results: Mapping):
     axes.set(xlabel="share of the training", ylabel="training loss", xlim=(0, 100))
     style.percent_axis(axes.xaxis)
     if known:
-        style.colorbar(figure, style.mappable(norm, style.GREYS), axes, "learning rate", values=rates)
+        style.colorbar(figure, ScalarMappable(norm, style.GREYS), axes, "learning rate", values=rates)
     return figure
 
 
@@ -171,10 +172,7 @@ def width(results: Mapping):
             _draw_widths(axes, found, name, scale)
         grid[0, column].set_title(f"{kind}\n{statistics}".strip(), fontsize=9)
         grid[1, column].set_xlabel("units of the first layer")
-    for axes, linear in (
-        (grid[0, 0], 0.01),
-        (grid[1, 0], 1.0),
-    ):  # linear near 0, where the barrier of a wide network is
+    for axes, linear in zip(grid[:, 0], (0.01, 1.0), strict=True):  # near 0, where that of a wide network is
         axes.set_yscale("symlog", linthresh=linear, linscale=0.5)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_ylim(bottom=-0.3 * linear)  # a dot at 0 is whole
@@ -293,7 +291,7 @@ def _test_against_shifts(axes, results, rows, splits, best):
     # a base far below its members, for instance one with a new head, must not squash the rest of the path
     axes.set_xlim(*style.robust_limits(test, keep=[test[best]], whisker=3, margin=0.14))
     axes.set_ylim(*style.robust_limits(shift, keep=[shift[best]], whisker=3, margin=0.14))
-    far = [i for i in range(len(test)) if not _is_inside(axes, test[i], shift[i])]
+    far = [i for i in range(len(test)) if not style.inside(axes, test[i], shift[i])]
     if far:
         texts = [f"α = {rows[i].of['alpha']:g} at {test[i]:.1f}, {shift[i]:.1f}" for i in far[:2]]
         style.note(axes, "\n".join(["off the axes:", *texts, *(["…"] if len(far) > 2 else [])]))
@@ -301,16 +299,12 @@ def _test_against_shifts(axes, results, rows, splits, best):
 
 def _label_alphas(axes, results, rows, splits, best):
     (test, _), (shift, _) = (_means(results, rows, splits[role]) for role in ("test", "shift"))
-    marked = [i for i in dict.fromkeys([0, best, len(rows) - 1]) if _is_inside(axes, test[i], shift[i])]
+    marked = [i for i in dict.fromkeys([0, best, len(rows) - 1]) if style.inside(axes, test[i], shift[i])]
     chosen = " (held-out best)" if "held_out" in splits else " (best)"
     texts = [f"α = {rows[i].of['alpha']:g}" + chosen * (i == best) for i in marked]
     colors = [style.KINDS["soup"][0] if i == best else style.INK for i in marked]
-    path = [point for point in labels.along(test, shift) if _is_inside(axes, *point)]
+    path = [point for point in labels.along(test, shift) if style.inside(axes, *point)]
     labels.place_labels(axes, [(test[i], shift[i]) for i in marked], texts, colors, obstacles=path, size=8)
-
-
-def _is_inside(axes, x, y):
-    return axes.get_xlim()[0] <= x <= axes.get_xlim()[1] and axes.get_ylim()[0] <= y <= axes.get_ylim()[1]
 
 
 # --- Paths and barriers of pairs --------------------------------------------------------------------------------------
@@ -344,20 +338,14 @@ def _network_kind(pair):
 
 
 def _most_matched(pairs) -> Sequence[str]:
-    rank = {}
+    matchings, best = {}, {}
     for pair in pairs:
-        rank.setdefault(_network_kind(pair), {}).setdefault(pair["of"]["network"], []).append(pair["of"])
-    return [
-        max(
-            found,
-            key=lambda name: (
-                len({of.get("matching") for of in found[name]}),
-                found[name][0].get("units", 0),
-                str(name),
-            ),
-        )
-        for found in rank.values()
-    ]
+        matchings.setdefault(pair["of"]["network"], set()).add(pair["of"].get("matching"))
+    for pair in pairs:
+        name = pair["of"]["network"]
+        rank = len(matchings[name]), pair["of"].get("units", 0), str(name)
+        best[_network_kind(pair)] = max(best.get(_network_kind(pair), (rank, name)), (rank, name))
+    return [name for _, name in best.values()]
 
 
 def _of_several_widths(pairs):
@@ -370,19 +358,17 @@ def _of_several_widths(pairs):
 def _draw_widths(axes, pairs, name, scale):
     widths = sorted({pair["of"]["units"] for pair in pairs})
     for index, matching in enumerate(dict.fromkeys(map(_matching, pairs))):
-        found = {w: [] for w in widths}
-        for pair in pairs:
+        found = {}
+        for pair in sorted(pairs, key=lambda pair: pair["of"]["units"]):
             if _matching(pair) == matching:
                 barrier = pair["values"].get(name)
-                found[pair["of"]["units"]].append(math.nan if barrier is None else scale * barrier)
-        found = {width: barriers for width, barriers in found.items() if barriers}
+                found.setdefault(pair["of"]["units"], []).append(math.nan if barrier is None else scale * barrier)
         look = {"color": style.series_color(matching), "zorder": 3}
         axes.plot(list(found), [np.mean(barriers) for barriers in found.values()], marker="o", markersize=4, **look)
         # single pairs: one that is stuck far above the others is no matter of a symmetric spread
         for width, barriers in found.items():
-            axes.scatter(
-                np.full(len(barriers), width * 1.07 ** (index - 1)), barriers, s=9, alpha=0.45, linewidth=0, **look
-            )
+            places = np.full(len(barriers), width * 1.07 ** (index - 1))
+            axes.scatter(places, barriers, s=9, alpha=0.45, linewidth=0, **look)
     axes.set_xscale("log", base=2)
     axes.set_xticks(widths, [f"{value:g}" for value in widths])
     axes.minorticks_off()

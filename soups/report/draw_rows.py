@@ -36,11 +36,8 @@ def overview(results: Mapping):
     axes[0].set_yticks(range(len(names)), map(style.clipped, names), fontsize=8)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     families = {row.family for _, _, rows in panels for row in rows}
-    dots = [
-        Line2D([], [], linestyle="", color=color, marker=marker, markersize=5, label=family)
-        for family, (color, marker) in style.FAMILIES.items()
-        if family in families
-    ]
+    looks = {family: look for family, look in style.FAMILIES.items() if family in families}
+    dots = [Line2D([], [], ls="", color=c, marker=m, markersize=5, label=family) for family, (c, m) in looks.items()]
     if dots:
         figure.legend(handles=dots, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure
@@ -70,7 +67,7 @@ def scatter(results: Mapping):
     places = {name: place for name, place in places.items() if all(map(math.isfinite, place))}
     figure, ((axes,),) = style.panels(height=5.2)
     _scatter_limits(axes, named, points, whiskers, list(places.values()))
-    inside = [row for row in named if _inside(axes, points[id(row)])]
+    inside = [row for row in named if style.inside(axes, *points[id(row)])]
     axes.set(xlabel=_axis(results, x), ylabel=_axis(results, y))
     style.metric_axes(files.metric_of(results), axes.xaxis, axes.yaxis)
     path = _draw_path(axes, results, x, y)
@@ -104,16 +101,14 @@ def by_split(results: Mapping):
     norm = Normalize(-reach, reach)
     figure, ((axes,),) = style.panels(width=7, height=1.4 + 0.19 * len(rows))
     image = axes.imshow(values, cmap=style.DIVERGING, norm=norm, aspect="auto")
-    axes.set_xticks(
-        range(len(splits)), [files.title_of(results, s) for s in splits], fontsize=7.5, rotation=40, ha="left"
-    )
+    titles = [files.title_of(results, split) for split in splits]
+    axes.set_xticks(range(len(splits)), titles, fontsize=7.5, rotation=40, ha="left")
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(rows)), [style.clipped(row.name) for row in rows], fontsize=8)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    for (i, j), number in np.ndenumerate(values):
-        text, color = format_number(number, digits=1 if scale > 1 else 3, sign="+"), style.ink_on(image.to_rgba(number))
-        axes.text(j, i, text, ha="center", va="center", fontsize=7 if len(splits) <= 10 else 6, color=color)
+    digits, size = 1 if scale > 1 else 3, 7 if len(splits) <= 10 else 6
+    style.annotate(axes, values, image, lambda number: format_number(number, digits=digits, sign="+"), size)
     return figure
 
 
@@ -164,12 +159,9 @@ def _panels(results) -> list[tuple[str, str, list[Row]]]:
         place = tuple(item for item in row.of.items() if item[0] != "models")
         most[place] = max(most.get(place, 0), row.of.get("models", 0))
     if any(most):
-        chosen = {
-            place: [r for r in rows if r.of == dict(place, models=n) or r.of == dict(place)]
-            for place, n in most.items()
-        }
-        ends = {place: f"\nof {n:g} members" if n else "" for place, n in most.items()}
-        return [(", ".join(str(v) for _, v in p) + ends[p], splits["test"], found) for p, found in chosen.items()]
+        titles = {p: ", ".join(str(v) for _, v in p) + (f"\nof {n:g} members" if n else "") for p, n in most.items()}
+        chosen = {p: [r for r in rows if r.of in (dict(p, models=n), dict(p))] for p, n in most.items()}
+        return [(title, splits["test"], chosen[place]) for place, title in titles.items()]
     if any(row.family for row in rows):  # of many methods the best first, behind the baselines
         sign = -files.metric_of(results).sign
         worth = {id(row): sign * row.metrics[splits["test"]][results["metric"]].mean for row in rows}
@@ -234,11 +226,6 @@ def _scatter_limits(axes, named, points, whiskers, members):
         core, rest = ([p for p in found if low <= p[index] <= high] for found in (core, rest))
 
 
-def _inside(axes, point):
-    (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
-    return x_low <= point[0] <= x_high and y_low <= point[1] <= y_high
-
-
 def _draw_path(axes, results, x, y):
     """Draw the mean path over seeds; return points along it, those that are seen."""
     rows = [row for row in rows_table(results, "curve") if "alpha" in row.of]
@@ -246,7 +233,7 @@ def _draw_path(axes, results, x, y):
         return []
     line = [[files.metric_of(results).scale * row.metrics[s][results["metric"]].mean for row in rows] for s in (x, y)]
     axes.plot(*line, color=style.KINDS["interpolation"][0], linewidth=1.4, alpha=0.7, zorder=2)
-    return [point for point in labels.along(*line, parts=4) if _inside(axes, point)]
+    return [point for point in labels.along(*line, parts=4) if style.inside(axes, *point)]
 
 
 def _member_dots(figure, axes, results, places):
@@ -260,14 +247,8 @@ def _member_dots(figure, axes, results, places):
     if known:
         colors = list(known.values())
         look = {"c": colors, "cmap": style.GREYS, "norm": style.scale_norm(colors)}
-        dots = axes.scatter(
-            *zip(*(places[name] for name in known), strict=True),
-            s=26,
-            edgecolor="white",
-            linewidth=0.8,
-            zorder=3,
-            **look,
-        )
+        points = zip(*(places[name] for name in known), strict=True)
+        dots = axes.scatter(*points, s=26, edgecolor="white", linewidth=0.8, zorder=3, **look)
         style.colorbar(figure, dots, axes, "learning rate of the members (dots)", values=colors)
 
 
@@ -289,7 +270,7 @@ def _draw_published(axes, rows, x, y, scale):
 
 def _name_those_outside(figure, axes, outside, points, members):
     texts = [f"{row.name} {points[id(row)][0]:.1f}, {points[id(row)][1]:.1f}" for row in outside]
-    if number := sum(not _inside(axes, place) for place in members.values()):
+    if number := sum(not style.inside(axes, *place) for place in members.values()):
         texts.append(f"{number} of {len(members)} members")
     if texts:
         style.footnote(figure, "Off the axes (test, shifts)", texts)
@@ -302,7 +283,7 @@ def _name(axes, rows, points, obstacles):
     texts = [" = ".join(row.name for row in found) for found in together.values()]
     colors = [style.of_kind(found[0].kind, found[0].family)[0] for found in together.values()]
     obstacles = [*obstacles, *(points[id(row)] for row in rows if _RANDOM in row.name)]
-    seen = [point for point in obstacles if _inside(axes, point)]
+    seen = [point for point in obstacles if style.inside(axes, *point)]
     labels.place_labels(axes, list(together), texts, colors, obstacles=seen, size=8)
 
 

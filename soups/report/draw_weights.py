@@ -183,13 +183,12 @@ def _matrix(pairs, names: Sequence[str], value: str) -> np.ndarray:
 
 
 def _heat_map(figure, axes, names, values, title, colors, low):
-    off = values[~np.eye(len(values), dtype=bool) & np.isfinite(values)]
-    off = off if len(off) else np.zeros(1)
+    hidden = style.off_diagonal(values)
+    off = hidden.compressed() if hidden.count() else np.zeros(1)
     # one catastrophic pair must not make all others look alike
     high = max(style.robust_limits(off, whisker=4, margin=0)[1], 1e-6)
     low = float(off.min()) if low is None else low
     norm = Normalize(low, max(high, low + 1e-6))
-    hidden = np.ma.masked_where(np.eye(len(values), dtype=bool) | ~np.isfinite(values), values)
     image = style.cells(axes, hidden, colors, norm)
     names = style.short_names(names)
     small = 5 if len(names) > 24 else 6 if len(names) > 12 else 7.5
@@ -199,15 +198,8 @@ def _heat_map(figure, axes, names, values, title, colors, low):
     extend = "max" if off.max() > high * (1 + 1e-9) else "neither"
     style.colorbar(figure, image, axes, "", location="bottom", aspect=36, extend=extend)
     if len(names) <= 12:
-        _annotate(axes, hidden, image, digits=0 if low > 0 else 1)
-
-
-def _annotate(axes, values, image, digits):
-    for (i, j), number in np.ndenumerate(values.filled(math.nan)):
-        if math.isfinite(number):
-            color = style.ink_on(image.to_rgba(number))
-            text = f"{number:.{digits if number < 9.95 else 0}f}".removeprefix("0" if digits > 1 else "")
-            axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=color)
+        digits = 0 if low > 0 else 1
+        style.annotate(axes, hidden, image, lambda number: f"{number:.{digits if number < 9.95 else 0}f}")
 
 
 def _sizes(axes, found, tasks):
@@ -228,10 +220,10 @@ def _sizes(axes, found, tasks):
 
 
 def _overlap(axes, name, jaccard, tasks):
-    hidden = np.ma.masked_where(np.eye(len(tasks), dtype=bool) | ~np.isfinite(jaccard), jaccard)
+    hidden = style.off_diagonal(jaccard)
     norm = Normalize(0, max(float(hidden.max()) if hidden.count() else 0.0, 1e-6))
     image = style.cells(axes, hidden, style.BLUES, norm)
     axes.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=7.5)
     axes.set_yticks(range(len(tasks)), tasks, fontsize=7.5)
     axes.set_title("Overlap" + (", dataless" if name.endswith("dataless") else ""), fontsize=9)
-    _annotate(axes, hidden, image, digits=2)
+    style.annotate(axes, hidden, image, lambda number: f"{number:.2f}".removeprefix("0"))

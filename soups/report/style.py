@@ -7,7 +7,6 @@ import textwrap
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -216,10 +215,17 @@ def footnote(figure: Figure, start: str, items, *, width: int = 120) -> None:
     figure.text(0.012, 0.06 / figure.get_figheight(), text, va="bottom", color="#52606d", fontsize=7.5)
 
 
-def note(axes: Axes, text: str, *, x: float = 0.99, y: float = 0.02, ha: str = "right", va: str = "bottom") -> None:
+def note(axes: Axes, text: str) -> None:
     """Write a quiet remark into a corner of the axes."""
     # under the points: a remark must never hide what was measured
-    axes.text(x, y, text, transform=axes.transAxes, ha=ha, va=va, color=QUIET, fontsize=7.5, zorder=1.5)
+    axes.text(
+        0.99, 0.02, text, transform=axes.transAxes, ha="right", va="bottom", color=QUIET, fontsize=7.5, zorder=1.5
+    )
+
+
+def inside(axes: Axes, x, y) -> bool:
+    """Say whether a point lies within the limits of the axes."""
+    return axes.get_xlim()[0] <= x <= axes.get_xlim()[1] and axes.get_ylim()[0] <= y <= axes.get_ylim()[1]
 
 
 def colorbar(figure: Figure, mappable, axes, label: str, *, values=None, cax=None, **options):
@@ -234,17 +240,24 @@ def colorbar(figure: Figure, mappable, axes, label: str, *, values=None, cax=Non
     return bar
 
 
-def mappable(norm: Normalize, colors) -> ScalarMappable:
-    """Return what a colour bar needs where lines, not dots, bear the colours."""
-    return ScalarMappable(norm, colors)
-
-
 def cells(axes: Axes, values, colors, norm: Normalize, **options):
     """Draw a matrix as coloured cells without a frame, and return the image; what is masked is faint."""
     axes.set_facecolor(FAINT)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     return axes.imshow(values, cmap=colors, norm=norm, **options)
+
+
+def annotate(axes: Axes, values, image, words, size: float = 6.5) -> None:
+    """Write `words(number)` into the cells of a matrix that are not masked, in white or ink."""
+    for i, j in zip(*np.nonzero(~np.ma.getmaskarray(values)), strict=True):
+        color = ink_on(image.to_rgba(values[i, j]))
+        axes.text(j, i, words(values[i, j]), ha="center", va="center", fontsize=size, color=color)
+
+
+def off_diagonal(values) -> np.ma.MaskedArray:
+    """Mask the diagonal of a matrix, and what was not measured."""
+    return np.ma.masked_where(np.eye(len(values), dtype=bool) | np.isnan(values), values)
 
 
 def short_names(names) -> list[str]:

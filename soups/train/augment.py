@@ -13,18 +13,12 @@ OPERATIONS = ("identity", *_GEOMETRIC, *_PHOTOMETRIC)
 
 
 def rand_augment(key: jax.Array, images: jax.Array, num_operations, magnitude, *, fill: float = 0.0) -> jax.Array:
-    """Apply `num_operations` random operations of one magnitude to each image.
+    """Apply `num_operations` (0 to 2) random operations of one `magnitude` (0 to 20; both may be traced) to each image.
 
     Each of the operations in `OPERATIONS` is drawn with equal probability for each image: rotation (radians), shear,
     translation (fraction of the width) and zoom, which are composed and sampled once with bilinear interpolation, then
-    brightness and contrast. All grow linearly to their largest at magnitude 20.
-
-    Args:
-        key: random key.
-        images: float [B, H, W, C] in [0, 1].
-        num_operations: 0, 1 or 2; may be traced.
-        magnitude: 0 to 20; may be traced.
-        fill: value of what comes in from outside the image.
+    brightness and contrast. All grow linearly to their largest at magnitude 20. `images`: float [B, H, W, C] in [0, 1];
+    `fill`: what comes in from outside.
 
     Cubuk et al., "RandAugment", 2019, arXiv 1909.13719; here without the operations that need a histogram.
     """

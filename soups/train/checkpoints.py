@@ -25,9 +25,6 @@ def save_state(directory: pathlib.Path, step: int, state: tree.Tree, position: A
 
     An Orbax checkpoint "state", the `position` (JSON) of each process's loader, and the digest of every file: all are
     written under another name, then renamed. With several JAX processes all of them must call it.
-
-    Raises:
-        OSError: the disk is full or cannot be written to.
     """
     final = directory / f"step_{step:08d}"
     fresh = directory / f"{final.name}.unfinished"
@@ -40,11 +37,9 @@ def save_state(directory: pathlib.Path, step: int, state: tree.Tree, position: A
 def restore_state(directory: pathlib.Path, abstract: tree.Tree) -> tuple[int, tree.Tree, list[Any]] | None:
     """Return (step, state, position of each process) of the newest whole checkpoint, or None if there is none yet.
 
-    `abstract`: the state as jax.ShapeDtypeStructs with shardings. A damaged checkpoint is passed over, with a line in
-    the log. With several JAX processes all of them must call it.
-
-    Raises:
-        ValueError: all checkpoints are damaged, or the state has other leaves or shapes than `abstract`.
+    `abstract`: the state as jax.ShapeDtypeStructs with shardings; a ValueError where it has other leaves or shapes. A
+    damaged checkpoint is passed over, with a line in the log; it is a ValueError if all are. With several JAX
+    processes all of them must call it.
     """
     names = on_first_process(lambda: _newest_first(directory))
     for name in names:

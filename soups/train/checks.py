@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import math
-import numbers
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import xxhash
 
 from soups import tree
-from soups.arguments import check_takes
+from soups.arguments import check_takes, check_within
 from soups.data import pair_of
 from soups.names import bounded, check_name, few
 
@@ -22,44 +21,17 @@ REQUIRED = inspect.Parameter.empty
 # what every run has, whatever its loss and its optimizer take
 RUN = {"seed": 0, "epochs": 1.0, "num_steps": 0, "warmup_fraction": 0.1, "warmup_steps": 0.0, "sam_radius": 0.0}
 
-_NOT_NEGATIVE = (lambda x: x >= 0, "a finite number at least 0")
-_FRACTION = (lambda x: 0 <= x <= 1, "a number between 0 and 1")
-_PART = (lambda x: 0 <= x < 1, "a number at least 0 and below 1")
-_POSITIVE = (lambda x: x > 0, "a finite number above 0")
-_RANGES = {
-    "learning_rate": _NOT_NEGATIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "label_smoothing": _FRACTION,
-    "mixup": _NOT_NEGATIVE,
-    "augment_operations": (lambda x: x in (0, 1, 2), "0, 1 or 2"),
-    "augment_magnitude": (lambda x: 0 <= x <= 20, "a number between 0 and 20"),
-    "sam_radius": _NOT_NEGATIVE,
-    "warmup_fraction": _FRACTION,
-    "warmup_steps": _NOT_NEGATIVE,
-    "epochs": _POSITIVE,
-    "num_steps": (lambda x: x >= 1 and x == int(x), "at least 1 and a whole number"),
-    "seed": (lambda x: 0 <= x < 2**31 and x == int(x), "a whole number from 0 to 2**31 - 1"),
-    "clip_norm": _POSITIVE,
-    "ema_decay": _PART,
-    "ema_decays": _PART,
-    "swa_start": _PART,
-    "accumulate": (lambda x: x >= 1 and x == int(x), "at least 1 and a whole number"),
-    "save_every": (lambda x: x >= 1 and x == int(x), "at least 1 and a whole number"),
-    "batch_size": (lambda x: x >= 1 and x == int(x), "at least 1 and a whole number"),
-}
+_RANGES = dict.fromkeys(("learning_rate", "weight_decay", "mixup", "sam_radius", "warmup_steps"), "[0, inf)")
+_RANGES |= dict.fromkeys(("label_smoothing", "warmup_fraction"), "[0, 1]") | {"augment_magnitude": "[0, 20]"}
+_RANGES |= dict.fromkeys(("ema_decay", "ema_decays", "swa_start"), "[0, 1)")
+_RANGES |= dict.fromkeys(("epochs", "clip_norm"), "(0, inf)")
+_WHOLE = dict.fromkeys(("num_steps", "accumulate", "save_every", "batch_size"), "[1, inf)")
+_WHOLE |= {"augment_operations": "[0, 2]", "seed": f"[0, {2**31 - 1}]"}
 
 
 def number(name: str, value: Any) -> None:
-    """See that a setting is a finite number in the range of its name.
-
-    Raises:
-        ValueError: it is not.
-    """
-    fits, words = _RANGES.get(name, (lambda _: True, "a finite number"))
-    value = value.item() if getattr(value, "ndim", None) == 0 else value
-    plain = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
-    if not plain or not math.isfinite(value) or not fits(value):
-        raise ValueError(f"{name} must be {words}, not {value!r:.200}")
+    """See that a setting is a finite number in the range of its name, or raise a ValueError."""
+    check_within(name, value, _WHOLE.get(name) or _RANGES.get(name, "(-inf, inf)"), whole=name in _WHOLE)
 
 
 def takes(function: Callable, skip: int = 0) -> dict[str, Any]:
@@ -87,12 +59,7 @@ def is_transformation(optimizer: Any) -> bool:
 
 
 def training(settings: Any) -> None:
-    """Check the settings of a `soups.train.Training`.
-
-    Raises:
-        ValueError: a loss or an optimizer that is none; a number out of its range; rules that are not pairs of a regex
-            and a number, or are for the decay of an optimizer that has its own; an average's decay named twice.
-    """
+    """Check the settings of a `soups.train.Training`; a ValueError says which of them is wrong."""
     taken = takes(settings.loss, skip=3) if callable(settings.loss) else {}
     check_takes("loss", settings.loss, "params, batch, key", **taken)
     if not callable(settings.optimizer) and not is_transformation(settings.optimizer):
@@ -115,12 +82,7 @@ def training(settings: Any) -> None:
 
 
 def hyperparameters(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in what a member's hyper-parameters leave out.
-
-    Raises:
-        ValueError: a name that neither the run, the loss nor the optimizer takes, with the closest one; one that has to
-            be given; a number out of its range; a SAM radius without `Training(sam=True)`, or the reverse.
-    """
+    """Fill in what a member's hyper-parameters leave out; a ValueError for one that is wrong, unknown or missing."""
     known = settings.hyperparameters
     for name in given:
         if name not in known and is_transformation(settings.optimizer):
@@ -141,11 +103,7 @@ def hyperparameters(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights(settings: Any, params: tree.Tree, members: Iterable[Mapping[str, Any]]) -> None:
-    """Check start weights for members with these hyper-parameters.
-
-    Raises:
-        ValueError: leaves that are no arrays, or none; rules that do not fit their names; decay of no leaf.
-    """
+    """Check start weights for members with these hyper-parameters: arrays, and where some shall decay one that does."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("the start weights have no leaves")
@@ -161,11 +119,7 @@ def weights(settings: Any, params: tree.Tree, members: Iterable[Mapping[str, Any
 
 
 def finite(params: tree.Tree, data: Any) -> None:
-    """Check that start weights and data in memory hold neither NaN nor infinity; batches are not looked at.
-
-    Raises:
-        ValueError: they do; all such leaves are named.
-    """
+    """Raise a ValueError that names the leaves of start weights and data in memory with NaN or infinity."""
     given = {"start weights": params} | ({"data": data} if is_arrays(data) else {})
     wrong = [f"  {name or 'the array'} of the {what}" for what, of in given.items() for name in not_finite(of)]
     if wrong:
@@ -187,9 +141,8 @@ def not_finite(given: tree.Tree) -> list[str]:
 def arrays(settings: Any, data: tree.Tree, batch_size: int | None, members: Iterable[Mapping[str, Any]]) -> tree.Tree:
     """Return data in memory as the loss takes it, for members with these hyper-parameters.
 
-    Raises:
-        ValueError: no batch size, leaves that are no arrays of one length, a batch larger than the data, and what the
-            loss says of its data.
+    A ValueError without a batch size, for leaves that are no arrays of one length, a batch larger than the data, and
+    what the loss says of its data.
     """
     if batch_size is None:
         raise ValueError("data in memory need a batch_size")
@@ -205,11 +158,7 @@ def arrays(settings: Any, data: tree.Tree, batch_size: int | None, members: Iter
 
 
 def batch(settings: Any, given: tree.Tree, member: Mapping[str, Any]) -> tree.Tree:
-    """Return a batch, or all data in memory, as the loss takes it: one that has a method `check` says what fits.
-
-    Raises:
-        ValueError: what that method says.
-    """
+    """Return a batch, or all data in memory, as the loss takes it: one that has a method `check` says what fits."""
     check = getattr(settings.loss, "check", None)
     return given if check is None else check(given, member)
 
@@ -217,8 +166,7 @@ def batch(settings: Any, given: tree.Tree, member: Mapping[str, Any]) -> tree.Tr
 def opened(data: Any) -> Any:
     """Return data as a run takes them: of a dataset its images and labels, {"image", "label"}.
 
-    Raises:
-        ValueError: a source that is not decoded; a dataset whose labels are groups of the network's classes.
+    A ValueError for a source that is not decoded, and where labels are groups of the network's classes.
     """
     if isinstance(data, Iterable) or not (hasattr(data, "labels") or hasattr(data, "class_names")):
         return data
@@ -230,8 +178,7 @@ def opened(data: Any) -> Any:
 def is_arrays(data: Any) -> bool:
     """Say whether data are arrays in memory, not batches: a mapping, a tuple, another container that JAX knows, or one.
 
-    Raises:
-        ValueError: a list of arrays, which may be either.
+    A list of arrays, which may be either, is a ValueError.
     """
     if isinstance(data, list) and data and all(hasattr(one, "shape") for one in data):
         raise ValueError(

@@ -55,11 +55,7 @@ class Classification:
             raise ValueError(f"num_classes must be a whole number, at least 2, not {self.num_classes!r}")
 
     def check(self, batch: Any, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the image and the label of a batch, or of all data in memory, of a member.
-
-        Raises:
-            ValueError: they are not there, or of other kinds than this loss takes.
-        """
+        """Return the image and the label of a batch, or of all data in memory; a ValueError if they do not fit."""
         images, labels = pair_of(batch, "a batch", others=True)
         if self.preprocess is unit_range and images.dtype != np.uint8:
             raise ValueError(
@@ -115,11 +111,7 @@ class Classification:
     def __call__(
         self, params: tree.Tree, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, tree.Tree]:
-        """Return the mean cross-entropy and the weights with their updated statistics.
-
-        Raises:
-            ValueError: logits of another shape than the targets.
-        """
+        """Return the mean cross-entropy and the weights with updated statistics; a ValueError if shapes differ."""
         result = self.train_apply(params, batch["image"], key)
         logits, updated = result if isinstance(result, tuple) else (result, params)
         if logits.shape != batch["target"].shape:

@@ -19,10 +19,8 @@ def feed_of(
     """Return a function from a member's name and which part of its batches is wanted to an iterable over them.
 
     `data`: a pytree of arrays in memory, an iterable of batches, or a function from name, index and number of parts to
-    one. Of arrays every epoch is shuffled anew by the member's seed, and none of the examples is left out.
-
-    Raises:
-        ValueError: what `soups.train.checks.arrays` says; a batch size for batches.
+    one. Of arrays every epoch is shuffled anew by the member's seed, and none of the examples is left out. Errors are
+    those of `soups.train.checks.arrays`.
     """
     if not checks.is_arrays(data):
         if batch_size is not None:
@@ -42,7 +40,7 @@ def feed_of(
 
 
 class ArrayBatches:
-    """Iterate over rows of arrays in memory, `order` [steps, B], and go on at any batch."""
+    """Iterate over rows of arrays in memory, `order` [steps, B], and go on at any batch (`get_state`, `set_state`)."""
 
     def __init__(self, data: tree.Tree, order: np.ndarray):
         self._data, self._order, self._index = data, order, 0
@@ -58,19 +56,16 @@ class ArrayBatches:
         return jax.tree.map(lambda array: array[rows], self._data)
 
     def get_state(self) -> dict[str, int]:
-        """Say where the iterator stands."""
         return {"next_index": self._index}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Go to where another iterator stood."""
         self._index = int(state["next_index"])
 
 
 class LaneBatches:
     """Return the parts of the batches that this process loads, by lane.
 
-    Raises:
-        ValueError: a loader that cannot be resumed, where it should be; from the iterator: fewer batches than steps.
+    A ValueError for a loader that cannot be resumed, where it should be; from the iterator: fewer batches than steps.
     """
 
     def __init__(self, training, feed, lanes, shares, first, position, resumable):
@@ -89,20 +84,14 @@ class LaneBatches:
         return {lane: next(batches) for lane, batches in self._lanes.items()}
 
     def get_state(self):
-        """Say where the loader of each lane stands."""
         return {str(lane): batches.get_state() for lane, batches in self._lanes.items()}
 
     def close(self):
-        """Let all loaders end what they read ahead."""
         self._stack.close()
 
 
 def by_lane(positions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Join the positions of the lanes that each process had.
-
-    Raises:
-        ValueError: processes that loaded parts of one lane stood at different positions.
-    """
+    """Join the positions of the lanes that each process had; a ValueError where two stood elsewhere in one lane."""
     joined = {lane: position for process in positions for lane, position in process.items()}
     for process in positions:
         if other := [lane for lane, position in process.items() if position != joined[lane]]:

@@ -22,19 +22,15 @@ class Lanes:
     Every leaf of the state has a leading axis over the lanes: `take_lane` gives a member's part. Each member is the one
     trained alone with its batch cut as on its lane, up to float32 rounding; gradients stay within a lane. A member that
     has taken its steps stays as it is while the others go on, and so does a lane without a member: groups should have
-    members of similar length, as those of `groups_of`.
+    members of similar length, as those of `groups_of`. All groups of one `Lanes` share one compilation.
 
     Args:
-        training: what is fixed at compile time; all groups of one `Lanes` share one compilation.
         params: the start weights, arrays or jax.ShapeDtypeStructs.
-        mesh: with the axes "pool" and "data", over which each batch is cut; several processes may share a lane.
+        mesh: with the axes "pool" and "data", over which each batch is cut; several processes may share a lane. Else,
+            and where processes cannot share the batches of a lane, there is a ValueError.
         shardings: of the weights of one member, from `param_shardings`; by default they are on all devices of its lane.
             Where there are several lanes, what is cut over "data" and "model" is cut to save memory alone: it is whole
-            while it is used. What is cut over "model" alone stays so.
-
-    Raises:
-        ValueError: a mesh without "pool" and "data", or on which processes cannot share the batches of a lane;
-            shardings of another mesh or over "pool".
+            while it is used. What is cut over "model" alone stays so; nothing may be cut over "pool".
     """
 
     def __init__(self, training: Training, params: tree.Tree, *, mesh: Mesh, shardings: tree.Tree | None = None):
@@ -44,9 +40,7 @@ class Lanes:
         mesh_of_shardings(shardings, mesh)
         specs = {name: sharding.spec for name, sharding in tree.flatten(shardings).items()}
         if over := {name: spec for name, spec in specs.items() if "pool" in axes_of(spec)}:
-            raise ValueError(
-                f'each place on the axis "pool" has its own member, so no weight can be cut over it: {over}'
-            )
+            raise ValueError(f'each place on "pool" has its own member, so no weight can be cut over it: {over}')
         self.shardings = jax.tree.map(
             lambda sharding: NamedSharding(mesh, P("pool", *sharding.spec)),
             state_shardings(training, params, shardings),
@@ -114,9 +108,7 @@ class Lanes:
             raise ValueError(f"the batches of all members must have one size, not {sorted(sizes)}")
         shape = (self.count, *sizes, *next(iter(parts.values())).shape[1:])
         if shape[1] % self.mesh.shape["data"]:
-            raise ValueError(
-                f'a batch of {shape[1]} cannot be cut over the {self.mesh.shape["data"]} devices of "data"'
-            )
+            raise ValueError(f'{self.mesh.shape["data"]} devices of "data" cannot share a batch of {shape[1]}')
 
         def shard(index):
             lane, (first, last, _) = index[0].start or 0, index[1].indices(shape[1])
@@ -148,9 +140,7 @@ class Lanes:
 def with_lanes(mesh: Mesh | None, shardings: tree.Tree | None) -> tuple[Mesh | None, tree.Tree | None]:
     """Return a mesh with an axis "pool", of one place where it has none, and shardings on it.
 
-    Raises:
-        ValueError: the shardings are not all of one mesh, or of another than `mesh`; a mesh without "data", or with
-            several places on "pool".
+    A ValueError for shardings that are not all of that mesh, a mesh without "data" or with several places on "pool".
     """
     if shardings is not None:
         mesh = mesh_of_shardings(shardings, mesh)
@@ -159,9 +149,8 @@ def with_lanes(mesh: Mesh | None, shardings: tree.Tree | None) -> tuple[Mesh | N
     if mesh.shape.get("pool", 1) > 1:
         raise ValueError(f'one member is trained on one place of the axis "pool", not on {mesh.shape["pool"]}')
     if "pool" not in mesh.axis_names:
-        mesh = Mesh(
-            mesh.devices[None], ("pool", *mesh.axis_names), axis_types=(jax.sharding.AxisType.Auto, *mesh.axis_types)
-        )
+        types = (AxisType.Auto, *mesh.axis_types)
+        mesh = Mesh(mesh.devices[None], ("pool", *mesh.axis_names), axis_types=types)
     moved = None if shardings is None else jax.tree.map(lambda where: NamedSharding(mesh, where.spec), shardings)
     return mesh, moved
 
@@ -188,12 +177,9 @@ def take_lane(stacked: tree.Tree, lane: int) -> tree.Tree:
 
 
 def lane_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """Make a mesh of all devices with these axes, the first of which is "pool".
+    """Make a mesh of all devices with these axes, the first of which is "pool"; errors are those of `lane_shares`.
 
     Of several places on "pool" each lies within one host where the sizes allow it.
-
-    Raises:
-        ValueError: the processes cannot share the batches of a lane: see `lane_shares`.
     """
     types = (AxisType.Auto,) * len(sizes)
     if sizes["pool"] == 1:  # in the order of devices that exchanges within a member go fastest
@@ -208,9 +194,8 @@ def lane_mesh(sizes: Mapping[str, int]) -> Mesh:
 def lane_shares(mesh: Mesh) -> dict[int, tuple[int, int]]:
     """Return for each lane that this process has devices of which part of its batches it loads: (index, parts).
 
-    Raises:
-        ValueError: a mesh without the axes "pool" and "data", or without devices of this process; the devices of a lane
-            fall on the processes so that they would load parts of other sizes, or parts that overlap.
+    A ValueError for a mesh without "pool" and "data", or without devices of this process, and where the devices of a
+    lane fall on the processes so that they would load parts of other sizes, or parts that overlap.
     """
     _lanes(mesh)
     order = ["pool", "data", *(axis for axis in mesh.axis_names if axis not in ("pool", "data"))]
@@ -223,11 +208,7 @@ def lane_shares(mesh: Mesh) -> dict[int, tuple[int, int]]:
 
 
 def shares_of(owners: np.ndarray) -> dict[int, dict[int, tuple[int, int]]]:
-    """Return for each process and each lane on it the part of a batch it loads, from the processes [pool, data, rest].
-
-    Raises:
-        ValueError: what `lane_shares` says of the devices of a lane.
-    """
+    """Return for each process and lane on it the part of a batch it loads, from the processes [pool, data, rest]."""
     found = {int(process): {} for process in np.unique(owners)}
     for lane, rows in enumerate(owners):
         places = {int(p): tuple(np.flatnonzero((rows == p).any(1)).tolist()) for p in np.unique(rows)}
@@ -242,9 +223,7 @@ def shares_of(owners: np.ndarray) -> dict[int, dict[int, tuple[int, int]]]:
 
 def _lanes(mesh):
     if missing := {"pool", "data"} - set(mesh.axis_names):
-        raise ValueError(
-            f"the mesh needs the axes 'pool' and 'data', and lacks {', '.join(map(repr, sorted(missing)))}"
-        )
+        raise ValueError(f"the mesh needs the axes 'pool' and 'data', and lacks {sorted(missing)}")
     return mesh.shape["pool"]
 
 

@@ -128,8 +128,7 @@ def prepared(
 ) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Return data as a run takes them and the whole hyper-parameters of all members, with "num_steps".
 
-    Raises:
-        ValueError: what the door says of settings, weights and data; steps that are not known.
+    A ValueError is what `soups.train.checks` says of settings, weights and data, or that steps are not known.
     """
     completed = {name: checks.hyperparameters(training, given) for name, given in members.items()}
     optional = getattr(training.loss, "optional", ())
@@ -167,10 +166,7 @@ def run(
 
     `members`, `data`: from `prepared`; there is at most one member for each lane. What is on disk is that of `fit`,
     with a file "losses_NAME.jsonl" for each member that has a name. Losses are those of the lanes of which this process
-    has devices; `on_step` is called with those of the members that took the step.
-
-    Raises:
-        ValueError, OSError: as `fit`.
+    has devices; `on_step` is called with those of the members that took the step. Errors are those of `fit`.
     """
     training, total = placement.training, max(member["num_steps"] for member in members.values())
     checks.number("save_every", save_every)
@@ -204,48 +200,36 @@ def _outcome(state):
 
 
 class Alone:
-    """Place one member on one device: the plain case of `soups.train.lanes.Lanes`."""
+    """Place one member on one device: the plain case of `soups.train.lanes.Lanes`, with the same methods."""
 
     def __init__(self, training: Training):
-        self.training, self.step, self.shares = training, training.step, {0: (0, 1)}
-        self.count = 1
+        self.training, self.count, self.shares = training, 1, {0: (0, 1)}
+        self.begin, self.step = training.begin, training.step
 
     def on_lanes(self, members):
-        """Return the name and the hyper-parameters on each lane."""
         return list(members.items())
 
     def abstract(self, params):
-        """Return the state as jax.ShapeDtypeStructs with shardings."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         state = self.training.abstract_state(params)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
 
-    def begin(self, params, values):
-        """Return the first state."""
-        return self.training.begin(params, values)
-
     def values(self, rows):
-        """Return hyper-parameters as the step takes them."""
         return self.training.numbers(rows[0])
 
     def place(self, parts):
-        """Return a batch where the step takes it."""
         return parts[0]
 
     def losses(self, loss):
-        """Return the losses by lane."""
         return {0: float(loss)}
 
     def writes(self, lane):
-        """Say whether this process writes the losses of a lane."""
         return True
 
     def only(self, state):
-        """Return the state of the only member."""
         return state
 
     def take(self, state, lane):
-        """Return the state of a member on the host."""
         return jax.device_get(state)
 
 
@@ -319,11 +303,7 @@ def _description(training, params, members, data):
 
 
 def _claim(directory: pathlib.Path, description: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write "run.json", or see that it says the same.
-
-    Raises:
-        ValueError: the directory holds a run that was begun otherwise; all differences are listed.
-    """
+    """Write "run.json", or see that it says the same; a ValueError lists all differences."""
     made_folder(directory)
     path, description = directory / "run.json", json.loads(json.dumps(description))
     if not path.exists():

@@ -28,6 +28,7 @@ from soups.pool import digest
 from soups.train import checks
 from soups.train.classification import Classification
 from soups.train.loop import fit, training_of
+from soups.train.sharding import on_devices
 from soups.train.step import Training
 
 STRENGTHS = tuple(float(f"1e{power}") for power in range(-7, 3))  # C of Kumar et al., from strong to weak decay
@@ -51,14 +52,10 @@ def extract_features(
 
     Args:
         apply_fn: `apply_fn(params, inputs) -> features [B, D]`, such as that of an architecture without a head.
-        params: the weights of the trunk.
         dataset: with `images`, uint8 [N, H, W, C] in memory or mapped; or a source, which is decoded batch by batch.
         transform: of the images of a source, to one shape.
-        preprocess, batch_size, mesh: as of `soups.evaluate.Evaluator`.
+        preprocess, batch_size, mesh: as of `soups.evaluate.Evaluator`, whose errors this has.
         cache, key: keep the features on disk; the key holds all that decides them: digests of the weights and the data.
-
-    Raises:
-        ValueError: a cache without a key; an output that is not [batch, D]; what `Evaluator` says of the images.
     """
     if cache is not None and not key:
         raise ValueError("features are cached under a key, such as the digests of the weights and of the data")
@@ -85,16 +82,13 @@ def probe_on_features(
     on_strength: Callable[[dict[str, float]], None] = lambda row: None,
     journal: str | os.PathLike | None = None,
 ) -> dict[str, np.ndarray]:
-    """Fit a head to features by logistic regression: {"kernel" [D, C], "bias" [C]} in float32.
+    """Fit a head to features [N, D] by logistic regression: {"kernel" [D, C], "bias" [C]} in float32.
 
     Minimises C Σ_i −log softmax(Wᵀx_i + b)[y_i] + |W|²/2 by L-BFGS for one strength C after the other, from small to
     large, each from the head of the last; the head with the highest held-out accuracy is given (of equals the first).
     The features are scaled by one mean and one standard deviation, which go back into the head.
 
     Args:
-        features: float32 [N, D].
-        labels: integers [N].
-        num_classes: of the head.
         strengths: the values of C.
         held_out: features and labels that choose among several strengths.
         max_iterations: of L-BFGS, for each strength.
@@ -143,7 +137,7 @@ def lp_ft(
     batch_size: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train the head alone, then all weights from there.
+    """Train the head alone, then all weights from there; give what `fit` gives, and as "probe" the probed weights.
 
         made = lp_ft(loss, start, data, head="head", probe={"learning_rate": 1e-2}, epochs=3, batch_size=64)
 
@@ -157,12 +151,8 @@ def lp_ft(
             {"kernel", "bias"} is then fitted to features, which are made once, of inputs that its `preprocess` made.
         options: all else of `soups.train.fit`, for the fine-tuning; a directory keeps both stages.
 
-    Returns:
-        What `fit` gives, and as "probe" the weights with the probed head, on the host.
-
     Raises:
-        ValueError: no such head; features without `Classification` and data in memory; as `fit` and
-            `probe_on_features`.
+        ValueError: no such head; features without `Classification` and data in memory; as `fit`, `probe_on_features`.
 
     Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022, arXiv
     2202.10054.
@@ -261,7 +251,11 @@ def _objective(features, labels, num_classes, mean, scale, mesh):
     padding = chunks * chunk - count
     x = np.pad((np.asarray(features, np.float32) - np.float32(mean)) / np.float32(scale), ((0, padding), (0, 0)))
     y = np.pad(np.asarray(labels, np.int32), (0, padding), constant_values=-1)  # no class: its row of one-hot is zero
-    x, y = _placed(x.reshape(chunks, chunk, width), mesh), _placed(y.reshape(chunks, chunk), mesh)
+    x, y = x.reshape(chunks, chunk, width), y.reshape(chunks, chunk)
+    if mesh is not None:
+        x, y = on_devices((x, y), NamedSharding(mesh, P(None, "data")))
+    else:
+        x, y = jnp.asarray(x), jnp.asarray(y)
 
     def loss_of(head, x, y):
         logits = jnp.matmul(x, head[:-1], precision="highest") + head[-1:]
@@ -283,13 +277,6 @@ def _objective(features, labels, num_classes, mean, scale, mesh):
         return np.asarray(losses, np.float64).sum() / count, np.asarray(gradient, np.float64)
 
     return measured
-
-
-def _placed(array, mesh):
-    if mesh is None:
-        return jnp.asarray(array)
-    sharding = NamedSharding(mesh, P(None, "data"))
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _fit(measured, flat, num_classes, weight, max_iterations):

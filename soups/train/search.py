@@ -10,21 +10,13 @@ from soups.arguments import check_within
 
 
 def grid(**choices: Sequence[Any]) -> list[dict[str, Any]]:
-    """List all combinations of the choices, the last name changing fastest.
-
-    Raises:
-        ValueError: choices that are one value and not several.
-    """
+    """List all combinations of the choices, the last name changing fastest; one value for several is a ValueError."""
     _check_several(choices)
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
 def zipped(**choices: Sequence[Any]) -> list[dict[str, Any]]:
-    """List the choices side by side: the first of each, the second of each, ...
-
-    Raises:
-        ValueError: they are not equally many, or one value and not several.
-    """
+    """List the choices side by side: the first of each, the second of each, ...; a ValueError if the numbers differ."""
     _check_several(choices)
     if len({len(values) for values in choices.values()}) > 1:
         raise ValueError(f"zipped choices differ in number: { {name: len(v) for name, v in choices.items()} }")

@@ -25,13 +25,10 @@ def param_shardings(
 ) -> tree.Tree:
     """Return the sharding of every leaf, by the first rule whose regex matches its whole name.
 
-    Args:
-        params: arrays or jax.ShapeDtypeStructs.
-        mesh: with some of the axes "pool", "data" and "model".
-        rules: [(regex, value)]; a value is a PartitionSpec, or "largest": the longest dimension that "data" and "model"
-            together divide is cut over both, which shards weights, gradients and optimizer state fully (FSDP); a leaf
-            without such a dimension, or of fewer than `min_size` elements, is on every device.
-        min_size: see `rules`.
+    `rules`: [(regex, value)]; a value is a PartitionSpec, or "largest": the longest dimension that "data" and "model"
+    together divide is cut over both, which shards weights, gradients and optimizer state fully (FSDP); a leaf without
+    such a dimension, or of fewer than `min_size` elements, is on every device. `params`: arrays or
+    jax.ShapeDtypeStructs; `mesh`: with some of the axes "pool", "data" and "model".
 
     Raises:
         ValueError: rules that do not fit the tree, as `soups.tree.match`; or, all in one message, rules of another kind
@@ -123,11 +120,7 @@ def place(params: tree.Tree, shardings: tree.Tree) -> tree.Tree:
 
 
 def mesh_of_shardings(shardings: tree.Tree, mesh: Mesh | None) -> Mesh:
-    """Return the mesh of shardings.
-
-    Raises:
-        ValueError: they are not all of one, or of another than `mesh`.
-    """
+    """Return the mesh of shardings; a ValueError if they are not all of one, or of another than `mesh`."""
     meshes = {leaf.mesh for leaf in jax.tree.leaves(shardings)}
     if len(meshes | ({mesh} - {None})) > 1:
         raise ValueError(f"the shardings are not all of the mesh: {', '.join(map(str, meshes))} and {mesh}")

@@ -25,7 +25,7 @@ def adamw(learning_rate=1e-3, weight_decay=0.0, mask=None) -> optax.GradientTran
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """State what all members of a sweep have in common.
+    """State what all members of a sweep have in common; `soups.train.checks.training` refuses what is wrong of it.
 
     A loss and an optimizer that is a function are given those of a member's hyper-parameters that they take by name,
     as numbers that may be traced; `loss(params, batch, key, *, temperature=1.0)` makes `temperature` one. The optimizer
@@ -49,9 +49,6 @@ class Training:
             `soups.train.trajectory.averages`.
         accumulate: parts that a batch is cut into, one after the other, with the memory of one. The step is that of the
             whole batch, which is prepared before; only BatchNorm sees the parts.
-
-    Raises:
-        ValueError: what `soups.train.checks.training` says of them.
     """
 
     loss: Callable[..., Any]
@@ -107,11 +104,7 @@ class Training:
         return {name: np.asarray(value, self.dtypes[name]) for name, value in hyperparameters.items()}
 
     def decays(self, params: tree.Tree) -> list[bool]:
-        """Return for each trained leaf whether it decays.
-
-        Raises:
-            ValueError: rules that do not fit the names of the weights.
-        """
+        """Return for each trained leaf whether it decays; a ValueError for rules that do not fit the names."""
         return jax.tree.leaves(matched(self, params)[1])
 
     def abstract_state(self, params: tree.Tree) -> dict[str, Any]:
@@ -161,15 +154,15 @@ def init_state(training: Training, params: tree.Tree, hyperparameters: Mapping[s
     """
     hp = _arrays(training, hyperparameters)
     rates, mask = matched(training, params)
-    trainable, _ = _split(rates, params)
+    trainable, _ = tree.split_by(rates, params)
     optimizer = _optimizer(training, hp, _rate(hp, 0), mask)
     with jax.numpy_dtype_promotion("standard"):
         optimizer_state = optimizer.init(trainable)
-    state = {"params": _copy(params), "optimizer": optimizer_state, "step": jnp.int32(0)}
+    state = {"params": jax.tree.map(jnp.copy, params), "optimizer": optimizer_state, "step": jnp.int32(0)}
     averaged = {"ema": training.ema_decay, "swa": training.swa_start}
     floats, rest = _floats(params)
     state["averages"] = {
-        name: tree.combine(_copy(tree.widen(floats)), _copy(rest))
+        name: jax.tree.map(jnp.copy, tree.combine(tree.widen(floats), rest))
         for name, setting in averaged.items()
         if setting is not None
     }
@@ -183,15 +176,11 @@ def training_step(
 ) -> tuple[dict[str, Any], jax.Array]:
     """Take one step and return the new state and the mean loss of the batch. Pure; jit it and donate the state.
 
-    Args:
-        training: what is fixed at compile time.
-        state: from `init_state` or the last step.
-        batch: what the loss takes; its leaves have an axis of examples first.
-        hyperparameters: all of `training.hyperparameters`, "num_steps" among them; numbers or traced.
+    `state`: from `init_state` or the last step; `batch`: what the loss takes, with an axis of examples first in all
+    leaves; `hyperparameters`: all of `training.hyperparameters`, "num_steps" among them, numbers or traced.
 
-    Raises:
-        ValueError: a batch that cannot be cut into `accumulate` equal parts; a loss that is not one number, or that
-            returns other weights than it was given.
+    A batch that cannot be cut into `accumulate` equal parts, a loss that is not one number, and other weights than it
+    was given are a ValueError.
     """
     hp, step = _arrays(training, hyperparameters), state["step"]
     key = jax.random.fold_in(jax.random.key(hp["seed"]), step)
@@ -200,13 +189,13 @@ def training_step(
     if hasattr(training.loss, "prepare"):
         batch = training.loss.prepare(batch, (first_key, second_key), **taken["prepare"])
     rates, mask = matched(training, state["params"])
-    trainable, frozen = _split(rates, state["params"])
+    trainable, frozen = tree.split_by(rates, state["params"])
 
     def of_part(trainable, frozen, batch, key):
         def loss_of(trainable):
             params = tree.combine(trainable, frozen)
             loss, updated = _loss(training.loss(params, batch, key, **taken["loss"]), params)
-            return loss, _split(rates, updated)[1]
+            return loss, tree.split_by(rates, updated)[1]
 
         return jax.value_and_grad(loss_of, has_aux=True)(trainable)
 
@@ -220,7 +209,7 @@ def training_step(
     if training.clip_norm is not None:
         grads, _ = optax.clip_by_global_norm(training.clip_norm).update(grads, optax.EmptyState())
     optimizer = _optimizer(training, hp, _rate(hp, step), mask)
-    multipliers, _ = _split(rates, rates)
+    multipliers, _ = tree.split_by(rates, rates)
     moved, optimizer_state = _moved(optimizer, grads, state["optimizer"], trainable, multipliers, extra)
     params = tree.combine(moved, moved_frozen)  # BatchNorm statistics move without a gradient
     averages = _observe(training, state["averages"], params, step, hp["num_steps"])
@@ -233,9 +222,8 @@ def training_step(
 def matched(training: Training, params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
     """Return the learning-rate multipliers as a tree, and the decay mask with None where a leaf is frozen.
 
-    Raises:
-        ValueError: rules that do not fit the names; no leaf that is trained; beside "params" a collection that no rule
-            speaks of, or statistics that a rule would train.
+    A ValueError for rules that do not fit the names, if no leaf is trained, and for a collection beside "params" that
+    no rule speaks of.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     named = {_name(path): leaf for path, leaf in leaves}
@@ -245,7 +233,7 @@ def matched(training: Training, params: tree.Tree) -> tuple[tree.Tree, tree.Tree
     else:
         decays = tree.match(named, training.decay_rules)
     rates, decays = (structure.unflatten([values[_name(path)] for path, _ in leaves]) for values in (rates, decays))
-    return rates, _split(rates, decays)[0]
+    return rates, tree.split_by(rates, decays)[0]
 
 
 def _name(path):
@@ -382,16 +370,6 @@ def _observe(training, averages, params, step, num_steps):
     return observed
 
 
-def _copy(params):
-    return jax.tree.map(jnp.copy, params)
-
-
 def _floats(params):
     """Split into (floats, all else), which is never averaged."""
-    return _split(jax.tree.map(tree.is_float, params), params)
-
-
-def _split(rates, params):
-    """Split into (trainable, frozen)."""
-    trainable = jax.tree.map(lambda rate, leaf: leaf if rate else None, rates, params)
-    return trainable, jax.tree.map(lambda rate, leaf: None if rate else leaf, rates, params)
+    return tree.split_by(jax.tree.map(tree.is_float, params), params)

@@ -148,11 +148,7 @@ def _check_pools(pools):
 
 @contextlib.contextmanager
 def _held(pools):
-    """Hold the pools of a sweep, so that no other trains for what it could not add in the end.
-
-    Raises:
-        BlockingIOError: another sweep has one of them.
-    """
+    """Hold the pools of a sweep, so that no other trains for what it could not add in the end (a BlockingIOError)."""
     with contextlib.ExitStack() as stack:
         for path in sorted({pool.path for pool in pools}):
             lock = path.with_name(f".{path.name}.sweep.lock")

@@ -92,9 +92,9 @@ def test_progress_counts_classes(tower):
             {"templates": ["a {}", "a cat", "{} {}", "{name}"]},
             "a template needs one {} for the name of the class, but not so 'a cat', '{} {}', '{name}'",
         ),
-        ({"scale": 0.0}, "scale must be positive, not 0.0"),
-        ({"scale": math.nan}, "scale must be positive, not nan"),
-        ({"batch_size": 0}, "batch_size must be positive, not 0"),
+        ({"scale": 0.0}, "scale must be above 0, not 0.0"),
+        ({"scale": math.nan}, "scale must be a finite number, not nan"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
     ],
 )
 def test_bad_settings_are_named_before_the_tower_runs(tower, changes, message):

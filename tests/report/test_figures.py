@@ -179,7 +179,7 @@ def test_outliers_do_not_squash_the_scatter(results):
 def test_whiskers_of_the_scatter_are_whole(results):
     axes = draw_rows.scatter(results).axes[0]
     ends = np.concatenate([np.concatenate(lines.get_segments()) for lines in axes.collections if _is_lines(lines)])
-    inside = np.array([draw_rows._inside(axes, end) for end in ends]).reshape(-1, 2)
+    inside = np.array([style.inside(axes, *end) for end in ends]).reshape(-1, 2)
     assert inside.any() and (inside[:, 0] == inside[:, 1]).all()
 
 

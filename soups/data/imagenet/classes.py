@@ -3,24 +3,20 @@
 import pathlib
 import re
 
-from soups.data.dataset import ClassGroups
+from soups.data.dataset import ClassGroups, differing
 from soups.data.imagenet import layouts, tfds_sets
 from soups.data.imagenet.objectnet import object_groups
 from soups.data.sources import class_folders
+from soups.names import few
 
 _WORDNET_ID = re.compile(r"n\d{8}")
-_SHOWN = 10
 
 
 def training_classes(data_dir) -> tuple[str, ...]:
     """Return the WordNet ids of the classes, sorted: the order of a classifier's outputs.
 
     They are the folders of the training images, else of the validation images, else of the sketches, else the labels
-    of a set that TFDS prepared.
-
-    Raises:
-        FileNotFoundError: none of these is there.
-        ValueError: folders that are not named by WordNet ids.
+    of a set that TFDS prepared. A FileNotFoundError if none is there, a ValueError for folders of other names.
     """
     listed = ("train", "imagenet", "imagenet_sketch")
     for path in (layouts.folder(data_dir, name) for name in listed):
@@ -39,9 +35,7 @@ def training_classes(data_dir) -> tuple[str, ...]:
 def check_classes(data_dir, places: dict[str, pathlib.Path | None], classes: tuple[str, ...]) -> None:
     """Compare the class folders of all sets with the classes, before any image is read.
 
-    Raises:
-        ValueError: sets whose folders or labels do not match; lists what each of them lacks (-) and has besides (+).
-        FileNotFoundError: ObjectNet without its mapping files.
+    A ValueError lists of each set what it lacks (-) and has besides (+).
     """
     problems = [problem for name, path in places.items() if (problem := _problem(data_dir, name, path, classes))]
     if problems:
@@ -87,12 +81,7 @@ def _problem(data_dir, name, path, classes):
 
 
 def _difference(name, found, expected):
-    parts = [
-        f"{sign} {', '.join(sorted(part)[:_SHOWN])}{' …' * (len(part) > _SHOWN)} ({len(part)})"
-        for sign, part in (("-", {*expected} - {*found}), ("+", {*found} - {*expected}))
-        if part
-    ]
-    return f"{name}: {'; '.join(parts)}" if parts else None
+    return f"{name}: {how}" if (how := differing(found, expected)) else None
 
 
 def _wordnet_ids(path):
@@ -101,6 +90,6 @@ def _wordnet_ids(path):
     if others or not names:
         raise ValueError(
             f"{path}: the class folders must be named by WordNet ids such as n01440764, but there are "
-            f"{', '.join(others[:_SHOWN]) or 'none'}"
+            f"{few(others, 10) or 'none'}"
         )
     return tuple(names)

@@ -83,11 +83,7 @@ def decoded_set(name: str, source: View, cache_dir, *, image_size: int, border: 
 
 
 def check_space(sets: list[DecodedSet]) -> None:
-    """Compare what is still to be written with the free space of the disk.
-
-    Raises:
-        OSError: there is too little, with both numbers.
-    """
+    """Raise an OSError, with both numbers, if the disk has less space than what is still to be written."""
     if not sets:
         return
     needed = sum(one.num_bytes - _allocated(one.unfinished / "images.bin") for one in sets)
@@ -100,12 +96,8 @@ def check_space(sets: list[DecodedSet]) -> None:
 def decode_once(one: DecodedSet, advance: Callable[[int], None], on_corrupt: str = "raise") -> None:
     """Decode a set on threads, unless that was done; processes that ask at the same time wait for the first.
 
-    `advance(n)` hears of every n images done. `on_corrupt="count"` leaves out images that cannot be read; the record
-    names them.
-
-    Raises:
-        UnreadableImage: images that cannot be read; all of them are listed when the others are decoded.
-        OSError: the disk is full.
+    `advance(n)` hears of every n images done. `on_corrupt="count"` leaves out images that cannot be read, which the
+    record names; otherwise an `UnreadableImage` lists all of them when the others are decoded.
     """
     with _alone(one.folder):
         if one.is_finished:
@@ -119,11 +111,8 @@ def decode_once(one: DecodedSet, advance: Callable[[int], None], on_corrupt: str
 def open_decoded(one: DecodedSet) -> Content:
     """Map a finished set, read-only.
 
-    Every byte is compared with the digests, at the speed of the disk or of the memory.
-
-    Raises:
-        FileNotFoundError: it is not finished here.
-        ValueError: a broken file; names it and the images at fault.
+    Every byte is compared with the digests, at the speed of the disk or of the memory; a broken file is a ValueError
+    that names it and the images at fault, and a set that is not finished here a FileNotFoundError.
     """
     if not one.is_finished:
         where = f"there is no decoded set {one.folder}"

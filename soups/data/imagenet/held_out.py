@@ -38,9 +38,8 @@ def split_files(files: Sequence[str], labels: np.ndarray, index_file=None) -> He
     order of `files` (github.com/mlfoundations/model-soups, imagenet_98_idxs.npy). Otherwise in each class the 26 files
     whose names have the smallest xxh3 are held out; 2 % of each class, at least one, where 26 would be over 5 % of one.
 
-    Raises:
-        ValueError: an index file that cannot be read, is about another number of images, has other values, or holds out
-            all or none of a class; with ImageNet's number of images also one that is not the published choice.
+    An index file that cannot be read, is about other images, or holds out all or none of a class is a ValueError; with
+    ImageNet's number of images also one that is not the published choice.
     """
     if index_file is None:
         chosen, kind = _chosen_by_name(files, labels), BY_NAME

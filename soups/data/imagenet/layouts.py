@@ -47,9 +47,8 @@ LAYOUTS = {
 def locate(data_dir, sets) -> dict[str, pathlib.Path | None]:
     """Return the folder of each set, None where it is prepared by TFDS; "held_out" lies in the training images.
 
-    Raises:
-        ValueError: a set that does not exist, or none; damaged notes of a set that TFDS prepared.
-        FileNotFoundError: sets that are not there; lists all of them with the folder or the TFDS set expected.
+    A ValueError for a set that does not exist, or none; a FileNotFoundError lists all sets that are not there, with the
+    folder or the TFDS set expected.
     """
     names = [check_name(name, {*SETS, "train"}, "ImageNet set") for name in sets]
     if not names:

@@ -22,12 +22,8 @@ _SEPARATOR = "; "
 def object_groups(mappings, num_classes: int) -> dict[str, tuple[int, ...]]:
     """Return for each folder that is in ImageNet the outputs it stands for, sorted by folder.
 
-    The logit of an object is the maximum over its outputs (Barbu et al., 2019, "ObjectNet").
-
-    Raises:
-        FileNotFoundError: mapping files that are not there; lists them.
-        ValueError: a file that is no JSON of this kind, objects without a folder or with names that are none of the
-            classifier's classes; lists all of them.
+    The logit of an object is the maximum over its outputs (Barbu et al., 2019, "ObjectNet"). A FileNotFoundError lists
+    mapping files that are not there; a ValueError what in them does not fit.
     """
     folder_labels, object_labels, lines, ids = _read(pathlib.Path(mappings))
     folders = {label: folder for folder, label in folder_labels.items()}

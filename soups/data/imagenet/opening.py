@@ -31,11 +31,7 @@ def imagenet_sources(data_dir, sets: Sequence[str] = SETS, *, cache_dir=None) ->
 
 
 def train_source(data_dir, *, cache_dir=None) -> View:
-    """Open the training images without the held-out ones.
-
-    Raises:
-        FileNotFoundError, ValueError: as `imagenet_sources`.
-    """
+    """Open the training images without the held-out ones; errors are those of `imagenet_sources`."""
     view = _training_images(data_dir, cache_dir)
     return view.take(_split(data_dir, view).train)
 
@@ -43,10 +39,8 @@ def train_source(data_dir, *, cache_dir=None) -> View:
 def held_out_split(data_dir, *, cache_dir=None) -> HeldOutSplit:
     """Say which training images are held out: by the published index file in `data_dir`, otherwise by file name.
 
-    The file is imagenet_98_idxs.npy of github.com/mlfoundations/model-soups; `split_files` has the rules.
-
-    Raises:
-        FileNotFoundError, ValueError: as `imagenet_sources`.
+    The file is imagenet_98_idxs.npy of github.com/mlfoundations/model-soups; `split_files` has the rules, and
+    `imagenet_sources` the errors.
     """
     return _split(data_dir, _training_images(data_dir, cache_dir))
 

@@ -12,10 +12,7 @@ def config_problems(path, wanted: Architecture) -> list[str]:
     """List the activation, epsilon, mean and std that a folder's files state and the architecture has otherwise.
 
     Read are config.json and preprocessor_config.json of Hugging Face, config.json of timm and open_clip_config.json,
-    where they are there; a file alone says nothing.
-
-    Raises:
-        ValueError: one of them is no JSON object.
+    where they are there; a file alone says nothing. One that is no JSON object is a ValueError.
     """
     folder = pathlib.Path(path)
     if not folder.is_dir():

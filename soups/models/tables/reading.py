@@ -21,12 +21,7 @@ PARALLEL = "module."  # before all names that torch's data-parallel wrappers sav
 
 
 def open_tensors(path) -> dict[str, np.ndarray]:
-    """Return the tensors of a file or folder by name: mapped and not read yet.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        ValueError: a file of another kind, damaged or hostile.
-    """
+    """Return the tensors of a file or folder by name: mapped and not read yet."""
     path = pathlib.Path(path)
     if path.suffix == ".npz":
         return read_leaves(path)
@@ -38,11 +33,7 @@ def open_tensors(path) -> dict[str, np.ndarray]:
 
 
 def find_layout(tensors: Mapping[str, np.ndarray], layouts: Sequence[Layout], wanted: Architecture, path) -> Layout:
-    """Return the layout whose sign is among the tensors.
-
-    Raises:
-        ValueError: none is, or one that does not belong to the architecture.
-    """
+    """Return the layout whose sign is among the tensors; a ValueError if none is, or it is of another architecture."""
     found = next((one for one in layouts if one.sign in tensors), None)
     fitting = " or ".join(dict.fromkeys(f"{one.owner} names" for one in layouts if wanted.family in one.families))
     if found is None:
