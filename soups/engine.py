@@ -17,7 +17,7 @@ import xxhash
 from ml_dtypes import bfloat16
 
 from soups import arguments, tree
-from soups.arrays import total
+from soups.arrays import as_bytes, total
 from soups.lazy import is_jax, jax
 from soups.names import pattern
 from soups.workers import in_threads
@@ -271,7 +271,7 @@ def blocks(leaf: Leaf, measured: Any = None, at_least=np.float32) -> Iterator[tu
         yield from (_merged if merged else _copied)(leaf, arrays, hashes or (), measured, at_least)
     except Exception:
         if hashes:  # damaged numbers may have been what a recipe did not like: then that is what must be said
-            leaf.passed([xxhash.xxh3_128_hexdigest(_bytes(array)) for array in arrays])
+            leaf.passed([xxhash.xxh3_128_hexdigest(as_bytes(array)) for array in arrays])
         raise
     if hashes:
         leaf.passed([digest.hexdigest() for digest in hashes])
@@ -317,7 +317,7 @@ def _merged(leaf, arrays, hashes, measured, at_least):
         # a whole leaf may have arrays of other sizes beside it
         here = slice(None) if recipe.unit == "leaf" else slice(part.start, part.start + part.leaves[0].size)
         for digest, array in zip(hashes, arrays, strict=False):
-            digest.update(_bytes(array.reshape(-1)[here]))
+            digest.update(as_bytes(array.reshape(-1)[here]))
         block = np.asarray(_made(leaf, part, measured)).reshape(-1)
         narrow = block if block.dtype == leaf.dtype else block.astype(leaf.dtype)
         _check_result(leaf, part, block, narrow)
@@ -340,7 +340,7 @@ def _copied(leaf, arrays, hashes, measured, at_least):
                 "members, or be kept from the first (keep_first)"
             )
     for digest, array in zip(hashes, arrays, strict=False):
-        digest.update(_bytes(array))
+        digest.update(as_bytes(array))
     yield 0, (arrays[0] if is_jax(arrays[0]) else arrays[0].reshape(-1)).astype(leaf.dtype, copy=False)
 
 
@@ -460,7 +460,3 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return again
-
-
-def _bytes(array):
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

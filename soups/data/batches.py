@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import absl.flags
 import jax
@@ -92,13 +93,14 @@ class BatchIterator:
     workers. `close()` ends the workers; `contextlib.closing` calls it.
     """
 
-    def __init__(self, start: Callable[[int], Iterable]):
-        self._start, self._next_index, self._batches = start, 0, None
+    def __init__(self, start: Callable[[int], Iterable], finish: Callable[[Any], Any] = lambda batch: batch):
+        """Take a function from the number of the first batch to the batches, and what is done to each."""
+        self._start, self._finish, self._next_index, self._batches = start, finish, 0, None
 
     def __iter__(self):
         return self
 
-    def __next__(self) -> Mapping[str, np.ndarray]:
+    def __next__(self) -> Any:
         if self._batches is None:
             self._batches = iter(self._start(self._next_index))
         try:
@@ -107,8 +109,7 @@ class BatchIterator:
             self.close()
             raise
         self._next_index += 1
-        # from a worker they come sorted, as arrays of a class of its own over shared memory
-        return {name: np.asarray(batch[name]) for name in ("image", "label", "index")}
+        return self._finish(batch)
 
     def get_state(self) -> dict[str, int]:
         return {"next_index": self._next_index}
@@ -129,7 +130,12 @@ class _Batches:
         self._start = start
 
     def __iter__(self):
-        return BatchIterator(self._start)
+        return BatchIterator(self._start, _arrays)
+
+
+def _arrays(batch):
+    # from a worker they come sorted, as arrays of a class of its own over shared memory
+    return {name: np.asarray(batch[name]) for name in ("image", "label", "index")}
 
 
 def _pipeline(reader, num_threads, num_workers, first_step):
@@ -235,10 +241,9 @@ class _Reader:
     def _example(self, epoch, index):
         def transform(image):
             image = image if self.transform is None else self.transform(image)
-            return image if self.random_transform is None else self.random_transform(image, self._rng(epoch, index))
+            if self.random_transform is None:
+                return image
+            # of another kind than the generator of the shuffle: to NumPy the seeds [s, e] and [s, e, 0] are the same
+            return self.random_transform(image, np.random.Generator(np.random.Philox([self.order.seed, epoch, index])))
 
         return read_example(self.source, index, transform)
-
-    def _rng(self, epoch, index):
-        # of another kind than the generator of the shuffle: to NumPy the seeds [s, e] and [s, e, 0] are the same
-        return np.random.Generator(np.random.Philox([self.order.seed, epoch, index]))

@@ -105,7 +105,8 @@ def rand_augment(policy: str, fill: tuple[int, int, int] = (128, 128, 128)) -> R
         picture = to_pil(image)
         for chosen in rng.integers(len(operations), size=settings.n):
             if rng.random() < settings.p:
-                level, sign = _draw_magnitude(settings, rng) / 10, 1 if rng.random() < 0.5 else -1
+                drawn = rng.uniform(0, settings.m) if settings.mstd > 100 else rng.normal(settings.m, settings.mstd)
+                level, sign = min(max(drawn, 0), settings.mmax) / 10, 1 if rng.random() < 0.5 else -1
                 resample = _INTERPOLATIONS[rng.integers(2)]
                 picture = operations[chosen](picture, level, sign, resample=resample, fillcolor=fill)
         return from_pil(picture)
@@ -147,11 +148,6 @@ def _number(policy, key, digits):
     if key in ("p", "inc") and number > 1:
         raise ValueError(f"RandAugment {policy!r}: {key!r} must be {'0 or 1' if whole else 'in 0..1'}, not {digits}")
     return number
-
-
-def _draw_magnitude(settings, rng):
-    magnitude = rng.uniform(0, settings.m) if settings.mstd > 100 else rng.normal(settings.m, settings.mstd)
-    return min(max(magnitude, 0), settings.mmax)
 
 
 def _rotate(picture, level, sign, **pixels):

@@ -127,19 +127,8 @@ def occlusion(images, severity, rng):
     return np.where(covered[..., None], np.uint8(128), images)
 
 
-CORRUPTIONS = {
-    "rotation": rotation,
-    "translation": translation,
-    "scale": scale,
-    "shear": shear,
-    "noise": noise,
-    "impulse_noise": impulse_noise,
-    "blur": blur,
-    "pixelate": pixelate,
-    "contrast": contrast,
-    "brightness": brightness,
-    "occlusion": occlusion,
-}
+_FAMILIES = (rotation, translation, scale, shear, noise, impulse_noise, blur, pixelate, contrast, brightness, occlusion)
+CORRUPTIONS = {function.__name__: function for function in _FAMILIES}
 
 
 def _level(family, severity):

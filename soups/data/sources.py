@@ -36,7 +36,10 @@ def folder_source(path, folders: Sequence[str] | None = None, *, upright: bool =
     """
     path = pathlib.Path(path)
     class_names = class_folders(path) if folders is None else list(folders)
-    files = [_image_names(path / name) for name in class_names]
+    files = [
+        text_names(folder, (entry.name for entry in os.scandir(folder) if is_image(entry.name) and entry.is_file()))
+        for folder in (path / name for name in class_names)
+    ]
     empty = [name for name, found in zip(class_names, files, strict=True) if not found]
     if empty:
         raise ValueError(
@@ -199,10 +202,6 @@ class _TfdsSource:
         if isinstance(image, bytes):
             image = read_image(io.BytesIO(image), f"example {index}", upright=self._upright)
         return {"image": image, "label": int(record[self._label_key])}
-
-
-def _image_names(path):
-    return text_names(path, (entry.name for entry in os.scandir(path) if is_image(entry.name) and entry.is_file()))
 
 
 def _prepared_builder(name, data_dir):

@@ -30,7 +30,8 @@ def split_indices(
     numbers = {name: _part_size(name, size, count) for name, size in sizes.items()}
     if sum(numbers.values()) > count:
         raise ValueError(f"the parts {numbers} need {sum(numbers.values())} examples, but there are only {count}")
-    order = _random_order(count, seed)
+    # raw words of the bit generator, as NumPy keeps only those the same between its versions
+    order = np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable")
     if stratified and labels is not None:
         order = _interleave_classes(order, labels)
     ends = np.cumsum(list(numbers.values()))
@@ -60,11 +61,6 @@ def _part_size(name, size, count):
             f"got {size!r}"
         )
     return int(size)
-
-
-def _random_order(count, seed):
-    # raw words of the bit generator, as NumPy keeps only those the same between its versions
-    return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable")
 
 
 def _interleave_classes(order, labels):

@@ -120,8 +120,7 @@ def _vit(name, family, size, activation, norm_epsilon):
 
 
 def _resnet(name, family, blocks):
-    features = BottleneckResNet(None, blocks)
-    return Architecture(name, family, 224, IMAGENET_MEAN, IMAGENET_STD, 2048, features)
+    return Architecture(name, family, 224, IMAGENET_MEAN, IMAGENET_STD, 2048, BottleneckResNet(None, blocks))
 
 
 def _table():

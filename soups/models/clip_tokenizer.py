@@ -83,25 +83,19 @@ def _find(path):
 
 def _read(file):
     """Return {token: number} and the merges, pairs of tokens, the first to be applied first."""
-    kinds = {"vocab.json": _read_vocab, ".json": _read_tokenizer, ".gz": _read_published}
-    read = kinds.get(file.name) or kinds.get(file.suffix)
-    if read is None:
-        raise ValueError(f"{file} is no vocabulary: give {', '.join(names[0] for names in FILES)}, or a folder")
     try:
-        return read(file)
+        if file.name == "vocab.json":
+            return read_json(file), _merges(read_text(file.with_name("merges.txt")))
+        if file.suffix == ".json":
+            model = read_json(file)["model"]
+            return model["vocab"], [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+        if file.suffix == ".gz":
+            return _read_published(file)
     except CheckpointError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{file} is damaged or no vocabulary of CLIP: {type(error).__name__}, {error}") from error
-
-
-def _read_vocab(file):
-    return read_json(file), _merges(read_text(file.with_name("merges.txt")))
-
-
-def _read_tokenizer(file):
-    model = read_json(file)["model"]
-    return model["vocab"], [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    raise ValueError(f"{file} is no vocabulary: give {', '.join(names[0] for names in FILES)}, or a folder")
 
 
 def _read_published(file):

@@ -56,7 +56,8 @@ def gram_fn(
             outputs = call(*args, **kwargs)
             layer = context.module
             name = "/".join((*prefix, *layer.path, "kernel"))
-            if context.method_name == "__call__" and _is_linear(layer) and matched.fullmatch(name):
+            linear = isinstance(layer, nn.Dense) or (isinstance(layer, nn.DenseGeneral) and not layer.batch_dims)
+            if context.method_name == "__call__" and linear and matched.fullmatch(name):
                 called.add(name)
                 _sow(layer, _rows(layer, args[0] if args else kwargs["inputs"]))
             return outputs
@@ -78,10 +79,6 @@ def gram_fn(
         return {name: entry["gram"] for name, entry in mean.items()}
 
     return grams
-
-
-def _is_linear(layer):
-    return isinstance(layer, nn.Dense) or (isinstance(layer, nn.DenseGeneral) and not layer.batch_dims)
 
 
 def _rows(layer, inputs):

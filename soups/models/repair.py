@@ -53,15 +53,14 @@ def repair(
 
     Jordan et al., "REPAIR: REnormalizing permuted activations for interpolation repair", 2022, arXiv:2211.08403.
     """
-    named = arguments.as_mapping(members)
-    members = [named[name] for name in named]
-    weights = _check(soup, dict(zip(named, members, strict=True)), batches, weights)
+    members = dict(arguments.as_mapping(members))
+    weights = _check(soup, members, batches, weights)
     if "batch_stats" in soup:
         return reestimate_batch_stats(stats_fn(model, mean, std), soup, batches)
     normalized = normalizer(mean, std)
     measure = _measure(model, layers, normalized)
     _check_layers(jax.eval_shape(measure, {"weights": soup}, _first(batches)), layers, soup)
-    measured = [_statistics(measure, params, batches) for params in members]
+    measured = [_statistics(measure, params, batches) for params in members.values()]
     goals = {path: _goal([statistics[path] for statistics in measured], weights) for path in measured[0]}
     statistics = _statistics(_measure(model, layers, normalized, goals), soup, batches)
     return _fold(soup, statistics, goals)
@@ -141,13 +140,14 @@ def _measure(model: nn.Module, layers: str, normalized: Callable, goals: Mapping
         def intercept(call, args, kwargs, context):
             outputs = call(*args, **kwargs)
             path = "/".join(context.module.path)
-            if context.method_name != "__call__" or not isinstance(context.module, LAYERS):
-                return outputs
-            if not re.fullmatch(layers, path):
+            is_layer = context.method_name == "__call__" and isinstance(context.module, LAYERS)
+            if not is_layer or not re.fullmatch(layers, path):
                 return outputs
             if path in found:
                 raise ValueError(f"layer {path} is called more than once, so it has no statistics of its own")
-            found[path] = _moments(outputs)
+            wide = outputs.astype(jnp.float32)
+            axes = tuple(range(wide.ndim - 1))
+            found[path] = {"mean": jnp.mean(wide, axes), "var": jnp.var(wide, axes)}
             return outputs if goals is None else _towards(outputs, found[path], goals[path])
 
         with nn.intercept_methods(intercept):
@@ -155,12 +155,6 @@ def _measure(model: nn.Module, layers: str, normalized: Callable, goals: Mapping
         return found
 
     return measure
-
-
-def _moments(outputs):
-    wide = outputs.astype(jnp.float32)
-    axes = tuple(range(wide.ndim - 1))
-    return {"mean": jnp.mean(wide, axes), "var": jnp.var(wide, axes)}
 
 
 def _towards(outputs, moments, goal):

@@ -82,13 +82,11 @@ def _newest_first(directory):
 
 
 def _digests(path):
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != _DIGESTS)
-    return {file.relative_to(path).as_posix(): _digest(file) for file in files}
-
-
-def _digest(file):
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, xxhash.xxh3_128).hexdigest()
+    found = {}
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and file.name != _DIGESTS):
+        with file.open("rb") as content:
+            found[file.relative_to(path).as_posix()] = hashlib.file_digest(content, xxhash.xxh3_128).hexdigest()
+    return found
 
 
 def _problems(path):

@@ -45,10 +45,7 @@ class Classification:
     num_classes: int
     preprocess: Callable[[jax.Array], jax.Array] | None = unit_range
 
-    @property
-    def optional(self) -> tuple[str, ...]:
-        """Return the hyper-parameters without which programs do less."""
-        return ("augment_operations", "augment_magnitude")
+    optional = ("augment_operations", "augment_magnitude")  # the hyper-parameters without which programs do less
 
     def __post_init__(self):
         if not isinstance(self.num_classes, int | np.integer) or self.num_classes < 2:

@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from soups import tree
-from soups.data import batch_indices
+from soups.data.batches import BatchIterator, batch_indices
 from soups.train import checks
 from soups.train.step import Training
 
@@ -34,32 +32,14 @@ def feed_of(
         if batch_size % count:
             raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {count} processes")
         order = batch_indices(length, batch_size, steps, int(members[name]["seed"]))
-        return ArrayBatches(data, order[:, index * share : (index + 1) * share])
+
+        def batches(first):
+            for rows in order[first:, index * share : (index + 1) * share]:
+                yield jax.tree.map(lambda array, rows=rows: array[rows], data)
+
+        return BatchIterator(batches)
 
     return part
-
-
-class ArrayBatches:
-    """Iterate over rows of arrays in memory, `order` [steps, B], and go on at any batch (`get_state`, `set_state`)."""
-
-    def __init__(self, data: tree.Tree, order: np.ndarray):
-        self._data, self._order, self._index = data, order, 0
-
-    def __iter__(self):
-        return self
-
-    def __next__(self) -> tree.Tree:
-        if self._index == len(self._order):
-            raise StopIteration
-        rows = self._order[self._index]
-        self._index += 1
-        return jax.tree.map(lambda array: array[rows], self._data)
-
-    def get_state(self) -> dict[str, int]:
-        return {"next_index": self._index}
-
-    def set_state(self, state: Mapping[str, int]) -> None:
-        self._index = int(state["next_index"])
 
 
 class LaneBatches:

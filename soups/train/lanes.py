@@ -133,7 +133,7 @@ class Lanes:
         return jax.jit(lambda state: jax.tree.map(lambda leaf: leaf[0], state), out_shardings=alone)(state)
 
     def take(self, state: tree.Tree, lane: int) -> tree.Tree:
-        """Return the state of a member on the host of every process."""
+        """Return `take_lane(state, lane)`."""
         return take_lane(state, lane)
 
 

@@ -247,7 +247,8 @@ class LossLog:
         self._paths = {name: path for at, (name, path) in enumerate(names.items()) if placement.writes(at)}
         if names:
             on_all_processes(lambda: [_cut(path, first) for path in self._paths.values()])
-        self.losses = {name: _read(path) for name, path in names.items()}
+        known = {name: [line["loss"] for line in _lines(path)] for name, path in names.items()}
+        self.losses = {name: [math.nan if loss is None else loss for loss in losses] for name, losses in known.items()}
 
     def add(self, index, loss):
         """Write the loss of the step before, so that this one may still be computing."""
@@ -282,10 +283,6 @@ def _lines(path):
 
 def _cut(path, first):
     replace_file(path, b"".join(state_files.sealed_line(line) for line in _lines(path) if line["step"] < first))
-
-
-def _read(path):
-    return [math.nan if line["loss"] is None else line["loss"] for line in _lines(path)]
 
 
 def _description(training, params, members, data):

@@ -116,7 +116,9 @@ def probe_on_features(
             flat, row = _fit(measured, flat, num_classes, strength * len(labels), max_iterations)
             done = log.write({"kind": "strength", "member": strength, "row": row, "head": flat.tolist()})
         flat, row = np.asarray(done["head"]), done["row"]
-        head = _unscaled(flat.reshape(-1, num_classes), mean, scale)
+        kernel, bias = flat.reshape(-1, num_classes)[:-1] / scale, flat[-num_classes:]
+        bias = bias - mean * kernel.sum(axis=0)
+        head = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
         score = math.nan
         if held_out is not None:
             score = accuracy(held_out[0] @ head["kernel"] + head["bias"], held_out[1])
@@ -291,9 +293,3 @@ def _fit(measured, flat, num_classes, weight, max_iterations):
     options = {"maxiter": max_iterations, "gtol": 1e-7, "ftol": 1e-14}
     found = scipy.optimize.minimize(objective, flat, jac=True, method="L-BFGS-B", options=options)
     return found.x, {"loss": measured(found.x.reshape(-1, num_classes))[0], "iterations": int(found.nit)}
-
-
-def _unscaled(head, mean, scale):
-    kernel = head[:-1] / scale
-    bias = head[-1] - mean * kernel.sum(axis=0)
-    return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}

@@ -229,7 +229,8 @@ def matched(training: Training, params: tree.Tree) -> tuple[tree.Tree, tree.Tree
     named = {_name(path): leaf for path, leaf in leaves}
     rates = _rates(training.learning_rate_rules, named)
     if training.decay_rules is None:
-        decays = {name: leaf.ndim > 1 and _decays(name) for name, leaf in named.items()}
+        ends = {name: name.endswith("kernel") or name.rpartition("/")[2] in ("weight", "w") for name in named}
+        decays = {name: leaf.ndim > 1 and ends[name] for name, leaf in named.items()}
     else:
         decays = tree.match(named, training.decay_rules)
     rates, decays = (structure.unflatten([values[_name(path)] for path, _ in leaves]) for values in (rates, decays))
@@ -240,10 +241,6 @@ def _name(path):
     """Return the name of a leaf, where it is in a box, such as Flax's Partitioned and Variable, that of the box."""
     boxed = isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value" if path else False
     return jax.tree_util.keystr(path[:-1] if boxed else path, simple=True, separator="/")
-
-
-def _decays(name):
-    return name.endswith("kernel") or name.rpartition("/")[2] in ("weight", "w")
 
 
 def _rates(rules, named):

@@ -106,7 +106,9 @@ def sweep(
     data, members = checks.opened(data), _listed(members)
     mode = _mode(mode, mesh, checks.is_arrays(data))
     pools = ({} if pool is None else {"pool": pool}) | {f"averages[{n!r}]": one for n, one in (averages or {}).items()}
-    _check_pools(pools)
+    for name, one in pools.items():
+        if not isinstance(one, Pool):
+            raise ValueError(f"{name} must be a pool: give soups.Pool({str(one)!r:.200})")
     plan = _Plan(training_of(loss, settings), params, data, members, pool, batch_size, names)
     with _held(pools.values() if plan.missing else ()):
         plan.say_others()
@@ -138,12 +140,6 @@ def _listed(members):
         given = members if wrong == [None] else wrong[0]
         raise ValueError(f"members are a list of dicts, one for each member, such as [{{}}, {{}}], not {given!r:.200}")
     return listed
-
-
-def _check_pools(pools):
-    for name, pool in pools.items():
-        if not isinstance(pool, Pool):
-            raise ValueError(f"{name} must be a pool: give soups.Pool({str(pool)!r:.200})")
 
 
 @contextlib.contextmanager
@@ -308,14 +304,14 @@ def _names(pool, names, identities):
 
 def _groups(steps, missing, count, beside):
     """Return the groups that are left; first those that were killed before all of their members were kept."""
-    begun = [] if beside is None else on_first_process(lambda: _begun(beside))
+
+    def read():
+        return [state_files.read(path, {"members": list})["members"] for path in sorted(beside.glob("*/group.json"))]
+
+    begun = [] if beside is None else on_first_process(read)
     begun = [group for group in begun if set(group) <= steps.keys() and set(group) & missing.keys()]
     rest = missing.keys() - set(itertools.chain(*begun))
     return begun + groups_of({name: steps[name] for name in missing if name in rest}, count)
-
-
-def _begun(beside):
-    return [state_files.read(path, {"members": list})["members"] for path in sorted(beside.glob("*/group.json"))]
 
 
 def _begin(beside, group):

@@ -9,10 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from soups.data import batch_indices
+from soups.data.batches import BatchIterator, batch_indices
 from soups.pool import Pool
 from soups.train import Training, fit, step, sweep, sweeps
-from soups.train.feeds import ArrayBatches
 
 BATCH = 4
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
@@ -38,7 +37,8 @@ TRAINING = Training(loss=squares, optimizer=optax.sgd, ema_decay=0.5)
 def batches(index, count, *, seed):
     """Load a part of a member's batches."""
     order = batch_indices(len(X), BATCH, 9, seed)
-    return ArrayBatches(DATA, order[:, index * BATCH // count : (index + 1) * BATCH // count])
+    part = order[:, index * BATCH // count : (index + 1) * BATCH // count]
+    return BatchIterator(lambda first: (tuple(array[rows] for array in DATA) for rows in part[first:]))
 
 
 @pytest.fixture(scope="module", autouse=True)

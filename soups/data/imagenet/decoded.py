@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import functools
 import json
 import os
 import pathlib
@@ -25,7 +24,7 @@ import xxhash
 from soups import state
 from soups.data.dataset import read_example
 from soups.data.sources import UnreadableImage, View
-from soups.data.transforms import Transform, center_crop, compose, resize_shorter, to_channels
+from soups.data.transforms import center_crop, compose, resize_shorter, to_channels
 from soups.files import cannot_write
 
 BLOCK = 1000  # images
@@ -86,7 +85,8 @@ def check_space(sets: list[DecodedSet]) -> None:
     """Raise an OSError, with both numbers, if the disk has less space than what is still to be written."""
     if not sets:
         return
-    needed = sum(one.num_bytes - _allocated(one.unfinished / "images.bin") for one in sets)
+    begun = (one.unfinished / "images.bin" for one in sets)
+    needed = sum(one.num_bytes for one in sets) - sum(file.stat().st_blocks * 512 for file in begun if file.exists())
     parent = sets[0].folder.parent
     if needed > (free := shutil.disk_usage(parent).free):
         text = f"the decoded sets need {needed / 1e9:.1f} GB in {parent}, but only {free / 1e9:.1f} GB are free"
@@ -178,7 +178,12 @@ def _write_block(one, number, file, journal, pool):
 
 def _decode_block(one, pool, start, stop):
     pixels = np.zeros((stop - start, one.image_size, one.image_size, 3), np.uint8)
-    transform = _transform(one)
+    cut, side = one.border, one.image_size
+
+    def inner(image):
+        return image[cut : image.shape[0] - cut, cut : image.shape[1] - cut]
+
+    transform = compose(inner, resize_shorter(side), center_crop(side), to_channels(3))
 
     def decode(row):
         try:
@@ -235,15 +240,6 @@ def _record(one):
     return record
 
 
-def _transform(one) -> Transform:
-    crop = functools.partial(_without_border, border=one.border)
-    return compose(crop, resize_shorter(one.image_size), center_crop(one.image_size), to_channels(3))
-
-
-def _without_border(image, border):
-    return image[border : image.shape[0] - border, border : image.shape[1] - border]
-
-
 @contextlib.contextmanager
 def _alone(folder):
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -259,10 +255,6 @@ def _blocks(count):
 
 def _digest(pixels):
     return xxhash.xxh3_128_hexdigest(pixels)
-
-
-def _allocated(path):
-    return path.stat().st_blocks * 512 if path.exists() else 0
 
 
 def _remedy(one):

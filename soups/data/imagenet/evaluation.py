@@ -99,9 +99,9 @@ def _decode_all(places, cache_dir, progress, on_corrupt):
     pathlib.Path(cache_dir).mkdir(parents=True, exist_ok=True)
     waiting = {name: one for name, one in places.items() if not one.is_finished}
     check_space(list(waiting.values()))
-    problems = []
+    problems, nothing = [], contextlib.nullcontext(lambda number: None)
     for name, one in waiting.items():
-        with progress(f"decode {name}", len(one.source), "images") if progress else _silence() as advance:
+        with progress(f"decode {name}", len(one.source), "images") if progress else nothing as advance:
             try:
                 decode_once(one, advance, on_corrupt)
             except UnreadableImage as error:
@@ -125,8 +125,3 @@ def _evaluation_set(data_dir, name, one: DecodedSet, on_corrupt):
     return EvaluationSet(
         content.images, content.labels, source.class_names, source.class_groups, content.digest, tuple(notes)
     )
-
-
-@contextlib.contextmanager
-def _silence():
-    yield lambda number: None

@@ -16,7 +16,6 @@ _FILES = (
     "imagenet_to_label_2012_v2",
     "pytorch_to_imagenet_2012_id.json",
 )
-_SEPARATOR = "; "
 
 
 def object_groups(mappings, num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -25,13 +24,16 @@ def object_groups(mappings, num_classes: int) -> dict[str, tuple[int, ...]]:
     The logit of an object is the maximum over its outputs (Barbu et al., 2019, "ObjectNet"). A FileNotFoundError lists
     mapping files that are not there; a ValueError what in them does not fit.
     """
-    folder_labels, object_labels, lines, ids = _read(pathlib.Path(mappings))
+    missing = [name for name in _FILES if not pathlib.Path(mappings, name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{mappings}: ObjectNet's mapping files are missing: {', '.join(missing)}")
+    folder_labels, object_labels, lines, ids = (_content(pathlib.Path(mappings, name)) for name in _FILES)
     folders = {label: folder for folder, label in folder_labels.items()}
     places = {number: int(place) if place.isdecimal() else None for place, number in ids.items()}
     outputs = {line.strip(): places.get(number) for number, line in enumerate(lines)}
     problems, groups = [], {}
     for label, value in object_labels.items():
-        names = value.split(_SEPARATOR)
+        names = value.split("; ")
         problems += [f"object {label!r} has no folder"] * (label not in folders)
         problems += [
             f"object {label!r}: {name!r} is not one of the {num_classes} classes"
@@ -42,13 +44,6 @@ def object_groups(mappings, num_classes: int) -> dict[str, tuple[int, ...]]:
     if problems:
         raise ValueError(f"{mappings}: the files do not fit together:\n" + "\n".join(f"  {line}" for line in problems))
     return dict(sorted(groups.items()))
-
-
-def _read(mappings):
-    missing = [name for name in _FILES if not (mappings / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{mappings}: ObjectNet's mapping files are missing: {', '.join(missing)}")
-    return [_content(mappings / name) for name in _FILES]
 
 
 def _content(path):

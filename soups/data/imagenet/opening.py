@@ -26,13 +26,14 @@ def imagenet_sources(data_dir, sets: Sequence[str] = SETS, *, cache_dir=None) ->
         FileNotFoundError: sets that are not there; lists all of them, with the folder or the command expected.
         ValueError: an unknown set, class folders that do not match (lists all), an index file that does not fit.
     """
-    places, classes = _checked(data_dir, sets)
+    places, classes = locate(data_dir, sets), training_classes(data_dir)
+    check_classes(data_dir, places, classes)
     return {name: _open(data_dir, name, path, classes, cache_dir) for name, path in places.items()}
 
 
 def train_source(data_dir, *, cache_dir=None) -> View:
     """Open the training images without the held-out ones; errors are those of `imagenet_sources`."""
-    view = _training_images(data_dir, cache_dir)
+    view = imagenet_sources(data_dir, ["train"], cache_dir=cache_dir)["train"]
     return view.take(_split(data_dir, view).train)
 
 
@@ -42,24 +43,12 @@ def held_out_split(data_dir, *, cache_dir=None) -> HeldOutSplit:
     The file is imagenet_98_idxs.npy of github.com/mlfoundations/model-soups; `split_files` has the rules, and
     `imagenet_sources` the errors.
     """
-    return _split(data_dir, _training_images(data_dir, cache_dir))
+    return _split(data_dir, imagenet_sources(data_dir, ["train"], cache_dir=cache_dir)["train"])
 
 
 def held_out_kind(data_dir) -> str:
     """Say how the images are held out, "published" or "by file name", without a look at them."""
     return PUBLISHED if _index_file(data_dir) else BY_NAME
-
-
-def _checked(data_dir, sets):
-    places = locate(data_dir, sets)
-    classes = training_classes(data_dir)
-    check_classes(data_dir, places, classes)
-    return places, classes
-
-
-def _training_images(data_dir, cache_dir):
-    places, classes = _checked(data_dir, ["train"])
-    return _open(data_dir, "train", places["train"], classes, cache_dir)
 
 
 def _split(data_dir, view):
@@ -72,14 +61,13 @@ def _index_file(data_dir):
 
 
 def _open(data_dir, name, path, classes, cache_dir):
-    view = _tfds_view(data_dir, name, classes, cache_dir) if path is None else _view(data_dir, name, path, classes)
+    if path is None:
+        view = _tfds_view(data_dir, name, classes, cache_dir)
+    else:
+        folders, class_names, groups = folder_classes(data_dir, name, path, classes)
+        source = folder_source(path, folders, upright=False)  # as the published numbers are made
+        view = View(source, np.arange(len(source)), source.labels, class_names, groups)
     return view.take(_split(data_dir, view).held_out) if name == "held_out" else view
-
-
-def _view(data_dir, name, path, classes):
-    folders, class_names, groups = folder_classes(data_dir, name, path, classes)
-    source = folder_source(path, folders, upright=False)  # as the published numbers are made
-    return View(source, np.arange(len(source)), source.labels, class_names, groups)
 
 
 def _tfds_view(data_dir, name, classes, cache_dir):

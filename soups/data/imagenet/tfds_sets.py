@@ -30,7 +30,8 @@ def open_tfds(name: str, data_dir, classes: Sequence[str], cache_dir=None) -> Vi
     """
     source = _source(name, data_dir)
     folder = pathlib.Path(data_dir, layout(name).tfds[0])
-    stamp = xxhash.xxh3_128_hexdigest(json.dumps(_shards(folder)).encode())
+    shards = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in folder.glob("*/*"))
+    stamp = xxhash.xxh3_128_hexdigest(json.dumps(shards).encode())
     labels, files = _cached_index(source, None if cache_dir is None else pathlib.Path(cache_dir, f"{stamp}.json"))
     labels = np.array([classes.index(label) for label in source.class_names], np.int32)[labels]
     named = _Named(source, [f"{classes[label]}/{file}" for label, file in zip(labels, files, strict=True)], stamp)
@@ -67,10 +68,6 @@ class _Named:
 
 def _source(name, data_dir):
     return tfds_source(*layout(name).tfds, data_dir=data_dir, upright=False)  # as the published numbers are made
-
-
-def _shards(folder):
-    return sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in folder.glob("*/*"))
 
 
 def _cached_index(source, path):

@@ -5,7 +5,6 @@ tensor is a view (transpose, reshape, slice), so that nothing of a mapped file i
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -99,15 +98,7 @@ def _attention(names, ours, width, heads):
     if len(names) == 3:
         each = [linear(name, part, (width,), heads) for name, part in zip(names, parts, strict=True)]
         return each[0] | each[1] | each[2]
-    weight, bias = names
-    kernels = {f"{part}/kernel": functools.partial(_third_kernel, index, heads) for index, part in enumerate(parts)}
-    biases = {f"{part}/bias": functools.partial(_third_bias, index, heads) for index, part in enumerate(parts)}
+    (weight, bias), parts = names, list(enumerate(parts))
+    kernels = {f"{part}/kernel": lambda w, i=i: w.reshape(3, *heads, -1)[i].transpose(2, 0, 1) for i, part in parts}
+    biases = {f"{part}/bias": lambda b, i=i: b.reshape(3, *heads)[i] for i, part in parts}
     return {weight: Part((3 * width, width), kernels), bias: Part((3 * width,), biases)}
-
-
-def _third_kernel(index, heads, weight):
-    return weight.reshape(3, *heads, -1)[index].transpose(2, 0, 1)
-
-
-def _third_bias(index, heads, bias):
-    return bias.reshape(3, *heads)[index]

@@ -65,11 +65,8 @@ def convert(tensors: Mapping[str, np.ndarray], table: Table) -> dict[str, np.nda
     leaves = {}
     for name, part in table.items():
         for ours, give in part.gives.items():
-            leaf = _float32(give(tensors[name]))
+            leaf = give(tensors[name])
+            if leaf.dtype != np.float32 or not leaf.flags.aligned:  # the order of the axes in memory stays
+                leaf = np.array(leaf, np.float32, order="K")
             leaves[ours] = leaves[ours] + leaf if ours in leaves else leaf
     return leaves
-
-
-def _float32(leaf):
-    # a copy keeps the order of the axes in memory, and is made of what lies unaligned in its file
-    return leaf if leaf.dtype == np.float32 and leaf.flags.aligned else np.array(leaf, np.float32, order="K")
