@@ -109,9 +109,6 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-# --- Kinds of leaves ---
-
-
 def is_array(leaf) -> bool:
     """Say whether a leaf is an array of numbers, or the shape and dtype of one."""
     try:

@@ -143,7 +143,12 @@ def merge(
     leaves = {name: _leaf(name, len(members), recipe, sources, beside, kept) for name in tree.names(like)}
     given = {source.label: source.headers for source in sources if not source.compare}
     given |= {f"beside {source.label}": flat for source, flat in zip(sources, beside, strict=False)}
-    merged = _on_host(leaves, given) if on_host else _on_devices(leaves, given)
+    if on_host:
+        merged = _on_host(leaves, given)
+    else:
+        tree.check_finite(given)
+        measured = measure_model(leaves.values())
+        merged = tree.check_result({name: joined(leaf, measured) for name, leaf in leaves.items()}, {})
     return tree.map_with_names(lambda name, _: merged[name], like)
 
 
@@ -156,12 +161,6 @@ def _on_host(leaves, given):
     except tree.NonFiniteError:
         tree.check_finite(given)  # names all of them
         raise
-
-
-def _on_devices(leaves, given):
-    tree.check_finite(given)
-    measured = measure_model(leaves.values())
-    return tree.check_result({name: joined(leaf, measured) for name, leaf in leaves.items()}, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,11 +253,8 @@ def measure_model(leaves: Iterable[Leaf], at_least=np.float32) -> Any:
 def blocks(leaf: Leaf, measured: Any = None, at_least=np.float32) -> Iterator[tuple[int, Any]]:
     """Return (first element, merged elements) block after block: flat NumPy arrays, or one whole JAX array.
 
-    `measured`: by `measure_model`. `at_least`: the least dtype of the arithmetic.
-
-    Raises:
-        ValueError: arrays that are copied and differ.
-        NonFiniteError: NaN or infinity in an array on the host, or a block that overflows; both are named.
+    `measured`: by `measure_model`. `at_least`: the least dtype of the arithmetic. A ValueError for arrays that are
+    copied and differ; a NonFiniteError names NaN or infinity in an array on the host, and a block that overflows.
     """
     arrays = leaf.read()
     if any(is_jax(array) for array in arrays):

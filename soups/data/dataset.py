@@ -32,7 +32,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Keep one split decoded in memory.
+    """Keep one split decoded in memory; a ValueError lists what is not as stated here.
 
     Attributes:
         images: uint8 [N, H, W, C].
@@ -41,10 +41,6 @@ class Dataset:
         class_groups: for a set that has other classes than the model: group g lists the outputs of the model whose
             maximum is the logit of class g. None: output g is class g. (ImageNet-R has 200 groups of one output each,
             ObjectNet 113 groups over 125 outputs.)
-
-    Raises:
-        ValueError: no examples, wrong dtypes or shapes, fewer than two classes, a label without a class, or groups that
-            are empty or not one for each class.
     """
 
     images: np.ndarray
@@ -71,11 +67,8 @@ class Dataset:
 class Task:
     """Bundle all data of an experiment; shifts are test sets from other distributions, by name.
 
-    `train` may be a source that is not decoded; it is then read only by a loader and not compared with the others.
-
-    Raises:
-        ValueError: fewer than two classes, splits that overlap, or sets whose classes or image shapes do not fit; all
-            such sets are listed.
+    `train` may be a source that is not decoded; it is then read only by a loader and not compared with the others. A
+    ValueError lists all sets whose classes or image shapes do not fit, and splits that overlap.
     """
 
     name: str
@@ -111,11 +104,8 @@ def as_dataset(data, class_names: Sequence[str] | None = None) -> Dataset:
         as_dataset((images, labels), class_names=["cat", "dog"])
 
     `data`: a `Dataset`, which is returned, or images uint8 [N, H, W, C] or gray [N, H, W] with integer labels [N].
-    Where no `class_names` are given they are "0", "1", … up to the largest label, and there must be a 0.
-
-    Raises:
-        ValueError: other keys; images that are no bytes, such as floats in [0, 1]; labels that are no whole numbers
-            [N], such as [N, 1] or one-hot, or do not begin at 0; all that `Dataset` raises; with what would be right.
+    Where no `class_names` are given they are "0", "1", … up to the largest label, and there must be a 0. Anything else,
+    such as floats in [0, 1], labels [N, 1] or one-hot, is a ValueError that says what would be right.
     """
     if isinstance(data, Dataset):
         return data
@@ -134,14 +124,9 @@ def as_dataset(data, class_names: Sequence[str] | None = None) -> Dataset:
 def pair_of(data: Any, what: str = "the data", *, others: bool = False) -> tuple[Any, Any]:
     """Return inputs and targets, however they come: wherever the library takes examples, it takes all of these.
 
-    Args:
-        data: a pair (inputs, targets), {"image": inputs, "label": targets}, or what has `images` and `labels`, such as
-            a `Dataset`.
-        what: what an error calls them.
-        others: whether a mapping may have more entries, which are left out.
-
-    Raises:
-        ValueError: anything else; a source that is not decoded.
+    `data`: a pair (inputs, targets), {"image": inputs, "label": targets}, or what has `images` and `labels`, such as a
+    `Dataset`. Anything else, such as a source that is not decoded, is a ValueError, which calls it `what`. With
+    `others` a mapping may have more entries, which are left out.
     """
     if hasattr(data, "images") and hasattr(data, "labels"):
         return data.images, data.labels
@@ -166,10 +151,8 @@ def decode(
 ) -> Dataset:
     """Read and transform each example once, on threads, and keep the results in memory.
 
-    `indices` picks examples, in that order; None means all. `num_threads`: None leaves the number to Python.
-
-    Raises:
-        ValueError: images of different shapes after the transform, or any that `Dataset` raises.
+    `indices` picks examples, in that order; None means all. `num_threads`: None leaves the number to Python. Images of
+    different shapes after the transform are a ValueError.
     """
     indices = range(len(source)) if indices is None else [int(index) for index in indices]
     if len(indices) == 0:

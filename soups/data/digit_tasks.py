@@ -86,9 +86,6 @@ def _joined(datasets):
     return Dataset(images, labels, datasets[0].class_names)
 
 
-# --- The kinds of tasks -----------------------------------------------------------------------------------------------
-
-
 def _relabelled(source: str, of_digit: Sequence[int], classes: Sequence[str]) -> Kind:
     """Keep a source's images and say for each digit what its label is."""
     table = np.asarray(of_digit)

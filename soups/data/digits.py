@@ -34,8 +34,7 @@ def digits_task(
     named like the other source is natural: `natural_shift_size` images of that source, kept out of pre-training
     (`pretrain["test"]`). `seed` draws train and held-out; everything else is the same for all seeds.
 
-    Raises:
-        ValueError: an unknown target, family or severity, or more images than a source has.
+    An unknown target, family or severity, and more images than a source has are a ValueError.
     """
     check_name(target, _OTHER, "source of digits")
     levels = [(family, severity) for family, severities in (shifts or {}).items() for severity in severities]

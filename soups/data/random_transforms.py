@@ -21,9 +21,6 @@ MINIMAL = "minimal"  # of `augmentation`
 compose_random = compose
 
 
-# --- Crop and flip ----------------------------------------------------------------------------------------------------
-
-
 def random_resized_crop(
     size: int,
     scale: tuple[float, float] = (0.08, 1.0),

@@ -131,10 +131,8 @@ def normalizer(mean: Sequence[float] | None = None, std: Sequence[float] | None 
 
     Inputs are any pytree, with `mean` and `std` one array, whose last axis is the channels. `normalized` raises a
     ValueError for arrays that are neither floats nor booleans, as raw bytes in 0..255 would give silly outputs, or that
-    have another number of channels. Integers of 32 bits or more on at most two axes pass: they are tokens.
-
-    Raises:
-        ValueError: only one of `mean` and `std`, not one of each for a channel, or a `std` that is not positive.
+    have another number of channels. Integers of 32 bits or more on at most two axes pass: they are tokens. Only one of
+    `mean` and `std`, not one of each for a channel, or a `std` that is not positive is a ValueError at once.
     """
     if mean is None and std is None:
         return _checked

@@ -27,11 +27,8 @@ def import_weights(path, arch: str | Architecture, *, num_classes: int | None = 
     so that nothing is read or copied before its use; leave the file as it is while they are used. Only what is not
     float32 is copied, and the class token, to which its position embedding is added.
 
-    Raises:
-        FileNotFoundError: nothing there.
-        ValueError: an unknown architecture; a file that is damaged, hostile or has another project's names; tensors
-            that are missing, extra or of another shape, a head of other classes than `num_classes`, a folder whose
-            configuration computes something else: all are listed.
+    A ValueError for a file that is damaged, hostile or has another project's names; it lists tensors that are missing,
+    extra or of another shape, a head of other classes, and where a folder's configuration computes something else.
     """
     wanted = architecture(arch)
     tensors, table, classes = _matched(path, wanted, num_classes)

@@ -28,10 +28,8 @@ def load_big_vision(path, like: Tree, *, keep: str | None = None, part: str | No
     classes. `part`: the network to take from a file of several, such as "img" for the image tower of SigLIP. The first
     AugReg releases (Steiner et al., 2021, arXiv:2106.10270) have older names, which are translated.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an .npz file, a `part` that it does not have, a `keep` that matches no leaf, or names or shapes
-            other than those of `like`: all are listed ("-" the file lacks, "+" it has more).
+    A ValueError for another file, a `part` or a `keep` that it does not have; it lists names or shapes other than those
+    of `like`: "-" the file lacks, "+" it has more.
     """
     # copies: what is mapped may lie unaligned
     leaves = {name: np.array(leaf) for name, leaf in read_leaves(path, part).items()}

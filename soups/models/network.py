@@ -68,11 +68,8 @@ class Network:
     def check(self, image_shape: Sequence[int], num_classes: int, *, probed: bool = False) -> None:
         """See, without computing, that the network turns images into one logit for each class.
 
-        `probed`: it is to have a head that `replace_head` replaces.
-
-        Raises:
-            ValueError: logits of another shape, another head, BatchNorm that no `train_apply` trains; what the network
-                itself raises goes through.
+        `probed`: it is to have a head that `replace_head` replaces. A ValueError for logits of another shape, another
+        head, BatchNorm that no `train_apply` trains; what the network itself raises goes through.
         """
         key = jax.random.key(0)
         params = jax.eval_shape(lambda key: self.init(key, tuple(image_shape)), key)

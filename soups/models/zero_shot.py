@@ -32,9 +32,7 @@ def zero_shot_head(
         batch_size: texts in one call, rounded down to whole classes; at least one class.
         progress: is called with the number of classes done since the last call.
 
-    Raises:
-        ValueError: no class names or no templates, a name that is empty, a template without its one "{}", a scale or
-            batch size that is not positive, or a text tower that gives no finite direction; each names the culprits.
+    What is not so, and a text tower that gives no finite direction, is a ValueError that names the culprits.
 
     Radford et al., "Learning transferable visual models from natural language supervision", 2021, arXiv:2103.00020.
     """

@@ -52,9 +52,6 @@ def _order(diagnosis):
     return sorted(places, key=lambda index: diagnosis.names[index] in diagnosis.leave_out)
 
 
-# --- Matrices ---
-
-
 def _draw_angles(figure, axes, diagnosis, order):
     degrees = np.degrees(np.arccos(np.clip(diagnosis.cosines, -1, 1)))[np.ix_(order, order)]
     shown = style.off_diagonal(degrees)
@@ -104,9 +101,6 @@ def _matrix(axes, diagnosis, order, values, norm, colors, digits):
     if len(order) <= _MOST_NUMBERS:
         style.annotate(axes, values, image, lambda number: f"{number:.{digits}f}" if math.isfinite(number) else "∞")
     return image
-
-
-# --- Beside them, a line for each member ---
 
 
 def _draw_norms(axes, diagnosis, order):
@@ -168,9 +162,6 @@ def _name_rows(axes, diagnosis, order):
     for label, index in zip(axes.get_yticklabels(), order, strict=True):
         if _is_out(diagnosis, index):
             label.set_color(style.ALARM)
-
-
-# --- Words ---
 
 
 def _head_and_foot(figure, diagnosis):

@@ -182,9 +182,6 @@ def width(results: Mapping):
     return figure
 
 
-# --- Number of models -------------------------------------------------------------------------------------------------
-
-
 def _place(row: Row):
     return tuple(item for item in row.of.items() if item[0] != "models")
 
@@ -258,9 +255,6 @@ def _dash(name, names):
     if name.startswith(("best", "mean")):
         return _DOTTED
     return _DASHED if f"{name}, repaired" in names else "-"
-
-
-# --- WiSE-FT ----------------------------------------------------------------------------------------------------------
 
 
 def _along_alpha(axes, results, rows, splits, best):
@@ -372,9 +366,6 @@ def _draw_widths(axes, pairs, name, scale):
     axes.set_xscale("log", base=2)
     axes.set_xticks(widths, [f"{value:g}" for value in widths])
     axes.minorticks_off()
-
-
-# --- Frames -----------------------------------------------------------------------------------------------------------
 
 
 def _grid(rows, columns, width=None, **options):

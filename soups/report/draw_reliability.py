@@ -65,7 +65,8 @@ def _diagram(axes, name, bins, low):
     axes.plot([low, 1], [low, 1], color=style.QUIET, linewidth=1, linestyle=(0, (3, 2)), zorder=2)
     axes.vlines(confidence, confidence, accuracy, color=color, alpha=0.35, linewidth=3, zorder=3)
     axes.plot(confidence, accuracy, color=color, linewidth=1.2, zorder=4)
-    axes.scatter(confidence, accuracy, s=style.sizes(count), color=color, edgecolor="white", linewidth=0.5, zorder=5)
+    areas = np.maximum(60 * count / max(count.max(), 1.0), 6.0)  # none so small that it is not seen
+    axes.scatter(confidence, accuracy, s=areas, color=color, edgecolor="white", linewidth=0.5, zorder=5)
     pad = 0.03 * (1 - low)
     axes.set(xlim=(low - pad, 1 + pad), ylim=(low - pad, 1 + pad), aspect="equal")
     axes.set_title(f"{name} · ECE {100 * calibration_error(bins):.2f} %", fontsize=9)

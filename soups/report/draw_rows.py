@@ -141,14 +141,8 @@ def hyper_parameters(results: Mapping):
     return figure
 
 
-# --- What all share ---------------------------------------------------------------------------------------------------
-
-
 def _axis(results, split):
     return f"{files.title_of(results, split)} {files.metric_of(results).title}"
-
-
-# --- Gains ------------------------------------------------------------------------------------------------------------
 
 
 def _panels(results) -> list[tuple[str, str, list[Row]]]:
@@ -208,9 +202,6 @@ def _forest(axes, results, split, rows, names):
 
 _RANDOM = "random order"  # so many greedy soups close together that names would only crowd
 _FAR = ("start", "probe", "members")  # may lie far away and must not squash the rest
-
-
-# --- Test against shifts ----------------------------------------------------------------------------------------------
 
 
 def _scatter_limits(axes, named, points, whiskers, members):
@@ -285,9 +276,6 @@ def _name(axes, rows, points, obstacles):
     obstacles = [*obstacles, *(points[id(row)] for row in rows if _RANDOM in row.name)]
     seen = [point for point in obstacles if style.inside(axes, *point)]
     labels.place_labels(axes, list(together), texts, colors, obstacles=seen, size=8)
-
-
-# --- Hyper-parameters -------------------------------------------------------------------------------------------------
 
 
 def _members(results):

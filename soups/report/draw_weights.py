@@ -125,9 +125,6 @@ def masks(results: Mapping):
     return figure
 
 
-# --- The plane --------------------------------------------------------------------------------------------------------
-
-
 def _smooth(x, y, error, levels):
     """Return finer axes, and the error on them within the levels: splines through what was measured."""
     within = np.clip(np.where(np.isfinite(error), error, levels[-1]), levels[0], levels[-1])
@@ -168,9 +165,6 @@ def _mark_points(axes, points):
     labels.place_labels(axes, list(points.values()), list(points), ["white"] * len(points), size=9)
     for text in axes.texts:
         text.set_bbox({"boxstyle": "round,pad=0.25", "facecolor": style.INK, "alpha": 0.75, "linewidth": 0})
-
-
-# --- Matrices ---------------------------------------------------------------------------------------------------------
 
 
 def _matrix(pairs, names: Sequence[str], value: str) -> np.ndarray:

@@ -45,10 +45,8 @@ def figure(title: str, caption: str, *, seeds: str = SPREAD) -> Callable:
                 return None
             ...
 
-    `seeds`: what the caption adds where there are several, with "{}" for their number.
-
-    Raises:
-        ValueError: two figures of one name.
+    `seeds`: what the caption adds where there are several, with "{}" for their number. Two figures of one name are a
+    ValueError.
     """
 
     def register(draw):

@@ -51,17 +51,8 @@ def label_line_ends(axes: Axes, ends, *, size: float = 8.5, gap: float = 12.0, l
         start = axes.transData.transform((x, y)) / unit
         place = axes.transAxes.transform((1.0, 0.0))[0] / unit + gap
         arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3}
-        axes.annotate(
-            text,
-            xy=(x, y),
-            xytext=(place - start[0], height - start[1]),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            fontsize=size,
-            arrowprops=arrow,
-            annotation_clip=False,
-        )
+        look = {"va": "center", "color": color, "fontsize": size, "arrowprops": arrow, "annotation_clip": False}
+        axes.annotate(text, (x, y), (place - start[0], height - start[1]), textcoords="offset points", **look)
 
 
 def label_categories(axes: Axes, names) -> None:

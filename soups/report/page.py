@@ -37,11 +37,8 @@ def write_report(directory: str | os.PathLike) -> list[pathlib.Path]:
 
     That is `report.html`, which needs no other file, `figures/*.png` and `*.svg`, `table.csv` and `table.tex`. Figures
     of an earlier report whose content is gone are removed. Each file is written under another name and renamed, so a
-    report that is open in a browser is never half of one. The same results give the same bytes on one machine.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_results`.
-        OSError: as `soups.files.replace_file`.
+    report that is open in a browser is never half of one. The same results give the same bytes on one machine. Errors
+    are those of `load_results` and `soups.files.replace_file`.
     """
     directory = pathlib.Path(directory)
     results = files.load_results(directory)
@@ -66,7 +63,8 @@ def page(results: Mapping, drawn: Sequence[Drawn]) -> str:
     title = escape(f"Soups: {results['experiment']}")
     versions = [f"{name} {version}" for name, version in list(results["versions"].items())[:2]]
     facts = [results["created"], f"seeds {', '.join(map(str, results['seeds']))}", results["device"], *versions]
-    said = "".join(f"<p>{_unbroken(text)}</p>" for text in sentences(results))
+    # a number stays on one line with its sign
+    said = "".join(f"<p>{escape(text)}</p>" for text in sentences(results)).replace(" %", "\u00a0%")
     notes = "".join(f'<p class="note">{escape(text)}</p>' for text in results["notes"])
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -105,7 +103,7 @@ def _sections(results, drawn) -> list[tuple[str, str, str]]:
         ("shift-metrics", "Other metrics on the shifts", _shift_metrics(results, splits.get("shift"))),
         ("curves", "Along WiSE-FT", _path_section(results, splits)),
         ("pairs", "Pairs", _folded(f"{len(pairs.rows)} rows", html(pairs), len(pairs.rows) <= _LONG) if pairs else ""),
-        ("members", "Members", _by_seed(results, results["members"], _member_table)),
+        ("members", "Members", _members(results)),
         ("settings", "Settings, chosen on held-out data", _settings(results)),
         ("selection", "How the soups were chosen", _histories(results)),
         ("run", "The run", _run(results)),
@@ -113,9 +111,6 @@ def _sections(results, drawn) -> list[tuple[str, str, str]]:
 
 
 _PARTS = {"test": "test set", "shift": "shift"}
-
-
-# --- Sections ---------------------------------------------------------------------------------------------------------
 
 
 def _split_section(results, split):
@@ -141,6 +136,11 @@ def _shift_metrics(results, split):
     return html(split_table(results, [split], names)) if names else ""
 
 
+def _members(results):
+    seeds = [seed for seed in results["seeds"] if results["members"].get(str(seed))]
+    return "".join(_folded(f"Seed {seed}", html(_member_table(results, seed)), seed == seeds[0]) for seed in seeds)
+
+
 def _member_table(results, seed) -> Table:
     """Lay out the members of one seed: status, main metric by role, hyper-parameters, digest."""
     members, splits = results["members"][str(seed)], files.summary_splits(results)
@@ -157,9 +157,8 @@ def _member_table(results, seed) -> Table:
         setting = [_setting(member.get("config", {}).get(key)) for key in keys]
         chosen = text_cell("yes" if member["name"] in taken else "")
         digest = text_cell(member.get("digest", "")[:12], "code")
-        body.append(
-            [text_cell(member["name"]), text_cell(member.get("status", "")), *numbers, chosen, *setting, digest]
-        )
+        head = text_cell(member["name"]), text_cell(member.get("status", ""))
+        body.append([*head, *numbers, chosen, *setting, digest])
     heads = [files.title_of(results, split) for split in splits.values()]
     return Table(["", "status", *heads, "in greedy soup", *map(style.words, keys), "digest"], body)
 
@@ -176,24 +175,18 @@ def _settings(results):
 
 
 def _histories(results):
-    parts = []
-    for seed, found in results["histories"].items():
-        for name, history in found.items():
-            if inner := _history(history):
-                parts.append(_folded(f"{name}, seed {seed}", inner))
-    return "".join(parts)
+    every = [
+        (f"{n}, seed {seed}", _history(h)) for seed, found in results["histories"].items() for n, h in found.items()
+    ]
+    return "".join(_folded(name, inner) for name, inner in every if inner)
 
 
 def _history(history):
     if history and all(isinstance(step, Mapping) for step in history):
         keys = list(dict.fromkeys(key for step in history for key in step))
         steps = enumerate(history, start=1)
-        return html(
-            Table(
-                ["step", *map(style.words, keys)],
-                [[text_cell(i), *(_setting(s.get(k)) for k in keys)] for i, s in steps],
-            )
-        )
+        body = [[text_cell(number), *(_setting(step.get(key)) for key in keys)] for number, step in steps]
+        return html(Table(["step", *map(style.words, keys)], body))
     if len(history) > 1 and all(isinstance(value, Real) and math.isfinite(value) for value in history):
         return _line(history)
     return ""
@@ -215,11 +208,6 @@ def _line(values, width=700, height=150):
     )
 
 
-def _by_seed(results, found, build):
-    seeds = [seed for seed in results["seeds"] if found.get(str(seed))]
-    return "".join(_folded(f"Seed {seed}", html(build(results, seed)), seed == seeds[0]) for seed in seeds)
-
-
 def _run(results):
     parts = {"Configuration": results["config"], "Splits": results["splits"], "Versions": results["versions"]}
     parts |= results["facts"]
@@ -232,8 +220,7 @@ def _folded(name, text, unfolded=False):
 
 
 def _pairs(found) -> Table:
-    body = [[text_cell(name, "code"), text_cell(text, "code")] for name, text in _flatten(found)]
-    return Table(["", "value"], body)
+    return Table(["", "value"], [[text_cell(text, "code") for text in pair] for pair in _flatten(found)])
 
 
 def _flatten(pairs, prefix="", depth=0):
@@ -257,9 +244,6 @@ def _setting(found: Any) -> Cell:
 
 def _text(found):
     return found if isinstance(found, str) else json.dumps(found)
-
-
-# --- HTML; every text that comes from a file is escaped here ----------------------------------------------------------
 
 
 def html(table: Table) -> str:
@@ -288,13 +272,11 @@ def _cells(row: Iterable[Cell]):
             color = style.of_kind(*[cell.look.removeprefix("kind ")] * 2)[0]
             inner = f'<span class="dot" style="background:{color}"></span>{inner}'
         if cell.beside:
-            inner += (
-                f' <small class="{"minus" if cell.beside.endswith("!") else "spread"}">{escape(cell.beside)}</small>'
-            )
+            look = "minus" if cell.beside.endswith("!") else "spread"
+            inner += f' <small class="{look}">{escape(cell.beside)}</small>'
         classes = " ".join(name for name in (cell.look.partition(" ")[0], "text" * is_text) if name)
         hover = f' title="{escape(cell.hover)}"' if cell.hover else ""
-        tag = "td" if index else "th"
-        scope = "" if index else ' scope="row"'
+        tag, scope = ("td", "") if index else ("th", ' scope="row"')
         yield f'<{tag}{scope} class="{classes}" data-v="{escape(value)}"{hover}>{inner}</{tag}>'
 
 
@@ -312,13 +294,7 @@ def _figures(drawn: Sequence[Drawn]) -> str:
 
 def _downloads(table):
     links = []
-    for name, kind, text in (("table.csv", "text/csv", to_csv(table)), ("table.tex", "text/x-tex", to_latex(table))):
-        content = base64.b64encode(text.encode()).decode("ascii")
-        label = {"table.csv": "CSV", "table.tex": "LaTeX"}[name]
-        links.append(f'<a class="button" download="{name}" href="data:{kind};base64,{content}">{label}</a>')
+    for label, end, kind, text in (("CSV", "csv", "csv", to_csv(table)), ("LaTeX", "tex", "x-tex", to_latex(table))):
+        address = f"data:text/{kind};base64,{base64.b64encode(text.encode()).decode('ascii')}"
+        links.append(f'<a class="button" download="table.{end}" href="{address}">{label}</a>')
     return f'<p class="saved">{" ".join(links)}</p>\n'
-
-
-def _unbroken(text):
-    """Escape a text and keep a number on one line with its sign %."""
-    return escape(text).replace(" %", "\u00a0%").replace(" ±", "\u00a0±")

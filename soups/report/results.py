@@ -144,12 +144,8 @@ _CURVES = {
 def load_results(path: str | os.PathLike) -> dict[str, Any]:
     """Read and check a results file, given as the file or as the directory that holds `results.json`.
 
-    Sections that may be missing are empty in the result.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: damaged, another version of the schema, or what is missing, unknown, contradictory or of another
-            type; all of it is listed.
+    Sections that may be missing are empty in the result. A ValueError if it is damaged or of another version of the
+    schema, and one that lists all that is missing, unknown, contradictory or of another type.
     """
     path = pathlib.Path(path)
     path = path / "results.json" if path.is_dir() else path
@@ -165,11 +161,7 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def check(results: Any, where="results") -> dict[str, Any]:
-    """Return results with empty sections for those that may be missing.
-
-    Raises:
-        ValueError: as `load_results`.
-    """
+    """Return results with empty sections for those that may be missing; errors are those of `load_results`."""
     if not isinstance(results, Mapping):
         raise ValueError(f"{where} must hold a JSON object, not a {type(results).__name__}")
     if (version := results.get("schema", SCHEMA)) != SCHEMA:

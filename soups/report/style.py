@@ -278,8 +278,3 @@ def clipped(text: str, most: int = 48) -> str:
 def words(name: str) -> str:
     """Write a key of the results for people: learning_rate becomes learning rate."""
     return {"held_out": "held-out"}.get(name, str(name).replace("_", " "))
-
-
-def sizes(counts: np.ndarray, largest: float = 60.0) -> np.ndarray:
-    """Return marker areas in proportion to counts, none so small that it is not seen."""
-    return np.maximum(largest * counts / max(counts.max(), 1.0), 6.0)

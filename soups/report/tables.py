@@ -111,19 +111,17 @@ def _aggregate(results, rows, references) -> Row:
     first, metric = rows[0], results["metric"]
     paired = [(row, references[key]) for row in rows if (key := (row["seed"], files.facets(row))) in references]
     splits = [split for split in results["splits"] if any(split in row["metrics"] for row in rows)]
-    metrics = {
-        split: {
-            name: spread([files.value(row, split, name) for row in rows]) for name in first["metrics"].get(split, ())
-        }
-        for split in splits
-    }
+
+    def spreads(split):
+        return {n: spread([files.value(row, split, n) for row in rows]) for n in first["metrics"].get(split, ())}
+
     return Row(
         name=first["name"],
         kind=first["kind"],
         family=first.get("family", ""),
         of=first.get("of", {}),
         seeds=tuple(row["seed"] for row in rows),
-        metrics=metrics,
+        metrics={split: spreads(split) for split in splits},
         gain={split: _gain(results, paired, split, metric) for split in splits} if len(paired) == len(rows) else {},
         classes={
             split: {name: spread([row.get("classes", {}).get(split, {}).get(name) for row in rows]) for name in found}
@@ -139,14 +137,12 @@ def _aggregate(results, rows, references) -> Row:
 
 def _gain(results, paired, split, metric) -> Spread:
     differences = [files.value(row, split, metric) - files.value(other, split, metric) for row, other in paired]
-    return spread(differences, _paired_error(results, paired[0][0], split) if len(paired) == 1 else math.nan)
-
-
-def _paired_error(results, row, split) -> float:
-    """Return the standard error of a difference of two accuracies from the examples that only one of them has right."""
-    won, lost = row.get("wins", {}).get(split, (math.nan, math.nan))
+    won, lost = paired[0][0].get("wins", {}).get(split, (math.nan, math.nan))
     number = results["splits"][split].get("examples", 0)
-    return math.sqrt(max(won + lost - (won - lost) ** 2 / number, 0)) / number if number > 0 else math.nan
+    if len(paired) > 1 or not number > 0:
+        return spread(differences)
+    # the standard error of a difference of two accuracies from the examples that only one of them has right
+    return spread(differences, math.sqrt(max(won + lost - (won - lost) ** 2 / number, 0)) / number)
 
 
 # --- Numbers for people -----------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping
 
 from soups.report import results as files
-from soups.report.tables import Row, Spread, best_of, format_gain, format_metric, rows_table
+from soups.report.tables import Spread, best_of, format_gain, format_metric, rows_table
 
 
 def sentences(results: Mapping) -> list[str]:
     """Say what was measured, and what the best soup is on test and on shifts, in hindsight, against the reference."""
-    rows, splits = _comparable(results), files.summary_splits(results)
+    rows, splits = rows_table(results), files.summary_splits(results)
+    # those that may be compared with each other: all, or those of the last place that rows are of
+    rows = [row for row in rows if row.of == rows[-1].of]
     soups = [row for row in rows if row.alone and row.kind in ("soup", "interpolation", "trajectory")]
     said = [_measured(results, splits)]
     shown = [split for role in ("test", "shift") if (split := splits.get(role))]
@@ -17,22 +19,14 @@ def sentences(results: Mapping) -> list[str]:
         if best := best_of(results, soups, split):
             said.append(_best(results, best[0], split))
     if len(shown) < 2 and (chosen := best_of(results, [row for row in rows if row.alone], splits.get("held_out", ""))):
-        said.append(_chosen(results, chosen[-1], splits["test"]))
+        found = f"{_level(results, chosen[-1], splits['test'])} on {files.title_of(results, splits['test'])}"
+        said.append(f"Held-out data alone would choose {chosen[-1].name}: {found}.")
     return said
-
-
-def _comparable(results) -> list[Row]:
-    """Return the rows that may be compared with each other: all, or those of the last place that rows are of."""
-    rows = rows_table(results)
-    last = rows[-1].of if rows else {}
-    return [row for row in rows if row.of == last]
 
 
 def _measured(results, splits):
     seeds = len(results["seeds"])
-    members = max(
-        (len({r["name"] for r in files.rows_of(results, "member", seed)}) for seed in results["seeds"]), default=0
-    )
+    members = max(len({row["name"] for row in files.rows_of(results, "member", seed)}) for seed in results["seeds"])
     who = f"{members} members" if members else f"{len(rows_table(results))} rows"
     shown = [splits[role] for role in ("test", "shift") if role in splits]
     tests = [part for split in shown for part in files.details(results, split) or [split]]
@@ -51,19 +45,12 @@ def _best(results, row, split):
     gain = row.gain[split]
     text = format_gain(gain, metric).replace("[", "(95 % interval ").replace(", ", " to ").replace("]", ")")
     points = text.replace(" (", " points (") if "(" in text else f"{text} points"
-    if not metric.percent:
-        points = text
+    points = points if metric.percent else text
     if metric.sign * gain.mean <= 0:
         return f"{where} no soup is better than the {results['reference']}: the best is {row.name}, {level}, {points}."
     doubt = " The interval includes 0." if abs(gain.mean) <= gain.half else ""
-    return (
-        f"{where} the best soup in hindsight is {row.name}: {level}, {points} over the {results['reference']}.{doubt}"
-    )
-
-
-def _chosen(results, row, split):
-    found = f"{row.name}: {_level(results, row, split)} on {files.title_of(results, split)}"
-    return f"Held-out data alone would choose {found}."
+    over = f"{level}, {points} over the {results['reference']}"
+    return f"{where} the best soup in hindsight is {row.name}: {over}.{doubt}"
 
 
 def _level(results, row, split):

@@ -81,23 +81,14 @@ def gathered(training: Training, shardings: tree.Tree, over: tuple[str, ...] = (
             return leaf
         return _gather(leaf, joined(sharding, over), sharding)
 
-    return dataclasses.replace(
-        training, loss=_Gathered(training.loss, lambda params: jax.tree.map(gather, params, shardings))
-    )
+    def loss(params, *rest, **hyperparameters):
+        return training.loss(jax.tree.map(gather, params, shardings), *rest, **hyperparameters)
 
-
-class _Gathered:
-    """Be a loss, with all that it has, of weights that are gathered first."""
-
-    def __init__(self, loss, gather):
-        self._loss, self._gather = loss, gather
-        self.__signature__ = inspect.signature(loss)
-
-    def __getattr__(self, name):
-        return getattr(self._loss, name)
-
-    def __call__(self, params, batch, key, **hyperparameters):
-        return self._loss(self._gather(params), batch, key, **hyperparameters)
+    loss.__signature__ = inspect.signature(training.loss)
+    for name in ("prepare", "check", "optional"):
+        if hasattr(training.loss, name):
+            setattr(loss, name, getattr(training.loss, name))
+    return dataclasses.replace(training, loss=loss)
 
 
 def on_devices(arrays: tree.Tree, shardings) -> tree.Tree:

@@ -70,14 +70,10 @@ def _problem(data_dir, name, path, classes):
     if path is None:
         return _difference(f"{name} (TFDS)", tfds_sets.label_names(name, data_dir), classes)
     found = class_folders(path)
-    if name == "objectnet":
-        groups = object_groups(pathlib.Path(data_dir, layouts.MAPPINGS), len(classes))
-        return _difference(name, [entry for entry in found if entry in groups], groups)
-    if name == "imagenet_v2":
-        return _difference(name, found, [str(place) for place in range(len(classes))])
     if name in ("imagenet_r", "imagenet_a"):
         return _difference(name, {*classes, *found}, classes)
-    return _difference(name, found, classes)
+    wanted, *_ = folder_classes(data_dir, name, path, classes)
+    return _difference(name, found if name != "objectnet" else {*found} & {*wanted}, wanted)
 
 
 def _difference(name, found, expected):

@@ -141,9 +141,6 @@ def corrupt_lines(faults: Collection[str]) -> str:
     return f'{len(faults)} images cannot be read (on_corrupt="count" leaves them out, and says so):\n{lines}'
 
 
-# --- Writing ----------------------------------------------------------------------------------------------------------
-
-
 def _write_blocks(one, advance):
     """Decode the blocks that are not done yet; give the index and the fault of each corrupt image."""
     path, corrupt = one.unfinished / "images.bin", {}

@@ -65,10 +65,8 @@ def evaluation_sets(
     With several JAX processes all of them must call it, with a `cache_dir` that all of them see: the first one decodes.
 
     Raises:
-        FileNotFoundError: sets that are not there; lists all of them, with the folder or the command expected.
-        ValueError: an unknown set, class folders that do not match (lists all), a choice for `on_corrupt` that does not
-            exist; a broken cache, named with its images; images that cannot be read, all listed when everything else is
-            decoded.
+        FileNotFoundError, ValueError: as `imagenet_sources`; a broken cache, named with its images; images that cannot
+            be read, all listed when everything else is decoded.
         OSError: the disk has too little space for the sets.
     """
     check_name(on_corrupt, ("raise", "count"), "way with corrupt images")

@@ -30,31 +30,25 @@ def augreg_head(arch: Architecture, classes: int) -> Table:
 
 def timm(arch: Architecture) -> Table:
     """Return the table of timm's names."""
-    model, width = arch.features, arch.features.width
-    return (
-        parts.class_token("cls_token", (1, 1, width))
-        | parts.positions("pos_embed", (1, 1 + arch.patches, width))
-        | _patches("patch_embed.proj", model)
-        | parts.encoder("blocks.{}", TIMM_BLOCK, model.depth, width, model.mlp_dim, model.num_heads)
-        | parts.norm("norm", "Transformer/encoder_norm", width)
-    )
+    return _table(arch, "cls_token", "pos_embed", "patch_embed.proj", "blocks.{}", TIMM_BLOCK, "norm")
 
 
 def huggingface(arch: Architecture) -> Table:
     """Return the table of Hugging Face's names."""
+    first = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
+    return _table(arch, *first, "encoder.layer.{}", HF_BLOCK, "layernorm")
+
+
+def _table(arch, token, positions, patches, block, names, last):
     model, width = arch.features, arch.features.width
     return (
-        parts.class_token("embeddings.cls_token", (1, 1, width))
-        | parts.positions("embeddings.position_embeddings", (1, 1 + arch.patches, width))
-        | _patches("embeddings.patch_embeddings.projection", model)
-        | parts.encoder("encoder.layer.{}", HF_BLOCK, model.depth, width, model.mlp_dim, model.num_heads)
-        | parts.norm("layernorm", "Transformer/encoder_norm", width)
+        parts.class_token(token, (1, 1, width))
+        | parts.positions(positions, (1, 1 + arch.patches, width))
+        | parts.convolution(f"{patches}.weight", "embedding/kernel", model.patch_size, 3, width)
+        | parts.as_it_is(f"{patches}.bias", (width,), "embedding/bias")
+        | parts.encoder(block, names, model.depth, width, model.mlp_dim, model.num_heads)
+        | parts.norm(last, "Transformer/encoder_norm", width)
     )
-
-
-def _patches(name, model):
-    kernel = parts.convolution(f"{name}.weight", "embedding/kernel", model.patch_size, 3, model.width)
-    return kernel | parts.as_it_is(f"{name}.bias", (model.width,), "embedding/bias")
 
 
 def _as_they_are(leaves):

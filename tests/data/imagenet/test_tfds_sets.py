@@ -147,7 +147,9 @@ def test_other_labels_than_the_folders_of_other_sets(prepared, own, tiny):
     for path in prepared.iterdir():
         (own / path.name).symlink_to(path)
     (own / "imagenet-r").rename(own / "elsewhere")
-    with pytest.raises(ValueError, match=r"imagenet_r \(TFDS\): - n00001000, .* \(12\); \+ n01440764, .* … \(1000\)"):
+    with pytest.raises(
+        ValueError, match=r"imagenet_r \(TFDS\): - n00001000, .* and 2 more; \+ n01440764, .* and 990 more"
+    ):
         imagenet_sources(own)
 
 
