@@ -79,6 +79,18 @@ def replace_file(path: str | os.PathLike, content: bytes | str | pathlib.Path) -
     return path
 
 
+def append(path: str | os.PathLike, content: bytes, *, sync: bool = False) -> None:
+    """Append to a file, and with `sync` see it to the disk; an OSError has the path in its message."""
+    try:
+        with open(path, "ab") as file:
+            file.write(content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def unfinished(path: pathlib.Path) -> pathlib.Path:
     """Return a name beside `path` that no other writer takes, in this container or in another, to write under."""
     return path.with_name(f"{path.name[:40]}.{uuid.uuid4().hex}.unfinished")

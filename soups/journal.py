@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from soups import state, tree
-from soups.files import cannot_write, replace_file
+from soups.files import append, replace_file
 from soups.lazy import is_jax, jax, multihost_utils
 from soups.names import bounded
 from soups.processes import on_first_process
@@ -29,11 +29,7 @@ class Journal:
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike | None,
-        header: dict[str, Any],
-        *,
-        members: Mapping[str, tree.Tree] | None = None,
+        self, path: str | os.PathLike | None, header: dict[str, Any], *, members: Mapping[str, tree.Tree] | None = None
     ):
         self._path = pathlib.Path(path) if path is not None else None
         self._old: list[dict[str, Any]] = []
@@ -81,13 +77,7 @@ class Journal:
     def write(self, record: dict[str, Any]) -> dict[str, Any]:
         """Append a record and see it to the disk; an OSError has the path in its message."""
         if self._path is not None and jax.process_index() == 0:
-            try:
-                with open(self._path, "ab") as file:
-                    file.write(state.sealed_line(record))
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise cannot_write(self._path, error) from error
+            append(self._path, state.sealed_line(record), sync=True)
         return record
 
     def keep(self, record: dict[str, Any]) -> None:

@@ -54,9 +54,7 @@ def names(tree: Tree) -> list[str]:
 def map_with_names(function: Callable, tree: Tree, *rest: Tree) -> Tree:
     """Apply `function(name, leaf, *other_leaves)` to every leaf."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(jax.tree_util.keystr(path, simple=True, separator="/"), *leaves),
-        tree,
-        *rest,
+        lambda path, *leaves: function(jax.tree_util.keystr(path, simple=True, separator="/"), *leaves), tree, *rest
     )
 
 

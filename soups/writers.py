@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from soups import state
-from soups.files import cannot_write, replace_file
+from soups.files import append, replace_file
 from soups.lazy import jax
 from soups.names import check_name
 
@@ -110,19 +110,13 @@ class _JsonLines:
 
     def write_scalars(self, step, scalars):
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._write(_line({"step": step, "time": round(time.time(), 3), **finite}))
+        # opened each time, so that it can be followed, and no line is lost
+        append(self._path, _line({"step": step, "time": round(time.time(), 3), **finite}))
 
     def write_hparams(self, hparams):
         line = _line({"hparams": dict(hparams)})
         if line not in self._known:
-            self._write(line)
-
-    def _write(self, line):
-        try:
-            with open(self._path, "ab") as file:  # so that it can be followed, and no line is lost
-                file.write(line)
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
+            append(self._path, line)
 
     def flush(self):
         pass

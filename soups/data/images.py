@@ -95,8 +95,6 @@ def _turned(image):
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-# --- Memory -----------------------------------------------------------------------------------------------------------
-
 _HELD = contextvars.ContextVar("held", default=None)  # bytes of the images that are held here
 _CHANGED = threading.Condition()
 _taken = 0

@@ -71,8 +71,6 @@ def random_flip() -> RandomTransform:
     return lambda image, rng: image[:, ::-1] if rng.random() < 0.5 else image
 
 
-# --- RandAugment ------------------------------------------------------------------------------------------------------
-
 Operation = Callable[..., Image.Image]  # (RGB picture, level 0..1, sign -1 or 1, resample=, fillcolor=)
 
 

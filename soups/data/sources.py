@@ -84,13 +84,7 @@ def domain_folder_sources(path) -> dict[str, Source]:
 
 
 def tfds_source(
-    name: str,
-    split: str,
-    *,
-    data_dir=None,
-    image_key: str = "image",
-    label_key: str = "label",
-    upright: bool = True,
+    name: str, split: str, *, data_dir=None, image_key: str = "image", label_key: str = "label", upright: bool = True
 ) -> Source:
     """Open a split of a TFDS set, such as ("cifar10", "train[:80%]"), without TensorFlow.
 

@@ -93,17 +93,8 @@ def architecture(name: str | Architecture) -> Architecture:
 
 
 def _clip(name, family, size, image_size, projection_size, text_width, activation, mean=CLIP_MEAN, std=CLIP_STD):
-    features = vit(
-        size,
-        num_classes=None,
-        pool_type="tok",
-        activation=activation,
-        norm_epsilon=1e-5,
-        pre_norm=True,
-        embedding_bias=False,
-        projection_size=projection_size,
-        normalize=True,
-    )
+    fields = {"pool_type": "tok", "norm_epsilon": 1e-5, "pre_norm": True, "embedding_bias": False, "normalize": True}
+    features = vit(size, num_classes=None, activation=activation, projection_size=projection_size, **fields)
     text = TextTower(text_width, 12, text_width // 64, projection_size, activation)
     return Architecture(name, family, image_size, mean, std, projection_size, features, text)
 

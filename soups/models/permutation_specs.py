@@ -43,17 +43,14 @@ def unit_activations(model: nn.Module) -> Callable:
     Of an MLP or a ConvNet, or any network whose outermost modules but "head" bear the names of the permutations and are
     followed by a ReLU, if they do not end with one.
     """
-
     module, flags = in_mode(model, train=False)
 
+    def outermost(module, _):
+        return len(module.path) == 1 and module.name != "head"
+
     def activations(params, inputs):
-        _, state = module.apply(
-            as_variables(params),
-            inputs,
-            **flags,
-            capture_intermediates=lambda module, _: len(module.path) == 1 and module.name != "head",
-            mutable=["intermediates"],
-        )
+        options = {"capture_intermediates": outermost, "mutable": ["intermediates"], **flags}
+        _, state = module.apply(as_variables(params), inputs, **options)
         # relu of what is past a relu changes nothing
         return {name: nn.relu(found["__call__"][0]) for name, found in state["intermediates"].items()}
 

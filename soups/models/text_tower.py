@@ -30,9 +30,7 @@ class TextTower(nn.Module):
     def __call__(self, tokens_BxT):
         """Map tokens [B, T] of integers, at most `context_length`, to features [B, projection_size] in float32."""
         if tokens_BxT.ndim != 2 or not 1 <= tokens_BxT.shape[1] <= self.context_length:
-            raise ValueError(
-                f"tokens must be [B, T] with T from 1 to {self.context_length}, but their shape is {tokens_BxT.shape}"
-            )
+            raise ValueError(f"tokens must be [B, T], T from 1 to {self.context_length}, not {tokens_BxT.shape}")
         if not jnp.issubdtype(tokens_BxT.dtype, jnp.integer):
             raise ValueError(f"tokens must be integers, but they are {tokens_BxT.dtype}")
         shape = (1, self.context_length, self.width)
@@ -40,16 +38,8 @@ class TextTower(nn.Module):
         embedding = nn.Embed(self.vocabulary_size, self.width, embedding_init=initializer, name="token_embedding")
         position = self.param("pos_embedding", nn.initializers.normal(0.01), shape)
         x = embedding(tokens_BxT) + position[:, : tokens_BxT.shape[1]]
-        encoder = Encoder(
-            self.depth,
-            4 * self.width,
-            self.num_heads,
-            dtype=self.dtype,
-            activation=self.activation,
-            norm_epsilon=1e-5,
-            causal=True,
-            name="Transformer",
-        )
+        options = {"dtype": self.dtype, "activation": self.activation, "norm_epsilon": 1e-5, "causal": True}
+        encoder = Encoder(self.depth, 4 * self.width, self.num_heads, **options, name="Transformer")
         x = encoder(x.astype(self.dtype))
         last_Bx1x1 = jnp.argmax(tokens_BxT, axis=1)[:, None, None]
         x_BxD = jnp.take_along_axis(x, last_Bx1x1, axis=1)[:, 0]

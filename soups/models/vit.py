@@ -49,12 +49,8 @@ class MlpBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxD, train: bool = False):
         """Map tokens [B, T, D] to [B, T, D]."""
-        dense = functools.partial(
-            nn.Dense,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-            bias_init=nn.initializers.normal(stddev=1e-6),
-        )
+        drawn = {"kernel_init": nn.initializers.xavier_uniform(), "bias_init": nn.initializers.normal(stddev=1e-6)}
+        dense = functools.partial(nn.Dense, dtype=self.dtype, **drawn)
         hidden = ACTIVATIONS[self.activation](dense(self.mlp_dim)(x_BxTxD))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
         return dense(x_BxTxD.shape[-1])(hidden)
@@ -190,17 +186,8 @@ class ViT(nn.Module):
     def __call__(self, images_BxHxWxC, train: bool = False):
         """Map images [B, H, W, C] of floats to logits [B, num_classes], or features [B, D], in float32."""
         self._check(images_BxHxWxC.shape)
-        encoder = Encoder(
-            self.depth,
-            self.mlp_dim,
-            self.num_heads,
-            self.dropout,
-            self.dtype,
-            self.activation,
-            self.norm_epsilon,
-            remat=self.remat,
-            name="Transformer",
-        )
+        fields = (self.mlp_dim, self.num_heads, self.dropout, self.dtype, self.activation, self.norm_epsilon)
+        encoder = Encoder(self.depth, *fields, remat=self.remat, name="Transformer")
         x_BxD = self._pool(encoder(self._embed(images_BxHxWxC, train), train))
         if self.representation_size is not None:
             x_BxD = nn.tanh(nn.Dense(self.representation_size, name="pre_logits")(x_BxD))
@@ -213,10 +200,8 @@ class ViT(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x_BxD)
 
     def _embed(self, images_BxHxWxC, train):
-        embedding = nn.DenseGeneral(
-            self.width, axis=(-3, -2, -1), use_bias=self.embedding_bias, dtype=self.dtype, name="embedding"
-        )
-        x = embedding(patches(images_BxHxWxC, self.patch_size))
+        options = {"axis": (-3, -2, -1), "use_bias": self.embedding_bias, "dtype": self.dtype}
+        x = nn.DenseGeneral(self.width, **options, name="embedding")(patches(images_BxHxWxC, self.patch_size))
         batch, tokens, width = x.shape
         position = self.param("pos_embedding", nn.initializers.normal(width**-0.5), (1, tokens, width))
         x = x + position.astype(self.dtype)

@@ -301,8 +301,6 @@ def _label_alphas(axes, results, rows, splits, best):
     labels.place_labels(axes, [(test[i], shift[i]) for i in marked], texts, colors, obstacles=path, size=8)
 
 
-# --- Paths and barriers of pairs --------------------------------------------------------------------------------------
-
 _BARRIERS = (("test barrier (NLL)", 1), ("test barrier (accuracy)", 100))
 
 

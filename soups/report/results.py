@@ -81,8 +81,7 @@ METRICS = {
     for name, mode in (MODES | {"normalised": "max"}).items()
 }
 
-# --- The schema: "name?" may be missing, "*" is any name, a tuple is either ------------------------------------------
-
+# the schema: "name?" may be missing, "*" is any name, a tuple is either
 _MAYBE = (float, type(None))
 _METRICS = {"*": {"*": _MAYBE}}
 _STAGES = {"*": {"*": object}}
@@ -178,9 +177,6 @@ def check(results: Any, where="results") -> dict[str, Any]:
     return empty | dict(results)
 
 
-# --- Finding ----------------------------------------------------------------------------------------------------------
-
-
 def metric_of(results: Mapping, name: str | None = None) -> Metric:
     """Return what is known of a metric, of the main one if none is named: from the results, else the usual ones."""
     name = name or results["metric"]
@@ -235,8 +231,6 @@ def by_seed(items: Sequence[Mapping], seeds: Sequence[int]) -> list[Mapping]:
     """Return the items of the first seed that has any."""
     return next((found for seed in seeds if (found := [item for item in items if item["seed"] == seed])), [])
 
-
-# --- Checking ---------------------------------------------------------------------------------------------------------
 
 Problems = list[tuple[str, str]]  # (where, what is wrong)
 

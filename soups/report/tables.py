@@ -145,9 +145,6 @@ def _gain(results, paired, split, metric) -> Spread:
     return spread(differences, math.sqrt(max(won + lost - (won - lost) ** 2 / number, 0)) / number)
 
 
-# --- Numbers for people -----------------------------------------------------------------------------------------------
-
-
 def format_number(number: float, scale: float = 1.0, digits: int = 2, sign: str = "") -> str:
     """Write a number with a true minus sign, a dash for NaN, and no sign before zero."""
     if not math.isfinite(number):
@@ -195,9 +192,6 @@ def format_bytes(found: Spread) -> str:
     while size >= 1000 and unit < 4:
         size, unit = size / 1000, unit + 1
     return f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}" if math.isfinite(size) else "–"
-
-
-# --- The table --------------------------------------------------------------------------------------------------------
 
 
 class Cell(NamedTuple):
@@ -401,9 +395,6 @@ def _note(results, rows, others, costs):
             "Beside a number: its difference from the published one, in examples or points (p); ! is too much."
         )
     return " ".join([*parts, "Highlighted: the best that predict with one network."])
-
-
-# --- Other forms of the table -----------------------------------------------------------------------------------------
 
 
 def to_csv(table: Table) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from soups import state as state_files
 from soups import tree
-from soups.files import local_path, made_folder, replace_file
+from soups.files import append, local_path, made_folder, replace_file
 from soups.names import few
 from soups.pool import digest
 from soups.processes import on_all_processes, on_first_process
@@ -94,16 +94,9 @@ def fit(
     data, members = prepared(training, params, data, {"": given}, batch_size)
     mesh, shardings = with_lanes(mesh, shardings)
     placement = Alone(training) if mesh is None else Lanes(training, params, mesh=mesh, shardings=shardings)
-    state, losses = run(
-        placement,
-        params,
-        members,
-        data,
-        batch_size=batch_size,
-        directory=directory,
-        save_every=save_every,
-        on_step=lambda index, losses: on_step(index, losses[""]),
-    )
+    options = {"batch_size": batch_size, "directory": directory, "save_every": save_every}
+    options["on_step"] = lambda index, losses: on_step(index, losses[""])
+    state, losses = run(placement, params, members, data, **options)
     state, losses = placement.only(state), np.asarray(losses.get("", ()), np.float32)
     if (bad := checks.not_finite(state["params"])) or not np.isfinite(losses[-1:]).all():
         where = f"NaN or infinity in {few(bad)}" if bad else f"the last loss is {losses[-1]}"
@@ -270,8 +263,7 @@ class LossLog:
             self.losses.setdefault(name, []).append(value)
             if name in self._paths:
                 line = {"step": index, "loss": value if math.isfinite(value) else None}
-                with self._paths[name].open("ab") as file:
-                    file.write(state_files.sealed_line(line))
+                append(self._paths[name], state_files.sealed_line(line))
         self._on_step(index, losses)
 
 

@@ -27,33 +27,22 @@ HF_IMAGE = r"(vision_model|visual_projection)\..*|logit_scale|text_model\.embedd
 
 def openai_image(arch: Architecture) -> Table:
     """Return the table of the image tower."""
-    model = arch.features
-    width, patch = model.width, model.patch_size
+    names = ("visual.class_embedding", "visual.positional_embedding", "visual.conv1.weight")
     return (
-        parts.class_token("visual.class_embedding", (width,))
-        | parts.positions("visual.positional_embedding", (1 + arch.patches, width))
-        | parts.convolution("visual.conv1.weight", "embedding/kernel", patch, 3, width)
-        | parts.norm("visual.ln_pre", "pre_norm", width)
-        | parts.encoder(
-            "visual.transformer.resblocks.{}", OPENAI_BLOCK, model.depth, width, model.mlp_dim, model.num_heads
-        )
-        | parts.norm("visual.ln_post", "Transformer/encoder_norm", width)
-        | parts.as_it_is("visual.proj", (width, model.projection_size), "projection/kernel")
+        parts.tower(arch, *names, "visual.transformer.resblocks.{}", OPENAI_BLOCK, "visual.ln_post")
+        | parts.norm("visual.ln_pre", "pre_norm", arch.features.width)
+        | parts.as_it_is("visual.proj", (arch.features.width, arch.features.projection_size), "projection/kernel")
     )
 
 
 def hf_image(arch: Architecture) -> Table:
     """Return the table of the image tower."""
-    model = arch.features
-    width, top = model.width, "vision_model.embeddings"
+    width, top = arch.features.width, "vision_model.embeddings"
+    names = (f"{top}.class_embedding", f"{top}.position_embedding.weight", f"{top}.patch_embedding.weight")
     return (
-        parts.class_token(f"{top}.class_embedding", (width,))
-        | parts.positions(f"{top}.position_embedding.weight", (1 + arch.patches, width))
-        | parts.convolution(f"{top}.patch_embedding.weight", "embedding/kernel", model.patch_size, 3, width)
+        parts.tower(arch, *names, "vision_model.encoder.layers.{}", HF_BLOCK, "vision_model.post_layernorm")
         | parts.norm("vision_model.pre_layrnorm", "pre_norm", width)  # the name is theirs
-        | parts.encoder("vision_model.encoder.layers.{}", HF_BLOCK, model.depth, width, model.mlp_dim, model.num_heads)
-        | parts.norm("vision_model.post_layernorm", "Transformer/encoder_norm", width)
-        | parts.matrix("visual_projection.weight", "projection/kernel", (width,), (model.projection_size,))
+        | parts.matrix("visual_projection.weight", "projection/kernel", (width,), (arch.features.projection_size,))
     )
 
 

@@ -47,13 +47,7 @@ IMAGE_LAYOUTS = (
         _linear("classification_head"),
     ),
     Layout("OpenAI's and open_clip's", ("clip",), "visual.conv1.weight", clip.openai_image, clip.OPENAI_TEXT),
-    Layout(
-        "Hugging Face's CLIP",
-        ("clip",),
-        "vision_model.embeddings.class_embedding",
-        clip.hf_image,
-        clip.HF_TEXT,
-    ),
+    Layout("Hugging Face's CLIP", ("clip",), "vision_model.embeddings.class_embedding", clip.hf_image, clip.HF_TEXT),
     Layout(
         "AugReg's and big_vision's", ("augreg",), "Transformer/encoder_norm/scale", vit.augreg, head=vit.augreg_head
     ),
@@ -67,21 +61,12 @@ IMAGE_LAYOUTS = (
     ),
     Layout("Hugging Face's ViT", ("huggingface",), "embeddings.cls_token", vit.huggingface, vit.HF_POOLER),
     Layout(
-        "torchvision's",
-        ("torchvision",),
-        "layer1.0.bn3.weight",
-        resnet.torchvision,
-        resnet.COUNTERS,
-        _linear("fc"),
+        "torchvision's", ("torchvision",), "layer1.0.bn3.weight", resnet.torchvision, resnet.COUNTERS, _linear("fc")
     ),
 )
 TEXT_LAYOUTS = (
     Layout("OpenAI's and open_clip's", ("clip",), "token_embedding.weight", clip.openai_text, clip.OPENAI_IMAGE),
     Layout(
-        "Hugging Face's CLIP",
-        ("clip",),
-        "text_model.embeddings.token_embedding.weight",
-        clip.hf_text,
-        clip.HF_IMAGE,
+        "Hugging Face's CLIP", ("clip",), "text_model.embeddings.token_embedding.weight", clip.hf_text, clip.HF_IMAGE
     ),
 )

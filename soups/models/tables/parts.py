@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from soups.models.architectures import Architecture
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -64,7 +66,7 @@ def convolution(name: str, ours: str, size: int, inputs: int, outputs: int) -> T
     return {name: Part((outputs, inputs, size, size), {ours: lambda weight: weight.transpose(2, 3, 1, 0)})}
 
 
-def positions(name: str, shape: tuple[int, ...]) -> Table:
+def class_and_positions(name: str, shape: tuple[int, ...]) -> Table:
     """Take position embeddings [..., 1 + T, D], whose first is added to the class token once and for all."""
     batch = (1, *shape[-2:])
     gives = {"cls": lambda rows: rows.reshape(batch)[:, :1], "pos_embedding": lambda rows: rows.reshape(batch)[:, 1:]}
@@ -74,6 +76,18 @@ def positions(name: str, shape: tuple[int, ...]) -> Table:
 def class_token(name: str, shape: tuple[int, ...]) -> Table:
     """Take the class token."""
     return {name: Part(shape, {"cls": lambda token: token.reshape(1, 1, -1)})}
+
+
+def tower(arch: Architecture, token, positions, patches, block, names: BlockNames, last, lead=()) -> Table:
+    """Take what all image transformers have; `lead`: the axes of size one before the shape of the embeddings."""
+    model, width = arch.features, arch.features.width
+    return (
+        class_token(token, (*lead, *lead, width))
+        | class_and_positions(positions, (*lead, 1 + arch.patches, width))
+        | convolution(patches, "embedding/kernel", model.patch_size, 3, width)
+        | encoder(block, names, model.depth, width, model.mlp_dim, model.num_heads)
+        | norm(last, "Transformer/encoder_norm", width)
+    )
 
 
 def encoder(name: str, names: BlockNames, depth: int, width: int, mlp_dim: int, num_heads: int) -> Table:

@@ -30,25 +30,18 @@ def augreg_head(arch: Architecture, classes: int) -> Table:
 
 def timm(arch: Architecture) -> Table:
     """Return the table of timm's names."""
-    return _table(arch, "cls_token", "pos_embed", "patch_embed.proj", "blocks.{}", TIMM_BLOCK, "norm")
+    bias = parts.as_it_is("patch_embed.proj.bias", (arch.features.width,), "embedding/bias")
+    names = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.{}", TIMM_BLOCK, "norm")
+    return parts.tower(arch, *names, lead=(1,)) | bias
 
 
 def huggingface(arch: Architecture) -> Table:
     """Return the table of Hugging Face's names."""
-    first = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
-    return _table(arch, *first, "encoder.layer.{}", HF_BLOCK, "layernorm")
-
-
-def _table(arch, token, positions, patches, block, names, last):
-    model, width = arch.features, arch.features.width
-    return (
-        parts.class_token(token, (1, 1, width))
-        | parts.positions(positions, (1, 1 + arch.patches, width))
-        | parts.convolution(f"{patches}.weight", "embedding/kernel", model.patch_size, 3, width)
-        | parts.as_it_is(f"{patches}.bias", (width,), "embedding/bias")
-        | parts.encoder(block, names, model.depth, width, model.mlp_dim, model.num_heads)
-        | parts.norm(last, "Transformer/encoder_norm", width)
-    )
+    top = "embeddings"
+    patches = f"{top}.patch_embeddings.projection"
+    names = (f"{top}.cls_token", f"{top}.position_embeddings", f"{patches}.weight", "encoder.layer.{}")
+    bias = parts.as_it_is(f"{patches}.bias", (arch.features.width,), "embedding/bias")
+    return parts.tower(arch, *names, HF_BLOCK, "layernorm", lead=(1,)) | bias
 
 
 def _as_they_are(leaves):
