@@ -142,10 +142,8 @@ def check_within(name: str, value: Any, interval: str, *, whole: bool = False) -
     if tree.traced(number):
         return number
     if not low <= number <= high or (number == low and interval[0] == "(") or (number == high and interval[-1] == ")"):
-        above = "above" if interval[0] == "(" else "at least"
-        raise ValueError(
-            f"{name} must be {f'in {interval}' if high < math.inf else f'{above} {bounds[0]}'}, not {value}"
-        )
+        open_above = f"{'above' if interval[0] == '(' else 'at least'} {bounds[0]}"
+        raise ValueError(f"{name} must be {f'in {interval}' if high < math.inf else open_above}, not {value}")
     return number
 
 

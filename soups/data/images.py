@@ -16,16 +16,9 @@ _COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _BY_EXTENSION = {".pgm": ("PPM",), ".ppm": ("PPM",), ".tif": ("TIFF",), ".tiff": ("TIFF",)}
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp", *_BY_EXTENSION})
 
-_ORIENTATION = 0x0112  # of EXIF: how the camera was held
-_UPRIGHT = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
+_ORIENTATION = 0x0112  # of EXIF: how the camera was held, and from 2 on how the image is turned back
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+_UPRIGHT = {number: PIL.Image.Transpose[turn] for number, turn in enumerate(_TURNS, start=2)}
 _BYTES_PER_PIXEL = 12  # at the peak: Pillow's four, its copy as bytes, the array
 _AT_ONCE = 1 << 30  # bytes of images that are being decoded; one that is larger is decoded alone
 

@@ -147,9 +147,8 @@ def _warp(images, matrices):
     for image, matrix, out in zip(images, matrices, warped, strict=True):
         full = np.eye(3)  # the third axis is the channels', left alone
         full[:2, :2] = matrix
-        scipy.ndimage.affine_transform(
-            image.astype(np.float32), full, centre - full @ centre, output=out, order=1, mode="grid-constant"
-        )
+        options = {"output": out, "order": 1, "mode": "grid-constant"}
+        scipy.ndimage.affine_transform(image.astype(np.float32), full, centre - full @ centre, **options)
     return _to_uint8(warped)
 
 

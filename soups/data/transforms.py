@@ -10,12 +10,7 @@ from soups.names import check_name
 Transform = Callable[[np.ndarray], np.ndarray]
 
 MAX_PIXELS = 1 << 26  # of a resized image: what is long and thin would otherwise take any memory
-_METHODS = {
-    "bicubic": PIL.Image.Resampling.BICUBIC,
-    "bilinear": PIL.Image.Resampling.BILINEAR,
-    "box": PIL.Image.Resampling.BOX,
-    "nearest": PIL.Image.Resampling.NEAREST,
-}
+_METHODS = {name: PIL.Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "box", "nearest")}
 
 
 def compose(*transforms: Transform) -> Transform:
@@ -75,9 +70,7 @@ def center_crop(size: int) -> Transform:
     def apply(image):
         height, width = image.shape[:2]
         if min(height, width) < size:
-            raise ValueError(
-                f"a {height} x {width} image is too small for a central crop of {size} x {size}: resize it first"
-            )
+            raise ValueError(f"{height} x {width} image is too small for a central crop of {size} x {size}: resize it")
         top, left = round((height - size) / 2), round((width - size) / 2)
         return image[top : top + size, left : left + size]
 
@@ -106,9 +99,7 @@ def from_pil(image: PIL.Image.Image) -> np.ndarray:
     More than 8 bits per channel are a ValueError.
     """
     if image.mode.startswith(("I", "F")):
-        raise ValueError(
-            f"images of more than 8 bits per channel (mode {image.mode!r}) are not supported: convert them first"
-        )
+        raise ValueError(f"images of more than 8 bits per channel (mode {image.mode!r}) are not read: convert them")
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
     pixels = np.asarray(image)

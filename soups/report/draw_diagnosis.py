@@ -156,9 +156,7 @@ def _name_rows(axes, diagnosis, order):
         axes.set_ylabel(f"{len(order)} members, those to leave out below")
         return
     names = style.short_names([diagnosis.names[index] for index in order])
-    axes.set_yticks(
-        range(len(order)), [style.clipped(name, 24) for name in names], fontsize=8 if len(order) <= 20 else 5
-    )
+    axes.set_yticks(range(len(order)), [style.clipped(n, 24) for n in names], fontsize=8 if len(order) <= 20 else 5)
     for label, index in zip(axes.get_yticklabels(), order, strict=True):
         if _is_out(diagnosis, index):
             label.set_color(style.ALARM)

@@ -307,6 +307,5 @@ def _claim(directory: pathlib.Path, description: Mapping[str, Mapping[str, Any]]
         if there[section].get(name) != here.get(name)
     ]
     if lines:
-        raise ValueError(
-            f"{directory} holds a run that was begun otherwise:\n" + "\n".join(lines) + "\nUse another directory."
-        )
+        lines = [f"{directory} holds a run that was begun otherwise:", *lines, "Use another directory."]
+        raise ValueError("\n".join(lines))

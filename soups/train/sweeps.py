@@ -296,9 +296,7 @@ def _names(pool, names, identities):
         raise ValueError(f"{len(identities)} members need {len(identities)} names, but {len(names)} were given")
     pairs = zip(names, identities, strict=True)
     if wrong := [name for name, one in pairs if pool is not None and name in pool and there.get(one) != name]:
-        raise ValueError(
-            f"{pool} has {', '.join(wrong)} already, made from something else: take other names or a new pool"
-        )
+        raise ValueError(f"{pool} has {', '.join(wrong)} already, made from something else: take other names or pools")
     return list(names)
 
 

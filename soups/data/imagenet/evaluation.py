@@ -120,6 +120,5 @@ def _evaluation_set(data_dir, name, one: DecodedSet, on_corrupt):
     if one.border:
         notes.append(f"a border of {one.border} pixels is cut off, the published numbers are without that")
     source = one.source
-    return EvaluationSet(
-        content.images, content.labels, source.class_names, source.class_groups, content.digest, tuple(notes)
-    )
+    labels = (content.labels, source.class_names, source.class_groups)
+    return EvaluationSet(content.images, *labels, content.digest, tuple(notes))
