@@ -35,7 +35,10 @@ class Journal:
         self._old: list[dict[str, Any]] = []
         if self._path is not None:
             if members is not None:
-                header = {**header, "members": list(members), "digests": _digests(members)}
+                # those that know their digests, as a pool's do, are not read for them
+                known = getattr(members, "identity", None) or getattr(members, "digest", None)
+                digests = {name: known(name) if known else content_digest(members[name]) for name in members}
+                header = {**header, "members": list(members), "digests": digests}
             self._header = json.loads(json.dumps(header))
             self._old = on_first_process(self._open)
 
@@ -107,12 +110,6 @@ def _described(leaf):
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)  # else () becomes (1,)
     digest = xxhash.xxh3_128_hexdigest(array.reshape(-1).view(np.uint8))
     return f"{array.dtype.name} {list(array.shape)} {digest}"
-
-
-def _digests(members) -> dict[str, str]:
-    """Return a digest of each member; those that know their own, as a pool's do, are not read for it."""
-    known = getattr(members, "identity", None) or getattr(members, "digest", None)
-    return {name: known(name) if known else content_digest(members[name]) for name in members}
 
 
 def _differences(there, here, within=""):

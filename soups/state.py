@@ -50,7 +50,8 @@ def read(path: str | os.PathLike, fields: Mapping[str, type | tuple[type, ...]] 
     value = _opened(content(path), path)
     for name, kind in fields.items():
         if name not in value or not isinstance(value[name], kind):
-            raise ValueError(f"{path} is state of another kind: its {name!r} is {_kind(value, name)}")
+            found = type(value[name]).__name__ if name in value else "not there"
+            raise ValueError(f"{path} is state of another kind: its {name!r} is {found}")
     return value
 
 
@@ -132,10 +133,6 @@ def _opened(sealed, where, end=b"\n"):
     value = parsed(sealed.decode("ascii", "replace"), where)
     del value["checksum"]
     return value
-
-
-def _kind(value, name):
-    return type(value[name]).__name__ if name in value else "not there"
 
 
 def _unique(pairs):

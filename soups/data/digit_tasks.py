@@ -57,7 +57,9 @@ def tasks_from_digits(
     sizes = {"train": num_train, "held_out": num_held_out, "test": num_test}
     parts = {name: _parts(name, image_size, sizes, seed, data_dir) for name in (MNIST, OPTDIGITS)}
     tasks = {name: _task(name, parts, seed) for name in names}
-    left = _joined([part["left"] for part in parts.values()])
+    rest = [part["left"] for part in parts.values()]
+    images, labels = (np.concatenate([getattr(one, field) for one in rest]) for field in ("images", "labels"))
+    left = Dataset(images, labels, rest[0].class_names)
     return tasks, left.take(split_indices(left.labels, {"pretraining": num_pretraining}, seed)["pretraining"])
 
 
@@ -79,11 +81,6 @@ def _task(name, parts, seed):
         images, labels = kind.make({s: part[split] for s, part in parts.items()}, np.random.default_rng(draws))
         splits[split] = Dataset(images, labels.astype(np.int32), kind.classes)
     return Task(name=name, class_names=kind.classes, shifts={}, **splits)
-
-
-def _joined(datasets):
-    images, labels = (np.concatenate([getattr(d, field) for d in datasets]) for field in ("images", "labels"))
-    return Dataset(images, labels, datasets[0].class_names)
 
 
 def _relabelled(source: str, of_digit: Sequence[int], classes: Sequence[str]) -> Kind:

@@ -119,40 +119,31 @@ def _symbols():
 
 def _checked(numbers, merges, file):
     """Return the numbers of the start and the end token of a good vocabulary."""
-    problems = _problems_of_types(numbers, merges) or _problems(numbers, merges)
-    if problems:
+    if problems := list(_problems(numbers, merges)):
         raise ValueError(f"{file} is no vocabulary of CLIP: {'; '.join(problems)}")
-    start, end = _ends(numbers)
-    return numbers[start], numbers[end]
-
-
-def _problems_of_types(numbers, merges):
-    if not isinstance(numbers, dict) or not all(type(number) is int for number in numbers.values()):
-        return ["its vocabulary does not give each token a number"]
-    bad = [m for m in merges if len(m) != 2 or not all(isinstance(part, str) for part in m)]
-    return [f"{len(bad)} merges are not pairs of tokens, such as {short(str(bad[0]))}"] if bad else []
+    return next(tuple(numbers[end] for end in ends) for ends in ENDS if all(end in numbers for end in ends))
 
 
 def _problems(numbers, merges):
-    problems = []
+    if not isinstance(numbers, dict) or not all(type(number) is int for number in numbers.values()):
+        yield "its vocabulary does not give each token a number"
+        return
+    if bad := [m for m in merges if len(m) != 2 or not all(isinstance(part, str) for part in m)]:
+        yield f"{len(bad)} merges are not pairs of tokens, such as {short(str(bad[0]))}"
+        return
     if sorted(numbers.values()) != list(range(len(numbers))):
-        problems.append(f"its {len(numbers)} tokens are not numbered from 0 to {len(numbers) - 1}, each number once")
+        yield f"its {len(numbers)} tokens are not numbered from 0 to {len(numbers) - 1}, each number once"
     symbols = _symbols()
     if absent := [token for token in (*symbols, *(s + LAST for s in symbols)) if token not in numbers]:
-        problems.append(f"it lacks {len(absent)} of the 512 tokens of single bytes, such as {short(absent[0])}")
+        yield f"it lacks {len(absent)} of the 512 tokens of single bytes, such as {short(absent[0])}"
     if absent := [t for pair in merges for t in (*pair, "".join(pair)) if t not in numbers]:
-        problems.append(f"it lacks {len(absent)} tokens of merges, such as {short(absent[0])}")
-    ends = _ends(numbers)
+        yield f"it lacks {len(absent)} tokens of merges, such as {short(absent[0])}"
+    ends = next((ends for ends in ENDS if all(end in numbers for end in ends)), None)
     if ends is None:
-        problems.append(f"it lacks {' and '.join(ENDS[0])} (or {' and '.join(ENDS[1])})")
+        yield f"it lacks {' and '.join(ENDS[0])} (or {' and '.join(ENDS[1])})"
     elif numbers[ends[1]] != len(numbers) - 1:
         # the text tower reads the feature at the largest number of a row
-        problems.append(f"{ends[1]} has number {numbers[ends[1]]}, but it must have the last, {len(numbers) - 1}")
-    return problems
-
-
-def _ends(numbers):
-    return next((ends for ends in ENDS if all(end in numbers for end in ends)), None)
+        yield f"{ends[1]} has number {numbers[ends[1]]}, but it must have the last, {len(numbers) - 1}"
 
 
 def _check_texts(texts):

@@ -129,13 +129,11 @@ def _split(model):
     An nnx.State refuses to be updated under vmap of grad.
     """
     graph, weights, rest = nnx.split(model, nnx.Not(nnx.Any(*_NO_WEIGHTS)), ...)
-    flat = {(_collection(type(one)), *path): one.get_value() for path, one in nnx.to_flat_state(weights)}
+    known, flat = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}, {}
+    for path, one in nnx.to_flat_state(weights):
+        names = (name for kind, name in known.items() if isinstance(one, kind))
+        flat[next(names, type(one).__name__), *path] = one.get_value()
     return graph, {"params": {}} | traverse_util.unflatten_dict(flat), nnx.to_pure_dict(rest)
-
-
-def _collection(kind):
-    known = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
-    return next((name for base, name in known.items() if issubclass(kind, base)), kind.__name__)
 
 
 def _plain(collections):

@@ -59,7 +59,7 @@ def repair(
         return reestimate_batch_stats(stats_fn(model, mean, std), soup, batches)
     normalized = normalizer(mean, std)
     measure = _measure(model, layers, normalized)
-    _check_layers(jax.eval_shape(measure, {"weights": soup}, _first(batches)), layers, soup)
+    _check_layers(jax.eval_shape(measure, {"weights": soup}, _first(batches)), layers, soup, biases=True)
     measured = [_statistics(measure, params, batches) for params in members.values()]
     goals = {path: _goal([statistics[path] for statistics in measured], weights) for path in measured[0]}
     statistics = _statistics(_measure(model, layers, normalized, goals), soup, batches)
@@ -81,7 +81,7 @@ def activation_statistics(
     over batches in float64 and given in float32. Arguments and errors are those of `repair`.
     """
     measure = _measure(model, layers, normalizer(mean, std))
-    _check_match(jax.eval_shape(measure, {"weights": params}, _first(batches)), layers, params)
+    _check_layers(jax.eval_shape(measure, {"weights": params}, _first(batches)), layers, params, biases=False)
     return _statistics(measure, params, batches)
 
 
@@ -96,16 +96,12 @@ def _check(soup, members, batches, weights):
     return arguments.per_member(1 / len(members) if weights is None else weights, members, "weights")
 
 
-def _check_match(found, layers, params):
+def _check_layers(found, layers, params, *, biases):
+    names = {name.removeprefix("params/") for name in tree.names(params)}
     if not found:
-        paths = sorted({name.removeprefix("params/").rpartition("/")[0] for name in tree.names(params)})
+        paths = sorted({name.rpartition("/")[0] for name in names})
         raise ValueError(f"layers {layers!r} match no Dense or Conv layer{did_you_mean(layers, paths)}")
-
-
-def _check_layers(found, layers, soup):
-    _check_match(found, layers, soup)
-    names = {name.removeprefix("params/") for name in tree.names(soup)}
-    if missing := [path for path in found if f"{path}/bias" not in names]:
+    if missing := [path for path in found if biases and f"{path}/bias" not in names]:
         raise ValueError(
             f"these layers have no bias to take the shift: {', '.join(missing)}; make them with use_bias=True, or "
             "leave them out by `layers`"

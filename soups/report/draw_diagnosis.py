@@ -38,7 +38,10 @@ def draw_diagnosis(diagnosis: Diagnosis) -> Figure:
             barriers, scores = next(lines)
             _draw_barriers(figure, barriers, diagnosis, order)
             _draw_scores(scores, diagnosis, order)
-        _head_and_foot(figure, diagnosis)
+        color = style.INK if diagnosis.keep else style.ALARM
+        figure.suptitle(_title(diagnosis), x=0.012, ha="left", fontsize=11, fontweight="bold", color=color)
+        if diagnosis.leave_out:
+            style.footnote(figure, "Leave out", _reasons(diagnosis, 8), width=112)
         figure.draw_without_rendering()  # lays it out while the look holds
         return figure
 
@@ -160,13 +163,6 @@ def _name_rows(axes, diagnosis, order):
     for label, index in zip(axes.get_yticklabels(), order, strict=True):
         if _is_out(diagnosis, index):
             label.set_color(style.ALARM)
-
-
-def _head_and_foot(figure, diagnosis):
-    color = style.INK if diagnosis.keep else style.ALARM
-    figure.suptitle(_title(diagnosis), x=0.012, ha="left", fontsize=11, fontweight="bold", color=color)
-    if diagnosis.leave_out:
-        style.footnote(figure, "Leave out", _reasons(diagnosis, 8), width=112)
 
 
 def _only_words(diagnosis):

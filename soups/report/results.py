@@ -167,7 +167,10 @@ def check(results: Any, where="results") -> dict[str, Any]:
         raise ValueError(_other_schema(where, version))
     # the same mostly is wrong in many places: one line for each fault, with the first places
     places: dict[str, list[str]] = {}
-    for label, problem in _structure(results, _SHAPE, "") or _contents(results):
+    contents = (
+        problem for part in (_of_splits, _of_rows, _of_metrics, _of_curves, _of_pairs) for problem in part(results)
+    )
+    for label, problem in _structure(results, _SHAPE, "") or contents:
         places.setdefault(problem, []).append(label)
     if places:
         lines = (f"  {problem}{_at(found)}" for problem, found in places.items())
@@ -280,11 +283,6 @@ def _of_object(found, shape, where) -> Problems:
             close = difflib.get_close_matches(name, [key for key in found if key not in known], n=1)
             problems.append((where, f"{name} is missing{f' (did you misspell it as {close[0]!r}?)' if close else ''}"))
     return problems
-
-
-def _contents(results) -> Problems:
-    parts = (_of_splits, _of_rows, _of_metrics, _of_curves, _of_pairs)
-    return [problem for part in parts for problem in part(results)]
 
 
 def _of_splits(results):

@@ -247,7 +247,8 @@ def main_table(results: Mapping) -> Table:
             add(f"{files.title_of(results, split)} gain", [_gain_cell(row.gain.get(split), main) for row in rows])
     others = dict.fromkeys(name for row in rows for name in row.metrics.get(test, ()) if name != results["metric"])
     for name in others:
-        add(_unit(files.metric_of(results, name)), metric_cells(results, rows, test, name))
+        metric = files.metric_of(results, name)
+        add(metric.title + " %" * metric.percent, metric_cells(results, rows, test, name))
     if any(math.isfinite(row.num_ingredients.mean) for row in rows):
         add("members", [_number_cell(row.num_ingredients, format_count) for row in rows])
     costs = dict.fromkeys(cost for row in rows for cost in row.cost)
@@ -371,9 +372,7 @@ def _head(results, split, metric):
     plain = metric is files.METRICS["accuracy"] or metric.title == "accuracy"
     return f"{files.title_of(results, split)}{'' if plain else f' {metric.title}'}{' %' if metric.percent else ''}"
 
-
-def _unit(metric):
-    return metric.title + (" %" if metric.percent else "")
+    return f"{files.title_of(results, split)}{'' if plain else f' {metric.title}'}{' %' if metric.percent else ''}"
 
 
 def _note(results, rows, others, costs):

@@ -106,7 +106,10 @@ def probe_on_features(
     """
     _check(features, labels, num_classes, strengths, held_out)
     mean, scale = float(np.mean(features, dtype=np.float64)), float(np.std(features, dtype=np.float64))
-    log = _opened(journal, features, labels, num_classes, strengths, max_iterations)
+    header = {"recipe": "linear probe", "num_classes": num_classes, "strengths": sorted(strengths)}
+    if journal is not None:  # hashing the features takes a while
+        header |= {"max_iterations": max_iterations, "data": digest({"x": features, "y": labels})}
+    log = Journal(journal, header)
     measured = _objective(features, labels, num_classes, mean, scale, mesh)
     flat = np.zeros((features.shape[1] + 1) * num_classes)
     best, best_score = None, -math.inf
@@ -235,13 +238,6 @@ def _problems(name, features, labels, num_classes):
         yield f"{name} hold NaN or infinity"
     elif features.min() == features.max():
         yield f"{name} are all equal"
-
-
-def _opened(journal, features, labels, num_classes, strengths, max_iterations) -> Journal:
-    if journal is None:
-        return Journal(None, {})  # hashing the features takes a while
-    settings = {"num_classes": num_classes, "strengths": sorted(strengths), "max_iterations": max_iterations}
-    return Journal(journal, {"recipe": "linear probe", **settings, "data": digest({"x": features, "y": labels})})
 
 
 def _objective(features, labels, num_classes, mean, scale, mesh):

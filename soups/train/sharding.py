@@ -123,15 +123,10 @@ def _gather(leaf, whole, cut):
     return constrained(leaf, whole)
 
 
-def _gather_forward(leaf, whole, cut):
-    return _gather(leaf, whole, cut), None
-
-
-def _gather_backward(whole, cut, _, gradient):
-    return (constrained(gradient, cut),)
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
+_gather.defvjp(
+    lambda leaf, whole, cut: (_gather(leaf, whole, cut), None),
+    lambda whole, cut, _, gradient: (constrained(gradient, cut),),
+)
 
 
 def _largest(shape, mesh, min_size):

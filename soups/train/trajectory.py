@@ -39,16 +39,11 @@ def averages(state: Mapping[str, Any], decays: Sequence[float] = (), *, unbiased
     """
     named = dict(state["averages"])
     for decay, moved in zip(decays, state["drifts"]["moved"] if decays else (), strict=True):
-        scale = 1.0 / _seen(decay, state["step"]) if unbiased else 1.0
+        scale = 1.0
+        if unbiased and decay:  # 1 − β^t, precisely also where β is next to 1
+            scale = -1.0 / jnp.expm1(jnp.maximum(state["step"], 1).astype(jnp.float32) * math.log(decay))
         named[f"ema_{decay}"] = _moved(state["drifts"]["start"], moved, scale)
     return named
 
 
 _moved = jax.jit(tree.add_scaled)  # traced, so that the averages of a run that diverged are no error
-
-
-def _seen(decay, step):
-    """Return 1 − β^t, precisely also where β is next to 1."""
-    if decay == 0:
-        return 1.0
-    return -jnp.expm1(jnp.maximum(step, 1).astype(jnp.float32) * math.log(decay))
