@@ -116,12 +116,8 @@ def _resnet(name, family, blocks):
 
 def _table():
     table = {"resnet50": ("torchvision", _resnet, (3, 4, 6, 3)), "clip-vit-mini": ("clip", _clip_mini)}
-    sizes = {
-        "b32": ("B/32", 224, 512, 512),
-        "b16": ("B/16", 224, 512, 512),
-        "l14": ("L/14", 224, 768, 768),
-        "l14-336": ("L/14", 336, 768, 768),
-    }
+    sizes = {"b32": ("B/32", 224, 512, 512), "b16": ("B/16", 224, 512, 512)}
+    sizes |= {"l14": ("L/14", 224, 768, 768), "l14-336": ("L/14", 336, 768, 768)}
     for name, size in sizes.items():
         table[f"clip-vit-{name}"] = ("clip", _clip, *size, "quick_gelu")
         if name != "l14-336":

@@ -18,19 +18,10 @@ from flax import linen as nn
 from soups.tree import Tree
 
 #: the flags that tell a network its mode, with what they are in training
-IN_TRAINING = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-    "inference": False,
-}
-_MODES = {
-    nn.BatchNorm: "use_running_average",
-    nn.Dropout: "deterministic",
-    nn.MultiHeadDotProductAttention: "deterministic",
-}
+IN_TRAINING = dict.fromkeys(("train", "training", "is_training"), True)
+IN_TRAINING |= dict.fromkeys(("deterministic", "use_running_average", "inference"), False)
+_MODES = dict.fromkeys((nn.Dropout, nn.MultiHeadDotProductAttention), "deterministic")
+_MODES |= {nn.BatchNorm: "use_running_average"}
 
 
 def init(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> Tree:

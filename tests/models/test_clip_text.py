@@ -62,7 +62,7 @@ def test_features_are_not_normalised(small, params):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (np.zeros((1, 9), np.int32), r"T from 1 to 8, but their shape is \(1, 9\)"),
+        (np.zeros((1, 9), np.int32), r"T from 1 to 8, not \(1, 9\)"),
         (np.zeros(8, np.int32), r"tokens must be \[B, T\]"),
         (np.zeros((1, 8), np.float32), "tokens must be integers, but they are float32"),
     ],

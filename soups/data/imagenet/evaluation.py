@@ -14,15 +14,8 @@ from soups.data.sources import UnreadableImage
 from soups.names import check_name
 from soups.processes import all_or_none, on_first_process
 
-PUBLISHED_SIZES = {
-    "held_out": 26_000,
-    "imagenet": 50_000,
-    "imagenet_v2": 10_000,
-    "imagenet_sketch": 50_889,
-    "imagenet_r": 30_000,
-    "objectnet": 18_574,
-    "imagenet_a": 7_500,
-}
+PUBLISHED_SIZES = {"held_out": 26_000, "imagenet": 50_000, "imagenet_v2": 10_000, "imagenet_sketch": 50_889}
+PUBLISHED_SIZES |= {"imagenet_r": 30_000, "objectnet": 18_574, "imagenet_a": 7_500}
 OBJECTNET_BORDER = 2  # pixels, red
 
 

@@ -4,17 +4,10 @@ from soups.models.architectures import Architecture
 from soups.models.tables import parts
 from soups.models.tables.parts import BlockNames, Table
 
-OPENAI_BLOCK = BlockNames(
-    "ln_1", ("attn.in_proj_weight", "attn.in_proj_bias"), "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"
-)
-HF_BLOCK = BlockNames(
-    "layer_norm1",
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attn.out_proj",
-    "layer_norm2",
-    "mlp.fc1",
-    "mlp.fc2",
-)
+_STACKED = ("attn.in_proj_weight", "attn.in_proj_bias")
+OPENAI_BLOCK = BlockNames("ln_1", _STACKED, "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+_PARTS = tuple(f"self_attn.{part}_proj" for part in "qkv")
+HF_BLOCK = BlockNames("layer_norm1", _PARTS, "self_attn.out_proj", "layer_norm2", "mlp.fc1", "mlp.fc2")
 # the rest of a CLIP, which an image classifier does without; the numbers are those of OpenAI's archives
 OPENAI_TEXT = (
     r"(transformer|token_embedding|ln_final)\..*|positional_embedding|text_projection(\.weight)?|logit_(scale|bias)"

@@ -6,14 +6,9 @@ from soups.models.tables import parts
 from soups.models.tables.parts import BlockNames, Table
 
 TIMM_BLOCK = BlockNames("norm1", ("attn.qkv.weight", "attn.qkv.bias"), "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-HF_BLOCK = BlockNames(
-    "layernorm_before",
-    ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-    "attention.output.dense",
-    "layernorm_after",
-    "intermediate.dense",
-    "output.dense",
-)
+_PARTS = tuple(f"attention.attention.{part}" for part in ("query", "key", "value"))
+_REST = ("attention.output.dense", "layernorm_after", "intermediate.dense", "output.dense")
+HF_BLOCK = BlockNames("layernorm_before", _PARTS, *_REST)
 HF_POOLER = r"pooler\..*"  # of a file without a classifier, which does not use it either
 
 
