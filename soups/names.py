@@ -73,6 +73,12 @@ def bounded(lines: Sequence[str], most: int = MOST) -> str:
     return "\n".join([*lines[:most], *more])
 
 
+def refuse(what: str, problems: Iterable[str]) -> None:
+    """Raise a ValueError that says what is wrong and lists the problems, unless there is none."""
+    if lines := [f"  {problem}" for problem in problems]:
+        raise ValueError("\n".join([f"{what}:", *lines]))
+
+
 def few(items: Iterable[str], most: int = MOST) -> str:
     """Join items for a message, and count those beyond the first ones."""
     items = list(items)

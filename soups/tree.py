@@ -21,7 +21,7 @@ import numpy as np
 from soups import arrays
 from soups.arrays import is_complex, is_float, namespace, widen_leaves, widest  # noqa: F401 (of leaves, also here)
 from soups.lazy import is_jax, jax, jnp
-from soups.names import bounded, did_you_mean, differences, few, pattern, shown
+from soups.names import bounded, did_you_mean, differences, few, pattern, refuse, shown
 
 Tree = Any  # a pytree of arrays, in this library mostly nested dicts
 Rules = str | Sequence[tuple[str, Any]]  # ordered (regex, value) pairs, or one regex that selects
@@ -242,12 +242,9 @@ def match(tree: Tree, rules: Rules) -> Tree:
     chosen = {name: next(((p, v) for p, v in compiled if p.fullmatch(name)), None) for name in leaf_names}
     uncovered = [name for name, hit in chosen.items() if hit is None]
     idle = [p.pattern for p, _ in compiled if p.pattern != ".*" and not any(map(p.fullmatch, leaf_names))]
-    if uncovered or idle:
-        lines = [f"  no rule matches leaf {name!r}" for name in uncovered]
-        lines += [f"  rule {pattern!r} matches no leaf{did_you_mean(pattern, leaf_names)}" for pattern in idle]
-        raise ValueError(
-            "rules do not fit the tree (end them with ('.*', value) to cover the rest):\n" + "\n".join(lines)
-        )
+    lines = [f"no rule matches leaf {name!r}" for name in uncovered]
+    lines += [f"rule {pattern!r} matches no leaf{did_you_mean(pattern, leaf_names)}" for pattern in idle]
+    refuse("rules do not fit the tree (end them with ('.*', value) to cover the rest)", lines)
     return map_with_names(lambda name, _: chosen[name][1], tree)
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from soups.data.images import UnreadableImage, memory_held
 from soups.data.splits import check_disjoint
 from soups.data.transforms import Transform
-from soups.names import differences, few
+from soups.names import differences, few, refuse
 
 ClassGroups = tuple[tuple[int, ...], ...]
+_INVALID = "not a valid dataset"
 
 
 class Source(Protocol):
@@ -49,8 +50,7 @@ class Dataset:
     class_groups: ClassGroups | None = None
 
     def __post_init__(self):
-        if problems := _array_problems(self.images, self.labels, np.int32) or _class_problems(self):
-            raise ValueError(_invalid(problems))
+        refuse(_INVALID, _array_problems(self.images, self.labels, np.int32) or _class_problems(self))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,9 +91,7 @@ class Task:
             for name, data in decoded.items()
             if data.images.shape[1:] != shape
         ]
-        if problems := [problem for problem in problems if problem]:
-            lines = "\n".join(f"  {problem}" for problem in problems)
-            raise ValueError(f"the sets of task {self.name!r} do not fit together:\n{lines}")
+        refuse(f"the sets of task {self.name!r} do not fit together", filter(None, problems))
         check_disjoint(**{name: data for name, data in sets.items() if name in decoded})
 
 
@@ -116,8 +114,7 @@ def as_dataset(data, class_names: Sequence[str] | None = None) -> Dataset:
         class_names = [str(number) for number in range(int(labels.max()) + 1)]
         if labels.min() > 0:
             problems = [f"labels count from 0, but these are {labels.min()} to {labels.max()}: give the class_names"]
-    if problems := problems or _range_problems(labels, len(class_names)):  # before a cast could bring them into it
-        raise ValueError(_invalid(problems))
+    refuse(_INVALID, problems or _range_problems(labels, len(class_names)))  # before a cast could bring them into it
     return Dataset(images, labels.astype(np.int32), tuple(class_names))
 
 
@@ -215,10 +212,6 @@ def stack_examples(examples: Iterable[tuple[np.ndarray, int]], count: int) -> tu
             )
         images[row], labels[row] = image, label
     return images, labels
-
-
-def _invalid(problems):
-    return "not a valid dataset:\n" + "\n".join(f"  {problem}" for problem in problems)
 
 
 def _array_problems(images, labels, kind):

@@ -7,6 +7,7 @@ import numpy as np
 import xxhash
 
 from soups.arguments import check_within
+from soups.names import refuse
 
 
 def split_indices(
@@ -47,9 +48,8 @@ def check_disjoint(**datasets) -> None:
         shared = [(place[digest], index) for index, digest in enumerate(digests[second]) if digest in place]
         if shared:
             where = ", ".join(f"{first}[{i}] = {second}[{j}]" for i, j in shared[:5])
-            lines.append(f"  {first} and {second} share {len(shared)} (first: {where})")
-    if lines:
-        raise ValueError("splits must not share examples, but these do:\n" + "\n".join(lines))
+            lines.append(f"{first} and {second} share {len(shared)} (first: {where})")
+    refuse("splits must not share examples, but these do", lines)
 
 
 def _part_size(name, size, count):

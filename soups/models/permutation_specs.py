@@ -1,5 +1,6 @@
 """Declare the permutation symmetries of the built-in networks, for `soups.recipes.rebasin`."""
 
+import itertools
 from collections.abc import Callable
 
 from flax import linen as nn
@@ -65,22 +66,17 @@ def _with_collections(rules, params):
 
 
 def _mlp(model, residual):
-    rules, units = [], None
-    for index in range(len(model.widths)):
-        layer = f"layer_{index}"
-        rules += _dense(layer, units, layer)
-        units = layer
-    return rules + _dense("head", units, None)
+    return _chain([f"layer_{index}" for index in range(len(model.widths))], _dense)
 
 
 def _convnet(model, residual):
-    rules, channels = [], None
-    for stage in range(len(model.widths)):
-        for index in range(model.depth):
-            block = f"stage_{stage}_{index}"
-            rules += _conv_norm(block, channels, block)
-            channels = block
-    return rules + _dense("head", channels, None)
+    stages = range(len(model.widths))
+    return _chain([f"stage_{stage}_{index}" for stage in stages for index in range(model.depth)], _conv_norm)
+
+
+def _chain(layers, rules_of):
+    rules = [rules_of(layer, before, layer) for before, layer in zip([None, *layers], layers, strict=False)]
+    return [*itertools.chain(*rules), *_dense("head", layers[-1] if layers else None, None)]
 
 
 def _resnet(model, residual):

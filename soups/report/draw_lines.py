@@ -28,15 +28,14 @@ _MOST_LINES = 7  # splits that a mean is over, beside the mean
 def number_of_models(results: Mapping):
     """Draw the main metric of rows of several numbers of members, on test and on shifts; None without such rows."""
     rows = [row for group in ("main", "curve") for row in rows_table(results, group) if "models" in row.of]
-    columns = list(dict.fromkeys(_place(row) for row in rows))
+    columns = files.grouped(rows, _place)
     if len({row.of["models"] for row in rows}) < 2:
         return None
     panels = [(split, False) for role, split in files.summary_splits(results).items() if role in ("test", "shift")]
     panels = panels if len(panels) > 1 else [*panels, (panels[0][0], True)]
     alone = len(columns) == 1
     figure, grid = _grid(len(panels), len(columns), width=7 if alone else None, sharex="col", sharey="row")
-    for column, place in enumerate(columns):
-        found = [row for row in rows if _place(row) == place]
+    for column, (place, found) in enumerate(columns.items()):
         for axes, (split, _) in zip(grid[:, column], panels, strict=True):
             _draw_counts(axes, results, found, split)
         grid[0, column].set_title(", ".join(str(value) for _, value in place), fontsize=9)
@@ -128,15 +127,13 @@ def paths(results: Mapping):
     pairs = [pair for pair in results["pairs"] if "network" in pair.get("of", {})]
     pairs = [pair for pair in pairs if {"nll", "accuracy"} <= pair.get("path", {}).get("test", {}).keys()]
     pairs = [pair for pair in pairs if pair["of"]["network"] in _most_matched(pairs)]
-    columns = list(dict.fromkeys((pair["of"]["network"], pair["of"].get("statistics", "")) for pair in pairs))
+    columns = files.grouped(pairs, lambda pair: (pair["of"]["network"], pair["of"].get("statistics", "")))
     if not columns:
         return None
     figure, grid = _grid(3, len(columns), sharex=True, sharey="row")
     lowest = []
-    for column, (network, statistics) in enumerate(columns):
-        found = [p for p in pairs if (p["of"]["network"], p["of"].get("statistics", "")) == (network, statistics)]
-        for matching in dict.fromkeys(map(_matching, found)):
-            of_matching = [pair for pair in found if _matching(pair) == matching]
+    for column, ((network, statistics), found) in enumerate(columns.items()):
+        for matching, of_matching in files.grouped(found, _matching).items():
             for axes, metric in zip(grid[:, column], ("nll", "accuracy", "accuracy"), strict=True):
                 _draw_path(axes, of_matching, matching, metric)
             lowest.append((column, _lines(of_matching, "test", "accuracy").mean(axis=0).min()))
@@ -162,12 +159,11 @@ def paths(results: Mapping):
 def width(results: Mapping):
     """Draw the barriers on the test set against the width, one column for each kind of network of several widths."""
     pairs = _of_several_widths([pair for pair in results["pairs"] if {"network", "units"} <= pair.get("of", {}).keys()])
-    columns = list(dict.fromkeys((_network_kind(pair), pair["of"].get("statistics", "")) for pair in pairs))
+    columns = files.grouped(pairs, lambda pair: (_network_kind(pair), pair["of"].get("statistics", "")))
     if not columns:
         return None
     figure, grid = _grid(2, len(columns), sharex="col", sharey="row")
-    for column, (kind, statistics) in enumerate(columns):
-        found = [p for p in pairs if (_network_kind(p), p["of"].get("statistics", "")) == (kind, statistics)]
+    for column, ((kind, statistics), found) in enumerate(columns.items()):
         for axes, (name, scale) in zip(grid[:, column], _BARRIERS, strict=True):
             _draw_widths(axes, found, name, scale)
         grid[0, column].set_title(f"{kind}\n{statistics}".strip(), fontsize=9)
@@ -341,20 +337,16 @@ def _most_matched(pairs) -> Sequence[str]:
 
 
 def _of_several_widths(pairs):
-    widths = {}
-    for pair in pairs:
-        widths.setdefault((_network_kind(pair), _matching(pair)), set()).add(pair["of"]["units"])
-    return [pair for pair in pairs if len(widths[_network_kind(pair), _matching(pair)]) > 1]
+    alike = files.grouped(pairs, lambda pair: (_network_kind(pair), _matching(pair)))
+    several = {kind for kind, found in alike.items() if len({pair["of"]["units"] for pair in found}) > 1}
+    return [pair for pair in pairs if (_network_kind(pair), _matching(pair)) in several]
 
 
 def _draw_widths(axes, pairs, name, scale):
     widths = sorted({pair["of"]["units"] for pair in pairs})
-    for index, matching in enumerate(dict.fromkeys(map(_matching, pairs))):
-        found = {}
-        for pair in sorted(pairs, key=lambda pair: pair["of"]["units"]):
-            if _matching(pair) == matching:
-                barrier = pair["values"].get(name)
-                found.setdefault(pair["of"]["units"], []).append(math.nan if barrier is None else scale * barrier)
+    for index, (matching, alike) in enumerate(files.grouped(pairs, _matching).items()):
+        found = files.grouped(sorted(alike, key=lambda pair: pair["of"]["units"]), lambda pair: pair["of"]["units"])
+        found = {w: scale * np.array([pair["values"].get(name) for pair in of], np.float64) for w, of in found.items()}
         look = {"color": style.series_color(matching), "zorder": 3}
         axes.plot(list(found), [np.mean(barriers) for barriers in found.values()], marker="o", markersize=4, **look)
         # single pairs: one that is stuck far above the others is no matter of a symmetric spread

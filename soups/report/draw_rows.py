@@ -268,9 +268,8 @@ def _name_those_outside(figure, axes, outside, points, members):
 
 
 def _name(axes, rows, points, obstacles):
-    together: dict[tuple, list[Row]] = {}  # rows at one point, such as WiSE-FT that chose α = 1, share a label
-    for row in (row for row in rows if _RANDOM not in row.name):
-        together.setdefault(points[id(row)], []).append(row)
+    # rows at one point, such as WiSE-FT that chose α = 1, share a label
+    together = files.grouped((row for row in rows if _RANDOM not in row.name), lambda row: points[id(row)])
     texts = [" = ".join(row.name for row in found) for found in together.values()]
     colors = [style.of_kind(found[0].kind, found[0].family)[0] for found in together.values()]
     obstacles = [*obstacles, *(points[id(row)] for row in rows if _RANDOM in row.name)]

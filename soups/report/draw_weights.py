@@ -110,10 +110,8 @@ def advantage(results: Mapping):
 )
 def masks(results: Mapping):
     """Draw the size of the masks of Localize-and-Stitch for each task, and their overlap; None without masks."""
-    found: dict[str, list] = {}
-    for curve in files.curves_of(results, "masks"):
-        if curve["name"].startswith("Localize-and-Stitch"):
-            found.setdefault(curve["name"], []).append(curve)
+    curves = [c for c in files.curves_of(results, "masks") if c["name"].startswith("Localize-and-Stitch")]
+    found = files.grouped(curves, lambda curve: curve["name"])
     if not found:
         return None
     tasks = list(next(iter(found.values()))[0]["percent"])

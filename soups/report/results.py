@@ -34,10 +34,11 @@ import math
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from soups import state
+from soups.names import refuse
 from soups.recipes._scores import MODES
 
 SCHEMA = "soups.results/2"
@@ -172,9 +173,8 @@ def check(results: Any, where="results") -> dict[str, Any]:
     )
     for label, problem in _structure(results, _SHAPE, "") or contents:
         places.setdefault(problem, []).append(label)
-    if places:
-        lines = (f"  {problem}{_at(found)}" for problem, found in places.items())
-        raise ValueError(f"{where} is not a complete {SCHEMA} file:\n" + "\n".join(lines))
+    lines = (f"{problem}{_at(found)}" for problem, found in places.items())
+    refuse(f"{where} is not a complete {SCHEMA} file", lines)
     empty = {"metric": "accuracy", "reference": "best member", "notes": [], "pairs": [], "curves": []}
     empty |= {name: {} for name in ("metrics", "members", "histories", "timings", "facts")}
     return empty | dict(results)
@@ -228,6 +228,14 @@ def facets(row: Mapping) -> tuple:
 def curves_of(results: Mapping, kind: str) -> list[dict]:
     """List the curves of a kind, by seed."""
     return [curve for curve in results["curves"] if curve["kind"] == kind]
+
+
+def grouped(items: Iterable, key: Callable[[Any], Hashable]) -> dict[Any, list]:
+    """Return the items by a key, in the order of the first of each."""
+    found: dict[Any, list] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 def by_seed(items: Sequence[Mapping], seeds: Sequence[int]) -> list[Mapping]:

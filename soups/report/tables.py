@@ -83,13 +83,9 @@ class Row:
 
 def rows_table(results: Mapping, group: str = "main") -> list[Row]:
     """Aggregate the rows of a group over seeds, in the order of the file."""
-    grouped: dict[tuple, list[Mapping]] = {}
-    references = {}
-    for row in results["rows"]:
-        if row["group"] == group:
-            grouped.setdefault((row["name"], files.facets(row)), []).append(row)
-        if row["group"] == "main" and row["name"] == results["reference"]:
-            references[row["seed"], files.facets(row)] = row
+    grouped = files.grouped(files.rows_of(results, group), lambda row: (row["name"], files.facets(row)))
+    main = [row for row in files.rows_of(results, "main") if row["name"] == results["reference"]]
+    references = {(row["seed"], files.facets(row)): row for row in main}
     return [_aggregate(results, rows, references) for rows in grouped.values()]
 
 
@@ -282,12 +278,13 @@ def class_table(results: Mapping, split: str) -> Table:
 
 def pair_table(results: Mapping) -> Table | None:
     """Lay out what was measured of pairs: the mean over the pairs of one kind, else pair by pair; None without."""
-    grouped: dict[tuple, list[Mapping]] = {}
-    for pair in results["pairs"]:
-        key = tuple(pair["of"].items()) if pair.get("of") else (("a", pair["a"]), ("b", pair["b"]))
-        grouped.setdefault(key, []).append(pair)
-    if not grouped:
+    if not results["pairs"]:
         return None
+
+    def kind(pair):
+        return tuple(pair["of"].items()) if pair.get("of") else (("a", pair["a"]), ("b", pair["b"]))
+
+    grouped = files.grouped(results["pairs"], kind)
     facets = list(dict.fromkeys(name for key in grouped for name, _ in key))
     values = list(dict.fromkeys(name for pair in results["pairs"] for name in pair["values"]))
     body = []

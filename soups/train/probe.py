@@ -23,7 +23,7 @@ from soups.evaluate.classification import accuracy
 from soups.evaluate.evaluator import Evaluator
 from soups.files import local_path
 from soups.journal import Journal
-from soups.names import few
+from soups.names import few, refuse
 from soups.pool import digest
 from soups.train import checks
 from soups.train.classification import Classification
@@ -224,8 +224,7 @@ def _check(features, labels, num_classes, strengths, held_out):
         problems.append(f"strengths must be positive numbers, not {tuple(strengths)}")
     if len(strengths) > 1 and held_out is None:
         problems.append(f"{len(strengths)} strengths need held_out to choose among them")
-    if problems:
-        raise ValueError("a probe cannot be fitted:\n" + "\n".join(f"  {problem}" for problem in problems))
+    refuse("a probe cannot be fitted", problems)
 
 
 def _problems(name, features, labels, num_classes):

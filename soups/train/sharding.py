@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
+from soups.names import refuse
 from soups.partition import axes_of, constrained, joined
 from soups.train.step import Training
 
@@ -40,13 +41,12 @@ def param_shardings(
 
     def spec_of(name, leaf, rule):
         spec = _largest(leaf.shape, mesh, min_size) if rule == LARGEST else rule
-        problems.extend(f"  {name} {problem}" for problem in _problems(leaf.shape, spec, mesh))
+        problems.extend(f"{name} {problem}" for problem in _problems(leaf.shape, spec, mesh))
         return spec
 
     # a PartitionSpec is a leaf to JAX; that of a rule may be shared by several leaves
     specs = tree.map_with_names(spec_of, params, chosen)
-    if problems:
-        raise ValueError(f"rules do not fit the mesh {dict(mesh.shape)}:\n" + "\n".join(problems))
+    refuse(f"rules do not fit the mesh {dict(mesh.shape)}", problems)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda node: isinstance(node, P))
 
 

@@ -7,7 +7,7 @@ from soups.data.dataset import ClassGroups, differing
 from soups.data.imagenet import layouts, tfds_sets
 from soups.data.imagenet.objectnet import object_groups
 from soups.data.sources import class_folders
-from soups.names import few
+from soups.names import few, refuse
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -37,12 +37,9 @@ def check_classes(data_dir, places: dict[str, pathlib.Path | None], classes: tup
 
     A ValueError lists of each set what it lacks (-) and has besides (+).
     """
-    problems = [problem for name, path in places.items() if (problem := _problem(data_dir, name, path, classes))]
-    if problems:
-        raise ValueError(
-            f"{data_dir}: class folders do not match the {len(classes)} classes {classes[0]} … {classes[-1]}:\n"
-            + "\n".join(f"  {problem}" for problem in problems)
-        )
+    problems = (_problem(data_dir, name, path, classes) for name, path in places.items())
+    what = f"class folders do not match the {len(classes)} classes {classes[0]} … {classes[-1]}"
+    refuse(f"{data_dir}: {what}", filter(None, problems))
 
 
 def folder_classes(

@@ -9,6 +9,7 @@ pytorch_to_imagenet_2012_id.json   {"place of the class, sorted by WordNet id": 
 import pathlib
 
 from soups.formats.text import read_json, read_text
+from soups.names import refuse
 
 _FILES = (
     "folder_to_objectnet_label.json",
@@ -41,8 +42,7 @@ def object_groups(mappings, num_classes: int) -> dict[str, tuple[int, ...]]:
             if outputs.get(name) not in range(num_classes)
         ]
         groups[folders.get(label)] = tuple(outputs.get(name) for name in names)
-    if problems:
-        raise ValueError(f"{mappings}: the files do not fit together:\n" + "\n".join(f"  {line}" for line in problems))
+    refuse(f"{mappings}: the files do not fit together", problems)
     return dict(sorted(groups.items()))
 
 
