@@ -67,6 +67,7 @@ def is_image(name: str) -> bool:
 @contextlib.contextmanager
 def memory_held() -> Iterator[None]:
     """Let what `read_image` decodes within count as being decoded until the end, for it is still to be transformed."""
+    global _taken
     if _HELD.get() is not None:
         yield
         return
@@ -76,7 +77,9 @@ def memory_held() -> Iterator[None]:
         yield
     finally:
         _HELD.reset(token)
-        _give_back(sum(sizes))
+        with _CHANGED:
+            _taken -= sum(sizes)
+            _CHANGED.notify_all()
 
 
 def _turned(image):
@@ -101,10 +104,3 @@ def _reserve(size):
         _CHANGED.wait_for(lambda: sizes or not _taken or _taken + size <= _AT_ONCE)
         _taken += size
     sizes.append(size)
-
-
-def _give_back(size):
-    global _taken
-    with _CHANGED:
-        _taken -= size
-        _CHANGED.notify_all()

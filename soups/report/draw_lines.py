@@ -18,15 +18,11 @@ _DOTTED = (0, (1, 1.6))
 _MOST_LINES = 7  # splits that a mean is over, beside the mean
 
 
-@figure(
-    "How many models",
-    "When only the first k members are there. A soup predicts with one forward pass however many members are in it, "
-    "the ensemble with k. The best member is chosen on held-out data, so its line may fall. Dashed, if any: not "
-    "repaired.",
-    seeds=SPREAD,
-)
+@figure("How many models", seeds=SPREAD)
 def number_of_models(results: Mapping):
-    """Draw the main metric of rows of several numbers of members, on test and on shifts; None without such rows."""
+    """When only the first k members are there. A soup predicts with one forward pass however many members are in it,
+    the ensemble with k. The best member is chosen on held-out data, so its line may fall. Dashed, if any: not repaired.
+    """
     rows = [row for group in ("main", "curve") for row in rows_table(results, group) if "models" in row.of]
     columns = files.grouped(rows, _place)
     if len({row.of["models"] for row in rows}) < 2:
@@ -51,15 +47,12 @@ def number_of_models(results: Mapping):
     return figure
 
 
-@figure(
-    "From the start to the best member",
-    "Weights (1 − α) · base + α · member, the base being what fine-tuning started from. Left: along the path; right: "
-    "the same path as test against shifts. The star is the α that is best on held-out data: the choice one can make "
-    "without the test set.",
-    seeds="Means over {} seeds; bands: one standard deviation.",
-)
+@figure("From the start to the best member", seeds="Means over {} seeds; bands: one standard deviation.")
 def wise_ft(results: Mapping):
-    """Draw the main metric along alpha, and test against shifts with the held-out optimum; None without the path."""
+    """Weights (1 − α) · base + α · member, the base being what fine-tuning started from. Left: along the path; right:
+    the same path as test against shifts. The star is the α that is best on held-out data: the choice one can make
+    without the test set.
+    """
     rows = [row for row in rows_table(results, "curve") if "alpha" in row.of]
     rows.sort(key=lambda row: row.of["alpha"])
     splits = {role: split for role, split in files.summary_splits(results).items() if role != "train"}
@@ -86,13 +79,9 @@ def wise_ft(results: Mapping):
     return figure
 
 
-@figure(
-    "Losses of the members",
-    "Training loss of every member, averaged over parts of its training; darker for a higher learning rate.",
-    seeds=FIRST,
-)
+@figure("Losses of the members", seeds=FIRST)
 def losses(results: Mapping):
-    """Draw the loss of each member against the share of its training that is done; None where none was kept."""
+    """Training loss of every member, averaged over parts of its training; darker for a higher learning rate."""
     every = (results["members"].get(str(seed), ()) for seed in results["seeds"])
     members = next((kept for found in every if (kept := [m for m in found if len(m.get("losses", ())) > 1])), [])
     if not members:
@@ -115,15 +104,12 @@ def losses(results: Mapping):
     return figure
 
 
-@figure(
-    "The straight path between independent networks",
-    "Weights (1 − λ) A + λ π(B) between two networks trained from different starts, π being the permutation of B's "
-    "units that each matching found; naive: none. Solid: test, with a band of one standard deviation over the pairs; "
-    "dotted: train. Where the statistics are re-estimated, those of BatchNorm are measured anew at every λ.",
-    seeds="Pairs of all {} seeds.",
-)
+@figure("The straight path between independent networks", seeds="Pairs of all {} seeds.")
 def paths(results: Mapping):
-    """Draw loss and accuracy along λ; of each kind the network with the most matchings, then units."""
+    """Weights (1 − λ) A + λ π(B) between two networks trained from different starts, π being the permutation of B's
+    units that each matching found; naive: none. Solid: test, with a band of one standard deviation over the pairs;
+    dotted: train. Where the statistics are re-estimated, those of BatchNorm are measured anew at every λ.
+    """
     pairs = [pair for pair in results["pairs"] if "network" in pair.get("of", {})]
     pairs = [pair for pair in pairs if {"nll", "accuracy"} <= pair.get("path", {}).get("test", {}).keys()]
     pairs = [pair for pair in pairs if pair["of"]["network"] in _most_matched(pairs)]
@@ -150,14 +136,11 @@ def paths(results: Mapping):
     return figure
 
 
-@figure(
-    "Barriers against width",
-    "The most by which the path is worse on the test set than the line between its ends, against the units of the "
-    "first hidden layer. Lines: means over the pairs; small dots: single pairs. Logarithmic axes, linear near 0.",
-    seeds="Pairs of all {} seeds.",
-)
+@figure("Barriers against width", seeds="Pairs of all {} seeds.")
 def width(results: Mapping):
-    """Draw the barriers on the test set against the width, one column for each kind of network of several widths."""
+    """The most by which the path is worse on the test set than the line between its ends, against the units of the
+    first hidden layer. Lines: means over the pairs; small dots: single pairs. Logarithmic axes, linear near 0.
+    """
     pairs = _of_several_widths([pair for pair in results["pairs"] if {"network", "units"} <= pair.get("of", {}).keys()])
     columns = files.grouped(pairs, lambda pair: (_network_kind(pair), pair["of"].get("statistics", "")))
     if not columns:

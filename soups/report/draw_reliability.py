@@ -10,15 +10,12 @@ from soups.report import style
 from soups.report.figures import FIRST, figure
 
 
-@figure(
-    "Reliability",
-    "Test predictions in bins by confidence; the area of a dot is the number of examples. On the dashed line "
-    "confidence and accuracy agree; above it the predictor is less sure than it could be, below it is too sure. ECE "
-    "is the mean gap, weighted by the examples, of the bins drawn here.",
-    seeds=FIRST,
-)
+@figure("Reliability", seeds=FIRST)
 def reliability(results: Mapping):
-    """Draw one diagram for each predictor of the first seed that has them; None without the curves."""
+    """Test predictions in bins by confidence; the area of a dot is the number of examples. On the dashed line
+    confidence and accuracy agree; above it the predictor is less sure than it could be, below it is too sure. ECE is
+    the mean gap, weighted by the examples, of the bins drawn here.
+    """
     found = files.by_seed(files.curves_of(results, "reliability"), results["seeds"])
     curves = {curve["name"]: curve["bins"] for curve in found if sum(b["count"] for b in curve["bins"]) > 0}
     if not curves:

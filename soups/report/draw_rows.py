@@ -16,14 +16,11 @@ from soups.report.figures import ALL, figure
 from soups.report.tables import Row, format_number, row_named, rows_table
 
 
-@figure(
-    "What each row gains",
-    "Test results of every row as the difference from the line at 0, {reference}, of the same seed. Whiskers: the 95 % "
-    "interval of the difference; one that crosses the line may be no difference. Arrows lead off the axis.",
-    seeds="Dots: means over {} seeds.",
-)
+@figure("What each row gains", seeds="Dots: means over {} seeds.")
 def overview(results: Mapping):
-    """Draw the gains of all main rows with their intervals on test and on shifts; levels without a reference."""
+    """Test results of every row as the difference from the line at 0, {reference}, of the same seed. Whiskers: the 95 %
+    interval of the difference; one that crosses the line may be no difference. Arrows lead off the axis.
+    """
     panels = _panels(results)
     if not panels:
         return None
@@ -45,14 +42,14 @@ def overview(results: Mapping):
 
 @figure(
     "Test against shifts",
-    "Farther right is better on the test set, farther up is better on the shifted test sets. Dots are single members, "
-    "darker for a higher learning rate; the star is the best of them on held-out data. Small blue dots are greedy "
-    "soups in random orders, the green line is WiSE-FT from the weights that fine-tuning started from; hollow markers, "
-    "if any, were published. What lies far off is named below.",
     seeds="Markers and whiskers: mean and one standard deviation over {} seeds; the members are those of the first.",
 )
 def scatter(results: Mapping):
-    """Draw the shift mean against test for every main row and member; None without shifts."""
+    """Farther right is better on the test set, farther up is better on the shifted test sets. Dots are single members,
+    darker for a higher learning rate; the star is the best of them on held-out data. Small blue dots are greedy soups
+    in random orders, the green line is WiSE-FT from the weights that fine-tuning started from; hollow markers, if any,
+    were published. What lies far off is named below.
+    """
     splits = files.summary_splits(results)
     rows = [row for row in rows_table(results) if not row.of and row.metrics]
     if "shift" not in splits or not rows:
@@ -81,14 +78,11 @@ def scatter(results: Mapping):
     return figure
 
 
-@figure(
-    "Split by split",
-    "The difference from {reference} on each test set that the mean is over; blue is better, orange is worse. Numbers "
-    "far out share the darkest colours.",
-    seeds="Means over {} seeds.",
-)
+@figure("Split by split", seeds="Means over {} seeds.")
 def by_split(results: Mapping):
-    """Draw the gain of every row on every split that a mean is over, as a heat map; None without such splits."""
+    """The difference from {reference} on each test set that the mean is over; blue is better, orange is worse. Numbers
+    far out share the darkest colours.
+    """
     roles = files.summary_splits(results)
     splits = [s for role in ("test", "shift") for s in files.details(results, roles.get(role))]
     rows = [row for row in rows_table(results) if row.gain and row.name != results["reference"] and not row.of]
@@ -112,14 +106,11 @@ def by_split(results: Mapping):
     return figure
 
 
-@figure(
-    "Hyper-parameters of the members",
-    "Test results of every member against each hyper-parameter that varies. A blue ring: the greedy soup took it. A "
-    "red cross at the bottom: it diverged or lies below the axis.",
-    seeds=ALL,
-)
+@figure("Hyper-parameters of the members", seeds=ALL)
 def hyper_parameters(results: Mapping):
-    """Draw each member's test results against each hyper-parameter, all seeds; None where nothing varies."""
+    """Test results of every member against each hyper-parameter that varies. A blue ring: the greedy soup took it. A
+    red cross at the bottom: it diverged or lies below the axis.
+    """
     members = _members(results)
     names = [name for name in _varying(members) if name != "seed"]
     finite = [test for *_, test in members if math.isfinite(test)]

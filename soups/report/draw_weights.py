@@ -16,15 +16,12 @@ from soups.report.tables import spread
 _DRAWN = 160  # points along an axis of the plane, at least
 
 
-@figure(
-    "The plane through the start and two members",
-    "Held-out error in the plane in weight space through the start of fine-tuning and two members; both axes are "
-    "Euclidean distances. It was measured at the small dots and is a smooth curve through them in between. Errors "
-    "above the 95th percentile share the darkest colour. Averaging works where no ridge separates the members.",
-    seeds=FIRST,
-)
+@figure("The plane through the start and two members", seeds=FIRST)
 def loss_plane(results: Mapping):
-    """Draw held-out error in the plane through the start and two members; None without the curve."""
+    """Held-out error in the plane in weight space through the start of fine-tuning and two members; both axes are
+    Euclidean distances. It was measured at the small dots and is a smooth curve through them in between. Errors above
+    the 95th percentile share the darkest colour. Averaging works where no ridge separates the members.
+    """
     if not (planes := files.curves_of(results, "plane")):
         return None
     plane = planes[0]
@@ -45,15 +42,12 @@ def loss_plane(results: Mapping):
     return figure
 
 
-@figure(
-    "Barriers and angles between members",
-    "Barrier: accuracy points lost at the worst place of the straight path between two members (0: they are connected, "
-    "and their average is safe). Angle: between their task vectors, member − start; members that differ more have more "
-    "to give to an average. An arrow on a colour bar says that some pairs lie above it.",
-    seeds=FIRST,
-)
+@figure("Barriers and angles between members", seeds=FIRST)
 def barriers_angles(results: Mapping):
-    """Draw pairwise barriers and angles between task vectors as two heat maps; None without both."""
+    """Barrier: accuracy points lost at the worst place of the straight path between two members (0: they are connected,
+    and their average is safe). Angle: between their task vectors, member − start; members that differ more have more to
+    give to an average. An arrow on a colour bar says that some pairs lie above it.
+    """
     pairs = files.by_seed([pair for pair in results["pairs"] if not pair.get("of")], results["seeds"])
     names = list(dict.fromkeys(name for pair in pairs for name in (pair["a"], pair["b"])))
     found = [
@@ -69,15 +63,12 @@ def barriers_angles(results: Mapping):
     return figure
 
 
-@figure(
-    "What averaging two members gains",
-    "Each dot is a pair: the accuracy of the average of two members less the mean of their accuracies, against the "
-    "angle between them. The ratio error is how often exactly one of the two is wrong for each time both are: higher "
-    "means more diverse.",
-    seeds=ALL,
-)
+@figure("What averaging two members gains", seeds=ALL)
 def advantage(results: Mapping):
-    """Draw what averaging two members gains against the angle between them, all seeds; None without the pairs."""
+    """Each dot is a pair: the accuracy of the average of two members less the mean of their accuracies, against the
+    angle between them. The ratio error is how often exactly one of the two is wrong for each time both are: higher
+    means more diverse.
+    """
     pairs = [pair["values"] for pair in results["pairs"]]
     pairs = [p for p in pairs if None not in (p.get("angle"), p.get("interpolation_advantage"))]
     if not pairs:
@@ -103,13 +94,9 @@ def advantage(results: Mapping):
     return figure
 
 
-@figure(
-    "Masks of Localize-and-Stitch",
-    "Left: how much of the trunk is in the mask of each task. Right: the overlap of two masks, |A ∩ B| / |A ∪ B|.",
-    seeds=SPREAD,
-)
+@figure("Masks of Localize-and-Stitch", seeds=SPREAD)
 def masks(results: Mapping):
-    """Draw the size of the masks of Localize-and-Stitch for each task, and their overlap; None without masks."""
+    """Left: how much of the trunk is in the mask of each task. Right: the overlap of two masks, |A ∩ B| / |A ∪ B|."""
     curves = [c for c in files.curves_of(results, "masks") if c["name"].startswith("Localize-and-Stitch")]
     found = files.grouped(curves, lambda curve: curve["name"])
     if not found:

@@ -36,7 +36,7 @@ class Drawn(NamedTuple):
 PLANS: dict[str, Plan] = {}
 
 
-def figure(title: str, caption: str, *, seeds: str = SPREAD) -> Callable:
+def figure(title: str, caption: str | None = None, *, seeds: str = SPREAD) -> Callable:
     """Register a function from results to a matplotlib figure, or to None where its content is not in the results.
 
         @soups.report.figure("Norms of the members", "Farther right is farther from the start.")
@@ -45,14 +45,15 @@ def figure(title: str, caption: str, *, seeds: str = SPREAD) -> Callable:
                 return None
             ...
 
-    `seeds`: what the caption adds where there are several, with "{}" for their number. Two figures of one name are a
-    ValueError.
+    `caption`: by default the function's docstring. `seeds`: what it adds where there are several, with "{}" for their
+    number. Two figures of one name are a ValueError.
     """
 
     def register(draw):
         if draw.__name__ in PLANS and PLANS[draw.__name__].draw.__module__ != draw.__module__:
             raise ValueError(f"there is a figure {draw.__name__!r} already, in {PLANS[draw.__name__].draw.__module__}")
-        PLANS[draw.__name__] = Plan(draw.__name__, title, draw, seeds, caption)
+        text = caption or " ".join((draw.__doc__ or "").split())
+        PLANS[draw.__name__] = Plan(draw.__name__, title, draw, seeds, text)
         return draw
 
     return register

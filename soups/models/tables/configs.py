@@ -33,21 +33,16 @@ def _statements(folder, wanted):
         yield "open_clip_config.json", "activation", "quick_gelu" if quick else "gelu"
         yield from _given("open_clip_config.json", preprocess, {"mean": "mean", "std": "std"})
     elif config := _read(folder / "config.json"):
-        yield from _huggingface(config, wanted)
+        if wanted.family in ("clip", "huggingface"):
+            inner = config.get("vision_config", config)
+            # their defaults, where a configuration is silent
+            activation, epsilon = ("quick_gelu", 1e-5) if wanted.family == "clip" else ("gelu", 1e-12)
+            activation = inner.get("hidden_act", activation)
+            yield "config.json", "activation", ACTIVATIONS.get(activation, activation)
+            yield "config.json", "norm_epsilon", inner.get("layer_norm_eps", epsilon)
         yield from _given("config.json", config.get("pretrained_cfg", {}), {"mean": "mean", "std": "std"})
     if config := _read(folder / "preprocessor_config.json"):
         yield from _given("preprocessor_config.json", config, {"image_mean": "mean", "image_std": "std"})
-
-
-def _huggingface(config, wanted):
-    if wanted.family not in ("clip", "huggingface"):
-        return
-    inner = config.get("vision_config", config)
-    # their defaults, where a configuration is silent
-    activation, epsilon = ("quick_gelu", 1e-5) if wanted.family == "clip" else ("gelu", 1e-12)
-    activation = inner.get("hidden_act", activation)
-    yield "config.json", "activation", ACTIVATIONS.get(activation, activation)
-    yield "config.json", "norm_epsilon", inner.get("layer_norm_eps", epsilon)
 
 
 def _given(file, config, names):
