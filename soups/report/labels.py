@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
+from scipy.optimize import isotonic_regression
 
 _ANGLES = np.arange(24) * (2 * np.pi / 24)
 _RADII = (5.0, 9.0, 14.0, 20.0, 28.0, 37.0, 47.0, 60.0, 75.0, 92.0, 112.0, 135.0, 160.0)  # points
@@ -81,16 +82,9 @@ def text_size(text: str, size: float) -> np.ndarray:
 
 
 def _spread_out(wanted, distance):
-    """Move sorted places apart to `distance`, each as little as possible: pool those that collide, centre the pool."""
-    pools = []  # [sum of (wanted - offset), number of places]
-    for index, place in enumerate(wanted):
-        pools.append([place - distance * index, 1])
-        while len(pools) > 1 and pools[-2][0] / pools[-2][1] > pools[-1][0] / pools[-1][1]:
-            total, number = pools.pop()
-            pools[-1][0] += total
-            pools[-1][1] += number
-    starts = np.concatenate([np.full(number, total / number) for total, number in pools])
-    return starts + distance * np.arange(len(wanted))
+    """Move sorted places apart to `distance`, each as little as possible."""
+    offsets = distance * np.arange(len(wanted))
+    return isotonic_regression(wanted - offsets).x + offsets
 
 
 def _candidates(anchor, extent):

@@ -21,12 +21,6 @@ A study writes a dict of JSON values. The least of one, from which a whole repor
     check(results)
     state.write(workdir / "results.json", results)
     write_report(workdir)
-
-What else there is goes where it belongs, and the report shows it: a mean over several shifts, tasks or domains is a
-split with `mean_of`; a point along WiSE-FT or of a soup of the first k members is a row of the group "curve" with `of`
-`{"alpha": 0.5}` or `{"models": k}`; single members are rows of the group "member", and `members` has their
-hyper-parameters and losses; pairs, planes, reliability and masks are `pairs` and `curves`; a metric that is not one of
-`METRICS` says in `metrics` which direction is better, and `metric` names the main one.
 """
 
 import difflib
@@ -38,7 +32,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from soups import state
-from soups.names import refuse
+from soups.names import few, refuse
 from soups.recipes._scores import MODES
 
 SCHEMA = "soups.results/2"
@@ -385,7 +379,6 @@ def _kind(found):
     return "null" if found is None else str(found)[:40] if isinstance(found, int | float) else type(found).__name__
 
 
-def _at(places, most=4):
+def _at(places):
     named = [place for place in places if place]
-    more = f" and {len(named) - most} more" if len(named) > most else ""
-    return f" in {len(named)} place(s): {', '.join(named[:most])}{more}" if named else ""
+    return f" in {len(named)} place(s): {few(named, 4)}" if named else ""
