@@ -102,9 +102,6 @@ class Leaf:
     passed: Callable[[list[str]], None] | None = None
 
 
-# --- Trees and pools --------------------------------------------------------------------------------------------------
-
-
 def merge(
     recipe: Recipe,
     members: arguments.Members,
@@ -232,9 +229,6 @@ def _leaf(name, number, recipe, sources, beside, kept):
     )
 
 
-# --- Leaves -----------------------------------------------------------------------------------------------------------
-
-
 def measure_model(leaves: Iterable[Leaf], at_least=np.float32) -> Any:
     """Return what a recipe of scope "model" measures over all leaves that are merged; None for other recipes."""
     leaves = [leaf for leaf in leaves if leaf.recipe is not None and math.prod(leaf.shape)]
@@ -340,9 +334,6 @@ def _copied(leaf, arrays, hashes, measured, at_least):
     yield 0, (arrays[0] if is_jax(arrays[0]) else arrays[0].reshape(-1)).astype(leaf.dtype, copy=False)
 
 
-# --- Checks -----------------------------------------------------------------------------------------------------------
-
-
 def _looked_at(leaf, arrays, seen, at_least):
     """Return the parts, looked at when they are first gone through: no statistic is made of a NaN."""
     number = len(arrays) - leaf.has_base
@@ -371,9 +362,6 @@ def _check_result(leaf, part, block, narrow):
         limit = float(ml_dtypes.finfo(narrow.dtype).max)
         if max(block.max(), -block.min()) > limit and not np.isfinite(narrow).all():
             raise tree.NonFiniteError(tree.overflow(leaf.name, narrow.dtype))
-
-
-# --- Parts ------------------------------------------------------------------------------------------------------------
 
 
 class _Wide(Sequence):
@@ -408,9 +396,6 @@ def _widened(array, dtype):
     wide = array.view(np.uint16).astype(np.uint32)  # the upper half of a float32: faster than the cast
     wide <<= 16
     return wide.view(np.float32)
-
-
-# --- Statistics -------------------------------------------------------------------------------------------------------
 
 
 def sum_over(parts: Parts, function: Callable[[Part], Any]) -> Any:

@@ -58,9 +58,6 @@ def map_with_names(function: Callable, tree: Tree, *rest: Tree) -> Tree:
     )
 
 
-# --- Arithmetic ---
-
-
 def mean(trees: Sequence[Tree]) -> Tree:
     """Average trees of one structure, leaf by leaf.
 
@@ -165,9 +162,6 @@ def cosine(a: Tree, b: Tree):
     return arrays.ratio(xp, dot(a, b), product, product > 0)
 
 
-# --- Finite numbers ---
-
-
 class NonFiniteError(ValueError):
     """Say that a member holds NaN or infinity, or that a result overflows."""
 
@@ -224,9 +218,6 @@ def nonfinite_names(tree: Tree) -> list[str]:
     return [name for name, holds in zip(floats, finite, strict=True) if not holds]
 
 
-# --- Selecting by name ---
-
-
 def match(tree: Tree, rules: Rules) -> Tree:
     """Map every leaf to the value of the first rule whose regex matches its whole name.
 
@@ -277,9 +268,6 @@ def split_by(mask: Tree, tree: Tree) -> tuple[Tree, Tree]:
     """Split `tree` into the leaves where `mask` has something true, and the rest, as `partition` does."""
     selected = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
     return selected, jax.tree.map(lambda keep, leaf: None if keep else leaf, mask, tree)
-
-
-# --- Structure ---
 
 
 def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = None, *, dtypes: bool = True) -> None:
@@ -389,9 +377,6 @@ def count(tree: Tree) -> int:
     """Count the elements of all leaves."""
     check_arrays([tree])
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-# --- Leaves ---
 
 
 def _combined(arithmetic, trees, labels=None):

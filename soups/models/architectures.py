@@ -43,11 +43,6 @@ class Architecture:
     text: TextTower | None = None
 
     @property
-    def patches(self) -> int:
-        """Count the patches into which a ViT cuts an image."""
-        return (self.image_size // self.features.patch_size) ** 2
-
-    @property
     def head(self) -> str:
         """Return the name of the head's module."""
         return "params/head" if hasattr(self.features, "momentum") else "head"

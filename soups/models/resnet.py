@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from soups.names import check_name
+
 NORMS = ("layer", "batch")
 
 
@@ -29,7 +31,10 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images_BxHxWxC, train: bool = False):
         """Map images [B, H, W, C] of floats to logits [B, num_classes] in float32."""
-        width = self._checked_width()
+        width = round(16 * self.width_multiplier)
+        if width < 1:
+            raise ValueError(f"width_multiplier {self.width_multiplier} leaves no channel of 16: give at least 1/16")
+        check_name(self.norm, NORMS, "norm")
         x = ConvNorm(width, 1, self.norm, self.momentum, self.dtype, name="stem")(images_BxHxWxC, train)
         x = nn.relu(x)
         for stage, count in enumerate(self.blocks):
@@ -39,14 +44,6 @@ class ResNet(nn.Module):
                 x = ResidualBlock(*fields, name=f"stage_{stage}_{index}")(x, train)
         x_BxD = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="head")(x_BxD)
-
-    def _checked_width(self):
-        width = round(16 * self.width_multiplier)
-        if width < 1:
-            raise ValueError(f"width_multiplier {self.width_multiplier} leaves no channel of 16: give at least 1/16")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {self.norm!r}")
-        return width
 
 
 class ResidualBlock(nn.Module):

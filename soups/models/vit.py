@@ -226,8 +226,7 @@ class ViT(nn.Module):
             raise ValueError(f"images of {shape[1]}x{shape[2]} do not divide into patches of {self.patch_size}")
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} does not divide into {self.num_heads} heads")
-        if self.pool_type not in POOL_TYPES:
-            raise ValueError(f"pool_type must be one of {', '.join(POOL_TYPES)}, not {self.pool_type!r}")
+        check_name(self.pool_type, POOL_TYPES, "pool_type")
         check_name(self.activation, ACTIVATIONS, "activation")
 
 

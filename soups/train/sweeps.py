@@ -18,6 +18,7 @@ import xxhash
 from soups import state as state_files
 from soups import tree
 from soups.files import locked
+from soups.names import check_name
 from soups.pool import Pool, digest
 from soups.pool.pool import as_json
 from soups.processes import on_all_processes, on_first_process
@@ -156,8 +157,7 @@ def _mode(mode, mesh, in_memory):
     if mode is not None and not in_memory:
         raise ValueError(f"mode={mode!r} is of data in memory; batches are trained by one loop")
     mode = mode or ("sequential" if not in_memory else "map" if mesh is None else "sharded")
-    if mode not in ("sequential", *MODES):
-        raise ValueError(f"mode must be one of sequential, {', '.join(MODES)}, not {mode!r}")
+    check_name(mode, ("sequential", *MODES), "mode")
     if mode == "sharded" and (mesh is None or "pool" not in mesh.axis_names):
         raise ValueError(f'mode "sharded" needs a mesh with an axis "pool", not {mesh}')
     return mode

@@ -147,7 +147,7 @@ def test_batch_statistics_can_be_estimated_again(rng):
 
 def test_fields_that_do_not_fit_are_errors():
     for fields, message in (
-        ({"norm": "group"}, "norm must be one of layer, batch, not 'group'"),
+        ({"norm": "group"}, "unknown norm 'group'; there are: batch, layer"),
         ({"width_multiplier": 0.01}, "width_multiplier 0.01 leaves no channel of 16"),
     ):
         with pytest.raises(ValueError, match=message):

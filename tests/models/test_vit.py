@@ -281,7 +281,7 @@ def test_published_sizes_have_their_published_number_of_parameters():
         ({}, (2, 15, 14, 1), "images of 15x14 do not divide into patches of 7"),
         ({}, (14, 14, 1), r"must be \[B, H, W, C\]"),
         ({"num_heads": 3}, (2, 14, 14, 1), "width 8 does not divide into 3 heads"),
-        ({"pool_type": "mean"}, (2, 14, 14, 1), "pool_type must be one of gap, tok, map, not 'mean'"),
+        ({"pool_type": "mean"}, (2, 14, 14, 1), "unknown pool_type 'mean'; there are: gap, map, tok"),
         ({"activation": "gelu_new"}, (2, 14, 14, 1), "unknown activation 'gelu_new'"),
     ],
 )

@@ -81,9 +81,10 @@ def class_token(name: str, shape: tuple[int, ...]) -> Table:
 def tower(arch: Architecture, token, positions, patches, block, names: BlockNames, last, lead=()) -> Table:
     """Take what all image transformers have; `lead`: the axes of size one before the shape of the embeddings."""
     model, width = arch.features, arch.features.width
+    patches_of_image = (arch.image_size // model.patch_size) ** 2
     return (
         class_token(token, (*lead, *lead, width))
-        | class_and_positions(positions, (*lead, 1 + arch.patches, width))
+        | class_and_positions(positions, (*lead, 1 + patches_of_image, width))
         | convolution(patches, "embedding/kernel", model.patch_size, 3, width)
         | encoder(block, names, model.depth, width, model.mlp_dim, model.num_heads)
         | norm(last, "Transformer/encoder_norm", width)
