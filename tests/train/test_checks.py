@@ -241,7 +241,7 @@ def sizes(**changed):
         (lambda: sweep(TRAINING, START, DATA, [], batch_size=4), "a sweep needs at least one member"),
         (
             lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mode="pmap"),
-            "one of sequential, map, vmap, sharded, not 'pmap'",
+            "unknown mode 'pmap'",
         ),
         (
             lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mode="sharded"),
