@@ -166,7 +166,8 @@ def check_takes(name: str, function: Any, given: str, **more: Any) -> None:
 
 def check_loss(value: Any) -> Any:
     """Return what a loss returned, one float number, traced or not; a ValueError if it is something else."""
-    if not _is_number(value) or np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+    number = _is_array(value) or isinstance(value, bool | int | float | complex)
+    if not number or np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise ValueError(f"a loss is one float number, such as a mean, not {_kind(value)}")
     return value
 
@@ -202,10 +203,6 @@ def _none_of(members):
 
 def _kind(value):
     return f"{value.dtype}{list(value.shape)}" if _is_array(value) else f"a {type(value).__name__}"
-
-
-def _is_number(value):
-    return _is_array(value) or isinstance(value, bool | int | float | complex)
 
 
 def _is_array(value):

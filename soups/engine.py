@@ -17,7 +17,7 @@ import xxhash
 from ml_dtypes import bfloat16
 
 from soups import arguments, tree
-from soups.arrays import as_bytes, total
+from soups.arrays import as_bytes, doubled, total
 from soups.lazy import is_jax, jax
 from soups.names import pattern
 from soups.workers import in_threads
@@ -402,14 +402,9 @@ def sum_over(parts: Parts, function: Callable[[Part], Any]) -> Any:
     """Add up `function(part)`, nested lists or dicts of numbers or arrays, over all parts; on the host in float64."""
     totals = None
     for part in parts():
-        value = _map(_wide_number, function(part)) if part.xp is np else function(part)
+        value = _map(lambda x: doubled(np.asarray(x)), function(part)) if part.xp is np else function(part)
         totals = value if totals is None else _map(lambda a, b: a + b, totals, value)
     return totals
-
-
-def _wide_number(value):
-    value = np.asarray(value)
-    return np.asarray(value, np.promote_types(value.dtype, np.float64))
 
 
 def _map(function, *nests):

@@ -27,7 +27,8 @@ def from_first_process(function: Callable[[], bytes]) -> bytes:
         try:
             message = b"+" + function()
         except Exception as error:
-            failure, message = error, f"-{_kind(error).__name__}:{error}".encode()
+            kind = next((kind for kind in _KINDS if isinstance(error, kind)), RuntimeError)
+            failure, message = error, f"-{kind.__name__}:{error}".encode()
     message = _broadcast(message)
     if failure is not None:
         raise failure
@@ -67,10 +68,6 @@ def all_or_none(function: Callable):
 
 _KINDS = (ValueError, OSError, RuntimeError)
 _AT_ONCE = 2**26  # bytes: a longer message goes in parts, of each of which the devices hold a few copies
-
-
-def _kind(error: Exception) -> type[Exception]:
-    return next((kind for kind in _KINDS if isinstance(error, kind)), RuntimeError)
 
 
 def _broadcast(message: bytes) -> bytes:
