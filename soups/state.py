@@ -94,13 +94,14 @@ def unsealed_line(line: bytes, where: object) -> dict:
     return _opened(line, where, b" ")
 
 
-def parsed(text: str, where: object, hooks: Mapping = {}) -> dict:
+def parsed(text: str | bytes, where: object, hooks: Mapping = {}) -> dict:
     """Return the object in a JSON text of any origin; `where` begins a message, `hooks` are `json.loads`'s for numbers.
 
     NaN and Infinity are numbers here, as in Python. A ValueError for no JSON object, one nested deeper than
     MAX_NESTING, a name that stands there twice, half a character.
     """
     try:
+        text = text.decode() if isinstance(text, bytes) else text
         value = json.loads(text, object_pairs_hook=_unique, **hooks)
         _check_depth(value)
         if _HALF.search(text):  # half a character, which no file can be written with

@@ -108,9 +108,6 @@ def _study(name):
     return study
 
 
-# --- Fields -----------------------------------------------------------------------------------------------------------
-
-
 def _fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """List the fields of a config by their whole names; sections have no value."""
     for name, value in config.items():

@@ -32,12 +32,7 @@ _PLACEHOLDER = "PLACEHOLDER://"
 
 
 def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
-    """Write nested dicts of arrays as a new checkpoint; with several processes, all of them must call it.
-
-    Raises:
-        ValueError: there is a backslash in the path.
-        OSError: what the file system said, such as a full disk.
-    """
+    """Write nested dicts of arrays as a new checkpoint; with several processes, all of them must call it."""
     from orbax.checkpoint import v1 as ocp
 
     check_path(path)
@@ -153,9 +148,6 @@ def open_leaves(path: str | os.PathLike) -> Checkpoint:
     return _open(leaves, path, [item])
 
 
-# --- Trees ---
-
-
 @dataclasses.dataclass(frozen=True)
 class _Place:
     """Say where a leaf lies: in the files of `item` under `name`, or, in the tree itself, as `value`."""
@@ -224,9 +216,6 @@ def _packed(tree, item, storage):
     if () in leaves or () in strings:
         raise CheckpointError(f"{item} holds one value and no tree")
     return leaves, strings
-
-
-# --- Arrays ---
 
 
 def _open(places, path, items, notes=()):

@@ -46,7 +46,9 @@ def read_header(path: pathlib.Path) -> Header:
         if length > MAX_HEADER:
             raise CheckpointError(f"{path}: a header of {length} bytes, more than {MAX_HEADER}")
         header = file.read(length)
-    entries = _parse(header, path)
+    if not header.startswith(b"{"):
+        raise CheckpointError(f"{path} is not a safetensors file: its header is not a JSON object")
+    entries = parse_json(header, f"{path}: the header", _INTEGERS)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ must map strings to strings")
@@ -75,16 +77,6 @@ def write_header(entries: Mapping[str, tuple[tuple[int, ...], np.dtype]], metada
     if len(content) > MAX_HEADER:
         raise ValueError(f"a header of {len(content)} bytes, more than {MAX_HEADER}: write fewer leaves to a shard")
     return len(content).to_bytes(8, "little") + content
-
-
-def _parse(header, path):
-    if not header.startswith(b"{"):
-        raise CheckpointError(f"{path} is not a safetensors file: its header is not a JSON object")
-    try:
-        text = header.decode()
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: the header is not valid JSON: {error}") from error
-    return parse_json(text, f"{path}: the header", _INTEGERS)
 
 
 def _no_number(text):

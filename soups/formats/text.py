@@ -30,7 +30,7 @@ def read_json(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> dict:
     return parse_json(read_text(path, limit=limit), path)
 
 
-def parse_json(text: str, where: object, hooks: Mapping = {}) -> dict:
+def parse_json(text: str | bytes, where: object, hooks: Mapping = {}) -> dict:
     """Return the object in a JSON text; `where` begins a message, and `hooks` are `json.loads`'s for numbers."""
     try:
         return state.parsed(text, where, hooks)

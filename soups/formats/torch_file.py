@@ -41,9 +41,6 @@ def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
     return Header(leaves, size, aliases=aliases, ignored=ignored)
 
 
-# --- Containers ---
-
-
 def _read_zip(file, path):
     entries = read_entries(file, path)
     prefix = _prefix(entries, path)
@@ -137,9 +134,6 @@ def _storages(value):
             seen.add(id(item))
             stack.extend(item.values() if type(item) is dict else item)
     return storages
-
-
-# --- Tensors by name ---
 
 
 def _leaves(value, length, path, locate, tree):

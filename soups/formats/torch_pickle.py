@@ -125,9 +125,6 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
 
-# --- Opcodes ---
-
-
 def _push(get):
     def operation(machine):
         value = get(machine)  # first: it may change the stack for another

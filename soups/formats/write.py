@@ -41,7 +41,8 @@ class Writer:
 
     Raises:
         ValueError: no leaves, a name, dtype or metadata that the format does not have, a negative size, a shard_bytes
-            below 1; shards of another division in the folder.
+            below 1; shards of another division in the folder. Of the methods: a shard or tensor of no such name,
+            another dtype, elements beyond a tensor's end, a shard that is finished, or one that is not wholly written.
         OSError: the disk is full or cannot be written to; the file is named.
     """
 
@@ -82,20 +83,11 @@ class Writer:
         self.close()
 
     def is_done(self, shard: str) -> bool:
-        """Say whether a shard is finished: all of it is on the disk, whoever wrote it.
-
-        Raises:
-            ValueError: no shard of this name.
-        """
+        """Say whether a shard is finished: all of it is on the disk, whoever wrote it."""
         return check_name(shard, self._files, "shard") in self._done
 
     def write(self, name: str, array: np.ndarray, start: int = 0) -> None:
-        """Put the elements of an array, in C order, at element `start` of a tensor; any thread may.
-
-        Raises:
-            ValueError: no tensor of this name, another dtype, elements beyond its end, or a shard that is finished.
-            OSError: the disk is full or cannot be written to.
-        """
+        """Put the elements of an array, in C order, at element `start` of a tensor; any thread may."""
         if name not in self._shard_of:
             check_name(name, self._shard_of, "tensor")
         shard = self._shard_of[name]
@@ -112,12 +104,7 @@ class Writer:
         self._files[self._shard_of[name]].written[name].extend(ranges)
 
     def finish_shard(self, shard: str) -> None:
-        """See a shard to the disk and note its digest; one that is finished is left alone.
-
-        Raises:
-            ValueError: no shard of this name, or tensors of it that are not written, all of which are named.
-            OSError: the disk is full or cannot be written to.
-        """
+        """See a shard to the disk and note its digest; one that is finished is left alone."""
         if self.is_done(shard):
             return
         file = self._files[shard]
@@ -128,11 +115,7 @@ class Writer:
         self._done.add(shard)
 
     def finish(self) -> None:
-        """Finish all shards, write the index, and see the folder to the disk; the notes stay until `forget`.
-
-        Raises:
-            ValueError, OSError: as `finish_shard`.
-        """
+        """Finish all shards, write the index, and see the folder to the disk; the notes stay until `forget`."""
         for shard in self.shards:
             self.finish_shard(shard)
         if len(self.shards) > 1:
@@ -184,9 +167,6 @@ def write_safetensors(
         file.path.unlink(missing_ok=True)
         raise
     return path
-
-
-# --- Files ---
 
 
 class _Place(NamedTuple):
@@ -285,9 +265,6 @@ def _allocate(descriptor, size):
         os.ftruncate(descriptor, size)
 
 
-# --- Notes on finished shards ---
-
-
 def _note(file):
     return file.path.with_name(f"{file.path.name}.done")
 
@@ -301,9 +278,6 @@ def _is_noted(file):
         return fits and note.get("xxh3_128") == hash_files(file.path)
     except (OSError, ValueError):
         return False
-
-
-# --- Layout ---
 
 
 def _check_folder(folder, names):

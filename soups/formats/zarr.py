@@ -95,11 +95,7 @@ def header(content: bytes, kind: str, where: str, available: int) -> Array:
     """Return what the `.zarray` or `zarr.json` of an array says; `available`: bytes of all files, which bound it."""
     if len(content) > MAX_HEADER:
         raise CheckpointError(f"{where} has a header of {len(content)} bytes, more than {MAX_HEADER}")
-    try:
-        text = content.decode()
-    except ValueError as error:
-        raise CheckpointError(f"{where} is not text: {error}") from error
-    described = parse_json(text, where)
+    described = parse_json(content, where)
     try:
         array = (_zarr2 if kind == ZARR2 else _zarr3)(described, where)
     except (LookupError, TypeError, AttributeError) as error:

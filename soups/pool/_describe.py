@@ -18,7 +18,7 @@ from soups.formats.tensors import listed, nested
 from soups.lazy import orbax
 from soups.pool import _paths
 from soups.pool._member import Member, relative_files, stored_name
-from soups.tree import Tree
+from soups.tree import Tree, flatten
 
 _PACKAGES = ("soups", "jax", "flax", "orbax-checkpoint", "numpy")
 
@@ -64,7 +64,7 @@ def restore(member: Member, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     places = {_paths.exact_name(entry["keys"]): stored_name(entry) for entry in member.record["leaves"].values()}
     on_disk = {tuple(places[name].split("/")): leaf for name, leaf in wanted.items() if math.prod(leaf.shape)}
-    restored = _flat(orbax.load(member.path, nested(on_disk)))
+    restored = flatten(orbax.load(member.path, nested(on_disk)))
     for name, leaf in wanted.items():
         if not math.prod(leaf.shape):
             restored[places[name]] = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
@@ -112,12 +112,6 @@ def provenance() -> dict:
         "versions": {**versions, "python": platform.python_version()},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def _flat(tree, above=()):
-    if not isinstance(tree, Mapping):
-        return {"/".join(above): tree}
-    return {name: leaf for key, node in tree.items() for name, leaf in _flat(node, (*above, key)).items()}
 
 
 def _abstract(shape, dtype):

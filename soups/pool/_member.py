@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from soups.formats import tensors
 from soups.formats.mapping import hash_files, mapped
 from soups.formats.tensors import Leaf
 from soups.lazy import orbax
@@ -193,9 +194,11 @@ class Member:
 
 
 def nested(record: dict, values: dict[str, Any]) -> Tree:
-    """Put a value for each leaf of a record into nested dicts."""
-    keys = {name: entry["keys"] for name, entry in record["leaves"].items()}
-    return _paths.nested(values, keys, record.get("empty", ()))
+    """Put a value for each leaf of a record into nested dicts with string keys, and None and {} where it was empty."""
+    places = {tuple(_paths.texts(record["leaves"][name]["keys"])): value for name, value in values.items()}
+    for place in record.get("empty", ()):
+        places[tuple(_paths.texts(place["keys"]))] = None if place["kind"] == "None" else {}
+    return tensors.nested(places)
 
 
 def stored_name(entry: dict) -> str:

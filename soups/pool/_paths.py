@@ -9,7 +9,6 @@ import ml_dtypes as ml_dtypes  # NumPy knows the dtype names "bfloat16" and "flo
 import numpy as np
 import xxhash
 
-from soups.formats import tensors
 from soups.names import bounded, shown
 from soups.tree import Tree
 
@@ -81,14 +80,6 @@ def stored_name(keys: Iterable) -> str:
     if len(safe.encode()) <= _LONGEST and safe not in _ORBAX:
         return safe
     return f"%{xxhash.xxh3_128_hexdigest(safe.encode())}"
-
-
-def nested(values: Mapping[str, Any], keys: Mapping[str, Iterable], empty: Iterable[dict] = ()) -> Tree:
-    """Put values by name into nested dicts with string keys, and None and {} into the places that were empty."""
-    places = {tuple(texts(keys[name])): value for name, value in values.items()}
-    for place in empty:
-        places[tuple(texts(place["keys"]))] = None if place["kind"] == "None" else {}
-    return tensors.nested(places)
 
 
 def by_exact_name(tree: Tree) -> dict[str, Any]:

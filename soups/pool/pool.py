@@ -26,7 +26,9 @@ class Pool(Mapping):
 
     A pool is a directory with one record and one Orbax checkpoint for each member. Adding is atomic, and any number of
     processes may add at once. A `Pool` shows the members there were when it was opened or last changed through it; open
-    it anew to see what others have added. Every byte that is read is compared with the digests in the records.
+    it anew to see what others have added. Every byte that is read is compared with the digests in the records: what
+    differs is a PoolCorruptionError that names the file and its leaf. A name that is not there is a KeyError. With
+    several JAX processes all of them must call what changes a pool.
 
     Args:
         path: the directory; one that does not exist is an empty pool, and is made by the first `add`.
@@ -75,11 +77,7 @@ class Pool(Mapping):
 
     @property
     def structure(self) -> Tree:
-        """Return nested dicts of jax.ShapeDtypeStruct, which all members share.
-
-        Raises:
-            ValueError: the pool is empty.
-        """
+        """Return nested dicts of jax.ShapeDtypeStruct, which all members share; an empty pool has none (ValueError)."""
         if not self.names:
             raise ValueError(f"the pool {self.path} has no {'' if self._selected is None else 'selected '}members")
         record = self._record(self.names[0])
@@ -92,11 +90,7 @@ class Pool(Mapping):
         return bases.pop() if len(bases) == 1 else None
 
     def record(self, name: str) -> dict:
-        """Return all that the pool says of a member; changing it changes nothing.
-
-        Raises:
-            KeyError: there is no such member.
-        """
+        """Return all that the pool says of a member; changing it changes nothing."""
         return copy.deepcopy(self._record(name))
 
     def metrics(self, name: str) -> dict:
@@ -126,12 +120,7 @@ class Pool(Mapping):
     # --- Reading ---------------------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Tree:
-        """Return nested dicts of read-only NumPy arrays, mapped from the files.
-
-        Raises:
-            KeyError: there is no such member.
-            PoolCorruptionError: naming each file that is not what was written, and its leaf.
-        """
+        """Return nested dicts of read-only NumPy arrays, mapped from the files."""
         return self._member(name).load()
 
     def load(self, name: str, *, like: Tree) -> Tree:
@@ -141,9 +130,7 @@ class Pool(Mapping):
         a leaf without a sharding goes to the first device.
 
         Raises:
-            KeyError: there is no such member.
             ValueError: other names, shapes or dtypes, or a dtype that JAX is not set to hold (float64).
-            PoolCorruptionError: naming each file that is not what was written, and its leaf.
         """
         member = self._member(name)
         wanted = _paths.by_exact_name(like)
@@ -156,11 +143,7 @@ class Pool(Mapping):
         return jax.tree.unflatten(jax.tree.structure(like), [restored[leaf] for leaf in wanted])
 
     def tensors(self, name: str) -> Member:
-        """Return a member's leaves by name, each read when it is asked for, as the engine streams them.
-
-        Raises:
-            KeyError: there is no such member.
-        """
+        """Return a member's leaves by name, each read when it is asked for, as the engine streams them."""
         return self._member(name)
 
     def verify(self, names: Sequence[str] | None = None) -> dict[str, list[str]]:
@@ -189,8 +172,7 @@ class Pool(Mapping):
     ) -> dict:
         """Write a new member and give its record. It is there whole or not at all, even if the process is killed.
 
-        With several JAX processes all of them must call it. A member that holds NaN or infinity is kept, with the
-        status "non-finite".
+        A member that holds NaN or infinity is kept, with the status "non-finite".
 
         Args:
             name: any name that the pool does not have yet.
@@ -220,14 +202,7 @@ class Pool(Mapping):
             return self._changed(lambda: self._enter(name, directory, flat, given))
 
     def update_metrics(self, name: str, metrics: Mapping) -> dict:
-        """Add to the metrics of a member, replacing those of the same name, and give all of them.
-
-        With several JAX processes all of them must call it.
-
-        Raises:
-            KeyError: there is no such member.
-            ValueError: what JSON cannot hold.
-        """
+        """Add to the metrics of a member, anything JSON can hold, replacing those of the same name, and give all."""
         self._check_known(name)
         metrics = as_json(metrics, "metrics")
 
@@ -239,13 +214,7 @@ class Pool(Mapping):
         return self.metrics(name)
 
     def remove(self, name: str) -> None:
-        """Delete the record of a member, then its files.
-
-        With several JAX processes all of them must call it.
-
-        Raises:
-            KeyError: there is no such member.
-        """
+        """Delete the record of a member, then its files."""
         self._check_whole_pool("remove")
         self._check_known(name)
 
@@ -335,11 +304,7 @@ def _with_sharding(leaf):
 
 
 def as_json(values: Mapping, what: str) -> dict[str, Any]:
-    """Return a dict as JSON will hold it.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """Return a dict as JSON will hold it; a ValueError says that it cannot."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{what} must be a dict, not {type(values).__name__}")
     try:

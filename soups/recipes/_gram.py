@@ -92,9 +92,6 @@ def _row_recipe(coefficients, has_base, mixed, *, columns):
     return Recipe(merge, unit="leaf" if columns else "row")
 
 
-# --- Matrices ---
-
-
 def _products(xp, vectors):
     """Return the inner products [K, K] of all pairs."""
     if xp is np:
@@ -133,9 +130,6 @@ def _square(xp, rows):
 
 def _along_rows(xp, a, b):
     return xp.sum(xp.conj(a) * b, axis=-1).real
-
-
-# --- Lengths ---
 
 
 def _size(gram):

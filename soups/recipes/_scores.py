@@ -61,7 +61,12 @@ def pick_metric(value: Any, metric: str | None) -> float:
         value = value[check_name(metric, value, "metric")]
     elif metric is not None:
         raise ValueError(f"metric={metric!r} was given, but evaluate returns a number and no mapping")
+    return number(value, "a score must be a number, but evaluate gives")
+
+
+def number(value: Any, wrong: str) -> float:
+    """Return a number as a float; `wrong` begins the error about something else."""
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a score must be a number, but evaluate gives {value!r:.200}") from error
+        raise ValueError(f"{wrong} {value!r:.200}") from error

@@ -135,9 +135,6 @@ def _just_below(score):
     return score * arrays.scalar(1 - 1e-6, score)
 
 
-# --- SCE ---
-
-
 def _variance(part):
     # of the differences to the first member: exactly zero where all are equal
     steps = [leaf - part.leaves[0] for leaf in part.leaves[1:]]
@@ -177,18 +174,12 @@ def _floor_of_product(count, fraction):
     return top * word(high) + (one >> word(16)) + (other >> word(16)) + (carried >> word(16))
 
 
-# --- Votes ---
-
-
 def needed(vectors, total, thresholds):
     """Say for each member where the summed task vectors serve it: |τ_i| ≥ λ_i |τ − τ_i|."""
     return [
         abs(vector) >= arrays.scalar(threshold, vector) * abs(total - vector)
         for vector, threshold in zip(vectors, thresholds, strict=True)
     ]
-
-
-# --- PCB ---
 
 
 def _pairs(number):

@@ -171,11 +171,7 @@ class Method:
         return dict(zip(members, arguments.per_member(values, members, name), strict=True))
 
     def recipe(self, inputs: Inputs, names: Mapping[str, Any] | None = None, /, **settings) -> engine.Recipe:
-        """Return the recipe for these settings, the defaults for all others.
-
-        Raises:
-            ValueError: not one value for each member, or what the method does not allow.
-        """
+        """Return the recipe for these settings, the defaults for all others."""
         names = dict.fromkeys(map(str, range(inputs.number))) if names is None else names
         settings = {**self.defaults, **settings}
         if missing := [name for name, value in settings.items() if value is REQUIRED]:

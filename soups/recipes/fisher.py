@@ -159,17 +159,11 @@ def fisher_interpolate(inputs: Inputs, *, alpha=0.5, floor: float = 1e-6, normal
     return fisher.recipe(inputs, weights=[1.0 - alpha, alpha], floor=floor, normalize=normalize)
 
 
-# --- Averaging ---
-
-
 def _weigh(wide, fishers, floors, weights):
     xp = tree.namespace([*wide, *fishers])
     masses = [xp.maximum(f.astype(w.dtype), floor) for f, w, floor in zip(fishers, wide, floors, strict=True)]
     weighed = [mass * leaf for mass, leaf in zip(masses, wide, strict=True)]
     return arrays.mix(weighed, weights) / arrays.mix(masses, weights)
-
-
-# --- Estimating ---
 
 
 @jit(static_argnums=(0, 1))

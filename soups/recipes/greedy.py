@@ -13,7 +13,7 @@ from soups.journal import Journal
 from soups.lazy import jax
 from soups.names import check_name
 from soups.recipes._candidates import Candidates, Growing
-from soups.recipes._scores import direction, score_of
+from soups.recipes._scores import direction, number, score_of
 from soups.recipes.declare import python_only
 from soups.recipes.soup import Soup, digests
 
@@ -106,8 +106,8 @@ def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[s
 def _scores_of(scores, given, members):
     if isinstance(scores, Mapping) and isinstance(given, Mapping):  # some of a pool's may be left out
         scores = {name: score for name, score in scores.items() if name in members or name not in given}
-    values = map(_number, arguments.per_member(scores, members, "scores"))
-    return dict(zip(members, values, strict=True))
+    values = arguments.per_member(scores, members, "scores")
+    return {name: number(score, "scores must be numbers, not") for name, score in zip(members, values, strict=True)}
 
 
 def _stir(order, scores, candidates, log, better):
@@ -164,13 +164,6 @@ def _best_first(scores: Mapping[str, float], sign: float) -> list[str]:
     # ascending, stable, then reversed: among equal scores the later-listed member comes first, as in the published code
     finite = [name for name in scores if math.isfinite(scores[name])]
     return sorted(finite, key=lambda name: sign * scores[name])[::-1]
-
-
-def _number(score) -> float:
-    try:
-        return float(score)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"scores must be numbers, not {score!r:.200}") from error
 
 
 def _resolve(order, names) -> list[str]:

@@ -1,4 +1,7 @@
-"""Find the few weights that a task needs, and stitch those of several tasks into the base."""
+"""Find the few weights that a task needs, and stitch those of several tasks into the base.
+
+He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +56,6 @@ def localize(
     Raises:
         ValueError: mismatched structures, NaN or infinity, no batches or too few for the epochs, a density outside
             (0, 1], fewer than one epoch, another `update`, a rule that matches no leaf, or a loss that is not finite.
-
-    He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
     check_name(update, ("paper", "released"), "update")
     epochs = arguments.check_within("epochs", epochs, "[1, inf)", whole=True)
@@ -81,8 +82,6 @@ def localize_dataless(member: tree.Tree, *, base: tree.Tree, density: float = 0.
 
     Raises:
         ValueError: mismatched structures, NaN or infinity, a density outside (0, 1], a rule that matches no float leaf.
-
-    He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
     arguments.check_within("density", density, "(0, 1]")
     vectors = _task_vector(member, base, only)
@@ -116,8 +115,6 @@ def stitch(inputs: Inputs) -> Recipe:
 
     Raises:
         ValueError: as `uniform`; masks of other number, names or shapes, or not boolean.
-
-    He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
     number = inputs.number
 
@@ -189,9 +186,6 @@ def mask_overlap(masks: Sequence[tree.Tree] | Mapping[str, tree.Tree]) -> dict[s
     }
 
 
-# --- Learning a mask ---
-
-
 def _gradient_sum(loss_fn, batches, base, vectors, masks, epoch):
     total = None
     for batch in batches:
@@ -238,9 +232,6 @@ def _final(mask, leaf):
     return np.asarray(mask > 0) if isinstance(leaf, np.ndarray) else mask > 0
 
 
-# --- The largest elements ---
-
-
 def _task_vector(member, base, only):
     """Return member − base by name, for the float leaves that may be in a mask."""
     tree.check_usable({"base": base, "member": member}, dtypes=False)
@@ -274,9 +265,6 @@ def _largest(vectors, kept):
 
 def _no(leaf):
     return (np if isinstance(leaf, np.ndarray) else jnp).zeros(leaf.shape, bool)
-
-
-# --- Stitching ---
 
 
 def _stitched(part, gates):

@@ -1,8 +1,6 @@
 """Keep one task vector for several members, with a mask for each."""
 
-import dataclasses
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from soups import arguments, arrays, tree
 from soups.lazy import jax
@@ -35,8 +33,7 @@ def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) ->
     return _by_member(members, base, _map_floats(masks, _no, base, trees))
 
 
-@dataclasses.dataclass(frozen=True)
-class Elected:
+class Elected(NamedTuple):
     """Hold what `emr` makes of the members; a pytree.
 
     Attributes:
@@ -70,7 +67,6 @@ def emr(members: arguments.Members, *, base: tree.Tree) -> Elected:
         masks[name] = jax.tree.map(lambda v, u: v * u > 0, vector, unified)
         before, after = _l1_norm(vector), _l1_norm(_masked(unified, masks[name]))
         rescalers[name] = arrays.ratio(tree.namespace([after]), before, after, after > 0)
-    _register()
     return Elected(unified, masks, rescalers)
 
 
@@ -81,17 +77,10 @@ def emr_restore(merged: Elected, member: str | int, *, base: tree.Tree) -> tree.
 
     Raises:
         ValueError: no such member, a base of mismatched structure, NaN or infinity.
-
-    Huang et al., "EMR-Merging: tuning-free high-performance model merging", 2024, arXiv 2405.17461.
     """
     name = check_name(str(member), merged.masks, "member")
     vector = _masked(merged.unified, merged.masks[name])
     return tree.add_scaled(base, vector, merged.rescalers[name], labels=("base", f"task vector {name}"))
-
-
-@functools.cache
-def _register():
-    jax.tree_util.register_dataclass(Elected)
 
 
 def _checked(name, members, base):

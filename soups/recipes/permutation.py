@@ -36,9 +36,6 @@ Spec = Mapping[str, tuple[Axis, ...]]
 Permutations = Mapping[str, np.ndarray]
 
 
-# --- Specs ---
-
-
 def spec_from_rules(params: tree.Tree, rules: Sequence[tuple[str, Sequence[Axis] | None]]) -> Spec:
     r"""Make a spec from ordered (regex, axes) pairs; the first regex that matches the whole name of a leaf counts.
 
@@ -120,9 +117,6 @@ def _axes_problem(axes, leaf):
     return ""
 
 
-# --- Permutations ---
-
-
 def permute(params: tree.Tree, permutations: Permutations, spec: Spec) -> tree.Tree:
     """Permute the units of a network: leaf[..., p[i], ...] comes to [..., i, ...] on every axis that bears p.
 
@@ -192,9 +186,6 @@ def random_permutations(spec: Spec, params: tree.Tree, key: jax.Array) -> dict[s
 def generator_from(key: jax.Array, *path: int) -> np.random.Generator:
     """Make a NumPy generator from a JAX key and integers: orders are drawn on the host, where matching happens."""
     return np.random.default_rng([*np.asarray(jax.random.key_data(key)).ravel().tolist(), *path])
-
-
-# --- Is the spec right? ---
 
 
 def check_function_unchanged(

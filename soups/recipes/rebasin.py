@@ -50,9 +50,6 @@ class Matching:
     converged: bool = True
 
 
-# --- Weight matching ---
-
-
 def weight_matching(
     reference: tree.Tree,
     params: tree.Tree,
@@ -63,7 +60,7 @@ def weight_matching(
     start: Permutations | None = None,
     ignore: str = STATISTICS,
 ) -> Matching:
-    """Find the permutations of `params` that bring its weights nearest to those of `reference`.
+    """Find the permutations of `params` that bring its weights nearest to those of `reference`: algorithm 1.
 
     max over π of <θ_A, π(θ_B)>, which is min |θ_A − π(θ_B)|², by coordinate descent: for one permutation after the
     other, in random order, the linear assignment problem max_P <P, Σ W_A W_Bᵀ> is solved exactly, where the sum is over
@@ -79,8 +76,6 @@ def weight_matching(
 
     Raises:
         ValueError: mismatched structures, NaN or infinity, a spec or `start` that does not fit, or no sweeps.
-
-    Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithm 1.
     """
     sizes = _check(["reference", "params"], [reference, params], spec, max_sweeps)
     found = {**identity(sizes), **check_permutations(start or {}, sizes)}
@@ -164,9 +159,6 @@ def _uses(votes, spec):
     return dict(sorted(uses.items()))
 
 
-# --- Straight-through matching ---
-
-
 def straight_through_matching(
     reference: tree.Tree,
     params: tree.Tree,
@@ -229,9 +221,6 @@ def _accumulate(velocity, gradient, momentum):
     return dtype(momentum) * velocity + dtype(0.5) * gradient.astype(velocity.dtype)
 
 
-# --- Many members ---
-
-
 @python_only("comes before a merge: --align SPEC with any method")
 def align(
     members: arguments.Members,
@@ -258,8 +247,6 @@ def align(
     Raises:
         ValueError: no (finite) members, mismatched structures, a member or method that is not there, or a spec that
             does not fit.
-
-    Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithms 1 and 3.
     """
     check_name(method, METHODS, "method")
     by_name = arguments.as_mapping(members)
@@ -301,9 +288,6 @@ def _to_mean_of_others(trees, spec, sizes, generator, max_rounds, ignore):
         if not changed:
             break
     return found
-
-
-# --- Checks ---
 
 
 def _check(labels, trees, spec, max_sweeps):

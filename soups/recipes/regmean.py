@@ -150,9 +150,6 @@ def regmean_pp(
     return merged
 
 
-# --- One kernel ---
-
-
 def _regress(leaves, grams, shares, alpha):
     size = grams[0].shape[0]
     on_host = tree.namespace(leaves) is np and not tree.traced(grams)
@@ -172,10 +169,11 @@ def _scale_off_diagonal(gram, alpha, xp):
     return xp.where(identity, gram, gram * (alpha.astype(gram.dtype) if is_jax(alpha) else alpha))
 
 
-def _scales(left, xp):
+def _scaled(left, xp):
     # to a diagonal of ones, so that no input is lost for its unit; 0 where no member has data
     diagonal = xp.diagonal(left)
-    return xp.where(diagonal > 0, 1 / xp.sqrt(xp.where(diagonal > 0, diagonal, 1)), 0)
+    scales = xp.where(diagonal > 0, 1 / xp.sqrt(xp.where(diagonal > 0, diagonal, 1)), 0)[:, None]
+    return scales, left * scales * scales.T + xp.diag((scales[:, 0] == 0).astype(left.dtype))
 
 
 def _limit(size):
@@ -183,8 +181,7 @@ def _limit(size):
 
 
 def _solve_on_host(left, right):
-    scales = _scales(left, np)[:, None]
-    unit = left * scales * scales.T + np.diag((scales[:, 0] == 0).astype(left.dtype))
+    scales, unit = _scaled(left, np)
     try:
         factor = np.linalg.cholesky(unit)
         if np.diagonal(factor).min() ** 2 > _limit(len(unit)):
@@ -198,8 +195,7 @@ def _solve_on_host(left, right):
 
 @jit()
 def _solve(left, right):
-    scales = _scales(left, jnp)[:, None]
-    unit = left * scales * scales.T + jnp.diag((scales[:, 0] == 0).astype(left.dtype))
+    scales, unit = _scaled(left, jnp)
     factor = jnp.linalg.cholesky(unit)
 
     def by_cholesky(right):
@@ -213,9 +209,6 @@ def _solve(left, right):
 
     regular = jnp.min(jnp.diagonal(factor)) ** 2 > _limit(len(unit))  # false for NaN, too
     return scales * jax.lax.cond(regular, by_cholesky, by_eigenvalues, scales * right)
-
-
-# --- Groups ---
 
 
 def _of_group(grams, groups, index, group):

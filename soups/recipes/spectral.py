@@ -106,9 +106,6 @@ def matrix_recipe(
     return Recipe(merge, unit="leaf")
 
 
-# --- Singular vectors ---
-
-
 def _orthogonal_sum(xp, matrices):
     rank = max(1, min(matrices[0].shape) // len(matrices))
     lefts, values, rights = zip(*(_decomposed(xp, matrix) for matrix in matrices), strict=True)
@@ -138,9 +135,6 @@ def _decomposed(xp, matrix, dtype=None):
     left, values, right = xp.linalg.svd(matrix, full_matrices=False)
     real = (values > values[0] * noise).astype(values.dtype)
     return left * real[None, :], values * real, right * real[:, None]
-
-
-# --- Interference ---
 
 
 def _least_interference(xp, matrices, steps, learning_rate):
