@@ -43,7 +43,10 @@ def recipe_text(options, settings) -> tuple[str, str]:
     if options.recipe:
         if elsewhere := [*fields, *(["models"] if options.members else [])]:
             raise ValueError(f"settings belong into the recipe file: {', '.join(elsewhere)}")
-        return _with(_text(options.recipe, "no recipe file at"), asked, options.recipe), options.recipe
+        text = _text(options.recipe, "no recipe file at")
+        # what was asked for goes in, so that the record is enough to make the same merge again
+        given = merging.load_yaml(text, options.recipe) if asked else None
+        return (_dumped(given | asked) if isinstance(given, dict) else text), options.recipe
     return _dumped(_recipe(options, settings) | fields | asked), "the command line"
 
 
@@ -71,12 +74,6 @@ def _recipe(options, settings):
         ],
         "parameters": {name: values[0] for name, values in settings.items() if name not in lists},
     }
-
-
-def _with(text, asked, where):
-    """Return a recipe with what was asked for beside it, so that its record is enough to make the same merge again."""
-    given = merging.load_yaml(text, where) if asked else None
-    return _dumped(given | asked) if isinstance(given, dict) else text
 
 
 def _dumped(recipe):

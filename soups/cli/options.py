@@ -31,12 +31,7 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
     def parse(self, words: list[str], hint: str = "") -> argparse.Namespace:
-        """Return the options.
-
-        Raises:
-            ValueError: a word that is no option or value of one; `hint` is said of an unknown option; an option that is
-                given twice, of which argparse would forget the first.
-        """
+        """Return the options."""
         words = [_plain(word) for word in words]
         for spellings in _given_once(self):
             given = [name for word in words if (name := word.partition("=")[0]) in spellings]

@@ -24,7 +24,6 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from soups.cli.environment import preferred
 from soups.cli.options import HOSTS, Parser, connect, path_argument
 from soups.names import check_name
 from soups.plugins import blamed, importable, load_plugin, named
@@ -59,15 +58,23 @@ def main(arguments: list[str], run) -> int:
     return 0
 
 
+def preferred(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of `jax.config` to set, without those that the user has set, as in JAX_NUM_CPU_DEVICES=2."""
+    settings = {
+        "jax_compilation_cache_dir": os.path.abspath(".cache/jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        # one device for each core lets a sweep train that many members side by side; accelerators come before them
+        "jax_num_cpu_devices": os.cpu_count(),
+    }
+    if "xla_force_host_platform_device_count" in environ.get("XLA_FLAGS", ""):
+        del settings["jax_num_cpu_devices"]
+    return {name: value for name, value in settings.items() if name.upper() not in environ}
+
+
 def read_config(path: str, changes: Sequence[str] = ()) -> dict[str, Any]:
     """Return what the `get_config()` of a file says, with changes such as "--config.sweep.members=8".
 
     A config without a "name" has that of its file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that fails, with its line; no `get_config` or one that returns no fields; changes of
-            unknown fields or to values of other types; fields that cannot be kept as JSON.
     """
     get_config = getattr(load_plugin(path, "--config"), "get_config", None)
     if not callable(get_config):

@@ -16,20 +16,12 @@ GRACE = 2.0  # seconds that threads have to end by themselves
 
 @dataclasses.dataclass
 class Run:
-    """Hold what is known of the command that runs.
+    """Hold what is known of the command that runs."""
 
-    Attributes:
-        prog: its name, before what it complains of.
-        go_on: how to go on with it when it is stopped now.
-        signal: the number of the signal that stopped it, or 0.
-        ended: what ended it was printed.
-        less_memory: how to do with less memory.
-    """
-
-    prog: str
-    go_on: str = ""
-    signal: int = 0
-    ended: bool = False
+    prog: str  #: its name, before what it complains of
+    go_on: str = ""  #: how to go on with it when it is stopped now
+    signal: int = 0  #: the number of the signal that stopped it, or 0
+    ended: bool = False  #: what ended it was printed
     less_memory: str = "fewer --threads need less"
 
     def end(self, what: str) -> None:
@@ -59,7 +51,10 @@ def guarded(command: Callable[[], int], run: Run) -> int:
         run.end("stopped")
         return 128 + run.signal
     except BrokenPipeError:
-        return _hang_up()
+        # who reads has gone; the interpreter would complain when it writes the rest at its end
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, KeyError, OSError, MemoryError, RuntimeError) as error:
         if _lacks_memory(error):
             what = str(error).partition("\n")[0]
@@ -80,13 +75,6 @@ def _lacks_memory(error):
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("RESOURCE_EXHAUSTED", "can't start new thread")
     )
-
-
-def _hang_up():
-    # who reads has gone; the interpreter would complain when it writes the rest at its end
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
 
 
 @contextlib.contextmanager

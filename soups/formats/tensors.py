@@ -59,26 +59,15 @@ class Header(NamedTuple):
 
 
 class Tensors(Protocol):
-    """Return tensors by name, none of which is read until it is asked for: the one protocol of all formats.
+    """Return tensors by name, none of which is read until it is asked for: the one protocol of all formats."""
 
-    Attributes:
-        path: of the file or folder.
-        leaves: the header of each tensor by name, in the order in which reading is cheapest.
-        aliases: tied tensors, from each name that is left out to the name in `leaves` that has its values.
-        metadata: strings that the files carry.
-        sizes: of all files that go in, when their headers were read.
-        digests: XXH3 (128 bits, hexadecimal) of the bytes of those tensors whose digests are known without reading
-            them, such as those of a pool's member.
-        notes: sentences for the user: what was chosen where several things could be meant, and what was left out.
-    """
-
-    path: pathlib.Path
-    leaves: Mapping[str, "Leaf"]
-    aliases: Mapping[str, str]
-    metadata: Mapping[str, str]
-    sizes: Mapping[pathlib.Path, int]
-    digests: Mapping[str, str]
-    notes: Sequence[str]
+    path: pathlib.Path  #: of the file or folder
+    leaves: Mapping[str, "Leaf"]  #: the header of each tensor, in the order in which reading is cheapest
+    aliases: Mapping[str, str]  #: tied tensors: from each name left out to the name in `leaves` that has its values
+    metadata: Mapping[str, str]  #: strings that the files carry
+    sizes: Mapping[pathlib.Path, int]  #: of all files that go in, when their headers were read
+    digests: Mapping[str, str]  #: XXH3 (128 bits, hexadecimal) of those tensors that need not be read for it
+    notes: Sequence[str]  #: sentences for the user: what was chosen of several things, and what was left out
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Return a tensor in its own shape and dtype, or the part at `index`, a slice for each axis."""

@@ -14,21 +14,9 @@ DTYPES = {name: np.dtype(name) for name in _DTYPES.split()}  # NumPy knows the n
 _OTHER_NAMES = {"double": "float64", "float": "float32", "half": "float16"}
 _OTHER_NAMES |= {"long": "int64", "int": "int32", "short": "int16"}
 DTYPES |= {name: DTYPES[same] for name, same in _OTHER_NAMES.items()}
-STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "ComplexDoubleStorage": "complex128",
-    "ComplexFloatStorage": "complex64",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "UntypedStorage": "uint8",
-}
+STORAGES = {name.capitalize(): same for name, same in _OTHER_NAMES.items()} | {"BFloat16": "bfloat16", "Bool": "bool"}
+STORAGES |= {"ComplexDouble": "complex128", "ComplexFloat": "complex64"}
+STORAGES |= {"Char": "int8", "Byte": "uint8", "Untyped": "uint8"}
 
 
 # The stand-ins are no tuples: a tuple from the file can then never be taken for one.
@@ -96,8 +84,8 @@ def resolve(module: str, name: str) -> np.dtype | StorageType | Function:
     if module == "torch" and name in DTYPES:
         return DTYPES[name]
     if module in ("torch", "torch.cuda", "torch.storage"):
-        if name in STORAGES:
-            return StorageType(DTYPES[STORAGES[name]])
+        if name.endswith("Storage") and name.removesuffix("Storage") in STORAGES:
+            return StorageType(DTYPES[STORAGES[name.removesuffix("Storage")]])
         if name == "TypedStorage":
             return StorageType(None)
     full = f"{'builtins' if module == '__builtin__' else module}.{name}"

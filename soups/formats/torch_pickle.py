@@ -26,11 +26,6 @@ def unpickle(data: memoryview, path, operations: Mapping[int, Callable] | None =
 
     Mappings come as dicts whose integer keys are strings, tensors as `Tensor`, settings and the like as `Record`.
     `operations`: by opcode; None for those of `torch.save`.
-
-    Raises:
-        UnsafeCheckpointError: it names a global that rebuilding tensors does not need, or calls something else.
-        CheckpointError: damaged, too big, values of more than MAX_MEMORY bytes or many for its size, an opcode that
-            torch.save does not write, or a tensor in a record.
     """
     machine = _Machine(data, operations or OPERATIONS)
     try:

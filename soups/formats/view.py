@@ -13,22 +13,14 @@ from soups.formats.tensors import Leaf, Tensors
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Be the `Tensors` of a checkpoint with changes.
-
-    Attributes:
-        checkpoint: what the others are read from.
-        changed: the headers of the tensors that are changed; their dtype is that which the output takes from them.
-        make: from the name of one of these to its array, in float32 or wider.
-        sizes: of all files that go in.
-        added_notes: sentences for the user, beside the checkpoint's.
-        tied: aliases beside those of the checkpoint, of which those that are changed are none any more.
-    """
+    """Be the `Tensors` of a checkpoint with changes."""
 
     checkpoint: Tensors
-    changed: Mapping[str, Leaf]
-    make: Callable[[str], np.ndarray] = dataclasses.field(repr=False)
-    sizes: dict[pathlib.Path, int]
-    added_notes: Sequence[str] = ()
+    changed: Mapping[str, Leaf]  #: headers; their dtype is that which the output takes from them
+    make: Callable[[str], np.ndarray] = dataclasses.field(repr=False)  #: of their names, in float32 or wider
+    sizes: dict[pathlib.Path, int]  #: of all files that go in
+    added_notes: Sequence[str] = ()  #: sentences for the user, beside the checkpoint's
+    #: aliases beside those of the checkpoint, of which those that are changed are none any more
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     path = property(lambda self: self.checkpoint.path)

@@ -38,10 +38,6 @@ class Records:
 
     All files are read and compared with their digests once, for the names; a change through `locked` looks for those
     that came since.
-
-    Raises:
-        PoolCorruptionError: a file is not what was written.
-        ValueError: another format.
     """
 
     def __init__(self, path: pathlib.Path):

@@ -33,11 +33,7 @@ class Flat:
 
 
 def flatten(tree: Tree, what: str) -> Flat:
-    """Flatten any pytree of arrays.
-
-    Raises:
-        ValueError: `what` cannot be stored; everything is listed that is no array of numbers, or has another's name.
-    """
+    """Flatten any pytree of arrays."""
     import jax
 
     try:

@@ -1,4 +1,4 @@
-"""Mix trees leaf by leaf with coefficients [L or 1, K], row l for leaf l, and take the gradient of these."""
+"""Mix trees leaf by leaf with coefficients [L or 1, K], row l for leaf l, and descend along the gradient of these."""
 
 from collections.abc import Callable, Sequence
 
@@ -28,6 +28,19 @@ def gradient(grads: tree.Tree, trees: Sequence[tree.Tree], number: int) -> np.nd
     ]
     products = np.asarray(jax.device_get(columns), np.float32).T
     return products.sum(0, keepdims=True) if number == 1 else products
+
+
+def stepping(optimizer) -> Callable:
+    """Return the compiled step of an optimizer: (gradients, state, parameters) -> (parameters, state)."""
+    import optax  # takes a third of a second to import; most of this library does without
+
+    def step(grads, state, params):
+        # optax mixes Python floats with integer counts, which a program with strict promotion would refuse
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+    return jax.jit(step)
 
 
 def by_leaf(coefficients: np.ndarray, like: tree.Tree, names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -22,9 +22,6 @@ def direction(metric: str | None, mode: str | None, evaluate: Any = None) -> str
     """Return "max" or "min": `mode` if it is given, else what `evaluate.modes` or `MODES` says of the metric.
 
     More is better where `evaluate` gives a number alone, and so no metric is named.
-
-    Raises:
-        ValueError: another mode, or none for a metric that is not known.
     """
     if mode is None and metric is not None:
         owner = getattr(evaluate, "__self__", evaluate)  # of a method, such as `Evaluator.many`
@@ -50,11 +47,7 @@ def score_of(evaluate: Callable[[Any], Any], params: Any, metric: str | None) ->
 
 
 def pick_metric(value: Any, metric: str | None) -> float:
-    """Return the number by which to choose, of what an `evaluate` returned: a number, or metrics by name.
-
-    Raises:
-        ValueError: no such metric, none where there are several, or something else than a number.
-    """
+    """Return the number by which to choose, of what an `evaluate` returned: a number, or metrics by name."""
     if isinstance(value, Mapping):
         if metric is None:
             raise ValueError(f"evaluate returns several metrics, choose one with metric=: {', '.join(value)}")

@@ -8,7 +8,7 @@ import numpy as np
 from soups import arguments, arrays, tree
 from soups.lazy import jax, jit, jnp
 from soups.names import check_name
-from soups.recipes import _mixing, _optimizer
+from soups.recipes import _mixing
 from soups.recipes.declare import check_real, python_only
 from soups.recipes.soup import Soup, digests
 
@@ -128,8 +128,7 @@ def _descend(raw, vectors, base, apply_fns, streams, recipe):
     import optax  # takes a third of a second to import
 
     optimizer = optax.adam(recipe["learning_rate"])
-    update = jax.jit(lambda grads, state, now: _optimizer.apply(optimizer, grads, state, now))
-    state, history = optimizer.init(raw), []
+    update, state, history = _mixing.stepping(optimizer), optimizer.init(raw), []
     for step in range(recipe["steps"]):
         value, products = _entropy_and_products(base, vectors, _clipped(raw, recipe), apply_fns, streams)
         if not np.isfinite(value):

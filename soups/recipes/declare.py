@@ -50,50 +50,32 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """Hold the declaration of a merging method.
+    """Hold the declaration of a merging method."""
 
-    Attributes:
-        name: in recipe files and on the command line.
-        function: from `Inputs` and the settings to the recipe; settings of members come as lists.
-        defaults: of the settings, REQUIRED where there is none.
-        per_member: those that may differ from member to member: one value, a sequence, or a mapping by name.
-        marks: those that mark one member, by its name or index; the function gets a list of booleans.
-        beside: names of the trees that go in beside the members, one for each: their leaves follow the members'.
-        base: "none", "optional", "required", or "first": then the base is the first of the members.
-        base_beside: the name of the tree that goes in beside the base; base and member then come first, as two ends.
-        members: the smallest and the largest number of members, the base not counted.
-        single: whether the function takes one tree instead of several.
-        grams: whether what goes in beside has a Gram matrix [in, in] under the name of a kernel.
-        takes_complex: whether leaves may be complex: nothing is ordered, compared or signed.
-        check: raises a ValueError about trees beside the members, from {name: leaf} of a member and them by member.
-        complete: from the only member, a base that may lack leaves, and the settings to a base that has all of them.
-        in_files: defaults of recipe files that are not those of the function.
-        only_in_python: why no recipe file can call it; the end of a sentence.
-        idle: settings that are taken and change nothing, with the reason.
-        title: for people.
-        summary, paper: one line; authors, year and arXiv id. Else those of the docstring.
-    """
-
-    name: str
-    function: Callable[..., engine.Recipe]
-    defaults: Mapping[str, Any]
-    per_member: tuple[str, ...] = ()
-    marks: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
-    base: str = "none"
-    base_beside: str = ""
-    members: tuple[int, int] = (1, MANY)
-    single: bool = False
-    grams: bool = False
-    takes_complex: bool = False
+    name: str  #: in recipe files and on the command line
+    function: Callable[..., engine.Recipe]  #: of `Inputs` and the settings; settings of members come as lists
+    defaults: Mapping[str, Any]  #: of the settings, REQUIRED where there is none
+    per_member: tuple[str, ...] = ()  #: those that may be one value, a sequence, or a mapping by the members' names
+    marks: tuple[str, ...] = ()  #: those that mark one member, by its name or index; a list of booleans comes
+    beside: tuple[str, ...] = ()  #: names of trees, one beside each member: their leaves follow the members'
+    base: str = "none"  #: "none", "optional", "required", or "first": then the base is the first of the members
+    base_beside: str = ""  #: the name of the tree beside the base; base and member then come first, as two ends
+    members: tuple[int, int] = (1, MANY)  #: the smallest and the largest number, the base not counted
+    single: bool = False  #: whether the function takes one tree instead of several
+    grams: bool = False  #: whether what goes in beside has a Gram matrix [in, in] under the name of a kernel
+    takes_complex: bool = False  #: whether leaves may be complex: nothing is ordered, compared or signed
+    #: raises a ValueError about trees beside the members, from {name: leaf} of a member and them by member
     check: Callable[..., None] | None = None
+    #: from the only member, a base that may lack leaves, and the settings to a base that has all of them
     complete: Callable[[tree.Tree, tree.Tree, Mapping[str, Any]], tree.Tree] | None = None
+    #: defaults of recipe files that are not those of the function
     in_files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    only_in_python: str = ""
+    only_in_python: str = ""  #: why no recipe file can call it; the end of a sentence
+    #: settings that are taken and change nothing, with the reason
     idle: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    title: str = ""
-    summary: str = ""
-    paper: str = ""
+    title: str = ""  #: for people
+    summary: str = ""  #: one line; without, the docstring's first
+    paper: str = ""  #: authors, year and arXiv id; without, those that the docstring's last paragraph cites
 
     # --- As a function ---
 

@@ -129,7 +129,10 @@ def fisher(
         for place, values in enumerate(fishers):
             if not tree.traced(values) and bool((values < 0).any()):
                 raise ValueError(f"negative Fisher information beside member {place}: {part.name}")
-        return _weigh(leaves, fishers, floors, weights if shares is None else shares)
+        xp, counts = tree.namespace([*leaves, *fishers]), weights if shares is None else shares
+        masses = [xp.maximum(f.astype(x.dtype), least) for f, x, least in zip(fishers, leaves, floors, strict=True)]
+        weighed = [mass * leaf for mass, leaf in zip(masses, leaves, strict=True)]
+        return arrays.mix(weighed, counts) / arrays.mix(masses, counts)
 
     return Recipe(merge, measure, scope="model") if normalize else Recipe(merge)
 
@@ -157,13 +160,6 @@ def fisher_interpolate(inputs: Inputs, *, alpha=0.5, floor: float = 1e-6, normal
     """
     arguments.check_within("alpha", alpha, "[0, 1]")
     return fisher.recipe(inputs, weights=[1.0 - alpha, alpha], floor=floor, normalize=normalize)
-
-
-def _weigh(wide, fishers, floors, weights):
-    xp = tree.namespace([*wide, *fishers])
-    masses = [xp.maximum(f.astype(w.dtype), floor) for f, w, floor in zip(fishers, wide, floors, strict=True)]
-    weighed = [mass * leaf for mass, leaf in zip(masses, wide, strict=True)]
-    return arrays.mix(weighed, weights) / arrays.mix(masses, weights)
 
 
 @jit(static_argnums=(0, 1))

@@ -14,7 +14,7 @@ from soups import arguments, arrays, tree
 from soups.journal import Journal, content_digest
 from soups.lazy import jax
 from soups.names import check_name
-from soups.recipes import _mixing, _optimizer
+from soups.recipes import _mixing
 from soups.recipes.declare import check_real, python_only
 from soups.recipes.soup import Soup, digests
 
@@ -97,7 +97,7 @@ def _descend(variables, trees, mix, loss, batches, learning_rate, log):
 
     optimizer = optax.adamw(learning_rate, weight_decay=0.0)
     gradient = jax.jit(_float_gradient(loss))
-    update = jax.jit(lambda grads, state, now: _optimizer.apply(optimizer, grads, state, now))
+    update = _mixing.stepping(optimizer)
     variables, state, history, seen = _restored(log, variables, optimizer.init(variables))
     for batch in _unused(batches, len(history), seen):
         weights = _softmax(variables["mixing"])

@@ -167,22 +167,17 @@ def mask_overlap(masks: Sequence[tree.Tree] | Mapping[str, tree.Tree]) -> dict[s
     masks = arguments.as_mapping(masks)
     names, trees = list(masks), list(masks.values())
     _check_masks([trees[0], *trees], [names[0], *names])
-    leaves = [jax.tree.leaves(jax.device_get(mask)) for mask in trees]
+    leaves = {name: jax.tree.leaves(jax.device_get(mask)) for name, mask in masks.items()}
+    sizes = {name: sum(int(np.count_nonzero(leaf)) for leaf in mask) for name, mask in leaves.items()}
 
     def share(a, b):
-        common = sum(int(np.count_nonzero(x & y)) for x, y in zip(a, b, strict=True))
-        union = sum(int(np.count_nonzero(x | y)) for x, y in zip(a, b, strict=True))
+        common = sum(int(np.count_nonzero(x & y)) for x, y in zip(leaves[a], leaves[b], strict=True))
+        union = sizes[a] + sizes[b] - common
         return common / union if union else 1.0
 
     return {
-        "percent": {
-            name: 100.0 * sum(int(np.count_nonzero(leaf)) for leaf in mask) / max(1, tree.count(trees[0]))
-            for name, mask in zip(names, leaves, strict=True)
-        },
-        "jaccard": {
-            name: {other: share(a, b) for other, b in zip(names, leaves, strict=True)}
-            for name, a in zip(names, leaves, strict=True)
-        },
+        "percent": {name: 100.0 * size / max(1, tree.count(trees[0])) for name, size in sizes.items()},
+        "jaccard": {name: {other: share(name, other) for other in names} for name in names},
     }
 
 

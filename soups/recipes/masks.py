@@ -34,17 +34,11 @@ def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) ->
 
 
 class Elected(NamedTuple):
-    """Hold what `emr` makes of the members; a pytree.
+    """Hold what `emr` makes of the members; a pytree."""
 
-    Attributes:
-        unified: the elected task vector τ_uni, a tree in float32 or wider; zeros in integer leaves.
-        masks: a boolean tree for each member, by name.
-        rescalers: a number for each member, by name.
-    """
-
-    unified: tree.Tree
-    masks: dict[str, tree.Tree]
-    rescalers: dict[str, Any]
+    unified: tree.Tree  #: the elected task vector τ_uni, in float32 or wider; zeros in integer leaves
+    masks: dict[str, tree.Tree]  #: a boolean tree for each member, by name
+    rescalers: dict[str, Any]  #: a number for each member, by name
 
 
 @python_only("gives weights for each task and not one model: use soups.emr in Python")

@@ -140,11 +140,7 @@ def permute_leaf(leaf, axes: Sequence[Axis], permutations: Permutations, *, but:
 
 
 def check_permutations(permutations: Permutations, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Return the permutations as NumPy arrays, if each is an order of as many units as `sizes` says.
-
-    Raises:
-        ValueError: an unknown name, or an array that is not an order of all units.
-    """
+    """Return the permutations as NumPy arrays, if each is an order of as many units as `sizes` says."""
     checked = {}
     for name, order in permutations.items():
         check_name(name, sizes, "permutation")
@@ -174,11 +170,7 @@ def identity(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
 
 
 def random_permutations(spec: Spec, params: tree.Tree, key: jax.Array) -> dict[str, np.ndarray]:
-    """Draw all permutations of a spec uniformly at random.
-
-    Raises:
-        ValueError: as `check_spec`.
-    """
+    """Draw all permutations of a spec uniformly at random."""
     generator = generator_from(key)
     return {name: generator.permutation(units) for name, units in sorted(check_spec(spec, params).items())}
 

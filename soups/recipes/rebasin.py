@@ -255,22 +255,16 @@ def align(
     trees = [by_name[name] for name in names]
     sizes = _check([f"member {name}" for name in names], trees, spec, max_sweeps)
     if method == "weight":
-        found = _to_one(trees, to, spec, sizes, key, max_sweeps, ignore)
+        found = [identity(sizes) for _ in trees]
+        for index in set(range(len(trees))) - {to}:
+            votes = _votes(trees[to], trees[index], spec, ignore)
+            matching = _descend(votes, spec, found[index], generator_from(key, index), max_sweeps)
+            found[index] = matching.permutations
     else:
         found = _to_mean_of_others(trees, spec, sizes, generator_from(key), max_sweeps, ignore)
         found = [compose(orders, invert(found[to])) for orders in found]
     aligned = [permute(params, orders, spec) for params, orders in zip(trees, found, strict=True)]
     return dict(zip(names, aligned, strict=True)) if isinstance(members, Mapping) else aligned
-
-
-def _to_one(trees, to, spec, sizes, key, max_sweeps, ignore):
-    found = [identity(sizes) for _ in trees]
-    for index, params in enumerate(trees):
-        if index != to:
-            votes = _votes(trees[to], params, spec, ignore)
-            matching = _descend(votes, spec, found[index], generator_from(key, index), max_sweeps)
-            found[index] = matching.permutations
-    return found
 
 
 def _to_mean_of_others(trees, spec, sizes, generator, max_rounds, ignore):

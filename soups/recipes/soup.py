@@ -10,26 +10,16 @@ from soups.lazy import jax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Soup:
-    """Hold a soup's weights and the record that is enough to make it again; a pytree, whose leaves are the weights.
+    """Hold a soup's weights and the record that is enough to make it again; a pytree, whose leaves are the weights."""
 
-    Attributes:
-        params: the weights, in the structure and dtypes of the members.
-        recipe: the name of the recipe and its settings.
-        ingredients: weight of each member that went in, by name.
-        history: every decision or loss that led to it, in order.
-        score: held-out score of the soup, where the recipe has one.
-        leaf_weights: weight of each ingredient for each leaf, where a recipe has one per leaf and member.
-        temperature: what the recipe learned to multiply the logits with.
-        digests: content digest of each ingredient, where the members come from a pool.
-    """
-
-    params: tree.Tree
-    recipe: dict[str, Any]
-    ingredients: dict[str, float]
-    history: list[Any]
-    score: float | None = None
-    leaf_weights: dict[str, dict[str, float]] | None = None
-    temperature: float = 1.0
+    params: tree.Tree  #: the weights, in the structure and dtypes of the members
+    recipe: dict[str, Any]  #: the name of the recipe and its settings
+    ingredients: dict[str, float]  #: weight of each member that went in, by name
+    history: list[Any]  #: every decision or loss that led to it, in order
+    score: float | None = None  #: held-out score of the soup, where the recipe has one
+    leaf_weights: dict[str, dict[str, float]] | None = None  #: by leaf and ingredient, where a recipe has such
+    temperature: float = 1.0  #: what the recipe learned to multiply the logits with
+    #: content digest of each ingredient, where the members come from a pool
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
     is_soup: ClassVar[bool] = True  # where trees are taken, a soup stands for its params
 

@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from soups.cli.environment import preferred
+from soups.cli.run import preferred
 
 ALL = {"jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_num_cpu_devices"}
 
