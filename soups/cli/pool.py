@@ -128,18 +128,14 @@ def _parser(prog):
             command.add_argument("names", metavar="NAME", nargs=names, help="members")
         if function is add:
             command.add_argument("name", metavar="NAME", help="the new member")
-            command.add_argument(
-                "checkpoint", metavar="CHECKPOINT", type=path_argument, help="weights, as soups merge takes them"
-            )
+            command.add_argument("checkpoint", metavar="CHECKPOINT", type=path_argument, help="as soups merge takes it")
             command.add_argument("--metadata", default="{}", metavar="JSON", help="what should be known of it")
     return parser
 
 
 def _add_import_arguments(command):
     path = {"type": path_argument}
-    command.add_argument(
-        "files", metavar="FILE", nargs="+", **path, help="published weights; the stem names the member"
-    )
+    command.add_argument("files", metavar="FILE", nargs="+", **path, help="published weights; the stem is the name")
     command.add_argument("--arch", required=True, metavar="ARCHITECTURE", help="a network, such as clip-vit-b32")
     command.add_argument("--pool", required=True, metavar="POOL", **path, help="the directory of the pool")
     command.add_argument("--hparams", metavar="JSON", **path, help="{name: hyper-parameters}, as hparam_info.json")

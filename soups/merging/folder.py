@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator
 
 from soups.formats import CheckpointError
-from soups.formats.folder import inside
-from soups.formats.kinds import SUFFIXES
+from soups.formats.folder import SUFFIXES, inside
 from soups.formats.text import STAND_INS
 from soups.merging.chat_template import template_files
 from soups.merging.config import folder_of, read_config

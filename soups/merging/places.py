@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from soups import tree
 from soups.files import local_path, locked
-from soups.formats.kinds import SUFFIXES
+from soups.formats.folder import SUFFIXES
 from soups.formats.orbax_steps import TREE_METADATA
 from soups.formats.tensors import nested, separator
 from soups.lazy import jax, orbax

@@ -134,9 +134,7 @@ class Pool(Mapping):
         """
         member = self._member(name)
         wanted = _paths.by_exact_name(like)
-        tree_lib.check_same_structure(
-            [_describe.recorded_shapes(member.record), wanted], labels=[f"member {name}", "like"]
-        )
+        tree_lib.check_same_structure([_describe.recorded_shapes(member.record), wanted], [f"member {name}", "like"])
         wanted = {leaf: _with_sharding(abstract) for leaf, abstract in wanted.items()}
         member.check()
         restored = _describe.restore(member, wanted)
@@ -263,9 +261,7 @@ class Pool(Mapping):
             raise ValueError(f"the pool {self.path} already has a member {name!r}: take another name, or remove it")
         if (first := next(iter(self._records), None)) is not None:
             expected = _describe.recorded_shapes(self._records[first])
-            tree_lib.check_same_structure(
-                [expected, _describe.shapes(flat)], labels=[f"member {first}", f"member {name}"]
-            )
+            tree_lib.check_same_structure([expected, _describe.shapes(flat)], [f"member {first}", f"member {name}"])
 
     def _reserve(self, name, flat, stack):
         self._records.refresh()

@@ -101,9 +101,7 @@ def _settings(per, steps, learning_rate, initial, clip):
 def _merge(vectors, base, apply_fn, batches, recipe, digests):
     for weights in (base, *vectors.values()):
         check_real(recipe["name"], tree.flatten(weights))
-    apply_fns = (
-        [apply_fn] * len(vectors) if callable(apply_fn) else arguments.per_member(apply_fn, vectors, "apply_fns")
-    )
+    apply_fns = arguments.per_member(apply_fn, vectors, "apply_fns")
     for function in apply_fns:
         arguments.check_takes("apply_fn", function, "params, inputs")
     streams = [

@@ -188,9 +188,8 @@ class Method:
     def of_member(self) -> dict[str, Any]:
         """Return the settings that recipe files give for each member, by their names there."""
         own = {name: self.defaults[name] for name in self.per_member} | dict.fromkeys(self.beside, REQUIRED)
-        return {in_files(name): self.in_files.get(name, default) for name, default in own.items()} | dict.fromkeys(
-            self.marks, False
-        )
+        own = {in_files(name): self.in_files.get(name, default) for name, default in own.items()}
+        return own | dict.fromkeys(self.marks, False)
 
     @functools.cached_property
     def of_merge(self) -> dict[str, Any]:
