@@ -26,9 +26,8 @@ class Member:
     """Read one member's leaves by name, each when it is asked for: a `soups.formats.tensors.Tensors`.
 
     Every byte is compared with the digests of `record`, what the pool knows of the member, before it is used; each file
-    that differs or is missing is named by a PoolCorruptionError. The leaves in `unverified` each lie raw in one file
-    that nobody has read yet: `map` hands such a leaf out at once, for a caller that hashes its bytes (XXH3, 128 bits)
-    on their way and gives the hash to `check_leaf` at the end.
+    that differs or is missing is named by a PoolCorruptionError. A leaf that lies raw in one file `map` hands out at
+    once, for a caller that hashes its bytes (XXH3, 128 bits) on their way and gives the hash to `check_leaf`.
     """
 
     aliases = metadata = types.MappingProxyType({})
@@ -59,11 +58,6 @@ class Member:
     def _leaf_in(self):
         return {_folder(entry): leaf for leaf, entry in self.record["leaves"].items()}
 
-    @property
-    def unverified(self) -> set[str]:
-        """Name the leaves that lie raw in one file each, whose bytes nobody has compared with their digests yet."""
-        return set(self._raw) - self._verified
-
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Return a leaf, read-only and mapped where it lies raw, or the part at `index`, a slice for each axis."""
         check_name(name, self.leaves, f"leaf of member {self.name!r}")
@@ -73,7 +67,7 @@ class Member:
         return self._array(name, index)
 
     def map(self, name: str) -> np.ndarray:
-        """Return a leaf as `read` does, but leave those in `unverified` to the caller to compare."""
+        """Return a leaf as `read` does, but leave those that lie raw in one file to the caller to compare."""
         return self._array(name, ...) if name in self._raw else self.read(name)
 
     def making(self, name: str) -> int:

@@ -1,4 +1,7 @@
-"""Sparsify task vectors: by magnitude, at random, or both. Each gives a `Sparsifier` for `combine_task_vectors`."""
+"""Sparsify task vectors: by magnitude, at random, or both. Each gives a `Sparsifier` for `combine_task_vectors`.
+
+The papers are those of `ties` (trim), `dare` (drop), `breadcrumbs` (outliers) and `della` (magprune).
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,13 @@ from soups.recipes._select import kth_magnitudes
 
 @dataclasses.dataclass(frozen=True)
 class Sparsifier:
-    """State how one member's task vector becomes sparse.
+    """State how one member's task vector becomes sparse."""
 
-    Attributes:
-        apply: from a part, the member's index and what was measured to the sparse task vector of that part.
-        measure: from the parts of one scope and the member's index to anything; None where nothing need be known.
-        unit: what a part must hold whole: an "element" or a "row".
-    """
-
+    #: from a part, the member's index and what was measured to the sparse task vector of that part
     apply: Callable[[engine.Part, int, Any], Any]
+    #: from the parts of one scope and the member's index to anything; None where nothing need be known
     measure: Callable[[engine.Parts, int], Any] | None = None
-    unit: str = "element"
+    unit: str = "element"  #: what a part must hold whole: an "element" or a "row"
 
 
 KEEP_ALL = Sparsifier(lambda part, index, _: part.vector(index))
@@ -40,8 +39,6 @@ def trim(density: float, *, surplus: int = 0, rescale: bool = False) -> Sparsifi
 
     Raises:
         ValueError: a density outside (0, 1].
-
-    Yadav et al., "TIES-Merging", 2023, arXiv 2306.01708.
     """
     arguments.check_within("density", density, "(0, 1]")
     arguments.setting(surplus, 0, "surplus")
@@ -66,8 +63,6 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
 
     Raises:
         ValueError: a density outside (0, 1], or another way to rescale.
-
-    Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
     """
     arguments.check_within("density", density, "(0, 1]")
     _check_random(seed, rescale)
@@ -88,8 +83,6 @@ def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> S
 
     Raises:
         ValueError: a density outside (0, 1], or γ outside [0, 1).
-
-    Davari and Belilovsky, "Model breadcrumbs", 2023, arXiv 2312.06795.
     """
     arguments.check_within("density", density, "(0, 1]")
     arguments.check_within("gamma", gamma, "[0, 1)")
@@ -120,8 +113,6 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
 
     Raises:
         ValueError: density − ε or density + ε outside (0, 1], or another way to rescale.
-
-    Deep et al., "DELLA-Merging", 2024, arXiv 2406.11617.
     """
     for value, name in ((density, "density"), (epsilon, "epsilon")):
         arguments.setting(value, 0.0, name)

@@ -121,13 +121,7 @@ def ties(
     )
 
 
-@method(
-    base="required",
-    per_member=("weights", "density"),
-    title="DARE",
-    summary="drop elements of the task vectors at random, rescale, add",
-    paper="Yu et al. 2023, 2311.03099",
-)
+@method(base="required", per_member=("weights", "density"), title="DARE")
 def dare(inputs: Inputs, *, density: float = 0.1, scale=1.0, weights=1.0, elect: bool = False, seed: int = 0) -> Recipe:
     """Drop elements of the task vectors at random, rescale the others, and add them (DARE).
 
@@ -136,7 +130,7 @@ def dare(inputs: Inputs, *, density: float = 0.1, scale=1.0, weights=1.0, elect:
     alone. The paper drops 90 % (density 0.1) of models with billions of weights, less of smaller ones.
 
     Raises:
-        ValueError: as `combine_task_vectors`; a density outside (0, 1].
+        ValueError: a density outside (0, 1].
 
     Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
     """
@@ -150,13 +144,7 @@ def dare(inputs: Inputs, *, density: float = 0.1, scale=1.0, weights=1.0, elect:
     )
 
 
-@method(
-    base="required",
-    per_member=("weights", "density", "epsilon"),
-    title="DELLA",
-    summary="drop small elements of each row more often, elect signs, average",
-    paper="Deep et al. 2024, 2406.11617",
-)
+@method(base="required", per_member=("weights", "density", "epsilon"), title="DELLA")
 def della(
     inputs: Inputs, *, density: float = 0.7, epsilon: float = 0.07, scale=1.1, weights=1.0, seed: int = 0
 ) -> Recipe:
