@@ -105,15 +105,6 @@ def setting(value: Any, default: Any, name: str) -> Any:
     return kind(number) if kind in (bool, int) else number
 
 
-def marked(value: Any, members: Iterable[str]) -> list[bool]:
-    """Return for each member whether it is the one that is given by its name or its index; None marks none."""
-    members = list(members)
-    if value is None or value is False:
-        return [False] * len(members)
-    place = place_of(value, members)
-    return [place == index for index in range(len(members))]
-
-
 def place_of(member: str | int, names: Sequence[str]) -> int:
     """Return the index of a member that is given by its name or its index; a ValueError if there is none."""
     is_index = isinstance(member, int | np.integer) and not isinstance(member, bool)

@@ -52,7 +52,6 @@ def test_the_weights_of_one_network_are_no_members(container):
         (name, setting, value)
         for name, method in METHODS.items()
         for setting, default in method.defaults.items()
-        if setting not in method.marks
         for value in WRONG.get(type(default), ())
         if not (setting in method.per_member and isinstance(value, list | np.ndarray | dict | set))
     ],

@@ -56,7 +56,6 @@ class Method:
     function: Callable[..., engine.Recipe]  #: of `Inputs` and the settings; settings of members come as lists
     defaults: Mapping[str, Any]  #: of the settings, REQUIRED where there is none
     per_member: tuple[str, ...] = ()  #: those that may be one value, a sequence, or a mapping by the members' names
-    marks: tuple[str, ...] = ()  #: those that mark one member, by its name or index; a list of booleans comes
     beside: tuple[str, ...] = ()  #: names of trees, one beside each member: their leaves follow the members'
     base: str = "none"  #: "none", "optional", "required", or "first": then the base is the first of the members
     base_beside: str = ""  #: the name of the tree beside the base; base and member then come first, as two ends
@@ -160,9 +159,7 @@ class Method:
             raise ValueError(f"{self.name} needs a value of {', '.join(missing)}")
         for name, value in settings.items():
             default = self.defaults.get(name)
-            if name in self.marks:
-                settings[name] = arguments.marked(value, names)
-            elif name in self.per_member:
+            if name in self.per_member:
                 own = arguments.per_member(value, names, name)
                 settings[name] = [arguments.setting(one, default, name) for one in own]
             else:
@@ -188,13 +185,12 @@ class Method:
     def of_member(self) -> dict[str, Any]:
         """Return the settings that recipe files give for each member, by their names there."""
         own = {name: self.defaults[name] for name in self.per_member} | dict.fromkeys(self.beside, REQUIRED)
-        own = {in_files(name): self.in_files.get(name, default) for name, default in own.items()}
-        return own | dict.fromkeys(self.marks, False)
+        return {in_files(name): self.in_files.get(name, default) for name, default in own.items()}
 
     @functools.cached_property
     def of_merge(self) -> dict[str, Any]:
         """Return the settings that recipe files give for the whole merge, by their names there."""
-        own = {name: default for name, default in self.defaults.items() if name not in (*self.per_member, *self.marks)}
+        own = {name: default for name, default in self.defaults.items() if name not in self.per_member}
         own |= {self.base_beside: REQUIRED} if self.base_beside else {}
         return {in_files(name): self.in_files.get(name, default) for name, default in own.items()}
 
@@ -211,7 +207,7 @@ class Method:
     def build(self, own: list[dict[str, Any]], shared: dict[str, Any], has_base: bool) -> engine.Recipe:
         """Return the recipe for the settings of recipe files: those of each member, and those of the merge."""
         number = len(own) + (self.base == "first")
-        settings = {name: [member[in_files(name)] for member in own] for name in (*self.per_member, *self.marks)}
+        settings = {name: [member[in_files(name)] for member in own] for name in self.per_member}
         settings |= {n: shared[in_files(n)] for n in self.defaults if n not in settings}
         return self._made(Inputs(number, has_base), settings)
 
@@ -224,7 +220,7 @@ class Method:
     def check_declaration(self) -> None:
         """Raise a ValueError if the base or a setting that is named does not exist."""
         check_name(self.base, _BASES, f"base of {self.name}")
-        for setting in (*self.per_member, *self.marks):
+        for setting in self.per_member:
             check_name(setting, self.defaults, f"setting of {self.name}")
 
 

@@ -74,16 +74,13 @@ def fisher_information(
 
 
 @method(
-    per_member=("weights",),
-    marks=("favor",),
+    per_member=("weights", "floor"),
     beside=("fishers",),
     takes_complex=True,
     check=check_alike,
     title="Fisher",
 )
-def fisher(
-    inputs: Inputs, *, weights=1.0, floor: float = 1e-6, favor: str | int | None = None, normalize: bool = False
-) -> Recipe:
+def fisher(inputs: Inputs, *, weights=1.0, floor: float = 1e-6, normalize: bool = False) -> Recipe:
     """Average members, each parameter weighted by its Fisher information.
 
     θ = Σ_i c_i max(F_i, floor) θ_i / Σ_i c_i max(F_i, floor), in float32 or wider, cast once to the members' dtypes.
@@ -95,24 +92,22 @@ def fisher(
     Args:
         fishers: the diagonals F_i ≥ 0, one tree for each member, as `fisher_information` gives them.
         weights: the c_i ≥ 0, all 1 without; their scale does not matter.
-        floor: the least information, > 0. Where all F_i are below it, members count by c_i alone: it should be small
-            against the F_i that matter.
-        favor: the name or index of one member; then only its F has the floor, so that it decides where nobody knows
-            more. The published code does this with its first member.
+        floor: the least information, one or one for each member. Where all F_i are below it, members count by c_i
+            alone: it should be small against the F_i that matter. Above 0 for one member alone, such as the first in
+            the published code, it lets that one decide where nobody knows more.
         normalize: divide c_i by the Euclidean norm of F_i over all leaves, so that no member wins by its scale. For a
             part of a model divide `weights` by `tree.norm` of the whole F_i instead.
 
     Raises:
         ValueError: as `uniform`; fishers of other number, names or shapes, not finite, negative, or zero where their
-            norm divides; weights that are negative or all zero, or zero for the favoured member; a floor not above 0.
+            norm divides; weights that are negative or all zero; a floor below 0, or of no member that counts above it.
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
-    arguments.check_within("floor", floor, "(0, inf)")
+    floors = [arguments.check_within("floor", least, "[0, inf)") for least in floor]
     arguments.check_weights(weights)
-    floors = [floor if chosen or not any(favor) else 0.0 for chosen in favor]
-    if not tree.traced(weights) and not any(w > 0 and least > 0 for w, least in zip(weights, floors, strict=True)):
-        raise ValueError("the favoured member needs a weight above 0")
+    if not tree.traced((weights, floors)) and not any(w > 0 and f > 0 for w, f in zip(weights, floors, strict=True)):
+        raise ValueError("floor must be above 0 for a member whose weight is above 0")
     number = inputs.number
 
     def measure(parts):

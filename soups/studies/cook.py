@@ -184,7 +184,7 @@ def _method(one, base, number, problems):
 def _wrong_settings(method, settings, inputs) -> list[str]:
     # values for each member are looked at when it is known which are finite
     several = Mapping | list | tuple | np.ndarray
-    shared = {n: value for n, value in settings.items() if n not in method.marks and not isinstance(value, several)}
+    shared = {name: value for name, value in settings.items() if not isinstance(value, several)}
     try:
         method.recipe(inputs, **shared)
     except (ValueError, TypeError) as error:

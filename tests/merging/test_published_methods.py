@@ -30,9 +30,7 @@ def cases():
 
 def other_settings(method):
     for name, default in method.defaults.items():
-        if name in method.marks:
-            yield name, "b"
-        elif name == "scope":
+        if name == "scope":
             yield name, "model" if default == "leaf" else "leaf"
         elif name == "weights":
             yield name, WEIGHTS if method.base == "required" else {"a": 1.0, "b": 0.5, "c": 0.75}
@@ -77,9 +75,7 @@ def test_published_methods_are_those_of_the_library(small, run, trees, fishers, 
     chosen = {n: {x: v[x] for x in names} if isinstance(v, dict) else v for n, v in chosen.items()}
     of_members, parameters = {"fisher": {x: str(fishers[x][0]) for x in names}} if method.beside else {}, {}
     for name, value in chosen.items():
-        if name in method.marks:
-            of_members[name] = {x: x == value for x in names}
-        elif name in method.per_member:
+        if name in method.per_member:
             of_members[in_files(name)] = value if isinstance(value, dict) else dict.fromkeys(names, value)
         else:
             parameters[in_files(name)] = value
@@ -149,13 +145,9 @@ def test_settings_of_fisher_that_cannot_be_are_errors(run, fishers, small, trees
 
     refused("fisher must be text, not 3", fisher=dict.fromkeys("abc", 3))
     refused("fisher is one path for all tensors, not", fisher={**files, "a": [files["a"], files["b"]]})
-    refused("floor must be above 0, not 0.0", parameters={"floor": 0.0})
+    refused("floor must be above 0 for a member", floor=dict.fromkeys("abc", 0.0))
     refused("weights must be finite, not negative", weight=WEIGHTS)
-    refused(
-        "the favoured member needs a weight above 0",
-        weight={"a": 0, "b": 1, "c": 1},
-        favor={"a": True, "b": False, "c": False},
-    )
+    refused("floor must be above 0 for a", weight={"a": 0, "b": 1, "c": 1}, floor={"a": 1e-6, "b": 0.0, "c": 0.0})
     refused("'fisher' is a file of each model", parameters={"fisher": files["a"]})
     only = {"a": files["a"]}
     alpha = {"alpha": 1.5, "base_fisher": files["b"]}

@@ -197,16 +197,6 @@ def test_settings_of_members_are_one_value_a_sequence_or_a_mapping(case, name):
             case.make(named(members), **{name: wrong})
 
 
-@cases.every_method
-def test_the_marked_member_goes_by_name_or_place(case):
-    for name in case.method.marks:
-        by_place = case.make(members_of(case), **{name: 1})
-        equal(case.make(named(members_of(case)), **{name: "b"}), by_place)
-        for wrong in ("d", case.number, True):
-            with pytest.raises(ValueError, match="unknown member"):
-                case.make(named(members_of(case)), **{name: wrong})
-
-
 EMPTY = {"none": (0,), "no rows": (0, 3), "no columns": (3, 0)}
 SMALL = {**EMPTY, "scalar": (), "one": (1,), "one of one": (1, 1)}
 

@@ -180,8 +180,8 @@ def test_fisher_equals_float64(normalize, place):
     close(result, merged_by_hand([1.0, 0.5, 2.0], [1e-6] * 3, normalize))
 
 
-def test_favored_member_decides_where_nobody_knows_more():
-    result = fisher(MEMBERS, FISHERS, favor=1)
+def test_a_member_with_a_floor_alone_decides_where_nobody_knows_more():
+    result = fisher(MEMBERS, FISHERS, floor=[0, 1e-6, 0])
     close(result, merged_by_hand([1, 1, 1], [0, 1e-6, 0]))
     np.testing.assert_allclose(result["hidden"]["kernel"][0], MEMBERS[1]["hidden"]["kernel"][0], rtol=1e-6)
     equal = fisher(MEMBERS, FISHERS)["hidden"]["kernel"][0]
@@ -258,9 +258,9 @@ def with_leaf(value):
         ({"weights": [1, -1, 1]}, r"not negative and not all zero, but they are \[1.0, -1.0, 1.0\]"),
         ({"weights": [0, 0, 0]}, "not all zero"),
         ({"weights": [1, np.inf, 1]}, "must be a finite number"),
-        ({"floor": 0}, "floor must be above 0, not 0"),
-        ({"favor": 3}, "unknown member '3'"),
-        ({"favor": 0, "weights": [0, 1, 1]}, "the favoured member needs a weight above 0"),
+        ({"floor": 0}, "floor must be above 0 for a member whose weight is above 0"),
+        ({"floor": [1e-6, -1, 0]}, "floor must be at least 0, not -1"),
+        ({"floor": [1e-6, 0, 0], "weights": [0, 1, 1]}, "floor must be above 0 for a member whose weight is above 0"),
         (
             {"members": [jax.tree.map(lambda x: x * np.float32(np.nan), MEMBERS[0]), *MEMBERS[1:]]},
             "member 0: head/bias",
