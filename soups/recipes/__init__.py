@@ -1,4 +1,8 @@
-"""Merge members: one file for each family of recipes."""
+"""Merge members: one file for each family of recipes.
+
+All raise ValueErrors that name what is wrong: no members, trees of different structures, NaN or infinity, integer
+leaves that differ, not one value for each member, a setting of another kind or outside the range that is stated.
+"""
 
 from soups.engine import Recipe
 from soups.recipes.activation_matching import activation_matching

@@ -16,9 +16,6 @@ def uniform(inputs: Inputs) -> Recipe:
 
         soup = soups.uniform(members)  # a list of trees, {name: tree}, or a soups.Pool, which is streamed
 
-    Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, integer leaves that differ.
-
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482.
     """
     return Recipe(lambda part, _: arrays.mean_of(part.leaves), propagates=True)
@@ -28,10 +25,7 @@ def uniform(inputs: Inputs) -> Recipe:
 def linear(inputs: Inputs, *, weights=1.0, normalize: bool = True) -> Recipe:
     """Average members with weights: the uniform soup where all are 1.
 
-    θ = Σ_i w_i θ_i, divided by Σ_i w_i with `normalize`.
-
-    Raises:
-        ValueError: as `uniform`; not one weight for each member; with `normalize` weights that sum to zero.
+    θ = Σ_i w_i θ_i, divided by Σ_i w_i, which must not be zero, with `normalize`.
     """
     shares = arguments.shares(weights) if normalize else weights
     return Recipe(lambda part, _: arrays.mix(part.leaves, shares), propagates=True)
@@ -48,9 +42,6 @@ def weighted(members: arguments.Members, weights, *, keep_first: str | None = No
     """Average members with the given weights, which need not sum to one.
 
     θ = Σ_i w_i θ_i. `weights`: one float for each member, or a mapping from some members' names to floats.
-
-    Raises:
-        ValueError: as `uniform`; not one weight for each member; a weight for a member that is not there.
     """
     members = arguments.as_mapping(members)
     if isinstance(weights, Mapping):
@@ -62,14 +53,11 @@ def weighted(members: arguments.Members, weights, *, keep_first: str | None = No
 
 @python_only("follows one training run: use soups.running_mean in Python")
 def running_mean(mean: tree.Tree, member: tree.Tree, count) -> tree.Tree:
-    """Take one more member into the mean of `count` members.
+    """Take one more member into the mean of `count` ≥ 0 members.
 
     m + (θ − m) / (count + 1), in the dtype of `mean` or float32 if that is narrower, for in fewer bits it would stand
     still: start from any member (under `scan` from `tree.widen(first)`) and end with `tree.cast_like`. Over
     the weights along one training run this is stochastic weight averaging (SWA).
-
-    Raises:
-        ValueError: mismatched structures, NaN or infinity, a negative count; under `jit` numbers are not looked at.
 
     Izmailov et al., "Averaging weights leads to wider optima and better generalization", 2018, arXiv 1803.05407.
     """
@@ -84,9 +72,6 @@ def ema(average: tree.Tree, params: tree.Tree, decay) -> tree.Tree:
     m ← decay · m + (1 − decay) · θ, in float32 or wider as `running_mean`; `decay` in [0, 1], 0 forgets everything.
 
         average = jax.jit(soups.ema)(average, params, 0.999)  # after each step of training
-
-    Raises:
-        ValueError: as `running_mean`; a decay that is no number.
 
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
     """

@@ -23,9 +23,6 @@ def sce(inputs: Inputs, *, select_topk: float = 1.0) -> Recipe:
     that sum is below 1e-6; m_i = [sign τ_i = γ], γ = 1 where Σ_i τ_i ≥ 0, else −1;
     θ = θ_base + Σ_i c_i m_i τ_i / max(Σ_i c_i m_i, 1e-6). Float leaves [...], in float32 or wider.
 
-    Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, select_topk outside (0, 1].
-
     Wan et al., "FuseChat: knowledge fusion of chat models", 2024, arXiv 2408.07990.
     """
     arguments.check_within("select_topk", select_topk, "(0, 1]")
@@ -61,11 +58,9 @@ def sce(inputs: Inputs, *, select_topk: float = 1.0) -> Recipe:
 def consensus(inputs: Inputs, *, threshold=0.4, votes: int = 2, scale=0.3) -> Recipe:
     """Keep the elements of the summed task vectors that several members need (Consensus Merging).
 
-    θ = θ_base + α τ ⊙ [Σ_i m_i ≥ k], τ = Σ_i τ_i, with the masks m_i of `tall_masks`, k `votes` and α `scale`. Votes of
-    0 keep all, 1 leaves out what no member needs, 2 also what one alone does. The paper searches α on held-out data.
-
-    Raises:
-        ValueError: as `tall_masks`; votes below 0 or above the number of members.
+    θ = θ_base + α τ ⊙ [Σ_i m_i ≥ k], τ = Σ_i τ_i, with the masks m_i of `tall_masks`, k `votes` ≤ K and α `scale`.
+    Votes of 0 keep all, 1 leaves out what no member needs, 2 also what one alone does. The paper searches α on held-out
+    data.
 
     Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
     """
@@ -92,11 +87,8 @@ def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model"
     the paper's formulas; the program published with it has tanh, clipped quantiles and a second normalisation instead.
     Each pair of members has a softmax with a range of its own, so the time grows with the square of their number.
 
-    The paper searches density and λ, the scale, on held-out data. `scope`: elements compete over the "model" or each
-    "leaf".
-
-    Raises:
-        ValueError: a density outside (0, 1], not one scale for each member, an unknown scope.
+    The paper searches density, in (0, 1], and λ, the scale, on held-out data. `scope`: elements compete over the
+    "model" or each "leaf".
 
     Du et al., "Parameter competition balancing for model merging", 2024, arXiv 2410.02396.
     """

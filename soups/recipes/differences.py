@@ -13,11 +13,8 @@ from soups.recipes.declare import Inputs, method
 def nearswap(inputs: Inputs, *, t=1e-4) -> Recipe:
     """Go from the base to one member by at most `t` in each element: all the way where they are near.
 
-    θ = θ_base + w τ, w = min(t / max(|τ|, 1e-6), 1). Float leaves [...], in float32 or wider. `t` is in the units of
-    the weights. The method is alchemonaut's (QuartetAnemoi-70B-t0.0001, 2024), who took 1e-4; there is no paper.
-
-    Raises:
-        ValueError: not one member, mismatched structures, NaN or infinity, a negative t.
+    θ = θ_base + w τ, w = min(t / max(|τ|, 1e-6), 1). Float leaves [...], in float32 or wider. `t` ≥ 0 is in the units
+    of the weights. The method is alchemonaut's (QuartetAnemoi-70B-t0.0001, 2024), who took 1e-4; there is no paper.
     """
     arguments.check_within("t", t, "[0, inf)")
 
@@ -76,11 +73,8 @@ def magmax(inputs: Inputs, *, scale=0.5) -> Recipe:
 def ram(inputs: Inputs, *, epsilon: float = 1e-5) -> Recipe:
     """Average each element over the members that changed it (RAM).
 
-    θ = θ_base + the mean of τ_i over {i: |τ_i| > ε}; what one member alone changed stays whole. Float leaves [...], in
-    float32 or wider.
-
-    Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, a negative ε.
+    θ = θ_base + the mean of τ_i over {i: |τ_i| > ε ≥ 0}; what one member alone changed stays whole. Float leaves [...],
+    in float32 or wider.
 
     Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
     """
@@ -95,11 +89,8 @@ def ram_plus(
     """Average as `ram`, and enlarge what one member alone changed the more it shares with others (RAM+).
 
     τ_i of the elements that only member i changed is multiplied by 1 + r · min(shared_i / unique_i, α), of the numbers
-    of elements that it changed with others and alone; r is `rescale`, α is `limit`. `scope`: counted over each "leaf"
-    or over the "model".
-
-    Raises:
-        ValueError: as `ram`; a negative limit, an unknown scope.
+    of elements that it changed with others and alone; r is `rescale`, α is `limit`, ≥ 0. `scope`: counted over each
+    "leaf" or over the "model".
 
     Yuan et al., "Behavior knowledge merge in reinforced agentic models", 2026, arXiv 2601.13572.
     """

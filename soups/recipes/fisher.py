@@ -99,7 +99,7 @@ def fisher(inputs: Inputs, *, weights=1.0, floor: float = 1e-6, normalize: bool 
             part of a model divide `weights` by `tree.norm` of the whole F_i instead.
 
     Raises:
-        ValueError: as `uniform`; fishers of other number, names or shapes, not finite, negative, or zero where their
+        ValueError: fishers of other number, names or shapes, not finite, negative, or zero where their
             norm divides; weights that are negative or all zero; a floor below 0, or of no member that counts above it.
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.

@@ -114,7 +114,7 @@ def stitch(inputs: Inputs) -> Recipe:
     `localize` and `localize_dataless` give them.
 
     Raises:
-        ValueError: as `uniform`; masks of other number, names or shapes, or not boolean.
+        ValueError: masks of other number, names or shapes, or not boolean.
     """
     number = inputs.number
 
@@ -129,9 +129,6 @@ def localize_and_stitch(inputs: Inputs, *, density=0.05, only: str = ".*") -> Re
     """Put the elements that moved most in each member into the base (Localize-and-Stitch without data).
 
     As `stitch` with the masks of `localize_dataless`, but magnitudes that tie at a threshold all go in.
-
-    Raises:
-        ValueError: as `stitch`; a density outside (0, 1], a rule that matches no leaf.
 
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """

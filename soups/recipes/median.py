@@ -15,12 +15,10 @@ from soups.recipes.declare import Inputs, method
 def geometric_median(inputs: Inputs, *, weights=1.0, scope: str = "leaf", iterations: int = 100) -> Recipe:
     """Find the point with the smallest sum of distances to the members, which one odd member hardly moves.
 
-    argmin_x Σ_i w_i |x − θ_i|, w_i ≥ 0: a member where the test of Vardi and Zhang says that it is the median, or the
-    middle of those that are, such as of two; else by Newton's steps, or Weiszfeld's where those do not lead down, until
-    no digit changes or `iterations` are done. Forward and reverse gradients are those of the median itself.
-
-    Raises:
-        ValueError: an unknown scope; negative iterations; weights that are negative, not finite or all zero.
+    argmin_x Σ_i w_i |x − θ_i|, w_i ≥ 0, not all 0: a member where the test of Vardi and Zhang says that it is the
+    median, or the middle of those that are, such as of two; else by Newton's steps, or Weiszfeld's where those do not
+    lead down, until no digit changes or `iterations` are done. Forward and reverse gradients are those of the median
+    itself.
 
     Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", 1937. Vardi and Zhang,
     "The multivariate L1-median and associated data depth", 2000.

@@ -75,7 +75,7 @@ def regmean(given: Inputs, *, alpha: float = 0.9, weights=1.0, inputs: str = "fi
         weights: the c_i ≥ 0, all 1 without; their scale does not matter.
 
     Raises:
-        ValueError: as `uniform`; grams for another number of members, for leaves that are not there or no kernels, not
+        ValueError: grams for another number of members, for leaves that are not there or no kernels, not
             for the same leaves in all members, of shapes that do not fit, or not finite; α outside [0, 1]; weights that
             are negative or all zero.
 

@@ -1,6 +1,7 @@
 """Sparsify task vectors: by magnitude, at random, or both. Each gives a `Sparsifier` for `combine_task_vectors`.
 
-The papers are those of `ties` (trim), `dare` (drop), `breadcrumbs` (outliers) and `della` (magprune).
+A density lies in (0, 1], γ in [0, 1): else, and for another way to rescale, there is a ValueError. The papers are those
+of `ties` (trim), `dare` (drop), `breadcrumbs` (outliers) and `della` (magprune).
 """
 
 from __future__ import annotations
@@ -36,9 +37,6 @@ def trim(density: float, *, surplus: int = 0, rescale: bool = False) -> Sparsifi
 
     Magnitudes that tie at the threshold all stay. TIES as published keeps one more than the fraction says (surplus 1).
     `rescale`: restore the L1 norm of the scope.
-
-    Raises:
-        ValueError: a density outside (0, 1].
     """
     arguments.check_within("density", density, "(0, 1]")
     arguments.setting(surplus, 0, "surplus")
@@ -60,9 +58,6 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
     """Keep each element with probability `density`.
 
     `rescale`: "probability" divides by the density, as published; "norm" restores the L1 norm of the scope; None.
-
-    Raises:
-        ValueError: a density outside (0, 1], or another way to rescale.
     """
     arguments.check_within("density", density, "(0, 1]")
     _check_random(seed, rescale)
@@ -80,9 +75,6 @@ def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> S
 
     Magnitudes that tie at the lower threshold all stay, those that tie with the smallest outlier all go. `rescale`:
     restore the L1 norm of the scope.
-
-    Raises:
-        ValueError: a density outside (0, 1], or γ outside [0, 1).
     """
     arguments.check_within("density", density, "(0, 1]")
     arguments.check_within("gamma", gamma, "[0, 1)")
@@ -107,12 +99,9 @@ def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> S
 def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | None = "probability") -> Sparsifier:
     """Keep elements at random, small ones of a row (last axis) less often than large ones.
 
-    p = density − ε + 2 ε (rank − 1) / (n − 1) for the ranks 1 (smallest) to n of a row; elements of equal magnitude
-    rank in their order. A row of one element has p = density. `rescale`: "probability" divides each by its p, as
-    published; "norm" restores the L1 norm of the scope; None.
-
-    Raises:
-        ValueError: density − ε or density + ε outside (0, 1], or another way to rescale.
+    p = density − ε + 2 ε (rank − 1) / (n − 1), in (0, 1], for the ranks 1 (smallest) to n of a row; elements of equal
+    magnitude rank in their order. A row of one element has p = density. `rescale`: "probability" divides each by its p,
+    as published; "norm" restores the L1 norm of the scope; None.
     """
     for value, name in ((density, "density"), (epsilon, "epsilon")):
         arguments.setting(value, 0.0, name)

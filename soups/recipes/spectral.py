@@ -24,9 +24,6 @@ def tsv_merge(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
     not match the regex `only`, get α times the mean of the task vectors. Singular value decompositions are in float64
     on the host, in float32 or wider under JAX; a matrix is never cut into parts or kept on several devices.
 
-    Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, `only` that matches no leaf.
-
     Gargiulo et al., "Task singular vectors: reducing task interference in model merging", 2024, arXiv 2412.00081.
     """
     return matrix_recipe(inputs.number, _orthogonal_sum, scale, only)
@@ -61,9 +58,6 @@ def wudi(
     Flax has them: a member's inputs lie in the span of its columns. For weights [out, in, ...] as PyTorch has them,
     inputs="last". Leaves otherwise as in `tsv_merge`; the published program leaves those that are no kernels of
     attention or of a perceptron at the base. The paper needs no scale α.
-
-    Raises:
-        ValueError: as `tsv_merge`; negative steps, a learning rate that is not positive, other inputs.
 
     Cheng et al., "Whoever started the interference should end it: guiding data-free model merging via task vectors",
     2025, arXiv 2503.08099.

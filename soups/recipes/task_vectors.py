@@ -41,9 +41,6 @@ def combine_task_vectors(
         tie: the sign where the sum is exactly zero: "positive", or "majority", that of most elements.
         scope: "model" or "leaf": over what a sparsifier ranks magnitudes and a majority is counted.
 
-    Raises:
-        ValueError: not one weight or sparsifier for each member, an unknown tie or scope.
-
     Ilharco et al., "Editing models with task arithmetic", 2022, arXiv 2212.04089; the parts as in the methods below.
     """
     check_name(tie, ("majority", "positive"), "tie")
@@ -99,14 +96,12 @@ def ties(
 ) -> Recipe:
     """Trim task vectors, elect a sign for each element, average the members that agree (TIES).
 
-    τ̂_i keeps the largest magnitudes of τ_i, a fraction `density` over the whole model (`scope="leaf"`: over each leaf);
-    γ = sign(Σ_i w_i τ̂_i), by the majority of all elements where that is zero; θ = θ_base + λ · the mean over
-    {i: sign τ̂_i = γ} of τ̂_i, weighted. `normalize=False` takes their sum, as the paper's CLIP results do with λ = 0.3.
+    τ̂_i keeps the largest magnitudes of τ_i, a fraction `density` in (0, 1] over the whole model (`scope="leaf"`: over
+    each leaf); γ = sign(Σ_i w_i τ̂_i), by the majority of all elements where that is zero; θ = θ_base + λ · the mean
+    over {i: sign τ̂_i = γ} of τ̂_i, weighted. `normalize=False` takes their sum, as the paper's CLIP results do with λ
+    = 0.3.
 
         merged = soups.ties({"math": a, "code": b}, base=base, density={"math": 0.2, "code": 0.4})
-
-    Raises:
-        ValueError: a density outside (0, 1].
 
     Yadav et al., "TIES-Merging: resolving interference when merging models", 2023, arXiv 2306.01708.
     """
@@ -125,12 +120,10 @@ def ties(
 def dare(inputs: Inputs, *, density: float = 0.1, scale=1.0, weights=1.0, elect: bool = False, seed: int = 0) -> Recipe:
     """Drop elements of the task vectors at random, rescale the others, and add them (DARE).
 
-    τ̂_i = m ⊙ τ_i / density with m ~ Bernoulli(density); θ = θ_base + λ Σ_i w_i τ̂_i, or with `elect` the mean of the
-    members that agree, as in TIES. The mask depends on the seed, the leaf's name, the member's place and the element
-    alone. The paper drops 90 % (density 0.1) of models with billions of weights, less of smaller ones.
-
-    Raises:
-        ValueError: a density outside (0, 1].
+    τ̂_i = m ⊙ τ_i / density with m ~ Bernoulli(density), density in (0, 1]; θ = θ_base + λ Σ_i w_i τ̂_i, or with
+    `elect` the mean of the members that agree, as in TIES. The mask depends on the seed, the leaf's name, the member's
+    place and the element alone. The paper drops 90 % (density 0.1) of models with billions of weights, less of smaller
+    ones.
 
     Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
     """
@@ -151,11 +144,8 @@ def della(
     """Drop small elements of each row more often than large ones, elect signs and average (DELLA).
 
     An element of rank r among the n magnitudes of its row is kept with p = density − ε + 2 ε (r − 1) / (n − 1) and
-    divided by p; then signs are elected and members that agree averaged, as in TIES. The defaults are the paper's
-    example: drop rate 0.3, window 0.14, λ = 1.1.
-
-    Raises:
-        ValueError: as `combine_task_vectors`; density ± ε outside (0, 1].
+    divided by p, in (0, 1]; then signs are elected and members that agree averaged, as in TIES. The defaults are the
+    paper's example: drop rate 0.3, window 0.14, λ = 1.1.
 
     Deep et al., "DELLA-Merging", 2024, arXiv 2406.11617.
     """
@@ -173,11 +163,8 @@ def della(
 def breadcrumbs(inputs: Inputs, *, density: float = 0.9, gamma: float = 0.01, scale=0.3, weights=1.0) -> Recipe:
     """Leave out the largest and the smallest elements of the task vectors in each leaf, and add the others.
 
-    Of n magnitudes the int(γ n) largest are outliers and go, the int(density · n) largest of the rest stay, and
-    θ = θ_base + λ Σ_i w_i τ̂_i.
-
-    Raises:
-        ValueError: as `combine_task_vectors`; a density outside (0, 1] or γ outside [0, 1).
+    Of n magnitudes the int(γ n) largest are outliers and go, the int(density · n) largest of the rest stay, with
+    γ in [0, 1), and θ = θ_base + λ Σ_i w_i τ̂_i.
 
     Davari and Belilovsky, "Model breadcrumbs", 2023, arXiv 2312.06795.
     """
