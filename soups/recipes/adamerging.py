@@ -49,9 +49,7 @@ def adamerging(
         holding them all), and whose history has the sum of the tasks' mean entropies at every step.
 
     Raises:
-        ValueError: no (finite) members, mismatched structures, `apply_fn` or `batches` for other members, a task
-            without batches, another `per`, settings out of range, logits that are not [B, C], or a loss that is not
-            finite.
+        ValueError: a task without batches, settings out of range, logits not [B, C], a loss that is not finite.
 
     Yang et al., "AdaMerging: Adaptive model merging for multi-task learning", 2023, arXiv 2310.02575.
     """

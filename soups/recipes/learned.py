@@ -51,9 +51,8 @@ def learned(
         A soup whose history has the loss of every step; with per="leaf" `ingredients` holds the mean over the leaves.
 
     Raises:
-        ValueError: no (finite) members, mismatched structures, no batches, another `per`, a learning rate below 0; a
-            loss that takes other arguments or gives no finite number; a journal of other members or settings, or of
-            more or other batches.
+        ValueError: no batches, a learning rate below 0; a loss that takes other arguments or gives no finite number; a
+            journal of other members or settings, or of more or other batches.
         OSError: the journal cannot be written; its path is in the message.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.

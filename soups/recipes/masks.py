@@ -17,9 +17,6 @@ def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) ->
     m_i ⊙ τ is then close to member i. `threshold`: λ, one or one for each member; the paper searches 0.2, 0.3, … 0.6
     for each task on held-out data.
 
-    Raises:
-        ValueError: no members, mismatched structures, NaN or infinity, not one threshold for each member.
-
     Wang et al., "Localizing task information for improved model merging and compression", 2024, arXiv 2405.07813.
     """
     members, trees = _checked("tall_masks", members, base)
@@ -48,9 +45,6 @@ def emr(members: arguments.Members, *, base: tree.Tree) -> Elected:
     τ_uni = γ ⊙ max over {i: sign τ_i = γ} of |τ_i|, γ = sign(Σ_i τ_i); M_i = [τ_i ⊙ τ_uni > 0]; λ_i = Σ |τ_i| /
     Σ |M_i ⊙ τ_uni| over all elements of the model, as the paper has it; 0 for a member that equals the base.
 
-    Raises:
-        ValueError: no members, mismatched structures, NaN or infinity.
-
     Huang et al., "EMR-Merging: tuning-free high-performance model merging", 2024, arXiv 2405.17461.
     """
     members, trees = _checked("emr", members, base)
@@ -68,9 +62,6 @@ def emr_restore(merged: Elected, member: str | int, *, base: tree.Tree) -> tree.
     """Make the weights for one member's task: θ_base + λ_i M_i ⊙ τ_uni, in the dtypes of the base (EMR-Merging).
 
     `member`: its name, or its number if the members were a sequence. Integer leaves are those of the base.
-
-    Raises:
-        ValueError: no such member, a base of mismatched structure, NaN or infinity.
     """
     name = check_name(str(member), merged.masks, "member")
     vector = _masked(merged.unified, merged.masks[name])

@@ -245,8 +245,7 @@ def align(
         method: "weight" or "merge_many".
 
     Raises:
-        ValueError: no (finite) members, mismatched structures, a member or method that is not there, or a spec that
-            does not fit.
+        ValueError: a member or method that is not there, or a spec that does not fit.
     """
     check_name(method, METHODS, "method")
     by_name = arguments.as_mapping(members)
