@@ -25,9 +25,9 @@ def _escape(letter):
     return letter.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-def say(text) -> None:
+def say(text, file=None) -> None:
     """Print a text, each of its lines made printable."""
-    print("\n".join(map(printable, str(text).split("\n"))))
+    print("\n".join(map(printable, str(text).split("\n"))), file=file)
 
 
 def tell(sentence) -> None:
@@ -38,7 +38,7 @@ def tell(sentence) -> None:
 
 def complain(prog: str, text) -> None:
     """Print what is wrong as `say`, to the standard error."""
-    print(f"{prog}: " + "\n".join(map(printable, str(text).split("\n"))), file=sys.stderr)
+    say(f"{prog}: {text}", file=sys.stderr)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence], right: Sequence[str] = ()) -> None:

@@ -18,11 +18,9 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def mapped(path: str | os.PathLike, size: int) -> np.ndarray:
-    """Return the bytes of a file that must have `size` of them (at least one), read-only, without reading them yet.
+    """Return the bytes of a file, read-only, without reading them yet.
 
-    Raises:
-        OSError: it cannot be mapped.
-        ValueError: another size; reading a map beyond the end of its file would kill the process.
+    It must have `size` of them, at least one: reading a map beyond the end of its file would kill the process.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

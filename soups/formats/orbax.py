@@ -99,10 +99,6 @@ def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Checkpoint:
     `path`: of a checkpoint; of a step, whose parts are then trees; or of the folder of a CheckpointManager, of which
     the newest finished step is taken. `tree`: the keys of the tree that is taken, joined with "/", or "." for all; else
     the weights are, as `soups.formats.weights` decides. What was taken and left out is in `notes`.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        CheckpointError: it is damaged, unfinished, or no checkpoint of arrays by name; as `weights_by_path`.
     """
     path = pathlib.Path(path)
     if not path.exists():

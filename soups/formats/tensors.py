@@ -121,9 +121,6 @@ class Checkpoint(Tensors):
 
         The array may be unaligned or strided, as the file has it; its pages are read when they are touched. Of one in
         chunks those are read that hold what is asked for; an otherwise compressed one is unpacked whole.
-
-        Raises:
-            CheckpointError: no tensor of this name; the file has changed its size, or is gone.
         """
         leaf = self._leaf(name)
         if not leaf.nbytes:

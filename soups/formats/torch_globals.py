@@ -171,6 +171,8 @@ def _parameter(tensor, requires_grad, hooks, state=None):
 
 def _mapping(items=()):
     mapping = {}
+    if type(items) is dict:  # of a Counter
+        return items
     if type(items) not in (list, tuple):
         raise TypeError
     for item in items:
@@ -178,12 +180,6 @@ def _mapping(items=()):
             raise TypeError
         set_item(mapping, *item)
     return mapping
-
-
-def _counter(counts=None):
-    if counts is not None and type(counts) is not dict:
-        raise TypeError
-    return {} if counts is None else counts
 
 
 def _defaultdict(default=None):
@@ -236,7 +232,7 @@ INERT = {
 }
 _FUNCTIONS = {
     "collections.OrderedDict": _mapping,
-    "collections.Counter": _counter,
+    "collections.Counter": _mapping,
     "collections.defaultdict": _defaultdict,
     "torch._utils._rebuild_tensor": lambda storage, offset, shape, strides: _tensor(storage, offset, shape, strides),
     "torch._utils._rebuild_tensor_v2": _tensor_2,

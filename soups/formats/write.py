@@ -143,12 +143,7 @@ class Writer:
 def write_safetensors(
     path: str | os.PathLike, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> pathlib.Path:
-    """Write one safetensors file under another name, see it to the disk, and rename it.
-
-    Raises:
-        ValueError: no leaves, a name, dtype or metadata that the format does not have.
-        OSError: the disk is full or cannot be written to; the path is in the message, and the old file stays.
-    """
+    """Write one safetensors file under another name, see it to the disk, and rename it; errors are as of `Writer`."""
     path = pathlib.Path(path)
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     specs = _checked({name: (array.shape, array.dtype) for name, array in arrays.items()}, metadata or {})

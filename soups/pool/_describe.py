@@ -26,8 +26,7 @@ _PACKAGES = ("soups", "jax", "flax", "orbax-checkpoint", "numpy")
 def save(directory: pathlib.Path, flat: _paths.Flat) -> None:
     """Write the arrays of a tree as a new Orbax checkpoint, nested by safe names.
 
-    Arrays without an element are in the record alone, for Orbax stores none. With several processes all of them must
-    call it.
+    Arrays without an element are in the record alone, for Orbax stores none. All of several processes must call it.
     """
     stored = {
         tuple(_paths.stored_name(flat.keys[name]).split("/")): array
@@ -82,9 +81,6 @@ def digest(params: Tree) -> str:
     """Return the digest of a tree of arrays: that of the pool's member with these leaves, however either is sharded.
 
     XXH3 (128 bits, hexadecimal) over the sorted names of the leaves, their dtypes, shapes and digests of their bytes.
-
-    Raises:
-        ValueError: something in it is no array of numbers.
     """
     flat = _paths.flatten(params, "the tree")
     return _digest_of_leaves({name: _entry(flat.keys[name], _native(leaf)) for name, leaf in flat.arrays.items()})

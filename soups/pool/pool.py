@@ -50,8 +50,6 @@ class Pool(Mapping):
         self._records = _manifest.Records(self.path)  # the views have the same: a change is seen through all
         self._selected = None
 
-    # --- The members -----------------------------------------------------------------------------------------------
-
     @property
     def names(self) -> list[str]:
         """List the names in the order in which the members were added (of a view: were selected)."""
@@ -117,8 +115,6 @@ class Pool(Mapping):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    # --- Reading ---------------------------------------------------------------------------------------------------
-
     def __getitem__(self, name: str) -> Tree:
         """Return nested dicts of read-only NumPy arrays, mapped from the files."""
         return self._member(name).load()
@@ -157,8 +153,6 @@ class Pool(Mapping):
             problems |= {orphan: [unowned] for orphan in self._records.orphans()}
         return problems
 
-    # --- Changing --------------------------------------------------------------------------------------------------
-
     def add(
         self,
         name: str,
@@ -173,8 +167,7 @@ class Pool(Mapping):
         A member that holds NaN or infinity is kept, with the status "non-finite".
 
         Args:
-            name: any name that the pool does not have yet.
-            params: any pytree of NumPy or JAX arrays, sharded or not, with the names of the pool's first member.
+                params: any pytree of NumPy or JAX arrays, sharded or not, with the names of the pool's first member.
             metadata: what should be known of it (configuration, seed, ...), anything JSON can hold.
             metrics: what was measured on it; see `update_metrics`.
             base: the name or digest of the weights it was fine-tuned from.
@@ -228,8 +221,6 @@ class Pool(Mapping):
     def sweep_orphans(self) -> list[str]:
         """Delete what killed processes left, nothing that a living one is writing, and list it."""
         return on_first_process(self._records.sweep)
-
-    # --- Inside ----------------------------------------------------------------------------------------------------
 
     def _record(self, name):
         self._check_known(name)

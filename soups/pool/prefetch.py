@@ -31,7 +31,6 @@ def prefetched(
     asked for. An error of reading is raised where the member is asked for, and asking again reads it again.
 
     Args:
-        members: a sequence or mapping of trees, or a pool, whose non-finite members are left out with a warning.
         order: in which they will be asked for; default: that of `members`. Another order costs waiting, no more.
         ahead: how many members are read ahead, and so wait in memory beyond those that are kept.
         keep_bytes: the most bytes of members to keep; 0 keeps none. Default: half the memory that is free now.
@@ -41,9 +40,6 @@ def prefetched(
     Returns:
         A mapping to nested dicts of NumPy arrays in memory, not in mapped files, which must not be changed. Its method
         `as_kept(name)` gives a member in the dtype in which it is kept.
-
-    Raises:
-        ValueError: no members, an unknown name in `order`, or `ahead` or `keep_bytes` below 0.
     """
     members = arguments.as_mapping(members)
     order = [check_name(name, members, "member") for name in (members if order is None else order)]
@@ -59,9 +55,6 @@ def kept_dtype(members: arguments.Members) -> str:
 
     Otherwise "float32": where all fit as they are, and where they would not fit even so, since some are then read again
     anyway. Members are taken to be as large as the first.
-
-    Raises:
-        ValueError: no members.
     """
     members = arguments.as_mapping(members)
     floats = [leaf for leaf in jax.tree.leaves(members[next(iter(members))]) if tree.is_float(leaf)]

@@ -1,11 +1,11 @@
 """Merge members: one file for each family of recipes.
 
 All raise ValueErrors that name what is wrong: no members, trees of different structures, NaN or infinity, integer
-leaves that differ, not one value for each member, a setting of another kind or outside the range that is stated.
+leaves that differ, not one value for each member, a setting of another kind or outside the range that is stated. A
+journal that cannot be written is an OSError with its path.
 """
 
 from soups.engine import Recipe
-from soups.recipes.activation_matching import activation_matching
 from soups.recipes.adamerging import adamerge, adamerging
 from soups.recipes.averages import ema, linear, passthrough, running_mean, uniform, weighted
 from soups.recipes.consensus import consensus, pcb, sce
@@ -20,7 +20,7 @@ from soups.recipes.localize_and_stitch import localize, localize_and_stitch, loc
 from soups.recipes.masks import emr, emr_restore, tall_masks
 from soups.recipes.median import geometric_median
 from soups.recipes.permutation import check_function_unchanged, permute, spec_from_rules
-from soups.recipes.rebasin import align, straight_through_matching, weight_matching
+from soups.recipes.rebasin import activation_matching, align, straight_through_matching, weight_matching
 from soups.recipes.regmean import regmean, regmean_pp
 from soups.recipes.soup import Soup
 from soups.recipes.sparsify import drop, magprune, outliers, trim

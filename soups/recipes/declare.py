@@ -76,8 +76,6 @@ class Method:
     summary: str = ""  #: one line; without, the docstring's first
     paper: str = ""  #: authors, year and arXiv id; without, those that the docstring's last paragraph cites
 
-    # --- As a function ---
-
     @functools.cached_property
     def signature(self) -> inspect.Signature:
         """Return the signature of the public function."""
@@ -178,8 +176,6 @@ class Method:
             check_real(self.name, headers)
         if only != ".*":
             tree.match(headers, only)  # an error if it matches nothing
-
-    # --- In recipe files ---
 
     @functools.cached_property
     def of_member(self) -> dict[str, Any]:

@@ -61,7 +61,6 @@ def evolve(
         ValueError: nothing to search; a setting that the recipe does not have; a range that is none; no
             positive budget; a population below 2; another mode; an unknown metric; no finite score; a journal of
             another search; what the recipe raises, with the settings that it was given.
-        OSError: the journal cannot be written; its path is in the message.
 
     Akiba et al., "Evolutionary optimization of model merging recipes", 2024, arXiv 2403.13187; Hansen, "The CMA
     evolution strategy: a tutorial", 2016, arXiv 1604.00772, as the package cmaes has it.

@@ -51,8 +51,6 @@ def fisher_information(
     Raises:
         ValueError: another estimator; labels or a key that are missing, of no use, of another number or not classes; no
             inputs, or of different numbers; logits that are not [B, C]; NaN or infinity in the result.
-
-    Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
     batch_size = arguments.check_within("batch_size", batch_size, "[1, inf)", whole=True)
     arguments.check_takes("apply_fn", apply_fn, "params, inputs")
@@ -145,9 +143,6 @@ def fisher_interpolate(inputs: Inputs, *, alpha=0.5, floor: float = 1e-6, normal
 
     θ = ((1 − α) F_0 θ_0 + α F_1 θ_1) / ((1 − α) F_0 + α F_1), α in [0, 1], both F not below the floor; `wise_ft` where
     F_0 = F_1.
-
-    Raises:
-        ValueError: as `fisher`; α outside [0, 1].
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """

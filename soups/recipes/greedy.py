@@ -57,7 +57,6 @@ def greedy(
     Raises:
         ValueError: no member that is finite and has a finite score, mismatched structures, unknown member, metric, mode
             or rule, a metric whose direction is not known, an empty order, or a journal of another selection.
-        OSError: the journal cannot be written; its path is in the message.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, recipe 1.
     """

@@ -15,9 +15,6 @@ def interpolate(a: tree.Tree, b: tree.Tree, *, t, path: str = "linear") -> tree.
 
     `path`: "linear", (1 − t) a + t b, or "spherical", on the arc between the two as long vectors. `t` may lie outside
     [0, 1]: that extrapolates.
-
-    Raises:
-        ValueError: an unknown path, mismatched structures, NaN or infinity.
     """
     check_name(path, ("linear", "spherical"), "path")
     t = arguments.setting(t, 0.0, "t")

@@ -53,7 +53,6 @@ def learned(
     Raises:
         ValueError: no batches, a learning rate below 0; a loss that takes other arguments or gives no finite number; a
             journal of other members or settings, or of more or other batches.
-        OSError: the journal cannot be written; its path is in the message.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.
     """

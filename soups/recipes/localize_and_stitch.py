@@ -74,9 +74,6 @@ def localize_dataless(member: tree.Tree, *, base: tree.Tree, density: float = 0.
     The max(1, int(density · n)) largest |θ_member − θ_base| in float32 or wider, over the n elements of all float
     leaves that match the regex `only`, jointly. Of equal ones the first go in, by order of leaves, then of elements.
     Exact, without sorting; it may be traced.
-
-    Raises:
-        ValueError: a density outside (0, 1], a rule that matches no float leaf.
     """
     arguments.check_within("density", density, "(0, 1]")
     vectors = _task_vector(member, base, only)
@@ -152,9 +149,6 @@ def mask_overlap(masks: Sequence[tree.Tree] | Mapping[str, tree.Tree]) -> dict[s
     Returns:
         {"percent": {name: share of the elements in it}, "jaccard": {name: {other: |A ∩ B| / |A ∪ B|}}}; two empty masks
         are the same (1). The masks of a sequence are called "0", "1", ...
-
-    Raises:
-        ValueError: no masks, masks of other names or shapes, or not boolean.
     """
     masks = arguments.as_mapping(masks)
     names, trees = list(masks), list(masks.values())

@@ -21,9 +21,8 @@ from soups.evaluate import Evaluator, ensemble_logits, metrics, path_barrier
 from soups.models.permutation_specs import unit_activations
 from soups.pool import Pool
 from soups.progress import progress
-from soups.recipes.activation_matching import activation_matching
 from soups.recipes.permutation import Spec, check_spec, identity, permute
-from soups.recipes.rebasin import Matching, straight_through_matching, weight_matching
+from soups.recipes.rebasin import Matching, activation_matching, straight_through_matching, weight_matching
 from soups.studies.measuring import Row
 from soups.studies.study import Scene
 from soups.train import Classification, Training, fit

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from soups.recipes.activation_matching import activation_matching
+from soups.recipes.rebasin import activation_matching
 
 
 @pytest.fixture
