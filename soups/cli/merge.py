@@ -157,9 +157,8 @@ def describe(plan, out, needed: str) -> None:
     """Print what will be read and written, how, and what it needs."""
     job, definition = plan.job, plan.job.definition
     title = f"{job.method}, as in {_SEMANTICS[job.vocabulary]}"
-    title += (f": {definition.summary}" if definition.summary else "") + (
-        f" ({definition.paper})" * bool(definition.paper)
-    )
+    title += f": {definition.summary}" if definition.summary else ""
+    title += f" ({definition.paper})" if definition.paper else ""
     columns = ("model", "", "tensors", "size", "settings")
     table(title, columns, [row for pair in plan.checkpoints.items() for row in _rows(job, *pair)], ("tensors", "size"))
     known = {name: job.parameters.get(name, default) for name, default in definition.settings.items()}

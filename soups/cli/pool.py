@@ -51,7 +51,8 @@ def show(options, run) -> int:
     for name, record in [(name, pool.record(name)) for name in options.names]:
         facts = [(key, record[key]) for key in ("status", "digest", "base", "created", "path")]
         for group in ("metadata", "metrics", "versions"):
-            facts += [(f"{group}.{key}", _text(value)) for key, value in record[group].items()]
+            own = {key: value if isinstance(value, str) else json.dumps(value) for key, value in record[group].items()}
+            facts += [(f"{group}.{key}", text) for key, text in own.items()]
         table(name, ("", ""), facts)
         title = f"{len(record['leaves'])} leaves, {size_of(record)[0]:,} parameters"
         bad = {leaf: "NaN or infinity" for leaf in record["nonfinite_leaves"]}
@@ -145,10 +146,6 @@ def _add_import_arguments(command):
 def _row(name, record):
     numbers, size = size_of(record)
     return name, record["status"], f"{numbers:,}", f"{size / 1e6:.3g}", _metrics(record), record["digest"][:12]
-
-
-def _text(value):
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _metrics(record):

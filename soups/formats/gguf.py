@@ -6,7 +6,7 @@ import pathlib
 import re
 import struct
 
-import ml_dtypes
+import ml_dtypes as ml_dtypes
 import numpy as np
 
 from soups.formats.tensors import CheckpointError, Header, Leaf, check_layout, checked_nbytes, listed, map_file, short
@@ -14,16 +14,8 @@ from soups.formats.tensors import CheckpointError, Header, Leaf, check_layout, c
 MAX_STEPS = 5_000_000  # values in the header: a vocabulary of 256,000 tokens takes about a million
 MAX_TEXT = 1 << 20  # bytes of a string that is kept
 MAX_NAME = 1000
-DTYPES = {
-    0: np.dtype(np.float32),
-    1: np.dtype(np.float16),
-    24: np.dtype(np.int8),
-    25: np.dtype(np.int16),
-    26: np.dtype(np.int32),
-    27: np.dtype(np.int64),
-    28: np.dtype(np.float64),
-    30: np.dtype(ml_dtypes.bfloat16),
-}
+_NAMES = {0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16"}
+DTYPES = {kind: np.dtype(name) for kind, name in _NAMES.items()}  # NumPy knows the names of ml_dtypes
 QUANTISED = {2: "Q4_0", 3: "Q4_1", 4: "Q4_2", 5: "Q4_3", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1"}
 QUANTISED |= {10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS"}
 QUANTISED |= {18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M"}

@@ -81,16 +81,16 @@ def load_checkpoint(path) -> Tree:
     try:
         stored = ocp.metadata(path).metadata
     except (ocp.errors.InvalidLayoutError, FileNotFoundError, KeyError, AssertionError):
-        return _load_leaves(path)
-    return jax.tree.map(np.asarray, load(path, jax.tree.map(_host_placeholder, stored)))
+        try:
+            there = open_leaves(path)
+            return nested({there.keys[name]: there.read(name) for name in there.leaves})
+        except CheckpointError as error:
+            raise ValueError(f"{path} is no Orbax checkpoint of one pytree: {error}") from error
 
+    def on_host(leaf):
+        return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) if hasattr(leaf, "shape") else leaf
 
-def _load_leaves(path):
-    try:
-        there = open_leaves(path)
-        return nested({there.keys[name]: there.read(name) for name in there.leaves})
-    except CheckpointError as error:
-        raise ValueError(f"{path} is no Orbax checkpoint of one pytree: {error}") from error
+    return jax.tree.map(np.asarray, load(path, jax.tree.map(on_host, stored)))
 
 
 def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Checkpoint:
@@ -237,8 +237,13 @@ def _begin(name, place, database, available):
     kind = zarr.ZARR3 if place.storage.get("use_zarr3") is True else zarr.ZARR2
     where = f"{place.item}/{place.name}"
     if database is None:
-        _check_inside(place)
-        content = _content(f"{where}/{kind}", where)
+        parts = place.name.split("/")
+        if not any(parts) or ".." in parts or place.name.startswith("/") or "\0" in place.name:
+            raise CheckpointError(f"{place.item}: a tensor's files would lie outside, in {short(place.name)}")
+        try:
+            content = read_bytes(f"{where}/{kind}", limit=zarr.MAX_HEADER)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{where} cannot be opened: {error}") from error
         return lambda: _from_files(name, place, kind, zarr.header(content, kind, where, available), where)
     value = database.read(f"{place.name}/{kind}")
 
@@ -250,13 +255,6 @@ def _begin(name, place, database, available):
         return _from_chunks(name, place, kind, array, where, {"driver": "ocdbt", "base": _files(place.item)})
 
     return read
-
-
-def _content(path, where):
-    try:
-        return read_bytes(path, limit=zarr.MAX_HEADER)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{where} cannot be opened: {error}") from error
 
 
 def _from_files(name, place, kind, array, where):
@@ -288,7 +286,6 @@ def _from_chunks(name, place, kind, array, where, store):
 
 
 def _database(item):
-    """Open the database of a checkpoint, if it has one."""
     if not (item / DATABASE).is_file():
         if any(item.glob(f"ocdbt.process_*/{DATABASE}")):
             raise CheckpointError(f"{item} was not finished: the databases of its processes were not made one")
@@ -310,14 +307,7 @@ def _files(folder):
     return {"driver": "file", "path": f"{folder}/"}
 
 
-def _check_inside(place):
-    parts = place.name.split("/")
-    if not any(parts) or ".." in parts or place.name.startswith("/") or "\0" in place.name:
-        raise CheckpointError(f"{place.item}: a tensor's files would lie outside, in {short(place.name)}")
-
-
 def _sizes(place):
-    """Return the sizes of all files in a folder, or of a file."""
     if place.is_file():
         return {place: place.stat().st_size}
     found = (os.path.join(folder, file) for folder, _, files in os.walk(place) for file in files)
@@ -346,7 +336,3 @@ def _storable(leaf):
     if sharded and (jax.process_count() == 1 or not leaf.is_fully_addressable):
         return leaf
     return np.asarray(leaf)
-
-
-def _host_placeholder(leaf):
-    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) if hasattr(leaf, "shape") else leaf

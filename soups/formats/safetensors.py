@@ -7,32 +7,18 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-import ml_dtypes
+import ml_dtypes as ml_dtypes
 import numpy as np
 
 from soups.formats.tensors import CheckpointError, Header, Leaf, check_layout, checked_nbytes, short
 from soups.formats.text import parse_json
 
 MAX_HEADER = 100_000_000  # the limit of the format
-DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
-    "C64": np.dtype(np.complex64),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
+_KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_KINDS |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "C64": "complex64"}
+_KINDS |= {f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (64, 32, 16, 8)}
+# NumPy knows the names of ml_dtypes, which is imported
+DTYPES = {name: np.dtype(kind) for name, kind in _KINDS.items()} | {"BOOL": np.dtype(bool)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -26,7 +26,7 @@ INDEX = "model.safetensors.index.json"
 Spec = tuple[tuple[int, ...], np.dtype]
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager):
     """Write the folder that Hugging Face's tools read, shard by shard, without a shard in memory.
 
     `folder`: an existing, unfinished folder; renaming it is the caller's. `leaves`: shape and dtype of every tensor by
@@ -75,9 +75,6 @@ class Writer:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> "Writer":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

@@ -162,7 +162,6 @@ class Records:
             raise PoolCorruptionError(f"{self._path / RECORDS} is missing, with the records of all members") from None
 
     def _records_of(self, entries):
-        """Return the files of records in the order of their numbers."""
         files = sorted((file for file in entries if _RECORD.fullmatch(file)), key=lambda file: (_number(file), file))
         owners = {}
         for file in files:

@@ -93,7 +93,6 @@ def _row_recipe(coefficients, has_base, mixed, *, columns):
 
 
 def _products(xp, vectors):
-    """Return the inner products [K, K] of all pairs."""
     if xp is np:
         return _products_on_host(vectors)
     return _square(xp, [[arrays.inner(a, b) for b in vectors[: index + 1]] for index, a in enumerate(vectors)])
@@ -111,7 +110,6 @@ def _products_on_host(vectors):
 
 
 def _distances(xp, vectors):
-    """Return the squares [K, K] of the distances of all pairs."""
     if xp is np:
         gram = _products_on_host(vectors)
         squares = np.diagonal(gram)

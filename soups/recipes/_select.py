@@ -35,11 +35,6 @@ def kth_magnitudes(arrays: Callable[[], Iterable], size: int, places: Sequence[i
     return [found[k] for k in places]
 
 
-def kth_magnitude(arrays: Callable[[], Iterable], size: int, k: int):
-    """Return the k-th smallest |x|, as `kth_magnitudes`."""
-    return kth_magnitudes(arrays, size, [k])[0]
-
-
 def _integer(dtype):
     return np.dtype(f"int{8 * dtype.itemsize}")
 

@@ -7,11 +7,9 @@ import numpy as np
 from soups import arguments, arrays, engine
 from soups.engine import Recipe
 from soups.names import check_name
-from soups.recipes._select import GATHERED, kth_magnitude
+from soups.recipes._select import GATHERED, kth_magnitudes
 from soups.recipes.declare import Inputs, method
 from soups.recipes.sparsify import masked
-
-SCOPES = ("model", "leaf")
 
 
 @method(base="required", title="SCE")
@@ -94,7 +92,7 @@ def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model"
     """
     arguments.check_within("density", density, "(0, 1]")
     number = inputs.number
-    check_name(scope, SCOPES, "scope")
+    check_name(scope, ("model", "leaf"), "scope")
 
     def measure(parts):
         size = sum(part.leaves[0].size for part in parts())
@@ -104,7 +102,7 @@ def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model"
         means = {key: total / size for key, total in sums.items()}
         rank = size - max(1, int(density * size)) + 1
         least = [
-            kth_magnitude(lambda i=index: (_balance(part, i, *known, means) for part in parts()), size, rank)
+            kth_magnitudes(lambda i=index: (_balance(part, i, *known, means) for part in parts()), size, [rank])[0]
             for index in range(number)
         ]
         return known, means, [_just_below(score) for score in least]
@@ -151,7 +149,7 @@ def _least_variance(parts, variance, size, fraction):
     if xp is np and kept == 0:
         return np.float32(np.inf)
     # with nothing kept the rank is beyond the last: the pattern found is that of a NaN, which nothing reaches
-    return kth_magnitude(lambda: map(variance, parts()), size, size + 1 - kept)
+    return kth_magnitudes(lambda: map(variance, parts()), size, [size + 1 - kept])[0]
 
 
 def _floor_of_product(count, fraction):

@@ -31,13 +31,8 @@ METHODS: dict[str, Method] = {}  # as published, by name
 ELSEWHERE: dict[str, str] = {}  # functions that no recipe file can call: what they need, the end of a sentence
 _PAPER = re.compile(r'([^"]+), "[^"]+",\s(\d{4})(?:,\sarXiv\s(\d{4}\.\d{5}))?')
 _BASES = ("none", "optional", "required", "first")
-_IN_FILES = {
-    "weights": "weight",
-    "fishers": "fisher",
-    "masks": "mask",
-    "fisher_base": "base_fisher",
-    "fisher_member": "fisher",
-}
+_IN_FILES = {"weights": "weight", "fishers": "fisher", "masks": "mask"}
+_IN_FILES |= {"fisher_base": "base_fisher", "fisher_member": "fisher"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +132,10 @@ class Method:
             base = jax.tree.map(jnp.asarray, base)
 
         def check(headers):
-            self._check_leaves(headers, given.get("only", ".*"))
+            if not self.takes_complex:
+                check_real(self.name, headers)
+            if (only := given.get("only", ".*")) != ".*":
+                tree.match(headers, only)  # an error if it matches nothing
             if self.check:
                 self.check(headers, beside)
 
@@ -170,12 +168,6 @@ class Method:
             count = f"exactly {low}" if low == high else f"at least {low}"
             beside = " besides the base" if self.base in ("required", "first") else ""
             raise ValueError(f"{self.name} takes {count} member{'s' if low > 1 else ''}{beside}, got {number}")
-
-    def _check_leaves(self, headers, only):
-        if not self.takes_complex:
-            check_real(self.name, headers)
-        if only != ".*":
-            tree.match(headers, only)  # an error if it matches nothing
 
     @functools.cached_property
     def of_member(self) -> dict[str, Any]:
@@ -212,12 +204,6 @@ class Method:
         if not isinstance(recipe, engine.Recipe):
             raise ValueError(f"{self.name} must return a Recipe, not a {type(recipe).__name__}")
         return recipe
-
-    def check_declaration(self) -> None:
-        """Raise a ValueError if the base or a setting that is named does not exist."""
-        check_name(self.base, _BASES, f"base of {self.name}")
-        for setting in self.per_member:
-            check_name(setting, self.defaults, f"setting of {self.name}")
 
 
 def in_files(name: str) -> str:
@@ -260,7 +246,6 @@ def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
 
 
 def _described(function):
-    """Return the summary and the paper that stand in a docstring."""
     paragraphs = (inspect.getdoc(function) or "").split("\n\n")
     cited, summary = _PAPER.match(paragraphs[-1]), " ".join(paragraphs[0].split()).removesuffix(".")
     paper = f"{cited[1]} {cited[2]}" + (f", {cited[3]}" if cited[3] else "") if cited else ""
@@ -291,7 +276,9 @@ def check_alike(leaves: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any
 
 
 def _register(found, registry):
-    found.check_declaration()
+    check_name(found.base, _BASES, f"base of {found.name}")
+    for setting in found.per_member:
+        check_name(setting, found.defaults, f"setting of {found.name}")
     known = registry.get(found.name)
     if known is not None and known.function.__module__ != found.function.__module__:
         raise ValueError(f"there is a method {found.name!r} already, in {known.function.__module__}: take another name")

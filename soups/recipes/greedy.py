@@ -70,10 +70,9 @@ def greedy(
 
 def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[str, Any], *, scores, order, journal):
     """Choose as `greedy` does by its `rules` (mode, accept, metric); `candidates_of(members)` gives `Candidates`."""
-    accept, sign = (
-        check_name(rules["accept"], ("gt", "ge"), "rule to accept by"),
-        1.0 if rules["mode"] == "max" else -1.0,
-    )
+    compare = {"gt": operator.gt, "ge": operator.ge}
+    compare = compare[check_name(rules["accept"], compare, "rule to accept by")]
+    sign = 1.0 if rules["mode"] == "max" else -1.0
     given, members = members, arguments.as_mapping(members)
     names = list(members)
     fixed_order = None if order is None else _resolve(order, names)
@@ -82,7 +81,9 @@ def select(members: arguments.Members, candidates_of: Callable, rules: Mapping[s
     candidates, reasons = candidates_of(members), {}
     if fixed_order is None and scores is None:
         scores, reasons = _individual(names, candidates, log)
-    order, compare = fixed_order or _best_first(scores, sign), operator.gt if accept == "gt" else operator.ge
+    # ascending, stable, then reversed: among equal scores the later-listed comes first, as in the published code
+    finite = [] if fixed_order else [name for name in scores if math.isfinite(scores[name])]
+    order = fixed_order or sorted(finite, key=lambda name: sign * scores[name])[::-1]
     ingredients, params, score, history = _stir(
         order, None if fixed_order else scores, candidates, log, lambda new, old: compare(sign * new, sign * old)
     )
@@ -157,12 +158,6 @@ def _individual(names, candidates, log):
             done = log.write({"kind": "individual", "member": name, "score": score, "reason": reason})
         found[name] = done
     return {name: done["score"] for name, done in found.items()}, {name: done["reason"] for name, done in found.items()}
-
-
-def _best_first(scores: Mapping[str, float], sign: float) -> list[str]:
-    # ascending, stable, then reversed: among equal scores the later-listed member comes first, as in the published code
-    finite = [name for name in scores if math.isfinite(scores[name])]
-    return sorted(finite, key=lambda name: sign * scores[name])[::-1]
 
 
 def _resolve(order, names) -> list[str]:

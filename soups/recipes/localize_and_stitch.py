@@ -231,7 +231,7 @@ def _largest(vectors, kept):
     wide = functools.reduce(np.promote_types, [leaf.dtype for leaf in vectors.values()])
     magnitudes = {name: xp.abs(leaf).astype(wide) for name, leaf in vectors.items()}
     number = sum(leaf.size for leaf in magnitudes.values())
-    threshold = _select.kth_magnitude(magnitudes.values, number, number - kept + 1)
+    (threshold,) = _select.kth_magnitudes(magnitudes.values, number, [number - kept + 1])
     above = {name: leaf > threshold for name, leaf in magnitudes.items()}
     room = xp.asarray(kept, np.uint32) - sum(leaf.sum(dtype=np.uint32) for leaf in above.values())
     masks = {}

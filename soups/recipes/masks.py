@@ -27,7 +27,12 @@ def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) ->
         vectors = _task_vectors(start, leaves)
         return needed(vectors, arrays.sum_in_order(vectors), thresholds)
 
-    return _by_member(members, base, _map_floats(masks, _no, base, trees))
+    found = _map_floats(masks, lambda leaf: tree.namespace([leaf]).zeros(leaf.shape, bool), base, trees)
+
+    def of(index):
+        return jax.tree.map(lambda _, own: own[index] if isinstance(own, list) else own, base, found)
+
+    return {name: of(index) for index, name in enumerate(members)}
 
 
 class Elected(NamedTuple):
@@ -90,21 +95,8 @@ def _map_floats(function, otherwise, base, trees):
     )
 
 
-def _no(leaf):
-    return tree.namespace([leaf]).zeros(leaf.shape, bool)
-
-
 def _zeros(leaf):
     return tree.namespace([leaf]).zeros_like(leaf)
-
-
-def _by_member(names, base, lists):
-    """Turn a tree of one list for each float leaf into a tree for each member."""
-
-    def of(index):
-        return jax.tree.map(lambda _, found: found[index] if isinstance(found, list) else found, base, lists)
-
-    return {name: of(index) for index, name in enumerate(names)}
 
 
 def _elect(vectors):

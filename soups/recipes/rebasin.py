@@ -120,7 +120,6 @@ def _similarity(name, places, votes, spec, found):
 
 
 def _rows(leaf, number, blocks):
-    """Return the leaf as float64 rows [units, rest]."""
     units = units_of(leaf, number, blocks)
     moved = np.moveaxis(np.asarray(leaf, np.float64), number, 0)
     return moved.reshape(blocks.outer, units, -1).swapaxes(0, 1).reshape(units, -1)
