@@ -167,7 +167,7 @@ class Pool(Mapping):
         A member that holds NaN or infinity is kept, with the status "non-finite".
 
         Args:
-                params: any pytree of NumPy or JAX arrays, sharded or not, with the names of the pool's first member.
+            params: any pytree of NumPy or JAX arrays, sharded or not, with the names of the pool's first member.
             metadata: what should be known of it (configuration, seed, ...), anything JSON can hold.
             metrics: what was measured on it; see `update_metrics`.
             base: the name or digest of the weights it was fine-tuned from.

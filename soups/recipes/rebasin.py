@@ -326,7 +326,7 @@ def activation_matching(
         moments = batch if moments is None else {name: _pool(moments[name], batch[name]) for name in batch}
     if moments is None:
         raise ValueError("no activations were given: at least one batch is needed")
-    similarities = {name: _similarity(moment, statistic) for name, moment in moments.items()}
+    similarities = {name: _statistic(moment, statistic) for name, moment in moments.items()}
     found = {name: assign(similarity) for name, similarity in similarities.items()}
     unchanged = identity({name: len(order) for name, order in found.items()})
     history = [sum(score(s, orders[name]) for name, s in similarities.items()) for orders in (unchanged, found)]
@@ -378,7 +378,7 @@ def _pool(old, new):
     }
 
 
-def _similarity(moments, statistic):
+def _statistic(moments, statistic):
     if statistic == "inner_product":
         return moments["products"] / moments["count"] + np.outer(*moments["means"])
     product = np.sqrt(np.outer(*moments["squares"]))

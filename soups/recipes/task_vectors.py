@@ -98,8 +98,7 @@ def ties(
 
     τ̂_i keeps the largest magnitudes of τ_i, a fraction `density` in (0, 1] over the whole model (`scope="leaf"`: over
     each leaf); γ = sign(Σ_i w_i τ̂_i), by the majority of all elements where that is zero; θ = θ_base + λ · the mean
-    over {i: sign τ̂_i = γ} of τ̂_i, weighted. `normalize=False` takes their sum, as the paper's CLIP results do with λ
-    = 0.3.
+    over {i: sign τ̂_i = γ} of τ̂_i, weighted. `normalize=False` takes their sum, as for its CLIP results (λ = 0.3).
 
         merged = soups.ties({"math": a, "code": b}, base=base, density={"math": 0.2, "code": 0.4})
 
