@@ -173,7 +173,7 @@ def test_takes_mappings_and_generators(case):
         equal(case.make(iter(members_of(case))), expected)
 
 
-PER_MEMBER = {"sparsify": soups.trim(0.5), "gamma": 0.2, "floor": 0.5}  # where defaults are no numbers, or too small
+PER_MEMBER = {"sparsify": soups.trim(0.5), "gamma": 0.2, "floor": 9.0}  # where defaults are no numbers, or too small
 
 
 @pytest.mark.parametrize(
