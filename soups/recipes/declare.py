@@ -30,6 +30,7 @@ MANY = 10**6  # members
 METHODS: dict[str, Method] = {}  # as published, by name
 ELSEWHERE: dict[str, str] = {}  # functions that no recipe file can call: what they need, the end of a sentence
 _PAPER = re.compile(r'([^"]+), "[^"]+",\s(\d{4})(?:,\sarXiv\s(\d{4}\.\d{5}))?')
+_GONE = {("fisher", "favor"): "floor takes one number for each member, above 0 for a favoured one alone"}
 _BASES = ("none", "optional", "required", "first")
 _IN_FILES = {"weights": "weight", "fishers": "fisher", "masks": "mask"}
 _IN_FILES |= {"fisher_base": "base_fisher", "fisher_member": "fisher"}
@@ -107,7 +108,8 @@ class Method:
         known = self.signature.parameters
         for name in named:
             if name not in known:
-                return f"unknown argument {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}"
+                said = _GONE.get((self.name, name)) or f"there are: {', '.join(known)}"
+                return f"unknown argument {name!r}{did_you_mean(name, known)}; {said}"
         if "base" not in named and known.get("base", None) is not None and known["base"].default is REQUIRED:
             return "a base is needed, base=: the weights that the members were fine-tuned from"
         return ""

@@ -14,7 +14,7 @@ import numpy as np
 from soups import arguments, arrays, tree
 from soups.engine import Recipe
 from soups.lazy import jax, jit, jnp
-from soups.names import pattern
+from soups.names import check_name, pattern
 from soups.recipes import _select
 from soups.recipes.declare import Inputs, check_real, method, python_only
 from soups.recipes.sparsify import trim
@@ -34,12 +34,16 @@ def localize(
     learning_rate: float = 1e7,
     l1_strength: float = 10.0,
     only: str = ".*",
+    update: str = "paper",
 ) -> tree.Tree:
     """Learn which weights of a member its task needs, a boolean tree, from a few examples (Localize-and-Stitch).
 
     min over S of Σ_batches loss(θ_base + σ(S) ⊙ τ) + (l1_strength / learning_rate) |σ(S)|_1, τ = θ_member − θ_base, by
     one gradient step over all batches in each epoch: S ← S − σ'(S) (learning_rate · Σ g ⊙ τ + l1_strength). S starts at
     +5 for the int(density · n) largest |τ| (see `localize_dataless`), at −5 elsewhere; the mask is S > 0.
+
+    update="released" takes the sign that the published program gives the last term, σ'(S) (... − l1_strength sign(S)),
+    which is no L1 penalty: it drives each element away from 0 to the side where it is.
 
     Args:
         loss_fn: gives the mean loss of weights on a batch.
@@ -50,9 +54,10 @@ def localize(
             out embeddings and heads).
 
     Raises:
-        ValueError: no batches or too few for the epochs, a density outside (0, 1], fewer than one epoch, a rule that
-            matches no leaf, or a loss that is not finite.
+        ValueError: no batches or too few for the epochs, a density outside (0, 1], fewer than one epoch, another
+            `update`, a rule that matches no leaf, or a loss that is not finite.
     """
+    check_name(update, ("paper", "released"), "update")
     epochs = arguments.check_within("epochs", epochs, "[1, inf)", whole=True)
     arguments.check_within("density", density, "(0, 1]")
     learning_rate = arguments.check_within("learning_rate", learning_rate, "(0, inf)")
@@ -62,9 +67,9 @@ def localize(
     vectors, start = jax.device_put((_task_vector(member, base, only), base))
     first = tree.flatten(localize_dataless(member, base=base, density=density, only=only))
     masks = {name: jnp.where(first[name], np.float32(START), np.float32(-START)) for name in vectors}
+    step = functools.partial(_step, learning_rate=learning_rate, l1_strength=l1_strength, released=update == "released")
     for epoch in range(epochs):
-        grads = _gradient_sum(loss_fn, batches, start, vectors, masks, epoch)
-        masks = _step(masks, vectors, grads, learning_rate, l1_strength)
+        masks = step(masks, vectors, _gradient_sum(loss_fn, batches, start, vectors, masks, epoch))
     return tree.map_with_names(lambda name, leaf: _final(masks.get(name), leaf), base)
 
 
@@ -197,11 +202,12 @@ def _masked(leaf, mask, vector):
     return (wide + jax.nn.sigmoid(mask).astype(wide.dtype) * vector).astype(leaf.dtype)
 
 
-@jit()
-def _step(masks, vectors, grads, learning_rate, l1_strength):
+@jit(static_argnames="released")
+def _step(masks, vectors, grads, learning_rate, l1_strength, released):
     def move(mask, vector, grad):
         slope = jax.nn.sigmoid(mask) * jax.nn.sigmoid(-mask)
-        return mask - slope * (learning_rate * grad * vector.astype(jnp.float32) + l1_strength)
+        penalty = -l1_strength * jnp.sign(mask) if released else l1_strength
+        return mask - slope * (learning_rate * grad * vector.astype(jnp.float32) + penalty)
 
     return jax.tree.map(move, masks, vectors, grads)
 

@@ -188,6 +188,11 @@ def test_a_member_with_a_floor_alone_decides_where_nobody_knows_more():
     np.testing.assert_allclose(equal, np.mean([m["hidden"]["kernel"][0] for m in MEMBERS], 0), rtol=1e-5)
 
 
+def test_a_setting_that_is_gone_says_what_does_the_same():
+    with pytest.raises(TypeError, match=r"unknown argument 'favor'.*; floor takes one number for each member, above 0"):
+        fisher(MEMBERS, FISHERS, favor=1)
+
+
 def test_large_floor_hides_the_information():
     close(fisher(MEMBERS, FISHERS, floor=1e3), uniform(MEMBERS))
 

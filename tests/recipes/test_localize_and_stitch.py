@@ -68,7 +68,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def oracle(first, names, epochs, learning_rate, l1_strength):
+def oracle(first, names, epochs, learning_rate, l1_strength, released):
     masks = {name: np.where(first[name], 5.0, -5.0) for name in names}
     for _ in range(epochs):
         params = {name: leaf.astype(np.float64) for name, leaf in BASE.items()}
@@ -77,7 +77,8 @@ def oracle(first, names, epochs, learning_rate, l1_strength):
         grads = gradient_by_hand(params)
         for name in names:
             slope = sigmoid(masks[name]) * (1 - sigmoid(masks[name]))
-            masks[name] = masks[name] - slope * (learning_rate * grads[name] * VECTORS[0][name] + l1_strength)
+            penalty = -l1_strength * np.sign(masks[name]) if released else l1_strength
+            masks[name] = masks[name] - slope * (learning_rate * grads[name] * VECTORS[0][name] + penalty)
     return {name: masks[name] > 0 if name in names else np.zeros(BASE[name].shape, bool) for name in BASE}
 
 
@@ -85,13 +86,21 @@ SETTINGS = {"density": 0.4, "epochs": 4, "learning_rate": 500.0, "l1_strength": 
 
 
 @pytest.mark.parametrize("place", [lambda t: t, to_jax], ids=["host", "device"])
-def test_localize_equals_float64(place):
-    result = localize(loss, BATCHES, base=place(BASE), member=place(MEMBERS[0]), **SETTINGS)
+@pytest.mark.parametrize("update", ["paper", "released"])
+def test_localize_equals_float64(update, place):
+    result = localize(loss, BATCHES, base=place(BASE), member=place(MEMBERS[0]), update=update, **SETTINGS)
     first = localize_dataless(MEMBERS[0], base=BASE, density=0.4)
     settings = {name: SETTINGS[name] for name in ("epochs", "learning_rate", "l1_strength")}
-    equal(result, oracle(first, list(BASE), **settings))
+    equal(result, oracle(first, list(BASE), **settings, released=update == "released"))
     assert isinstance(result["kernel"], type(place(BASE)["kernel"]))
     assert any((result[name] != first[name]).any() for name in BASE)  # it learned something
+
+
+def test_updates_differ():
+    results = [
+        localize(loss, BATCHES, base=BASE, member=MEMBERS[0], update=u, **SETTINGS) for u in ("paper", "released")
+    ]
+    assert any((results[0][name] != results[1][name]).any() for name in BASE)
 
 
 def test_localize_keeps_other_leaves_the_base_s():
@@ -99,7 +108,7 @@ def test_localize_keeps_other_leaves_the_base_s():
     assert not result["bias"].any()
     first = localize_dataless(MEMBERS[0], base=BASE, density=0.4, only="kernel")
     settings = {name: SETTINGS[name] for name in ("epochs", "learning_rate", "l1_strength")}
-    equal(result, oracle(first, ["kernel"], **settings))
+    equal(result, oracle(first, ["kernel"], **settings, released=False))
 
 
 def test_localize_narrow_weights_with_integers():
@@ -136,6 +145,7 @@ def test_penalty_empties_the_mask():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"update": "code"}, "unknown update 'code'"),
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"density": 0.0}, r"density must be in \(0, 1\], not 0.0"),
         ({"batches": []}, "no batches in epoch 0"),
