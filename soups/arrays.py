@@ -18,13 +18,18 @@ def mix(leaves, weights):
 
 
 def mean_of(leaves):
-    """Average arrays of one float dtype; exactly the first where all are equal."""
-    number = scalar(len(leaves), leaves[0])
-    total = _sum_in_halves(leaves)
+    """Average arrays of one float dtype; exactly the first where all are equal.
+
+    On the host an overflow of the sum is found by the caller, who has wider floats.
+    """
+    number, total = scalar(len(leaves), leaves[0]), _sum_in_halves(leaves)
     if len(leaves) & (len(leaves) - 1) == 0:  # equal ones were only doubled
-        return total / number
-    # less what the rounding of the same sum makes of as many copies of the first
-    return leaves[0] + (total - _times_in_halves(leaves[0], len(leaves), {1: leaves[0]})) / number
+        mean = total / number
+    else:  # less what the rounding of the same sum makes of as many copies of the first
+        mean = leaves[0] + (total - _times_in_halves(leaves[0], len(leaves), {1: leaves[0]})) / number
+    if not is_jax(mean):
+        return mean
+    return jnp.where(jnp.isfinite(mean), mean, _sum_in_halves(leaves, lambda leaf: leaf / number))
 
 
 def sum_in_order(leaves):

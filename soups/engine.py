@@ -50,6 +50,11 @@ class Part:
         """Return the task vectors of all members, where nothing lies beside them."""
         return [self.vector(index) for index in range(len(self.leaves))]
 
+    def doubled(self) -> Part:
+        """Return the same elements in float64 or complex128; of NumPy's arrays."""
+        base = None if self.base is None else doubled(self.base)
+        return dataclasses.replace(self, leaves=list(map(doubled, self.leaves)), base=base)
+
     @property
     def xp(self):
         """Return the namespace of the arrays, NumPy or jax.numpy."""
@@ -308,9 +313,9 @@ def _merged(leaf, arrays, hashes, measured, at_least):
         here = slice(None) if recipe.unit == "leaf" else slice(part.start, part.start + part.leaves[0].size)
         for digest, array in zip(hashes, arrays, strict=False):
             digest.update(as_bytes(array.reshape(-1)[here]))
-        block = np.asarray(_made(leaf, part, measured)).reshape(-1)
+        block = _finite(leaf, part, measured)
         narrow = block if block.dtype == leaf.dtype else block.astype(leaf.dtype)
-        _check_result(leaf, part, block, narrow)
+        _check_narrow(leaf, block, narrow)
         yield part.start, narrow
 
 
@@ -354,13 +359,22 @@ def _check_part(leaf, part):
                 raise tree.NonFiniteError(f"{label} holds NaN or infinity; leave it out")
 
 
-def _check_result(leaf, part, block, narrow):
-    if not np.isfinite(total(np, block)) and not np.isfinite(block).all():
-        _check_part(leaf, part)
+def _finite(leaf, part, measured):
+    """Return the merged elements, in wider floats where they would overflow midway."""
+    block = np.asarray(_made(leaf, part, measured)).reshape(-1)
+    if np.isfinite(total(np, block)) or np.isfinite(block).all():
+        return block
+    _check_part(leaf, part)
+    wide = np.asarray(_made(leaf, part.doubled(), measured)).reshape(-1)
+    if not np.isfinite(wide).all():
         raise tree.NonFiniteError(tree.not_finite(leaf.name, block))
-    if narrow.dtype.itemsize < block.dtype.itemsize and block.size and not tree.is_complex(block):
-        limit = float(ml_dtypes.finfo(narrow.dtype).max)
-        if max(block.max(), -block.min()) > limit and not np.isfinite(narrow).all():
+    return wide
+
+
+def _check_narrow(leaf, block, narrow):
+    if narrow.dtype.itemsize < block.dtype.itemsize and block.size:
+        large = tree.is_complex(block) or max(block.max(), -block.min()) > float(ml_dtypes.finfo(narrow.dtype).max)
+        if large and not np.isfinite(narrow).all():
             raise tree.NonFiniteError(tree.overflow(leaf.name, narrow.dtype))
 
 

@@ -395,7 +395,11 @@ def _leaf_by_leaf(function, trees, labels):
 def _combine(leaves, arithmetic):
     if not is_float(leaves[0]):
         return leaves[0]
-    return arithmetic(widen_leaves(leaves)).astype(leaves[0].dtype)
+    wide = widen_leaves(leaves)
+    result = arithmetic(wide)
+    if not is_jax(result) and not arrays.is_finite(result):  # it may overflow midway
+        result = arithmetic(list(map(arrays.doubled, wide)))
+    return result.astype(leaves[0].dtype)
 
 
 def _type_of(leaf):

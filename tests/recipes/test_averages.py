@@ -1,3 +1,5 @@
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,6 +22,45 @@ def test_weighted_names_an_unknown_member():
 def test_weighted_counts_weights():
     with pytest.raises(ValueError, match="1 members need 1 values of weights, but 2"):
         soups.weighted([{"w": np.float32([1])}], [0.5, 0.5])
+
+
+LARGE = np.float32(3e38)  # two of them overflow float32
+OVERFLOWING = {
+    "uniform": lambda a, b, half: soups.uniform([a, a, a]),
+    "linear": lambda a, b, half: soups.linear([a, a, b], weights=[2, 1, 2], normalize=False),
+    "weighted": lambda a, b, half: soups.weighted([a, a, b], [2, 1, 2]),
+    "wise_ft": lambda a, b, half: soups.wise_ft(a, base=b, alpha=1.0),
+    "task_arithmetic": lambda a, b, half: soups.task_arithmetic([a], base=b, scale=1.0),
+    "ties": lambda a, b, half: soups.ties([a], base=b, density=1.0),
+    "mean": lambda a, b, half: tree.mean([a, a, a]),
+    "weighted_sum": lambda a, b, half: tree.weighted_sum([a, a, b], [2, 1, 2]),
+    "lerp": lambda a, b, half: tree.lerp(b, a, 1.0),
+    "add_scaled": lambda a, b, half: tree.add_scaled(b, half, 4.0),
+    "ema": lambda a, b, half: soups.ema(b, a, 0.0),
+}
+
+
+@pytest.mark.parametrize("call", OVERFLOWING.values(), ids=OVERFLOWING)
+def test_what_overflows_midway_alone_is_no_overflow(call):
+    a, b, half = ({"w": np.full(3, factor * LARGE), "v": np.ones(2, np.float32)} for factor in (1, -1, 0.5))
+    merged = call(a, b, half)["w"]
+    assert merged.dtype == np.float32
+    np.testing.assert_allclose(merged, a["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("number", [2, 3, 8])
+def test_the_mean_of_large_numbers_is_no_overflow_on_devices(number):
+    members = [{"w": jnp.full(3, LARGE)}] * number
+    for average in (soups.uniform, tree.mean, jax.jit(soups.uniform)):
+        np.testing.assert_allclose(average(members)["w"], members[0]["w"], rtol=1e-6)
+
+
+def test_what_overflows_is_said_to():
+    a = {"w": np.full(3, LARGE)}
+    for members in ([a, a], [{"w": a["w"] * (1 + 0j)}] * 2):
+        for average in (tree.weighted_sum, soups.weighted):
+            with pytest.raises(ValueError, match=r"the merged w overflows (float32|complex64), though no member does"):
+                average(members, [1, 1])
 
 
 @pytest.mark.parametrize("count", [-1, np.nan, "2", None])
