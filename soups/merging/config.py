@@ -12,8 +12,12 @@ from soups.names import few, shown
 FILE = "config.json"
 # no sum of models that differ here means anything; keys of the same meaning have many names
 _KIND = ("model_type", "architecture", "_class_name")
-_HEADS = re.compile(r"(^|_)(n_|num_)?(heads?|kv_heads?|query_groups|group_num)(_kv|_dim|_size)?$|^(d_kv|kv_channels)$")
-_ACTIVATION = re.compile(r"(^|_)act(ivation)?(_fn|_func|_function)?$|^(feed_forward_proj|afn|is_gated_act)$")
+_HEADS = re.compile(
+    r"(^|_)(n_?|num_)?(heads?|kv_heads?|(query|attention)_groups|group_num)(_kv|_dim|_size)?$|^(d_kv|kv_channels)$"
+)
+_ACTIVATION = re.compile(
+    r"(^|_)act(ivation)?(_fn|_func|_function|_layer)?$|non_?linearity$|^(feed_forward_proj|afn|is_gated_act)$"
+)
 _LABELS = ("id2label", "label2id", "label_names", "num_labels", "num_classes", "problem_type")
 # functions of several names; the last three differ by rounding only
 _SAME = {"swish": "silu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}
@@ -98,7 +102,7 @@ def _meaningless(path, one, other):
     if name in ("id2label", "label2id", "label_names"):
         return _labels(name, one, other)
     if any(map(_ACTIVATION.search, [*parts, name])):
-        one, other = (_SAME.get(value, value) if isinstance(value, str) else value for value in (one, other))
+        one, other = (_SAME.get(_label(value), _label(value)) for value in (one, other))
         return f"is {_brief(one)} instead of {_brief(other)}" if one != other else None
     if name == "architectures":
         families = _family(one), _family(other)

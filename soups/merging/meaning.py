@@ -16,12 +16,14 @@ from soups.names import MOST, bounded, shown
 
 # what GPTQ, AWQ, bitsandbytes, compressed-tensors, ModelOpt, torchao, HQQ and others store beside, or as, their codes
 _CODES = re.compile(
-    r"(^|[._/])(qweight|qzeros|g_idx|weight_(packed|scale|scale_inv|scale_2|zero_point|g_idx|format)|input_scale|"
-    r"output_scale|input_zero_point|[qkv]_scale|qscale_(act|weight)|(nested_)?(absmax|quant_map)|SCB|W_q|scaled_fp8)$"
-    r"|_scale_inv$|\.quant_state\.|_qdata$|weight\._(data|scale)$"
+    r"(^|[._/:])(qweight|qzeros|g_idx|weight_(packed|compressed|bitmask|zero_point|g_idx|format|(\w+_)?scale(_inv|_2)?)|"
+    r"((in|out)put|act(ivation)?|kv|[qkv]|pre_quant|(weight|input)_global)_scale(_ub)?|input_zero_point|w[ct]?scales?|"
+    r"qscale_(act|weight)|(nested_)?(absmax|quant_map)|SCB|W_q|Qidxs(_\w+)?|trellis|B_24|scaled_fp8|comfy_quant|"
+    r"packed_weight|_amax|qdata|quantized_weight_\w+)$"
+    r"|_scale_inv$|\.quant_state\.|_packed_params|_qdata$|weight\._(data|scale|shift)$"
 )
-_SCALES = ("_scale", "_scale_inv", "_scales", "_amax")
-_SETTINGS = ("quantization_config", "compression_config")
+_LAST = re.compile(r"[^./:]*$")  # part of a name
+_SETTINGS = ("quantization_config", "compression_config", "quantization", "quantize_config")
 _FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "qmodel.pt")  # beside config.json
 
 
@@ -85,7 +87,8 @@ def _promoted(one, other):
 def _quantised(model, checkpoint, config):
     """Return a line that says how a model is quantised; none for floats of 8 bits without scales."""
     leaves, folder = checkpoint.leaves, folder_of(checkpoint)
-    codes = [name for name, leaf in leaves.items() if _is_code(name, leaf, leaves)]
+    scales = _scales(leaves)
+    codes = [name for name, leaf in leaves.items() if _is_code(name, leaf, leaves, scales)]
     reasons = [f"its config.json has {setting}" for setting in _settings(config)[:1]]
     reasons += [f"{name} lies in its folder" for name in _FILES if (folder / name).exists()][:1]
     reasons += [f"{len(codes)} of its tensors are codes or their scales, such as {shown(codes[0])}"] if codes else []
@@ -103,18 +106,29 @@ def _settings(config):
     return found
 
 
-def _is_code(name, leaf, leaves):
+def _is_code(name, leaf, leaves, scales):
     if not name.endswith((".weight", ".bias")) and _CODES.search(name):  # these two are most names
         return True
     if name.endswith((".scales", ".zeros")) and f"{name.rpartition('.')[0]}.weight" not in leaves:
         return True  # of codes that are not there
-    if leaf.dtype.itemsize > 1 or leaf.dtype == bool:
+    if leaf.dtype == bool or (tree.is_float(leaf) and leaf.dtype.itemsize > 1):
         return False
-    cut = max(name.rfind("."), name.rfind("/"))
-    module, last, joint = name[: max(cut, 0)], name[cut + 1 :], name[cut : cut + 1] or "."
-    beside = [f"{start}{scale}" for start in (name, module) if start for scale in _SCALES]
-    beside += [f"{module}{joint}scale", f"{module}{joint}scales", f"{module}{joint}scale_{last}"]
-    if any(other in leaves for other in beside):
+    start = _LAST.search(name).start()
+    beside = scales.get(name, set()) | scales.get(name[: start - 1] if start else "", set())
+    # floats of 8 bits beside others of the same dtype were cast, all of them
+    if leaf.dtype.itemsize == 1 and beside - {leaf.dtype}:
         return True
-    # whole numbers of 8 bits; masks are none
-    return not tree.is_float(leaf) and len(leaf.shape) > 1 and re.search(r"(weight|kernel|_blocks)$", last) is not None
+    # whole numbers; masks are none
+    named = re.search(r"(weight|kernel|_blocks)$", name[start:])
+    return not tree.is_float(leaf) and len(leaf.shape) > 1 and named is not None
+
+
+def _scales(leaves):
+    """Return the dtypes of what is called a scale, by the module that it is in and by the tensor that it is of."""
+    found = {}
+    for name, leaf in leaves.items():
+        start = _LAST.search(name).start()
+        if start and (scale := re.search("scale|amax", name[start:])):
+            for place in (name[: start - 1], name[: start + scale.start()].rstrip("._:/")):
+                found.setdefault(place, set()).add(leaf.dtype)
+    return found

@@ -69,6 +69,10 @@ def changed(config, path, value):
         ({}, "hidden_activation", ("gelu_pytorch_tanh", "gelu")),
         ({}, "activation", ("gelu", "relu")),
         ({}, "feed_forward_proj", ("relu", "gated-gelu")),
+        ({}, "nonlinearity", ("silu", "gelu")),
+        ({}, "act_layer", ("silu", "gelu")),
+        ({}, "nheads", (2, 4)),
+        ({}, "num_attention_groups", (2, 4)),
         ({}, "text_config.hidden_act", ("quick_gelu", "gelu")),
         ({}, "ffn_config.ffn_act_fn.name", ("silu", "gelu")),
         ({}, "id2label", ({"0": "a", "1": "b"}, {"0": "b", "1": "a"})),
@@ -160,6 +164,7 @@ def test_other_settings_are_said(pair, tmp_path, path, values, said):
     [
         ({"_name_or_path": "x", "transformers_version": "4.1", "use_cache": True}, {"use_cache": False}),
         ({"hidden_act": "silu"}, {"hidden_act": "swish"}),
+        ({"hidden_act": "SiLU"}, {"hidden_act": "silu"}),
         ({"hidden_act": "gelu_new"}, {"hidden_act": "gelu_pytorch_tanh"}),
         (
             {"rope_theta": 1e4, "torch_dtype": "float32"},

@@ -58,6 +58,21 @@ QUANTISED = {
     "quanto": {f"{MODULE}.weight._data": code(np.int8), f"{MODULE}.weight._scale": code(BF16)},
     "scales without their codes": {"o_proj.scales": code(np.float16)},
     "whole numbers": {f"{MODULE}.weight": code(np.uint8)},
+    "whole numbers of 16 bits": {f"{MODULE}.weight": code(np.int16)},
+    "MLX": {f"{MODULE}.weight": code(np.uint32), f"{MODULE}.biases": code(BF16)},
+    "scales of activations": {f"{MODULE}.activation_scale": code(np.float32, ())},
+    "a scale for all of it": {f"{MODULE}.weight_global_scale": code(np.float32, (1,))},
+    "sparse": {f"{MODULE}.weight_compressed": code(BF16), f"{MODULE}.weight_bitmask": code(np.uint8)},
+    "quantizers of ModelOpt": {f"{MODULE}.weight_quantizer._amax": code(np.float32, ())},
+    "QuIP#": {f"{MODULE}.Qidxs": code(np.int64), f"{MODULE}.SU": code(np.float16, (6,))},
+    "EXL3": {f"{MODULE}.trellis": code(np.int16, (2, 2, 4)), f"{MODULE}.suh": code(np.float16, (6,))},
+    "torchao": {f"{MODULE}.weight:qdata": code(np.int8), f"{MODULE}.weight:scale": code(BF16)},
+    "packed by torchao": {f"{MODULE}.weight.layout_tensor.packed_weight": code(np.int32)},
+    "shifts of quanto": {f"{MODULE}.weight._shift": code(BF16)},
+    "Nunchaku": {f"{MODULE}.wscales": code(BF16)},
+    "fp8 of ComfyUI": {f"{MODULE}.weight": code(F8), f"{MODULE}.comfy_quant": code(np.uint8, (9,))},
+    "fp8 with any scale in its module": {f"{MODULE}.weight": code(F8), f"{MODULE}.w_scale": code(np.float32, ())},
+    "quantised by PyTorch": {f"{MODULE}._packed_params.dtype": code(np.uint8, ())},
 }
 
 
@@ -78,6 +93,12 @@ def test_quantised_models_are_refused_by_their_config(planned, tmp_path, method,
         planned({}, config={part: config} if part else config)
 
 
+@pytest.mark.parametrize("setting", ["quantization", "quantize_config", "compression_config"])
+def test_other_settings_of_quantised_models_are_refused(planned, setting):
+    with pytest.raises(ValueError, match=f"a is quantised: its config.json has a {setting}: dequantise it first"):
+        planned({}, config={setting: {"bits": 4, "group_size": 64}})
+
+
 @pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
 def test_quantised_models_are_refused_by_the_files_beside_them(small, tmp_path, name):
     (small.write_model(tmp_path / "a", small.tensors(1)) / name).write_text("{}")
@@ -96,6 +117,11 @@ def test_one_model_alone_is_looked_at_too(small, tmp_path):
 
 PLAIN = {
     "fp8 without scales": {f"{MODULE}.weight": code(F8)},
+    "fp8 of norms of Flax": {"norm/scale": code(F8, (6,)), "norm/bias": code(F8, (6,))},
+    "whole numbers beside the temperature": {
+        "attn.logit_scale": code(BF16),
+        "attn.relative_position_index": code(np.int64),
+    },
     "the temperature of CLIP": {"logit_scale": code(np.float32, ())},
     "scales of layers": {"blocks.0.layer_scale": code(np.float32, (3,)), "norm.scale": code(np.float32, (3,))},
     "scales of norms beside whole numbers": {"norm.scale": code(np.float32, (3,)), "norm.steps": code(np.int64, ())},
