@@ -30,9 +30,9 @@ _BESIDE = re.compile(
     r"|version|extra_state|task_state|criterion|cache|intermediates",
     re.IGNORECASE,
 )
-# Optax's state of Adam, and torch's
 _OPTIONS = f"choose one with PATH@NAME, or all of them with PATH@{ALL}"
-_MOMENTS = ({"mu", "nu", "count"}, {"exp_avg", "exp_avg_sq"})
+# Optax's states of Adam and Lion, and of Adafactor, and torch's
+_MOMENTS = ({"mu", "count"}, {"v_row", "v_col"}, {"exp_avg", "exp_avg_sq"})
 
 
 def weights(
@@ -52,9 +52,11 @@ def weights(
     `tree`: from keys to mappings, tensors (as `is_tensor` says) and anything else. `where`: begins the message of an
     error. `choice`: the keys of one tree, joined with "/", or "." for all.
     """
-    if choice is not None:
-        return _chosen(tree, choice, where, is_tensor)
-    taken, left = _decide(tree, where, is_tensor, wrapped)
+    taken, left = (tree, []) if choice is None else _chosen(tree, choice, where, is_tensor)
+    if choice == ALL or (choice is not None and not _has_moments(taken)):
+        return taken, left
+    taken, more = _decide(taken, where, is_tensor, wrapped and choice is None)
+    left += [key if choice is None else f"{choice}/{key}" for key in more]
     if _has_moments(taken):
         raise CheckpointError(
             f"{where} holds the state of an optimizer among its trees: {listed(_groups(taken, is_tensor))}; {_OPTIONS}"
@@ -188,6 +190,7 @@ def _rest(node, trees, training, where, is_tensor, wrapped, depth):
     if training:
         left = [key for key in node if key in training or (key in tensors and _BESIDE.fullmatch(key))]
         return {key: value for key, value in node.items() if key not in left}, left
+    trees = [key for key in trees if not _BESIDE.fullmatch(key)] or trees
     if len(trees) == 1 and all(_BESIDE.fullmatch(key) for key in tensors):
         inner, left = _decide(node[trees[0]], where, is_tensor, wrapped, depth + 1)
         if inner is not node[trees[0]]:

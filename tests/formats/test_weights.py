@@ -86,6 +86,8 @@ JAX = {
     "Hugging Face, BART": ({"model": {"encoder": P, "shared": P}, "final_logits_bias": T}, ""),
     "Hugging Face, Llama": ({"model": {"layers": P}, "lm_head": {"kernel": T}}, ""),
     "parts named like wrappers": ({"net": P, "head": P}, ""),
+    "a state beside its config": ({"state": {"params": P, "opt_state": OPTAX}, "config": {"lr": T}}, "state/params"),
+    "Lion": ({"net": P, "lion_state": {"0": {"mu": P, "count": T}}}, "net"),
     "only an average": ({"ema_params": P, "opt_state": OPTAX, "step": T}, "ema_params"),
 }
 JAX_SEVERAL = {
@@ -126,6 +128,16 @@ def test_several_trees_are_refused_and_one_is_chosen(tree, choice, wrapped):
     taken, left = decide(tree, wrapped=wrapped, choice=choice)
     assert taken is at(tree, choice) and set(left) >= set(tree) - {choice.partition("/")[0]}
     assert decide(tree, wrapped=wrapped, choice=".") == (tree, [])
+
+
+def test_what_is_chosen_is_taken_without_its_optimizer():
+    tree = {name: {"params": P, "opt_state": OPTAX} for name in ("gen", "disc")}
+    with pytest.raises(CheckpointError, match="the state of an optimizer among its trees: 'gen', 'disc'"):
+        decide(tree)
+    assert decide(tree, choice="gen") == (P, ["disc", "gen/opt_state"])
+    assert decide({"state": tree}, choice="state/disc") == (P, ["state/gen", "state/disc/opt_state"])
+    with pytest.raises(CheckpointError, match="the state of an optimizer"):
+        decide(tree, choice="gen/opt_state")
 
 
 def test_statistics_belong_to_the_weights():
