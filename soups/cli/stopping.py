@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -47,21 +48,21 @@ def guarded(command: Callable[[], int], run: Run) -> int:
             code = command()
             sys.stdout.flush()  # a closed pipe is found here and not when the interpreter ends
         return code
-    except Stopped:
-        run.end("stopped")
-        return 128 + run.signal
     except BrokenPipeError:
         # who reads has gone; the interpreter would complain when it writes the rest at its end
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (ValueError, KeyError, OSError, MemoryError, RuntimeError) as error:
+    except (Stopped, ValueError, KeyError, OSError, MemoryError, RuntimeError, ImportError) as error:
+        if run.signal:  # in Python 3.11 another error is raised from what comes while a class is made
+            run.end("stopped")
+            return 128 + run.signal
         if _lacks_memory(error):
             what = str(error).partition("\n")[0]
             run.end(f"out of memory{f' ({what})' if what else ''}, {run.less_memory}")
         elif isinstance(error, ChildProcessError):
             run.end(f"{error}; {run.less_memory}")
-        elif isinstance(error, RuntimeError):
+        elif isinstance(error, RuntimeError | ImportError):
             raise
         else:
             complain(run.prog, error.args[0] if isinstance(error, KeyError) and error.args else error)
@@ -71,10 +72,9 @@ def guarded(command: Callable[[], int], run: Run) -> int:
 def _lacks_memory(error):
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
-    # the devices' and the threads' own words
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("RESOURCE_EXHAUSTED", "can't start new thread")
-    )
+    # the words of devices, of threads, and of the system that loads a library
+    words = "RESOURCE_EXHAUSTED|can't start new thread|failed to map segment|annot allocate memory"
+    return isinstance(error, RuntimeError | ImportError) and re.search(words, str(error)) is not None
 
 
 @contextlib.contextmanager

@@ -13,11 +13,13 @@ import logging
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from soups.files import cannot_write
 from soups.formats import msgpack, zarr
 from soups.formats.orbax_steps import AGGREGATE, DATABASE, TREE_METADATA, known_tree, newest, trees
 from soups.formats.tensors import Checkpoint, CheckpointError, Leaf, listed, nested, short
@@ -47,7 +49,7 @@ def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
             ocp.save(path.absolute(), jax.tree.map(_storable, tree))
     except ValueError as error:
         if code := re.search(r"os_error_code='(\d+)'", str(error)):
-            raise OSError(int(code[1]), zarr.first_line(error), str(path)) from error
+            raise cannot_write(path, OSError(int(code[1]), os.strerror(int(code[1])))) from error
         raise
 
 
@@ -317,16 +319,22 @@ def _sizes(place):
 @contextlib.contextmanager
 def _without_messages() -> Iterator[None]:
     # Orbax says on each save that it found nothing of OCDBT to merge, which is how these checkpoints are meant; and of
-    # an error, which it raises, each of its threads tells too
+    # an error, which it raises, each of its threads tells too, and TensorStore what it cannot tell the loop any more
     def other(record):
         return not re.search(r"Skipping merge of OCDBT|_SignalingThread.* raised an exception", record.getMessage())
 
-    logger = logging.getLogger("absl")
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
     logger.addFilter(other)
+    sys.unraisablehook = hook
     try:
         yield
     finally:
         logger.removeFilter(other)
+        sys.unraisablehook = before
 
 
 def _storable(leaf):

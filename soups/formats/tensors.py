@@ -151,7 +151,7 @@ def map_file(path: pathlib.Path, size: int) -> np.ndarray:
     """Return the bytes of a file, read-only and not read yet, which must have as many as when its header was read."""
     try:
         return mapped(path, size)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise CheckpointError(f"{path} has changed since its header was read: {error}") from error
 
 

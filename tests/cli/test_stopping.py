@@ -1,6 +1,7 @@
 """Test that a command ends in one line, whatever ends it; with real processes and signals."""
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -29,6 +30,13 @@ THREAD = """import concurrent.futures
         sleeping = threads.submit(time.sleep, 60)
         print("begun", flush=True)
         sleeping.result()"""
+# where an exception may be wrapped
+CLASS = """class Descriptor:
+        def __set_name__(self, owner, name):
+            print("begun", flush=True)
+            time.sleep(60)
+    class Owner:
+        attribute = Descriptor()"""
 LINE = "soups merge: stopped; the same command goes on where it was\n"
 
 
@@ -41,7 +49,7 @@ def start(quick_start, work):
 
 @pytest.mark.parametrize(
     ("number", "work"),
-    [(signal.SIGINT, WAITS), (signal.SIGTERM, THREAD), (signal.SIGHUP, WAITS), (signal.SIGHUP, THREAD)],
+    [(signal.SIGINT, WAITS), (signal.SIGTERM, THREAD), (signal.SIGHUP, WAITS), (signal.SIGHUP, CLASS)],
 )
 def test_a_signal_ends_it_in_one_line(quick_start, number, work):
     process = start(quick_start, work)
@@ -92,8 +100,9 @@ def test_a_merge_that_was_stopped_goes_on(quick_start, tmp_path):
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 34359738368 bytes.\nmore"),
         RuntimeError("can't start new thread"),
+        ImportError("libjax_common.so: failed to map segment from shared object"),
     ],
-    ids=["python", "numpy", "system", "devices", "threads"],
+    ids=["python", "numpy", "system", "devices", "threads", "libraries"],
 )
 def test_lack_of_memory_is_one_line(capsys, error):
     def command():
@@ -111,6 +120,8 @@ def test_faults_of_the_program_itself_are_not_hidden():
 
     with pytest.raises(RuntimeError, match="a fault"):
         guarded(command, Run("soups merge"))
+    with pytest.raises(ImportError, match="No module named"):
+        guarded(lambda: importlib.import_module("soups.cli.nothing"), Run("soups merge"))
 
 
 def test_a_closed_pipe_is_quiet(quick_start):

@@ -5,6 +5,8 @@ import logging
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 
@@ -329,6 +331,24 @@ def test_saving_leaves_the_loggers_as_they_were(tmp_path):
     save_checkpoint(tmp_path / "a", {"x": np.ones(3)})
     assert logging.getLogger("absl").filters == filters
     assert list(open_leaves(tmp_path / "a").leaves) == ["x"]
+
+
+def test_a_disk_that_fills_is_one_error(tmp_path):
+    code = f"""
+import pathlib, resource, sys
+import numpy as np
+from soups.formats.orbax import save_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+hook = sys.unraisablehook
+leaves = {{f"l{{i}}": np.ones((300, 256), np.float32) for i in range(8)}}
+try:
+    save_checkpoint(pathlib.Path({str(tmp_path / "a")!r}), leaves)
+except OSError as error:
+    print(error)
+assert sys.unraisablehook is hook
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"[Errno 27] cannot write {tmp_path / 'a'}: File too large\n" and done.stderr == ""
 
 
 def test_reading_a_part_reads_only_its_chunks(copied):

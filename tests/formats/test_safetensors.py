@@ -1,15 +1,18 @@
 """Test reading safetensors files against files written by hand, and that every wrong one is refused by name."""
 
+import errno
 import json
 import math
+import os
 import re
 import struct
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from soups.formats import CheckpointError, open_checkpoint, write_safetensors
+from soups.formats import CheckpointError, open_checkpoint, tensors, write_safetensors
 
 DTYPES = {
     "F64": np.float64,
@@ -124,6 +127,15 @@ def test_tied_tensors_of_the_metadata_are_aliases(tmp_path, make):
     checkpoint = open_checkpoint(path)
     assert checkpoint.aliases == {"lm_head": "embedding"} and list(checkpoint.leaves) == ["embedding"]
     assert checkpoint.read("lm_head").tobytes() == b"xy"
+
+
+def test_lack_of_memory_is_no_change_of_the_file(tmp_path, monkeypatch):
+    write_safetensors(tmp_path / "a.safetensors", {"x": np.ones(3)})
+    opened = open_checkpoint(tmp_path / "a.safetensors")
+    monkeypatch.setattr(tensors, "mapped", mock.Mock(side_effect=OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))))
+    with pytest.raises(OSError, match="Cannot allocate memory") as error:
+        opened.read("x")
+    assert error.value.errno == errno.ENOMEM
 
 
 def test_a_name_that_is_not_there_is_an_error(tmp_path):
