@@ -68,7 +68,7 @@ def draw_all(results: Mapping) -> list[Drawn]:
                 number = len(results["seeds"])
                 caption = plan.caption.replace("{reference}", f"the {results['reference']}")
                 caption += f" {plan.seeds.format(number)}" if number > 1 else ""
-                png = style.png(made)
+                png = style.rendered(made, "png")
                 made.set_layout_engine("none")  # laid out once, for both
-                drawn.append(Drawn(plan.name, plan.title, caption, png, style.svg(made)))
+                drawn.append(Drawn(plan.name, plan.title, caption, png, style.rendered(made, "svg")))
     return drawn

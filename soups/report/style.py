@@ -121,17 +121,10 @@ def freeze_layout(figure: Figure) -> None:
     figure.set_layout_engine("none")
 
 
-def png(figure: Figure) -> bytes:
-    """Render a figure to the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def svg(figure: Figure) -> bytes:
-    """Render a figure to the bytes of an SVG file, the same each time."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+def rendered(figure: Figure, kind: str) -> bytes:
+    """Return the bytes of a figure's file of a kind, "png" or "svg", the same each time."""
+    buffer, unsaid = io.BytesIO(), {"png": ("Software",), "svg": ("Date", "Creator")}[kind]
+    figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict.fromkeys(unsaid))
     return buffer.getvalue()
 
 

@@ -85,19 +85,16 @@ def _chosen_by_index(index_file, files, labels):
             f"{index_file}: it must hold out a part of each class, but of class {wrong[0]} it holds out "
             f"{held[wrong[0]]} of {counts[wrong[0]]} images ({wrong.size} such classes)"
         )
-    if len(files) == _TRAINING_IMAGES:
-        _check_published(index_file, [files[place] for place in np.flatnonzero(chosen)[: _CHECK_PLACE + 1]], held)
-    return chosen
-
-
-def _check_published(index_file, first, held):
+    if len(files) != _TRAINING_IMAGES:
+        return chosen
     if (wrong := np.flatnonzero(held != PER_CLASS)).size:
         raise ValueError(
             f"{index_file}: the published split holds out {PER_CLASS} images of each class, not {held[wrong[0]]} of "
             f"class {wrong[0]} ({wrong.size} such classes)"
         )
-    if not first[_CHECK_PLACE].endswith(_CHECK_FILE):
+    if not (file := files[np.flatnonzero(chosen)[_CHECK_PLACE]]).endswith(_CHECK_FILE):
         raise ValueError(
-            f"{index_file}: held-out image {_CHECK_PLACE} is {first[_CHECK_PLACE]}, in the published split it is "
-            f"{_CHECK_FILE}: the training files are not those of ImageNet, or have other names"
+            f"{index_file}: held-out image {_CHECK_PLACE} is {file}, in the published split it is {_CHECK_FILE}: the "
+            "training files are not those of ImageNet, or have other names"
         )
+    return chosen
