@@ -81,18 +81,23 @@ class Task:
     def __post_init__(self):
         sets = {"train": self.train, "held_out": self.held_out, "test": self.test}
         shifts = {f"shift {name!r}": dataset for name, dataset in self.shifts.items()}
-        problems = class_name_problems(self.class_names)
-        problems += [_names_problem(name, data, self.class_names) for name, data in sets.items()]
-        problems += [_shift_problem(name, data, self.class_names) for name, data in shifts.items()]
-        decoded = {name: data for name, data in (sets | shifts).items() if isinstance(data, Dataset)}
-        shape = self.test.images.shape[1:]
-        problems += [
-            f"{name} has images of shape {list(data.images.shape[1:])}, test has {list(shape)}"
-            for name, data in decoded.items()
-            if data.images.shape[1:] != shape
-        ]
-        refuse(f"the sets of task {self.name!r} do not fit together", filter(None, problems))
-        check_disjoint(**{name: data for name, data in sets.items() if name in decoded})
+        refuse(f"the sets of task {self.name!r} do not fit together", self._problems(sets | shifts))
+        check_disjoint(**{name: data for name, data in sets.items() if isinstance(data, Dataset)})
+
+    def _problems(self, sets):
+        yield from class_name_problems(self.class_names)
+        for name, data in sets.items():
+            is_shift, shape = name.startswith("shift "), self.test.images.shape[1:]
+            groups = data.class_groups if is_shift else None
+            if groups is None and tuple(data.class_names) != tuple(self.class_names):
+                how = differing(data.class_names, self.class_names) or "the same ones in another order"
+                hint = "; class_groups would say which outputs they are" * is_shift
+                yield f"{name} has other classes than the task: {how}{hint}"
+            if groups and (largest := max(map(max, groups))) >= len(self.class_names):
+                number = len(self.class_names)
+                yield f"{name} has a class group with output {largest}, but the task has only {number} classes"
+            if isinstance(data, Dataset) and data.images.shape[1:] != shape:
+                yield f"{name} has images of shape {list(data.images.shape[1:])}, test has {list(shape)}"
 
 
 def as_dataset(data, class_names: Sequence[str] | None = None) -> Dataset:
@@ -278,23 +283,6 @@ def _range_problems(labels, count):
         return []
     first = outside[0]
     return [f"{outside.size} labels are not in 0..{count - 1}, the first is labels[{first}] = {labels[first]}"]
-
-
-def _names_problem(name: str, data: Source, class_names: Sequence[str]):
-    if tuple(data.class_names) != tuple(class_names):
-        how = differing(data.class_names, class_names) or "the same ones in another order"
-        return f"{name} has other classes than the task: {how}"
-    return None
-
-
-def _shift_problem(name: str, data: Dataset, class_names: Sequence[str]):
-    if data.class_groups is None:
-        problem = _names_problem(name, data, class_names)
-        return f"{problem}; class_groups would say which outputs they are" if problem else None
-    largest = max(max(group) for group in data.class_groups)
-    if largest >= len(class_names):
-        return f"{name} has a class group with output {largest}, but the task has only {len(class_names)} classes"
-    return None
 
 
 def differing(names: Iterable[str], expected: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ Mixup works on whole batches and is done on the device, in `soups.train`.
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -149,29 +150,20 @@ def _rotate(picture, level, sign, **pixels):
     return picture.rotate(sign * (30 * level), **pixels)  # degrees
 
 
-def _affine(largest, matrix):
-    def apply(picture, level, sign, **pixels):
-        data = matrix(sign * (largest * level), *picture.size)
-        return picture.transform(picture.size, Image.Transform.AFFINE, data, **pixels)
-
-    return apply
+def _affine(largest, matrix, picture, level, sign, **pixels):
+    data = matrix(sign * (largest * level), *picture.size)
+    return picture.transform(picture.size, Image.Transform.AFFINE, data, **pixels)
 
 
-def _posterize(increasing):
-    def apply(picture, level, sign, **pixels):
-        bits = 4 - int(level * 4) if increasing else int(level * 4)
-        dropped = 8 - min(max(bits, 0), 8)  # of 8: all of them makes a black image, which Pillow's posterize refuses
-        return picture.point([value >> dropped << dropped for value in range(256)] * 3)
-
-    return apply
+def _posterize(increasing, picture, level, sign, **pixels):
+    bits = 4 - int(level * 4) if increasing else int(level * 4)
+    dropped = 8 - min(max(bits, 0), 8)  # of 8: all of them makes a black image, which Pillow's posterize refuses
+    return picture.point([value >> dropped << dropped for value in range(256)] * 3)
 
 
-def _solarize(increasing):
-    def apply(picture, level, sign, **pixels):
-        threshold = min(256, int(level * 256))
-        return ImageOps.solarize(picture, 256 - threshold if increasing else threshold)
-
-    return apply
+def _solarize(increasing, picture, level, sign, **pixels):
+    threshold = min(256, int(level * 256))
+    return ImageOps.solarize(picture, 256 - threshold if increasing else threshold)
 
 
 def _solarize_add(picture, level, sign, **pixels):
@@ -179,35 +171,32 @@ def _solarize_add(picture, level, sign, **pixels):
     return picture.point([min(255, value + add) if value < 128 else value for value in range(256)] * 3)
 
 
-def _enhance(kind, increasing):
-    def apply(picture, level, sign, **pixels):
-        factor = max(0.1, 1 + sign * (0.9 * level)) if increasing else 1.8 * level + 0.1  # 1 changes nothing
-        return kind(picture).enhance(factor)
-
-    return apply
+def _enhance(kind, increasing, picture, level, sign, **pixels):
+    factor = max(0.1, 1 + sign * (0.9 * level)) if increasing else 1.8 * level + 0.1  # 1 changes nothing
+    return kind(picture).enhance(factor)
 
 
-def _plain(function):
-    return lambda picture, level, sign, **pixels: function(picture)
+def _plain(function, picture, level, sign, **pixels):
+    return function(picture)
 
 
 def _operations(increasing: bool) -> dict[str, Operation]:
     return {
-        "auto_contrast": _plain(ImageOps.autocontrast),
-        "equalize": _plain(ImageOps.equalize),
-        "invert": _plain(ImageOps.invert),
+        "auto_contrast": partial(_plain, ImageOps.autocontrast),
+        "equalize": partial(_plain, ImageOps.equalize),
+        "invert": partial(_plain, ImageOps.invert),
         "rotate": _rotate,
-        "posterize": _posterize(increasing),
-        "solarize": _solarize(increasing),
+        "posterize": partial(_posterize, increasing),
+        "solarize": partial(_solarize, increasing),
         "solarize_add": _solarize_add,
-        "color": _enhance(ImageEnhance.Color, increasing),
-        "contrast": _enhance(ImageEnhance.Contrast, increasing),
-        "brightness": _enhance(ImageEnhance.Brightness, increasing),
-        "sharpness": _enhance(ImageEnhance.Sharpness, increasing),
-        "shear_x": _affine(0.3, lambda amount, width, height: (1, amount, 0, 0, 1, 0)),
-        "shear_y": _affine(0.3, lambda amount, width, height: (1, 0, 0, amount, 1, 0)),
-        "translate_x": _affine(0.45, lambda amount, width, height: (1, 0, amount * width, 0, 1, 0)),
-        "translate_y": _affine(0.45, lambda amount, width, height: (1, 0, 0, 0, 1, amount * height)),
+        "color": partial(_enhance, ImageEnhance.Color, increasing),
+        "contrast": partial(_enhance, ImageEnhance.Contrast, increasing),
+        "brightness": partial(_enhance, ImageEnhance.Brightness, increasing),
+        "sharpness": partial(_enhance, ImageEnhance.Sharpness, increasing),
+        "shear_x": partial(_affine, 0.3, lambda amount, width, height: (1, amount, 0, 0, 1, 0)),
+        "shear_y": partial(_affine, 0.3, lambda amount, width, height: (1, 0, 0, amount, 1, 0)),
+        "translate_x": partial(_affine, 0.45, lambda amount, width, height: (1, 0, amount * width, 0, 1, 0)),
+        "translate_y": partial(_affine, 0.45, lambda amount, width, height: (1, 0, 0, 0, 1, amount * height)),
     }
 
 
