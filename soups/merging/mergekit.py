@@ -129,16 +129,7 @@ def _magprune(share, rescale, seed, epsilon):
 
 
 def _crumbs(share, rescale, seed, gamma):
-    # what is kept goes before what is left out at the top, where the two fractions are more than one
-    outliers(share, gamma)  # complains now of what cannot be
-
-    def measure(parts, index):
-        size = sum(part.leaves[index].size for part in parts())
-        top = min(int(gamma * size), size - int(share * size))
-        fitting = outliers(share, (top + 0.5) / (size + 0.5), rescale=rescale)
-        return fitting, fitting.measure(parts, index)
-
-    return Sparsifier(lambda part, index, seen: seen[0].apply(part, index, seen[1]), measure)
+    return outliers(share, gamma, rescale=rescale, fewer=True)
 
 
 _task_vectors("task_arithmetic", None, elect=False, normalize=False, rescale=False)

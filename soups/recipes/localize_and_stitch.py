@@ -135,7 +135,7 @@ def localize_and_stitch(inputs: Inputs, *, density=0.05, only: str = ".*") -> Re
         def seen():
             return (part for part in parts() if chosen.fullmatch(part.name))
 
-        thresholds = [sparsifier.measure(seen, index)[0] for index, sparsifier in enumerate(sparsifiers)]
+        thresholds = [sparsifier.measure(seen, index) for index, sparsifier in enumerate(sparsifiers)]
         return [0.0 if threshold is None else threshold for threshold in thresholds]
 
     def merge(part, thresholds):

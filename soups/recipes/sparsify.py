@@ -7,7 +7,7 @@ of `ties` (trim), `dare` (drop), `breadcrumbs` (outliers) and `della` (magprune)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,21 @@ class Sparsifier:
     apply: Callable[[engine.Part, int, Any], Any]
     #: from the parts of one scope and the member's index to anything; None where nothing need be known
     measure: Callable[[engine.Parts, int], Any] | None = None
+    #: from a part, the index and what was measured to |τ|_1 and |m ⊙ τ|_1 of the part, with m the mask of what is kept:
+    #: `apply` then gets what was measured and the ratio of both over all parts
+    norms: Callable[[engine.Part, int, Any], Any] | None = None
     unit: str = "element"  #: what a part must hold whole: an "element" or a "row"
+
+
+def measured(sparsifiers: Sequence[Sparsifier], parts: engine.Parts) -> list:
+    """Return for each member what `apply` gets; the norms of all members are taken in one pass."""
+    seen = [one.measure(parts, index) if one.measure else None for index, one in enumerate(sparsifiers)]
+    norms = {index: one.norms for index, one in enumerate(sparsifiers) if one.norms}
+    if norms:
+        sums = engine.sum_over(parts, lambda part: {i: take(part, i, seen[i]) for i, take in norms.items()})
+        for index in norms:
+            seen[index] = seen[index], _ratio(*sums[index])
+    return seen
 
 
 KEEP_ALL = Sparsifier(lambda part, index, _: part.vector(index))
@@ -65,23 +79,23 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
         return KEEP_ALL
 
     def mask(part, index, vector, _):
-        return _random.below(density, seed, f"drop/{index}", part, vector.shape)
+        return _random.below([density], seed, f"drop/{index}", part, vector.shape)[0]
 
     return _sparsifier(mask, factor=1.0 / density if rescale == "probability" else 1.0, norm=rescale == "norm")
 
 
-def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False) -> Sparsifier:
+def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False, fewer: bool = False) -> Sparsifier:
     """Leave out the int(γ n) largest of n magnitudes and keep the int(density · n) largest of the others.
 
     Magnitudes that tie at the lower threshold all stay, those that tie with the smallest outlier all go. `rescale`:
-    restore the L1 norm of the scope.
+    restore the L1 norm of the scope. `fewer`: leave out fewer where both fractions are more than one, as mergekit does.
     """
     arguments.check_within("density", density, "(0, 1]")
     arguments.check_within("gamma", gamma, "[0, 1)")
 
     def find(parts, index):
         size = sum(part.leaves[index].size for part in parts())
-        top = int(gamma * size)
+        top = min(int(gamma * size), size - int(density * size) if fewer else size)
         bottom = max(0, size - int(density * size) - top)
         if bottom + top == size:  # nothing is left of a leaf this small
             return np.inf, None
@@ -109,22 +123,20 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
         raise ValueError(f"density ± epsilon must lie in (0, 1], but they are {density} ± {epsilon}")
     _check_random(seed, rescale)
 
-    def chosen(part, index, vector):
-        probability = _rank_probability(part.xp, vector, density, epsilon)
-        drawn = _random.uniform(seed, f"magprune/{index}", part, vector.shape)
-        return drawn < probability, probability
+    def mask(part, index, vector, _):
+        name, alone = f"magprune/{index}", vector.shape[-1:] in ((), (1,)) or not vector.size
+        bounds = [density] * 2 if alone else [density - epsilon, density + epsilon]
+        sure, possible = _random.below(bounds, seed, name, part, vector.shape)
+        return sure if alone else _or_larger(part, vector, sure, possible, seed, f"{name}/other")
 
     def apply(part, index, _):
         vector = part.vector(index)
-        kept, probability = chosen(part, index, vector)
+        probability = _rank_probability(part.xp, vector, density, epsilon)
+        (kept,) = _random.below([probability], seed, f"magprune/{index}", part, vector.shape)
         return masked(vector / probability.astype(vector.dtype), kept)
 
     if rescale == "probability":
         return Sparsifier(apply, unit="row")
-
-    def mask(part, index, vector, _):
-        return chosen(part, index, vector)[0]
-
     return _sparsifier(mask, norm=rescale == "norm", unit="row")
 
 
@@ -137,18 +149,27 @@ def _sparsifier(mask, find=None, *, factor=1.0, norm=False, unit="element"):
 
     def measure(parts, index):
         found = find(parts, index) if find else None
-        kept = engine.remembered(lambda part, vector: mask(part, index, vector, found))
-        if not norm or (find and found is None):
-            return found, factor, None
-        return found, _l1_ratio(parts, index, kept), kept
+        if not norm:
+            return found
+        if find and found is None:
+            return found, lambda part, vector: None
+        return found, engine.remembered(lambda part, vector: mask(part, index, vector, found))
 
-    def apply(part, index, measured):
-        found, ratio, remembered = measured or (None, factor, None)
+    def norms(part, index, seen):
         vector = part.vector(index)
-        kept = remembered(part, vector) if remembered else mask(part, index, vector, found)
+        if (kept := seen[1](part, vector)) is None:
+            return 1.0, 1.0
+        magnitude = abs(vector)
+        return arrays.total(part.xp, magnitude), arrays.total(part.xp, masked(magnitude, kept))
+
+    def apply(part, index, seen):
+        vector, ratio = part.vector(index), factor
+        if norm:
+            (_, remembered), ratio = seen
+        kept = remembered(part, vector) if norm else mask(part, index, vector, seen)
         return vector if kept is None else scaled(masked(vector, kept), ratio)
 
-    return Sparsifier(apply, measure if find or norm else None, unit)
+    return Sparsifier(apply, measure if find or norm else None, norms if norm else None, unit)
 
 
 def _check_random(seed, rescale):
@@ -164,13 +185,35 @@ def masked(vector, mask):
     return vector * mask  # many times faster than numpy.where
 
 
+def _or_larger(part, vector, sure, possible, seed, name):
+    """Add to a mask what is possible and larger than another element of its row, each with one drawn for it alone.
+
+    That one is smaller with the probability (rank - 1) / (n - 1): nothing need be sorted.
+    """
+    xp, size, magnitude = part.xp, vector.shape[-1], abs(vector)
+    places = np.flatnonzero(sure != possible) if xp is np else jnp.arange(vector.size, dtype=np.uint32)
+    whole = places.dtype.type
+    drawn = _random.further_bits(seed, name, part, places) * np.float32(size - 1)
+    rows = places // whole(size) * whole(size)
+    columns = places - rows + whole(1) + xp.minimum(drawn.astype(whole), whole(size - 2))
+    around = columns >= whole(size)  # then it comes before
+    if xp is np:
+        columns -= size * around
+        own, other = magnitude.reshape(-1)[places], magnitude.reshape(-1)[rows + columns]
+        sure.reshape(-1)[places] = (own > other) | ((own == other) & around)
+        return sure
+    columns, around = (columns % whole(size)).reshape(vector.shape), around.reshape(vector.shape)
+    other = jnp.take_along_axis(magnitude, columns, -1)
+    return sure | (possible & ((magnitude > other) | ((magnitude == other) & around)))
+
+
 def _rank_probability(xp, vector, density, epsilon):
     size = vector.shape[-1] if vector.ndim else 1
     if size <= 1:
         return xp.full(vector.shape, density, np.float32)
 
     def of_rank(ranks):
-        return ranks * np.float32(2 * epsilon / (size - 1)) + np.float32(density - epsilon)
+        return xp.minimum(ranks * np.float32(2 * epsilon / (size - 1)) + np.float32(density - epsilon), np.float32(1))
 
     if xp is not np:
         # on one row at a time XLA's sort is affordable; the argsort of a permutation is its inverse
@@ -195,17 +238,9 @@ def _order_on_host(vector):
     return keys.reshape(-1)
 
 
-def _l1_ratio(parts, index, mask):
-    """Return |τ|_1 / |m ⊙ τ|_1 over the parts, of masks m(part, τ); 1 where either is nearly zero."""
-
-    def norms(part):
-        vector = part.vector(index)
-        magnitude = abs(vector)
-        return arrays.total(part.xp, magnitude), arrays.total(part.xp, masked(magnitude, mask(part, vector)))
-
-    before, after = engine.sum_over(parts, norms)
-    xp = next(iter(parts())).xp
-    return arrays.ratio(xp, before, after, (before >= 1e-7) & (after >= 1e-7), otherwise=1)
+def _ratio(before, after):
+    """Return |τ|_1 / |m ⊙ τ|_1; 1 where either is nearly zero."""
+    return arrays.ratio(arrays.namespace([before]), before, after, (before >= 1e-7) & (after >= 1e-7), otherwise=1)
 
 
 def scaled(vector, factor):

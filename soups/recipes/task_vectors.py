@@ -8,7 +8,7 @@ from soups import arrays, engine
 from soups.engine import Recipe
 from soups.names import check_name
 from soups.recipes.declare import Inputs, method
-from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, outliers, scaled, trim
+from soups.recipes.sparsify import KEEP_ALL, Sparsifier, drop, magprune, measured, outliers, scaled, trim
 
 HELD = 2**22  # elements of all members that may be kept in float32
 
@@ -48,22 +48,19 @@ def combine_task_vectors(
     if odd := [found for found in sparsify if not isinstance(found, Sparsifier)]:
         raise ValueError(f"sparsify must be made by soups.trim, drop, magprune or outliers, not {odd[0]!r:.200}")
 
-    def sparse(part, measured):
-        return [
-            sparsifier.apply(part, index, seen)
-            for index, (sparsifier, seen) in enumerate(zip(sparsify, measured, strict=True))
-        ]
+    def sparse(part, seen):
+        return [one.apply(part, index, own) for index, (one, own) in enumerate(zip(sparsify, seen, strict=True))]
 
     def measure(parts):
         parts = _held(parts)
-        measured = [s.measure(parts, index) if s.measure else None for index, s in enumerate(sparsify)]
+        seen = measured(sparsify, parts)
         if not elect or tie == "positive":
-            return measured, None
-        return measured, engine.sum_over(parts, lambda part: _surplus(part.xp, sparse(part, measured), weights))
+            return seen, None
+        return seen, engine.sum_over(parts, lambda part: _surplus(part.xp, sparse(part, seen), weights))
 
     def merge(part, seen):
-        measured, surplus = seen
-        vectors = sparse(part, measured)
+        seen, surplus = seen
+        vectors = sparse(part, seen)
         if elect:
             merged = _agreeing(part.xp, vectors, weights, surplus, normalize)
         else:

@@ -35,18 +35,29 @@ def whole(name, index, tau):
     return Part(name, [np.asarray(tau, np.float32)] * (index + 1))
 
 
-def bernoulli(tau, density, name, index, seed, **_):
-    return _random.below(density, seed, f"drop/{index}", whole(name, index, tau), tau.shape or (1,)).reshape(tau.shape)
+def below(tau, *probabilities, name, index, seed, stream):
+    part, shape = whole(name, index, tau), tau.shape or (1,)
+    return [mask.reshape(tau.shape) for mask in _random.below(probabilities, seed, f"{stream}/{index}", part, shape)]
 
 
-def by_rank(tau, density, epsilon, name, index, seed, **_):
-    drawn = _random.uniform(seed, f"magprune/{index}", whole(name, index, tau), tau.shape or (1,))
+def bernoulli(tau, density, **drawn):
+    return below(tau, density, stream="drop", **drawn)[0]
+
+
+def by_rank(tau, density, epsilon, name, index, seed):
+    """Keep surely below density - ε; up to density + ε what ranks above another element of its row, that is drawn."""
     rows = np.abs(tau).reshape(-1, tau.shape[-1] if tau.ndim else 1)
-    number = rows.shape[1]
-    ranks = np.argsort(np.argsort(rows, axis=1), axis=1)
-    step = 2 * epsilon / (number - 1) if number > 1 else 0.0
-    probability = (density - epsilon if number > 1 else density) + step * ranks
-    return (drawn.reshape(rows.shape) < probability).reshape(tau.shape)
+    number, drawn = rows.shape[1], {"name": name, "index": index, "seed": seed, "stream": "magprune"}
+    if number == 1:
+        return below(tau, density, **drawn)[0]
+    kept, possible = (mask.reshape(rows.shape) for mask in below(tau, density - epsilon, density + epsilon, **drawn))
+    part = whole(name, index, tau)
+    steps = _random.further_bits(seed, f"magprune/{index}/other", part, np.arange(tau.size)).reshape(rows.shape)
+    ranks = np.argsort(np.argsort(rows, axis=1, kind="stable"), axis=1)
+    for row, column in np.argwhere(possible & ~kept):
+        other = (column + 1 + int(steps[row, column] * np.float32(number - 1))) % number
+        kept[row, column] = ranks[row, column] > ranks[row, other]
+    return kept.reshape(tau.shape)
 
 
 def task_vector_oracle(trees, name, mask, *, elect, normalize, rescale, scale, densities, **settings):

@@ -8,11 +8,23 @@ import pytest
 import soups
 from soups.engine import Part
 from soups.recipes import _random, _select
-from soups.recipes._random import uniform
 from soups.recipes._select import kth_magnitudes
 from soups.recipes.sparsify import drop, magprune, outliers, trim
 
 RNG = np.random.default_rng(7)
+
+
+def bits(seed, name, part, shape):
+    """Return the first and the further bits of all elements [2, *shape]."""
+    places = part.xp.arange(np.prod(shape), dtype=np.int64 if part.xp is np else np.uint32).reshape(shape)
+    first = _random.first_bits(seed, name, part, shape).astype(np.float32)
+    return part.xp.stack([first, _random.further_bits(seed, name, part, places.reshape(-1)).reshape(shape)])
+
+
+def uniform(seed, name, leaf, size):
+    return bits(seed, name, Part(leaf, [np.zeros(1)]), (size,)).astype(np.float64).sum(0) / 256
+
+
 SHAPES = {"a": {"kernel": (6, 10)}, "b": (9,), "scalar": ()}
 
 
@@ -137,18 +149,38 @@ def test_norm_rescaling_restores_the_l1_norm_of_each_leaf():
         np.testing.assert_allclose(sparse["a"]["kernel"], whole["a"]["kernel"], rtol=1e-5)
 
 
-def test_magprune_keeps_by_rank_in_each_row():
-    vector = RNG.permuted(np.tile(np.arange(1, 11, dtype=np.float32), (20_000, 1)), axis=1)
-    vector *= RNG.choice(np.float32([-1, 1]), vector.shape)
-    part = Part("w", [vector], np.zeros_like(vector))
-    sparse = magprune(0.6, 0.3).apply(part, 0, None)
-    for magnitude in range(1, 11):
-        probability = 0.3 + 0.6 * (magnitude - 1) / 9
-        here = np.abs(vector) == magnitude
-        share = (sparse[here] != 0).mean()
-        assert abs(share - probability) < 4 * np.sqrt(probability * (1 - probability) / 20_000) + 1e-9
-        kept = here & (sparse != 0)
-        np.testing.assert_allclose(sparse[kept], vector[kept] / probability, rtol=1e-5)
+@pytest.mark.parametrize("rescale", ["probability", "norm", None])
+def test_magprune_keeps_by_rank_in_each_row(rescale):
+    rows = RNG.permuted(np.tile(np.arange(1, 11, dtype=np.float32), (20_000, 1)), axis=1)
+    rows[:, :2] = 5.5  # two that tie rank in their order
+    vector = rows * RNG.choice(np.float32([-1, 1]), rows.shape)
+    members, base = [{"w": vector}], {"w": np.zeros_like(vector)}
+    sparsifier = magprune(0.6, 0.3, rescale=rescale)
+    sparse = soups.combine_task_vectors(members, base=base, sparsify=sparsifier)["w"]
+    ranks = np.argsort(np.argsort(rows, axis=1, kind="stable"), axis=1)
+    kept = np.stack([(sparse != 0)[ranks == rank] for rank in range(10)])
+    probability = 0.3 + 0.6 * np.arange(10) / 9
+    deviation = np.sqrt(probability * (1 - probability) / 20_000)
+    assert np.all(np.abs(kept.mean(1) - probability) < 4 * deviation)
+    correlations = np.corrcoef((sparse != 0).T - probability[ranks].T)[np.triu_indices(10, 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(20_000)
+    factors = sparse[sparse != 0] / vector[sparse != 0]
+    if rescale == "probability":
+        np.testing.assert_allclose(factors, 1 / probability[ranks][sparse != 0], rtol=1e-5)
+    else:
+        np.testing.assert_allclose(factors, factors[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (200,), (5, 1), (2, 3, 2), (), (0, 4), (4, 0)])
+def test_magprune_keeps_the_same_on_devices(shape):
+    vector = np.round(np.asarray(RNG.normal(size=shape), np.float32), 1)  # with ties
+    for sparsifier in (magprune(0.6, 0.3, rescale=None), magprune(0.6, 0.4)):
+        for start in (0, 2**32 + 1200):
+            here = sparsifier.apply(Part("w", [vector], np.zeros_like(vector), start), 0, None)
+            there = jax.jit(
+                lambda x, s=sparsifier, start=start: s.apply(Part("w", [x], jnp.zeros_like(x), start), 0, None)
+            )(vector)
+            np.testing.assert_allclose(here, there, rtol=1e-6)
 
 
 def test_breadcrumbs():
@@ -201,31 +233,50 @@ def test_kth_magnitude_of_many(kind, fraction, monkeypatch):
 
 def test_random_numbers_belong_to_the_element_alone():
     part = Part("leaf", [np.zeros((30, 7), np.float32)])
-    whole = uniform(3, "drop/0", part, (30, 7))
-    block = Part("leaf", [np.zeros(50, np.float32)], start=100)
-    np.testing.assert_array_equal(uniform(3, "drop/0", block, (50,)), whole.ravel()[100:150])
-    on_device = jax.jit(lambda x: uniform(3, "drop/0", Part("leaf", [x]), x.shape))(jnp.zeros((30, 7)))
+    whole = bits(3, "drop/0", part, (30, 7))
+    block = Part("leaf", [np.zeros(50, np.float32)], start=101)
+    np.testing.assert_array_equal(bits(3, "drop/0", block, (50,)), whole.reshape(2, -1)[:, 101:151])
+    on_device = jax.jit(lambda x: bits(3, "drop/0", Part("leaf", [x]), x.shape))(jnp.zeros((30, 7)))
     np.testing.assert_array_equal(on_device, whole)
-    assert not np.array_equal(uniform(3, "drop/0", Part("other", part.leaves), (30, 7)), whole)
+    assert not np.array_equal(bits(3, "drop/0", Part("other", part.leaves), (30, 7)), whole)
 
 
-@pytest.mark.parametrize("start", [0, _random.CHUNK - 5, 2**32 + 3 * _random.CHUNK - 5])
-def test_random_numbers_are_the_same_in_chunks_and_on_devices(start):
+@pytest.mark.parametrize("start", [0, 2**16 - 5, 2**32 + 2**18 - 5, 7 * 2**32 + 3])
+def test_random_numbers_are_the_same_on_devices(start):
+    there = jax.jit(lambda x: bits(3, "drop/0", Part("leaf", [x], start=start), (1000,)))(jnp.zeros(1))
     part = Part("leaf", [np.zeros(1, np.float32)], start=start)
-    here = uniform(3, "drop/0", part, (_random.CHUNK + 10,))
-    there = jax.jit(lambda x: uniform(3, "drop/0", Part("leaf", [x], start=start), (_random.CHUNK + 10,)))(jnp.zeros(1))
-    np.testing.assert_array_equal(here, there)
-    np.testing.assert_array_equal(uniform(3, "drop/0", Part("leaf", part.leaves, start=start + 9), (7,)), here[9:16])
+    np.testing.assert_array_equal(bits(3, "drop/0", part, (1000,)), there)
+
+
+@pytest.mark.parametrize("border", [2**32, 2**34])
+def test_random_numbers_on_both_sides_of_the_largest_integer(border):
+    parts = [Part("leaf", [np.zeros(1)], start=start) for start in (border - 6, border)]
+    both, above = bits(3, "drop/0", parts[0], (13,)), bits(3, "drop/0", parts[1], (7,))
+    np.testing.assert_array_equal(both[:, 6:], above)
+    np.testing.assert_array_equal(both[:, :6], bits(3, "drop/0", parts[0], (6,)))
+
+
+@pytest.mark.parametrize("probability", [1e-9, 0.1, 0.25, 0.9, 1.0])
+def test_what_is_below_a_probability(probability):
+    part, drawn = Part("leaf", [np.zeros(1)]), uniform(3, "x", "leaf", 20_000)
+    expected = drawn < np.float32(probability)
+    on_device = jax.jit(lambda x: _random.below([probability], 3, "x", Part("leaf", [x]), (20_000,))[0])(jnp.zeros(1))
+    array = np.full(20_000, probability, np.float32)
+    for mask in (*_random.below([probability, array], 3, "x", part, (20_000,)), on_device):
+        np.testing.assert_array_equal(mask, expected)
+    scalars = [Part("leaf", [np.zeros(())], start=place) for place in range(2000)]
+    each = [_random.below([probability], 3, "x", scalar, ())[0] for scalar in scalars]
+    np.testing.assert_array_equal(each, expected[:2000])
 
 
 def test_a_part_on_a_device_may_not_cross_the_largest_integer():
     with pytest.raises(ValueError, match="leaf w: a part must not cross element 4294967296"):
-        uniform(0, "x", Part("w", [jnp.zeros(1)], start=2**32 - 2), (3,))
+        _random.below([0.3], 0, "x", Part("w", [jnp.zeros(1)], start=2**32 - 2), (3,))
 
 
 def test_streams_of_other_seeds_members_and_leaves_are_independent():
     streams = [(0, "drop/0", "a"), (0, "drop/1", "a"), (0, "drop/0", "b"), (1, "drop/0", "a"), (0, "drop/10", "a")]
-    drawn = np.stack([uniform(s, n, Part(leaf, [np.zeros(1)]), (500_000,)) for s, n, leaf in streams])
+    drawn = np.stack([uniform(s, n, leaf, 500_000) for s, n, leaf in streams])
     correlations = np.corrcoef(drawn)[np.triu_indices(len(streams), 1)]
     assert np.abs(correlations).max() < 5 / np.sqrt(drawn.shape[1])
     kept = drawn < 0.1
@@ -237,7 +288,7 @@ def test_streams_of_other_seeds_members_and_leaves_are_independent():
 
 
 def test_random_numbers_are_uniform_and_independent_of_their_neighbours():
-    drawn = uniform(0, "x", Part("leaf", [np.zeros(1)]), (1_000_000,)).astype(np.float64)
+    drawn = uniform(0, "x", "leaf", 1_000_000)
     assert drawn.min() >= 0 and drawn.max() < 1
     counts = np.bincount((drawn * 1000).astype(int), minlength=1000)
     assert abs(((counts - 1000) ** 2 / 1000).sum() - 999) < 5 * np.sqrt(2 * 999)  # chi squared
