@@ -277,6 +277,6 @@ def test_logits_of_a_member_and_of_a_soup_have_the_reported_accuracy(run, miniat
         run("predict.py", "--pool", pool, "--member", member, "--images", images, "--out", out)
         found = np.load(out)
         labels = np.array([classes.index(name.split("/")[0]) for name in found["files"]])
-        expected = next(one for one in results["rows"] if one["name"] == row)["accuracy"]["imagenet"]
+        expected = next(one for one in results["rows"] if one["name"] == row)["metrics"]["imagenet"]["accuracy"]
         # batches of another size, so an image may change sides
         assert accuracy(found["logits"], labels) == pytest.approx(expected, abs=1.01 / len(labels))

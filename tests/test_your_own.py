@@ -75,6 +75,12 @@ def test_text(follow):
     assert pathlib.Path("reviews/report.html").exists()
 
 
+def test_numbers(follow):
+    found = {row["name"]: row["metrics"]["test"] for row in follow("Numbers")["results"]["rows"]}
+    assert found["greedy soup"]["r2"] > 0.2 and found["greedy soup"]["mse"] < found["worst member"]["mse"]
+    assert "learned soup" in found and load_results("patients")["metric"] == "mse"
+
+
 def test_every_section_is_followed():
-    assert list(SECTIONS) == ["A folder of images", "Arrays", "Text", "And beyond"]
+    assert list(SECTIONS) == ["A folder of images", "Arrays", "Text", "Numbers", "And beyond"]
     assert not BLOCK.search(SECTIONS["And beyond"])

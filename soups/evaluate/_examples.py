@@ -26,7 +26,7 @@ class Examples:
         if classes:
             self._check_labels()
         leaves = [*jax.tree.leaves(self.inputs), *jax.tree.leaves(self.targets)]
-        problems = _length_problems(leaves, hasattr(dataset, "images"))
+        problems = _length_problems(leaves, hasattr(dataset, "images") and len(leaves) == 2)
         if classes and not problems:
             problems += _label_problems(self.targets, self.groups)
         if problems:

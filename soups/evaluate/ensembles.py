@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy  # its parts are imported when they are used
 
-from soups.evaluate.measures import METRICS
+from soups.evaluate.measures import METRICS, Metric
 from soups.names import check_name
 
 
@@ -67,7 +67,7 @@ def greedy_ensemble(
     logits_by_member: Mapping[str, np.ndarray],
     labels,
     *,
-    metric: str = "accuracy",
+    metric: str | Metric = "accuracy",
     accept: str = "gt",
 ) -> Ensemble:
     """Choose members one by one, keeping each that improves the mean logits: the greedy soup in the space of logits.
@@ -76,9 +76,9 @@ def greedy_ensemble(
     published greedy soup. A member whose logits hold NaN or infinity is left out, and so recorded.
 
     Args:
-        logits_by_member: held-out logits [N, C] by member name.
-        labels: [N] integers.
-        metric: one of `soups.evaluate.METRICS` for classes, whose direction is known: "accuracy", "nll", ...
+        logits_by_member: held-out logits [N, C], or other outputs [N, ...], by member name.
+        labels: [N] integers, or whatever the metric compares outputs with.
+        metric: one of `soups.evaluate.METRICS`, whose direction is known: "accuracy", "nll", ..., or a `Metric`.
         accept: "gt" for strictly better, "ge" for not worse.
 
     Raises:
@@ -86,14 +86,14 @@ def greedy_ensemble(
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, table 3.
     """
-    score_of, mode = METRICS[check_name(metric, METRICS, "metric")]
+    score_of, mode = metric if isinstance(metric, Metric) else METRICS[check_name(metric, METRICS, "metric")]
     sign = 1.0 if mode == "max" else -1.0
     if accept not in ("gt", "ge"):
         raise ValueError(f"accept must be 'gt' or 'ge', not {accept!r}")
     finite = {name: logits for name, logits in logits_by_member.items() if np.isfinite(logits).all()}
     if not finite:
         raise ValueError(f"none of the {len(logits_by_member)} members has finite logits")
-    _check_members(finite)
+    _check_members(finite, axes=None)
     scores = {name: score_of(logits, labels) for name, logits in finite.items()}
     # ascending, stable, then reversed: among equal scores the later-listed member comes first
     order = sorted(scores, key=lambda name: sign * scores[name])[::-1]
@@ -131,12 +131,12 @@ def _decision(member, score, accepted, num_ingredients, reason=None):
     }
 
 
-def _check_members(members):
+def _check_members(members, axes=2):
     if not members:
         raise ValueError("an ensemble needs the logits of at least one member")
     first = next(iter(members.values())).shape
     lines = [f"  {name}: {logits.shape}" for name, logits in members.items() if logits.shape != first]
-    if len(first) != 2 or lines:
+    if axes not in (None, len(first)) or lines:
         raise ValueError(f"members need logits of one shape [N, C]; the first has {first}\n" + "\n".join(lines))
     if broken := [str(name) for name, logits in members.items() if not np.isfinite(logits).all()]:
         raise ValueError(f"NaN or infinity in the logits of: {', '.join(broken)}")

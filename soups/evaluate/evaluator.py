@@ -105,7 +105,7 @@ class Evaluator:
         self._starts = range(0, count, self._batch)
         self._data = self._examples.inputs, self.labels if keep else None
         self._resident = None
-        network = _Network(apply_fn, preprocess or _unit_range, keep, self._classes)
+        network = _Network(apply_fn, preprocess or unit_range, keep, self._classes)
         self._program = functools.partial(_forward, network=network, mesh=self.mesh, side_by_side=self._side_by_side)
         self._cache, self._key = cache, key
 
@@ -116,7 +116,7 @@ class Evaluator:
             ValueError: as `logits`.
             NotFiniteError: a ValueError: outputs that hold NaN or infinity.
         """
-        return self._measured(self.logits(params))
+        return self.measured(self.logits(params))
 
     def many(self, networks: Sequence[tree.Tree]) -> list[dict[str, float]]:
         """Return the metrics of the network with each of several weights, `width` of them at once.
@@ -145,14 +145,19 @@ class Evaluator:
         """
         return list(self._outputs(networks))
 
-    def _measured(self, outputs):
+    def measured(self, outputs: Any) -> dict[str, float]:
+        """Return the metrics of outputs that `logits` gave, or of the mean of several networks'.
+
+        Raises:
+            NotFiniteError: a ValueError: they hold NaN or infinity.
+        """
         if self._at_once:
             return classification.metrics(outputs, self.labels)
         return {name: float(metric.function(outputs, self.labels)) for name, metric in self._metrics.items()}
 
     def _measured_or_nan(self, outputs):
         try:
-            return self._measured(outputs)
+            return self.measured(outputs)
         except NotFiniteError:
             return dict.fromkeys(self.modes, math.nan)
 
@@ -325,7 +330,8 @@ def _in_float32(leaf):
     return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def _unit_range(inputs):
+def unit_range(inputs: Any) -> Any:
+    """Turn uint8 into float32 in [0, 1], in any pytree; all else stays."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf, inputs)
 
 

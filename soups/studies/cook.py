@@ -9,6 +9,8 @@ import numpy as np
 
 from soups import arguments, tree
 from soups.data import pair_of
+from soups.evaluate import Metric
+from soups.evaluate.evaluator import unit_range
 from soups.files import local_path
 from soups.names import did_you_mean
 from soups.pool import Pool
@@ -16,10 +18,10 @@ from soups.processes import on_first_process
 from soups.recipes import METHODS, Inputs
 from soups.studies import curves
 from soups.studies.kitchen import Kitchen
-from soups.studies.measuring import Examples, Row, unit_range
+from soups.studies.measuring import Examples, Row
 from soups.studies.study import Workdir, held
 
-#: what is cooked unless something else is asked for; "wise_ft" where there is a base
+#: what is cooked unless something else is asked for; "wise_ft" where there is a base, "learned" where there is a loss
 RECIPES = ("uniform", "greedy", "learned", "wise_ft", "ensemble")
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 48, 64)  # of members, whose soups are compared
 
@@ -34,6 +36,9 @@ def cook(
     shifts: Mapping[str, Any] | None = None,
     base: tree.Tree | None = None,
     recipes: Sequence[Any] | Mapping[str, Any] | None = None,
+    metrics: Sequence[str] | Mapping[str, Callable | Metric] | None = None,
+    loss: Callable | None = None,
+    reestimate: Callable | None = None,
     preprocess: Callable | None = None,
     batch_size: int = 500,
     mesh: jax.sharding.Mesh | None = None,
@@ -53,15 +58,21 @@ def cook(
 
     Args:
         members: a pool, or a mapping or sequence of pytrees; those with NaN or infinity are left out.
-        apply_fn: `apply_fn(params, inputs) -> logits [B, C]`, each example on its own.
+        apply_fn: `apply_fn(params, inputs) -> logits [B, C]`, or other outputs [B, ...], each example on its own.
         workdir: the folder.
-        held_out: inputs [N, ...] and integer labels [N] that select, in any of the forms of `soups.data.pair_of`.
+        held_out: inputs [N, ...] and integer labels [N], or other targets [N, ...], that select, in any of the forms of
+            `soups.data.pair_of`.
         test: the same for the report.
         shifts: the same for test sets from other distributions, by name.
         base: the weights that the members were fine-tuned from, for "wise_ft" and the methods that need them.
         recipes: "uniform", "greedy", "learned", "learned_per_leaf", "wise_ft" (the path from the base to the best
             member), "ensemble" (all, and greedy), any merging method by its name, a pair of one with its settings, or
-            `function(members) -> weights`; a mapping gives titles. Default: `RECIPES`.
+            `function(members) -> weights`; a mapping gives titles. Default: `RECIPES`. Settings that differ from
+            member to member are of all that are given, also where some are left out.
+        metrics: what is measured, as for `soups.evaluate.Evaluator`, such as ["mse", "r2"]; the first one selects, and
+            is the main one of the report. Default: accuracy and what else suits classes.
+        loss: `loss(outputs, targets)`, the mean of a batch, for learned soups. Default: cross-entropy of classes.
+        reestimate: `reestimate(params) -> params`, which gives averaged weights BatchNorm statistics of their own.
         preprocess: `preprocess(inputs) -> inputs`, compiled with the network. Default: uint8 becomes float32 in [0, 1],
             all else stays.
         batch_size: the most examples in one step.
@@ -72,12 +83,14 @@ def cook(
         What `results.json` holds; docs/results.md describes it.
 
     Raises:
-        ValueError: fewer than two usable members, splits that do not fit the network, unknown recipes, or those that
-            need a base that is not given; all of them are listed.
+        ValueError: fewer than two usable members, splits that do not fit the network or the metrics, unknown recipes,
+            or those that need a base that is not given or have wrong settings; all of them are listed.
         OSError: the folder cannot be written, or another run works there.
     """
     members = _members(members, base)
-    wanted = _wanted(recipes, base, len(members))
+    for name, function, given in (("loss", loss, "outputs, targets"), ("reestimate", reestimate, "params")):
+        if function is not None:
+            arguments.check_takes(name, function, given)
     splits = {
         name: _examples(name, data) for name, data in {"held_out": held_out, "test": test, **(shifts or {})}.items()
     }
@@ -94,7 +107,11 @@ def cook(
         batch_size=batch_size,
         mesh=mesh,
         preprocess=preprocess or unit_range,
+        metrics=metrics,
+        loss=loss,
+        reestimate=reestimate,
     )
+    wanted = _wanted(recipes, base, list(members), kitchen.classes or loss is not None)
     kitchen.check(_one_of(members))
     with held(directory):
         if (usable := len(kitchen.names)) < 2:
@@ -131,18 +148,21 @@ def _one_of(members) -> tree.Tree:
 _OWN = ("uniform", "greedy", "learned", "learned_per_leaf", "wise_ft", "ensemble")
 
 
-def _wanted(given, base, number) -> dict[str, Any]:
+def _wanted(given, base, members, learnable) -> dict[str, Any]:
     """Return what is cooked by title: the name of one of our own, a method with its settings, or a function."""
+    lacking = {"wise_ft"} if base is None else set()
+    lacking |= set() if learnable else {"learned", "learned_per_leaf"}
     if given is None:
-        given = [name for name in RECIPES if name != "wise_ft" or base is not None]
+        given = [name for name in RECIPES if name not in lacking]
     if isinstance(given, str) or callable(given) or _is_pair(given):
         given = [given]
     titled = given.items() if isinstance(given, Mapping) else ((_title(one), one) for one in given)
     wanted, problems = {}, []
     for title, one in titled:
-        found = one if callable(one) or one in _OWN else _method(one, base, number, problems)
-        if one == "wise_ft" and base is None:
-            problems.append("wise_ft needs a base")
+        found = one if callable(one) or one in _OWN else _method(one, base, members, problems)
+        if isinstance(one, str) and one in lacking:
+            needed = "a base" if one == "wise_ft" else "loss=, a function (outputs, targets), for other metrics"
+            problems.append(f"{one} needs {needed}")
         if title in wanted or (isinstance(found, str) and found in wanted.values()):
             problems.append(f"{title!r} is asked for twice; methods with other settings need other titles")
         wanted[str(title)] = found
@@ -160,7 +180,7 @@ def _title(one):
     return ", ".join([str(name), *(f"{key} = {value}" for key, value in settings.items())])
 
 
-def _method(one, base, number, problems):
+def _method(one, base, members, problems):
     name, settings = (one, {}) if isinstance(one, str) else one if _is_pair(one) else (None, None)
     if name not in METHODS:
         known = [*_OWN, *METHODS]
@@ -177,16 +197,15 @@ def _method(one, base, number, problems):
     if method.single or method.beside:
         problems.append(f"{name} takes other things than members: call it in a function(members) of yours")
     elif not unknown:
-        problems += _wrong_settings(method, settings, Inputs(number + (method.base == "first"), base is not None))
+        problems += _wrong_settings(method, settings, members, base is not None)
     return method, dict(settings)
 
 
-def _wrong_settings(method, settings, inputs) -> list[str]:
-    # values for each member are looked at when it is known which are finite
-    several = Mapping | list | tuple | np.ndarray
-    shared = {name: value for name, value in settings.items() if not isinstance(value, several)}
+def _wrong_settings(method, settings, members, has_base) -> list[str]:
     try:
-        method.recipe(inputs, **shared)
+        own = {n: arguments.per_member(settings[n], members, n) for n in settings.keys() & {*method.per_member}}
+        names = dict.fromkeys(["base", *members] if method.base == "first" else members)
+        method.recipe(Inputs(len(names), has_base), names, **settings | own)
     except (ValueError, TypeError) as error:
         return [f"{method.name}: {error}"]
     return []
@@ -198,12 +217,7 @@ def _is_pair(one):
 
 def _examples(name, data) -> Examples:
     inputs, labels = pair_of(data, name)
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{name}: labels must be integers [N], the numbers of classes, not {labels.dtype} of shape {labels.shape}; "
-            "of what is no class make soups by soups.greedy(members, soups.evaluate.Evaluator(..., metrics=[...]))"
-        )
+    labels = np.asarray(labels) if isinstance(labels, list) else jax.tree.map(np.asarray, labels)
     return Examples(inputs, labels, getattr(data, "class_groups", None))
 
 
@@ -232,7 +246,8 @@ def _results(kitchen, base, wanted) -> dict[str, Any]:
         "splits": kitchen.described_splits,
         "rows": singles[:3] + rows + singles[3:],
         "members": {seed: kitchen.described_members},
-        "curves": curves.reliability_diagrams(kitchen, kitchen.shown(simple)),
+        "curves": curves.reliability_diagrams(kitchen, kitchen.shown(simple)) if kitchen.classes else [],
+        **kitchen.described_metrics,
         "histories": {seed: histories},
     }
 

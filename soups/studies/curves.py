@@ -11,7 +11,7 @@ from soups import tree
 from soups.evaluate import angles, barriers, correct, interpolation_advantage, plane_grid, ratio_error, reliability
 from soups.progress import progress, watched
 from soups.studies.kitchen import Kitchen
-from soups.studies.measuring import Examples, Row, best_of
+from soups.studies.measuring import Examples, Row
 
 
 def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
@@ -29,7 +29,7 @@ def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
                     kitchen.settled(kitchen.greedy(f"greedy soup of {count}", first).params)
                 ),
                 "ensemble": kitchen.judge(kitchen.mixed(dict.fromkeys(first, 1.0 / count))),
-                "best on held-out": kitchen.measured[best_of({name: scores[name] for name in first})],
+                "best on held-out": kitchen.measured[kitchen.best({name: scores[name] for name in first})],
             }
             for title, found in made.items():
                 place = {"group": "curve", "of": {"models": count}}
@@ -41,7 +41,7 @@ def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
 def loss_plane(kitchen: Kitchen, start: tree.Tree, points_per_axis: int, examples: int) -> dict[str, Any]:
     """Return held-out error in the plane through the start, the best member, and the one farthest from it in angle."""
     names, scores = kitchen.names, kitchen.scores
-    best = best_of(scores)
+    best = kitchen.best(scores)
     good = [name for name in names if scores[name] >= np.median(list(scores.values()))]
     degrees = angles([kitchen.members[name] for name in good], start)
     other = good[int(np.argmax(degrees[good.index(best)]))]

@@ -6,7 +6,7 @@ from typing import Any
 from soups.progress import say
 from soups.studies import curves
 from soups.studies.kitchen import Kitchen
-from soups.studies.measuring import Row, best_of
+from soups.studies.measuring import Row
 from soups.studies.members import FineTuned
 from soups.studies.named import check_unchanged, network_of, task_of
 from soups.studies.search_space import choices
@@ -98,7 +98,7 @@ def _cook(scene: FineTuned) -> Mapping[str, Any]:
 
     # --- Rows: each stage is kept as JSON, so a finished one is not repeated ---
     rows = scene.stage("members", lambda: kitchen.start_rows(start, probe) + kitchen.single_rows())
-    best = best_of(kitchen.scores)
+    best = kitchen.best()
     orders, learned = config["greedy"]["random_orders"], config.get("learned")
     made, histories = scene.stage("soups", lambda: kitchen.soup_rows(orders, learned))
     rows += made

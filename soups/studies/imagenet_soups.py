@@ -11,7 +11,6 @@ from soups.names import check_name
 from soups.studies import published
 from soups.studies.given import OnImageNet, open_run
 from soups.studies.kitchen import slug
-from soups.studies.measuring import best_of
 from soups.studies.study import Study, check_fields
 
 FIELDS = {
@@ -76,14 +75,14 @@ def _single_rows(kitchen):
     oracle = []
     if kitchen.shifts:
         scores = {name: row["metrics"]["shift_mean"]["accuracy"] for name, row in kitchen.member_rows.items()}
-        oracle = [kitchen.named_row(best_of(scores), "best member on the shifts")]
+        oracle = [kitchen.named_row(kitchen.best(scores), "best member on the shifts")]
     return [best, *oracle, mean]
 
 
 def _path_rows(kitchen, config):
     base = config["base"] or next(iter(kitchen.members))
     others = {name: score for name, score in kitchen.scores.items() if name != base}
-    member = config["member"] or best_of(others)
+    member = config["member"] or kitchen.best(others)
     return kitchen.path_rows(kitchen.members[base], config["alphas"], called=base, member=member)
 
 

@@ -14,13 +14,13 @@ import optax
 import xxhash
 
 import soups
-from soups import tree
+from soups import arguments, tree
 from soups.data import batch_indices
 from soups.evaluate import greedy_ensemble
 from soups.plugins import blamed
 from soups.pool import Pool, digest
 from soups.progress import counted, say
-from soups.studies.measuring import Logits, Measuring, Row, best_of
+from soups.studies.measuring import Logits, Measuring, Row, number_of, program_digest, rows_of
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,10 +33,12 @@ class Kitchen(Measuring):
         device: where candidates of greedy soups are mixed; default: where the members are.
         about: what the records of soups say beside what they are made from.
         reestimate: from averaged weights to the same with BatchNorm statistics of their own; default: none is known.
+        loss: `loss(outputs, targets)` of learned soups; default: the cross-entropy of logits times a temperature.
     """
 
     device: jax.Device | None = None
     reestimate: Callable[[tree.Tree], tree.Tree] | None = None
+    loss: Callable | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -77,12 +79,13 @@ class Kitchen(Measuring):
     def settled(self, averaged: tree.Tree) -> tree.Tree:
         """Return averaged weights with BatchNorm statistics of their own, or as they are: then that is said, once."""
         if self.reestimate is not None:
-            return self.reestimate(averaged)
+            with blamed("reestimate", self.reestimate):
+                return self.reestimate(averaged)
         if isinstance(averaged, Mapping) and "batch_stats" in averaged and not self._said:
             self._said.append(True)
             say(
                 "soups get the mean of their members' BatchNorm statistics, which mostly is not their own: "
-                "soups.models.reestimate_batch_stats measures it, in soups.cook in a function(members) as a recipe"
+                "soups.models.reestimate_batch_stats measures it, in soups.cook(reestimate=...)"
             )
         return averaged
 
@@ -118,7 +121,7 @@ class Kitchen(Measuring):
 
     def shown(self, titles: Iterable[str] = ("uniform soup", "greedy soup")) -> dict[str, tree.Tree]:
         """Return the best member and soups that were made, by their titles, for figures."""
-        best = {"best member": self.members[best_of(self.scores)]}
+        best = {"best member": self.members[self.best()]}
         return best | {title: self.kept[self.prefix + slug(title)] for title in titles}
 
     def uniform_row(self, title: str = "uniform soup", training: int = 0) -> Row:
@@ -130,10 +133,10 @@ class Kitchen(Measuring):
     def greedy_row(
         self, title: str = "greedy soup", order: Sequence[str] | None = None, training: int = 0
     ) -> tuple[Row, list]:
-        """Add members one by one, by held-out accuracy or in a given order; give the row and the history."""
+        """Add members one by one, by what selects or in a given order; give the row and the history."""
         make = functools.partial(self.greedy, title, self.names, order)
         params, record = self.soup(title, make, settings={"order": order, **self._selecting})
-        selection = (len(self.names) if order else 2 * len(self.names) - 1) * len(self.held_out.labels)
+        selection = (len(self.names) if order else 2 * len(self.names) - 1) * number_of(self.held_out)
         row = self.soup_row(title, params, record["ingredients"], selection=selection, training=training)
         return row, self._short_history(record["history"])
 
@@ -146,6 +149,7 @@ class Kitchen(Measuring):
             width=self.width,
             scores=None if order else {name: self.scores[name] for name in names},
             order=order,
+            mode=self.main.mode,
             device=self.device,
             journal=self._journal(title, decided),
         )
@@ -161,19 +165,21 @@ class Kitchen(Measuring):
     def learned_row(self, per: str = "model", *, learning_rate=0.05, epochs=5, batch_size=128) -> tuple[Row, list]:
         """Learn the mixing weights on the held-out split, one for each member or leaf; give the row and the losses."""
         title = {"model": "learned soup", "leaf": "learned soup, per leaf"}[per]
-        data = self.held_out
-        batch_size = min(batch_size, len(data.labels))
-        steps = max(1, round(epochs * len(data.labels) / batch_size))
-        order = batch_indices(len(data.labels), batch_size, steps, self.seed)
+        data, count = self.held_out, number_of(self.held_out)
+        batch_size = min(batch_size, count)
+        steps = max(1, round(epochs * count / batch_size))
+        order = batch_indices(count, batch_size, steps, self.seed)
         if isinstance(data.images, np.memmap):  # read in the order of the file
             order = map(np.sort, order)
-        loss = mixture_loss(self.apply_fn, self.preprocess)
+        loss = mixture_loss(self.apply_fn, self.preprocess, self.loss)
 
         settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "seed": self.seed}
         settings |= self._selecting
+        if self.loss is not None:
+            settings["loss"] = program_digest(loss, self.members[self.names[0]], rows_of(data, slice(1)), 1.0)
 
         def make():
-            batches = ({"image": data.images[rows], "label": data.labels[rows]} for rows in order)
+            batches = (rows_of(data, rows) for rows in order)
             batches = counted(batches, f"learned soup, one weight for each {per}", steps, "steps")
             members, dtype = (
                 getattr(self.members, "at_once", self.usable)(self.names),
@@ -196,7 +202,9 @@ class Kitchen(Measuring):
             if callable(recipe):
                 return recipe(self.usable())
             method, settings = recipe
-            return method(self.usable(), **settings, **({} if base is None or method.base is None else {"base": base}))
+            settings = self._of_usable(method, settings)
+            settings |= {} if base is None or method.base == "none" else {"base": base}
+            return method(self.usable(), **settings)
 
         if callable(recipe):  # what a function does cannot be compared with what it did
             with blamed(f"recipe {title!r}", recipe):
@@ -206,11 +214,20 @@ class Kitchen(Measuring):
                     raise ValueError(f"it must return weights or a soups.Soup, not a {type(made).__name__}")
                 pair = [tree.flatten(one) for one in (self.members[self.names[0]], params)]
                 tree.check_same_structure(pair, ["the members", "its weights"], dtypes=False)
+            params = params if self.reestimate is None else self.settled(params)
             return self.soup_row(title, params, dict.fromkeys(self.names, 1 / len(self.names)))
         method, settings = recipe
         decided = {"method": method.name, "settings": settings, "base": None if base is None else digest(base)}
         params, record = self.soup(title, make, settings=decided)
         return self.soup_row(title, params, record["ingredients"])
+
+    def _of_usable(self, method, settings):
+        """Return settings without those of members that are left out."""
+        found, names = dict(settings), list(self.members)
+        for key in settings.keys() & {*method.per_member}:
+            values = dict(zip(names, arguments.per_member(settings[key], names, key), strict=True))
+            found[key] = {name: values[name] for name in self.names}
+        return found
 
     def path_rows(
         self, base: tree.Tree, alphas: Sequence[float], *, called: str = "base", member: str | None = None
@@ -220,7 +237,7 @@ class Kitchen(Measuring):
         Returns:
             The rows of the best α, of that nearest ½, and of all.
         """
-        best = member or best_of(self.scores)
+        best = member or self.best()
         say(f"WiSE-FT from the {called} to {self.short(best)}")
         rows = []
         for alpha in alphas:
@@ -230,17 +247,17 @@ class Kitchen(Measuring):
             found = self.measure(params)
             place = {"group": "curve", "of": {"alpha": alpha}}
             rows.append(self.row(f"WiSE-FT, α = {alpha:g}", "interpolation", found, used, **place))
-        chosen, middle = chosen_on_path(rows)
-        cost = {"inference": 1, "selection": len(alphas) * len(self.held_out.labels), "training": 0}
+        chosen, middle = self._chosen_on_path(rows)
+        cost = {"inference": 1, "selection": len(alphas) * number_of(self.held_out), "training": 0}
         return [chosen | {"cost": cost}, middle, *rows]
 
     def ensemble_rows(self) -> tuple[list[Row], list]:
         """Return the ensemble of all members and the greedy one, by arithmetic on their logits, and its history."""
         held_out = {name: self.member_logits(name, ["held_out"])["held_out"] for name in self.names}
-        greedy = greedy_ensemble(held_out, self.held_out.labels)
+        greedy = greedy_ensemble(held_out, self.held_out.labels, metric=self.main)
         del held_out
         chosen = {"ensemble": dict.fromkeys(self.names, 1.0 / len(self.names)), "greedy ensemble": greedy.ingredients}
-        costs = {"ensemble": 0, "greedy ensemble": len(self.names) * len(self.held_out.labels)}
+        costs = {"ensemble": 0, "greedy ensemble": len(self.names) * number_of(self.held_out)}
         rows = []
         for title, used in chosen.items():
             cost = {"inference": len(used), "selection": costs[title]}
@@ -261,13 +278,24 @@ class Kitchen(Measuring):
     def _short_history(self, history):
         return [step | {"member": self.short(step["member"])} for step in history]
 
-    @property
-    def _selecting(self):
-        return {"held_out": self.data_digests["held_out"], "network": self.network_digest, **self._statistics}
+    def _chosen_on_path(self, rows):
+        """Return the row of the α that is best on held-out data, and of that nearest ½; all have it in their "of"."""
+        # the largest of equally good α: the nearest to the member that the held-out split has chosen already
+        best = max(rows, key=lambda r: (self.worth(r["metrics"]["held_out"][self.metric]), r["of"]["alpha"]))
+        middle = min(rows, key=lambda row: abs(row["of"]["alpha"] - 0.5))
+        main = {"group": "main", "of": {}}
+        return [best | main | {"name": "WiSE-FT, α by held-out"}, middle | main]
 
     @property
+    def _selecting(self):
+        found = {"held_out": self.data_digests["held_out"], "network": self.network_digest, **self._statistics}
+        # a metric of the user's own has no digest, but what it finds tells it from another
+        return found if self.metrics is None else found | {"metric": self.metric, "scores": self.scores}
+
+    @functools.cached_property
     def _statistics(self):
-        return {} if self.reestimate is None else {"batch_stats": "re-estimated"}
+        # nor has a function that measures statistics
+        return {} if self.reestimate is None else {"batch_stats": digest(self.settled(self.members[self.names[0]]))}
 
 
 def slug(title: str) -> str:
@@ -282,20 +310,14 @@ def random_orders(names: Sequence[str], count: int, seed: int) -> dict[str, list
     return {f"greedy soup, random order {number}": order for number, order in enumerate(orders, 1)}
 
 
-def mixture_loss(apply_fn: Callable, preprocess: Callable) -> Callable:
-    """Return the loss of a learned soup: the mean cross-entropy of logits times a temperature."""
+def mixture_loss(apply_fn: Callable, preprocess: Callable, own: Callable | None) -> Callable:
+    """Return the loss of a learned soup: the mean cross-entropy of logits times a temperature, or one of the user's."""
 
     def loss(params, batch, temperature):
-        logits = temperature * apply_fn(params, preprocess(batch["image"]))
+        outputs = apply_fn(params, preprocess(batch["image"]))
+        if own is not None:
+            return own(outputs, batch["label"])
+        logits = temperature * outputs
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
     return loss
-
-
-def chosen_on_path(rows: Sequence[Row]) -> list[Row]:
-    """Return the row of the α with the highest held-out accuracy, and of that nearest ½; all have it in their "of"."""
-    # the largest of equally good α: the nearest to the member that the held-out split has chosen already
-    best = max(rows, key=lambda row: (row["metrics"]["held_out"]["accuracy"] or 0.0, row["of"]["alpha"]))
-    middle = min(rows, key=lambda row: abs(row["of"]["alpha"] - 0.5))
-    main = {"group": "main", "of": {}}
-    return [best | main | {"name": "WiSE-FT, α by held-out"}, middle | main]

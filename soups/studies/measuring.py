@@ -9,37 +9,37 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xxhash
 
 from soups import tree
-from soups.evaluate import Evaluator, LogitCache, accuracy, metrics
+from soups.evaluate import METRICS, Evaluator, LogitCache, Metric
 from soups.evaluate.classification import NAMES
+from soups.evaluate.evaluator import unit_range
+from soups.evaluate.measures import CLASS_METRICS, chosen_metrics
 from soups.plugins import blamed
 from soups.pool import Pool, digest
 from soups.progress import progress, say
+from soups.recipes._scores import NotFiniteError
 from soups.train.sharding import place
 
 Row = dict[str, Any]
 Logits = dict[str, np.ndarray]
 
 
-def unit_range(inputs: jax.Array) -> jax.Array:
-    """Turn uint8 into float32 in [0, 1]; all else stays."""
-    return inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
-
-
 class Examples(NamedTuple):
-    """Hold one split: inputs [N, ...] under the name that evaluators know, integer labels [N], and their classes."""
+    """Hold one split: inputs and targets [N, ...] under the names that evaluators know, and groups of classes."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: Any
+    labels: Any
     class_groups: tuple[tuple[int, ...], ...] | None = None
 
 
 class Measured(NamedTuple):
-    """Hold the metrics of weights by split, None where outputs are not finite, and which examples they have right."""
+    """Hold the metrics of weights by split, None where outputs are not finite, and which examples they have right.
+
+    The latter, of shape [N] or, where the main metric is no accuracy, [0].
+    """
 
     metrics: dict[str, dict[str, float | None]]
     right: dict[str, np.ndarray]
@@ -63,7 +63,7 @@ class Measuring:
     Attributes:
         members: weights by name, as a mapping or a pool; those with NaN or infinity take part in nothing. A mapping of
             finite members may know their digests: see `soups.studies.given.Given`.
-        apply_fn: `apply_fn(params, inputs) -> logits [B, C]`.
+        apply_fn: `apply_fn(params, inputs) -> logits [B, C]`, or other outputs [B, ...] for other metrics.
         held_out: what selects.
         test: what reports.
         shifts: test sets from other distributions, by name.
@@ -76,6 +76,7 @@ class Measuring:
         titles: of splits, for people.
         keep: whose logits are kept on disk, "all", "members" or "none": those of large sets fill a disk.
         per_class: whether rows have the accuracy of each class.
+        metrics: as for `soups.evaluate.Evaluator`; the first one selects, and is the main one of the results.
     """
 
     members: Mapping[str, tree.Tree]
@@ -94,6 +95,7 @@ class Measuring:
     titles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     keep: str = "all"
     per_class: bool = True
+    metrics: Sequence[str] | Mapping[str, Callable | Metric] | None = None
 
     # --- What is there ------------------------------------------------------------------------------------------------
 
@@ -139,26 +141,66 @@ class Measuring:
                 found[name] = self.evaluator(data)
         return found
 
+    @functools.cached_property
+    def _chosen(self):
+        return chosen_metrics(NAMES if self.metrics is None else self.metrics)
+
+    @functools.cached_property
+    def metric(self) -> str:
+        """Return the name of the metric that selects."""
+        return next(iter(self._chosen))
+
+    @property
+    def main(self) -> Metric:
+        """Return the metric that selects."""
+        return self._chosen[self.metric]
+
+    @property
+    def classes(self) -> bool:
+        """Say whether outputs are logits of classes, and targets integers."""
+        return any(metric in CLASS_METRICS for metric in self._chosen.values())
+
+    @property
+    def counted(self) -> bool:
+        """Say whether rows count the examples that they have right: the main metric is the accuracy."""
+        return self.main == METRICS["accuracy"]
+
     def check(self, params: tree.Tree) -> None:
-        """See, without computing, that each split and the network on weights of this structure can be measured.
+        """See, without running it, that the network on weights of this structure can be measured on each split.
 
         Raises:
-            ValueError: inputs and labels that do not fit; a network that fails, or gives no logits.
+            ValueError: inputs and targets that do not fit; a network that fails, or gives no logits; metrics that do
+                not fit its outputs.
         """
         if not callable(self.apply_fn):
             found = type(self.apply_fn).__name__
             raise ValueError(f"apply_fn must be a function (params, inputs) -> logits, not a {found}")
         for name in self.evaluators:
-            one = np.asarray(self.splits[name].images[:1])
+            one = rows_of(self.splits[name], slice(1))["image"]
             with blamed(f"apply_fn on an input of {name}", self.apply_fn):
                 logits = jax.eval_shape(lambda params, one: self.apply_fn(params, self.preprocess(one)), params, one)
-            if getattr(logits, "ndim", None) != 2:
-                found = list(logits.shape) if hasattr(logits, "shape") else f"a {type(logits).__name__}"
+            found = list(logits.shape) if hasattr(logits, "shape") else f"a {type(logits).__name__}"
+            if self.classes and (not hasattr(logits, "shape") or len(logits.shape) != 2):
                 raise ValueError(f"apply_fn must give logits [B, C], not {found}")
+            if not hasattr(logits, "shape") or logits.shape[:1] != (1,):
+                raise ValueError(f"apply_fn must give one array [B, ...], not {found}")
+            if self.metrics is not None:
+                self._try_metrics(name, logits)
+
+    def _try_metrics(self, split, one):
+        """See that the metrics take outputs of this kind with the targets of a split."""
+        evaluator, count = self.evaluators[split], number_of(self.splits[split])
+        drawn = np.random.default_rng(0).normal(size=(count, *one.shape[1:]))
+        floating = np.issubdtype(one.dtype, np.floating) or one.dtype.name == "bfloat16"
+        outputs = drawn.astype(np.float32) if floating else np.zeros(drawn.shape, one.dtype)
+        for name, metric in self._chosen.items():
+            with blamed(f"metric {name!r} on {split}", metric.function):
+                float(metric.function(outputs, evaluator.labels))
 
     def evaluator(self, data: Any, **options: Any) -> Evaluator:
         """Return an evaluator of this network on other data, with other options."""
         usual = {"batch_size": self.batch_size, "mesh": self.mesh, "preprocess": self.preprocess}
+        usual |= {"metrics": self.metrics}
         return Evaluator(self.apply_fn, data, **usual | options)
 
     @functools.cached_property
@@ -173,7 +215,7 @@ class Measuring:
         def outputs(params, inputs):
             return self.apply_fn(params, self.preprocess(inputs))
 
-        return program_digest(outputs, self.members[next(iter(self.members))], self.test.images[:1])
+        return program_digest(outputs, self.members[next(iter(self.members))], rows_of(self.test, slice(1))["image"])
 
     def usable(self, names: Sequence[str] | None = None) -> Mapping[str, tree.Tree]:
         """Return some usable members (default: all): a view of a pool, so that they are streamed, or a mapping."""
@@ -193,10 +235,18 @@ class Measuring:
         """Return the splits as results hold them."""
         roles = {"held_out": "held_out", self.test_name: "test"}
         found = {
-            name: {"role": roles.get(name, "shift"), "examples": len(data.labels)} for name, data in self.splits.items()
+            name: {"role": roles.get(name, "shift"), "examples": number_of(data)} for name, data in self.splits.items()
         }
         found |= {"shift_mean": {"role": "shift", "mean_of": list(self.shifts)}} if self.shifts else {}
         return {n: one | ({"title": self.titles[n]} if n in self.titles else {}) for n, one in found.items()}
+
+    @property
+    def described_metrics(self) -> dict[str, Any]:
+        """Return the main metric, and how those are shown that only the caller knows, as results hold them."""
+        better = {"max": "higher", "min": "lower"}
+        own = {name: one for name, one in self._chosen.items() if one != METRICS.get(name)}
+        known = {name: {"title": name.replace("_", " "), "better": better[one.mode]} for name, one in own.items()}
+        return {"metric": self.metric} | ({"metrics": known} if known else {})
 
     @property
     def described_members(self) -> list[dict[str, Any]]:
@@ -241,8 +291,9 @@ class Measuring:
         return place(params, jax.tree.map(lambda _: everywhere, params))
 
     def scores_of(self, candidates: Sequence[tree.Tree]) -> list[float]:
-        """Return the held-out accuracies of several weights, measured side by side where there are several devices."""
-        return [accuracy(logits, self.held_out.labels) for logits in self._side_by_side.many_logits(candidates)]
+        """Return the held-out scores of several weights, measured side by side where there are several devices."""
+        function = self.main.function
+        return [float(function(logits, self.held_out.labels)) for logits in self._side_by_side.many_logits(candidates)]
 
     @functools.cached_property
     def _side_by_side(self):
@@ -262,11 +313,21 @@ class Measuring:
 
     def judge(self, logits: Logits) -> Measured:
         """Return the metrics of logits on every split, their mean over the shifts, and what they have right."""
-        return self._judged({split: _judged(logits[split], data.labels) for split, data in self.splits.items()})
+        return self._judged({split: self._judged_on(split, logits[split]) for split in self.splits})
+
+    def _judged_on(self, split, outputs):
+        """Return the metrics of outputs, NaN where they are not finite, and which examples they have right."""
+        with _about(split):
+            try:
+                values = list(self.evaluators[split].measured(outputs).values())
+            except NotFiniteError:
+                values = [np.nan] * len(self._chosen)
+        right = outputs.argmax(axis=1) == self.splits[split].labels if self.counted else np.zeros(0, bool)
+        return np.array(values), right
 
     def _judged(self, found):
         values = {
-            split: {name: None if np.isnan(value) else float(value) for name, value in zip(NAMES, one, strict=True)}
+            split: {n: float(value) if np.isfinite(value) else None for n, value in zip(self._chosen, one, strict=True)}
             for split, (one, _) in found.items()
         }
         if self.shifts:
@@ -283,7 +344,7 @@ class Measuring:
         params = functools.cache(lambda read=params: self._placed(read()))
 
         def judged(split):
-            made = _judged(self._logits(key, params, [split], kept)[split], self.splits[split].labels)
+            made = self._judged_on(split, self._logits(key, params, [split], kept)[split])
             return dict(zip(("values", "right"), made, strict=True))
 
         found = {
@@ -306,11 +367,9 @@ class Measuring:
         **more: Any,
     ) -> Row:
         """Return one row of the results; costs are in forward passes, see docs/results.md."""
-        right, theirs = found.right, self._reference.right
-        wins = {
-            split: [int((right[split] & ~theirs[split]).sum()), int((theirs[split] & ~right[split]).sum())]
-            for split in self.splits
-        }
+        counted = {"wins": self._wins(found.right)} if self.counted else {}
+        if self.counted and self.per_class:
+            counted = {"classes": {self.test_name: self._by_class(found.right[self.test_name])}} | counted
         return {
             "seed": self.seed,
             "name": name,
@@ -320,9 +379,15 @@ class Measuring:
             "num_ingredients": len(ingredients),
             "metrics": found.metrics,
             "cost": {"inference": inference, "selection": selection, "training": training},
-            **({"classes": {self.test_name: self._by_class(right[self.test_name])}} if self.per_class else {}),
-            "wins": wins,
+            **counted,
             **more,
+        }
+
+    def _wins(self, right):
+        theirs = self._reference.right
+        return {
+            split: [int((right[split] & ~theirs[split]).sum()), int((theirs[split] & ~right[split]).sum())]
+            for split in self.splits
         }
 
     def _by_class(self, right):
@@ -330,7 +395,7 @@ class Measuring:
 
     @functools.cached_property
     def _reference(self):
-        return self.measure(self.reference) if self.reference is not None else self.measured[best_of(self.scores)]
+        return self.measure(self.reference) if self.reference is not None else self.measured[self.best()]
 
     @functools.cached_property
     def _classes(self):
@@ -356,18 +421,30 @@ class Measuring:
                 advance(1)
         if diverged := [name for name in self.members if name not in digests]:
             say(f"diverged, and left out of every selection: {', '.join(diverged)}")
-        for name in [n for n, one in found.items() if any(v["accuracy"] is None for v in one.metrics.values())]:
+        for name in [n for n, one in found.items() if any(v[self.metric] is None for v in one.metrics.values())]:
             say(f"left out of every selection, because its outputs hold NaN or infinity: {name}")
             del found[name]
         for name, one in found.items() if isinstance(self.members, Pool) else ():
             kept = [split for split in ("held_out", self.test_name, "shift_mean") if split in one.metrics]
-            self.members.update_metrics(name, {split: one.metrics[split]["accuracy"] for split in kept})
+            self.members.update_metrics(name, {split: one.metrics[split][self.metric] for split in kept})
         return found, digests
 
     @property
     def scores(self) -> dict[str, float]:
-        """Return the held-out accuracy of each member."""
-        return {name: found.metrics["held_out"]["accuracy"] for name, found in self.measured.items()}
+        """Return what selects, the main metric on the held-out split, of each member."""
+        return {name: found.metrics["held_out"][self.metric] for name, found in self.measured.items()}
+
+    def best(self, scores: Mapping[str, float] | None = None) -> str:
+        """Return the name with the best score, of members on held-out data unless others are given.
+
+        Of equal ones it is the last, with which the greedy soup begins as well.
+        """
+        scores = self.scores if scores is None else scores
+        return max(reversed(scores), key=lambda name: self.worth(scores[name]))
+
+    def worth(self, score: float | None) -> float:
+        """Return a number that is the larger the better a score is; None is the worst."""
+        return -np.inf if score is None else score if self.main.mode == "max" else -score
 
     @functools.cached_property
     def member_rows(self) -> dict[str, Row]:
@@ -375,16 +452,16 @@ class Measuring:
         return {n: self.row(self.short(n), "member", one, {}, group="member") for n, one in self.measured.items()}
 
     def single_rows(self) -> list[Row]:
-        """Return the best and worst member by held-out accuracy, the mean over the members, and each of them."""
-        rows, best = self.member_rows, best_of(self.scores)
-        worst = min(self.scores, key=self.scores.get)
-        cost = rows[best]["cost"] | {"selection": len(rows) * len(self.held_out.labels)}
+        """Return the best and worst member on held-out data, the mean over the members, and each of them."""
+        rows, best = self.member_rows, self.best()
+        worst = min(self.scores, key=lambda name: self.worth(self.scores[name]))
+        cost = rows[best]["cost"] | {"selection": len(rows) * number_of(self.held_out)}
         first = next(iter(rows.values()))
         mean = first | {"name": "mean member", "kind": "members", "group": "main", "num_ingredients": 1}
         mean |= {
             part: mean_of([row[part] for row in rows.values()]) for part in ("metrics", "classes") if part in first
         }
-        mean["wins"] = {}
+        mean |= {"wins": {}} if "wins" in first else {}
         return [
             self.named_row(best, "best member") | {"cost": cost},
             mean,
@@ -426,21 +503,24 @@ def _about(split):
         raise ValueError(f"{split}: {error}") from error
 
 
-def _judged(logits, labels):
-    """Return the metrics of logits, NaN where they are not finite, and which examples they have right."""
-    finite = np.isfinite(logits).all()
-    values = list(metrics(logits, labels).values()) if finite else [np.nan] * len(NAMES)
-    return np.array(values), logits.argmax(axis=1) == labels
-
-
 def _data_digest(data):
     known = getattr(data, "digest", None)  # sets that were decoded once know theirs
-    return known if isinstance(known, str) else digest({"inputs": data.images[:], "labels": data.labels})
+    if isinstance(known, str):
+        return known
+    return digest({"inputs": jax.tree.map(lambda leaf: leaf[:], data.images), "labels": data.labels})
 
 
-def best_of(scores: Mapping[str, float]) -> str:
-    """Return the name with the highest score; of equal ones the last, with which the greedy soup begins as well."""
-    return max(reversed(scores), key=scores.get)
+def number_of(data: Any) -> int:
+    """Count the examples of a split."""
+    return len(jax.tree.leaves(data.labels)[0])
+
+
+def rows_of(data: Any, rows: Any) -> dict[str, Any]:
+    """Return some examples of a split, as {"image": inputs, "label": targets}."""
+    return {
+        name: jax.tree.map(lambda leaf: np.asarray(leaf[rows]), part)
+        for name, part in (("image", data.images), ("label", data.labels))
+    }
 
 
 def mean_of(values: Sequence[Any]) -> Any:

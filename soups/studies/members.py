@@ -13,7 +13,7 @@ from soups.data import Dataset, Task
 from soups.evaluate import ensemble_logits
 from soups.pool import Pool
 from soups.studies.kitchen import Kitchen
-from soups.studies.measuring import Row, best_of
+from soups.studies.measuring import Row
 from soups.studies.study import Scene
 from soups.train import Training, sweep
 
@@ -121,7 +121,7 @@ class FineTuned(Trained):
 
     def trajectory_rows(self, kitchen: Kitchen, start: tree.Tree) -> list[Row]:
         """Train the best member once more, and measure the averages that the section "trajectory" states."""
-        best, config = best_of(kitchen.scores), self.config["trajectory"]
+        best, config = kitchen.best(), self.config["trajectory"]
         names = {kind: f"{kind}_of_{best}" for kind in ("ema", "swa")}
 
         def make():
@@ -144,7 +144,7 @@ class FineTuned(Trained):
 
         Hinton et al., "Distilling the knowledge in a neural network", 2015, arXiv 1503.02531.
         """
-        data, names, settings = self.task.train, kitchen.names, self.hyperparameters(best_of(kitchen.scores))
+        data, names, settings = self.task.train, kitchen.names, self.hyperparameters(kitchen.best())
 
         def make():
             evaluator = kitchen.evaluator(data)

@@ -175,7 +175,7 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"test": (np.zeros((0, 10)), np.zeros(0, int))}, "test: the dataset cannot be evaluated: it has no examples"),
         ({"held_out": (np.zeros((64, 10)), np.zeros(5, int))}, "held_out: the dataset .*: 64 images have 5 labels"),
         ({"shifts": {"far": (np.zeros((2, 10)), ["a", "b"])}}, "far: labels must be integers"),
-        ({"test": (np.zeros((2, 10)), np.zeros((2, 1)))}, r"test: labels .*float64 of shape \(2, 1\); .*Evaluator"),
+        ({"test": (np.zeros((2, 10)), np.zeros((2, 1)))}, r"test: labels .*float64 of shape \(2, 1\); .*metrics="),
     ],
 )
 def test_what_users_do_wrong_is_one_clear_error_before_anything_is_measured(kit, tmp_path, changes, message):
