@@ -94,7 +94,7 @@ def greedy_ensemble(
     if not finite:
         raise ValueError(f"none of the {len(logits_by_member)} members has finite logits")
     _check_members(finite, axes=None)
-    scores = {name: score_of(logits, labels) for name, logits in finite.items()}
+    scores = {name: float(score_of(logits, labels)) for name, logits in finite.items()}
     # ascending, stable, then reversed: among equal scores the later-listed member comes first
     order = sorted(scores, key=lambda name: sign * scores[name])[::-1]
     better = operator.gt if accept == "gt" else operator.ge
@@ -102,7 +102,7 @@ def greedy_ensemble(
     total, best, ingredients, history = np.zeros(finite[order[0]].shape, np.float64), None, [], []
     for name in order:
         candidate = total + np.asarray(finite[name], np.float64)
-        score = score_of(candidate / (len(ingredients) + 1), labels)
+        score = float(score_of(candidate / (len(ingredients) + 1), labels))
         accepted = best is None or better(sign * score, sign * best)
         if accepted:
             total, best = candidate, score
