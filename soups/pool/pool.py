@@ -25,8 +25,8 @@ class Pool(Mapping):
     """Hold members by name: a mapping from names to nested dicts of read-only NumPy arrays, read when asked for.
 
     A pool is a directory with one record and one Orbax checkpoint for each member. Adding is atomic, and any number of
-    processes may add at once. A `Pool` shows the members there were when it was opened or last changed through it; open
-    it anew to see what others have added. Every byte that is read is compared with the digests in the records: what
+    processes may add at once. A `Pool` shows the members there were when it was opened or last changed through it;
+    `refresh` shows what others have added. Every byte that is read is compared with the digests in the records: what
     differs is a PoolCorruptionError that names the file and its leaf. A name that is not there is a KeyError. With
     several JAX processes all of them must call what changes a pool.
 
@@ -217,6 +217,12 @@ class Pool(Mapping):
                 shutil.rmtree(directory)
 
         self._changed(remove)
+
+    def refresh(self) -> bool:
+        """Look which members there are now, and say whether they are others than before."""
+        before = list(self._records)
+        self._records.refresh()
+        return list(self._records) != before
 
     def sweep_orphans(self) -> list[str]:
         """Delete what killed processes left, nothing that a living one is writing, and list it."""

@@ -110,8 +110,11 @@ def sweep(
     for name, one in pools.items():
         if not isinstance(one, Pool):
             raise ValueError(f"{name} must be a pool: give soups.Pool({str(one)!r:.200})")
-    plan = _Plan(training_of(loss, settings), params, data, members, pool, batch_size, names)
+    make_plan = functools.partial(_Plan, training_of(loss, settings), params, data, members, pool, batch_size, names)
+    plan = make_plan()
     with _held(pools.values() if plan.missing else ()):
+        if plan.missing and any([one.refresh() for one in pools.values()]):  # since they were opened others have added
+            plan = make_plan()
         plan.say_others()
         if mode == "sequential":
             make = functools.partial(plan.by_loops, mesh=mesh, shardings=shardings, save_every=save_every)

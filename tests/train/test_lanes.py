@@ -9,21 +9,12 @@ import sys
 
 import chex
 import jax
+import killed_run
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-
-from soups import tree
-from soups.train import averages, fit, lanes, step
-from soups.train.feeds import by_lane
-from soups.train.lanes import Lanes, groups_of, shares_of, take_lane
-
-HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import killed_run  # noqa: E402
-from two_processes_lanes import (  # noqa: E402
+from two_processes_lanes import (
     MEMBERS,
     MESH,
     PLAIN,
@@ -34,6 +25,13 @@ from two_processes_lanes import (  # noqa: E402
     run,
     train_group,
 )
+
+from soups import tree
+from soups.train import averages, fit, lanes, step
+from soups.train.feeds import by_lane
+from soups.train.lanes import Lanes, groups_of, shares_of, take_lane
+
+HERE = pathlib.Path(__file__).parent
 
 FULL = dataclasses.replace(killed_run.TRAINING, sam=True, ema_decay=0.9)  # in two parts, with three averages
 SHARP = {name: one | {"sam_radius": 0.1} for name, one in MEMBERS.items()}

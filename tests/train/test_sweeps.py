@@ -167,6 +167,19 @@ def test_one_sweep_at_a_time_trains_for_a_pool(into, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["averaged", "pool"]
 
 
+def test_a_pool_that_was_opened_before_others_added_makes_nothing_again(into, tmp_path):
+    early, late = Pool(tmp_path / "pool"), Pool(tmp_path / "pool")
+    into(late)
+    trained = []
+    made = into(early, on_member=lambda name, result: trained.append(name))
+    assert not trained and sorted(made) == sorted(Pool(tmp_path / "pool"))
+    early = Pool(tmp_path / "pool")
+    into(late, [{**MEMBERS[0], "seed": 90}], names=["mine"])
+    with pytest.raises(ValueError, match="has mine already, made from something else"):
+        into(early, [{**MEMBERS[0], "seed": 91}], names=["mine"], on_member=lambda name, result: trained.append(name))
+    assert not trained
+
+
 def test_members_of_another_sweep_in_the_pool_are_named(tmp_path, capsys):
     pool, said = Pool(tmp_path / "pool"), []
     made = {"start": START, "training": TRAINING, "batch_size": BATCH}
