@@ -17,6 +17,8 @@ from scipy.special import stdtrit
 
 from soups.report import results as files
 
+_PLAIN_WIDTH = 120  # of a table that goes into a file or a log
+
 #: kinds of rows that predict with more than one set of weights, or stand for several networks
 SEVERAL = ("ensemble", "members", "masked")
 
@@ -432,12 +434,15 @@ def _plain(found):
 
 
 def print_table(results: Mapping, console: Console | None = None) -> None:
-    """Print the main rows; where the terminal is narrow the last columns are left out, and the caption names them."""
+    """Print the main rows; where it is narrow the last columns are left out, and the caption names them.
+
+    What is no terminal is as wide as `COLUMNS` says, and at least 120.
+    """
     console, table = console or Console(), main_table(results)
     kept = len(table.heads)
     drawn = _drawn(results, table, kept)
     if not console.is_terminal:
-        console.width = max(console.width, _width(console, drawn))
+        console.width = max(console.width, _PLAIN_WIDTH)
     while kept > 3 and _width(console, drawn) > console.width:
         kept -= 1
         drawn = _drawn(results, table, kept)

@@ -145,7 +145,7 @@ def printed(results, **options):
 
 
 def test_terminal_table_holds_every_row_and_number(results):
-    text = printed(results)
+    text = printed(results, width=300)
     test = accuracies(results, "uniform soup", "test")
     line = next(line for line in text.splitlines() if "uniform soup" in line and "SAM" not in line)
     assert f"{100 * test.mean():.2f} ±{100 * test.std(ddof=1):.2f}" in line
@@ -158,6 +158,13 @@ def test_narrow_terminal_names_the_columns_it_leaves_out(results):
     text = printed(results, width=80, force_terminal=True, color_system=None)
     assert max(map(len, text.splitlines())) <= 80
     assert "Too narrow for" in " ".join(text.split()) and "greedy soup, random order 3" in text and "…" not in text
+
+
+def test_what_is_no_terminal_is_at_least_120_wide(results):
+    for width in (None, 80):
+        text = printed(results, width=width)
+        assert 80 < max(map(len, text.splitlines())) <= 120
+        assert "Too narrow for" in " ".join(text.split()) and "greedy soup, random order 3" in text and "…" not in text
 
 
 def test_table_without_a_reference_has_no_gain(results):
