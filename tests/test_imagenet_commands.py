@@ -12,6 +12,7 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
+from imagenet_small import MAIN_ROWS
 
 from soups import Pool, tree
 from soups.data.imagenet import SETS
@@ -19,9 +20,6 @@ from soups.evaluate import accuracy
 from soups.train.loop import losses_path
 
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "studies"))
-
-from imagenet_small import MAIN_ROWS  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -14,13 +14,14 @@ import soups
 from soups import tree
 from soups.data.imagenet import count_notes, evaluation_sets, held_out_kind, imagenet_sources
 from soups.data.imagenet.layouts import locate
-from soups.models.architectures import architecture
+from soups.models.architectures import Architecture
 from soups.models.import_weights import imported_members
 from soups.names import check_name
 from soups.pool import Pool, digest, kept_dtype, prefetched
 from soups.processes import all_or_none
 from soups.progress import progress, say
 from soups.studies.kitchen import Kitchen
+from soups.studies.named import architecture_of
 from soups.studies.published import TITLES
 from soups.studies.study import Scene, Workdir
 
@@ -105,9 +106,10 @@ def open_members(config: Mapping[str, Any], num_classes: int) -> Given:
     """
     if bool(config["pool"]) == bool(config["models"]):
         raise ValueError("give either pool, the directory of a pool, or models, a glob of checkpoint files")
+    arch = architecture_of(config["arch"])
     if config["pool"]:
-        return _of_pool(Pool(config["pool"], must_exist=True), config["arch"], num_classes)
-    return _of_files(config["models"], config["arch"], num_classes)
+        return _of_pool(Pool(config["pool"], must_exist=True), arch, num_classes)
+    return _of_files(config["models"], arch, num_classes)
 
 
 def natural(names: Sequence[str]) -> list[str]:
@@ -139,9 +141,9 @@ def _of_files(pattern, arch, num_classes):
     return Given(trees, {name: _file(by_name[name]) for name in names}, {})
 
 
-def _check_structure(found, arch, num_classes, label):
-    expected = architecture(arch).abstract(num_classes)
-    tree.check_same_structure([expected, found], labels=[f"{arch} with {num_classes} classes", label])
+def _check_structure(found, arch: Architecture, num_classes, label):
+    labels = [f"{arch.name} with {num_classes} classes", label]
+    tree.check_same_structure([arch.abstract(num_classes), found], labels=labels)
 
 
 def _file(path):
@@ -183,7 +185,7 @@ def open_run(config: Mapping[str, Any], workdir: Workdir) -> OnImageNet:
     Raises:
         ValueError, FileNotFoundError: as `open_members`; data that is missing or broken; names in config.wise_ft.
     """
-    arch = architecture(config["arch"])
+    arch = architecture_of(config["arch"])
     num_classes, members = all_or_none(lambda: _members(config))
     cache_dir = pathlib.Path(config["cache_dir"] or workdir.path.parent / "decoded")  # which other runs share
     sets = evaluation_sets(

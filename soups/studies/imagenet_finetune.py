@@ -9,22 +9,20 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 from soups import tree
 from soups.data.imagenet import evaluation_sets, train_source
 from soups.data.random_transforms import MINIMAL
-from soups.models.architectures import architecture
 from soups.models.import_weights import import_weights
 from soups.names import check_name
 from soups.pool import load_checkpoint
 from soups.processes import all_or_none
 from soups.progress import progress, say
+from soups.studies.named import architecture_of
 from soups.studies.search_space import choices
-from soups.studies.streamed import FIRST, Streamed, mesh_of, pools_table
+from soups.studies.streamed import FIRST, Streamed, mesh_of
 from soups.studies.study import Study, check_fields
 from soups.train import Classification, Training, search
 from soups.train.probe import with_head
@@ -64,7 +62,7 @@ def _check(config):
 
 
 def _scenes(config, workdir) -> list[Streamed]:
-    arch, mesh = architecture(config["arch"]), mesh_of(config["finetune"])
+    arch, mesh = architecture_of(config["arch"]), mesh_of(config["finetune"])
     cache_dir = pathlib.Path(config["cache_dir"] or workdir.path.parent / "decoded")  # which other runs share
     train = all_or_none(lambda: train_source(config["data_dir"], cache_dir=cache_dir))
     training = _training(config["finetune"], arch, len(train.class_names))
@@ -104,7 +102,7 @@ def _start(config, arch, num_classes):
     """Read start weights: a published file, or a checkpoint of scripts/zero_shot.py; a probe replaces their head."""
     path = pathlib.Path(config["start"]).expanduser()
     is_orbax = (path / "_CHECKPOINT_METADATA").exists()
-    params = load_checkpoint(path) if is_orbax else import_weights(path, arch.name)
+    params = load_checkpoint(path) if is_orbax else import_weights(path, arch)
     if config["probe"]["strengths"]:
         kernel = np.zeros((arch.feature_dim, num_classes), np.float32)
         params = with_head(params, arch.head, {"kernel": kernel, "bias": kernel[0]})
@@ -112,18 +110,16 @@ def _start(config, arch, num_classes):
     return params
 
 
-def _made(scene: Streamed) -> list[str]:
-    """Make the pools, and say what to cook from them; give their paths."""
-    first = scene.workdir.timed("first_member", scene.first_member)
-    drawn = scene.workdir.stage("search", lambda: draw_members(scene.config["sweep"], scene.config["seed"]))
-    names = scene.workdir.timed("fine_tuning", lambda: scene.fill(first, drawn))
-    pools = {"": scene.pool, **scene.averages}
-    if jax.process_index() == 0:
-        # as wide as it is: a terminal may break the lines, but nothing is cut off
-        Console(width=1000).print(pools_table(scene.config["name"], pools, [FIRST, *names]))
-    for pool in pools.values():
+def _cook(scene: Streamed) -> dict[str, Any]:
+    """Make the pools, say what to cook from them, and describe their members."""
+    first = scene.timed("first_member", scene.first_member)
+    drawn = scene.stage("search", lambda: draw_members(scene.config["sweep"], scene.config["seed"]))
+    names = [FIRST, *scene.timed("fine_tuning", lambda: scene.fill(first, drawn))]
+    for pool in (scene.pool, *scene.averages.values()):
         say(f"\nCook from {os.path.relpath(pool.path)} with\n  {_next_command(scene, pool)}")
-    return [str(pool.path) for pool in pools.values()]
+    # nothing is selected here, so the held-out images are what reports
+    split = {"role": "test", "examples": len(scene.held_out), "title": "held-out"}
+    return {"splits": {"held_out": split}, "rows": scene.rows(names), "members": scene.described(names)}
 
 
 def _next_command(scene, pool):
@@ -134,4 +130,4 @@ def _next_command(scene, pool):
     return f"python scripts/run.py --config configs/imagenet/clip_vit_b32_soups.py --workdir {own} {given}"
 
 
-run = Study(check=_check, scenes=_scenes, make=_made)
+run = Study(check=_check, scenes=_scenes, cook=_cook, packages=("pillow",), folders=("pool",))

@@ -258,9 +258,7 @@ class Measuring:
         found = {"name": self.short(name), "status": status}
         if not isinstance(self.members, Pool):
             return found | {"digest": self.digests.get(name) or digest(self.members[name])}
-        record = self.members.record(name)
-        known = {part: record["metadata"][part] for part in ("config", "losses") if part in record["metadata"]}
-        return found | {"digest": record["digest"], **known}
+        return found | known_of(self.members.record(name))
 
     # --- Measuring ----------------------------------------------------------------------------------------------------
 
@@ -508,6 +506,12 @@ def _data_digest(data):
     if isinstance(known, str):
         return known
     return digest({"inputs": jax.tree.map(lambda leaf: leaf[:], data.images), "labels": data.labels})
+
+
+def known_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what results tell of a member, from its record in a pool: its digest, hyper-parameters and losses."""
+    known = record["metadata"]
+    return {"digest": record["digest"]} | {part: known[part] for part in ("config", "losses") if part in known}
 
 
 def number_of(data: Any) -> int:

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from soups.data import Dataset, Task
 from soups.models import Network
+from soups.models.architectures import Architecture, architecture
 from soups.plugins import blamed, called, named
 from soups.pool import digest
 from soups.studies.measuring import program_digest
@@ -120,6 +121,21 @@ def _checked(reference, registered, field, settings, shape, classes, probed=Fals
     with blamed(what, named(reference, registered, field)):
         network.check(shape, classes, probed=probed)
     return made, network
+
+
+def architecture_of(reference: str) -> Architecture:
+    """Return the architecture that `config.arch` names: one of the library's, or what a "module:function" returns.
+
+    Raises:
+        ValueError: no such name or function, or it returns something else.
+    """
+    if ":" not in reference:
+        return architecture(reference)
+    made = called(reference, {}, "config.arch", {})
+    if not isinstance(made, Architecture):
+        what = f"config.arch {reference!r} must return a soups.models.architectures.Architecture"
+        raise ValueError(f"{what}, not a {type(made).__name__}")
+    return made
 
 
 def check_unchanged(scene: Scene, network: Network, task: Task, earlier: Dataset | None = None) -> None:

@@ -8,9 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 
 from soups import state, tree
 from soups.data import Dataset
@@ -24,6 +21,7 @@ from soups.models.architectures import Architecture
 from soups.pool import Pool, digest
 from soups.processes import on_first_process
 from soups.progress import say
+from soups.studies.measuring import Row, known_of, mean_of
 from soups.studies.study import Scene
 from soups.train import Training, sweep
 from soups.train.lanes import lane_mesh, lane_shares
@@ -53,6 +51,11 @@ class Streamed(Scene):
     training: Training
     pool: Pool
     averages: Mapping[str, Pool]
+
+    @property
+    def prefix(self) -> str:
+        """Return nothing: one seed alone has the workdir."""
+        return ""
 
     @functools.cached_property
     def _flat_mesh(self):
@@ -151,6 +154,32 @@ class Streamed(Scene):
         path.parent.mkdir(exist_ok=True)
         replace_file(path, b"".join(map(state.sealed_line, lines)))
 
+    # --- What results say of it ---------------------------------------------------------------------------------------
+
+    def rows(self, names: Sequence[str]) -> list[Row]:
+        """Return the rows of what all start from, and of the members of each pool with their best and their mean."""
+        first = self._row(FIRST, "probe" if self.config["probe"]["strengths"] else "start", self.pool, FIRST)
+        main, members = [first | {"name": "linear probe" if first["kind"] == "probe" else "start weights"}], []
+        for kind, pool in {"": self.pool, **{f", {kind}": pool for kind, pool in self.averages.items()}}.items():
+            rows = [self._row(name + kind, "member", pool, name) | {"group": "member"} for name in names]
+            known = [row for row in rows if row["metrics"]["held_out"]["accuracy"] is not None]
+            best = max(known, key=lambda row: row["metrics"]["held_out"]["accuracy"])
+            mean = {"kind": "members", "metrics": mean_of([row["metrics"] for row in known]), "ingredients": {}}
+            main += [best | {"name": f"best member{kind}", "group": "main"}]
+            main += [best | mean | {"name": f"mean member{kind}", "group": "main"}]
+            members += rows
+        return main + members
+
+    def _row(self, title, kind, pool, name):
+        found = {"held_out": {"accuracy": pool.metrics(name).get("held_out")}}
+        row = {"seed": self.seed, "name": title, "kind": kind, "group": "main"}
+        return row | {"metrics": found, "ingredients": {name: 1.0}}
+
+    def described(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the members as results hold them."""
+        records = {name: self.pool.record(name) for name in names}
+        return [{"name": name, "status": one["status"], **known_of(one)} for name, one in records.items()]
+
 
 class _Batches:
     """Load one of `count` parts of a member's batches; the members on this host share its workers.
@@ -193,21 +222,3 @@ def mesh_of(config: Mapping[str, Any]) -> Mesh:
         parts = f"{data} devices and accumulate={config['accumulate']}"
         raise ValueError(f"finetune.batch_size={config['batch_size']} must be a multiple of {parts}")
     return lane_mesh({"pool": pool, "data": data, "model": model})
-
-
-def pools_table(title: str, pools: Mapping[str, Pool], names: Sequence[str]) -> Table:
-    """List members with their held-out accuracies in each pool, and their hyper-parameters."""
-    settings = {name: pools[""].record(name)["metadata"]["config"] for name in names}
-    keys = list(dict.fromkeys(key for one in settings.values() for key in one))
-    table = Table(title=Text(f"soups · {title}", style="bold"), box=SIMPLE_HEAD, pad_edge=False)
-    for head in ("", *(f"{kind or 'held-out'} %" for kind in pools), *keys):
-        table.add_column(head, no_wrap=True)
-    for name in names:
-        shown = (settings[name].get(key, "") for key in keys)
-        shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in shown]
-        table.add_row(name, *(_percent(pool.record(name)) for pool in pools.values()), *map(Text, shown))
-    return table
-
-
-def _percent(record):
-    return f"{100 * record['metrics']['held_out']:.2f}" if "held_out" in record["metrics"] else record["status"]

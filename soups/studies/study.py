@@ -237,7 +237,6 @@ class Study:
             for none of them is cooked before.
         cook: from a scene to its part of the results: lists are joined, "members" and "histories" are of its seed,
             "facts" are merged, and all else is the same in all scenes.
-        make: in the place of `cook`, where weights are made and no results: from a scene to the paths that it wrote.
         packages: whose versions the results tell, beside `PACKAGES`.
         folders: those in the workdir that a user is told of.
         changeable: sections of the config that may change: see `Workdir`.
@@ -250,8 +249,7 @@ class Study:
 
     check: Callable[[Mapping[str, Any]], None]
     scenes: Callable[[Mapping[str, Any], Workdir], Sequence[Scene]]
-    cook: Callable[[Any], Mapping[str, Any]] | None = None
-    make: Callable[[Any], list[str]] | None = None
+    cook: Callable[[Any], Mapping[str, Any]]
     packages: Sequence[str] = ()
     folders: Sequence[str] = ()
     changeable: Collection[str] = ()
@@ -264,8 +262,6 @@ class Study:
             stack.enter_context(self.within(config))
             workdir = Workdir(directory, config, self.changeable)
             scenes = self.scenes(config, workdir)
-            if self.make is not None:
-                return [path for scene in scenes for path in self.make(scene)]
             results = workdir.head(config, self.packages) | {"seeds": list(dict.fromkeys(s.seed for s in scenes))}
             for scene in scenes:
                 _add(results, str(scene.seed), self.cook(scene))

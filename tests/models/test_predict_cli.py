@@ -2,22 +2,18 @@
 
 import importlib.util
 import pathlib
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from miniature import tensors, torch_zip
 
 from soups.models.architectures import architecture
 from soups.pool import Pool
 
 ROOT = pathlib.Path(__file__).parents[2]
 ARCH = "clip-vit-mini"
-sys.path.insert(0, str(ROOT / "tests"))
-
-tensors = importlib.import_module("miniature.tensors")
-torch_zip = importlib.import_module("miniature.torch_zip")
 
 
 @pytest.fixture

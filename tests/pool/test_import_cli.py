@@ -1,13 +1,12 @@
 """Test the import of published weights into a pool by the command line."""
 
-import importlib
 import json
 import os
 import pathlib
-import sys
 
 import numpy as np
 import pytest
+from miniature import tensors, torch_zip
 
 from soups.cli import main
 from soups.models.architectures import architecture
@@ -16,10 +15,6 @@ from soups.pool import Pool
 
 ROOT = pathlib.Path(__file__).parents[2]
 ARCH = "clip-vit-mini"
-sys.path.insert(0, str(ROOT / "tests"))
-
-tensors = importlib.import_module("miniature.tensors")
-torch_zip = importlib.import_module("miniature.torch_zip")
 
 
 @pytest.fixture

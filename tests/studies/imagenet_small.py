@@ -3,14 +3,12 @@
 import copy
 import pathlib
 import runpy
-import sys
 
 import numpy as np
 
 from soups.models.architectures import architecture
 
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
 
 ARCH, CLASSES = "clip-vit-mini", 20
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # slower, and there sooner

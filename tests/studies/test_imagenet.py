@@ -11,22 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from soups import Pool, tree
-from soups.data.imagenet import SETS, evaluation_sets
-from soups.evaluate import Evaluator
-from soups.models.architectures import architecture
-from soups.pool import digest, prefetch
-from soups.studies import imagenet_finetune, imagenet_soups, streamed
-from soups.studies.given import open_members
-from soups.studies.kitchen import Kitchen, slug
-from soups.train import step as train_step
-from soups.train import sweeps
-
-HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from imagenet_small import (  # noqa: E402
+from imagenet_small import (
     ARCH,
     CLASSES,
     MAIN_ROWS,
@@ -36,6 +21,20 @@ from imagenet_small import (  # noqa: E402
     make_folder,
     soups_config,
 )
+
+from soups import Pool, tree
+from soups.data.imagenet import SETS, evaluation_sets
+from soups.evaluate import Evaluator
+from soups.models.architectures import architecture
+from soups.pool import digest, prefetch
+from soups.report import load_results
+from soups.studies import imagenet_finetune, imagenet_soups, streamed
+from soups.studies.given import open_members
+from soups.studies.kitchen import Kitchen, slug
+from soups.train import step as train_step
+from soups.train import sweeps
+
+HERE = pathlib.Path(__file__).parent
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,8 +105,9 @@ def finetuned(folder):
         patch.setattr(streamed, "loader", counting(counted[1]))
         patch.setattr(sweeps, "_added", add)
         paths = imagenet_finetune.run(config, folder / "finetune")
-    assert [pathlib.Path(path).name for path in paths] == ["pool", "pool_ema_0.0", "pool_ema_0.9"]
-    return *map(Pool, paths), digests, [len(batches) for batches in counted]
+    assert {pathlib.Path(path).name for path in paths} >= {"pool", "results.json", "report.html"}
+    pools = [Pool(folder / "finetune" / name) for name in ("pool", "pool_ema_0.0", "pool_ema_0.9")]
+    return *pools, digests, [len(batches) for batches in counted]
 
 
 def _counted(batches, counted):
@@ -230,9 +230,24 @@ def test_the_next_command_is_printed_with_its_pool(folder, finetuned, capsys):
     for name, own in (("pool", "soups"), ("pool_ema_0.9", "soups_ema_0.9")):
         assert f"--workdir {workdir}_{own} " in printed
         assert f"--config.pool={workdir}/{name} --config.wise_ft.base=member_00" in printed
-    for name in list(finetuned[0])[1:]:
-        (line,) = (line for line in printed.splitlines() if line.split()[:1] == [name])
-        assert finetuned[0].record(name)["metadata"]["config"]["augmentation"] in line
+    assert "best member, ema_0.9" in printed and "linear probe" in printed
+
+
+def test_what_was_fine_tuned_is_in_the_results_and_the_report(folder, finetuned):
+    results, pools = load_results(folder / "finetune"), finetuned[:3]
+    rows = {row["name"]: row["metrics"]["held_out"]["accuracy"] for row in results["rows"]}
+    scores = [{name: pool.metrics(name)["held_out"] for name in pool} for pool in pools]
+    assert rows["linear probe"] == scores[0]["member_00"]
+    for kind, known in zip(("", ", ema_0.0", ", ema_0.9"), scores, strict=True):
+        assert {name: rows[name + kind] for name in known} == known
+        assert rows[f"best member{kind}"] == max(known.values())
+        assert rows[f"mean member{kind}"] == pytest.approx(np.mean(list(known.values())))
+    records = {name: finetuned[0].record(name) for name in finetuned[0]}
+    found = {member["name"]: member for member in results["members"][str(results["seeds"][0])]}
+    assert {name: one["digest"] for name, one in found.items()} == {n: one["digest"] for n, one in records.items()}
+    assert all(found[name]["config"] == one["metadata"]["config"] for name, one in records.items())
+    page = (folder / "finetune" / "report.html").read_text()
+    assert "best member, ema_0.9" in page and records["member_01"]["metadata"]["config"]["augmentation"] in page
 
 
 def test_every_average_has_a_pool_of_its_own(folder, finetuned, datasets):

@@ -1,25 +1,10 @@
 """Draw the search of fine-tunings, and refuse wrong configs of both ImageNet experiments before any long work."""
 
-import pathlib
-import sys
 import types
 
 import jax
 import numpy as np
 import pytest
-
-from soups import Pool, tree
-from soups.data.random_transforms import augmentation
-from soups.evaluate import Evaluator
-from soups.models.architectures import architecture
-from soups.studies import imagenet_finetune, imagenet_soups
-from soups.studies.given import natural
-from soups.studies.imagenet_finetune import draw_members
-from soups.studies.streamed import mesh_of
-from soups.train import lanes
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
 from imagenet_small import (
     ARCH,
     CLASSES,
@@ -30,6 +15,16 @@ from imagenet_small import (
     make_folder,
     soups_config,
 )
+
+from soups import Pool, tree
+from soups.data.random_transforms import augmentation
+from soups.evaluate import Evaluator
+from soups.models.architectures import architecture
+from soups.studies import imagenet_finetune, imagenet_soups
+from soups.studies.given import natural
+from soups.studies.imagenet_finetune import draw_members
+from soups.studies.streamed import mesh_of
+from soups.train import lanes
 
 
 @pytest.fixture(scope="module")

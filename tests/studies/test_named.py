@@ -9,15 +9,17 @@ import pytest
 from flax import linen as nn
 
 from soups.data import Dataset, Task
+from soups.models.architectures import architecture
 from soups.plugins import importable
 from soups.studies import finetune_and_soup
-from soups.studies.named import network_of, task_of
+from soups.studies.named import architecture_of, network_of, task_of
 from soups.studies.study import Workdir
 
 OWN = """
 import flax.linen as nn, jax.numpy as jnp, numpy as np
 from soups.data import Dataset, Task
 from soups.models import Network
+from soups.models.architectures import Architecture
 
 CLASSES = ("a", "b", "c")
 
@@ -79,6 +81,12 @@ def broken(num_classes):
 def train_broken(num_classes):
     one = functions(num_classes, (6, 6, 1))
     return Network(init=one.init, apply=one.apply, train_apply=lambda params, x, key: (x, params))
+
+def tiny():
+    return Architecture("tiny", "timm", 6, (0.5,) * 3, (0.5,) * 3, 4, Net(None))
+
+def empty():
+    return {}
 """
 
 
@@ -167,6 +175,20 @@ def test_a_task_that_does_not_fit_is_named(section, message):
     with pytest.raises(ValueError) as error:
         task_of(section, seed=0, data_dir=None)
     assert message in str(error.value)
+
+
+def test_an_architecture_is_one_of_the_library_or_what_a_function_returns():
+    assert architecture_of("clip-vit-mini") == architecture("clip-vit-mini")
+    assert architecture_of("own_room:tiny").name == "tiny"
+    for reference, message in {
+        "clip-vit-mni": "unknown architecture 'clip-vit-mni'.*did you mean 'clip-vit-mini'",
+        "own_room:dataset": "config.arch: seed is missing",
+        "own_room:nothing": "there is no function 'nothing' in .*own_room.py",
+        "own_room:Net": "num_classes is missing",
+        "own_room:empty": "must return a soups.models.architectures.Architecture, not a dict",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            architecture_of(reference)
 
 
 @pytest.mark.parametrize(
