@@ -10,8 +10,9 @@ import soups
 from soups import tree
 from soups.evaluate import angles, barriers, correct, interpolation_advantage, plane_grid, ratio_error, reliability
 from soups.progress import progress, watched
+from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
-from soups.studies.measuring import Examples, Row
+from soups.studies.measuring import Row
 
 
 def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:

@@ -20,7 +20,8 @@ from soups.evaluate import greedy_ensemble
 from soups.plugins import blamed
 from soups.pool import Pool, digest
 from soups.progress import counted, say
-from soups.studies.measuring import Logits, Measuring, Row, number_of, program_digest, rows_of
+from soups.studies.examples import number_of, rows_of
+from soups.studies.measuring import Logits, Measuring, Row, program_digest
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -21,18 +21,11 @@ from soups.plugins import blamed
 from soups.pool import Pool, digest
 from soups.progress import progress, say
 from soups.recipes._scores import NotFiniteError
+from soups.studies.examples import digest_of, number_of, rows_of
 from soups.train.sharding import place
 
 Row = dict[str, Any]
 Logits = dict[str, np.ndarray]
-
-
-class Examples(NamedTuple):
-    """Hold one split: inputs and targets [N, ...] under the names that evaluators know, and groups of classes."""
-
-    images: Any
-    labels: Any
-    class_groups: tuple[tuple[int, ...], ...] | None = None
 
 
 class Measured(NamedTuple):
@@ -206,7 +199,7 @@ class Measuring:
     @functools.cached_property
     def data_digests(self) -> dict[str, str]:
         """Return the digest of inputs and labels of each split."""
-        return {name: _data_digest(data) for name, data in self.splits.items()}
+        return {name: digest_of(data) for name, data in self.splits.items()}
 
     @functools.cached_property
     def network_digest(self) -> str:
@@ -501,30 +494,10 @@ def _about(split):
         raise ValueError(f"{split}: {error}") from error
 
 
-def _data_digest(data):
-    known = getattr(data, "digest", None)  # sets that were decoded once know theirs
-    if isinstance(known, str):
-        return known
-    return digest({"inputs": jax.tree.map(lambda leaf: leaf[:], data.images), "labels": data.labels})
-
-
 def known_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what results tell of a member, from its record in a pool: its digest, hyper-parameters and losses."""
     known = record["metadata"]
     return {"digest": record["digest"]} | {part: known[part] for part in ("config", "losses") if part in known}
-
-
-def number_of(data: Any) -> int:
-    """Count the examples of a split."""
-    return len(jax.tree.leaves(data.labels)[0])
-
-
-def rows_of(data: Any, rows: Any) -> dict[str, Any]:
-    """Return some examples of a split, as {"image": inputs, "label": targets}."""
-    return {
-        name: jax.tree.map(lambda leaf: np.asarray(leaf[rows]), part)
-        for name, part in (("image", data.images), ("label", data.labels))
-    }
 
 
 def mean_of(values: Sequence[Any]) -> Any:

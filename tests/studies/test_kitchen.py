@@ -9,8 +9,8 @@ import soups
 from soups import models
 from soups.data import Dataset
 from soups.evaluate import Evaluator
+from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
-from soups.studies.measuring import Examples
 from soups.studies.members import reestimation
 
 
