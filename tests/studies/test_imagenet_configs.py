@@ -127,7 +127,7 @@ def test_a_pool_with_too_few_finite_members_is_refused(folder, tmp_path):
         (
             {"finetune.ema_decays": (0.9, 1.0)},
             ValueError,
-            "ema_decays must be .* and below 1, not 1.0",
+            r"ema_decays must be in \[0, 1\), not 1.0",
         ),
         ({"probe.strengths": ()}, ValueError, "head/kernel"),
         ({"arch": "clip-vit-b16"}, ValueError, "clip-vit-b16"),
