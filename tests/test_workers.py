@@ -17,8 +17,8 @@ KILLED = "a process that merged was killed, perhaps for lack of memory"
 MERGE = """
 import sys
 from soups.cli import main
-from soups.merging import run
-run.FORKED = {least}
+from soups.merging import planning
+planning.FORKED = {least}
 {more}
 sys.exit(main(sys.argv[1:]))
 """

@@ -150,7 +150,7 @@ def _needed(plan, options, threads):
 
 
 def _memory(plan, options, threads):
-    return plan.memory(threads) + (0 if options.format == "huggingface" else plan.write_bytes)
+    return plan.memory(threads, orbax=options.format != "huggingface")
 
 
 def describe(plan, out, needed: str) -> None:

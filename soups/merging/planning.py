@@ -15,14 +15,17 @@ from soups.merging.alignment import aligned
 from soups.merging.comparing import Findings, kind_of, leaf_of, settle_copied
 from soups.merging.lora import open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest
-from soups.merging.methods import build, find_method
+from soups.merging.methods import build, find_method, is_ours
 from soups.merging.recipe_file import Job, is_member, odd_filters, settings_at
 from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
 from soups.names import shown
 from soups.recipes import _select
+from soups.workers import may_fork
 
-OTHER = 200e6  # bytes: the interpreter, libraries and headers
+# bytes: of a process, of a header, and of JAX and TensorStore
+PROCESS, HEADER, LIBRARIES = 30e6, 2500, 200e6
+FORKED = 2**26  # bytes that go into a merge that processes are worth their start for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +90,26 @@ class Plan:
         """Count the bytes of the output's tensors."""
         return sum(output.nbytes for output in self.outputs)
 
-    def memory(self, threads: int) -> float:
-        """Estimate the private memory in bytes; mapped files come beside it and are given back when memory is short."""
+    @property
+    def worth_processes(self) -> bool:
+        """Say whether processes may do what threads else do; what a user's file imports may have threads of its own."""
+        return self.read_bytes >= FORKED and is_ours(self.job.definition)
+
+    def memory(self, threads: int, *, orbax: bool = False) -> float:
+        """Estimate the private memory in bytes; mapped files come beside it and are given back when memory is short.
+
+        `orbax`: what is merged is in memory until Orbax saves it.
+        """
+        return self.program(threads, orbax) + self._work(threads) + (self.write_bytes if orbax else 0)
+
+    def program(self, threads: int, orbax: bool = False) -> float:
+        """Estimate the private memory of the program and its headers alone."""
+        headers = HEADER * sum(len(checkpoint.leaves) for checkpoint in self.checkpoints.values())
+        if orbax or not may_fork():
+            return PROCESS + LIBRARIES + headers
+        return PROCESS * (1 + self.worth_processes * min(threads, len(self.outputs))) + headers
+
+    def _work(self, threads):
         merged = [output for output in self.outputs if output.recipe]
         largest = max((output.size for output in merged), default=0)
         inputs = max(len(output.members) for output in self.outputs) + 1
@@ -97,9 +118,9 @@ class Plan:
         block += 32 * largest if self.job.align else 0  # a tensor of both models, in float64 and in order
         if any(output.recipe.scope == "model" for output in merged):  # it is measured once
             ranked = 4 * min(sum(output.size for output in merged), _select.GATHERED)
-            return OTHER + max(ranked, threads * block)
+            return max(ranked, threads * block)
         measures = whole or any(output.recipe.measure is not Recipe.measure for output in merged)
-        return OTHER + threads * (block + measures * 4 * min(2 * largest, _select.GATHERED))
+        return threads * (block + measures * 4 * min(2 * largest, _select.GATHERED))
 
     def _making(self, outputs):
         """Count the bytes of the inputs that are made when they are read, of the tensor with the most."""

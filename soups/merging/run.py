@@ -19,7 +19,6 @@ from soups.formats.weights import ALL
 from soups.lazy import orbax
 from soups.merging import bands
 from soups.merging.lora import absolute_reference
-from soups.merging.methods import is_ours
 from soups.merging.places import check_place, held_place, split_member, sweep_unfinished, unfinished
 from soups.merging.planning import Output, Plan
 from soups.merging.planning import plan as make_plan
@@ -31,7 +30,6 @@ FORMAT = "soups.merge/1"
 THREADS = NUMBER  # by default
 Progress = Callable[[int], None]
 _RECORD, _PLAN, _DIGESTS = "merge.json", "plan.json", "digests.json"
-FORKED = 2**26  # bytes that go into a merge that processes are worth their start for
 Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in
 
 
@@ -92,7 +90,7 @@ def _write_folder(plan, out, threads, shard_bytes, files, progress):
             if writer.is_done(shard) and all(name in digests for name in names):
                 progress(sum(outputs[name].nbytes for name in names))
                 continue
-            for name, found, written in as_done(make, names, threads, fork=_worth_processes(plan)):
+            for name, found, written in as_done(make, names, threads, fork=plan.worth_processes):
                 digests |= found
                 writer.note_written(name, written)
                 progress(outputs[name].nbytes)
@@ -106,11 +104,6 @@ def _write_folder(plan, out, threads, shard_bytes, files, progress):
     for helper in (_DIGESTS, _PLAN):
         (folder / helper).unlink(missing_ok=True)
     return folder
-
-
-def _worth_processes(plan):
-    # what a user's file imports may have threads of its own
-    return plan.read_bytes >= FORKED and is_ours(plan.job.definition)
 
 
 def merge_to_orbax(
@@ -220,7 +213,7 @@ def verify_output(
             return output.nbytes, found, f"{output.name} is missing, or of another shape or dtype"
         return output.nbytes, found, None if first is None else f"{output.name} differs from element {first} on"
 
-    for nbytes, found, problem in as_done(compare, range(len(plan.outputs)), threads, fork=_worth_processes(plan)):
+    for nbytes, found, problem in as_done(compare, range(len(plan.outputs)), threads, fork=plan.worth_processes):
         digests |= found
         different += [problem] if problem else []
         progress(nbytes)

@@ -287,10 +287,10 @@ def test_a_merge_may_be_sharded_over_all_devices(cli, refused, small, tmp_path):
 
 def test_memory_lowers_the_threads_or_refuses(cli, refused, recipe, tmp_path):
     assert "with 8 threads" in cli(recipe, tmp_path / "out", "--dry-run", "--threads", 8)[1]
-    few = cli(recipe, tmp_path / "out", "--dry-run", "--threads", 8, "--memory", "0.21GB")[1]
+    few = cli(recipe, tmp_path / "out", "--dry-run", "--threads", 8, "--memory", "0.24GB")[1]
     number = int(few.split(" threads")[0].split()[-1])
-    assert 1 <= number < 8 and int(few.split("about ")[1].split()[0]) <= 210
-    refused(recipe, tmp_path / "out", "--memory", "100MB", message="needs about 20")
+    assert 1 <= number < 8 and int(few.split("about ")[1].split()[0]) <= 240
+    refused(recipe, tmp_path / "out", "--memory", "100MB", message="needs about 23")
 
 
 def test_lists_the_methods(cli):

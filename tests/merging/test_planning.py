@@ -8,6 +8,7 @@ import pytest
 
 from soups.engine import BLOCK
 from soups.formats import write_safetensors
+from soups.merging import planning
 from soups.merging.planning import Plan
 from soups.recipes import _select
 
@@ -390,7 +391,8 @@ def test_memory_grows_with_blocks_and_what_is_ranked(models, small):
 
     def memory(threads, size, plan=made):
         outputs = [dataclasses.replace(output, shape=(size,)) for output in plan.outputs]
-        return Plan(plan.job, tuple(outputs), plan.checkpoints, plan.aliases).memory(threads) - 200e6
+        changed = Plan(plan.job, tuple(outputs), plan.checkpoints, plan.aliases)
+        return changed.memory(threads) - changed.program(threads)
 
     assert memory(1, 1000) == block + 8000 and memory(3, 1000) == 3 * (block + 8000)
     assert memory(2, 10**10) == 2 * (block + 4 * _select.GATHERED)
@@ -408,3 +410,17 @@ def test_weights_that_cancel_in_one_layer_are_named_with_its_tensor(models, smal
     entries = [{"model": a, "parameters": {"weight": 1}}, {"model": b, "parameters": {"weight": [1, -1, 1]}}]
     with pytest.raises(ValueError, match=r"linear of model.layers.1.self_attn.q_proj.weight: .*sum"):
         small.plan({"merge_method": "linear", "models": entries})
+
+
+def test_the_program_needs_what_it_imports_and_forks(models, small, monkeypatch):
+    members = [{"model": models[name], "parameters": {"weight": 1}} for name in "ab"]
+    made = small.plan({"merge_method": "linear", "models": members})
+    headers = planning.HEADER * sum(len(checkpoint.leaves) for checkpoint in made.checkpoints.values())
+    saved = planning.PROCESS + planning.LIBRARIES + headers
+    assert made.program(2) == made.program(2, orbax=True) == saved  # the tests import JAX
+    assert made.memory(2, orbax=True) == made.memory(2) + made.write_bytes
+    monkeypatch.setattr(planning, "may_fork", lambda: True)
+    assert made.program(2) == planning.PROCESS + headers and made.program(2, orbax=True) == saved
+    monkeypatch.setattr(planning, "FORKED", made.read_bytes)
+    assert made.program(2) == 3 * planning.PROCESS + headers
+    assert made.program(99) == (1 + len(made.outputs)) * planning.PROCESS + headers

@@ -7,7 +7,6 @@ import pytest
 
 from soups import merging
 from soups.engine import BLOCK
-from soups.merging.planning import OTHER
 from soups.merging.tokenizers import Row, Rule, parse_rule
 from soups.merging.vocabulary import read_vocabulary
 
@@ -182,7 +181,7 @@ def test_a_merge_with_another_vocabulary_can_be_verified_and_says_its_memory(dif
     merging.merge_to_folder(made, tmp_path / "out", files=merging.folder_files(made))
     assert merging.verify_output(small.plan(recipe(tmp_path, tokenizer_source="union")), tmp_path / "out") == []
     tables = 3 * (2 * 4 * 7 * WIDTH)  # of each model two arrays of the union's rows
-    assert made.memory(1) == OTHER + 4 * BLOCK * (3 * 4 + 4) + tables
+    assert made.memory(1) == made.program(1) + 4 * BLOCK * (3 * 4 + 4) + tables
 
 
 def test_equal_vocabularies_change_nothing(small, tmp_path):
