@@ -1,7 +1,5 @@
 """State what is compared with fusion-bench, and how the two differ."""
 
-import dataclasses
-
 import numpy as np
 from peers.case import CLASSES, FLOAT32, LARGE, MEMBERS, WIDTHS, Case, Statistic, members, with_base
 
@@ -21,7 +19,7 @@ MIXED = [*FLAT, "conv"]
 
 
 def _emr(family, leaves, **changed):
-    merged = dataclasses.replace(with_base(soups.emr, family, leaves=leaves), **changed)
+    merged = with_base(soups.emr, family, leaves=leaves)._replace(**changed)
     base = members(family, ["base"], leaves)["base"]
     return {name: soups.emr_restore(merged, name, base=base) for name in MEMBERS}
 
