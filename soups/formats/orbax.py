@@ -330,11 +330,16 @@ def _without_messages() -> Iterator[None]:
     logger, before = logging.getLogger("absl"), sys.unraisablehook
     logger.addFilter(other)
     sys.unraisablehook = hook
+    ends = True
     try:
         yield
+    except KeyboardInterrupt:
+        ends = False  # its threads go on, and tell of it
+        raise
     finally:
-        logger.removeFilter(other)
-        sys.unraisablehook = before
+        if ends:
+            logger.removeFilter(other)
+            sys.unraisablehook = before
 
 
 def _storable(leaf):

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint
 import pytest
+from orbax.checkpoint import v1
 
 from soups.formats import CheckpointError
 from soups.formats.orbax import load_checkpoint, open_leaves, open_orbax, save_checkpoint
@@ -331,6 +333,22 @@ def test_saving_leaves_the_loggers_as_they_were(tmp_path):
     save_checkpoint(tmp_path / "a", {"x": np.ones(3)})
     assert logging.getLogger("absl").filters == filters
     assert list(open_leaves(tmp_path / "a").leaves) == ["x"]
+
+
+def test_threads_of_a_save_that_was_stopped_stay_quiet(tmp_path, monkeypatch, caplog):
+    logger = logging.getLogger("absl")
+    monkeypatch.setattr(logger, "filters", list(logger.filters))
+    monkeypatch.setattr(sys, "unraisablehook", mock.Mock())
+    told = sys.unraisablehook
+    monkeypatch.setattr(v1, "save", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path / "a", {"x": np.ones(3)})
+    logger.warning("Skipping merge of OCDBT checkpoints")
+    logger.warning("another")
+    assert [record.getMessage() for record in caplog.records] == ["another"]
+    for message in ("Event loop is closed", "another"):
+        sys.unraisablehook(mock.Mock(exc_value=RuntimeError(message)))
+    told.assert_called_once()
 
 
 def test_a_disk_that_fills_is_one_error(tmp_path):
