@@ -146,10 +146,15 @@ def _lists_layers(name, value, count):
 
 def _moves(name, value, part, origin):
     """Return whether a rule that goes by the number of a layer says another thing of one that moved."""
-    if name == "attention_types" and value:  # GPT-Neo's pairs of a pattern and how often it repeats
+    # GPT-Neo's pairs of a pattern and how often it repeats, Gemma 3n's last layers
+    if name in ("attention_types", "num_kv_shared_layers") and value:
         return True
+    if name == "block_types" and isinstance(value, list) and value:  # RecurrentGemma's period
+        return any((at - layer) % len(value) for at, (_, layer) in enumerate(origin))
+    if isinstance(value, dict):  # Kimi Linear counts from 1 there
+        return any(_lists_numbers(*pair) for pair in value.items())
     if type(value) is not int or value < 1 or "layer_types" in part:
-        return name == "num_kv_shared_layers" and type(value) is int and value > 0
+        return False
     if _FIRST.search(name):
         used = name != "max_window_layers" or part.get("use_sliding_window")
         return bool(used) and any((layer < value) != (at < value) for at, (_, layer) in enumerate(origin))
