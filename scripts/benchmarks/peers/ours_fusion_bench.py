@@ -84,7 +84,7 @@ def _dared(models):
 
 def _fisher_with_sum(values, fishers, normalize=False):
     norms = {name: soups.tree.norm(fisher) + np.float32(1e-6) for name, fisher in fishers.items()}
-    weights = {name: 1 / norm for name, norm in norms.items()} if normalize else None
+    weights = {name: 1 / norm for name, norm in norms.items()} if normalize else 1.0
     return soups.fisher(members(values), _plus(fishers, 1e-6), weights=weights)
 
 
