@@ -94,9 +94,12 @@ def _listening(run: Run) -> Iterator[None]:
     # what is ignored, as behind nohup, stays so
     ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_charge else ()
     numbers = [number for number in ending if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
+    before, hook = {number: signal.signal(number, stop) for number in numbers}, sys.unraisablehook
+    # where nothing can be raised, as while garbage is collected, the timer ends it
+    sys.unraisablehook = lambda found: None if isinstance(found.exc_value, Stopped) else hook(found)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if run.signal else handler)

@@ -37,6 +37,13 @@ CLASS = """class Descriptor:
             time.sleep(60)
     class Owner:
         attribute = Descriptor()"""
+# where an exception is ignored
+GARBAGE = """class Owner:
+        def __del__(self):
+            print("begun", flush=True)
+            time.sleep(60)
+    Owner()
+    time.sleep(60)"""
 LINE = "soups merge: stopped; the same command goes on where it was\n"
 
 
@@ -49,7 +56,13 @@ def start(quick_start, work):
 
 @pytest.mark.parametrize(
     ("number", "work"),
-    [(signal.SIGINT, WAITS), (signal.SIGTERM, THREAD), (signal.SIGHUP, WAITS), (signal.SIGHUP, CLASS)],
+    [
+        (signal.SIGINT, WAITS),
+        (signal.SIGTERM, THREAD),
+        (signal.SIGTERM, GARBAGE),
+        (signal.SIGHUP, WAITS),
+        (signal.SIGHUP, CLASS),
+    ],
 )
 def test_a_signal_ends_it_in_one_line(quick_start, number, work):
     process = start(quick_start, work)
