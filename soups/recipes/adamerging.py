@@ -78,6 +78,8 @@ def adamerge(
 
     AdaMerging++ is this on task vectors that TIES has trimmed to the largest 20 % and to the elected signs.
     `task_vectors`: trees with the names and shapes of `base`, in any float dtypes. All else is as in `adamerging`.
+
+    Yang et al., "AdaMerging: Adaptive model merging for multi-task learning", 2023, arXiv 2310.02575.
     """
     settings = _settings(per, steps, learning_rate, initial, clip)
     vectors = arguments.as_mapping(task_vectors)

@@ -51,6 +51,8 @@ def fisher_information(
     Raises:
         ValueError: another estimator; labels or a key that are missing, of no use, of another number or not classes; no
             inputs, or of different numbers; logits that are not [B, C]; NaN or infinity in the result.
+
+    Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
     batch_size = arguments.check_within("batch_size", batch_size, "[1, inf)", whole=True)
     arguments.check_takes("apply_fn", apply_fn, "params, inputs")

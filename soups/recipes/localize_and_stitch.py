@@ -56,6 +56,8 @@ def localize(
     Raises:
         ValueError: no batches or too few for the epochs, a density outside (0, 1], fewer than one epoch, another
             `update`, a rule that matches no leaf, or a loss that is not finite.
+
+    He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
     check_name(update, ("paper", "released"), "update")
     epochs = arguments.check_within("epochs", epochs, "[1, inf)", whole=True)
@@ -79,6 +81,8 @@ def localize_dataless(member: tree.Tree, *, base: tree.Tree, density: float = 0.
     The max(1, int(density · n)) largest |θ_member − θ_base| in float32 or wider, over the n elements of all float
     leaves that match the regex `only`, jointly. Of equal ones the first go in, by order of leaves, then of elements.
     Exact, without sorting; it may be traced.
+
+    He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
     arguments.check_within("density", density, "(0, 1]")
     vectors = _task_vector(member, base, only)
@@ -112,6 +116,8 @@ def stitch(inputs: Inputs) -> Recipe:
 
     Raises:
         ValueError: masks of other number, names or shapes, or not boolean.
+
+    He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
     number = inputs.number
 

@@ -67,6 +67,8 @@ def emr_restore(merged: Elected, member: str | int, *, base: tree.Tree) -> tree.
     """Make the weights for one member's task: θ_base + λ_i M_i ⊙ τ_uni, in the dtypes of the base (EMR-Merging).
 
     `member`: its name, or its number if the members were a sequence. Integer leaves are those of the base.
+
+    Huang et al., "EMR-Merging: tuning-free high-performance model merging", 2024, arXiv 2405.17461.
     """
     name = check_name(str(member), merged.masks, "member")
     vector = _masked(merged.unified, merged.masks[name])

@@ -78,6 +78,8 @@ def weight_matching(
 
     Raises:
         ValueError: mismatched structures, NaN or infinity, a spec or `start` that does not fit, or no sweeps.
+
+    Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithm 1.
     """
     sizes = _check(["reference", "params"], [reference, params], spec, max_sweeps)
     found = {**identity(sizes), **check_permutations(start or {}, sizes)}
@@ -247,6 +249,8 @@ def align(
 
     Raises:
         ValueError: a member or method that is not there, or a spec that does not fit.
+
+    Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithms 1 and 3.
     """
     check_name(method, METHODS, "method")
     by_name = arguments.as_mapping(members)

@@ -51,6 +51,8 @@ def trim(density: float, *, surplus: int = 0, rescale: bool = False) -> Sparsifi
 
     Magnitudes that tie at the threshold all stay. TIES as published keeps one more than the fraction says (surplus 1).
     `rescale`: restore the L1 norm of the scope.
+
+    Yadav et al., "TIES-Merging", 2023, arXiv 2306.01708.
     """
     arguments.check_within("density", density, "(0, 1]")
     arguments.setting(surplus, 0, "surplus")
@@ -72,6 +74,8 @@ def drop(density: float, *, seed: int = 0, rescale: str | None = "probability") 
     """Keep each element with probability `density`.
 
     `rescale`: "probability" divides by the density, as published; "norm" restores the L1 norm of the scope; None.
+
+    Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
     """
     arguments.check_within("density", density, "(0, 1]")
     _check_random(seed, rescale)
@@ -89,6 +93,8 @@ def outliers(density: float, gamma: float = 0.01, *, rescale: bool = False, fewe
 
     Magnitudes that tie at the lower threshold all stay, those that tie with the smallest outlier all go. `rescale`:
     restore the L1 norm of the scope. `fewer`: leave out fewer where both fractions are more than one, as mergekit does.
+
+    Davari and Belilovsky, "Model breadcrumbs", 2023, arXiv 2312.06795.
     """
     arguments.check_within("density", density, "(0, 1]")
     arguments.check_within("gamma", gamma, "[0, 1)")
@@ -116,6 +122,8 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
     p = density − ε + 2 ε (rank − 1) / (n − 1), in (0, 1], for the ranks 1 (smallest) to n of a row; elements of equal
     magnitude rank in their order. A row of one element has p = density. `rescale`: "probability" divides each by its p,
     as published; "norm" restores the L1 norm of the scope; None.
+
+    Deep et al., "DELLA-Merging", 2024, arXiv 2406.11617.
     """
     for value, name in ((density, "density"), (epsilon, "epsilon")):
         arguments.setting(value, 0.0, name)
