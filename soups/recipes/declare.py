@@ -30,6 +30,9 @@ MANY = 10**6  # members
 METHODS: dict[str, Method] = {}  # as published, by name
 ELSEWHERE: dict[str, str] = {}  # functions that no recipe file can call: what they need, the end of a sentence
 _PAPER = re.compile(r'([^"]+), "[^"]+",\s(\d{4})(?:,\sarXiv\s(\d{4}\.\d{5}))?')
+_RAISES = """Raises:
+    ValueError: no members, trees of different structures, NaN or infinity, integer leaves that differ, not one value
+        for each member, a setting of another kind or outside its range."""
 _GONE = {("fisher", "favor"): "floor takes one number for each member, above 0 for a favoured one alone"}
 _BASES = ("none", "optional", "required", "first")
 _IN_FILES = {"weights": "weight", "fishers": "fisher", "masks": "mask"}
@@ -241,10 +244,19 @@ def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
             return found(*arguments, **named)
 
         merge.__signature__, merge.method, merge.recipe = found.signature, found, found.recipe
+        merge.__doc__ = _with_errors(function)
         del merge.__wrapped__
         return merge
 
     return declare
+
+
+def _with_errors(function):
+    """Return a docstring in which also stands what all methods refuse."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    if not any(paragraph.startswith("Raises:") for paragraph in paragraphs):
+        paragraphs.insert(len(paragraphs) - bool(_PAPER.match(paragraphs[-1])), _RAISES)
+    return "\n\n".join(paragraphs)
 
 
 def _described(function):
