@@ -46,7 +46,7 @@ GOALS = {
     "sce": 0.1,
 }
 LARGE_GOALS = {"linear": 0.35}  # of large models, where they are others
-ONCE = ("karcher", "ties", "dare_ties", "della", "breadcrumbs", "sce")  # the peer takes a minute or more
+ONCE = ("karcher", "ties", "della", "breadcrumbs")  # the peer takes a minute or more
 NO_BASE = ("linear", "karcher")
 PLAIN_GOAL, MEMORY_GOAL = 1.3, 1500
 
