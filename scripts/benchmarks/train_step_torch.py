@@ -22,6 +22,7 @@ import numpy as np
 
 from soups import models, tree
 from soups.train import Classification, Training
+from soups.train.loop import prepared
 
 NETWORK = {"patch_size": 7, "width": 64, "depth": 3, "mlp_dim": 128, "num_heads": 4, "num_classes": 10}
 SETTINGS = NETWORK | {
@@ -83,7 +84,8 @@ def jax_trainer(batch, params):
     chosen = {name: SETTINGS[name] for name in ("learning_rate", "weight_decay", "label_smoothing")}
     # so many steps that the learning rate stays at its peak, as PyTorch's does
     chosen |= {"warmup_fraction": 0.0, "num_steps": 10**7}
-    hyperparameters = training.numbers(training.hyperparameters | chosen)
+    _, members = prepared(training, params, batch, {"": chosen}, SETTINGS["batch_size"])  # as `fit` takes them
+    hyperparameters = training.numbers(members[""])
     step, state = training.step, training.begin(params, hyperparameters)
     batch = jax.device_put(batch)
 
