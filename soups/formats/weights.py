@@ -30,9 +30,10 @@ _BESIDE = re.compile(
     r"|version|extra_state|task_state|criterion|cache|intermediates",
     re.IGNORECASE,
 )
-_OPTIONS = f"choose one with PATH@NAME, or all of them with PATH@{ALL}"
-# Optax's states of Adam and Lion, and of Adafactor, and torch's
-_MOMENTS = ({"mu", "count"}, {"v_row", "v_col"}, {"exp_avg", "exp_avg_sq"})
+_OPTIONS = f"choose one with PATH@NAME, or the whole checkpoint with PATH@{ALL}"
+# Optax's state of Adafactor, and torch's of Adam; what Optax's others keep beside `mu` and `count`
+_MOMENTS = ({"v_row", "v_col"}, {"exp_avg", "exp_avg_sq"})
+_BESIDE_MU = {"nu", "nu_max", "ns_coeffs", "hessian_fn_state"}
 
 
 def weights(
@@ -52,16 +53,17 @@ def weights(
     `tree`: from keys to mappings, tensors (as `is_tensor` says) and anything else. `where`: begins the message of an
     error. `choice`: the keys of one tree, joined with "/", or "." for all.
     """
-    taken, left = (tree, []) if choice is None else _chosen(tree, choice, where, is_tensor)
-    if choice == ALL or (choice is not None and not _has_moments(taken)):
-        return taken, left
-    taken, more = _decide(taken, where, is_tensor, wrapped and choice is None)
-    left += [key if choice is None else f"{choice}/{key}" for key in more]
+    chosen, left = (tree, []) if choice is None else _chosen(tree, choice, where, is_tensor)
+    if choice == ALL or (choice is not None and not _has_moments(chosen)):
+        return chosen, left
+    above = () if choice is None else (choice,)
+    taken, more = _decide(chosen, where, is_tensor, wrapped and choice is None, above)
     if _has_moments(taken):
         raise CheckpointError(
-            f"{where} holds the state of an optimizer among its trees: {listed(_groups(taken, is_tensor))}; {_OPTIONS}"
+            f"{where} holds the state of an optimizer among its trees: "
+            f"{listed(_names(above, _groups(chosen, is_tensor)))}; {_OPTIONS}"
         )
-    return taken, left
+    return taken, left + more
 
 
 def weights_by_path(
@@ -147,34 +149,40 @@ def _chosen(tree, choice, where, is_tensor):
     return node, left
 
 
-def _decide(node, where, is_tensor, wrapped, depth=0):
-    if depth > MAX_WRAPPERS:
+def _decide(node, where, is_tensor, wrapped, above):
+    """Return the weights below the keys `above`, and the full names of what is left out."""
+    if len(above) > MAX_WRAPPERS:
         return node, []
     node = _old_flax(node)
     groups = _groups(node, is_tensor)
-    training = {key for key, value in groups.items() if _OPTIMIZER.fullmatch(key) or _is_adam(value)}
+    known = {*WRAPPERS, *BELONG}
+    training = [k for k, v in groups.items() if k not in known and (_OPTIMIZER.fullmatch(k) or _is_adam(v))]
     trees = [key for key in groups if key not in training]
-    main = _known(node, trees, is_tensor, wrapped, depth)
+    main = _known(node, trees, is_tensor, wrapped, above)
     beside = [key for key in trees if key in BELONG] if main and main[0] in CERTAIN else []
     averages = [key for key in trees if key not in main and is_average(key, wrapped)]
     rivals = [key for key in trees if key in main + averages or not _BESIDE.fullmatch(key)]
     if len(main) + len(averages) > 1 or (len(rivals) > 1 and not set(main) & set(OF_TORCH) and (main or averages)):
-        raise several(where, rivals)
+        raise several(where, _names(above, rivals))
     if not (main or averages):
-        return _rest(node, trees, training, where, is_tensor, wrapped, depth)
+        return _rest(node, trees, training, where, is_tensor, wrapped, above)
     (taken,) = main or averages
     if len(node) == 1 + len(beside) and taken in CERTAIN and not wrapped:
         return node, []  # Linen's variables, whole
-    left = [key for key in node if key != taken and key not in beside]
+    left = _names(above, (key for key in node if key != taken and key not in beside))
     if beside:
         return {key: node[key] for key in (taken, *beside)}, left
-    inner, more = _decide(node[taken], where, is_tensor, wrapped, depth + 1)
-    return inner, left + [f"{taken}/{key}" for key in more]
+    inner, more = _decide(node[taken], where, is_tensor, wrapped, (*above, taken))
+    return inner, left + more
 
 
-def _known(node, trees, is_tensor, wrapped, depth):
+def _names(above, keys):
+    return ["/".join((*above, key)) for key in keys]
+
+
+def _known(node, trees, is_tensor, wrapped, above):
     """Return the trees whose names say that they are the weights."""
-    if wrapped and not depth:
+    if wrapped and not above:
         return [key for key in trees if key in WRAPPERS]
     others = [key for key in trees if key not in WRAPPERS and not is_average(key, wrapped)]
     others += [key for key, value in node.items() if is_tensor(value)]
@@ -182,19 +190,20 @@ def _known(node, trees, is_tensor, wrapped, depth):
     return [key for key in trees if key in CERTAIN] or [key for key in trees if key in WRAPPERS and alone]
 
 
-def _rest(node, trees, training, where, is_tensor, wrapped, depth):
+def _rest(node, trees, training, where, is_tensor, wrapped, above):
     """Take all but the state of an optimizer, or what a single tree without a known name has inside."""
     tensors = [key for key, value in node.items() if is_tensor(value)]
     if training and not trees and all(_BESIDE.fullmatch(key) for key in tensors):
-        raise CheckpointError(f"{where} holds no weights but the state of an optimizer: {listed(training)}")
+        names = listed(_names(above, training))
+        raise CheckpointError(f"{where} holds no weights but the state of an optimizer: {names}")
     if training:
         left = [key for key in node if key in training or (key in tensors and _BESIDE.fullmatch(key))]
-        return {key: value for key, value in node.items() if key not in left}, left
+        return {key: value for key, value in node.items() if key not in left}, _names(above, left)
     trees = [key for key in trees if not _BESIDE.fullmatch(key)] or trees
     if len(trees) == 1 and all(_BESIDE.fullmatch(key) for key in tensors):
-        inner, left = _decide(node[trees[0]], where, is_tensor, wrapped, depth + 1)
+        inner, left = _decide(node[trees[0]], where, is_tensor, wrapped, (*above, trees[0]))
         if inner is not node[trees[0]]:
-            return inner, [*(key for key in node if key != trees[0]), *(f"{trees[0]}/{key}" for key in left)]
+            return inner, _names(above, (key for key in node if key != trees[0])) + left
     return node, []
 
 
@@ -223,7 +232,13 @@ def _any(node, is_tensor):
 
 
 def _has_moments(node):
-    return any(moments <= below.keys() for below in _below(node) for moments in _MOMENTS)
+    return any(_are_moments(below) for below in _below(node))
+
+
+def _are_moments(node):
+    # the mean that a normaliser of inputs keeps is a tensor, or lies beside a deviation
+    optax = isinstance(node.get("mu"), Mapping) and node.keys() - _BESIDE_MU == {"mu", "count"}
+    return optax or any(moments <= node.keys() for moments in _MOMENTS)
 
 
 def _is_adam(node):

@@ -10,6 +10,9 @@ W, AVERAGE, T = {"fc.weight": np.ones(2), "fc.bias": np.ones(1)}, {"fc.weight": 
 ADAM = {"state": {"0": {"step": T, "exp_avg": T, "exp_avg_sq": T}}, "param_groups": [{"lr": 0.1}]}
 P = {"Dense_0": {"kernel": np.ones(2), "bias": np.ones(1)}, "Dense_1": {"kernel": np.ones(3)}}
 STATISTICS, OPTAX = {"norm": {"mean": np.ones(1)}}, {"0": {"mu": P, "nu": P, "count": T}, "1": {}}
+# what normalisers of inputs keep, which is none of an optimizer
+NORMS = {"a": {"mu": T, "sigma": T, "count": T}, "b": {"mu": P, "sigma": P, "count": T}}
+NORMS |= {"c": {"mu": T, "count": T}, "d": {"mu": P, "nu": P, "sigma": T, "count": T}}
 
 
 def decide(tree, **options):
@@ -88,6 +91,12 @@ JAX = {
     "parts named like wrappers": ({"net": P, "head": P}, ""),
     "a state beside its config": ({"state": {"params": P, "opt_state": OPTAX}, "config": {"lr": T}}, "state/params"),
     "Lion": ({"net": P, "lion_state": {"0": {"mu": P, "count": T}}}, "net"),
+    "AMSGrad": ({"net": P, "amsgrad": {"0": {"mu": P, "nu": P, "nu_max": P, "count": T}}}, "net"),
+    "Muon": ({"net": P, "muon": {"0": {"mu": P, "ns_coeffs": T, "count": T}}}, "net"),
+    "a normaliser beside weights": ({"actor": P, "obs": NORMS}, ""),
+    "a normaliser among weights": ({"actor": {**P, "obs": NORMS}, "critic": P}, ""),
+    "a normaliser among statistics": ({"params": P, "batch_stats": {"obs": NORMS}}, ""),
+    "a normaliser in params": ({"params": {**P, "obs": NORMS}, "opt_state": OPTAX, "step": T}, "params"),
     "only an average": ({"ema_params": P, "opt_state": OPTAX, "step": T}, "ema_params"),
 }
 JAX_SEVERAL = {
@@ -123,8 +132,8 @@ def test_known_weights_are_taken_and_the_rest_is_named(tree, path, wrapped):
 def test_several_trees_are_refused_and_one_is_chosen(tree, choice, wrapped):
     with pytest.raises(CheckpointError, match=r"^x holds several trees that could be the weights") as error:
         decide(tree, wrapped=wrapped)
-    assert f"'{choice.rpartition('/')[2]}'" in str(error.value)
-    assert "choose one with PATH@NAME, or all of them with PATH@." in str(error.value)
+    assert f"'{choice}'" in str(error.value)
+    assert "choose one with PATH@NAME, or the whole checkpoint with PATH@." in str(error.value)
     taken, left = decide(tree, wrapped=wrapped, choice=choice)
     assert taken is at(tree, choice) and set(left) >= set(tree) - {choice.partition("/")[0]}
     assert decide(tree, wrapped=wrapped, choice=".") == (tree, [])
@@ -136,8 +145,21 @@ def test_what_is_chosen_is_taken_without_its_optimizer():
         decide(tree)
     assert decide(tree, choice="gen") == (P, ["disc", "gen/opt_state"])
     assert decide({"state": tree}, choice="state/disc") == (P, ["state/gen", "state/disc/opt_state"])
-    with pytest.raises(CheckpointError, match="the state of an optimizer"):
+    with pytest.raises(CheckpointError, match="no weights but the state of an optimizer: 'gen/opt_state/0'"):
         decide(tree, choice="gen/opt_state")
+
+
+def test_the_trees_below_a_choice_have_the_names_that_choose_them():
+    state = {"params": P, "ema_params": P, "opt_state": OPTAX}
+    with pytest.raises(CheckpointError, match="could be the weights: 'state/params', 'state/ema_params'; choose"):
+        decide({"state": state, "x": P}, choice="state")
+    with pytest.raises(CheckpointError, match="optimizer among its trees: 'all/gen', 'all/disc'; choose"):
+        decide({"all": {"gen": state, "disc": state}}, choice="all")
+
+
+def test_what_is_known_as_weights_is_not_left_out():
+    with pytest.raises(CheckpointError, match="optimizer among its trees: 'params', 'batch_stats'; choose"):
+        decide({"params": P, "batch_stats": {"obs": {"mu": P, "count": T}}})
 
 
 def test_statistics_belong_to_the_weights():
