@@ -100,6 +100,7 @@ def _listening(run: Run) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        if not run.signal:  # else threads go on, and what was to be quiet of them stays so
+            sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if run.signal else handler)

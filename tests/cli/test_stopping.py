@@ -44,6 +44,15 @@ GARBAGE = """class Owner:
             time.sleep(60)
     Owner()
     time.sleep(60)"""
+# what a save that is stopped leaves quiet
+LATE = """import atexit
+    class Owner:
+        def __del__(self):
+            raise RuntimeError
+    atexit.register(Owner)
+    sys.unraisablehook = lambda found: None
+    print("begun", flush=True)
+    time.sleep(60)"""
 LINE = "soups merge: stopped; the same command goes on where it was\n"
 
 
@@ -60,6 +69,7 @@ def start(quick_start, work):
         (signal.SIGINT, WAITS),
         (signal.SIGTERM, THREAD),
         (signal.SIGTERM, GARBAGE),
+        (signal.SIGTERM, LATE),
         (signal.SIGHUP, WAITS),
         (signal.SIGHUP, CLASS),
     ],
