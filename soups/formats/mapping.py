@@ -1,6 +1,7 @@
 """Map files into memory without keeping them open, and hash them."""
 
 import ctypes
+import errno
 import mmap
 import os
 import pathlib
@@ -41,7 +42,7 @@ def hash_files(*paths: pathlib.Path) -> str:
     digest = xxhash.xxh3_128()
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(path)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         size = path.stat().st_size
         digest.update(mapped(path, size) if size > 1 << 16 else path.read_bytes())
     return digest.hexdigest()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from soups.formats import Writer, open_checkpoint, write_safetensors
+from soups.formats.mapping import hash_files
 
 CODES = {
     np.float64: "F64",
@@ -381,3 +382,11 @@ def test_what_a_killed_process_was_writing_does_not_stay(killed):
         writer.finish()
         writer.forget()
     assert not stray.exists()
+
+
+@pytest.mark.parametrize("make", [lambda path: None, os.mkdir, os.mkfifo], ids=["nothing", "a folder", "a pipe"])
+def test_what_cannot_be_hashed_is_named_as_the_system_names_it(tmp_path, make):
+    make(tmp_path / "x")
+    with pytest.raises(FileNotFoundError) as error:
+        hash_files(tmp_path / "x")
+    assert (error.value.errno, error.value.filename) == (errno.ENOENT, str(tmp_path / "x"))
