@@ -114,7 +114,7 @@ def _is_code(name, leaf, leaves, scales):
     if leaf.dtype == bool or (tree.is_float(leaf) and leaf.dtype.itemsize > 1):
         return False
     start = _LAST.search(name).start()
-    beside = scales.get(name, set()) | scales.get(name[: start - 1] if start else "", set())
+    beside = scales.get(name, set()) | scales.get(name[: max(start - 1, 0)], set())
     # floats of 8 bits beside others of the same dtype were cast, all of them
     if leaf.dtype.itemsize == 1 and beside - {leaf.dtype}:
         return True
@@ -128,7 +128,8 @@ def _scales(leaves):
     found = {}
     for name, leaf in leaves.items():
         start = _LAST.search(name).start()
-        if start and (scale := re.search("scale|amax", name[start:])):
-            for place in (name[: start - 1], name[: start + scale.start()].rstrip("._:/")):
+        if scale := re.search("scale|amax", name[start:]):
+            # at the top there is no module
+            for place in {name[: max(start - 1, 0)], name[: start + scale.start()].rstrip("._:/")} - {""}:
                 found.setdefault(place, set()).add(leaf.dtype)
     return found

@@ -73,6 +73,8 @@ QUANTISED = {
     "fp8 of ComfyUI": {f"{MODULE}.weight": code(F8), f"{MODULE}.comfy_quant": code(np.uint8, (9,))},
     "fp8 with any scale in its module": {f"{MODULE}.weight": code(F8), f"{MODULE}.w_scale": code(np.float32, ())},
     "quantised by PyTorch": {f"{MODULE}._packed_params.dtype": code(np.uint8, ())},
+    "fp8 without modules": {"w": code(F8), "w_scale": code(np.float32, ())},
+    "whole numbers without modules": {"w": code(np.int8), "w_amax": code(np.float32, ())},
 }
 
 
@@ -123,6 +125,8 @@ PLAIN = {
         "attn.relative_position_index": code(np.int64),
     },
     "the temperature of CLIP": {"logit_scale": code(np.float32, ())},
+    "its temperature beside whole numbers": {"logit_scale": code(np.float32, ()), "labels": code(np.int8)},
+    "a scale for nothing": {"scale": code(np.float32, ()), "labels": code(np.int8)},
     "scales of layers": {"blocks.0.layer_scale": code(np.float32, (3,)), "norm.scale": code(np.float32, (3,))},
     "scales of norms beside whole numbers": {"norm.scale": code(np.float32, (3,)), "norm.steps": code(np.int64, ())},
     "scales without codes": {"scales": code(np.float32, (3,))},
