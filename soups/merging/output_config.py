@@ -84,11 +84,11 @@ def _parts(config, stack):
 
 
 def _named(config, role):
-    return [
-        value
-        for name, value in config.items()
-        if isinstance(value, dict) and any(word in role for word in name.lower().split("_"))
-    ]
+    return [value for name, value in config.items() if isinstance(value, dict) and _is_of(name, role)]
+
+
+def _is_of(name, role):
+    return any(word in role for word in name.lower().split("_"))
 
 
 def _count(part, stack, layers, before):
@@ -151,8 +151,8 @@ def _moves(name, value, part, origin):
         return True
     if name == "block_types" and isinstance(value, list) and value:  # RecurrentGemma's period
         return any((at - layer) % len(value) for at, (_, layer) in enumerate(origin))
-    if isinstance(value, dict):  # Kimi Linear counts from 1 there
-        return any(_lists_numbers(*pair) for pair in value.items())
+    if isinstance(value, dict) and not any(_is_of(name, role) for role in _ROLES):  # Kimi Linear counts from 1 there
+        return any(numbers and _lists_numbers(key, numbers) for key, numbers in value.items())
     if type(value) is not int or value < 1 or "layer_types" in part:
         return False
     if _FIRST.search(name):
