@@ -65,7 +65,7 @@ def train(way, training, start, data, members, batch_size):
     # half of the members are those of the second time, and one program makes either half
     size = max(1, len(members) // 2)
     data, known = prepared(training, start, data, dict(enumerate(members)), batch_size)
-    options = {"mode": way, "mesh": mesh, "members_per_program": size, "reached": lambda name, steps: None}
+    options = {"mode": way, "mesh": mesh, "members_per_program": size, "reached": lambda *told: None}
     results = in_programs(training, start, data, known, known, batch_size=batch_size, **options)
     yield from (result["params"] for _, result in results)
 
