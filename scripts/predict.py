@@ -24,10 +24,12 @@ from soups import tree
 from soups.data.images import EXTENSIONS, is_image, memory_held, read_image, text_names
 from soups.data.transforms import center_crop, compose, resize_shorter, to_channels
 from soups.files import replace_file
-from soups.models.architectures import ARCHITECTURES, architecture
+from soups.models.architectures import ARCHITECTURES
 from soups.models.import_weights import import_weights
+from soups.plugins import importable
 from soups.pool import Pool
 from soups.progress import progress
+from soups.studies.named import architecture_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,16 +78,21 @@ def _weights(options):
     if options.weights:
         if options.member or not options.arch:
             raise ValueError("--weights FILE needs --arch and no --member")
-        arch, where = architecture(options.arch), options.weights
-        params = import_weights(options.weights, options.arch)
+        arch, where = _architecture(options.arch), options.weights
+        params = import_weights(options.weights, arch)
     else:
         if not options.member:
             raise ValueError("--pool POOL needs --member NAME")
         pool, where = Pool(options.pool, must_exist=True), f"member {options.member}"
-        arch = architecture(options.arch or _known_arch(pool, options.member))
+        arch = _architecture(options.arch or _known_arch(pool, options.member))
         params = pool[options.member]
     tree.check_same_structure([arch.abstract(_num_classes(params, where)), params], [arch.name, where], dtypes=False)
     return params, arch
+
+
+def _architecture(name):
+    with importable("."):
+        return architecture_of(name)
 
 
 def _known_arch(pool, name):

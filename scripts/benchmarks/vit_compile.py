@@ -30,7 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from vit_throughput import CLASSES, PEAKS, forward_flops
 
-from soups.evaluate.evaluator import _forward, _unit_range
+from soups.evaluate.evaluator import _forward, _Network, unit_range
 from soups.models.architectures import architecture
 from soups.train import Classification, Lanes, Training, param_shardings
 from soups.train.published import DECAY_ALL, MODEL_SOUPS
@@ -107,8 +107,8 @@ def evaluation(arch, mesh, dtype):
     params = placed(arch.abstract(CLASSES), NamedSharding(mesh, P()))
     images = batch_of(arch, (EVALUATION_BATCH,), NamedSharding(mesh, P("data")))["image"]
     with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
-        fixed = {"apply_fn": apply_fn, "preprocess": _unit_range, "mesh": mesh, "gathered": None}
-        return _forward.lower(params, images, **fixed).compile()
+        fixed = {"network": _Network(apply_fn, unit_range, None, True), "mesh": mesh}
+        return _forward.lower(params, (images, None), **fixed, side_by_side=False, gathered=None).compile()
 
 
 def training(arch, mesh, sharded=False, remat=False):

@@ -15,7 +15,7 @@ import scipy  # its parts are imported when they are used
 
 from soups.evaluate import classification
 from soups.evaluate.classification import check_finite
-from soups.names import check_name
+from soups.names import check_name, did_you_mean
 from soups.recipes._scores import MODES, direction
 
 IGNORED = -100  # the target of a token that does not count, as in Hugging Face's data
@@ -205,6 +205,9 @@ def chosen_metrics(metrics: Sequence[str] | Mapping[str, Callable | Metric]) -> 
 
 def _metric(name, given):
     function, mode = given if isinstance(given, tuple) else (given, None)
+    if mode is None and name.rpartition("/")[2] not in MODES:
+        both = "Metric(function, 'max') or Metric(function, 'min')"
+        raise ValueError(f"is more or less of {name!r} better?{did_you_mean(name, MODES)} Give {both}")
     return Metric(function, direction(name, mode))
 
 

@@ -127,14 +127,21 @@ def architecture_of(reference: str) -> Architecture:
     """Return the architecture that `config.arch` names: one of the library's, or what a "module:function" returns.
 
     Raises:
-        ValueError: no such name or function, or it returns something else.
+        ValueError: no such name or function, or it returns something else, or an architecture whose network does not
+            take its images, gives no features [B, feature_dim], or has no fields `num_classes` and `dtype`.
     """
     if ":" not in reference:
         return architecture(reference)
-    made = called(reference, {}, "config.arch", {})
+    made, what = called(reference, {}, "config.arch", {}), f"config.arch {reference!r}"
     if not isinstance(made, Architecture):
-        what = f"config.arch {reference!r} must return a soups.models.architectures.Architecture"
-        raise ValueError(f"{what}, not a {type(made).__name__}")
+        of = "soups.models.architectures.Architecture"
+        raise ValueError(f"{what} must return a {of}, not a {type(made).__name__}")
+    images = jax.ShapeDtypeStruct((1, made.image_size, made.image_size, 3), jnp.float32)
+    with blamed(what, named(reference, {}, "config.arch")):
+        features = jax.eval_shape(made.apply_fn(None, dtype=jnp.float32), made.abstract(None), images)
+        made.abstract(2)
+    if features.shape != (1, made.feature_dim):
+        raise ValueError(f"{what}: feature_dim is {made.feature_dim}, but the features are {list(features.shape)}")
     return made
 
 

@@ -77,7 +77,7 @@ class Streamed(Scene):
             params, info = self.start, "start weights as they came"
             if self.config["probe"]["strengths"]:
                 params, info = self._probed(self.start), "linear probe on the start weights"
-            metadata = {"arch": self.arch.name, "config": {"info": info}, "start": self.config["start"]}
+            metadata = {"arch": self.config["arch"], "config": {"info": info}, "start": self.config["start"]}
             self.pool.add(FIRST, params, metadata, metrics=self._score(params))
         first, record = self.pool[FIRST], self.pool.record(FIRST)
         for pool in self.averages.values():
@@ -130,7 +130,7 @@ class Streamed(Scene):
             self.pool,
             names=names,
             base=self.pool.digest(FIRST),
-            metadata={"arch": self.arch.name},
+            metadata={"arch": config["arch"]},
             mesh=self.mesh,
             shardings=param_shardings(first, self.mesh) if config["shard"] else None,  # None: whole on every device
             save_every=config["save_every"],

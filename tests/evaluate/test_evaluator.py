@@ -551,7 +551,11 @@ def test_a_network_whose_output_does_not_fit_side_by_side(dataset, candidates):
         (([[1.0], [2.0]], np.zeros(2, int)), {}, r"it is of arrays \[N, ...\], but 1.0 is none: make arrays of lists"),
         ((np.zeros((3, 2)), [1.0, 2.0, 3.0]), {"metrics": ["mse"]}, "make arrays of lists by numpy.asarray"),
         ((np.zeros((3, 2)), np.zeros(3)), {"metrics": ["msee"]}, r"unknown metric 'msee' \(did you mean 'mse'\?\)"),
-        ((np.zeros((3, 2)), np.zeros(3)), {"metrics": {"cost": far_error}}, "is more or less of 'cost' better"),
+        (
+            (np.zeros((3, 2)), np.zeros(3)),
+            {"metrics": {"cost": far_error}},
+            r"'cost' better\? Give Metric\(function, 'max'\) or",
+        ),
         ((np.zeros((3, 2)), np.zeros(3)), {"metrics": "mse"}, "metrics are a list of names or a mapping"),
         ((np.zeros((3, 2)), np.zeros(3)), {"metrics": []}, "metrics are a list of names or a mapping"),
         ((np.zeros((3, 2)), np.zeros(3, int)), {"mesh": "both", "width": 2}, "not both"),

@@ -96,6 +96,17 @@ def test_a_file_of_weights_and_a_soup_of_named_architecture(cli, pool, images, p
     np.testing.assert_allclose(soup - file, np.tile(np.arange(20.0), (5, 1)), atol=1e-4)
 
 
+def test_an_architecture_of_ones_own_is_found_in_this_folder(cli, images, params, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_architecture.py").write_text(
+        f"from soups.models.architectures import architecture\ndef mine():\n    return architecture({ARCH!r})\n"
+    )
+    pool = Pool(tmp_path / "own")
+    pool.add("member", params, {"arch": "own_architecture:mine"})
+    assert cli("--pool", pool.path, "--member", "member", "--images", images, "--out", tmp_path / "own.npz")[0] == 0
+    assert np.load(tmp_path / "own.npz")["logits"].shape == (5, 20)
+
+
 def test_corrupt_images_are_named_and_left_out(cli, pool, images, tmp_path):
     (images / "a" / "z.JPEG").write_bytes((images / "a" / "z.JPEG").read_bytes()[:300])
     out = tmp_path / "logits.npz"

@@ -82,8 +82,23 @@ def train_broken(num_classes):
     one = functions(num_classes, (6, 6, 1))
     return Network(init=one.init, apply=one.apply, train_apply=lambda params, x, key: (x, params))
 
-def tiny():
-    return Architecture("tiny", "timm", 6, (0.5,) * 3, (0.5,) * 3, 4, Net(None))
+class Features(nn.Module):
+    num_classes: int | None
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4)(x.reshape(len(x), -1))
+        return x if self.num_classes is None else nn.Dense(self.num_classes, name="head")(x)
+
+def tiny(width=4, network=Features(None)):
+    return Architecture("tiny", "timm", 6, (0.5,) * 3, (0.5,) * 3, width, network)
+
+def wide():
+    return tiny(5)
+
+def without_fields():
+    return tiny(network=Net(None))
 
 def empty():
     return {}
@@ -186,6 +201,8 @@ def test_an_architecture_is_one_of_the_library_or_what_a_function_returns():
         "own_room:nothing": "there is no function 'nothing' in .*own_room.py",
         "own_room:Net": "num_classes is missing",
         "own_room:empty": "must return a soups.models.architectures.Architecture, not a dict",
+        "own_room:wide": r"config.arch 'own_room:wide': feature_dim is 5, but the features are \[1, 4\]",
+        "own_room:without_fields": "config.arch 'own_room:without_fields' failed: .*dtype",
     }.items():
         with pytest.raises(ValueError, match=message):
             architecture_of(reference)
