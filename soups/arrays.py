@@ -20,7 +20,7 @@ def mix(leaves, weights):
 def mean_of(leaves):
     """Average arrays of one float dtype; exactly the first where all are equal.
 
-    On the host an overflow of the sum is found by the caller, who has wider floats.
+    Where the sum overflows, devices take the sum of the shares, and on the host the caller has wider floats.
     """
     number, total = scalar(len(leaves), leaves[0]), _sum_in_halves(leaves)
     if len(leaves) & (len(leaves) - 1) == 0:  # equal ones were only doubled

@@ -97,8 +97,6 @@ def _task_vectors(name, sparsifier, *, elect, normalize, rescale, **own):
     defaults |= {"lambda_": 1.0, "seed": 0, "int8_mask": False}
 
     def recipe(inputs, *, weight, density, normalize, rescale, lambda_, seed, int8_mask, **of_member) -> Recipe:
-        """Return the recipe of the task vectors with these settings."""
-
         def sparse(share, *more):
             if share >= 1 or not sparsifier:
                 return KEEP_ALL

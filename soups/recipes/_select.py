@@ -45,7 +45,7 @@ def _by_histograms(arrays, k):
     for shift in range(bits - 16, -1, -16):
         counts = np.zeros(2**16, np.int64)
         for array in arrays():
-            patterns = np.abs(array.reshape(-1)).view(_integer(dtype))
+            patterns = np.abs(array.reshape(-1)).astype(dtype, copy=False).view(_integer(dtype))
             if shift < bits - 16:
                 patterns = patterns[patterns >> (shift + 16) == prefix]
             counts += np.bincount((patterns >> shift) & 0xFFFF, minlength=2**16)

@@ -26,6 +26,8 @@ def linear(inputs: Inputs, *, weights=1.0, normalize: bool = True) -> Recipe:
     """Average members with weights: the uniform soup where all are 1.
 
     θ = Σ_i w_i θ_i, divided by Σ_i w_i, which must not be zero, with `normalize`.
+
+    Wortsman et al., "Model soups", 2022, arXiv 2203.05482.
     """
     shares = arguments.shares(weights) if normalize else weights
     return Recipe(lambda part, _: arrays.mix(part.leaves, shares), propagates=True)

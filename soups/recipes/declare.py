@@ -30,10 +30,10 @@ MANY = 10**6  # members
 METHODS: dict[str, Method] = {}  # as published, by name
 ELSEWHERE: dict[str, str] = {}  # functions that no recipe file can call: what they need, the end of a sentence
 _PAPER = re.compile(r'([^"]+), "[^"]+",\s(\d{4})(?:,\sarXiv\s(\d{4}\.\d{5}))?')
-_RAISES = """Raises:
-    ValueError: no members, trees of different structures, NaN or infinity, integer leaves that differ, not one value
-        for each member, a setting of another kind or outside its range."""
-_GONE = {("fisher", "favor"): "floor takes one number for each member, above 0 for a favoured one alone"}
+_RAISES = """    ValueError: no members, trees of different structures, NaN or infinity, integer leaves that differ,
+        not one value for each member, a setting of another kind or outside its range."""
+# what does the same as a setting that is gone
+GONE = {("fisher", "favor"): "floor takes one number for each member, above 0 for a favoured one alone"}
 _BASES = ("none", "optional", "required", "first")
 _IN_FILES = {"weights": "weight", "fishers": "fisher", "masks": "mask"}
 _IN_FILES |= {"fisher_base": "base_fisher", "fisher_member": "fisher"}
@@ -111,7 +111,7 @@ class Method:
         known = self.signature.parameters
         for name in named:
             if name not in known:
-                said = _GONE.get((self.name, name)) or f"there are: {', '.join(known)}"
+                said = GONE.get((self.name, name)) or f"there are: {', '.join(known)}"
                 return f"unknown argument {name!r}{did_you_mean(name, known)}; {said}"
         if "base" not in named and known.get("base", None) is not None and known["base"].default is REQUIRED:
             return "a base is needed, base=: the weights that the members were fine-tuned from"
@@ -254,8 +254,11 @@ def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
 def _with_errors(function):
     """Return a docstring in which also stands what all methods refuse."""
     paragraphs = (inspect.getdoc(function) or "").split("\n\n")
-    if not any(paragraph.startswith("Raises:") for paragraph in paragraphs):
-        paragraphs.insert(len(paragraphs) - bool(_PAPER.match(paragraphs[-1])), _RAISES)
+    own = [index for index, paragraph in enumerate(paragraphs) if paragraph.startswith("Raises:")]
+    if not own:
+        own = [len(paragraphs) - bool(_PAPER.match(paragraphs[-1]))]
+        paragraphs.insert(own[0], "Raises:")
+    paragraphs[own[0]] += f"\n{_RAISES}"
     return "\n\n".join(paragraphs)
 
 

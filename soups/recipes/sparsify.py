@@ -26,10 +26,10 @@ class Sparsifier:
     apply: Callable[[engine.Part, int, Any], Any]
     #: from the parts of one scope and the member's index to anything; None where nothing need be known
     measure: Callable[[engine.Parts, int], Any] | None = None
+    unit: str = "element"  #: what a part must hold whole: an "element" or a "row"
     #: from a part, the index and what was measured to |τ|_1 and |m ⊙ τ|_1 of the part, with m the mask of what is kept:
     #: `apply` then gets what was measured and the ratio of both over all parts
     norms: Callable[[engine.Part, int, Any], Any] | None = None
-    unit: str = "element"  #: what a part must hold whole: an "element" or a "row"
 
 
 def measured(sparsifiers: Sequence[Sparsifier], parts: engine.Parts) -> list:
@@ -133,9 +133,9 @@ def magprune(density: float, epsilon: float, *, seed: int = 0, rescale: str | No
 
     def mask(part, index, vector, _):
         name, alone = f"magprune/{index}", vector.shape[-1:] in ((), (1,)) or not vector.size
-        bounds = [density] * 2 if alone else [density - epsilon, density + epsilon]
+        bounds = [density] * 2 if alone else [density - abs(epsilon), density + abs(epsilon)]
         sure, possible = _random.below(bounds, seed, name, part, vector.shape)
-        return sure if alone else _or_larger(part, vector, sure, possible, seed, f"{name}/other")
+        return sure if alone else _or_larger(part, vector, sure, possible, seed, f"{name}/other", epsilon >= 0)
 
     def apply(part, index, _):
         vector = part.vector(index)
@@ -177,7 +177,7 @@ def _sparsifier(mask, find=None, *, factor=1.0, norm=False, unit="element"):
         kept = remembered(part, vector) if norm else mask(part, index, vector, seen)
         return vector if kept is None else scaled(masked(vector, kept), ratio)
 
-    return Sparsifier(apply, measure if find or norm else None, norms if norm else None, unit)
+    return Sparsifier(apply, measure if find or norm else None, unit, norms if norm else None)
 
 
 def _check_random(seed, rescale):
@@ -193,8 +193,8 @@ def masked(vector, mask):
     return vector * mask  # many times faster than numpy.where
 
 
-def _or_larger(part, vector, sure, possible, seed, name):
-    """Add to a mask what is possible and larger than another element of its row, each with one drawn for it alone.
+def _or_larger(part, vector, sure, possible, seed, name, larger):
+    """Add to a mask what is possible and larger (or smaller) than another of its row, each with one drawn for it alone.
 
     That one is smaller with the probability (rank - 1) / (n - 1): nothing need be sorted.
     """
@@ -208,11 +208,11 @@ def _or_larger(part, vector, sure, possible, seed, name):
     if xp is np:
         columns -= size * around
         own, other = magnitude.reshape(-1)[places], magnitude.reshape(-1)[rows + columns]
-        sure.reshape(-1)[places] = (own > other) | ((own == other) & around)
+        sure.reshape(-1)[places] = ((own > other) | ((own == other) & around)) == larger
         return sure
     columns, around = (columns % whole(size)).reshape(vector.shape), around.reshape(vector.shape)
     other = jnp.take_along_axis(magnitude, columns, -1)
-    return sure | (possible & ((magnitude > other) | ((magnitude == other) & around)))
+    return sure | (possible & (((magnitude > other) | ((magnitude == other) & around)) == larger))
 
 
 def _rank_probability(xp, vector, density, epsilon):

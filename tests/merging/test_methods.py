@@ -7,6 +7,7 @@ import pytest
 
 from soups import merging
 from soups.engine import Part
+from soups.merging.methods import methods_of
 from soups.recipes import _random
 
 WEIGHTS = {"a": 1.0, "b": -0.5, "c": 0.75}
@@ -391,3 +392,8 @@ def test_multislerp_takes_two_whose_directions_cancel_for_a_line(small, tmp_path
 def test_int8_mask_is_known_to_have_no_effect():
     taking = [method for method in merging.methods_of("mergekit").values() if "int8_mask" in method.of_merge]
     assert len(taking) == 9 and all(method.idle.keys() == {"int8_mask"} for method in taking)
+
+
+def test_summaries_say_what_a_method_does_not_what_a_function_returns():
+    for vocabulary in ("published", "mergekit"):
+        assert not [n for n, found in methods_of(vocabulary).items() if found.summary.startswith("return")]

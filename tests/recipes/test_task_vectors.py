@@ -149,17 +149,19 @@ def test_norm_rescaling_restores_the_l1_norm_of_each_leaf():
         np.testing.assert_allclose(sparse["a"]["kernel"], whole["a"]["kernel"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("rescale", ["probability", "norm", None])
-def test_magprune_keeps_by_rank_in_each_row(rescale):
+@pytest.mark.parametrize(
+    ("rescale", "epsilon"), [("probability", 0.3), ("norm", 0.3), (None, 0.3), (None, -0.3), ("probability", -0.3)]
+)
+def test_magprune_keeps_by_rank_in_each_row(rescale, epsilon):
     rows = RNG.permuted(np.tile(np.arange(1, 11, dtype=np.float32), (20_000, 1)), axis=1)
     rows[:, :2] = 5.5  # two that tie rank in their order
     vector = rows * RNG.choice(np.float32([-1, 1]), rows.shape)
     members, base = [{"w": vector}], {"w": np.zeros_like(vector)}
-    sparsifier = magprune(0.6, 0.3, rescale=rescale)
+    sparsifier = magprune(0.6, epsilon, rescale=rescale)
     sparse = soups.combine_task_vectors(members, base=base, sparsify=sparsifier)["w"]
     ranks = np.argsort(np.argsort(rows, axis=1, kind="stable"), axis=1)
     kept = np.stack([(sparse != 0)[ranks == rank] for rank in range(10)])
-    probability = 0.3 + 0.6 * np.arange(10) / 9
+    probability = 0.6 - epsilon + 2 * epsilon * np.arange(10) / 9
     deviation = np.sqrt(probability * (1 - probability) / 20_000)
     assert np.all(np.abs(kept.mean(1) - probability) < 4 * deviation)
     correlations = np.corrcoef((sparse != 0).T - probability[ranks].T)[np.triu_indices(10, 1)]
@@ -174,7 +176,7 @@ def test_magprune_keeps_by_rank_in_each_row(rescale):
 @pytest.mark.parametrize("shape", [(40, 30), (200,), (5, 1), (2, 3, 2), (), (0, 4), (4, 0)])
 def test_magprune_keeps_the_same_on_devices(shape):
     vector = np.round(np.asarray(RNG.normal(size=shape), np.float32), 1)  # with ties
-    for sparsifier in (magprune(0.6, 0.3, rescale=None), magprune(0.6, 0.4)):
+    for sparsifier in (magprune(0.6, 0.3, rescale=None), magprune(0.6, -0.3, rescale=None), magprune(0.6, 0.4)):
         for start in (0, 2**32 + 1200):
             here = sparsifier.apply(Part("w", [vector], np.zeros_like(vector), start), 0, None)
             there = jax.jit(
@@ -212,6 +214,14 @@ def test_kth_magnitude(k):
     assert kth_magnitudes(lambda: AWKWARD, 90, [k]) == [expected]
     (found,) = kth_magnitudes(lambda: map(jnp.asarray, AWKWARD), 90, [k])
     assert found == expected or abs(expected) < 1e-37  # XLA takes subnormal numbers for zero
+
+
+@pytest.mark.parametrize("gathered", [10**6, 100])
+def test_kth_magnitude_of_two_dtypes(gathered, monkeypatch):
+    monkeypatch.setattr(_select, "GATHERED", gathered)
+    values = RNG.normal(size=2001).astype(np.float32)
+    arrays = [values[:1000], values[1000:].astype(np.float64)]
+    assert kth_magnitudes(lambda: arrays, values.size, [7]) == [np.sort(np.abs(values))[6]]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.2, 0.9, 1.0])
