@@ -17,12 +17,9 @@ after it was stopped: what is there from the same file is left as it is.
 """
 
 import json
-import math
-
-import numpy as np
 
 from soups.cli.options import Parser, path_argument
-from soups.cli.show import say, table
+from soups.cli.show import say, size_of, table
 from soups.formats.tensors import CheckpointError, nested
 from soups.formats.text import parse_json
 from soups.merging.lora import open_with_lora
@@ -100,12 +97,6 @@ def remove(options, run) -> int:
         pool.remove(name)
         say(f"removed {name}")
     return 0
-
-
-def size_of(record) -> tuple[int, int]:
-    """Count the parameters and the bytes of a member."""
-    numbers = [(math.prod(leaf["shape"]), np.dtype(leaf["dtype"]).itemsize) for leaf in record["leaves"].values()]
-    return sum(count for count, _ in numbers), sum(count * itemsize for count, itemsize in numbers)
 
 
 def _parser(prog):

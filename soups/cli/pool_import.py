@@ -7,8 +7,7 @@ import time
 import jax
 
 from soups import tree
-from soups.cli.pool import size_of
-from soups.cli.show import say
+from soups.cli.show import say, size_of
 from soups.formats.mapping import hash_files
 from soups.formats.text import read_json
 from soups.models.import_weights import imported_members

@@ -1,12 +1,15 @@
 """Show text, tables, sizes and progress on any terminal or pipe; what comes from files is never printed raw."""
 
 import contextlib
+import math
 import re
 import shutil
 import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 SUFFIXES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
@@ -73,6 +76,12 @@ def amount(number: float) -> str:
     """Return a number of bytes in three digits."""
     unit = next((unit for unit in reversed(SUFFIXES) if number >= SUFFIXES[unit]), "B")
     return f"{number / SUFFIXES[unit]:.3g} {unit}"
+
+
+def size_of(record) -> tuple[int, int]:
+    """Count the parameters and the bytes of a member."""
+    numbers = [(math.prod(leaf["shape"]), np.dtype(leaf["dtype"]).itemsize) for leaf in record["leaves"].values()]
+    return sum(count for count, _ in numbers), sum(count * itemsize for count, itemsize in numbers)
 
 
 def parse_size(text: str) -> int:
