@@ -205,12 +205,14 @@ def _limits_of_counts(axes, results, rows, split, enlarged):
     ends = np.concatenate([mean - deviation, mean + deviation])
     if not np.isfinite(mean).any():
         return
+    sign = files.metric_of(results).sign
     if enlarged:
-        ends = ends[ends >= np.nanmedian(mean)]
+        ends = ends[sign * ends >= np.nanmedian(sign * mean)]
     low, high = style.robust_limits(ends, whisker=20 if enlarged else 6)
     axes.set_ylim(low, high)
-    if not enlarged and (lowest := float(np.nanmin(mean))) < low:
-        style.note(axes, f"the lowest point, {lowest:.4g}, lies below the axis")
+    worst = sign * float(np.nanmin(sign * mean))
+    if not enlarged and not low <= worst <= high:
+        style.note(axes, f"the worst point, {worst:.4g}, lies off the axis")
 
 
 def _label_ends(figure, grid, splits, rows, results):
@@ -266,7 +268,8 @@ def _test_against_shifts(axes, results, rows, splits, best):
     axes.set_ylim(*style.robust_limits(shift, keep=[shift[best]], whisker=3, margin=0.14))
     far = [i for i in range(len(test)) if not style.inside(axes, test[i], shift[i])]
     if far:
-        texts = [f"α = {rows[i].of['alpha']:g} at {test[i]:.1f}, {shift[i]:.1f}" for i in far[:2]]
+        digits = files.metric_of(results).drawn_digits
+        texts = [f"α = {rows[i].of['alpha']:g} at {test[i]:.{digits}f}, {shift[i]:.{digits}f}" for i in far[:2]]
         style.note(axes, "\n".join(["off the axes:", *texts, *(["…"] if len(far) > 2 else [])]))
 
 

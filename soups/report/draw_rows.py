@@ -45,10 +45,10 @@ def overview(results: Mapping):
     seeds="Markers and whiskers: mean and one standard deviation over {} seeds; the members are those of the first.",
 )
 def scatter(results: Mapping):
-    """Farther right is better on the test set, farther up is better on the shifted test sets. Dots are single members,
-    darker for a higher learning rate; the star is the best of them on held-out data. Small blue dots are greedy soups
-    in random orders, the green line is WiSE-FT from the weights that fine-tuning started from; hollow markers, if any,
-    were published. What lies far off is named below.
+    """The test set from left to right, the shifted test sets upwards. Dots are single members, darker for a higher
+    learning rate; the star is the best of them on held-out data. Small blue dots are greedy soups in random orders, the
+    green line is WiSE-FT from the weights that fine-tuning started from; hollow markers, if any, were published. What
+    lies far off is named below.
     """
     splits = files.summary_splits(results)
     rows = [row for row in rows_table(results) if not row.of and row.metrics]
@@ -72,7 +72,7 @@ def scatter(results: Mapping):
     for row in inside:
         _marker(axes, row, points[id(row)], whiskers[id(row)])
     _draw_published(axes, rows_table(results) + rows_table(results, "member"), x, y, scale)
-    _name_those_outside(figure, axes, [row for row in named if row not in inside], points, places)
+    _name_those_outside(figure, axes, results, [row for row in named if row not in inside], points, places)
     style.freeze_layout(figure)
     _name(axes, inside, points, [*places.values(), *path])
     return figure
@@ -101,7 +101,7 @@ def by_split(results: Mapping):
     axes.set_yticks(range(len(rows)), [style.clipped(row.name) for row in rows], fontsize=8)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    digits, size = 1 if scale > 1 else 3, 7 if len(splits) <= 10 else 6
+    digits, size = files.metric_of(results).drawn_digits, 7 if len(splits) <= 10 else 6
     style.annotate(axes, values, image, lambda number: format_number(number, digits=digits, sign="+"), size)
     return figure
 
@@ -109,7 +109,7 @@ def by_split(results: Mapping):
 @figure("Hyper-parameters of the members", seeds=ALL)
 def hyper_parameters(results: Mapping):
     """Test results of every member against each hyper-parameter that varies. A blue ring: the greedy soup took it. A
-    red cross at the bottom: it diverged or lies below the axis.
+    red cross at the edge: it diverged or lies beyond the axis.
     """
     members = _members(results)
     names = [name for name in _varying(members) if name != "seed"]
@@ -119,11 +119,12 @@ def hyper_parameters(results: Mapping):
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     figure, grid = style.panels(rows, columns, height=0.5 + 2.25 * rows, sharey=True)
-    low, high = style.robust_limits(finite, keep=[max(finite)])
+    sign = files.metric_of(results).sign
+    limits = style.robust_limits(finite, keep=[max(finite, key=lambda test: sign * test)])
     for axes, name in zip(grid.flat, names, strict=False):
-        _strip(axes, members, name, low, results)
+        _strip(axes, members, name, limits, results)
         axes.set_title(style.words(name), fontsize=9)
-        axes.set_ylim(low, high)
+        axes.set_ylim(limits)
         style.metric_axes(files.metric_of(results), axes.yaxis)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
@@ -133,7 +134,12 @@ def hyper_parameters(results: Mapping):
 
 
 def _axis(results, split):
-    return f"{files.title_of(results, split)} {files.metric_of(results).title}"
+    metric = files.metric_of(results)
+    return f"{files.title_of(results, split)} {metric.title}{_direction(metric)}"
+
+
+def _direction(metric):
+    return "; lower is better" if metric.better == "lower" else ""
 
 
 def _panels(results) -> list[tuple[str, str, list[Row]]]:
@@ -181,12 +187,12 @@ def _forest(axes, results, split, rows, names):
             axes.scatter(scale * one.mean, place, s=size, color=color, marker=marker, zorder=4, linewidth=0)
         elif math.isfinite(one.mean):
             left = scale * one.mean < low
-            text = format_number(one.mean, scale, 1 if scale > 1 else 3, "+" if gains else "")
+            text = format_number(one.mean, scale, files.metric_of(results).drawn_digits, "+" if gains else "")
             axes.text(low if left else high, place, f" ◂ {text}" if left else f"{text} ▸ ", color=color, fontsize=7,
                       ha="left" if left else "right", va="center")  # fmt: skip
     metric = files.metric_of(results, metric)
     gain = f"{'points' if scale > 1 else metric.title} over {style.clipped(results['reference'], 30)}"
-    axes.set_xlabel((gain if gains else metric.title) + ("; lower is better" if metric.better == "lower" else ""))
+    axes.set_xlabel((gain if gains else metric.title) + _direction(metric))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="y", linewidth=0.4)
 
@@ -250,8 +256,10 @@ def _draw_published(axes, rows, x, y, scale):
             axes.scatter(*point, s=110, marker=marker, facecolor="none", edgecolor=style.QUIET, linewidth=0.9, zorder=2)
 
 
-def _name_those_outside(figure, axes, outside, points, members):
-    texts = [f"{row.name} {points[id(row)][0]:.1f}, {points[id(row)][1]:.1f}" for row in outside]
+def _name_those_outside(figure, axes, results, outside, points, members):
+    digits = files.metric_of(results).drawn_digits
+    places = {id(row): ", ".join(f"{value:.{digits}f}" for value in points[id(row)]) for row in outside}
+    texts = [f"{row.name} {places[id(row)]}" for row in outside]
     if number := sum(not style.inside(axes, *place) for place in members.values()):
         texts.append(f"{number} of {len(members)} members")
     if texts:
@@ -293,20 +301,22 @@ def _varying(members):
     return [key for key, found in values.items() if len(found) > 1]
 
 
-def _strip(axes, members, name, floor, results):
-    """Draw one panel: dots, rings around the greedy soup's ingredients, crosses at the floor for what lies below."""
+def _strip(axes, members, name, limits, results):
+    """Draw one panel: dots, rings around the greedy soup's ingredients, crosses at the worse end for what is beyond."""
     members = [member for member in members if _is_shown(member[2].get(name))]
     x = _positions(axes, [config[name] for _, _, config, _ in members])
     y = np.array([test for *_, test in members])
     greedy = row_named(rows_table(results), "greedy soup")
     taken = dict(zip(greedy.seeds, greedy.ingredients, strict=True)) if greedy else {}
     chosen = np.array([member in taken.get(seed, ()) for seed, member, _, _ in members])
-    shown = y >= floor
+    rising = files.metric_of(results).sign > 0
+    shown = y >= limits[0] if rising else y <= limits[1]
     axes.scatter(x[shown], y[shown], s=16, color="#8a96a3", alpha=0.75, linewidth=0, zorder=3)
     ring = shown & chosen
     axes.scatter(x[ring], y[ring], s=34, facecolor="none", edgecolor=style.KINDS["soup"][0], linewidth=1.2, zorder=4)
+    edge = np.full((~shown).sum(), 0.03 if rising else 0.97)
     look = {"s": 18, "marker": "x", "color": style.ALARM, "linewidth": 1, "zorder": 4, "clip_on": False}
-    axes.scatter(x[~shown], np.full((~shown).sum(), 0.03), transform=axes.get_xaxis_transform(), **look)
+    axes.scatter(x[~shown], edge, transform=axes.get_xaxis_transform(), **look)
 
 
 def _natural(value):

@@ -36,6 +36,7 @@ from soups.names import few, refuse
 from soups.recipes._scores import MODES
 
 SCHEMA = "soups.results/2"
+BEYOND = 1e30  # what is not smaller no axis can show
 GROUPS = ("main", "member", "curve")
 ROLES = ("test", "shift", "held_out", "train")
 
@@ -63,6 +64,11 @@ class Metric(NamedTuple):
     def digits(self) -> int:
         """Return how many decimals are shown."""
         return 2 if self.percent else 3
+
+    @property
+    def drawn_digits(self) -> int:
+        """Return how many decimals figures show."""
+        return 1 if self.percent else 3
 
 
 _TITLES = {"nll": "NLL", "brier": "Brier", "ece": "ECE", "ece_equal_width": "ECE equal width", "mse": "MSE"}
@@ -264,9 +270,9 @@ _NAMES |= {type(None): "null", object: "anything"}
 
 
 def _is_of(found, kind):
-    if kind in (int, float):  # beyond 1e30 lies what no axis can show
+    if kind in (int, float):
         number = isinstance(found, int if kind is int else int | float) and not isinstance(found, bool)
-        return number and math.isfinite(found) and abs(found) < 1e30
+        return number and math.isfinite(found) and abs(found) < BEYOND
     return isinstance(found, kind)
 
 

@@ -371,8 +371,6 @@ def _head(results, split, metric):
     plain = metric is files.METRICS["accuracy"] or metric.title == "accuracy"
     return f"{files.title_of(results, split)}{'' if plain else f' {metric.title}'}{' %' if metric.percent else ''}"
 
-    return f"{files.title_of(results, split)}{'' if plain else f' {metric.title}'}{' %' if metric.percent else ''}"
-
 
 def _note(results, rows, others, costs):
     parts = []

@@ -22,7 +22,8 @@ from soups.studies.kitchen import Kitchen
 from soups.studies.measuring import Row
 from soups.studies.study import Workdir, held
 
-#: what is cooked unless something else is asked for; "wise_ft" where there is a base, "learned" where there is a loss
+#: what is cooked unless something else is asked for; "wise_ft" where there is a base, "learned" where there is a loss,
+#: "ensemble" where outputs are floats
 RECIPES = ("uniform", "greedy", "learned", "wise_ft", "ensemble")
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 48, 64)  # of members, whose soups are compared
 
@@ -112,14 +113,14 @@ def cook(
         loss=loss,
         reestimate=reestimate,
     )
-    wanted = _wanted(recipes, base, list(members), kitchen.classes or loss is not None)
-    kitchen.check(_one_of(members))
+    floats = kitchen.check(_one_of(members))
+    wanted = _wanted(recipes, base, list(members), _lacking(kitchen, base, floats))
     with held(directory):
         if (usable := len(kitchen.names)) < 2:
             raise ValueError(f"soups need two members of finite numbers and outputs; {usable} of {len(members)} are")
         config = {"name": directory.name, "recipes": list(wanted), "batch_size": batch_size, "seed": seed}
         place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
-        results = place.head(config) | _results(kitchen, base, wanted)
+        results = place.head(config) | _results(kitchen, base, wanted, floats)
         on_first_process(lambda: place.finish(results, "soups"))
     return results
 
@@ -149,10 +150,17 @@ def _one_of(members) -> tree.Tree:
 _OWN = ("uniform", "greedy", "learned", "learned_per_leaf", "wise_ft", "ensemble")
 
 
-def _wanted(given, base, members, learnable) -> dict[str, Any]:
+def _lacking(kitchen, base, floats) -> dict[str, str]:
+    """Return what recipes of our own need that is not there."""
+    found = {} if base is not None else {"wise_ft": "a base"}
+    if not kitchen.classes and kitchen.loss is None:
+        loss = "loss=, a function (outputs, targets), for other metrics"
+        found |= {"learned": loss, "learned_per_leaf": loss}
+    return found if floats else found | {"ensemble": "outputs that are floats, of which it takes the mean"}
+
+
+def _wanted(given, base, members, lacking) -> dict[str, Any]:
     """Return what is cooked by title: the name of one of our own, a method with its settings, or a function."""
-    lacking = {"wise_ft"} if base is None else set()
-    lacking |= set() if learnable else {"learned", "learned_per_leaf"}
     if given is None:
         given = [name for name in RECIPES if name not in lacking]
     if isinstance(given, str) or callable(given) or _is_pair(given):
@@ -162,8 +170,7 @@ def _wanted(given, base, members, learnable) -> dict[str, Any]:
     for title, one in titled:
         found = one if callable(one) or one in _OWN else _method(one, base, members, problems)
         if isinstance(one, str) and one in lacking:
-            needed = "a base" if one == "wise_ft" else "loss=, a function (outputs, targets), for other metrics"
-            problems.append(f"{one} needs {needed}")
+            problems.append(f"{one} needs {lacking[one]}")
         if title in wanted or (isinstance(found, str) and found in wanted.values()):
             problems.append(f"{title!r} is asked for twice; methods with other settings need other titles")
         wanted[str(title)] = found
@@ -230,7 +237,7 @@ def _check_names(shifts):
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
-def _results(kitchen, base, wanted) -> dict[str, Any]:
+def _results(kitchen, base, wanted, floats) -> dict[str, Any]:
     singles = kitchen.single_rows()
     rows, histories, seed = [], {}, str(kitchen.seed)
     if base is not None:
@@ -241,13 +248,13 @@ def _results(kitchen, base, wanted) -> dict[str, Any]:
         histories |= {"greedy ensemble" if one == "ensemble" else made[0]["name"]: history} if history else {}
     simple = [f"{one} soup" for one in ("uniform", "greedy") if one in wanted.values()]
     if len(simple) == 2:
-        rows += curves.number_of_models(kitchen, COUNTS)
+        rows += curves.number_of_models(kitchen, COUNTS, ensembles=floats)
     return {
         "seeds": [kitchen.seed],
         "splits": kitchen.described_splits,
         "rows": singles[:3] + rows + singles[3:],
         "members": {seed: kitchen.described_members},
-        "curves": curves.reliability_diagrams(kitchen, kitchen.shown(simple)) if kitchen.classes else [],
+        "curves": curves.reliability_diagrams(kitchen, kitchen.shown(simple)) if kitchen.classes and floats else [],
         **kitchen.described_metrics,
         "histories": {seed: histories},
     }

@@ -15,8 +15,8 @@ from soups.studies.kitchen import Kitchen
 from soups.studies.measuring import Row
 
 
-def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
-    """Return the rows of the first so many members, in the order in which the sweep made them."""
+def number_of_models(kitchen: Kitchen, counts: Sequence[int], *, ensembles: bool = True) -> list[Row]:
+    """Return the rows of the first so many members, in the order in which the sweep made them, or without ensembles."""
     names, rows = kitchen.names, []
     counts = [count for count in counts if count < len(names)] + [len(names)]
     kinds = {"ensemble": "ensemble", "best on held-out": "member"}
@@ -29,9 +29,10 @@ def number_of_models(kitchen: Kitchen, counts: Sequence[int]) -> list[Row]:
                 "greedy soup": kitchen.measure(
                     kitchen.settled(kitchen.greedy(f"greedy soup of {count}", first).params)
                 ),
-                "ensemble": kitchen.judge(kitchen.mixed(dict.fromkeys(first, 1.0 / count))),
-                "best on held-out": kitchen.measured[kitchen.best({name: scores[name] for name in first})],
             }
+            if ensembles:
+                made["ensemble"] = kitchen.judge(kitchen.mixed(dict.fromkeys(first, 1.0 / count)))
+            made["best on held-out"] = kitchen.measured[kitchen.best({name: scores[name] for name in first})]
             for title, found in made.items():
                 place = {"group": "curve", "of": {"models": count}}
                 rows.append(kitchen.row(title, kinds.get(title, "soup"), found, {}, **place))

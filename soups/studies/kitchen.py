@@ -49,6 +49,15 @@ class Kitchen(Measuring):
         pool.sweep_orphans()
         return pool
 
+    def check(self, params: tree.Tree) -> bool:
+        """See, as `Measuring.check`, that the network can be measured, and that a loss fits it."""
+        floats = super().check(params)
+        if self.loss is not None:
+            loss, some = mixture_loss(self.apply_fn, self.preprocess, self.loss), rows_of(self.held_out, slice(2))
+            with blamed("loss", self.loss):
+                arguments.check_loss(jax.eval_shape(loss, params, some, 1.0))
+        return floats
+
     # --- Soups --------------------------------------------------------------------------------------------------------
 
     def soup(
@@ -81,7 +90,9 @@ class Kitchen(Measuring):
         """Return averaged weights with BatchNorm statistics of their own, or as they are: then that is said, once."""
         if self.reestimate is not None:
             with blamed("reestimate", self.reestimate):
-                return self.reestimate(averaged)
+                found = self.reestimate(averaged)
+                _check_alike(averaged, found, "what it was given")
+                return found
         if isinstance(averaged, Mapping) and "batch_stats" in averaged and not self._said:
             self._said.append(True)
             say(
@@ -213,8 +224,7 @@ class Kitchen(Measuring):
                 params = made.params if isinstance(made, soups.Soup) else made
                 if not jax.tree.leaves(params):
                     raise ValueError(f"it must return weights or a soups.Soup, not a {type(made).__name__}")
-                pair = [tree.flatten(one) for one in (self.members[self.names[0]], params)]
-                tree.check_same_structure(pair, ["the members", "its weights"], dtypes=False)
+                _check_alike(self.members[self.names[0]], params, "the members")
             params = params if self.reestimate is None else self.settled(params)
             return self.soup_row(title, params, dict.fromkeys(self.names, 1 / len(self.names)))
         method, settings = recipe
@@ -290,13 +300,19 @@ class Kitchen(Measuring):
     @property
     def _selecting(self):
         found = {"held_out": self.data_digests["held_out"], "network": self.network_digest, **self._statistics}
+        if self.metrics is None:
+            return found
         # a metric of the user's own has no digest, but what it finds tells it from another
-        return found if self.metrics is None else found | {"metric": self.metric, "scores": self.scores}
+        return found | {"metric": self.metric, "mode": self.main.mode, "scores": self.scores}
 
     @functools.cached_property
     def _statistics(self):
         # nor has a function that measures statistics
         return {} if self.reestimate is None else {"batch_stats": digest(self.settled(self.members[self.names[0]]))}
+
+
+def _check_alike(wanted, made, called):
+    tree.check_same_structure([tree.flatten(one) for one in (wanted, made)], [called, "its weights"], dtypes=False)
 
 
 def slug(title: str) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xxhash
 
-from soups import tree
+from soups import arguments, tree
 from soups.evaluate import METRICS, Evaluator, LogitCache, Metric
 from soups.evaluate.classification import NAMES
 from soups.evaluate.evaluator import unit_range
@@ -20,7 +21,7 @@ from soups.evaluate.measures import CLASS_METRICS, chosen_metrics
 from soups.plugins import blamed
 from soups.pool import Pool, digest
 from soups.progress import progress, say
-from soups.recipes._scores import NotFiniteError
+from soups.report.results import BEYOND
 from soups.studies.examples import digest_of, number_of, rows_of
 from soups.train.sharding import place
 
@@ -158,8 +159,11 @@ class Measuring:
         """Say whether rows count the examples that they have right: the main metric is the accuracy."""
         return self.main == METRICS["accuracy"]
 
-    def check(self, params: tree.Tree) -> None:
+    def check(self, params: tree.Tree) -> bool:
         """See, without running it, that the network on weights of this structure can be measured on each split.
+
+        Returns:
+            Whether outputs are floats, of which an ensemble is the mean.
 
         Raises:
             ValueError: inputs and targets that do not fit; a network that fails, or gives no logits; metrics that do
@@ -168,27 +172,33 @@ class Measuring:
         if not callable(self.apply_fn):
             found = type(self.apply_fn).__name__
             raise ValueError(f"apply_fn must be a function (params, inputs) -> logits, not a {found}")
+        classes, floats = self.classes, True
         for name in self.evaluators:
             one = rows_of(self.splits[name], slice(1))["image"]
             with blamed(f"apply_fn on an input of {name}", self.apply_fn):
                 logits = jax.eval_shape(lambda params, one: self.apply_fn(params, self.preprocess(one)), params, one)
             found = list(logits.shape) if hasattr(logits, "shape") else f"a {type(logits).__name__}"
-            if self.classes and (not hasattr(logits, "shape") or len(logits.shape) != 2):
+            if classes and (not hasattr(logits, "shape") or len(logits.shape) != 2):
                 raise ValueError(f"apply_fn must give logits [B, C], not {found}")
             if not hasattr(logits, "shape") or logits.shape[:1] != (1,):
                 raise ValueError(f"apply_fn must give one array [B, ...], not {found}")
+            floats &= jnp.issubdtype(logits.dtype, jnp.floating)
             if self.metrics is not None:
                 self._try_metrics(name, logits)
+        return floats
 
     def _try_metrics(self, split, one):
-        """See that the metrics take outputs of this kind with the targets of a split."""
-        evaluator, count = self.evaluators[split], number_of(self.splits[split])
-        drawn = np.random.default_rng(0).normal(size=(count, *one.shape[1:]))
-        floating = np.issubdtype(one.dtype, np.floating) or one.dtype.name == "bfloat16"
-        outputs = drawn.astype(np.float32) if floating else np.zeros(drawn.shape, one.dtype)
+        """See that metrics can be called, and that those of the library take such outputs with the targets of a split.
+
+        What a user's own takes, such as probabilities, is not known before there are outputs.
+        """
+        floats = jnp.issubdtype(one.dtype, jnp.floating)
+        outputs = np.zeros((number_of(self.splits[split]), *one.shape[1:]), np.float32 if floats else one.dtype)
         for name, metric in self._chosen.items():
-            with blamed(f"metric {name!r} on {split}", metric.function):
-                float(metric.function(outputs, evaluator.labels))
+            if metric in METRICS.values():
+                self._value(name, split, outputs)
+            else:
+                arguments.check_takes(f"metrics[{name!r}]", metric.function, "outputs, targets")
 
     def evaluator(self, data: Any, **options: Any) -> Evaluator:
         """Return an evaluator of this network on other data, with other options."""
@@ -283,8 +293,8 @@ class Measuring:
 
     def scores_of(self, candidates: Sequence[tree.Tree]) -> list[float]:
         """Return the held-out scores of several weights, measured side by side where there are several devices."""
-        function = self.main.function
-        return [float(function(logits, self.held_out.labels)) for logits in self._side_by_side.many_logits(candidates)]
+        found = self._side_by_side.many_logits(candidates)
+        return [self._value(self.metric, "held_out", outputs) for outputs in found]
 
     @functools.cached_property
     def _side_by_side(self):
@@ -308,17 +318,22 @@ class Measuring:
 
     def _judged_on(self, split, outputs):
         """Return the metrics of outputs, NaN where they are not finite, and which examples they have right."""
-        with _about(split):
-            try:
-                values = list(self.evaluators[split].measured(outputs).values())
-            except NotFiniteError:
-                values = [np.nan] * len(self._chosen)
+        if self.metrics is None and np.isfinite(outputs).all():
+            values = list(self.evaluators[split].measured(outputs).values())
+        else:
+            values = [self._value(name, split, outputs) for name in self._chosen]
         right = outputs.argmax(axis=1) == self.splits[split].labels if self.counted else np.zeros(0, bool)
         return np.array(values), right
 
+    def _value(self, name, split, outputs):
+        """Return a metric of outputs, NaN where they are not finite; an error says which metric on which split."""
+        function = self._chosen[name].function
+        with blamed(f"metric {name!r} on {split}", function):
+            return float(function(outputs, self.evaluators[split].labels)) if np.isfinite(outputs).all() else np.nan
+
     def _judged(self, found):
         values = {
-            split: {n: float(value) if np.isfinite(value) else None for n, value in zip(self._chosen, one, strict=True)}
+            split: {n: float(v) if abs(v) < BEYOND else None for n, v in zip(self._chosen, one, strict=True)}
             for split, (one, _) in found.items()
         }
         if self.shifts:
@@ -413,11 +428,12 @@ class Measuring:
         if diverged := [name for name in self.members if name not in digests]:
             say(f"diverged, and left out of every selection: {', '.join(diverged)}")
         for name in [n for n, one in found.items() if any(v[self.metric] is None for v in one.metrics.values())]:
-            say(f"left out of every selection, because its outputs hold NaN or infinity: {name}")
+            say(f"left out of every selection, because outputs or {self.metric} are not finite, or too large: {name}")
             del found[name]
         for name, one in found.items() if isinstance(self.members, Pool) else ():
             kept = [split for split in ("held_out", self.test_name, "shift_mean") if split in one.metrics]
-            self.members.update_metrics(name, {split: one.metrics[split][self.metric] for split in kept})
+            called = {split: split if self.counted else f"{split} {self.metric}" for split in kept}
+            self.members.update_metrics(name, {called[split]: one.metrics[split][self.metric] for split in kept})
         return found, digests
 
     @property

@@ -213,6 +213,23 @@ def test_wise_ft_leaves_a_far_base_out_and_says_so(results):
     right = draw_lines.wise_ft(results).axes[1]
     assert right.get_xlim()[0] > 50
     assert any("α = 0 at 10.0, 10.0" in text.get_text() for text in right.texts)
+    results["metrics"] = {"accuracy": {"title": "correlation", "better": "higher"}}
+    right = draw_lines.wise_ft(results).axes[1]
+    assert any("α = 0 at 0.100, 0.100" in text.get_text() for text in right.texts)
+
+
+@pytest.mark.parametrize("draw", [draw_rows.hyper_parameters, draw_lines.number_of_models])
+@pytest.mark.parametrize("shifts", [True, False])
+def test_axes_of_an_error_mirror_those_of_the_accuracy(results, draw, shifts):
+    results["splits"] = results["splits"] if shifts else {"test": {"role": "test"}}
+    shown = draw(results).axes
+    for row in results["rows"]:
+        row["metrics"] = {split: {"accuracy": 1 - found["accuracy"]} for split, found in row["metrics"].items()}
+    results["metrics"] = {"accuracy": {"title": "error", "better": "lower", "percent": True}}
+    for one, other in zip(shown, draw(results).axes, strict=True):
+        np.testing.assert_allclose(other.get_ylim(), 100 - np.array(one.get_ylim())[::-1], rtol=1e-6)
+        for before, after in zip(one.collections, other.collections, strict=True):
+            assert len(before.get_offsets()) == len(after.get_offsets())
 
 
 def test_robust_limits():

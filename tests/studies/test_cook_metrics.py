@@ -80,15 +80,77 @@ def test_soups_of_a_regression_are_chosen_by_the_least_error_and_reported(number
     assert again["rows"] == results["rows"] and before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_another_metric_of_the_same_name_chooses_anew(numbers, tmp_path, undrawn):
+def far_off(limit):
+    return Metric(lambda outputs, targets: (np.abs(outputs[:, 0] - targets) > limit).mean(), "min")
+
+
+@pytest.mark.parametrize("changed", [(far_off(0.5), far_off(1.5)), (Metric(mse, "max"), Metric(mse, "min"))])
+def test_another_metric_of_the_same_name_chooses_anew(numbers, tmp_path, undrawn, changed):
     _, members, splits = numbers
-    for limit in (0.5, 1.5):
-        far_off = Metric(lambda outputs, targets, least=limit: (np.abs(outputs[:, 0] - targets) > least).mean(), "min")
-        options = {"metrics": {"far off": far_off, "mae": mae}, "recipes": ["greedy", "ensemble"], **splits}
+    for place, own in enumerate(changed):
+        options = {"metrics": {"far off": own, "mae": mae}, "recipes": ["greedy", "ensemble"], **splits}
         found = cook(members, line, workdir=tmp_path, **options)
-        fresh = cook(members, line, workdir=tmp_path / str(limit), **options)
+        fresh = cook(members, line, workdir=tmp_path / str(place), **options)
         assert found["rows"] == fresh["rows"] and found["histories"] == fresh["histories"]
-        assert found["metrics"] == {"far off": {"title": "far off", "better": "lower"}}
+        better = {"max": "higher", "min": "lower"}[own.mode]
+        assert found["metrics"] == {"far off": {"title": "far off", "better": better}}
+
+
+def strict(outputs, targets):
+    """Give an error of numbers above 0 alone, as scikit-learn measures logarithms."""
+    if not (np.isfinite(outputs).all() and (outputs > 0).all()):
+        raise ValueError("outputs must be positive")
+    return np.abs(np.log(outputs[:, 0]) - targets).mean()
+
+
+@pytest.mark.parametrize("own", [strict, lambda outputs, targets: outputs[:, 0].argmax() / 1000])
+def test_a_metric_of_a_users_own_gets_what_the_network_gives_and_never_nan(numbers, tmp_path, undrawn, own):
+    _, members, splits = numbers
+    with_broken = members | {"steep": {"kernel": np.full((6, 1), 3e38, np.float32), "bias": np.zeros(1, np.float32)}}
+    options = {"metrics": {"mine": Metric(own, "min")}, "recipes": ["greedy", "ensemble"], **splits}
+    found = cook(with_broken, lambda params, x: jnp.exp(line(params, x)), workdir=tmp_path, **options)
+    assert [member["status"] for member in found["members"]["0"]] == ["ok"] * 4 + ["outputs not finite"]
+    assert "steep" not in found["rows"][0]["ingredients"]
+    if own is strict:
+        with pytest.raises(ValueError, match=r"metric 'mine' on held_out failed: .*outputs must be positive"):
+            cook(members, line, workdir=tmp_path / "other", **options)
+
+
+def test_what_no_report_can_show_is_none_and_does_not_end_the_run(numbers, tmp_path, undrawn):
+    _, members, splits = numbers
+    far = members | {"far": jax.tree.map(lambda leaf: leaf * np.float32(1e20), members["m0"])}
+    same_sign = Metric(lambda outputs, targets: ((outputs[:, 0] > 0) == (targets > 0)).mean(), "max")
+    found = cook(far, line, workdir=tmp_path, metrics={"sign": same_sign, "mse": mse}, recipes=["uniform"], **splits)
+    rows = {row["name"]: row["metrics"]["test"]["mse"] for row in found["rows"]}
+    assert rows["far"] is None and rows["uniform soup"] is None
+    assert rows["m0"] == pytest.approx(error(members["m0"], splits["test"]), rel=1e-5)
+    found = cook(far, line, workdir=tmp_path, metrics=["mse"], recipes=["uniform"], **splits)
+    assert [row["name"] for row in found["rows"] if row["group"] == "member"] == list(members)
+
+
+def test_a_pool_keeps_its_accuracy_beside_another_metric(numbers, tmp_path, undrawn):
+    _, members, splits = numbers
+    pool = soups.Pool(tmp_path / "pool")
+    for name, member in members.items():
+        pool.add(name, member, metrics={"held_out": 0.5, "test": 0.25})
+    cook(pool, line, workdir=tmp_path / "run", metrics=["mse"], recipes=["uniform"], **splits)
+    known = pool.metrics("m1")
+    assert (known["held_out"], known["test"]) == (0.5, 0.25)
+    assert known["held_out mse"] == pytest.approx(error(members["m1"], splits["held_out"]), rel=1e-5)
+
+
+def test_integers_have_no_ensemble(numbers, tmp_path, undrawn):
+    _, members, splits = numbers
+
+    def sides(params, inputs):
+        return (line(params, inputs)[:, 0] > 0).astype(jnp.int32)
+
+    splits = {name: (splits[name][0], (splits[name][1] > 0).astype(np.int32)) for name in ("held_out", "test")}
+    found = cook(members, sides, workdir=tmp_path, metrics=["exact_match", "f1"], **splits)
+    titles = {row["name"] for row in found["rows"]}
+    assert "greedy soup" in titles and not [title for title in titles if "ensemble" in title]
+    with pytest.raises(ValueError, match="ensemble needs outputs that are floats"):
+        cook(members, sides, workdir=tmp_path, metrics=["exact_match"], recipes=["ensemble"], **splits)
 
 
 def test_several_labels_are_measured_by_average_precision(tmp_path, undrawn):
@@ -114,10 +176,14 @@ def test_several_labels_are_measured_by_average_precision(tmp_path, undrawn):
         ({"metrics": None}, "held_out: labels must be integers .*; what is no class is measured by metrics="),
         ({"metrics": ["msee"]}, "unknown metric 'msee'.*did you mean 'mse'"),
         ({"metrics": {"mine": lambda outputs, targets: 0.0}}, "is more or less of 'mine' better"),
-        ({"metrics": {"mine": Metric(lambda outputs: 0.0, "min")}}, "metric 'mine' on held_out failed: .*argument"),
+        (
+            {"metrics": {"mine": Metric(lambda outputs: 0.0, "min")}},
+            r"metrics\['mine'\] is called as .*\(outputs, targets\)",
+        ),
         ({"metrics": ["map"]}, "metric 'map' on held_out failed: .*targets of several labels"),
         ({"recipes": ["learned"]}, r"learned needs loss=, a function \(outputs, targets\), for other metrics"),
         ({"loss": lambda outputs: 0.0}, r"loss is called as loss\(outputs, targets\)"),
+        ({"loss": lambda outputs, targets: outputs[:, 0] - targets}, "loss failed: .*one float number, .* not float32"),
         ({"reestimate": 3}, r"reestimate must be a function reestimate\(params\), not a int"),
     ],
 )
@@ -201,9 +267,16 @@ def test_every_soup_gets_statistics_of_its_own_and_other_data_makes_it_anew(tmp_
         assert rows["own"] == rows["uniform soup"]
 
 
-def test_a_reestimate_that_fails_is_named(tmp_path, numbers):
+@pytest.mark.parametrize(
+    ("reestimate", "message"),
+    [
+        (lambda params: params["batch_stats"], ".*KeyError: 'batch_stats'"),
+        (lambda params: {"kernel": params["kernel"]}, "(?s:.*)its weights: bias is missing"),
+        (lambda params: {**params, "bias": params["kernel"]}, r"(?s:.*)its weights: bias has shape \(6, 1\)"),
+        (lambda params: None, "(?s:.*)its weights"),
+    ],
+)
+def test_a_reestimate_that_fails_is_named(tmp_path, numbers, reestimate, message):
     _, members, splits = numbers
-    with pytest.raises(ValueError, match=r"reestimate failed: .*KeyError: 'batch_stats'"):
-        cook(
-            members, line, workdir=tmp_path, metrics=["mse"], reestimate=lambda params: params["batch_stats"], **splits
-        )
+    with pytest.raises(ValueError, match="reestimate failed: " + message):
+        cook(members, line, workdir=tmp_path, metrics=["mse"], reestimate=reestimate, **splits)
