@@ -166,6 +166,7 @@ def two(**fields):
             r"no parameter 'wieght' \(did you mean 'weight'\?\)",
         ),
         (two(vocabulary="published", parameters="{density: 1}"), "no parameter 'density'; it has: normalize, weight"),
+        (two(vocabulary="published", merge_method="fisher", parameters="{favor: 1}"), "no parameter 'favor'; floor"),
         (two(models="[{model: a, parameters: {weight: x}}]"), "parameters of a.weight must be a number, not 'x'"),
         (
             two(vocabulary="published", models="[{model: a, parameters: {weight: 1, normalize: true}}]"),
