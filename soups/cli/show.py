@@ -9,8 +9,6 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 SUFFIXES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
@@ -80,6 +78,8 @@ def amount(number: float) -> str:
 
 def size_of(record) -> tuple[int, int]:
     """Count the parameters and the bytes of a member."""
+    import numpy as np  # after the command has said how many threads it may start
+
     numbers = [(math.prod(leaf["shape"]), np.dtype(leaf["dtype"]).itemsize) for leaf in record["leaves"].values()]
     return sum(count for count, _ in numbers), sum(count * itemsize for count, itemsize in numbers)
 

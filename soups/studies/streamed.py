@@ -130,7 +130,7 @@ class Streamed(Scene):
             self.pool,
             names=names,
             base=self.pool.digest(FIRST),
-            metadata={"arch": config["arch"]},
+            metadata={"arch": self.config["arch"]},
             mesh=self.mesh,
             shardings=param_shardings(first, self.mesh) if config["shard"] else None,  # None: whole on every device
             save_every=config["save_every"],

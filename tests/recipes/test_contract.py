@@ -358,8 +358,9 @@ def test_members_that_overflow_together_are_told_apart_from_nan():
     huge = [{"w": np.float32([3e38])}] * 2
     with pytest.raises(ValueError, match="merged w overflows float32, though no member does"):
         soups.weighted(huge, [1.0, 1.0])
+    assert soups.weighted(huge, [10.0, -10.0])["w"] == 0  # the host has wider floats for what overflows midway
     with pytest.raises(ValueError, match=r"merged w holds NaN, though no member does: .* overflows float32 midway"):
-        soups.weighted(huge, [10.0, -10.0])
+        soups.weighted(list(map(to_jax, huge)), [10.0, -10.0])
 
 
 @pytest.mark.parametrize("name", ["uniform", "greedy", "learned per model"])
