@@ -76,3 +76,8 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor() or "unknown"
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def settings(options) -> dict:
+    """Return the options of a run without the places on the machine that it ran on."""
+    return {name: value for name, value in vars(options).items() if name not in ("out", "output")}

@@ -124,7 +124,7 @@ def report(seconds, options):
         "results": summaries,
         "ratios": ratios,
         "goal": GOAL,
-        "settings": {**vars(options), "batch": BATCH},
+        "settings": {**_common.settings(options), "batch": BATCH},
         "machine": _common.machine(),
     }
     _common.write(options.out, record)

@@ -49,7 +49,7 @@ def main():
         name: {str(number): seconds[name, number] for number in numbers} | {"ratio": _ratio(seconds, name, numbers)}
         for name in METHODS
     }
-    _common.write(options.out, {"machine": _common.machine(), "options": vars(options), "results": results})
+    _common.write(options.out, {"machine": _common.machine(), "options": _common.settings(options), "results": results})
 
 
 def _member(rng, elements):

@@ -1,4 +1,4 @@
-"""Give one trunk many heads: a head for each task, all padded to the same classes, so that tasks share programs."""
+"""Put many heads on one trunk: a head for each task, all padded to the same classes, so that tasks share programs."""
 
 import dataclasses
 import functools
