@@ -23,7 +23,9 @@ def parse(words: list[str], prog: str, description: str) -> tuple[argparse.Names
     method = merging.find_method(chosen.method, "published") if chosen.method else None
     parser = _parser(prog, description, "" if method and "only" in method.settings else "--only")
     settings = _add_settings(parser, chosen.method, method) if method else {}
-    options = parser.parse(words, "" if method else "; settings of a method belong into the recipe, or beside --method")
+    hint = "" if method else "; settings of a method belong into the recipe, or beside --method"
+    gone = {_option(setting): said for setting, said in method.gone.items()} if method else {}
+    options = parser.parse(words, hint, gone)
     options.out = options.out or options.place
     if not options.methods and not options.verify:
         _check(options)
@@ -140,13 +142,17 @@ def _add_settings(parser, name, method):
     for setting, default in method.settings.items():
         needed = "needed" if default is merging.REQUIRED else f"default: {default}"
         of_each = "; one value, or one for each member" if setting in method.of_member else ""
-        option = f"--{setting.replace('_', '-')}"
+        option = _option(setting)
         if option in parser.known:  # such as --seed, which is of the whole merge
             continue
         places[setting] = f"setting {setting}"
         text = f"{needed}{of_each}".replace("%", "%%")
         group.add_argument(option, dest=places[setting], nargs="+", type=_value, metavar="VALUE", help=text)
     return places
+
+
+def _option(setting):
+    return f"--{setting.replace('_', '-')}"
 
 
 def _value(word):

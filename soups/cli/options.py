@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Mapping
 
 from soups.files import local_path
 from soups.names import did_you_mean
@@ -30,8 +31,8 @@ class Parser(argparse.ArgumentParser):
         """Raise a ValueError instead of leaving."""
         raise ValueError(message)
 
-    def parse(self, words: list[str], hint: str = "") -> argparse.Namespace:
-        """Return the options."""
+    def parse(self, words: list[str], hint: str = "", gone: Mapping[str, str] | None = None) -> argparse.Namespace:
+        """Return the options; `gone`: what is said of options that there were."""
         words = [_plain(word) for word in words]
         for spellings in _given_once(self):
             given = [name for word in words if (name := word.partition("=")[0]) in spellings]
@@ -39,8 +40,9 @@ class Parser(argparse.ArgumentParser):
                 raise ValueError(f"{given[-1]} is given {len(given)} times: give it once, with all of its values")
         options, rest = self.parse_known_args(words)
         if unknown := [word.partition("=")[0] for word in rest if word.startswith("-")]:
-            close = did_you_mean(unknown[0], self.known).replace("'", "")
-            raise ValueError(f"unknown option {unknown[0]}{close}{hint}")
+            said = (gone or {}).get(unknown[0])
+            said = f"; {said}" if said else did_you_mean(unknown[0], self.known).replace("'", "") + hint
+            raise ValueError(f"unknown option {unknown[0]}{said}")
         if rest:
             raise ValueError(f"{rest[0]!r} belongs to no option")
         return options

@@ -19,7 +19,7 @@ from soups.merging.tokenizers import Rule, parse_rule
 from soups.merging.values import Place, Value, brief, check, is_constant, resolve, stacked
 from soups.merging.yaml_text import LARGEST, load_yaml
 from soups.names import MOST, check_name, did_you_mean, few, pattern, shown
-from soups.recipes.declare import GONE, REQUIRED, Method
+from soups.recipes.declare import REQUIRED, Method
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -249,7 +249,7 @@ def _parameters(given, definition, scope, ignored, of_source=False):
         elif elsewhere:
             raise ValueError(f"{scope}: {name!r} holds for all models; it belongs to the merge's parameters")
         else:
-            gone = GONE.get((definition.name, name))
+            gone = definition.gone.get(name)
             hint = f"; {gone}" if gone else did_you_mean(name, known) or f"; it has: {', '.join(known) or 'none'}"
             raise ValueError(f"{scope}: the method has no parameter {name!r}{hint}")
     return found

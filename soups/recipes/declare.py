@@ -32,8 +32,6 @@ ELSEWHERE: dict[str, str] = {}  # functions that no recipe file can call: what t
 _PAPER = re.compile(r'([^"]+), "[^"]+",\s(\d{4})(?:,\sarXiv\s(\d{4}\.\d{5}))?')
 _RAISES = """    ValueError: no members, trees of different structures, NaN or infinity, integer leaves that differ,
         not one value for each member, a setting of another kind or outside its range."""
-# what does the same as a setting that is gone
-GONE = {("fisher", "favor"): "floor takes one number for each member, above 0 for a favoured one alone"}
 _BASES = ("none", "optional", "required", "first")
 _IN_FILES = {"weights": "weight", "fishers": "fisher", "masks": "mask"}
 _IN_FILES |= {"fisher_base": "base_fisher", "fisher_member": "fisher"}
@@ -71,6 +69,8 @@ class Method:
     only_in_python: str = ""  #: why no recipe file can call it; the end of a sentence
     #: settings that are taken and change nothing, with the reason
     idle: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    #: what does the same as a setting that is gone, the end of a sentence
+    gone: Mapping[str, str] = dataclasses.field(default_factory=dict)
     title: str = ""  #: for people
     summary: str = ""  #: one line; without, the docstring's first
     paper: str = ""  #: authors, year and arXiv id; without, those that the docstring's last paragraph cites
@@ -111,7 +111,7 @@ class Method:
         known = self.signature.parameters
         for name in named:
             if name not in known:
-                said = GONE.get((self.name, name)) or f"there are: {', '.join(known)}"
+                said = self.gone.get(name) or f"there are: {', '.join(known)}"
                 return f"unknown argument {name!r}{did_you_mean(name, known)}; {said}"
         if "base" not in named and known.get("base", None) is not None and known["base"].default is REQUIRED:
             return "a base is needed, base=: the weights that the members were fine-tuned from"

@@ -78,6 +78,7 @@ def fisher_information(
     beside=("fishers",),
     takes_complex=True,
     check=check_alike,
+    gone={"favor": "floor takes one number for each member, above 0 for a favoured one alone"},
     title="Fisher",
 )
 def fisher(inputs: Inputs, *, weights=1.0, floor: float = 1e-6, normalize: bool = False) -> Recipe:

@@ -362,6 +362,8 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     missing = ["--align", tmp_path / "none.yml", "--out", out]
     refused(*method("linear", models, "a", "b", base=None), *missing, message="--align: no file at ")
     refused(*ties, "--densty", 0.2, "--out", out, message="unknown option --densty (did you mean --density?)")
+    gone = "unknown option --favor; floor takes one number for each member, above 0"
+    refused(*method("fisher", models, "a", base=None), "--favor", 1, "--out", out, message=gone)
     refused(*ties, "--density", "x", "--out", out, message="parameters.density must be a number, not 'x'")
     refused(*ties, "--density", "--out", out, message="argument --density: expected at least one argument")
     refused(*ties, "--weight", 1, 2, 3, "--out", out, message="--weight: one value, or one for each of the 2 members")
