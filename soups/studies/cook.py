@@ -19,7 +19,7 @@ from soups.recipes import METHODS, Inputs
 from soups.studies import curves
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
-from soups.studies.measuring import Row
+from soups.studies.rows import Row
 from soups.studies.study import Workdir, held
 
 #: what is cooked unless something else is asked for; "wise_ft" where there is a base, "learned" where there is a loss,

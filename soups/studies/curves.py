@@ -12,7 +12,7 @@ from soups.evaluate import angles, barriers, correct, interpolation_advantage, p
 from soups.progress import progress, watched
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
-from soups.studies.measuring import Row
+from soups.studies.rows import Row
 
 
 def number_of_models(kitchen: Kitchen, counts: Sequence[int], *, ensembles: bool = True) -> list[Row]:

@@ -1,11 +1,9 @@
-"""Take examples of a split, whatever they are, and know them again."""
+"""Take examples of a split, whatever they are."""
 
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-
-from soups.pool import digest
 
 
 class Examples(NamedTuple):
@@ -14,14 +12,6 @@ class Examples(NamedTuple):
     images: Any
     labels: Any
     class_groups: tuple[tuple[int, ...], ...] | None = None
-
-
-def digest_of(data: Any) -> str:
-    """Return the digest of inputs and targets of a split."""
-    known = getattr(data, "digest", None)  # sets that were decoded once know theirs
-    if isinstance(known, str):
-        return known
-    return digest({"inputs": jax.tree.map(lambda leaf: leaf[:], data.images), "labels": data.labels})
 
 
 def number_of(data: Any) -> int:

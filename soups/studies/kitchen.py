@@ -20,8 +20,10 @@ from soups.evaluate import greedy_ensemble
 from soups.plugins import blamed
 from soups.pool import Pool, digest
 from soups.progress import counted, say
+from soups.studies.digests import program_digest
 from soups.studies.examples import number_of, rows_of
-from soups.studies.measuring import Logits, Measuring, Row, program_digest
+from soups.studies.measuring import Logits, Measuring
+from soups.studies.rows import Row
 
 
 @dataclasses.dataclass(kw_only=True)

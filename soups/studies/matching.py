@@ -23,7 +23,7 @@ from soups.pool import Pool
 from soups.progress import progress
 from soups.recipes.permutation import Spec, check_spec, identity, permute
 from soups.recipes.rebasin import Matching, activation_matching, straight_through_matching, weight_matching
-from soups.studies.measuring import Row
+from soups.studies.rows import Row
 from soups.studies.study import Scene
 from soups.train import Classification, Training, fit
 

@@ -4,14 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xxhash
 
 from soups import arguments, tree
 from soups.evaluate import METRICS, Evaluator, LogitCache, Metric
@@ -22,29 +20,12 @@ from soups.plugins import blamed
 from soups.pool import Pool, digest
 from soups.progress import progress, say
 from soups.report.results import BEYOND
-from soups.studies.examples import digest_of, number_of, rows_of
+from soups.studies.digests import digest_of, program_digest
+from soups.studies.examples import number_of, rows_of
+from soups.studies.rows import Measured, Row, known_of, mean_of
 from soups.train.sharding import place
 
-Row = dict[str, Any]
 Logits = dict[str, np.ndarray]
-
-
-class Measured(NamedTuple):
-    """Hold the metrics of weights by split, None where outputs are not finite, and which examples they have right.
-
-    The latter, of shape [N] or, where the main metric is no accuracy, [0].
-    """
-
-    metrics: dict[str, dict[str, float | None]]
-    right: dict[str, np.ndarray]
-
-
-def program_digest(function: Callable, *arguments: Any) -> str:
-    """Return a digest of a function's program on such arguments, or on arrays of their shapes, and of its constants."""
-    traced = jax.make_jaxpr(function)(*arguments)
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))  # where functions lie differs from run to run
-    constants = {str(place): np.asarray(value) for place, value in enumerate(traced.consts)}
-    return xxhash.xxh3_64_hexdigest((text + (digest(constants) if constants else "")).encode())
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -508,16 +489,3 @@ def _about(split):
         yield
     except ValueError as error:
         raise ValueError(f"{split}: {error}") from error
-
-
-def known_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what results tell of a member, from its record in a pool: its digest, hyper-parameters and losses."""
-    known = record["metadata"]
-    return {"digest": record["digest"]} | {part: known[part] for part in ("config", "losses") if part in known}
-
-
-def mean_of(values: Sequence[Any]) -> Any:
-    """Return the mean of numbers, or of each number of nested mappings; None where one is None."""
-    if isinstance(values[0], Mapping):
-        return {name: mean_of([value[name] for value in values]) for name in values[0]}
-    return None if None in values else float(np.mean(values))

@@ -13,7 +13,7 @@ from soups.data import Dataset, Task
 from soups.evaluate import ensemble_logits
 from soups.pool import Pool
 from soups.studies.kitchen import Kitchen
-from soups.studies.measuring import Row
+from soups.studies.rows import Row
 from soups.studies.study import Scene
 from soups.train import Training, sweep
 

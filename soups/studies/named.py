@@ -12,7 +12,7 @@ from soups.models import Network
 from soups.models.architectures import Architecture, architecture
 from soups.plugins import blamed, called, named
 from soups.pool import digest
-from soups.studies.measuring import program_digest
+from soups.studies.digests import program_digest
 from soups.studies.study import Scene
 
 TASKS = {"digits": "soups.data:digits_task"}

@@ -13,8 +13,8 @@ from soups import models
 from soups.names import check_name
 from soups.plugins import named
 from soups.studies.matching import MATCHINGS, Independent, Trial
-from soups.studies.measuring import Row, mean_of
 from soups.studies.named import check_unchanged, module_of, task_of
+from soups.studies.rows import Row, mean_of
 from soups.studies.study import Study, Workdir, check_fields
 
 FIELDS = {

@@ -21,7 +21,7 @@ from soups.models.architectures import Architecture
 from soups.pool import Pool, digest
 from soups.processes import on_first_process
 from soups.progress import say
-from soups.studies.measuring import Row, known_of, mean_of
+from soups.studies.rows import Row, known_of, mean_of
 from soups.studies.study import Scene
 from soups.train import Training, sweep
 from soups.train.lanes import lane_mesh, lane_shares

@@ -17,8 +17,8 @@ from soups.evaluate import Evaluator, accuracy
 from soups.models.many_heads import ManyHeads, bundled, head_logits, probed_head, split_head, stacked, unstacked
 from soups.pool import Pool
 from soups.progress import progress, say
-from soups.studies.measuring import Row
 from soups.studies.members import Trained
+from soups.studies.rows import Row
 from soups.studies.task_methods import METHODS, Kit, Merged, Trunks
 from soups.train import Classification, fit, search
 
