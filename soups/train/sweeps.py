@@ -115,7 +115,8 @@ def sweep(
     with _held(pools.values() if plan.missing else ()):
         if plan.missing and any([one.refresh() for one in pools.values()]):  # since they were opened others have added
             plan = make_plan()
-        plan.say_others()
+        if names is None:  # else the caller tells them apart, and a name of what was made otherwise is an error
+            plan.say_others()
         if mode == "sequential":
             make = functools.partial(plan.by_loops, mesh=mesh, shardings=shardings, save_every=save_every)
         else:

@@ -188,3 +188,5 @@ def test_members_of_another_sweep_in_the_pool_are_named(tmp_path, capsys):
         sweep(given["training"], given["start"], DATA, MEMBERS[:1], pool, batch_size=given["batch_size"])
         said += re.findall(r"also holds (\d) members made otherwise", capsys.readouterr().out)
     assert said == ["1", "2", "2"]
+    sweep(TRAINING, START, DATA, MEMBERS[:1], pool, batch_size=BATCH, names=["mine"])  # whose caller tells them apart
+    assert "made otherwise" not in capsys.readouterr().out
