@@ -22,6 +22,9 @@ _CODES = re.compile(
     r"packed_weight|_amax|qdata|quantized_weight_\w+)$"
     r"|_scale_inv$|\.quant_state\.|_packed_params|_qdata$|weight\._(data|scale|shift)$"
 )
+# whole numbers that are codes if this lies beside them, with their number of axes: Marlin, bitmasks, SpQR, VPTQ
+_BESIDE = {"B": ("s", 2), "bitmask": ("compressed", 2), "dense_weights": ("col_vals", 1)}
+_BESIDE |= {"indices": ("centroids.weight", 3)}
 _LAST = re.compile(r"[^./:]*$")  # part of a name
 _SETTINGS = ("quantization_config", "compression_config", "quantization", "quantize_config")
 _FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "qmodel.pt")  # beside config.json
@@ -114,6 +117,9 @@ def _is_code(name, leaf, leaves, scales):
     if leaf.dtype == bool or (tree.is_float(leaf) and leaf.dtype.itemsize > 1):
         return False
     start = _LAST.search(name).start()
+    other, axes = _BESIDE.get(name[start:], ("", 0))
+    if f"{name[:start]}{other}" in leaves and len(leaf.shape) == axes and not tree.is_float(leaf):
+        return True
     beside = scales.get(name, set()) | scales.get(name[: max(start - 1, 0)], set())
     # floats of 8 bits beside others of the same dtype were cast, all of them
     if leaf.dtype.itemsize == 1 and beside - {leaf.dtype}:

@@ -74,6 +74,23 @@ QUANTISED = {
     "fp8 with any scale in its module": {f"{MODULE}.weight": code(F8), f"{MODULE}.w_scale": code(np.float32, ())},
     "quantised by PyTorch": {f"{MODULE}._packed_params.dtype": code(np.uint8, ())},
     "fp8 without modules": {"w": code(F8), "w_scale": code(np.float32, ())},
+    "Marlin": {f"{MODULE}.B": code(np.int32, (1, 32)), f"{MODULE}.s": code(np.float16, (1, 16))},
+    "HQQ": {f"{MODULE}.W_q": code(np.uint8), f"{MODULE}.scale": code(BF16), f"{MODULE}.zero": code(BF16)},
+    "HQQ in nested dicts": {
+        **{f"{MODULE}.W_q": code(np.float16), f"{MODULE}.meta.scale_q": code(np.uint8)},
+        **{f"{MODULE}.meta.meta_scale.scale": code(np.float16), f"{MODULE}.meta.zero": code(np.float16)},
+    },
+    "VPTQ": {f"{MODULE}.indices": code(np.int32, (1, 4, 2)), f"{MODULE}.centroids.weight": code(BF16, (1, 64))},
+    "VPTQ with residuals": {
+        **{f"{MODULE}.{part}indices": code(np.int16, (1, 4, 2)) for part in ("", "res_")},
+        **{f"{MODULE}.{part}centroids.weight": code(np.float16, (1, 64)) for part in ("", "res_")},
+    },
+    "SpQR": {f"{MODULE}.{name}": code(np.int32, (8,)) for name in ("row_offsets", "col_vals", "in_perm")}
+    | {f"{MODULE}.dense_weights": code(np.int64, (16,))},
+    "sparse by bitmasks": {
+        **{f"{MODULE}.compressed": code(BF16, (20,)), f"{MODULE}.bitmask": code(np.uint8, (8, 1))},
+        **{f"{MODULE}.shape": code(np.int64, (2,)), f"{MODULE}.row_offsets": code(np.int64, (8,))},
+    },
     "whole numbers without modules": {"w": code(np.int8), "w_amax": code(np.float32, ())},
 }
 
@@ -130,6 +147,10 @@ PLAIN = {
     "scales of layers": {"blocks.0.layer_scale": code(np.float32, (3,)), "norm.scale": code(np.float32, (3,))},
     "scales of norms beside whole numbers": {"norm.scale": code(np.float32, (3,)), "norm.steps": code(np.int64, ())},
     "scales without codes": {"scales": code(np.float32, (3,))},
+    "matrices called B": {"ssm.A": code(BF16), "ssm.B": code(BF16), "ssm.s": code(BF16, (1, 3))},
+    "the cluster of each token": {"vq.indices": code(np.int64, (8,)), "vq.centroids.weight": code(BF16)},
+    "places without centroids": {"attn.indices": code(np.int64, (1, 4, 4)), "attn.B": code(np.int32)},
+    "masks of bits": {"h.0.bitmask": code(np.uint8), "h.0.dense_weights": code(BF16), "h.0.col_vals": code(BF16, (3,))},
     "masks of attention": {"h.0.attn.bias": code(np.uint8, (1, 1, 4, 4)), "h.0.attn.mask": code(np.bool_, (4, 4))},
 }
 
