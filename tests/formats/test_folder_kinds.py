@@ -99,18 +99,19 @@ def test_a_file_of_no_kind(name, tmp_path):
 
 def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=r"x\.pt is not a file"):
-        open_checkpoint(tmp_path / "x.pt")
     (tmp_path / "loop.pt").symlink_to("loop.pt")
-    with pytest.raises(CheckpointError, match=r"loop\.pt'? cannot be read: Too many levels"):
-        open_checkpoint(tmp_path / "loop.pt")
+    messages = {
+        tmp_path / "x.pt": r"x\.pt is not a file",
+        tmp_path / "loop.pt": r"loop\.pt'? cannot be read: Too many levels",
+        tmp_path / ("x" * 300): "cannot be read",
+        "a\0b": "cannot be read",
+    }
+    for path, message in messages.items():
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(path)
     (tmp_path / "gone.pt").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError, match=r"gone\.pt is a link to a file that is not there"):
         open_checkpoint(tmp_path / "gone.pt")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        open_checkpoint(tmp_path / ("x" * 300))
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        open_checkpoint("a\0b")
 
 
 @pytest.mark.parametrize("folder", [True, False])

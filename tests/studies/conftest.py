@@ -53,3 +53,9 @@ def finished(run, tmp_path_factory):
     process = run(workdir)
     assert process.returncode == 0, process.stderr[-3000:]
     return workdir, process.stdout
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out the figures, which take most of the time."""
+    monkeypatch.setattr("soups.studies.study.write_report", lambda directory: [])

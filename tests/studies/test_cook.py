@@ -9,7 +9,7 @@ import pytest
 import soups
 from soups import state
 from soups.data import array_source
-from soups.studies import cook, kitchen, study
+from soups.studies import cook, kitchen
 from soups.studies.cook import _examples
 
 KERNEL = np.zeros((10, 3), np.float32)
@@ -46,12 +46,6 @@ def cooked(kit, tmp_path_factory):
     base, members, splits = kit
     folder = tmp_path_factory.mktemp("cooked")
     return folder, cook(members, network, workdir=folder, base=base, recipes=RECIPES, **splits)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leave out the figures, which take most of the time."""
-    monkeypatch.setattr(study, "write_report", lambda directory: [])
 
 
 def accuracy(params, split):

@@ -8,7 +8,7 @@ import pytest
 import soups
 from soups.evaluate import Metric, mae, mean_average_precision, mse
 from soups.recipes.declare import METHODS
-from soups.studies import cook, study
+from soups.studies import cook
 
 
 def line(params, inputs):
@@ -37,12 +37,6 @@ def numbers():
 
     members = {f"m{index}": around() for index in range(4)}
     return base, members, {"held_out": split(60), "test": split(80), "shifts": {"other": split(40)}}
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leave out the figures, which take most of the time."""
-    monkeypatch.setattr(study, "write_report", lambda directory: [])
 
 
 def error(params, split, metric=mse):
@@ -75,7 +69,7 @@ def test_soups_of_a_regression_are_chosen_by_the_least_error_and_reported(number
     assert not any("wins" in row or "classes" in row for row in results["rows"])
     assert "held-out MSE" in (tmp_path / "report.html").read_text()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    monkeypatch.setattr(study, "write_report", lambda directory: [])
+    monkeypatch.setattr("soups.studies.study.write_report", lambda directory: [])
     again = cook(members, line, workdir=tmp_path, **options)
     assert again["rows"] == results["rows"] and before == {path: path.stat().st_mtime_ns for path in before}
 

@@ -11,7 +11,7 @@ import pytest
 from soups import Pool, tree
 from soups.models.many_heads import split_head
 from soups.plugins import importable
-from soups.studies import multi_task, study
+from soups.studies import multi_task
 
 _CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits_tasks.py"
 TASKS = ("parity", "source", "rotation")
@@ -182,9 +182,8 @@ class Normalised(Net):
 """
 
 
-def test_tasks_and_a_network_of_ones_own_and_other_methods(finished, tmp_path, monkeypatch):
+def test_tasks_and_a_network_of_ones_own_and_other_methods(finished, tmp_path, undrawn):
     (tmp_path / "own_tasks.py").write_text(OWN)
-    monkeypatch.setattr(study, "write_report", lambda directory: [])
     config, directory = dict(finished[0]), tmp_path / "run"
     config |= {
         "tasks": "own_tasks:tasks",

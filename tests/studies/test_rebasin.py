@@ -15,7 +15,7 @@ from soups.data import digits_task
 from soups.models.permutation_specs import permutation_spec
 from soups.plugins import importable
 from soups.report import load_results
-from soups.studies import rebasin, study
+from soups.studies import rebasin
 
 MLP, CNN = "MLP 7", "CNN 4"
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "rebasin.py"
@@ -268,9 +268,8 @@ class Net(Unruly):
 """
 
 
-def test_data_and_networks_of_ones_own_and_paths_of_other_lengths(tmp_path, monkeypatch):
+def test_data_and_networks_of_ones_own_and_paths_of_other_lengths(tmp_path, undrawn):
     (tmp_path / "own_units.py").write_text(OWN)
-    monkeypatch.setattr(study, "write_report", lambda directory: [])
     config = small_config() | {"task": "own_units:task", "evaluate": {"batch_size": 30, "train_examples": 40}}
     config |= {"straight_through": {"steps": 2, "batch_size": 20, "learning_rate": 1.0}, "matching": {"examples": 40}}
     own = config["networks"]["mlp"] | {"kind": "own_units:Net", "epochs": 1}

@@ -11,7 +11,6 @@ import pytest
 
 from soups import state
 from soups.report import load_results
-from soups.studies import study
 from soups.studies.study import Scene, Study, Workdir, check_fields, held, with_defaults
 
 CONFIG = {"seeds": 1, "sweep": {"members": 24, "learning_rate": (1e-4, 1e-2)}}
@@ -191,8 +190,7 @@ def study_of(made, factor=lambda: 1.0):
     )
 
 
-def test_a_study_cooks_every_seed_goes_on_and_repeats_what_a_figure_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "write_report", lambda directory: [])
+def test_a_study_cooks_every_seed_goes_on_and_repeats_what_a_figure_needs(tmp_path, undrawn):
     made, config = [], {"name": "mine", "seeds": 2, "figures": {"counts": [1]}}
     paths = study_of(made)(config, tmp_path)
     assert paths == [str(tmp_path / name) for name in ("results.json", "pool")]
