@@ -63,18 +63,13 @@ class Kitchen(Measuring):
     # --- Soups --------------------------------------------------------------------------------------------------------
 
     def soup(
-        self,
-        title: str,
-        make: Callable[[], Any],
-        ingredients: Iterable[str] | None = None,
-        settings: Mapping[str, Any] | None = None,
+        self, title: str, make: Callable[[], Any], settings: Mapping[str, Any] | None = None
     ) -> tuple[tree.Tree, dict[str, Any]]:
         """Return the weights of a soup and its record: as kept under its title if made from the same, else made anew.
 
-        `make` returns weights or a `soups.Soup`; `ingredients` (default: all members) are what it may use, and
-        `settings` all else that decides the result.
+        `make` returns weights or a `soups.Soup`; `settings` are all that decides the result beside the members.
         """
-        used = {name: self.digests[name] for name in (self.names if ingredients is None else ingredients)}
+        used = {name: self.digests[name] for name in self.names}
         settings = dict(settings or {}) | self._statistics
         origin = {"title": title, "members": used, "settings": settings, "soups": soups.__version__}
         place = self.prefix + slug(title)
