@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from soups.data.dataset import Dataset, Task, decode
+from soups.data.glyphs import printed_digits
 from soups.data.shifts import check_corruption, corrupt
 from soups.data.sources import tfds_source
 from soups.data.splits import check_disjoint, split_indices
@@ -24,6 +25,7 @@ def digits_task(
     num_test: int,
     shifts: Mapping[str, Sequence[int]] | None = None,
     natural_shift_size: int = 1,
+    printed: bool = False,
     seed: int = 0,
     data_dir=None,
 ) -> tuple[Task, dict[str, Dataset]]:
@@ -32,7 +34,8 @@ def digits_task(
     `target` is "mnist_5k" (5,000 images) or "optdigits" (1,797). Images are gray, uint8 [N, image_size, image_size, 1].
     The shifts are named "family/severity", for the families and severities in `shifts`, made from the test set; the one
     named like the other source is natural: `natural_shift_size` images of that source, kept out of pre-training
-    (`pretrain["test"]`). `seed` draws train and held-out; everything else is the same for all seeds.
+    (`pretrain["test"]`). With `printed` there is another natural one, "printed", the digits of `printed_digits`. `seed`
+    draws train and held-out; everything else is the same for all seeds.
 
     An unknown target, family or severity, and more images than a source has are a ValueError.
     """
@@ -50,13 +53,14 @@ def digits_task(
     check_disjoint(pretraining=pretraining, natural_shift=natural)
 
     corrupted = {f"{name}/{severity}": corrupt(test, name, severity, _FIXED_SEED) for name, severity in levels}
+    others = {_OTHER[target]: natural} | ({"printed": printed_digits(image_size)} if printed else {})
     task = Task(
         name=target,
         class_names=own.class_names,
         train=rest.take(parts["train"]),
         held_out=rest.take(parts["held_out"]),
         test=test,
-        shifts={**corrupted, _OTHER[target]: natural},
+        shifts={**corrupted, **others},
     )
     return task, {"train": pretraining, "test": natural}
 

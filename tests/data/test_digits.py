@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soups.data import Dataset, check_disjoint, corrupt, digits_task
+from soups.data import Dataset, check_disjoint, corrupt, digits_task, printed_digits
 
 SIZES = {
     "image_size": 12,
@@ -52,6 +52,12 @@ def test_shifts_come_from_the_test_set_and_the_other_source(digits_dir):
     assert _same(task.shifts["noise/2"], corrupt(task.test, "noise", 2, seed=0))
     assert task.shifts["optdigits"] is pretrain["test"]
     assert not _contents(pretrain["train"]) & _contents(task.shifts["optdigits"])
+
+
+def test_printed_digits_are_a_shift_that_is_asked_for(digits_dir):
+    task, _ = digits_task(data_dir=digits_dir, printed=True, **SIZES)
+    assert list(task.shifts)[-2:] == ["optdigits", "printed"]
+    assert _same(task.shifts["printed"], printed_digits(12))
 
 
 def test_the_seed_changes_train_and_held_out_alone(digits_dir):
