@@ -31,7 +31,7 @@ from soups.plugins import blamed, importable, load_plugin, named
 #: what a config's field "study" may name
 STUDIES = {
     name: f"soups.studies.{name}:run"
-    for name in ("finetune_and_soup", "imagenet_finetune", "imagenet_soups", "multi_task", "rebasin")
+    for name in ("finetune_and_soup", "imagenet_finetune", "imagenet_soups", "multi_task", "pretrain", "rebasin")
 }
 OF_SEVERAL_PROCESSES = ("finetune_and_soup", "imagenet_finetune", "imagenet_soups")  # which run on several hosts
 

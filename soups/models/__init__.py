@@ -14,6 +14,7 @@ from soups.models.mlp import MLP
 from soups.models.network import Network
 from soups.models.nnx import from_nnx, into_nnx, nnx_train_apply_fn
 from soups.models.permutation_specs import permutation_spec
+from soups.models.pretrained import glyph_vit
 from soups.models.repair import activation_statistics, repair
 from soups.models.resnet import ResNet
 from soups.models.text_tower import TextTower

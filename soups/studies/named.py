@@ -15,10 +15,11 @@ from soups.pool import digest
 from soups.studies.digests import program_digest
 from soups.studies.study import Scene
 
-TASKS = {"digits": "soups.data:digits_task"}
+TASKS = {"digits": "soups.data:digits_task", "glyphs": "soups.data:glyphs_task"}
 TASK_SETS = {"digits": "soups.data.digit_tasks:tasks_from_digits"}
 NETWORKS = {
     "convnet": "soups.models:ConvNet",
+    "glyph_vit": "soups.models:glyph_vit",
     "mlp": "soups.models:MLP",
     "resnet": "soups.models:ResNet",
     "vit": "soups.models:ViT",
@@ -82,16 +83,17 @@ def tasks_of(
 def network_of(section: str | Mapping[str, Any], task: Task, *, probed: bool) -> Network:
     """Return the network of `config.model` for a task.
 
-    The section is as that of `task_of` (default: "vit"); a function that takes `num_classes` or `image_shape` is given
-    them. It returns a Linen module or a `soups.models.Network`. `probed`: it needs a head that can be replaced.
+    The section is as that of `task_of` (default: "vit"); a function that takes `num_classes`, `class_names` or
+    `image_shape` is given them. It returns a Linen module or a `soups.models.Network`. `probed`: it needs a head that
+    can be replaced.
 
     Raises:
         ValueError: no such function, other settings, something else returned, a network that fails on the images of the
             task or gives other logits.
     """
     reference, settings = section_of(section, "vit")
-    shape, classes = task.test.images.shape[1:], len(task.class_names)
-    return _checked(reference, NETWORKS, "config.model", settings, shape, classes, probed)[1]
+    shape, names = task.test.images.shape[1:], tuple(task.class_names)
+    return _checked(reference, NETWORKS, "config.model", settings, shape, len(names), probed, class_names=names)[1]
 
 
 def module_of(
@@ -110,8 +112,10 @@ def module_of(
     return _checked(reference, registered, field, settings, image_shape, num_classes, kinds=(nn.Module,))[0]
 
 
-def _checked(reference, registered, field, settings, shape, classes, probed=False, kinds=(nn.Module, Network)):
-    made = called(reference, registered, field, settings, num_classes=classes, image_shape=shape)
+def _checked(
+    reference, registered, field, settings, shape, classes, probed=False, kinds=(nn.Module, Network), **offered
+):
+    made = called(reference, registered, field, settings, num_classes=classes, image_shape=shape, **offered)
     what = f"{field} {reference!r}"
     if not isinstance(made, kinds):
         wanted = " or a ".join({nn.Module: "Linen module", Network: "soups.models.Network"}[kind] for kind in kinds)

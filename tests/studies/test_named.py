@@ -156,7 +156,7 @@ def test_a_network_of_ones_own_gives_logits(task, name):
         np.testing.assert_allclose(logits, np.full((2, 3), 18.0), rtol=1e-6)
 
 
-CHOICES = "; there are: digits, or your own as 'module:function'"
+CHOICES = "; there are: digits, glyphs, or your own as 'module:function'"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_an_architecture_is_one_of_the_library_or_what_a_function_returns():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("vti", "unknown config.model 'vti' (did you mean 'vit'?); there are: convnet, mlp, resnet, vit, or your own"),
+        ("vti", "unknown config.model 'vti' (did you mean 'vit'?); there are: convnet, glyph_vit, mlp, resnet, vit"),
         ({"name": "own_room:Net", "widht": 3}, "+ config.model: widht is extra"),
         ("own_room:itself", "must return a Linen module or a soups.models.Network, not a Net itself"),
         ("own_room:dataset", "config.model: seed is missing"),

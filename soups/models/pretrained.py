@@ -1,0 +1,71 @@
+"""Give the network that the package ships: a small ViT that tells rendered characters apart (docs/glyphs.md)."""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from soups.formats import open_checkpoint
+from soups.formats.mapping import hash_files
+from soups.formats.tensors import nested
+from soups.models.network import Network
+from soups.models.vit import ViT
+from soups.tree import Tree
+
+WEIGHTS = pathlib.Path(__file__).parent / "weights" / "glyph_vit.safetensors"
+DIGEST = ""  # XXH3 (128 bits) of that file
+
+
+def glyph_vit(
+    num_classes: int | None = None,
+    image_shape: Sequence[int] = (28, 28, 1),
+    class_names: Sequence[str] | None = None,
+) -> Network:
+    """Return the ViT that was trained on the characters of fonts, as a network that starts from its weights.
+
+        glyph_vit(class_names="0123456789")     # tells digits apart before it has seen any
+        glyph_vit(num_classes=5)                # a head of zeros on what it knows
+
+    A class whose name is a character that it knows (0-9, A-Z, a-z; a small letter that looks like its capital has the
+    capital's) has the column of the head for that character. Other classes have a column of zeros, as all have where
+    only their number is given, unless it is that of the file, 47: then the head is as it was trained. In a config it is
+    `config.model.name = "glyph_vit"`, which is given the classes of the task. The weights are float32.
+
+    Raises:
+        ValueError: the file is damaged, images of another shape, another number of names than of classes.
+        FileNotFoundError: the file is not there.
+    """
+    params, metadata = read_weights(WEIGHTS, DIGEST)
+    shape, known = json.loads(metadata["image_shape"]), json.loads(metadata["class_names"])
+    if list(image_shape) != shape:
+        raise ValueError(f"the pre-trained network takes images {shape}, not {list(image_shape)}")
+    if class_names is None:
+        class_names = known if num_classes in (None, len(known)) else [""] * num_classes
+    if num_classes not in (None, len(class_names)):
+        raise ValueError(f"there are {len(class_names)} class names for {num_classes} classes")
+    params["head"] = {name: _columns(leaf, known, class_names) for name, leaf in params["head"].items()}
+    return Network.of(ViT(num_classes=len(class_names), **json.loads(metadata["network"])), start=params)
+
+
+def read_weights(path: str | os.PathLike, digest: str) -> tuple[Tree, dict[str, str]]:
+    """Return the weights in a safetensors file as nested float32 arrays, and its metadata.
+
+    A ValueError for a file of another digest than this, the XXH3 of 128 bits; a FileNotFoundError for none.
+    """
+    path = pathlib.Path(path)
+    if (found := hash_files(path)) != digest:
+        raise ValueError(f"{path} is damaged: its XXH3 is {found}, not {digest}; install the package again")
+    opened = open_checkpoint(path)
+    leaves = {name: np.array(opened.read(name), np.float32) for name in opened.leaves}
+    return nested(leaves), dict(opened.metadata)
+
+
+def _columns(leaf, known, wanted):
+    """Return the last axis of a leaf of the head for other classes."""
+    made = np.zeros((*leaf.shape[:-1], len(wanted)), leaf.dtype)
+    for column, name in enumerate(wanted):
+        if (found := next((one for one in (name, name.upper()) if one in known), None)) is not None:
+            made[..., column] = leaf[..., known.index(found)]
+    return made

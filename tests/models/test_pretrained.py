@@ -1,0 +1,91 @@
+"""The network that the package ships: its file, and the head that a task's classes get."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from soups import tree
+from soups.formats import write_safetensors
+from soups.formats.mapping import hash_files
+from soups.models import ViT, glyph_vit, init, pretrained
+
+FIELDS = {"patch_size": 7, "width": 8, "depth": 1, "mlp_dim": 8, "num_heads": 2}
+KNOWN = ("0", "1", "2", "A", "C", "a")
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """Give the weights of a small network that stands in the place of the package's, whose file is of float16."""
+    params = init(ViT(num_classes=len(KNOWN), **FIELDS), jax.random.key(0), (14, 14, 1))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float16), params)
+    metadata = {"class_names": json.dumps(KNOWN), "image_shape": "[14, 14, 1]", "network": json.dumps(FIELDS)}
+    path = write_safetensors(tmp_path / "tiny.safetensors", tree.flatten(params), metadata)
+    monkeypatch.setattr(pretrained, "WEIGHTS", path)
+    monkeypatch.setattr(pretrained, "DIGEST", hash_files(path))
+    return params
+
+
+def start_of(network):
+    return network.init(jax.random.key(1), (14, 14, 1))
+
+
+def images():
+    return np.random.default_rng(1).random((3, 14, 14, 1), np.float32)
+
+
+def logits_of(network):
+    return np.asarray(network.apply(start_of(network), images()))
+
+
+def test_it_starts_as_it_was_trained(weights):
+    network = glyph_vit(image_shape=(14, 14, 1))
+    params = start_of(network)
+    tree.check_same_structure([weights, params], ["file", "start"], dtypes=False)
+    for name, leaf in tree.flatten(params).items():
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, tree.flatten(weights)[name].astype(np.float32))
+    again = glyph_vit(len(KNOWN), (14, 14, 1))
+    np.testing.assert_array_equal(logits_of(again), logits_of(network))
+
+
+def test_classes_that_it_knows_have_their_logits(weights):
+    own = logits_of(glyph_vit(image_shape=(14, 14, 1)))
+    wanted = ("2", "c", "tree", "a", "0")
+    found = logits_of(glyph_vit(5, (14, 14, 1), wanted))
+    columns = [KNOWN.index(name) for name in ("2", "C", "a", "0")]
+    np.testing.assert_allclose(found[:, [0, 1, 3, 4]], own[:, columns], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[:, 2], 0)
+
+
+def test_another_number_of_classes_has_a_head_of_zeros(weights):
+    network = glyph_vit(4, (14, 14, 1))
+    assert start_of(network)["head"]["kernel"].shape == (8, 4)
+    np.testing.assert_array_equal(logits_of(network), np.zeros((3, 4)))
+    assert np.any(start_of(network)["embedding"]["kernel"])
+    network.check((14, 14, 1), 4, probed=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, (28, 28, 1)), r"takes images \[14, 14, 1\], not \[28, 28, 1\]"),
+        ((10, (14, 14, 1), KNOWN), "there are 6 class names for 10 classes"),
+    ],
+)
+def test_what_does_not_fit_is_said(weights, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        glyph_vit(*arguments)
+
+
+def test_a_damaged_file_is_said(weights):
+    content = bytearray(pretrained.WEIGHTS.read_bytes())
+    content[-1] ^= 1
+    pretrained.WEIGHTS.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tiny.safetensors is damaged: its XXH3 is \w+, not \w+; install the package"):
+        glyph_vit(image_shape=(14, 14, 1))
+    pretrained.WEIGHTS.unlink()
+    with pytest.raises(FileNotFoundError, match="tiny"):
+        glyph_vit(image_shape=(14, 14, 1))
