@@ -1,8 +1,4 @@
 #!/usr/bin/env bash
 # Set up and run the default experiment; finished work is not repeated. Extra arguments go to scripts/run.py.
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
-case " $* " in
-  *" --workdir"*) ;;
-  *) set -- --workdir runs/digits "$@" ;;
-esac
 exec python scripts/run.py --config configs/digits.py "$@"

@@ -24,9 +24,11 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from soups.cli import about
 from soups.cli.options import HOSTS, Parser, connect, path_argument
 from soups.names import check_name
 from soups.plugins import blamed, importable, load_plugin, named
+from soups.progress import say
 
 #: what a config's field "study" may name
 STUDIES = {
@@ -48,9 +50,15 @@ def main(arguments: list[str], run) -> int:
         connect(options)  # nothing may be computed before
         with importable(pathlib.Path(options.config).parent):
             config = read_config(options.config, changes)
+            about.check(config)
             workdir = options.workdir or os.path.join("runs", config["name"])
             run.go_on = f"the same command goes on with {workdir}"
+            for line in about.opening(config):
+                say(line)
             _study(config.get("study"))(config, workdir)
+            changes += [] if options.workdir is None else [f"--workdir={workdir}"]
+            for line in about.closing(config, changes):
+                say(line)
     except (ValueError, KeyError, OSError, MemoryError):
         if options.debug:
             traceback.print_exc()

@@ -10,3 +10,4 @@ from soups.report.figures import figure
 from soups.report.page import write_report
 from soups.report.results import check, load_results
 from soups.report.tables import print_table, rows_table
+from soups.report.words import sentences

@@ -15,21 +15,23 @@ from soups.report.tables import Row, rows_table, spread
 
 _DASHED = (0, (4, 2))
 _DOTTED = (0, (1, 1.6))
+_SO_FAR = "best on held-out"  # the row of the best of the first members
 _MOST_LINES = 7  # splits that a mean is over, beside the mean
 
 
 @figure("How many models", seeds=SPREAD)
 def number_of_models(results: Mapping):
-    """When only the first k members are there. A soup predicts with one forward pass however many members are in it,
-    the ensemble with k. The best member is chosen on held-out data, so its line may fall. Dashed, if any: not repaired.
+    """When only the first k members are there. Where it is known which of these is the best on held-out data, the
+    difference from it in the same seed is shown, else the level. A soup predicts with one forward pass however many
+    members are in it, the ensemble with k. Dashed, if any: not repaired.
     """
     rows = [row for group in ("main", "curve") for row in rows_table(results, group) if "models" in row.of]
     columns = files.grouped(rows, _place)
     if len({row.of["models"] for row in rows}) < 2:
         return None
     panels = [(split, False) for role, split in files.summary_splits(results).items() if role in ("test", "shift")]
-    panels = panels if len(panels) > 1 else [*panels, (panels[0][0], True)]
-    alone = len(columns) == 1
+    alone, gains = len(columns) == 1, any(row.name == _SO_FAR for row in rows)
+    panels = panels if gains or len(panels) > 1 else [*panels, (panels[0][0], True)]
     figure, grid = _grid(len(panels), len(columns), width=7 if alone else None, sharex="col", sharey="row")
     for column, (place, found) in enumerate(columns.items()):
         for axes, (split, _) in zip(grid[:, column], panels, strict=True):
@@ -38,7 +40,9 @@ def number_of_models(results: Mapping):
         grid[-1, column].set_xlabel("number of members")
     for line, (split, enlarged) in zip(grid, panels, strict=True):
         _limits_of_counts(line[0], results, rows, split, enlarged)
-        line[0].set_ylabel(f"{files.title_of(results, split)}{', enlarged' if enlarged else ''}")
+        title = f"{files.title_of(results, split)}{', enlarged' if enlarged else ''}"
+        unit = "points" if files.metric_of(results).percent else "difference"
+        line[0].set_ylabel(f"{title}: {unit} over\nthe best member so far" if gains else title)
     names = list(dict.fromkeys(row.name for row in rows))
     if alone:
         _label_ends(figure, grid[:, 0], [split for split, _ in panels], rows, results)
@@ -47,7 +51,7 @@ def number_of_models(results: Mapping):
     return figure
 
 
-@figure("From the start to the best member", seeds="Means over {} seeds; bands: one standard deviation.")
+@figure("From the start to the best member", seeds="Means over {} seeds; bands: 95 % intervals.")
 def wise_ft(results: Mapping):
     """Weights (1 − α) · base + α · member, the base being what fine-tuning started from. Left: along the path; right:
     the same path as test against shifts. The star is the α that is best on held-out data: the choice one can make
@@ -166,11 +170,29 @@ def _place(row: Row):
 
 
 def _means(results, rows, split):
-    """Return mean and deviation of the main metric on a split, [rows]; NaN and 0 where it was not measured."""
-    metric, scale = results["metric"], files.metric_of(results).scale
-    found = [row.metrics.get(split, {}).get(metric, spread([None])) for row in rows]
-    mean, deviation = (scale * np.array([getattr(one, part) for one in found]) for part in ("mean", "deviation"))
-    return mean, np.nan_to_num(deviation)
+    """Return mean and half interval of the main metric on a split, [rows]; NaN and 0 where it was not measured."""
+    return _ends(results, [row.metrics.get(split, {}).get(results["metric"], spread([None])) for row in rows])
+
+
+def _ends(results, found):
+    scale = files.metric_of(results).scale
+    mean, half = (scale * np.array([getattr(one, part) for one in found]) for part in ("mean", "half"))
+    return mean, np.nan_to_num(half)
+
+
+def _gains(results, rows, split, every):
+    """Return the same of the differences from the best member so far, seed by seed."""
+    best = {row.of["models"]: _by_seed(results, row, split) for row in every if row.name == _SO_FAR}
+    differences = []
+    for row in rows:
+        theirs, ours = best.get(row.of["models"], {}), _by_seed(results, row, split)
+        differences.append(spread([ours[seed] - theirs[seed] for seed in ours if seed in theirs] or [None]))
+    return _ends(results, differences)
+
+
+def _by_seed(results, row, split):
+    found = row.metrics.get(split, {}).get(results["metric"], spread([None] * len(row.seeds)))
+    return dict(zip(row.seeds, found.values, strict=True))
 
 
 def _counted(rows, name):
@@ -182,27 +204,35 @@ def _aside(results, name, names):
     return 0.1 * (names.index(name) - (len(names) - 1) / 2) if len(results["seeds"]) > 1 else 0.0
 
 
+def _shown(results, rows, split, every):
+    """Return means and half intervals as they are drawn: gains where it is known over what."""
+    gains = any(row.name == _SO_FAR for row in every)
+    return _gains(results, rows, split, every) if gains else _means(results, rows, split)
+
+
 def _draw_counts(axes, results, rows, split):
     names = list(dict.fromkeys(row.name for row in rows))
     for name in names:
         found = _counted(rows, name)
         counts = np.array([row.of["models"] for row in found]) + _aside(results, name, names)
-        mean, deviation = _means(results, found, split)
+        mean, half = _shown(results, found, split, rows)
         look = {"color": _series_color(name), "linestyle": _dash(name, names), "zorder": 4}
-        axes.plot(counts, mean, marker="o" if len(counts) <= 12 else None, markersize=3.5, **look)
-        axes.vlines(counts, mean - deviation, mean + deviation, color=look["color"], alpha=0.5, linewidth=1.1)
+        marked = len(counts) <= 12 and mean.any()  # the line that gains are over has none
+        axes.plot(counts, mean, marker="o" if marked else None, markersize=3.5, **look)
+        axes.vlines(counts, mean - half, mean + half, color=look["color"], alpha=0.5, linewidth=1.1)
     places = sorted({row.of["models"] for row in rows})
     axes.set_xlim(places[0] - 0.5, places[-1] + 0.5)
     if len(places) > 9:
         ticks = MaxNLocator(9, integer=True).tick_values(places[0], places[-1])
         places = [places[0], *(tick for tick in ticks if places[0] + 1 < tick <= places[-1])]
     axes.set_xticks(places)
-    style.metric_axes(files.metric_of(results), axes.yaxis)
+    if _SO_FAR not in names:
+        style.metric_axes(files.metric_of(results), axes.yaxis)
 
 
 def _limits_of_counts(axes, results, rows, split, enlarged):
-    mean, deviation = _means(results, rows, split)
-    ends = np.concatenate([mean - deviation, mean + deviation])
+    mean, half = _shown(results, rows, split, rows)
+    ends = np.concatenate([mean - half, mean + half])
     if not np.isfinite(mean).any():
         return
     sign = files.metric_of(results).sign
@@ -222,7 +252,7 @@ def _label_ends(figure, grid, splits, rows, results):
         ends, names = [], list(dict.fromkeys(row.name for row in rows))
         for name in names:
             last = _counted(rows, name)[-1]
-            mean, _ = _means(results, [last], split)
+            mean, _ = _shown(results, [last], split, rows)
             if axes.get_ylim()[0] <= mean[0] <= axes.get_ylim()[1]:
                 ends.append((last.of["models"] + _aside(results, name, names), mean[0], name, _series_color(name)))
         labels.label_line_ends(axes, ends, size=8)
@@ -243,10 +273,10 @@ def _along_alpha(axes, results, rows, splits, best):
     main = set(files.summary_splits(results).values())
     parts = [split for split in splits if split not in main]
     for split in splits:
-        mean, deviation = _means(results, rows, split)
+        mean, half = _means(results, rows, split)
         color = style.series_color(split) if split in main else style.OTHERS[parts.index(split) % len(style.OTHERS)]
         axes.plot(alphas, mean, color=color, marker="o", markersize=3, linewidth=2 if split in main else 1.1)
-        axes.fill_between(alphas, mean - deviation, mean + deviation, color=color, alpha=0.13, linewidth=0)
+        axes.fill_between(alphas, mean - half, mean + half, color=color, alpha=0.13, linewidth=0)
         ends.append((alphas[-1], mean[-1], files.title_of(results, split), color))
     axes.axvline(alphas[best], color=style.KINDS["soup"][0], linewidth=1, linestyle=(0, (2, 2)), zorder=1)
     axes.set(xlabel="α (0: base, 1: member)", title="Along the straight path", xlim=(-0.02, 1.02))

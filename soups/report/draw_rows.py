@@ -42,11 +42,13 @@ def overview(results: Mapping):
 
 @figure(
     "Test against shifts",
-    seeds="Markers and whiskers: mean and one standard deviation over {} seeds; the members are those of the first.",
+    seeds="Markers: means over {} seeds. The members are those of all seeds, each moved so that the best one of its "
+    "seed lies at the star.",
 )
 def scatter(results: Mapping):
     """The test set from left to right, the shifted test sets upwards. Dots are single members, darker for a higher
-    learning rate; the star is the best of them on held-out data. Small blue dots are greedy soups in random orders, the
+    learning rate; the star is the best of them on held-out data, and whiskers are 95 % intervals of the difference from
+    it in the same seed. Small blue dots are greedy soups in random orders, the
     green line is WiSE-FT from the weights that fine-tuning started from; hollow markers, if any, were published. What
     lies far off is named below.
     """
@@ -57,20 +59,21 @@ def scatter(results: Mapping):
     x, y, metric = splits["test"], splits["shift"], results["metric"]
     scale = files.metric_of(results).scale
     points = {id(row): tuple(scale * row.metrics[split][metric].mean for split in (x, y)) for row in rows}
-    whiskers = {id(row): scale * np.nan_to_num([row.metrics[s][metric].deviation for s in (x, y)]) for row in rows}
+    whiskers = {id(row): scale * np.nan_to_num([_difference(row, s, metric).half for s in (x, y)]) for row in rows}
     named = [row for row in rows if all(map(math.isfinite, points[id(row)]))]
-    members = files.by_seed(files.rows_of(results, "member"), results["seeds"])
-    places = {row["name"]: tuple(scale * files.value(row, split, metric) for split in (x, y)) for row in members}
-    places = {name: place for name, place in places.items() if all(map(math.isfinite, place))}
+    places = _member_places(results, row_named(rows, results["reference"]), x, y)
     figure, ((axes,),) = style.panels(height=5.2)
     _scatter_limits(axes, named, points, whiskers, list(places.values()))
     inside = [row for row in named if style.inside(axes, *points[id(row)])]
     axes.set(xlabel=_axis(results, x), ylabel=_axis(results, y))
     style.metric_axes(files.metric_of(results), axes.xaxis, axes.yaxis)
+    if results["reference"] in (best := {row.name: points[id(row)] for row in inside}):
+        for line, place in zip((axes.axvline, axes.axhline), best[results["reference"]], strict=True):
+            line(place, color=style.QUIET, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
     path = _draw_path(axes, results, x, y)
     _member_dots(figure, axes, results, places)
     for row in inside:
-        _marker(axes, row, points[id(row)], whiskers[id(row)])
+        _marker(axes, row, points[id(row)], whiskers[id(row)], 0.25 if len(results["seeds"]) == 1 else 0.5)
     _draw_published(axes, rows_table(results) + rows_table(results, "member"), x, y, scale)
     _name_those_outside(figure, axes, results, [row for row in named if row not in inside], points, places)
     style.freeze_layout(figure)
@@ -197,6 +200,27 @@ def _forest(axes, results, split, rows, names):
     axes.grid(axis="y", linewidth=0.4)
 
 
+def _difference(row, split, metric):
+    """Return what of a row is known with an interval: its gain, else its level."""
+    return row.gain[split] if row.gain else row.metrics[split][metric]
+
+
+def _member_places(results, reference, x, y):
+    """Return where the members lie, by seed and name; of several seeds as differences from the reference's mean."""
+    metric, scale, places = results["metric"], files.metric_of(results).scale, {}
+    moved = {seed: (0.0, 0.0) for seed in results["seeds"]}
+    if reference is not None and len(results["seeds"]) > 1:
+        means = [reference.metrics[split][metric] for split in (x, y)]
+        moved = {seed: [one.mean - one.values[i] for one in means] for i, seed in enumerate(reference.seeds)}
+    for row in files.rows_of(results, "member"):
+        if row["seed"] in moved:
+            shift = zip((x, y), moved[row["seed"]], strict=True)
+            place = tuple(scale * (files.value(row, split, metric) + by) for split, by in shift)
+            if all(map(math.isfinite, place)):
+                places[row["seed"], row["name"]] = place
+    return places
+
+
 _RANDOM = "random order"  # so many greedy soups close together that names would only crowd
 _FAR = ("start", "probe", "members")  # may lie far away and must not squash the rest
 
@@ -225,25 +249,28 @@ def _draw_path(axes, results, x, y):
 
 
 def _member_dots(figure, axes, results, places):
-    configs = {m["name"]: m.get("config", {}) for s in results["seeds"][:1] for m in results["members"].get(str(s), ())}
+    every = ((seed, member) for seed in results["seeds"] for member in results["members"].get(str(seed), ()))
+    configs = {(seed, member["name"]): member.get("config", {}) for seed, member in every}
     rates = {name: configs.get(name, {}).get("learning_rate") for name in places}
+    size = 26 if len(places) <= 40 else 12
     known = {name: rate for name, rate in rates.items() if isinstance(rate, Real) and 0 < rate < 1e30}
     # members of another sweep, such as SAM's, are in no pool and have no config: hollow dots
     plain = [place for name, place in places.items() if name not in known]
     if plain:
-        axes.scatter(*zip(*plain, strict=True), s=22, facecolor="white", edgecolor=style.QUIET, linewidth=0.9, zorder=3)
+        look = {"facecolor": "white", "edgecolor": style.QUIET, "linewidth": 0.9}
+        axes.scatter(*zip(*plain, strict=True), s=0.85 * size, zorder=3, **look)
     if known:
         colors = list(known.values())
         look = {"c": colors, "cmap": style.GREYS, "norm": style.scale_norm(colors)}
         points = zip(*(places[name] for name in known), strict=True)
-        dots = axes.scatter(*points, s=26, edgecolor="white", linewidth=0.8, zorder=3, **look)
+        dots = axes.scatter(*points, s=size, edgecolor="white", linewidth=0.03 * size, zorder=3, **look)
         style.colorbar(figure, dots, axes, "learning rate of the members (dots)", values=colors)
 
 
-def _marker(axes, row, point, whiskers):
+def _marker(axes, row, point, whiskers, alpha):
     color, marker = style.of_kind(row.kind, row.family)
     if whiskers.any():
-        axes.errorbar(*point, *whiskers[::-1], color=color, elinewidth=0.8, alpha=0.25, zorder=2.5)
+        axes.errorbar(*point, *whiskers[::-1], color=color, elinewidth=0.8, alpha=alpha, zorder=2.5)
     area = 150 if marker == "*" else 18 if _RANDOM in row.name else 52
     axes.scatter(*point, s=area, marker=marker, color=color, edgecolor="white", linewidth=0.8, zorder=5)
 

@@ -186,7 +186,7 @@ def _sizes(axes, found, tasks):
     for index, (name, curves) in enumerate(found.items()):
         places = np.arange(len(tasks)) + (index - (len(found) - 1) / 2) * height
         sizes = [spread([curve["percent"].get(task) for curve in curves]) for task in tasks]
-        bars = [0 if math.isnan(size.deviation) else size.deviation for size in sizes]
+        bars = [0 if math.isnan(size.half) else size.half for size in sizes]
         look = {"color": ("#6a51a3", "#b9a9d9")[index % 2], "ecolor": style.QUIET, "zorder": 3}
         axes.barh(places, [size.mean for size in sizes], height, xerr=bars, label=name, **look)
     axes.set_yticks(range(len(tasks)), tasks)

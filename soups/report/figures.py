@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from soups.progress import counted
 from soups.report import style
 
 # what a caption adds where there are several seeds
 FIRST = "Shown: the first of {} seeds."
 ALL = "Shown: all {} seeds."
-SPREAD = "Whiskers: one standard deviation over {} seeds."
+SPREAD = "Whiskers: 95 % intervals over {} seeds."
 
 
 class Plan(NamedTuple):
@@ -63,7 +64,7 @@ def draw_all(results: Mapping) -> list[Drawn]:
     """Draw every registered figure whose content is there, in the order of registration."""
     drawn = []
     with style.look():
-        for plan in PLANS.values():
+        for plan in counted(PLANS.values(), "figures", len(PLANS), "figures"):
             if (made := plan.draw(results)) is not None:
                 number = len(results["seeds"])
                 caption = plan.caption.replace("{reference}", f"the {results['reference']}")

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,12 +135,21 @@ def _aggregate(results, rows, references) -> Row:
 
 def _gain(results, paired, split, metric) -> Spread:
     differences = [files.value(row, split, metric) - files.value(other, split, metric) for row, other in paired]
-    won, lost = paired[0][0].get("wins", {}).get(split, (math.nan, math.nan))
-    number = results["splits"][split].get("examples", 0)
-    if len(paired) > 1 or not number > 0:
+    if len(paired) > 1:
         return spread(differences)
-    # the standard error of a difference of two accuracies from the examples that only one of them has right
-    return spread(differences, math.sqrt(max(won + lost - (won - lost) ** 2 / number, 0)) / number)
+    # parts of a mean may share examples: its error is at most the mean of theirs
+    parts = files.details(results, split) or [split]
+    return spread(differences, sum(_error(results, paired[0][0], part) for part in parts) / len(parts))
+
+
+def _error(results, row, split):
+    """Return the standard error of a difference of two accuracies, from the examples that only one of them has right.
+
+    NaN where nobody counted those.
+    """
+    won, lost = row.get("wins", {}).get(split, (math.nan, math.nan))
+    number = results["splits"][split].get("examples", 0)
+    return math.sqrt(max(won + lost - (won - lost) ** 2 / number, 0)) / number if number > 0 else math.nan
 
 
 def format_number(number: float, scale: float = 1.0, digits: int = 2, sign: str = "") -> str:
@@ -151,11 +160,14 @@ def format_number(number: float, scale: float = 1.0, digits: int = 2, sign: str 
     return text.lstrip("+−") if float(text.replace(",", "").replace("−", "-")) == 0 else text
 
 
-def format_spread(found: Spread, scale: float = 1.0, digits: int = 2, sign: str = "") -> str:
-    """Write a mean and its deviation ("97.12 ±0.11"), the mean alone without a deviation, a dash for NaN."""
-    text = format_number(found.mean, scale, digits, sign)
-    known = math.isfinite(found.mean) and math.isfinite(found.deviation)
-    return text + (f" ±{scale * found.deviation:.{digits}f}" if known else "")
+def format_spread(found: Spread, scale: float = 1.0, digits: int = 2, sign: str = "", half: float | None = None) -> str:
+    """Write a mean and half of its 95 % interval ("97.12 ±0.11"), or another `half`; a dash for NaN.
+
+    Without an interval it is the mean alone.
+    """
+    text, half = format_number(found.mean, scale, digits, sign), found.half if half is None else half
+    known = math.isfinite(found.mean) and math.isfinite(half)
+    return text + (f" ±{scale * half:.{digits}f}" if known else "")
 
 
 def format_metric(found: Spread, metric: files.Metric, digits: int = 2) -> str:
@@ -174,7 +186,7 @@ def format_gain(found: Spread, metric: files.Metric) -> str:
 
 
 def format_count(found: Spread) -> str:
-    """Write a count: an integer where it is the same in all seeds, else one decimal and the deviation."""
+    """Write a count: an integer where it is the same in all seeds, else one decimal and half of the interval."""
     same = not found.deviation > 0
     return format_number(found.mean, digits=0) if same else format_spread(found, digits=1)
 
@@ -225,9 +237,15 @@ COSTS: dict[str, tuple[str, Callable[[Spread], str], str]] = {
 }
 
 
-def main_table(results: Mapping) -> Table:
-    """Lay out the main rows: the main metric and its gain by role of the splits, other metrics on test, cost."""
+def main_table(results: Mapping, names: Collection[str] = ()) -> Table:
+    """Lay out the main rows: the main metric and its gain by role of the splits, other metrics on test, cost.
+
+    With `names` it is a short table: of these rows alone, their main metric on test sets, and forward passes.
+    """
     rows, splits = rows_table(results), files.summary_splits(results)
+    if names:
+        rows = [row for row in rows if row.name in names] or rows
+        splits = {role: split for role, split in splits.items() if role in ("test", "shift")}
     main, test = files.metric_of(results), splits["test"]
     heads, columns = [], []
 
@@ -244,12 +262,13 @@ def main_table(results: Mapping) -> Table:
         if split != splits.get("held_out") and split != splits.get("train") and any(row.gain for row in rows):
             add(f"{files.title_of(results, split)} gain", [_gain_cell(row.gain.get(split), main) for row in rows])
     others = dict.fromkeys(name for row in rows for name in row.metrics.get(test, ()) if name != results["metric"])
+    others = {} if names else others
     for name in others:
         metric = files.metric_of(results, name)
         add(metric.title + " %" * metric.percent, metric_cells(results, rows, test, name))
     if any(math.isfinite(row.num_ingredients.mean) for row in rows):
         add("members", [_number_cell(row.num_ingredients, format_count) for row in rows])
-    costs = dict.fromkeys(cost for row in rows for cost in row.cost)
+    costs = dict.fromkeys(cost for row in rows for cost in row.cost if not names or cost == "inference")
     for name in costs:
         head, form, _ = COSTS.get(name, (name, format_spread, ""))
         add(head, [_number_cell(row.cost.get(name, spread([None])), form) for row in rows])
@@ -293,10 +312,15 @@ def pair_table(results: Mapping) -> Table | None:
     for key, pairs in grouped.items():
         cells = [text_cell(dict(key).get(facet, "")) for facet in facets]
         found = (spread([pair["values"].get(name) for pair in pairs]) for name in values)
-        cells += (_number_cell(one, lambda s: format_spread(s, digits=1 if s.mean >= 10 else 3)) for one in found)
+        cells += (_number_cell(one, _format_pairs) for one in found)
         body.append(cells)
     heads = [str(name).replace("_", " ") for name in (*facets, *values)]
     return Table(heads, body, "Mean ± standard deviation over pairs and seeds.")
+
+
+def _format_pairs(found):
+    # pairs share members: what they show is how much they differ, not an interval
+    return format_spread(found, digits=1 if found.mean >= 10 else 3, half=found.deviation)
 
 
 def text_cell(text: Any, look: str = "") -> Cell:
@@ -375,7 +399,7 @@ def _head(results, split, metric):
 def _note(results, rows, others, costs):
     parts = []
     if len(results["seeds"]) > 1:
-        parts.append(f"Mean ± standard deviation over {len(results['seeds'])} seeds; point at a number for each seed.")
+        parts.append(f"Mean ± half of its 95 % interval over {len(results['seeds'])} seeds (Student's t).")
     if any(row.gain for row in rows):
         known = any(math.isfinite(found.half) for row in rows for found in row.gain.values())
         interval = ", with its 95 % interval, in colour where that excludes 0" if known else ""
@@ -431,12 +455,13 @@ def _plain(found):
     return found if isinstance(found, str) else f"{found:.10g}" if math.isfinite(found) else ""
 
 
-def print_table(results: Mapping, console: Console | None = None) -> None:
-    """Print the main rows; where it is narrow the last columns are left out, and the caption names them.
+def print_table(results: Mapping, console: Console | None = None, names: Collection[str] = ()) -> None:
+    """Print the main rows, or a short table of some: see `main_table`.
 
-    What is no terminal is as wide as `COLUMNS` says, and at least 120.
+    Where it is narrow the last columns are left out, and the caption names them. What is no terminal is as wide as
+    `COLUMNS` says, and at least 120.
     """
-    console, table = console or Console(), main_table(results)
+    console, table = console or Console(), main_table(results, names)
     kept = len(table.heads)
     drawn = _drawn(results, table, kept)
     if not console.is_terminal:

@@ -1,22 +1,35 @@
-"""Say in three short sentences what results show, and where soups did not help."""
+"""Say in three short sentences what was seen in one run, whether soups helped or not."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from soups.report import results as files
-from soups.report.tables import Spread, best_of, format_gain, format_metric, rows_table
+from soups.report.tables import Row, Spread, best_of, format_gain, format_metric, row_named, rows_table
+
+#: rows that are compared with the reference wherever they are, chosen before anything is measured
+COMPARED = ("uniform soup", "greedy soup", "learned soup", "ensemble")
+_VERDICTS = ("better", "not clearly different", "worse")
 
 
 def sentences(results: Mapping) -> list[str]:
-    """Say what was measured, and what the best soup is on test and on shifts, in hindsight, against the reference."""
+    """Say what was measured, and on test and on shifts how soups compare with the reference.
+
+    Where the usual soups are not there, or are among families of methods, it is the best soup in hindsight. A
+    difference is called one where its 95 % interval excludes zero.
+    """
     rows, splits = rows_table(results), files.summary_splits(results)
     # those that may be compared with each other: all, or those of the last place that rows are of
     rows = [row for row in rows if row.of == rows[-1].of]
+    compared = [
+        row for name in COMPARED if (row := row_named(rows, name)) and row.gain and not row.of and not row.family
+    ]
     soups = [row for row in rows if row.alone and row.kind in ("soup", "interpolation", "trajectory")]
-    said = [_measured(results, splits)]
+    said = [_measured(results, splits, row_named(rows, results["reference"]) if compared else None)]
     shown = [split for role in ("test", "shift") if (split := splits.get(role))]
     for split in shown:
-        if best := best_of(results, soups, split):
+        if compared:
+            said.append(_compared(results, compared, row_named(rows, results["reference"]), split))
+        elif best := best_of(results, soups, split):
             said.append(_best(results, best[0], split))
     if len(shown) < 2 and (chosen := best_of(results, [row for row in rows if row.alone], splits.get("held_out", ""))):
         found = f"{_level(results, chosen[-1], splits['test'])} on {files.title_of(results, splits['test'])}"
@@ -24,7 +37,7 @@ def sentences(results: Mapping) -> list[str]:
     return said
 
 
-def _measured(results, splits):
+def _measured(results, splits, reference):
     seeds = len(results["seeds"])
     members = max(len({row["name"] for row in files.rows_of(results, "member", seed)}) for seed in results["seeds"])
     who = f"{members} members" if members else f"{len(rows_table(results))} rows"
@@ -32,7 +45,41 @@ def _measured(results, splits):
     tests = [part for split in shown for part in files.details(results, split) or [split]]
     examples = sum(results["splits"][split].get("examples", 0) for split in tests)
     on = f"{examples:,} examples" + (f" of {len(tests)} test sets" if len(tests) > 1 else "")
-    return f"{who} were measured on {on}" + (f", with {seeds} seeds." if seeds > 1 else ", with one seed.")
+    said = f"{who} were measured on {on}"
+    if seeds > 1:
+        return f"{said}, with {seeds} seeds" + (", of which intervals are (95 %, Student's t)." if reference else ".")
+    half = _sampling(results, splits["test"], reference) if reference else math.nan
+    if not math.isfinite(half):
+        return f"{said}, with one seed."
+    title = files.title_of(results, splits["test"])
+    return (
+        f"{said}, with one seed: intervals (95 %) know the sampling of the examples alone, ±{100 * half:.1f} points "
+        f"for an accuracy on {title}, and another seed may differ by more."
+    )
+
+
+def _sampling(results, split, row):
+    """Return half of the 95 % interval of an accuracy, from the number of examples; NaN of another metric."""
+    number, level = results["splits"][split].get("examples", 0), row.metrics[split][results["metric"]].mean
+    known = results["metric"] == "accuracy" and number > 0 and 0 <= level <= 1
+    return 1.96 * math.sqrt(level * (1 - level) / number) if known else math.nan
+
+
+def _compared(results, rows: Sequence[Row], reference, split):
+    metric = files.metric_of(results)
+    found = {verdict: [] for verdict in _VERDICTS}
+    for row in rows:
+        gain = row.gain[split]
+        sure = math.isfinite(gain.half) and abs(gain.mean) > gain.half
+        verdict = _VERDICTS[1 if not sure else 0 if metric.sign * gain.mean > 0 else 2]
+        found[verdict].append(f"{row.name} {format_gain(gain, metric)}")
+    parts = []
+    for verdict, those in found.items():
+        listed = " and ".join([", ".join(those[:-1]), those[-1]] if len(those) > 1 else those)
+        parts += [f"{verdict} {'are' if len(those) > 1 else 'is'} {listed}"] if those else []
+    over = f"{results['reference']}: {_level(results, reference, split)}"
+    unit = ", in points" if metric.percent else ""
+    return f"On {files.title_of(results, split)} ({over}){unit}: {'; '.join(parts)}."
 
 
 def _best(results, row, split):

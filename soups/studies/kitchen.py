@@ -118,7 +118,8 @@ class Kitchen(Measuring):
             Their rows, and their histories by name.
         """
         rows, histories = [self.uniform_row()], {}
-        for title, order in ({"greedy soup": None} | self.random_orders(random_orders)).items():
+        orders = {"greedy soup": None} | self.random_orders(random_orders)
+        for title, order in counted(orders.items(), "greedy soups", len(orders), "soups"):
             row, history = self.greedy_row(title, order)
             rows.append(row)
             histories |= {} if order else {title: history}

@@ -25,10 +25,11 @@ from soups.names import did_you_mean
 from soups.pool import Pool
 from soups.processes import on_first_process
 from soups.progress import say
-from soups.report import check, print_table, write_report
+from soups.report import check, print_table, sentences, write_report
 from soups.report.results import SCHEMA
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions all results tell
+ALWAYS_CHANGEABLE = ("about", "seeds")  # sections that nothing depends on which is made for one seed
 NOTES = ("created", "contents", "members_dtype")  # what stages are called at the end that only note what was found
 
 
@@ -52,8 +53,8 @@ def held(directory: str | os.PathLike) -> Iterator[None]:
 class Workdir:
     """Hold the directory of one run: its config, and the results of its stages as JSON.
 
-    `changeable`: sections of the config that may differ from those of the run that is gone on with; stages that depend
-    on them name them as their settings.
+    `changeable`: sections of the config that may differ from those of the run that is gone on with, as the number of
+    seeds may; stages that depend on them name them as their settings.
 
     Until something is computed, another config takes the place of one that failed.
 
@@ -66,7 +67,8 @@ class Workdir:
 
     def __init__(self, path: str | os.PathLike, config: Mapping[str, Any], changeable: Collection[str] = ()):
         self.path = _place(path)
-        on_first_process(lambda: self._open(json.loads(json.dumps(config)), changeable))
+        free = {*changeable, *ALWAYS_CHANGEABLE}
+        on_first_process(lambda: self._open(json.loads(json.dumps(config)), free))
 
     def _open(self, config, changeable):
         try:
@@ -153,7 +155,9 @@ class Workdir:
         }
 
     def finish(self, results: Mapping[str, Any], *folders: str) -> list[str]:
-        """Write the results and their report, print the table, and list what was written, with folders of the run.
+        """Write the results and their report, say what was seen, and list what was written, with folders of the run.
+
+        Of a config that names rows in its section "about" the table is of these alone.
 
         Raises:
             ValueError: results that are not complete: stages of an earlier version of soups, or an error of a study.
@@ -162,7 +166,10 @@ class Workdir:
         checked = check(results, place)
         state.write(place, results)
         paths = [place, *write_report(self.path), *(self.path / name for name in folders)]
-        print_table(checked)
+        print_table(checked, names=checked["config"].get("about", {}).get("rows", ()))
+        say("\n".join(["", *sentences(checked), ""]))
+        if figure := next((path for path in paths if path.suffix == ".png"), None):
+            say(f"{os.path.relpath(figure)} shows it; the whole report and all else that was written:")
         for path in dict.fromkeys(path.parent if path.parent.name == "figures" else path for path in paths):
             say(os.path.relpath(path))
         return [str(path) for path in paths]
@@ -258,7 +265,7 @@ class Study:
     def __call__(self, config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
         """Run the whole study in `directory`, or what of it is not finished there."""
         with held(directory), contextlib.ExitStack() as stack:
-            self.check(config)
+            self.check({name: section for name, section in config.items() if name != "about"})
             stack.enter_context(self.within(config))
             workdir = Workdir(directory, config, self.changeable)
             scenes = self.scenes(config, workdir)

@@ -106,8 +106,8 @@ def test_captions_say_which_seeds_are_shown(reported):
     page = (reported[1] / "report.html").read_text(encoding="utf-8")
     assert "from the line at 0, the best member, of the same seed" in page
     for name, said in {
-        "number_of_models": "Whiskers: one standard deviation over 3 seeds.",
-        "wise_ft": "bands: one standard deviation",
+        "number_of_models": "Whiskers: 95 % intervals over 3 seeds.",
+        "wise_ft": "bands: 95 % intervals",
         "loss_plane": "Shown: the first of 3 seeds.",
     }.items():
         assert said in page.partition(f'id="figure-{name}"')[2].partition("</figure>")[0]
@@ -173,7 +173,20 @@ def test_outliers_do_not_squash_the_scatter(results):
     assert all(low < 100 * row.metrics["test"]["accuracy"].mean < high for row in rows)
     (foot,) = axes.figure.texts
     text = foot.get_text().replace("\u00a0", " ").replace("\n", " ")
-    assert "start weights 50." in text and "worst member" in text and "1 of 23 members" in text
+    assert "start weights 50." in text and "worst member" in text and "3 of 69 members" in text
+
+
+def test_members_of_all_seeds_are_moved_to_one_best_member(results):
+    axes = draw_rows.scatter(results).axes[0]
+    dots = next(found.get_offsets() for found in axes.collections if len(found.get_offsets()) == 69)
+    places = {}
+    for row in results["rows"]:
+        if row["group"] == "member" or (row["name"] == "best member" and row["group"] == "main"):
+            found = [row["metrics"][split]["accuracy"] for split in ("test", "shift_mean")]
+            places.setdefault((row["seed"], row["group"]), []).append(found)
+    best = np.array([places[seed, "main"][0] for seed in (0, 1, 2)])
+    moved = [np.array(places[seed, "member"]) - best[seed] + best.mean(axis=0) for seed in (0, 1, 2)]
+    np.testing.assert_allclose(dots, 100 * np.concatenate(moved), rtol=1e-9)
 
 
 def test_whiskers_of_the_scatter_are_whole(results):
@@ -226,8 +239,9 @@ def test_axes_of_an_error_mirror_those_of_the_accuracy(results, draw, shifts):
     for row in results["rows"]:
         row["metrics"] = {split: {"accuracy": 1 - found["accuracy"]} for split, found in row["metrics"].items()}
     results["metrics"] = {"accuracy": {"title": "error", "better": "lower", "percent": True}}
+    best = 0 if draw is draw_lines.number_of_models else 100  # gains are mirrored at 0
     for one, other in zip(shown, draw(results).axes, strict=True):
-        np.testing.assert_allclose(other.get_ylim(), 100 - np.array(one.get_ylim())[::-1], rtol=1e-6)
+        np.testing.assert_allclose(other.get_ylim(), best - np.array(one.get_ylim())[::-1], rtol=1e-6)
         for before, after in zip(one.collections, other.collections, strict=True):
             assert len(before.get_offsets()) == len(after.get_offsets())
 
@@ -265,17 +279,20 @@ def test_the_plane_goes_through_what_was_measured_and_has_no_lines(results, rng)
 # --- Lines ------------------------------------------------------------------------------------------------------------
 
 
-def test_whiskers_are_one_deviation_and_whole(results):
+def test_gains_over_the_best_so_far_have_whole_intervals(results):
     figure = draw_lines.number_of_models(results)
     for axes, split in zip(figure.axes, ("test", "shift_mean"), strict=True):
-        rows = [row for row in results["rows"] if row["name"] == "ensemble" and "models" in row.get("of", ())]
-        found = 100 * np.array([row["metrics"][split]["accuracy"] for row in rows]).reshape(3, -1)
-        mean, half = found.mean(axis=0), found.std(axis=0, ddof=1)
+        rows = [row for row in results["rows"] if "models" in row.get("of", ())]
+        found, best = (
+            100 * np.array([row["metrics"][split]["accuracy"] for row in rows if row["name"] == name]).reshape(3, -1)
+            for name in ("ensemble", "best on held-out")
+        )
+        mean, half = (found - best).mean(axis=0), 4.302653 * (found - best).std(axis=0, ddof=1) / np.sqrt(3)
         drawn = [line for line in axes.lines if line.get_color() == style.SERIES["ensemble"]]
         np.testing.assert_allclose(drawn[0].get_ydata(), mean)
         segments = np.concatenate([np.array(whiskers.get_segments()) for whiskers in axes.collections])
         ends = np.stack([mean - half, mean + half], axis=-1)
-        assert (np.abs(segments[:, None, :, 1] - ends).max(axis=-1).min(axis=0) < 1e-9).all()
+        assert (np.abs(segments[:, None, :, 1] - ends).max(axis=-1).min(axis=0) < 1e-5).all()
         low, high = axes.get_ylim()
         assert low < segments[..., 1].min() and segments[..., 1].max() < high
 

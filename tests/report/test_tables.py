@@ -64,6 +64,13 @@ def test_with_one_seed_the_interval_comes_from_the_examples_that_differ(results)
     assert gain.half == pytest.approx(1.96 * differences.std() / math.sqrt(1000))
     assert math.isnan(row_of(results, "greedy soup").gain["shift_mean"].half)  # nobody counted those
     assert math.isnan(gain.deviation)
+    # of a mean over sets that may share their examples: as if they had all been drawn together
+    counted = {split: [30 + place, 10] for place, split in enumerate(results["splits"]["shift_mean"]["mean_of"])}
+    for row in results["rows"]:
+        row["wins"] = counted
+    differences = (np.repeat([1, -1, 0], [won, lost, 500 - won - lost]) for won, lost in counted.values())
+    halves = [1.96 * found.std() / math.sqrt(500) for found in differences]
+    assert row_of(results, "greedy soup").gain["shift_mean"].half == pytest.approx(np.mean(halves))
 
 
 def test_gain_is_against_the_reference_of_the_same_place(results):
@@ -107,9 +114,10 @@ def test_best_in_each_direction_and_ties(results):
 @pytest.mark.parametrize(
     ("spread", "scale", "digits", "sign", "text"),
     [
-        ((0.97123, 0.0011), 100, 2, "", "97.12 ±0.11"),
+        ((0.97123, 0.0011, (0.97,), 0.0011 / 1.96), 100, 2, "", "97.12 ±0.11"),
         ((0.5, math.nan), 100, 1, "", "50.0"),
-        ((-1.234, 0.5), 1, 2, "+", "−1.23 ±0.50"),
+        ((-1.234, 0.7, (), 0.5 / 1.96), 1, 2, "+", "−1.23 ±0.50"),
+        ((-1.234, 0.7), 1, 2, "+", "−1.23"),
         ((0.001, math.nan), 1, 2, "+", "0.00"),
         ((-0.001, math.nan), 1, 2, "+", "0.00"),
         ((math.nan, math.nan), 1, 2, "", "–"),
@@ -122,7 +130,7 @@ def test_numbers_for_people(spread, scale, digits, sign, text):
 
 def test_counts_sizes_and_gains_for_people():
     assert tables.format_count(tables.Spread(7.0, 0.0)) == "7"
-    assert tables.format_count(tables.Spread(6.5, 0.7)) == "6.5 ±0.7"
+    assert tables.format_count(tables.spread([6.0, 7.0])) == "6.5 ±6.4"  # 12.706 of one degree of freedom, times 1/2
     assert [tables.format_bytes(tables.Spread(n, 0.0)) for n in (12, 4_500, 86_600_000)] == [
         "12 B",
         "4.5 kB",
@@ -138,9 +146,9 @@ def test_counts_sizes_and_gains_for_people():
 # --- The table in all its forms ---------------------------------------------------------------------------------------
 
 
-def printed(results, **options):
+def printed(results, names=(), **options):
     stream = io.StringIO()
-    report.print_table(results, Console(file=stream, **options))
+    report.print_table(results, Console(file=stream, **options), names)
     return stream.getvalue()
 
 
@@ -148,10 +156,24 @@ def test_terminal_table_holds_every_row_and_number(results):
     text = printed(results, width=300)
     test = accuracies(results, "uniform soup", "test")
     line = next(line for line in text.splitlines() if "uniform soup" in line and "SAM" not in line)
-    assert f"{100 * test.mean():.2f} ±{100 * test.std(ddof=1):.2f}" in line
+    assert f"{100 * test.mean():.2f} ±{100 * stats.t.ppf(0.975, 2) * stats.sem(test):.2f}" in line
     assert all(row["name"] in text for row in results["rows"] if row["group"] == "main")
     assert "training" in text and "Too narrow" not in text
     assert "[red]" in printed(results | {"notes": ["[red]"]})  # no markup of the console
+
+
+def test_a_short_table_holds_the_rows_that_are_named_and_what_matters(results):
+    text = printed(results, width=300, names=["greedy soup", "best member", "no such row"])
+    assert [line.split()[0] for line in text.splitlines() if " soup" in line[:12] or "member" in line[:12]] == [
+        "best",
+        "greedy",
+    ]
+    assert (
+        "shift mean gain" in text
+        and "passes" in text
+        and not any(head in text for head in ("held-out", "NLL", "train"))
+    )
+    assert "uniform soup" in printed(results, width=300, names=["no such row"])
 
 
 def test_narrow_terminal_names_the_columns_it_leaves_out(results):
@@ -247,10 +269,52 @@ def test_a_gain_is_good_in_the_direction_of_its_metric():
 # --- Sentences --------------------------------------------------------------------------------------------------------
 
 
-def test_three_short_sentences_name_the_best_and_its_gain(results):
+def renamed(results, names):
+    """Give results whose rows have other names."""
+    rows = [row | {"name": names.get(row["name"], row["name"])} for row in results["rows"]]
+    return report.check(results | {"rows": rows})
+
+
+def test_three_sentences_compare_the_rows_that_were_chosen_before(results):
+    said = words.sentences(results)
+    assert len(said) == 3
+    assert said[0] == (
+        "23 members were measured on 4,500 examples of 8 test sets, with 3 seeds, of which intervals are (95 %, "
+        "Student's t)."
+    )
+    for split, text in zip(("test", "shift_mean"), said[1:], strict=True):
+        for name in ("uniform soup", "greedy soup", "learned soup"):
+            gains = 100 * (accuracies(results, name, split) - accuracies(results, "best member", split))
+            low, high = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
+            shown = " ".join(f"{name} {gains.mean():+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−").split())
+            assert shown in text and low > 0
+        assert ": better are uniform soup +" in text and "different" not in text and "worse" not in text
+
+
+def test_sentences_are_true_where_soups_lose_and_where_nothing_is_clear(results):
+    for row in results["rows"]:
+        if row["group"] == "main" and row["name"] == "best member":
+            best = row["metrics"]
+        if row["group"] == "main" and row["name"] in ("uniform soup", "greedy soup"):
+            lost = {"uniform soup": 0.05 + 0.001 * row["seed"], "greedy soup": 0.01 * (row["seed"] - 1)}[row["name"]]
+            row["metrics"] = {split: one | {"accuracy": best[split]["accuracy"] - lost} for split, one in best.items()}
+    for text in words.sentences(results)[1:]:
+        assert ": better is learned soup +" in text
+        assert "; not clearly different is greedy soup 0.00 [−2.48, +2.48]; worse is uniform soup −5.10 [" in text
+
+
+def test_with_one_seed_the_sampling_error_is_named(results):
+    said = words.sentences(one_seed(results))
+    level = accuracies(one_seed(results), "best member", "test")[0]
+    half = 196 * math.sqrt(level * (1 - level) / 1000)
+    assert f"the sampling of the examples alone, ±{half:.1f} points for an accuracy on test" in said[0]
+    assert "not clearly different are uniform soup" in said[1]  # 20 examples against 15
+
+
+def test_without_the_usual_soups_the_best_in_hindsight_is_named(results):
+    results = renamed(results, {name: f"my {name}" for name in ("uniform soup", "greedy soup", "learned soup")})
     said = words.sentences(results)
     assert len(said) == 3 and all(len(text) < 170 for text in said)
-    assert said[0] == "23 members were measured on 4,500 examples of 8 test sets, with 3 seeds."
     rows = [row for row in report.rows_table(results) if row.kind in ("soup", "interpolation", "trajectory")]
     best = max(rows, key=lambda row: row.metrics["shift_mean"]["accuracy"].mean)
     gain = best.gain["shift_mean"]
@@ -259,21 +323,6 @@ def test_three_short_sentences_name_the_best_and_its_gain(results):
         f"On shift mean the best soup in hindsight is {best.name}: {level:.2f} %, +{100 * gain.mean:.2f} points"
     )
     assert f"(95 % interval {100 * (gain.mean - gain.half):+.2f} to {100 * (gain.mean + gain.half):+.2f})" in said[2]
-
-
-def test_sentences_are_honest_where_soups_do_not_help(results):
-    level = iter((0.004, -0.002, 0.0))
-    for row in results["rows"]:
-        if row["name"] == "best member" and row["group"] == "main":
-            best = row["metrics"]["test"]["accuracy"]
-        elif row["kind"] in ("soup", "interpolation", "trajectory") and row["group"] == "main":
-            row["metrics"]["test"]["accuracy"] = best + (next(level) if row["name"] == "greedy soup" else -0.05)
-            row["metrics"]["shift_mean"]["accuracy"] -= 0.1
-    said = words.sentences(results)
-    assert "the best soup in hindsight is greedy soup" in said[1] and said[1].endswith(
-        "over the best member. The interval includes 0."
-    )
-    assert "On shift mean no soup is better than the best member: the best is" in said[2] and ", −" in said[2]
 
 
 def test_without_shifts_the_choice_of_the_held_out_split_is_said(results):

@@ -17,6 +17,9 @@ def get_config():
         config.task.shifts = {"rotation": (3,), "noise": (3,)}
     config.model.update(width=16, depth=1, mlp_dim=16, num_heads=2)
     config.finetune.update(batch_size=32, members_per_program=2)
+    rows = ("start weights", "best member", "uniform soup", "greedy soup", "ensemble")
+    with config.unlocked():
+        config.about = {"shows": "It is small.", "minutes": 0.5, "rows": rows, "command": "bash small.sh", "next": ()}
     config.pretrain.epochs = 2
     config.probe.epochs = 3
     config.sweep.update(members=5, epochs=(2, 5), learning_rate=(1e-3, 1e-2))

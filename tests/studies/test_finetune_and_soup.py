@@ -44,8 +44,8 @@ def main_rows(workdir):
 def test_every_row_and_path_is_there(finished):
     workdir, printed = finished
     assert set(main_rows(workdir)) == ROWS
-    for name in ROWS:
-        assert name in printed
+    table = (workdir / "table.csv").read_text()
+    assert all(f"\n{name}," in table or f'\n"{name}",' in table for name in ROWS)
     for path in ("results.json", "report.html", "table.csv", "table.tex", "figures", "pool", "soups"):
         assert path in printed
         assert (workdir / path).exists()
@@ -60,8 +60,22 @@ def test_every_row_and_path_is_there(finished):
     assert {"overview", "scatter", "by_split", "number_of_models", "wise_ft", "losses", "advantage"} <= drawn
 
 
+def test_what_is_printed_begins_with_the_time_and_ends_with_what_was_seen(finished):
+    _, printed = finished
+    assert printed.startswith("This takes about 0.5 minutes on two idle cores.\nIt is small.\n")
+    end = printed.partition("soups · digits")[2]
+    assert "greedy soup" in end and "SWA" not in end and "per leaf" not in end  # rows that config.about names
+    seen, _, rest = end.partition("Highlighted")[2].partition("figures/overview.png shows it")
+    assert "7 members were measured on" in seen and "On test (best member: " in seen and "On shift mean (" in seen
+    command, *more = rest.partition("What to try next:\n")[2].splitlines()
+    assert command.startswith("  bash small.sh --config.data_dir=") and "--workdir=" in command and not more
+    assert command.split("#")[0].rstrip().endswith("--config.seeds=10")
+
+
 def test_progress_has_rate_and_no_unknown_fields(finished):
     _, printed = finished
+    for title, total in (("figures", 14), ("greedy soups", 3), ("soups of the first members", 3)):
+        assert f"{title}: {total}/{total} " in printed
     for title in ("pre-training", "linear probe", "sweep", "SAM members", "distillation"):
         lines = [line for line in printed.splitlines() if line.startswith(f"{title}: ")]
         done, total = lines[-1].removeprefix(f"{title}: ").split()[0].split("/")

@@ -13,7 +13,7 @@ from soups import state
 from soups.report import load_results
 from soups.studies.study import Scene, Study, Workdir, check_fields, held, with_defaults
 
-CONFIG = {"seeds": 1, "sweep": {"members": 24, "learning_rate": (1e-4, 1e-2)}}
+CONFIG = {"seeds": 1, "size": 1, "sweep": {"members": 24, "learning_rate": (1e-4, 1e-2)}}
 
 
 def test_a_stage_is_computed_once(tmp_path):
@@ -34,14 +34,14 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path):
 
 def test_another_config_lists_all_differences(tmp_path):
     Workdir(tmp_path, CONFIG).stage("soups", lambda: 5)
-    other = {"seeds": 3, "sweep": {"members": 24, "learning_rate": (1e-4, 1e-3)}, "extra": True}
+    other = {"seeds": 3, "size": 2, "sweep": {"members": 24, "learning_rate": (1e-4, 1e-3)}, "extra": True}
     with pytest.raises(ValueError, match="another config") as error:
         Workdir(tmp_path, other)
     message = str(error.value)
-    assert "seeds: 1 there, 3 now" in message
+    assert "size: 1 there, 2 now" in message
     assert "sweep.learning_rate: [0.0001, 0.01] there, [0.0001, 0.001] now" in message
     assert "extra: (absent) there, True now" in message
-    assert "members" not in message
+    assert "members" not in message and "seeds" not in message  # more seeds keep what is there
 
 
 @pytest.mark.parametrize("made", [None, "stage", "member", "other file"])
@@ -58,10 +58,10 @@ def test_a_config_that_failed_is_replaced_as_long_as_nothing_is_computed(made, t
         (tmp_path / "logits" / "a.npy").write_bytes(b"")
     if made:
         with pytest.raises(ValueError, match="was made with another config"):
-            Workdir(tmp_path, CONFIG | {"seeds": 2})
-    workdir = Workdir(tmp_path, CONFIG | {"seeds": 1 if made else 2})
+            Workdir(tmp_path, CONFIG | {"size": 2})
+    workdir = Workdir(tmp_path, CONFIG | {"size": 1 if made else 2})
     assert workdir.stage("seed0_contents", lambda: "new") == ("old" if made else "new")
-    assert state.read(tmp_path / "config.json")["seeds"] == (1 if made else 2)
+    assert state.read(tmp_path / "config.json")["size"] == (1 if made else 2)
 
 
 def test_a_path_that_cannot_be_written(tmp_path):
@@ -205,8 +205,8 @@ def test_a_study_cooks_every_seed_goes_on_and_repeats_what_a_figure_needs(tmp_pa
     assert load_results(tmp_path) == results and made == ["soup", "of 1"] * 2
     study_of(made)(config | {"figures": {"counts": [1, 2]}}, tmp_path)
     assert made[4:] == ["of 2"] * 2
-    with pytest.raises(ValueError, match="seeds: 2 there, 3 now"):
-        study_of(made)(config | {"seeds": 3}, tmp_path)
+    study_of(made)(config | {"seeds": 3, "about": {"rows": ["soup"]}}, tmp_path)  # what is there is kept
+    assert made[6:] == ["soup", "of 1"] and load_results(tmp_path)["seeds"] == [0, 1, 2]
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
