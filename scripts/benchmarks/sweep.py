@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/sweep.py [--members 16] [--epochs 4 8] [--repeats 3] [--slow-repeats 1] [--out FILE]
 
-The task, the network and the ranges of the hyper-parameters are those of configs/digits.py, but for the epochs; the
+The task is 1,000 images of MNIST, the network a small ViT (`MODEL`) with ranges of hyper-parameters (`SWEEP`); the
 start weights are random, which costs the same. All contenders must give the same members, but for rounding.
 
 "from start to pool" is the wall time of fresh processes from their start until the last member is in the pool: it holds
@@ -23,7 +23,6 @@ import json
 import os
 import pathlib
 import queue
-import runpy
 import shutil
 import statistics
 import subprocess
@@ -45,7 +44,16 @@ from soups.studies.finetune_and_soup import sweep_members
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
 WORKER = pathlib.Path(__file__).with_name("_sweep_worker.py")
-CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits.py"
+TASK = {"target": "mnist_5k", "image_size": 28, "num_train": 1000}
+MODEL = {"patch_size": 7, "width": 64, "depth": 3, "mlp_dim": 128, "num_heads": 4, "pool_type": "gap"}
+SWEEP = {
+    "learning_rate": (5e-4, 2e-3),
+    "weight_decay": (1e-4, 1e-1),
+    "label_smoothing": (0.0, 0.25),
+    "mixup": (0.0, 0.9),
+    "augment_operations": (0, 2),
+    "augment_magnitude": (0.0, 20.0),
+}
 GOALS = {
     "separate jit runs, each compiled": 1.2,
     "separate jit runs, one compiled step": 1.2,
@@ -100,19 +108,17 @@ def main():
 
 def prepare(folder, options):
     """Write the task for the workers: data, start weights, hyper-parameters; give the start weights."""
-    config = runpy.run_path(str(CONFIG))["get_config"]().to_dict()
-    sizes = {name: config["task"][name] for name in ("target", "image_size", "num_train")}
-    task, _ = digits_task(**sizes, num_held_out=10, num_test=10, natural_shift_size=10, shifts={})
+    task, _ = digits_task(**TASK, num_held_out=10, num_test=10, natural_shift_size=10, shifts={})
     np.savez(folder / "data.npz", image=task.train.images, label=task.train.labels)
-    network = config["model"] | {"num_classes": len(task.class_names)}
+    network = MODEL | {"num_classes": len(task.class_names)}
     start = models.init(models.ViT(**network), jax.random.key(0), task.train.images.shape[1:])
     Pool(folder / "base").add("start", start)
-    sweep = config["sweep"] | {"members": options.members, "epochs": tuple(options.epochs)}
+    sweep = SWEEP | {"members": options.members, "epochs": tuple(options.epochs)}
     written = {
         "model": network,
-        "clip_norm": config["finetune"]["clip_norm"],
+        "clip_norm": 1.0,
         "members": sweep_members(sweep, 0),
-        "batch_size": config["finetune"]["batch_size"],
+        "batch_size": 64,
     }
     (folder / "task.json").write_text(json.dumps(written))
     return start

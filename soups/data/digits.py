@@ -24,18 +24,20 @@ def digits_task(
     num_held_out: int,
     num_test: int,
     shifts: Mapping[str, Sequence[int]] | None = None,
+    num_shifted: int | None = None,
     natural_shift_size: int = 1,
     printed: bool = False,
+    fixed_test: bool = True,
     seed: int = 0,
     data_dir=None,
 ) -> tuple[Task, dict[str, Dataset]]:
     """Return the task on one source of digits, and the other source to pre-train on as {"train": …, "test": …}.
 
     `target` is "mnist_5k" (5,000 images) or "optdigits" (1,797). Images are gray, uint8 [N, image_size, image_size, 1].
-    The shifts are named "family/severity", for the families and severities in `shifts`, made from the test set; the one
-    named like the other source is natural: `natural_shift_size` images of that source, kept out of pre-training
-    (`pretrain["test"]`). With `printed` there is another natural one, "printed", the digits of `printed_digits`. `seed`
-    draws train and held-out; everything else is the same for all seeds.
+    The shifts are named "family/severity", for the families and severities in `shifts`, made from `num_shifted` images
+    of the test set (default: all); the one named like the other source is natural: `natural_shift_size` images of that
+    source, kept out of pre-training (`pretrain["test"]`). With `printed` there is another natural one, "printed", the
+    digits of `printed_digits`. `seed` draws train and held-out, and everything else too unless `fixed_test`.
 
     An unknown target, family or severity, and more images than a source has are a ValueError.
     """
@@ -47,12 +49,14 @@ def digits_task(
     to_task = compose(resize(image_size), to_channels(1))
     own = decode(tfds_source(target, "train", data_dir=data_dir), to_task)
     other = decode(tfds_source(_OTHER[target], "train", data_dir=data_dir), to_task)
-    test, rest = set_apart(own, "test", num_test)
-    natural, pretraining = set_apart(other, "natural shift", natural_shift_size)
+    drawn_with = _FIXED_SEED if fixed_test else seed
+    test, rest = set_apart(own, "test", num_test, drawn_with)
+    natural, pretraining = set_apart(other, "natural shift", natural_shift_size, drawn_with)
     parts = split_indices(rest.labels, {"train": num_train, "held_out": num_held_out}, seed)
     check_disjoint(pretraining=pretraining, natural_shift=natural)
 
-    corrupted = {f"{name}/{severity}": corrupt(test, name, severity, _FIXED_SEED) for name, severity in levels}
+    some = test if num_shifted is None else _some(test, num_shifted)
+    corrupted = {f"{name}/{severity}": corrupt(some, name, severity, drawn_with) for name, severity in levels}
     others = {_OTHER[target]: natural} | ({"printed": printed_digits(image_size)} if printed else {})
     task = Task(
         name=target,
@@ -65,10 +69,15 @@ def digits_task(
     return task, {"train": pretraining, "test": natural}
 
 
-def set_apart(dataset: Dataset, name: str, size: int) -> tuple[Dataset, Dataset]:
-    """Split off a part that is the same for all seeds, and return it and the rest."""
-    chosen = split_indices(dataset.labels, {name: size}, _FIXED_SEED)[name]
+def set_apart(dataset: Dataset, name: str, size: int, seed: int = _FIXED_SEED) -> tuple[Dataset, Dataset]:
+    """Split off a part, by default the same one for all seeds of a study, and return it and the rest."""
+    chosen = split_indices(dataset.labels, {name: size}, seed)[name]
     rest = np.setdiff1d(np.arange(len(dataset)), chosen)
     if not rest.size:
         raise ValueError(f"{name} takes all {len(dataset)} images, nothing is left to train on")
     return dataset.take(chosen), dataset.take(rest)
+
+
+def _some(test, size):
+    """Return as many images of the test set, of all classes alike."""
+    return test if size == len(test) else set_apart(test, "num_shifted", size)[0]

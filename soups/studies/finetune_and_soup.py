@@ -1,11 +1,11 @@
 """Fine-tune a pool from one start, cook soups from it, and report: the main study, read from top to bottom."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from soups.progress import say
 from soups.studies import curves
-from soups.studies.kitchen import Kitchen
 from soups.studies.measuring import Row
 from soups.studies.members import FineTuned
 from soups.studies.named import check_unchanged, network_of, task_of
@@ -20,6 +20,7 @@ FIELDS = {  # a step is not taken without its section
     "pretrain?": f"learning_rate weight_decay? epochs {_AUGMENTED}",
     "probe?": "learning_rate weight_decay? epochs",
     "sweep": f"members learning_rate weight_decay? label_smoothing? mixup? epochs {_AUGMENTED}",
+    "random_head?": "members",
     "sam?": "members radius",
     "trajectory?": "ema_decay swa_start",
     "greedy?": "random_orders",
@@ -32,6 +33,7 @@ DEFAULTS = {
     "seeds": 1,
     "data_dir": None,
     "finetune": {"clip_norm": None, "mode": "auto", "members_per_program": 4},
+    "random_head": {"members": 0},
     "greedy": {"random_orders": 0},
     "evaluate": {"batch_size": 500},
 }
@@ -51,31 +53,20 @@ def _check(config):
 
 
 def _scenes(config, workdir: Workdir) -> list[FineTuned]:
-    config = with_defaults(config, DEFAULTS)
-    scenes = [_scene(config, seed, workdir) for seed in range(config["seeds"])]
-    for scene in scenes:
-        check_unchanged(scene, scene.network, scene.task, scene.earlier)
+    config, scenes = with_defaults(config, DEFAULTS), []
+    for seed in range(config["seeds"]):
+        task, earlier = task_of(config["task"], seed=seed, data_dir=config["data_dir"])
+        if "pretrain" in config and earlier is None:
+            raise ValueError("the task has no images to pre-train on: leave the section config.pretrain out")
+        if not scenes:  # all seeds share their programs
+            network = network_of(config["model"], task, probed="probe" in config)
+            loss = Classification(network.trained, len(task.class_names))
+            training = Training(loss=loss, clip_norm=config["finetune"]["clip_norm"])
+        pools = {"pool": workdir.pool("pool"), "bases": workdir.pool("bases"), "results": workdir.pool("soups")}
+        shared = {"config": config, "workdir": workdir, "network": network, "training": training, **pools}
+        scenes.append(FineTuned(seed=seed, task=task, earlier=earlier, **shared))
+        check_unchanged(scenes[-1], network, task, earlier)
     return scenes
-
-
-def _scene(config, seed, workdir) -> FineTuned:
-    task, earlier = task_of(config["task"], seed=seed, data_dir=config["data_dir"])
-    if "pretrain" in config and earlier is None:
-        raise ValueError("the task has no images to pre-train on: leave the section config.pretrain out")
-    network = network_of(config["model"], task, probed="probe" in config)
-    loss = Classification(network.trained, len(task.class_names))
-    return FineTuned(
-        config=config,
-        seed=seed,
-        workdir=workdir,
-        task=task,
-        earlier=earlier,
-        network=network,
-        training=Training(loss=loss, clip_norm=config["finetune"]["clip_norm"]),
-        pool=workdir.pool("pool"),
-        bases=workdir.pool("bases"),
-        results=workdir.pool("soups"),
-    )
 
 
 def _cook(scene: FineTuned) -> Mapping[str, Any]:
@@ -86,10 +77,14 @@ def _cook(scene: FineTuned) -> Mapping[str, Any]:
     start = scene.start(scene.task.train)
     probe = scene.probe(start) if "probe" in config else start
     drawn = sweep_members(config["sweep"], scene.seed)
-    names, sharp = scene.fill("member", probe, drawn, "sweep"), []
+    names, beside = scene.fill("member", probe, drawn, "sweep"), {}
+    if some := drawn[: config["random_head"]["members"]]:
+        unprobed = scene.fill("unprobed", scene.unprobed(start), some, "members from a random head", base="unprobed")
+        beside["random head"] = unprobed, 1
     if "sam" in config:
         flat = [one | {"sam_radius": config["sam"]["radius"]} for one in drawn[: config["sam"]["members"]]]
-        sharp = scene.fill("sam", probe, flat, "SAM members", sam=True)
+        # every step of SAM has one more forward and backward pass
+        beside["SAM"] = scene.fill("sam", probe, flat, "SAM members", sam=True), 2
     kitchen = scene.kitchen(names)
     if len(kitchen.names) < 2:
         raise ValueError(
@@ -107,8 +102,8 @@ def _cook(scene: FineTuned) -> Mapping[str, Any]:
         rows += scene.stage("WiSE-FT", lambda: kitchen.path_rows(probe, alphas, called=scene.base))
     if "trajectory" in config:
         rows += scene.trajectory_rows(kitchen, probe)
-    if sharp:
-        rows += scene.stage("SAM soups", lambda: _sam_rows(scene, scene.kitchen(sharp, reference=scene.pool[best])))
+    for title, (others, passes) in beside.items():
+        rows += scene.stage(f"{title} soups", functools.partial(_beside_rows, scene, best, title, others, passes))
     ensembles, histories["greedy ensemble"] = scene.stage("ensembles", kitchen.ensemble_rows)
     rows += [*ensembles, scene.distilled_row(kitchen, probe)]
 
@@ -125,17 +120,18 @@ def _cook(scene: FineTuned) -> Mapping[str, Any]:
     return described | {"rows": rows, "pairs": pairs, "curves": [*planes, *bins], "histories": histories}
 
 
-def _sam_rows(scene: FineTuned, kitchen: Kitchen) -> list[Row]:
+def _beside_rows(scene: FineTuned, best: str, title: str, names: list[str], passes: int) -> list[Row]:
+    """Cook from members that are made otherwise, whose steps are so many forward and backward passes."""
+    kitchen = scene.kitchen(names, reference=scene.pool[best])
     if not kitchen.names:
         return []
     epochs = sum(scene.hyperparameters(name)["epochs"] for name in kitchen.names)
-    # every step of SAM has one more forward and backward pass
-    training = int(3 * epochs * 2 * len(scene.task.train))
-    best = kitchen.single_rows()[0] | {"name": "SAM best member"}
+    training = int(3 * epochs * passes * len(scene.task.train))
+    single = [row | {"cost": row["cost"] | {"training": training}} for row in kitchen.single_rows()[:2]]
     return [
-        best | {"cost": best["cost"] | {"training": training}},
-        kitchen.uniform_row("SAM uniform soup", training),
-        kitchen.greedy_row("SAM greedy soup", training=training)[0],
+        *(row | {"name": f"{title} {row['name']}"} for row in single),
+        kitchen.uniform_row(f"{title} uniform soup", training),
+        kitchen.greedy_row(f"{title} greedy soup", training=training)[0],
         *kitchen.member_rows.values(),
     ]
 
@@ -146,5 +142,5 @@ run = Study(
     cook=_cook,
     packages=("tensorflow-datasets", "grain"),
     folders=("pool", "soups"),
-    changeable=("figures",),
+    changeable=("random_head", "figures"),
 )

@@ -83,18 +83,37 @@ class FineTuned(Trained):
         """Return the start weights with a new head, trained on the task with the trunk frozen."""
 
         def make():
-            head = self.network.head or models.head_rule(start)
-            params = models.replace_head(start, jax.random.key(self.seed), len(self.task.class_names), head=head)
             hyperparameters = dict(self.config["probe"]) | {"seed": self.seed}
-            rules = (head, 1.0), (".*", 0.0)
+            rules, params = ((self._head(start), 1.0), (".*", 0.0)), self._unprobed(start)
             return self.trained("linear probe", params, self.task.train, hyperparameters, learning_rate_rules=rules)
 
         return self.timed("linear probe", lambda: self.kept(self.bases, "probe", make))
 
+    def unprobed(self, start: tree.Tree) -> tree.Tree:
+        """Return the start weights with the new head that the probe begins with, at random."""
+        return self.kept(self.bases, "unprobed", lambda: self._unprobed(start))
+
+    def _unprobed(self, start):
+        key, classes = jax.random.key(self.seed), len(self.task.class_names)
+        return models.replace_head(start, key, classes, head=self._head(start))
+
+    def _head(self, start):
+        return self.network.head or models.head_rule(start)
+
     def fill(
-        self, prefix: str, start: tree.Tree, members: Sequence[Mapping[str, Any]], what: str, **changes: Any
+        self,
+        prefix: str,
+        start: tree.Tree,
+        members: Sequence[Mapping[str, Any]],
+        what: str,
+        *,
+        base: str | None = None,
+        **changes: Any,
     ) -> list[str]:
-        """Fill the pool with members of these hyper-parameters and give their names; `changes`: of the training."""
+        """Fill the pool with members of these hyper-parameters and give their names.
+
+        `base`: the name of what they start from, by default the usual one; `changes`: of the training.
+        """
         names, config = [self.name(f"{prefix}_{index:02d}") for index in range(len(members))], self.config["finetune"]
         make = functools.partial(
             sweep,
@@ -105,7 +124,7 @@ class FineTuned(Trained):
             self.pool,
             batch_size=config["batch_size"],
             names=names,
-            base=self.bases.digest(self.name(self.base)),
+            base=self.bases.digest(self.name(base or self.base)),
             metadata={"seed": self.seed},
             mode=None if config["mode"] == "auto" else config["mode"],
             mesh=self.mesh,

@@ -17,6 +17,7 @@ from soups.train.step import Training, init_state, training_step
 from soups.train.trajectory import averages
 
 MODES = ("map", "vmap", "sharded")
+_ROOM = 64  # programs have room for a multiple of so many steps
 _CHUNKS = 20  # parts of a program on one device, after each of which it is known how far it is
 
 
@@ -45,8 +46,9 @@ def in_programs(
         name: batch_indices(length, batch_size, one["num_steps"], int(one["seed"])) for name, one in members.items()
     }
     size = -(-(members_per_program or len(names)) // lanes) * lanes  # every device takes equally many
-    longest = max(map(len, orders.values()))  # of all programs, so that they share one compilation
-    program = _program(training, mode, mesh)
+    # of all programs, and mostly of the next sweep, so that they share one compilation
+    longest = -(-max(map(len, orders.values())) // _ROOM) * _ROOM
+    program = training.programs.setdefault((mode, mesh), _program(training, mode, mesh))
     params, data = _on_all(mesh, (params, data), P())
     for start in range(0, len(names), size):
         group = names[start : start + size]

@@ -94,6 +94,11 @@ class Training:
         return jit_step(functools.partial(training_step, self))
 
     @functools.cached_property
+    def programs(self) -> dict[Any, Callable[..., Any]]:
+        """Return the programs of whole members that were made, by mode and mesh, for the next sweep as well."""
+        return {}
+
+    @functools.cached_property
     def dtypes(self) -> dict[str, Any]:
         """Return the dtype that every hyper-parameter always has, so that other values mean no other compilation."""
         whole = {name: isinstance(value, int | np.integer) for name, value in self.hyperparameters.items()}

@@ -71,6 +71,31 @@ def test_the_seed_changes_train_and_held_out_alone(digits_dir):
     assert _same(again.train, second.train)
 
 
+def test_without_a_fixed_test_the_seed_changes_everything(digits_dir):
+    tasks = [digits_task(data_dir=digits_dir, seed=seed, fixed_test=False, **SIZES) for seed in (0, 1, 1)]
+    (first, pretrain), (second, other_pretrain), (again, _) = tasks
+    for name in ("train", "held_out", "test"):
+        assert _contents(getattr(first, name)) != _contents(getattr(second, name)), name
+        assert _same(getattr(second, name), getattr(again, name)), name
+    assert all(not _same(first.shifts[name], second.shifts[name]) for name in first.shifts)
+    assert all(_same(second.shifts[name], again.shifts[name]) for name in second.shifts)
+    assert _contents(pretrain["train"]) != _contents(other_pretrain["train"])
+    check_disjoint(train=second.train, held_out=second.held_out, test=second.test)
+    check_disjoint(pretraining=other_pretrain["train"], natural=second.shifts["optdigits"])
+
+
+def test_some_of_the_test_images_are_shifted(digits_dir):
+    task, _ = digits_task(data_dir=digits_dir, num_shifted=50, **SIZES)
+    whole, _ = digits_task(data_dir=digits_dir, **SIZES)
+    assert {name: len(shift) for name, shift in task.shifts.items() if "/" in name} == dict.fromkeys(
+        ("rotation/3", "rotation/5", "noise/2"), 50
+    )
+    assert np.bincount(task.shifts["noise/2"].labels, minlength=10).min() >= 4  # of all classes
+    assert _same(task.test, whole.test)
+    every, _ = digits_task(data_dir=digits_dir, num_shifted=200, **SIZES)
+    assert all(_same(every.shifts[name], whole.shifts[name]) for name in whole.shifts)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -89,6 +114,7 @@ def test_misspelt_names_are_found_before_any_work(tmp_path, changes, message):
     ("changes", "message"),
     [
         ({"num_train": 4800}, "need 4900 examples, but there are only 4800"),
+        ({"num_shifted": 201}, "need 201 examples, but there are only 200"),
         ({"num_test": 6000}, "need 6000 examples, but there are only 5000"),
         ({"natural_shift_size": 1797}, "natural shift takes all 1797 images"),
         ({"num_held_out": 0}, "part 'held_out' must have at least one example"),
