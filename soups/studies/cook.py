@@ -23,7 +23,7 @@ from soups.studies.rows import Row
 from soups.studies.study import Workdir, held
 
 #: what is cooked unless something else is asked for; "wise_ft" where there is a base, "learned" where there is a loss,
-#: "ensemble" where outputs are floats
+#: "ensemble" where outputs are floats and all of them are kept
 RECIPES = ("uniform", "greedy", "learned", "wise_ft", "ensemble")
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 48, 64)  # of members, whose soups are compared
 
@@ -39,6 +39,7 @@ def cook(
     base: tree.Tree | None = None,
     recipes: Sequence[Any] | Mapping[str, Any] | None = None,
     metrics: Sequence[str] | Mapping[str, Callable | Metric] | None = None,
+    keep: Callable | None = None,
     loss: Callable | None = None,
     reestimate: Callable | None = None,
     preprocess: Callable | None = None,
@@ -73,6 +74,9 @@ def cook(
             member to member are of all that are given, also where some are left out.
         metrics: what is measured, as for `soups.evaluate.Evaluator`, such as ["mse", "r2"]; the first one selects, and
             is the main one of the report. Default: accuracy and what else suits classes.
+        keep: `keep(outputs, targets)`, as for `soups.evaluate.Evaluator`: what is left of a batch's outputs for the
+            metrics, such as `soups.evaluate.token_scores` where whole logits of tokens would fill memory and disk. Of
+            what is left there are no ensembles.
         loss: `loss(outputs, targets)`, the mean of a batch, for learned soups. Default: cross-entropy of classes.
         reestimate: `reestimate(params) -> params`, which gives averaged weights BatchNorm statistics of their own.
         preprocess: `preprocess(inputs) -> inputs`, compiled with the network. Default: uint8 becomes float32 in [0, 1],
@@ -90,9 +94,9 @@ def cook(
         OSError: the folder cannot be written, or another run works there.
     """
     members = _members(members, base)
-    for name, function, given in (("loss", loss, "outputs, targets"), ("reestimate", reestimate, "params")):
+    for name, function in {"keep": keep, "loss": loss, "reestimate": reestimate}.items():
         if function is not None:
-            arguments.check_takes(name, function, given)
+            arguments.check_takes(name, function, "params" if name == "reestimate" else "outputs, targets")
     splits = {
         name: _examples(name, data) for name, data in {"held_out": held_out, "test": test, **(shifts or {})}.items()
     }
@@ -110,9 +114,12 @@ def cook(
         mesh=mesh,
         preprocess=preprocess or unit_range,
         metrics=metrics,
+        part=keep,
         loss=loss,
         reestimate=reestimate,
     )
+    if keep is not None and kitchen.classes:
+        raise ValueError("metrics of classes need logits [B, C] as they are, without keep=")
     floats = kitchen.check(_one_of(members))
     wanted = _wanted(recipes, base, list(members), _lacking(kitchen, base, floats))
     with held(directory):
@@ -156,7 +163,8 @@ def _lacking(kitchen, base, floats) -> dict[str, str]:
     if not kitchen.classes and kitchen.loss is None:
         loss = "loss=, a function (outputs, targets), for other metrics"
         found |= {"learned": loss, "learned_per_leaf": loss}
-    return found if floats else found | {"ensemble": "outputs that are floats, of which it takes the mean"}
+    needed = "outputs that are floats, of which it takes the mean" if kitchen.part is None else "outputs without keep="
+    return found if floats else found | {"ensemble": needed}
 
 
 def _wanted(given, base, members, lacking) -> dict[str, Any]:

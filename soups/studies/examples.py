@@ -25,3 +25,13 @@ def rows_of(data: Any, rows: Any) -> dict[str, Any]:
         name: jax.tree.map(lambda leaf: np.asarray(leaf[rows]), part)
         for name, part in (("image", data.images), ("label", data.labels))
     }
+
+
+def zeros_of(outputs: Any, count: int) -> Any:
+    """Return zeros, in memory and for so many examples, in the place of a network's outputs whose shapes are given."""
+
+    def zeros(leaf):
+        floats = jax.dtypes.issubdtype(leaf.dtype, np.floating)
+        return np.zeros((count, *leaf.shape[1:]), np.float32 if floats else leaf.dtype)
+
+    return jax.tree.map(zeros, outputs)

@@ -21,7 +21,7 @@ from soups.pool import Pool, digest
 from soups.progress import progress, say
 from soups.report.results import BEYOND
 from soups.studies.digests import digest_of, program_digest
-from soups.studies.examples import number_of, rows_of
+from soups.studies.examples import number_of, rows_of, zeros_of
 from soups.studies.rows import Measured, Row, known_of, mean_of
 from soups.train.sharding import place
 
@@ -52,6 +52,7 @@ class Measuring:
         keep: whose logits are kept on disk, "all", "members" or "none": those of large sets fill a disk.
         per_class: whether rows have the accuracy of each class.
         metrics: as for `soups.evaluate.Evaluator`; the first one selects, and is the main one of the results.
+        part: what is left of the outputs for the metrics, the `keep` of an evaluator; of it there are no ensembles.
     """
 
     members: Mapping[str, tree.Tree]
@@ -71,6 +72,7 @@ class Measuring:
     keep: str = "all"
     per_class: bool = True
     metrics: Sequence[str] | Mapping[str, Callable | Metric] | None = None
+    part: Callable | None = None
 
     # --- What is there ------------------------------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class Measuring:
         """See, without running it, that the network on weights of this structure can be measured on each split.
 
         Returns:
-            Whether outputs are floats, of which an ensemble is the mean.
+            Whether outputs are floats, of which an ensemble is the mean, and all of them are there.
 
         Raises:
             ValueError: inputs and targets that do not fit; a network that fails, or gives no logits; metrics that do
@@ -153,9 +155,9 @@ class Measuring:
         if not callable(self.apply_fn):
             found = type(self.apply_fn).__name__
             raise ValueError(f"apply_fn must be a function (params, inputs) -> logits, not a {found}")
-        classes, floats = self.classes, True
+        classes, floats = self.classes, self.part is None
         for name in self.evaluators:
-            one = rows_of(self.splits[name], slice(1))["image"]
+            one, targets = rows_of(self.splits[name], slice(1)).values()
             with blamed(f"apply_fn on an input of {name}", self.apply_fn):
                 logits = jax.eval_shape(lambda params, one: self.apply_fn(params, self.preprocess(one)), params, one)
             found = list(logits.shape) if hasattr(logits, "shape") else f"a {type(logits).__name__}"
@@ -164,6 +166,9 @@ class Measuring:
             if not hasattr(logits, "shape") or logits.shape[:1] != (1,):
                 raise ValueError(f"apply_fn must give one array [B, ...], not {found}")
             floats &= jnp.issubdtype(logits.dtype, jnp.floating)
+            if self.part is not None:
+                with blamed(f"keep on outputs and targets of {name}", self.part):
+                    logits = jax.eval_shape(self.part, logits, targets)
             if self.metrics is not None:
                 self._try_metrics(name, logits)
         return floats
@@ -173,8 +178,7 @@ class Measuring:
 
         What a user's own takes, such as probabilities, is not known before there are outputs.
         """
-        floats = jnp.issubdtype(one.dtype, jnp.floating)
-        outputs = np.zeros((number_of(self.splits[split]), *one.shape[1:]), np.float32 if floats else one.dtype)
+        outputs = zeros_of(one, number_of(self.splits[split]))
         for name, metric in self._chosen.items():
             if metric in METRICS.values():
                 self._value(name, split, outputs)
@@ -184,7 +188,7 @@ class Measuring:
     def evaluator(self, data: Any, **options: Any) -> Evaluator:
         """Return an evaluator of this network on other data, with other options."""
         usual = {"batch_size": self.batch_size, "mesh": self.mesh, "preprocess": self.preprocess}
-        usual |= {"metrics": self.metrics}
+        usual |= {"metrics": self.metrics, "keep": self.part}
         return Evaluator(self.apply_fn, data, **usual | options)
 
     @functools.cached_property
@@ -196,10 +200,12 @@ class Measuring:
     def network_digest(self) -> str:
         """Return a digest of the network's program and constants."""
 
-        def outputs(params, inputs):
-            return self.apply_fn(params, self.preprocess(inputs))
+        def outputs(params, inputs, *targets):
+            found = self.apply_fn(params, self.preprocess(inputs))
+            return self.part(found, *targets) if targets else found
 
-        return program_digest(outputs, self.members[next(iter(self.members))], rows_of(self.test, slice(1))["image"])
+        given = list(rows_of(self.test, slice(1)).values())[: 1 if self.part is None else 2]
+        return program_digest(outputs, self.members[next(iter(self.members))], *given)
 
     def usable(self, names: Sequence[str] | None = None) -> Mapping[str, tree.Tree]:
         """Return some usable members (default: all): a view of a pool, so that they are streamed, or a mapping."""
@@ -310,7 +316,8 @@ class Measuring:
         """Return a metric of outputs, NaN where they are not finite; an error says which metric on which split."""
         function = self._chosen[name].function
         with blamed(f"metric {name!r} on {split}", function):
-            return float(function(outputs, self.evaluators[split].labels)) if np.isfinite(outputs).all() else np.nan
+            bad = tree.nonfinite_names(outputs)
+            return np.nan if bad else float(function(outputs, self.evaluators[split].labels))
 
     def _judged(self, found):
         values = {

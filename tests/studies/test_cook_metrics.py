@@ -274,3 +274,68 @@ def test_a_reestimate_that_fails_is_named(tmp_path, numbers, reestimate, message
     _, members, splits = numbers
     with pytest.raises(ValueError, match="reestimate failed: " + message):
         cook(members, line, workdir=tmp_path, metrics=["mse"], reestimate=reestimate, **splits)
+
+
+# --- Tokens -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """Give a network of 3 x 7 logits an example, its members, and splits some of whose targets do not count."""
+    rng = np.random.default_rng(3)
+
+    def split(number):
+        targets = np.where(rng.random((number, 3)) < 0.2, -100, rng.integers(0, 7, (number, 3)))
+        return rng.normal(size=(number, 3, 4)).astype(np.float32), targets
+
+    members = {f"m{index}": {"kernel": rng.normal(size=(4, 7)).astype(np.float32)} for index in range(3)}
+    return lambda params, inputs: inputs @ params["kernel"], members, {"held_out": split(40), "test": split(50)}
+
+
+TOKENS = ["token_nll", "token_accuracy"]
+
+
+def test_of_tokens_a_part_of_the_outputs_is_kept_and_the_rows_are_the_same(tokens, tmp_path, undrawn):
+    network, members, splits = tokens
+    options = {"metrics": TOKENS, "batch_size": 20, **splits}
+    whole = cook(members, network, workdir=tmp_path / "whole", **options)
+    part = cook(members, network, workdir=tmp_path / "part", keep=soups.evaluate.token_scores, **options)
+    expected = {r["name"] + str(r.get("of")): r for r in whole["rows"] if "ensemble" not in r["name"]}
+    found = {row["name"] + str(row.get("of")): row for row in part["rows"]}
+    assert found.keys() == expected.keys() and len(expected) < len(whole["rows"])
+    for name, row in found.items():
+        assert row["ingredients"] == expected[name]["ingredients"]
+        for split in ("held_out", "test"):
+            for metric in TOKENS:
+                wanted = expected[name]["metrics"][split][metric]
+                np.testing.assert_allclose(row["metrics"][split][metric], wanted, rtol=1e-5)
+    kept = [np.load(path, allow_pickle=False) for path in (tmp_path / "part" / "logits").iterdir()]
+    assert kept and {leaf.shape for one in kept for leaf in one.values()} == {(40, 3), (50, 3)}
+    again = cook(members, network, workdir=tmp_path / "part", keep=soups.evaluate.token_scores, **options)
+    assert again["rows"] == part["rows"]
+
+
+def test_a_part_of_the_outputs_of_one_member_that_is_not_finite_leaves_it_out(tokens, tmp_path, undrawn):
+    network, members, splits = tokens
+    broken = {"kernel": np.full((4, 7), 3e38, np.float32)}
+    options = {"metrics": TOKENS, "recipes": "uniform", "keep": soups.evaluate.token_scores, **splits}
+    results = cook(members | {"broken": broken}, network, workdir=tmp_path, **options)
+    assert [one["status"] for one in results["members"]["0"]] == ["ok"] * 3 + ["outputs not finite"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipes": ["uniform", "ensemble"]}, "ensemble needs outputs without keep="),
+        ({"keep": lambda outputs: outputs}, r"keep is called as keep\(outputs, targets\)"),
+        ({"keep": lambda outputs, targets: outputs[..., :2] @ targets}, "keep on outputs and targets of held_out"),
+        ({"keep": lambda outputs, targets: outputs.argmax(-1)}, "metric 'token_nll' on held_out failed: .*need logits"),
+        ({"metrics": None}, "metrics of classes need logits .* without keep="),
+    ],
+)
+def test_a_part_that_does_not_fit_is_an_error_before_anything_is_measured(tokens, tmp_path, changes, message):
+    network, members, splits = tokens
+    options = {"metrics": TOKENS, "keep": soups.evaluate.token_scores, **splits, **changes}
+    with pytest.raises(ValueError, match=message):
+        cook(members, network, workdir=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
