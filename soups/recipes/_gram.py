@@ -17,25 +17,25 @@ from soups.names import check_name
 
 
 def gram_recipe(
-    coefficients: Callable[[Any, Any, Any, float], Any],
+    coefficients: Callable[[Any, Any, Callable, float], Any],
     has_base: bool,
     scope: str,
     scopes: Sequence[str] = ("model", "leaf"),
     *,
-    mixed: Callable[[Any, Any], Any] | None = None,
     distances: bool = False,
 ) -> Recipe:
     """Return the recipe that sums vectors with coefficients [K] made from their Gram matrix [K, K].
 
-    `coefficients(xp, gram, length, epsilon)`; float64 in NumPy, float32 in JAX; epsilon is that of the members' dtype.
-    `length` is |Σ_i m_i v_i / |v_i|| with m = `mixed(xp, lengths)`, or None. The vectors v_i are the task vectors if
-    there is a base, which is then added, or the members. With `distances` they are the differences to the first member,
-    which lose no digits, and in place of the Gram matrix are the squares of all distances. With the scopes "row" and
-    "column" each row (along the last axis), or column (along the first), goes by itself: Gram matrices [R, K, K].
+    `coefficients(xp, gram, products, epsilon)`; float64 in NumPy, float32 in JAX; epsilon: that of the members' dtype.
+    `products(rows)` are the inner products [N, N] of the sums Σ_i rows[n, i] v_i, measured on devices and where those
+    of the v_i would cancel in them. The vectors v_i are the task vectors if there is a base, which is then added, or
+    the members. With `distances` they are the differences to the first member, which lose no digits, and in place of
+    the Gram matrix are the squares of all distances. With the scopes "row" and "column" each row (along the last axis),
+    or column (along the first), goes by itself: Gram matrices [R, K, K].
     """
     check_name(scope, scopes, "scope")
     if scope in ("row", "column"):
-        return _row_recipe(coefficients, has_base, mixed, columns=scope == "column")
+        return _row_recipe(coefficients, has_base, columns=scope == "column")
 
     def vectors(part):
         if distances:
@@ -53,8 +53,13 @@ def gram_recipe(
         xp = np if isinstance(gram, np.ndarray) else jnp
         size = _size(gram)
         gram = gram / size**2
-        length = None if mixed is None else _length(xp, gram, mixed, lambda: map(vectors, parts()), size)
-        return coefficients(xp, gram, length, max(epsilons))
+
+        def products_of(rows):
+            if xp is np and (found := rows @ (gram @ rows.T)).diagonal().min() >= 1e-2:
+                return found
+            return engine.sum_over(parts, lambda part: _pairs(part.xp, _sums(part.xp, vectors(part), rows))) / size**2
+
+        return coefficients(xp, gram, products_of, max(epsilons))
 
     def merge(part, weights):
         total = arrays.mix(vectors(part), weights)
@@ -65,27 +70,28 @@ def gram_recipe(
     return Recipe(merge, measure, scope)
 
 
-def _row_recipe(coefficients, has_base, mixed, *, columns):
+def _row_recipe(coefficients, has_base, *, columns):
     def rows(array):
         shape = array.shape or (1,)
         if columns:
             return array.reshape(shape[0], math.prod(shape[1:])).T
         return array.reshape(math.prod(shape[:-1]), shape[-1])
 
+    def mixed(vectors, weights):
+        return arrays.sum_in_order([weights[:, i, None].astype(x.dtype) * x for i, x in enumerate(vectors)])
+
     def merge(part, _):
         xp = part.xp
         vectors = [rows(vector) for vector in (part.vectors if has_base else part.leaves)]
         wide = list(map(arrays.doubled, vectors)) if xp is np else vectors
-        gram = xp.stack([xp.stack([_along_rows(xp, a, b) for b in wide], axis=-1) for a in wide], axis=-1)
-        size = _size(gram)
-        gram = gram / size[..., None, None] ** 2
-        length = None
-        if mixed is not None:
-            share = _share(xp, gram, mixed)
-            total = arrays.sum_in_order([share[:, i, None].astype(x.dtype) * x for i, x in enumerate(wide)])
-            length = xp.sqrt(_along_rows(xp, total, total)) / size
-        weights = coefficients(xp, gram, length, float(np.finfo(vectors[0].dtype).eps))
-        total = arrays.sum_in_order([weights[:, i, None].astype(x.dtype) * x for i, x in enumerate(vectors)])
+        gram = _along_rows(xp, wide)
+        size = _size(gram)[..., None, None]
+
+        def products_of(sums):
+            return _along_rows(xp, [mixed(wide, sums[:, n]) for n in range(sums.shape[1])]) / size**2
+
+        weights = coefficients(xp, gram / size**2, products_of, float(np.finfo(vectors[0].dtype).eps))
+        total = mixed(vectors, weights)
         merged = (total.T if columns else total).reshape(part.leaves[0].shape)
         return part.base + merged if has_base else merged
 
@@ -95,7 +101,16 @@ def _row_recipe(coefficients, has_base, mixed, *, columns):
 def _products(xp, vectors):
     if xp is np:
         return _products_on_host(vectors)
+    return _pairs(xp, vectors)
+
+
+def _pairs(xp, vectors):
     return _square(xp, [[arrays.inner(a, b) for b in vectors[: index + 1]] for index, a in enumerate(vectors)])
+
+
+def _sums(xp, vectors, rows):
+    wide = list(map(arrays.doubled, vectors)) if xp is np else vectors
+    return [arrays.mix(wide, row) for row in rows]
 
 
 def _products_on_host(vectors):
@@ -126,8 +141,11 @@ def _square(xp, rows):
     return xp.stack([product for row in rows for product in row])[place]
 
 
-def _along_rows(xp, a, b):
-    return xp.sum(xp.conj(a) * b, axis=-1).real
+def _along_rows(xp, vectors):
+    def inner(a, b):
+        return xp.sum(xp.conj(a) * b, axis=-1).real
+
+    return xp.stack([xp.stack([inner(a, b) for b in vectors], axis=-1) for a in vectors], axis=-1)
 
 
 def _size(gram):
@@ -142,19 +160,10 @@ def _size(gram):
     return np.exp2(np.round(np.log2(np.where(usual, 1.0, largest)) / 2))
 
 
-def _length(xp, gram, mixed, vectors, size):
-    """Measure |Σ_i m_i v_i / |v_i||, by itself where the products would cancel in it."""
-    share = _share(xp, gram, mixed)
-    square = quadratic(gram, share)
-    if xp is not np or square < 1e-2:
-        sums = (arrays.mix(list(map(arrays.doubled, v)) if xp is np else v, share) for v in vectors())
-        square = arrays.sum_in_order([arrays.inner(total, total) for total in sums]) / size**2
+def length_of(xp, products, weights):
+    """Return |Σ_i w_i v_i| [...] for weights [..., K]."""
+    square = products(weights[..., None, :])[..., 0, 0]
     return xp.sqrt(xp.maximum(square, 1e-30))  # far below any rounding, and with a finite slope
-
-
-def _share(xp, gram, mixed):
-    lengths = lengths_of(xp, gram)
-    return mixed(xp, lengths) / lengths
 
 
 def lengths_of(xp, gram):

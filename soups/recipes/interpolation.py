@@ -67,7 +67,7 @@ def model_stock(inputs: Inputs, *, scope: str = "leaf") -> Recipe:
     """
     number = inputs.number
 
-    def coefficients(xp, gram, length, epsilon):
+    def coefficients(xp, gram, products, epsilon):
         cosines = cosines_of(xp, gram)
         diagonal = xp.sum(xp.diagonal(cosines, axis1=-2, axis2=-1), axis=-1)
         mean = (xp.sum(cosines, axis=(-2, -1)) - diagonal) / (number * (number - 1))

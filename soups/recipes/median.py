@@ -26,7 +26,7 @@ def geometric_median(inputs: Inputs, *, weights=1.0, scope: str = "leaf", iterat
     arguments.check_within("iterations", iterations, "[0, inf)")
     shares = np.asarray(arguments.shares(arguments.check_weights(weights)), np.float64)
 
-    def coefficients(xp, gram, length, epsilon):
+    def coefficients(xp, gram, products, epsilon):
         share = xp.asarray(shares, gram.dtype)
         limit = max(64 * epsilon, math.sqrt(64 * np.finfo(np.float64).eps))
         return _median_coefficients(xp, gram, share, limit, iterations)

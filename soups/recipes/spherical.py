@@ -8,7 +8,7 @@ import numpy as np
 from soups import arguments, arrays, tree
 from soups.engine import Recipe
 from soups.lazy import jax
-from soups.recipes._gram import cosines_of, gram_recipe, lengths_of, quadratic
+from soups.recipes._gram import cosines_of, gram_recipe, length_of, lengths_of, quadratic
 from soups.recipes.declare import Inputs, method
 
 
@@ -23,10 +23,10 @@ def slerp(inputs: Inputs, *, t, scope: str = "leaf", parallel: float = 1 - 1e-6)
     """
     t = arguments.setting(t, 0.5, "t")
 
-    def coefficients(xp, gram, length, epsilon):
-        return _slerp(xp, gram, xp.asarray(t, gram.dtype), length, epsilon, parallel=parallel)
+    def coefficients(xp, gram, products, epsilon):
+        return _slerp(xp, gram, xp.asarray(t, gram.dtype), products, epsilon, parallel=parallel)
 
-    return gram_recipe(coefficients, False, scope, mixed=_both)
+    return gram_recipe(coefficients, False, scope)
 
 
 @method(base="optional", per_member=("weights",), members=(2, 2), takes_complex=True, title="SLERP")
@@ -42,12 +42,12 @@ def nuslerp(inputs: Inputs, *, weights=1.0, scope: str = "leaf") -> Recipe:
     """
     weights = weights if tree.traced(weights) else arguments.balanced(weights)
 
-    def coefficients(xp, gram, length, epsilon):
+    def coefficients(xp, gram, products, epsilon):
         total, second = (xp.asarray(w, gram.dtype) for w in (weights[0] + weights[1], weights[1]))
         t = arrays.ratio(xp, second, total, xp.abs(total) >= 1e-6, xp.asarray(0.5, gram.dtype))
-        return _slerp(xp, gram, t, length, epsilon)
+        return _slerp(xp, gram, t, products, epsilon)
 
-    return gram_recipe(coefficients, inputs.has_base, scope, ("model", "leaf", "row", "column"), mixed=_both)
+    return gram_recipe(coefficients, inputs.has_base, scope, ("model", "leaf", "row", "column"))
 
 
 @method(base="optional", per_member=("weights",), takes_complex=True, title="MultiSLERP")
@@ -67,18 +67,17 @@ def multislerp(
     """
     shares = np.asarray(arguments.shares(weights) if normalize else weights, np.float64)
 
-    def mixed(xp, lengths):
-        return xp.asarray(shares, lengths.dtype) * lengths / (lengths + epsilon)
-
-    def coefficients(xp, gram, length, resolution):
+    def coefficients(xp, gram, products, resolution):
         share, lengths = xp.asarray(shares, gram.dtype), lengths_of(xp, gram)
+        mixed = share * lengths / (lengths + epsilon)
+        length = length_of(xp, products, mixed / lengths)
         cancels = length < (epsilon or 64 * resolution)
         if epsilon and xp is np and inputs.number > 2 and cancels and gram.any():
             raise ValueError("the members' directions cancel: there is no mean direction")
-        total = math.cos(epsilon) * xp.sum(share * lengths) * mixed(xp, lengths)
+        total = math.cos(epsilon) * xp.sum(share * lengths) * mixed
         return xp.where(cancels, share, total / (lengths * xp.where(cancels, 1.0, length)))
 
-    return gram_recipe(coefficients, inputs.has_base, scope, mixed=mixed)
+    return gram_recipe(coefficients, inputs.has_base, scope)
 
 
 @method(base="optional", takes_complex=True, title="Karcher mean")
@@ -97,37 +96,41 @@ def karcher(
     arguments.check_within("iterations", iterations, "[0, inf)")
     arguments.check_within("tolerance", tolerance, "[0, inf)")
 
-    def counted(xp, lengths):
-        return (lengths > least).astype(lengths.dtype)
-
-    def mixed(xp, lengths):
-        return counted(xp, lengths) / xp.maximum(xp.sum(counted(xp, lengths)), 1.0)
-
-    def coefficients(xp, gram, length, epsilon):
-        lengths, cosines = lengths_of(xp, gram), cosines_of(xp, gram)
-        share, members = mixed(xp, lengths), counted(xp, lengths)
+    def coefficients(xp, gram, products, epsilon):
+        lengths = lengths_of(xp, gram)
+        members = (lengths > least).astype(gram.dtype)
+        share = members / xp.maximum(xp.sum(members), 1.0)
+        length = length_of(xp, products, share / lengths)
         first = (xp.arange(inputs.number) == xp.argmax(members)).astype(gram.dtype)
         cancels = length < max(least, 64 * epsilon)
         start = xp.where(cancels, first, share / xp.where(cancels, 1.0, length))
-        # cosines are known to the rounding of the products, so angles near 0 and π to its root
+        # the differences u_i - μ_0 to the start, and the start: by their products float32 too knows angles near 0, and
+        # the way where directions nearly cancel; float64 has digits enough
+        rows = xp.concatenate([xp.eye(inputs.number, dtype=gram.dtype) - start[None], start[None]])
+        rows = rows / lengths[None]
+        gram = rows @ (gram @ rows.T) if xp is np else products(rows)
+        # μ = Σ_i m_i (u_i - μ_0) + m_0 μ_0, so that all of the iteration is in the coefficients m
+        m = (xp.arange(inputs.number + 1) == inputs.number).astype(gram.dtype)
+        m = m / xp.sqrt(xp.maximum(gram[-1, -1], 1e-30))
+        # angles near π are known to the root of the rounding of the products
         limits = tolerance, max(64 * epsilon, math.sqrt(64 * np.finfo(gram.dtype).eps))
-        # μ = Σ_i m_i u_i, so that all of the iteration is in the coefficients m
-        step = functools.partial(_karcher_step, xp, cosines, share, *limits)
+        # what of these coefficients is nothing, for Σ_i start_i u_i is μ_0: with it they would grow, and lose digits
+        nothing = xp.concatenate([start, xp.sum(start, keepdims=True) - 1]) / xp.sum(start)
+        step = functools.partial(_karcher_step, xp, gram, nothing, share, *limits)
         if xp is np:
-            direction = functools.reduce(lambda m, _: step(m), range(iterations), start)
+            m = functools.reduce(lambda m, _: step(m), range(iterations), m)
         else:
-            direction = jax.lax.fori_loop(0, iterations, lambda _, m: step(m), start)
-        return xp.mean(lengths) * direction / lengths * xp.max(members)
+            m = jax.lax.fori_loop(0, iterations, lambda _, m: step(m), m)
+        return xp.mean(lengths) * arrays.matmul(m, rows) * xp.max(members)
 
-    return gram_recipe(coefficients, inputs.has_base, scope, mixed=mixed)
+    return gram_recipe(coefficients, inputs.has_base, scope)
 
 
-def _slerp(xp, gram, t, length, epsilon, *, parallel: float | None = None):
-    """Return the weights of two vectors at `t` of their arc; linear where they are parallel.
-
-    `length`: of the sum of their directions, 2 cos Ω/2, which says more than cos Ω where they are nearly opposite.
-    """
+def _slerp(xp, gram, t, products, epsilon, *, parallel: float | None = None):
+    """Return the weights of two vectors at `t` of their arc; linear where they are parallel."""
     cosines = cosines_of(xp, gram)
+    # of the sum of their directions: 2 cos Ω/2, which says more than cos Ω where they are nearly opposite
+    length = length_of(xp, products, 1 / lengths_of(xp, gram))
     cosine, half = xp.clip(cosines[..., 0, 1], -1.0, 1.0), xp.clip(length / 2, 0.0, 1.0)
     opposite = cosine < -0.5
     square = xp.where(opposite, 4 * half * half * (1 - half * half), 1 - cosine * cosine)
@@ -141,20 +144,24 @@ def _slerp(xp, gram, t, length, epsilon, *, parallel: float | None = None):
     return xp.stack([a, b], axis=-1)
 
 
-def _both(xp, lengths):
-    return xp.ones_like(lengths)
-
-
-def _karcher_step(xp, cosines, share, tolerance, limit, m):
-    cosine = xp.clip(arrays.matmul(cosines, m), -1.0, 1.0)
-    square = 1.0 - cosine * cosine
-    straight = xp.sqrt(square) <= limit
-    # where the slopes of both are infinite neither is taken: gradients would be NaN
-    angle, sine = xp.arccos(xp.where(straight, 0.0, cosine)), xp.sqrt(xp.where(straight, 1.0, square))
-    ratio = xp.where(straight, (cosine > 0).astype(sine.dtype), angle / sine)
-    ratio = xp.where(xp.arccos(cosine) < tolerance, 0.0, ratio) * share
-    tangent = ratio - xp.sum(ratio * cosine) * m
-    length = xp.sqrt(xp.maximum(quadratic(cosines, tangent), 1e-30))
+def _karcher_step(xp, gram, nothing, share, tolerance, limit, m):
+    """Go from μ to the mean of the members' tangents; of `gram`, `nothing` and `m` the start is the last."""
+    moved = m - (xp.arange(len(m)) == len(m) - 1).astype(m.dtype)
+    products = arrays.matmul(gram, moved)
+    squares = (xp.diagonal(gram) - 2 * products + xp.sum(moved * products))[:-1]  # |u_i - μ|²
+    squares = xp.clip(squares, 0.0, 4.0)
+    straight = xp.sqrt(squares * (1 - squares / 4)) <= limit
+    # where the slopes of angle and sine are infinite neither is taken: gradients would be NaN
+    known = xp.where(straight, 1.0, squares)
+    ratio = 2 * xp.arcsin(xp.sqrt(known) / 2) / xp.sqrt(known * (1 - known / 4))
+    ratio = xp.where(straight, (squares < 2).astype(known.dtype), ratio)
+    ones = (xp.diagonal(gram) + 2 * gram[-1] + gram[-1, -1])[:-1] > 0.5  # |u_i|²: vectors of zeros do not pull
+    near = 2 * xp.arcsin(xp.sqrt(squares) / 2) < tolerance
+    ratio = xp.where(ones & ~near, ratio, 0.0) * share
+    total = xp.sum(ratio)
+    tangent = xp.concatenate([ratio, xp.zeros_like(ratio[:1])]) - total * moved + xp.sum(ratio * squares / 2) * m
+    tangent = tangent - xp.sum(tangent[:-1]) * nothing
+    length = xp.sqrt(xp.maximum(quadratic(gram, tangent), 1e-30))
     done = length < tolerance
     moved = xp.cos(length) * m + xp.sin(length) * tangent / xp.where(done, 1.0, length)
-    return xp.where(done, m, moved / xp.sqrt(xp.maximum(quadratic(cosines, moved), 1e-30)))
+    return xp.where(done, m, moved / xp.sqrt(xp.maximum(quadratic(gram, moved), 1e-30)))

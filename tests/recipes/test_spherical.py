@@ -269,6 +269,39 @@ def test_vectors_that_are_nearly_opposite(angle):
         np.testing.assert_allclose(result["w"], direction, atol=tolerance * 10)
 
 
+def karcher_mean(vectors):
+    """Give what `karcher` should in float64, with angles that are exact near 0 and π too."""
+    units = [unit(v) for v in vectors]
+    mean = unit(sum(units))
+    for _ in range(10):
+        angles = [2 * np.arctan2(np.linalg.norm(u - mean), np.linalg.norm(u + mean)) for u in units]
+        tangents = [a / np.sin(a) * (u - np.cos(a) * mean) for a, u in zip(angles, units, strict=True)]
+        tangent = sum(tangents) / len(units)
+        if (length := np.linalg.norm(tangent)) < 1e-5:
+            break
+        mean = unit(np.cos(length) * mean + np.sin(length) * tangent / length)
+    return mean * np.mean([np.linalg.norm(v) for v in vectors])
+
+
+@pytest.mark.parametrize("distance", [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.03, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("number", [2, 3, 5])
+@pytest.mark.parametrize("sums", ["cancel", "add"])
+def test_karcher_where_directions_nearly_cancel_or_are_nearly_one(sums, number, distance):
+    """On devices as on the host: the rounding of the members is enlarged where they cancel, and nowhere else."""
+    draw = np.random.default_rng(number)
+    around, first, second = np.linalg.qr(draw.normal(size=(64, 3)))[0].T
+    angles = 2 * np.pi * np.arange(number) / number
+    spread = [np.cos(angle) * first + np.sin(angle) * second for angle in angles]
+    if sums == "add":
+        spread = [draw.normal(size=64) / 8 for _ in spread]
+    near = [s + distance * around if sums == "cancel" else around + distance * s for s in spread]
+    lengths = draw.uniform(1, 2, size=number)
+    members = [{"w": (length * unit(v)).astype(np.float32)} for length, v in zip(lengths, near, strict=True)]
+    expected = karcher_mean([m["w"].astype(np.float64) for m in members])
+    for result in everywhere(soups.karcher, members):
+        np.testing.assert_allclose(result["w"], expected, atol=3e-7 / (distance if sums == "cancel" else 1))
+
+
 @pytest.mark.parametrize("nearly_opposite", [False, True])
 @pytest.mark.parametrize("method", ["nuslerp", "nuslerp rows", "multislerp", "karcher", "geometric_median"])
 def test_complex_leaves_are_pairs_of_numbers(method, nearly_opposite):
@@ -278,7 +311,7 @@ def test_complex_leaves_are_pairs_of_numbers(method, nearly_opposite):
     if nearly_opposite:
         members[1] = np.complex64(-1.2) * members[0] + np.complex64(0.02) * members[1]
     expected = function([{"w": member.view(np.float32)} for member in members])["w"].view(np.complex64)
-    # the rounding of float32 products is enlarged where directions nearly cancel
+    # the rounding of float32 is enlarged where directions nearly cancel
     for result in everywhere(function, [{"w": member} for member in members])[: 1 if nearly_opposite else 2]:
         np.testing.assert_allclose(result["w"], expected, rtol=1e-5, atol=1e-6)
 
