@@ -5,10 +5,11 @@ import importlib
 # what is here, by the file that it is imported from when it is first used
 _ROOMS = {
     "folder": ("folder_files", "folder_notes"),
+    "job": ("Job",),
     "methods": ("ELSEWHERE", "REQUIRED", "find_method", "methods_of"),
     "places": ("check_place",),
     "planning": ("Plan", "plan"),
-    "recipe_file": ("Job", "parse_recipe", "read_recipe"),
+    "recipe_file": ("parse_recipe", "read_recipe"),
     "run": (
         *("THREADS", "merge_to_folder", "merge_to_orbax", "merge_to_pool"),
         *("plan_again", "read_record", "verify_output"),

@@ -10,7 +10,7 @@ import numpy as np
 from soups import tree
 from soups.merging.comparing import leaf_of
 from soups.merging.config import differing_configs, folder_of, read_config
-from soups.merging.recipe_file import Job
+from soups.merging.job import Job
 from soups.merging.vocabulary import differing_vocabularies
 from soups.names import MOST, bounded, shown
 

@@ -13,10 +13,10 @@ from soups.formats import Checkpoint
 from soups.merging import bands, buffers, stacks, ties
 from soups.merging.alignment import aligned
 from soups.merging.comparing import Findings, kind_of, leaf_of, settle_copied
+from soups.merging.job import Job, is_member, odd_filters, settings_at
 from soups.merging.lora import open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest
 from soups.merging.methods import build, find_method, is_ours
-from soups.merging.recipe_file import Job, is_member, odd_filters, settings_at
 from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
 from soups.names import shown

@@ -4,7 +4,7 @@ import collections
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from soups.merging.recipe_file import Job, Slice
+from soups.merging.job import Job, Slice
 from soups.merging.values import Place
 
 _LAYER = re.compile(

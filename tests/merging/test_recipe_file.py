@@ -7,7 +7,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 from soups.merging import parse_recipe, read_recipe
-from soups.merging.recipe_file import odd_filters, settings_at
+from soups.merging.job import odd_filters, settings_at
 from soups.merging.values import Place
 
 

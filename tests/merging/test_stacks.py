@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from soups.formats import write_safetensors
-from soups.merging.recipe_file import Slice, Source
+from soups.merging.job import Slice, Source
 from soups.merging.stacks import count_layers, cut_stack, depth, layer_of
 
 SEVERAL = {
