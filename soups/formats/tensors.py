@@ -134,7 +134,7 @@ class Checkpoint(Tensors):
         return np.ndarray(leaf.shape, leaf.dtype, self._map(leaf.file), first, strides)[index]
 
     def _leaf(self, name):
-        leaf = self.leaves.get(self.aliases.get(name, name))
+        leaf = leaf_of(self, name)
         if leaf is None:
             close = did_you_mean(name, [*self.leaves, *self.aliases])
             raise CheckpointError(f"{self.path}: no tensor {short(name)}{close}")
@@ -145,6 +145,11 @@ class Checkpoint(Tensors):
         if file not in self._maps or not os.path.exists(file) or os.path.getsize(file) != self.sizes[file]:
             self._maps[file] = map_file(file, self.sizes[file])
         return self._maps[file]
+
+
+def leaf_of(tensors: Tensors, name: str) -> Leaf | None:
+    """Return the header of a tensor, also of one that is tied, or None."""
+    return tensors.leaves.get(tensors.aliases.get(name, name))
 
 
 def map_file(path: pathlib.Path, size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import xxhash
 from soups import engine
 from soups.arrays import as_bytes
 from soups.formats import Tensors
-from soups.merging.comparing import leaf_of
+from soups.formats.tensors import leaf_of
 
 BAND = 1 << 23  # bytes of a tensor that are made at a time, if a row of its chunks is not larger
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from soups import tree
 from soups.formats import Tensors
+from soups.formats.tensors import leaf_of
 
 LARGEST = 1 << 26  # bytes; what is larger is not looked at
 
@@ -64,7 +65,7 @@ def is_buffer(name: str) -> bool:
 
 def carries_nothing(checkpoint: Tensors, name: str) -> bool:
     """Say whether a tensor is such a buffer, or a counter, by its name and by what it holds; the tensor is read."""
-    leaf = checkpoint.leaves[checkpoint.aliases.get(name, name)]
+    leaf = leaf_of(checkpoint, name)
     if not tree.is_float(leaf) and tree.is_counter(name):
         return True
     check = _check_of(name)

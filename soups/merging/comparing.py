@@ -9,7 +9,7 @@ import numpy as np
 
 from soups import tree
 from soups.formats import Tensors
-from soups.formats.tensors import listed
+from soups.formats.tensors import leaf_of, listed
 from soups.merging import buffers, ties
 from soups.names import bounded, differences, shown
 
@@ -70,11 +70,6 @@ class Findings:
                 self.tell(f"left out of {model}, for others lack it and it carries nothing", name)
             else:
                 self._extra[model].append(name)
-
-
-def leaf_of(checkpoint: Tensors, tensor: str):
-    """Return the header of a tensor, also of one that is tied, or None."""
-    return checkpoint.leaves.get(checkpoint.aliases.get(tensor, tensor))
 
 
 def kind_of(leaf) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from soups import tree
 from soups.formats import Checkpoint, open_checkpoint
-from soups.formats.tensors import listed
+from soups.formats.tensors import leaf_of, listed
 from soups.formats.text import read_json
 from soups.formats.view import View
 from soups.merging import ties
@@ -207,7 +207,7 @@ def _changes(checkpoint, matrices, config, adapter):
             lines.append(f"  = {shown(saved[0])} is saved whole, but another adapter changes {shown(target)} too")
         kinds = _matrices(modules[0], pairs, matrices, checkpoint.leaves[target], lines) if modules else None
         swap = bool(kinds) and turned(modules[0], kinds, lines)
-        scale = _scale(config, modules[0], _leaf(matrices, kinds[0]).shape[0], lines) if kinds else 0
+        scale = _scale(config, modules[0], leaf_of(matrices, kinds[0]).shape[0], lines) if kinds else 0
         changes[target] = _changing(matrices, saved, kinds, scale, swap)
         if names:
             notes.append(
@@ -246,7 +246,7 @@ def _places(checkpoint, matrices, pairs, whole, targets, lines):
 
 
 def _misfit(checkpoint, matrices, stored, target, lines):
-    leaf, its = _leaf(matrices, stored), checkpoint.leaves[target]
+    leaf, its = leaf_of(matrices, stored), checkpoint.leaves[target]
     saved, own = leaf.shape, its.shape
     if kind_of(leaf) != kind_of(its):
         lines.append(f"  ~ {shown(stored)} has dtype {leaf.dtype} instead of {its.dtype}")
@@ -258,10 +258,6 @@ def _misfit(checkpoint, matrices, stored, target, lines):
         hint = f": the adapter was trained with {saved[0] - own[0]} more tokens; give the model as many rows first"
     lines.append(f"  ~ {shown(stored)} has shape {list(saved)} instead of {list(own)}{hint}")
     return True
-
-
-def _leaf(matrices, stored):
-    return matrices.leaves[matrices.aliases.get(stored, stored)]
 
 
 def _distinct(array, matrices, saved, own):
@@ -284,7 +280,7 @@ def _matrices(module, pairs, matrices, weight, lines):
     if set(pairs[module]) != set(kinds):
         lines.append(f"  - {shown(module)} has {', '.join(sorted(pairs[module]))}, not both of {', '.join(kinds)}")
         return None
-    leaves = [weight, *(_leaf(matrices, pairs[module][kind]) for kind in kinds)]
+    leaves = [weight, *(leaf_of(matrices, pairs[module][kind]) for kind in kinds)]
     if any(kind_of(leaf) != "float" for leaf in leaves):
         dtypes = ", ".join(str(leaf.dtype) for leaf in leaves)
         lines.append(f"  ~ {shown(module)}: weight, A and B must be of real floats, not {dtypes}")
@@ -310,7 +306,7 @@ class _Turned:
 
     def __call__(self, module, names, lines):
         shape = self.checkpoint.leaves[self.targets[_weight(module)]].shape
-        a, b = (_leaf(self.matrices, name).shape for name in names)
+        a, b = (leaf_of(self.matrices, name).shape for name in names)
         kind = module.rpartition(".")[2]
         if len(a) > 2 or a[1] != b[0]:
             return shape != b[:1] + a[1:]
@@ -335,7 +331,7 @@ class _Turned:
         for module, found in self.pairs.items():
             target = self.targets.get(_weight(module))
             if target and module.rpartition(".")[2] in kinds and set(found) == set(_LINEAR):
-                a, b = (_leaf(self.matrices, found[kind]).shape for kind in _LINEAR)
+                a, b = (leaf_of(self.matrices, found[kind]).shape for kind in _LINEAR)
                 if len(a) == len(b) == 2 and a[1] != b[0]:
                     yield self.checkpoint.leaves[target].shape == (a[1], b[0])
 

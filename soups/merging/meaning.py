@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from soups import tree
-from soups.merging.comparing import leaf_of
+from soups.formats.tensors import leaf_of
 from soups.merging.config import differing_configs, folder_of, read_config
 from soups.merging.job import Job
 from soups.merging.vocabulary import differing_vocabularies

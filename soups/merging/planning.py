@@ -10,9 +10,10 @@ import numpy as np
 from soups import tree
 from soups.engine import BLOCK, Recipe
 from soups.formats import Checkpoint
+from soups.formats.tensors import leaf_of
 from soups.merging import bands, buffers, stacks, ties
 from soups.merging.alignment import aligned
-from soups.merging.comparing import Findings, kind_of, leaf_of, settle_copied
+from soups.merging.comparing import Findings, kind_of, settle_copied
 from soups.merging.job import Job, is_member, odd_filters, settings_at
 from soups.merging.lora import open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from soups import engine
-from soups.formats.tensors import nested
+from soups.formats.tensors import leaf_of, nested
 from soups.formats.view import View
 from soups.lazy import jax, jnp, orbax
 from soups.merging.bands import digest_of
-from soups.merging.comparing import leaf_of
 from soups.merging.places import held_place
 from soups.merging.planning import Plan
 from soups.merging.run import Digests, Progress, begin_orbax, finish_orbax, merged_blocks, record

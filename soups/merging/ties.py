@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from soups.formats import CheckpointError, Tensors
-from soups.formats.tensors import listed
+from soups.formats.tensors import leaf_of, listed
 from soups.formats.view import View
 from soups.merging.config import folder_of, read_config
 from soups.names import shown
@@ -81,7 +81,7 @@ def same(checkpoint: Tensors, one: str, other: str) -> bool:
     """Say whether two tensors of a model hold the same bits; they are read unless they are tied."""
     if checkpoint.aliases.get(one, one) == checkpoint.aliases.get(other, other):
         return True
-    leaves = [checkpoint.leaves.get(checkpoint.aliases.get(name, name)) for name in (one, other)]
+    leaves = [leaf_of(checkpoint, name) for name in (one, other)]
     if None in leaves or len({(leaf.shape, leaf.dtype) for leaf in leaves}) > 1:
         return False
     a, b = (np.asarray(checkpoint.read(name)) for name in (one, other))

@@ -34,8 +34,6 @@ from soups.recipes.permutation import (
 )
 
 STATISTICS = r"batch_stats/.*"  # BatchNorm's statistics are permuted too, but the published objective is of weights
-METHODS = ("weight", "merge_many")
-STATISTIC_NAMES = ("correlation", "inner_product")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +250,7 @@ def align(
 
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithms 1 and 3.
     """
-    check_name(method, METHODS, "method")
+    check_name(method, ("weight", "merge_many"), "method")
     by_name = arguments.as_mapping(members)
     names = list(by_name)
     to = arguments.place_of(to, names)
@@ -320,7 +318,7 @@ def activation_matching(
     Inner products: Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, section 3.1; correlation: Li et al.,
     "Convergent learning", 2015, arXiv 1511.07543.
     """
-    check_name(statistic, STATISTIC_NAMES, "statistic")
+    check_name(statistic, ("correlation", "inner_product"), "statistic")
     moments = None
     for index, (a, b) in enumerate(itertools.zip_longest(_batches(activations_a), _batches(activations_b))):
         _check_activations(index, a, b)
