@@ -141,7 +141,7 @@ def sentence(claim: Claim, runs: Runs) -> str:
         return f"{claim.text[0].upper()}{claim.text[1:]}: {numbers}."
     if all_hold(not claim.above):
         return f"It does not hold that {claim.text}, but the contrary: {numbers}."
-    return f"That {claim.text}, no effect can be claimed: {numbers}."
+    return f"It is not shown that {claim.text}; no effect can be claimed: {numbers}."
 
 
 def reached(bar: Bar, found: Spread) -> bool:
@@ -157,7 +157,7 @@ def bar_sentence(bar: Bar, runs: Runs) -> str:
     done = len(runs) > 1 and all(reached(bar, one) for one in found.values())
     wanted = "not below the best member" if bar.not_below else f"at least +{bar.least:g} points"
     numbers = "; ".join(f"{told(one)} on {name}" for name, one in found.items())
-    return f"{bar.row} {_WHERE[bar.split]} {wanted}: **{'reached' if done else 'missed'}**, {numbers}"
+    return f"{bar.row.capitalize()} {_WHERE[bar.split]} {wanted}: **{'reached' if done else 'missed'}**, {numbers}"
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------

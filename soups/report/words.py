@@ -47,14 +47,14 @@ def _measured(results, splits, reference):
     on = f"{examples:,} examples" + (f" of {len(tests)} test sets" if len(tests) > 1 else "")
     said = f"{who} were measured on {on}"
     if seeds > 1:
-        return f"{said}, with {seeds} seeds" + (", of which intervals are (95 %, Student's t)." if reference else ".")
+        return f"{said}, with {seeds} seeds" + ("; intervals (95 %) are those of Student's t." if reference else ".")
     half = _sampling(results, splits["test"], reference) if reference else math.nan
     if not math.isfinite(half):
         return f"{said}, with one seed."
     title = files.title_of(results, splits["test"])
     return (
-        f"{said}, with one seed: intervals (95 %) know the sampling of the examples alone, ±{100 * half:.1f} points "
-        f"for an accuracy on {title}, and another seed may differ by more."
+        f"{said}, with one seed: intervals (95 %) are of the sampling of the examples alone (±{100 * half:.1f} points "
+        f"for an accuracy on {title}), and another seed may differ by more."
     )
 
 

@@ -168,10 +168,11 @@ class Workdir:
         paths = [place, *write_report(self.path), *(self.path / name for name in folders)]
         print_table(checked, names=checked["config"].get("about", {}).get("rows", ()))
         say("\n".join(["", *sentences(checked), ""]))
-        if figure := next((path for path in paths if path.suffix == ".png"), None):
-            say(f"{os.path.relpath(figure)} shows it; the whole report and all else that was written:")
-        for path in dict.fromkeys(path.parent if path.parent.name == "figures" else path for path in paths):
-            say(os.path.relpath(path))
+        for ending, what in ((".png", "Figure"), (".html", "Report")):
+            if found := [path for path in paths if path.suffix == ending]:
+                say(f"{what}: {os.path.relpath(found[0])}")
+        places = dict.fromkeys(os.path.relpath(path, self.path).split(os.sep)[0] for path in paths)
+        say(f"All in {os.path.relpath(self.path)}: {', '.join(places)}")
         return [str(path) for path in paths]
 
     def seconds(self, prefix: str) -> dict[str, float]:

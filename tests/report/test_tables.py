@@ -279,8 +279,8 @@ def test_three_sentences_compare_the_rows_that_were_chosen_before(results):
     said = words.sentences(results)
     assert len(said) == 3
     assert said[0] == (
-        "23 members were measured on 4,500 examples of 8 test sets, with 3 seeds, of which intervals are (95 %, "
-        "Student's t)."
+        "23 members were measured on 4,500 examples of 8 test sets, with 3 seeds; intervals (95 %) are those of "
+        "Student's t."
     )
     for split, text in zip(("test", "shift_mean"), said[1:], strict=True):
         for name in ("uniform soup", "greedy soup", "learned soup"):
@@ -307,7 +307,7 @@ def test_with_one_seed_the_sampling_error_is_named(results):
     said = words.sentences(one_seed(results))
     level = accuracies(one_seed(results), "best member", "test")[0]
     half = 196 * math.sqrt(level * (1 - level) / 1000)
-    assert f"the sampling of the examples alone, ±{half:.1f} points for an accuracy on test" in said[0]
+    assert f"the sampling of the examples alone (±{half:.1f} points for an accuracy on test)" in said[0]
     assert "not clearly different are uniform soup" in said[1]  # 20 examples against 15
 
 

@@ -70,7 +70,7 @@ def test_what_is_printed_begins_with_the_time_and_ends_with_what_was_seen(finish
     assert printed.startswith("This takes about 0.5 minutes on two idle cores.\nIt is small.\n")
     end = printed.partition("soups · digits")[2]
     assert "greedy soup" in end and "SWA" not in end and "per leaf" not in end  # rows that config.about names
-    seen, _, rest = end.partition("Highlighted")[2].partition("figures/overview.png shows it")
+    seen, _, rest = end.partition("Highlighted")[2].partition("Figure: ")
     assert "7 members were measured on" in seen and "On test (best member: " in seen and "On shift mean (" in seen
     command, *more = rest.partition("What to try next:\n")[2].splitlines()
     assert command.startswith("  bash small.sh --config.data_dir=") and "--workdir=" in command and not more

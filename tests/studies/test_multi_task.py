@@ -231,7 +231,7 @@ def test_tasks_and_a_network_of_ones_own_and_other_methods(finished, tmp_path, u
         ({"methods": {}}, "the config has no methods"),
         ({"joint": {"learning_rate": [1e-3], "batch_size": 8}}, r"joint\.learning_rate is unknown \(did you mean"),
         ({"tasks": {"names": ["digit"]}}, "two tasks at least"),
-        ({"seeds": 2}, "seeds: 1 there, 2 now"),
+        ({"examples": {"few": 4, "batch_size": 8}}, r"examples\.few: 8 there, 4 now"),
     ],
     ids=["method", "setting", "no value", "no methods", "field", "one task", "another config"],
 )
@@ -240,4 +240,4 @@ def test_what_users_do_wrong(finished, change, message, tmp_path):
     if "tasks" in change:
         change = {"tasks": config["tasks"] | change["tasks"]}
     with pytest.raises(ValueError, match=message):
-        multi_task.run(config | change, directory if "seeds" in change else tmp_path)
+        multi_task.run(config | change, directory if "examples" in change else tmp_path)
