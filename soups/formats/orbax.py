@@ -250,7 +250,7 @@ def _begin(name, place, database, available):
     value = database.read(f"{place.name}/{kind}")
 
     def read():
-        found = _result(value, where).value
+        found = zarr.result(value, where).value
         if not found:
             raise CheckpointError(f"{where} cannot be opened: it is not in the database")
         array = zarr.header(found, kind, where, available)
@@ -295,14 +295,7 @@ def _database(item):
     import tensorstore
 
     spec = {"driver": "ocdbt", "base": _files(item)}
-    return _result(tensorstore.KvStore.open(spec, context=zarr.context()), item / DATABASE)
-
-
-def _result(future, where):
-    try:
-        return future.result()
-    except Exception as error:  # what TensorStore may raise is not listed anywhere
-        raise CheckpointError(f"{where} cannot be opened: {zarr.first_line(error)}") from error
+    return zarr.result(tensorstore.KvStore.open(spec, context=zarr.context()), item / DATABASE)
 
 
 def _files(folder):

@@ -81,8 +81,8 @@ class Stored:
                 result[here] = view[block].read().result()
         except MemoryError as error:
             raise CheckpointError(f"{self.where} needs more memory than there is: {error}") from error
-        except Exception as error:  # what TensorStore may raise is not listed anywhere
-            raise CheckpointError(f"{self.where} cannot be read: {first_line(error)}") from error
+        except Exception as error:
+            raise CheckpointError(f"{self.where} cannot be read: {_first_line(error)}") from error
         return result
 
     @property
@@ -111,10 +111,7 @@ def opening(spec: Mapping[str, Any], where: str, array: Array) -> Callable[[], S
     future = tensorstore.open(dict(spec), open=True, read=True, context=context())
 
     def opened():
-        try:
-            store = future.result()
-        except Exception as error:
-            raise CheckpointError(f"{where} cannot be opened: {first_line(error)}") from error
+        store = result(future, where)
         if tuple(store.shape) != array.shape or store.dtype.numpy_dtype != array.dtype:
             raise CheckpointError(f"{where} changed while it was opened")
         return Stored(where, array, store)
@@ -133,7 +130,15 @@ def context() -> Any:
     )
 
 
-def first_line(error: Exception) -> str:
+def result(future: Any, where: object) -> Any:
+    """Wait for what TensorStore opens or reads of a header."""
+    try:
+        return future.result()
+    except Exception as error:  # what TensorStore may raise is not listed anywhere
+        raise CheckpointError(f"{where} cannot be opened: {_first_line(error)}") from error
+
+
+def _first_line(error):
     """Return what TensorStore says, without the places in its own code."""
     return re.sub(r" \[[a-z_]+=.*", "", (str(error).splitlines() or [repr(error)])[0])[:500]
 

@@ -111,9 +111,7 @@ def settings_at(job: Job, part: Slice, source: Source | None, place: Place) -> d
     A source's own value goes before the slice's, that before the whole merge's, that before the default.
     """
     defaults = job.definition.of_merge if source is None else job.definition.of_member
-    scopes = (
-        [part.parameters, job.parameters] if source is None else [source.parameters, part.parameters, job.parameters]
-    )
+    scopes = [*([source.parameters] if source else []), part.parameters, job.parameters]
     found = {}
     for name, default in defaults.items():
         values = (resolve(scope[name], place, kind_of(default)) for scope in scopes if name in scope)
@@ -151,8 +149,4 @@ def odd_filters(job: Job, names: Iterable[str]) -> list[str]:
 
 def kind_of(default: Any) -> type:
     """Return the kind of a setting's values, of bool, str, int and float, from its default."""
-    if isinstance(default, bool):
-        return bool
-    if isinstance(default, str):
-        return str
-    return int if isinstance(default, int) else float
+    return type(default) if isinstance(default, bool | str | int) else float

@@ -99,9 +99,7 @@ def _row_recipe(coefficients, has_base, *, columns):
 
 
 def _products(xp, vectors):
-    if xp is np:
-        return _products_on_host(vectors)
-    return _pairs(xp, vectors)
+    return _products_on_host(vectors) if xp is np else _pairs(xp, vectors)
 
 
 def _pairs(xp, vectors):
