@@ -384,7 +384,10 @@ def _gain_cell(found, metric):
     text = format_gain(found, metric)
     look = "plus" if (found.mean > 0) == (metric.better == "higher") else "minus"
     # an interval that holds 0 says neither, nor does one that is not known
-    return Cell(text, found.mean, look=look if abs(found.mean) > found.half else "", found=found)
+    better = sum(metric.sign * value > 0 for value in found.values)
+    each = ", ".join(format_number(value, metric.scale, metric.digits, "+") for value in found.values)
+    hover = f"better in {better} of {len(found.values)} seeds: {each}" if len(found.values) > 1 else ""
+    return Cell(text, found.mean, hover=hover, look=look if abs(found.mean) > found.half else "", found=found)
 
 
 def _number_cell(found, form):

@@ -212,6 +212,10 @@ def test_a_number_says_its_seeds_and_its_interval(results):
     for seed, found in enumerate(accuracies(results, "EMA", "test")):
         assert f"seed {seed}: {100 * found:.2f}" in cell.hover
     assert "95 % interval" in cell.hover
+    gains = 100 * (accuracies(results, "EMA", "test") - accuracies(results, "best member", "test"))
+    each = ", ".join(f"{gain:+.2f}".replace("-", "−") for gain in gains)
+    hover = row[table.heads.index("test gain")].hover
+    assert hover == f"better in {(gains > 0).sum()} of 3 seeds: {each}".replace("+0.00", "0.00")
 
 
 def test_csv_has_unrounded_numbers_with_their_intervals(results):
