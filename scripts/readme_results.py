@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 KEPT, FIGURES = ROOT / "docs" / "results", ROOT / "docs" / "figures"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 METRICS = ("accuracy", "nll", "ece")
-COMMAND = "bash scripts/quickstart.sh --config.seeds=10"
+COMMAND = "bash scripts/quickstart.sh --config.seeds=10 --config.random_head.members=16"
 SHOWN = {
     "scatter": "Accuracy on the shifts against test accuracy",
     "number_of_models": "Gain over the best member so far against the number of members",
@@ -54,6 +54,24 @@ CLAIMS = [
     Claim("on the shifts the learned soup is better than the best member", "learned soup", "shift"),
     Claim("in distribution the ensemble is better than the greedy soup", "ensemble", "test", "greedy soup"),
     Claim("on the shifts the ensemble is better than the uniform soup", "ensemble", "shift", "uniform soup"),
+    Claim(
+        "in distribution members from the linear probe are better than the same from a random head",
+        "mean member",
+        "test",
+        "random head mean member",
+    ),
+    Claim(
+        "on the shifts members from the linear probe are better than the same from a random head",
+        "mean member",
+        "shift",
+        "random head mean member",
+    ),
+    Claim(
+        "on the shifts the uniform soup of members from the probe is better than that of the same from a random head",
+        "uniform soup",
+        "shift",
+        "random head uniform soup",
+    ),
 ]
 
 

@@ -22,6 +22,9 @@ GAINS = {
     "greedy soup": (0.8, 2.0, 0.2),
     "learned soup": (0.1, 1.0, 0.8),
     "ensemble": (-1.0, 3.5, 0.2),
+    "mean member": (-0.5, -1.0, 0.1),
+    "random head mean member": (-0.4, -1.5, 0.1),
+    "random head uniform soup": (0.2, 2.0, 0.3),
 }
 
 
