@@ -191,10 +191,8 @@ class Kitchen(Measuring):
         def make():
             batches = (rows_of(data, rows) for rows in order)
             batches = counted(batches, f"learned soup, one weight for each {per}", steps, "steps")
-            members, dtype = (
-                getattr(self.members, "at_once", self.usable)(self.names),
-                getattr(self.members, "mixed_dtype", None),
-            )
+            members = getattr(self.members, "at_once", self.usable)(self.names)
+            dtype = getattr(self.members, "mixed_dtype", None)
             journal = self._journal(title, {"members": self.digests, **settings})
             options = {"per": per, "learning_rate": learning_rate, "dtype": dtype, "journal": journal}
             return soups.learned(members, loss, batches, **options)
