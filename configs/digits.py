@@ -3,10 +3,17 @@
     python scripts/run.py --config configs/digits.py --workdir runs/digits
     python scripts/run.py --config configs/digits.py --workdir runs/digits --config.seeds=10
 
-A ViT of 310,000 parameters that knows the characters of 935 families of fonts (configs/glyphs.py; it comes with the
-package) gets a linear probe, and is fine-tuned 16 times on 100 images of MNIST. Every seed draws images, members and
-order anew. With --config.random_head.members=16 the same members are made from a random head too. Ranges that were
-tried with the network of an earlier pre-training (gains over the best member in points, test / mean of the shifts):
+A ViT of 310,000 parameters that was trained on the characters of 764 families of fonts (configs/glyphs.py; it comes
+with the package) gets a linear probe, and is fine-tuned 16 times on 100 images of MNIST. Every seed draws images,
+members and order anew. With --config.random_head.members=16 the same members are made from a random head too.
+
+The 1,000 held-out images choose among members and soups. Who has so many labels would train on most of them: this is a
+small setting to see what averaging does, not how to read digits best. The corrupted images are of kinds that no
+augmentation makes; "optdigits" are digits of other hands, "printed" of fonts, the kind that the network saw before it
+was fine-tuned, so that forgetting shows there.
+
+Ranges that were tried, on other images, with a network of another pre-training of the same kind, and with corruptions
+like rotation and translation among the shifts (gains over the best member in points, test / mean of the shifts):
 
   these: uniform soup +1.0 / +4.2, greedy soup +0.8 / +3.2 (2 seeds).
   rates 3e-4 to 1e-3, 30 to 50 epochs: uniform +0.7 / +2.2, greedy +0.9 / +2.8 (3 seeds).
@@ -26,11 +33,12 @@ def get_config() -> ConfigDict:
     config.study = "finetune_and_soup"  # a name, or a function of yours as "module:function"
     config.name = "digits"
     config.seeds = 1  # repetitions of everything but the pre-training
+    config.first_seed = 0
     config.about = ConfigDict()
     config.about.minutes = 3
     config.about.shows = (
         "It fine-tunes a ViT that knows printed characters 16 times on 100 images of MNIST, and shows what averages of "
-        "the 16 gain over the best of them, on other images of MNIST and on ten other distributions."
+        "the 16 gain over the best of them, on other images of MNIST and on seven other distributions."
     )
     config.about.rows = (
         "start weights",
@@ -61,7 +69,8 @@ def get_config() -> ConfigDict:
     config.task.num_shifted = 1000  # of the test images
     config.task.natural_shift_size = 1000
     config.task.printed = True
-    families = ("rotation", "scale", "shear", "translation", "noise", "blur", "contrast", "occlusion")
+    config.task.fixed_test = False  # every seed has test images of its own
+    families = ("noise", "impulse_noise", "blur", "pixelate", "occlusion")
     config.task.shifts = ConfigDict(dict.fromkeys(families, (3,)))
 
     config.model = ConfigDict(dict(name="glyph_vit"))

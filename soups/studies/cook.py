@@ -20,7 +20,7 @@ from soups.studies import curves
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row
-from soups.studies.study import Workdir, held
+from soups.studies.study import Workdir, held, versions
 
 #: what is cooked unless something else is asked for; "wise_ft" where there is a base, "learned" where there is a loss,
 #: "ensemble" where outputs are floats and all of them are kept
@@ -127,7 +127,7 @@ def cook(
             raise ValueError(f"soups need two members of finite numbers and outputs; {usable} of {len(members)} are")
         config = {"name": directory.name, "recipes": list(wanted), "batch_size": batch_size, "seed": seed}
         place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
-        results = place.head(config) | _results(kitchen, base, wanted, floats)
+        results = place.head(config) | {"versions": versions()} | _results(kitchen, base, wanted, floats)
         on_first_process(lambda: place.finish(results, "soups"))
     return results
 

@@ -15,7 +15,7 @@ from soups.train import Classification, Training, search
 
 _AUGMENTED = "augment_operations? augment_magnitude?"
 FIELDS = {  # a step is not taken without its section
-    "": "study name seeds? data_dir? task model",
+    "": "study name seeds? first_seed? data_dir? task model",
     "finetune": "batch_size clip_norm? mode? members_per_program?",
     "pretrain?": f"learning_rate weight_decay? epochs {_AUGMENTED}",
     "probe?": "learning_rate weight_decay? epochs",
@@ -31,6 +31,7 @@ FIELDS = {  # a step is not taken without its section
 }
 DEFAULTS = {
     "seeds": 1,
+    "first_seed": 0,
     "data_dir": None,
     "finetune": {"clip_norm": None, "mode": "auto", "members_per_program": 4},
     "random_head": {"members": 0},
@@ -47,21 +48,26 @@ def sweep_members(config: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
 
 def _check(config):
     check_fields(config, FIELDS)
-    if not isinstance(config["sweep"]["members"], int) or config["sweep"]["members"] < 2:
-        raise ValueError(f"config.sweep.members must be a whole number, at least 2, not {config['sweep']['members']!r}")
+    for section, least in {"sweep": 2, "random_head": 0}.items():
+        members = config.get(section, {"members": least})["members"]
+        if not isinstance(members, int) or members < least:
+            raise ValueError(f"config.{section}.members must be a whole number, at least {least}, not {members!r}")
     sweep_members(config["sweep"], 0)  # refuses what cannot be drawn
 
 
 def _scenes(config, workdir: Workdir) -> list[FineTuned]:
     config, scenes = with_defaults(config, DEFAULTS), []
-    for seed in range(config["seeds"]):
+    for seed in range(config["first_seed"], config["first_seed"] + config["seeds"]):
         task, earlier = task_of(config["task"], seed=seed, data_dir=config["data_dir"])
         if "pretrain" in config and earlier is None:
             raise ValueError("the task has no images to pre-train on: leave the section config.pretrain out")
         if not scenes:  # all seeds share their programs
+            first = task
             network = network_of(config["model"], task, probed="probe" in config)
             loss = Classification(network.trained, len(task.class_names))
             training = Training(loss=loss, clip_norm=config["finetune"]["clip_norm"])
+        elif (task.class_names, task.test.images.shape[1:]) != (first.class_names, first.test.images.shape[1:]):
+            raise ValueError(f"the task of seed {seed} has other classes or sizes of images than that of the first")
         pools = {"pool": workdir.pool("pool"), "bases": workdir.pool("bases"), "results": workdir.pool("soups")}
         shared = {"config": config, "workdir": workdir, "network": network, "training": training, **pools}
         scenes.append(FineTuned(seed=seed, task=task, earlier=earlier, **shared))
@@ -103,7 +109,8 @@ def _cook(scene: FineTuned) -> Mapping[str, Any]:
     if "trajectory" in config:
         rows += scene.trajectory_rows(kitchen, probe)
     for title, (others, passes) in beside.items():
-        rows += scene.stage(f"{title} soups", functools.partial(_beside_rows, scene, best, title, others, passes))
+        make = functools.partial(_beside_rows, scene, best, title, others, passes)
+        rows += scene.stage(f"{title} soups", make, {"members": others})
     ensembles, histories["greedy ensemble"] = scene.stage("ensembles", kitchen.ensemble_rows)
     rows += [*ensembles, scene.distilled_row(kitchen, probe)]
 

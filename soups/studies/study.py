@@ -30,7 +30,12 @@ from soups.report.results import SCHEMA
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions all results tell
 ALWAYS_CHANGEABLE = ("about", "seeds")  # sections that nothing depends on which is made for one seed
-NOTES = ("created", "contents", "members_dtype")  # what stages are called at the end that only note what was found
+NOTES = (
+    "created",
+    "contents",
+    "members_dtype",
+    "versions",
+)  # the ends of stages' names that only note what was found
 
 
 @contextlib.contextmanager
@@ -142,15 +147,13 @@ class Workdir:
         pool.sweep_orphans()
         return pool
 
-    def head(self, config: Mapping[str, Any], packages: Sequence[str] = ()) -> dict[str, Any]:
-        """Return what all results begin with: config, when and on what it ran; `packages`: more versions to tell."""
-        versions = {"soups": soups.__version__, "python": platform.python_version()}
+    def head(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what all results begin with: config, when and on what it ran."""
         return {
             "schema": SCHEMA,
             "experiment": config["name"],
             "created": self.stage("created", lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
             "config": dict(config),
-            "versions": versions | {package: metadata.version(package) for package in (*PACKAGES, *packages)},
             "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         }
 
@@ -270,11 +273,21 @@ class Study:
             stack.enter_context(self.within(config))
             workdir = Workdir(directory, config, self.changeable)
             scenes = self.scenes(config, workdir)
-            results = workdir.head(config, self.packages) | {"seeds": list(dict.fromkeys(s.seed for s in scenes))}
+            results = workdir.head(config) | {"seeds": list(dict.fromkeys(s.seed for s in scenes))}
+            versions = [scene.stage("versions", self._versions) for scene in scenes]
+            results["versions"] = {
+                name: ", ".join(dict.fromkeys(one[name] for one in versions)) for name in versions[0]
+            }
             for scene in scenes:
                 _add(results, str(scene.seed), self.cook(scene))
             results["timings"] = {str(scene.seed): workdir.seconds(scene.prefix) for scene in scenes}
             return on_first_process(lambda: workdir.finish(results, *self.folders))
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Return the versions of this library, the interpreter and the packages that all studies use, and of some more."""
+    found = {"soups": soups.__version__, "python": platform.python_version()}
+    return found | {package: metadata.version(package) for package in (*PACKAGES, *packages)}
 
 
 def _add(results, seed, outcome):
@@ -312,9 +325,10 @@ def check_fields(config: Mapping[str, Any], fields: Mapping[str, str]) -> None:
             lines.append(f"  ~ {section} must be a section, not {config[section]!r:.200}")
     for name in sorted(given - known):
         lines.append(f"  + {name} is unknown{did_you_mean(name, known | sections.keys())}")
-    seeds = config.get("seeds", 1)
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        lines.append(f"  ~ seeds must be a whole number, at least 1, not {seeds!r:.200}")
+    for name, least in {"seeds": 1, "first_seed": 0}.items():
+        number = config.get(name, least)
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            lines.append(f"  ~ {name} must be a whole number, at least {least}, not {number!r:.200}")
     lines += [f"  - {name} is missing" for name in sorted(needed - given)]
     if lines:
         raise ValueError("the config has other fields than the experiment:\n" + "\n".join(lines))

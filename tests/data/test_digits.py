@@ -1,10 +1,15 @@
 """The task of the default experiment."""
 
+import pathlib
+import runpy
+
 import numpy as np
 import pytest
 
 from soups.data import Dataset, check_disjoint, corrupt, digits_task, printed_digits
+from soups.studies.named import task_of
 
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits.py"
 SIZES = {
     "image_size": 12,
     "num_train": 300,
@@ -123,3 +128,12 @@ def test_misspelt_names_are_found_before_any_work(tmp_path, changes, message):
 def test_sizes_that_the_sources_do_not_have(digits_dir, changes, message):
     with pytest.raises(ValueError, match=message):
         digits_task(data_dir=digits_dir, **SIZES | changes)
+
+
+def test_every_seed_of_the_default_job_has_images_of_its_own(digits_dir):
+    config = runpy.run_path(str(CONFIG))["get_config"]().task.to_dict()
+    tasks = [task_of(config, seed=seed, data_dir=digits_dir)[0] for seed in (0, 1)]
+    for name in ("train", "held_out", "test"):
+        assert _contents(getattr(tasks[0], name)) != _contents(getattr(tasks[1], name)), name
+    same = {name for name in tasks[0].shifts if _same(*(task.shifts[name] for task in tasks))}
+    assert same == {"printed"}
