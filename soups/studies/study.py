@@ -179,12 +179,13 @@ class Workdir:
         return [str(path) for path in paths]
 
     def seconds(self, prefix: str) -> dict[str, float]:
-        """Return the time of each finished stage whose name begins with `prefix`, without it."""
+        """Return the time of each finished stage whose name begins with `prefix`, without it; notes take none."""
         return on_first_process(lambda: self._seconds(prefix))
 
     def _seconds(self, prefix):
         paths = sorted((self.path / "stages").glob(f"{prefix}*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return {path.stem.removeprefix(prefix): _stage(path)["seconds"] for path in paths}
+        timed = (path for path in paths if not path.stem.endswith(NOTES))
+        return {path.stem.removeprefix(prefix): _stage(path)["seconds"] for path in timed}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,10 +275,9 @@ class Study:
             workdir = Workdir(directory, config, self.changeable)
             scenes = self.scenes(config, workdir)
             results = workdir.head(config) | {"seeds": list(dict.fromkeys(s.seed for s in scenes))}
-            versions = [scene.stage("versions", self._versions) for scene in scenes]
-            results["versions"] = {
-                name: ", ".join(dict.fromkeys(one[name] for one in versions)) for name in versions[0]
-            }
+            # those that a seed begins with: another interpreter may go on with the run
+            begun = [scene.stage("versions", lambda: versions(self.packages)) for scene in scenes]
+            results["versions"] = {name: ", ".join(dict.fromkeys(one[name] for one in begun)) for name in begun[0]}
             for scene in scenes:
                 _add(results, str(scene.seed), self.cook(scene))
             results["timings"] = {str(scene.seed): workdir.seconds(scene.prefix) for scene in scenes}

@@ -190,7 +190,7 @@ def study_of(made, factor=lambda: 1.0):
     )
 
 
-def test_a_study_cooks_every_seed_goes_on_and_repeats_what_a_figure_needs(tmp_path, undrawn):
+def test_a_study_cooks_every_seed_goes_on_and_repeats_what_a_figure_needs(tmp_path, undrawn, monkeypatch):
     made, config = [], {"name": "mine", "seeds": 2, "figures": {"counts": [1]}}
     paths = study_of(made)(config, tmp_path)
     assert paths == [str(tmp_path / name) for name in ("results.json", "pool")]
@@ -207,6 +207,11 @@ def test_a_study_cooks_every_seed_goes_on_and_repeats_what_a_figure_needs(tmp_pa
     assert made[4:] == ["of 2"] * 2
     study_of(made)(config | {"seeds": 3, "about": {"rows": ["soup"]}}, tmp_path)  # what is there is kept
     assert made[6:] == ["soup", "of 1"] and load_results(tmp_path)["seeds"] == [0, 1, 2]
+    monkeypatch.setattr("platform.python_version", lambda: "3.99.0")  # another interpreter goes on
+    study_of(made)(config | {"seeds": 3}, tmp_path)
+    assert load_results(tmp_path)["versions"]["python"] == results["versions"]["python"]
+    study_of(made)(config | {"seeds": 4}, tmp_path)
+    assert load_results(tmp_path)["versions"]["python"] == results["versions"]["python"] + ", 3.99.0"
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
