@@ -175,13 +175,15 @@ def test_kill_9_and_the_same_command_give_the_same_rows_to_the_bit(finished, sta
     assert all(problems == [] for problems in Pool(workdir / "pool").verify().values())
 
 
-def test_another_figure_repeats_what_depends_on_it_and_nothing_else(finished, run, tmp_path):
+def test_what_may_change_repeats_what_depends_on_it_and_nothing_else(finished, run, tmp_path):
     workdir = tmp_path / "other"
     shutil.copytree(finished[0], workdir)
     stages = {path: path.stat().st_mtime_ns for path in (workdir / "stages").iterdir()}
-    process = run(workdir, "--config.figures.plane_points=4")
+    process = run(workdir, "--config.figures.plane_points=4", "--config.random_head.members=3")
     assert process.returncode == 0, process.stderr[-3000:]
-    assert [path.stem for path in stages if path.stat().st_mtime_ns != stages[path]] == ["seed0_plane"]
+    changed = {path.stem for path in stages if path.stat().st_mtime_ns != stages[path]}
+    assert changed == {"seed0_plane", "seed0_random_head_soups"}
+    assert [main_rows(one)["random head uniform soup"]["num_ingredients"] for one in (finished[0], workdir)] == [2, 3]
     plane = next(curve for curve in load_results(workdir)["curves"] if curve["kind"] == "plane")
     assert len(plane["x"]) == 4
     assert run(workdir, "--config.sweep.members=6").returncode == 2
