@@ -1,4 +1,5 @@
-# Sourced by the other scripts: makes a virtual environment with this project in it, once for each interpreter.
+# Sourced by the other scripts: makes a virtual environment with this project in it, once for each interpreter, and says
+# so before, with what comes after it where a script has that in AFTER_SETUP.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,7 +14,8 @@ VENV=".venv/$("$PYTHON" -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 STAMP="$VENV/requirements.stamp"
 WANTED="$(cat requirements.txt pyproject.toml)"
 if [ "$(cat "$STAMP" 2>/dev/null || true)" != "$WANTED" ]; then
-  echo "setting up $VENV (some minutes, once)"
+  echo "First $VENV is set up: pip installs JAX and what else is needed, which takes a minute or more, once."
+  [ -z "${AFTER_SETUP:-}" ] || echo "$AFTER_SETUP"
   rm -rf "$VENV"
   "$PYTHON" -m venv "$VENV"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]'
