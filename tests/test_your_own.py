@@ -12,6 +12,7 @@ import pytest
 
 from soups import Pool
 from soups.report import figures, load_results
+from soups.studies.finetune_and_soup import FIELDS
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "your_own.md"
 SECTIONS = {title: text for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S)}
@@ -57,6 +58,15 @@ def test_a_folder_of_images(follow):
     found = accuracy(load_results("runs/my_config"))
     assert found["greedy soup"] > 0.7 and {"start weights", "ensemble"} <= found.keys()
     assert len(Pool("runs/my_config/pool")) == 4
+
+
+def test_the_table_of_a_config_has_every_section_of_the_study():
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", SECTIONS["A folder of images"], re.M)
+    listed = {section: set(re.findall(r"`(\w+)`", fields)) for section, fields in rows}
+    known = {section: set(fields.replace("?", "").split()) for section, fields in FIELDS.items() if section}
+    known = {section.removesuffix("?"): fields for section, fields in known.items()}
+    ranges = {"learning_rate", "weight_decay", "label_smoothing", "mixup", "augment_operations", "augment_magnitude"}
+    assert listed == known | {"sweep": known["sweep"] - ranges}  # which it calls ranges of hyper-parameters
 
 
 def test_arrays(follow):
