@@ -39,7 +39,7 @@ def sentences(results: Mapping) -> list[str]:
 
 def _measured(results, splits, reference):
     seeds = len(results["seeds"])
-    members = max(len({row["name"] for row in files.rows_of(results, "member", seed)}) for seed in results["seeds"])
+    members = max(len(_members(results, seed)) for seed in results["seeds"])
     who = f"{members} members" if members else f"{len(rows_table(results))} rows"
     shown = [splits[role] for role in ("test", "shift") if role in splits]
     tests = [part for split in shown for part in files.details(results, split) or [split]]
@@ -56,6 +56,12 @@ def _measured(results, splits, reference):
         f"{said}, with one seed: intervals (95 %) are of the sampling of the examples alone (±{100 * half:.1f} points "
         f"for an accuracy on {title}), and another seed may differ by more."
     )
+
+
+def _members(results, seed):
+    """Return the names of the members of a seed that were measured, without those that only rows beside them are of."""
+    measured = {row["name"] for row in files.rows_of(results, "member", seed)}
+    return measured & {member["name"] for member in results["members"].get(str(seed), ())} or measured
 
 
 def _sampling(results, split, row):

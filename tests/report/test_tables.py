@@ -295,6 +295,13 @@ def test_three_sentences_compare_the_rows_that_were_chosen_before(results):
         assert ": better are uniform soup +" in text and "different" not in text and "worse" not in text
 
 
+def test_members_are_counted_of_which_the_soups_are(results):
+    beside = [row | {"name": f"beside {row['name']}"} for row in results["rows"] if row["group"] == "member"]
+    results["rows"] += beside  # as members from a random head, which have soups of their own
+    assert words.sentences(results)[0].startswith("23 members were measured on ")
+    assert words.sentences(results | {"members": {}})[0].startswith("46 members were measured on ")  # nobody says which
+
+
 def test_sentences_are_true_where_soups_lose_and_where_nothing_is_clear(results):
     for row in results["rows"]:
         if row["group"] == "main" and row["name"] == "best member":

@@ -71,7 +71,7 @@ def test_what_is_printed_begins_with_the_time_and_ends_with_what_was_seen(finish
     end = printed.partition("soups · digits")[2]
     assert "greedy soup" in end and "SWA" not in end and "per leaf" not in end  # rows that config.about names
     seen, _, rest = end.partition("Highlighted")[2].partition("Figure: ")
-    assert "7 members were measured on" in seen and "On test (best member: " in seen and "On shift mean (" in seen
+    assert "5 members were measured on" in seen and "On test (best member: " in seen and "On shift mean (" in seen
     command, *more = rest.partition("What to try next:\n")[2].splitlines()
     assert command.startswith("  bash small.sh --config.data_dir=") and "--workdir=" in command and not more
     assert command.split("#")[0].rstrip().endswith("--config.seeds=10")
