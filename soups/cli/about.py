@@ -1,5 +1,6 @@
 """Say before a run how long it takes and what it will show, and after it what is next: the section "about"."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,17 +22,25 @@ def check(config: Mapping[str, Any]) -> None:
         raise ValueError(f"config.about.{name} is unknown{did_you_mean(name, FIELDS)}: it has {', '.join(FIELDS)}")
     kinds = {"shows": str, "command": str, "minutes": int | float, "rows": list | tuple, "next": list | tuple}
     for name, found in about.items():
-        if not isinstance(found, kinds[name]):
+        wrong = not isinstance(found, kinds[name])
+        if name == "minutes":
+            wrong = wrong or isinstance(found, bool) or not 0 < found < math.inf
+        if wrong or (name in ("rows", "next") and not all(isinstance(one, str) for one in found)):
             raise ValueError(f"config.about.{name} cannot be {found!r:.200}")
+    try:
+        shlex.split(about.get("command", ""))
+    except ValueError as error:
+        raise ValueError(f"config.about.command cannot be {about['command']!r:.200}: {error}") from None
 
 
 def opening(config: Mapping[str, Any]) -> list[str]:
     """Return a sentence on the time and one on what is shown, as far as the config says them."""
-    about, seeds = config.get("about", {}), config.get("seeds", 1)
+    about, seeds = config.get("about", {}), _seeds(config) or 1
     said = []
     if "minutes" in about:
         minutes = seeds * about["minutes"]
-        time = f"{minutes:.2g} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+        time = f"{minutes:.0f} minutes" if minutes >= 10 else f"{minutes:.2g} minute{'s' * (minutes != 1)}"
+        time = time if minutes < 120 else f"{minutes / 60:.1f} hours"
         kept = "; what is finished is not repeated" if seeds > 1 else ""
         said.append(f"This takes about {time} on two idle cores{f' for {seeds} seeds' if seeds > 1 else ''}{kept}.")
     return [*said, about["shows"]] if "shows" in about else said
@@ -39,10 +48,16 @@ def opening(config: Mapping[str, Any]) -> list[str]:
 
 def closing(config: Mapping[str, Any], changes: Sequence[str] = ()) -> list[str]:
     """Return what to try next; `changes`: the words after the command, which a run of more seeds has too."""
-    about, seeds = config.get("about", {}), config.get("seeds", 1)
+    about, seeds = config.get("about", {}), _seeds(config)
     lines = list(about.get("next", ()))
-    if "command" in about and seeds < _MANY:
+    if "command" in about and seeds is not None and seeds < _MANY:
         changes = [word for word in changes if not word.startswith("--config.seeds=")]
         command = shlex.join([*shlex.split(about["command"]), *changes, f"--config.seeds={_MANY}"])
         lines.insert(0, f"{command}   # {_MANY} seeds, for intervals; keeps what is made")
     return ["", "What to try next:", *(f"  {line}" for line in lines)] if lines else []
+
+
+def _seeds(config):
+    """Return the number of seeds; None where a config has none to change, or what its study will refuse."""
+    seeds = config.get("seeds")
+    return seeds if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1 else None

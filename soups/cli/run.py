@@ -56,7 +56,8 @@ def main(arguments: list[str], run) -> int:
             for line in about.opening(config):
                 say(line)
             _study(config.get("study"))(config, workdir)
-            changes += [] if options.workdir is None else [f"--workdir={workdir}"]
+            # whole, for what config.about proposes may run in another directory
+            changes += [] if options.workdir is None else [f"--workdir={os.path.abspath(workdir)}"]
             for line in about.closing(config, changes):
                 say(line)
     except (ValueError, KeyError, OSError, MemoryError):

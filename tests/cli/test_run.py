@@ -125,6 +125,15 @@ def test_tracebacks_are_shown_on_demand(config, told):
     assert code == 2 and "Traceback" in err and err.splitlines()[-1].startswith("soups run: --config: get_config of ")
 
 
+def test_what_is_proposed_after_a_run_names_its_workdir_whole(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "preferred", lambda environ: {})
+    monkeypatch.chdir(tmp_path)
+    config("def run(config, workdir):\n    pass\n", "quiet_study.py")
+    about = "{'study': 'quiet_study:run', 'seeds': 1, 'about': {'command': 'bash run.sh'}}"
+    assert main(["run", "--config", config(f"def get_config():\n    return {about}\n"), "--workdir", "there"]) == 0
+    assert f"  bash run.sh --workdir={tmp_path / 'there'} --config.seeds=10   #" in capsys.readouterr().out
+
+
 def test_a_study_of_ones_own_runs_from_anywhere_and_says_how_to_go_on(config, tmp_path, quick_start):
     lines = ["import os, signal, jax, my_helper", "def run(config, workdir):"]
     lines += ["    print(my_helper.TEXT, workdir, config['members'], jax.device_count())"]
