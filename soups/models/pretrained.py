@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from soups.formats import open_checkpoint
-from soups.formats.mapping import hash_files
 from soups.formats.tensors import nested
 from soups.models.network import Network
 from soups.models.vit import ViT
+from soups.shipped import shipped
 from soups.tree import Tree
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights" / "glyph_vit.safetensors"
@@ -29,22 +29,28 @@ def glyph_vit(
         glyph_vit(num_classes=5)                # a head of zeros on what it knows
 
     A class whose name is a character that it knows (0-9, A-Z, a-z; a small letter that looks like its capital has the
-    capital's) has the column of the head for that character. Other classes have a column of zeros, as all have where
-    only their number is given, unless it is that of the file, 47: then the head is as it was trained. In a config it is
+    capital's) has the column of the head for that character; so two classes "c" and "C" begin with the same one, and
+    only training tells them apart. Other classes have a column of zeros, as all have where only their number is given,
+    unless it is that of the file, 47: then the head is as it was trained. In a config it is
     `config.model.name = "glyph_vit"`, which is given the classes of the task. The weights are float32.
 
     Raises:
-        ValueError: the file is damaged, images of another shape, another number of names than of classes.
+        ValueError: the file is damaged, images of another shape, no number of classes or another one than of names,
+            names that are no texts.
         FileNotFoundError: the file is not there.
     """
     params, metadata = read_weights(WEIGHTS, DIGEST)
     shape, known = json.loads(metadata["image_shape"]), json.loads(metadata["class_names"])
     if list(image_shape) != shape:
         raise ValueError(f"the pre-trained network takes images {shape}, not {list(image_shape)}")
+    if num_classes is not None and (not isinstance(num_classes, int | np.integer) or num_classes < 1):
+        raise ValueError(f"num_classes must be a whole number, at least 1, not {num_classes!r:.200}")
     if class_names is None:
         class_names = known if num_classes in (None, len(known)) else [""] * num_classes
     if num_classes not in (None, len(class_names)):
         raise ValueError(f"there are {len(class_names)} class names for {num_classes} classes")
+    if other := [name for name in class_names if not isinstance(name, str)]:
+        raise ValueError(f"class names must be texts, such as '0', not {other[0]!r:.200}")
     params["head"] = {name: _columns(leaf, known, class_names) for name, leaf in params["head"].items()}
     return Network.of(ViT(num_classes=len(class_names), **json.loads(metadata["network"])), start=params)
 
@@ -54,10 +60,7 @@ def read_weights(path: str | os.PathLike, digest: str) -> tuple[Tree, dict[str, 
 
     A ValueError for a file of another digest than this, the XXH3 of 128 bits; a FileNotFoundError for none.
     """
-    path = pathlib.Path(path)
-    if (found := hash_files(path)) != digest:
-        raise ValueError(f"{path} is damaged: its XXH3 is {found}, not {digest}; install the package again")
-    opened = open_checkpoint(path)
+    opened = open_checkpoint(shipped(path, digest))
     leaves = {name: np.array(opened.read(name), np.float32) for name in opened.leaves}
     return nested(leaves), dict(opened.metadata)
 

@@ -63,6 +63,11 @@ def test_classes_that_it_knows_have_their_logits(weights):
     np.testing.assert_array_equal(found[:, 2], 0)
 
 
+def test_both_cases_of_a_letter_begin_alike(weights):
+    found = logits_of(glyph_vit(2, (14, 14, 1), ("c", "C")))
+    np.testing.assert_array_equal(found[:, 0], found[:, 1])
+
+
 def test_another_number_of_classes_has_a_head_of_zeros(weights):
     network = glyph_vit(4, (14, 14, 1))
     assert start_of(network)["head"]["kernel"].shape == (8, 4)
@@ -76,6 +81,9 @@ def test_another_number_of_classes_has_a_head_of_zeros(weights):
     [
         ((10, (28, 28, 1)), r"takes images \[14, 14, 1\], not \[28, 28, 1\]"),
         ((10, (14, 14, 1), KNOWN), "there are 6 class names for 10 classes"),
+        ((10, (14, 14, 1), range(10)), "class names must be texts, such as '0', not 0"),
+        ((-1, (14, 14, 1)), "num_classes must be a whole number, at least 1, not -1"),
+        ((2.0, (14, 14, 1)), "num_classes must be a whole number, at least 1, not 2.0"),
     ],
 )
 def test_what_does_not_fit_is_said(weights, arguments, message):
