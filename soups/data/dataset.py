@@ -67,6 +67,8 @@ class Dataset:
 class Task:
     """Bundle all data of an experiment; shifts are test sets from other distributions, by name.
 
+    `facts` are what a file that is made from the data should tell of them, as JSON can hold it, such as licences.
+
     `train` may be a source that is not decoded; it is then read only by a loader and not compared with the others. A
     ValueError lists all sets whose classes or image shapes do not fit, and splits that overlap.
     """
@@ -77,6 +79,7 @@ class Task:
     held_out: Dataset
     test: Dataset
     shifts: Mapping[str, Dataset]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         sets = {"train": self.train, "held_out": self.held_out, "test": self.test}

@@ -2,11 +2,11 @@
 
 import collections
 import dataclasses
-import json
+import io
 import os
 import pathlib
+import re
 import string
-from collections.abc import Mapping
 
 import numpy as np
 import PIL.Image
@@ -15,20 +15,24 @@ import PIL.ImageFont
 import xxhash
 
 from soups.data.dataset import Dataset, Task, decode
+from soups.data.fonts import font_files, font_licences
 from soups.data.transforms import compose, resize, to_channels
+from soups.files import replace_file
 from soups.names import few
 from soups.progress import counted, say
+from soups.shipped import shipped
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _ALIKE = "cijklmopsuvwxyz"  # small letters that look like their capitals, as in EMNIST's "balanced"
 #: digits, capitals, and the eleven small letters that look otherwise
 CLASS_NAMES = tuple(character for character in CHARACTERS if character not in _ALIKE)
 PRINTED = pathlib.Path(__file__).with_name("printed_digits.npz")  # made by `write_printed`
+PRINTED_DIGEST = "6dca30c18131269b6e3d45190be9b062"  # XXH3 (128 bits) of that file
 
-_SUFFIXES = (".otf", ".ttf", ".woff2")
 _POINTS = 72  # at which glyphs are drawn before they are shrunk
 _LARGEST = 400  # pixels of a glyph at that size; swashes of some fonts go on for ever
 _LEAST_INK = 8  # white pixels
+_LEAST_SIZE = 8  # pixels of an image's side, below which no characters are left
 _NO_CHARACTER = "\uffff"  # which no font has: what is drawn for it is what stands for all that a font lacks
 
 
@@ -40,19 +44,25 @@ def glyphs_task(
     `fonts` is a folder of .woff2, .ttf or .otf files, such as `scripts/fetch_fonts.py FOLDER` fills; the family of a
     file is its name up to the last "-". Each glyph is drawn white on black, its longer side 20/28 of the image, and
     moved so that its centre of mass is in the middle, as MNIST is; uint8 [N, image_size, image_size, 1], in the order
-    of the files' names and of `CHARACTERS`.
+    of the files' names and of `CHARACTERS`. Where there is a fonts.json only the files that it has are drawn.
 
     No family is in two splits. Where it goes depends on the digest of the first word of its name alone, so that
     relatives stay together, and other fonts in the folder change nothing: the shares `held_out` and `test` of all
-    words go there. Glyphs that a font lacks, blank ones, and those that an earlier split (test, held-out, train) has
-    to the byte are left out and counted, files that cannot be read are named.
+    words go there. A word ends at "-", "_", a blank or "[", or before a capital after a small letter, and is taken in
+    small letters: roboto-mono-400, RobotoMono-Regular and Roboto[wght] are of one word. Glyphs that a font lacks,
+    blank ones, and those that an earlier split (test, held-out, train) has to the byte are left out and counted, files
+    that cannot be read are named.
 
     Raises:
-        ValueError: no folder, no fonts in it, a split that gets no glyphs, shares that leave nothing to train on.
+        ValueError: no folder, no fonts in it, a split that gets no glyphs, shares that leave nothing to train on,
+            images of less than 8 pixels, files that are missing or not as fonts.json has them.
     """
+    if not isinstance(image_size, int | np.integer) or image_size < _LEAST_SIZE:
+        raise ValueError(f"image_size must be a whole number, at least {_LEAST_SIZE}, not {image_size!r:.200}")
     if not (held_out > 0 and test > 0 and held_out + test < 1):
         raise ValueError(f"held_out and test are shares above 0, together below 1, not {held_out} and {test}")
-    drawn = _draw_all(_font_files(fonts), image_size)
+    files, others = font_files(fonts)
+    drawn = _draw_all(files, image_size)
     seen, parts = set(), {}
     for split in ("test", "held_out", "train"):
         own = [glyph for glyph in drawn.glyphs if _split_of(glyph.family, held_out, test) == split]
@@ -64,13 +74,17 @@ def glyphs_task(
             raise ValueError(f"none of the {families} families in {fonts} falls into {split}: more fonts are needed")
         images = np.stack([glyph.image for glyph in fresh])[..., None]
         parts[split] = Dataset(images, np.array([glyph.label for glyph in fresh], np.int32), CLASS_NAMES)
-    say(drawn.said())
-    return Task(name="glyphs", class_names=CLASS_NAMES, shifts={}, **parts)
+    say(drawn.said() + f"; {others} font files are not drawn, for fonts.json has not got them" * bool(others))
+    facts = {"licences_of_fonts": font_licences(fonts)}
+    return Task(name="glyphs", class_names=CLASS_NAMES, shifts={}, facts=facts, **parts)
 
 
 def printed_digits(image_size: int = 28) -> Dataset:
-    """Return digits of the font families that `glyphs_task` keeps for its test, as they come with the package."""
-    with np.load(PRINTED) as kept:
+    """Return digits of the font families that `glyphs_task` keeps for its test, as they come with the package.
+
+    A ValueError if their file is damaged, a FileNotFoundError if it is not there.
+    """
+    with np.load(shipped(PRINTED, PRINTED_DIGEST)) as kept:
         made = Dataset(kept["images"], kept["labels"], tuple(string.digits))
     return decode(made, compose(resize(image_size), to_channels(1)))
 
@@ -79,8 +93,9 @@ def write_printed(fonts: str | os.PathLike, path: str | os.PathLike = PRINTED) -
     """Write the digits of the test split of `glyphs_task`, for `printed_digits`."""
     test = glyphs_task(fonts=fonts).test
     digits = test.take(np.flatnonzero(test.labels < len(string.digits)))
-    np.savez_compressed(path, images=digits.images, labels=digits.labels)
-    return pathlib.Path(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, images=digits.images, labels=digits.labels)
+    return replace_file(path, content.getvalue())
 
 
 def class_of(character: str) -> str:
@@ -88,11 +103,9 @@ def class_of(character: str) -> str:
     return character.upper() if character in _ALIKE else character
 
 
-def font_licences(fonts: str | os.PathLike) -> Mapping[str, int]:
-    """Count the families in a folder that `scripts/fetch_fonts.py` filled by their licence; none in another folder."""
-    record = pathlib.Path(fonts) / "fonts.json"
-    families = json.loads(record.read_text())["families"] if record.exists() else []
-    return dict(sorted(collections.Counter(one["licence"] for one in families).items()))
+def first_word(family: str) -> str:
+    """Return the first word of a family's name in small letters: relatives begin with the same."""
+    return re.split(r"[-_ \[]|(?<=[a-z0-9])(?=[A-Z])", family)[0].lower()
 
 
 def draw(font: PIL.ImageFont.FreeTypeFont, character: str, image_size: int = 28) -> np.ndarray | None:
@@ -147,24 +160,13 @@ class _Drawn:
         return f"{text}; left out: {', '.join(more)}" if more else text
 
 
-def _font_files(fonts):
-    how = "scripts/fetch_fonts.py FOLDER downloads openly licensed ones"
-    if fonts is None:
-        raise ValueError(f"fonts must be a folder of font files: {how}, and config.task.fonts names it")
-    folder = pathlib.Path(fonts)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
-    if not files:
-        raise ValueError(f"{folder}: {'no fonts in it' if folder.is_dir() else 'no such folder'}; {how}")
-    return files
-
-
 def _draw_all(files, image_size) -> _Drawn:
     drawn = _Drawn(len(files), [], collections.Counter(), [])
     for path in counted(files, "drawing glyphs", len(files), "files"):
         try:
             found, left_out = _draw_file(path, image_size)
-        except (OSError, ValueError) as error:  # as FreeType says it
-            drawn.unreadable.append(f"{path.name} ({error})")
+        except (OSError, ValueError, MemoryError) as error:  # as FreeType says it
+            drawn.unreadable.append(f"{path.name} ({str(error) or type(error).__name__})")
         else:
             drawn.glyphs += found
             drawn.left_out.update(left_out)
@@ -187,5 +189,5 @@ def _draw_file(path, image_size):
 
 
 def _split_of(family, held_out, test):
-    place = xxhash.xxh3_64_intdigest(family.split("-")[0].encode()) / 2**64
+    place = xxhash.xxh3_64_intdigest(first_word(family).encode()) / 2**64
     return "test" if place < test else "held_out" if place < test + held_out else "train"
