@@ -3,7 +3,8 @@
     python scripts/fetch_fonts.py fonts
     python scripts/run.py --config configs/glyphs.py --config.task.fonts=fonts
 
-Then runs/glyphs/weights.safetensors is what soups/models/weights/glyph_vit.safetensors was: see docs/glyphs.md.
+Then the tensors of runs/glyphs/weights.safetensors are made as those of soups/models/weights/glyph_vit.safetensors
+were: see docs/glyphs.md.
 """
 
 from ml_collections import ConfigDict
@@ -26,6 +27,5 @@ def get_config() -> ConfigDict:
 
     config.export = ConfigDict(dict(dtype="float16"))
     config.export.about = "ViT trained on the characters of openly licensed fonts, in the classes of EMNIST balanced"
-    config.export.command = "python scripts/run.py --config configs/glyphs.py --config.task.fonts=fonts"
     config.evaluate = ConfigDict(dict(batch_size=500))
     return config

@@ -37,7 +37,8 @@ def digits_task(
     The shifts are named "family/severity", for the families and severities in `shifts`, made from `num_shifted` images
     of the test set (default: all); the one named like the other source is natural: `natural_shift_size` images of that
     source, kept out of pre-training (`pretrain["test"]`). With `printed` there is another natural one, "printed", the
-    digits of `printed_digits`. `seed` draws train and held-out, and everything else too unless `fixed_test`.
+    digits of `printed_digits`. `seed` draws train and held-out, and everything else too unless `fixed_test`. Whose
+    images they are, and under which licences, is in docs/glyphs.md.
 
     An unknown target, family or severity, and more images than a source has are a ValueError.
     """

@@ -11,11 +11,10 @@ import numpy as np
 import soups
 from soups import models, tree
 from soups.data import Task
-from soups.data.glyphs import font_licences
 from soups.formats import write_safetensors
 from soups.formats.mapping import hash_files
 from soups.names import check_name
-from soups.pool import Pool
+from soups.pool import Pool, digest
 from soups.progress import say
 from soups.studies.kitchen import Kitchen
 from soups.studies.members import arrays_of
@@ -27,14 +26,14 @@ FIELDS = {
     "": "study name seed? data_dir? task model",
     "pretrain": "batch_size clip_norm? learning_rate weight_decay? label_smoothing? mixup? epochs "
     "augment_operations? augment_magnitude?",
-    "export?": "dtype? about? command?",
+    "export?": "dtype? about?",
     "evaluate?": "batch_size",
 }
 DEFAULTS = {
     "seed": 0,
     "data_dir": None,
     "pretrain": {"clip_norm": None},
-    "export": {"dtype": "float32", "about": "", "command": ""},
+    "export": {"dtype": "float32", "about": ""},
     "evaluate": {"batch_size": 500},
 }
 FILE = "weights.safetensors"
@@ -69,34 +68,56 @@ class Pretrained(Scene):
         sweep(training, start, arrays_of(self.task.train), [settings | {"seed": self.seed}], self.pool, **options)
 
     def export(self, params: tree.Tree, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the weights with all that one must know to use them, and return what the file is."""
+        """Write the weights with all that one must know to use them, and return what the file is.
+
+        The digest of the tensors is that of `soups.pool.digest`: what the file says beside them may change, such as the
+        version of soups.
+        """
         model, fields = section_of(self.config["model"], "vit")
         training = {"seed": self.seed} | self.config["pretrain"]
         task, data = section_of(self.config["task"], "digits")
-        licences = font_licences(data["fonts"]) if "fonts" in data else {}
         accuracy = {split: round(found["accuracy"], 4) for split, found in metrics.items()}
         metadata = {
             "about": self.config["export"]["about"],
-            "command": self.config["export"]["command"],
             "soups": soups.__version__,
             "task": task,
+            # a text may be a path of this machine
+            "task_settings": json.dumps({name: value for name, value in data.items() if not isinstance(value, str)}),
             "class_names": json.dumps(self.task.class_names, ensure_ascii=False),
             "image_shape": json.dumps(self.task.test.images.shape[1:]),
             "model": model,
             "network": json.dumps(fields),
             "pretrain": json.dumps(training),
             "accuracy": json.dumps(accuracy),
-            "licences_of_fonts": json.dumps(licences),
-        }
-        dtype = np.dtype(self.config["export"]["dtype"])
-        leaves = {name: np.asarray(leaf).astype(dtype) for name, leaf in tree.flatten(params).items()}
-        path = write_safetensors(self.workdir.path / FILE, leaves, metadata)
-        return {"dtype": dtype.name, "bytes": path.stat().st_size, "xxh3_128": hash_files(path)}
+        } | {name: json.dumps(fact, ensure_ascii=False) for name, fact in self.task.facts.items()}
+        narrow = narrowed(params, self.config["export"]["dtype"])
+        path = write_safetensors(self.workdir.path / FILE, tree.flatten(narrow), metadata)
+        kind = {"dtype": self.config["export"]["dtype"], "bytes": path.stat().st_size}
+        return kind | {"xxh3_128": hash_files(path), "tensors_xxh3_128": digest(narrow)}
+
+
+def narrowed(params: tree.Tree, dtype: str) -> tree.Tree:
+    """Return weights as NumPy arrays of another dtype; a ValueError for one that has nothing as large as they are."""
+
+    def cast(name, leaf):
+        with np.errstate(over="ignore"):
+            narrow = np.asarray(leaf).astype(np.dtype(dtype))
+        if np.isinf(narrow).any():
+            raise ValueError(
+                f"{name} has weights of {float(np.abs(leaf).max()):,.6g}, and {dtype} has none so large: give another "
+                "config.export.dtype, or a lower config.pretrain.learning_rate"
+            )
+        return narrow
+
+    return tree.map_with_names(cast, params)
 
 
 def _check(config):
     check_fields(config, FIELDS)
     check_name(config.get("export", {}).get("dtype", "float32"), DTYPES, "config.export.dtype")
+    seed = config.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+        raise ValueError(f"config.seed must be a whole number from 0 to {(1 << 32) - 1}, not {seed!r:.200}")
 
 
 def _scenes(config, workdir: Workdir) -> list[Pretrained]:
@@ -127,9 +148,9 @@ def _cook(scene: Pretrained) -> dict[str, Any]:
         raise ValueError("the network diverged: lower config.pretrain.learning_rate")
 
     # --- What is exported is measured as it is written ---
-    narrow = np.dtype(scene.config["export"]["dtype"])
-    rounded = jax.tree.map(lambda leaf: np.asarray(leaf).astype(narrow).astype(leaf.dtype), scene.pool["network"])
-    exported = kitchen.row(f"exported, {narrow.name}", "member", kitchen.measure(rounded), {"network": 1.0})
+    trained, dtype = scene.pool["network"], scene.config["export"]["dtype"]
+    rounded = jax.tree.map(lambda leaf, kept: leaf.astype(kept.dtype), narrowed(trained, dtype), trained)
+    exported = kitchen.row(f"exported, {dtype}", "member", kitchen.measure(rounded), {"network": 1.0})
     begun = kitchen.row("start weights", "start", kitchen.measure(start), {})
     rows = [begun, kitchen.named_row("network", TITLE), exported, *kitchen.member_rows.values()]
     file = scene.export(rounded, exported["metrics"])

@@ -9,12 +9,14 @@ import matplotlib
 import numpy as np
 import pytest
 
-from soups import Pool, tree
+from soups import Pool, state, tree
 from soups.cli.run import read_config
-from soups.data import glyphs_task
+from soups.data import Dataset, Task, glyphs_task
 from soups.formats import open_checkpoint
 from soups.formats.mapping import hash_files
+from soups.formats.tensors import nested
 from soups.models import glyph_vit, pretrained
+from soups.pool import digest
 from soups.report import load_results
 from soups.studies import pretrain
 
@@ -28,7 +30,9 @@ def config(tmp_path_factory):
     # words whose digests lie in test, in held-out, and in train
     for word, of in {"word19": "DejaVuSans", "word0": "DejaVuSerif", "word6": "DejaVuSansMono"}.items():
         shutil.copy(shipped / f"{of}.ttf", fonts / f"{word}-400.ttf")
-    (fonts / "fonts.json").write_text('{"families": [{"licence": "OFL-1.1"}, {"licence": "OFL-1.1"}]}')
+    families = {path.stem: {path.name: hash_files(path)} for path in fonts.iterdir()}
+    lines = [{"family": name, "licence": "OFL-1.1", "files": files} for name, files in families.items()]
+    state.write(fonts / "fonts.json", {"families": lines})
     config = read_config(str(CONFIG), [f"--config.task.fonts={fonts}"])
     config["task"] |= {"held_out": 0.3, "test": 0.3}
     config["model"] |= {"width": 16, "depth": 1, "mlp_dim": 16, "num_heads": 2}
@@ -60,11 +64,48 @@ def test_the_file_is_the_network_rounded_and_says_what_it_is(config, finished):
     for name, leaf in trained.items():
         np.testing.assert_array_equal(opened.read(name), np.asarray(leaf).astype(np.float16))
     about = opened.metadata
-    assert about["licences_of_fonts"] == '{"OFL-1.1": 2}' and about["command"].endswith("--config.task.fonts=fonts")
+    assert about["licences_of_fonts"] == '{"OFL-1.1": 3}'
+    assert json.loads(about["pretrain"]) == config["pretrain"] | {"seed": 0}
+    assert json.loads(about["task_settings"]) == {"held_out": 0.3, "test": 0.3, "image_size": 28}
     assert json.loads(about["class_names"])[:11] == [*"0123456789A"] and json.loads(about["network"])["width"] == 16
     assert not any(config["task"]["fonts"] in value for value in about.values())  # no path of the machine
     facts = load_results(finished)["facts"]["Exported"]["weights.safetensors"]
-    assert facts == {"dtype": "float16", "bytes": path.stat().st_size, "xxh3_128": hash_files(path)}
+    tensors = digest(nested({name: np.asarray(opened.read(name)) for name in opened.leaves}))
+    file = {"dtype": "float16", "bytes": path.stat().st_size, "xxh3_128": hash_files(path)}
+    assert facts == file | {"tensors_xxh3_128": tensors}
+
+
+def test_the_shipped_tensors_have_the_digest_that_is_written_down():
+    opened = open_checkpoint(pretrained.WEIGHTS)
+    tensors = digest(nested({name: np.asarray(opened.read(name)) for name in opened.leaves}))
+    assert f"`{tensors}`" in (CONFIG.parents[1] / "docs" / "glyphs.md").read_text()
+
+
+def test_weights_that_a_dtype_does_not_have_are_refused():
+    params = {"head": {"kernel": np.array([1.0, -70_000.0], np.float32)}}
+    with pytest.raises(ValueError, match=r"head/kernel has weights of 70,000, and float16 has none so large: give"):
+        pretrain.narrowed(params, "float16")
+    assert pretrain.narrowed(params, "bfloat16")["head"]["kernel"].astype(float).tolist() == [1.0, -70144.0]
+
+
+def own_task():
+    """Give a task of a user's, whose setting `fonts` is no folder."""
+
+    def part(seed):
+        images = np.random.default_rng(seed).integers(0, 256, (8, 7, 7, 1)).astype(np.uint8)
+        return Dataset(images, np.arange(8, dtype=np.int32) % 2, ("a", "b"))
+
+    return Task("own", ("a", "b"), part(0), part(1), part(2), {}, facts={"source": "dice"})
+
+
+def test_a_task_of_ones_own_says_what_it_wants(config, tmp_path, monkeypatch, undrawn):
+    monkeypatch.setattr(pretrain, "task_of", lambda section, **_: (own_task(), None))
+    sections = {"task": {"name": "own", "fonts": "no folder"}, "export": {"dtype": "bfloat16"}}
+    pretrain.run(
+        config | sections | {"pretrain": config["pretrain"] | {"batch_size": 4, "epochs": 1}}, tmp_path / "run"
+    )
+    about = open_checkpoint(tmp_path / "run" / "weights.safetensors").metadata
+    assert about["source"] == '"dice"' and about["task_settings"] == "{}" and "licences_of_fonts" not in about
 
 
 def test_the_file_is_what_the_package_can_ship(config, finished, monkeypatch):
@@ -90,6 +131,9 @@ def test_the_same_call_trains_nothing_again(config, finished, monkeypatch, undra
     [
         ({"export": {"dtype": "float61"}}, "unknown config.export.dtype 'float61' .did you mean 'float16'"),
         ({"export": {"dtpe": "float16"}}, "export.dtpe is unknown .did you mean 'export.dtype'"),
+        ({"export": {"command": "other"}}, "export.command is unknown"),
+        ({"seed": "x"}, "config.seed must be a whole number from 0 to 4294967295, not 'x'"),
+        ({"seed": -1}, "config.seed must be a whole number from 0 to 4294967295, not -1"),
         ({"task": {"name": "glyphs"}}, "config.task: fonts is missing"),
         ({"task": {"name": "glyphs", "fonts": None}}, "scripts/fetch_fonts.py FOLDER downloads openly licensed ones"),
     ],
