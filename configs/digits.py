@@ -12,8 +12,8 @@ small setting to see what averaging does, not how to read digits best. The corru
 augmentation makes; "optdigits" are digits of other hands, "printed" of fonts, the kind that the network saw before it
 was fine-tuned, so that forgetting shows there.
 
-Ranges that were tried, on other images, with a network of another pre-training of the same kind, and with corruptions
-like rotation and translation among the shifts (gains over the best member in points, test / mean of the shifts):
+Ranges that were tried, on other draws of images, with a network of another pre-training of the same kind, and with
+rotation, translation and the like among the shifts (gains over the best member in points, test / mean of the shifts):
 
   these: uniform soup +1.0 / +4.2, greedy soup +0.8 / +3.2 (2 seeds).
   rates 3e-4 to 1e-3, 30 to 50 epochs: uniform +0.7 / +2.2, greedy +0.9 / +2.8 (3 seeds).

@@ -84,9 +84,9 @@ CLAIMS = [
 class Bar(NamedTuple):
     """State what was demanded of these runs before they were made: a mean gain in points, and nearly every sign.
 
-    It was set after trials with other networks; the ranges of the sweep were chosen in trials with other images and
-    another pre-training, which configs/digits.py tells of. A gain must have an interval above 0 too, but not where a
-    row need only be `not_below` the best member.
+    It was set after trials with other networks; the ranges of the sweep were chosen in trials with other draws of
+    images and another pre-training, which configs/digits.py tells of. A gain must have an interval above 0 too, but
+    not where a row need only be `not_below` the best member.
     """
 
     row: str
@@ -334,6 +334,7 @@ def block(runs: Runs) -> str:
     examples = results["splits"][files.summary_splits(results)["test"]].get("examples", 0)
     made = [f"{seeds_of(one)} on {name} and {one['device']}" for name, one in runs.items()]
     about = results["config"].get("about", {}).get("shows", "")
+    selecting, training = results["splits"]["held_out"]["examples"], results["config"]["task"]["num_train"]
     lines = [
         *([about, ""] if about else []),
         "```bash",
@@ -344,7 +345,11 @@ def block(runs: Runs) -> str:
         "its own. Each seed draws from the same 5,000 images of MNIST those that train, those that select and "
         f"{examples:,} that test, and has a sweep and an order of its own. Common to all seeds of both sets are the "
         'network that they start from and the images of the shift "printed"; so the intervals speak of other draws '
-        "from these images, and not of another start.",
+        "from these images, and not of another start. [docs/glyphs.md](docs/glyphs.md) says what the network had seen: "
+        "printed characters, so that forgetting shows on that shift; and under which licences all data stand.",
+        "",
+        f"{selecting:,} held-out images select among what {training} trained. Who has so many labels would train on "
+        "most of them: the setting shows what averaging does, not how to read digits best.",
         "",
         "Mean ± half of the 95 % interval (Student's t) over the seeds of a set; levels are those of the first. "
         "*Gain*: points over the best member of the same seed by held-out accuracy, and in how many seeds it has this "
@@ -361,7 +366,7 @@ def block(runs: Runs) -> str:
         "do so on the same side once in 800.",
         "",
         "What was demanded of these runs before they were made, in both sets (after trials with other networks; the "
-        f"ranges of the sweep come of trials on other images, which `{CONFIG}` tells of):",
+        f"ranges of the sweep come of trials on other draws of images, which `{CONFIG}` tells of):",
         "",
         *(f"* {bar_sentence(bar, runs)}." for bar in BARS),
         "",
