@@ -122,3 +122,16 @@ def miniature(tmp_path_factory):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)  # here, for it brings the networks with it
     return module.shared_miniature(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def script():
+    """Give a function from the name of a script of the project to its module."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

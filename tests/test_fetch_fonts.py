@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import importlib.util
 import io
 import os
 import pathlib
@@ -34,12 +33,9 @@ shutil.copy(place, folder)
 
 
 @pytest.fixture(scope="module")
-def script():
+def fetch_fonts(script):
     """Give the module of the script."""
-    spec = importlib.util.spec_from_file_location("fetch_fonts", ROOT / "scripts" / "fetch_fonts.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("fetch_fonts")
 
 
 @pytest.fixture
@@ -83,10 +79,10 @@ def listing(path, *lines):
     return f"--list={path}"
 
 
-def test_fonts_licences_and_a_record_are_kept(script, store, tmp_path):
+def test_fonts_licences_and_a_record_are_kept(fetch_fonts, store, tmp_path):
     lines = [packed(store, "one"), packed(store, "two", weights=(200, 300))]
     listed = listing(tmp_path / "list.tsv", *lines)
-    assert script.main([str(tmp_path / "fonts"), listed]) == 0
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listed]) == 0
     files = {path.relative_to(tmp_path / "fonts").as_posix() for path in (tmp_path / "fonts").rglob("*.*")}
     fonts = {"one-400.woff2", "one-700.woff2", "two-200.woff2"}
     assert files == fonts | {"fonts.json", "licences/one.txt", "licences/two.txt"}
@@ -101,31 +97,31 @@ def test_fonts_licences_and_a_record_are_kept(script, store, tmp_path):
     assert sorted((store / "asked").read_text().split()) == ["@fontsource/one@5.0.0", "@fontsource/two@5.0.0"]
 
 
-def test_the_same_command_fetches_what_is_missing(script, store, tmp_path):
+def test_the_same_command_fetches_what_is_missing(fetch_fonts, store, tmp_path):
     listed = listing(tmp_path / "list.tsv", packed(store, "one"), packed(store, "two"))
     (store / "two.tgz").rename(store / "later")
-    assert script.main([str(tmp_path / "fonts"), listed]) == 2
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listed]) == 2
     (store / "later").rename(store / "two.tgz")
     (store / "asked").unlink()
-    assert script.main([str(tmp_path / "fonts"), listed]) == 0
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listed]) == 0
     assert (store / "asked").read_text() == "@fontsource/two@5.0.0\n"
     (store / "asked").unlink()
     (tmp_path / "fonts" / "one-400.woff2").unlink()
     (tmp_path / "fonts" / "two-400.woff2").write_bytes(b"two")  # cut off
-    assert script.main([str(tmp_path / "fonts"), listed]) == 0
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listed]) == 0
     assert sorted((store / "asked").read_text().split()) == ["@fontsource/one@5.0.0", "@fontsource/two@5.0.0"]
     assert [(tmp_path / "fonts" / f"{name}-400.woff2").read_bytes() for name in ("one", "two")] == [
         b"one 400",
         b"two 400",
     ]
-    assert script.main([str(tmp_path / "fonts"), listed]) == 0
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listed]) == 0
     assert len((store / "asked").read_text().split()) == 2
 
 
-def test_the_record_has_the_families_of_the_list_alone(script, store, tmp_path):
+def test_the_record_has_the_families_of_the_list_alone(fetch_fonts, store, tmp_path):
     lines = [packed(store, "one"), packed(store, "two")]
-    assert script.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", *lines)]) == 0
-    assert script.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", lines[1])]) == 0
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", *lines)]) == 0
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", lines[1])]) == 0
     assert [one["family"] for one in state.read(tmp_path / "fonts" / "fonts.json")["families"]] == ["two"]
     assert (tmp_path / "fonts" / "one-400.woff2").exists()  # who wants it may have it
 
@@ -145,9 +141,9 @@ def test_the_record_has_the_families_of_the_list_alone(script, store, tmp_path):
         ({"integrity": f"{OTHER}\tmore"}, "line 2 has no end as it must be"),
     ],
 )
-def test_what_is_not_what_the_list_says_is_refused(script, store, tmp_path, capsys, changes, message):
+def test_what_is_not_what_the_list_says_is_refused(fetch_fonts, store, tmp_path, capsys, changes, message):
     listed = listing(tmp_path / "list.tsv", packed(store, "one") | changes)
-    assert script.main([str(tmp_path / "fonts"), listed]) == 2
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listed]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert not list(tmp_path.glob("fonts/*.woff2"))
@@ -162,15 +158,15 @@ def test_what_is_not_what_the_list_says_is_refused(script, store, tmp_path, caps
         ("\udc80", "list.tsv is no list of families: .*decode"),
     ],
 )
-def test_a_list_that_is_none_is_refused(script, store, tmp_path, capsys, text, message):
+def test_a_list_that_is_none_is_refused(fetch_fonts, store, tmp_path, capsys, text, message):
     (tmp_path / "list.tsv").write_text(text, errors="surrogateescape")
-    assert script.main([str(tmp_path / "fonts"), f"--list={tmp_path / 'list.tsv'}"]) == 2
+    assert fetch_fonts.main([str(tmp_path / "fonts"), f"--list={tmp_path / 'list.tsv'}"]) == 2
     assert re.search(message, capsys.readouterr().err.strip())
 
 
-def test_a_family_stands_once_in_a_list(script, store, tmp_path, capsys):
+def test_a_family_stands_once_in_a_list(fetch_fonts, store, tmp_path, capsys):
     line = packed(store, "one")
-    assert script.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", line, line)]) == 2
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", line, line)]) == 2
     assert "families stand there twice: one" in capsys.readouterr().err
 
 
@@ -186,61 +182,61 @@ def test_a_family_stands_once_in_a_list(script, store, tmp_path, capsys):
         ({"weights": ()}, "one: it has no upright Latin font"),
     ],
 )
-def test_a_package_that_is_no_font_is_refused(script, store, tmp_path, capsys, package, message):
+def test_a_package_that_is_no_font_is_refused(fetch_fonts, store, tmp_path, capsys, package, message):
     listed = listing(tmp_path / "list.tsv", packed(store, "one", **package))
-    assert script.main([str(tmp_path / "fonts"), listed]) == 2
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listed]) == 2
     assert re.search(message, error := capsys.readouterr().err), error
     assert not list(tmp_path.glob("fonts/*.woff2"))
 
 
-def test_what_is_damaged_in_a_package_is_said(script, store, tmp_path, capsys):
+def test_what_is_damaged_in_a_package_is_said(fetch_fonts, store, tmp_path, capsys):
     (store / "one.tgz").write_bytes(b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 99)  # no stream of zlib
     digest = base64.b64encode(hashlib.sha512((store / "one.tgz").read_bytes()).digest()).decode()
     listed = listing(tmp_path / "list.tsv", {**packed(tmp_path, "one"), "integrity": f"sha512-{digest}"})
-    assert script.main([str(tmp_path / "fonts"), listed]) == 2
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listed]) == 2
     assert "one: Error -3 while decompressing data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("largest", "message"), [(100, "has .* bytes, more than 100"), (4000, "unpacks to more than 4,000")]
 )
-def test_a_package_has_a_largest_size(script, store, tmp_path, capsys, monkeypatch, largest, message):
-    monkeypatch.setattr(script, "LARGEST", largest)
-    assert script.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", packed(store, "one"))]) == 2
+def test_a_package_has_a_largest_size(fetch_fonts, store, tmp_path, capsys, monkeypatch, largest, message):
+    monkeypatch.setattr(fetch_fonts, "LARGEST", largest)
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", packed(store, "one"))]) == 2
     assert re.search(f"one: the package {message}", capsys.readouterr().err)
 
 
-def test_a_damaged_record_is_said(script, store, tmp_path, capsys):
+def test_a_damaged_record_is_said(fetch_fonts, store, tmp_path, capsys):
     listed = listing(tmp_path / "list.tsv", packed(store, "one"))
-    assert script.main([str(tmp_path / "fonts"), listed]) == 0
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listed]) == 0
     record = tmp_path / "fonts" / "fonts.json"
     record.write_bytes(record.read_bytes()[:-20])
-    assert script.main([str(tmp_path / "fonts"), listed]) == 2
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listed]) == 2
     assert "fonts.json does not have the bytes that were written: it is damaged" in capsys.readouterr().err
 
 
-def test_npm_is_not_waited_for_for_ever(script, store, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(script, "SECONDS", 0.2)
+def test_npm_is_not_waited_for_for_ever(fetch_fonts, store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fetch_fonts, "SECONDS", 0.2)
     (tmp_path / "programs" / "npm").write_text("#!/bin/sh\nexec sleep 60\n")
-    assert script.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", packed(store, "one"))]) == 2
+    assert fetch_fonts.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", packed(store, "one"))]) == 2
     assert "one: npm pack @fontsource/one@5.0.0 was not done after 0.2 seconds" in capsys.readouterr().err
 
 
-def test_npm_is_the_one_that_was_found(script, store, tmp_path, monkeypatch):
+def test_npm_is_the_one_that_was_found(fetch_fonts, store, tmp_path, monkeypatch):
     """A PATH may have relative folders, and npm is called in another one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"programs{os.pathsep}{os.environ['PATH'].partition(os.pathsep)[2]}")
-    assert script.main(["fonts", listing(tmp_path / "list.tsv", packed(store, "one"))]) == 0
+    assert fetch_fonts.main(["fonts", listing(tmp_path / "list.tsv", packed(store, "one"))]) == 0
 
 
-def test_npm_is_needed(script, tmp_path, monkeypatch, capsys):
+def test_npm_is_needed(fetch_fonts, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert script.main([str(tmp_path / "fonts")]) == 2
+    assert fetch_fonts.main([str(tmp_path / "fonts")]) == 2
     assert "npm, which fetches the fonts, is not installed: it comes with Node.js" in capsys.readouterr().err
 
 
-def test_the_list_of_the_project(script):
-    families = script.listed(script.LIST)
+def test_the_list_of_the_project(fetch_fonts):
+    families = fetch_fonts.listed(fetch_fonts.LIST)
     names = [one["family"] for one in families]
     assert len(names) > 900 and names == sorted(set(names))
     assert all(one["integrity"].startswith("sha512-") and len(one["integrity"]) == 95 for one in families)

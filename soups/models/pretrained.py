@@ -1,4 +1,4 @@
-"""Give the network that the package ships: a small ViT that tells rendered characters apart (docs/glyphs.md)."""
+"""Load the network that the package ships: a small ViT that tells rendered characters apart (docs/glyphs.md)."""
 
 import json
 import os

@@ -1,7 +1,6 @@
 """Test that image files are read by their own decoders, upright, in bounded memory, each fault by name."""
 
 import concurrent.futures
-import importlib.util
 import io
 import os
 import pathlib
@@ -27,11 +26,8 @@ KINDS = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": 
 
 
 @pytest.fixture(scope="module")
-def predict():
-    spec = importlib.util.spec_from_file_location("predict_for_images", ROOT / "scripts" / "predict.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def predict(script):
+    return script("predict")
 
 
 @pytest.fixture(params=["folder", "bytes", "predict"])
