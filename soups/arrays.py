@@ -104,6 +104,22 @@ def ratio(xp, a, b, known, otherwise=0):
     return xp.where(known, a / xp.where(known, b, 1), otherwise)
 
 
+def on_arc(xp, t, cosine, half, straight):
+    """Return the weights of two vectors at `t` of their arc, sin((1−t)Ω) / sin Ω and sin(tΩ) / sin Ω.
+
+    `cosine`: cos Ω; `half`: half the length of the sum of their directions, cos Ω/2, which says more where they are
+    nearly opposite. `straight(sin Ω, |cos Ω|)` says where the weights are 1 − t and t.
+    """
+    cosine, square = xp.clip(cosine, -1.0, 1.0), xp.clip(half * half, 0.0, 1.0)
+    square = xp.where(cosine < -0.5, square, (1 + cosine) / 2)  # of cos Ω/2
+    rest = xp.where(cosine < -0.5, 1 - square, (1 - cosine) / 2)  # that of sin Ω/2
+    line = straight(2 * xp.sqrt(square * rest), xp.abs(square - rest))
+    # nothing is taken where its slope is infinite: gradients would be NaN
+    cos_half, sin_half = (xp.sqrt(xp.where(line, 0.5, x)) for x in (square, rest))
+    angle, sine = 2 * xp.arctan2(sin_half, cos_half), 2 * sin_half * cos_half
+    return xp.where(line, 1.0 - t, xp.sin((1.0 - t) * angle) / sine), xp.where(line, t, xp.sin(t * angle) / sine)
+
+
 def matmul(a, b):
     """Multiply matrices or vectors; accelerators would otherwise round the factors of float32."""
     return a @ b if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else jnp.matmul(a, b, precision="highest")

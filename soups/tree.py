@@ -92,24 +92,20 @@ def lerp(a: Tree, b: Tree, t, *, labels: Sequence[str] = ("a", "b")) -> Tree:
     return _combined(lambda wide: wide[0] + arrays.scalar(t, wide[0]) * (wide[1] - wide[0]), [a, b], labels)
 
 
-def slerp(a: Tree, b: Tree, t, *, cos_angle=None) -> Tree:
+def slerp(a: Tree, b: Tree, t) -> Tree:
     """Interpolate on the arc between two trees taken as one long vector each.
 
-    [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with cos Ω = <a, b>/(|a||b|); linear where the vectors are (anti)parallel, sin Ω
-    below 1e-6 in float64 and 1e-3 in float32, which knows Ω to about 1e-7 / sin Ω from its cosine: `soups.slerp`
-    measures the angle of nearly opposite vectors otherwise. `cos_angle`: the cosine of the whole trees, when `a` and
-    `b` are parts of them (Shoemake, 1985).
+    [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with cos Ω = <a, b>/(|a||b|); linear where the vectors are (anti)parallel up to
+    rounding, sin Ω at most 64 times the epsilon of float32, or of float64 where all leaves have it (Shoemake, 1985).
     """
-    cos_angle = cosine(a, b) if cos_angle is None else cos_angle
-    xp = jnp if is_jax(cos_angle) or is_jax(t) else np
-    cos_angle = xp.clip(cos_angle, -1.0, 1.0)
-    squared_sine = 1 - cos_angle * cos_angle
-    parallel = squared_sine <= (1e-12 if squared_sine.dtype == np.float64 else 1e-6)
-    omega = xp.arccos(xp.where(parallel, 0.0, cos_angle))  # its slope at 1 would make gradients NaN
-    sine = xp.where(parallel, 1.0, xp.sqrt(xp.where(parallel, 1.0, squared_sine)))
-    weight_a = xp.where(parallel, 1 - t, xp.sin((1 - t) * omega) / sine)
-    weight_b = xp.where(parallel, t, xp.sin(t * omega) / sine)
-    return _combined(lambda wide: arrays.mix(wide, [weight_a, weight_b]), [a, b], ["a", "b"])
+    cos_angle = cosine(a, b)
+    xp = namespace([cos_angle])
+    pairs = [pair for pair in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True) if is_float(pair[0])]
+    halves = [arrays.ratio(xp, 0.5, length, length > 0) for length in (norm(a), norm(b))]
+    half = xp.sqrt(xp.maximum(_dot((_mixed_widely(pair, halves),) * 2 for pair in pairs), 1e-30))
+    epsilon = max((float(np.finfo(widen_leaves(pair)[0].dtype).eps) for pair in pairs), default=0.0)
+    weights = arrays.on_arc(xp, t, cos_angle, half, lambda sine, _: sine <= 64 * epsilon)
+    return _combined(lambda wide: arrays.mix(wide, weights), [a, b], ["a", "b"])
 
 
 def sub(a: Tree, b: Tree) -> Tree:
@@ -143,11 +139,19 @@ def dot(a: Tree, b: Tree):
     The products of complex elements are those of their real and of their imaginary parts.
     """
     check_same_structure([a, b], dtypes=False)
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return _dot(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def _dot(pairs):
     products = [arrays.inner(*widen_leaves(pair)) for pair in pairs if is_float(pair[0])]
     if namespace(products) is jnp:
         products = [jnp.asarray(product, jnp.result_type(np.float32)) for product in products]
     return arrays.sum_in_order(products) if products else np.float64(0)
+
+
+def _mixed_widely(pair, weights):
+    wide = widen_leaves(pair)
+    return arrays.mix(map(arrays.doubled, wide) if namespace([*wide, *weights]) is np else wide, weights)
 
 
 def norm(a: Tree):

@@ -1,11 +1,9 @@
 """Walk from one set of weights to another: along a line, or from the base to the mean."""
 
-import numpy as np
-
 from soups import arguments, arrays, tree
 from soups.engine import Recipe
 from soups.names import check_name, pattern
-from soups.recipes._gram import cosines_of, gram_recipe
+from soups.recipes._gram import cosines_of, gram_recipe, length_of, lengths_of
 from soups.recipes.declare import MANY, Inputs, method, python_only
 
 
@@ -68,12 +66,13 @@ def model_stock(inputs: Inputs, *, scope: str = "leaf") -> Recipe:
     number = inputs.number
 
     def coefficients(xp, gram, products, epsilon):
-        cosines = cosines_of(xp, gram)
-        diagonal = xp.sum(xp.diagonal(cosines, axis1=-2, axis2=-1), axis=-1)
-        mean = (xp.sum(cosines, axis=(-2, -1)) - diagonal) / (number * (number - 1))
-        divisor = 1.0 + (number - 1) * mean
-        known = xp.abs(divisor) >= max(1e-6, 8 * number * float(np.finfo(gram.dtype).eps))
-        t = arrays.ratio(xp, number * mean, divisor, known)
+        cosines, lengths = cosines_of(xp, gram), lengths_of(xp, gram)
+        diagonal = xp.diagonal(cosines, axis1=-2, axis2=-1)
+        mean = (xp.sum(cosines, axis=(-2, -1)) - xp.sum(diagonal, axis=-1)) / (number * (number - 1))
+        # |Σ_i u_i|² / K, which loses no digits where the directions u_i cancel; one of zeros counts as orthogonal
+        square = length_of(xp, products, 1 / lengths) ** 2
+        divisor = (square + xp.sum((diagonal < 0.5).astype(gram.dtype), axis=-1)) / number
+        t = arrays.ratio(xp, number * mean, divisor, divisor >= 1e-6)
         return xp.stack([t / number] * number, axis=-1)
 
     return gram_recipe(coefficients, True, scope, ("model", "leaf", "row"))

@@ -126,22 +126,14 @@ def karcher(
     return gram_recipe(coefficients, inputs.has_base, scope)
 
 
-def _slerp(xp, gram, t, products, epsilon, *, parallel: float | None = None):
-    """Return the weights of two vectors at `t` of their arc; linear where they are parallel."""
-    cosines = cosines_of(xp, gram)
-    # of the sum of their directions: 2 cos Ω/2, which says more than cos Ω where they are nearly opposite
-    length = length_of(xp, products, 1 / lengths_of(xp, gram))
-    cosine, half = xp.clip(cosines[..., 0, 1], -1.0, 1.0), xp.clip(length / 2, 0.0, 1.0)
-    opposite = cosine < -0.5
-    square = xp.where(opposite, 4 * half * half * (1 - half * half), 1 - cosine * cosine)
-    straight = xp.sqrt(square) <= 64 * epsilon if parallel is None else xp.abs(cosine) > parallel
-    # nothing is taken where its slope is infinite: gradients would be NaN
-    by_half = xp.arccos(xp.where(opposite & ~straight, half, 0.0))
-    omega = xp.where(opposite, 2 * by_half, xp.arccos(xp.where(opposite | straight, 0.0, cosine)))
-    sine = xp.sqrt(xp.where(straight, 1.0, square))
-    a = xp.where(straight, 1.0 - t, xp.sin((1.0 - t) * omega) / sine)
-    b = xp.where(straight, t, xp.sin(t * omega) / sine)
-    return xp.stack([a, b], axis=-1)
+def _slerp(xp, gram, t, products, epsilon, *, parallel: float = 1.0):
+    """Return the weights [..., 2] of two vectors at `t` of their arc; linear where they are parallel."""
+    half = length_of(xp, products, 1 / lengths_of(xp, gram)) / 2
+
+    def straight(sine, cosine):
+        return (sine <= 64 * epsilon) | (cosine > parallel)
+
+    return xp.stack(arrays.on_arc(xp, t, cosines_of(xp, gram)[..., 0, 1], half, straight), axis=-1)
 
 
 def _karcher_step(xp, gram, nothing, share, tolerance, limit, m):

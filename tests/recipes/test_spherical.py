@@ -250,23 +250,48 @@ def test_rows_that_are_opposite_among_others(scope):
         np.testing.assert_allclose(got[others], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("angle", [1e-4, 1e-2, 0.3])
-def test_vectors_that_are_nearly_opposite(angle):
-    """Where only the sum of the two directions still knows the angle."""
-    u, across = np.linalg.qr(RNG.normal(size=(64, 2)))[0].T
-    a = {"w": (2 * u).astype(np.float32)}
-    b = {"w": (-np.cos(angle) * u + np.sin(angle) * across).astype(np.float32)}
-    vectors = [x["w"].astype(np.float64) for x in (a, b)]
-    half = np.linalg.norm(unit(vectors[0]) + unit(vectors[1])) / 2
-    omega, sine = 2 * np.arccos(half), 2 * half * np.sqrt(1 - half**2)
-    expected = (np.sin(0.7 * omega) * vectors[0] + np.sin(0.3 * omega) * vectors[1]) / sine
-    direction = unit(unit(vectors[0]) + unit(vectors[1])) * 1.5
-    tolerance = 1e-6 / angle
-    for result in everywhere(ON_A_LINE["nuslerp"][0], [a, b]):
-        np.testing.assert_allclose(result["w"], expected, atol=tolerance)
-    for result in everywhere(soups.multislerp, [a, b]):
-        np.testing.assert_allclose(np.linalg.norm(result["w"]), 1.5, rtol=tolerance)
-        np.testing.assert_allclose(result["w"], direction, atol=tolerance * 10)
+def arc(vectors):
+    """Give what lies at 0.3 of the arc of two vectors, by an angle that is exact near 0 and π too."""
+    a, b = vectors
+    apart, together = np.linalg.norm(unit(a) - unit(b)), np.linalg.norm(unit(a) + unit(b))
+    omega, sine = 2 * np.arctan2(apart, together), apart * together / 2
+    return (np.sin(0.7 * omega) * a + np.sin(0.3 * omega) * b) / sine
+
+
+def stock_of_two(vectors):
+    """Give `stock`, by the square of the sum of the directions, which is 2 + 2 cos Ω."""
+    square = np.sum((unit(vectors[0]) + unit(vectors[1])) ** 2)
+    return (square - 2) * 2 / square * np.mean(vectors, axis=0)
+
+
+NEAR_A_LINE = {
+    "tree.slerp": (lambda m: soups.tree.slerp(*m, 0.3), arc),
+    "slerp": (lambda m: soups.slerp(m[1], base=m[0], t=0.3, parallel=1.0), arc),
+    "nuslerp": (ON_A_LINE["nuslerp"][0], arc),
+    "nuslerp of the model": (lambda m: soups.nuslerp(m, weights=[0.7, 0.3], scope="model"), arc),
+    "multislerp": (soups.multislerp, lambda v: unit(unit(v[0]) + unit(v[1])) * np.mean(list(map(np.linalg.norm, v)))),
+    "model_stock": (ON_A_LINE["model_stock"][0], stock_of_two),
+}
+
+
+@pytest.mark.parametrize("method", NEAR_A_LINE)
+def test_vectors_that_are_nearly_parallel_or_opposite(method, mesh):
+    """Under jit and vmap and on sharded arrays as on the host: only the rounding of the members is enlarged."""
+    function, oracle = NEAR_A_LINE[method]
+    angles = [angle for near in (3e-3, 1e-2, 0.3) for angle in (near, np.pi - near)]
+    draw = np.random.default_rng(0)
+    u, across = np.linalg.qr(draw.normal(size=(2 * 512, 2)))[0].T.reshape(2, 64, 16)
+    pairs = [[2 * u, np.cos(angle) * u + np.sin(angle) * across] for angle in angles]
+    stacked = [{"w": np.float32(vectors)} for vectors in zip(*pairs, strict=True)]
+    apart = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(angles))]
+    vmapped = jax.jit(jax.vmap(function))(stacked)["w"]
+    jitted_, shard = jax.jit(function), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("pool"))
+    for angle, members, of_many in zip(angles, apart, vmapped, strict=True):
+        expected = oracle([member["w"].astype(np.float64).ravel() for member in members]).reshape(64, 16)
+        sharded = jitted_(jax.device_put(members, shard))["w"]
+        for result in (function(members)["w"], jitted_(members)["w"], of_many, sharded):
+            error = np.linalg.norm(result - expected) / np.linalg.norm(expected)
+            assert error < 3e-7 / np.sin(angle / 2 + np.pi / 2), (method, angle, error)
 
 
 def karcher_mean(vectors):
