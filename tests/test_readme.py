@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+import soups
 from soups.recipes import METHODS
+from soups.report import figures
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -31,26 +33,32 @@ def run(code, names):
     return names
 
 
-def test_library_in_15_lines(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_readme_is_one_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 140
+
+
+def test_eight_lines(capsys):
     names = run(blocks("README.md")[0], {})
-    np.testing.assert_array_equal(names["streamed"]["w"], names["soup"]["w"])
+    assert "average" in capsys.readouterr().out and names["best"].ingredients
+    assert not np.array_equal(names["merged"]["w"], names["soup"]["w"])
 
 
-def test_merging(capsys):
-    names = run(blocks("README.md")[1], {})
-    assert "average" in capsys.readouterr().out
-    assert not np.array_equal(names["merged"]["w"], names["own"]["w"])
+def test_own_model_in_ten_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figures, "PLANS", dict(list(figures.PLANS.items())[:1]))  # tests of `cook` draw all
+    assert len(names := run(blocks("README.md")[1], {})) and len(names["pool"]) == 4
+    assert pathlib.Path("runs/mine/report.html").exists()
+    assert "greedy_soup" in soups.Pool("runs/mine/soups")
 
 
-def test_own_method(capsys):
-    run(blocks("README.md")[2], {"__name__": "example"})
-    assert "[ 0.03, -0.01,  0.  ]" in capsys.readouterr().out
-
-
-def test_own_model():
-    names = run(blocks("README.md")[3], {})
-    assert 0.0 <= names["best"].score <= 1.0
+def test_page_on_the_library(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tour, merging, method, model = (run(code, {"__name__": "example"}) for code in blocks("docs/library.md"))
+    np.testing.assert_array_equal(tour["streamed"]["w"], tour["soup"]["w"])
+    out = capsys.readouterr().out
+    assert "average" in out and "[ 0.03, -0.01,  0.  ]" in out and method["base"]["w"].shape == (3,)
+    assert not np.array_equal(merging["merged"]["w"], merging["own"]["w"])
+    assert 0.0 <= model["best"].score <= 1.0
 
 
 def test_page_on_evaluating(tmp_path, monkeypatch, capsys):
