@@ -22,7 +22,7 @@ from soups.cli.options import Parser, path_argument
 from soups.cli.show import say, size_of, table
 from soups.formats.tensors import CheckpointError, nested
 from soups.formats.text import parse_json
-from soups.merging.lora import open_with_lora
+from soups.merging.lora import local_notes, open_with_lora
 from soups.merging.sources import open_model
 from soups.pool import Pool
 
@@ -71,7 +71,8 @@ def add(options, run) -> int:
     """Add the weights of a checkpoint, of any format that can be merged, as a member."""
     metadata = parse_json(options.metadata, "--metadata")
     there = open_with_lora(options.checkpoint, open_model)
-    for note in [*there.notes, *(f"{alias} is tied to {name} and not added" for alias, name in there.aliases.items())]:
+    tied = [f"{alias} is tied to {name} and not added" for alias, name in there.aliases.items()]
+    for note in [*local_notes(options.checkpoint), *there.notes, *tied]:
         say(note)
     keys = getattr(there, "keys", {})  # of Orbax: a key may hold a "/" itself
     try:

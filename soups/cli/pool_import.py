@@ -8,6 +8,7 @@ import jax
 
 from soups import tree
 from soups.cli.show import say, size_of
+from soups.formats.hub import cached_model
 from soups.formats.mapping import hash_files
 from soups.formats.text import read_json
 from soups.models.import_weights import imported_members
@@ -17,7 +18,7 @@ from soups.pool import Pool
 def import_members(options, run) -> int:
     """Make a member of each file that is not there yet, and return 0."""
     members = imported_members(options.files, options.arch, options.num_classes)
-    files = dict(zip(members, map(pathlib.Path, options.files), strict=True))
+    files = dict(zip(members, [pathlib.Path(cached_model(file)) for file in options.files], strict=True))
     pool, hparams = Pool(options.pool), _hparams(options.hparams, members) if options.hparams else {}
     missing = [name for name in members if not _is_there(pool, name, files[name], options.arch)]
     if len(pool) and missing:

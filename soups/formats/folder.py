@@ -5,8 +5,8 @@ import dataclasses
 import importlib
 import os
 import pathlib
-import re
 
+from soups.formats.hub import cached_model, how_to_complete, is_blob, not_cached
 from soups.formats.tensors import Checkpoint, CheckpointError, Header, listed, short
 from soups.formats.text import check_file, check_stand_in, read_json
 from soups.formats.weights import check_no_moments, left_out, weights_by_name
@@ -24,7 +24,8 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpo
     `path`: a file, recognised by its first bytes and then by its name: .safetensors; a torch file (.pt, .pth, .bin,
     .ckpt, .pth.tar), of today's zip format or the older one, read without torch and without executing its pickle; .npz;
     or .gguf. Or a folder with model.safetensors, model.safetensors.index.json and its shards, pytorch_model.bin, or
-    pytorch_model.bin.index.json and its shards, looked for in this order.
+    pytorch_model.bin.index.json and its shards, looked for in this order. Or the id of a model of the Hugging Face hub,
+    org/name or org/name@revision, that is in the local cache; nothing is downloaded.
 
     `tree`: the keys of the tensors that are taken, joined with "/", or "." for all. Without it the weights of a torch
     file or an .npz are taken, as `soups.formats.weights` decides, and all of the others.
@@ -35,31 +36,31 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpo
     and aliases; NumPy arrays of numbers among them are tensors too.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: nothing there; of a model of the hub it says how to download it.
         UnsafeCheckpointError: a pickle that names more than tensors need; nothing of it is executed.
         CheckpointError: a file of another kind, damaged, truncated or unreadable; a Git LFS pointer or a web page in
             its place; quantised GGUF; an index that does not fit its shards; a link or an index entry that leads out of
             the folder (the blobs of a Hugging Face cache are allowed). File and tensor are named.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(cached_model(str(path)))
     try:
         return _open_folder(path, tree) if os.path.isdir(path) else _combine(path, {path: read_header(path, tree)})
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no checkpoint at {path}: {error}") from error
+        raise FileNotFoundError(f"no checkpoint at {path}: {error}{not_cached(str(path))}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _open_folder(folder, tree):
     for name in SINGLE:
-        if (file := folder / name).exists():
+        if os.path.lexists(file := folder / name):
             return _combine(folder, {file: read_header(inside(folder, name), tree)})
-        if (folder / f"{name}.index.json").exists():
+        if os.path.lexists(folder / f"{name}.index.json"):
             return _open_shards(folder, inside(folder, f"{name}.index.json"), tree)
     files = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
     there = f"; open one of its files by name: {listed(files)}" if files else ""
     expected = ", ".join(f"{name}, {name}.index.json" for name in SINGLE)
-    raise CheckpointError(f"{folder} holds none of {expected}{there}")
+    raise CheckpointError(f"{folder} holds none of {expected}{there or how_to_complete(folder)}")
 
 
 def _open_shards(folder, index, tree):
@@ -68,7 +69,7 @@ def _open_shards(folder, index, tree):
     for name in shards:
         inside(folder, name)
     if missing:
-        raise CheckpointError(f"{index} names shards that are not there: {listed(missing)}")
+        raise CheckpointError(f"{index} names shards that are not there: {listed(missing)}{how_to_complete(folder)}")
     headers = {folder / name: read_header(inside(folder, name)) for name in shards}
     lines = []
     for name, expected in shards.items():
@@ -107,9 +108,7 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
         raise CheckpointError(f"{folder}: the index names {short(name)}, which is not a file of this folder")
     path, root = folder / name, pathlib.Path(os.path.realpath(folder))
     target = pathlib.Path(os.path.realpath(path))
-    # the cache of Hugging Face: what lies in models--OWNER--NAME/blobs is linked from its snapshots and --local-dir
-    blob = re.fullmatch(r".*/models--[^/]+/blobs/[0-9a-f]{40,64}", str(target), re.DOTALL)
-    if not target.is_relative_to(root) and not blob:
+    if not target.is_relative_to(root) and not is_blob(target):
         raise CheckpointError(f"{path} is a link that leads out of its folder, to {target}")
     return path
 

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Mapping
 
 from soups import state
+from soups.formats.hub import how_to_complete
 from soups.formats.tensors import CheckpointError, short
 
 MAX_TEXT = 1 << 26  # bytes; Gemma 3's tokenizer.json has half of it
@@ -70,7 +71,7 @@ def check_file(path: str | os.PathLike) -> int:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         kind = "a link to a file that is not there" if os.path.islink(path) else "not there"
-        raise FileNotFoundError(f"{path} is {kind}") from None
+        raise FileNotFoundError(f"{path} is {kind}{how_to_complete(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise CheckpointError(f"{short(str(path))} cannot be read: {getattr(error, 'strerror', error)}") from error
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 
@@ -49,9 +50,9 @@ def template_files(
 
 def _template(folder):
     """Return the template of a model's folder, stripped; its own file goes first, as in transformers."""
-    if (folder / FILE).is_file():
+    if os.path.lexists(folder / FILE):
         return read_text(folder / FILE).strip()
-    found = read_json(folder / CONFIG).get("chat_template") if (folder / CONFIG).is_file() else None
+    found = read_json(folder / CONFIG).get("chat_template") if os.path.lexists(folder / CONFIG) else None
     if isinstance(found, list):  # of several the one that is called default
         named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
         found = named[0].get("template") if named else None

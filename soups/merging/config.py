@@ -1,6 +1,7 @@
 """Understand config.json: compare those of the models, and make that of the output."""
 
 import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: as `read_json`.
     """
-    return read_json(folder / FILE) if (folder / FILE).exists() else None
+    return read_json(folder / FILE) if os.path.lexists(folder / FILE) else None
 
 
 def differing_configs(configs: Mapping[str, Mapping | None]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from soups.formats import CheckpointError
 from soups.formats.folder import SUFFIXES, inside
-from soups.formats.text import STAND_INS
+from soups.formats.hub import how_to_complete, listing
+from soups.formats.text import STAND_INS, check_file, read_json
 from soups.merging.chat_template import template_files
 from soups.merging.config import folder_of, read_config
 from soups.merging.lora import split_reference
@@ -125,6 +126,7 @@ def _files(plan):
     files[RECIPES[plan.job.vocabulary == "mergekit"]] = plan.job.text
     # names of files may be of other bytes than text
     files["README.md"] = model_card(plan).encode("utf-8", "backslashreplace").decode()
+    notes += _not_downloaded(folder_of(first))
     if left_out:
         notes.append(f"not copied from {folder_of(first)}: {few(map(shown, left_out))}")
     return files, notes
@@ -147,6 +149,21 @@ def _copied(checkpoint):
     return files, left_out
 
 
+def _not_downloaded(folder):
+    """Return a note on the files that a snapshot of the hub lacks, where the list of them was downloaded."""
+    try:
+        files = read_json(path)["files"] if (path := listing(folder)) else {}
+        lacking = [name for name in files if not _is_passed(name) and not os.path.lexists(folder / name)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # huggingface_hub would fetch another one
+        lacking = []
+    return [f"{folder} lacks {few(map(shown, lacking))}{how_to_complete(folder)}"] if lacking else []
+
+
+def _is_passed(name):
+    *folders, file = name.split("/")
+    return file.startswith(".") or bool(_WEIGHTS.fullmatch(file)) or any(map(_FOLDERS.fullmatch, folders))
+
+
 def _walk(folder, left_out) -> Iterator[str]:
     """Yield the names of all files, those in folders with "/"; folders that are passed over go into `left_out`."""
     for place, inner, files in os.walk(folder):
@@ -161,9 +178,11 @@ def _walk(folder, left_out) -> Iterator[str]:
 
 def _wrong(folder, name):
     """Return why a file is not copied; None if it is."""
-    if _WEIGHTS.fullmatch(name.rpartition("/")[2]) or name.startswith("."):
+    if _is_passed(name):
         return ""
     path = folder / name
+    if path.is_symlink() and how_to_complete(path):
+        check_file(path)  # a snapshot of the hub links to nothing but what it has
     try:
         inside(folder, name)
         if not path.is_file():

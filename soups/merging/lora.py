@@ -13,13 +13,13 @@ import numpy as np
 
 from soups import tree
 from soups.formats import Checkpoint, open_checkpoint
+from soups.formats.hub import cached_model, how_to_complete, local_note, not_cached, pinned
 from soups.formats.tensors import leaf_of, listed
 from soups.formats.text import read_json
 from soups.formats.view import View
 from soups.merging import ties
 from soups.merging.adapter_names import find_tensors, is_part, sort_parts
 from soups.merging.comparing import kind_of
-from soups.merging.hub import cached_model, how_to_download
 from soups.merging.sources import MODEL_FILES, split_pool
 from soups.names import bounded, pattern, shown
 
@@ -74,12 +74,24 @@ def split_reference(model: str) -> tuple[str, str | None]:
     return path, adapter
 
 
+def local_notes(model: str) -> list[str]:
+    """Return notes on the parts of a reference that are local paths, where the hub has models of their names."""
+    path, adapter = split_reference(model)
+    return local_note(path) if adapter is None else local_notes(path) + local_note(adapter)
+
+
 def absolute_reference(model: str) -> str:
-    """Return a reference that opens the same model from any directory; what is not a path stays as it is."""
+    """Return a reference that opens the same model from any directory; what is not a path stays as it is.
+
+    A model of the hub has its commit, org/name@COMMIT, which is the same on every machine.
+    """
     path, adapter = split_reference(model)
     if adapter is not None:
-        return f"{absolute_reference(path)}+{os.path.abspath(cached_model(adapter))}"
+        found = cached_model(adapter)
+        return f"{absolute_reference(path)}+{pinned(found) or os.path.abspath(found)}"
     path = cached_model(path)
+    if snapshot := pinned(path):
+        return snapshot
     for place in (path, split_pool(path)[0], path.rpartition("@")[0]):  # a path, POOL:MEMBER, or PATH@TREE
         if place and os.path.exists(place):
             return f"{os.path.abspath(place)}{path[len(place) :]}"
@@ -126,14 +138,11 @@ def open_with_lora(model: str, open_model) -> Checkpoint | View:
 def _open_whole(path, open_model):
     found = cached_model(path)
     folder = pathlib.Path(found)
-    if (folder / CONFIG).is_file() and not any((folder / name).exists() for name in MODEL_FILES):
+    if os.path.lexists(folder / CONFIG) and not any(os.path.lexists(folder / name) for name in MODEL_FILES):
         of = _config(folder).get("base_model_name_or_path")
         which = f"; it was trained on {shown(of)}" if isinstance(of, str) and of else ""
         raise ValueError(f"{path} is an adapter: give MODEL+{path}, with the model that it belongs to{which}")
-    try:
-        checkpoint = open_model(found)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}{how_to_download(path)}") from error
+    checkpoint = open_model(found)
     if part := next(filter(is_part, checkpoint.leaves), None):
         raise ValueError(
             f"{path} holds low-rank matrices, such as {shown(part)}, whose mean is not that of what they add: "
@@ -144,8 +153,9 @@ def _open_whole(path, open_model):
 
 def _config(folder):
     path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {folder}: a LoRA is a folder that PEFT wrote")
+    if not os.path.lexists(path):
+        hint = not_cached(str(folder)) or how_to_complete(folder)
+        raise FileNotFoundError(f"no {CONFIG} in {folder}: a LoRA is a folder that PEFT wrote{hint}")
     config = read_json(path)
     if (kind := config.get("peft_type")) != "LORA":
         raise ValueError(
@@ -180,9 +190,9 @@ def _check_numbers(config, path):
 
 def _open_adapter(folder):
     for name in FILES:
-        if (folder / name).is_file():
+        if os.path.lexists(folder / name):
             return open_checkpoint(folder / name)
-    raise FileNotFoundError(f"{folder} holds neither {' nor '.join(FILES)}")
+    raise FileNotFoundError(f"{folder} holds neither {' nor '.join(FILES)}{how_to_complete(folder)}")
 
 
 def _changes(checkpoint, matrices, config, adapter):

@@ -15,7 +15,7 @@ from soups.merging import bands, buffers, stacks, ties
 from soups.merging.alignment import aligned
 from soups.merging.comparing import Findings, kind_of, settle_copied
 from soups.merging.job import Job, is_member, odd_filters, settings_at
-from soups.merging.lora import open_with_lora
+from soups.merging.lora import local_notes, open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest
 from soups.merging.methods import build, find_method, is_ours
 from soups.merging.tokenizers import Aligned, align
@@ -151,6 +151,7 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str
     checkpoints |= {file: open_model(located.get(file, file)) for file in job.files}
     names = (name for model in models.values() for name in model.leaves)
     notes = [*job.notes, *odd_filters(job, names), *said, *(tokenizer.notes if tokenizer else ())]
+    notes += [note for model in job.models if model not in located for note in local_notes(model)]
     notes += [note for checkpoint in checkpoints.values() for note in checkpoint.notes]
     planner = _Planner(job, checkpoints)
     found, outputs = planner.found, settle_copied(planner.outputs(), checkpoints, job.base, planner.found)

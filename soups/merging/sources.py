@@ -7,6 +7,7 @@ import re
 from soups.files import local_path
 from soups.formats import CheckpointError, open_checkpoint
 from soups.formats.folder import SINGLE
+from soups.formats.hub import cached_model
 from soups.formats.orbax_steps import is_orbax
 from soups.formats.tensors import Tensors, listed
 from soups.formats.weights import ALL
@@ -21,20 +22,21 @@ def open_model(reference: str | os.PathLike) -> Tensors:
     """Open a model by its path: a file or folder as `open_checkpoint`, POOL:MEMBER, or an Orbax checkpoint.
 
     PATH@TREE takes the tree of these keys, such as CKPT@ema_params or CKPT@model/ema, and PATH@. all of them; a path
-    that exists goes first. Without it the weights are taken, as `soups.formats.weights` decides.
+    that exists goes first. Without it the weights are taken, as `soups.formats.weights` decides. A model of the Hugging
+    Face hub, org/name or org/name@revision, is that of the local cache.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: nothing is there; of a model of the hub it says how to download it.
         CheckpointError: it is damaged; several trees could be meant, or there is no such tree; a pool without the name
             of a member.
         ValueError: the pool has no such member, or the member holds NaN or infinity; a URL.
     """
     if in_pool(local_path(reference)):
         return _member(*split_pool(reference))
-    path, tree = _split(reference)
+    path, tree = _split(cached_model(str(reference)))
     if (path / _POOL).is_file():
         return _member(path, "")
-    hugging_face = any((path / name).exists() for name in MODEL_FILES)
+    hugging_face = any(os.path.lexists(path / name) for name in MODEL_FILES)
     return orbax.open_orbax(path, tree) if not hugging_face and is_orbax(path) else open_checkpoint(path, tree)
 
 
@@ -54,10 +56,8 @@ def split_pool(reference: str | os.PathLike) -> tuple[str, str]:
 
 def _split(reference):
     path = local_path(reference)
-    if path.exists() or "@" not in str(reference):
-        return path, None
     before, _, tree = str(reference).rpartition("@")
-    return local_path(before), tree
+    return (path, None) if path.exists() or not before or not os.path.exists(before) else (local_path(before), tree)
 
 
 def _member(path, name):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -212,15 +213,15 @@ def _with_added(vocabulary, tokens):
 
 def _files(folder, output):
     """Return the files of a vocabulary that is no model's own: those of this one, with all added tokens."""
-    if not (folder / FILE).exists():
+    if not os.path.lexists(folder / FILE):
         raise ValueError(f"no {FILE} in {folder}: a vocabulary with further tokens is written into one")
     added = sorted(output.added.values(), key=lambda entry: entry["id"])
     files = {FILE: read_json(folder / FILE) | {"added_tokens": added}}
-    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    config = read_json(folder / CONFIG) if os.path.lexists(folder / CONFIG) else {}
     if "added_tokens_decoder" in config:
         entries = {str(x["id"]): {name: value for name, value in x.items() if name != "id"} for x in added}
         files[CONFIG] = config | {"added_tokens_decoder": entries}
-    if (folder / ADDED).exists():
+    if os.path.lexists(folder / ADDED):
         files[ADDED] = {entry["content"]: entry["id"] for entry in added}
     return {name: json.dumps(content, ensure_ascii=False, indent=2) for name, content in files.items()}
 

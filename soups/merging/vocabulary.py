@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ class Vocabulary:
 def vocabulary_file(folder: pathlib.Path) -> pathlib.Path | None:
     """Return the file that a folder's tokens are read from; None if it has none."""
     for name in (*NUMBERED, *PIECES):
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             return folder / name
     return next((file for pattern in OTHERS for file in sorted(folder.glob(pattern))), None)
 
@@ -149,11 +150,11 @@ def _signature(folder):
 
 def _contents(folder, names):
     """Return the digests of those of these files that are there."""
-    return tuple((name, xxh3_128_digest(read_bytes(folder / name))) for name in names if (folder / name).exists())
+    return tuple((name, xxh3_128_digest(read_bytes(folder / name))) for name in names if os.path.lexists(folder / name))
 
 
 def _object(path):
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if os.path.lexists(path) else {}
 
 
 def _read(path):

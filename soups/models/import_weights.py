@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from soups.formats.hub import cached_model, model_id, not_cached
 from soups.formats.tensors import nested
 from soups.models.architectures import Architecture, architecture
 from soups.models.tables.configs import config_problems
@@ -19,9 +20,10 @@ def import_weights(path, arch: str | Architecture, *, num_classes: int | None = 
 
     `path`: a torch file (.pt, .pth, .bin; also a TorchScript archive, as OpenAI's CLIP is) or .safetensors, or a folder
     of Hugging Face or open_clip, with the names of the released model soups, OpenAI's CLIP, open_clip, Hugging Face's
-    CLIP or ViT, timm's ViT or torchvision's ResNet; or an .npz file of AugReg or big_vision. `arch`: one of
-    `soups.models.architectures.ARCHITECTURES`, or an `Architecture` of your own. CLIP's text tower is left out.
-    `num_classes`: a file without a head gets one of zeros; None leaves it without.
+    CLIP or ViT, timm's ViT or torchvision's ResNet, also by its id on the hub, org/name, from the local cache; or an
+    .npz file of AugReg or big_vision. `arch`: one of `soups.models.architectures.ARCHITECTURES`, or an `Architecture`
+    of your own. CLIP's text tower is left out. `num_classes`: a file without a head gets one of zeros; None leaves it
+    without.
 
     The arrays are read-only views of the mapped file, transposed where the names' owner keeps matrices the other way,
     so that nothing is read or copied before its use; leave the file as it is while they are used. Only what is not
@@ -47,7 +49,8 @@ def check_weights(path, arch: str | Architecture, *, num_classes: int | None = N
 def imported_members(paths: Iterable, arch: str | Architecture, num_classes: int | None = None) -> Mapping[str, Tree]:
     """Return the weights of published files as members by name, "used in place": each is imported when it is asked for.
 
-    A member is named as its file, without the suffix. The headers of all files are read and checked at once.
+    A member is named as its file, without the suffix, or as its folder; org/name of the hub is "name". The headers of
+    all files are read and checked at once.
 
     Raises:
         FileNotFoundError: files that are not there; all are listed.
@@ -83,14 +86,14 @@ class _Imported(Mapping):
 
 
 def _by_name(paths):
-    paths = [pathlib.Path(path) for path in paths]
-    if missing := [str(path) for path in paths if not path.exists()]:
+    paths = [pathlib.Path(cached_model(str(path))) for path in paths]
+    if missing := [f"{path}{not_cached(str(path))}" for path in paths if not path.exists()]:
         raise FileNotFoundError(f"no such files: {', '.join(missing)}")
     if not paths:
         raise ValueError("no files of members were given: at least one is needed")
     named = {}
     for path in paths:
-        name = path.name if path.is_dir() else path.stem
+        name = (model_id(path) or path.name).rpartition("/")[2] if path.is_dir() else path.stem
         if name in named:
             raise ValueError(f"two files would be member {name!r}: {named[name]} and {path}")
         named[name] = path
@@ -101,6 +104,7 @@ def _matched(path, wanted, num_classes) -> tuple[Mapping[str, np.ndarray], Table
     """Return the tensors of a file, their table, and how many classes its head has, if it has one."""
     if num_classes is not None and num_classes < 2:
         raise ValueError(f"a head needs at least two classes, not {num_classes}")
+    path = cached_model(str(path))
     tensors = open_tensors(path)
     layout = find_layout(tensors, IMAGE_LAYOUTS, wanted, path)
     table = layout.table(wanted)

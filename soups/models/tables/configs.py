@@ -1,5 +1,6 @@
 """Compare what the configuration of a folder says of its network with what an architecture computes."""
 
+import os
 import pathlib
 
 from soups.formats.text import read_json
@@ -50,7 +51,7 @@ def _given(file, config, names):
 
 
 def _read(path):
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if os.path.lexists(path) else {}
 
 
 def _equal(said, ours):
