@@ -16,7 +16,7 @@ from soups import state, tree
 from soups.files import append, replace_file
 from soups.lazy import is_jax, jax, multihost_utils
 from soups.names import bounded
-from soups.processes import on_first_process
+from soups.processes import is_first, on_first_process
 
 
 class Journal:
@@ -43,8 +43,8 @@ class Journal:
             self._old = on_first_process(self._open)
 
     def _open(self):
-        lines = state.content(self._path).split(b"\n")[:-1] if self._path.exists() else []
-        there, *records = [self._parsed(number, line) for number, line in enumerate(lines, 1)] or [self._header]
+        whole = records(self._path)
+        there, *old = whole or [self._header]
         if differences := list(_differences(there, self._header)):
             raise ValueError(
                 f"journal {self._path} belongs to another selection:\n{bounded(differences)}\n"
@@ -52,15 +52,8 @@ class Journal:
             )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # rewrite what is whole, so a cut-off line never stays in the middle
-        replace_file(self._path, b"".join(line + b"\n" for line in lines) or state.sealed_line(self._header))
-        return records
-
-    def _parsed(self, number, line):
-        try:
-            return state.unsealed_line(line, f"line {number} of journal {self._path}")
-        except ValueError as error:
-            remedy = "Cut the file before it to go on from there, or remove the file." if number > 1 else "Remove it."
-            raise ValueError(f"{error}: {line[:100]!r}\n{remedy}") from error
+        replace_file(self._path, b"".join(map(state.sealed_line, whole or [self._header])))
+        return old
 
     @property
     def on_disk(self) -> bool:
@@ -79,14 +72,31 @@ class Journal:
 
     def write(self, record: dict[str, Any]) -> dict[str, Any]:
         """Append a record and see it to the disk; an OSError has the path in its message."""
-        if self._path is not None and jax.process_index() == 0:
+        if self._path is not None and is_first():
             append(self._path, state.sealed_line(record), sync=True)
         return record
 
     def keep(self, record: dict[str, Any]) -> None:
         """Put a record in the place of all others; an OSError has the path in its message, and the old ones stay."""
-        if self._path is not None and jax.process_index() == 0:
+        if self._path is not None and is_first():
             replace_file(self._path, state.sealed_line(self._header) + state.sealed_line(record))
+
+
+def records(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return the first line of a journal and its records; none where there is no journal.
+
+    Raises:
+        ValueError: a line that is damaged; the last one may be cut off.
+    """
+    path = pathlib.Path(path)
+    lines = state.content(path).split(b"\n")[:-1] if path.exists() else []
+    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def amend(path: str | os.PathLike, **fields: Any) -> None:
+    """Put fields into the first line of a journal in the place of those of the same names."""
+    header, *others = records(path)
+    replace_file(path, b"".join(map(state.sealed_line, [header | fields, *others])))
 
 
 def content_digest(params: tree.Tree) -> str:
@@ -97,6 +107,14 @@ def content_digest(params: tree.Tree) -> str:
     leaves = sorted(tree.flatten(params).items(), key=operator.itemgetter(0))
     lines = [f"{name} {_described(leaf)}\n" for name, leaf in leaves]
     return xxhash.xxh3_128_hexdigest("".join(lines).encode(errors="backslashreplace"))
+
+
+def _parsed(path, number, line):
+    try:
+        return state.unsealed_line(line, f"line {number} of journal {path}")
+    except ValueError as error:
+        remedy = "Cut the file before it to go on from there, or remove the file." if number > 1 else "Remove it."
+        raise ValueError(f"{error}: {line[:100]!r}\n{remedy}") from error
 
 
 def _described(leaf):

@@ -1,6 +1,7 @@
 """Let one of several JAX processes do what must be done once, and all of them know of it."""
 
 import json
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -8,19 +9,29 @@ import numpy as np
 from soups.lazy import jax, multihost_utils
 
 
+def count() -> int:
+    """Return how many processes there are: one where JAX is not imported, whose backend this does not start."""
+    return jax.process_count() if "jax" in sys.modules else 1
+
+
+def is_first() -> bool:
+    """Say whether this is the first process, or the only one."""
+    return count() == 1 or jax.process_index() == 0
+
+
 def on_first_process(function: Callable):
     """Call `function()` on process 0 alone and give what it returned (JSON-able) to all processes, when it is done.
 
     If it failed there, every process raises: a ValueError, OSError or RuntimeError.
     """
-    if jax.process_count() == 1:
+    if count() == 1:
         return function()
     return json.loads(from_first_process(lambda: json.dumps(function()).encode()))
 
 
 def from_first_process(function: Callable[[], bytes]) -> bytes:
     """Call `function()` on process 0 alone and give the bytes it returned to all processes; errors likewise."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return function()
     message, failure = b"", None
     if jax.process_index() == 0:
@@ -43,7 +54,7 @@ def on_all_processes(function: Callable):
 
     If it failed on one, all raise a ValueError, that one its own error.
     """
-    if jax.process_count() == 1:
+    if count() == 1:
         return [function()]
     failure = None
     try:

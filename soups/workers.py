@@ -96,7 +96,7 @@ def _work(function, pipe, inherited):
     # they go to all processes; the first one ends the others
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    _end_with_parent()
+    end_with_parent()
     for end in inherited:
         end.close()
     with contextlib.suppress(EOFError, OSError):
@@ -110,7 +110,8 @@ def _work(function, pipe, inherited):
             pipe.send(answer)
 
 
-def _end_with_parent():
+def end_with_parent() -> None:
+    """Let the kernel kill this process, which was forked, when the one that forked it ends."""
     import ctypes
 
     set_death_signal = 1

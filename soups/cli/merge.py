@@ -10,8 +10,9 @@ A recipe file is mergekit's, and its methods do what they do there. With --metho
 their papers say, and every setting of the method is an option.
 
 A MODEL is a file of safetensors, torch, NumPy or GGUF, a folder of Hugging Face, an Orbax
-checkpoint, or a member of a pool, POOL:NAME; MODEL+LORA is one with an adapter of PEFT. OUT is a
-folder of Hugging Face, with --format orbax a checkpoint, with --format pool a member POOL:NAME.
+checkpoint, or a member of a pool, POOL:NAME; MODEL+LORA is one with an adapter of PEFT. As members
+stand also 'runs/*/model', POOL for all of its members, 'POOL:a*', and of these what --where says.
+OUT is a folder of Hugging Face, with --format orbax a checkpoint, with --format pool POOL:NAME.
 All headers are compared first; --dry-run stops there. OUT appears when it is complete, and the
 same command goes on with a merge that was stopped.
 
@@ -30,7 +31,7 @@ import textwrap
 import time
 
 from soups import merging
-from soups.cli.merge_options import parse, recipe_text
+from soups.cli.merge_options import choose_members, parse, recipe_text
 from soups.cli.options import connect
 from soups.cli.show import advance, amount, parse_size, printable, say, table, tell
 from soups.formats.orbax_steps import is_orbax
@@ -58,6 +59,7 @@ def main(arguments: list[str], run) -> int:
 
 def merge(options, settings, run) -> int:
     """Plan, say what will happen, and do it."""
+    choose_members(options)
     text, where = recipe_text(options, settings)
     if (shard_bytes := parse_size(options.shard_size or "5GB")) < 1:
         raise ValueError(f"--shard-size must be at least one byte, not {options.shard_size}")

@@ -1,19 +1,43 @@
 """Understand the words of `soups merge`: its options, and those that are settings of the chosen method."""
 
 import argparse
+from collections.abc import Callable, Mapping, Sequence
 
 from soups import merging
 from soups.cli.options import HOSTS, Parser, path_argument
+from soups.cli.show import tell
 from soups.files import local_path
+from soups.merging.members import chosen_members
 from soups.plugins import load_plugin
 
 FORMATS = ("huggingface", "orbax", "pool")
+MEMBERS = (
+    (
+        "--members",
+        {"nargs": "+", "default": [], "type": path_argument, "metavar": "MODEL"}
+        | {"help": "models, patterns such as 'runs/*/model', POOL for all of its members, 'POOL:a*'"},
+    ),
+    (
+        "--where",
+        {"nargs": "+", "action": "extend", "default": [], "metavar": "CONDITION"}
+        | {"help": "which members of pools, by metadata or metrics: 'learning_rate<1e-3'"},
+    ),
+)
 _PLUGIN = {"action": "append", "default": [], "type": path_argument, "metavar": "FILE.py"}
 _PLUGIN |= {"help": "Python that declares methods; may be given several times"}
 
 
-def parse(words: list[str], prog: str, description: str) -> tuple[argparse.Namespace, dict]:
-    """Return the options and the settings of the method; plugins are loaded on the way."""
+USAGE = """%(prog)s RECIPE.yml OUT [OPTION ...]
+       %(prog)s --method METHOD [--base MODEL] --members MODEL ... --out OUT [OPTION ...]"""
+
+
+def parse(
+    words: list[str], prog: str, description: str, groups: Callable[[str], dict] | None = None, usage: str = USAGE
+) -> tuple[argparse.Namespace, dict]:
+    """Return the options and the settings of the method; plugins are loaded on the way.
+
+    `groups`: gives the options of another command that merges, as `arguments_of` gives those of `soups merge`.
+    """
     first = Parser(add_help=False)
     first.add_argument("--method")
     first.add_argument("--plugin", **_PLUGIN)
@@ -21,16 +45,25 @@ def parse(words: list[str], prog: str, description: str) -> tuple[argparse.Names
     for file in chosen.plugin:
         load_plugin(file)
     method = merging.find_method(chosen.method, "published") if chosen.method else None
-    parser = _parser(prog, description, "" if method and "only" in method.settings else "--only")
+    only = "" if method and "only" in method.settings else "--only"
+    parser = parser_of(prog, description, usage, (groups or arguments_of)(only))
     settings = _add_settings(parser, chosen.method, method) if method else {}
     hint = "" if method else "; settings of a method belong into the recipe, or beside --method"
     gone = {_option(setting): said for setting, said in method.gone.items()} if method else {}
     options = parser.parse(words, hint, gone)
     options.out = options.out or options.place
-    if not options.methods and not options.verify:
+    if groups or not (options.methods or options.verify):
         _check(options)
     given = {name: getattr(options, dest) for name, dest in settings.items()}
     return options, {name: values for name, values in given.items() if values is not None}
+
+
+def choose_members(options: argparse.Namespace) -> None:
+    """Put the models that patterns, pools and conditions choose in the place of --members, and say what is left out."""
+    if options.members:
+        options.members, notes = chosen_members(options.members, options.where)
+        for note in notes:
+            tell(note)
 
 
 def recipe_text(options, settings) -> tuple[str, str]:
@@ -43,7 +76,7 @@ def recipe_text(options, settings) -> tuple[str, str]:
     asked = {"keep_first": options.keep_first, "only_tensors": options.only_tensors, "insist": options.insist or None}
     fields, asked = ({name: value for name, value in some.items() if value is not None} for some in (fields, asked))
     if options.recipe:
-        if elsewhere := [*fields, *(["models"] if options.members else [])]:
+        if elsewhere := [*fields, *(["models"] if options.members or options.where else [])]:
             raise ValueError(f"settings belong into the recipe file: {', '.join(elsewhere)}")
         text = _text(options.recipe, "no recipe file at")
         # what was asked for goes in, so that the record is enough to make the same merge again
@@ -84,18 +117,18 @@ def _dumped(recipe):
     return yaml.safe_dump(recipe, sort_keys=False)
 
 
-def _parser(prog, description, only):
-    usage = "%(prog)s RECIPE.yml OUT [OPTION ...]\n"
-    usage += "       %(prog)s --method METHOD [--base MODEL] --members MODEL ... --out OUT [OPTION ...]"
+def parser_of(prog: str, description: str, usage: str, groups: Mapping[str, Sequence]) -> Parser:
+    """Return a parser of options by the titles of their groups."""
     parser = Parser(prog=prog, usage=usage, description=description, add_help=False)
-    for title, arguments in _arguments(only).items():
+    for title, arguments in groups.items():
         group = parser.add_argument_group(title)
         for names, settings in arguments:
             group.add_argument(*names.split(), **settings)
     return parser
 
 
-def _arguments(only):
+def arguments_of(only: str) -> dict[str, list]:
+    """Return the options of `soups merge` by group: names, and what argparse knows of them."""
     path, count, switch = {"type": path_argument}, {"type": int, "metavar": "N"}, {"action": "store_true"}
     regex = {"metavar": "REGEX"}
     return {
@@ -103,7 +136,7 @@ def _arguments(only):
             ("recipe", path | {"nargs": "?", "metavar": "RECIPE.yml", "help": "a recipe file"}),
             ("--method", {"metavar": "METHOD", "help": "the name of a method, instead of a recipe file"}),
             ("--base", path | {"metavar": "MODEL", "help": "what the members were fine-tuned from"}),
-            ("--members", path | {"nargs": "+", "default": [], "metavar": "MODEL", "help": "the models to merge"}),
+            *MEMBERS,
             ("--insist", switch | {"help": "merge models whose configs or tokens mean other things"}),
             ("--align", path | {"metavar": "SPEC", "help": "permute the units of all models to match the first"}),
             ("--keep-first", regex | {"help": "take tensors of these whole names from the first member"}),

@@ -5,7 +5,8 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -40,6 +41,7 @@ def merge_to_folder(
     threads: int = THREADS,
     shard_bytes: int = 5_000_000_000,
     files: dict[str, bytes | str] | None = None,
+    chosen: Mapping[str, Any] | None = None,
     progress: Progress = lambda bytes_written: None,
 ) -> pathlib.Path:
     """Merge into a folder of safetensors files and return its path, which appears only when it is complete.
@@ -54,6 +56,7 @@ def merge_to_folder(
         threads: that compute side by side; forked processes where that is safe and there is much to do.
         shard_bytes: largest size of one file.
         files: further files of the folder by name, such as its config.
+        chosen: what the record says of how this recipe was chosen, such as the evaluations.
         progress: called with the number of bytes written since the last call.
 
     Raises:
@@ -65,12 +68,12 @@ def merge_to_folder(
         OSError: the disk is full or cannot be written to.
     """
     with held_place(plan, out) as place:
-        folder = _write_folder(plan, place, threads, shard_bytes, files or {}, progress)
+        folder = _write_folder(plan, place, threads, shard_bytes, files or {}, chosen, progress)
         os.rename(folder, place)
     return place
 
 
-def _write_folder(plan, out, threads, shard_bytes, files, progress):
+def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress):
     """Return the unfinished folder of an output, with all that belongs into it."""
     folder, digests = _unfinished(out, plan, shard_bytes)
     outputs = {output.name: output for output in plan.outputs}
@@ -99,7 +102,7 @@ def _write_folder(plan, out, threads, shard_bytes, files, progress):
         writer.finish()
         for name, content in files.items():
             replace_file(folder / name, content)
-        replace_file(folder / _RECORD, json.dumps(record(plan, digests), indent=1) + "\n")
+        replace_file(folder / _RECORD, json.dumps(record(plan, digests, chosen), indent=1) + "\n")
         writer.forget()  # last: until here a killed merge goes on with what is finished
     for helper in (_DIGESTS, _PLAN):
         (folder / helper).unlink(missing_ok=True)
@@ -107,18 +110,23 @@ def _write_folder(plan, out, threads, shard_bytes, files, progress):
 
 
 def merge_to_orbax(
-    plan: Plan, out, *, threads: int = THREADS, progress: Progress = lambda bytes_merged: None
+    plan: Plan,
+    out,
+    *,
+    threads: int = THREADS,
+    chosen: Mapping[str, Any] | None = None,
+    progress: Progress = lambda bytes_merged: None,
 ) -> pathlib.Path:
     """Merge into an Orbax checkpoint and return its path, which appears only when it is complete.
 
     The output is in memory until it is saved. Names become nested dicts at each "/", or at each "." where no name has
-    a "/". The record lies beside the checkpoint's own files, in merge.json.
+    a "/". The record lies beside the checkpoint's own files, in merge.json. `chosen`: as for `merge_to_folder`.
 
     Raises:
         FileExistsError, BlockingIOError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
     """
     with held_place(plan, out, "orbax") as place:
-        merged, made = _merge_in_memory(plan, threads, progress)
+        merged, made = _merge_in_memory(plan, threads, chosen, progress)
         orbax.save_checkpoint(begin_orbax(place, plan.write_bytes), merged)
         finish_orbax(place, made)
     return place
@@ -146,7 +154,12 @@ def finish_orbax(out: pathlib.Path, made: dict) -> None:
 
 
 def merge_to_pool(
-    plan: Plan, out: str, *, threads: int = THREADS, progress: Progress = lambda bytes_merged: None
+    plan: Plan,
+    out: str,
+    *,
+    threads: int = THREADS,
+    chosen: Mapping[str, Any] | None = None,
+    progress: Progress = lambda bytes_merged: None,
 ) -> dict:
     """Merge into the member POOL:NAME and return its record; it is there whole or not at all.
 
@@ -162,13 +175,13 @@ def merge_to_pool(
 
     check_place(plan, out, "pool")
     path, name = split_member(out)
-    merged, made = _merge_in_memory(plan, threads, progress)
+    merged, made = _merge_in_memory(plan, threads, chosen, progress)
     pool = Pool(path)
     own = all(split_pool(model)[0] == path for model in plan.job.models)
     return pool.add(name, merged, {"merge": made}, base=pool.base if own else None)
 
 
-def _merge_in_memory(plan, threads, progress):
+def _merge_in_memory(plan, threads, chosen, progress):
     """Merge into nested dicts of NumPy arrays, and return them and the record."""
     shared, digests = _measure_model(plan), {}
     merged = {output.name: np.empty(output.shape, output.dtype) for output in plan.outputs}
@@ -180,7 +193,7 @@ def _merge_in_memory(plan, threads, progress):
             progress(block.nbytes)
 
     in_threads(make, plan.outputs, threads)
-    return nested(merged), record(plan, digests)
+    return nested(merged), record(plan, digests, chosen)
 
 
 def verify_output(
@@ -299,8 +312,11 @@ def _reader(plan, output):
     return lambda band: [plan.checkpoints[model].read(tensor, (band, ...)) for model, tensor in output.sources]
 
 
-def record(plan: Plan, digests: Digests) -> dict:
-    """Return what is needed to make the same merge again: recipe, versions, and a digest of each input's tensors."""
+def record(plan: Plan, digests: Digests, chosen: Mapping[str, Any] | None = None) -> dict:
+    """Return what is needed to make the same merge again: recipe, versions, and a digest of each input's tensors.
+
+    `chosen`: how the recipe was chosen, which the record then says too.
+    """
     import soups
 
     job = plan.job
@@ -313,7 +329,7 @@ def record(plan: Plan, digests: Digests) -> dict:
         "recipe": job.text,
         "inputs": inputs,
         "versions": {"soups": soups.__version__, "numpy": np.__version__},
-    }
+    } | ({"chosen": dict(chosen)} if chosen else {})
 
 
 def _measure_model(plan):

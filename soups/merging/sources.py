@@ -34,23 +34,27 @@ def open_model(reference: str | os.PathLike) -> Tensors:
     if in_pool(local_path(reference)):
         return _member(*split_pool(reference))
     path, tree = _split(cached_model(str(reference)))
-    if (path / _POOL).is_file():
+    if is_pool(path):
         return _member(path, "")
     hugging_face = any(os.path.lexists(path / name) for name in MODEL_FILES)
     return orbax.open_orbax(path, tree) if not hugging_face and is_orbax(path) else open_checkpoint(path, tree)
 
 
+def is_pool(path: str | os.PathLike) -> bool:
+    """Say whether there is a pool at a path."""
+    return bool(path) and (pathlib.Path(path) / _POOL).is_file()
+
+
 def in_pool(path: str | pathlib.Path) -> bool:
     """Say whether a path is POOL:NAME of a pool that is there."""
-    pool = split_pool(path)[0]
-    return bool(pool) and (pathlib.Path(pool) / _POOL).is_file()
+    return is_pool(split_pool(path)[0])
 
 
 def split_pool(reference: str | os.PathLike) -> tuple[str, str]:
     """Return pool and name of POOL:NAME; behind a pool that is there the name may have a ":" itself."""
     text = str(reference)
     pools = [text[: mark.start()] for mark in re.finditer(":", text)]
-    pool = next((pool for pool in pools if pool and (pathlib.Path(pool) / _POOL).is_file()), (pools or [""])[-1])
+    pool = next((pool for pool in pools if is_pool(pool)), (pools or [""])[-1])
     return pool, text[len(pool) + 1 :]
 
 

@@ -2,17 +2,15 @@
 
 import functools
 import inspect
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from soups import arguments, tree
 from soups.journal import Journal, content_digest
 from soups.names import check_name
 from soups.recipes._scores import direction, score_of
+from soups.recipes._search import Axis, best_of, ranged, search
 from soups.recipes.declare import python_only
 from soups.recipes.soup import Soup, digests
 
@@ -72,8 +70,9 @@ def evolve(
     seed = arguments.check_within("seed", seed, "[0, 4294967295]", whole=True)
     usable = arguments.as_mapping(members)
     name, axes = _name(recipe), _axes(recipe, settings or {}, weights, len(usable))
-    search = {"of": name, "axes": [list(axis) for axis in axes], "population": population, "seed": seed, "mode": mode}
-    header = {"recipe": "evolve", **search, "metric": metric, "fixed": _fixed(recipe)}
+    sought = {"of": name, "axes": [[a.name, a.low, a.high, a.logarithmic] for a in axes]}
+    sought |= {"population": population, "seed": seed, "mode": mode}
+    header = {"recipe": "evolve", **sought, "metric": metric, "fixed": _fixed(recipe)}
     if journal is not None:
         header["base"] = None if base is None else content_digest(base)
     log = Journal(journal, header, members=usable)
@@ -87,82 +86,32 @@ def evolve(
             done = log.write({"kind": "candidate", "member": number, "score": score, **chosen})
         return done["score"]
 
-    history = _search(axes, _strategy(len(axes), population, seed), budget, mode, scored)
-    best = min(history, key=lambda step: _loss(step["score"], mode))
-    if not math.isfinite(best["score"]):
-        raise ValueError(f"none of the {budget} candidates has a finite score")
-    found = {key: value for key, value in best.items() if key != "score"}
+    history = search(axes, scored, by="cma", budget=budget, mode=mode, seed=seed, population=population)
+    best = best_of(history, mode)
+    found = best["settings"]
     return Soup(
         params=merge(found),
-        recipe={"name": "evolve", **search, "metric": metric, "settings": found},
+        recipe={"name": "evolve", **sought, "metric": metric, "settings": found},
         ingredients=dict(zip(usable, found.get("weights", [1.0] * len(usable)), strict=True)),
-        history=history,
+        history=[{**step["settings"], "score": step["score"]} for step in history],
         score=best["score"],
         digests=digests(usable, usable),
     )
 
 
-class _Axis(NamedTuple):
-    """State the range of one number that is searched."""
-
-    name: str
-    low: float
-    high: float
-    logarithmic: bool
-
-    def at(self, place: float) -> float:
-        """Return the number at a place between 0 and 1."""
-        if self.logarithmic:
-            return float(self.low * (self.high / self.low) ** place)
-        return float(self.low + (self.high - self.low) * place)
-
-
-def _axes(recipe, settings, weights, number) -> list[_Axis]:
+def _axes(recipe, settings, weights, number) -> list[Axis]:
     parameters = inspect.signature(recipe).parameters.values()
     anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     known = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     for name in [*settings, *(["weights"] if weights is not None else [])]:
         if not anything:
             check_name(name, known, f"setting of {_name(recipe)}")
-    axes = [_axis(name, given) for name, given in settings.items()]
+    axes = [ranged(name, given) for name, given in settings.items()]
     if weights is not None:
-        axes += [_axis("weights", weights)] * number
+        axes += [ranged("weights", weights, of_member=True)] * number
     if not axes:
         raise ValueError('nothing to search: give settings={"name": (low, high)}, or weights=(low, high)')
     return axes
-
-
-def _axis(name, given):
-    values = tuple(given)
-    numbers = values[:2]
-    if len(numbers) < 2 or values[2:] not in ((), ("log",)):
-        raise ValueError(f'the range of {name} must be (low, high) or (low, high, "log"), not {given!r}')
-    low, high = (arguments.setting(number, 0.0, f"an end of the range of {name}") for number in numbers)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high and (values[2:] == () or low > 0)):
-        raise ValueError(f"the range of {name} must rise, and be above 0 where it is logarithmic, not {given!r}")
-    return _Axis(name, float(low), float(high), values[2:] == ("log",))
-
-
-def _arguments(axes, point) -> dict[str, Any]:
-    """Return the recipe's keyword arguments at a point of the unit cube."""
-    values = [(axis.name, axis.at(place)) for axis, place in zip(axes, point, strict=False)]
-    chosen = {name: value for name, value in values if name != "weights"}
-    weights = [value for name, value in values if name == "weights"]
-    return chosen | ({"weights": weights} if weights else {})
-
-
-def _search(axes, strategy, budget, mode, score_of):
-    """Return the candidates with their scores, in order; each generation is told to the strategy."""
-    history, generation = [], []
-    for number in range(budget):
-        point = strategy.ask()
-        chosen = _arguments(axes, point)
-        history.append({**chosen, "score": score_of(str(number), chosen)})
-        generation.append((point, _loss(history[-1]["score"], mode)))
-        if len(generation) == strategy.population_size:
-            strategy.tell(generation)
-            generation = []
-    return history
 
 
 def _merge(name, recipe, members, given, chosen):
@@ -170,20 +119,6 @@ def _merge(name, recipe, members, given, chosen):
         return recipe(members, **given, **chosen)
     except ValueError as error:
         raise ValueError(f"{name} cannot merge with {chosen}: {error}") from error
-
-
-def _strategy(number, population, seed):
-    from cmaes import CMA  # it imports scipy.stats, which takes longer than all of this library
-
-    dimensions = max(2, number)  # it knows no fewer; a second number is then without effect
-    bounds = np.tile([0.0, 1.0], (dimensions, 1))
-    return CMA(np.full(dimensions, 0.5), 0.3, bounds=bounds, seed=seed, population_size=population)
-
-
-def _loss(score, mode):
-    if not math.isfinite(score):
-        return math.inf
-    return -score if mode == "max" else score
 
 
 def _fixed(recipe) -> dict[str, Any]:
