@@ -18,7 +18,7 @@ if [ "$(cat "$STAMP" 2>/dev/null || true)" != "$WANTED" ]; then
   [ -z "${AFTER_SETUP:-}" ] || echo "$AFTER_SETUP"
   rm -rf "$VENV"
   "$PYTHON" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
   printf '%s\n' "$WANTED" >"$STAMP"
 fi
 PATH="$PWD/$VENV/bin:$PATH"

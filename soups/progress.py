@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from soups.lazy import jax
+from soups.lazy import is_installed, jax
 
 _EVERY = 5  # seconds from one line to the next
 _TOGETHER = 0.1  # reports that follow each other within this part of the time before them came together
@@ -24,7 +24,7 @@ def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Cal
     if done >= total:  # nothing is left to be shown
         yield lambda number, note="": None
         return
-    show = _bar if sys.stdout.isatty() and _is_first() else _lines
+    show = _bar if sys.stdout.isatty() and _is_first() and is_installed("rich") else _lines
     with show(what, total, unit, done) as advance:
         yield advance
 

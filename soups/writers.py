@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from soups import state
 from soups.files import append, replace_file
-from soups.lazy import jax
+from soups.lazy import extra, jax
 from soups.names import check_name
 
 FILE = "metrics.jsonl"
@@ -47,8 +47,8 @@ def open_writer(directory: str | os.PathLike, also: Iterable[str | Writer] = ())
     step on is replaced. `directory`: of one run, such as a member of a sweep; it is made. `also`: "tensorboard" and
     "wandb" (each imported only then, and writing below `directory`), or writers of one's own.
 
-    A ValueError for a name that no writer has, a package that is not installed, and for a damaged file; an OSError if
-    the directory cannot be written; both also from the writer.
+    A ValueError for a name that no writer has, and for a damaged file; a MissingExtraError for a package that is not
+    installed; an OSError if the directory cannot be written; the first and the last also from the writer.
     """
     directory, also = pathlib.Path(directory), list(also)
     if jax.process_index():
@@ -171,14 +171,8 @@ _KINDS = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
 
 def _package(name):
     package = _PACKAGES[check_name(name, _PACKAGES, "metric writer")]
-    try:
+    with extra(name):
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise ValueError(
-            f"the metric writer {name!r} needs {package}, which is not installed: pip install {package}"
-        ) from error
 
 
 def _line(record):

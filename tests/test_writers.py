@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from soups import state, writers
+from soups.lazy import MissingExtraError
 from soups.writers import FILE, open_writer
 
 
@@ -143,7 +144,7 @@ def test_weights_and_biases_goes_on_with_the_same_run(packages, tmp_path):
 @pytest.mark.parametrize(("name", "package"), writers._PACKAGES.items())
 def test_a_package_that_is_not_installed_is_named_before_anything_is_written(name, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=f"'{name}' needs {package}, which is not installed: pip install {package}"):
+    with pytest.raises(MissingExtraError, match=rf'{package} is not installed: pip install "soups\[{name}\]"'):
         refused(tmp_path / "run", [name])
     assert not (tmp_path / "run").exists()
 

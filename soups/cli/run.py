@@ -22,13 +22,16 @@ from typing import Any
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 
 from soups.cli import about
 from soups.cli.options import HOSTS, Parser, connect, path_argument
+from soups.lazy import extra
 from soups.names import check_name
 from soups.plugins import blamed, importable, load_plugin, named
 from soups.progress import say
+
+with extra("data", "report", "train"):
+    from ml_collections import ConfigDict
 
 #: what a config's field "study" may name
 STUDIES = {

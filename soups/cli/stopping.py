@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from soups.cli.show import complain
+from soups.lazy import MissingExtraError
 
 GRACE = 2.0  # seconds that threads have to end by themselves
 
@@ -62,7 +63,7 @@ def guarded(command: Callable[[], int], run: Run) -> int:
             run.end(f"out of memory{f' ({what})' if what else ''}, {run.less_memory}")
         elif isinstance(error, ChildProcessError):
             run.end(f"{error}; {run.less_memory}")
-        elif isinstance(error, RuntimeError | ImportError):
+        elif isinstance(error, RuntimeError | ImportError) and not isinstance(error, MissingExtraError):
             raise
         else:
             complain(run.prog, error.args[0] if isinstance(error, KeyError) and error.args else error)

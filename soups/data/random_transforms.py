@@ -10,12 +10,15 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
 
+from soups.data.transforms import RandomTransform as RandomTransform
 from soups.data.transforms import compose, from_pil, resize, to_pil
+from soups.lazy import extra
 from soups.names import check_name
 
-RandomTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+with extra("data"):
+    from PIL import Image, ImageEnhance, ImageOps
+
 MINIMAL = "minimal"  # of `augmentation`
 
 

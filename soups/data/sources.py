@@ -13,6 +13,7 @@ import xxhash
 from soups.data.dataset import ClassGroups, Dataset, Source, as_dataset, class_name_problems, example_name
 from soups.data.images import UnreadableImage as UnreadableImage
 from soups.data.images import is_image, read_image, text_names
+from soups.lazy import extra
 from soups.names import check_name
 
 
@@ -96,7 +97,8 @@ def tfds_source(
         FileNotFoundError: the set is not prepared; says how to do it.
         ValueError: an unknown set, split or key, a set prepared in another format, or labels that are not classes.
     """
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     from soups.data import builders  # it imports TFDS
 
@@ -199,7 +201,8 @@ class _TfdsSource:
 
 
 def _prepared_builder(name, data_dir):
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     from soups.data import builders
 

@@ -1,16 +1,23 @@
 """Transform images on the host while they are decoded: every function maps uint8 [H, W, C] to uint8 [H', W', C']."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import PIL.Image
 
+from soups.lazy import pillow
 from soups.names import check_name
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Transform = Callable[[np.ndarray], np.ndarray]
+RandomTransform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 MAX_PIXELS = 1 << 26  # of a resized image: what is long and thin would otherwise take any memory
-_METHODS = {name: PIL.Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "box", "nearest")}
+_METHODS = ("bicubic", "bilinear", "box", "nearest")
 
 
 def compose(*transforms: Transform) -> Transform:
@@ -37,7 +44,8 @@ def resize(size: int | tuple[int, int], method: str = "bicubic") -> Transform:
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise ValueError(f"a size must have 1 to {MAX_PIXELS:,} pixels, not {height} x {width}")
-    return lambda image: from_pil(to_pil(image).resize((width, height), _METHODS[method]))
+    resampling = pillow.Resampling[method.upper()]
+    return lambda image: from_pil(to_pil(image).resize((width, height), resampling))
 
 
 def resize_shorter(size: int, method: str = "bicubic") -> Transform:
@@ -84,16 +92,16 @@ def to_channels(channels: int) -> Transform:
     return lambda image: from_pil(to_pil(image).convert("L" if channels == 1 else "RGB"))
 
 
-def to_pil(image: np.ndarray) -> PIL.Image.Image:
+def to_pil(image: np.ndarray) -> Image:
     """Return a uint8 array [H, W, 1] or [H, W, 3] as a Pillow image."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(f"an image must be uint8 [H, W, 1] or [H, W, 3], not {image.dtype} {list(image.shape)}")
     if not image.size:
         raise ValueError(f"an image of shape {list(image.shape)} has no pixels")
-    return PIL.Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    return pillow.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def from_pil(image: PIL.Image.Image) -> np.ndarray:
+def from_pil(image: Image) -> np.ndarray:
     """Return a Pillow image as uint8 [H, W, C]: gray and RGB as they are, palettes, CMYK and alpha as RGB or gray.
 
     More than 8 bits per channel are a ValueError.

@@ -1,5 +1,10 @@
 """Networks and their weights: Linen models as pure functions, BatchNorm statistics, heads, NNX, published weights."""
 
+from soups.lazy import extra
+
+with extra("train"):  # all networks are of it
+    import flax
+
 from soups.models.architectures import ARCHITECTURES, Architecture, architecture
 from soups.models.batch_stats import reestimate_batch_stats, running_stats_fn, stats_fn
 from soups.models.bottleneck_resnet import BottleneckResNet

@@ -7,15 +7,18 @@ import pathlib
 import zlib
 from collections.abc import Callable, Sequence
 
-import ftfy
 import numpy as np
-from tokenizers import Regex, Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Split
-from tokenizers.pre_tokenizers import Sequence as Steps
 
 from soups.formats.tensors import CheckpointError, short
 from soups.formats.text import MAX_TEXT, read_json, read_text
+from soups.lazy import extra
+
+with extra("text"):
+    import ftfy
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel, Split
+    from tokenizers.pre_tokenizers import Sequence as Steps
 
 PUBLISHED = "bpe_simple_vocab_16e6.txt.gz"
 FILES = (("vocab.json", "merges.txt"), ("tokenizer.json",), (PUBLISHED,))

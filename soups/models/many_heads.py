@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from sklearn.linear_model import LogisticRegression
 
 from soups import tree
+from soups.lazy import extra
 from soups.models import functional
+
+with extra("data"):
+    from sklearn.linear_model import LogisticRegression
 
 UNUSED = -30.0  # bias of a class that a task does not have: its probability is 1e-13, its gradient nothing to Adam
 

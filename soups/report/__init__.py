@@ -1,5 +1,11 @@
 """Make tables, figures and a page from the results file of a study, and from nothing else."""
 
+from soups.lazy import extra
+
+with extra("report"):
+    import matplotlib
+    import rich
+
 # figures register themselves, in the order of the page
 # isort: off
 from soups.report import draw_rows, draw_lines, draw_weights, draw_reliability

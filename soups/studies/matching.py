@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from flax import linen as nn
 
 import soups
 from soups import models, tree
 from soups.data import Task, batch_indices
 from soups.evaluate import Evaluator, ensemble_logits, metrics, path_barrier
+from soups.lazy import extra
 from soups.models.permutation_specs import unit_activations
 from soups.pool import Pool
 from soups.progress import progress
@@ -26,6 +26,9 @@ from soups.recipes.rebasin import Matching, activation_matching, straight_throug
 from soups.studies.rows import Row
 from soups.studies.study import Scene
 from soups.train import Classification, Training, fit
+
+with extra("train"):
+    from flax import linen as nn
 
 MEASURES = {"accuracy": "max", "nll": "min"}
 PATHS = ("train", "test")  # splits that paths are measured on

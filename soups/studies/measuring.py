@@ -16,10 +16,10 @@ from soups.evaluate import METRICS, Evaluator, LogitCache, Metric
 from soups.evaluate.classification import NAMES
 from soups.evaluate.evaluator import unit_range
 from soups.evaluate.measures import CLASS_METRICS, chosen_metrics
+from soups.lazy import report
 from soups.plugins import blamed
 from soups.pool import Pool, digest
 from soups.progress import progress, say
-from soups.report.results import BEYOND
 from soups.studies.digests import digest_of, program_digest
 from soups.studies.examples import number_of, rows_of, zeros_of
 from soups.studies.rows import Measured, Row, known_of, mean_of
@@ -320,8 +320,9 @@ class Measuring:
             return np.nan if bad else float(function(outputs, self.evaluators[split].labels))
 
     def _judged(self, found):
+        beyond = report.results.BEYOND
         values = {
-            split: {n: float(v) if abs(v) < BEYOND else None for n, v in zip(self._chosen, one, strict=True)}
+            split: {n: float(v) if abs(v) < beyond else None for n, v in zip(self._chosen, one, strict=True)}
             for split, (one, _) in found.items()
         }
         if self.shifts:

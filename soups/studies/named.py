@@ -5,15 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from soups.data import Dataset, Task
+from soups.lazy import extra
 from soups.models import Network
 from soups.models.architectures import Architecture, architecture
 from soups.plugins import blamed, called, named
 from soups.pool import digest
 from soups.studies.digests import program_digest
 from soups.studies.study import Scene
+
+with extra("train"):
+    from flax import linen as nn
 
 TASKS = {"digits": "soups.data:digits_task", "glyphs": "soups.data:glyphs_task"}
 TASK_SETS = {"digits": "soups.data.digit_tasks:tasks_from_digits"}

@@ -21,12 +21,11 @@ import jax
 import soups
 from soups import state, tree
 from soups.files import local_path, locked, replace_file, sweep_unfinished
+from soups.lazy import report
 from soups.names import did_you_mean
 from soups.pool import Pool
 from soups.processes import on_first_process
 from soups.progress import say
-from soups.report import check, print_table, sentences, write_report
-from soups.report.results import SCHEMA
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions all results tell
 ALWAYS_CHANGEABLE = ("about", "seeds")  # sections that nothing depends on which is made for one seed
@@ -50,6 +49,7 @@ def held(directory: str | os.PathLike) -> Iterator[None]:
         OSError: the workdir cannot be written.
     """
     place = _place(directory)
+    _ = report.write_report  # what a report needs is missed now, and not after the run
     with contextlib.ExitStack() as stack:
         on_first_process(lambda: _hold(place, stack))
         yield
@@ -150,7 +150,7 @@ class Workdir:
     def head(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return what all results begin with: config, when and on what it ran."""
         return {
-            "schema": SCHEMA,
+            "schema": report.results.SCHEMA,
             "experiment": config["name"],
             "created": self.stage("created", lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
             "config": dict(config),
@@ -166,11 +166,11 @@ class Workdir:
             ValueError: results that are not complete: stages of an earlier version of soups, or an error of a study.
         """
         place = self.path / "results.json"
-        checked = check(results, place)
+        checked = report.check(results, place)
         state.write(place, results)
-        paths = [place, *write_report(self.path), *(self.path / name for name in folders)]
-        print_table(checked, names=checked["config"].get("about", {}).get("rows", ()))
-        say("\n".join(["", *sentences(checked), ""]))
+        paths = [place, *report.write_report(self.path), *(self.path / name for name in folders)]
+        report.print_table(checked, names=checked["config"].get("about", {}).get("rows", ()))
+        say("\n".join(["", *report.sentences(checked), ""]))
         for ending, what in ((".png", "Figure"), (".html", "Report")):
             if found := [path for path in paths if path.suffix == ending]:
                 say(f"{what}: {os.path.relpath(found[0])}")

@@ -58,4 +58,4 @@ def finished(run, tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leave out the figures, which take most of the time."""
-    monkeypatch.setattr("soups.studies.study.write_report", lambda directory: [])
+    monkeypatch.setattr("soups.report.write_report", lambda directory: [])

@@ -1,22 +1,18 @@
 """Hold what a diagnosis found, and write it for people and for JSON."""
 
 import dataclasses
-import io
 import math
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 VERDICTS = ("average", "average some", "align first", "do not average")
 SEVERITIES = ("problem", "warning", "note")
 ALIGN = "permute hidden units to match first: soups.align, Git Re-Basin"
-_WIDTH = 100
+_WIDTH, _GAP = 100, "   "  # columns
 _MOST_ROWS = 24  # a table of hundreds of members would bury the verdict
 
 
@@ -208,14 +204,30 @@ def _modules_table(diagnosis):
 
 
 def _table(heads, rows):
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))  # Text: a name with brackets is a name, not a style
-    stream = io.StringIO()
-    Console(file=stream, width=_WIDTH - 2, color_system=None).print(table)
-    return ["  " + line.rstrip() for line in stream.getvalue().splitlines() if line.strip()]
+    """Draw a table, of which only the first column can be too wide: its names go on in further lines."""
+    widths = [max(map(_cells, column)) for column in zip(heads, *rows, strict=True)]
+    widths[0] = min(widths[0], _WIDTH - 2 - sum(widths[1:]) - len(_GAP) * (len(widths) - 1))
+    for number, (name, *values) in enumerate([heads, *rows]):
+        for line, part in enumerate(_folded(name, widths[0])):
+            cells = [part + " " * (widths[0] - _cells(part))]
+            cells += [] if line else map(str.rjust, values, widths[1:])
+            yield f"  {_GAP.join(cells)}".rstrip()
+        if not number:
+            yield f"  {'─' * (sum(widths) + len(_GAP) * (len(widths) - 1))}".rstrip()
+
+
+def _folded(text, width):
+    lines = [""]
+    for letter in text if text.isprintable() else repr(text)[1:-1]:
+        lines += [""] if _cells(lines[-1] + letter) > width else []
+        lines[-1] += letter
+    return lines
+
+
+def _cells(text):
+    """Count the columns that a terminal takes for a text: two for a wide letter, none for an accent by itself."""
+    wide = [unicodedata.east_asian_width(letter) in "WF" for letter in text if not unicodedata.combining(letter)]
+    return len(wide) + sum(wide)
 
 
 def _wrapped(text, first, rest):

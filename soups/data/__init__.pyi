@@ -1,0 +1,32 @@
+"""List what the room offers, for type checkers and for `soups.lazy.attach`."""
+
+from soups.data.batches import batch_indices as batch_indices
+from soups.data.batches import loader as loader
+from soups.data.dataset import Dataset as Dataset
+from soups.data.dataset import Source as Source
+from soups.data.dataset import Task as Task
+from soups.data.dataset import as_dataset as as_dataset
+from soups.data.dataset import decode as decode
+from soups.data.dataset import pair_of as pair_of
+from soups.data.dataset import project_logits as project_logits
+from soups.data.digits import digits_task as digits_task
+from soups.data.glyphs import glyphs_task as glyphs_task
+from soups.data.glyphs import printed_digits as printed_digits
+from soups.data.random_transforms import compose_random as compose_random
+from soups.data.random_transforms import rand_augment as rand_augment
+from soups.data.random_transforms import random_flip as random_flip
+from soups.data.random_transforms import random_resized_crop as random_resized_crop
+from soups.data.shifts import CORRUPTIONS as CORRUPTIONS
+from soups.data.shifts import SEVERITIES as SEVERITIES
+from soups.data.shifts import corrupt as corrupt
+from soups.data.sources import array_source as array_source
+from soups.data.sources import domain_folder_sources as domain_folder_sources
+from soups.data.sources import folder_source as folder_source
+from soups.data.sources import tfds_source as tfds_source
+from soups.data.splits import check_disjoint as check_disjoint
+from soups.data.splits import split_indices as split_indices
+from soups.data.transforms import center_crop as center_crop
+from soups.data.transforms import compose as compose
+from soups.data.transforms import resize as resize
+from soups.data.transforms import resize_shorter as resize_shorter
+from soups.data.transforms import to_channels as to_channels

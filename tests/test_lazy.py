@@ -1,0 +1,103 @@
+"""Test what an installation without extras can do, and that it names the extra where it lacks one."""
+
+import importlib.metadata
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from soups.lazy import EXTRAS, extra
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OF_ALL = ("train", "data", "text", "report")  # what the project itself runs on
+COMMANDS = {
+    ("run", "--config", "c.py"): 'ml_collections is not installed: pip install "soups[data,report,train]"',
+    ("pool", "import", "--arch", "a", "--pool", "p", "a.pt"): 'flax is not installed: pip install "soups[train]"',
+}
+
+
+def closure(requirements):
+    """Return the distributions that pip installs with some."""
+    found, left = set(), [Requirement(line) for line in requirements]
+    while left:
+        one = left.pop()
+        found.add(canonicalize_name(one.name))
+        for further in map(Requirement, importlib.metadata.requires(one.name) or ()):
+            asked = [{"extra": name} for name in ("", *one.extras)]
+            new = canonicalize_name(further.name) not in found or further.extras
+            if new and (further.marker is None or any(map(further.marker.evaluate, asked))):
+                left.append(further)
+    return found
+
+
+def outside(requirements):
+    """Return what can be imported here, and could not if only these were installed."""
+    inside = closure(requirements) | {"soups"}
+    packages = importlib.metadata.packages_distributions()
+    return [name for name, of in packages.items() if not inside & set(map(canonicalize_name, of))]
+
+
+@pytest.fixture(scope="module")
+def found(quick_start):
+    """Give what was wrong with which module, without all extras and without each, and what commands printed."""
+    extras = PROJECT["optional-dependencies"]
+    jobs = {"core": outside(PROJECT["dependencies"]), "commands": list(COMMANDS)}
+    for name in OF_ALL:
+        others = [line for other in OF_ALL if other != name for line in extras[other]]
+        jobs[name] = outside([*PROJECT["dependencies"], *others])
+    command = [sys.executable, ROOT / "tests" / "without_extras.py", json.dumps(jobs)]
+    done = subprocess.run(command, env=quick_start, capture_output=True, text=True, check=True)
+    return jobs, json.loads(done.stdout)
+
+
+def test_the_requirements_are_those_of_the_core_and_of_all_extras():
+    extras = PROJECT["optional-dependencies"]
+    assert extras["all"] == [f"soups[{','.join(OF_ALL)}]"]
+    listed = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert listed == sorted({*PROJECT["dependencies"], *(line for name in OF_ALL for line in extras[name])})
+
+
+def test_the_extras_bring_what_is_imported_of_them():
+    assert EXTRAS.keys() == PROJECT["optional-dependencies"].keys() - {"all", "dev"}
+    brought_by = importlib.metadata.packages_distributions()
+    for name, packages in EXTRAS.items():
+        brought = {canonicalize_name(brought_by.get(package, [package])[0]) for package in packages}
+        assert brought == {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"][name]}
+
+
+def test_the_core_imports_what_needs_no_extra(found):
+    jobs, found = found
+    assert {"flax", "PIL", "matplotlib", "rich", "tokenizers", "grain"} <= set(jobs["core"])
+    rooms = {re.match(r"soups\.\w+", name)[0] for name in found["core"]}
+    assert rooms == {"soups.cli", "soups.data", "soups.models", "soups.report", "soups.studies"}
+    works = {"soups.cli.merge", "soups.cli.pool", "soups.data", "soups.data.sources", "soups.studies.cook"}
+    assert not works & found["core"].keys()
+    message = re.compile(r'\w+ is not installed: pip install "soups\[[a-z,]+\]"')
+    assert all(kind == "MissingExtraError" and message.fullmatch(text) for kind, text in found["core"].values())
+
+
+@pytest.mark.parametrize("name", ["train", "data", "text"])  # what reports need comes with train and data too
+def test_what_lacks_one_extra_names_it(name, found):
+    jobs, found = found
+    assert found[name]
+    for kind, text in found[name].values():
+        package, lacking = re.fullmatch(r'(\w+) is not installed: pip install "soups\[([a-z,]+)\]"', text).groups()
+        assert (kind, package in jobs[name], lacking) == ("MissingExtraError", True, name)
+
+
+def test_a_command_that_lacks_extras_says_so_in_one_line(found):
+    for (words, message), printed in zip(COMMANDS.items(), found[1]["commands"], strict=True):
+        assert printed == [2, "", f"soups {words[0]}: {message}\n"]
+
+
+def test_an_error_of_something_else_stays_as_it_is():
+    with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_package'") as caught, extra("train"):
+        import no_such_package  # noqa: F401
+    assert caught.type is ModuleNotFoundError

@@ -1,0 +1,77 @@
+"""Import every module where only some packages are installed: without_extras.py JSON prints what was wrong with each.
+
+JSON maps names to the packages that are not there. First those of "core": what is refused then is imported anew for
+each of the others, in a process of its own that has all else. "commands" are run without what "core" lacks.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import warnings
+
+
+class Missing:
+    """Find none of these packages."""
+
+    def __init__(self):
+        self.packages = set()
+
+    def find_spec(self, name, path=None, target=None):
+        """Raise what Python raises for a package that is not installed."""
+        if name.partition(".")[0] in self.packages:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def refused(modules):
+    """Return the kind and the words of what importing a module raised, for those that raised something."""
+    wrong = {}
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            wrong[name] = [type(error).__name__, str(error)]
+    return wrong
+
+
+def run(words):
+    """Return the exit code of a command and what it printed."""
+    from soups.cli import main
+
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(words)
+    return [code, out.getvalue(), err.getvalue()]
+
+
+def in_child(function, *arguments):
+    """Call a function in a forked process, which has imported what this one has, and return what it returned."""
+    with tempfile.NamedTemporaryFile("w+") as file:
+        if child := os.fork():
+            assert os.waitpid(child, 0)[1] == 0
+            return json.loads(pathlib.Path(file.name).read_text())
+        pathlib.Path(file.name).write_text(json.dumps(function(*arguments)))
+        os._exit(0)
+
+
+def main():
+    """Do it all in one start of Python."""
+    warnings.simplefilter("ignore")  # JAX dislikes forks; its backend has not started
+    jobs, missing = json.loads(sys.argv[1]), Missing()
+    sys.meta_path.insert(0, missing)
+    files = sorted(pathlib.Path(__file__).parents[1].glob("soups/**/*.py"))
+    roots = [file.relative_to(pathlib.Path(__file__).parents[1]).with_suffix("").parts for file in files]
+    missing.packages = set(jobs.pop("core"))
+    core = refused(".".join(parts).removesuffix(".__init__") for parts in roots)
+    found = {"core": core, "commands": [run(words) for words in jobs.pop("commands")]}
+    for name, packages in jobs.items():
+        missing.packages = set(packages)
+        found[name] = in_child(refused, list(core))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
