@@ -4,10 +4,12 @@ import os
 import signal
 import sys
 
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has two
+
 
 def main() -> int:
     """Run the command and return its exit code; a signal ends it in one line from the first import on."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
     from soups.cli import main as command

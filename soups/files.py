@@ -2,15 +2,22 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import pathlib
 import re
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Iterator
+from typing import IO
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows, which has msvcrt instead
+    fcntl = None
+
+_BEYOND = 2**30  # a place in a file behind its text: what is locked on Windows, nobody else reads
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.unfinished$")
 # a scheme of two letters or more, for one letter is a drive of Windows; pathlib makes one slash of two
 _URL = re.compile(r"(.*\+)?[A-Za-z][A-Za-z0-9+.-]+:/", re.DOTALL)  # also of an adapter, MODEL+URL
@@ -105,6 +112,8 @@ def sweep_unfinished(folder: pathlib.Path) -> None:
 
 def sync_folder(folder: pathlib.Path) -> None:
     """See the names in a folder to the disk; an OSError if that is broken."""
+    if os.name == "nt":  # which opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -139,20 +148,46 @@ def locked(out: pathlib.Path, lock: pathlib.Path | None = None, what: str = "mer
     path = lock or out.with_name(f".{out.name}.lock")
     with _held(path, out, what) as file:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            remove_held(path)
+
+
+def lock(file: IO | int, *, wait: bool = True) -> None:
+    """Lock an open file until it is closed, which the end of its process does too, however it ends.
+
+    Without `wait` a BlockingIOError if another process has locked it, or this one through another descriptor.
+    """
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return
+    import msvcrt
+
+    descriptor = file if isinstance(file, int) else file.fileno()
+    while True:
+        os.lseek(descriptor, _BEYOND, os.SEEK_SET)
+        try:
+            return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if not wait:
+                raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK)) from error
+        time.sleep(0.05)
+
+
+def remove_held(path: pathlib.Path) -> None:
+    """Delete a file that this process has locked; Windows keeps it, since it is open."""
+    with contextlib.suppress(PermissionError):
+        path.unlink(missing_ok=True)
 
 
 def _held(path, out, what):
     while True:
         file = _open(path, out)
         try:
-            # it ends with the descriptor, so a killed process leaves none behind
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
         except BlockingIOError:
             with file:
                 file.seek(0)

@@ -97,6 +97,10 @@ def test_a_command_that_lacks_extras_says_so_in_one_line(found):
         assert printed == [2, "", f"soups {words[0]}: {message}\n"]
 
 
+def test_every_module_is_imported_where_there_is_no_posix(found):
+    assert found[1]["windows"] == {}
+
+
 def test_an_error_of_something_else_stays_as_it_is():
     with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_package'") as caught, extra("train"):
         import no_such_package  # noqa: F401

@@ -1,18 +1,36 @@
 """Import every module where only some packages are installed: without_extras.py JSON prints what was wrong with each.
 
 JSON maps names to the packages that are not there. First those of "core": what is refused then is imported anew for
-each of the others, in a process of its own that has all else. "commands" are run without what "core" lacks.
+each of the others, in a process of its own that has all else. "commands" are run without what "core" lacks. At last all
+modules are imported anew with no more of the standard library than Windows has.
 """
 
 import contextlib
+import ctypes
 import importlib
 import io
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import warnings
+
+POSIX = {"_posixsubprocess", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+OF_OS = (
+    "fork",
+    "getuid",
+    "geteuid",
+    "mkfifo",
+    "posix_fadvise",
+    "posix_fallocate",
+    "pread",
+    "pwrite",
+    "sysconf",
+    "uname",
+)
+OF_SIGNAL = ("SIGALRM", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1", "setitimer")
 
 
 class Missing:
@@ -36,6 +54,21 @@ def refused(modules):
         except Exception as error:
             wrong[name] = [type(error).__name__, str(error)]
     return wrong
+
+
+def refused_on_windows(modules):
+    """Return what `refused` does, where the standard library has no more than on Windows."""
+    assert not refused(modules)  # other packages know of Windows: they have been imported before
+    ours = {name for name in sys.modules if name.partition(".")[0] in ("soups", *POSIX)}
+    for name in ours - {"soups.data.builders"}:  # TFDS takes no set twice
+        del sys.modules[name]
+    sys.meta_path.insert(0, missing := Missing())
+    missing.packages = POSIX
+    for module, names in {os: OF_OS, signal: OF_SIGNAL}.items():
+        for name in names:
+            delattr(module, name)
+    ctypes.CDLL = lambda name, **_: name.strip()  # a TypeError for None, the program itself
+    return refused(modules)
 
 
 def run(words):
@@ -65,11 +98,14 @@ def main():
     files = sorted(pathlib.Path(__file__).parents[1].glob("soups/**/*.py"))
     roots = [file.relative_to(pathlib.Path(__file__).parents[1]).with_suffix("").parts for file in files]
     missing.packages = set(jobs.pop("core"))
-    core = refused(".".join(parts).removesuffix(".__init__") for parts in roots)
+    modules = [".".join(parts).removesuffix(".__init__") for parts in roots]
+    core = refused(modules)
     found = {"core": core, "commands": [run(words) for words in jobs.pop("commands")]}
     for name, packages in jobs.items():
         missing.packages = set(packages)
         found[name] = in_child(refused, list(core))
+    missing.packages = set()
+    found["windows"] = in_child(refused_on_windows, modules)
     print(json.dumps(found))
 
 

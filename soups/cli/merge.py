@@ -114,7 +114,7 @@ def verify(options) -> int:
 def _keep_freed_blocks() -> None:
     # glibc gives the memory of every freed block back to the kernel, which then clears it page by page for the next
     # one: ten times the cost of the arithmetic. So it keeps up to 256 MB, and maps only what is larger than 8 MB.
-    with contextlib.suppress(OSError, AttributeError):  # another C library does as it likes
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or Windows, does as it likes
         libc = ctypes.CDLL(None)
         trim_threshold, top_pad, mmap_threshold = -1, -2, -3
         libc.mallopt(trim_threshold, 2**28)

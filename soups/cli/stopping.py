@@ -10,9 +10,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from soups.__main__ import ENDING
 from soups.cli.show import complain
 from soups.lazy import MissingExtraError
 
+SIGPIPE = 13  # which Windows does not name
 GRACE = 2.0  # seconds that threads have to end by themselves
 
 
@@ -53,7 +55,7 @@ def guarded(command: Callable[[], int], run: Run) -> int:
         # who reads has gone; the interpreter would complain when it writes the rest at its end
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + SIGPIPE
     except (Stopped, ValueError, KeyError, OSError, MemoryError, RuntimeError, ImportError) as error:
         if run.signal:  # in Python 3.11 another error is raised from what comes while a class is made
             run.end("stopped")
@@ -93,7 +95,7 @@ def _listening(run: Run) -> Iterator[None]:
 
     in_charge = threading.current_thread() is threading.main_thread()
     # what is ignored, as behind nohup, stays so
-    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_charge else ()
+    ending = ENDING if in_charge else ()
     numbers = [number for number in ending if signal.getsignal(number) != signal.SIG_IGN]
     before, hook = {number: signal.signal(number, stop) for number in numbers}, sys.unraisablehook
     # where nothing can be raised, as while garbage is collected, the timer ends it

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import pathlib
@@ -9,12 +10,6 @@ import pathlib
 import numpy as np
 import xxhash
 
-# Python's mmap keeps a descriptor open for every mapping, and a few mapped members with hundreds of leaves would use up
-# the usual limit of 1024. The system's own mmap needs none.
-_SYSTEM = ctypes.CDLL(None, use_errno=True)
-_SYSTEM.mmap.restype = ctypes.c_void_p
-_SYSTEM.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
-_SYSTEM.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -28,6 +23,8 @@ def mapped(path: str | os.PathLike, size: int) -> np.ndarray:
         actual = os.fstat(descriptor).st_size
         if actual != size:
             raise ValueError(f"{path} has {actual} bytes instead of {size}")
+        if os.name == "nt":  # no C library to load, and no small limit of open files either
+            return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), np.uint8)
         return np.asarray(_Mapping(descriptor, size, path))
     finally:
         os.close(descriptor)
@@ -48,10 +45,21 @@ def hash_files(*paths: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
+def _system():
+    # Python's mmap keeps a descriptor open for every mapping, and a few mapped members with hundreds of leaves would
+    # use up the usual limit of 1024. The system's own mmap needs none.
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return library
+
+
 class _Mapping:
     # NumPy keeps an object with this interface alive as long as there is a view of its memory
     def __init__(self, descriptor, size, path):
-        self._address = _SYSTEM.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        self._address = _system().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
         self._size = size
         if self._address == _FAILED:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
@@ -60,4 +68,4 @@ class _Mapping:
 
     def __del__(self):
         if self._address != _FAILED:
-            _SYSTEM.munmap(self._address, self._size)
+            _system().munmap(self._address, self._size)

@@ -8,7 +8,6 @@ A pool of the first format has all records in its manifest; it is read as it is,
 """
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import re
@@ -16,7 +15,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
-from soups.files import replace_file, sweep_unfinished
+from soups.files import lock, remove_held, replace_file, sweep_unfinished
 from soups.names import bounded
 from soups.pool import _record
 from soups.pool._record import MEMBERS, PoolCorruptionError
@@ -217,7 +216,7 @@ def reserved(path: pathlib.Path, name: str) -> Iterator[str]:
     with _locked(path):  # sweeping takes this lock too: it never sees a marker that is not locked yet
         _record.directory(path, directory).parent.mkdir(exist_ok=True)
         descriptor = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_RDWR)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
     try:
         yield directory
     except BaseException:
@@ -226,16 +225,15 @@ def reserved(path: pathlib.Path, name: str) -> Iterator[str]:
                 shutil.rmtree(unfinished, ignore_errors=True)
         raise
     finally:
-        marker.unlink(missing_ok=True)
+        remove_held(marker)
         os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _locked(path):
     path.mkdir(parents=True, exist_ok=True)
-    # the lock ends with the descriptor, so a killed process leaves none behind
     with open(path / ".lock", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file)
         yield
 
 
@@ -263,7 +261,7 @@ def _in_progress(entry):
     marker = entry.with_name(entry.name.partition(".")[0] + _MARKER)
     try:
         with open(marker, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
     except FileNotFoundError:
         return False
     except BlockingIOError:

@@ -69,7 +69,7 @@ def test_soups_of_a_regression_are_chosen_by_the_least_error_and_reported(number
     assert not any("wins" in row or "classes" in row for row in results["rows"])
     assert "held-out MSE" in (tmp_path / "report.html").read_text()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    monkeypatch.setattr("soups.studies.study.write_report", lambda directory: [])
+    monkeypatch.setattr("soups.report.write_report", lambda directory: [])
     again = cook(members, line, workdir=tmp_path, **options)
     assert again["rows"] == results["rows"] and before == {path: path.stat().st_mtime_ns for path in before}
 

@@ -9,7 +9,6 @@ name has a digest of all that the pixels depend on, so other files, another size
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -25,7 +24,7 @@ from soups import state
 from soups.data.dataset import read_example
 from soups.data.sources import UnreadableImage, View
 from soups.data.transforms import center_crop, compose, resize_shorter, to_channels
-from soups.files import cannot_write
+from soups.files import cannot_write, lock
 
 BLOCK = 1000  # images
 _JOURNAL = "blocks.jsonl"
@@ -240,9 +239,8 @@ def _record(one):
 @contextlib.contextmanager
 def _alone(folder):
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # the lock ends with the descriptor, so a killed process leaves none behind
     with open(folder.with_name(f".{folder.name}.lock"), "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file)
         yield
 
 
