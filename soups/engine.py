@@ -22,7 +22,7 @@ from soups.lazy import is_jax, jax
 from soups.names import pattern
 from soups.workers import in_threads
 
-BLOCK = 2**16  # elements: a few blocks fit into the cache of a core
+BLOCK = 2**16  #: elements of a block: a few blocks fit into the cache of a core
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,9 +23,10 @@ from soups.arrays import is_complex, is_float, namespace, widen_leaves, widest  
 from soups.lazy import is_jax, jax, jnp
 from soups.names import bounded, did_you_mean, differences, few, pattern, refuse, shown
 
-Tree = Any  # a pytree of arrays, in this library mostly nested dicts
-Rules = str | Sequence[tuple[str, Any]]  # ordered (regex, value) pairs, or one regex that selects
+Tree = Any  #: a pytree of arrays, in this library mostly nested dicts
+Rules = str | Sequence[tuple[str, Any]]  #: ordered (regex, value) pairs, or one regex that selects
 
+#: names of integer leaves that count steps or batches, as `is_counter` takes them
 COUNTERS = re.compile(r"(.*[/.])?(num_batches_tracked|num_updates|(global_)?steps?|(step_)?count|counter|iterations?)")
 
 

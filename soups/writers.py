@@ -23,20 +23,24 @@ from soups.files import append, replace_file
 from soups.lazy import extra, jax
 from soups.names import check_name
 
-FILE = "metrics.jsonl"
+FILE = "metrics.jsonl"  #: where JSON lines go, in the directory of a run
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 class Writer(Protocol):
     """Describe what takes numbers: a step, counted from 0, and scalars by name."""
 
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write the numbers of a step."""
 
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None: ...
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Write what the run was started with."""
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Bring to the disk or the server what was written."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Flush, and write no more."""
 
 
 @contextlib.contextmanager

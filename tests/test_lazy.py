@@ -65,7 +65,7 @@ def test_the_requirements_are_those_of_the_core_and_of_all_extras():
 
 
 def test_the_extras_bring_what_is_imported_of_them():
-    assert EXTRAS.keys() == PROJECT["optional-dependencies"].keys() - {"all", "dev"}
+    assert EXTRAS.keys() == PROJECT["optional-dependencies"].keys() - {"all", "dev", "docs"}
     brought_by = importlib.metadata.packages_distributions()
     for name, packages in EXTRAS.items():
         brought = {canonicalize_name(brought_by.get(package, [package])[0]) for package in packages}

@@ -15,6 +15,7 @@ from soups.data.dataset import Dataset
 from soups.data.transforms import compose, resize
 from soups.names import check_name
 
+#: what the severities 1 to 5 of each family of corruptions mean
 SEVERITIES = {
     "rotation": (10, 20, 30, 40, 50),  # degrees, either way
     "translation": (0.04, 0.08, 0.12, 0.16, 0.20),  # of the height, in whole pixels, along both axes, either way
@@ -128,6 +129,7 @@ def occlusion(images, severity, rng):
 
 
 _FAMILIES = (rotation, translation, scale, shear, noise, impulse_noise, blur, pixelate, contrast, brightness, occlusion)
+#: families of corruptions: functions of images, a severity and a generator
 CORRUPTIONS = {function.__name__: function for function in _FAMILIES}
 
 

@@ -186,6 +186,7 @@ _READY = {
     "ece_equal_width": functools.partial(classification.ece, mass="width"),
     "map": mean_average_precision,
 }
+#: ready-made metrics by name, each with the direction in which it is better
 METRICS = {name: Metric(function, MODES[name]) for name, function in _READY.items()}
 CLASS_METRICS = tuple(METRICS[name] for name in (*classification.NAMES, "top_1", "top_5", "per_class_accuracy"))
 

@@ -28,7 +28,7 @@ from soups.merging.sources import open_model, split_pool
 from soups.workers import NUMBER, as_done, in_threads
 
 FORMAT = "soups.merge/1"
-THREADS = NUMBER  # by default
+THREADS = NUMBER  #: how many tensors are worked on at a time by default
 Progress = Callable[[int], None]
 _RECORD, _PLAN, _DIGESTS = "merge.json", "plan.json", "digests.json"
 Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in

@@ -127,4 +127,5 @@ def _table():
 
 
 _TABLE = _table()
+#: names of the networks whose published weights can be imported, for `architecture`
 ARCHITECTURES = tuple(sorted(_TABLE))

@@ -25,10 +25,11 @@ from soups import arguments, engine, tree
 from soups.lazy import jax, jnp
 from soups.names import check_name, did_you_mean, few
 
+#: stands for the default of a setting that has none
 REQUIRED = inspect.Parameter.empty
 MANY = 10**6  # members
-METHODS: dict[str, Method] = {}  # as published, by name
-ELSEWHERE: dict[str, str] = {}  # functions that no recipe file can call: what they need, the end of a sentence
+METHODS: dict[str, Method] = {}  #: the declared methods, by name
+ELSEWHERE: dict[str, str] = {}  #: functions that no recipe file can call: what they need, the end of a sentence
 _PAPER = re.compile(r'([^"]+), "[^"]+",\s(\d{4})(?:,\sarXiv\s(\d{4}\.\d{5}))?')
 _RAISES = """    ValueError: no members, trees of different structures, NaN or infinity, integer leaves that differ,
         not one value for each member, a setting of another kind or outside its range."""

@@ -31,9 +31,9 @@ class Blocks:
     inner: int = 1
 
 
-Axis = str | Blocks | None
-Spec = Mapping[str, tuple[Axis, ...]]
-Permutations = Mapping[str, np.ndarray]
+Axis = str | Blocks | None  #: the units of an axis; None for one that stays
+Spec = Mapping[str, tuple[Axis, ...]]  #: for the name of each leaf the units of its axes
+Permutations = Mapping[str, np.ndarray]  #: by name, integers [n]: unit i of the permuted network was unit p[i]
 
 
 def spec_from_rules(params: tree.Tree, rules: Sequence[tuple[str, Sequence[Axis] | None]]) -> Spec:

@@ -33,7 +33,8 @@ from soups.recipes.permutation import (
     used_axes,
 )
 
-STATISTICS = r"batch_stats/.*"  # BatchNorm's statistics are permuted too, but the published objective is of weights
+#: names of leaves that do not count: statistics are permuted too, but the published objective is of weights
+STATISTICS = r"batch_stats/.*"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,7 @@ def measured(sparsifiers: Sequence[Sparsifier], parts: engine.Parts) -> list:
     return seen
 
 
+#: leaves a task vector as it is
 KEEP_ALL = Sparsifier(lambda part, index, _: part.vector(index))
 
 
