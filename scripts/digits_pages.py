@@ -282,6 +282,7 @@ def readme_block(runs: Runs, again: Results | None = None) -> str:
     others = [claim for claim in CLAIMS if claim not in better and not claim.of_probe]
     lines = [
         *about(runs),
+        *commands(runs),
         *main_table(runs, IN_README),
         "",
         "Accuracies are of the first set of seeds. Gains are points over the best member of the same seed by held-out "
@@ -294,10 +295,15 @@ def readme_block(runs: Runs, again: Results | None = None) -> str:
         f"* {bars_sentence(runs)}",
         *([f"* {repeat_sentence(first_of(runs, again), again)}"] if again else []),
         "",
-        "[docs/digits](docs/digits/README.md) has all rows, claims and demands, seed by seed, with the commands and "
-        "what the intervals are about.",
+        "[docs/digits](docs/digits/README.md) has all rows, claims and demands, seed by seed, and what the "
+        "intervals are about.",
     ]
     return "\n".join(lines)
+
+
+def commands(runs: Runs) -> list[str]:
+    """Return the commands that make the runs, as lines of Markdown."""
+    return ["```bash", *(one["facts"]["run"]["command"] for one in runs.values()), "```", ""]
 
 
 def training_and_selecting(runs: Runs) -> str:
@@ -410,10 +416,7 @@ def _setting(runs):
     examples = results["splits"][files.summary_splits(results)["test"]].get("examples", 0)
     sets = " and ".join(f"{seeds_of(one)} on {name} ({one['device']})" for name, one in runs.items())
     return [
-        "```bash",
-        *(one["facts"]["run"]["command"] for one in runs.values()),
-        "```",
-        "",
+        *commands(runs),
         f"There are two sets of seeds that have none in common: {sets}. The second is a replication with draws of its "
         "own. Each seed draws its training images, its held-out images and "
         f"{examples:,} test images from the same 5,000 images of MNIST, and has a sweep and an order of its own. All "

@@ -1,6 +1,8 @@
 """Show how far a run is: a bar on a terminal, plain lines elsewhere, by the first process alone."""
 
 import contextlib
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +26,7 @@ def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Cal
     if done >= total:  # nothing is left to be shown
         yield lambda number, note="": None
         return
-    show = _bar if sys.stdout.isatty() and _is_first() and is_installed("rich") else _lines
+    show = _bar if sys.stdout.isatty() and is_first() and is_installed("rich") else _lines
     with show(what, total, unit, done) as advance:
         yield advance
 
@@ -52,11 +54,22 @@ def watched(function: Callable, what: str, total: int, unit: str) -> Iterator[Ca
 
 def say(text: str) -> None:
     """Print a line at once."""
-    if _is_first():
+    if is_first():
         print(text, flush=True)
 
 
-def _is_first():
+def terminal_width() -> int | None:
+    """Return how wide printed lines may be: as COLUMNS says, or the terminal; None for what is neither, such as a pipe.
+
+    What reads a pipe (grep, cut, a log) wants a row in one line.
+    """
+    if os.environ.get("COLUMNS", "").isdecimal() or sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def is_first() -> bool:
+    """Say whether this is the first of several JAX processes, which speaks for all of them, or the only one."""
     # who has not imported JAX has no other processes, and a merge of files shall not wait for it
     return "jax" not in sys.modules or jax.process_index() == 0
 

@@ -209,7 +209,8 @@ def test_the_bar_is_what_was_demanded(runs, row, split, gains, done):
 def test_the_blocks_stand_between_their_marks_and_have_the_tables(runs):
     marks = "before\n<!-- figure -->\n<!-- /figure -->\n<!-- results -->\nformer\n<!-- /results -->\nafter"
     text = page.updated(marks, runs())
-    assert text.startswith("before\n<!-- figure -->\n\n<!-- /figure -->\n<!-- results -->\nIt shows soups.\n\n|")
+    figure = "before\n<!-- figure -->\n\n<!-- /figure -->\n"
+    assert text.startswith(f"{figure}<!-- results -->\nIt shows soups.\n\n```bash\n")
     assert text.endswith("\n<!-- /results -->\nafter") and "former" not in text
     assert "| gain, seeds 0–9 | gain, seeds 10–19 |" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]

@@ -1,6 +1,7 @@
 """Say before a run how long it takes and what it will show, and after it what is next: the section "about"."""
 
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,6 +56,12 @@ def closing(config: Mapping[str, Any], changes: Sequence[str] = ()) -> list[str]
         command = shlex.join([*shlex.split(about["command"]), *changes, f"--config.seeds={_MANY}"])
         lines.insert(0, f"{command}   # {_MANY} seeds, for intervals; keeps what is made")
     return ["", "What to try next:", *(f"  {line}" for line in lines)] if lines else []
+
+
+def report_of(workdir: str | os.PathLike) -> str:
+    """Return the path of the report of a run, or of its folder where a study of a user's own has written none."""
+    page = os.path.join(workdir, "report.html")
+    return page if os.path.exists(page) else os.fspath(workdir)
 
 
 def _seeds(config):

@@ -1,44 +1,47 @@
 """Merge checkpoints into one, in the memory of a few blocks.
 
-    soups merge RECIPE.yml OUT
-    soups merge --method ties --density 0.2 --base B --members A C D --out OUT
-    soups merge --method ties --help       the settings of a method
-    soups merge --methods                  all methods
-    soups merge --verify OUT
+soups merge --method ties --density 0.2 --base B --members A C D --out OUT
+soups merge RECIPE.yml OUT           a recipe of mergekit, as it is
+soups merge --method ties --help     the settings of a method
+soups merge --methods ties           what it does; without a name, all methods
+soups merge --verify OUT
 
-A recipe file is mergekit's, and its methods do what they do there. With --method they do what
-their papers say, and every setting of the method is an option.
+With --method a method does what its paper says, and every setting of it is an
+option. In a recipe file it does what it does in mergekit.
 
-A MODEL is a file of safetensors, torch, NumPy or GGUF, a folder of Hugging Face, an Orbax
-checkpoint, or a member of a pool, POOL:NAME; MODEL+LORA is one with an adapter of PEFT. As members
-stand also 'runs/*/model', POOL for all of its members, 'POOL:a*', and of these what --where says.
-OUT is a folder of Hugging Face, with --format orbax a checkpoint, with --format pool POOL:NAME.
-All headers are compared first; --dry-run stops there. OUT appears when it is complete, and the
-same command goes on with a merge that was stopped.
+A MODEL is a file of safetensors, torch, NumPy or GGUF, a folder in the layout
+of Hugging Face, an Orbax checkpoint, or a member of a pool, POOL:NAME;
+MODEL+LORA is one with an adapter of PEFT. As members stand also
+'runs/*/model', POOL for all of its members, 'POOL:a*', and of these what
+--where says. OUT becomes a folder in the layout of Hugging Face; with --format
+orbax a checkpoint, with --format pool a member, POOL:NAME. The headers of all
+files are compared first; --dry-run stops there. OUT appears when it is
+complete, and the same command goes on with a merge that was stopped.
 
-SPEC is YAML, a list of [regex, axes] with the name of the permutation of each axis.
+SPEC is a file of YAML: a list of [regex, axes], with the name of the
+permutation of each axis.
 
---format orbax --sharded merges on all devices, each with its shards of every tensor. On several
-hosts, the same command on each: --coordinator auto on a TPU pod or under SLURM, elsewhere
---coordinator HOST:PORT --processes 4 --process 0.
+--format orbax --sharded merges on all devices, each with its shards of every
+tensor. On several hosts give the same command on each: with --coordinator auto
+on a TPU pod or under SLURM, elsewhere with --coordinator HOST:PORT
+--processes 4 --process 0 (to 3).
 """
 
 import contextlib
 import ctypes
 import io
-import shutil
-import textwrap
 import time
 
 from soups import merging
 from soups.cli.merge_options import choose_members, parse, recipe_text
+from soups.cli.methods import SEMANTICS, describe_methods, list_methods
 from soups.cli.options import connect
-from soups.cli.show import advance, amount, parse_size, printable, say, table, tell
+from soups.cli.show import advance, amount, parse_size, say, table, tell
 from soups.formats.orbax_steps import is_orbax
 from soups.names import few
+from soups.progress import is_first
 
 BYTES_PER_SECOND = 1e9  # of reading and writing together, for the estimate of time
-_SEMANTICS = {"published": "the papers", "mergekit": "mergekit"}
 GO_ON = "the same command goes on where it was"
 BEGIN_ANEW = "nothing was written, and the same command begins anew"
 
@@ -46,14 +49,14 @@ BEGIN_ANEW = "nothing was written, and the same command begins anew"
 def main(arguments: list[str], run) -> int:
     """Merge, verify or list, and return the exit code."""
     options, settings = parse(arguments, run.prog, __doc__)
-    if options.methods:
-        return list_methods()
+    if options.methods is not None:
+        return describe_methods(options.methods, run) if options.methods else list_methods(run)
     _keep_freed_blocks()
     if options.verify:
-        return verify(options)
+        return verify(options, run)
     connect(options)
     # of several processes one tells what all of them do
-    with contextlib.nullcontext() if _is_first(options) else contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(io.StringIO()):
         return merge(options, settings, run)
 
 
@@ -87,6 +90,7 @@ def merge(options, settings, run) -> int:
             sink(plan, out, threads=threads, progress=progress)
     run.go_on = ""
     say(f"wrote {out} in {time.monotonic() - begin:.1f} s")
+    run.made(out)
     return 0
 
 
@@ -100,11 +104,12 @@ def _tell_ignored(plan, options):
         tell("--threads has no effect with --sharded")
 
 
-def verify(options) -> int:
+def verify(options, run) -> int:
     """Merge a finished output again and compare it bit for bit."""
     plan = merging.plan_again(merging.read_record(options.verify))
     with advance("verifying", plan.write_bytes) as progress:
         different = merging.verify_output(plan, options.verify, threads=_threads(plan, options), progress=progress)
+    run.made(*different)
     say("\n".join(different) or f"{options.verify} is what its recipe and its models give, bit for bit")
     if different and is_orbax(options.verify):
         say("if it was merged with --sharded: the last bits may differ where a device rounds otherwise than NumPy")
@@ -120,14 +125,6 @@ def _keep_freed_blocks() -> None:
         libc.mallopt(trim_threshold, 2**28)
         libc.mallopt(top_pad, 2**26)
         libc.mallopt(mmap_threshold, 2**23)
-
-
-def _is_first(options):
-    if not options.coordinator:
-        return True
-    import jax
-
-    return jax.process_index() == 0
 
 
 def _threads(plan, options):
@@ -158,7 +155,7 @@ def _memory(plan, options, threads):
 def describe(plan, out, needed: str) -> None:
     """Print what will be read and written, how, and what it needs."""
     job, definition = plan.job, plan.job.definition
-    title = f"{job.method}, as in {_SEMANTICS[job.vocabulary]}"
+    title = f"{job.method}, as in {SEMANTICS[job.vocabulary]}"
     title += f": {definition.summary}" if definition.summary else ""
     title += f" ({definition.paper})" if definition.paper else ""
     columns = ("model", "", "tensors", "size", "settings")
@@ -192,26 +189,3 @@ def _rows(job, model, checkpoint):
     role = "base" if model == job.base else "" if model in job.models else beside
     size = amount(sum(leaf.nbytes for leaf in checkpoint.leaves.values()))
     return [(model, role, f"{len(checkpoint.leaves):,}", size, settings) for settings in own]
-
-
-def list_methods() -> int:
-    """Print the methods of both vocabularies with their settings."""
-    for vocabulary, where in (("published", "--method NAME"), ("mergekit", "in recipe files")):
-        say(f"methods, as in {_SEMANTICS[vocabulary]} ({where}):\n")
-        for name, method in merging.methods_of(vocabulary).items():
-            settings = [n if d is merging.REQUIRED else f"{n} {d}" for n, d in method.settings.items()]
-            # "first": it is where the method begins
-            base = "required" if method.base == "first" else method.base
-            _entry(name, method.summary, f"base {base}; {', '.join(settings) or 'no settings'}", method.paper)
-        say("")
-    say("not made from checkpoints alone, or under another name:\n")
-    for name, reason in merging.ELSEWHERE.items():
-        _entry(name, reason)
-    return 0
-
-
-def _entry(name, *lines):
-    width = max(40, shutil.get_terminal_size().columns - 1)
-    wrapped = [part for line in lines if line for part in textwrap.wrap(printable(line), width - 22)]
-    heads = [f"  {printable(name):<19} "] + [" " * 22] * (len(wrapped) - 1)
-    print("\n".join(head + line for head, line in zip(heads, wrapped, strict=True)))

@@ -1,10 +1,11 @@
 """Understand the words of `soups merge`: its options, and those that are settings of the chosen method."""
 
 import argparse
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from soups import merging
-from soups.cli.options import HOSTS, Parser, path_argument
+from soups.cli.options import HOSTS, Parser, option_of, path_argument
 from soups.cli.show import tell
 from soups.files import local_path
 from soups.merging.members import chosen_members
@@ -25,10 +26,9 @@ MEMBERS = (
 )
 _PLUGIN = {"action": "append", "default": [], "type": path_argument, "metavar": "FILE.py"}
 _PLUGIN |= {"help": "Python that declares methods; may be given several times"}
-
-
 USAGE = """%(prog)s RECIPE.yml OUT [OPTION ...]
-       %(prog)s --method METHOD [--base MODEL] --members MODEL ... --out OUT [OPTION ...]"""
+       %(prog)s --method METHOD [--base MODEL] --members MODEL ... --out OUT
+                   [OPTION ...]"""
 
 
 def parse(
@@ -45,14 +45,16 @@ def parse(
     for file in chosen.plugin:
         load_plugin(file)
     method = merging.find_method(chosen.method, "published") if chosen.method else None
-    only = "" if method and "only" in method.settings else "--only"
-    parser = parser_of(prog, description, usage, (groups or arguments_of)(only))
-    settings = _add_settings(parser, chosen.method, method) if method else {}
+    parser, group = Parser(prog=prog, usage=usage, description=description), None
+    if method:  # whose settings come first in the help
+        group = parser.add_argument_group(f"settings of {method.name}", _summary(method))
+    add_groups(parser, (groups or arguments_of)("" if method and "only" in method.settings else "--only"))
+    settings = _add_settings(group, parser.known, method) if method else {}
     hint = "" if method else "; settings of a method belong into the recipe, or beside --method"
-    gone = {_option(setting): said for setting, said in method.gone.items()} if method else {}
+    gone = {option_of(setting): said for setting, said in method.gone.items()} if method else {}
     options = parser.parse(words, hint, gone)
     options.out = options.out or options.place
-    if groups or not (options.methods or options.verify):
+    if groups or (options.methods is None and not options.verify):
         _check(options)
     given = {name: getattr(options, dest) for name, dest in settings.items()}
     return options, {name: values for name, values in given.items() if values is not None}
@@ -117,14 +119,24 @@ def _dumped(recipe):
     return yaml.safe_dump(recipe, sort_keys=False)
 
 
+def _summary(method):
+    summary = f"{method.summary}; soups merge --methods {method.name} says more".removeprefix("; ")
+    return textwrap.fill(summary, 78).replace("%", "%%")
+
+
 def parser_of(prog: str, description: str, usage: str, groups: Mapping[str, Sequence]) -> Parser:
     """Return a parser of options by the titles of their groups."""
-    parser = Parser(prog=prog, usage=usage, description=description, add_help=False)
+    parser = Parser(prog=prog, usage=usage, description=description)
+    add_groups(parser, groups)
+    return parser
+
+
+def add_groups(parser: Parser, groups: Mapping[str, Sequence]) -> None:
+    """Add options by the titles of their groups: names, and what argparse knows of them."""
     for title, arguments in groups.items():
         group = parser.add_argument_group(title)
         for names, settings in arguments:
             group.add_argument(*names.split(), **settings)
-    return parser
 
 
 def arguments_of(only: str) -> dict[str, list]:
@@ -162,30 +174,24 @@ def arguments_of(only: str) -> dict[str, list]:
         ],
         "instead of a merge": [
             ("--verify", path | {"metavar": "OUT", "help": "merge OUT again and compare it bit for bit"}),
-            ("--methods", switch | {"help": "list the methods with their settings"}),
-            ("-h --help", {"action": "help", "help": "show this text, with --method its settings too"}),
+            ("--methods", {"nargs": "*", "metavar": "NAME", "help": "say what methods do; without NAME list all"}),
         ],
     }
 
 
-def _add_settings(parser, name, method):
+def _add_settings(group, known, method):
     """Make an option of each setting, and return where its values will be found."""
-    group = parser.add_argument_group(f"settings of {name}", method.summary or None)
     places = {}
     for setting, default in method.settings.items():
         needed = "needed" if default is merging.REQUIRED else f"default: {default}"
         of_each = "; one value, or one for each member" if setting in method.of_member else ""
-        option = _option(setting)
-        if option in parser.known:  # such as --seed, which is of the whole merge
+        option = option_of(setting)
+        if option in known:  # such as --seed, which is of the whole merge
             continue
         places[setting] = f"setting {setting}"
         text = f"{needed}{of_each}".replace("%", "%%")
         group.add_argument(option, dest=places[setting], nargs="+", type=_value, metavar="VALUE", help=text)
     return places
-
-
-def _option(setting):
-    return f"--{setting.replace('_', '-')}"
 
 
 def _value(word):

@@ -1,11 +1,19 @@
 """Parse command lines: a mistake is a ValueError, and an unknown option says which one was probably meant."""
 
 import argparse
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from soups.files import local_path
-from soups.names import did_you_mean
+from soups.names import check_name, did_you_mean
+
+#: what every command takes, in any place: how much it says
+VOLUME = {
+    "quiet": (("-q", "--quiet"), "print only errors and what was made: paths, names"),
+    "verbose": (("-v", "--verbose"), "print also the log of the libraries, and tracebacks"),
+}
+_SPELLINGS = {word: name for name, (words, _) in VOLUME.items() for word in words} | {"--debug": "verbose"}  # once so
 
 HOSTS = (
     ("--coordinator", {"metavar": "HOST:PORT", "help": "of the first of several hosts, or auto"}),
@@ -15,10 +23,26 @@ HOSTS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse options that are written in full, with "-" or "_" between their words."""
+    """Parse options that are written in full, with "-" or "_" between their words.
 
-    def __init__(self, **settings):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+    Unless `add_help` is false it has the options that all commands have. Of the description, such as a docstring, lines
+    that begin with "soups" are commands.
+    """
+
+    def __init__(self, *, add_help: bool = True, description: str = "", **settings):
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+            description=re.sub("^soups ", "  soups ", inspect.cleandoc(description), flags=re.MULTILINE),
+            **settings,
+        )
+        if not add_help:
+            return
+        own = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        self.add_argument("-h", "--help", action="help", help="print this text", **own)
+        for words, text in VOLUME.values():
+            self.add_argument(*words, action="store_true", help=text, **own)
 
     @property
     def known(self) -> list[str]:
@@ -26,6 +50,12 @@ class Parser(argparse.ArgumentParser):
         own = list(self._option_string_actions)
         commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         return own + [name for choices in commands for parser in choices.values() for name in parser.known]
+
+    def _check_value(self, action, value):
+        """Raise a ValueError that says what was probably meant in the place of a choice that there is not."""
+        if action.choices is not None and value not in action.choices:
+            kind = "/".join(action.option_strings)
+            check_name(value, action.choices, f"value of {kind}" if kind else str(action.metavar).lower())
 
     def error(self, message):
         """Raise a ValueError instead of leaving."""
@@ -35,17 +65,28 @@ class Parser(argparse.ArgumentParser):
         """Return the options; `gone`: what is said of options that there were."""
         words = [_plain(word) for word in words]
         for spellings in _given_once(self):
-            given = [name for word in words if (name := word.partition("=")[0]) in spellings]
+            given = [name for name in _options(words) if name in spellings]
             if len(given) > 1:
                 raise ValueError(f"{given[-1]} is given {len(given)} times: give it once, with all of its values")
+        # before the parser, which would first miss what a mistyped option gives
+        self._check_known([word for word in _options(words) if word not in self.known], hint, gone or {})
         options, rest = self.parse_known_args(words)
-        if unknown := [word.partition("=")[0] for word in rest if word.startswith("-")]:
-            said = (gone or {}).get(unknown[0])
-            said = f"; {said}" if said else did_you_mean(unknown[0], self.known).replace("'", "") + hint
-            raise ValueError(f"unknown option {unknown[0]}{said}")
+        self._check_known(_options(rest), hint, {})  # those of other commands
         if rest:
             raise ValueError(f"{rest[0]!r} belongs to no option")
         return options
+
+    def _check_known(self, unknown, hint, gone):
+        if unknown:
+            said = gone.get(unknown[0])
+            said = f"; {said}" if said else meant(unknown[0], self.known) + hint
+            raise ValueError(f"unknown option {unknown[0]}{said}")
+
+
+def _options(words):
+    """List the names of the options among words; "--" ends them."""
+    end = words.index("--") if "--" in words else len(words)
+    return [word.partition("=")[0] for word in words[:end] if word.startswith("-") and word != "-"]
 
 
 def _given_once(parser):
@@ -55,6 +96,31 @@ def _given_once(parser):
                 yield from _given_once(command)
         elif action.nargs != 0 and not isinstance(action, argparse._AppendAction):
             yield action.option_strings
+
+
+def split_volume(words: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
+    """Return the words without those that say how much is printed, and what they say; "--" ends options.
+
+    A ValueError for two that exclude each other.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    asked = {_SPELLINGS[word] for word in words[:end] if word in _SPELLINGS}
+    if len(asked) > 1:
+        raise ValueError("--quiet and --verbose exclude each other: give one of them")
+    rest = [word for word in words[:end] if word not in _SPELLINGS]
+    if {"-h", "--help", "help"} & set(rest[:1] + _options(rest)):  # which is what was asked for
+        asked.clear()
+    return [*rest, *words[end:]], {name: name in asked for name in VOLUME}
+
+
+def option_of(setting: str) -> str:
+    """Return the option that gives a setting."""
+    return f"--{setting.replace('_', '-')}"
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean --x?)" for the known option that is most like a word, or nothing if none is."""
+    return did_you_mean(word, known).replace("'", "")
 
 
 def path_argument(text: str) -> str:

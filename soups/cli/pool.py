@@ -1,19 +1,7 @@
-"""List, show, verify, add, import and remove the members of a checkpoint pool.
+"""List, show, verify, add, import and remove the members of a pool of checkpoints.
 
-soups pool list POOL
-soups pool show POOL NAME ...
-soups pool verify POOL [NAME ...]
-soups pool add POOL NAME CHECKPOINT [--metadata JSON]
-soups pool import --arch ARCHITECTURE --pool POOL FILE ... [--hparams JSON] [--num-classes N]
-soups pool remove POOL NAME ...
-
-`add` reads what `soups merge` does: files of safetensors, torch, NumPy (.npz), GGUF and Flax
-(.msgpack), folders of Hugging Face and Orbax, POOL:NAME; CHECKPOINT@TREE takes one of several
-trees. Names become nested dicts.
-`import` reads published weights, .pt and .pth without torch, .safetensors and .npz: each file
-becomes the member of its name without suffix. The headers of all files are compared with the
-architecture first, and nothing is imported if one of them is wrong. The same command goes on
-after it was stopped: what is there from the same file is left as it is.
+soups pool list runs/digits/pool
+soups pool COMMAND --help    more of a command, with an example
 """
 
 import json
@@ -34,16 +22,24 @@ def main(arguments: list[str], run) -> int:
 
 
 def list_members(options, run) -> int:
-    """Print a line for each member."""
+    """Print a line for each member.
+
+    soups pool list runs/digits/pool
+    soups pool list --quiet runs/digits/pool    only the names
+    """
     pool = Pool(options.pool, must_exist=True)
     rows = [_row(name, pool.record(name)) for name in pool]
     columns = ("name", "status", "parameters", "MB", "metrics", "digest")
     table(f"{pool.path}: {len(pool)} members", columns, rows, ("parameters", "MB"))
+    run.made(*pool)
     return 0
 
 
 def show(options, run) -> int:
-    """Print all that is known of some members."""
+    """Print all that is known of some members.
+
+    soups pool show runs/digits/pool seed0_member_00
+    """
     pool = Pool(options.pool, must_exist=True)
     for name, record in [(name, pool.record(name)) for name in options.names]:
         facts = [(key, record[key]) for key in ("status", "digest", "base", "created", "path")]
@@ -55,20 +51,33 @@ def show(options, run) -> int:
         bad = {leaf: "NaN or infinity" for leaf in record["nonfinite_leaves"]}
         leaves = [(leaf, tuple(k["shape"]), k["dtype"], bad.get(leaf, "")) for leaf, k in record["leaves"].items()]
         table(title, ("leaf", "shape", "dtype", ""), leaves)
+        run.made(f"{name} {record['digest']}")
     return 0
 
 
 def verify(options, run) -> int:
-    """Print for each member whether its files are what was written; 1 if any is not."""
+    """Compare the files of members with what was written; 1 if any has changed.
+
+    soups pool verify runs/digits/pool
+    """
     pool = Pool(options.pool, must_exist=True)
     problems = pool.verify(options.names or None)
     rows = [(name, line) for name, found in problems.items() for line in found or ["ok"]]
     table(str(pool.path), ("name", "result"), rows)
+    run.made(*(f"{name}: {line}" for name, found in problems.items() for line in found))
     return int(any(problems.values()))
 
 
 def add(options, run) -> int:
-    """Add the weights of a checkpoint, of any format that can be merged, as a member."""
+    """Add the weights of a checkpoint as a member.
+
+    soups pool add POOL night model.safetensors --metadata '{"seed": 3}'
+
+    CHECKPOINT is what `soups merge` takes: a file of safetensors, torch, NumPy
+    (.npz), GGUF or Flax (.msgpack), a folder of Hugging Face or Orbax, a member
+    POOL:NAME; CHECKPOINT@TREE takes one of several trees. The names of tensors
+    become nested dicts.
+    """
     metadata = parse_json(options.metadata, "--metadata")
     there = open_with_lora(options.checkpoint, open_model)
     tied = [f"{alias} is tied to {name} and not added" for alias, name in there.aliases.items()]
@@ -81,22 +90,36 @@ def add(options, run) -> int:
         raise CheckpointError(f"{options.checkpoint}: {error}") from error
     record = Pool(options.pool).add(options.name, member, metadata)
     say(f"added {options.name}: {size_of(record)[0]:,} parameters, {record['status']}")
+    run.made(options.name)
     return 0
 
 
 def import_files(options, run) -> int:
-    """Import published weights as members, after all of their headers were found to be right."""
+    """Import published weights as members, all or none.
+
+    soups pool import --arch clip-vit-b32 --pool POOL model_0.pt model_1.pt
+
+    Each FILE, .pt and .pth (read without torch), .safetensors or .npz, becomes
+    the member of its name without suffix. The headers of all files are compared
+    with the architecture first, and nothing is imported if one of them is wrong.
+    The same command goes on after it was stopped: what is there from the same
+    file is left as it is.
+    """
     from soups.cli.pool_import import import_members
 
     return import_members(options, run)
 
 
 def remove(options, run) -> int:
-    """Remove members, all or none of those that are named."""
+    """Remove members, all or none of those that are named.
+
+    soups pool remove runs/digits/pool seed0_member_03
+    """
     pool = Pool(options.pool, must_exist=True)
     for name in pool.select(options.names):
         pool.remove(name)
         say(f"removed {name}")
+        run.made(name)
     return 0
 
 
@@ -111,7 +134,7 @@ def _parser(prog):
         ("import", import_files, None),
         ("remove", remove, "+"),
     ]:
-        command = commands.add_parser(name, help=function.__doc__)
+        command = commands.add_parser(name, help=function.__doc__.partition("\n")[0], description=function.__doc__)
         command.set_defaults(command=function)
         if function is import_files:
             _add_import_arguments(command)

@@ -37,6 +37,7 @@ def import_members(options, run) -> int:
         record = pool.add(name, members[name], metadata)
         size, seconds = size_of(record)[1] / 1e6, time.monotonic() - start
         say(f"{name}: {size:.3g} MB, {record['status']}, {seconds:.2g} s ({number}/{len(members)})")
+        run.made(name)
     for names in _duplicates(pool):
         say(f"the same weights: {' = '.join(names)}")
     return 0

@@ -1,32 +1,31 @@
-"""Run a study: train its members, cook soups from them, and write the results and a report.
+"""Run a study: train its members, cook soups of them, write results and a report.
 
-soups run --config CONFIG.py [--workdir DIR] [--config.FIELD=VALUE ...]
+soups run --config configs/digits.py --config.sweep.members=8
 
-CONFIG.py has a function get_config(), which returns nested fields. What `study`, `task` and
-`model` name is the library's, or a function of yours as "module:function": modules beside
-CONFIG.py are found first. --config.FIELD=VALUE changes one field, such as
---config.sweep.members=8. The same command goes on with a run that was stopped.
+CONFIG.py has a function get_config(), which returns nested fields. What its
+fields `study`, `task` and `model` name is the library's, or a function of yours
+as "module:function"; modules beside CONFIG.py are found first.
+--config.FIELD=VALUE changes a field. The same command goes on with a run that
+was stopped.
 
-On several hosts give the same command on each, with one DIR that all of them see, and
---coordinator=auto on a TPU pod or under SLURM, elsewhere --coordinator=HOST:PORT --processes=4
---process=0 (to 3).
+On several hosts give the same command on each, with one DIR that all of them
+see: with --coordinator auto on a TPU pod or under SLURM, elsewhere with
+--coordinator HOST:PORT --processes 4 --process 0 (to 3).
 """
 
 import ast
 import json
 import os
 import pathlib
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import logging
 
 from soups.cli import about
 from soups.cli.options import HOSTS, Parser, connect, path_argument
 from soups.lazy import extra
-from soups.names import check_name
+from soups.names import did_you_mean, few
 from soups.plugins import blamed, importable, load_plugin, named
 from soups.progress import say
 
@@ -46,27 +45,22 @@ def main(arguments: list[str], run) -> int:
     run.less_memory = "smaller batches and fewer members_per_program need less"
     changes = [word for word in arguments if word.startswith("--config.")]
     options = _parser(run.prog).parse([word for word in arguments if word not in changes])
-    logging.set_verbosity(logging.INFO if options.debug else logging.WARNING)
     for name, value in preferred(os.environ).items():
         jax.config.update(name, value)
-    try:
-        connect(options)  # nothing may be computed before
-        with importable(pathlib.Path(options.config).parent):
-            config = read_config(options.config, changes)
-            about.check(config)
-            workdir = options.workdir or os.path.join("runs", config["name"])
-            run.go_on = f"the same command goes on with {workdir}"
-            for line in about.opening(config):
-                say(line)
-            _study(config.get("study"))(config, workdir)
-            # whole, for what config.about proposes may run in another directory
-            changes += [] if options.workdir is None else [f"--workdir={os.path.abspath(workdir)}"]
-            for line in about.closing(config, changes):
-                say(line)
-    except (ValueError, KeyError, OSError, MemoryError):
-        if options.debug:
-            traceback.print_exc()
-        raise
+    connect(options)  # nothing may be computed before
+    with importable(pathlib.Path(options.config).parent):
+        config = read_config(options.config, changes)
+        about.check(config)
+        workdir = options.workdir or os.path.join("runs", config["name"])
+        run.go_on = f"the same command goes on with {workdir}"
+        for line in about.opening(config):
+            say(line)
+        _study(config.get("study"))(config, workdir)
+        # whole, for what config.about proposes may run in another directory
+        changes += [] if options.workdir is None else [f"--workdir={os.path.abspath(workdir)}"]
+        for line in about.closing(config, changes):
+            say(line)
+    run.made(about.report_of(workdir))
     return 0
 
 
@@ -109,14 +103,16 @@ def read_config(path: str, changes: Sequence[str] = ()) -> dict[str, Any]:
     return config
 
 
+_USAGE = "%(prog)s --config CONFIG.py [--workdir DIR] [--config.FIELD=VALUE ...]"
+
+
 def _parser(prog):
-    parser = Parser(prog=prog, description=__doc__)
+    parser = Parser(prog=prog, usage=_USAGE, description=__doc__)
     paths = {"type": path_argument}
     parser.add_argument("--config", required=True, metavar="CONFIG.py", **paths, help="the file that describes the run")
     parser.add_argument("--workdir", metavar="DIR", **paths, help="the folder of the run; default: runs/NAME")
     for name, settings in HOSTS:
         parser.add_argument(name, **settings)
-    parser.add_argument("--debug", action="store_true", help="show the log of the libraries, and tracebacks")
     return parser
 
 
@@ -138,7 +134,9 @@ def _fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _change(config, name, equals, text):
     fields = dict(_fields(config.to_dict()))
-    check_name(name, fields, "field of the config")
+    if name not in fields:
+        hint = did_you_mean(name, fields).replace("mean '", "mean --config.").replace("'", "")
+        raise ValueError(f"unknown option --config.{name}{hint}; fields of the config: {few(fields)}")
     if not equals:
         raise ValueError(f"--config.{name} needs a value: --config.{name}=VALUE")
     *sections, last = name.split(".")
@@ -160,12 +158,16 @@ def _value(option, kind, text):
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
         if kind is type(None):
             return text
-        raise ValueError(f"{option} must be a {kind.__name__}, not {text!r:.200}") from None
+        raise _wrong_kind(option, kind, text) from None
     if kind is tuple:
         return tuple(value) if isinstance(value, list | tuple) else (value,)
     if kind is not type(None) and not isinstance(value, kind):
-        raise ValueError(f"{option} must be a {kind.__name__}, not {text!r:.200}")
+        raise _wrong_kind(option, kind, text)
     return value
+
+
+def _wrong_kind(option, kind, text):
+    return ValueError(f"{option} must be {'an' if kind is int else 'a'} {kind.__name__}, not {text!r:.200}")
 
 
 def _check_plain(name, value):

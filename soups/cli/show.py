@@ -3,11 +3,12 @@
 import contextlib
 import math
 import re
-import shutil
 import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+
+from soups.progress import progress, terminal_width
 
 SUFFIXES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
@@ -32,20 +33,31 @@ def say(text, file=None) -> None:
 
 
 def tell(sentence) -> None:
-    """Print a sentence as `say`, in lines no wider than the terminal."""
-    width = shutil.get_terminal_size().columns
-    say(textwrap.fill(printable(sentence), width, break_on_hyphens=False, break_long_words=False))
+    """Print a sentence as `say`, in lines no wider than the terminal, and in one line where there is none."""
+    say("\n".join(wrapped(printable(sentence))))
+
+
+def wrapped(text: str, indent: int = 0) -> list[str]:
+    """Return the lines of a text that a terminal shows behind an indentation, long words whole; else one line."""
+    width = terminal_width()
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, max(20, width - indent), break_on_hyphens=False, break_long_words=False) or [""]
 
 
 def complain(prog: str, text) -> None:
     """Print what is wrong as `say`, to the standard error."""
-    say(f"{prog}: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be what has gone
+        say(f"{prog}: {text}", file=sys.stderr)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence], right: Sequence[str] = ()) -> None:
-    """Print rows under the names of their columns, no wider than the terminal: long cells go on in further lines."""
+    """Print rows under the names of their columns.
+
+    On a terminal nothing is wider than it, and long cells go on in further lines; elsewhere a row is one line.
+    """
     cells = [[printable(cell) for cell in row] for row in [columns, *rows]]
-    width = shutil.get_terminal_size().columns
+    width = terminal_width() or math.inf
     widths = [min(width, max(map(len, column))) for column in zip(*cells, strict=True)]
     while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1
@@ -57,12 +69,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence], right: S
 
 
 def _print_row(row, widths, right):
-    wrapped = [
+    lines = [
         [cell] if len(cell) <= width else textwrap.wrap(cell, width, break_on_hyphens=False)
         for cell, width in zip(row, widths, strict=True)
     ]
-    for line in range(max(map(len, wrapped))):
-        parts = [cell[line] if line < len(cell) else "" for cell in wrapped]
+    for line in range(max(map(len, lines))):
+        parts = [cell[line] if line < len(cell) else "" for cell in lines]
         aligned = [
             part.rjust(width) if to_right else part.ljust(width)
             for part, width, to_right in zip(parts, widths, right, strict=True)
@@ -99,8 +111,6 @@ def advance(what: str, total: float) -> Iterator[Callable[[int], None]]:
     if total < 1e8:  # what is done at once needs no bar
         yield lambda number: None
         return
-    from soups.progress import progress
-
     lock, done, shown = threading.Lock(), 0, 0
     with progress(what, round(total / 1e6), "MB") as report:
 

@@ -8,11 +8,14 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from soups.__main__ import ENDING
-from soups.cli.show import complain
+from soups.cli.show import complain, say
 from soups.lazy import MissingExtraError
+from soups.progress import is_first
 
 SIGPIPE = 13  # which Windows does not name
 GRACE = 2.0  # seconds that threads have to end by themselves
@@ -20,20 +23,40 @@ GRACE = 2.0  # seconds that threads have to end by themselves
 
 @dataclasses.dataclass
 class Run:
-    """Hold what is known of the command that runs."""
+    """Hold what is known of the command that runs, and how much it says."""
 
     prog: str  #: its name, before what it complains of
     go_on: str = ""  #: how to go on with it when it is stopped now
     signal: int = 0  #: the number of the signal that stopped it, or 0
     ended: bool = False  #: what ended it was printed
     less_memory: str = "fewer --threads need less"
+    quiet: bool = False  #: only errors are printed, and what `made` is given
+    verbose: bool = False  #: the log of libraries and tracebacks are printed too
+    out: TextIO | None = None  #: where `made` prints while all else is quiet
+
+    def made(self, *results) -> None:
+        """Print results, such as paths, one in a line, where nothing else that the command prints is seen."""
+        if self.quiet and is_first():
+            for result in results:
+                say(result, file=self.out)
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Print as much as was asked for: what is printed in here goes nowhere, or logs are printed beside it."""
+        with contextlib.ExitStack() as stack:
+            if self.quiet:
+                self.out = sys.stdout
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            if self.verbose:
+                stack.enter_context(_logs())
+            yield
 
     def end(self, what: str) -> None:
         """Print what ended the command and how to go on with it."""
         if not self.ended:
             self.ended = True
-            with contextlib.suppress(OSError):  # the terminal may be what has gone
-                complain(self.prog, "; ".join(filter(None, [what, self.go_on])))
+            complain(self.prog, "; ".join(filter(None, [what, self.go_on])))
 
 
 class Stopped(KeyboardInterrupt):
@@ -48,7 +71,8 @@ def guarded(command: Callable[[], int], run: Run) -> int:
     """
     try:
         with _listening(run):
-            code = command()
+            with run.heard():
+                code = command()
             sys.stdout.flush()  # a closed pipe is found here and not when the interpreter ends
         return code
     except BrokenPipeError:
@@ -57,19 +81,47 @@ def guarded(command: Callable[[], int], run: Run) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + SIGPIPE
     except (Stopped, ValueError, KeyError, OSError, MemoryError, RuntimeError, ImportError) as error:
-        if run.signal:  # in Python 3.11 another error is raised from what comes while a class is made
-            run.end("stopped")
-            return 128 + run.signal
-        if _lacks_memory(error):
-            what = str(error).partition("\n")[0]
-            run.end(f"out of memory{f' ({what})' if what else ''}, {run.less_memory}")
-        elif isinstance(error, ChildProcessError):
-            run.end(f"{error}; {run.less_memory}")
-        elif isinstance(error, RuntimeError | ImportError) and not isinstance(error, MissingExtraError):
-            raise
-        else:
-            complain(run.prog, error.args[0] if isinstance(error, KeyError) and error.args else error)
-        return 2
+        fault = isinstance(error, RuntimeError | ImportError) and not isinstance(error, MissingExtraError)
+        if fault and not run.signal and not _lacks_memory(error):
+            raise  # of the program itself
+        if run.verbose:
+            traceback.print_exc()
+        return _told(error, run)
+
+
+def _told(error, run) -> int:
+    """Print what ended the command, and return its exit code."""
+    if run.signal:  # in Python 3.11 another error is raised from what comes while a class is made
+        run.end("stopped")
+        return 128 + run.signal
+    if _lacks_memory(error):
+        what = str(error).partition("\n")[0]
+        run.end(f"out of memory{f' ({what})' if what else ''}, {run.less_memory}")
+    elif isinstance(error, ChildProcessError):
+        run.end(f"{error}; {run.less_memory}")
+    else:
+        complain(run.prog, error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return 2
+
+
+@contextlib.contextmanager
+def _logs():
+    import logging
+
+    from absl import logging as absl_logging
+
+    handler, root, absl_level = logging.StreamHandler(), logging.getLogger(), absl_logging.get_verbosity()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    absl_logging.set_verbosity(absl_logging.INFO)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(absl_level)
+        root.setLevel(level)
+        root.removeHandler(handler)
 
 
 def _lacks_memory(error):

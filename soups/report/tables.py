@@ -15,9 +15,10 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 from scipy.special import stdtrit
 
+from soups.progress import terminal_width
 from soups.report import results as files
 
-_PLAIN_WIDTH = 120  # of a table that goes into a file or a log
+_ENDLESS = 10**4  # characters; wider than any table
 
 #: kinds of rows that predict with more than one set of weights, or stand for several networks
 SEVERAL = ("ensemble", "members", "masked")
@@ -461,20 +462,19 @@ def _plain(found):
 def print_table(results: Mapping, console: Console | None = None, names: Collection[str] = ()) -> None:
     """Print the main rows, or a short table of some: see `main_table`.
 
-    Where it is narrow the last columns are left out, and the caption names them. What is no terminal is as wide as
-    `COLUMNS` says, and at least 120.
+    Where it is narrow the last columns are left out, and the caption names them; what is no terminal has room for all.
     """
-    console, table = console or Console(), main_table(results, names)
+    console, table = console or Console(width=terminal_width() or _ENDLESS), main_table(results, names)
     kept = len(table.heads)
     drawn = _drawn(results, table, kept)
-    if not console.is_terminal:
-        console.width = max(console.width, _PLAIN_WIDTH)
     while kept > 3 and _width(console, drawn) > console.width:
         kept -= 1
         drawn = _drawn(results, table, kept)
-    console.print(drawn)
-    for note in results["notes"]:
-        console.print(Text(note))
+    with console.capture() as text:
+        console.print(drawn)
+        for note in results["notes"]:
+            console.print(Text(note))
+    console.file.write(text.get())  # a console would end the process where the pipe that it writes to is closed
 
 
 def _width(console, drawn):

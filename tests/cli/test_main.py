@@ -12,6 +12,8 @@ import soups
 from soups.cli import COMMANDS, main, merge_options, pool, run
 
 ROOT = pathlib.Path(__file__).parents[2]
+ALL = [[name] for name in COMMANDS]
+ALL += [["pool", name] for name in ("list", "show", "verify", "add", "import", "remove")]
 
 
 def shell(quick_start, *words, **settings):
@@ -29,11 +31,36 @@ def test_version_and_help(capsys):
     assert all(f"  {name} " in out and what in out for name, what in COMMANDS.items())
 
 
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
+def test_every_command_has_help_for_a_narrow_terminal(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = []
+    for words in ([*command, "--help"], ["help", *command], ["help", *command, "--quiet"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] == shown[2]
+    lines = shown[0].splitlines()
+    assert lines[0].startswith(f"usage: soups {' '.join(command)} ") and max(map(len, lines)) <= 80
+    assert any(line.startswith(f"  soups {' '.join(command)} ") for line in lines), "an example is needed"
+    assert all(any(line.startswith(f"  {option}") for line in lines) for option in ("-h, ", "-q, ", "-v, "))
+
+
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
+def test_an_option_that_no_command_has_is_named(command, capsys):
+    for word, meant in [("--verbsoe", "--verbose"), ("--quite=3", "--quiet")]:
+        assert main([*command, word, "--nothing-like-it"]) == 2
+        message = f"soups {command[0]}: unknown option {word.partition('=')[0]} (did you mean {meant}?)"
+        assert capsys.readouterr().err.startswith(message)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
-    assert end.value.code == 0 and f"usage: soups {command}" in capsys.readouterr().out
+def test_tracebacks_are_printed_where_all_is_told(command, capsys):
+    for option in ("-v", "--verbose", "--debug"):
+        assert main([option, command, "--nonsense"]) == 2
+        *lines, last = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("Traceback") and last.startswith(f"soups {command}: unknown")
 
 
 def test_an_unknown_command_is_named(capsys):
@@ -41,8 +68,15 @@ def test_an_unknown_command_is_named(capsys):
     assert capsys.readouterr().err.startswith("soups: unknown command 'mrege' (did you mean 'merge'?); there are: ")
     assert main([]) == 2
     assert capsys.readouterr().err.startswith("soups: a command is needed; there are: merge, pool, run")
-    assert main(["--methods"]) == 2
-    assert "unknown command '--methods'" in capsys.readouterr().err
+    for words, message in [
+        (["--methods"], "soups: unknown option --methods: a command comes first\n"),
+        (["--vrsion"], "soups: unknown option --vrsion (did you mean --version?): a command comes first\n"),
+        (["help", "mrege"], "soups: unknown command 'mrege' (did you mean 'merge'?)"),
+        (["pool", "lst"], "soups pool: unknown command 'lst' (did you mean 'list'?); there are: add, import, list, "),
+        (["-q", "pool", "-v"], "soups: --quiet and --verbose exclude each other"),
+    ]:
+        assert main(words) == 2
+        assert capsys.readouterr().err.startswith(message)
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,12 @@ def test_a_dict_is_a_config_and_older_ones_name_an_experiment(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("sweep.epoch=3", "unknown field of the config 'sweep.epoch' (did you mean 'sweep.epochs'?)"),
-        ("membres=3", "unknown field of the config 'membres' (did you mean 'members'?)"),
-        ("=3", "unknown field of the config ''"),
-        ("members.a=3", "unknown field of the config 'members.a'"),
+        ("sweep.epoch=3", "unknown option --config.sweep.epoch (did you mean --config.sweep.epochs?); fields of"),
+        ("membres=3", "unknown option --config.membres (did you mean --config.members?); fields of the config: "),
+        ("=3", "unknown option --config.; fields of the config: data_dir, members, quick, "),
+        ("members.a=3", "unknown option --config.members.a"),
         ("members", "--config.members needs a value: --config.members=VALUE"),
-        ("members=2.5", "--config.members must be a int, not '2.5'"),
+        ("members=2.5", "--config.members must be an int, not '2.5'"),
         ("rate=fast", "--config.rate must be a float, not 'fast'"),
         ("quick=perhaps", "--config.quick must be a bool, not 'perhaps'"),
         ("sweep.epochs=(1", "--config.sweep.epochs must be a tuple, not '(1'"),
@@ -107,6 +107,7 @@ def test_a_config_that_cannot_be_read_is_one_message(config, told, text, message
         (["--config", "{tmp}"], "--config: no file at {tmp}"),
         (["--config", "gs://bucket/a.py"], "is a URL"),
         ([], "the following arguments are required: --config"),
+        (["--config", "{config}", "--confg.members=3"], "unknown option --confg.members (did you mean --config?)"),
         (["--config", "{config}", "--wokrdir=x"], "unknown option --wokrdir (did you mean --workdir?)"),
         (["--config", "{config}", "--process=0"], "--processes and --process go together"),
         (["--config", "{config}", "--processes=2", "--process=0"], "need --coordinator HOST:PORT"),
@@ -120,8 +121,9 @@ def test_words_that_do_not_fit_are_one_message(config, told, tmp_path, words, me
     assert code == 2 and message.format(**places) in err and err.count("\n") == 1
 
 
-def test_tracebacks_are_shown_on_demand(config, told):
-    code, err = told("--config", config("def get_config():\n    return {}['a']"), "--debug")
+@pytest.mark.parametrize("option", ["--verbose", "-v", "--debug"])
+def test_tracebacks_are_shown_on_demand(config, told, option):
+    code, err = told("--config", config("def get_config():\n    return {}['a']"), option)
     assert code == 2 and "Traceback" in err and err.splitlines()[-1].startswith("soups run: --config: get_config of ")
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from soups import progress
-from soups.cli.show import advance, amount, complain, parse_size, printable, say, table
+from soups.cli.show import advance, amount, complain, parse_size, printable, say, table, tell
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,13 @@ def test_columns_are_aligned(monkeypatch, capsys):
 def test_what_is_no_size_is_named(text):
     with pytest.raises(ValueError, match="is not a size; 2GB is one, with B, kB, MB, GB, TB"):
         parse_size(text)
+
+
+def test_what_is_no_terminal_gets_each_row_and_sentence_in_one_line(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    words = "words that go on and on, as far as a line can be " * 5
+    table("two names", ("name", "what"), [("a" * 200, words), ("b", "")])
+    tell(words)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0].strip() for line in lines[:2]] == ["two names", "name"]
+    assert lines[3] == f"{'a' * 200}  {words}".rstrip() and lines[4] == "b" and lines[5:] == [words]

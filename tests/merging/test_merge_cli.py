@@ -159,7 +159,7 @@ def test_a_dry_run_writes_nothing(cli, recipe, tmp_path):
     assert list(tmp_path.iterdir()) == [recipe]
 
 
-@pytest.mark.parametrize("words", ["--help", "--method ties --help", "--methods", "--dry-run"])
+@pytest.mark.parametrize("words", ["--method ties --help", "--methods", "--methods ties fisher", "--dry-run"])
 def test_what_is_printed_fits_a_terminal(words, models, small, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
@@ -333,7 +333,7 @@ def test_values_that_are_no_yaml_are_named(refused, models, tmp_path):
     refused(*words, "--density", "[0.2", message="argument --density: '[0.2' is no value of YAML")
     refused(*words, "--density", "{a: 1, a: 2}", message="argument --density: ")
     refused(*words, "--threads", "many", message="argument --threads: invalid int value: 'many'")
-    refused(*words, "--format", "gguf", message="argument --format: invalid choice: 'gguf'")
+    refused(*words, "--format", "gguf", message="unknown value of --format 'gguf'; there are: huggingface, orbax")
 
 
 def test_out_must_be_new(refused, recipe, tmp_path):

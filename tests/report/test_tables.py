@@ -182,11 +182,17 @@ def test_narrow_terminal_names_the_columns_it_leaves_out(results):
     assert "Too narrow for" in " ".join(text.split()) and "greedy soup, random order 3" in text and "…" not in text
 
 
-def test_what_is_no_terminal_is_at_least_120_wide(results):
-    for width in (None, 80):
-        text = printed(results, width=width)
-        assert 80 < max(map(len, text.splitlines())) <= 120
-        assert "Too narrow for" in " ".join(text.split()) and "greedy soup, random order 3" in text and "…" not in text
+def test_what_is_no_terminal_has_every_row_in_one_line(results, monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    report.print_table(results)
+    text = capsys.readouterr().out
+    assert "Too narrow" not in text and "…" not in text
+    heads = next(line for line in text.splitlines() if "shift mean" in line)
+    row = next(line for line in text.splitlines() if "greedy soup, random order 3 " in line)
+    assert len(row.split("  ")) > 9 and all(head in heads for head in ("NLL", "held-out", "training"))
+    monkeypatch.setenv("COLUMNS", "80")
+    report.print_table(results)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_table_without_a_reference_has_no_gain(results):
