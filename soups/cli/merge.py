@@ -10,10 +10,11 @@ With --method a method does what its paper says, and every setting of it is an
 option. In a recipe file it does what it does in mergekit.
 
 A MODEL is a file of safetensors, torch, NumPy or GGUF, a folder in the layout
-of Hugging Face, an Orbax checkpoint, or a member of a pool, POOL:NAME;
-MODEL+LORA is one with an adapter of PEFT. As members stand also
-'runs/*/model', POOL for all of its members, 'POOL:a*', and of these what
---where says. OUT becomes a folder in the layout of Hugging Face; with --format
+of Hugging Face, an Orbax checkpoint, a member of a pool, POOL:NAME, or the id
+of a downloaded model of the hub, ORG/NAME; MODEL+LORA is one with an adapter
+of PEFT. As members stand also 'runs/*/model', POOL for all of its members,
+'POOL:a*', and of these what --where says. OUT becomes a folder in the layout
+of Hugging Face, or one file if it ends in .safetensors or .npz; with --format
 orbax a checkpoint, with --format pool a member, POOL:NAME. The headers of all
 files are compared first; --dry-run stops there. OUT appears when it is
 complete, and the same command goes on with a merge that was stopped.
@@ -42,6 +43,7 @@ from soups.names import few
 from soups.progress import is_first
 
 BYTES_PER_SECOND = 1e9  # of reading and writing together, for the estimate of time
+IN_MEMORY = ("orbax", "pool")  # formats that are written when all is merged
 GO_ON = "the same command goes on where it was"
 BEGIN_ANEW = "nothing was written, and the same command begins anew"
 
@@ -79,15 +81,15 @@ def merge(options, settings, run) -> int:
         _tell_ignored(plan, options)
     if options.dry_run:
         return 0
-    begin, run.go_on = time.monotonic(), GO_ON if options.format == "huggingface" else BEGIN_ANEW
+    begin, run.go_on = time.monotonic(), BEGIN_ANEW if options.format in IN_MEMORY else GO_ON
     with advance("merging", plan.read_bytes if options.sharded else plan.write_bytes) as progress:
         if options.sharded:
             merging.merge_sharded(plan, out, progress=progress)
         elif options.format == "huggingface":
             merging.merge_to_folder(plan, out, threads=threads, shard_bytes=shard_bytes, files=files, progress=progress)
         else:
-            sink = merging.merge_to_pool if options.format == "pool" else merging.merge_to_orbax
-            sink(plan, out, threads=threads, progress=progress)
+            sinks = {"file": merging.merge_to_file, "orbax": merging.merge_to_orbax, "pool": merging.merge_to_pool}
+            sinks[options.format](plan, out, threads=threads, progress=progress)
     run.go_on = ""
     say(f"wrote {out} in {time.monotonic() - begin:.1f} s")
     run.made(out)
@@ -95,11 +97,12 @@ def merge(options, settings, run) -> int:
 
 
 def _tell_ignored(plan, options):
-    beside = {"chat_template": plan.job.chat_template, "the tokenizer": plan.tokenizer and plan.tokenizer.files}
+    out, tokenizer = options.out, plan.tokenizer and plan.tokenizer.files
+    beside = {"chat_template": plan.job.chat_template, "the tokenizer": tokenizer}
     if unwritten := [name for name, given in beside.items() if given]:
-        tell(f"--format {options.format} holds tensors alone; not written: {', '.join(unwritten)}")
+        tell(f"{out} holds tensors alone; not written: {', '.join(unwritten)}")
     if options.shard_size:
-        tell(f"--shard-size has no effect with --format {options.format}")
+        tell(f"--shard-size has no effect on {out}, which has no shards")
     if options.sharded and options.threads is not None:
         tell("--threads has no effect with --sharded")
 
@@ -149,7 +152,7 @@ def _needed(plan, options, threads):
 
 
 def _memory(plan, options, threads):
-    return plan.memory(threads, orbax=options.format != "huggingface")
+    return plan.memory(threads, orbax=options.format in IN_MEMORY)
 
 
 def describe(plan, out, needed: str) -> None:

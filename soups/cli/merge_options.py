@@ -157,9 +157,9 @@ def arguments_of(only: str) -> dict[str, list]:
             ("--plugin", _PLUGIN),
         ],
         "what is written": [
-            ("place", path | {"nargs": "?", "metavar": "OUT", "help": "a new folder"}),
+            ("place", path | {"nargs": "?", "metavar": "OUT", "help": "a new folder, or FILE.safetensors or FILE.npz"}),
             ("--out", path | {"metavar": "OUT", "help": "the same, or POOL:NAME"}),
-            ("--format", {"choices": FORMATS, "default": FORMATS[0], "help": "of OUT (default: %(default)s)"}),
+            ("--format", {"choices": FORMATS, "help": "of OUT (default: huggingface, or one file if OUT ends so)"}),
             ("--dtype", {"help": "of OUT, and of the arithmetic where it is wider than float32"}),
             ("--out-dtype", {"metavar": "DTYPE", "help": "of OUT alone"}),
             ("--tokenizer-source", {"metavar": "WHICH", "help": "the vocabulary of OUT: base, union, or a model"}),
@@ -206,6 +206,10 @@ def _check(options):
         raise ValueError("give a recipe file, or --method with --members and --out (see --help)")
     if not options.out or (options.method and not options.members):
         raise ValueError("say what is merged and where to: RECIPE OUT, or --method, --members and --out")
+    if options.format is None:
+        from soups.merging.places import FILES
+
+        options.format = "file" if options.out.endswith(FILES) else "huggingface"
     if options.sharded and options.format != "orbax":
         raise ValueError("--sharded writes an Orbax checkpoint: add --format orbax")
     if options.sharded and options.memory:

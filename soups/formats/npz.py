@@ -1,19 +1,24 @@
-"""Read the headers of NumPy's .npz files: plain members are mapped, compressed ones unpacked when they are read."""
+"""Read NumPy's .npz files, of which plain members are mapped and compressed ones unpacked when read, and write them."""
 
 import math
 import os
 import pathlib
 import re
 import zipfile
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 
+from soups.files import cannot_write, sync_folder, unfinished
 from soups.formats.archive import data_offset, read_entries, unpack
 from soups.formats.tensors import CheckpointError, Header, Leaf, UnsafeCheckpointError, checked_nbytes, map_file, short
+from soups.names import bounded, shown
 
 MAX_HEADER = 10_000  # bytes, as NumPy has it
 PREFIX = 12  # bytes at most before the header
+LONGEST = 65_000  # bytes of a name, of which a zip archive holds a few more
+_NUMBER = re.compile("[|<>=]?([?]|b1|[iu][1248]|f[248]|c8|c16|V2)")
 _ENTRY = r"(?:'(descr)' : ('[^']{0,20}')|'(fortran_order)' : (True|False)|'(shape)' : (\([0-9L, ]*\)))(?: ,)? "
 
 
@@ -98,9 +103,53 @@ def _described(header, where):
     return number(kind, where), shape, found["fortran_order"] == "True"
 
 
+def check_npz(dtypes: Mapping[str, np.dtype]) -> None:
+    """Raise a ValueError that lists the names and dtypes that an .npz file cannot hold, if some are such."""
+    lines = [f"  {shown(name)}: {problem}" for name, dtype in dtypes.items() if (problem := _unwritable(name, dtype))]
+    if lines:
+        raise ValueError(f"tensors that an .npz file cannot hold:\n{bounded(lines)}")
+
+
+def write_npz(path: str | os.PathLike, leaves: Mapping[str, np.ndarray]) -> pathlib.Path:
+    """Write arrays by name as `numpy.savez` does, under another name, see the file to the disk, and rename it.
+
+    bfloat16 is two raw bytes, as big_vision has it. The bytes are the same whenever the arrays are.
+
+    Raises:
+        ValueError: as `check_npz`.
+        OSError: the disk is full or cannot be written to; the file is named.
+    """
+    check_npz({name: leaf.dtype for name, leaf in leaves.items()})
+    path = pathlib.Path(path)
+    fresh = unfinished(path)
+    try:
+        with open(fresh, "xb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, leaf in leaves.items():
+                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
+                        raw = leaf.view("V2") if leaf.dtype == ml_dtypes.bfloat16 else leaf
+                        np.lib.format.write_array(entry, raw, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        fresh.unlink(missing_ok=True)
+    return path
+
+
+def _unwritable(name, dtype):
+    if not name.isprintable() or len(name.encode()) > LONGEST:
+        return f"a name there is printable, and of at most {LONGEST:,} bytes"
+    known = dtype == ml_dtypes.bfloat16 or (dtype.kind != "V" and _NUMBER.fullmatch(dtype.str))
+    return "" if known else f"dtype {dtype}"
+
+
 def number(kind: str, where: str) -> np.dtype:
     """Return the dtype of plain numbers that NumPy writes as `kind`, such as "<f4"."""
-    if not re.fullmatch(r"[|<>=]?([?]|b1|[iu][1248]|f[248]|c8|c16|V2)", kind):
+    if not _NUMBER.fullmatch(kind):
         raise CheckpointError(f"{where} has a dtype that cannot be read, {short(kind)}; save it as plain numbers")
     return np.dtype(kind)
 

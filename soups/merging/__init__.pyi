@@ -12,12 +12,13 @@ from soups.merging.planning import Plan as Plan
 from soups.merging.planning import plan as plan
 from soups.merging.recipe_file import parse_recipe as parse_recipe
 from soups.merging.recipe_file import read_recipe as read_recipe
+from soups.merging.record import plan_again as plan_again
+from soups.merging.record import read_record as read_record
 from soups.merging.run import THREADS as THREADS
+from soups.merging.run import merge_to_file as merge_to_file
 from soups.merging.run import merge_to_folder as merge_to_folder
 from soups.merging.run import merge_to_orbax as merge_to_orbax
 from soups.merging.run import merge_to_pool as merge_to_pool
-from soups.merging.run import plan_again as plan_again
-from soups.merging.run import read_record as read_record
 from soups.merging.run import verify_output as verify_output
 from soups.merging.sharded import leaf_sharding as leaf_sharding
 from soups.merging.sharded import merge_sharded as merge_sharded

@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from soups import tree
 from soups.files import local_path, locked
 from soups.formats.folder import SUFFIXES
+from soups.formats.npz import check_npz
 from soups.formats.orbax_steps import TREE_METADATA
 from soups.formats.tensors import nested, separator
 from soups.lazy import jax, orbax
 from soups.merging.lora import CONFIG
 from soups.merging.planning import Plan
+from soups.merging.record import is_record, record_beside
 from soups.merging.sources import in_pool, split_pool
 from soups.names import bounded, shown
 
+FILES = (".safetensors", ".npz")  # the ends of names of outputs that are one file
 _DEPTH = 64  # of nested dicts
 _LONGEST = 255  # bytes of a folder's name
 
@@ -26,19 +29,22 @@ _LONGEST = 255  # bytes of a folder's name
 def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -> pathlib.Path:
     """Return the path that a merge is written to; of POOL:NAME the pool's.
 
-    `kind`: "huggingface", "orbax" or "pool".
+    `kind`: "huggingface", "file", "orbax" or "pool".
 
     Raises:
-        FileExistsError: something is there.
-        ValueError: a URL, no path, or a folder called as a file of weights; a place inside one of the inputs or a pool;
-            POOL:NAME of another kind than "pool", no POOL:NAME, or a pool with such a member, or with members of other
-            names, shapes or dtypes; names of tensors that have no place in nested dicts.
+        FileExistsError: something is there, or of a file where its record is written.
+        ValueError: a URL, no path, a folder called as a file of weights, a file not called as one that is written, or
+            tensors that an .npz cannot hold; a place inside one of the inputs or a pool; POOL:NAME of another kind than
+            "pool", no POOL:NAME, or a pool with such a member, or with members of other names, shapes or dtypes; names
+            of tensors that have no place in nested dicts.
         NotADirectoryError, PermissionError: it cannot be made there.
     """
     path = local_path(split_member(out)[0] if kind == "pool" else out)
     if kind != "pool" and in_pool(out):
         raise ValueError(f"{out} would be a folder beside the pool: --format pool writes a member")
-    if kind != "huggingface":
+    if kind == "file":
+        _check_file(plan, path)
+    elif kind != "huggingface":
         orbax.check_path(local_path(out))
         check_names(plan, escaped=kind == "pool")
     if kind == "pool":
@@ -46,7 +52,8 @@ def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -
     elif os.path.lexists(path):
         raise FileExistsError(f"{out} exists: a merge is written to a new place")
     elif path.suffix in SUFFIXES and kind == "huggingface":
-        raise ValueError(f"{out} would be a folder: a merge writes folders, such as {path.stem}")
+        files = f", and files that end in {' or '.join(FILES)}"
+        raise ValueError(f"{out} would be a folder: a merge writes folders, such as {path.stem}{files}")
     real = pathlib.Path(os.path.realpath(path))
     for model, checkpoint in plan.checkpoints.items():
         if any(pathlib.Path(os.path.realpath(folder)) in (real, *real.parents) for folder in _folders(checkpoint)):
@@ -137,6 +144,15 @@ def check_names(plan: Plan, *, escaped: bool = False) -> None:
             )
     if lines:
         raise ValueError(f"these tensors have no place of their own in nested dicts:\n{bounded(lines)}")
+
+
+def _check_file(plan, path):
+    if path.suffix not in FILES:
+        raise ValueError(f"{path} is not the name of a file that a merge writes: they end in {' or '.join(FILES)}")
+    if path.suffix == ".npz":
+        check_npz({output.name: output.dtype for output in plan.outputs})
+    if os.path.lexists(note := record_beside(path)) and not is_record(note):
+        raise FileExistsError(f"{note} exists, where the record of {path.name} is written: choose another name")
 
 
 def _folders(checkpoint):

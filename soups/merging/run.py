@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,26 +13,23 @@ import numpy as np
 import xxhash
 
 from soups import engine, tree
-from soups.files import cannot_write, local_path, replace_file
-from soups.formats import Checkpoint, Writer
+from soups.files import cannot_write, replace_file, sync_folder
+from soups.formats import Checkpoint, Writer, open_checkpoint
+from soups.formats.folder import SINGLE
+from soups.formats.npz import write_npz
 from soups.formats.tensors import nested
-from soups.formats.text import read_json
 from soups.formats.weights import ALL
 from soups.lazy import orbax
 from soups.merging import bands
-from soups.merging.lora import absolute_reference
 from soups.merging.places import check_place, held_place, split_member, sweep_unfinished, unfinished
 from soups.merging.planning import Output, Plan
-from soups.merging.planning import plan as make_plan
-from soups.merging.recipe_file import parse_recipe
+from soups.merging.record import FORMAT, RECORD, Digests, read_record, record, record_beside
 from soups.merging.sources import open_model, split_pool
 from soups.workers import NUMBER, as_done, in_threads
 
-FORMAT = "soups.merge/1"
 THREADS = NUMBER  #: how many tensors are worked on at a time by default
 Progress = Callable[[int], None]
-_RECORD, _PLAN, _DIGESTS = "merge.json", "plan.json", "digests.json"
-Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in
+_PLAN, _DIGESTS = "plan.json", "digests.json"
 
 
 def merge_to_folder(
@@ -73,6 +71,36 @@ def merge_to_folder(
     return place
 
 
+def merge_to_file(
+    plan: Plan,
+    out,
+    *,
+    threads: int = THREADS,
+    chosen: Mapping[str, Any] | None = None,
+    progress: Progress = lambda bytes_written: None,
+) -> pathlib.Path:
+    """Merge into one file, .safetensors or .npz as its name ends, and return its path; it is there whole or not at all.
+
+    The record lies beside it, in OUT.merge.json. It is written as a folder first, so that a merge that was killed goes
+    on; an .npz takes twice its size on the disk meanwhile. An .npz has no place for tied tensors: they are there once.
+
+    Raises:
+        FileExistsError, BlockingIOError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
+    """
+    with held_place(plan, out, "file") as place:
+        folder = _write_folder(plan, place, threads, sys.maxsize, {}, chosen, progress)
+        single = folder / SINGLE[0]
+        if place.suffix == ".npz":
+            merged = open_checkpoint(single)
+            leaves = {output.name: merged.read(output.name) for output in plan.outputs}
+            single = write_npz(folder / "model.npz", leaves)
+        os.replace(folder / RECORD, record_beside(place))
+        os.rename(single, place)
+        sync_folder(place.parent)
+        shutil.rmtree(folder)
+    return place
+
+
 def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress):
     """Return the unfinished folder of an output, with all that belongs into it."""
     folder, digests = _unfinished(out, plan, shard_bytes)
@@ -102,7 +130,7 @@ def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress):
         writer.finish()
         for name, content in files.items():
             replace_file(folder / name, content)
-        replace_file(folder / _RECORD, json.dumps(record(plan, digests, chosen), indent=1) + "\n")
+        replace_file(folder / RECORD, json.dumps(record(plan, digests, chosen), indent=1) + "\n")
         writer.forget()  # last: until here a killed merge goes on with what is finished
     for helper in (_DIGESTS, _PLAN):
         (folder / helper).unlink(missing_ok=True)
@@ -149,7 +177,7 @@ def begin_orbax(out: pathlib.Path, nbytes: int) -> pathlib.Path:
 
 def finish_orbax(out: pathlib.Path, made: dict) -> None:
     """Add the record to a saved checkpoint and let it appear."""
-    replace_file(unfinished(out) / _RECORD, json.dumps(made, indent=1) + "\n")
+    replace_file(unfinished(out) / RECORD, json.dumps(made, indent=1) + "\n")
     os.rename(unfinished(out), out)
 
 
@@ -201,8 +229,8 @@ def verify_output(
 ) -> list[str]:
     """Merge again and list what in an output is not what its recipe and its inputs give, bit for bit.
 
-    `out`: a folder, an Orbax checkpoint, or POOL:NAME. Inputs that are not those of its record, by their digests, are
-    named too. What was merged on devices may differ where a compiler rounds otherwise than NumPy.
+    `out`: a folder, a file, an Orbax checkpoint, or POOL:NAME. Inputs that are not those of its record, by their
+    digests, are named too. What was merged on devices may differ where a compiler rounds otherwise than NumPy.
 
     Raises:
         FileNotFoundError: there is no record, as `read_record`.
@@ -233,46 +261,6 @@ def verify_output(
     now = record(plan, digests)["inputs"]
     changed = [model for model in now if stored.get(model, {}).get("digest") != now[model]["digest"]]
     return sorted(different) + [f"{model} is not the model that was merged: its tensors changed" for model in changed]
-
-
-def read_record(out) -> dict:
-    """Return the record of a merge: of a folder or an Orbax checkpoint, or of a member POOL:NAME.
-
-    Raises:
-        FileNotFoundError: this program did not write it.
-        ValueError: a URL; a record that is damaged.
-    """
-    if (note := local_path(out) / _RECORD).is_file():
-        return _checked_record(read_json(note), note)
-    from soups.pool import Pool
-
-    pool, name = split_pool(out)
-    members = Pool(pool) if pool else {}
-    if name in members and "merge" in members.record(name)["metadata"]:
-        return members.record(name)["metadata"]["merge"]
-    raise FileNotFoundError(f"{out} has no record of a merge: no merge.json, nor is it a member POOL:NAME with one")
-
-
-def plan_again(found: dict) -> Plan:
-    """Plan the merge of a record once more, from whatever directory.
-
-    Raises:
-        ValueError, FileNotFoundError, CheckpointError: as `parse_recipe` and `plan`.
-    """
-    located = {model: entry["path"] for model, entry in found["inputs"].items()}
-    return make_plan(parse_recipe(found["recipe"], seed=found["seed"]), open_model, located)
-
-
-def _checked_record(found, where):
-    inputs = found.get("inputs")
-    whole = found.get("format") == FORMAT and isinstance(found.get("recipe"), str) and type(found.get("seed")) is int
-    if not whole or not isinstance(inputs, dict) or not all(_is_input(entry) for entry in inputs.values()):
-        raise ValueError(f"{where} is no record of a merge of this format, {FORMAT!r}, or it is damaged")
-    return found
-
-
-def _is_input(entry):
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("path", "digest"))
 
 
 def _leaf(plan, output, digests):
@@ -312,26 +300,6 @@ def _reader(plan, output):
     return lambda band: [plan.checkpoints[model].read(tensor, (band, ...)) for model, tensor in output.sources]
 
 
-def record(plan: Plan, digests: Digests, chosen: Mapping[str, Any] | None = None) -> dict:
-    """Return what is needed to make the same merge again: recipe, versions, and a digest of each input's tensors.
-
-    `chosen`: how the recipe was chosen, which the record then says too.
-    """
-    import soups
-
-    job = plan.job
-    inputs = {model: {"path": absolute_reference(model), **_summary(digests, model)} for model in plan.checkpoints}
-    return {
-        "format": FORMAT,
-        "method": job.method,
-        "vocabulary": job.vocabulary,
-        "seed": job.seed,
-        "recipe": job.text,
-        "inputs": inputs,
-        "versions": {"soups": soups.__version__, "numpy": np.__version__},
-    } | ({"chosen": dict(chosen)} if chosen else {})
-
-
 def _measure_model(plan):
     """Measure what a method of scope "model" needs, over all tensors."""
     outputs = [output for output in plan.outputs if output.recipe]
@@ -342,14 +310,6 @@ def _measure_model(plan):
         cut = bands.cut(plan.checkpoints, output)
         leaves += bands.banded(_leaf(plan, output, {}), cut, _reader(plan, output))
     return engine.measure_model(leaves, plan.job.dtype or np.float32)
-
-
-def _summary(digests, model):
-    """Return how many tensors of a model went in, and one digest of them all."""
-    tensors = sorted(
-        {(tensor, digest) for found in digests.values() for name, tensor, digest in found if name == model}
-    )
-    return {"tensors": len(tensors), "digest": xxhash.xxh3_128_hexdigest(json.dumps(tensors).encode())}
 
 
 def _stored(there, name, output):

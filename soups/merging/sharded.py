@@ -17,7 +17,8 @@ from soups.lazy import jax, jnp, orbax
 from soups.merging.bands import digest_of
 from soups.merging.places import held_place
 from soups.merging.planning import Plan
-from soups.merging.run import Digests, Progress, begin_orbax, finish_orbax, merged_blocks, record
+from soups.merging.record import Digests, record
+from soups.merging.run import Progress, begin_orbax, finish_orbax, merged_blocks
 from soups.processes import on_all_processes, on_first_process
 from soups.workers import in_threads
 

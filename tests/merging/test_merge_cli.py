@@ -202,8 +202,8 @@ def test_what_bare_files_or_a_format_have_no_place_for_is_said(cli, recipe, smal
         sharded = ["--sharded", "--threads", 1] if kind == "orbax" else []
         words = ["--dry-run", "--format", kind, "--shard-size", "1GB", *sharded]
         printed = cli(recipe, tmp_path / out, *words)[1]
-        assert f"--format {kind} holds tensors alone; not written: chat_template" in printed
-        assert f"--shard-size has no effect with --format {kind}" in printed
+        assert "holds tensors alone; not written: chat_template" in printed
+        assert "--shard-size has no effect on " in printed
         assert ("--threads has no effect with --sharded" in printed) == bool(sharded)
 
 
@@ -383,7 +383,9 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     refused(recipe, out, "--memory", "lots", message="'lots' is not a size; 2GB is one, with B, kB, MB, GB, TB")
     refused(recipe, out, "--shard-size", "5GiB", message="'5GiB' is not a size")
     refused(recipe, out, "--shard-size", "0.1B", message="--shard-size must be at least one byte, not 0.1B")
-    refused(recipe, f"{out}.safetensors", message="out.safetensors would be a folder: a merge writes folders")
+    refused(recipe, f"{out}.pth", message="out.pth would be a folder: a merge writes folders, such as out, and files")
+    named = [f"{out}.npz", "--format", "huggingface"]
+    refused(recipe, *named, message="out.npz would be a folder: a merge writes folders")
     recipe.write_text("merge_method: dare-ties")
     refused(recipe, out, message="unknown merge_method 'dare-ties' (did you mean 'dare_ties'?)")
 

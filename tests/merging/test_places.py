@@ -19,6 +19,7 @@ from soups.merging.places import check_names, split_member
 
 SINKS = {
     "folder": merging.merge_to_folder,
+    "file": lambda plan, out, **options: merging.merge_to_file(plan, out and f"{out}.npz", **options),
     "orbax": merging.merge_to_orbax,
     "sharded": merging.merge_sharded,
     "pool": lambda plan, out, **options: merging.merge_to_pool(plan, f"{out}:soup", **options),
@@ -79,7 +80,7 @@ def test_a_place_inside_a_pool_would_be_swept(linear_of, small, tmp_path, sink, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("sink", [sink for sink in SINKS if sink != "pool"])
+@pytest.mark.parametrize("sink", [sink for sink in SINKS if sink not in ("pool", "file")])
 @pytest.mark.parametrize("there", ["file", "model", "link", "dangling"])
 def test_what_is_there_stays(recipe, linear_of, small, tmp_path, sink, there):
     plan = small.plan(linear_of({"w": weights(1)}))

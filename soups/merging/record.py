@@ -1,0 +1,105 @@
+"""Say what a merge was made from, so that it can be made again, and read that back."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from soups.files import local_path
+from soups.formats.text import read_json
+from soups.merging.lora import absolute_reference
+from soups.merging.planning import Plan
+from soups.merging.planning import plan as make_plan
+from soups.merging.recipe_file import parse_recipe
+from soups.merging.sources import open_model, split_pool
+
+FORMAT = "soups.merge/1"
+RECORD = "merge.json"  # in an output's folder; beside an output that is one file, FILE.merge.json
+Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in
+
+
+def record(plan: Plan, digests: Digests, chosen: Mapping[str, Any] | None = None) -> dict:
+    """Return what is needed to make the same merge again: recipe, versions, and a digest of each input's tensors.
+
+    `chosen`: how the recipe was chosen, which the record then says too.
+    """
+    import soups
+
+    job = plan.job
+    inputs = {model: {"path": absolute_reference(model), **_summary(digests, model)} for model in plan.checkpoints}
+    return {
+        "format": FORMAT,
+        "method": job.method,
+        "vocabulary": job.vocabulary,
+        "seed": job.seed,
+        "recipe": job.text,
+        "inputs": inputs,
+        "versions": {"soups": soups.__version__, "numpy": np.__version__},
+    } | ({"chosen": dict(chosen)} if chosen else {})
+
+
+def record_beside(out: pathlib.Path) -> pathlib.Path:
+    """Return where the record of an output that is one file lies."""
+    return out.with_name(f"{out.name}.{RECORD}")
+
+
+def is_record(path: pathlib.Path) -> bool:
+    """Say whether a file is the record of a merge."""
+    try:
+        return bool(_checked_record(read_json(path), path))
+    except (OSError, ValueError):
+        return False
+
+
+def read_record(out: str | os.PathLike) -> dict:
+    """Return the record of a merge: of a folder, a file or an Orbax checkpoint, or of a member POOL:NAME.
+
+    Raises:
+        FileNotFoundError: this program did not write it.
+        ValueError: a URL; a record that is damaged.
+    """
+    path = local_path(out)
+    note = record_beside(path) if path.is_file() else path / RECORD
+    if note.is_file():
+        return _checked_record(read_json(note), note)
+    from soups.pool import Pool
+
+    pool, name = split_pool(out)
+    members = Pool(pool) if pool else {}
+    if name in members and "merge" in members.record(name)["metadata"]:
+        return members.record(name)["metadata"]["merge"]
+    raise FileNotFoundError(f"{out} has no record of a merge: no {note.name}, nor is it a member POOL:NAME with one")
+
+
+def plan_again(found: dict) -> Plan:
+    """Plan the merge of a record once more, from whatever directory.
+
+    Raises:
+        ValueError, FileNotFoundError, CheckpointError: as `parse_recipe` and `plan`.
+    """
+    located = {model: entry["path"] for model, entry in found["inputs"].items()}
+    return make_plan(parse_recipe(found["recipe"], seed=found["seed"]), open_model, located)
+
+
+def _checked_record(found, where):
+    inputs = found.get("inputs")
+    whole = found.get("format") == FORMAT and isinstance(found.get("recipe"), str) and type(found.get("seed")) is int
+    if not whole or not isinstance(inputs, dict) or not all(_is_input(entry) for entry in inputs.values()):
+        raise ValueError(f"{where} is no record of a merge of this format, {FORMAT!r}, or it is damaged")
+    return found
+
+
+def _is_input(entry):
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("path", "digest"))
+
+
+def _summary(digests, model):
+    """Return how many tensors of a model went in, and one digest of them all."""
+    tensors = sorted(
+        {(tensor, digest) for found in digests.values() for name, tensor, digest in found if name == model}
+    )
+    return {"tensors": len(tensors), "digest": xxhash.xxh3_128_hexdigest(json.dumps(tensors).encode())}
