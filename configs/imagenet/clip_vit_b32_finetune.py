@@ -4,7 +4,7 @@
         --config.start=CLIP.pt
 
 CLIP.pt is OpenAI's ViT-B/32 (or a safetensors file of it). It ends with the command that cooks from the pool. To start
-from a zero-shot head instead of a probe: --config.start=OUT of scripts/zero_shot.py and --config.probe.strengths="()".
+from a zero-shot head instead of a probe: --config.start=OUT of soups zero-shot and --config.probe.strengths="()".
 
 The ranges are those that the released hyper-parameters of the 71 fine-tunings lie in; the paper's appendix J.2.1 was
 not at hand, so whether they were drawn so is not certain. "rand-m12-n1" is timm's policy, which takes magnitudes above
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.data_dir = placeholder(str)  # holds imagenet/
     config.cache_dir = placeholder(str)  # of the decoded held-out images, 3.9 GB; default: decoded/ beside the workdir
     config.arch = "clip-vit-b32"
-    config.start = placeholder(str)  # a published checkpoint, or one of scripts/zero_shot.py
+    config.start = placeholder(str)  # a published checkpoint, or one of soups zero-shot
 
     # logistic regression for each C, the best on held-out data is the head; none: the head of the start weights
     config.probe = ConfigDict(dict(strengths=(1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), max_iterations=200))

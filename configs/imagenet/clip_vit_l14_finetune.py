@@ -3,7 +3,7 @@
     python scripts/run.py --config configs/imagenet/clip_vit_l14_finetune.py --config.data_dir=DATA \\
         --config.start=ZERO_SHOT
 
-ZERO_SHOT is what scripts/zero_shot.py made of OpenAI's ViT-L/14: there is no linear probe. Learning rate 3e-5, decay
+ZERO_SHOT is what soups zero-shot made of OpenAI's ViT-L/14: there is no linear probe. Learning rate 3e-5, decay
 0.1, 10 epochs, batch 512, crops of 90 to 100 %: Wortsman et al., "Robust fine-tuning of zero-shot models", 2021,
 arXiv 2109.01903, appendix D.2. Two members that differ in their seeds.
 """

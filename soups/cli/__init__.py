@@ -14,6 +14,9 @@ COMMANDS = {
     "merge": "merge checkpoints into one, in the memory of a few blocks",
     "pool": "list, show, verify, add, import and remove the members of a pool",
     "run": "run a study: train its members, cook soups of them, and report",
+    "report": "make the report of a run again, from its results alone",
+    "predict": "write the logits of a network for all images of a folder",
+    "zero-shot": "make an image classifier from a CLIP and the names of classes",
 }
 _LIGHT = ("merge", "pool")  # which work on files, tensor by tensor
 _HELP = """
@@ -34,8 +37,8 @@ def main(arguments: list[str] | None = None, *, prog: str | None = None) -> int:
         words, volume = split_volume(sys.argv[1:] if arguments is None else arguments)
         if words[:1] == ["help"]:
             words = [*words[1:], "--help"]
-        name, words = (words[0], words[1:]) if words else ("", [])
-        if prog is None and name.replace("_", "-") not in COMMANDS:
+        name, words = (words[0].replace("_", "-"), words[1:]) if words else ("", [])
+        if name not in COMMANDS:
             return _without_command(name)
     except ValueError as error:
         complain(prog or "soups", error)

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from soups.files import local_path
@@ -22,6 +23,11 @@ HOSTS = (
 )
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _split_lines(self, text, width):  # names such as clip-vit-b32 stay whole
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """Parse options that are written in full, with "-" or "_" between their words.
 
@@ -32,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *, add_help: bool = True, description: str = "", **settings):
         super().__init__(
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             add_help=False,
             description=re.sub("^soups ", "  soups ", inspect.cleandoc(description), flags=re.MULTILINE),
             **settings,

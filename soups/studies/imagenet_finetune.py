@@ -99,7 +99,7 @@ def _training(config, arch, num_classes) -> Training:
 
 
 def _start(config, arch, num_classes):
-    """Read start weights: a published file, or a checkpoint of scripts/zero_shot.py; a probe replaces their head."""
+    """Read start weights: a published file, or a checkpoint of soups zero-shot; a probe replaces their head."""
     path = pathlib.Path(config["start"]).expanduser()
     is_orbax = (path / "_CHECKPOINT_METADATA").exists()
     params = load_checkpoint(path) if is_orbax else import_weights(path, arch)

@@ -1,5 +1,6 @@
 """Test the command `soups` itself: which command it runs, and its words."""
 
+import importlib
 import pathlib
 import re
 import shlex
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 import soups
-from soups.cli import COMMANDS, main, merge_options, pool, run
+from soups.cli import COMMANDS, main, merge_options
 
 ROOT = pathlib.Path(__file__).parents[2]
 ALL = [[name] for name in COMMANDS]
@@ -109,7 +110,7 @@ def test_names_that_are_not_utf8_are_printed(quick_start, tmp_path):
     assert done.stderr.startswith(b"soups merge: the name caf\\xe9\\x1b[31m is not UTF-8") and done.stderr.isascii()
 
 
-COMMAND_LINE = re.compile(r"^(?:\$ )?soups (merge|pool|run) (.*?)(?:\s+#.*)?$", re.MULTILINE)
+COMMAND_LINE = re.compile(rf"^(?:\$ )?soups ({'|'.join(COMMANDS)}) (.*?)(?:\s+#.*)?$", re.MULTILINE)
 
 
 def test_the_commands_of_the_documentation_are_understood():
@@ -120,7 +121,6 @@ def test_the_commands_of_the_documentation_are_understood():
         words = shlex.split(line)
         if command == "merge":
             merge_options.parse(words, "soups merge", "")
-        elif command == "pool":
-            pool._parser("soups pool").parse(words)
         else:
-            run._parser("soups run").parse([word for word in words if not word.startswith("--config.")])
+            module = importlib.import_module(f"soups.cli.{command.replace('-', '_')}")
+            module._parser(f"soups {command}").parse([word for word in words if not word.startswith("--config.")])

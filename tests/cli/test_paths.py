@@ -36,6 +36,11 @@ LINEAR = ["merge", "--method", "linear", "--members"]
         ["pool", "import", "--arch", "resnet50", "--pool", "URL", "file.pt"],
         ["pool", "import", "--arch", "resnet50", "--pool", "pool", "URL"],
         ["pool", "import", "--arch", "resnet50", "--pool", "pool", "file.pt", "--hparams", "URL"],
+        ["run", "--config", "URL"],
+        ["report", "URL"],
+        ["predict", "--pool", "URL", "--member", "a", "--images", "images", "--out", "out.npz"],
+        ["predict", "--weights", "file.pt", "--arch", "resnet50", "--images", "URL", "--out", "out.npz"],
+        ["zero-shot", "--arch", "clip-vit-b32", "--clip", "file.pt", "--tokenizer", "vocabulary", "--out", "URL"],
     ],
     ids=" ".join,
 )

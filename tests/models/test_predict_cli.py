@@ -1,30 +1,24 @@
 """Test the command line that writes logits for a folder of images."""
 
-import importlib.util
-import pathlib
-
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 from miniature import tensors, torch_zip
 
+from soups.cli import main
 from soups.models.architectures import architecture
 from soups.pool import Pool
 
-ROOT = pathlib.Path(__file__).parents[2]
 ARCH = "clip-vit-mini"
 
 
 @pytest.fixture
 def cli(capsys):
-    """Give a function that runs predict.py and returns (exit code, output, errors)."""
-    spec = importlib.util.spec_from_file_location("predict_command_line", ROOT / "scripts" / "predict.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """Give a function that runs `soups predict` and returns (exit code, output, errors)."""
 
     def run(*arguments):
-        code = module.main(list(map(str, arguments)))
+        code = main(["predict", *map(str, arguments)])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -112,7 +106,7 @@ def test_corrupt_images_are_named_and_left_out(cli, pool, images, tmp_path):
     out = tmp_path / "logits.npz"
     code, _, err = cli("--pool", pool, "--member", "known", "--images", images, "--out", out)
     assert code == 1
-    assert "predict.py: a/z.JPEG is left out: " in err
+    assert "soups predict: a/z.JPEG is left out: " in err
     written = np.load(out)
     assert written["corrupt"].tolist() == ["a/z.JPEG"]
     assert (len(written["files"]), len(written["logits"])) == (4, 4)
@@ -124,6 +118,7 @@ def test_user_errors_are_one_message_and_no_file(cli, pool, images, tmp_path):
     (tmp_path / "broken" / "x.png").write_text("no image")
     known = ("--pool", pool, "--member", "known")
     for arguments, message in [
+        ((*known, "--images", images, "--batch-size", 0), "--batch-size must be at least 1, not 0"),
         ((*known, "--images", tmp_path / "none"), "there is no folder"),
         ((*known, "--images", tmp_path / "empty"), "holds no images"),
         ((*known, "--images", tmp_path / "broken"), "none of its 1 images can be read"),
@@ -137,5 +132,8 @@ def test_user_errors_are_one_message_and_no_file(cli, pool, images, tmp_path):
     ]:
         code, _, err = cli(*arguments, "--out", tmp_path / "out.npz")
         assert code == 2
-        assert err.startswith("predict.py: ") and message in err
+        assert err.startswith("soups predict: ") and message in err
     assert not (tmp_path / "out.npz").exists()
+    for out in (tmp_path, tmp_path / "none" / "out.npz"):
+        code, _, err = cli(*known, "--images", images, "--out", out)
+        assert (code, err) == (2, f"soups predict: --out {out}: a file in a folder that is there is needed\n")

@@ -2,7 +2,6 @@
 
 import functools
 import gzip
-import importlib.util
 import pathlib
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from soups import tree
+from soups.cli import main
 from soups.models.architectures import architecture
 from soups.models.clip_text import import_text_tower, text_features
 from soups.models.clip_tokenizer import clip_tokenizer
@@ -28,9 +28,6 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
     from miniature import tensors, torch_zip
 
-    spec = importlib.util.spec_from_file_location("zero_shot_command", ROOT / "scripts" / "zero_shot.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     network, rng = architecture(ARCH), np.random.default_rng(0)
     text = tensors.text_tensors(VOCABULARY, network.text.width, network.text.depth, network.feature_dim, rng)
     image = tensors.random_weights(network.abstract(None), rng)
@@ -44,7 +41,8 @@ def command(tmp_path, monkeypatch, capsys):
         options = {"arch": ARCH, "clip": "clip.pt", "tokenizer": ".", "out": "out", "batch-size": "4"}
         options |= {"classes": "names.txt", "templates": "templates.txt"} | changes
         paths = {name: str(tmp_path / value) for name, value in options.items() if name not in ("arch", "batch-size")}
-        code = module.main([part for name, value in (options | paths).items() for part in (f"--{name}", value)])
+        given = [part for name, value in (options | paths).items() for part in (f"--{name}", value)]
+        code = main(["zero-shot", *given])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -93,5 +91,5 @@ def test_what_cannot_be_done_is_one_line(command, tmp_path):
     ):
         code, _, err = command(**changes)
         assert code == 2
-        assert err.startswith("zero_shot.py: ") and message in err
+        assert err.startswith("soups zero-shot: ") and message in err
         assert not (tmp_path / "out").exists()

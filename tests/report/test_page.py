@@ -213,11 +213,13 @@ def test_script_makes_the_report_again(results, write_results):
     assert "greedy soup" in done.stdout and "report.html" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [(), ("nowhere",)])
-def test_script_says_what_is_wrong_without_a_traceback(arguments):
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((), "arguments are required: DIR"), (("x",), "no results file at x")]
+)
+def test_script_says_what_is_wrong_in_one_line(arguments, message):
     done = run_script(*arguments)
-    assert done.returncode != 0
-    assert "results.json" in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("report.py: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
 PROBE = """

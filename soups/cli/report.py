@@ -1,0 +1,27 @@
+"""Make the report of a run again, from its results alone.
+
+soups report runs/digits
+
+DIR is the folder of a run, which holds results.json. The table is printed, and
+report.html, table.csv, table.tex and the figures are written beside it.
+"""
+
+from soups.cli.options import Parser, path_argument
+from soups.cli.show import say
+from soups.lazy import report
+
+
+def main(arguments: list[str], run) -> int:
+    """Print the table, write the report, and return the exit code."""
+    directory = _parser(run.prog).parse(arguments).directory
+    report.print_table(report.load_results(directory))
+    paths = report.write_report(directory)
+    say("\n".join(map(str, paths)))
+    run.made(*paths)
+    return 0
+
+
+def _parser(prog):
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument("directory", metavar="DIR", type=path_argument, help="the folder that holds results.json")
+    return parser

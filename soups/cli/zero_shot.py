@@ -1,0 +1,86 @@
+"""Make an image classifier from a CLIP and the names of classes.
+
+soups zero-shot --arch clip-vit-b32 --clip CLIP.pt --tokenizer DIR --out OUT
+
+OUT becomes an Orbax checkpoint: the image tower of CLIP.pt under a head from
+the names of ImageNet's 1000 classes in OpenAI's 80 templates, or from files
+with one name, or one template with "{}", in a line. It is a member of a pool
+after `soups pool add POOL zero_shot OUT`, and start weights of a fine-tune.
+DIR has CLIP's vocabulary: vocab.json and merges.txt, tokenizer.json, or
+bpe_simple_vocab_16e6.txt.gz.
+"""
+
+import functools
+import pathlib
+
+import jax
+
+from soups.cli.options import Parser, path_argument
+from soups.cli.show import say
+from soups.formats.text import read_text
+from soups.lazy import extra
+from soups.pool import save_checkpoint
+from soups.progress import progress
+
+with extra("data", "text", "train"):
+    from soups.data.imagenet import protocol
+    from soups.models.clip_text import import_text_tower, text_features
+    from soups.models.clip_tokenizer import clip_tokenizer
+    from soups.models.import_weights import import_weights
+    from soups.models.zero_shot import zero_shot_head
+
+
+def main(arguments: list[str], run) -> int:
+    """Read the towers, encode all prompts, write the checkpoint, and return the exit code."""
+    run.less_memory = "a smaller --batch-size needs less"
+    options = _parser(run.prog).parse(arguments)
+    out = pathlib.Path(options.out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists: a checkpoint is written to a new place")
+    names = _lines(options.classes) if options.classes else protocol.class_names()
+    templates = _lines(options.templates) if options.templates else protocol.templates()
+    tokenizer = clip_tokenizer(options.tokenizer)
+    classifier = import_weights(options.clip, options.arch)
+    text = jax.device_put(import_text_tower(options.clip, options.arch))
+    _check_vocabulary(tokenizer, text, options)
+    encode = jax.jit(functools.partial(text_features, arch=options.arch))
+    with progress("zero-shot head", len(names), "classes") as advance:
+        head = zero_shot_head(
+            functools.partial(encode, text),
+            tokenizer,
+            names,
+            templates,
+            options.scale,
+            batch_size=options.batch_size,
+            progress=advance,
+        )
+    save_checkpoint(out, {**classifier, "head": head})
+    say(f"wrote {out}: {options.arch}, {len(names)} classes from {len(templates)} templates")
+    run.made(out)
+    return 0
+
+
+def _check_vocabulary(tokenizer, text, options):
+    # the end token has the last number; a row that is not there would be read as the last one without a word
+    tokens, rows = int(tokenizer([""]).max()) + 1, text["token_embedding"]["embedding"].shape[0]
+    if tokens != rows:
+        raise ValueError(f"the vocabulary in {options.tokenizer} has {tokens} tokens, but {options.clip} has {rows}")
+
+
+def _lines(path):
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def _parser(prog):
+    parser, path = Parser(prog=prog, description=__doc__), {"type": path_argument}
+    parser.add_argument("--arch", required=True, metavar="ARCHITECTURE", help="a CLIP, such as clip-vit-b32")
+    parser.add_argument("--clip", required=True, metavar="FILE", **path, help="weights with both towers")
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", **path, help="with CLIP's vocabulary")
+    parser.add_argument("--out", required=True, metavar="OUT", **path, help="the new checkpoint")
+    parser.add_argument("--classes", metavar="FILE", **path, help="names, in the order of the labels")
+    parser.add_argument("--templates", metavar="FILE", **path, help='prompts with "{}" for the name')
+    parser.add_argument(
+        "--scale", type=float, default=100.0, metavar="X", help="of the head; default: 100, as is usual"
+    )
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="prompts at once; default: 256")
+    return parser
