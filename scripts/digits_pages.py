@@ -244,9 +244,9 @@ def seed_tables(runs: Runs) -> list[str]:
 
 
 def _versions(results):
-    return ", ".join(
-        f"{name} {results['versions'][name]}" for name in ("python", "jax", "flax") if name in results["versions"]
-    )
+    shown = {"Python": "python", "jax": "jax", "flax": "flax"}
+    found = {title: results["versions"].get(name) for title, name in shown.items()}
+    return ", ".join(f"{title} {version}" for title, version in found.items() if version)
 
 
 def interpreter(results: Results) -> str:

@@ -244,7 +244,7 @@ def test_a_repetition_on_the_other_interpreter_stands_beside_the_first(runs, kee
     keep(again, repeat=True)
     assert (tmp_path / "py313_seeds0-9.json").exists() and page.load(tmp_path) == found
     kept = page.load_repeat(found, tmp_path)
-    said = "Seeds 0–9 again on python 3.13.1, jax 0.10.2: the mean gains of these rows move by at most 0.05 points in "
+    said = "Seeds 0–9 again on Python 3.13.1, jax 0.10.2: the mean gains of these rows move by at most 0.05 points in "
     assert f"* {said}distribution and 0.30 on the shifts." in pages.readme_block(found, kept)
     text = pages.results_page(found, kept).partition("## The same seeds on the other interpreter")[2]
     assert "|  | test, Python 3.11 | test, Python 3.13 | shift mean, Python 3.11 | shift mean, Python 3.13 |" in text
