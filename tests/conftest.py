@@ -13,6 +13,11 @@ import jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+if not hasattr(jax, "enable_x64"):  # the oldest versions that we run on have it elsewhere
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
+
 # Most of the time goes into compiling programs that run once; flags that are set are kept.
 _QUICK = "--xla_backend_optimization_level=0"
 if jax.__version_info__ < (0, 12):  # which does not know it any more

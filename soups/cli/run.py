@@ -1,10 +1,11 @@
 """Run a study: train its members, cook soups of them, write results and a report.
 
-soups run --config configs/digits.py --config.sweep.members=8
+soups run --config digits --config.sweep.members=8
 
-CONFIG.py has a function get_config(), which returns nested fields. What its
+CONFIG is the name of a config of this package, such as digits, or a file of
+yours with a function get_config(), which returns nested fields. What its
 fields `study`, `task` and `model` name is the library's, or a function of yours
-as "module:function"; modules beside CONFIG.py are found first.
+as "module:function"; modules beside that file are found first.
 --config.FIELD=VALUE changes a field. The same command goes on with a run that
 was stopped.
 
@@ -28,6 +29,7 @@ from soups.lazy import extra
 from soups.names import did_you_mean, few
 from soups.plugins import blamed, importable, load_plugin, named
 from soups.progress import say
+from soups.shipped import config_file
 
 with extra("data", "report", "train"):
     from ml_collections import ConfigDict
@@ -48,9 +50,12 @@ def main(arguments: list[str], run) -> int:
     for name, value in preferred(os.environ).items():
         jax.config.update(name, value)
     connect(options)  # nothing may be computed before
-    with importable(pathlib.Path(options.config).parent):
-        config = read_config(options.config, changes)
+    file = config_file(options.config)
+    with importable(pathlib.Path(file).parent):
+        config = read_config(file, changes)
         about.check(config)
+        if file != options.config and "about" in config:
+            config["about"]["command"] = f"{run.prog} --config {options.config}"
         workdir = options.workdir or os.path.join("runs", config["name"])
         run.go_on = f"the same command goes on with {workdir}"
         for line in about.opening(config):
@@ -103,13 +108,13 @@ def read_config(path: str, changes: Sequence[str] = ()) -> dict[str, Any]:
     return config
 
 
-_USAGE = "%(prog)s --config CONFIG.py [--workdir DIR] [--config.FIELD=VALUE ...]"
+_USAGE = "%(prog)s --config CONFIG [--workdir DIR] [--config.FIELD=VALUE ...]"
 
 
 def _parser(prog):
     parser = Parser(prog=prog, usage=_USAGE, description=__doc__)
     paths = {"type": path_argument}
-    parser.add_argument("--config", required=True, metavar="CONFIG.py", **paths, help="the file that describes the run")
+    parser.add_argument("--config", required=True, metavar="CONFIG", **paths, help="what describes the run")
     parser.add_argument("--workdir", metavar="DIR", **paths, help="the folder of the run; default: runs/NAME")
     for name, settings in HOSTS:
         parser.add_argument(name, **settings)
