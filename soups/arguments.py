@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from soups.lazy import is_jax, jax, jnp
 from soups.names import bounded, check_name, differences
 
 Members = Iterable[tree.Tree] | Mapping[str, tree.Tree]
+Trees = Sequence[tree.Tree] | Mapping[str, tree.Tree]  # one beside each member
+T = TypeVar("T")
+PerMember: TypeAlias = T | Sequence[T] | Mapping[str, T]  # one value, one for each member, or by their names
 
 logger = logging.getLogger("soups")
 _KINDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import xxhash
 from ml_dtypes import bfloat16
+from numpy.typing import DTypeLike
 
 from soups import arguments, tree
 from soups.arrays import as_bytes, doubled, total
@@ -41,7 +42,7 @@ class Part:
     base: Any = None
     start: int = 0
 
-    def vector(self, index: int):
+    def vector(self, index: int) -> Any:
         """Return a task vector, member − base."""
         return self.leaves[index] - self.base
 
@@ -56,7 +57,7 @@ class Part:
         return dataclasses.replace(self, leaves=list(map(doubled, self.leaves)), base=base)
 
     @property
-    def xp(self):
+    def xp(self) -> Any:
         """Return the namespace of the arrays, NumPy or jax.numpy."""
         return self.leaves.xp if isinstance(self.leaves, _Wide) else tree.namespace(self.leaves)
 
@@ -234,7 +235,7 @@ def _leaf(name, number, recipe, sources, beside, kept):
     )
 
 
-def measure_model(leaves: Iterable[Leaf], at_least=np.float32) -> Any:
+def measure_model(leaves: Iterable[Leaf], at_least: DTypeLike = np.float32) -> Any:
     """Return what a recipe of scope "model" measures over all leaves that are merged; None for other recipes."""
     leaves = [leaf for leaf in leaves if leaf.recipe is not None and math.prod(leaf.shape)]
     if not leaves or leaves[0].recipe.scope != "model":
@@ -249,7 +250,7 @@ def measure_model(leaves: Iterable[Leaf], at_least=np.float32) -> Any:
         return leaves[0].recipe.measure(all_parts)
 
 
-def blocks(leaf: Leaf, measured: Any = None, at_least=np.float32) -> Iterator[tuple[int, Any]]:
+def blocks(leaf: Leaf, measured: Any = None, at_least: DTypeLike = np.float32) -> Iterator[tuple[int, Any]]:
     """Return (first element, merged elements) block after block: flat NumPy arrays, or one whole JAX array.
 
     `measured`: by `measure_model`. `at_least`: the least dtype of the arithmetic. A ValueError for arrays that are
@@ -283,7 +284,9 @@ def joined(leaf: Leaf, measured: Any = None) -> Any:
     return whole
 
 
-def parts(name: str, leaves: Sequence[Any], base: Any | None, unit: str = "element", at_least=np.float32):
+def parts(
+    name: str, leaves: Sequence[Any], base: Any | None, unit: str = "element", at_least: DTypeLike = np.float32
+) -> Iterator[Part]:
     """Return the parts of one leaf: blocks of NumPy arrays, or all of JAX's; in float32, `at_least` or wider."""
     arrays = leaves if base is None else [*leaves, base]
     xp, first = tree.namespace(arrays), arrays[0]

@@ -17,6 +17,8 @@ try:
 except ModuleNotFoundError:  # Windows, which has msvcrt instead
     fcntl = None
 
+PathLike = str | os.PathLike[str]
+
 _BEYOND = 2**30  # a place in a file behind its text: what is locked on Windows, nobody else reads
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.unfinished$")
 # a scheme of two letters or more, for one letter is a drive of Windows; pathlib makes one slash of two

@@ -12,7 +12,7 @@ import importlib.util
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 #: what the extras of this package bring, by the names to import
 EXTRAS = {
@@ -64,12 +64,21 @@ class _Module:
             return getattr(importlib.import_module(self._name), attribute)
 
 
-jax: Any = _Module("jax")
-jnp: Any = _Module("jax.numpy")
-multihost_utils: Any = _Module("jax.experimental.multihost_utils")
-orbax: Any = _Module("soups.formats.orbax")  # files of other formats need none of it
-pillow: Any = _Module("PIL.Image", "data")
-report: Any = _Module("soups.report", "report")  # which draws, and so takes a second
+if TYPE_CHECKING:
+    import jax as jax
+    import jax.numpy as jnp
+    import PIL.Image as pillow
+    from jax.experimental import multihost_utils as multihost_utils
+
+    import soups.formats.orbax as orbax
+    import soups.report as report
+else:
+    jax = _Module("jax")
+    jnp = _Module("jax.numpy")
+    multihost_utils = _Module("jax.experimental.multihost_utils")
+    orbax = _Module("soups.formats.orbax")  # files of other formats need none of it
+    pillow = _Module("PIL.Image", "data")
+    report = _Module("soups.report", "report")  # which draws, and so takes a second
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from soups import arrays
 from soups.arrays import is_complex, is_float, namespace, widen_leaves, widest  # noqa: F401 (of leaves, also here)
@@ -71,7 +72,7 @@ def mean(trees: Sequence[Tree]) -> Tree:
     return _combined(arrays.mean_of, list(trees))
 
 
-def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
+def weighted_sum(trees: Sequence[Tree], weights: Sequence[ArrayLike]) -> Tree:
     """Sum trees of one structure, each times its weight.
 
     Σ_i w_i θ_i in float32 or wider; `weights`: K floats or an array [K]. They need not sum to 1.
@@ -88,12 +89,12 @@ def weighted_sum(trees: Sequence[Tree], weights) -> Tree:
     return _combined(lambda wide: arrays.mix(wide, weights), trees)
 
 
-def lerp(a: Tree, b: Tree, t, *, labels: Sequence[str] = ("a", "b")) -> Tree:
+def lerp(a: Tree, b: Tree, t: ArrayLike, *, labels: Sequence[str] = ("a", "b")) -> Tree:
     """Interpolate linearly: a + t (b − a); exactly `a` where a = b, for every t. `labels`: of both in errors."""
     return _combined(lambda wide: wide[0] + arrays.scalar(t, wide[0]) * (wide[1] - wide[0]), [a, b], labels)
 
 
-def slerp(a: Tree, b: Tree, t) -> Tree:
+def slerp(a: Tree, b: Tree, t: ArrayLike) -> Tree:
     """Interpolate on the arc between two trees taken as one long vector each.
 
     [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with cos Ω = <a, b>/(|a||b|); linear where the vectors are (anti)parallel up to
@@ -123,7 +124,7 @@ def sub(a: Tree, b: Tree) -> Tree:
     return _leaf_by_leaf(leaf, [a, b], ["a", "b"])
 
 
-def add_scaled(a: Tree, b: Tree, scale=1.0, *, labels: Sequence[str] = ("a", "b")) -> Tree:
+def add_scaled(a: Tree, b: Tree, scale: ArrayLike = 1.0, *, labels: Sequence[str] = ("a", "b")) -> Tree:
     """Add: a + scale · b, in the dtypes of `a`; integer leaves are those of `a`. `labels`: of both in errors.
 
     Raises:
@@ -134,7 +135,7 @@ def add_scaled(a: Tree, b: Tree, scale=1.0, *, labels: Sequence[str] = ("a", "b"
     return _leaf_by_leaf(lambda *leaves: add(leaves), [a, b], labels)
 
 
-def dot(a: Tree, b: Tree):
+def dot(a: Tree, b: Tree) -> float | jax.Array:
     """Sum the products of all elements of the float leaves: <a, b>, a scalar; float64 for NumPy's arrays.
 
     The products of complex elements are those of their real and of their imaginary parts.
@@ -155,13 +156,13 @@ def _mixed_widely(pair, weights):
     return arrays.mix(map(arrays.doubled, wide) if namespace([*wide, *weights]) is np else wide, weights)
 
 
-def norm(a: Tree):
+def norm(a: Tree) -> float | jax.Array:
     """Take the Euclidean norm |a| = sqrt(<a, a>) over all float leaves."""
     squared = dot(a, a)
     return namespace([squared]).sqrt(squared)
 
 
-def cosine(a: Tree, b: Tree):
+def cosine(a: Tree, b: Tree) -> float | jax.Array:
     """Take the cosine <a, b> / (|a| |b|) of the angle between two trees; 0 where one of them is zero."""
     product = norm(a) * norm(b)
     xp = namespace([product])
@@ -199,14 +200,14 @@ def check_result(result: Tree, given: Mapping[str, Tree]) -> Tree:
     return result
 
 
-def not_finite(name: str, array) -> str:
+def not_finite(name: str, array: Any) -> str:
     """Return the message about a leaf of a result that overflows, or holds NaN alone."""
     if bool(namespace([array]).isinf(array).any()):
         return overflow(name, array.dtype)
     return f"the merged {name} holds NaN, though no member does: its method makes it, or overflows {array.dtype} midway"
 
 
-def overflow(name: str, dtype) -> str:
+def overflow(name: str, dtype: DTypeLike) -> str:
     """Return the message about a leaf of a result that overflows."""
     return f"the merged {name} overflows {dtype}, though no member does: choose a wider dtype for the result"
 
@@ -431,7 +432,7 @@ def _identical(name, leaves):
     return all(np.array_equal(np.asarray(first), np.asarray(leaf)) for leaf in leaves[1:])
 
 
-def namespace_of(tree: Tree):
+def namespace_of(tree: Tree) -> Any:
     """Return numpy if all leaves of a tree are NumPy's, else jax.numpy."""
     return namespace(jax.tree.leaves(tree))
 

@@ -58,7 +58,7 @@ class Dataset:
     def __getitem__(self, index: int) -> dict:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
-    def take(self, indices) -> "Dataset":
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Dataset":
         """Copy the examples at `indices`, in that order."""
         return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
 
@@ -103,7 +103,7 @@ class Task:
                 yield f"{name} has images of shape {list(data.images.shape[1:])}, test has {list(shape)}"
 
 
-def as_dataset(data, class_names: Sequence[str] | None = None) -> Dataset:
+def as_dataset(data: Any, class_names: Sequence[str] | None = None) -> Dataset:
     """Return data that a user holds in memory as a dataset, or say what it would have to be; nothing is guessed.
 
         as_dataset({"image": images, "label": labels})
@@ -152,7 +152,11 @@ def pair_of(data: Any, what: str = "the data", *, others: bool = False) -> tuple
 
 
 def decode(
-    source: Source, transform: Transform | None = None, *, indices=None, num_threads: int | None = None
+    source: Source,
+    transform: Transform | None = None,
+    *,
+    indices: Sequence[int] | np.ndarray | None = None,
+    num_threads: int | None = None,
 ) -> Dataset:
     """Read and transform each example once, on threads, and keep the results in memory.
 

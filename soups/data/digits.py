@@ -10,6 +10,7 @@ from soups.data.shifts import check_corruption, corrupt
 from soups.data.sources import tfds_source
 from soups.data.splits import check_disjoint, split_indices
 from soups.data.transforms import compose, resize, to_channels
+from soups.files import PathLike
 from soups.names import check_name
 
 _OTHER = {"mnist_5k": "optdigits", "optdigits": "mnist_5k"}
@@ -29,7 +30,7 @@ def digits_task(
     printed: bool = False,
     fixed_test: bool = True,
     seed: int = 0,
-    data_dir=None,
+    data_dir: PathLike | None = None,
 ) -> tuple[Task, dict[str, Dataset]]:
     """Return the task on one source of digits, and the other source to pre-train on as {"train": …, "test": …}.
 

@@ -9,20 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import xxhash
+from numpy.typing import ArrayLike
 
 from soups.data.dataset import ClassGroups, Dataset, Source, as_dataset, class_name_problems, example_name
 from soups.data.images import UnreadableImage as UnreadableImage
 from soups.data.images import is_image, read_image, text_names
+from soups.files import PathLike
 from soups.lazy import extra
 from soups.names import check_name
 
 
-def array_source(images: np.ndarray, labels, class_names=None) -> Dataset:
+def array_source(images: np.ndarray, labels: ArrayLike, class_names: Sequence[str] | None = None) -> Dataset:
     """Make a dataset of arrays: uint8 [N, H, W, C] or gray [N, H, W], and N integer labels, as `as_dataset`."""
     return as_dataset((images, labels), class_names)
 
 
-def folder_source(path, folders: Sequence[str] | None = None, *, upright: bool = True) -> Source:
+def folder_source(path: PathLike, folders: Sequence[str] | None = None, *, upright: bool = True) -> Source:
     """Open a folder of images laid out as class/file.
 
     Classes are the folders, sorted by name, or the named `folders` in the order given; examples are sorted by class,
@@ -64,7 +66,7 @@ def class_folders(path) -> list[str]:
     )
 
 
-def domain_folder_sources(path) -> dict[str, Source]:
+def domain_folder_sources(path: PathLike) -> dict[str, Source]:
     """Open a folder laid out as domain/class/file, as DomainBed's sets are: one source for each domain.
 
     Raises:
@@ -85,7 +87,13 @@ def domain_folder_sources(path) -> dict[str, Source]:
 
 
 def tfds_source(
-    name: str, split: str, *, data_dir=None, image_key: str = "image", label_key: str = "label", upright: bool = True
+    name: str,
+    split: str,
+    *,
+    data_dir: PathLike | None = None,
+    image_key: str = "image",
+    label_key: str = "label",
+    upright: bool = True,
 ) -> Source:
     """Open a split of a TFDS set, such as ("cifar10", "train[:80%]"), without TensorFlow.
 

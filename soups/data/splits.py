@@ -2,16 +2,18 @@
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import xxhash
+from numpy.typing import ArrayLike
 
 from soups.arguments import check_within
 from soups.names import refuse
 
 
 def split_indices(
-    labels_or_count, sizes: Mapping[str, int | float], seed: int, stratified: bool = True
+    labels_or_count: int | ArrayLike, sizes: Mapping[str, int | float], seed: int, stratified: bool = True
 ) -> dict[str, np.ndarray]:
     """Draw disjoint parts of a dataset by name.
 
@@ -39,7 +41,7 @@ def split_indices(
     return {name: np.sort(order[end - size : end]) for (name, size), end in zip(numbers.items(), ends, strict=True)}
 
 
-def check_disjoint(**datasets) -> None:
+def check_disjoint(**datasets: Any) -> None:
     """Raise a ValueError if datasets share examples, the same image, to the byte, and label; it says which."""
     digests = {name: _digests(dataset) for name, dataset in datasets.items()}
     lines = []

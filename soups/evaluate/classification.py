@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy  # its parts are imported when they are used
+from numpy.typing import ArrayLike
 
 from soups.recipes._scores import NotFiniteError
 
@@ -25,7 +26,7 @@ class _Examples(NamedTuple):
     brier: np.ndarray
 
 
-def metrics(logits, labels, *, temperature: float = 1.0) -> dict[str, float]:
+def metrics(logits: ArrayLike, labels: ArrayLike, *, temperature: float = 1.0) -> dict[str, float]:
     """Return accuracy, NLL, Brier score and both calibration errors of softmax(logits / temperature).
 
     Args:
@@ -48,18 +49,18 @@ def metrics(logits, labels, *, temperature: float = 1.0) -> dict[str, float]:
     return dict(zip(NAMES, means + errors, strict=True))
 
 
-def correct(logits, labels) -> np.ndarray:
+def correct(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """Say for each example whether its largest logit is its label's (the first of equal ones counts): bool [N]."""
     logits, labels = _checked(logits, labels)
     return logits.argmax(axis=1) == labels
 
 
-def accuracy(logits, labels) -> float:
+def accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
     """Return the fraction of examples whose largest logit is their label's."""
     return float(correct(logits, labels).mean())
 
 
-def top_k(logits, labels, k: int) -> float:
+def top_k(logits: ArrayLike, labels: ArrayLike, k: int) -> float:
     """Return the fraction of examples whose label is among the k largest logits (the first of equal ones counts).
 
     Raises:
@@ -73,12 +74,12 @@ def top_k(logits, labels, k: int) -> float:
     return float((((logits > own) | ((logits == own) & before)).sum(axis=1) < k).mean())
 
 
-def top_5(logits, labels) -> float:
+def top_5(logits: ArrayLike, labels: ArrayLike) -> float:
     """Return `top_k` for k = 5."""
     return top_k(logits, labels, 5)
 
 
-def per_class(logits, labels) -> dict[str, np.ndarray]:
+def per_class(logits: ArrayLike, labels: ArrayLike) -> dict[str, np.ndarray]:
     """Return {"accuracy", "count"} [C] of the examples of each class; NaN for the accuracy of a class without any."""
     right = correct(logits, labels)
     count = np.bincount(labels, minlength=np.shape(logits)[1])
@@ -86,22 +87,22 @@ def per_class(logits, labels) -> dict[str, np.ndarray]:
     return {"accuracy": np.where(count > 0, hits / np.maximum(count, 1), np.nan), "count": count}
 
 
-def per_class_accuracy(logits, labels) -> float:
+def per_class_accuracy(logits: ArrayLike, labels: ArrayLike) -> float:
     """Return the mean of the classes' accuracies, over those that have examples."""
     return float(np.nanmean(per_class(logits, labels)["accuracy"]))
 
 
-def nll(logits, labels) -> float:
+def nll(logits: ArrayLike, labels: ArrayLike) -> float:
     """Return the mean negative log-likelihood −log softmax(z)_y in nats."""
     return float(_per_example(logits, labels).nll.mean())
 
 
-def brier(logits, labels) -> float:
+def brier(logits: ArrayLike, labels: ArrayLike) -> float:
     """Return the mean Brier score Σ_c (p_c − [c = y])², between 0 and 2 (Brier, 1950)."""
     return float(_per_example(logits, labels).brier.mean())
 
 
-def ece(logits, labels, bins: int = 15, mass: str = "equal") -> float:
+def ece(logits: ArrayLike, labels: ArrayLike, bins: int = 15, mass: str = "equal") -> float:
     """Return the expected calibration error Σ_b (n_b / N) |accuracy_b − confidence_b|.
 
     The confidence of an example is its largest probability; a bin's are means over its n_b examples.
@@ -118,7 +119,7 @@ def ece(logits, labels, bins: int = 15, mass: str = "equal") -> float:
     return _calibration_error(_per_example(logits, labels), bins, mass)
 
 
-def reliability(logits, labels, bins: int = 15) -> list[dict[str, float]]:
+def reliability(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> list[dict[str, float]]:
     """Return mean confidence, accuracy and number of examples of each equal-mass bin: a reliability diagram.
 
     Returns:
@@ -132,7 +133,7 @@ def reliability(logits, labels, bins: int = 15) -> list[dict[str, float]]:
     ]
 
 
-def fit_temperature(logits, labels) -> float:
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """Find the temperature T that minimises the NLL of softmax(logits / T) on held-out data.
 
     The NLL is convex in 1/T, so T is the one root of its slope: mean of E_p[z] − z_y over the examples, p =

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from soups import tree
+from soups import arguments, tree
 from soups.evaluate import geometry
 from soups.recipes._scores import direction, score_of
 
@@ -75,7 +75,7 @@ def barrier(
 
 def barriers(
     evaluate: Evaluate,
-    members,
+    members: arguments.Members,
     ts: Sequence[float] | None = None,
     *,
     metric: str | None = None,
@@ -139,7 +139,7 @@ def angle(a: tree.Tree, b: tree.Tree, base: tree.Tree) -> float:
     return float(angles([a, b], base)[0, 1])
 
 
-def angles(members, base: tree.Tree) -> np.ndarray:
+def angles(members: arguments.Members, base: tree.Tree) -> np.ndarray:
     """Return the angle between each two task vectors member − base in degrees: float64 [K, K].
 
     `members`: K trees, in a sequence or by name.
@@ -157,7 +157,7 @@ def angles(members, base: tree.Tree) -> np.ndarray:
     return np.degrees(np.arccos(cosines))
 
 
-def norms(members, base: tree.Tree) -> np.ndarray:
+def norms(members: arguments.Members, base: tree.Tree) -> np.ndarray:
     """Return the Euclidean norm of each task vector member − base: float64 [K]."""
     return np.sqrt(np.diag(_gram(members, base)))
 

@@ -8,11 +8,12 @@ import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from soups.evaluate.classification import correct
 
 
-def ratio_error(correct_a, correct_b) -> float:
+def ratio_error(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     """Return the ratio of separate to simultaneous errors, (N_01 + N_10) / N_00; more is more diverse.
 
     Where the members never fail together it is 2 (N_01 + N_10), as if they had failed on half an example.
@@ -26,7 +27,7 @@ def ratio_error(correct_a, correct_b) -> float:
     return (only_a + only_b) / (neither or 0.5)
 
 
-def q_statistic(correct_a, correct_b) -> float:
+def q_statistic(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     """Return Yule's Q = (N_11 N_00 − N_01 N_10) / (N_11 N_00 + N_01 N_10), 0 for independent members, 1 for equal ones.
 
     Where that is 0/0 one member is always right or always wrong: 1 if the two never differ, else 0.
@@ -40,12 +41,12 @@ def q_statistic(correct_a, correct_b) -> float:
     return (together - apart) / (together + apart)
 
 
-def q_diversity(correct_a, correct_b) -> float:
+def q_diversity(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     """Return 1 − Q: 0 for equal members, 1 for independent ones, up to 2 for opposite ones."""
     return 1.0 - q_statistic(correct_a, correct_b)
 
 
-def prediction_diversity(correct_a, correct_b) -> float:
+def prediction_diversity(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     """Return the fraction of examples that exactly one of the two gets right, (N_01 + N_10) / N.
 
     Wortsman et al., "Robust fine-tuning of zero-shot models", 2022, arXiv 2109.01903, appendix E.
@@ -54,7 +55,7 @@ def prediction_diversity(correct_a, correct_b) -> float:
     return (only_a + only_b) / (both + only_a + only_b + neither)
 
 
-def kappa_complement(predictions_a, predictions_b) -> float:
+def kappa_complement(predictions_a: ArrayLike, predictions_b: ArrayLike) -> float:
     """Return 1 − κ = (1 − p_o) / (1 − p_e): disagreement relative to that of independent members.
 
     p_o is the fraction of equal predictions and p_e = Σ_c p_a(c) p_b(c) the one expected by chance; 0 where both always
@@ -85,7 +86,7 @@ def mean_pairwise(measure: Callable, values: Mapping[str, np.ndarray]) -> float:
     return float(np.mean([measure(a, b) for a, b in itertools.combinations(values.values(), 2)]))
 
 
-def pairwise_diversity(logits_by_member: Mapping[str, np.ndarray], labels) -> dict[str, float]:
+def pairwise_diversity(logits_by_member: Mapping[str, np.ndarray], labels: ArrayLike) -> dict[str, float]:
     """Return every measure of this file as its mean over all pairs of members.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import scipy  # its parts are imported when they are used
+from numpy.typing import ArrayLike
 
 from soups.evaluate.measures import METRICS, Metric
 from soups.names import check_name
@@ -29,7 +30,7 @@ class Ensemble:
     score: float
 
 
-def ensemble_logits(logits, weights=None, space: str = "logits") -> np.ndarray:
+def ensemble_logits(logits: ArrayLike, weights: ArrayLike | None = None, space: str = "logits") -> np.ndarray:
     """Average the outputs of members.
 
     Σ_i w_i z_i in the space of logits, or log Σ_i w_i softmax(z_i) in that of probabilities, whose softmax is the mean
@@ -65,7 +66,7 @@ def ensemble_logits(logits, weights=None, space: str = "logits") -> np.ndarray:
 
 def greedy_ensemble(
     logits_by_member: Mapping[str, np.ndarray],
-    labels,
+    labels: ArrayLike,
     *,
     metric: str | Metric = "accuracy",
     accept: str = "gt",

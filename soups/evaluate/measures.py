@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are imported when they are used
+from numpy.typing import ArrayLike
 
 from soups.evaluate import classification
 from soups.evaluate.classification import check_finite
@@ -31,19 +32,19 @@ class Metric(NamedTuple):
 # --- Numbers --------------------------------------------------------------------------------------------------------
 
 
-def mse(outputs, targets) -> float:
+def mse(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return the mean squared error over all numbers of outputs and targets [N, ...]."""
     outputs, targets = _numbers(outputs, targets)
     return float(np.square(outputs - targets).mean())
 
 
-def mae(outputs, targets) -> float:
+def mae(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return the mean absolute error over all numbers of outputs and targets [N, ...]."""
     outputs, targets = _numbers(outputs, targets)
     return float(np.abs(outputs - targets).mean())
 
 
-def r2(outputs, targets) -> float:
+def r2(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return 1 − Σ (y − ŷ)² / Σ (y − ȳ)² of each column of [N, ...], as the mean over the columns.
 
     A column whose targets are all equal counts 1 where it is met exactly, else 0, as in scikit-learn.
@@ -55,7 +56,7 @@ def r2(outputs, targets) -> float:
     return float(np.where(total > 0, 1 - left / np.where(total > 0, total, 1), constant).mean())
 
 
-def pearson(outputs, targets) -> float:
+def pearson(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return Pearson's correlation of each column of [N, ...], as the mean over the columns.
 
     Where outputs or targets are all equal it is 0, not SciPy's NaN: a search ranks such weights, and goes on.
@@ -63,7 +64,7 @@ def pearson(outputs, targets) -> float:
     return _correlation(*_columns(outputs, targets))
 
 
-def spearman(outputs, targets) -> float:
+def spearman(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return Spearman's rank correlation, as `pearson`; equal numbers share the mean of their ranks."""
     outputs, targets = _columns(outputs, targets)
     return _correlation(*(scipy.stats.rankdata(values, axis=0) for values in (outputs, targets)))
@@ -72,7 +73,7 @@ def spearman(outputs, targets) -> float:
 # --- Several labels for one example ---------------------------------------------------------------------------------
 
 
-def mean_average_precision(outputs, targets) -> float:
+def mean_average_precision(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return the mean over the classes of the average precision Σ_n (R_n − R_{n−1}) P_n, without interpolation.
 
     Examples of equal score are one threshold; classes without a positive example are left out.
@@ -91,13 +92,13 @@ def mean_average_precision(outputs, targets) -> float:
     return float(np.mean([_average_precision(scores[:, column], truth[:, column]) for column in used]))
 
 
-def micro_f1(outputs, targets) -> float:
+def micro_f1(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return 2 TP / (2 TP + FP + FN) over all classes together, of scores [N, C] that are positive above 0."""
     found, truth = _predicted_labels(outputs, targets)
     return _f1(found.ravel(), truth.ravel())
 
 
-def macro_f1(outputs, targets) -> float:
+def macro_f1(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return F1 as the mean over the classes: of multi-label scores [N, C], or of logits [N, C] and labels [N]."""
     if np.ndim(targets) == 1:
         found, truth = _classes(outputs, targets)
@@ -109,7 +110,7 @@ def macro_f1(outputs, targets) -> float:
 # --- Tokens ---------------------------------------------------------------------------------------------------------
 
 
-def token_scores(logits, targets) -> dict[str, Any]:
+def token_scores(logits: ArrayLike, targets: ArrayLike) -> dict[str, Any]:
     """Return {"nll", "correct"} [B, T] of logits [B, T, V]: an `Evaluator(keep=)`, whose metrics take it for logits.
 
     Targets of -100 do not count, and get 0 in both.
@@ -122,19 +123,19 @@ def token_scores(logits, targets) -> dict[str, Any]:
     return {"nll": jnp.where(counted, nll, 0.0), "correct": correct & counted}
 
 
-def token_accuracy(outputs, targets) -> float:
+def token_accuracy(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return the fraction of the tokens [N, T] that logits [N, T, V] predict; targets of -100 do not count."""
     scores, counted = _tokens(outputs, targets)
     return float(scores["correct"][counted].mean())
 
 
-def token_nll(outputs, targets) -> float:
+def token_nll(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return the mean negative log-likelihood of the tokens [N, T] in nats; targets of -100 do not count."""
     scores, counted = _tokens(outputs, targets)
     return float(check_finite(scores["nll"], "token losses")[counted].mean(dtype=np.float64))
 
 
-def perplexity(outputs, targets) -> float:
+def perplexity(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return exp(`token_nll`)."""
     return float(np.exp(token_nll(outputs, targets)))
 
@@ -142,7 +143,7 @@ def perplexity(outputs, targets) -> float:
 # --- Matches --------------------------------------------------------------------------------------------------------
 
 
-def exact_match(outputs, targets) -> float:
+def exact_match(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return the fraction of examples all of whose classes are right, of logits [N, ..., C] or classes [N, ...].
 
     Targets of -100 do not count.
@@ -152,13 +153,13 @@ def exact_match(outputs, targets) -> float:
     return float(right.reshape(len(right), -1).all(axis=1).mean())
 
 
-def f1(outputs, targets) -> float:
+def f1(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return 2 TP / (2 TP + FP + FN) of the class 1, of logits [N, C] or classes [N]; 0 where that is 0 / 0."""
     found, truth = _classes(outputs, targets)
     return _f1(found == 1, truth == 1)
 
 
-def matthews(outputs, targets) -> float:
+def matthews(outputs: ArrayLike, targets: ArrayLike) -> float:
     """Return the Matthews correlation of predicted and true classes, of logits [N, C] or classes [N].
 
     The covariance of their indicator vectors over the root of the product of their variances, for any number of classes

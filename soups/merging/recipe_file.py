@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from ml_dtypes import bfloat16
 
-from soups.files import local_path
+from soups.files import PathLike, local_path
 from soups.formats.text import read_text
 from soups.merging.alignment import parse_rules
 from soups.merging.job import Job, Slice, Source, is_member, kind_of
@@ -46,7 +46,7 @@ KEYS = (
 ALONE = ("karcher", "multislerp")  # of one member they are that member
 
 
-def read_recipe(path, *, seed: int = 0) -> Job:
+def read_recipe(path: PathLike, *, seed: int = 0) -> Job:
     """Read a recipe file in mergekit's YAML.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from soups import engine, tree
-from soups.files import cannot_write, replace_file, sync_folder
+from soups.files import PathLike, cannot_write, replace_file, sync_folder
 from soups.formats import Checkpoint, Writer, open_checkpoint
 from soups.formats.folder import SINGLE
 from soups.formats.npz import write_npz
@@ -34,7 +34,7 @@ _PLAN, _DIGESTS = "plan.json", "digests.json"
 
 def merge_to_folder(
     plan: Plan,
-    out,
+    out: PathLike,
     *,
     threads: int = THREADS,
     shard_bytes: int = 5_000_000_000,
@@ -73,7 +73,7 @@ def merge_to_folder(
 
 def merge_to_file(
     plan: Plan,
-    out,
+    out: PathLike,
     *,
     threads: int = THREADS,
     chosen: Mapping[str, Any] | None = None,
@@ -139,7 +139,7 @@ def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress):
 
 def merge_to_orbax(
     plan: Plan,
-    out,
+    out: PathLike,
     *,
     threads: int = THREADS,
     chosen: Mapping[str, Any] | None = None,
@@ -225,7 +225,7 @@ def _merge_in_memory(plan, threads, chosen, progress):
 
 
 def verify_output(
-    plan: Plan, out, *, threads: int = THREADS, progress: Progress = lambda bytes_compared: None
+    plan: Plan, out: PathLike, *, threads: int = THREADS, progress: Progress = lambda bytes_compared: None
 ) -> list[str]:
     """Merge again and list what in an output is not what its recipe and its inputs give, bit for bit.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from soups import engine
+from soups.files import PathLike
 from soups.formats.tensors import leaf_of, nested
 from soups.formats.view import View
 from soups.lazy import jax, jnp, orbax
@@ -27,7 +28,7 @@ Programs = dict[tuple, Any]  # compiled programs
 
 def merge_sharded(
     plan: Plan,
-    out,
+    out: PathLike,
     *,
     devices: Sequence[jax.Device] | None = None,
     programs: Programs | None = None,

@@ -5,23 +5,38 @@ from soups.lazy import extra
 with extra("train"):  # all networks are of it
     import flax
 
-from soups.models.architectures import ARCHITECTURES, Architecture, architecture
-from soups.models.batch_stats import reestimate_batch_stats, running_stats_fn, stats_fn
-from soups.models.bottleneck_resnet import BottleneckResNet
-from soups.models.clip_text import import_text_tower, text_features
-from soups.models.convnet import ConvNet
-from soups.models.functional import apply_fn, init, train_apply_fn
-from soups.models.gram import gram_fn, linear_inputs_gram
-from soups.models.head import head_rule, replace_head
-from soups.models.import_weights import check_weights, import_weights, imported_members
-from soups.models.load_npz import load_big_vision
-from soups.models.mlp import MLP
-from soups.models.network import Network
-from soups.models.nnx import from_nnx, into_nnx, nnx_train_apply_fn
-from soups.models.permutation_specs import permutation_spec
-from soups.models.pretrained import glyph_vit
-from soups.models.repair import activation_statistics, repair
-from soups.models.resnet import ResNet
-from soups.models.text_tower import TextTower
-from soups.models.vit import ViT, vit
-from soups.models.zero_shot import zero_shot_head
+from soups.models.architectures import ARCHITECTURES as ARCHITECTURES
+from soups.models.architectures import Architecture as Architecture
+from soups.models.architectures import architecture as architecture
+from soups.models.batch_stats import reestimate_batch_stats as reestimate_batch_stats
+from soups.models.batch_stats import running_stats_fn as running_stats_fn
+from soups.models.batch_stats import stats_fn as stats_fn
+from soups.models.bottleneck_resnet import BottleneckResNet as BottleneckResNet
+from soups.models.clip_text import import_text_tower as import_text_tower
+from soups.models.clip_text import text_features as text_features
+from soups.models.convnet import ConvNet as ConvNet
+from soups.models.functional import apply_fn as apply_fn
+from soups.models.functional import init as init
+from soups.models.functional import train_apply_fn as train_apply_fn
+from soups.models.gram import gram_fn as gram_fn
+from soups.models.gram import linear_inputs_gram as linear_inputs_gram
+from soups.models.head import head_rule as head_rule
+from soups.models.head import replace_head as replace_head
+from soups.models.import_weights import check_weights as check_weights
+from soups.models.import_weights import import_weights as import_weights
+from soups.models.import_weights import imported_members as imported_members
+from soups.models.load_npz import load_big_vision as load_big_vision
+from soups.models.mlp import MLP as MLP
+from soups.models.network import Network as Network
+from soups.models.nnx import from_nnx as from_nnx
+from soups.models.nnx import into_nnx as into_nnx
+from soups.models.nnx import nnx_train_apply_fn as nnx_train_apply_fn
+from soups.models.permutation_specs import permutation_spec as permutation_spec
+from soups.models.pretrained import glyph_vit as glyph_vit
+from soups.models.repair import activation_statistics as activation_statistics
+from soups.models.repair import repair as repair
+from soups.models.resnet import ResNet as ResNet
+from soups.models.text_tower import TextTower as TextTower
+from soups.models.vit import ViT as ViT
+from soups.models.vit import vit as vit
+from soups.models.zero_shot import zero_shot_head as zero_shot_head

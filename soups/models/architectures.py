@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -47,18 +48,18 @@ class Architecture:
         """Return the name of the head's module."""
         return "params/head" if hasattr(self.features, "momentum") else "head"
 
-    def model(self, num_classes: int | None, **fields) -> nn.Module:
+    def model(self, num_classes: int | None, **fields: Any) -> nn.Module:
         """Make the network, which takes normalised images; None: without a head. `fields`: dtype, remat, ..."""
         return self.features.clone(num_classes=num_classes, **fields)
 
-    def apply_fn(self, num_classes: int | None, **fields) -> Callable:
+    def apply_fn(self, num_classes: int | None, **fields: Any) -> Callable:
         """Return `apply(params, images) -> logits [B, num_classes]`, in evaluation mode.
 
         Images: floats [B, H, W, 3] in [0, 1], which it normalises. For None it gives features [B, feature_dim].
         """
         return functional.apply_fn(self.model(num_classes, **fields), self.mean, self.std)
 
-    def train_apply_fn(self, num_classes: int | None, **fields) -> Callable:
+    def train_apply_fn(self, num_classes: int | None, **fields: Any) -> Callable:
         """Return `train_apply(params, images, key) -> (logits, params)`, in training mode; images as in `apply_fn`.
 
         `fields`: such as dtype=jnp.bfloat16, which leaves the weights in float32, and remat=True.

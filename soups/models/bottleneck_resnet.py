@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
@@ -30,7 +31,7 @@ class BottleneckResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images_BxHxWxC, train: bool = False):
+    def __call__(self, images_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         """Map images [B, H, W, C] of floats to logits [B, num_classes], or features [B, D], in float32."""
         bottleneck = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
         x = nn.relu(_conv_norm(self, self.width, 7, 2, "stem")(images_BxHxWxC, train))
@@ -55,7 +56,7 @@ class Bottleneck(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x_BxHxWxC, train: bool):
+    def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         """Map [B, H, W, C] to [B, H/stride, W/stride, 4 · width] in float32."""
         y = nn.relu(_conv_norm(self, self.width, 1, 1, "first")(x_BxHxWxC, train))
         y = nn.relu(_conv_norm(self, self.width, 3, self.stride, "second")(y, train))

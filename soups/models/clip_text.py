@@ -3,7 +3,9 @@
 import dataclasses
 
 import jax
+from numpy.typing import ArrayLike
 
+from soups.files import PathLike
 from soups.formats.tensors import nested
 from soups.models.architectures import Architecture, architecture
 from soups.models.tables.configs import config_problems
@@ -22,13 +24,13 @@ def text_tower(arch: str | Architecture) -> TextTower:
     return tower
 
 
-def text_features(params: Tree, tokens, *, arch: str | Architecture) -> jax.Array:
+def text_features(params: Tree, tokens: ArrayLike, *, arch: str | Architecture) -> jax.Array:
     """Return features [B, D] in float32 of tokens [B, T], T <= 77, not normalised; `params`: of `import_text_tower`."""
     vocabulary_size = params["token_embedding"]["embedding"].shape[0]
     return text_tower(arch).clone(vocabulary_size=vocabulary_size).apply({"params": params}, tokens)
 
 
-def import_text_tower(path, arch: str | Architecture) -> Tree:
+def import_text_tower(path: PathLike, arch: str | Architecture) -> Tree:
     """Read the weights of the text tower of a CLIP file or folder with OpenAI's, open_clip's or Hugging Face's names.
 
     Files, laziness and errors are as in `soups.models.import_weights`; the image tower is left out. The vocabulary's

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
@@ -24,7 +25,7 @@ class ConvNet(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images_BxHxWxC, train: bool = False):
+    def __call__(self, images_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         """Map images [B, H, W, C] of floats to logits [B, num_classes] in float32."""
         x = images_BxHxWxC
         for stage, width in enumerate(self.widths):

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from soups.names import pattern
 from soups.tree import Tree
 
 
-def linear_inputs_gram(module: nn.Module, params: Tree, batches: Iterable, **settings) -> dict[str, jax.Array]:
+def linear_inputs_gram(module: nn.Module, params: Tree, batches: Iterable, **settings: Any) -> dict[str, jax.Array]:
     """Measure XᵀX / rows of the inputs X [rows, in] of every linear layer, for `soups.recipes.regmean`.
 
     This is gram_fn(module, **settings)(params, batches); `gram_fn` itself compiles once for all members.
@@ -27,7 +28,7 @@ def gram_fn(
     only: str = ".*",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    **arguments,
+    **arguments: Any,
 ) -> Callable[[Tree, Iterable], dict[str, jax.Array]]:
     """Return `grams(params, batches) -> {name of a kernel: XᵀX / rows}`, [in, in] in float32.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from soups.files import PathLike
 from soups.formats.hub import cached_model, model_id, not_cached
 from soups.formats.tensors import nested
 from soups.models.architectures import Architecture, architecture
@@ -15,7 +16,7 @@ from soups.models.tables.reading import convert, find_layout, mismatches, open_t
 from soups.tree import Tree
 
 
-def import_weights(path, arch: str | Architecture, *, num_classes: int | None = None) -> Tree:
+def import_weights(path: PathLike, arch: str | Architecture, *, num_classes: int | None = None) -> Tree:
     """Read the weights of an image classifier from a published file, as nested dicts of float32 arrays.
 
     `path`: a torch file (.pt, .pth, .bin; also a TorchScript archive, as OpenAI's CLIP is) or .safetensors, or a folder
@@ -41,7 +42,7 @@ def import_weights(path, arch: str | Architecture, *, num_classes: int | None = 
     return nested(leaves)
 
 
-def check_weights(path, arch: str | Architecture, *, num_classes: int | None = None) -> None:
+def check_weights(path: PathLike, arch: str | Architecture, *, num_classes: int | None = None) -> None:
     """Raise what `import_weights` would, without reading a tensor."""
     _matched(path, architecture(arch), num_classes)
 

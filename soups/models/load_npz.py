@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 from soups import tree
+from soups.files import PathLike
 from soups.formats import CheckpointError, open_checkpoint
 from soups.formats.tensors import listed, nested
 from soups.tree import Tree
@@ -20,7 +21,7 @@ RENAMES = (
 )
 
 
-def load_big_vision(path, like: Tree, *, keep: str | None = None, part: str | None = None) -> Tree:
+def load_big_vision(path: PathLike, like: Tree, *, keep: str | None = None, part: str | None = None) -> Tree:
     """Read the weights of a ViT from an .npz file with names such as "params/Transformer/encoder_norm/scale".
 
     `like`: weights of the network to load into, as from `soups.models.init`; the result has its structure and dtypes.

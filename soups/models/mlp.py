@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
@@ -19,7 +20,7 @@ class MLP(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs, train: bool = False):
+    def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
         """Map inputs [B, ...] of floats, flattened to [B, D], to logits [B, num_classes] in float32."""
         x_BxD = inputs.reshape(inputs.shape[0], -1)
         for index, width in enumerate(self.widths):

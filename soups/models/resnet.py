@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
@@ -29,7 +30,7 @@ class ResNet(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images_BxHxWxC, train: bool = False):
+    def __call__(self, images_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         """Map images [B, H, W, C] of floats to logits [B, num_classes] in float32."""
         width = round(16 * self.width_multiplier)
         if width < 1:
@@ -56,7 +57,7 @@ class ResidualBlock(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x_BxHxWxC, train: bool):
+    def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         """Map [B, H, W, C] to [B, H/stride, W/stride, width] in float32."""
         rest = (self.norm, self.momentum, self.dtype)
         y = nn.relu(ConvNorm(self.width, self.stride, *rest, name="first")(x_BxHxWxC, train))
@@ -78,7 +79,7 @@ class ConvNorm(nn.Module):
     padding: str | int = "SAME"
 
     @nn.compact
-    def __call__(self, x_BxHxWxC, train: bool):
+    def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         """Map [B, H, W, C] to [B, H/stride, W/stride, width] in float32."""
         options = {"strides": self.stride, "padding": self.padding, "use_bias": False, "dtype": self.dtype}
         x = nn.Conv(self.width, (self.size, self.size), **options, name="conv")(x_BxHxWxC).astype(jnp.float32)

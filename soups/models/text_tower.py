@@ -1,5 +1,6 @@
 """Build CLIP's text tower, a causal transformer over tokens."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
@@ -27,7 +28,7 @@ class TextTower(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens_BxT):
+    def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
         """Map tokens [B, T] of integers, at most `context_length`, to features [B, projection_size] in float32."""
         if tokens_BxT.ndim != 2 or not 1 <= tokens_BxT.shape[1] <= self.context_length:
             raise ValueError(f"tokens must be [B, T], T from 1 to {self.context_length}, not {tokens_BxT.shape}")

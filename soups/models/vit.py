@@ -6,6 +6,7 @@ reshape and embedded by a matrix product, which stays fast under `jax.vmap` over
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class MlpBlock(nn.Module):
     activation: str = "gelu_tanh"
 
     @nn.compact
-    def __call__(self, x_BxTxD, train: bool = False):
+    def __call__(self, x_BxTxD: jax.Array, train: bool = False) -> jax.Array:
         """Map tokens [B, T, D] to [B, T, D]."""
         drawn = {"kernel_init": nn.initializers.xavier_uniform(), "bias_init": nn.initializers.normal(stddev=1e-6)}
         dense = functools.partial(nn.Dense, dtype=self.dtype, **drawn)
@@ -64,7 +65,7 @@ class MultiHeadDotProductAttention(nn.Module):
     causal: bool = False
 
     @nn.compact
-    def __call__(self, queries_BxQxD, inputs_BxTxD):
+    def __call__(self, queries_BxQxD: jax.Array, inputs_BxTxD: jax.Array) -> jax.Array:
         """Map queries [B, Q, D] and inputs [B, T, D] to [B, Q, D]."""
         width = inputs_BxTxD.shape[-1]
         dense = functools.partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
@@ -94,7 +95,7 @@ class EncoderBlock(nn.Module):
     causal: bool = False
 
     @nn.compact
-    def __call__(self, x_BxTxD, train: bool = False):
+    def __call__(self, x_BxTxD: jax.Array, train: bool = False) -> jax.Array:
         """Map tokens [B, T, D] to [B, T, D]."""
         drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=jnp.float32)
@@ -121,7 +122,7 @@ class Encoder(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x_BxTxD, train: bool = False):
+    def __call__(self, x_BxTxD: jax.Array, train: bool = False) -> jax.Array:
         """Map tokens [B, T, D] to [B, T, D] in float32."""
         block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
         fields = (self.mlp_dim, self.num_heads, self.dropout, self.dtype, self.activation, self.norm_epsilon)
@@ -140,7 +141,7 @@ class MAPHead(nn.Module):
     norm_epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x_BxTxD):
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Map tokens [B, T, D] to [B, D]."""
         batch, _, width = x_BxTxD.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
@@ -183,7 +184,7 @@ class ViT(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images_BxHxWxC, train: bool = False):
+    def __call__(self, images_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         """Map images [B, H, W, C] of floats to logits [B, num_classes], or features [B, D], in float32."""
         self._check(images_BxHxWxC.shape)
         fields = (self.mlp_dim, self.num_heads, self.dropout, self.dtype, self.activation, self.norm_epsilon)
@@ -238,7 +239,7 @@ def patches(images_BxHxWxC, size: int):
     return grid.reshape(batch, rows * columns, size, size, channels)
 
 
-def vit(name: str, *, num_classes: int | None, **fields) -> ViT:
+def vit(name: str, *, num_classes: int | None, **fields: Any) -> ViT:
     """Make a ViT of a published size: "S/16", "B/32", "L/14", ..., that is size / patch size.
 
     `fields` are those of `ViT`: pool_type, dropout, dtype, ... An unknown size is a ValueError.

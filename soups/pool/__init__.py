@@ -1,5 +1,7 @@
 """Keep fine-tuned members in a directory that any process may add to, and merge them without loading them."""
 
+from typing import Any, NoReturn
+
 from soups.lazy import orbax
 from soups.pool._describe import digest as digest
 from soups.pool._record import PoolCorruptionError as PoolCorruptionError
@@ -9,7 +11,7 @@ from soups.pool.prefetch import prefetched as prefetched
 from soups.pool.save import save_soup as save_soup
 
 
-def merge(*_arguments, **_options):
+def merge(*_arguments: Any, **_options: Any) -> NoReturn:
     """Raise a TypeError that says what took its place."""
     raise TypeError(
         "soups.merge is gone: give the pool to a method, soup = soups.uniform(pool), "

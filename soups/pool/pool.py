@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from soups import tree as tree_lib
-from soups.files import local_path, sync_files, sync_folder
+from soups.files import PathLike, local_path, sync_files, sync_folder
 from soups.formats.text import parse_json
 from soups.lazy import jax
 from soups.names import MOST, bounded, did_you_mean
@@ -41,7 +41,7 @@ class Pool(Mapping):
         ValueError: a URL, or a pool of a format that this version does not know.
     """
 
-    def __init__(self, path, *, must_exist: bool = False):
+    def __init__(self, path: PathLike, *, must_exist: bool = False):
         self.path = local_path(path).absolute()
         if file := next((place for place in (self.path, *self.path.parents) if place.is_file()), None):
             raise NotADirectoryError(f"a pool is a directory, and {file} is a file")
@@ -105,7 +105,7 @@ class Pool(Mapping):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __contains__(self, name) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._records and (self._selected is None or name in self._selected)
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from soups import arguments, tree
 from soups.lazy import jax
@@ -22,7 +23,7 @@ def prefetched(
     *,
     ahead: int = 2,
     keep_bytes: int | None = None,
-    dtype=None,
+    dtype: DTypeLike | None = None,
 ) -> Mapping[str, tree.Tree]:
     """Return the members by the same names, read in threads ahead of need and kept in memory while there is room.
 

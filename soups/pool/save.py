@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import uuid
+from typing import Any
 
 from soups.files import cannot_write, local_path, locked, replace_file, sync_files, sync_folder
 from soups.names import bounded
@@ -17,7 +18,7 @@ from soups.processes import on_first_process
 FORMAT = "soups.soup/1"
 
 
-def save_soup(out: str | os.PathLike, soup, *, pool: Pool | None = None) -> pathlib.Path:
+def save_soup(out: str | os.PathLike, soup: Any, *, pool: Pool | None = None) -> pathlib.Path:
     """Write a soup as an Orbax checkpoint, together with `soup.json`, and return where it lies.
 
     The record holds the recipe and its settings, the ingredients with their weights, digests and metrics, the history

@@ -1,6 +1,10 @@
 """Average members with fixed weights, all at once or one after the other."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+
+from numpy.typing import ArrayLike
 
 from soups import arguments, arrays, tree
 from soups.engine import Recipe
@@ -22,7 +26,7 @@ def uniform(inputs: Inputs) -> Recipe:
 
 
 @method(per_member=("weights",), takes_complex=True, title="weighted average")
-def linear(inputs: Inputs, *, weights=1.0, normalize: bool = True) -> Recipe:
+def linear(inputs: Inputs, *, weights: ArrayLike = 1.0, normalize: bool = True) -> Recipe:
     """Average members with weights: the uniform soup where all are 1.
 
     θ = Σ_i w_i θ_i, divided by Σ_i w_i, which must not be zero, with `normalize`.
@@ -40,7 +44,9 @@ def passthrough(inputs: Inputs, *, scale: float = 1.0) -> Recipe:
 
 
 @python_only("is linear here, with --weight for each member and --normalize false")
-def weighted(members: arguments.Members, weights, *, keep_first: str | None = None) -> tree.Tree:
+def weighted(
+    members: arguments.Members, weights: ArrayLike | Mapping[str, ArrayLike], *, keep_first: str | None = None
+) -> tree.Tree:
     """Average members with the given weights, which need not sum to one.
 
     θ = Σ_i w_i θ_i. `weights`: one float for each member, or a mapping from some members' names to floats.
@@ -54,7 +60,7 @@ def weighted(members: arguments.Members, weights, *, keep_first: str | None = No
 
 
 @python_only("follows one training run: use soups.running_mean in Python")
-def running_mean(mean: tree.Tree, member: tree.Tree, count) -> tree.Tree:
+def running_mean(mean: tree.Tree, member: tree.Tree, count: ArrayLike) -> tree.Tree:
     """Take one more member into the mean of `count` ≥ 0 members.
 
     m + (θ − m) / (count + 1), in the dtype of `mean` or float32 if that is narrower, for in fewer bits it would stand
@@ -68,7 +74,7 @@ def running_mean(mean: tree.Tree, member: tree.Tree, count) -> tree.Tree:
 
 
 @python_only("follows one training run: use soups.ema in Python")
-def ema(average: tree.Tree, params: tree.Tree, decay) -> tree.Tree:
+def ema(average: tree.Tree, params: tree.Tree, decay: ArrayLike) -> tree.Tree:
     """Move an exponential average of the weights by one step.
 
     m ← decay · m + (1 − decay) · θ, in float32 or wider as `running_mean`; `decay` in [0, 1], 0 forgets everything.

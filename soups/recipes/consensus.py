@@ -1,8 +1,11 @@
 """Let task vectors compete for each element: by variance, votes, signs or balanced scores."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from soups import arguments, arrays, engine
 from soups.engine import Recipe
@@ -53,7 +56,7 @@ def sce(inputs: Inputs, *, select_topk: float = 1.0) -> Recipe:
 
 
 @method(base="required", per_member=("threshold",), title="consensus")
-def consensus(inputs: Inputs, *, threshold=0.4, votes: int = 2, scale=0.3) -> Recipe:
+def consensus(inputs: Inputs, *, threshold: ArrayLike = 0.4, votes: int = 2, scale: ArrayLike = 0.3) -> Recipe:
     """Keep the elements of the summed task vectors that several members need (Consensus Merging).
 
     θ = θ_base + α τ ⊙ [Σ_i m_i ≥ k], τ = Σ_i τ_i, with the masks m_i of `tall_masks`, k `votes` ≤ K and α `scale`.
@@ -76,7 +79,7 @@ def consensus(inputs: Inputs, *, threshold=0.4, votes: int = 2, scale=0.3) -> Re
 
 
 @method(base="required", per_member=("scale",), title="PCB")
-def pcb(inputs: Inputs, *, density: float = 0.1, scale=1.0, scope: str = "model") -> Recipe:
+def pcb(inputs: Inputs, *, density: float = 0.1, scale: ArrayLike = 1.0, scope: str = "model") -> Recipe:
     """Balance the competition of elements within and between task vectors, drop the low scores (PCB-Merging).
 
     β_i = Softmax(K N(τ_i ⊙ τ_i)) ⊙ Σ_j Softmax(N(τ_i ⊙ τ_j)), where N maps the smallest element to 0 and the largest to

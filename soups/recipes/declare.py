@@ -19,12 +19,13 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from soups import arguments, engine, tree
 from soups.lazy import jax, jnp
 from soups.names import check_name, did_you_mean, few
 
+F = TypeVar("F", bound=Callable)
 #: stands for the default of a setting that has none
 REQUIRED = inspect.Parameter.empty
 MANY = 10**6  # members
@@ -88,8 +89,13 @@ class Method:
             given.append(inspect.Parameter("base", keyword, default=None, annotation="Tree | None"))
         elif self.base != "none" and not self.base_beside:
             given.append(inspect.Parameter("base", keyword, annotation="Tree"))
+        own = [self._of_each(parameter) if parameter.name in self.per_member else parameter for parameter in own[1:]]
         keep_first = inspect.Parameter("keep_first", keyword, default=None, annotation="str | None")
-        return inspect.Signature([*given, *own[1:], keep_first], return_annotation="Tree")
+        return inspect.Signature([*given, *own, keep_first], return_annotation="Tree")
+
+    def _of_each(self, parameter):
+        one = inspect.formatannotation(parameter.annotation) if parameter.annotation is not REQUIRED else "Any"
+        return parameter.replace(annotation=f"PerMember[{one.strip(chr(39))}]")
 
     def __call__(self, *arguments: Any, **named: Any) -> tree.Tree:
         """Merge members by this method, as its public function does.
@@ -217,7 +223,7 @@ def in_files(name: str) -> str:
     return _IN_FILES.get(name, name.rstrip("_"))
 
 
-def method(*, registry: dict[str, Method] = METHODS, **declared) -> Callable:
+def method(*, registry: dict[str, Method] = METHODS, **declared: Any) -> Callable:
     """Declare a merging method: the decorated function becomes `function(members, ...)`; see the fields of `Method`.
 
     The decorated function takes `Inputs` and its settings, and returns an `engine.Recipe`. Its name, less a leading
@@ -270,7 +276,7 @@ def _described(function):
     return {"summary": summary[:1].lower() + summary[1:], "paper": paper}
 
 
-def python_only(reason: str) -> Callable:
+def python_only(reason: str) -> Callable[[F], F]:
     """Note why no recipe file can call a function that merges: `reason` ends a sentence that begins with its name."""
 
     def note(function):

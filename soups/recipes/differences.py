@@ -1,6 +1,9 @@
 """Look at each difference to the base: is it small, important, the largest, or one member's alone."""
 
+from __future__ import annotations
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from soups import arguments, arrays, engine
 from soups.engine import Recipe
@@ -10,7 +13,7 @@ from soups.recipes.declare import Inputs, method
 
 
 @method(base="required", members=(1, 1), title="NearSwap")
-def nearswap(inputs: Inputs, *, t=1e-4) -> Recipe:
+def nearswap(inputs: Inputs, *, t: ArrayLike = 1e-4) -> Recipe:
     """Go from the base to one member by at most `t` in each element: all the way where they are near.
 
     θ = θ_base + w τ, w = min(t / max(|τ|, 1e-6), 1). Float leaves [...], in float32 or wider. `t` ≥ 0 is in the units
@@ -50,7 +53,7 @@ def arcee_fusion(inputs: Inputs) -> Recipe:
 
 
 @method(base="required", title="MagMax")
-def magmax(inputs: Inputs, *, scale=0.5) -> Recipe:
+def magmax(inputs: Inputs, *, scale: ArrayLike = 0.5) -> Recipe:
     """Take for each element the task vector of the largest magnitude (MagMax).
 
     θ = θ_base + λ τ_j, j = argmax_i |τ_i| for each element, the last of equal magnitudes; in float32 or wider. λ = 0.5

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from soups import arguments, arrays, engine, tree
 from soups.engine import Recipe
@@ -23,7 +24,7 @@ def fisher_information(
     inputs: Any,
     *,
     estimator: str = "exact",
-    labels=None,
+    labels: ArrayLike | None = None,
     key: jax.Array | None = None,
     batch_size: int = 32,
 ) -> tree.Tree:
@@ -81,7 +82,7 @@ def fisher_information(
     gone={"favor": "floor takes one number for each member, above 0 for a favoured one alone"},
     title="Fisher",
 )
-def fisher(inputs: Inputs, *, weights=1.0, floor: float = 1e-6, normalize: bool = False) -> Recipe:
+def fisher(inputs: Inputs, *, weights: ArrayLike = 1.0, floor: float = 1e-6, normalize: bool = False) -> Recipe:
     """Average members, each parameter weighted by its Fisher information.
 
     θ = Σ_i c_i max(F_i, floor) θ_i / Σ_i c_i max(F_i, floor), in float32 or wider, cast once to the members' dtypes.
@@ -141,7 +142,9 @@ def fisher(inputs: Inputs, *, weights=1.0, floor: float = 1e-6, normalize: bool 
     check=check_alike,
     title="Fisher, interpolated",
 )
-def fisher_interpolate(inputs: Inputs, *, alpha=0.5, floor: float = 1e-6, normalize: bool = False) -> Recipe:
+def fisher_interpolate(
+    inputs: Inputs, *, alpha: ArrayLike = 0.5, floor: float = 1e-6, normalize: bool = False
+) -> Recipe:
     """Interpolate from the base to a member, each parameter as far as the two Fisher diagonals say.
 
     θ = ((1 − α) F_0 θ_0 + α F_1 θ_1) / ((1 − α) F_0 + α F_1), α in [0, 1], both F not below the floor; `wise_ft` where

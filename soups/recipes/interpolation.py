@@ -1,5 +1,9 @@
 """Walk from one set of weights to another: along a line, or from the base to the mean."""
 
+from __future__ import annotations
+
+from numpy.typing import ArrayLike
+
 from soups import arguments, arrays, tree
 from soups.engine import Recipe
 from soups.names import check_name, pattern
@@ -8,7 +12,7 @@ from soups.recipes.declare import MANY, Inputs, method, python_only
 
 
 @python_only("is wise_ft here, or slerp on the arc")
-def interpolate(a: tree.Tree, b: tree.Tree, *, t, path: str = "linear") -> tree.Tree:
+def interpolate(a: tree.Tree, b: tree.Tree, *, t: ArrayLike, path: str = "linear") -> tree.Tree:
     """Return the weights at `t` on the path from `a` (t = 0) to `b` (t = 1).
 
     `path`: "linear", (1 − t) a + t b, or "spherical", on the arc between the two as long vectors. `t` may lie outside
@@ -30,7 +34,7 @@ def _with_leaves_of(member, base, settings):
 
 
 @method(base="required", members=(1, 1), single=True, takes_complex=True, complete=_with_leaves_of, title="WiSE-FT")
-def wise_ft(inputs: Inputs, *, alpha=0.5, only: str = ".*") -> Recipe:
+def wise_ft(inputs: Inputs, *, alpha: ArrayLike = 0.5, only: str = ".*") -> Recipe:
     """Interpolate from the base (alpha = 0) to a fine-tuned member (alpha = 1): WiSE-FT.
 
     (1 − α) θ_base + α θ_member for the leaves whose name matches the regex `only`; all others are the member's, which

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from soups import arguments, arrays, tree
 from soups.journal import Journal, content_digest
@@ -27,7 +28,7 @@ def learned(
     *,
     per: str = "model",
     learning_rate: float = 0.05,
-    dtype=None,
+    dtype: DTypeLike | None = None,
     journal: str | os.PathLike | None = None,
 ) -> Soup:
     """Mix members with softmax weights and a temperature that minimise a held-out loss: the learned soup.

@@ -128,7 +128,7 @@ def stitch(inputs: Inputs) -> Recipe:
 
 
 @method(base="required", per_member=("density",), title="Localize-and-Stitch, dataless")
-def localize_and_stitch(inputs: Inputs, *, density=0.05, only: str = ".*") -> Recipe:
+def localize_and_stitch(inputs: Inputs, *, density: float = 0.05, only: str = ".*") -> Recipe:
     """Put the elements that moved most in each member into the base (Localize-and-Stitch without data).
 
     As `stitch` with the masks of `localize_dataless`, but magnitudes that tie at a threshold all go in.

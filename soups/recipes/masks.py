@@ -10,7 +10,7 @@ from soups.recipes.declare import check_real, python_only
 
 
 @python_only("gives masks and not a model: use soups.tall_masks in Python, or consensus")
-def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold=0.4) -> dict[str, tree.Tree]:
+def tall_masks(members: arguments.Members, *, base: tree.Tree, threshold: float = 0.4) -> dict[str, tree.Tree]:
     """Find for each member where the summed task vectors serve it (TALL masks).
 
     m_i = [|τ_i| ≥ λ_i |τ − τ_i|], τ = Σ_j τ_j: boolean trees by the members' names; False in integer leaves. θ_base +

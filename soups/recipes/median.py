@@ -1,8 +1,11 @@
 """Find the geometric median of the members, from the distances between them alone."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from soups import arguments, arrays
 from soups.engine import Recipe
@@ -12,7 +15,7 @@ from soups.recipes.declare import Inputs, method
 
 
 @method(per_member=("weights",), takes_complex=True, title="geometric median")
-def geometric_median(inputs: Inputs, *, weights=1.0, scope: str = "leaf", iterations: int = 100) -> Recipe:
+def geometric_median(inputs: Inputs, *, weights: ArrayLike = 1.0, scope: str = "leaf", iterations: int = 100) -> Recipe:
     """Find the point with the smallest sum of distances to the members, which one odd member hardly moves.
 
     argmin_x Σ_i w_i |x − θ_i|, w_i ≥ 0, not all 0: a member where the test of Vardi and Zhang says that it is the

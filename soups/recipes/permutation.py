@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def used_axes(axes: Sequence[Axis]) -> Iterator[tuple[int, Blocks]]:
             yield number, axis if isinstance(axis, Blocks) else Blocks(axis)
 
 
-def units_of(leaf, number: int, blocks: Blocks) -> int:
+def units_of(leaf: Any, number: int, blocks: Blocks) -> int:
     """Count the units of one axis of `leaf`."""
     return leaf.shape[number] // (blocks.outer * blocks.inner)
 
@@ -129,7 +130,7 @@ def permute(params: tree.Tree, permutations: Permutations, spec: Spec) -> tree.T
     return tree.map_with_names(lambda name, leaf: permute_leaf(leaf, spec[name], permutations), params)
 
 
-def permute_leaf(leaf, axes: Sequence[Axis], permutations: Permutations, *, but: str | None = None):
+def permute_leaf(leaf: Any, axes: Sequence[Axis], permutations: Permutations, *, but: str | None = None) -> Any:
     """Permute one leaf on all its axes, or on all but those that bear the permutation `but`."""
     for number, blocks in used_axes(axes):
         if blocks.permutation != but and blocks.permutation in permutations:
@@ -185,7 +186,7 @@ def check_function_unchanged(
     params: tree.Tree,
     permutations: Permutations,
     spec: Spec,
-    inputs,
+    inputs: Any,
     tolerance: float = 1e-4,
 ) -> None:
     """Check that the permuted network computes the same, which tells whether the spec is right.

@@ -1,10 +1,13 @@
 """Merge linear layers so that their outputs stay as near to the members' as a least-squares fit can bring them."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from soups import arguments, arrays, tree
 from soups.engine import Recipe
@@ -55,7 +58,7 @@ def _check_gram(member, name, gram, leaf):
     in_files={"inputs": "last"},
     title="RegMean",
 )
-def regmean(given: Inputs, *, alpha: float = 0.9, weights=1.0, inputs: str = "first") -> Recipe:
+def regmean(given: Inputs, *, alpha: float = 0.9, weights: ArrayLike = 1.0, inputs: str = "first") -> Recipe:
     """Merge the linear layers by regression, and average all other leaves.
 
     W = (Σ_i c_i G̃_i)⁻¹ Σ_i c_i G̃_i W_i minimises Σ_i c_i |X_i W − X_i W_i|² for kernels W [in, out] and G = XᵀX / rows,
@@ -104,7 +107,7 @@ def regmean_pp(
     *,
     groups: Sequence[str],
     alpha: float = 0.9,
-    weights=1.0,
+    weights: arguments.PerMember[ArrayLike] = 1.0,
 ) -> tree.Tree:
     """Merge the linear layers by regression, one after the other, on inputs that come through the merged ones before.
 

@@ -187,7 +187,7 @@ def _check_random(seed, rescale):
         raise ValueError(f"rescale must be 'probability', 'norm' or None, not {rescale!r}")
 
 
-def masked(vector, mask):
+def masked(vector: Any, mask: Any) -> Any:
     """Return the elements where the mask holds, and zeros elsewhere."""
     if is_jax(vector):
         return jnp.where(mask, vector, jnp.zeros_like(vector))
@@ -252,6 +252,6 @@ def _ratio(before, after):
     return arrays.ratio(arrays.namespace([before]), before, after, (before >= 1e-7) & (after >= 1e-7), otherwise=1)
 
 
-def scaled(vector, factor):
+def scaled(vector: Any, factor: Any) -> Any:
     """Multiply by a number; by the number 1.0 without looking at the elements."""
     return vector if isinstance(factor, float) and factor == 1.0 else vector * arrays.scalar(factor, vector)

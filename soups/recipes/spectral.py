@@ -1,9 +1,12 @@
 """Merge task vectors as matrices: by their singular vectors, or by the inputs that their columns see."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from soups import arguments, arrays
 from soups.engine import Recipe
@@ -13,7 +16,7 @@ from soups.recipes.declare import Inputs, method
 
 
 @method(base="required", title="TSV-Merge")
-def tsv_merge(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
+def tsv_merge(inputs: Inputs, *, scale: ArrayLike = 1.0, only: str = ".*") -> Recipe:
     """Merge the first singular vectors of the task matrices after making them orthogonal (TSV-Merge).
 
     T_i = U_i S_i V_iᵀ [m, n], cut to the max(1, min(m, n) // K) largest singular values; U = [U_1 … U_K] and V alike
@@ -30,7 +33,7 @@ def tsv_merge(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
 
 
 @method(base="required", title="Iso-C")
-def iso_c(inputs: Inputs, *, scale=1.0, only: str = ".*") -> Recipe:
+def iso_c(inputs: Inputs, *, scale: ArrayLike = 1.0, only: str = ".*") -> Recipe:
     """Replace the singular values of the summed task matrices by their mean (Iso-C).
 
     Σ_i T_i = U diag(σ) Vᵀ; θ = θ_base + α mean(σ) U Vᵀ, over the directions that have a singular value. Leaves as in
@@ -48,7 +51,7 @@ def wudi(
     *,
     steps: int = 300,
     learning_rate: float = 1e-5,
-    scale=1.0,
+    scale: ArrayLike = 1.0,
     only: str = ".*",
     inputs: str = "first",
 ) -> Recipe:

@@ -1,9 +1,12 @@
 """Average by angles and lengths: on arcs, by mean directions, and by their mean on the sphere."""
 
+from __future__ import annotations
+
 import functools
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from soups import arguments, arrays, tree
 from soups.engine import Recipe
@@ -13,7 +16,7 @@ from soups.recipes.declare import Inputs, method
 
 
 @method(base="first", members=(1, 1), single=True, takes_complex=True, title="SLERP")
-def slerp(inputs: Inputs, *, t, scope: str = "leaf", parallel: float = 1 - 1e-6) -> Recipe:
+def slerp(inputs: Inputs, *, t: ArrayLike, scope: str = "leaf", parallel: float = 1 - 1e-6) -> Recipe:
     """Go along the arc from the base (t = 0) to a member (t = 1).
 
     [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with Ω the angle between the base a and the member b; linear where
@@ -30,7 +33,7 @@ def slerp(inputs: Inputs, *, t, scope: str = "leaf", parallel: float = 1 - 1e-6)
 
 
 @method(base="optional", per_member=("weights",), members=(2, 2), takes_complex=True, title="SLERP")
-def nuslerp(inputs: Inputs, *, weights=1.0, scope: str = "leaf") -> Recipe:
+def nuslerp(inputs: Inputs, *, weights: ArrayLike = 1.0, scope: str = "leaf") -> Recipe:
     """Go along the arc between two members to where their weights say.
 
     [sin((1−t)Ω) a + sin(tΩ) b] / sin Ω with t = w_2 / (w_1 + w_2) and Ω the angle between a and b, which are the
@@ -52,7 +55,7 @@ def nuslerp(inputs: Inputs, *, weights=1.0, scope: str = "leaf") -> Recipe:
 
 @method(base="optional", per_member=("weights",), takes_complex=True, title="MultiSLERP")
 def multislerp(
-    inputs: Inputs, *, weights=1.0, scope: str = "leaf", normalize: bool = True, epsilon: float = 0.0
+    inputs: Inputs, *, weights: ArrayLike = 1.0, scope: str = "leaf", normalize: bool = True, epsilon: float = 0.0
 ) -> Recipe:
     """Average directions and lengths apart.
 

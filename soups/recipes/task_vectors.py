@@ -1,8 +1,9 @@
 """Do arithmetic on task vectors, τ_i = θ_i − θ_base: sparsify each, let them agree on signs, combine, scale."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from soups import arrays, engine
 from soups.engine import Recipe
@@ -21,11 +22,11 @@ HELD = 2**22  # elements of all members that may be kept in float32
 def combine_task_vectors(
     inputs: Inputs,
     *,
-    sparsify: Sparsifier | Sequence[Sparsifier] = KEEP_ALL,
-    weights=1.0,
+    sparsify: Sparsifier = KEEP_ALL,
+    weights: ArrayLike = 1.0,
     elect: bool = False,
     normalize: bool = False,
-    scale=1.0,
+    scale: ArrayLike = 1.0,
     tie: str = "majority",
     scope: str = "model",
 ) -> Recipe:
@@ -77,7 +78,7 @@ def combine_task_vectors(
 
 
 @method(base="required", per_member=("weights",), takes_complex=True, title="task arithmetic")
-def task_arithmetic(inputs: Inputs, *, scale=0.3, weights=1.0) -> Recipe:
+def task_arithmetic(inputs: Inputs, *, scale: ArrayLike = 0.3, weights: ArrayLike = 1.0) -> Recipe:
     """Add scaled task vectors to the base; a negative scale forgets a task.
 
     θ = θ_base + λ Σ_i w_i τ_i. The paper searches λ on held-out data; 0.3 is its choice for eight tasks.
@@ -89,7 +90,13 @@ def task_arithmetic(inputs: Inputs, *, scale=0.3, weights=1.0) -> Recipe:
 
 @method(base="required", per_member=("weights", "density"), title="TIES")
 def ties(
-    inputs: Inputs, *, density: float = 0.2, scale=1.0, weights=1.0, normalize: bool = True, scope: str = "model"
+    inputs: Inputs,
+    *,
+    density: float = 0.2,
+    scale: ArrayLike = 1.0,
+    weights: ArrayLike = 1.0,
+    normalize: bool = True,
+    scope: str = "model",
 ) -> Recipe:
     """Trim task vectors, elect a sign for each element, average the members that agree (TIES).
 
@@ -113,7 +120,15 @@ def ties(
 
 
 @method(base="required", per_member=("weights", "density"), title="DARE")
-def dare(inputs: Inputs, *, density: float = 0.1, scale=1.0, weights=1.0, elect: bool = False, seed: int = 0) -> Recipe:
+def dare(
+    inputs: Inputs,
+    *,
+    density: float = 0.1,
+    scale: ArrayLike = 1.0,
+    weights: ArrayLike = 1.0,
+    elect: bool = False,
+    seed: int = 0,
+) -> Recipe:
     """Drop elements of the task vectors at random, rescale the others, and add them (DARE).
 
     τ̂_i = m ⊙ τ_i / density with m ~ Bernoulli(density), density in (0, 1]; θ = θ_base + λ Σ_i w_i τ̂_i, or with
@@ -135,7 +150,13 @@ def dare(inputs: Inputs, *, density: float = 0.1, scale=1.0, weights=1.0, elect:
 
 @method(base="required", per_member=("weights", "density", "epsilon"), title="DELLA")
 def della(
-    inputs: Inputs, *, density: float = 0.7, epsilon: float = 0.07, scale=1.1, weights=1.0, seed: int = 0
+    inputs: Inputs,
+    *,
+    density: float = 0.7,
+    epsilon: float = 0.07,
+    scale: ArrayLike = 1.1,
+    weights: ArrayLike = 1.0,
+    seed: int = 0,
 ) -> Recipe:
     """Drop small elements of each row more often than large ones, elect signs and average (DELLA).
 
@@ -156,7 +177,9 @@ def della(
 
 
 @method(base="required", per_member=("weights", "density", "gamma"), title="Breadcrumbs")
-def breadcrumbs(inputs: Inputs, *, density: float = 0.9, gamma: float = 0.01, scale=0.3, weights=1.0) -> Recipe:
+def breadcrumbs(
+    inputs: Inputs, *, density: float = 0.9, gamma: float = 0.01, scale: ArrayLike = 0.3, weights: ArrayLike = 1.0
+) -> Recipe:
     """Leave out the largest and the smallest elements of the task vectors in each leaf, and add the others.
 
     Of n magnitudes the int(γ n) largest are outliers and go, the int(density · n) largest of the rest stay, with

@@ -11,9 +11,11 @@ with extra("report"):
 from soups.report import draw_rows, draw_lines, draw_weights, draw_reliability
 
 # isort: on
-from soups.report.draw_diagnosis import draw_diagnosis
-from soups.report.figures import figure
-from soups.report.page import write_report
-from soups.report.results import check, load_results
-from soups.report.tables import print_table, rows_table
-from soups.report.words import sentences
+from soups.report.draw_diagnosis import draw_diagnosis as draw_diagnosis
+from soups.report.figures import figure as figure
+from soups.report.page import write_report as write_report
+from soups.report.results import check as check
+from soups.report.results import load_results as load_results
+from soups.report.tables import print_table as print_table
+from soups.report.tables import rows_table as rows_table
+from soups.report.words import sentences as sentences

@@ -32,6 +32,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from soups import state
+from soups.files import PathLike
 from soups.names import few, refuse
 from soups.recipes._scores import MODES
 
@@ -160,7 +161,7 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
         raise
 
 
-def check(results: Any, where="results") -> dict[str, Any]:
+def check(results: Any, where: PathLike = "results") -> dict[str, Any]:
     """Return results with empty sections for those that may be missing; errors are those of `load_results`."""
     if not isinstance(results, Mapping):
         raise ValueError(f"{where} must hold a JSON object, not a {type(results).__name__}")

@@ -102,7 +102,9 @@ class Kitchen(Measuring):
     def _said(self):
         return []
 
-    def soup_row(self, title, params, ingredients, *, selection=0, training=0) -> Row:
+    def soup_row(
+        self, title: str, params: tree.Tree, ingredients: Any, *, selection: int = 0, training: int = 0
+    ) -> Row:
         """Measure a soup."""
         return self.row(title, "soup", self.measure(params), ingredients, selection=selection, training=training)
 
@@ -172,7 +174,9 @@ class Kitchen(Measuring):
         """Return random orders of the members, with the titles of their greedy soups."""
         return random_orders(self.names, count, self.seed)
 
-    def learned_row(self, per: str = "model", *, learning_rate=0.05, epochs=5, batch_size=128) -> tuple[Row, list]:
+    def learned_row(
+        self, per: str = "model", *, learning_rate: float = 0.05, epochs: int = 5, batch_size: int = 128
+    ) -> tuple[Row, list]:
         """Learn the mixing weights on the held-out split, one for each member or leaf; give the row and the losses."""
         title = {"model": "learned soup", "leaf": "learned soup, per leaf"}[per]
         data, count = self.held_out, number_of(self.held_out)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 from soups import tree
 from soups.data import pair_of
@@ -90,10 +91,10 @@ class Classification:
         batch: Any,
         keys: tuple[jax.Array, jax.Array],
         *,
-        label_smoothing=0.0,
-        mixup=0.0,
-        augment_operations=0,
-        augment_magnitude=0.0,
+        label_smoothing: ArrayLike = 0.0,
+        mixup: ArrayLike = 0.0,
+        augment_operations: ArrayLike = 0,
+        augment_magnitude: ArrayLike = 0.0,
     ) -> dict[str, jax.Array]:
         """Return inputs and targets [B, classes] of a whole batch, transformed and mixed."""
         images, labels = pair_of(batch, "a batch", others=True)

@@ -1,7 +1,7 @@
 """Train several members side by side: lane g, the devices at place g of a mesh's axis "pool", trains its own."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -92,7 +92,7 @@ class Lanes:
             out_shardings=(self.shardings, self._of_lane),
         )
 
-    def values(self, rows) -> dict[str, jax.Array]:
+    def values(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, jax.Array]:
         """Return the hyper-parameters of all lanes as the step takes them."""
         stacked = jax.tree.map(lambda *of_lanes: np.stack(of_lanes), *map(self.training.numbers, rows))
         return on_devices(stacked, self._of_lane)

@@ -15,7 +15,7 @@ import numpy as np
 
 from soups import state as state_files
 from soups import tree
-from soups.files import append, local_path, made_folder, replace_file
+from soups.files import PathLike, append, local_path, made_folder, replace_file
 from soups.names import few
 from soups.pool import digest
 from soups.processes import on_all_processes, on_first_process
@@ -38,7 +38,7 @@ def fit(
     epochs: float | None = None,
     batch_size: int | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
-    directory=None,
+    directory: PathLike | None = None,
     save_every: int = 1000,
     mesh: jax.sharding.Mesh | None = None,
     shardings: tree.Tree | None = None,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 from soups import tree
 from soups.arguments import check_loss
@@ -18,7 +19,9 @@ from soups.train import checks, trajectory
 STATISTICS = "batch_stats"  # the collection beside "params" that Flax's BatchNorm moves without a gradient
 
 
-def adamw(learning_rate=1e-3, weight_decay=0.0, mask=None) -> optax.GradientTransformation:
+def adamw(
+    learning_rate: ArrayLike = 1e-3, weight_decay: ArrayLike = 0.0, mask: Any = None
+) -> optax.GradientTransformation:
     """Return AdamW, with no decay unless it is asked for."""
     return optax.adamw(learning_rate, weight_decay=weight_decay, mask=mask)
 

@@ -5,12 +5,15 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from soups.data.dataset import Dataset
 from soups.data.imagenet.decoded import DecodedSet, check_space, corrupt_lines, decode_once, decoded_set, open_decoded
 from soups.data.imagenet.held_out import BY_NAME
 from soups.data.imagenet.layouts import INDEX_FILE, SETS
 from soups.data.imagenet.opening import held_out_kind, imagenet_sources
 from soups.data.sources import UnreadableImage
+from soups.files import PathLike
 from soups.names import check_name
 from soups.processes import all_or_none, on_first_process
 
@@ -31,14 +34,14 @@ class EvaluationSet(Dataset):
     digest: str = ""
     notes: tuple[str, ...] = ()
 
-    def take(self, indices) -> Dataset:
+    def take(self, indices: Sequence[int] | np.ndarray) -> Dataset:
         """Copy the examples at `indices`, in that order; digest and notes are about all of them and stay behind."""
         return Dataset(self.images[indices], self.labels[indices], self.class_names, self.class_groups)
 
 
 def evaluation_sets(
-    data_dir,
-    cache_dir,
+    data_dir: PathLike,
+    cache_dir: PathLike,
     *,
     image_size: int,
     sets: Sequence[str] = SETS,

@@ -11,9 +11,12 @@ from soups.data.imagenet.held_out import BY_NAME, PUBLISHED, HeldOutSplit, split
 from soups.data.imagenet.layouts import SETS, locate
 from soups.data.imagenet.tfds_sets import open_tfds
 from soups.data.sources import View, folder_source
+from soups.files import PathLike
 
 
-def imagenet_sources(data_dir, sets: Sequence[str] = SETS, *, cache_dir=None) -> dict[str, View]:
+def imagenet_sources(
+    data_dir: PathLike, sets: Sequence[str] = SETS, *, cache_dir: PathLike | None = None
+) -> dict[str, View]:
     """Open sets by name, in the layouts that `soups.data.imagenet.layouts` lists.
 
     Class names are the WordNet ids of the training classes. A set with other classes has `class_groups`: ImageNet-R
@@ -31,13 +34,13 @@ def imagenet_sources(data_dir, sets: Sequence[str] = SETS, *, cache_dir=None) ->
     return {name: _open(data_dir, name, path, classes, cache_dir) for name, path in places.items()}
 
 
-def train_source(data_dir, *, cache_dir=None) -> View:
+def train_source(data_dir: PathLike, *, cache_dir: PathLike | None = None) -> View:
     """Open the training images without the held-out ones; errors are those of `imagenet_sources`."""
     view = imagenet_sources(data_dir, ["train"], cache_dir=cache_dir)["train"]
     return view.take(_split(data_dir, view).train)
 
 
-def held_out_split(data_dir, *, cache_dir=None) -> HeldOutSplit:
+def held_out_split(data_dir: PathLike, *, cache_dir: PathLike | None = None) -> HeldOutSplit:
     """Say which training images are held out: by the published index file in `data_dir`, otherwise by file name.
 
     The file is imagenet_98_idxs.npy of github.com/mlfoundations/model-soups; `split_files` has the rules, and
@@ -46,7 +49,7 @@ def held_out_split(data_dir, *, cache_dir=None) -> HeldOutSplit:
     return _split(data_dir, imagenet_sources(data_dir, ["train"], cache_dir=cache_dir)["train"])
 
 
-def held_out_kind(data_dir) -> str:
+def held_out_kind(data_dir: PathLike) -> str:
     """Say how the images are held out, "published" or "by file name", without a look at them."""
     return PUBLISHED if _index_file(data_dir) else BY_NAME
 
