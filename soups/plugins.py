@@ -57,7 +57,7 @@ def named(reference: Any, registered: Mapping[str, str], field: str) -> Callable
 
     `registered`: from names to such references. A ValueError lists them, or says what the module raised, with its line.
     """
-    choices = f"; there are: {', '.join(sorted(registered))}, or your own as 'module:function'"
+    choices = f"; there are: {', '.join(sorted(registered))}, or your own as 'module:function'" if registered else ""
     target = registered.get(reference, reference) if isinstance(reference, str) else ""
     name, _, function = target.partition(":")
     if not (name and function):

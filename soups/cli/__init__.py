@@ -12,6 +12,9 @@ from soups.names import did_you_mean
 
 COMMANDS = {
     "merge": "merge checkpoints into one, in the memory of a few blocks",
+    "search": "search the settings of a merge by an evaluation of your own",
+    "greedy": "make the greedy soup of models by an evaluation of your own",
+    "rank": "score models by an evaluation of your own, the best first",
     "pool": "list, show, verify, add, import and remove the members of a pool",
     "run": "run a study: train its members, cook soups of them, and report",
     "report": "make the report of a run again, from its results alone",

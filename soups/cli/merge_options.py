@@ -54,8 +54,11 @@ def parse(
     gone = {option_of(setting): said for setting, said in method.gone.items()} if method else {}
     options = parser.parse(words, hint, gone)
     options.out = options.out or options.place
-    if groups or (options.methods is None and not options.verify):
+    if groups:
         _check(options)
+    elif options.methods is None and not options.verify:
+        _check(options)
+        _check_devices(options)
     given = {name: getattr(options, dest) for name, dest in settings.items()}
     return options, {name: values for name, values in given.items() if values is not None}
 
@@ -153,7 +156,7 @@ def arguments_of(only: str) -> dict[str, list]:
             ("--align", path | {"metavar": "SPEC", "help": "permute the units of all models to match the first"}),
             ("--keep-first", regex | {"help": "take tensors of these whole names from the first member"}),
             (f"--only-tensors {only}", regex | {"help": "merge and write only tensors of these whole names"}),
-            ("--seed", {"type": int, "default": 0, "metavar": "N", "help": "of random methods (default: 0)"}),
+            ("--seed", {"type": int, "default": 0, "metavar": "N", "help": "of all that is random (default: 0)"}),
             ("--plugin", _PLUGIN),
         ],
         "what is written": [
@@ -206,10 +209,18 @@ def _check(options):
         raise ValueError("give a recipe file, or --method with --members and --out (see --help)")
     if not options.out or (options.method and not options.members):
         raise ValueError("say what is merged and where to: RECIPE OUT, or --method, --members and --out")
+    settle_format(options)
+
+
+def settle_format(options: argparse.Namespace) -> None:
+    """Put the format that the name of the output asks for in the place of none."""
     if options.format is None:
         from soups.merging.places import FILES
 
         options.format = "file" if options.out.endswith(FILES) else "huggingface"
+
+
+def _check_devices(options):
     if options.sharded and options.format != "orbax":
         raise ValueError("--sharded writes an Orbax checkpoint: add --format orbax")
     if options.sharded and options.memory:

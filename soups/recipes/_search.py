@@ -110,13 +110,7 @@ def search(
         ValueError: an unknown strategy; a population of another than CMA-ES; a grid of more candidates than the
             budget, or of a range that does not say how many values it has.
     """
-    check_name(by, STRATEGIES, "way to search")
-    if population is not None and by != "cma":
-        raise ValueError(f"population is of CMA-ES: a search by {by} has none")
-    if by == "grid":
-        check_grid(axes, budget)
-    elif numbered := [axis.name for axis in axes if axis.number]:
-        raise ValueError(f"a number of values, as that of {numbered[0]}, is of a grid: a search by {by} has none")
+    check(axes, by, budget, population)
     asked = {"cma": _cma, "random": _random, "grid": _grid}[by](axes, seed, population)
     history, known, values = [], {}, next(asked)
     for number in range(budget):
@@ -132,15 +126,27 @@ def search(
     return history
 
 
-def check_grid(axes: Sequence[Axis], budget: int) -> None:
-    """Raise a ValueError for a grid of more candidates than the budget, or of a range without a number of values."""
+def check(axes: Sequence[Axis], by: str, budget: int, population: int | None = None) -> None:
+    """Raise the errors of `search`."""
+    check_name(by, STRATEGIES, "way to search")
+    if population is not None and by != "cma":
+        raise ValueError(f"population is of CMA-ES: a search by {by} has none")
+    numbered = [axis.name for axis in axes if axis.number]
+    if numbered and by != "grid":
+        raise ValueError(f"the number of values of {numbered[0]} is of a grid: a search by {by} has none")
+    if by == "grid":
+        _check_grid(axes, budget)
+
+
+def _check_grid(axes, budget):
     if unsaid := [axis.name for axis in axes if not axis.grid()]:
         raise ValueError(f"a grid needs to know how many values of {unsaid[0]} it tries")
     sizes = [len(axis.grid()) for axis in axes]
     if math.prod(sizes) > budget:
+        product = f"{' × '.join(map(str, sizes))} = " if len(sizes) > 1 else ""
         raise ValueError(
-            f"a grid of {' × '.join(map(str, sizes))} = {math.prod(sizes)} candidates is more than the budget of "
-            f"{budget}: raise that, or try fewer values"
+            f"a grid of {product}{math.prod(sizes)} candidates is more than the budget of {budget}: raise that, or try "
+            "fewer values"
         )
 
 

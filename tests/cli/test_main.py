@@ -68,7 +68,7 @@ def test_an_unknown_command_is_named(capsys):
     assert main(["mrege"]) == 2
     assert capsys.readouterr().err.startswith("soups: unknown command 'mrege' (did you mean 'merge'?); there are: ")
     assert main([]) == 2
-    assert capsys.readouterr().err.startswith("soups: a command is needed; there are: merge, pool, run")
+    assert capsys.readouterr().err.startswith("soups: a command is needed; there are: merge, search, greedy, ")
     for words, message in [
         (["--methods"], "soups: unknown option --methods: a command comes first\n"),
         (["--vrsion"], "soups: unknown option --vrsion (did you mean --version?): a command comes first\n"),
@@ -121,6 +121,8 @@ def test_the_commands_of_the_documentation_are_understood():
         words = shlex.split(line)
         if command == "merge":
             merge_options.parse(words, "soups merge", "")
+        elif command == "search":
+            importlib.import_module("soups.cli.search").parse(words, "soups search")
         else:
             module = importlib.import_module(f"soups.cli.{command.replace('-', '_')}")
             module._parser(f"soups {command}").parse([word for word in words if not word.startswith("--config.")])
