@@ -20,6 +20,7 @@ COMMANDS = {
     "report": "make the report of a run again, from its results alone",
     "predict": "write the logits of a network for all images of a folder",
     "zero-shot": "make an image classifier from a CLIP and the names of classes",
+    "completion": "print what lets bash, zsh or fish complete all of this",
 }
 _LIGHT = ("merge", "pool")  # which work on files, tensor by tensor
 _HELP = """

@@ -1,10 +1,12 @@
 """Parse command lines: a mistake is a ValueError, and an unknown option says which one was probably meant."""
 
 import argparse
+import contextlib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
 
 from soups.files import local_path
 from soups.names import check_name, did_you_mean
@@ -35,6 +37,8 @@ class Parser(argparse.ArgumentParser):
     that begin with "soups" are commands.
     """
 
+    _asked: ClassVar[list[argparse.ArgumentParser] | None] = None
+
     def __init__(self, *, add_help: bool = True, description: str = "", **settings):
         super().__init__(
             allow_abbrev=False,
@@ -49,6 +53,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action="help", help="print this text", **own)
         for words, text in VOLUME.values():
             self.add_argument(*words, action="store_true", help=text, **own)
+
+    def print_help(self, file=None):
+        """Print the help, or be what `asked_for_help` returns."""
+        if Parser._asked is None:
+            super().print_help(file)
+        else:
+            Parser._asked.append(self)
 
     @property
     def known(self) -> list[str]:
@@ -87,6 +98,17 @@ class Parser(argparse.ArgumentParser):
             said = gone.get(unknown[0])
             said = f"; {said}" if said else meant(unknown[0], self.known) + hint
             raise ValueError(f"unknown option {unknown[0]}{said}")
+
+
+def asked_for_help(command: Callable, words: list[str], run) -> Parser:
+    """Return the parser of a command, which for these words and --help would print its help."""
+    Parser._asked = asked = []
+    try:
+        with contextlib.suppress(SystemExit):
+            command([*words, "--help"], run)
+        return asked[0]
+    finally:
+        Parser._asked = None
 
 
 def _options(words):
