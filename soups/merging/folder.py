@@ -1,18 +1,20 @@
 """Fill in what a Hugging Face folder needs beside its tensors: config, tokenizer, recipe, model card."""
 
+import functools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from soups.formats import CheckpointError
 from soups.formats.folder import SUFFIXES, inside
 from soups.formats.hub import how_to_complete, listing
 from soups.formats.text import STAND_INS, check_file, read_json
+from soups.merging.card import FILE as CARD
+from soups.merging.card import licence_note, model_card
 from soups.merging.chat_template import template_files
 from soups.merging.config import folder_of, read_config
-from soups.merging.lora import split_reference
 from soups.merging.output_config import output_config
 from soups.merging.planning import Plan
 from soups.merging.vocabulary import NUMBERED, PIECES, tokens_folder
@@ -32,11 +34,13 @@ _WEIGHTS = re.compile(
 _FOLDERS = re.compile(
     r"\..*|__pycache__|(checkpoint|global_step)-?\d*|runs|wandb|logs|onnx|openvino|coreml|.*\.mlpackage"
 )
-_WRITTEN = ("config.json", "README.md", "merge.json", *RECIPES)  # anew
+_WRITTEN = ("config.json", CARD, "merge.json", *RECIPES)  # anew
 
 
-def folder_files(plan: Plan) -> dict[str, str | pathlib.Path]:
-    """Return the files of the output's folder by name: text, or the path of what is copied as it is.
+def folder_files(plan: Plan) -> dict[str, str | pathlib.Path | Callable[[dict], str]]:
+    """Return the files of the output's folder by name: text, the path of what is copied as it is, or the card.
+
+    The card is a function of the record of the merge, which says what went in.
 
     They are made from the recipe, and from all of the base's own files but its weights; those of the tokenizer are of
     the model that `tokenizer_source` names.
@@ -54,51 +58,6 @@ def folder_notes(plan: Plan) -> list[str]:
         CheckpointError: as `folder_files`.
     """
     return _files(plan)[1]
-
-
-def model_card(plan: Plan) -> str:
-    """Write the card of a merged model: what it was made from, how, and the recipe word for word."""
-    job, method = plan.job, plan.job.definition
-    names = [_name(model) for model in job.models]
-    members = "\n".join(
-        f"* {name}" + (" (base)" if job.base == model else "") for name, model in zip(names, job.models, strict=True)
-    )
-    base_models = "\n".join(f"- {json.dumps(name, ensure_ascii=False)}" for name in names)
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", job.text)), default=0))
-    summary = f": {method.summary}" if method.summary else ""
-    paper = f" ({method.paper})" if method.paper else ""
-    return f"""---
-base_model:
-{base_models}
-library_name: transformers
-tags:
-- merge
-- soups
----
-
-# A merge of {len(names)} models
-
-Made with soups, method `{job.method}` ({job.vocabulary} semantics){summary}{paper}.
-
-## Models
-
-{members}
-
-## Recipe
-
-{fence}yaml
-{job.text.rstrip()}
-{fence}
-"""
-
-
-def _name(model):
-    """Return what a model is called: of a path the last part, of a model of the hub its owner too."""
-    path, adapter = split_reference(model)
-    if adapter is not None:
-        return f"{_name(path)}+{_name(adapter)}"
-    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(@[\w./-]+)?", path)
-    return hub[1] if hub and not os.path.exists(path) else pathlib.Path(path).name or path
 
 
 def _files(plan):
@@ -124,8 +83,9 @@ def _files(plan):
         notes += more
         files["config.json"] = json.dumps(made, indent=2) + "\n"
     files[RECIPES[plan.job.vocabulary == "mergekit"]] = plan.job.text
-    # names of files may be of other bytes than text
-    files["README.md"] = model_card(plan).encode("utf-8", "backslashreplace").decode()
+    library = "transformers" if config is not None and "model_type" in config else None
+    files[CARD] = functools.partial(model_card, plan, library=library)
+    notes += licence_note(plan)
     notes += _not_downloaded(folder_of(first))
     if left_out:
         notes.append(f"not copied from {folder_of(first)}: {few(map(shown, left_out))}")

@@ -10,6 +10,10 @@ import numpy as np
 import xxhash
 
 from soups.files import local_path
+from soups.formats.folder import inside
+from soups.formats.hub import cached_model
+from soups.formats.mapping import hash_files
+from soups.formats.tensors import CheckpointError
 from soups.formats.text import read_json
 from soups.merging.lora import absolute_reference
 from soups.merging.planning import Plan
@@ -56,13 +60,13 @@ def is_record(path: pathlib.Path) -> bool:
 
 
 def read_record(out: str | os.PathLike) -> dict:
-    """Return the record of a merge: of a folder, a file or an Orbax checkpoint, or of a member POOL:NAME.
+    """Return the record of a merge: of a folder, a file or an Orbax checkpoint, of POOL:NAME, or of the hub's ORG/NAME.
 
     Raises:
         FileNotFoundError: this program did not write it.
         ValueError: a URL; a record that is damaged.
     """
-    path = local_path(out)
+    path = local_path(cached_model(str(out)))
     note = record_beside(path) if path.is_file() else path / RECORD
     if note.is_file():
         return _checked_record(read_json(note), note)
@@ -73,6 +77,18 @@ def read_record(out: str | os.PathLike) -> dict:
     if name in members and "merge" in members.record(name)["metadata"]:
         return members.record(name)["metadata"]["merge"]
     raise FileNotFoundError(f"{out} has no record of a merge: no {note.name}, nor is it a member POOL:NAME with one")
+
+
+def changed_files(found: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
+    """List the files beside the tensors that a folder does not have as its record says."""
+    lines = []
+    for name, digest in found.get("files", {}).items():
+        try:
+            same = hash_files(inside(folder, name)) == digest
+            lines += [] if same else [f"{name} was changed since it was written"]
+        except (FileNotFoundError, CheckpointError):
+            lines.append(f"{name} is missing")
+    return lines
 
 
 def plan_again(found: dict) -> Plan:
@@ -88,7 +104,8 @@ def plan_again(found: dict) -> Plan:
 def _checked_record(found, where):
     inputs = found.get("inputs")
     whole = found.get("format") == FORMAT and isinstance(found.get("recipe"), str) and type(found.get("seed")) is int
-    if not whole or not isinstance(inputs, dict) or not all(_is_input(entry) for entry in inputs.values()):
+    whole = whole and isinstance(inputs, dict) and all(map(_is_input, inputs.values()))
+    if not whole or not isinstance(found.get("files", {}), dict):
         raise ValueError(f"{where} is no record of a merge of this format, {FORMAT!r}, or it is damaged")
     return found
 

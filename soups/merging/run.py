@@ -16,6 +16,8 @@ from soups import engine, tree
 from soups.files import PathLike, cannot_write, replace_file, sync_folder
 from soups.formats import Checkpoint, Writer, open_checkpoint
 from soups.formats.folder import SINGLE
+from soups.formats.hub import cached_model
+from soups.formats.mapping import hash_files
 from soups.formats.npz import write_npz
 from soups.formats.tensors import nested
 from soups.formats.weights import ALL
@@ -23,12 +25,13 @@ from soups.lazy import orbax
 from soups.merging import bands
 from soups.merging.places import check_place, held_place, split_member, sweep_unfinished, unfinished
 from soups.merging.planning import Output, Plan
-from soups.merging.record import FORMAT, RECORD, Digests, read_record, record, record_beside
+from soups.merging.record import FORMAT, RECORD, Digests, changed_files, read_record, record, record_beside
 from soups.merging.sources import open_model, split_pool
 from soups.workers import NUMBER, as_done, in_threads
 
 THREADS = NUMBER  #: how many tensors are worked on at a time by default
 Progress = Callable[[int], None]
+File = bytes | str | pathlib.Path | Callable[[dict], str]
 _PLAN, _DIGESTS = "plan.json", "digests.json"
 
 
@@ -38,7 +41,7 @@ def merge_to_folder(
     *,
     threads: int = THREADS,
     shard_bytes: int = 5_000_000_000,
-    files: dict[str, bytes | str] | None = None,
+    files: Mapping[str, File] | None = None,
     chosen: Mapping[str, Any] | None = None,
     progress: Progress = lambda bytes_written: None,
 ) -> pathlib.Path:
@@ -53,7 +56,8 @@ def merge_to_folder(
         out: a path where nothing is yet.
         threads: that compute side by side; forked processes where that is safe and there is much to do.
         shard_bytes: largest size of one file.
-        files: further files of the folder by name, such as its config.
+        files: further files of the folder by name, such as its config: text or bytes, the path of what is copied, or
+            a function of the record of the merge. The record has their digests.
         chosen: what the record says of how this recipe was chosen, such as the evaluations.
         progress: called with the number of bytes written since the last call.
 
@@ -128,9 +132,11 @@ def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress):
             _write_digests(folder, digests)  # before the shard counts as finished
             writer.finish_shard(shard)
         writer.finish()
+        made = record(plan, digests, chosen)
         for name, content in files.items():
-            replace_file(folder / name, content)
-        replace_file(folder / RECORD, json.dumps(record(plan, digests, chosen), indent=1) + "\n")
+            replace_file(folder / name, content(made) if callable(content) else content)
+        made |= {"files": {name: hash_files(folder / name) for name in sorted(files)}} if files else {}
+        replace_file(folder / RECORD, json.dumps(made, indent=1) + "\n")
         writer.forget()  # last: until here a killed merge goes on with what is finished
     for helper in (_DIGESTS, _PLAN):
         (folder / helper).unlink(missing_ok=True)
@@ -230,35 +236,37 @@ def verify_output(
     """Merge again and list what in an output is not what its recipe and its inputs give, bit for bit.
 
     `out`: a folder, a file, an Orbax checkpoint, or POOL:NAME. Inputs that are not those of its record, by their
-    digests, are named too. What was merged on devices may differ where a compiler rounds otherwise than NumPy.
+    digests, are named too, and so are files of a folder that are not those that were written. What was merged on
+    devices may differ where a compiler rounds otherwise than NumPy.
 
     Raises:
         FileNotFoundError: there is no record, as `read_record`.
         CheckpointError: as `open_model`, of the output.
         ValueError: as `merge_to_folder`.
     """
-    stored, there = read_record(out)["inputs"], open_model(f"{out}@{ALL}")
+    found, there = read_record(out), open_model(f"{cached_model(str(out))}@{ALL}")
     shared, digests = _measure_model(plan), {}
     names = {output.name: output.name for output in plan.outputs}
     if not isinstance(there, Checkpoint) or there.keys:
         names = {leaf: name for name, leaf in tree.flatten(nested({name: name for name in names})).items()}
     different = [f"{name} is extra" for name in there.leaves if name not in names.values()]
+    different += changed_files(found, there.path)
 
     def compare(place):
-        output, found = plan.outputs[place], {}
+        output, inputs = plan.outputs[place], {}
         expected, first = _stored(there, names[output.name], output), None
-        for start, block in merged_blocks(plan, output, shared, found):
+        for start, block in merged_blocks(plan, output, shared, inputs):
             if expected is not None and first is None:
                 first = _first_difference(expected[start : start + block.size], block, start)
         if expected is None:
-            return output.nbytes, found, f"{output.name} is missing, or of another shape or dtype"
-        return output.nbytes, found, None if first is None else f"{output.name} differs from element {first} on"
+            return output.nbytes, inputs, f"{output.name} is missing, or of another shape or dtype"
+        return output.nbytes, inputs, None if first is None else f"{output.name} differs from element {first} on"
 
-    for nbytes, found, problem in as_done(compare, range(len(plan.outputs)), threads, fork=plan.worth_processes):
-        digests |= found
+    for nbytes, inputs, problem in as_done(compare, range(len(plan.outputs)), threads, fork=plan.worth_processes):
+        digests |= inputs
         different += [problem] if problem else []
         progress(nbytes)
-    now = record(plan, digests)["inputs"]
+    stored, now = found["inputs"], record(plan, digests)["inputs"]
     changed = [model for model in now if stored.get(model, {}).get("digest") != now[model]["digest"]]
     return sorted(different) + [f"{model} is not the model that was merged: its tensors changed" for model in changed]
 

@@ -20,7 +20,8 @@ def uniform(inputs: Inputs) -> Recipe:
 
         soup = soups.uniform(members)  # a list of trees, {name: tree}, or a soups.Pool, which is streamed
 
-    Wortsman et al., "Model soups", 2022, arXiv 2203.05482.
+    Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
+    inference time", 2022, arXiv 2203.05482.
     """
     return Recipe(lambda part, _: arrays.mean_of(part.leaves), propagates=True)
 
@@ -31,7 +32,8 @@ def linear(inputs: Inputs, *, weights: ArrayLike = 1.0, normalize: bool = True) 
 
     θ = Σ_i w_i θ_i, divided by Σ_i w_i, which must not be zero, with `normalize`.
 
-    Wortsman et al., "Model soups", 2022, arXiv 2203.05482.
+    Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
+    inference time", 2022, arXiv 2203.05482.
     """
     shares = arguments.shares(weights) if normalize else weights
     return Recipe(lambda part, _: arrays.mix(part.leaves, shares), propagates=True)

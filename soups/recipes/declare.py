@@ -19,7 +19,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from soups import arguments, engine, tree
 from soups.lazy import jax, jnp
@@ -31,7 +31,7 @@ REQUIRED = inspect.Parameter.empty
 MANY = 10**6  # members
 METHODS: dict[str, Method] = {}  #: the declared methods, by name
 ELSEWHERE: dict[str, str] = {}  #: functions that no recipe file can call: what they need, the end of a sentence
-_PAPER = re.compile(r'([^"]+), "[^"]+",\s(\d{4})(?:,\sarXiv\s(\d{4}\.\d{5}))?')
+_PAPER = re.compile(r'([^"]+), "([^"]+)",\s(\d{4})(?:,\sarXiv\s(\d{4}\.\d{5}))?')
 _RAISES = """    ValueError: no members, trees of different structures, NaN or infinity, integer leaves that differ,
         not one value for each member, a setting of another kind or outside its range."""
 _BASES = ("none", "optional", "required", "first")
@@ -45,6 +45,15 @@ class Inputs:
 
     number: int
     has_base: bool = False
+
+
+class Citation(NamedTuple):
+    """Name a paper."""
+
+    authors: str  #: the first, or two, as in "Yadav et al."
+    title: str
+    year: str
+    arxiv: str  #: its id there, or nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +85,11 @@ class Method:
     title: str = ""  #: for people
     summary: str = ""  #: one line; without, the docstring's first
     paper: str = ""  #: authors, year and arXiv id; without, those that the docstring's last paragraph cites
+
+    @functools.cached_property
+    def citation(self) -> Citation | None:
+        """Return the paper that the docstring's last paragraph cites first, if it does."""
+        return _cited(self.function)
 
     @functools.cached_property
     def signature(self) -> inspect.Signature:
@@ -271,9 +285,14 @@ def _with_errors(function):
 
 def _described(function):
     paragraphs = (inspect.getdoc(function) or "").split("\n\n")
-    cited, summary = _PAPER.match(paragraphs[-1]), " ".join(paragraphs[0].split()).removesuffix(".")
-    paper = f"{cited[1]} {cited[2]}" + (f", {cited[3]}" if cited[3] else "") if cited else ""
+    cited, summary = _cited(function), " ".join(paragraphs[0].split()).removesuffix(".")
+    paper = f"{cited.authors} {cited.year}" + (f", {cited.arxiv}" if cited.arxiv else "") if cited else ""
     return {"summary": summary[:1].lower() + summary[1:], "paper": paper}
+
+
+def _cited(function):
+    paper = _PAPER.match((inspect.getdoc(function) or "").split("\n\n")[-1])
+    return Citation(*(" ".join(part.split()) for part in paper.groups(""))) if paper else None
 
 
 def python_only(reason: str) -> Callable[[F], F]:

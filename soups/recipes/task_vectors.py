@@ -136,7 +136,8 @@ def dare(
     place and the element alone. The paper drops 90 % (density 0.1) of models with billions of weights, less of smaller
     ones.
 
-    Yu et al., "Language models are super Mario", 2023, arXiv 2311.03099.
+    Yu et al., "Language models are super Mario: absorbing abilities from homologous models as a free lunch", 2023,
+    arXiv 2311.03099.
     """
     return combine_task_vectors.recipe(
         inputs,
@@ -164,7 +165,8 @@ def della(
     divided by p, in (0, 1]; then signs are elected and members that agree averaged, as in TIES. The defaults are the
     paper's example: drop rate 0.3, window 0.14, λ = 1.1.
 
-    Deep et al., "DELLA-Merging", 2024, arXiv 2406.11617.
+    Deep et al., "DELLA-Merging: reducing interference in model merging through magnitude-based sampling", 2024,
+    arXiv 2406.11617.
     """
     return combine_task_vectors.recipe(
         inputs,
@@ -185,7 +187,8 @@ def breadcrumbs(
     Of n magnitudes the int(γ n) largest are outliers and go, the int(density · n) largest of the rest stay, with
     γ in [0, 1), and θ = θ_base + λ Σ_i w_i τ̂_i.
 
-    Davari and Belilovsky, "Model breadcrumbs", 2023, arXiv 2312.06795.
+    Davari and Belilovsky, "Model breadcrumbs: scaling multi-task model merging with sparse masks", 2023,
+    arXiv 2312.06795.
     """
     return combine_task_vectors.recipe(
         inputs,

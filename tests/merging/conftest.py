@@ -11,6 +11,7 @@ import yaml
 
 from soups import merging
 from soups.formats import open_checkpoint, write_safetensors
+from soups.merging.record import record
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = 3
@@ -63,6 +64,11 @@ def merge(recipe, out, *, seed=0, files=False, **options):
     made = plan(recipe, seed=seed)
     merging.merge_to_folder(made, out, files=merging.folder_files(made) if files else None, **options)
     return read(out)
+
+
+def card(made):
+    """Give the card of a plan, as it is if nothing went in."""
+    return merging.folder_files(made)["README.md"](record(made, {}))
 
 
 def content(folder):

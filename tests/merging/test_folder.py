@@ -32,10 +32,7 @@ def test_the_folder_has_config_tokenizer_recipe_and_card(small, models, recipe, 
     assert config == {"num_hidden_layers": 3, "torch_dtype": "bfloat16", "dtype": "bfloat16"}
     assert found["tokenizer.json"] == (models["base"] / "tokenizer.json").read_bytes()
     assert found["mergekit_config.yml"].decode() == text
-    card = found["README.md"].decode()
-    _, front, rest = card.split("---\n", 2)
-    assert yaml.safe_load(front)["base_model"] == ["base", "a"] and "merge" in yaml.safe_load(front)["tags"]
-    assert f"```yaml\n{text}```" in rest and "method `linear` (mergekit semantics)" in rest
+    assert f"```yaml\n{text}```" in found["README.md"].decode()
 
 
 def test_the_config_counts_the_layers_of_slices(small, models):
@@ -47,28 +44,8 @@ def test_the_config_counts_the_layers_of_slices(small, models):
 def test_a_published_recipe_has_its_paper_on_the_card(small, models):
     recipe = {"vocabulary": "published", "merge_method": "ties", "base_model": models["base"], "models": [models["a"]]}
     files = merging.folder_files(small.plan(recipe))
-    assert "Yadav et al. 2023, 2306.01708" in (card := files["README.md"]) and "* base (base)" in card
+    assert "TIES-Merging: resolving interference" in small.card(small.plan(recipe))
     assert yaml.safe_load(files["recipe.yml"]) == small.plain(recipe)
-
-
-def test_a_card_is_read_whatever_names_and_recipe_hold(small, models, recipe, tmp_path):
-    odd = tmp_path / "a: [b] # c"
-    odd.symlink_to(models["a"])
-    recipe["models"][0]["model"] = odd
-    text = f"# a fence ```` in a comment\n{yaml.safe_dump(small.plain(recipe))}"
-    card = merging.folder_files(small.plan(text))["README.md"]
-    _, front, rest = card.split("---\n", 2)
-    assert yaml.safe_load(front)["base_model"] == ["a: [b] # c", "a"]
-    assert rest.endswith(f"`````yaml\n{text}`````\n")
-
-
-def test_models_of_the_hub_and_with_adapters_have_their_names_on_the_card(small, models, recipe):
-    plan = small.plan(recipe)
-    names = ["org/model@main", f"org/model@0123+{models['a']}+org/lora", f"{models['b']}+x/y/z"]
-    sources = tuple(dataclasses.replace(plan.job.slices[0].sources[0], model=name) for name in names)
-    job = dataclasses.replace(plan.job, slices=(dataclasses.replace(plan.job.slices[0], sources=sources),))
-    front = merging.folder.model_card(dataclasses.replace(plan, job=job)).split("---\n", 2)[1]
-    assert yaml.safe_load(front)["base_model"] == ["org/model", "org/model+a+org/lora", "b+z"]
 
 
 def test_the_tokenizer_is_that_of_the_base_or_of_the_model_named(small, models, recipe):
@@ -146,7 +123,7 @@ def test_what_a_merge_writes_itself_is_not_taken_from_the_base(small, recipe, ba
     plan = small.plan(recipe)
     files = merging.folder_files(plan)
     assert set(files) == {"README.md", "config.json", "mergekit_config.yml", "tokenizer.json"}
-    assert "A merge of 2 models" in files["README.md"] and files["mergekit_config.yml"] == plan.job.text
+    assert "A merge of 2 models" in small.card(plan) and files["mergekit_config.yml"] == plan.job.text
     assert merging.folder_notes(plan) == []
 
 
@@ -199,7 +176,7 @@ def test_the_tokenizer_of_another_model_is_copied_whole_and_nothing_else_of_it(s
     plan = small.plan(recipe | {"insist": True})
     plan = dataclasses.replace(plan, tokenizer=Aligned(str(other), {}, 0))
     files = merging.folder_files(plan)
-    assert {name: file.parent for name, file in files.items() if not isinstance(file, str)} == {
+    assert {name: file.parent for name, file in files.items() if hasattr(file, "parent")} == {
         **{"tokenizer.json": other, "spiece.model": other, "tokenization_own.py": other, "LICENSE": base}
     }
 
