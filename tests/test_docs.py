@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import soups
+from soups.cli import COMMANDS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -141,6 +142,12 @@ def test_every_public_name_has_its_place_in_the_reference(site, extension):
     offered = {f"soups.{name}" for name in soups.__all__ if not name.startswith("_")}
     assert offered - set(listed) - set(names.rooms()) <= {"soups.merge", "soups.rebasin", "soups.sparsify"}
     assert {"soups.Pool.add", "soups.recipes.sparsify.Sparsifier.apply", "soups.evaluate.METRICS"} <= anchors
+
+
+def test_every_command_has_its_help_on_the_site(site):
+    text = (site / "api" / "commands.html").read_text(encoding="utf-8")
+    assert all(f"usage: soups {command}" in text for command in COMMANDS)
+    assert "usage: soups pool verify" in text
 
 
 def test_every_public_name_has_a_docstring(extension):

@@ -4,15 +4,16 @@ import importlib
 import inspect
 import pathlib
 
+import command_pages
 import docstrings
 from public_names import methods, rooms
 from sphinx.pycode import ModuleAnalyzer
 
 
 def write_pages(folder: pathlib.Path) -> None:
-    """Write a page for each room and one that lists them; a page that is the same already is left alone."""
+    """Write a page for each room, one that lists them and one of the commands; those that are the same already stay."""
     pages = {f"{room}.rst": _page(room, names) for room, names in rooms().items()}
-    pages["index.rst"] = _index()
+    pages |= {"index.rst": _index(), "commands.rst": command_pages.page()}
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.rst"):
         if path.name not in pages:
