@@ -39,19 +39,17 @@ class LinkNames(SphinxTransform):
                 logger.warning("there is no %s", named[1], location=literal)
 
 
-NOTEBOOKS = """```{toctree}
-:caption: Notebooks
-:hidden:
-:glob:
-
-notebooks/*
-```"""
-
-
-def list_notebooks(app, name, source):
-    """List the notebooks where there are any: a list of none is a warning."""
-    if name == "index" and any(page.startswith("notebooks/") for page in app.env.found_docs):
-        source[0] = source[0].replace("<!-- notebooks -->", NOTEBOOKS)
+def list_pages(app, name, source):
+    """List below the front page the notebooks, and pages that it does not name, in the place of its mark."""
+    if name != "index":
+        return
+    named = set(re.findall(r"^(?:.*<)?([\w/]+)>?$", source[0], re.MULTILINE))
+    pages = sorted(page for page in app.env.found_docs - named - {name} if not page.startswith("api/soups"))
+    notebooks = [page for page in pages if page.startswith("notebooks/")]
+    lists = {"Notebooks": notebooks, "More": [page for page in pages if page not in notebooks]}
+    head = "```{{toctree}}\n:caption: {}\n:hidden:\n\n{}\n```"
+    blocks = (head.format(title, "\n".join(found)) for title, found in lists.items() if found)
+    source[0] = source[0].replace("<!-- pages -->", "\n\n".join(blocks))
 
 
 def setup(app):
@@ -62,7 +60,7 @@ def setup(app):
     app.connect("builder-inited", lambda app: reference_pages.write_pages(pathlib.Path(app.srcdir, "api")))
     app.connect("autodoc-process-docstring", docstrings.convert)
     app.connect("autodoc-process-signature", docstrings.tidy)
-    app.connect("source-read", list_notebooks)
+    app.connect("source-read", list_pages)
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"  # as the docstrings say
