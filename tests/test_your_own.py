@@ -1,13 +1,11 @@
 """Run docs/your_own.md as a reader would, block by block in an empty folder."""
 
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
+import pages
 import pytest
 
 from soups import Pool
@@ -15,8 +13,7 @@ from soups.report import figures, load_results
 from soups.studies.finetune_and_soup import FIELDS
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "your_own.md"
-SECTIONS = {title: text for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S)}
-BLOCK = re.compile(r"```(python|bash)\n(?:# (\S+\.py)\n)?(.*?)```", re.DOTALL)
+SECTIONS = pages.sections(PAGE)
 
 
 @pytest.fixture
@@ -25,25 +22,12 @@ def follow(tmp_path, monkeypatch, quick_start):
     monkeypatch.chdir(tmp_path)
     # all are drawn where a command runs, and in the tests of `cook`
     monkeypatch.setattr(figures, "PLANS", dict(list(figures.PLANS.items())[:1]))
-    (tmp_path / "bin").mkdir()
-    soups = tmp_path / "bin" / "soups"
-    soups.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m soups "$@"\n')
-    soups.chmod(0o755)
-    environment = quick_start | {"PATH": f"{soups.parent}:{os.environ['PATH']}", "JAX_NUM_CPU_DEVICES": "1"}
+    environment = pages.environment(tmp_path, quick_start)
 
     def run(title):
         names = {"__name__": "reader"}
-        for language, file, code in BLOCK.findall(SECTIONS[title]):
-            if file:
-                pathlib.Path(file).write_text(code)
-            elif language == "bash":
-                done = subprocess.run(["bash", "-ec", code], env=environment, capture_output=True, text=True)
-                assert done.returncode == 0, done.stderr[-3000:]
-                names["printed"] = done.stdout
-            else:
-                with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as for users
-                    exec(compile(code, title, "exec"), names)
-        return names
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as for users
+            return names | {"printed": pages.follow(SECTIONS[title], title, names, environment)}
 
     return run
 
@@ -93,4 +77,4 @@ def test_numbers(follow):
 
 def test_every_section_is_followed():
     assert list(SECTIONS) == ["A folder of images", "Arrays", "Text", "Numbers", "And beyond"]
-    assert not BLOCK.search(SECTIONS["And beyond"])
+    assert not pages.BLOCK.search(SECTIONS["And beyond"])

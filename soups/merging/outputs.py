@@ -6,7 +6,7 @@ from soups.files import local_path
 from soups.merging.folder import folder_files
 from soups.merging.places import check_place, split_member
 from soups.merging.planning import Plan
-from soups.merging.record import read_record, record_beside
+from soups.merging.record import note_record, read_record, record_beside
 from soups.merging.run import merge_to_file, merge_to_folder, merge_to_orbax, merge_to_pool
 from soups.merging.selecting import Selection
 from soups.merging.trials import Trials, remove
@@ -36,13 +36,16 @@ def write_output(
     """Merge by the best recipe into an output whose record says how it was chosen; False if it is there already.
 
     What the same choice wrote there, when it had seen less, is replaced: it is there until the new one is complete, but
-    for the moment in which they change places; a member of a pool is removed first.
+    for the moment in which they change places; a member of a pool is removed first. Of one that is still the best the
+    record is written anew, but in a pool.
 
     Raises:
         FileExistsError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
     """
     plan, there = trials.plan(selection.recipe), _record_of(out, selection.identity)
     if there is not None and there["recipe"] == plan.job.text:
+        if kind != "pool" and there["chosen"] != selection.record:
+            note_record(local_path(out), {**there, "chosen": selection.record})
         return False
     options = {"threads": trials.threads, "chosen": selection.record}
     if kind == "pool":

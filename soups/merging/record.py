@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from soups.files import local_path
+from soups.files import local_path, replace_file
 from soups.formats.folder import inside
 from soups.formats.hub import cached_model
 from soups.formats.mapping import hash_files
@@ -49,6 +49,11 @@ def record(plan: Plan, digests: Digests, chosen: Mapping[str, Any] | None = None
 def record_beside(out: pathlib.Path) -> pathlib.Path:
     """Return where the record of an output that is one file lies."""
     return out.with_name(f"{out.name}.{RECORD}")
+
+
+def note_record(out: pathlib.Path, found: dict) -> None:
+    """Put a record into the place of an output's own."""
+    replace_file(record_beside(out) if out.is_file() else out / RECORD, json.dumps(found, indent=1) + "\n")
 
 
 def is_record(path: pathlib.Path) -> bool:

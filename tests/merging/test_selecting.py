@@ -130,7 +130,7 @@ def test_a_whole_number_stays_one_and_what_was_tried_is_not_tried_again(place):
     assert {step["settings"]["seed"] for step in found.steps} == {0, 1, 2} and evaluate.calls == 3
 
 
-@pytest.mark.parametrize("survived", [0, 1, 6])
+@pytest.mark.parametrize("survived", [0, 6])
 def test_a_search_goes_on_evaluates_nothing_twice_and_continues(place, survived):
     target = mixed(0.9, 0.6, 0.3)
     whole = by_cma(trials(place, Counting(target), "whole"), SCALE, budget=12)
@@ -178,7 +178,7 @@ def test_greedy_is_that_of_weights_in_memory(place):
         assert alone == {name: evaluate.of(tree["w"]) for name, tree in members().items()}
 
 
-@pytest.mark.parametrize("survived", [0, 2, 5])
+@pytest.mark.parametrize("survived", [0, 5])
 def test_greedy_goes_on_also_with_more_members_and_from_a_ranking(place, survived):
     target = mixed(0.4, 0.3, 0.0, 0.3)
     counted = Counting(target)
