@@ -57,18 +57,26 @@ def named(reference: Any, registered: Mapping[str, str], field: str) -> Callable
 
     `registered`: from names to such references. A ValueError lists them, or says what the module raised, with its line.
     """
-    choices = f"; there are: {', '.join(sorted(registered))}, or your own as 'module:function'" if registered else ""
-    target = registered.get(reference, reference) if isinstance(reference, str) else ""
-    name, _, function = target.partition(":")
-    if not (name and function):
-        raise ValueError(f"unknown {field} {reference!r:.200}{did_you_mean(reference, registered)}{choices}")
-    module = _imported(name, f"{field} {reference!r}", choices)
-    found = getattr(module, function, None)
+    module, name, choices = _module_of(reference, registered, field)
+    found = getattr(module, name, None)
     if not callable(found):
-        hint = did_you_mean(function, (own for own, value in vars(module).items() if callable(value)))
-        where = getattr(module, "__file__", None) or name
-        raise ValueError(f"{field} {reference!r}: there is no function {function!r} in {where}{hint}{choices}")
+        raise ValueError(_nothing(module, name, callable, f"{field} {reference!r}: there is no function", choices))
     return found
+
+
+def made(reference: str, field: str) -> Any:
+    """Return the value that "module:name" names, or what the function of that name returns, called with nothing.
+
+    A ValueError as of `named`, or says what the function raised, with its line.
+    """
+    module, name, choices = _module_of(reference, {}, field)
+    if not hasattr(module, name):
+        raise ValueError(_nothing(module, name, lambda _: True, f"{field} {reference!r}: there is no", choices))
+    found = getattr(module, name)
+    if not callable(found):
+        return found
+    with blamed(f"{field} {reference!r}", found):
+        return found()
 
 
 def called(
@@ -95,6 +103,22 @@ def blamed(what: str, function: Callable) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         module = sys.modules.get(getattr(function, "__module__", None))
         raise ValueError(f"{what} failed: {_place(error, getattr(module, '__file__', None))}") from error
+
+
+def _module_of(reference, registered, field):
+    """Return the module that a reference names, the name in it, and the end of a message: what may be named instead."""
+    choices = f"; there are: {', '.join(sorted(registered))}, or your own" if registered else ": name your own"
+    choices += " as 'module:function'"
+    target = registered.get(reference, reference) if isinstance(reference, str) else ""
+    module, _, name = target.partition(":")
+    if not (module and name):
+        raise ValueError(f"unknown {field} {reference!r:.200}{did_you_mean(reference, registered)}{choices}")
+    return _imported(module, f"{field} {reference!r}", choices), name, choices
+
+
+def _nothing(module, name, fits, what, choices):
+    hint = did_you_mean(name, (own for own, value in vars(module).items() if fits(value)))
+    return f"{what} {name!r} in {getattr(module, '__file__', None) or module.__name__}{hint}{choices}"
 
 
 def _imported(name, what, choices):

@@ -19,6 +19,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OF_ALL = ("train", "data", "text", "report")  # what the project itself runs on
 COMMANDS = {
     ("run", "--config", "c.py"): 'ml_collections is not installed: pip install "soups[data,report,train]"',
+    ("report", "w"): 'matplotlib is not installed: pip install "soups[report]"',
+    ("predict", "--pool", "p", "--images", "i", "--out", "o"): 'flax is not installed: pip install "soups[data,train]"',
+    ("zero-shot", "--out", "o"): 'flax is not installed: pip install "soups[data,text,train]"',
     ("pool", "import", "--arch", "a", "--pool", "p", "a.pt"): 'flax is not installed: pip install "soups[train]"',
 }
 

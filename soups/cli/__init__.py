@@ -17,6 +17,7 @@ COMMANDS = {
     "rank": "score models by an evaluation of your own, the best first",
     "pool": "list, show, verify, add, import and remove the members of a pool",
     "run": "run a study: train its members, cook soups of them, and report",
+    "cook": "cook soups of the members of a pool, measure them on data of yours",
     "report": "make the report of a run again, from its results alone",
     "predict": "write the logits of a network for all images of a folder",
     "zero-shot": "make an image classifier from a CLIP and the names of classes",

@@ -94,6 +94,18 @@ def add(options, run) -> int:
     return 0
 
 
+def read_checkpoint(checkpoint: str) -> dict:
+    """Return the weights of a checkpoint, of any format that can be merged, as nested dicts."""
+    there = open_with_lora(checkpoint, open_model)
+    for note in [*there.notes, *(f"{alias} is tied to {name} and not added" for alias, name in there.aliases.items())]:
+        say(note)
+    keys = getattr(there, "keys", {})  # of Orbax: a key may hold a "/" itself
+    try:
+        return nested({keys.get(name, name): there.read(name) for name in there.leaves})
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
+
+
 def import_files(options, run) -> int:
     """Import published weights as members, all or none.
 

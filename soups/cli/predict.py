@@ -35,7 +35,7 @@ with extra("data", "train"):
     from soups.data.transforms import center_crop, compose, resize_shorter, to_channels
     from soups.models.architectures import ARCHITECTURES
     from soups.models.import_weights import import_weights
-    from soups.studies.named import architecture_of
+    from soups.studies.named import architecture_of, architecture_of_member, num_classes_of
 
 
 def main(arguments: list[str], run) -> int:
@@ -47,7 +47,8 @@ def main(arguments: list[str], run) -> int:
     if out.is_dir() or not out.parent.is_dir():
         raise NotADirectoryError(f"--out {out}: a file in a folder that is there is needed")
     files = _files(folder)
-    params, arch = _weights(options)
+    with importable("."):  # architectures of one's own
+        params, arch = _weights(options)
     classify = _classifier(params, arch, min(options.batch_size, len(files)))
     names, logits, corrupt = [], [], {}
     with progress("predicting", len(files), "images") as advance:
@@ -77,40 +78,22 @@ def _weights(options):
     if options.weights:
         if options.member or not options.arch:
             raise ValueError("--weights FILE needs --arch and no --member")
-        arch, where = _architecture(options.arch), options.weights
+        arch, where = architecture_of(options.arch), options.weights
         params = import_weights(options.weights, arch)
     else:
         if not options.member:
             raise ValueError("--pool POOL needs --member NAME")
         pool, where = Pool(options.pool, must_exist=True), f"member {options.member}"
-        arch = _architecture(options.arch or _known_arch(pool, options.member))
+        arch = options.arch and architecture_of(options.arch)
+        arch = arch or architecture_of_member(pool, options.member, "give --arch")
         params = pool[options.member]
-    tree.check_same_structure([arch.abstract(_num_classes(params, where)), params], [arch.name, where], dtypes=False)
+    tree.check_same_structure([arch.abstract(num_classes_of(params, where)), params], [arch.name, where], dtypes=False)
     return params, arch
-
-
-def _architecture(name):
-    with importable("."):
-        return architecture_of(name)
-
-
-def _known_arch(pool, name):
-    arch = pool.record(name)["metadata"].get("arch")
-    if arch is None:
-        raise ValueError(f"the pool {pool.path} does not say of what architecture {name!r} is: give --arch")
-    return arch
-
-
-def _num_classes(params, where):
-    biases = [leaf for name, leaf in tree.flatten(params).items() if f"/{name}".endswith("/head/bias")]
-    if not biases:
-        raise ValueError(f"{where} has no head, so it gives no logits")
-    return biases[0].shape[0]
 
 
 def _classifier(params, arch, batch_size):
     """Return a function from uint8 images [B, S, S, 3], B up to `batch_size`, to their logits [B, C]."""
-    apply = arch.apply_fn(_num_classes(params, arch.name))
+    apply = arch.apply_fn(num_classes_of(params, arch.name))
     compiled = jax.jit(lambda params, images: apply(params, images.astype(jnp.float32) / 255))
     params = jax.device_put(params)
 

@@ -18,4 +18,5 @@ from soups.report.results import check as check
 from soups.report.results import load_results as load_results
 from soups.report.tables import print_table as print_table
 from soups.report.tables import rows_table as rows_table
+from soups.report.words import leading as leading
 from soups.report.words import sentences as sentences

@@ -243,9 +243,9 @@ def main_table(results: Mapping, names: Collection[str] = ()) -> Table:
 
     With `names` it is a short table: of these rows alone, their main metric on test sets, and forward passes.
     """
-    rows, splits = rows_table(results), files.summary_splits(results)
+    whole, splits = rows_table(results), files.summary_splits(results)
+    rows = [row for row in whole if row.name in names] or whole
     if names:
-        rows = [row for row in rows if row.name in names] or rows
         splits = {role: split for role, split in splits.items() if role in ("test", "shift")}
     main, test = files.metric_of(results), splits["test"]
     heads, columns = [], []
@@ -274,7 +274,8 @@ def main_table(results: Mapping, names: Collection[str] = ()) -> Table:
         head, form, _ = COSTS.get(name, (name, format_spread, ""))
         add(head, [_number_cell(row.cost.get(name, spread([None])), form) for row in rows])
     body = [[name_cell(results, row), *cells] for row, *cells in zip(rows, *columns, strict=True)]
-    return Table(["", *heads], body, _note(results, rows, others, costs))
+    more = f" {len(whole) - len(rows)} more rows: see report.html." if len(rows) < len(whole) else ""
+    return Table(["", *heads], body, _note(results, rows, others, costs) + more)
 
 
 def split_table(results: Mapping, splits: Sequence[str], metrics: Sequence[str] = (), group: str = "main") -> Table:

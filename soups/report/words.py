@@ -37,6 +37,22 @@ def sentences(results: Mapping) -> list[str]:
     return said
 
 
+def leading(results: Mapping, most: int = 10) -> list[str]:
+    """Name the rows of a table of at most so many: base, reference and the usual soups, and the best by held-out data.
+
+    Test data choose none of them.
+    """
+    rows, metric = rows_table(results), results["metric"]
+    held_out, sign = files.summary_splits(results).get("held_out", ""), files.metric_of(results).sign
+
+    def place(row):
+        found = row.metrics.get(held_out, {}).get(metric)
+        first = row.name in ("base", results["reference"], *COMPARED)
+        return not first, -sign * found.mean if found and math.isfinite(found.mean) else math.inf
+
+    return [row.name for row in sorted(rows, key=place)[:most]]
+
+
 def _measured(results, splits, reference):
     seeds = len(results["seeds"])
     members = max(len(_members(results, seed)) for seed in results["seeds"])

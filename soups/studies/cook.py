@@ -94,6 +94,7 @@ def cook(
         OSError: the folder cannot be written, or another run works there.
     """
     members = _members(members, base)
+    arguments.check_within("seed", seed, "[0, 4294967295]", whole=True)
     for name, function in {"keep": keep, "loss": loss, "reestimate": reestimate}.items():
         if function is not None:
             arguments.check_takes(name, function, "params" if name == "reestimate" else "outputs, targets")
@@ -128,7 +129,7 @@ def cook(
         config = {"name": directory.name, "recipes": list(wanted), "batch_size": batch_size, "seed": seed}
         place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
         results = place.head(config) | {"versions": versions()} | _results(kitchen, base, wanted, floats)
-        on_first_process(lambda: place.finish(results, "soups"))
+        on_first_process(lambda: place.finish(results, "soups", short=True))
     return results
 
 

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from soups import tree
 from soups.data import Dataset, Task
 from soups.lazy import extra
 from soups.models import Network
 from soups.models.architectures import Architecture, architecture
 from soups.plugins import blamed, called, named
-from soups.pool import digest
+from soups.pool import Pool, digest
 from soups.studies.digests import program_digest
 from soups.studies.study import Scene
 
@@ -150,6 +151,30 @@ def architecture_of(reference: str) -> Architecture:
     if features.shape != (1, made.feature_dim):
         raise ValueError(f"{what}: feature_dim is {made.feature_dim}, but the features are {list(features.shape)}")
     return made
+
+
+def architecture_of_member(pool: Pool, name: str, otherwise: str) -> Architecture:
+    """Return the architecture that a pool says a member is of, in its metadata.
+
+    Raises:
+        ValueError: it says none; the message ends with what to do `otherwise`. Or as `architecture_of`.
+    """
+    reference = pool.record(name)["metadata"].get("arch")
+    if not isinstance(reference, str):
+        raise ValueError(f"the pool {pool.path} does not say of what architecture {name!r} is: {otherwise}")
+    return architecture_of(reference)
+
+
+def num_classes_of(params: tree.Tree, where: str) -> int:
+    """Return the number of classes of the head of weights of one of the library's architectures.
+
+    Raises:
+        ValueError: they have no head.
+    """
+    biases = [leaf for name, leaf in tree.flatten(params).items() if f"/{name}".endswith("/head/bias")]
+    if not biases:
+        raise ValueError(f"{where} has no head, so it gives no logits")
+    return biases[0].shape[0]
 
 
 def check_unchanged(scene: Scene, network: Network, task: Task, earlier: Dataset | None = None) -> None:

@@ -157,10 +157,10 @@ class Workdir:
             "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         }
 
-    def finish(self, results: Mapping[str, Any], *folders: str) -> list[str]:
+    def finish(self, results: Mapping[str, Any], *folders: str, short: bool = False) -> list[str]:
         """Write the results and their report, say what was seen, and list what was written, with folders of the run.
 
-        Of a config that names rows in its section "about" the table is of these alone.
+        Of a config that names rows in its section "about" the table is of these alone; a `short` one is of ten.
 
         Raises:
             ValueError: results that are not complete: stages of an earlier version of soups, or an error of a study.
@@ -169,7 +169,8 @@ class Workdir:
         checked = report.check(results, place)
         state.write(place, results)
         paths = [place, *report.write_report(self.path), *(self.path / name for name in folders)]
-        report.print_table(checked, names=checked["config"].get("about", {}).get("rows", ()))
+        rows = report.leading(checked) if short else checked["config"].get("about", {}).get("rows", ())
+        report.print_table(checked, names=rows)
         say("\n".join(["", *report.sentences(checked), ""]))
         for ending, what in ((".png", "Figure"), (".html", "Report")):
             if found := [path for path in paths if path.suffix == ending]:

@@ -37,6 +37,8 @@ LINEAR = ["merge", "--method", "linear", "--members"]
         ["pool", "import", "--arch", "resnet50", "--pool", "pool", "URL"],
         ["pool", "import", "--arch", "resnet50", "--pool", "pool", "file.pt", "--hparams", "URL"],
         ["run", "--config", "URL"],
+        ["cook", "URL", "--held-out", "a:b", "--test", "a:b", "--workdir", "out"],
+        ["cook", "pool", "--held-out", "a:b", "--test", "a:b", "--workdir", "URL"],
         ["report", "URL"],
         ["predict", "--pool", "URL", "--member", "a", "--images", "images", "--out", "out.npz"],
         ["predict", "--weights", "file.pt", "--arch", "resnet50", "--images", "URL", "--out", "out.npz"],
