@@ -44,7 +44,7 @@ _FUNCTIONS = {
 
 def main(arguments: list[str], run) -> int:
     """Cook what is asked for and return the exit code."""
-    options = _parser(run.prog).parse(arguments)
+    options = parser(run.prog).parse(arguments)
     run.less_memory = "a smaller --batch-size needs less"
     run.go_on = f"the same command goes on with {options.workdir}"
     with importable("."):
@@ -146,7 +146,8 @@ _USAGE = """%(prog)s POOL --held-out MODULE:NAME --test MODULE:NAME --workdir DI
                   [OPTION ...]"""
 
 
-def _parser(prog):
+def parser(prog: str) -> Parser:
+    """Return the parser of the options."""
     parser = Parser(prog=prog, usage=_USAGE, description=__doc__)
     for name, settings in {
         "pool": {"metavar": "POOL", **_PATH, "help": "the pool of the members"},

@@ -17,7 +17,7 @@ from soups.pool import Pool
 
 def main(arguments: list[str], run) -> int:
     """Run one command and return its exit code."""
-    options = _parser(run.prog).parse(arguments)
+    options = parser(run.prog).parse(arguments)
     return options.command(options, run)
 
 
@@ -135,7 +135,8 @@ def remove(options, run) -> int:
     return 0
 
 
-def _parser(prog):
+def parser(prog: str) -> Parser:
+    """Return the parser of the options."""
     parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, names in [

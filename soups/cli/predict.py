@@ -41,7 +41,7 @@ with extra("data", "train"):
 def main(arguments: list[str], run) -> int:
     """Write the logits of all images that can be read, and return the exit code: 1 if there are others."""
     run.less_memory = "a smaller --batch-size needs less"
-    options = _parser(run.prog).parse(arguments)
+    options = parser(run.prog).parse(arguments)
     check_within("--batch-size", options.batch_size, "[1, inf)", whole=True)
     folder, out = pathlib.Path(options.images), pathlib.Path(options.out)
     if out.is_dir() or not out.parent.is_dir():
@@ -149,7 +149,8 @@ def _sorted_out(names, results):
 # --- Options ---
 
 
-def _parser(prog):
+def parser(prog: str) -> Parser:
+    """Return the parser of the options."""
     parser, path = Parser(prog=prog, description=__doc__), {"type": path_argument}
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--pool", metavar="POOL", **path, help="a pool of members or soups")

@@ -13,7 +13,7 @@ from soups.lazy import report
 
 def main(arguments: list[str], run) -> int:
     """Print the table, write the report, and return the exit code."""
-    directory = _parser(run.prog).parse(arguments).directory
+    directory = parser(run.prog).parse(arguments).directory
     report.print_table(report.load_results(directory))
     paths = report.write_report(directory)
     say("\n".join(map(str, paths)))
@@ -21,7 +21,8 @@ def main(arguments: list[str], run) -> int:
     return 0
 
 
-def _parser(prog):
+def parser(prog: str) -> Parser:
+    """Return the parser of the options."""
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("directory", metavar="DIR", type=path_argument, help="the folder that holds results.json")
     return parser

@@ -46,7 +46,7 @@ def main(arguments: list[str], run) -> int:
     """Run the study that a config describes and return the exit code."""
     run.less_memory = "smaller batches and fewer members_per_program need less"
     changes = [word for word in arguments if word.startswith("--config.")]
-    options = _parser(run.prog).parse([word for word in arguments if word not in changes])
+    options = parser(run.prog).parse([word for word in arguments if word not in changes])
     for name, value in preferred(os.environ).items():
         jax.config.update(name, value)
     connect(options)  # nothing may be computed before
@@ -111,7 +111,8 @@ def read_config(path: str, changes: Sequence[str] = ()) -> dict[str, Any]:
 _USAGE = "%(prog)s --config CONFIG [--workdir DIR] [--config.FIELD=VALUE ...]"
 
 
-def _parser(prog):
+def parser(prog: str) -> Parser:
+    """Return the parser of the options."""
     parser = Parser(prog=prog, usage=_USAGE, description=__doc__)
     paths = {"type": path_argument}
     parser.add_argument("--config", required=True, metavar="CONFIG", **paths, help="what describes the run")

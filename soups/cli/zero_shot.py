@@ -33,7 +33,7 @@ with extra("data", "text", "train"):
 def main(arguments: list[str], run) -> int:
     """Read the towers, encode all prompts, write the checkpoint, and return the exit code."""
     run.less_memory = "a smaller --batch-size needs less"
-    options = _parser(run.prog).parse(arguments)
+    options = parser(run.prog).parse(arguments)
     out = pathlib.Path(options.out)
     if out.exists():
         raise FileExistsError(f"{out} exists: a checkpoint is written to a new place")
@@ -71,7 +71,8 @@ def _lines(path):
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def _parser(prog):
+def parser(prog: str) -> Parser:
+    """Return the parser of the options."""
     parser, path = Parser(prog=prog, description=__doc__), {"type": path_argument}
     parser.add_argument("--arch", required=True, metavar="ARCHITECTURE", help="a CLIP, such as clip-vit-b32")
     parser.add_argument("--clip", required=True, metavar="FILE", **path, help="weights with both towers")

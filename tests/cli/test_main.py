@@ -125,4 +125,4 @@ def test_the_commands_of_the_documentation_are_understood():
             importlib.import_module("soups.cli.search").parse(words, "soups search")
         else:
             module = importlib.import_module(f"soups.cli.{command.replace('-', '_')}")
-            module._parser(f"soups {command}").parse([word for word in words if not word.startswith("--config.")])
+            module.parser(f"soups {command}").parse([word for word in words if not word.startswith("--config.")])
