@@ -227,7 +227,10 @@ def _by_content(value, digests):
 
 
 def _content(file):
-    return hash_files(file) if isinstance(file, pathlib.Path) else xxhash.xxh3_128_hexdigest(file)
+    """Return the digest of a file of the output's folder: of what is copied, or of a text."""
+    if isinstance(file, pathlib.Path):
+        return hash_files(file)
+    return xxhash.xxh3_128_hexdigest(file.encode("utf-8", "backslashreplace") if isinstance(file, str) else file)
 
 
 def _line(found, leaf):
