@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Iterator
 from typing import IO
 
+from soups.workers import in_threads
+
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows, which has msvcrt instead
@@ -128,11 +130,17 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 def sync_files(folder: pathlib.Path) -> None:
     """See all that lies below a folder to the disk; an OSError if that is full or broken."""
-    for place, _, files in os.walk(folder):
-        for file in files:
-            with open(os.path.join(place, file), "rb") as written:
-                os.fsync(written.fileno())
-        sync_folder(pathlib.Path(place))
+    folders, files = [], []
+    for place, _, names in os.walk(folder):
+        folders.append(pathlib.Path(place))
+        files += [os.path.join(place, name) for name in names]
+    in_threads(_sync_file, files)  # one by one each would wait for a turn of the disk of its own
+    in_threads(sync_folder, folders)
+
+
+def _sync_file(path):
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
 
 
 def cannot_write(path: str | os.PathLike, error: OSError) -> OSError:

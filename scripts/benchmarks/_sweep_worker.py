@@ -1,8 +1,8 @@
 """Train members of a sweep in one way and put them into a pool: run by sweep.py, each time as a fresh process.
 
 Arguments: the folder that sweep.py prepared, the way, the pool to make, and the members' indices. Says as one line of
-JSON how many seconds the training took (compilation included), how many the saving, and, for a way that compiles once
-for all members, how many the same training took once more.
+JSON how many seconds the training (compilation included) and the saving took, and, for a way that compiles once for all
+members, how many the same training took once more.
 """
 
 import dataclasses
@@ -32,42 +32,31 @@ def main():
     loss = Classification(models.train_apply_fn(network), network.num_classes)
     training = Training(loss=loss, clip_norm=task["clip_norm"])
     members = {int(index): task["members"][int(index)] for index in indices}
-    repeated = way != "compiled each" and len(members) > 1
-    results = train(way, training, start, data, list(members.values()) * (2 if repeated else 1), task["batch_size"])
-
-    begin = time.perf_counter()
-    trained = [next(results) for _ in members]
-    seconds = {"training": time.perf_counter() - begin}
     begin = time.perf_counter()
     pool = Pool(pool)
-    for index, params in zip(members, trained, strict=True):
+    for index, params in train(way, training, start, data, members, task["batch_size"]):
         pool.add(f"member{index}", params, {"config": members[index]})
-    seconds["saving"] = time.perf_counter() - begin
-    seconds["saved"] = time.time()
-    if repeated:
+    seconds = {"training and saving": time.perf_counter() - begin, "saved": time.time()}
+    if way != "compiled each" and len(members) > 1:
         begin = time.perf_counter()
-        for _ in results:
+        for _ in train(way, training, start, data, members, task["batch_size"]):
             pass
         seconds["training again"] = time.perf_counter() - begin
     print(json.dumps(seconds))
 
 
 def train(way, training, start, data, members, batch_size):
-    """Return the weights of each member in turn."""
-    if way == "compiled each":
-        yield from (compile_and_train(training, start, data, member, batch_size) for member in members)
-        return
-    if way == "sequential":
-        yield from (trained_alone(training, start, data, member, batch_size) for member in members)
+    """Yield the index and the weights of each member when it is trained."""
+    if way in ("sequential", "compiled each"):
+        alone = trained_alone if way == "sequential" else compile_and_train
+        yield from ((index, alone(training, start, data, member, batch_size)) for index, member in members.items())
         return
     axes = {"axis_types": (jax.sharding.AxisType.Auto,)}
     mesh = jax.make_mesh((jax.device_count(),), ("pool",), **axes) if way == "sharded" else None
-    # half of the members are those of the second time, and one program makes either half
-    size = max(1, len(members) // 2)
-    data, known = prepared(training, start, data, dict(enumerate(members)), batch_size)
-    options = {"mode": way, "mesh": mesh, "members_per_program": size, "reached": lambda *told: None}
+    data, known = prepared(training, start, data, members, batch_size)
+    options = {"mode": way, "mesh": mesh, "members_per_program": None, "reached": lambda *told: None}
     results = in_programs(training, start, data, known, known, batch_size=batch_size, **options)
-    yield from (result["params"] for _, result in results)
+    yield from ((index, result["params"]) for index, result in results)
 
 
 def compile_and_train(training, start, data, member, batch_size):

@@ -77,7 +77,7 @@ class Contender:
 OURS = "one program, all devices"
 CONTENDERS = {
     OURS: Contender("sharded", devices=len(CORES)),
-    "one program, lax.map": Contender("map", slow=True),
+    "one program, one device": Contender("map", slow=True),
     "one program, vmap": Contender("vmap", slow=True),
     "separate jit runs, one compiled step": Contender("sequential"),
     "separate jit runs, each compiled": Contender("compiled each", slow=True),

@@ -200,7 +200,7 @@ class _Order:
         epochs = np.arange(start, stop) // count
         parts = [
             _shuffled(count, self.seed, epoch)[max(start - epoch * count, 0) : stop - epoch * count]
-            for epoch in range(start // count, (stop - 1) // count + 1)
+            for epoch in range(start // count, max(start, stop - 1) // count + 1)
         ]
         return epochs, np.concatenate(parts)
 

@@ -1,7 +1,10 @@
-"""Run the whole training of many members as one program: one after the other, in lockstep, or over devices."""
+"""Train many members by programs of many steps: one after the other, in lockstep, or side by side on devices."""
 
+import collections
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,13 +15,15 @@ from jax.sharding import PartitionSpec as P
 
 from soups import tree
 from soups.data import batch_indices
+from soups.train.lanes import groups_of
 from soups.train.sharding import on_devices
 from soups.train.step import Training, init_state, training_step
 from soups.train.trajectory import averages
 
 MODES = ("map", "vmap", "sharded")
 _ROOM = 64  # programs have room for a multiple of so many steps
-_CHUNKS = 20  # parts of a program on one device, after each of which it is known how far it is
+_PARTS = 20  # of a training, after each of which it is known how far it is
+_AHEAD = 4  # parts that the devices are given before the first of them is done
 
 
 def in_programs(
@@ -26,53 +31,57 @@ def in_programs(
     params: tree.Tree,
     data: tree.Tree,
     members: Mapping[str, Mapping[str, Any]],
-    wanted: Iterable[str],
+    wanted: Collection[str],
     *,
     batch_size: int,
     mode: str,
     mesh: Mesh | None,
     members_per_program: int | None,
-    reached: Callable[[str, int], None],
+    reached: Callable[[str, int, float], None],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and {"params", "averages", "losses" [num_steps]} of each member that is wanted, on the host.
 
-    A program is that of all its members, also of those that are not wanted, so that these change no bit of the others;
-    if none of them is wanted, it is not run. `data`, `members`: from `soups.train.loop.prepared`. `reached` is called
-    with a name, the number of steps that the member has taken, and the loss of the last one.
+    Those that are not wanted change no bit of the others. While the caller keeps what it was given, the next members
+    train. `data`, `members`: from `soups.train.loop.prepared`. `reached` is called with a name, the number of steps
+    that the member has taken, and the loss of the last one.
     """
-    lanes = mesh.shape["pool"] if mode == "sharded" else 1
-    names, wanted, length = list(members), set(wanted), len(jax.tree.leaves(data)[0])
-    orders = {
-        name: batch_indices(length, batch_size, one["num_steps"], int(one["seed"])) for name, one in members.items()
-    }
-    size = -(-(members_per_program or len(names)) // lanes) * lanes  # every device takes equally many
+    length = len(jax.tree.leaves(data)[0])
     # of all programs, and mostly of the next sweep, so that they share one compilation
-    longest = -(-max(map(len, orders.values())) // _ROOM) * _ROOM
-    program = training.programs.setdefault((mode, mesh), _program(training, mode, mesh))
+    room = -(-max(member["num_steps"] for member in members.values()) // _ROOM) * _ROOM
+    run = training.programs.setdefault((mode, mesh), _program(training, mode, mesh))
     params, data = _on_all(mesh, (params, data), P())
-    for start in range(0, len(names), size):
-        group = names[start : start + size]
-        if wanted.isdisjoint(group):
-            continue
-        # what is missing in the last program is filled up with members of no steps, whose results are dropped
-        chosen = [*group, *[None] * (size - len(group))]
-        chosen = _balance(chosen, [0 if name is None else len(orders[name]) for name in chosen], lanes)
-        rows = [members[names[0]] | {"num_steps": 0} if name is None else members[name] for name in chosen]
-        taken = [orders[names[0] if name is None else name] for name in chosen]
-        order = np.stack([np.pad(one, ((0, longest - len(one)), (0, 0))) for one in taken])
-        numbers = jax.tree.map(lambda *values: np.stack(values), *map(training.numbers, rows))
 
-        def report(until, losses, chosen=chosen):
-            for name, curve in zip(chosen, losses, strict=True):
-                if name is not None:
-                    steps = min(until, len(orders[name]))
-                    reached(name, steps, float(curve[steps - 1]))
+    def row(name, steps):
+        order = batch_indices(length, batch_size, steps, int(members[name]["seed"]))
+        return training.numbers(members[name] | {"num_steps": steps}), np.pad(order, ((0, room - steps), (0, 0)))
 
-        result_at = _fetched(program(params, *_on_all(mesh, (numbers, order), P("pool")), data, report))
-        for name in group:
-            if name in wanted:
-                result = result_at(chosen.index(name))
-                yield name, result | {"losses": result["losses"][: len(orders[name])]}
+    before = iter(())
+    for group in _groups(members, wanted, mode, mesh, members_per_program):
+        rows = jax.tree.map(lambda *values: np.stack(values), *itertools.starmap(row, group))
+        parts = run(params, data, _on_all(mesh, rows, P("pool")), max(steps for _, steps in group))
+        begun = next(parts)
+        yield from before
+        for until, made in itertools.chain([begun], parts):
+            for place, curve in _known(made["losses"]):
+                name, steps = group[place]
+                if steps:
+                    reached(name, min(until, steps), float(curve[min(until, steps) - 1]))
+        before = _results(training, group, **made)
+    yield from before
+
+
+def _groups(members, wanted, mode, mesh, size) -> list[list[tuple[str, int]]]:
+    """Return who trains together, and for how many steps: none of those that are not wanted, or only fill a place."""
+    wanted = set(wanted)
+    every = {name: member["num_steps"] if name in wanted else 0 for name, member in members.items()}
+    if mode == "vmap":  # each keeps its place, for at another one a program may round otherwise
+        size = size or len(every)
+        groups = [list(every)[start : start + size] for start in range(0, len(every), size)]
+    else:
+        size = mesh.shape["pool"] if mode == "sharded" else 1
+        groups = groups_of({name: every[name] for name in every if name in wanted}, size)
+    filled = [[(name, every[name]) for name in group] for group in groups if not wanted.isdisjoint(group)]
+    return [group + [(group[0][0], 0)] * (size - len(group)) for group in filled]
 
 
 def _on_all(mesh, arrays, spec):
@@ -80,6 +89,22 @@ def _on_all(mesh, arrays, spec):
     if mesh is None or jax.process_count() == 1:
         return jax.device_put(arrays)  # asarray compiles a program for each shape
     return on_devices(arrays, NamedSharding(mesh, spec))
+
+
+def _known(losses):
+    """Yield the place and the losses of each member that this process has devices of."""
+    for shard in losses.addressable_shards:
+        yield from enumerate(np.asarray(shard.data), shard.index[0].start or 0)
+
+
+def _results(training, group, state, losses):
+    """Yield the name and the result of each member that took steps, on the host of every process."""
+    made = {"params": state["params"], "averages": averages(state, training.ema_decays), "losses": losses}
+    result_at = _fetched(made)
+    for place, (name, steps) in enumerate(group):
+        if steps:
+            result = result_at(place)
+            yield name, result | {"losses": result["losses"][:steps]}
 
 
 def _fetched(results):
@@ -92,83 +117,68 @@ def _fetched(results):
     return lambda at: jax.device_get(member(results, np.int32(at)))  # one at a time: a host may not hold them all
 
 
-def _balance(items, costs, lanes):
-    """Deal items to lanes of equal length, back and forth from the most expensive, and join the lanes."""
-    ranked = sorted(range(len(items)), key=lambda i: -costs[i])
-    rounds = [ranked[start : start + lanes] for start in range(0, len(ranked), lanes)]
-    dealt = [row if number % 2 == 0 else row[::-1] for number, row in enumerate(rounds)]
-    return [items[row[lane]] for lane in range(lanes) for row in dealt]
-
-
 def _program(training, mode, mesh):
-    if mode == "map":
-        return _in_chunks(training, _in_turn)
-    if mode == "vmap":
-        return _in_chunks(training, jax.vmap)
-    if mesh.shape.get("data", 1) == 1:
-        # each device goes through its own members, however many steps they have
-        def alone(params, numbers, order, data):
-            return _in_turn(functools.partial(_whole, training, params, data))(numbers, order)
+    """Return a function that trains a group, and yields how far it came, {"state", "losses" [places, steps]}.
 
-        specs = {"in_specs": (P(), P("pool"), P("pool"), P()), "out_specs": P("pool"), "axis_names": {"pool"}}
-        return _on(mesh, jax.jit(jax.shard_map(alone, mesh=mesh, check_vma=False, **specs)))
+    It is some parts ahead of what it yields, whose state is gone, but for the last one.
+    """
+    spec = P("data") if mode == "sharded" and mesh.shape.get("data", 1) > 1 else None
+    begin = jax.jit(_of_all(mode, mesh, functools.partial(_begin, training)))
+    go_on = jax.jit(_of_all(mode, mesh, functools.partial(_go_on, training, spec)), donate_argnums=1)
+    within = functools.partial(jax.set_mesh, mesh) if mode == "sharded" else contextlib.nullcontext
+
+    def run(params, data, rows, last):
+        with within():
+            carry = begin(params, (), rows)
+        part, ahead = -(-last // _PARTS), collections.deque()
+        for until in range(part, last + part, part):
+            with within():
+                carry, losses = go_on((data, _on_all(mesh, np.int32(until), P())), carry, rows)
+            ahead.append((until, {"state": carry[0], "losses": losses}))
+            if len(ahead) == _AHEAD:
+                yield ahead.popleft()
+        yield from ahead
+
+    return run
+
+
+def _of_all(mode, mesh, function):
+    """Return a function of one member, of what all share, its carry and its row, as one of all places of a group."""
+
+    def alone(shared, carry, row):
+        results = function(shared, *jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), (carry, row)))
+        return jax.tree.map(lambda leaf: leaf[None], results)
+
+    if mode == "map":
+        return alone
+    if mode == "vmap":
+        return jax.vmap(function, in_axes=(None, 0, 0))
+    if mesh.shape.get("data", 1) == 1:
+        # each device goes through its own member, however many steps it has
+        specs = {"in_specs": (P(), P("pool"), P("pool")), "out_specs": P("pool"), "axis_names": {"pool"}}
+        return jax.shard_map(alone, mesh=mesh, check_vma=False, **specs)
 
     # devices that share a batch exchange gradients, which they can only do if all take their steps at the same time
-    def together(params, numbers, order, data):
-        numbers, order = jax.lax.with_sharding_constraint((numbers, order), P("pool"))
-        whole = functools.partial(_whole, training, params, data, batch_spec=P("data"))
-        results = jax.vmap(whole, spmd_axis_name="pool")(numbers, order)
+    def together(shared, carry, rows):
+        carry, rows = jax.lax.with_sharding_constraint((carry, rows), P("pool"))
+        results = jax.vmap(function, in_axes=(None, 0, 0), spmd_axis_name="pool")(shared, carry, rows)
         return jax.lax.with_sharding_constraint(results, P("pool"))
 
-    return _on(mesh, jax.jit(together))
-
-
-def _on(mesh, program):
-    def run(params, numbers, order, data, report):
-        with jax.set_mesh(mesh):
-            return program(params, numbers, order, data)
-
-    return run
-
-
-def _in_turn(function):
-    return lambda *rows: jax.lax.map(lambda row: function(*row), rows)
-
-
-def _in_chunks(training, each):
-    """Return a program that stops on its way to say how many steps its members have taken."""
-    begin = jax.jit(lambda params, *rows: each(functools.partial(_begin, training, params))(*rows))
-    go_on = jax.jit(
-        lambda data, until, *rows: each(functools.partial(_go_on, training, data, until))(*rows), donate_argnums=2
-    )
-    end = jax.jit(each(functools.partial(_end, training)))
-
-    def run(params, numbers, order, data, report):
-        carry, last = begin(params, numbers, order), int(np.max(numbers["num_steps"]))
-        chunk = -(-last // _CHUNKS)
-        for until in range(chunk, last + chunk, chunk):
-            carry = jax.block_until_ready(go_on(data, np.int32(until), carry, numbers, order))
-            report(until, jax.device_get(carry[1]))
-        return end(*carry)
-
-    return run
+    return together
 
 
 # --- A member's training, traceable: it may be mapped, and every member then takes its own number of steps ---
 
 
-def _whole(training, params, data, numbers, order, batch_spec=None):
-    carry = _begin(training, params, numbers, order)
-    return _end(training, *_go_on(training, data, numbers["num_steps"], carry, numbers, order, batch_spec))
-
-
-def _begin(training, params, numbers, order):
-    """Return the state before the first step, and room for the losses of as many steps as `order` [steps, B] has."""
+def _begin(training, params, carry, row):
+    """Return the state before the first step, and room for the losses of as many steps as the order [steps, B] has."""
+    numbers, order = row
     return init_state(training, params, numbers), jnp.zeros(order.shape[0], jnp.float32)
 
 
-def _go_on(training, data, until, carry, numbers, order, batch_spec=None):
-    """Take the steps up to `until`, or to a member's last."""
+def _go_on(training, batch_spec, shared, carry, row):
+    """Take the steps up to `until`, or to a member's last; give the losses twice, for the state is donated."""
+    (data, until), (numbers, order) = shared, row
 
     def body(carry):
         state, losses = carry
@@ -180,9 +190,5 @@ def _go_on(training, data, until, carry, numbers, order, batch_spec=None):
         return state, losses.at[index].set(loss)
 
     last = jnp.minimum(until, jnp.asarray(numbers["num_steps"], jnp.int32))
-    return jax.lax.while_loop(lambda carry: carry[0]["step"] < last, body, carry)
-
-
-def _end(training, state, losses):
-    """Return what is kept of a member; losses past its last step are zero."""
-    return {"params": state["params"], "averages": averages(state, training.ema_decays), "losses": losses}
+    carry = jax.lax.while_loop(lambda carry: carry[0]["step"] < last, body, carry)
+    return carry, carry[1]

@@ -81,13 +81,13 @@ def sweep(
         base: name or digest of the start weights, for the pool's records.
         metadata: what else a record says, beside "config" (the hyper-parameters) and "losses" (the means over up to 50
             equal parts of the training).
-        mode: of data in memory. "map" makes many members one program that runs one after the other (best on a CPU);
-            "vmap" runs them in lockstep (best when one member does not fill an accelerator); "sharded" spreads them
-            over the axis "pool" of `mesh`, and each batch over its axis "data". "sequential" takes the loop of `fit`,
-            as batches do: as many members side by side as the mesh has lanes, with checkpoints beside the pool. By
-            default "sharded" with a mesh, else "map".
+        mode: of data in memory. "map" trains one member after the other, each by programs of many steps (best on a
+            CPU); "vmap" many in lockstep (best when one member does not fill an accelerator); "sharded" one on each
+            place of the axis "pool" of `mesh`, each batch over its axis "data". While some are put into the pool, the
+            next ones train. "sequential" takes the loop of `fit`, as batches do: as many members side by side as the
+            mesh has lanes, with checkpoints beside the pool. By default "sharded" with a mesh, else "map".
         mesh, shardings: see `mode`, and for the loop `soups.train.lanes.Lanes`.
-        members_per_program: how many members are one program, and are added at once; by default all.
+        members_per_program: how many "vmap" trains in lockstep; by default all.
         save_every: steps from one checkpoint to the next.
         averages: pools for averages along the trajectories, by their names, such as {"ema": pool}.
         evaluate: from weights to the metrics (a mapping, or one number) that are kept with a member, and with each of
@@ -197,7 +197,7 @@ class _Plan:
             say(f"pool {self._pool.path} also holds {others} {what}")
 
     def by_programs(self, reached, **options):
-        """Yield the name and the result of each missing member, many of which are one program."""
+        """Yield the name and the result of each missing member, trained by programs of many steps."""
         options |= {"batch_size": self._batch_size, "reached": reached}
         return in_programs(self._training, self._params, self._data, self._known, self.missing, **options)
 

@@ -1,6 +1,7 @@
 """Test that every way of running a sweep makes the same members."""
 
 import functools
+import time
 
 import chex
 import jax
@@ -15,7 +16,7 @@ from soups.train.loop import prepared
 from soups.train.programs import in_programs
 
 CLASSES, BATCH = 3, 8
-# other numbers of steps, and every hyper-parameter; four lanes of the mesh take 8 members, so that two are filled up
+# other numbers of steps, and every hyper-parameter; of the second group two of the four lanes of the mesh are filled up
 MEMBERS = [
     {"learning_rate": 0.1, "epochs": 1, "seed": 1},
     {"learning_rate": 0.05, "epochs": 3, "seed": 2, "mixup": 0.4, "label_smoothing": 0.1},
@@ -73,19 +74,19 @@ def made(params, data, mesh):
     meshes = {"sharded over pool": pool_alone, "sharded over pool and data": mesh}
 
     @functools.cache
-    def run(way, members_per_program=None, wanted=(0, 1, 2, 3, 4, 5)):
+    def run(way, wanted=(0, 1, 2, 3, 4, 5), members_per_program=None, reached=lambda *seen: None):
         if way == "sequential":
             options = {"batch_size": BATCH}
             return {index: fit(TRAINING, params, data, hyperparameters=MEMBERS[index], **options) for index in wanted}
         options = {"mode": way.split()[0], "mesh": meshes.get(way), "members_per_program": members_per_program}
-        return dict(programs(TRAINING, params, data, MEMBERS, wanted, **options))
+        return dict(programs(TRAINING, params, data, MEMBERS, wanted, reached=reached, **options))
 
     return run
 
 
 def programs(training, params, data, members, wanted, *, reached=lambda name, steps, loss: None, **options):
     data, known = prepared(training, params, data, dict(enumerate(members)), BATCH)
-    options = {"mode": "map", "mesh": None} | options
+    options = {"mode": "map", "mesh": None, "members_per_program": None} | options
     return in_programs(training, params, data, known, wanted, batch_size=BATCH, reached=reached, **options)
 
 
@@ -116,26 +117,42 @@ def test_members_differ(made, params):
 
 @pytest.mark.parametrize("way", WAYS[1:])
 def test_skipped_members_change_no_bit_of_the_others(made, way):
-    whole, resumed = made(way), made(way, wanted=(1, 2, 4, 5))
+    whole, resumed = made(way), made(way, (1, 2, 4, 5))
     assert sorted(resumed) == [1, 2, 4, 5]
     for index, result in resumed.items():
         chex.assert_trees_all_equal(result, whole[index])
 
 
-def test_programs_of_fewer_members_change_no_bit(made):
-    chunked = made("map", members_per_program=4)
-    for index, result in made("map").items():
-        chex.assert_trees_all_equal(chunked[index], result)
-    resumed = made("map", members_per_program=4, wanted=(4,))  # the first program is not even run
-    assert list(resumed) == [4]
-    chex.assert_trees_all_equal(resumed[4], chunked[4])
+def test_programs_in_lockstep_are_not_run_where_none_of_their_members_is_wanted(made):
+    whole, seen = made("vmap", members_per_program=4), []
+    resumed = made("vmap", (4,), members_per_program=4, reached=lambda *told: seen.append(told))
+    assert list(resumed) == [4] and {name for name, *_ in seen} == {4}
+    chex.assert_trees_all_equal(resumed[4], whole[4])
 
 
-def test_programs_share_one_compilation_and_say_how_far_they_are(params, data):
-    training = Training(loss=Classification(chex.assert_max_traces(network, n=1), CLASSES))
-    members, reached = [{"epochs": epochs} for epochs in (0.5, 1, 2)], []
-    options = {"members_per_program": 1, "reached": lambda *seen: reached.append(seen)}
-    made = dict(programs(training, params, data, members, range(3), **options))
-    curves = [made[name]["losses"] for name in range(3)]
-    assert list(map(len, curves)) == [2, 3, 5]
-    assert reached == [(name, step, loss) for name, curve in enumerate(curves) for step, loss in enumerate(curve, 1)]
+# --- What a user sees meanwhile ---
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_every_mode_says_how_far_each_member_is_and_its_loss(made, way):
+    told = {index: {} for index in range(len(MEMBERS))}
+    results = made(way, reached=lambda name, step, loss: told[name].__setitem__(step, loss))
+    assert [list(steps) for steps in told.values()] == [list(range(1, count + 1)) for count in NUM_STEPS]
+    for index, result in results.items():
+        assert list(told[index].values()) == result["losses"].tolist()
+
+
+def test_the_next_member_trains_while_the_last_one_is_kept(params, data):
+    steps = []
+
+    def watched(params, images, key):
+        jax.debug.callback(lambda: steps.append(None))
+        return network(params, images, key)
+
+    training = Training(loss=Classification(chex.assert_max_traces(watched, n=1), CLASSES))
+    made = programs(training, params, data, [{"epochs": 0.5, "seed": 0}, {"epochs": 0.5, "seed": 1}], range(2))
+    next(made)
+    deadline = time.monotonic() + 60
+    while len(steps) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(steps) == 4

@@ -19,7 +19,7 @@ DATA = (X, X.sum(1))
 START = {"w": np.zeros(3, np.float32)}
 MEMBERS = [{"learning_rate": 0.1, "seed": seed, "num_steps": 3 + seed % 3} for seed in range(5)]
 WAYS = {
-    "map": {"members_per_program": 2},
+    "map": {},
     "sequential": {"mode": "sequential", "save_every": 2},
     "batches": {"save_every": 2},
     "lanes": {"save_every": 2},
