@@ -1,5 +1,6 @@
 """Draw lines: against the number of members, along WiSE-FT, losses, straight paths and barriers against width."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -309,8 +310,8 @@ def _label_alphas(axes, results, rows, splits, best):
     chosen = " (held-out best)" if "held_out" in splits else " (best)"
     texts = [f"α = {rows[i].of['alpha']:g}" + chosen * (i == best) for i in marked]
     colors = [style.KINDS["soup"][0] if i == best else style.INK for i in marked]
-    path = [point for point in labels.along(test, shift) if style.inside(axes, *point)]
-    labels.place_labels(axes, [(test[i], shift[i]) for i in marked], texts, colors, obstacles=path, size=8)
+    path = list(zip(test, shift, strict=True))
+    labels.place_labels(axes, [path[i] for i in marked], texts, colors, lines=itertools.pairwise(path), size=8)
 
 
 _BARRIERS = (("test barrier (NLL)", 1), ("test barrier (accuracy)", 100))

@@ -1,5 +1,6 @@
 """Draw rows: what each gains, test against shifts, split by split, and members by their hyper-parameters."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -77,7 +78,7 @@ def scatter(results: Mapping):
     _draw_published(axes, rows_table(results) + rows_table(results, "member"), x, y, scale)
     _name_those_outside(figure, axes, results, [row for row in named if row not in inside], points, places)
     style.freeze_layout(figure)
-    _name(axes, inside, points, [*places.values(), *path])
+    _name(axes, inside, points, list(places.values()), [*path, *_crosses(inside, points, whiskers)])
     return figure
 
 
@@ -239,13 +240,13 @@ def _scatter_limits(axes, named, points, whiskers, members):
 
 
 def _draw_path(axes, results, x, y):
-    """Draw the mean path over seeds; return points along it, those that are seen."""
+    """Draw the mean path over seeds and return the lines that it consists of."""
     rows = [row for row in rows_table(results, "curve") if "alpha" in row.of]
     if len(rows) < 2:
         return []
     line = [[files.metric_of(results).scale * row.metrics[s][results["metric"]].mean for row in rows] for s in (x, y)]
     axes.plot(*line, color=style.KINDS["interpolation"][0], linewidth=1.4, alpha=0.7, zorder=2)
-    return [point for point in labels.along(*line, parts=4) if style.inside(axes, *point)]
+    return list(itertools.pairwise(zip(*line, strict=True)))
 
 
 def _member_dots(figure, axes, results, places):
@@ -293,14 +294,20 @@ def _name_those_outside(figure, axes, results, outside, points, members):
         style.footnote(figure, "Off the axes (test, shifts)", texts)
 
 
-def _name(axes, rows, points, obstacles):
+def _crosses(rows, points, whiskers):
+    """Return the lines of the whiskers of rows."""
+    ends = [(points[id(row)], reach) for row in rows for reach in np.diag(whiskers[id(row)]) if reach.any()]
+    return [(point - reach, point + reach) for point, reach in ends]
+
+
+def _name(axes, rows, points, obstacles, lines):
     # rows at one point, such as WiSE-FT that chose α = 1, share a label
     together = files.grouped((row for row in rows if _RANDOM not in row.name), lambda row: points[id(row)])
     texts = [" = ".join(row.name for row in found) for found in together.values()]
     colors = [style.of_kind(found[0].kind, found[0].family)[0] for found in together.values()]
     obstacles = [*obstacles, *(points[id(row)] for row in rows if _RANDOM in row.name)]
     seen = [point for point in obstacles if style.inside(axes, *point)]
-    labels.place_labels(axes, list(together), texts, colors, obstacles=seen, size=8)
+    labels.place_labels(axes, list(together), texts, colors, obstacles=seen, lines=lines, size=8)
 
 
 def _members(results):

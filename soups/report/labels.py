@@ -5,20 +5,23 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
+from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from scipy.optimize import isotonic_regression
 
 _ANGLES = np.arange(24) * (2 * np.pi / 24)
 _RADII = (5.0, 9.0, 14.0, 20.0, 28.0, 37.0, 47.0, 60.0, 75.0, 92.0, 112.0, 135.0, 160.0)  # points
 _GAP = 1.5  # points around a label
+_REACH = 3.0  # points from the middle of a marker to its edge
 
 
-def place_labels(axes: Axes, points, texts, colors, *, obstacles=(), size: float = 8.5) -> None:
+def place_labels(axes: Axes, points, texts, colors, *, obstacles=(), lines=(), size: float = 8.5) -> None:
     """Write one label beside each point, and a thin line to it where it had to move away.
 
-    `points`, `obstacles`: pairs in data coordinates; obstacles are other markers that labels keep off. The layout of
-    the figure must be final. Each label takes the cheapest of 312 places around its point, in several rounds, because
-    a label can move when its neighbour has moved: coordinate descent on the overlaps plus the distance.
+    `points`, `obstacles`: pairs in data coordinates; obstacles are other markers, `lines` pairs of such points with a
+    line between them, and labels keep off both. The layout of the figure must be final. Each label takes the cheapest
+    of 312 places around its point, in several rounds, because a label can move when its neighbour has moved: coordinate
+    descent on the overlaps plus the distance.
     """
     points = np.asarray(points, np.float64).reshape(-1, 2)
     if not len(points):
@@ -26,8 +29,10 @@ def place_labels(axes: Axes, points, texts, colors, *, obstacles=(), size: float
     unit = axes.figure.dpi / 72
     anchors = axes.transData.transform(points) / unit
     others = np.asarray(obstacles, np.float64).reshape(-1, 2)
-    markers = np.concatenate([anchors, axes.transData.transform(others) / unit if len(others) else others])
+    others = axes.transData.transform(others) / unit if len(others) else others
     frame = np.asarray(axes.bbox.extents) / unit
+    ends = (axes.transData.transform(line) / unit for line in lines)
+    markers = np.concatenate([anchors, others, *(_points_between(*pair, frame) for pair in ends)])
     extents = np.array([text_size(text, size) for text in texts])
     choices = [_candidates(anchor, extent) for anchor, extent in zip(anchors, extents, strict=True)]
     boxes = _descend(anchors, choices, markers, frame)
@@ -38,7 +43,8 @@ def place_labels(axes: Axes, points, texts, colors, *, obstacles=(), size: float
             line = back.transform(np.array([anchor, near]) * unit)
             axes.plot(*line.T, color=color, linewidth=0.6, alpha=0.6, zorder=3.5, scalex=False, scaley=False)
         x, y = back.transform((box[:2] + box[2:]) / 2 * unit)
-        axes.text(x, y, text, color=color, fontsize=size, ha="center", va="center_baseline", zorder=7)
+        look = {"color": color, "fontsize": size, "path_effects": [withStroke(linewidth=2, foreground="white")]}
+        axes.text(x, y, text, ha="center", va="center_baseline", zorder=7, **look)
 
 
 def label_line_ends(axes: Axes, ends, *, size: float = 8.5, gap: float = 12.0, line: float = 12.0) -> None:
@@ -67,12 +73,6 @@ def label_categories(axes: Axes, names) -> None:
     look = {"rotation": 90, "fontsize": min(8.5, 0.85 * room * every)} if wide else {}
     axes.set_xticks(range(0, len(names), every), names[::every], **look)
     axes.set_xlim(-0.6, len(names) - 0.4)
-
-
-def along(x, y, parts: int = 12) -> list:
-    """Return points along a line, close enough together for labels to keep off it."""
-    place = np.linspace(0, len(x) - 1, parts * (len(x) - 1) + 1)
-    return list(zip(np.interp(place, range(len(x)), x), np.interp(place, range(len(y)), y), strict=True))
 
 
 def text_size(text: str, size: float) -> np.ndarray:
@@ -123,26 +123,38 @@ def _cost(index, picked, anchors, choices, fixed):
     return cost
 
 
+def _points_between(start, end, frame):
+    """Return points on the part of a line that is within the frame, as far apart as markers reach."""
+    step = end - start
+    with np.errstate(divide="ignore", invalid="ignore"):
+        enters, leaves = np.sort((frame.reshape(2, 2) - start) / step, axis=0)
+    first, last = max(0.0, np.fmax(*enters)), min(1.0, np.fmin(*leaves))
+    if not (first <= last and np.isfinite(step).all()):  # it is outside, or an end of it is nowhere
+        return np.empty((0, 2))
+    count = 1 + math.ceil((last - first) * np.hypot(*step) / (2 * _REACH))
+    return start + np.linspace(first, last, count)[:, None] * step
+
+
 def _fixed_cost(anchor, boxes, markers, labelled, frame):
+    """Return what each place of a label costs whatever the others do, [candidates]; of [markers, candidates]."""
     near = np.clip(anchor, boxes[:, :2], boxes[:, 2:])
     own = np.hypot(*(near - anchor).T)
-    cost = 0.35 * own
-    half = 3.0
-    for index, marker in enumerate(markers):
-        covered = _overlap(boxes, np.concatenate([marker - half, marker + half]))
-        cost += (25 if index < labelled else 8) * (covered > 0) + 0.5 * covered
-        if not np.array_equal(marker, anchor):
-            # a label nearer to another marker than to its own would be read as that one's
-            other = np.hypot(*(np.clip(marker, boxes[:, :2], boxes[:, 2:]) - marker).T)
-            cost += 1.5 * np.clip(own + 2 - other, 0, 4)
-            cost += 6 * _segment_passes(anchor, near, marker)
+    places = markers[:, None]
+    covered = _overlap(boxes, np.concatenate([places - _REACH, places + _REACH], axis=-1))
+    weight = np.where(np.arange(len(markers)) < labelled, 25, 8)[:, None]
+    cost = weight * (covered > 0) + 0.5 * covered
+    # a label nearer to another marker than to its own would be read as that one's
+    away = np.clip(places, boxes[:, :2], boxes[:, 2:]) - places
+    misread = 1.5 * np.clip(own + 2 - np.hypot(away[..., 0], away[..., 1]), 0, 4)
+    misread += 6 * _segments_pass(anchor, near, places)
+    cost += np.where((markers != anchor).any(axis=-1)[:, None], misread, 0)
     outside = np.maximum(frame[:2] + 2 - boxes[:, :2], 0) + np.maximum(boxes[:, 2:] - frame[2:] + 2, 0)
-    return cost + 50 * outside.sum(axis=-1)
+    return 0.35 * own + cost.sum(axis=0) + 50 * outside.sum(axis=-1)
 
 
 def _overlap(boxes, box):
-    low = np.maximum(boxes[:, :2], box[:2] - _GAP)
-    high = np.minimum(boxes[:, 2:], box[2:] + _GAP)
+    low = np.maximum(boxes[:, :2], box[..., :2] - _GAP)
+    high = np.minimum(boxes[:, 2:], box[..., 2:] + _GAP)
     return np.prod(np.maximum(high - low, 0), axis=-1)
 
 
@@ -158,12 +170,13 @@ def _leaders_hit(anchor, boxes, other_anchor, other_box):
     return through.astype(float) + under + _segments_cross(anchor, near, other_anchor, other_near)
 
 
-def _segment_passes(start, ends, point, reach=3.5):
-    """Say for each end whether the line from the start passes a point closely."""
+def _segments_pass(start, ends, points, reach=3.5):
+    """Say for each point and end whether the line from the start to the end passes closely, [points, ends]."""
     line = ends - start
     length = np.maximum((line**2).sum(axis=-1), 1e-9)
-    place = np.clip((line @ (point - start)) / length, 0, 1)
-    return np.hypot(*(start + place[:, None] * line - point).T) < reach
+    place = np.clip(((points - start) * line).sum(axis=-1) / length, 0, 1)
+    away = start + place[..., None] * line - points
+    return np.hypot(away[..., 0], away[..., 1]) < reach
 
 
 def _segments_cross(a, b, c, d):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
+from matplotlib.path import Path
 from PIL import Image
 
 from soups import report
@@ -351,6 +352,20 @@ def test_labels_do_not_overlap_in_a_crowd(rng):
     for i, box in enumerate(boxes):
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
         assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_labels_keep_off_whiskers_and_paths_even_of_what_lies_far_off_or_nowhere(rng):
+    figure, ((axes,),) = style.panels()
+    points = 0.5 + 0.15 * rng.normal(size=(9, 2))
+    lines = [(point - reach, point + reach) for point in points for reach in ((0.06, 0), (0, 0.06))]
+    lines += [((0.1, 0.9), (1e12, 0.9)), ((0.3, 0.1), (np.nan, 0.2)), ((5.0, 5.0), (5.0, 6.0))]
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    style.freeze_layout(figure)
+    labels.place_labels(axes, points, [f"soup {i}" for i in range(9)], ["black"] * 9, lines=lines)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for line in lines[:-2]:
+        drawn = Path(axes.transData.transform(np.clip(line, -1, 9)))
+        assert not any(drawn.intersects_bbox(box, filled=False) for box in boxes)
 
 
 def test_line_end_labels_are_spread_out_and_stay_near():
