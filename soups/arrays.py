@@ -130,6 +130,15 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
+def refusal(array) -> str:
+    """Say why programs cannot take an array, "" where they can: a mask would be lost, another byte order misread."""
+    if isinstance(array, np.ma.MaskedArray):
+        return "is a masked array: leave out what is masked, or give .filled()"
+    if isinstance(dtype := getattr(array, "dtype", None), np.dtype) and not dtype.isnative:
+        return f"has the byte order of other machines: give .astype({dtype.newbyteorder('=').name!r})"
+    return ""
+
+
 def is_array(leaf) -> bool:
     """Say whether a leaf is an array of numbers, or the shape and dtype of one."""
     try:

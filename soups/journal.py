@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import operator
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import xxhash
 
 from soups import state, tree
-from soups.files import append, replace_file
+from soups.files import append, local_path, replace_file
 from soups.lazy import is_jax, jax, multihost_utils
 from soups.names import bounded
 from soups.processes import is_first, on_first_process
@@ -31,7 +30,7 @@ class Journal:
     def __init__(
         self, path: str | os.PathLike | None, header: dict[str, Any], *, members: Mapping[str, tree.Tree] | None = None
     ):
-        self._path = pathlib.Path(path) if path is not None else None
+        self._path = local_path(path) if path is not None else None
         self._old: list[dict[str, Any]] = []
         if self._path is not None:
             if members is not None:
@@ -88,7 +87,7 @@ def records(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line that is damaged; the last one may be cut off.
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     lines = state.content(path).split(b"\n")[:-1] if path.exists() else []
     return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
 

@@ -12,14 +12,13 @@ import importlib
 import json
 import math
 import os
-import pathlib
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from soups import state
-from soups.files import append, replace_file
+from soups.files import append, local_path, replace_file
 from soups.lazy import extra, jax
 from soups.names import check_name
 
@@ -54,7 +53,7 @@ def open_writer(directory: str | os.PathLike, also: Iterable[str | Writer] = ())
     A ValueError for a name that no writer has, and for a damaged file; a MissingExtraError for a package that is not
     installed; an OSError if the directory cannot be written; the first and the last also from the writer.
     """
-    directory, also = pathlib.Path(directory), list(also)
+    directory, also = local_path(directory), list(also)
     if jax.process_index():
         also, kinds = [], []
     else:

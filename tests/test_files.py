@@ -1,12 +1,16 @@
 """Test that a file is replaced whole or not at all."""
 
+import contextlib
 import errno
 import os
 import pathlib
 
 import pytest
 
-from soups.files import local_path, replace_file, sweep_unfinished
+from soups.evaluate import LogitCache
+from soups.files import local_path, replace_file, sweep_unfinished, sync_files
+from soups.journal import Journal
+from soups.writers import open_writer
 
 URLS = ["gs://bucket/a", "s3://b/a", "hf://org/model", "https://x.org/a.pt", "file:///tmp/a", "HDFS://a", "gs:/b"]
 
@@ -15,6 +19,15 @@ URLS = ["gs://bucket/a", "s3://b/a", "hf://org/model", "https://x.org/a.pt", "fi
 def test_urls_are_no_local_paths(url):
     with pytest.raises(ValueError, match="is a URL: give a local path"):
         local_path(url)
+
+
+@pytest.mark.parametrize("make", [Journal, LogitCache, open_writer])
+def test_nothing_is_kept_in_a_folder_that_is_called_as_a_url(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is a URL: give a local path"), contextlib.ExitStack() as stack:
+        made = make("gs://bucket/a", *([{}] if make is Journal else []))
+        stack.enter_context(made)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("path", ["", "a\0b"])
@@ -97,3 +110,26 @@ def test_only_strays_are_swept_and_no_link_is_followed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.json", "b.unfinished", "other"]
     assert os.listdir(tmp_path / "other") == [stray]
     sweep_unfinished(tmp_path / "nowhere")
+
+
+def test_every_file_and_folder_is_seen_to_the_disk_and_an_error_of_one_is_raised(tmp_path, monkeypatch):
+    for name in ("a", "b/c", "b/d/e"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    seen, real = [], os.fsync
+
+    def fsync(descriptor):
+        seen.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    sync_files(tmp_path)
+    assert sorted(seen) == sorted(os.stat(path).st_ino for path in [tmp_path, *tmp_path.rglob("*")])
+
+    def broken(descriptor):
+        if os.fstat(descriptor).st_ino == (tmp_path / "b/d/e").stat().st_ino:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_files(tmp_path)

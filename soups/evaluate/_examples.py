@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from soups.arrays import refusal
 from soups.data import pair_of
 
 
@@ -20,7 +21,7 @@ class Examples:
     def __init__(self, dataset: Any, *, classes: bool, preprocessed: bool):
         self.groups = getattr(dataset, "class_groups", None)
         self.inputs, targets = pair_of(dataset, "the dataset")
-        self.targets = jax.tree.map(np.asarray, targets)
+        self.targets = jax.tree.map(np.asanyarray, targets)
         if hasattr(dataset, "images") and not preprocessed and self.inputs.dtype != np.uint8:
             raise ValueError(f"images of dtype {self.inputs.dtype} need a preprocess: the default is for uint8")
         if classes:
@@ -53,6 +54,8 @@ class Examples:
 
 
 def _length_problems(leaves, images) -> list[str]:
+    if refused := [why for leaf in leaves if (why := refusal(leaf))]:
+        return [f"one of its arrays {refused[0]}"]
     if bare := [leaf for leaf in leaves if not hasattr(leaf, "__len__") or not getattr(leaf, "ndim", 1)]:
         return [f"it is of arrays [N, ...], but {bare[0]!r:.80} is none: make arrays of lists by numpy.asarray"]
     counts = [len(leaf) for leaf in leaves]

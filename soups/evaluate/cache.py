@@ -3,14 +3,13 @@
 import io
 import logging
 import os
-import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import xxhash
 
-from soups.files import replace_file
+from soups.files import local_path, replace_file
 from soups.processes import from_first_process, on_first_process
 
 Arrays = np.ndarray | Mapping[str, np.ndarray]
@@ -34,7 +33,7 @@ class LogitCache:
     """
 
     def __init__(self, directory: str | os.PathLike):
-        self.directory = pathlib.Path(directory)
+        self.directory = local_path(directory)
         on_first_process(lambda: self.directory.mkdir(parents=True, exist_ok=True))
 
     def get(self, key: str | Sequence[str], compute: Callable[[], Arrays]) -> Arrays:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from soups import tree
+from soups.arguments import check_takes, check_within
 from soups.data import project_logits
 from soups.evaluate import classification
 from soups.evaluate._examples import Examples
@@ -95,8 +96,12 @@ class Evaluator:
         self._examples = Examples(dataset, classes=self._classes, preprocessed=preprocess is not None)
         self.labels = self._examples.targets
         self.forward_passes = 0
+        batch_size = check_within("batch_size", batch_size, "[1, inf)", whole=True)
+        _check_settings(mesh, width, cache, key)
+        for name, function, given in (("preprocess", preprocess, "inputs"), ("keep", keep, "outputs, targets")):
+            if function is not None:
+                check_takes(name, function, given)
         self.mesh = mesh if width is None else _grouped(width, devices)
-        _check_settings(batch_size, mesh, width, cache, key)
         self._rows, self._side_by_side = width or 1, width is not None
         # even batches: 1,500 examples make two of 750, not 1,000 and a half-empty one
         count = len(self._examples)
@@ -204,7 +209,8 @@ class Evaluator:
 
     def _placed(self, networks):
         if self.mesh is None:
-            return jax.device_put(networks[0])
+            # a program takes NumPy's arrays in a tenth of the time, but would for each batch again
+            return networks[0] if len(self._starts) == 1 else jax.device_put(networks[0])
         if self._side_by_side:
             filled = [*networks, *[networks[-1]] * (self._rows - len(networks))]
             return jax.tree.map(self._stacked, *filled)
@@ -331,8 +337,16 @@ def _in_float32(leaf):
 
 
 def unit_range(inputs: Any) -> Any:
-    """Turn uint8 into float32 in [0, 1], in any pytree; all else stays."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf, inputs)
+    """Turn uint8 into float32 in [0, 1], in any pytree; all else stays, but images of other integers: a ValueError."""
+    return jax.tree.map(_in_unit_range, inputs)
+
+
+def _in_unit_range(leaf):
+    if leaf.dtype == jnp.uint8:
+        return leaf.astype(jnp.float32) / 255
+    if leaf.ndim == 4 and jnp.issubdtype(leaf.dtype, jnp.integer):
+        raise ValueError(f"images {list(leaf.shape)} of dtype {leaf.dtype} need a preprocess: the default is for uint8")
+    return leaf
 
 
 def _grouped(width, devices) -> Mesh:
@@ -351,12 +365,14 @@ def _listed(shapes):
     return ", ".join(map(str, shapes)) or "()"
 
 
-def _check_settings(batch_size, mesh, width, cache, key):
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+def _check_settings(mesh, width, cache, key):
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int | np.integer)):
+        raise ValueError(f"width must be an integer, not {width!r:.200}")
+    if not isinstance(mesh, Mesh | None):
+        raise ValueError(f"mesh must be a jax.sharding.Mesh, not a {type(mesh).__name__}")
     if mesh is not None and width is not None:
         raise ValueError("give a mesh for one network at a time, or a width for several, not both")
     if mesh is not None and "data" not in mesh.axis_names:
         raise ValueError(f"the mesh needs an axis 'data'; it has {', '.join(map(repr, mesh.axis_names))}")
-    if cache is not None and not key:
-        raise ValueError("outputs are cached under a key, such as the name of the network and a digest of the data")
+    if cache is not None and not (isinstance(key, str) and key):
+        raise ValueError("outputs are cached under a key, a text such as a network's name and a digest of the data")

@@ -87,8 +87,9 @@ def reestimate_batch_stats(stats: Callable, params: Tree, batches: Iterable) -> 
         pooled = batch if pooled is None else _pool(pooled, batch, size / count)
     if pooled is None:
         raise ValueError("no batches were given: BatchNorm statistics need at least one")
-    cast = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), pooled, old)
-    return {**params, "batch_stats": cast}
+    leaves, structure = jax.tree.flatten(old)  # which may be other containers
+    cast = [jnp.asarray(new, leaf.dtype) for new, leaf in zip(jax.tree.leaves(pooled), leaves, strict=True)]
+    return {**params, "batch_stats": jax.tree.unflatten(structure, cast)}
 
 
 def _from_zeros(params):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import nnx
 
 from soups.tree import Tree
 
@@ -79,6 +80,9 @@ def in_mode(model: nn.Module, *, train: bool) -> tuple[nn.Module, dict[str, bool
 
     Flags that the call takes are keywords; if it takes none, those that are fields of the module are set in a copy.
     """
+    if not isinstance(model, nn.Module):
+        hint = "; of an NNX one from_nnx gives function and weights" if isinstance(model, nnx.Module) else ""
+        raise ValueError(f"the network must be a Linen module, not a {type(model).__name__}{hint}")
     flags = mode_flags(type(model), train=train)
     # nn.Sequential hands its keywords to its first layer
     hands_on = any(one.kind is one.VAR_KEYWORD for one in inspect.signature(type(model).__call__).parameters.values())
@@ -129,9 +133,14 @@ def normalizer(mean: Sequence[float] | None = None, std: Sequence[float] | None 
         return _checked
     if mean is None or std is None:
         raise ValueError("inputs are normalised with both mean and std: give both or neither")
-    if len(mean) != len(std) or not all(0 < number < np.inf for number in std) or not np.isfinite(mean).all():
+    try:
+        shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+        fits = shift.ndim == 1 and shift.shape == scale.shape
+        fits = fits and np.isfinite(shift).all() and ((scale > 0) & (scale < np.inf)).all()
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
         raise ValueError(f"mean and std need a number for each channel, std positive ones, not {mean} and {std}")
-    shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def normalized(inputs):
         if not jnp.issubdtype(_checked(inputs).dtype, jnp.floating):
@@ -149,4 +158,6 @@ def _checked(inputs):
         tokens = jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.dtype.itemsize >= 4 and leaf.ndim <= 2
         if not tokens and not jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.dtype != bool:
             raise ValueError(f"inputs must be floats, but they are {leaf.dtype}: scale the images first")
+        if not leaf.size:
+            raise ValueError(f"there is no input in an array {list(leaf.shape)}: a batch has one example at least")
     return inputs

@@ -1,6 +1,7 @@
 """Find and replace the head of a network, mostly the leaves named head/kernel and head/bias."""
 
 import jax
+import numpy as np
 
 from soups import tree
 from soups.names import pattern
@@ -27,22 +28,23 @@ def replace_head(
     A drawn kernel is LeCun-normal, the bias is zero in both cases; the dtypes are those of the old head.
 
     Args:
-        head: a regex for the names of the head's kernel [features, classes] and bias, if it has one, such as
-            "classifier/.*"; default: that of `head_rule`.
+        head: the place of the head in the weights, such as "classifier", or a regex for the names of its kernel
+            [features, classes] and bias, if it has one; default: that of `head_rule`.
 
     Raises:
         ValueError: no head to replace, or something else than one kernel and its bias; fewer than two classes, or no
             key to draw with.
     """
     rule = pattern(head_rule(params) if head is None else head, "head")
-    old = {name: leaf for name, leaf in tree.flatten(params).items() if rule.fullmatch(name)}
+    below = f"{rule.pattern}/"
+    old = {n: leaf for n, leaf in tree.flatten(params).items() if rule.fullmatch(n) or n.startswith(below)}
     if sorted(leaf.ndim for leaf in old.values()) not in ([2], [1, 2]):
         shapes = ", ".join(f"{name} {leaf.shape}" for name, leaf in old.items()) or "no leaf"
         raise ValueError(f"a head is a kernel [features, classes] and mostly a bias, but {rule.pattern!r} is {shapes}")
     if not zero and key is None:
         raise ValueError("a head that is not zero is drawn at random and needs a key")
-    if num_classes < 2:
-        raise ValueError(f"a head needs at least two classes, not {num_classes}")
+    if not isinstance(num_classes, int | np.integer) or num_classes < 2:
+        raise ValueError(f"a head needs at least two classes, not {num_classes!r}")
     draw = jax.nn.initializers.zeros if zero else jax.nn.initializers.lecun_normal()
 
     def leaf(name, value):

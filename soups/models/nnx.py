@@ -94,6 +94,8 @@ def batch_statistics(model: nnx.Module) -> Callable:
 
 def _in_mode(model, *, train):
     """Return a copy in training or in evaluation mode, and the flags that its call takes."""
+    if not isinstance(model, nnx.Module):
+        raise ValueError(f"the network must be an NNX module, not a {type(model).__name__}")
     model = nnx.clone(model)
     (model.train if train else model.eval)()
     fields = {name: value is train for name, value in IN_TRAINING.items() if name != "train"}  # which is a method

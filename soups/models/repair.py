@@ -1,6 +1,5 @@
 """Repair soups whose activations have lost their variance, as those of aligned independent networks do."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
@@ -11,7 +10,7 @@ from flax import linen as nn
 from soups import arguments, tree
 from soups.models.batch_stats import reestimate_batch_stats, stats_fn
 from soups.models.functional import as_variables, in_mode, normalizer
-from soups.names import did_you_mean
+from soups.names import did_you_mean, pattern
 from soups.tree import Tree
 
 TRUNK = r"(?!head$).*"  # the head is not repaired: the scale of its logits is a matter of calibration
@@ -49,7 +48,8 @@ def repair(
 
     Raises:
         ValueError: no members or batches, batches that can be read once only, other structures, NaN or infinity, not
-            one weight for each member, layers that do not exist, have no bias, or are called more than once.
+            one weight for each member or none but zeros, layers that do not exist, have no bias, or are called more
+            than once.
 
     Jordan et al., "REPAIR: REnormalizing permuted activations for interpolation repair", 2022, arXiv:2211.08403.
     """
@@ -93,7 +93,8 @@ def _check(soup, members, batches, weights):
     for label, params in zip(labels, trees, strict=True):
         if bad := tree.nonfinite_names(params):
             raise ValueError(f"NaN or infinity in member {label}: {', '.join(bad)}")
-    return arguments.per_member(1 / len(members) if weights is None else weights, members, "weights")
+    weights = arguments.per_member(1 / len(members) if weights is None else weights, members, "weights")
+    return arguments.check_weights(weights)
 
 
 def _check_layers(found, layers, params, *, biases):
@@ -128,7 +129,7 @@ def _measure(model: nn.Module, layers: str, normalized: Callable, goals: Mapping
 
     With `goals` the layers are repaired on the way.
     """
-    model, flags = in_mode(model, train=False)
+    matched, (model, flags) = pattern(layers, "layers"), in_mode(model, train=False)
 
     def measure(holder, inputs):
         found = {}
@@ -137,7 +138,7 @@ def _measure(model: nn.Module, layers: str, normalized: Callable, goals: Mapping
             outputs = call(*args, **kwargs)
             path = "/".join(context.module.path)
             is_layer = context.method_name == "__call__" and isinstance(context.module, LAYERS)
-            if not is_layer or not re.fullmatch(layers, path):
+            if not is_layer or not matched.fullmatch(path):
                 return outputs
             if path in found:
                 raise ValueError(f"layer {path} is called more than once, so it has no statistics of its own")

@@ -25,6 +25,8 @@ def direction(metric: str | None, mode: str | None, evaluate: Any = None) -> str
     """
     if mode is None and metric is not None:
         owner = getattr(evaluate, "__self__", evaluate)  # of a method, such as `Evaluator.many`
+        if not isinstance(metric, str):
+            raise ValueError(f"metric is the name of one, not {metric!r:.200}")
         known = {**MODES, **getattr(owner, "modes", {})}
         mode = known.get(metric, known.get(metric.rpartition("/")[2]))
         if mode is None:
@@ -61,5 +63,5 @@ def number(value: Any, wrong: str) -> float:
     """Return a number as a float; `wrong` begins the error about something else."""
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{wrong} {value!r:.200}") from error

@@ -1,7 +1,7 @@
 """Cook soups from anyone's members and report on them."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -94,14 +94,15 @@ def cook(
         OSError: the folder cannot be written, or another run works there.
     """
     members = _members(members, base)
-    arguments.check_within("seed", seed, "[0, 4294967295]", whole=True)
+    seed = arguments.check_within("seed", seed, "[0, 4294967295]", whole=True)
+    batch_size = arguments.check_within("batch_size", batch_size, "[1, inf)", whole=True)
+    _check_names(members, {} if shifts is None else shifts)
     for name, function in {"keep": keep, "loss": loss, "reestimate": reestimate}.items():
         if function is not None:
             arguments.check_takes(name, function, "params" if name == "reestimate" else "outputs, targets")
     splits = {
         name: _examples(name, data) for name, data in {"held_out": held_out, "test": test, **(shifts or {})}.items()
     }
-    _check_names(shifts or {})
     directory = local_path(workdir).absolute()
     kitchen = Kitchen(
         members=members,
@@ -174,6 +175,10 @@ def _wanted(given, base, members, lacking) -> dict[str, Any]:
         given = [name for name in RECIPES if name not in lacking]
     if isinstance(given, str) or callable(given) or _is_pair(given):
         given = [given]
+    if not isinstance(given, Iterable):
+        raise ValueError(
+            f"recipes are a list of names, pairs and functions, or a mapping from titles, not {given!r:.200}"
+        )
     titled = given.items() if isinstance(given, Mapping) else ((_title(one), one) for one in given)
     wanted, problems = {}, []
     for title, one in titled:
@@ -234,11 +239,17 @@ def _is_pair(one):
 
 def _examples(name, data) -> Examples:
     inputs, labels = pair_of(data, name)
-    labels = np.asarray(labels) if isinstance(labels, list) else jax.tree.map(np.asarray, labels)
+    labels = np.asarray(labels) if isinstance(labels, list) else jax.tree.map(np.asanyarray, labels)
     return Examples(inputs, labels, getattr(data, "class_groups", None))
 
 
-def _check_names(shifts):
+def _check_names(members, shifts):
+    if not isinstance(shifts, Mapping):
+        raise ValueError(f"shifts are a mapping from names to test sets, not a {type(shifts).__name__}")
+    if wrong := [
+        name for name in (*members, *shifts) if not isinstance(name, str) or not name.isprintable() or not name
+    ]:
+        raise ValueError(f"names of members and shifts are printable texts, not {wrong[0]!a:.200}")
     if taken := [name for name in shifts if name in ("held_out", "test", "shift_mean")]:
         raise ValueError(f"a shift cannot be called {taken[0]!r}, which is a split of its own: give it another name")
 

@@ -14,6 +14,7 @@ import xxhash
 
 from soups import tree
 from soups.arguments import check_takes, check_within
+from soups.arrays import refusal
 from soups.data import pair_of
 from soups.names import bounded, check_name, few
 
@@ -25,13 +26,15 @@ _RANGES = dict.fromkeys(("learning_rate", "weight_decay", "mixup", "sam_radius",
 _RANGES |= dict.fromkeys(("label_smoothing", "warmup_fraction"), "[0, 1]") | {"augment_magnitude": "[0, 20]"}
 _RANGES |= dict.fromkeys(("ema_decay", "ema_decays", "swa_start"), "[0, 1)")
 _RANGES |= dict.fromkeys(("epochs", "clip_norm"), "(0, inf)")
-_WHOLE = dict.fromkeys(("num_steps", "accumulate", "save_every", "batch_size"), "[1, inf)")
-_WHOLE |= {"augment_operations": "[0, 2]", "seed": f"[0, {2**31 - 1}]"}
+_COUNTS = dict.fromkeys(("accumulate", "save_every", "batch_size"), "[1, inf)")
+_WHOLE = _COUNTS | {"num_steps": "[1, inf)", "augment_operations": "[0, 2]", "seed": f"[0, {2**31 - 1}]"}
 
 
 def number(name: str, value: Any) -> None:
     """See that a setting is a finite number in the range of its name, or raise a ValueError."""
     check_within(name, value, _WHOLE.get(name) or _RANGES.get(name, "(-inf, inf)"), whole=name in _WHOLE)
+    if name in _COUNTS and not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be an integer, not {value!r}")
 
 
 def takes(function: Callable, skip: int = 0) -> dict[str, Any]:
@@ -70,6 +73,8 @@ def training(settings: Any) -> None:
     for name in ("clip_norm", "ema_decay", "swa_start", "accumulate"):
         if (value := getattr(settings, name)) is not None:
             number(name, value)
+    if not isinstance(settings.ema_decays, tuple | list):
+        raise ValueError(f"ema_decays are several, such as (0.99, 0.999), not {settings.ema_decays!r:.200}")
     for decay in settings.ema_decays:
         number("ema_decays", decay)
     if len(set(settings.ema_decays)) < len(settings.ema_decays):
@@ -77,6 +82,9 @@ def training(settings: Any) -> None:
     for rule in settings.learning_rate_rules or ():
         if len(rule) != 2 or not _is_number(rule[1]) or not 0 <= rule[1] < math.inf:
             raise ValueError(f"learning_rate_rules are pairs (regex, multiplier at least 0), not {rule!r:.200}")
+    for rule in settings.decay_rules or ():
+        if len(rule) != 2 or not isinstance(rule[1], bool):
+            raise ValueError(f"decay_rules are pairs (regex, True or False), not {rule!r:.200}")
     if settings.decay_rules is not None and is_transformation(settings.optimizer):
         raise ValueError("decay_rules cannot change a finished optimizer: give a function that takes `mask`")
 
@@ -97,6 +105,9 @@ def hyperparameters(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in completed.items():
         if name != "num_steps" or name in given:  # it may follow from the data
             number(name, value)
+    if {"num_steps", "epochs"} <= given.keys():
+        both = f"num_steps={given['num_steps']} and epochs={given['epochs']}"
+        raise ValueError(f"{both} both say how long to train: give one of them")
     if (completed["sam_radius"] > 0) != settings.sam:
         raise ValueError(f"Training(sam={settings.sam}) does not fit sam_radius={completed['sam_radius']}")
     return completed
@@ -114,6 +125,9 @@ def weights(settings: Any, params: tree.Tree, members: Iterable[Mapping[str, Any
     ]
     if wrong:
         raise ValueError(f"start weights are arrays; make arrays of numbers with numpy.asarray:\n{bounded(wrong)}")
+    wrong = [f"  {name} {why}" for name, leaf in tree.flatten(params).items() if (why := refusal(leaf))]
+    if wrong:
+        raise ValueError(f"start weights cannot be trained on:\n{bounded(wrong)}")
     if not any(settings.decays(params)) and any(member.get("weight_decay") for member in members):
         raise ValueError('no trained leaf decays: say with decay_rules which do, such as ((".*", True),)')
 
@@ -159,6 +173,9 @@ def arrays(settings: Any, data: tree.Tree, batch_size: int | None, members: Iter
 
 def batch(settings: Any, given: tree.Tree, member: Mapping[str, Any]) -> tree.Tree:
     """Return a batch, or all data in memory, as the loss takes it: one that has a method `check` says what fits."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(given):
+        if why := refusal(leaf):
+            raise ValueError(f"{jax.tree_util.keystr(path, simple=True, separator='/') or 'the array'} {why}")
     check = getattr(settings.loss, "check", None)
     return given if check is None else check(given, member)
 
@@ -166,8 +183,11 @@ def batch(settings: Any, given: tree.Tree, member: Mapping[str, Any]) -> tree.Tr
 def opened(data: Any) -> Any:
     """Return data as a run takes them: of a dataset its images and labels, {"image", "label"}.
 
-    A ValueError for a source that is not decoded, and where labels are groups of the network's classes.
+    A ValueError for a source that is not decoded, for what holds no examples, and where labels are groups of the
+    network's classes.
     """
+    if data is None or isinstance(data, str | bytes | int | float):
+        raise ValueError(f"data are arrays, or an iterable of batches, not {data!r:.200}")
     if isinstance(data, Iterable) or not (hasattr(data, "labels") or hasattr(data, "class_names")):
         return data
     if getattr(data, "class_groups", None) is not None:

@@ -55,6 +55,8 @@ class Classification:
     def check(self, batch: Any, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return the image and the label of a batch, or of all data in memory; a ValueError if they do not fit."""
         images, labels = pair_of(batch, "a batch", others=True)
+        if wrong := [one for one in (images, labels) if not (hasattr(one, "dtype") and hasattr(one, "shape"))]:
+            raise ValueError(f"images and labels of a batch are arrays, not a {type(wrong[0]).__name__}")
         if self.preprocess is unit_range and images.dtype != np.uint8:
             raise ValueError(
                 f"images must be bytes (uint8, 0 to 255), not {images.dtype}, for they are divided by 255: give "

@@ -16,14 +16,14 @@ import numpy as np
 from soups import state as state_files
 from soups import tree
 from soups.files import PathLike, append, local_path, made_folder, replace_file
-from soups.names import few
+from soups.names import check_name, few
 from soups.pool import digest
 from soups.processes import on_all_processes, on_first_process
 from soups.train import checks
 from soups.train.checkpoints import restore_state, save_state
 from soups.train.feeds import LaneBatches, by_lane, feed_of
 from soups.train.lanes import Lanes, with_lanes
-from soups.train.step import Training
+from soups.train.step import FIELDS, Training
 from soups.train.trajectory import averages
 
 logger = logging.getLogger("soups")
@@ -85,6 +85,8 @@ def fit(
         OSError: the directory cannot be written.
     """
     training, data = training_of(loss, settings), checks.opened(data)
+    if callable(data):
+        raise ValueError("data are arrays, or an iterable of batches, not a function, which only a sweep takes")
     if steps is not None and epochs is not None:
         raise ValueError(f"steps={steps} and epochs={epochs} both say how long to train: give one of them")
     given = {"num_steps": steps, "epochs": epochs}
@@ -105,7 +107,9 @@ def fit(
 
 
 def training_of(loss: Callable[..., Any] | Training, settings: Mapping[str, Any]) -> Training:
-    """Return what `fit` and `sweep` are given as a Training."""
+    """Return what `fit` and `sweep` are given as a Training; a ValueError for a setting that it has not."""
+    for name in settings:
+        check_name(name, FIELDS, "setting, which a hyper-parameter of members is not,")
     if not isinstance(loss, Training):
         return Training(loss=loss, **settings)
     return dataclasses.replace(loss, **settings) if settings else loss

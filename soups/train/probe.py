@@ -1,6 +1,7 @@
 """Train a linear probe, by logistic regression on features of a frozen trunk, and fine-tune from it (LP-FT)."""
 
 import dataclasses
+import inspect
 import math
 import os
 import re
@@ -16,6 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
+from soups.arguments import check_takes, check_within
+from soups.arrays import is_array, refusal
 from soups.data.dataset import decode, pair_of, read_example
 from soups.data.transforms import Transform
 from soups.evaluate.cache import LogitCache
@@ -23,17 +26,16 @@ from soups.evaluate.classification import accuracy
 from soups.evaluate.evaluator import Evaluator
 from soups.files import local_path
 from soups.journal import Journal
-from soups.names import few, refuse
+from soups.names import check_name, few, refuse
 from soups.pool import digest
 from soups.train import checks
 from soups.train.classification import Classification
 from soups.train.loop import fit, training_of
 from soups.train.sharding import on_devices
-from soups.train.step import Training
+from soups.train.step import FIELDS, Training
 
 STRENGTHS = tuple(float(f"1e{power}") for power in range(-7, 3))  # C of Kumar et al., from strong to weak decay
 _CHUNK = 4096  # examples whose logits are held at a time
-_FIELDS = {field.name for field in dataclasses.fields(Training)}
 
 
 def extract_features(
@@ -104,7 +106,12 @@ def probe_on_features(
     Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022, arXiv
     2202.10054, as their code does.
     """
+    if not isinstance(strengths, Sequence):
+        raise ValueError(f"strengths are a sequence of positive numbers, not {strengths!r:.200}")
+    max_iterations = check_within("max_iterations", max_iterations, "[1, inf)", whole=True)
+    num_classes = check_within("num_classes", num_classes, "[2, inf)", whole=True)
     _check(features, labels, num_classes, strengths, held_out)
+    features, labels = np.asarray(features), np.asarray(labels)
     mean, scale = float(np.mean(features, dtype=np.float64)), float(np.std(features, dtype=np.float64))
     header = {"recipe": "linear probe", "num_classes": num_classes, "strengths": sorted(strengths)}
     if journal is not None:  # hashing the features takes a while
@@ -129,6 +136,11 @@ def probe_on_features(
         if best is None or score > best_score:
             best, best_score = head, score
     return best
+
+
+_SETTINGS = [
+    name for name, one in inspect.signature(probe_on_features).parameters.items() if one.kind == one.KEYWORD_ONLY
+]
 
 
 def lp_ft(
@@ -162,6 +174,8 @@ def lp_ft(
     Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022, arXiv
     2202.10054.
     """
+    if not isinstance(head, str) or not isinstance(probe, Mapping):
+        raise ValueError(f"head is a text and probe a mapping, not {head!r:.100} and {probe!r:.100}")
     head = head.removesuffix("/.*")
     if not any(name.startswith(f"{head}/") for name in tree.names(params)):
         raise ValueError(
@@ -170,7 +184,7 @@ def lp_ft(
         )
     directory = options.pop("directory", None)
     places = [None, None] if directory is None else [local_path(directory) / stage for stage in ("probe", "all")]
-    training = training_of(loss, {name: options.pop(name) for name in list(options) if name in _FIELDS})
+    training = training_of(loss, {name: options.pop(name) for name in list(options) if name in FIELDS})
     data = checks.opened(data)
     if features is None:
         rules = ((re.escape(head) + "/.*", 1.0), (".*", 0.0))
@@ -180,7 +194,10 @@ def lp_ft(
     else:
         if not isinstance(training.loss, Classification) or not checks.is_arrays(data):
             raise ValueError("a probe on features needs a soups.train.Classification and data in memory")
+        for name in probe:
+            check_name(name, _SETTINGS, "setting of a probe on features")
         checks.finite(params, data)
+        check_takes("features", features, "params, inputs")
         images, labels = map(np.asarray, pair_of(data, others=True))
         inputs = training.loss.preprocess or (lambda given: given)  # as the network gets them in training
         found = extract_features(features, params, types.SimpleNamespace(images=images), preprocess=inputs)
@@ -214,13 +231,13 @@ class _DecodedImages:
 
 
 def _check(features, labels, num_classes, strengths, held_out):
-    sets = {"the features": (features, labels)} | ({} if held_out is None else {"held_out": held_out})
-    problems = [
-        problem for name, pair in sets.items() for problem in _problems(name, *map(np.asarray, pair), num_classes)
-    ]
-    if held_out is not None and held_out[0].shape[1:] != features.shape[1:]:
-        problems.append(f"held_out has features {list(held_out[0].shape)}, not [N, {features.shape[-1]}]")
-    if not strengths or not all(0 < strength < math.inf for strength in strengths):
+    sets = {"the features": (features, labels)}
+    sets |= {} if held_out is None else {"held_out": pair_of(held_out, "held_out")}
+    problems = [problem for name, pair in sets.items() for problem in _problems(name, *pair, num_classes)]
+    widths = {name: np.shape(pair[0])[1:] for name, pair in sets.items()}
+    if held_out is not None and widths["held_out"] != widths["the features"]:
+        problems.append(f"held_out has features {list(np.shape(held_out[0]))}, not [N, {np.shape(features)[-1]}]")
+    if not strengths or not all(isinstance(one, int | float | np.number) and 0 < one < math.inf for one in strengths):
         problems.append(f"strengths must be positive numbers, not {tuple(strengths)}")
     if len(strengths) > 1 and held_out is None:
         problems.append(f"{len(strengths)} strengths need held_out to choose among them")
@@ -228,6 +245,13 @@ def _check(features, labels, num_classes, strengths, held_out):
 
 
 def _problems(name, features, labels, num_classes):
+    if why := refusal(features) or refusal(labels):
+        yield f"one of {name} and labels {why}"
+        return
+    features, labels = np.asarray(features), np.asarray(labels)
+    if not is_array(features) or features.dtype.kind == "c":
+        yield f"{name} must be real numbers, not {features.dtype}"
+        return
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         yield f"{name} are [N, D] with labels [N], not {list(features.shape)} with {list(labels.shape)}"
         return

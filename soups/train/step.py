@@ -121,6 +121,9 @@ class Training:
         return jax.eval_shape(functools.partial(init_state, self), params, self.numbers(example))
 
 
+FIELDS = tuple(field.name for field in dataclasses.fields(Training))
+
+
 def jit_step(step: Callable, **options) -> Callable:
     """Compile a step with its state donated."""
     return jax.jit(step, donate_argnums=0, compiler_options=cpu_options(), **options)

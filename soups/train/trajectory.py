@@ -22,7 +22,7 @@ def follow(drifts: Mapping[str, Any], params: tree.Tree, decays: Sequence[float]
     At β = 0.9999999 a step moves m by less than half its last bit, and in float32 it would stay where it began for
     ever; d is as small as its own steps, and keeps them.
     """
-    drift = tree.sub(params, drifts["start"])
+    drift = tree.sub(tree.widen(params), drifts["start"])
     moved = [tree.lerp(moved, drift, 1.0 - decay) for moved, decay in zip(drifts["moved"], decays, strict=True)]
     return {"start": drifts["start"], "moved": tuple(moved)}
 

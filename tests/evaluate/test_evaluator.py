@@ -557,6 +557,15 @@ def test_a_network_whose_output_does_not_fit_side_by_side(dataset, candidates):
             r"'cost' better\? Give Metric\(function, 'max'\) or",
         ),
         ((np.zeros((3, 2)), np.zeros(3)), {"metrics": "mse"}, "metrics are a list of names or a mapping"),
+        ((np.zeros((3, 2), ">f4"), np.zeros(3, int)), {}, r"has the byte order of other machines: .*'float32'"),
+        ((np.zeros((3, 2)), np.ma.zeros(3, int)), {}, "is a masked array: leave out what is masked"),
+        *[
+            ((np.zeros((3, 2)), np.zeros(3, int)), {"batch_size": size}, "batch_size must be a whole number")
+            for size in (1.5, "8", None, [4], np.nan)
+        ],
+        ((np.zeros((3, 2)), np.zeros(3, int)), {"width": 1.0}, "width must be an integer, not 1.0"),
+        ((np.zeros((3, 2)), np.zeros(3, int)), {"preprocess": 3}, "preprocess must be a function .* not a int"),
+        ((np.zeros((3, 2)), np.zeros(3, int)), {"keep": len}, "keep is called as keep.outputs, targets."),
         ((np.zeros((3, 2)), np.zeros(3)), {"metrics": []}, "metrics are a list of names or a mapping"),
         ((np.zeros((3, 2)), np.zeros(3, int)), {"mesh": "both", "width": 2}, "not both"),
     ],
@@ -564,6 +573,14 @@ def test_a_network_whose_output_does_not_fit_side_by_side(dataset, candidates):
 def test_data_and_settings_that_cannot_be_evaluated(data, options, message, mesh):
     with pytest.raises(ValueError, match=message):
         Evaluator(linear, data, **({**options, "mesh": mesh} if "mesh" in options else options))
+
+
+def test_images_of_other_integers_than_bytes_are_not_taken_as_they_are():
+    evaluate = Evaluator(
+        lambda params, x: x.reshape(len(x), -1)[:, :2], (np.zeros((3, 2, 2, 1), np.uint16), np.arange(3) % 2)
+    )
+    with pytest.raises(ValueError, match=r"images \[3, 2, 2, 1\] of dtype uint16 need a preprocess"):
+        evaluate({})
 
 
 def test_outputs_that_are_not_one_for_each_example(rng):

@@ -71,11 +71,12 @@ def test_fewer_than_two_classes_is_an_error(network):
         models.replace_head(network[1], None, 1)
 
 
-def test_a_head_of_another_name_is_replaced_by_a_regex(network):
+@pytest.mark.parametrize("head", ["params/classifier/.*", "params/classifier"])
+def test_a_head_of_another_name_is_replaced_by_its_place_or_a_regex(network, head):
     _, params = network
     top = params.get("params", params)
     renamed = {"params": {**{k: v for k, v in top.items() if k != "head"}, "classifier": top["head"]}}
-    found = models.replace_head(renamed, jax.random.key(3), 7, zero=False, head=r"params/classifier/.*")
+    found = models.replace_head(renamed, jax.random.key(3), 7, zero=False, head=head)
     expected = models.replace_head(params, jax.random.key(3), 7, zero=False)
     expected = expected.get("params", expected)["head"]
     jax.tree.map(np.testing.assert_array_equal, found["params"]["classifier"], expected)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.core import FrozenDict
 
 from soups import models
 
@@ -91,9 +92,52 @@ def test_what_does_not_normalise_is_explained(helper, rng):
         helper(images, mean=MEAN)
     with pytest.raises(ValueError, match="inputs have 2 channels, but mean and std are of 3"):
         helper(images, mean=(0.5,) * 3, std=(0.5,) * 3)
-    for std in ((0.0, 1.0), (np.nan, 1.0)):
+    for std in ((0.0, 1.0), (np.nan, 1.0), 0.5, "ab", ((0.1, 0.2),)):
         with pytest.raises(ValueError, match="std positive ones"):
             helper(images, mean=MEAN, std=std)
+
+
+def test_a_batch_of_nothing_is_refused(helper):
+    with pytest.raises(ValueError, match=r"there is no input in an array \[0, 4, 4, 2\]"):
+        helper(np.zeros((0, *SHAPE), np.float32))
+
+
+@pytest.mark.parametrize("model", [3, NnxBiased(nnx.Rngs(0))])
+@pytest.mark.parametrize(
+    "take",
+    [
+        models.apply_fn,
+        models.train_apply_fn,
+        models.gram_fn,
+        lambda model: models.init(model, jax.random.key(0), SHAPE),
+        lambda model: models.repair(model, BIASED, [BIASED], [np.zeros((2, *SHAPE), np.float32)]),
+    ],
+)
+def test_what_is_no_linen_module(take, model):
+    with pytest.raises(ValueError, match=r"must be a Linen module, not a (int|NnxBiased; of an NNX one from_nnx)"):
+        take(model)
+
+
+@pytest.mark.parametrize("take", [models.from_nnx, models.nnx_train_apply_fn])
+def test_what_is_no_nnx_module(take):
+    with pytest.raises(ValueError, match="must be an NNX module, not a Biased"):
+        take(Biased())
+
+
+def test_statistics_keep_the_containers_of_the_weights(rng):
+    images = rng.uniform(size=(6, *SHAPE)).astype(np.float32)
+    plain, frozen = (
+        models.reestimate_batch_stats(models.stats_fn(CONVNET), params, [images])["batch_stats"]
+        for params in (NORMED, FrozenDict(NORMED))
+    )
+    assert isinstance(frozen, FrozenDict)
+    jax.tree.map(np.testing.assert_array_equal, frozen.unfreeze(), plain)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [np.nan, 1.0]])
+def test_a_repaired_soup_has_weights_with_a_sum(weights):
+    with pytest.raises(ValueError, match="weights must be finite, not negative and not all zero"):
+        models.repair(Biased(), BIASED, [BIASED, BIASED], [np.ones((2, *SHAPE), np.float32)], weights=weights)
 
 
 class Embedded(nn.Module):

@@ -74,6 +74,7 @@ HYPERPARAMETERS = [
     ({"seed": True}, "seed must be a whole number, not True"),
     ({"epochs": 0}, "epochs must be above 0, not 0"),
     ({"num_steps": -3}, "num_steps must be at least 1, not -3"),
+    ({"num_steps": 2, "epochs": 2}, "num_steps=2 and epochs=2 both say how long to train"),
     ({"augment_operations": 3}, r"augment_operations must be in \[0, 2\], not 3"),
     ({"augment_operations": 0.5}, "augment_operations must be a whole number, not 0.5"),
     ({"augment_magnitude": 21}, r"augment_magnitude must be in \[0, 20\], not 21"),
@@ -111,6 +112,8 @@ BAD_DATA = [
     (TRAINING, DATA | {"label": DATA["label"] > 0}, "labels must be whole numbers, or float targets, not bool"),
     (TRAINING, DATA | {"image": DATA["image"] / np.float32(255)}, "images must be bytes .* not float32"),
     (FLOATS, DATA, "bytes .* would enter the network as they are"),
+    (TRAINING, DATA | {"label": DATA["label"].astype(">i4")}, r"label has the byte order .*astype\('int32'\)"),
+    (TRAINING, DATA | {"label": np.ma.masked_less(DATA["label"], 1)}, "label is a masked array: leave out what is"),
 ]
 
 
@@ -142,6 +145,8 @@ def test_what_only_suits_images(enter, given):
     [
         ({"head": {"kernel": 1.0}}, "head/kernel is a float"),
         ({"head": {"kernel": np.ones((4, 3), np.int32)}}, "no leaf is trained"),
+        ({"head": {"kernel": np.ones((4, 3), ">f4")}}, "head/kernel has the byte order of other machines"),
+        ({"head": {"kernel": np.ma.ones((4, 3), np.float32)}}, "head/kernel is a masked array"),
         (
             {"params": {"head": START["head"]}, "lora": {"a": np.ones(2, np.float32)}},
             "(beside .params. there is 'lora'|no leaf below 'head')",
@@ -219,6 +224,13 @@ def sizes(**changed):
         (lambda: fit(TRAINING, START, DATA, batch_size=4, steps=1, epochs=1), "both say how long to train"),
         (lambda: fit(TRAINING, START, DATA, batch_size=9), "between 1 and 8 examples .all there are., not 9"),
         (lambda: fit(TRAINING, START, DATA, batch_size=2.5), "batch_size must be a whole number, not 2.5"),
+        (lambda: fit(TRAINING, START, DATA, batch_size=4.0), "batch_size must be an integer, not 4.0"),
+        (lambda: fit(TRAINING, START, DATA, batch_size=4, save_every=4.0), "save_every must be an integer, not 4.0"),
+        (lambda: fit(TRAINING, START, DATA, batch_size=4, momentum=0.9), "unknown setting, which a hyper-parameter"),
+        (lambda: fit(TRAINING, START, "images.npz", batch_size=4), "data are arrays, .* not 'images.npz'"),
+        (lambda: sweep(TRAINING, START, None, [{}], batch_size=4), "data are arrays, .* not None"),
+        (lambda: fit(TRAINING, START, lambda: batches(DATA)), "not a function, which only a sweep takes"),
+        (sizes(label=None), "images and labels of a batch are arrays, not a NoneType"),
         (lambda: fit(TRAINING, START, batches(DATA), batch_size=4), "batches have a size already"),
         (
             lambda: fit(TRAINING, START, list(DATA.values()), batch_size=4),
@@ -253,6 +265,11 @@ def sizes(**changed):
         ),
         (lambda: sweep(TRAINING, START, lambda *_: [], [{}], mode="map"), "mode='map' is of data in memory"),
         (lambda: lp_ft(TRAINING, START, DATA, head="top", probe={}, batch_size=4), "no leaf below 'top'"),
+        (lambda: lp_ft(TRAINING, START, DATA, head=0, probe={}, batch_size=4), "head is a text and probe a mapping"),
+        (
+            lambda: lp_ft(TRAINING, START, DATA, head="head", probe={"strength": 1}, features=network, batch_size=4),
+            "unknown setting of a probe on features 'strength' .did you mean 'strengths'",
+        ),
         (
             lambda: lp_ft(lambda *_: 0.0, START, DATA, head="head", probe={}, features=network, batch_size=4),
             "a probe on features needs a soups.train.Classification",
@@ -277,6 +294,9 @@ def test_sizes_and_kinds(call, message):
         ({"ema_decays": (0.9, 0.9)}, "ema_decays names a decay twice"),
         ({"accumulate": 0}, "accumulate must be at least 1, not 0"),
         ({"accumulate": 1.5}, "accumulate must be a whole number, not 1.5"),
+        ({"accumulate": 2.0}, "accumulate must be an integer, not 2.0"),
+        ({"ema_decays": 0.9}, r"ema_decays are several, such as \(0.99, 0.999\), not 0.9"),
+        ({"decay_rules": ((".*", "no"),)}, "decay_rules are pairs .regex, True or False., not"),
         ({"learning_rate_rules": ((".*", -1.0),)}, "learning_rate_rules are pairs"),
         (
             {"optimizer": optax.sgd(0.1), "decay_rules": ((".*", True),)},

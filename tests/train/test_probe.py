@@ -226,3 +226,23 @@ def test_what_cannot_be_fitted_is_listed(examples):
             probe_on_features(features, wrong, num_classes=CLASSES, strengths=[1.0])
     with pytest.raises(ValueError, match="10 strengths need held_out to choose among them"):
         probe_on_features(features, labels, num_classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": "3"}, "num_classes must be a whole number, not '3'"),
+        ({"num_classes": 1}, "num_classes must be at least 2, not 1"),
+        ({"max_iterations": -1}, "max_iterations must be at least 1, not -1"),
+        ({"strengths": 1.0}, "strengths are a sequence of positive numbers, not 1.0"),
+        ({"strengths": ["a"]}, r"strengths must be positive numbers, not \('a',\)"),
+        ({"held_out": 3}, "held_out must be a pair"),
+        ({"features": np.ones((4, 2), np.complex64)}, "the features must be real numbers, not complex64"),
+        ({"features": np.ma.ones((4, 2))}, "one of the features and labels is a masked array"),
+        ({"journal": "gs://bucket/j"}, "is a URL: give a local path"),
+    ],
+)
+def test_what_a_probe_does_not_take(changes, message):
+    given = {"features": np.eye(4, 2), "labels": np.arange(4) % CLASSES, "num_classes": CLASSES, "strengths": [1.0]}
+    with pytest.raises(ValueError, match=message):
+        probe_on_features(**given | changes)

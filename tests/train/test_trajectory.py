@@ -76,3 +76,18 @@ def test_a_decay_of_zero_is_the_last_weights():
         named = trajectory.averages(state, (0.0,), unbiased=unbiased)
         assert list(named) == ["swa", "ema_0.0"]
         np.testing.assert_array_equal(named["ema_0.0"]["w"], [3, 5])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_weights_of_few_bits_are_averaged_in_float32(dtype):
+    weights = [np.asarray(row, dtype) for row in np.random.default_rng(1).normal(size=(4, 6))]
+    drifts = trajectory.start({"w": weights[0]}, (0.9,))
+    for row in weights[1:]:
+        drifts = trajectory.follow(drifts, {"w": row}, (0.9,))
+    average = trajectory.averages({"averages": {}, "drifts": drifts}, (0.9,))["ema_0.9"]["w"]
+    first, *rest = (row.astype(np.float64) for row in weights)
+    expected = first
+    for row in rest:
+        expected = 0.9 * expected + 0.1 * row
+    assert average.dtype == np.float32
+    np.testing.assert_allclose(average, expected, rtol=0, atol=8 * 2.0**-24 * np.abs(weights).max())

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from soups.data.imagenet.held_out import BY_NAME
 from soups.data.imagenet.layouts import INDEX_FILE, SETS
 from soups.data.imagenet.opening import held_out_kind, imagenet_sources
 from soups.data.sources import UnreadableImage
-from soups.files import PathLike
+from soups.files import PathLike, local_path
 from soups.names import check_name
 from soups.processes import all_or_none, on_first_process
 
@@ -66,6 +65,7 @@ def evaluation_sets(
         OSError: the disk has too little space for the sets.
     """
     check_name(on_corrupt, ("raise", "count"), "way with corrupt images")
+    cache_dir = local_path(cache_dir)
     sources = all_or_none(lambda: imagenet_sources(data_dir, sets, cache_dir=cache_dir))
     borders = {"objectnet": OBJECTNET_BORDER} if crop_objectnet_border else {}
     places = {
@@ -90,7 +90,7 @@ def count_notes(datasets: Mapping[str, Dataset]) -> list[str]:
 
 
 def _decode_all(places, cache_dir, progress, on_corrupt):
-    pathlib.Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    cache_dir.mkdir(parents=True, exist_ok=True)
     waiting = {name: one for name, one in places.items() if not one.is_finished}
     check_space(list(waiting.values()))
     problems, nothing = [], contextlib.nullcontext(lambda number: None)
