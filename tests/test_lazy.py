@@ -67,6 +67,18 @@ def test_the_requirements_are_those_of_the_core_and_of_all_extras():
     assert listed == sorted({*PROJECT["dependencies"], *(line for name in OF_ALL for line in extras[name])})
 
 
+def test_every_requirement_has_an_oldest_version_and_ends_before_the_next_major_one():
+    for requirement in map(
+        Requirement,
+        [
+            line
+            for lines in [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][name] for name in EXTRAS)]
+            for line in lines
+        ],
+    ):
+        assert [one.operator for one in sorted(requirement.specifier, key=str)] == ["<", ">="], requirement
+
+
 def test_the_extras_bring_what_is_imported_of_them():
     assert EXTRAS.keys() == PROJECT["optional-dependencies"].keys() - {"all", "dev", "docs"}
     brought_by = importlib.metadata.packages_distributions()

@@ -9,6 +9,7 @@ by default is for CUDA, with gigabytes of NVIDIA's packages.
 
 import argparse
 import importlib.metadata
+import os
 import pathlib
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 import _common
 
 ROOT = pathlib.Path(__file__).parents[2]
+ALONE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # pip would look there too
 INSTALLS = {
     "soups": ["{wheel}"],
     "soups[all]": ["{wheel}[all]"],
@@ -42,7 +44,7 @@ def main():
 
 def _wheel(folder):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=ALONE)
     return next(folder.glob("*.whl"))
 
 
@@ -52,7 +54,7 @@ def _installed(name, wheel, folder):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
     wanted = [word.format(wheel=wheel) for word in INSTALLS[name]]
     command = [sys.executable, "-m", "pip", "--python", place, "install", "--quiet", "--no-compile", *wanted]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=ALONE)
     (site,) = place.glob("lib/python*/site-packages")
     packages = {one.name: _bytes(one) for one in importlib.metadata.distributions(path=[str(site)])}
     return {"requirements": INSTALLS[name], "bytes": sum(packages.values()), "packages": packages}
