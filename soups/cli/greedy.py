@@ -16,6 +16,7 @@ Wortsman et al., "Model soups", 2022, arXiv 2203.05482.
 """
 
 from soups.cli import merge_options, selection
+from soups.cli.options import Parser
 from soups.merging.selecting import greedy
 
 _USAGE = "%(prog)s --members MODEL ... --eval COMMAND --out OUT [OPTION ...]"
@@ -24,7 +25,7 @@ _ACCEPT = ("--accept", {"choices": ("gt", "ge"), "default": "gt", "help": "what 
 
 def main(arguments: list[str], run) -> int:
     """Choose, write the soup, and return the exit code."""
-    options = _parser(run.prog).parse(arguments)
+    options = parser(run.prog).parse(arguments)
     if not options.members or not options.out:
         raise ValueError("say what is averaged and where to: --members MODEL ... --out OUT")
     merge_options.settle_format(options)
@@ -52,7 +53,8 @@ def main(arguments: list[str], run) -> int:
     return 0
 
 
-def _parser(prog):
+def parser(prog: str) -> Parser:
+    """Return the parser of the options."""
     known = merge_options.arguments_of("")
     insist = [(name, settings) for name, settings in known["what is merged"] if name == "--insist"]
     (_, place), (out, _), *written = known["what is written"]  # which is no word of its own here

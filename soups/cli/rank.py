@@ -11,6 +11,7 @@ are in ranking, or --work DIR; soups greedy --work DIR takes them from there.
 """
 
 from soups.cli import merge_options, selection
+from soups.cli.options import Parser
 from soups.merging.selecting import rank
 
 _KINDS = {"huggingface": "huggingface", "file": ".safetensors", "orbax": "orbax"}
@@ -20,7 +21,7 @@ _USAGE = "%(prog)s --members MODEL ... --eval COMMAND [OPTION ...]"
 
 def main(arguments: list[str], run) -> int:
     """Evaluate, print the ranking, and return the exit code."""
-    options = _parser(run.prog).parse(arguments)
+    options = parser(run.prog).parse(arguments)
     if not options.members:
         raise ValueError("say what is ranked: --members MODEL ...")
     evaluate, mode = selection.evaluation_of(options), selection.mode_of(options)
@@ -33,7 +34,8 @@ def main(arguments: list[str], run) -> int:
     return 0
 
 
-def _parser(prog):
+def parser(prog: str) -> Parser:
+    """Return the parser of the options."""
     groups = {
         "what is ranked": merge_options.MEMBERS,
         "how it is evaluated": [*selection.EVALUATION, _FORMAT],

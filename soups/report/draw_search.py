@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from soups.report import style
 
@@ -50,6 +51,7 @@ def _over_candidates(axes, scores, finite, best, better):
     axes.step(numbers, so_far, where="post", color=style.series_color("weight"), zorder=3)
     _mark(axes, best, scores[best])
     axes.set(xlabel="candidate; the line is the best so far")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not finite.all():
         style.note(axes, f"{int((~finite).sum())} without a finite score")
 

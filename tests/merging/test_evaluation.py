@@ -124,7 +124,7 @@ def test_no_shell_sees_the_command(ask, tmp_path):
         ("cat '{model}", {}, "--eval is no command: No closing quotation"),
         ("no_such_program {model}", {}, "--eval: there is no program 'no_such_program'"),
         ("./no_such_program {model}", {}, "--eval: there is no program './no_such_program'"),
-        ("no_such_module:score", {}, "--eval 'no_such_module:score': no module 'no_such_module' in .* or installed$"),
+        ("no_such_module:score", {}, "--eval 'no_such_module:score': no module 'no_such_module' in .* or installed"),
         ("json:lods", {}, r"there is no function 'lods' in .*json.*did you mean 'loads'\?"),
         ("nowhere.py:score", {}, "--eval: no file at nowhere.py"),
         ("mine.py:scoer", {}, r"--eval: there is no function 'scoer' in mine.py \(did you mean 'score'\?\)"),
