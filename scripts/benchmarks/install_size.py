@@ -34,7 +34,11 @@ def main():
         wheel = _wheel(pathlib.Path(folder))
         wheel_size = wheel.stat().st_size
         found = {name: _installed(name, wheel, pathlib.Path(folder)) for name in options.only}
-    rows = [[name, len(one["packages"]), one["bytes"] / 1e6, *_largest(one)] for name, one in found.items()]
+    # rich would take what stands in brackets for a style
+    rows = [
+        [name.replace("[", r"\["), len(one["packages"]), one["bytes"] / 1e6, *_largest(one)]
+        for name, one in found.items()
+    ]
     print(f"The wheel of soups has {wheel_size / 1e6:.2f} MB.")
     _common.table("In an empty environment", ["pip install", "packages", "MB", "largest", "second", "third"], rows)
     machine = _common.machine()
