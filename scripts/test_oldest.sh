@@ -3,7 +3,7 @@
 # Python 3.11, which later versions of Python have no such old packages for. Extra arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if ! command -v python3.11 >/dev/null; then
+if ! python3.11 -c "" 2>/dev/null; then
   echo "left out: tests on the oldest versions, which need python3.11"
   exit 0
 fi
