@@ -88,7 +88,7 @@ def listed(path: str | pathlib.Path) -> list[dict[str, str]]:
     if other := [f"{one['family']} ({one['licence']})" for one in families if one["licence"] not in LICENCES]:
         raise ValueError(f"{path}: licences must be {', '.join(LICENCES)}, not those of {few(other, 5)}")
     if twice := [name for name, count in collections.Counter(one["family"] for one in families).items() if count > 1]:
-        raise ValueError(f"{path}: families stand there twice: {few(twice, 5)}")
+        raise ValueError(f"{path}: families appear twice: {few(twice, 5)}")
     return families
 
 

@@ -33,7 +33,7 @@ def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
     if usable is not members and len(usable) < len(members):
         left_out = [name for name in members if name not in usable]
         if not usable:
-            raise ValueError(f"none of the {len(left_out)} members is finite: {members} has only members that diverged")
+            raise ValueError(f"all {len(left_out)} members of {members} diverged: each holds NaN or infinity")
         logger.warning("left out, because they hold NaN or infinity: %s", ", ".join(left_out))
     return by_name(usable)
 
@@ -44,7 +44,7 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
     A ValueError where there are none, and where one tree is given, or the leaves of one.
     """
     if _is_array(members) or isinstance(members, str | bytes) or not isinstance(members, Iterable):
-        raise ValueError(f"members are a sequence or mapping of trees, or a pool, not a {type(members).__name__}")
+        raise ValueError(f"members must be a sequence or mapping of trees, or a pool, not a {type(members).__name__}")
     if not isinstance(members, Mapping):
         members = {str(index): member for index, member in enumerate(members)}
     if not len(members):
@@ -53,11 +53,11 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
     if hasattr(members, "usable") or jax.tree_util.all_leaves([members]):
         return members
     if any(member is None for member in members.values()):
-        raise ValueError("members are trees, but one of them is None")
+        raise ValueError("members must be trees, but one of them is None")
     if arrays := [name for name, member in members.items() if _is_array(member)]:
         raise ValueError(
-            f"members are trees, but {', '.join(map(repr, arrays[:5]))} are arrays, as the leaves of one tree "
-            "would be: give a list of trees, or {name: tree}"
+            f"members must be trees, but {', '.join(map(repr, arrays[:5]))} are arrays, as if this were one tree: "
+            "give a list of trees, or {name: tree}"
         )
     return {name: member.params if getattr(member, "is_soup", False) else member for name, member in members.items()}
 
@@ -65,7 +65,7 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
 def per_member(values: Any, members: Iterable[str], kind: str) -> list[Any]:
     """Return one value for each member, from a single value, several in their order, or a mapping by their names.
 
-    A ValueError where they are not one for each member, or in no order; `kind` says of what.
+    A ValueError if they are not one for each member, or are a set, which has no order; `kind` names them in it.
     """
     members = list(members)
     if isinstance(values, Mapping):
@@ -76,7 +76,9 @@ def per_member(values: Any, members: Iterable[str], kind: str) -> list[Any]:
             raise ValueError(f"{kind} must be given by the names of the members:\n{bounded(lines)}")
         return [by_name[name] for name in names]
     if isinstance(values, Set):
-        raise ValueError(f"{kind} are given in the order of the members, or by their names; a set has neither")
+        raise ValueError(
+            f"{kind} must be given in the order of the members or by their names, not as a set, which has no order"
+        )
     if isinstance(values, str | bytes) or not isinstance(values, Iterable) or not getattr(values, "ndim", 1):
         return [values] * len(members)
     # each number of an array on a device would be a program of its own
@@ -128,7 +130,7 @@ def check_weights(weights: Sequence[Any]) -> Sequence[Any]:
 def check_within(name: str, value: Any, interval: str, *, whole: bool = False) -> Any:
     """Return a number that lies in an interval such as "(0, 1]" or "[1, inf)", or that is traced.
 
-    A ValueError if it lies elsewhere, is no finite number, or no `whole` one.
+    A ValueError if it lies outside, is not a finite number, or with `whole` not a whole one.
     """
     bounds = interval[1:-1].split(", ")
     low, high = map(float, bounds)
@@ -162,7 +164,7 @@ def check_loss(value: Any) -> Any:
     """Return what a loss returned, one float number, traced or not; a ValueError if it is something else."""
     number = _is_array(value) or isinstance(value, bool | int | float | complex)
     if not number or np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-        raise ValueError(f"a loss is one float number, such as a mean, not {_kind(value)}")
+        raise ValueError(f"a loss must return one float, such as a mean, not {_kind(value)}")
     return value
 
 

@@ -132,7 +132,7 @@ def merge(
         check: is called with {name: leaf}, shapes and dtypes of a member's leaves, when all structures were compared.
 
     Raises:
-        ValueError: no members, mismatched structures, integer leaves that differ.
+        ValueError: no members; members whose structures differ; integer leaves that are not the same in all members.
         NonFiniteError: NaN or infinity in a member, or a result that overflows; members and leaves are named.
         PoolCorruptionError: a member of a pool is not what was written.
     """
@@ -334,8 +334,8 @@ def _copied(leaf, arrays, hashes, measured, at_least):
     for label, array in zip(leaf.labels, arrays, strict=True):
         if leaf.recipe is None and array is not arrays[0] and not np.array_equal(array, arrays[0]):
             raise ValueError(
-                f"{label} differs from {leaf.labels[0]}: what holds no floats is copied, so it must be the same in all "
-                "members, or be kept from the first (keep_first)"
+                f"{label} differs from {leaf.labels[0]}: leaves that are not floats are copied, so they must be the "
+                "same in all members, or be kept from the first (keep_first)"
             )
     for digest, array in zip(hashes, arrays, strict=False):
         digest.update(as_bytes(array))

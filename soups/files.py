@@ -38,11 +38,11 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
         raise ValueError(f"{text[:200]!a} is a URL: give a local path, such as that of a copy or of a mount")
     # what is longer no Linux or macOS opens
     if max(map(len, os.fsencode(text).split(b"/"))) > 255 or len(text) > 4095:
-        raise ValueError(f"{text[:200]!a}... is no path: it is too long for a file system")
+        raise ValueError(f"{text[:200]!a}... is not a path: it is too long for any file system")
     if text.split("/")[0] == "~" and not os.path.lexists("~"):
-        raise ValueError(f"{text[:200]!a} has a ~ that no shell made your home folder: write that out")
+        raise ValueError(f"{text[:200]!a} begins with ~, which only a shell expands: write your home folder out")
     if not text or "\0" in text:
-        raise ValueError(f"{text[:200]!a} is no path: it is empty or holds a null character")
+        raise ValueError(f"{text[:200]!a} is not a path: it is empty or contains a null character")
     return pathlib.Path(path)
 
 
@@ -55,7 +55,7 @@ def made_folder(path: pathlib.Path) -> pathlib.Path:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         file = next(place for place in (path, *path.parents) if place.is_file() or place.is_symlink())
-        raise NotADirectoryError(f"{path} must be a folder, and {file} is a file") from None
+        raise NotADirectoryError(f"{path} must be a folder, but {file} is a file") from None
     except OSError as error:
         raise cannot_write(path, error) from error
     return path

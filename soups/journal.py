@@ -46,7 +46,7 @@ class Journal:
         there, *old = whole or [self._header]
         if differences := list(_differences(there, self._header)):
             raise ValueError(
-                f"journal {self._path} belongs to another selection:\n{bounded(differences)}\n"
+                f"journal {self._path} was written by a different call:\n{bounded(differences)}\n"
                 "Remove it, or give another path."
             )
         self._path.parent.mkdir(parents=True, exist_ok=True)

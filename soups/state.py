@@ -29,7 +29,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 def write(path: str | os.PathLike, value: Mapping[str, Any]) -> dict:
     """Write an object with its digest, whole or not at all, and return it as it will be read.
 
-    A ValueError if JSON cannot hold it: a number that is not finite, a value of another kind, a name that stands there
+    A ValueError if JSON cannot hold it: a number that is not finite, a value of another kind, a name that appears
     twice, nested too deep; an OSError as of `replace_file`.
     """
     try:
@@ -98,7 +98,7 @@ def parsed(text: str | bytes, where: object, hooks: Mapping = {}) -> dict:
     """Return the object in a JSON text of any origin; `where` begins a message, `hooks` are `json.loads`'s for numbers.
 
     NaN and Infinity are numbers here, as in Python. A ValueError for no JSON object, one nested deeper than
-    MAX_NESTING, a name that stands there twice, half a character.
+    MAX_NESTING, a name that appears twice, half a surrogate pair.
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
@@ -141,7 +141,7 @@ def _unique(pairs):
     if len(result) < len(pairs):
         seen = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"'{shown(twice)}' stands there twice")
+        raise ValueError(f"'{shown(twice)}' appears twice")
     return result
 
 

@@ -43,7 +43,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
         paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
         twice = [name for name, number in collections.Counter(paths).items() if number > 1]
         raise ValueError(
-            f'two leaves have one name, where a key holds the "/" that joins keys: {few(map(shown, twice))}'
+            f'two leaves have the same name, because a key contains the "/" that joins keys: {few(map(shown, twice))}'
         )
     return named
 
@@ -66,8 +66,9 @@ def mean(trees: Sequence[Tree]) -> Tree:
     (1/K) Σ_i θ_i in float32 or wider, exactly θ where all are equal; each leaf has the dtype of the first tree's.
 
     Raises:
-        ValueError: no trees, different structures, or an integer leaf that is not the same in all.
-        NonFiniteError: NaN or infinity in a tree, or a result that overflows, but under `jit`; so in all below.
+        ValueError: no trees; trees whose structures differ; an integer leaf that is not the same in all of them.
+        NonFiniteError: NaN or infinity in a tree, or in the result, which may overflow. Under `jit` nothing is checked.
+            The same holds for all functions below.
     """
     return _combined(arrays.mean_of, list(trees))
 
@@ -78,11 +79,11 @@ def weighted_sum(trees: Sequence[Tree], weights: Sequence[ArrayLike]) -> Tree:
     Σ_i w_i θ_i in float32 or wider; `weights`: K floats or an array [K]. They need not sum to 1.
 
     Raises:
-        ValueError: as `mean`, or not one weight for each tree.
+        ValueError: as `mean`; weights that are not one for each tree.
     """
     trees = list(trees)
     if isinstance(weights, Mapping) or not isinstance(weights, Iterable) or getattr(weights, "ndim", 1) != 1:
-        raise ValueError(f"weights are given in the order of the trees, not as {weights!r:.200}")
+        raise ValueError(f"weights must be a sequence of numbers, one for each tree, not {weights!r:.200}")
     weights = list(weights)
     if trees and len(weights) != len(trees):
         raise ValueError(f"{len(trees)} trees need {len(trees)} weights, but {len(weights)} were given")
@@ -128,7 +129,7 @@ def add_scaled(a: Tree, b: Tree, scale: ArrayLike = 1.0, *, labels: Sequence[str
     """Add: a + scale · b, in the dtypes of `a`; integer leaves are those of `a`. `labels`: of both in errors.
 
     Raises:
-        ValueError: other names or shapes. The dtypes may differ: `b` is mostly a float32 task vector.
+        ValueError: names or shapes that differ. The dtypes may: `b` is mostly a float32 task vector.
     """
     check_same_structure([a, b], labels, dtypes=False)
     add = functools.partial(_combine, arithmetic=lambda wide: wide[0] + arrays.scalar(scale, wide[0]) * wide[1])
@@ -324,8 +325,8 @@ def check_arrays(trees: Sequence[Tree], labels: Sequence[str] | None = None, *, 
         if not fits(leaf)
     ]
     raise ValueError(
-        "leaves must be NumPy or JAX arrays of numbers; make arrays of numbers with numpy.asarray, and split off what "
-        f"is none with soups.tree.partition:\n{bounded(found)}"
+        "leaves must be NumPy or JAX arrays of numbers; turn numbers into arrays with numpy.asarray, and split off "
+        f"everything else with soups.tree.partition:\n{bounded(found)}"
     )
 
 
@@ -338,15 +339,17 @@ def check_copied(
     `digests`: of the leaves of each tree by name, which are compared where they are known.
 
     Raises:
-        ValueError: as above; leaves that are float, complex or integers in some trees only; `keep_first` that matches
-            no leaf.
+        ValueError: such leaves; leaves that are float, complex or integer in some trees but not in others; `keep_first`
+            that matches no leaf.
     """
     flat = [flatten(tree) for tree in trees]
     kept = flatten(match(trees[0], keep_first)) if keep_first is not None else {}
     names = [name for name in flat[0] if not kept.get(name)]
     mixed = [name for name in names if len({_kind(leaves[name]) for leaves in flat}) > 1]
     if mixed:
-        raise ValueError(f"leaves that are complex, real or integers in some members only: {few(map(shown, mixed))}")
+        raise ValueError(
+            f"leaves that are complex, real or integer in some members but not in others: {few(map(shown, mixed))}"
+        )
     copied = [name for name in names if not is_float(flat[0][name]) and not is_counter(name)]
     if digests:
         different = [name for name in copied if len({known[name] for known in digests}) > 1]

@@ -85,7 +85,7 @@ def _received(pipe):
     try:
         result, error = pipe.recv()
     except (EOFError, OSError):
-        raise ChildProcessError("a process that merged was killed, perhaps for lack of memory") from None
+        raise ChildProcessError("a process of this merge was killed, perhaps because memory ran out") from None
     if error is not None:
         raise error
     return result

@@ -42,7 +42,7 @@ def call(name, members=MEMBERS, **settings):
 
 @pytest.mark.parametrize("container", [dict, FrozenDict, collections.OrderedDict])
 def test_the_weights_of_one_network_are_no_members(container):
-    with pytest.raises(ValueError, match="members are trees, but 'b', 'w' are arrays"):
+    with pytest.raises(ValueError, match="members must be trees, but 'b', 'w' are arrays"):
         soups.uniform(container(b=np.ones(3), w=np.ones(3)))
 
 
@@ -156,7 +156,7 @@ def test_a_value_for_each_member_in_any_container(values):
     [
         ([1, 2], "3 members need 3 values of weights, but 2"),
         (np.ones((1, 3)), "3 members need 3 values of weights, but 1"),
-        ({1, 2, 3}, "weights are given in the order of the members, or by their names; a set has neither"),
+        ({1, 2, 3}, "weights must be given in the order of the members or by their names, not as a set"),
         ({"0": 1, "x": 2}, "weights must be given by the names"),
         ({}, "weights must be given by the names"),
     ],
@@ -241,7 +241,7 @@ def test_weights_that_cancel_are_named_as_given(merge):
 def test_diagnose_takes_the_members_that_methods_take():
     assert soups.diagnose((member for member in MEMBERS), base=BASE).names == ("0", "1", "2")
     for wrong in (MEMBERS[0], [member["w"] for member in MEMBERS]):
-        with pytest.raises(ValueError, match=r"members are trees, but .* are arrays"):
+        with pytest.raises(ValueError, match=r"members must be trees, but .* are arrays"):
             soups.diagnose(wrong, base=BASE)
 
 
@@ -332,7 +332,7 @@ def test_what_is_no_loss(name):
         (lambda params: {"loss": params["w"].sum()}, "a dict"),
         (lambda params: params["w"].sum().astype(int), r"int\d+\[\]"),
     ]:
-        with pytest.raises(ValueError, match=f"a loss is one float number, such as a mean, not {words}"):
+        with pytest.raises(ValueError, match=f"a loss must return one float, such as a mean, not {words}"):
             LOSSES[name](lambda params, *rest, returned=returned: returned(params))
 
 
@@ -357,7 +357,7 @@ def test_arguments_that_a_method_does_not_take(name):
     with pytest.raises(TypeError, match=rf"^{name}: unknown argument 'keep_frist' .did you mean 'keep_first'."):
         method(MEMBERS, keep_frist=1)
     if method.base == "required":
-        with pytest.raises(TypeError, match=f"^{name}: a base is needed, base=: the weights that the members were"):
+        with pytest.raises(TypeError, match=f"^{name}: it needs base=, the weights that the members were"):
             method(MEMBERS, *[MEMBERS] * len(method.beside))
 
 
@@ -375,7 +375,7 @@ def test_a_pool_without_usable_members(name, tmp_path):
     with pytest.raises(ValueError, match=f"there is no pool at {pool.path}: no members were given"):
         TAKE_POOLS[name](pool)
     pool.add("bad", {"w": np.float32([np.nan])})
-    with pytest.raises(ValueError, match=r"none of the 1 members is finite: Pool.* has only members that diverged"):
+    with pytest.raises(ValueError, match=r"all 1 members of Pool.* diverged: each holds NaN or infinity"):
         TAKE_POOLS[name](pool)
     pool.remove("bad")
     with pytest.raises(ValueError, match=f"the pool {pool.path} is empty: no members were given"):

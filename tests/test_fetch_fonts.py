@@ -167,7 +167,7 @@ def test_a_list_that_is_none_is_refused(fetch_fonts, store, tmp_path, capsys, te
 def test_a_family_stands_once_in_a_list(fetch_fonts, store, tmp_path, capsys):
     line = packed(store, "one")
     assert fetch_fonts.main([str(tmp_path / "fonts"), listing(tmp_path / "list.tsv", line, line)]) == 2
-    assert "families stand there twice: one" in capsys.readouterr().err
+    assert "families appear twice: one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

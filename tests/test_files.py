@@ -32,14 +32,14 @@ def test_nothing_is_kept_in_a_folder_that_is_called_as_a_url(make, tmp_path, mon
 
 @pytest.mark.parametrize("path", ["", "a\0b"])
 def test_what_is_no_path(path):
-    with pytest.raises(ValueError, match="is no path: it is empty or holds a null character"):
+    with pytest.raises(ValueError, match="is not a path: it is empty or contains a null character"):
         local_path(path)
 
 
 @pytest.mark.parametrize("path", ["~/models/a", "~"])
 def test_a_home_folder_is_written_out(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="has a ~ that no shell made your home folder"):
+    with pytest.raises(ValueError, match="begins with ~, which only a shell expands"):
         local_path(path)
     (tmp_path / "~").mkdir()
     assert local_path(path) == pathlib.Path(path)
@@ -47,7 +47,7 @@ def test_a_home_folder_is_written_out(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["a" * 256, "é" * 128, "a/" * 2100])
 def test_what_is_too_long(path):
-    with pytest.raises(ValueError, match="is no path: it is too long"):
+    with pytest.raises(ValueError, match="is not a path: it is too long"):
         local_path(path)
 
 

@@ -62,7 +62,7 @@ def test_the_newest_record_alone_is_kept(tmp_path):
 def test_a_journal_of_something_else_is_refused_with_all_differences(tmp_path):
     Journal(tmp_path / "j", {"recipe": "greedy", "members": ["a"], "score": float("nan")})
     Journal(tmp_path / "j", {"recipe": "greedy", "members": ["a"], "score": float("nan")})
-    with pytest.raises(ValueError, match="belongs to another selection") as error:
+    with pytest.raises(ValueError, match="was written by a different call") as error:
         Journal(tmp_path / "j", {"recipe": "greedy", "members": ["b"], "metric": "nll", "score": float("nan")})
     assert "members: ['a'] there, ['b'] here" in str(error.value)
     assert "metric: (absent) there, nll here" in str(error.value) and "score" not in str(error.value)

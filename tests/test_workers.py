@@ -13,7 +13,7 @@ import pytest
 from soups import workers
 from soups.formats import write_safetensors
 
-KILLED = "a process that merged was killed, perhaps for lack of memory"
+KILLED = "a process of this merge was killed, perhaps because memory ran out"
 MERGE = """
 import sys
 from soups.cli import main

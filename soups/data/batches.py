@@ -67,8 +67,8 @@ def loader(
     pickled for each of them, and a script needs its `if __name__ == "__main__":`.
 
     Raises:
-        ValueError: a batch that is larger than the data or that the processes cannot share evenly, a process index that
-            does not exist, a negative number of threads or workers, or a seed that is not in 0..2³²−1; from the
+        ValueError: a batch size above the number of examples, or one that the processes cannot share evenly; a process
+            index that does not exist; a negative number of threads or workers; a seed outside 0..2³²−1. From the
             iterator: whatever reading an example raises, also in a worker.
     """
     process_count = jax.process_count() if process_count is None else process_count
@@ -78,7 +78,9 @@ def loader(
     if batch_size % process_count:
         raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {process_count} processes")
     if min(num_threads, num_workers) < 0:
-        raise ValueError(f"{num_threads} threads and {num_workers} workers: neither can be negative")
+        raise ValueError(
+            f"num_threads and num_workers must not be negative, but they are {num_threads} and {num_workers}"
+        )
     share = batch_size // process_count
     order = _Order(len(source), batch_size, seed)
     num_steps = _FOREVER if num_epochs is None else num_epochs * len(source) // batch_size
@@ -191,7 +193,9 @@ class _Order:
     def __post_init__(self):
         count = self.num_examples
         if not 1 <= self.batch_size <= count:
-            raise ValueError(f"a batch must have between 1 and {count} examples (all there are), not {self.batch_size}")
+            raise ValueError(
+                f"a batch must have between 1 and {count} examples, which are all there are, not {self.batch_size}"
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"a seed must be in 0..2**32 - 1, got {self.seed}")
 

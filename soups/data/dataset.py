@@ -94,7 +94,7 @@ class Task:
             groups = data.class_groups if is_shift else None
             if groups is None and tuple(data.class_names) != tuple(self.class_names):
                 how = differing(data.class_names, self.class_names) or "the same ones in another order"
-                hint = "; class_groups would say which outputs they are" * is_shift
+                hint = "; give class_groups, which say which outputs they are" * is_shift
                 yield f"{name} has other classes than the task: {how}{hint}"
             if groups and (largest := max(map(max, groups))) >= len(self.class_names):
                 number = len(self.class_names)
@@ -238,7 +238,7 @@ def _array_problems(images, labels, kind):
     if images.ndim and labels.ndim and len(images) != len(labels):
         problems.append(f"there are {len(images)} images, but {len(labels)} labels")
     if 0 in images.shape:
-        problems.append(f"there is nothing in images of shape {list(images.shape)}")
+        problems.append(f"images of shape {list(images.shape)} are empty")
     return problems
 
 
@@ -251,8 +251,8 @@ def _remedy_of_images(images):
     if whole and 1 < high <= 255 and low >= 0:
         return ": give images.astype(numpy.uint8)"
     if low >= 0 and high <= 1:
-        return ": give numpy.rint(255 * images).astype(numpy.uint8), for bytes are divided by 255 later"
-    return f" from {low:.3g} to {high:.3g}: give the bytes of before, and let apply_fn normalise them by mean and std"
+        return ": give numpy.rint(255 * images).astype(numpy.uint8); the library divides bytes by 255 itself"
+    return f" from {low:.3g} to {high:.3g}: give the original bytes, and let apply_fn normalise them by mean and std"
 
 
 def _remedy_of_labels(labels):
@@ -278,7 +278,7 @@ def _class_problems(dataset):
 
 
 def class_name_problems(names: Sequence[str]) -> list[str]:
-    """Return what is wrong with the names of classes: fewer than two, or one that stands there twice."""
+    """Return what is wrong with the names of classes: fewer than two, or one that appears twice."""
     twice = [str(name) for name, number in collections.Counter(names).items() if number > 1]
     problems = [f"there must be at least 2 classes, not {len(names)}"] * (len(names) < 2)
     return problems + [f"class_names holds {few(map(repr, twice))} more than once"] * bool(twice)

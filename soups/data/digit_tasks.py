@@ -46,12 +46,12 @@ def tasks_from_digits(
     images to pre-train on are drawn from what is left of both. `seed` draws everything but the test images.
 
     Raises:
-        ValueError: fewer than two tasks, a task twice, an unknown one, or more images than a source has.
+        ValueError: fewer than two tasks, a task that is named twice or is unknown, or more images than a source has.
     """
     if len(names) < 2:
-        raise ValueError(f"several tasks need two tasks at least, not {len(names)}; there are: {', '.join(TASKS)}")
+        raise ValueError(f"at least two tasks are needed, not {len(names)}; choose from {', '.join(TASKS)}")
     if len(set(names)) < len(names):
-        raise ValueError(f"a task is there twice: {', '.join(names)}")
+        raise ValueError(f"a task is named twice: {', '.join(names)}")
     for name in names:
         check_name(name, TASKS, "task")
     sizes = {"train": num_train, "held_out": num_held_out, "test": num_test}

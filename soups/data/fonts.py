@@ -21,7 +21,8 @@ def font_files(fonts: str | os.PathLike | None) -> tuple[list[pathlib.Path], int
     Where there is a fonts.json they are those that it has; others are left out.
 
     Raises:
-        ValueError: no folder, no fonts in it, a damaged fonts.json, files that are missing or not as it has them.
+        ValueError: no such folder, no fonts in it, a damaged fonts.json, or files that are missing or differ from what
+            it records.
     """
     if fonts is None:
         raise ValueError(f"fonts must be a folder of font files: {HOW}, and config.task.fonts names it")
@@ -37,12 +38,12 @@ def font_files(fonts: str | os.PathLike | None) -> tuple[list[pathlib.Path], int
     noted = {name: digest for one in recorded(folder) for name, digest in one["files"].items()}
     if changed := changed_files(folder, noted):
         raise ValueError(
-            f"{folder}: {len(changed)} files are missing or not what {RECORD} has, which scripts/fetch_fonts.py mends: "
+            f"{folder}: {len(changed)} files are missing or differ from {RECORD}; scripts/fetch_fonts.py mends that: "
             f"{few(changed, 5)}"
         )
     listed = [path for path in files if path.relative_to(folder).as_posix() in noted]
     if not listed:
-        raise ValueError(f"{folder}: {RECORD} has none of the fonts there; {HOW}")
+        raise ValueError(f"{folder}: {RECORD} lists none of the fonts in it; {HOW}")
     return listed, len(files) - len(listed)
 
 
@@ -63,7 +64,9 @@ def recorded(folder: str | os.PathLike) -> list[dict[str, Any]]:
     families = state.read(path, {"families": list})["families"]
     for one in families:
         if not (isinstance(one, dict) and isinstance(one.get("files"), dict) and {"family", "licence"} <= one.keys()):
-            raise ValueError(f"{path}: a family has a name, a licence and files with their digests, not {one!r:.200}")
+            raise ValueError(
+                f"{path}: a family must have a name, a licence and files with their digests, not {one!r:.200}"
+            )
     return families
 
 

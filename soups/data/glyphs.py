@@ -57,13 +57,15 @@ def glyphs_task(
     that cannot be read are named.
 
     Raises:
-        ValueError: no folder, no fonts in it, a split that gets no glyphs, shares that leave nothing to train on,
-            images of less than 8 pixels, files that are missing or not as fonts.json has them.
+        ValueError: no such folder, or no fonts in it; a split that gets no glyphs; shares that leave nothing to train
+            on; an image size below 8 pixels; files that are missing or differ from what fonts.json records.
     """
     if not isinstance(image_size, int | np.integer) or image_size < _LEAST_SIZE:
         raise ValueError(f"image_size must be a whole number, at least {_LEAST_SIZE}, not {image_size!r:.200}")
     if not (held_out > 0 and test > 0 and held_out + test < 1):
-        raise ValueError(f"held_out and test are shares above 0, together below 1, not {held_out} and {test}")
+        raise ValueError(
+            f"held_out and test must be shares above 0 that add up to less than 1, not {held_out} and {test}"
+        )
     files, others = font_files(fonts)
     drawn = _draw_all(files, image_size)
     seen, parts = set(), {}
@@ -77,7 +79,7 @@ def glyphs_task(
             raise ValueError(f"none of the {families} families in {fonts} falls into {split}: more fonts are needed")
         images = np.stack([glyph.image for glyph in fresh])[..., None]
         parts[split] = Dataset(images, np.array([glyph.label for glyph in fresh], np.int32), CLASS_NAMES)
-    say(drawn.said() + f"; {others} font files are not drawn, for fonts.json has not got them" * bool(others))
+    say(drawn.said() + f"; {others} font files are not drawn, because fonts.json does not list them" * bool(others))
     facts = {"licences_of_fonts": font_licences(fonts)}
     return Task(name="glyphs", class_names=CLASS_NAMES, shifts={}, facts=facts, **parts)
 

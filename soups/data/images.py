@@ -34,8 +34,8 @@ def read_image(file, where: str, *, upright: bool = True) -> np.ndarray:
     took, as EXIF says, and as every viewer does. Of many threads only so many decode at once as 1 GiB has room for.
 
     Raises:
-        UnreadableImage: not an image of the kinds in `EXTENSIONS`, a broken one, more than 8 bits per channel, or more
-            pixels than Pillow takes for honest (179 million).
+        UnreadableImage: a file that is not an image of the kinds in `EXTENSIONS`, is broken, has more than 8 bits per
+            channel, or has more pixels than Pillow accepts (179 million).
     """
     extension = os.path.splitext(file)[1].lower() if isinstance(file, (str, os.PathLike)) else ""
     try:

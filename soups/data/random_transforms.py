@@ -34,7 +34,7 @@ def random_resized_crop(
     """Cut a random part of the image and resize it to `size` x `size` pixels: the part is `random_box`'s.
 
     Raises:
-        ValueError: a range that is not 0 < low <= high, a scale above 1, or an unknown method of `resize`.
+        ValueError: a range that does not satisfy 0 < low <= high; a scale above 1; an unknown method of `resize`.
 
     Szegedy et al., 2014 (arXiv 1409.4842), in the form of torchvision and timm; WiSE-FT has scale=(0.9, 1.0).
     """
@@ -42,7 +42,7 @@ def random_resized_crop(
         if not 0 < low <= high:
             raise ValueError(f"{name} must be a range (low, high) with 0 < low <= high, not ({low}, {high})")
     if scale[1] > 1:
-        raise ValueError(f"scale is a share of the image's area, at most 1, not {scale[1]}")
+        raise ValueError(f"scale is a share of the image's area and at most 1, but it goes up to {scale[1]}")
     to_size = resize(size, method)
 
     def apply(image, rng):
@@ -88,8 +88,8 @@ def rand_augment(policy: str, fill: tuple[int, int, int] = (128, 128, 128)) -> R
     is bilinear or bicubic interpolation; `fill` is what comes in from outside.
 
     Raises:
-        ValueError: a policy that does not start with "rand", an unknown or repeated setting, or a value that is not a
-            number of its range; when applied: an image that is not RGB.
+        ValueError: a policy that does not start with "rand"; a setting that is unknown or repeated, or whose value is
+            not a number in its range. When it is applied: an image that is not RGB.
 
     Cubuk et al., 2019 (arXiv 1909.13719); operations, levels and the language are those of timm 1.0.
     """
@@ -100,7 +100,7 @@ def rand_augment(policy: str, fill: tuple[int, int, int] = (128, 128, 128)) -> R
 
     def apply(image, rng):
         if image.shape[2] != 3:
-            raise ValueError(f"RandAugment is for RGB images, not {list(image.shape)}: put to_channels(3) before it")
+            raise ValueError(f"RandAugment needs RGB images, not {list(image.shape)}: put to_channels(3) before it")
         picture = to_pil(image)
         for chosen in rng.integers(len(operations), size=settings.n):
             if rng.random() < settings.p:

@@ -34,8 +34,8 @@ def folder_source(path: PathLike, folders: Sequence[str] | None = None, *, uprig
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: fewer than two classes, classes without images, a name that is not UTF-8; when an example is read:
-            a broken file.
+        ValueError: fewer than two classes; classes without images; a name that is not UTF-8. When an example is read: a
+            broken file.
     """
     path = pathlib.Path(path)
     class_names = class_folders(path) if folders is None else list(folders)
@@ -46,8 +46,8 @@ def folder_source(path: PathLike, folders: Sequence[str] | None = None, *, uprig
     empty = [name for name, found in zip(class_names, files, strict=True) if not found]
     if empty:
         raise ValueError(
-            f"{path}: no images right in the class folders {', '.join(empty[:10])} ({len(empty)} of "
-            f"{len(class_names)}); the layout must be class/file (for domain/class/file there is domain_folder_sources)"
+            f"{path}: no images directly in the class folders {', '.join(empty[:10])} ({len(empty)} of "
+            f"{len(class_names)}); the layout must be class/file (for domain/class/file use domain_folder_sources)"
         )
     if len(class_names) < 2:
         raise ValueError(f"{path}: there must be at least 2 class folders, found {class_names}")
@@ -71,7 +71,7 @@ def domain_folder_sources(path: PathLike) -> dict[str, Source]:
 
     Raises:
         FileNotFoundError: no such folder, or no domains in it.
-        ValueError: domains with different classes; for each it lists what is missing. And as `folder_source`.
+        ValueError: domains with different classes; for each, what is missing is listed. Also as `folder_source`.
     """
     path = pathlib.Path(path)
     domains = class_folders(path)
@@ -102,8 +102,8 @@ def tfds_source(
     Pillow, so that they are the same on every machine; `upright` as of `folder_source`.
 
     Raises:
-        FileNotFoundError: the set is not prepared; says how to do it.
-        ValueError: an unknown set, split or key, a set prepared in another format, or labels that are not classes.
+        FileNotFoundError: the set is not prepared; the message says how to do it.
+        ValueError: an unknown set, split or key; a set that is prepared in another format; labels that are not classes.
     """
     with extra("data"):
         import tensorflow_datasets as tfds
@@ -200,7 +200,7 @@ class _TfdsSource:
 
     def __getitem__(self, index):
         if not 0 <= index < len(self):
-            raise IndexError(f"{index} is not among the {len(self)} examples")
+            raise IndexError(f"there is no example {index}: the {len(self)} examples count from 0")
         record = self.records[index]
         image = record[self._image_key]
         if isinstance(image, bytes):

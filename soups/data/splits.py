@@ -23,7 +23,8 @@ def split_indices(
     Each part is int64, ascending. The same seed gives the same parts on every platform and with every version of NumPy.
 
     Raises:
-        ValueError: labels that are not [N], sizes that are not positive or together larger than N, or a negative seed.
+        ValueError: labels that are not [N]; sizes that are not positive, or that add up to more than N; a negative
+            seed.
     """
     labels = None if isinstance(labels_or_count, (int, np.integer)) else np.asarray(labels_or_count)
     if labels is not None and labels.ndim != 1:

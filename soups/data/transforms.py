@@ -37,8 +37,8 @@ def resize(size: int | tuple[int, int], method: str = "bicubic") -> Transform:
     `method`: "bicubic", "bilinear", "box" or "nearest".
 
     Raises:
-        ValueError: an unknown method, no pixels or more than MAX_PIXELS; when applied: an image that is empty, or has
-            neither 1 nor 3 channels.
+        ValueError: an unknown method; a size of no pixels, or of more than MAX_PIXELS. When it is applied: an image
+            that is empty, or does not have 1 or 3 channels.
     """
     check_name(method, _METHODS, "resize method")
     height, width = (size, size) if isinstance(size, int) else size
@@ -54,7 +54,8 @@ def resize_shorter(size: int, method: str = "bicubic") -> Transform:
     `compose(resize_shorter(224), center_crop(224), to_channels(3))` is the evaluation transform of CLIP's models.
 
     Raises:
-        ValueError: as `resize`; when applied also an image so long and thin that more than MAX_PIXELS would result.
+        ValueError: as `resize`. When it is applied, also an image so long and thin that the result would have more than
+            MAX_PIXELS.
     """
     resize(size, method)  # checks both now
 

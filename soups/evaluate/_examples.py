@@ -50,14 +50,14 @@ class Examples:
         labels = self.targets
         if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             what = f"{labels.dtype} of shape {labels.shape}" if isinstance(labels, np.ndarray) else "several arrays"
-            raise ValueError(f"labels must be integers [N], not {what}; what is no class is measured by metrics=")
+            raise ValueError(f"labels must be integers [N], not {what}; give metrics= for targets that are not classes")
 
 
 def _length_problems(leaves, images) -> list[str]:
     if refused := [why for leaf in leaves if (why := refusal(leaf))]:
         return [f"one of its arrays {refused[0]}"]
     if bare := [leaf for leaf in leaves if not hasattr(leaf, "__len__") or not getattr(leaf, "ndim", 1)]:
-        return [f"it is of arrays [N, ...], but {bare[0]!r:.80} is none: make arrays of lists by numpy.asarray"]
+        return [f"it must hold arrays [N, ...], but {bare[0]!r:.80} is not one: numpy.asarray makes arrays of lists"]
     counts = [len(leaf) for leaf in leaves]
     if len(set(counts)) > 1:
         if images:

@@ -40,7 +40,7 @@ class LogitCache:
         """Return the array of `key`, from the disk if it is there, else from `compute()`, which is then kept.
 
         Raises:
-            ValueError: `compute` gives something else than an array, or a mapping of arrays by name.
+            ValueError: `compute` returns something other than an array, or a mapping of arrays by name.
         """
         path = self._path((key,) if isinstance(key, str) else tuple(key))
         body = from_first_process(lambda: _read(path))
@@ -67,7 +67,7 @@ def _arrays(value):
         return np.asarray(value)
     if isinstance(value, Mapping) and all(isinstance(k, str) and hasattr(v, "dtype") for k, v in value.items()):
         return {name: np.asarray(leaf) for name, leaf in value.items()}
-    raise ValueError(f"what is kept on disk is one array, or arrays by name, not {value!r:.200}")
+    raise ValueError(f"only one array, or arrays by name, can be kept on disk, not {value!r:.200}")
 
 
 def _read(path) -> bytes:

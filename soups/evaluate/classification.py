@@ -38,8 +38,9 @@ def metrics(logits: ArrayLike, labels: ArrayLike, *, temperature: float = 1.0) -
         "accuracy", "nll" (nats), "brier", "ece" (equal mass) and "ece_equal_width" (15 bins each), as Python floats.
 
     Raises:
-        ValueError: shapes or labels that do not fit, a temperature that is not positive.
-        NotFiniteError: a ValueError: logits that are not finite.
+        ValueError: logits and labels whose shapes do not fit; labels that are not classes; a temperature that is not
+            positive.
+        NotFiniteError: a ValueError: logits that hold NaN or infinity.
     """
     if not 0 < temperature < np.inf:
         raise ValueError(f"temperature must be positive and finite, not {temperature}")

@@ -65,7 +65,8 @@ def barrier(
         mode: "max" or "min"; default: that of a known metric, and "max" where `evaluate` gives a float.
 
     Raises:
-        ValueError: another mode, a metric that is not there or whose direction is not known, or a t outside [0, 1].
+        ValueError: a mode other than "max" and "min"; an unknown metric, or one of which it is not known whether more
+            is better; a t outside [0, 1].
 
     Frankle et al., "Linear mode connectivity and the lottery ticket hypothesis", 2020, arXiv 1912.05671; relative to
     the line between the ends: Entezari et al., 2022, arXiv 2110.06296.
@@ -145,13 +146,13 @@ def angles(members: arguments.Members, base: tree.Tree) -> np.ndarray:
     `members`: K trees, in a sequence or by name.
 
     Raises:
-        ValueError: other structures, or a member that equals the base and so has no direction.
+        ValueError: weights whose structures differ; a member that equals the base and so has no direction.
     """
     gram = _gram(members, base)
     lengths = np.sqrt(np.diag(gram))
     if not lengths.all():
         labels = np.array(_labels(members))[lengths == 0]
-        raise ValueError(f"no angle: the weights of the base are also those of member {', '.join(labels)}")
+        raise ValueError(f"there is no angle, because these members equal the base: {', '.join(labels)}")
     cosines = geometry.cosines(gram)
     np.fill_diagonal(cosines, 1)
     return np.degrees(np.arccos(cosines))
@@ -210,7 +211,7 @@ def plane(base: tree.Tree, a: tree.Tree, b: tree.Tree) -> Plane:
     are distances between weights.
 
     Raises:
-        ValueError: other structures, or three points on one line.
+        ValueError: weights whose structures differ; three points that lie on one line.
 
     Garipov et al., "Loss surfaces, mode connectivity, and fast ensembling of DNNs", 2018, arXiv 1802.10026.
     """
@@ -252,7 +253,7 @@ def plane_grid(
         values[i][j] is the score at (x[j], y[i]).
 
     Raises:
-        ValueError: as `plane`, fewer than two points per axis, or a negative margin.
+        ValueError: as `plane`; fewer than two points per axis; a negative margin.
     """
     if points_per_axis < 2 or margin < 0:
         raise ValueError(

@@ -79,10 +79,10 @@ def mean_pairwise(measure: Callable, values: Mapping[str, np.ndarray]) -> float:
     """Average a measure of two members over all pairs of members.
 
     Raises:
-        ValueError: fewer than two members, or values of other lengths.
+        ValueError: fewer than two members; members with different numbers of values.
     """
     if len(values) < 2:
-        raise ValueError(f"diversity is between members: at least two are needed, {len(values)} were given")
+        raise ValueError(f"diversity needs at least two members, but {len(values)} were given")
     return float(np.mean([measure(a, b) for a, b in itertools.combinations(values.values(), 2)]))
 
 
@@ -109,7 +109,7 @@ def pairwise_diversity(logits_by_member: Mapping[str, np.ndarray], labels: Array
 def _counts(correct_a, correct_b) -> tuple[int, int, int, int]:
     a, b = _pair(correct_a, correct_b)
     if a.dtype != bool or b.dtype != bool:
-        raise ValueError(f"whether a member is right must be bool, not {a.dtype} and {b.dtype}")
+        raise ValueError(f"members must be boolean arrays, True where they are right, not {a.dtype} and {b.dtype}")
     return tuple(int(np.count_nonzero(both)) for both in (a & b, a & ~b, ~a & b, ~a & ~b))
 
 

@@ -45,7 +45,8 @@ def ensemble_logits(logits: ArrayLike, weights: ArrayLike | None = None, space: 
         Logits [N, C] in the dtype of the first member's.
 
     Raises:
-        ValueError: no members, other shapes, NaN or infinity, weights that do not fit, or another space.
+        ValueError: no members; logits whose shapes differ; NaN or infinity; weights that are not one for each member;
+            an unknown space.
     """
     if space not in ("logits", "probabilities"):
         raise ValueError(f"space must be 'logits' or 'probabilities', not {space!r}")
@@ -83,7 +84,8 @@ def greedy_ensemble(
         accept: "gt" for strictly better, "ge" for not worse.
 
     Raises:
-        ValueError: no (finite) members, other shapes, labels that do not fit, or another metric or rule.
+        ValueError: no members, or none that is finite; logits whose shapes differ; labels that do not fit them; an
+            unknown metric or rule.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, table 3.
     """

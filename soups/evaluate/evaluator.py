@@ -68,10 +68,10 @@ class Evaluator:
         forward_passes: how many examples went through the network until now, without padding and repetitions.
 
     Raises:
-        ValueError: a dataset that is empty or whose labels, inputs and class groups do not fit; images of a dataset
-            that are not uint8 without a `preprocess`; unknown metrics, or none for targets that are no classes; a mesh
-            without an axis "data", or beside a width; a width that does not divide the devices; a batch size below 1;
-            a cache without a key.
+        ValueError: an empty dataset, or one whose inputs, labels and class groups do not fit together; images that are
+            not uint8 without a `preprocess`; unknown metrics, or no metrics for targets that are not classes; a mesh
+            without an axis "data", or together with a width; a width that does not divide the number of devices; a
+            batch size below 1; a cache without a key.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Evaluator:
         All metrics of a network whose outputs hold NaN or infinity are NaN, so that the others' are not lost.
 
         Raises:
-            ValueError: as `logits`, or weights of different structures.
+            ValueError: as `logits`; weights whose structures differ.
         """
         return [self._measured_or_nan(outputs) for outputs in self._outputs(networks)]
 
@@ -137,8 +137,8 @@ class Evaluator:
         """Return the outputs of all examples in their order, class groups applied: mostly float32 [N, classes].
 
         Raises:
-            ValueError: for classification: the network's output is not [batch, classes] or has fewer classes than the
-                labels or the class groups need.
+            ValueError: for classification: outputs that are not [batch, classes], or have fewer classes than the labels
+                or the class groups need.
         """
         return self.many_logits([params])[0]
 
@@ -146,7 +146,7 @@ class Evaluator:
         """Return for each of several weights what `logits` gives, `width` of them at once.
 
         Raises:
-            ValueError: as `logits`, or weights of different structures.
+            ValueError: as `logits`; weights whose structures differ.
         """
         return list(self._outputs(networks))
 
@@ -375,4 +375,4 @@ def _check_settings(mesh, width, cache, key):
     if mesh is not None and "data" not in mesh.axis_names:
         raise ValueError(f"the mesh needs an axis 'data'; it has {', '.join(map(repr, mesh.axis_names))}")
     if cache is not None and not (isinstance(key, str) and key):
-        raise ValueError("outputs are cached under a key, a text such as a network's name and a digest of the data")
+        raise ValueError("a cache needs a key=, a string such as a network's name and a digest of the data")

@@ -83,7 +83,8 @@ def mean_average_precision(outputs: ArrayLike, targets: ArrayLike) -> float:
         targets: 0 or 1, or booleans, [N, C].
 
     Raises:
-        ValueError: shapes or targets that do not fit, scores that are not finite, or no positive example at all.
+        ValueError: scores and targets whose shapes do not fit; targets that are not 0 or 1; scores that are not finite;
+            no positive example at all.
     """
     scores, truth = _multi_label(outputs, targets)
     used = [column for column in range(truth.shape[1]) if truth[:, column].any()]
@@ -209,7 +210,7 @@ def _metric(name, given):
     function, mode = given if isinstance(given, tuple) else (given, None)
     if mode is None and name.rpartition("/")[2] not in MODES:
         both = "Metric(function, 'max') or Metric(function, 'min')"
-        raise ValueError(f"is more or less of {name!r} better?{did_you_mean(name, MODES)} Give {both}")
+        raise ValueError(f"is a higher or a lower {name!r} better?{did_you_mean(name, MODES)} Give {both}")
     return Metric(function, direction(name, mode))
 
 

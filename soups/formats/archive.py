@@ -22,7 +22,7 @@ def read_entries(file: BinaryIO, path: pathlib.Path) -> dict[str, zipfile.ZipInf
         raise CheckpointError(f"{path} is not a whole zip archive: {error}") from error
     entries = {info.orig_filename: info for info in infos}
     if len(entries) < len(infos):
-        raise CheckpointError(f"{path}: the archive holds two entries of one name")
+        raise CheckpointError(f"{path}: the archive holds two entries of the same name")
     return entries
 
 
@@ -60,7 +60,7 @@ def _check_compression(entry, where, packed):
     if not stored and entry.compress_type != zipfile.ZIP_DEFLATED:
         raise CheckpointError(f"{where} is compressed in a way that NumPy does not write; save it with np.savez")
     if stored and entry.compress_size != entry.file_size:
-        raise CheckpointError(f"{where} has {entry.compress_size} bytes, and is said to have {entry.file_size}")
+        raise CheckpointError(f"{where} has {entry.compress_size} bytes, but the archive says {entry.file_size}")
     if entry.file_size > DEFLATED * entry.compress_size:
         raise CheckpointError(f"{where} claims {entry.file_size} bytes, but its {entry.compress_size} cannot hold them")
 

@@ -38,9 +38,10 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpo
     Raises:
         FileNotFoundError: nothing there; of a model of the hub it says how to download it.
         UnsafeCheckpointError: a pickle that names more than tensors need; nothing of it is executed.
-        CheckpointError: a file of another kind, damaged, truncated or unreadable; a Git LFS pointer or a web page in
-            its place; quantised GGUF; an index that does not fit its shards; a link or an index entry that leads out of
-            the folder (the blobs of a Hugging Face cache are allowed). File and tensor are named.
+        CheckpointError: a file of an unknown kind, or one that is damaged, truncated or unreadable; a Git LFS pointer
+            or a web page in place of the file; a quantised GGUF; an index that does not fit its shards; a link or an
+            index entry that leads out of the folder (the blobs of a Hugging Face cache are allowed). File and tensor
+            are named.
     """
     path = pathlib.Path(cached_model(str(path)))
     try:
@@ -69,7 +70,7 @@ def _open_shards(folder, index, tree):
     for name in shards:
         inside(folder, name)
     if missing:
-        raise CheckpointError(f"{index} names shards that are not there: {listed(missing)}{how_to_complete(folder)}")
+        raise CheckpointError(f"{index} names shards that do not exist: {listed(missing)}{how_to_complete(folder)}")
     headers = {folder / name: read_header(inside(folder, name)) for name in shards}
     lines = []
     for name, expected in shards.items():
@@ -78,7 +79,7 @@ def _open_shards(folder, index, tree):
         if lacking := sorted(expected - found - set(header.aliases)):
             lines.append(f"  - {name} lacks {listed(lacking)}")
         if extra := sorted(found - expected):
-            lines.append(f"  + {name} holds also {listed(extra)}")
+            lines.append(f"  + {name} also holds {listed(extra)}")
     if lines:
         raise CheckpointError(f"{index} does not fit its shards:\n" + "\n".join(lines))
     whole = _combine(folder, headers)
@@ -166,5 +167,5 @@ def _kind(file, path, size):
     check_stand_in(path, start)
     if path.suffix not in SUFFIXES:
         known = ", ".join(SUFFIXES)
-        raise CheckpointError(f"{path} is of no kind that is known, by its first bytes or its name: {known}")
+        raise CheckpointError(f"{path} is of an unknown kind, by its first bytes and by its name; known are {known}")
     return SUFFIXES[path.suffix]

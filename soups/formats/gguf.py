@@ -97,7 +97,7 @@ def _read(machine, path, size):
         name = machine.text(MAX_NAME)
         value = machine.value(machine.number(4))
         if name is None or name in metadata:
-            raise CheckpointError(f"{path} has metadata of one name twice, or of a name that is too long")
+            raise CheckpointError(f"{path} has two metadata fields of the same name, or one whose name is too long")
         metadata[name] = value
     metadata = {name: value for name, value in metadata.items() if value is not None}
     if metadata.get("split.count", "1") not in ("0", "1"):
@@ -110,7 +110,7 @@ def _info(machine):
     machine.step()
     name, rank = machine.text(MAX_NAME), machine.number(4)
     if name is None or rank > 64:
-        raise CheckpointError(f"{machine.path} has a tensor of a name that is too long, or of {rank} dimensions")
+        raise CheckpointError(f"{machine.path} has a tensor whose name is too long, or with {rank} dimensions")
     shape = [machine.number() for _ in range(rank)]
     return name, tuple(reversed(shape)), machine.number(4), machine.number()  # GGUF counts the fastest axis first
 
@@ -119,7 +119,7 @@ def _leaves(infos, end, metadata, path, size):
     _check_numbers(infos, path)
     alignment = metadata.get("general.alignment", "32")
     if not re.fullmatch("[0-9]{1,8}", alignment) or not 0 < int(alignment) <= 1 << 20:
-        raise CheckpointError(f"{path} has an alignment that is no number of bytes, {short(alignment)}")
+        raise CheckpointError(f"{path} has an alignment that is not a number of bytes, {short(alignment)}")
     start = math.ceil(end / int(alignment)) * int(alignment)
     leaves = []
     for name, shape, kind, offset in sorted(infos, key=lambda info: info[3]):
@@ -134,10 +134,10 @@ def _check_numbers(infos, path):
         raise CheckpointError(f"{path} holds no tensors")
     counts = collections.Counter(name for name, *_ in infos)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise CheckpointError(f"{path} holds two tensors of one name: {listed(twice)}")
+        raise CheckpointError(f"{path} holds two tensors of the same name: {listed(twice)}")
     kinds = {kind: name for name, _, kind, _ in reversed(infos)}
     if unknown := sorted(set(kinds) - set(DTYPES) - set(QUANTISED)):
-        raise CheckpointError(f"{path} has tensors of kinds that are not known, {listed(map(str, unknown))}: damaged?")
+        raise CheckpointError(f"{path} has tensors of unknown kinds, {listed(map(str, unknown))}: is it damaged?")
     if codes := [f"{QUANTISED[kind]} ({short(name)})" for kind, name in kinds.items() if kind in QUANTISED]:
         raise CheckpointError(
             f"{path} is quantised: it holds {', '.join(codes)}, and averaging codes is wrong; save it as F16 or F32"

@@ -78,7 +78,7 @@ class _Reader:
         for _ in range(count):
             key = self.value(depth + 1)
             if not isinstance(key, str | int) or str(key) in tree:
-                raise self.error(f"a key that is no string, or that stands there twice: {short(str(key))}")
+                raise self.error(f"a key that is not a string, or that appears twice: {short(str(key))}")
             tree[str(key)] = self.value(depth + 1)
         if _CHUNKED in tree:
             raise self.error("an array in pieces, as Flax stores those of more than 1 GiB; save it with Orbax")
@@ -104,7 +104,7 @@ class _Reader:
         end = self.at + count
         self.check(count)
         if kind not in (_ARRAY, _COMPLEX, _SCALAR):
-            raise self.error(f"a value of the type {kind}, which is none of Flax's")
+            raise self.error(f"a value of type {kind}, which Flax does not write")
         parts = self.value(depth + 1)
         if self.at != end:
             raise self.error("an array that does not end where it should")

@@ -39,7 +39,7 @@ def read_header(path: pathlib.Path) -> Header:
     leaves = [leaf for leaf in found.values() if leaf is not None]
     ignored = [name for name in names.values() if found.get(name) is None]
     if not leaves:
-        raise CheckpointError(f"{path} is an archive without arrays of numbers")
+        raise CheckpointError(f"{path} is an archive that holds no arrays of numbers")
     return Header(leaves, size, ignored=ignored)
 
 
@@ -98,7 +98,7 @@ def _described(header, where):
     if re.fullmatch(r"[|<>=]?[SUaMm]\d*(\[\w+\])?", kind):
         return None
     if not all(re.fullmatch("([0-9]{1,20}L?)?", size) for size in sizes):  # longer ones take time to convert
-        raise CheckpointError(f"{where} has a shape that is not of 64-bit integers")
+        raise CheckpointError(f"{where} has a shape whose sizes are not 64-bit integers")
     shape = tuple(int(size.rstrip("L")) for size in sizes if size)
     return number(kind, where), shape, found["fortran_order"] == "True"
 

@@ -73,7 +73,7 @@ def load_checkpoint(path) -> Tree:
 
     Raises:
         FileNotFoundError: there is no directory at `path`.
-        ValueError: it is no Orbax checkpoint of one pytree, or damaged.
+        ValueError: the directory is not an Orbax checkpoint of one pytree, or is damaged.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -87,7 +87,7 @@ def load_checkpoint(path) -> Tree:
             there = open_leaves(path)
             return nested({there.keys[name]: there.read(name) for name in there.leaves})
         except CheckpointError as error:
-            raise ValueError(f"{path} is no Orbax checkpoint of one pytree: {error}") from error
+            raise ValueError(f"{path} is not an Orbax checkpoint of one pytree: {error}") from error
 
     def on_host(leaf):
         return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) if hasattr(leaf, "shape") else leaf
@@ -141,7 +141,7 @@ def open_leaves(path: str | os.PathLike) -> Checkpoint:
     leaves, strings = _tree(item)
     if strings:
         raise CheckpointError(
-            f"{path} holds strings, which are no arrays: {listed('/'.join(keys) for keys in strings)}"
+            f"{path} holds strings, which are not arrays: {listed('/'.join(keys) for keys in strings)}"
         )
     return _open(leaves, path, [item])
 
@@ -181,7 +181,7 @@ def _described(item, storage, inner):
         kind, skipped = leaf["value_metadata"]["value_type"], leaf["value_metadata"].get("skip_deserialize", False)
         if not keys or len(keys) > MAX_KEYS or keys in leaves:
             raise CheckpointError(
-                f"{item / TREE_METADATA}: a leaf with no keys, too many, or twice: {short(str(keys[:4]))}"
+                f"{item / TREE_METADATA}: a leaf without keys, with too many, or listed twice: {short(str(keys[:4]))}"
             )
         if kind == "string":
             strings.append(keys)
@@ -212,7 +212,7 @@ def _packed(tree, item, storage):
         elif node is not None:
             strings.append(keys)
     if () in leaves or () in strings:
-        raise CheckpointError(f"{item} holds one value and no tree")
+        raise CheckpointError(f"{item} holds a single value, not a tree")
     return leaves, strings
 
 
@@ -220,7 +220,7 @@ def _open(places, path, items, notes=()):
     """Open the arrays at places that are given by their keys."""
     keys = {"/".join(own): own for own in places}
     if len(keys) < len(places):
-        raise CheckpointError(f"{path}: two tensors have one name when their keys are joined with '/'")
+        raise CheckpointError(f"{path}: two tensors have the same name when their keys are joined with '/'")
     sizes = {item: _sizes(item) for item in items}
     beside = {item: (_database(item), sum(own.values())) for item, own in sizes.items()}
     reading = [_begin(name, places[own], *beside[places[own].item]) for name, own in keys.items()]
@@ -290,7 +290,7 @@ def _from_chunks(name, place, kind, array, where, store):
 def _database(item):
     if not (item / DATABASE).is_file():
         if any(item.glob(f"ocdbt.process_*/{DATABASE}")):
-            raise CheckpointError(f"{item} was not finished: the databases of its processes were not made one")
+            raise CheckpointError(f"{item} was not finished: the databases of its processes were not merged")
         return None
     import tensorstore
 

@@ -57,7 +57,7 @@ def newest(folder: pathlib.Path) -> tuple[pathlib.Path, tuple[str, ...]]:
         )
     if len({prefix for _, prefix, _ in steps}) > 1:
         raise CheckpointError(
-            f"{folder} holds steps of several kinds, name one: {listed(step.name for *_, step in steps)}"
+            f"{folder} holds several kinds of steps: name one of {listed(step.name for *_, step in steps)}"
         )
     return steps[-1][2], (f"the newest finished step of {len(steps)} is taken: {short(steps[-1][2].name)}",)
 

@@ -51,7 +51,7 @@ def write_header(entries: Mapping[str, tuple[tuple[int, ...], np.dtype]], metada
     """Lay the tensors out one after the other and give the file's first bytes, a multiple of 8.
 
     Raises:
-        ValueError: they are more than the format allows, or a name is no Unicode.
+        ValueError: the header is longer than the format allows, or a name is not valid Unicode.
     """
     header = {"__metadata__": dict(metadata)} if metadata else {}
     sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in entries.values()]
@@ -105,6 +105,6 @@ def _checked(entry):
 
 def _unread(dtype):
     if dtype in ("F4", "F6_E2M3", "F6_E3M2"):
-        return f"{dtype}: quantised numbers of less than a byte; save the model in BF16 or F32"
+        return f"{dtype}: quantised numbers smaller than a byte; save the model as BF16 or F32"
     shown = short(dtype) if isinstance(dtype, str) else f"a {type(dtype).__name__}"
     return f"{shown}; known are {', '.join(DTYPES)}"

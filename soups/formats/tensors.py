@@ -165,7 +165,7 @@ def checked_nbytes(shape: tuple, dtype: np.dtype, where: str) -> int:
     if len(shape) > MAX_RANK:
         raise CheckpointError(f"{where} has {len(shape)} dimensions, more than {MAX_RANK}")
     if not all(type(size) is int and 0 <= size <= MAX_BYTES for size in shape):
-        raise CheckpointError(f"{where} has a shape that is not of non-negative integers")
+        raise CheckpointError(f"{where} has a shape whose sizes are not non-negative integers")
     total = dtype.itemsize
     for size in shape:
         total *= size or 1  # an empty tensor must fit without its zeros too
@@ -184,7 +184,7 @@ def check_layout(leaves: Iterable[Leaf], start: int, size: int, path: pathlib.Pa
     for leaf in leaves:
         tensor = f"tensor {short(leaf.name)}"
         if leaf.offset != end:
-            wrong = "overlaps the one before it" if leaf.offset < end else "leaves a hole before it"
+            wrong = "overlaps the one before it" if leaf.offset < end else "leaves a gap before it"
             raise CheckpointError(f"{path}: {tensor} {wrong}: offset {leaf.offset - start}, not {end - start}")
         if end + leaf.nbytes > size:
             raise CheckpointError(f"{path} is truncated: {tensor} ends at byte {end + leaf.nbytes}, the file at {size}")
@@ -207,9 +207,9 @@ def nested(leaves: Mapping[str | tuple[str, ...], Any]) -> dict[str, Any]:
         for key in above:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
-                raise CheckpointError(f"{short('/'.join((*above, last)))} lies below a leaf")
+                raise CheckpointError(f"{short('/'.join((*above, last)))} lies inside another leaf")
         if last in node:
-            raise CheckpointError(f"{short('/'.join((*above, last)))} is a leaf, and others lie below it")
+            raise CheckpointError(f"{short('/'.join((*above, last)))} is a leaf, but other leaves lie inside it")
         node[last] = leaf
     return tree
 

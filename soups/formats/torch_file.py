@@ -67,7 +67,7 @@ def _read_zip(file, path):
 
 def _prefix(entries, path):
     if any(name.endswith("/model.json") and name.count("/") == 1 for name in entries):
-        raise CheckpointError(f"{path} is a TorchScript archive of an old layout; save it again with a torch of today")
+        raise CheckpointError(f"{path} is a TorchScript archive in an old layout; save it again with a current torch")
     found = [name for name in entries if name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)]
     if len(found) != 1:
         raise CheckpointError(f"{path} is not a torch file: a zip archive with {len(found)} entries */data.pkl, not 1")
@@ -90,7 +90,7 @@ def _read_stream(path, size):
         values.append((value, length))
         at += length
         if index == 0 and (type(value) is not int or value != MAGIC):
-            raise CheckpointError(f"{path} is a pickle, but not one of torch's")
+            raise CheckpointError(f"{path} is a pickle, but torch did not write it")
     (_, _), (_, _), (system, _), (value, length), (keys, _) = values
     if type(system) is not dict or system.get("little_endian") is not True:
         raise CheckpointError(f"{path} is not little-endian; save it again on a little-endian machine")
@@ -154,7 +154,7 @@ def _named_tensors(value, limit, path, tree):
     kind = type(value)
     if kind not in (dict, Module):
         held = short(value.name) if kind is Record else kind.__name__
-        raise CheckpointError(f"{path} holds a {held} instead of tensors by name")
+        raise CheckpointError(f"{path} holds a {held}, not tensors by name")
     ignored = []
     if kind is dict:
         value, ignored = weights(value, path, is_tensor=_is_leaf, choice=tree, wrapped=True)
@@ -168,9 +168,11 @@ def _named_tensors(value, limit, path, tree):
         is_leaf = type(item) in (Tensor, np.ndarray)
         spent += len(name) + (LEAF if is_leaf else 100)
         if spent > limit:
-            raise CheckpointError(f"{path}: {_KINDS[kind]} that hold each other: more names than its size allows")
+            raise CheckpointError(
+                f"{path}: {_KINDS[kind]} inside each other, with more names than the size of the file allows"
+            )
         if name in tensors:
-            raise CheckpointError(f"{path}: two tensors of the name {short(name)}")
+            raise CheckpointError(f"{path}: two tensors are named {short(name)}")
         if is_leaf:
             tensors[name] = item
         elif type(item) is not kind:
@@ -189,7 +191,7 @@ def _is_leaf(item):
 def _walk(node, path, prefix="", depth=0):
     kind = type(node)
     if depth > MAX_DEPTH:
-        raise CheckpointError(f"{path}: {_KINDS[kind]} that hold themselves, or deeper than {MAX_DEPTH}")
+        raise CheckpointError(f"{path}: {_KINDS[kind]} that contain themselves, or are nested deeper than {MAX_DEPTH}")
     for key, item in (node if kind is dict else node.attributes or {}).items():
         name = prefix + key
         if len(name) > MAX_NAME:

@@ -114,7 +114,7 @@ def storage(identity: object) -> Storage:
     if type(count) is not int or not 0 <= count < 1 << 60:
         raise Refused(f"storage {short(key)} has a size that is not a count of elements")
     if view and view[0] is not None:
-        raise Refused(f"storage {short(key)} is a view of another one; save the file again with a torch of today")
+        raise Refused(f"storage {short(key)} is a view of another one; save the file again with a current torch")
     return Storage(key, storage_type.dtype, count)
 
 
@@ -160,7 +160,7 @@ def _tensor_3(storage, offset, shape, strides, requires_grad, hooks, dtype, meta
 def _check_bits(metadata):
     # a conjugated or negated view has other values than its bytes
     if metadata is not None and (type(metadata) is not dict or any(bit is not False for bit in metadata.values())):
-        raise Refused("a tensor with a conjugate or negative bit; resolve it before saving")
+        raise Refused("a tensor with a conjugate or negative bit: save tensor.resolve_conj().resolve_neg()")
 
 
 def _parameter(tensor, requires_grad, hooks, state=None):

@@ -50,7 +50,9 @@ def _check_records(records):
         item = stack.pop()
         if type(item) in (Tensor, Storage):
             names = ", ".join(sorted({record.name for record in records}))
-            raise Refused(f"a tensor hangs on an object that is not read (one of {names}); save the state_dict alone")
+            raise Refused(
+                f"a tensor lies behind an object that is not read (one of {names}); save the state_dict alone"
+            )
         if type(item) in (dict, list, tuple, Record) and id(item) not in seen:
             seen.add(id(item))
             stack.extend(item.parts if type(item) is Record else item.values() if type(item) is dict else item)
@@ -213,14 +215,14 @@ def _stack_global(machine):
 def _call(machine):
     function, arguments = _pop_two(machine)
     if type(function) is not Function or type(arguments) is not tuple:
-        raise Refused(f"a call of a {type(function).__name__}, which is no function", UnsafeCheckpointError)
+        raise Refused(f"a call of a {type(function).__name__}, which is not a function", UnsafeCheckpointError)
     # one long list may be the argument of many calls
     machine.check()
     machine.spent += 16 * (len(arguments) + sum(len(x) for x in arguments[:MAX_RANK] if type(x) in (list, tuple)))
     try:
         return function.call(*arguments)
     except TypeError as error:
-        raise Refused(f"{function.name} is called with other arguments than torch.save writes") from error
+        raise Refused(f"{function.name} is called with arguments that torch.save does not write") from error
 
 
 def _protocol(machine):

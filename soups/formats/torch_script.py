@@ -47,7 +47,9 @@ def _global(machine):
 def _new_object(machine):
     arguments, kind = machine.stack.pop(), machine.stack.pop()
     if type(kind) is not Class:
-        raise Refused(f"an object of a {type(kind).__name__}, which is no class of the archive", UnsafeCheckpointError)
+        raise Refused(
+            f"an object of a {type(kind).__name__}, which is not a class of the archive", UnsafeCheckpointError
+        )
     if type(arguments) is not tuple or arguments:
         raise Refused(f"an object of {short(kind.name)} is made with arguments", UnsafeCheckpointError)
     machine.stack.append(Module(kind.name))

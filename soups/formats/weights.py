@@ -140,7 +140,7 @@ def _chosen(tree, choice, where, is_tensor):
         if not keys:
             top = _groups(tree, is_tensor)
             there = [*top, *(f"{key}/{inner}" for key in top for inner in _groups(top[key], is_tensor))]
-            known = f"there are: {listed(there)}" if there else "it holds tensors and no trees"
+            known = f"there are: {listed(there)}" if there else "it holds tensors, not trees"
             raise CheckpointError(f"{where} has no tree {listed([choice])}; {known}")
         key = max(keys, key=len)
         taken = choice[: len(choice) - len(rest)]
@@ -195,7 +195,7 @@ def _rest(node, trees, training, where, is_tensor, wrapped, above):
     tensors = [key for key, value in node.items() if is_tensor(value)]
     if training and not trees and all(_BESIDE.fullmatch(key) for key in tensors):
         names = listed(_names(above, training))
-        raise CheckpointError(f"{where} holds no weights but the state of an optimizer: {names}")
+        raise CheckpointError(f"{where} holds the state of an optimizer and no weights: {names}")
     if training:
         left = [key for key in node if key in training or (key in tensors and _BESIDE.fullmatch(key))]
         return {key: value for key, value in node.items() if key not in left}, _names(above, left)

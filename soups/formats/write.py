@@ -40,9 +40,10 @@ class Writer(contextlib.AbstractContextManager):
     same folder leaves such shards alone, and begins the others anew. `shards`: the names of each shard's tensors.
 
     Raises:
-        ValueError: no leaves, a name, dtype or metadata that the format does not have, a negative size, a shard_bytes
-            below 1; shards of another division in the folder. Of the methods: a shard or tensor of no such name,
-            another dtype, elements beyond a tensor's end, a shard that is finished, or one that is not wholly written.
+        ValueError: no leaves; a name, dtype or metadata that the format cannot hold; a negative size; a `shard_bytes`
+            below 1; a folder with shards that are divided otherwise. The methods: an unknown shard or tensor, a wrong
+            dtype, elements beyond a tensor's end, a shard that is already finished or, at the end, not completely
+            written.
         OSError: the disk is full or cannot be written to; the file is named.
     """
 
@@ -208,7 +209,9 @@ class _File:
 
     def check_whole(self):
         if lacking := [name for name in self.places if not self._is_whole(name)]:
-            raise ValueError(f"{self.path.name} is not finished, these are not wholly written: {', '.join(lacking)}")
+            raise ValueError(
+                f"{self.path.name} is not finished: these tensors are not completely written: {', '.join(lacking)}"
+            )
 
     def finish(self):
         with self.named_errors():
@@ -293,11 +296,11 @@ def _checked(leaves, metadata):
 
 def _problem(name, shape, dtype):
     if not isinstance(name, str) or name == "__metadata__":
-        return "this name means something else there"
+        return "a name must be a string other than '__metadata__'"
     if any(size < 0 for size in shape):
         return f"shape {tuple(shape)} is negative"
     if np.dtype(dtype) not in safetensors.NAMES:
-        return f"dtype {np.dtype(dtype)}; there are {', '.join(map(str, safetensors.NAMES))}"
+        return f"dtype {np.dtype(dtype)}; it can be {', '.join(map(str, safetensors.NAMES))}"
     return ""
 
 

@@ -161,7 +161,7 @@ def _zarr2(described, where):
         raise CheckpointError(f"{where} is not of Zarr's format 2")
     compressor, filters = described["compressor"], described["filters"]
     if filters or (compressor is not None and compressor["id"] not in _CODECS):
-        raise CheckpointError(f"{where} has filters or a compressor that is not known: {short(json.dumps(compressor))}")
+        raise CheckpointError(f"{where} has filters or an unknown compressor: {short(json.dumps(compressor))}")
     separator = described.get("dimension_separator", ".")
     if separator not in (".", "/"):
         raise CheckpointError(f"{where} has the separator {short(json.dumps(separator))}")
@@ -191,12 +191,12 @@ def _check_codecs(codecs, where, depth=0):
                 raise CheckpointError(f"{where} has chunks without elements")
             _check_codecs([*inner["codecs"], *inner.get("index_codecs", [])], where, 1)
         elif name not in {*_CODECS, "bytes", "endian", "crc32c", "transpose"}:
-            raise CheckpointError(f"{where} has a codec that is not known: {short(json.dumps(name))}")
+            raise CheckpointError(f"{where} has an unknown codec: {short(json.dumps(name))}")
 
 
 def _sizes(sizes, where):
     if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
-        raise CheckpointError(f"{where} has a shape that is not of non-negative integers")
+        raise CheckpointError(f"{where} has a shape whose sizes are not non-negative integers")
     return tuple(sizes)
 
 

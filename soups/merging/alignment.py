@@ -26,7 +26,7 @@ def parse_rules(given: Any, where: str) -> Rules | None:
     axis that flattens more than its units; null instead of a list leaves a tensor as it is.
 
     Raises:
-        ValueError: anything else, with its place.
+        ValueError: `given` has any other form; the message says where.
     """
     if given is None:
         return None
@@ -41,7 +41,7 @@ def _rule(rule, where):
     regex, axes = rule
     pattern(regex, f"{where}: the first entry")
     if axes is not None and (not isinstance(axes, Sequence) or isinstance(axes, str)):
-        raise ValueError(f"{where}: the axes are a list with an entry for each axis, or null, not {axes!r}")
+        raise ValueError(f"{where}: the axes must be null or a list with an entry for each axis, not {axes!r}")
     return regex, None if axes is None else tuple(_axis(axis, where) for axis in axes)
 
 
@@ -52,10 +52,12 @@ def _axis(axis, where):
         if not isinstance(axis.get("permutation"), str) or not all(
             type(axis.get(size, 1)) is int for size in ("outer", "inner")
         ):
-            raise ValueError(f"{where}: an axis needs the name of its permutation, outer and inner are whole numbers")
+            raise ValueError(
+                f"{where}: an axis needs the name of its permutation; its outer and inner must be whole numbers"
+            )
         return Blocks(axis["permutation"], axis.get("outer", 1), axis.get("inner", 1))
     if axis is not None and not isinstance(axis, str):
-        raise ValueError(f"{where}: an axis is the name of a permutation, null or a mapping, not {axis!r}")
+        raise ValueError(f"{where}: an axis must be the name of a permutation, null or a mapping, not {axis!r}")
     return axis
 
 
@@ -65,7 +67,8 @@ def aligned(models: Mapping[str, Checkpoint], reference: str, rules: Rules, seed
     The spec is compared with the headers at once.
 
     Raises:
-        ValueError: rules that do not fit the tensors, as `spec_from_rules`; a permutation of one tensor alone.
+        ValueError: rules that do not fit the tensors, as in `spec_from_rules`; a permutation that stands on one tensor
+            alone.
 
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836.
     """
@@ -88,7 +91,7 @@ def _check_shared(spec):
     alone = {permutation: names[0] for permutation, names in bearers.items() if len(names) == 1}
     if lines := [f"  ~ permutation {shown(one)!r} touches only {shown(name)}" for one, name in alone.items()]:
         raise ValueError(
-            "align: units that are permuted in one tensor alone make another network: give their axes in the other "
+            "align: to permute units in one tensor alone changes what the network computes: give their axes in other "
             f"tensors the same name:\n{bounded(lines)}"
         )
 

@@ -33,7 +33,7 @@ def template_files(
         files: of the output so far.
 
     Raises:
-        CheckpointError: a tokenizer_config.json or a template that cannot be read, as `soups.formats.text`.
+        CheckpointError: a tokenizer_config.json or a template cannot be read, as in `soups.formats.text`.
     """
     template = CHATML if wanted == "chatml" else wanted
     if wanted == "auto":

@@ -67,7 +67,7 @@ class Findings:
                         f"  + {model}: {shown(name)} is extra: {reference.path} has it tied to {shown(kept)}"
                     )
             elif buffers.carries_nothing(checkpoint, name):
-                self.tell(f"left out of {model}, for others lack it and it carries nothing", name)
+                self.tell(f"left out of {model}, because others lack it and it carries no information", name)
             else:
                 self._extra[model].append(name)
 
@@ -111,7 +111,7 @@ def _of_integers(output, checkpoints, pairs, small, found):
         return _alone(output, pairs[0])
     if other:
         found.lines.append(
-            f"  ~ tensor {shown(output.name)} is not of floats and is copied, so it must be the same in all "
+            f"  ~ tensor {shown(output.name)} does not hold floats and is copied, so it must be the same in all "
             f"models: {other} differs from {pairs[0][0]}; keep_first takes it from the first member"
         )
     return output

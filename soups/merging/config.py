@@ -117,7 +117,7 @@ def _meaningless(path, one, other):
 def _labels(name, one, other):
     one, other = _by_number(name, one), _by_number(name, other)
     if one is None or other is None:
-        return "is no mapping between numbers and labels" if one is not other else ""
+        return "is not a mapping between numbers and labels" if one is not other else ""
     if len(one) != len(other):
         return f"has {len(one)} labels instead of {len(other)}"
     if different := sorted(number for number in one if _label(one[number]) != _label(other.get(number))):

@@ -139,7 +139,7 @@ def odd_filters(job: Job, names: Iterable[str]) -> list[str]:
     sentences = []
     for text in filters:
         if text not in everything:
-            unused = f"the filter {shown(text)!r} is part of no tensor's name"
+            unused = f"the filter {shown(text)!r} is not part of any tensor's name"
             sentences.append(unused + (hint if "expert" in text and not experts else ""))
         elif found := [name for name, whole in experts.items() if text in name and text not in whole]:
             tells = f"the filter {shown(text)!r} tells experts and their matrices apart, such as {found[0]}"

@@ -55,7 +55,7 @@ def model_reference(value: Any, where: str) -> str:
         model = model.get("model", model)
         model, adapter = _with_revision(model), _with_revision(adapter)
     if not isinstance(model, str) or not model or not isinstance(adapter, str | None):
-        raise ValueError(f"{where}: a model is a path, or path+lora, not {value!r}")
+        raise ValueError(f"{where}: a model must be a path, or path+lora, not {value!r}")
     return f"{model}+{adapter}" if adapter else model
 
 
@@ -110,10 +110,10 @@ def open_with_lora(model: str, open_model) -> Checkpoint | View:
 
     Raises:
         FileNotFoundError: no such model or adapter.
-        ValueError: an adapter where a model is meant; an adapter of another kind than LoRA, or with what changes this
-            formula, by name; matrices without a tensor in the model or with several, without their other half, or of
-            other shapes or another rank than the config says; a square matrix that fits both ways; an adapter without
-            tensors; parts of the adapter that would change one tensor, all of them in one message.
+        ValueError: an adapter where a model is meant; an adapter that is not a LoRA, or has options that change this
+            formula, which are named; matrices that fit no tensor of the model or several, lack their other half, or
+            have other shapes or another rank than the config says; a square matrix that fits both ways; an adapter
+            without tensors; several parts that would change the same tensor, all of them in one message.
         CheckpointError: as `open_checkpoint` and `read_json`.
 
     Hu et al., "LoRA: low-rank adaptation of large language models", 2021, arXiv 2106.09685; Kalajdzievski, "A rank
@@ -145,7 +145,7 @@ def _open_whole(path, open_model):
     checkpoint = open_model(found)
     if part := next(filter(is_part, checkpoint.leaves), None):
         raise ValueError(
-            f"{path} holds low-rank matrices, such as {shown(part)}, whose mean is not that of what they add: "
+            f"{path} holds low-rank matrices, such as {shown(part)}; their mean does not make the mean change: "
             "give MODEL+DIR, with the folder that PEFT wrote"
         )
     return checkpoint
@@ -155,7 +155,7 @@ def _config(folder):
     path = folder / CONFIG
     if not os.path.lexists(path):
         hint = not_cached(str(folder)) or how_to_complete(folder)
-        raise FileNotFoundError(f"no {CONFIG} in {folder}: a LoRA is a folder that PEFT wrote{hint}")
+        raise FileNotFoundError(f"no {CONFIG} in {folder}: a LoRA must be a folder that PEFT wrote{hint}")
     config = read_json(path)
     if (kind := config.get("peft_type")) != "LORA":
         raise ValueError(
@@ -293,7 +293,7 @@ def _matrices(module, pairs, matrices, weight, lines):
     leaves = [weight, *(leaf_of(matrices, pairs[module][kind]) for kind in kinds)]
     if any(kind_of(leaf) != "float" for leaf in leaves):
         dtypes = ", ".join(str(leaf.dtype) for leaf in leaves)
-        lines.append(f"  ~ {shown(module)}: weight, A and B must be of real floats, not {dtypes}")
+        lines.append(f"  ~ {shown(module)}: weight, A and B must hold real floats, not {dtypes}")
         return None
     shape, a, b = (leaf.shape for leaf in leaves)
     linear = len(a) == len(b) == len(shape) == 2 and shape in [(a[1], b[0]), (b[0], a[1])][: 1 + (kinds == _LINEAR)]

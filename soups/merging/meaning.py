@@ -34,9 +34,9 @@ def check_meaning(job: Job, checkpoints: Mapping) -> list[str]:
     """Return notes on how the models' configs differ where their sum keeps its meaning.
 
     Raises:
-        ValueError: unless `job.insist`, all reasons why the sum means nothing: quantised models, other numbers of
-            heads, labels, kinds of model or activations, and, without a rule for the tokenizer, other vocabularies;
-            a config or tokenizer that cannot be read.
+        ValueError: unless `job.insist`: everything that makes the sum meaningless, such as quantised models, different
+            numbers of heads, labels, kinds of model or activations, or, without a rule for the tokenizer, different
+            vocabularies. Always: a config or tokenizer that cannot be read.
     """
     read = functools.cache(read_config)  # many members may lie in one folder
     configs = {model: read(folder_of(checkpoint)) for model, checkpoint in checkpoints.items()}
@@ -49,10 +49,10 @@ def check_meaning(job: Job, checkpoints: Mapping) -> list[str]:
         wrong, notes = wrong + lines, notes + more
     if wrong and not job.insist:
         raise ValueError(
-            "these models mean other things by their tensors, so a sum of them means nothing:\n"
+            "the tensors of these models mean different things, so their sum means nothing:\n"
             f"{bounded(wrong)}\nto merge them all the same: --insist, or insist: true in the recipe"
         )
-    return [f"insisted on, though {line.strip(' ~')}" for line in wrong] + notes
+    return [f"merged because of insist, although {line.strip(' ~')}" for line in wrong] + notes
 
 
 def widest(dtypes: Iterable[np.dtype]) -> np.dtype:

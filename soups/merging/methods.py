@@ -28,8 +28,8 @@ def find_method(name: str, vocabulary: str, kind: str = "method") -> Method:
     """Return a method of a vocabulary.
 
     Raises:
-        ValueError: it has none of this name; the message has the closest one, says that the other vocabulary has it, or
-            what a method needs that cannot be used on checkpoints alone.
+        ValueError: there is no method of this name; the message has the closest one, says that the other vocabulary has
+            it, or says what a method needs that cannot be used on checkpoints alone.
     """
     methods = methods_of(vocabulary)
     if name in methods:

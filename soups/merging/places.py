@@ -32,12 +32,13 @@ def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -
     `kind`: "huggingface", "file", "orbax" or "pool".
 
     Raises:
-        FileExistsError: something is there, or of a file where its record is written.
-        ValueError: a URL, no path, a folder called as a file of weights, a file not called as one that is written, or
-            tensors that an .npz cannot hold; a place inside one of the inputs or a pool; POOL:NAME of another kind than
-            "pool", no POOL:NAME, or a pool with such a member, or with members of other names, shapes or dtypes; names
-            of tensors that have no place in nested dicts.
-        NotADirectoryError, PermissionError: it cannot be made there.
+        FileExistsError: something is already there, or, for a file, where its record is to be written.
+        ValueError: a URL, or text that is not a path; a folder that is named like a file of weights, or a file that is
+            not named like one that can be written; tensors that an .npz cannot hold; a place inside one of the inputs
+            or inside a pool; POOL:NAME with another kind than "pool", or a kind "pool" without POOL:NAME; a pool that
+            already has such a member, or whose members have other names, shapes or dtypes; names of tensors that have
+            no place in nested dicts.
+        NotADirectoryError, PermissionError: nothing can be made there.
     """
     path = local_path(split_member(out)[0] if kind == "pool" else out)
     if kind != "pool" and in_pool(out):
@@ -63,7 +64,7 @@ def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -
         raise ValueError(f"{out} would lie inside the pool {pools[0]}: --format pool writes a member, POOL:NAME")
     there = next(place for place in path.absolute().parents if os.path.lexists(place))
     if not there.is_dir():
-        raise NotADirectoryError(f"cannot write {path}: {there} is no folder")
+        raise NotADirectoryError(f"cannot write {path}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write {path}: there is no permission to write in {there}")
     return path
@@ -104,11 +105,11 @@ def split_member(out: str | os.PathLike) -> tuple[str, str]:
     """Return pool and name of POOL:NAME.
 
     Raises:
-        ValueError: it is not of this form.
+        ValueError: `out` does not have this form.
     """
     pool, name = split_pool(out)
     if not pool or not name:
-        raise ValueError(f"a member of a pool is POOL:NAME, not {str(out)!r}")
+        raise ValueError(f"a member of a pool is written as POOL:NAME, not {str(out)!r}")
     return pool, name
 
 
@@ -118,8 +119,8 @@ def check_names(plan: Plan, *, escaped: bool = False) -> None:
     `escaped`: tensors lie in folders of other names where theirs could be none, as in pools.
 
     Raises:
-        ValueError: a name that is also the beginning of others, or whose keys joined with "." are those of another, or
-            which Orbax cannot give to a folder; all of them in one message.
+        ValueError: a name that is also the beginning of other names; names that become equal when their keys are joined
+            with "."; a name that Orbax cannot give to a folder. All are listed in one message.
     """
     names = [output.name for output in plan.outputs]
     mark, lines, folders, places = separator(names), [], {}, {}
@@ -129,18 +130,18 @@ def check_names(plan: Plan, *, escaped: bool = False) -> None:
     for name in names:
         first = places.setdefault(name.replace(mark, "."), name)
         if name in folders:
-            lines.append(f"  ~ {shown(name)} would be a tensor, and a dict with {shown(folders[name])}")
+            lines.append(f"  ~ {shown(name)} would be both a tensor and the dict that holds {shown(folders[name])}")
         elif first != name:
-            lines.append(f"  ~ {shown(first)} and {shown(name)} would have one place")
+            lines.append(f"  ~ {shown(first)} and {shown(name)} would have the same place")
         elif not all(name.split(mark)):
             lines.append(f"  ~ {shown(name)} has a part without a name")
         elif name.count(mark) >= _DEPTH:
             lines.append(f"  ~ {shown(name)} has more than {_DEPTH} parts")
         elif not escaped and name.replace(mark, ".") in (".", "..", TREE_METADATA):
-            lines.append(f"  ~ {shown(name)} would be a folder of another meaning to Orbax")
+            lines.append(f"  ~ {shown(name)} is the name of a folder that means something else to Orbax")
         elif not escaped and (re.search(r"[\\\0]", name) or len(name.encode()) > _LONGEST):
             lines.append(
-                f"  ~ {shown(name)} would be a folder, whose name has no backslash and at most {_LONGEST} bytes"
+                f"  ~ {shown(name)} would be a folder, but has a backslash, a null character or over {_LONGEST} bytes"
             )
     if lines:
         raise ValueError(f"these tensors have no place of their own in nested dicts:\n{bounded(lines)}")

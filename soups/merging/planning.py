@@ -134,9 +134,9 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str
     `located`: where models are that the job calls otherwise, such as those of a record that was made elsewhere.
 
     Raises:
-        ValueError: every tensor that is missing, extra, or of another shape or kind, in one message; layers that do not
-            exist; `only` that matches no name; values that differ between tensors, of a method that looks at the whole
-            model.
+        ValueError: tensors that are missing, extra, or of another shape or kind, all of them in one message; layers
+            that do not exist; an `only` that matches no name; values that differ between tensors, for a method that
+            looks at the whole model.
         ValueError, FileNotFoundError: as `open_with_lora`, `check_meaning`, `align` and `aligned`.
         CheckpointError: as `open_model`.
     """
@@ -226,7 +226,9 @@ class _Planner:
         elif files and not self._alike({members[0]: like} | self._leaves(files)):
             return None
         if tree.is_complex(like) and not job.definition.takes_complex:
-            self.found.lines.append(f"  ~ {shown(name)} is complex, and {job.method} orders or compares elements")
+            self.found.lines.append(
+                f"  ~ {shown(name)} is complex, but {job.method} needs to order or compare elements"
+            )
         return self._made(name, members, base, leaves, files, (own, shared))
 
     def _made(self, name, members, base, leaves, files=(), settings=None):
@@ -248,7 +250,7 @@ class _Planner:
         if members[0] in there and job.keep_first is not None and re.fullmatch(job.keep_first, name):
             pair, why = members[0], f"taken from the first member by keep_first {job.keep_first!r}"
         elif 0 < len(there) < len(leaves) and buffers.carries_nothing(self.checkpoints[there[0][0]], there[0][1]):
-            pair, why = there[0], f"taken from {there[0][0]}, for others lack it and it carries nothing"
+            pair, why = there[0], f"taken from {there[0][0]}, because others lack it and it carries no information"
         else:
             return None
         self.found.tell(why, name)
@@ -303,7 +305,9 @@ class _Planner:
         sizes = [math.prod(like.shape[end:] if inputs == "last" else like.shape[:end]) for end in ends]
         for (file, tensor), leaf in found.items():
             if len(like.shape) < 2:
-                lines.append(f"  ~ {file}: {tensor} of shape {list(like.shape)} is no kernel and has no Gram matrix")
+                lines.append(
+                    f"  ~ {file}: {tensor} of shape {list(like.shape)} is not a kernel, so it has no Gram matrix"
+                )
             elif leaf.shape not in [(size, size) for size in sizes]:
                 wanted = f"[in, in] with in = {' or '.join(map(str, sizes))}"
                 lines.append(
@@ -343,7 +347,7 @@ def _check_regexes(job, outputs):
         if regex is not None and not any(re.fullmatch(regex, name) for name in among):
             one = next(iter(among), next((name for name in outputs), None))
             called = f"; one is called {shown(one)!r}" if one else ""
-            raise ValueError(f"{field}: {regex!r} is the whole name of no tensor{called}")
+            raise ValueError(f"{field}: {regex!r} does not match the whole name of any tensor{called}")
 
 
 def _check_constant(job):

@@ -50,9 +50,9 @@ def read_recipe(path: PathLike, *, seed: int = 0) -> Job:
     """Read a recipe file in mergekit's YAML.
 
     Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: more than 1 MB, or no text, as `soups.formats.text.read_text`.
-        ValueError: a URL; not YAML, or what `parse_recipe` says.
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file has more than 1 MB, or is not text, as in `soups.formats.text.read_text`.
+        ValueError: `path` is a URL; the text is not YAML, or not a recipe, as in `parse_recipe`.
     """
     return parse_recipe(read_text(local_path(path), limit=LARGEST), where=str(path), seed=seed)
 
@@ -64,8 +64,8 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
     parameters that mergekit ignores are ignored, which `notes` says; of the published methods they are errors.
 
     Raises:
-        ValueError: not YAML; an unknown or missing field, method or parameter, with the closest name; a value of
-            another kind; numbers of models that do not fit the method; what this library does not do.
+        ValueError: text that is not YAML; an unknown or missing field, method or parameter, with the closest name; a
+            value of the wrong type; more or fewer models than the method takes; what this library does not support.
     """
     given = load_yaml(text, where)
     if not isinstance(given, Mapping):
@@ -75,7 +75,7 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
     given = _of_module(_fields(given, KEYS, where, ignored), where, ignored)
     job = _alone(_with_base_notes(_job(given, vocabulary, text, seed, where, ignored)))
     if job.align and job.files:
-        raise ValueError(f"{where}: align would leave the units of {job.files[0]} as they are: align its model before")
+        raise ValueError(f"{where}: align would not permute the units in {job.files[0]}: align its model beforehand")
     _check_models(job, where)
     _check_required(job, where)
     return job
@@ -93,7 +93,7 @@ def _job(given, vocabulary, text, seed, where, ignored):
         if field in given:
             pattern(given[field], f"{where}: {field}")
     if not -(1 << 63) <= seed < 1 << 63:
-        raise ValueError(f"the seed of {where} must be a number of 64 bits, not {seed}")
+        raise ValueError(f"the seed of {where} must be a whole number that fits in 64 bits, not {seed}")
     if vocabulary == "mergekit" and "models" in given and definition.base == "none":
         slices = (_with_base(slices[0], base),)
     job = Job(
@@ -172,7 +172,7 @@ def _parameters(given, definition, scope, ignored, of_source=False):
 def _check_value(name, value, definition, where):
     check(value, where, str if name in definition.files else kind_of(definition.settings[name]))
     if name in definition.files and not is_constant(value):
-        raise ValueError(f"{where} is one path for all tensors, not {brief(value)}")
+        raise ValueError(f"{where} must be one path, the same for all tensors, not {brief(value)}")
     if name == "only":
         pattern(value, where)
 
@@ -204,7 +204,7 @@ def _of_module(given, where, ignored):
 
 def _module_notes(given):
     names = ", ".join(map(shown, list(given.get("modules") or ())[:MOST]))
-    return [f"the modules {names} are merged alike, and with them the whole model"] if names else []
+    return [f"the modules {names} are merged in the same way, so the whole model is merged at once"] if names else []
 
 
 def _slices(given, definition, where, ignored):
@@ -221,7 +221,7 @@ def _slices(given, definition, where, ignored):
     for index, item in enumerate(_list(given, "slices", where)):
         place = f"{where}: slices[{index}]"
         if not isinstance(item, Mapping) or "sources" not in item:
-            raise ValueError(f"{where}: every slice has sources, not {brief(item)}")
+            raise ValueError(f"{where}: every slice needs sources, not {brief(item)}")
         item = _fields(item, ("sources", "parameters", "base_model", "stack"), f"a slice of {where}", ignored)
         if "base_model" in item:
             bases.append(model_reference(item["base_model"], f"{place}.base_model"))
@@ -252,7 +252,7 @@ def _source(item, where, definition, ignored, *, layers):
     if isinstance(item, str):
         item = {"model": item}
     if not isinstance(item, Mapping) or "model" not in item:
-        raise ValueError(f"{where}: every entry has a model, not {brief(item)}")
+        raise ValueError(f"{where}: every entry needs a model, not {brief(item)}")
     if not layers and item.get("layer_range") is not None:  # mergekit would merge all layers without a word
         raise ValueError(f"{where}: layer_range belongs to the sources of slices, not to models")
     known = ("model", "parameters", *(["layer_range"] if layers else []))
@@ -277,7 +277,9 @@ def _dtype(given, name, where):
 def _chat_template(value, where):
     if value is None or value in ("auto", "chatml") or (isinstance(value, str) and "{" in value):
         return value
-    raise ValueError(f"{where}: chat_template is auto, chatml, or the text of a template in Jinja, not {brief(value)}")
+    raise ValueError(
+        f"{where}: chat_template must be auto, chatml, or the text of a Jinja template, not {brief(value)}"
+    )
 
 
 def _insist(given, where):
@@ -302,7 +304,7 @@ def _with_base_notes(job):
     given = dict.fromkeys(name for source in listed if not is_member(job, source) for name in source.parameters)
     notes = [f"{few(given)} of {job.base} is ignored: it is the base itself"] if given else []
     if job.base and job.definition.base == "none" and not listed:
-        notes.append(f"{job.method} uses no base: of {job.base} only the files beside its tensors are taken")
+        notes.append(f"{job.method} uses no base: only the files beside the tensors of {job.base} are taken")
     return dataclasses.replace(job, notes=(*job.notes, *notes))
 
 

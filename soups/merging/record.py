@@ -111,7 +111,7 @@ def _checked_record(found, where):
     whole = found.get("format") == FORMAT and isinstance(found.get("recipe"), str) and type(found.get("seed")) is int
     whole = whole and isinstance(inputs, dict) and all(map(_is_input, inputs.values()))
     if not whole or not isinstance(found.get("files", {}), dict):
-        raise ValueError(f"{where} is no record of a merge of this format, {FORMAT!r}, or it is damaged")
+        raise ValueError(f"{where} is not a record of a merge in the format {FORMAT!r}, or it is damaged")
     return found
 
 

@@ -259,7 +259,7 @@ def verify_output(
             if expected is not None and first is None:
                 first = _first_difference(expected[start : start + block.size], block, start)
         if expected is None:
-            return output.nbytes, inputs, f"{output.name} is missing, or of another shape or dtype"
+            return output.nbytes, inputs, f"{output.name} is missing, or has another shape or dtype"
         return output.nbytes, inputs, None if first is None else f"{output.name} differs from element {first} on"
 
     for nbytes, inputs, problem in as_done(compare, range(len(plan.outputs)), threads, fork=plan.worth_processes):

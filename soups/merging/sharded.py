@@ -54,7 +54,7 @@ def merge_sharded(
     """
     _check_dtypes(plan)
     if empty := [output.name for output in plan.outputs if not output.size]:
-        raise ValueError(f"an Orbax checkpoint holds no tensors without elements: {', '.join(empty)}")
+        raise ValueError(f"Orbax cannot store tensors without elements: {', '.join(empty)}")
     with contextlib.ExitStack() as held:
         place = pathlib.Path(on_first_process(lambda: str(held.enter_context(held_place(plan, out, "orbax")))))
         digests = _digests(plan)
@@ -282,4 +282,4 @@ def _check_finite(plan, looked_at):
 def _blame(job, model):
     if model in job.models:
         return "NaN or infinity; leave it out"
-    return "NaN, infinity or a negative number, which is no Fisher information"
+    return "NaN, infinity or a negative number, which Fisher information cannot be"

@@ -26,10 +26,10 @@ def open_model(reference: str | os.PathLike) -> Tensors:
     Face hub, org/name or org/name@revision, is that of the local cache.
 
     Raises:
-        FileNotFoundError: nothing is there; of a model of the hub it says how to download it.
-        CheckpointError: it is damaged; several trees could be meant, or there is no such tree; a pool without the name
-            of a member.
-        ValueError: the pool has no such member, or the member holds NaN or infinity; a URL.
+        FileNotFoundError: nothing is there; for a model of the hub the message says how to download it.
+        CheckpointError: the checkpoint is damaged; several trees could be meant, or the one that is named is not there;
+            a pool without the name of a member.
+        ValueError: a URL; a pool that has no such member, or whose member holds NaN or infinity.
     """
     if in_pool(local_path(reference)):
         return _member(*split_pool(reference))
@@ -75,7 +75,9 @@ def _member(path, name):
     before, _, tree = name.rpartition("@")
     if name not in pool and before in pool:
         if tree != ALL:
-            raise ValueError(f"{path}:{name}: a member of a pool is one tree, of which {tree!r} cannot be chosen")
+            raise ValueError(
+                f"{path}:{name}: a member of a pool is a single tree, so {tree!r} cannot be chosen from it"
+            )
         name = before
     check_name(name, pool.names, f"member of {pool.path}")
     if nonfinite := pool.record(name)["nonfinite_leaves"]:

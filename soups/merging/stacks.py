@@ -39,7 +39,7 @@ def cut_stack(part: Slice, names: Iterable[str]) -> str:
     """Return the stack that a slice is cut from, of a model with tensors of these names.
 
     Raises:
-        ValueError: it has several and the slice does not say which; or it has none of this name.
+        ValueError: the model has several stacks and the slice does not say which; or it has none of this name.
     """
     model, counts = part.sources[0].model, count_layers(names)
     wanted = part.stack or ""
@@ -50,7 +50,9 @@ def cut_stack(part: Slice, names: Iterable[str]) -> str:
         raise ValueError(f"{model} has no layers to cut: no tensor is called like layers.0.*, h.0.* or block.0.*")
     there = ", ".join(f"{stack} ({number} layers)" for stack, number in list(counts.items())[:20])
     wrong = f"no stack of layers {wanted!r}; it has" if not fitting else "several stacks of layers"
-    raise ValueError(f"{model} has {wrong}: {there}. Say which one a slice is cut from: stack: {next(iter(counts))}")
+    raise ValueError(
+        f"{model} has {wrong}: {there}. Say which one a slice is cut from, such as stack: {next(iter(counts))}"
+    )
 
 
 def output_layers(job: Job, checkpoints: Mapping) -> dict[str, list[tuple[str, int]]]:

@@ -52,7 +52,7 @@ def written_out(checkpoint: Tensors, also: Callable[[str], bool] = lambda alias:
     }
     if not own:
         return checkpoint
-    notes = [f"{checkpoint.path}: tied in the file, and written each for itself: {listed(own, 5)}"]
+    notes = [f"{checkpoint.path}: tied in the file, but written separately: {listed(own, 5)}"]
     return View(checkpoint, own, checkpoint.read, checkpoint.sizes, notes)
 
 
@@ -71,7 +71,7 @@ def share_heads(models: Mapping[str, Tensors]) -> dict[str, Tensors]:
             found = [name for name in result[model].leaves if by_class(head, name) and _is_embedding(name)]
             denied = _denies(models[model])
             if len(found) == 1 and not denied and (denied is False or all(same(x, head, found[0]) for x in having)):
-                notes = [f"{model} has no {shown(head)}: it is {shown(found[0])}"]
+                notes = [f"{model} has no {shown(head)}: {shown(found[0])} is used for it"]
                 checkpoint = result[model]
                 result[model] = View(checkpoint, {}, checkpoint.read, checkpoint.sizes, notes, {head: found[0]})
     return result

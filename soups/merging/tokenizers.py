@@ -69,13 +69,13 @@ def parse_rule(given: Mapping[str, Any], models: list[str], where: str) -> Rule 
     """Understand a recipe's `tokenizer_source` or `tokenizer`; None without either.
 
     Raises:
-        ValueError: both, unknown fields or models, or values of another kind.
+        ValueError: both fields are given; a field or a model is unknown; a value has the wrong type.
     """
     block, source = given.get("tokenizer"), given.get("tokenizer_source")
     if block is None:
         return None if source is None else Rule(_source(source, models, f"tokenizer_source of {where}"))
     if source is not None:
-        raise ValueError(f"{where}: tokenizer_source and tokenizer say the same: give one of them")
+        raise ValueError(f"{where}: tokenizer_source and tokenizer are two ways to say the same: give one of them")
     where = f"tokenizer of {where}"
     if not isinstance(block, Mapping):
         raise ValueError(f"{where} must be a mapping, not {block!r}")
@@ -161,7 +161,7 @@ def align(
     own, donors = _rows(rule, base, output, known)
     lists = {
         "the union leaves out tokens without a row in any model": unused,
-        f"added to the vocabulary of {source}, for the recipe has a rule for them": new,
+        f"added to the vocabulary of {source}, because the recipe has a rule for them": new,
     }
     notes = [f"{what}: {few(repr(shown(token)) for token in tokens)}" for what, tokens in lists.items() if tokens]
     files = _files(folders[source], output) if union or new else {}
@@ -214,7 +214,7 @@ def _with_added(vocabulary, tokens):
 def _files(folder, output):
     """Return the files of a vocabulary that is no model's own: those of this one, with all added tokens."""
     if not os.path.lexists(folder / FILE):
-        raise ValueError(f"no {FILE} in {folder}: a vocabulary with further tokens is written into one")
+        raise ValueError(f"no {FILE} in {folder}, which a vocabulary with added tokens needs")
     added = sorted(output.added.values(), key=lambda entry: entry["id"])
     files = {FILE: read_json(folder / FILE) | {"added_tokens": added}}
     config = read_json(folder / CONFIG) if os.path.lexists(folder / CONFIG) else {}
@@ -239,7 +239,7 @@ def _rows(rule, base, output, known):
     ]
     if without:
         raise ValueError(
-            f"{len(without)} tokens have no row in any model, for their tokenizers go beyond vocab_size: "
+            f"{len(without)} tokens have no row in any model, because their tokenizers go beyond vocab_size: "
             f"{few(repr(shown(token)) for token in without)}; "
             "say which row they get, such as tokenizer: {tokens: {TOKEN: {source: {kind: zero}}}}"
         )

@@ -74,11 +74,11 @@ def check(value: Value, where: str, kind: type) -> None:
             _check_scalar(item, where, kind)
             continue
         if unknown := set(item) - {"filter", "value"}:
-            raise ValueError(f"{where}: a filter has 'filter' and 'value', not {sorted(unknown)[0]!r}")
+            raise ValueError(f"{where}: a filter has the fields 'filter' and 'value', not {sorted(unknown)[0]!r}")
         if "value" not in item:
             raise ValueError(f"{where}: a filter without a value: {brief(dict(item))}")
         if not isinstance(item.get("filter", "*"), str | None):
-            raise ValueError(f"{where}: a filter is part of a tensor's name, not {brief(item['filter'])}")
+            raise ValueError(f"{where}: a filter must be part of a tensor's name, not {brief(item['filter'])}")
         check(item["value"], f"{where}[{item.get('filter', '*')}]", kind)
 
 

@@ -56,12 +56,12 @@ def read_vocabulary(folder: pathlib.Path, *, with_rows: bool = False) -> Vocabul
     `with_rows`: the number of each must be that of its row, which no model of sentencepiece promises.
 
     Raises:
-        ValueError: there is none of these files, or it is damaged or of another kind.
+        ValueError: none of these files is there, or one is damaged or of another kind.
     """
     path = vocabulary_file(folder)
     if path is None or (path.name not in NUMBERED and (with_rows or path.name not in PIECES)):
         there = f"; {path.name} does not tell them" if path else ""
-        raise ValueError(f"no {', '.join(NUMBERED)} in {folder}: the numbers of its tokens are not known{there}")
+        raise ValueError(f"no {', '.join(NUMBERED)} in {folder}, so the numbers of its tokens are not known{there}")
     try:
         tokens, entries = _read(path)
         for number, entry in _object(folder / CONFIG).get("added_tokens_decoder", {}).items():
@@ -104,7 +104,7 @@ def _differences(files):
     for model, file in files:
         try:
             if len({name == "sentencepiece.bpe.model" for name in (file.name, files[0][1].name)}) > 1:
-                raise ValueError(f"the rows of {files[0][1]} and {file} are numbered each in its own way")
+                raise ValueError(f"{files[0][1]} and {file} number their rows in different ways")
             tokens = read_vocabulary(file.parent).tokens
         except ValueError as error:
             unread.setdefault(_identity(file), []).append(f"{model} cannot be compared: {error}")
@@ -169,7 +169,7 @@ def _read(path):
     model = content.get("model")
     found = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(found, dict | list):
-        raise ValueError(f"{path} has no model with a vocab: it is no tokenizer of Hugging Face")
+        raise ValueError(f"{path} has no model with a vocab: it is not a Hugging Face tokenizer")
     if isinstance(found, list):  # [token, score] of a unigram model
         found = {entry[0]: number for number, entry in enumerate(found)}
     return found, {entry["content"]: entry for entry in content.get("added_tokens") or []}
@@ -188,9 +188,9 @@ def _pieces(path):
     try:
         pieces = [_text(piece) for field, piece in _fields(content) if field == 1]
     except (ValueError, IndexError, StopIteration, TypeError) as error:
-        raise ValueError(f"{path} is no model of sentencepiece, or damaged") from error
+        raise ValueError(f"{path} is not a sentencepiece model, or is damaged") from error
     if not pieces:
-        raise ValueError(f"{path} is no model of sentencepiece: it has no pieces")
+        raise ValueError(f"{path} is not a sentencepiece model: it has no pieces")
     return pieces
 
 
@@ -209,7 +209,7 @@ def _fields(content):
         elif key & 7 == 0:
             _, at = _varint(content, at)
         elif not size:
-            raise ValueError(f"{key & 7} is no kind of field")
+            raise ValueError(f"{key & 7} is not a kind of field")
         if at + size > len(content):
             raise ValueError("a field goes on after the end")
         yield key >> 3, content[at : at + size] if key & 7 == 2 else None

@@ -20,8 +20,9 @@ def load_yaml(text: str, where: str = "the text") -> Any:
     """Return the value of a YAML document: 1e-5 is a number too, keys are text, dates and unknown tags are not there.
 
     Raises:
-        ValueError: not YAML, or several documents; a key that stands there twice, or that is no text; a tag of another
-            kind of value; more than 100,000 values or 50 levels with anchors written out, or an anchor inside itself.
+        ValueError: text that is not YAML, or holds several documents; a key that appears twice, or is not text; a tag
+            that does not fit its value; more than 100,000 values or 50 levels when anchors are written out; an anchor
+            inside itself.
     """
     try:
         value, more = _Loader(text).load()
@@ -82,7 +83,7 @@ class _Loader(Composer, _Events, SafeConstructor, Resolver):
             if not isinstance(key, yaml.ScalarNode):
                 raise _problem(key, "a key must be text")
             if key.value in seen:
-                raise _problem(key, f"{key.value!r} stands there twice")
+                raise _problem(key, f"{key.value!r} appears twice")
             seen.add(key.value)
         return node
 

@@ -75,7 +75,7 @@ def reestimate_batch_stats(stats: Callable, params: Tree, batches: Iterable) -> 
     Needed after averaging weights: Izmailov et al., "Averaging Weights Leads to Wider Optima" (2018), arXiv:1803.05407.
 
     Raises:
-        ValueError: weights without BatchNorm statistics, or no batches.
+        ValueError: weights that have no BatchNorm statistics; no batches.
     """
     old = _from_zeros(params)["batch_stats"]
     measure = jax.jit(stats)

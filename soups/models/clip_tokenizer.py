@@ -45,7 +45,7 @@ def clip_tokenizer(path: str | os.PathLike) -> Callable[[Sequence[str]], np.ndar
 
     Raises:
         FileNotFoundError: no such path, or a folder with none of these files.
-        ValueError: files that are damaged or no vocabulary of CLIP; all that is wrong with it is listed.
+        ValueError: files that are damaged, or do not hold a vocabulary of CLIP; everything wrong with it is listed.
 
     Radford et al., "Learning transferable visual models from natural language supervision", 2021, arXiv:2103.00020.
     """
@@ -97,8 +97,8 @@ def _read(file):
     except CheckpointError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{file} is damaged or no vocabulary of CLIP: {type(error).__name__}, {error}") from error
-    raise ValueError(f"{file} is no vocabulary: give {', '.join(names[0] for names in FILES)}, or a folder")
+        raise ValueError(f"{file} is damaged, or not a vocabulary of CLIP: {type(error).__name__}, {error}") from error
+    raise ValueError(f"{file} is not a vocabulary: give {', '.join(names[0] for names in FILES)}, or a folder")
 
 
 def _read_published(file):
@@ -123,7 +123,7 @@ def _symbols():
 def _checked(numbers, merges, file):
     """Return the numbers of the start and the end token of a good vocabulary."""
     if problems := list(_problems(numbers, merges)):
-        raise ValueError(f"{file} is no vocabulary of CLIP: {'; '.join(problems)}")
+        raise ValueError(f"{file} is not a vocabulary of CLIP: {'; '.join(problems)}")
     return next(tuple(numbers[end] for end in ends) for ends in ENDS if all(end in numbers for end in ends))
 
 
@@ -151,6 +151,6 @@ def _problems(numbers, merges):
 
 def _check_texts(texts):
     if isinstance(texts, str):
-        raise ValueError("one string was given, but a sequence of strings is tokenized: give [text]")
+        raise ValueError("texts must be a sequence of strings, but one string was given: give [text]")
     if bad := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
         raise ValueError(f"texts must be strings, but text {bad[0]} is a {type(texts[bad[0]]).__name__}")

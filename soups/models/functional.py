@@ -140,13 +140,13 @@ def normalizer(mean: Sequence[float] | None = None, std: Sequence[float] | None 
     except (TypeError, ValueError):
         fits = False
     if not fits:
-        raise ValueError(f"mean and std need a number for each channel, std positive ones, not {mean} and {std}")
+        raise ValueError(f"mean and std need a finite number for each channel, in std above 0, not {mean} and {std}")
 
     def normalized(inputs):
         if not jnp.issubdtype(_checked(inputs).dtype, jnp.floating):
-            raise ValueError(f"inputs of {inputs.dtype} are not normalised: give floats, or neither mean nor std")
+            raise ValueError(f"inputs of {inputs.dtype} cannot be normalised: give floats, or neither mean nor std")
         if inputs.shape[-1] != len(shift):
-            raise ValueError(f"inputs have {inputs.shape[-1]} channels, but mean and std are of {len(shift)}")
+            raise ValueError(f"inputs have {inputs.shape[-1]} channels, but mean and std have {len(shift)}")
         shape = (1,) * (inputs.ndim - 1) + (-1,)
         return (inputs.astype(jnp.float32) - shift.reshape(shape)) / scale.reshape(shape)
 

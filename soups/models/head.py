@@ -32,17 +32,19 @@ def replace_head(
             [features, classes] and bias, if it has one; default: that of `head_rule`.
 
     Raises:
-        ValueError: no head to replace, or something else than one kernel and its bias; fewer than two classes, or no
-            key to draw with.
+        ValueError: no head to replace, or leaves that are not one kernel and its bias; fewer than two classes; no key
+            to draw the head with.
     """
     rule = pattern(head_rule(params) if head is None else head, "head")
     below = f"{rule.pattern}/"
     old = {n: leaf for n, leaf in tree.flatten(params).items() if rule.fullmatch(n) or n.startswith(below)}
     if sorted(leaf.ndim for leaf in old.values()) not in ([2], [1, 2]):
         shapes = ", ".join(f"{name} {leaf.shape}" for name, leaf in old.items()) or "no leaf"
-        raise ValueError(f"a head is a kernel [features, classes] and mostly a bias, but {rule.pattern!r} is {shapes}")
+        raise ValueError(
+            f"a head must be a kernel [features, classes], with or without a bias, but {rule.pattern!r} is {shapes}"
+        )
     if not zero and key is None:
-        raise ValueError("a head that is not zero is drawn at random and needs a key")
+        raise ValueError("a head that is drawn at random needs a key")
     if not isinstance(num_classes, int | np.integer) or num_classes < 2:
         raise ValueError(f"a head needs at least two classes, not {num_classes!r}")
     draw = jax.nn.initializers.zeros if zero else jax.nn.initializers.lecun_normal()

@@ -54,9 +54,9 @@ def imported_members(paths: Iterable, arch: str | Architecture, num_classes: int
     all files are read and checked at once.
 
     Raises:
-        FileNotFoundError: files that are not there; all are listed.
-        ValueError: no files, two of one name, or any that `import_weights` refuses: all are listed; heads of different
-            numbers of classes.
+        FileNotFoundError: files that do not exist; all are listed.
+        ValueError: no files; two files of the same name; files that `import_weights` refuses, all of them listed; heads
+            with different numbers of classes.
     """
     named, wanted, problems, classes = _by_name(paths), architecture(arch), [], {}
     for name, path in named.items():

@@ -40,7 +40,7 @@ class ManyHeads:
     def __post_init__(self):
         if "params" in self._shapes or set(self._shapes.get("head", ())) != {"kernel", "bias"}:
             raise ValueError(
-                "a network of many tasks has no state such as BatchNorm's, and its last layer is a Dense named 'head' "
+                "a network of many tasks must have no state, such as BatchNorm's, and end with a Dense named 'head' "
                 f"with a bias; this one has {', '.join(self._shapes)}"
             )
 
@@ -99,7 +99,9 @@ def split_head(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
 def bundled(datasets) -> dict[str, np.ndarray]:
     """Lay equally many examples of T tasks together: "image" uint8 [N, H, W, T · channels], "label" int32 [N, T]."""
     if len(counts := {len(dataset) for dataset in datasets}) > 1:
-        raise ValueError(f"tasks are trained together on equally many examples, not {', '.join(map(str, counts))}")
+        raise ValueError(
+            f"tasks that are trained together need equally many examples, not {', '.join(map(str, counts))}"
+        )
     images = np.concatenate([dataset.images for dataset in datasets], axis=-1)
     return {"image": images, "label": np.stack([dataset.labels for dataset in datasets], axis=1)}
 

@@ -35,9 +35,9 @@ def glyph_vit(
     `config.model.name = "glyph_vit"`, which is given the classes of the task. The weights are float32.
 
     Raises:
-        ValueError: the file is damaged, images of another shape, no number of classes or another one than of names,
-            names that are no texts.
-        FileNotFoundError: the file is not there.
+        ValueError: a damaged file; another image shape than that of the network; a `num_classes` that is not a whole
+            number of at least 1, or not the number of `class_names`; class names that are not text.
+        FileNotFoundError: the file is missing from the package.
     """
     params, metadata = read_weights(WEIGHTS, DIGEST)
     shape, known = json.loads(metadata["image_shape"]), json.loads(metadata["class_names"])
@@ -50,7 +50,7 @@ def glyph_vit(
     if num_classes not in (None, len(class_names)):
         raise ValueError(f"there are {len(class_names)} class names for {num_classes} classes")
     if other := [name for name in class_names if not isinstance(name, str)]:
-        raise ValueError(f"class names must be texts, such as '0', not {other[0]!r:.200}")
+        raise ValueError(f"class names must be strings, such as '0', not {other[0]!r:.200}")
     params["head"] = {name: _columns(leaf, known, class_names) for name, leaf in params["head"].items()}
     return Network.of(ViT(num_classes=len(class_names), **json.loads(metadata["network"])), start=params)
 

@@ -47,9 +47,9 @@ def repair(
         mean, std: those of `apply_fn`; inputs are normalised and checked as there, with the same errors.
 
     Raises:
-        ValueError: no members or batches, batches that can be read once only, other structures, NaN or infinity, not
-            one weight for each member or none but zeros, layers that do not exist, have no bias, or are called more
-            than once.
+        ValueError: no members or no batches; batches that can be read only once; weights whose structures differ; NaN
+            or infinity; `weights` that are not one for each member, or only zeros; layers that do not exist, have no
+            bias, or are called more than once.
 
     Jordan et al., "REPAIR: REnormalizing permuted activations for interpolation repair", 2022, arXiv:2211.08403.
     """
@@ -87,7 +87,7 @@ def activation_statistics(
 
 def _check(soup, members, batches, weights):
     if iter(batches) is batches:
-        raise ValueError("batches are read once for each member: give a list instead of an iterator")
+        raise ValueError("batches are read once for each member: give a list, not an iterator")
     labels, trees = ["soup", *members], [soup, *members.values()]
     tree.check_same_structure(trees, labels, dtypes=False)
     for label, params in zip(labels, trees, strict=True):

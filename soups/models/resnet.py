@@ -34,7 +34,7 @@ class ResNet(nn.Module):
         """Map images [B, H, W, C] of floats to logits [B, num_classes] in float32."""
         width = round(16 * self.width_multiplier)
         if width < 1:
-            raise ValueError(f"width_multiplier {self.width_multiplier} leaves no channel of 16: give at least 1/16")
+            raise ValueError(f"width_multiplier {self.width_multiplier} leaves none of 16 channels: give at least 1/16")
         check_name(self.norm, NORMS, "norm")
         x = ConvNorm(width, 1, self.norm, self.momentum, self.dtype, name="stem")(images_BxHxWxC, train)
         x = nn.relu(x)

@@ -32,7 +32,7 @@ def zero_shot_head(
         batch_size: texts in one call, rounded down to whole classes; at least one class.
         progress: is called with the number of classes done since the last call.
 
-    What is not so, and a text tower that gives no finite direction, is a ValueError that names the culprits.
+    Anything else, and a text tower whose features are not finite or all zero, is a ValueError that names the culprits.
 
     Radford et al., "Learning transferable visual models from natural language supervision", 2021, arXiv:2103.00020.
     """
@@ -67,7 +67,7 @@ def _directions(features_CxTxD, names):
     with np.errstate(invalid="ignore", divide="ignore"):
         directions_CxD = _unit(_unit(features_CxTxD).mean(axis=1))
     if bad := [name for name, row in zip(names, directions_CxD, strict=True) if not np.isfinite(row).all()]:
-        raise ValueError(f"the text tower gives no finite direction for {listed(bad)}")
+        raise ValueError(f"the text tower gives features that are not finite, or all zeros, for {listed(bad)}")
     return directions_CxD
 
 
@@ -82,7 +82,9 @@ def _checked(class_names, templates):
         if len(strings) == 0:
             raise ValueError(f"a zero-shot head needs {what}, but none were given")
     if bad := [index for index, name in enumerate(class_names) if not isinstance(name, str) or not name.strip()]:
-        raise ValueError(f"class names must be strings that are not empty, but not so numbers {bad[:10]}")
+        raise ValueError(f"class names must be non-empty strings, but those at {bad[:10]} are not")
     if bad := [template for template in templates if not isinstance(template, str) or template.count("{}") != 1]:
-        raise ValueError(f"a template needs one {{}} for the name of the class, but not so {listed(map(str, bad))}")
+        raise ValueError(
+            f"a template needs one {{}} for the name of the class, which these lack: {listed(map(str, bad))}"
+        )
     return list(class_names), list(templates)

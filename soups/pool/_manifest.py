@@ -64,7 +64,9 @@ class Records:
         by_name, self._read = {}, {}
         for file in files:
             if (name := self._names.get(file)) is not None and by_name.setdefault(name, file) != file:
-                raise PoolCorruptionError(f"{self._path / RECORDS}: {by_name[name]} and {file} are both of {name!r}")
+                raise PoolCorruptionError(
+                    f"{self._path / RECORDS}: {by_name[name]} and {file} are both records of {name!r}"
+                )
         self._files, self._seen = by_name, seen
 
     def __iter__(self) -> Iterator[str]:
@@ -158,14 +160,16 @@ class Records:
         try:
             return set(os.listdir(_record.no_link(self._path / RECORDS)))
         except (FileNotFoundError, NotADirectoryError):
-            raise PoolCorruptionError(f"{self._path / RECORDS} is missing, with the records of all members") from None
+            raise PoolCorruptionError(
+                f"{self._path / RECORDS}, which holds the records of all members, is missing"
+            ) from None
 
     def _records_of(self, entries):
         files = sorted((file for file in entries if _RECORD.fullmatch(file)), key=lambda file: (_number(file), file))
         owners = {}
         for file in files:
             if (owner := owners.setdefault(_directory(file), file)) != file:
-                raise PoolCorruptionError(f"{self._path / RECORDS}: {owner} and {file} are of one directory")
+                raise PoolCorruptionError(f"{self._path / RECORDS}: {owner} and {file} name the same directory")
         return files
 
     def _names_of(self, files):

@@ -53,7 +53,7 @@ def flatten(tree: Tree, what: str) -> Flat:
         else:
             flat.arrays[name], flat.keys[name] = leaf, keys
     if not problems and not any(array.size for array in flat.arrays.values()):
-        problems.append("it holds no number")
+        problems.append("it does not hold a single number")
     if problems:
         lines = bounded([f"  {problem}" for problem in problems])
         raise ValueError(f"{what} cannot be stored: a tree of arrays of numbers is needed\n{lines}")
@@ -117,7 +117,7 @@ def _problem(name, keys, leaf, flat):
     if name in flat.arrays:
         return f"is the name of two leaves, at {flat.keys[name]} and at {keys}"
     if _HALF.search(name):
-        return "is no text: it holds half a character"
+        return "is not valid text: it holds half a surrogate pair"
     if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
         module = type(leaf).__module__.partition(".")[0]
         kind = f"{'' if module == 'builtins' else module + '.'}{type(leaf).__name__}"

@@ -50,7 +50,7 @@ def name_of(text: str, file: pathlib.Path) -> str:
     """Return the member's name, the first field of an unsealed record, without reading the rest."""
     name = parsed(text.partition("\n")[0].removesuffix(",") + "}", file).get("name")
     if not isinstance(name, str) or not name:
-        raise PoolCorruptionError(f"{file} is not a record of a pool: it begins with no name")
+        raise PoolCorruptionError(f"{file} is not a record of a pool: it does not begin with a name")
     return name
 
 
@@ -67,7 +67,7 @@ def checked(record, file: pathlib.Path) -> dict:
 def directory(pool: pathlib.Path, relative: str) -> pathlib.Path:
     """Return the directory of a member, the one door to it for reading, removing and sweeping."""
     if not _PLACE.fullmatch(relative):
-        raise PoolCorruptionError(f"{pool}: a member lies in {MEMBERS}/NAME, not in {shown(relative)!r}")
+        raise PoolCorruptionError(f"{pool}: a member must lie in {MEMBERS}/NAME, not in {shown(relative)!r}")
     no_link(pool / MEMBERS)
     return no_link(pool / relative)
 
@@ -75,27 +75,33 @@ def directory(pool: pathlib.Path, relative: str) -> pathlib.Path:
 def no_link(place: pathlib.Path) -> pathlib.Path:
     """Return a place within a pool."""
     if place.is_symlink():
-        raise PoolCorruptionError(f"{place} is a link: a pool holds none")
+        raise PoolCorruptionError(f"{place} is a symbolic link, which a pool must not contain")
     return place
 
 
 def _check(record):
-    _require(isinstance(record, dict), "it is no object")
+    _require(isinstance(record, dict), "it is not a JSON object")
     _require(isinstance(record["path"], str) and _PLACE.fullmatch(record["path"]), "its path is not members/NAME")
     _require(record["status"] in ("ok", "non-finite"), "its status is neither ok nor non-finite")
-    _require(record["base"] is None or isinstance(record["base"], str), "its base is no text")
-    _require(isinstance(record["created"], str), "its created is no text")
+    _require(record["base"] is None or isinstance(record["base"], str), "its base is not text")
+    _require(isinstance(record["created"], str), "its created is not text")
     for field in ("metadata", "metrics", "versions", "leaves", "files"):
-        _require(isinstance(record[field], dict), f"its {field} are no object")
-    _require(_is_digest(record["digest"]), "its digest is none")
+        _require(isinstance(record[field], dict), f"its {field} is not a JSON object")
+    _require(_is_digest(record["digest"]), "its digest is not 32 hexadecimal digits")
     for file, digest in record["files"].items():
-        _require(_is_digest(digest), f"the digest of {shown(file)} is none")
-        _require(not {"", ".", ".."} & set(file.split("/")) and "\0" not in file, f"{shown(file)} is no file of it")
+        _require(_is_digest(digest), f"the digest of {shown(file)} is not 32 hexadecimal digits")
+        _require(
+            not {"", ".", ".."} & set(file.split("/")) and "\0" not in file,
+            f"{shown(file)} is not the path of a file inside the member",
+        )
     for name, leaf in record["leaves"].items():
         _check_leaf(name, leaf)
     bad = record["nonfinite_leaves"]
-    _require(isinstance(bad, list) and record["leaves"].keys() >= set(bad), "its nonfinite_leaves are no leaves")
-    _require(record["status"] == ("non-finite" if bad else "ok"), "its status is not that of its leaves")
+    _require(
+        isinstance(bad, list) and record["leaves"].keys() >= set(bad),
+        "its nonfinite_leaves are not a list of its leaves",
+    )
+    _require(record["status"] == ("non-finite" if bad else "ok"), "its status contradicts its nonfinite_leaves")
     _check_places(record)
 
 
@@ -103,12 +109,12 @@ def _check_leaf(name, leaf):
     where = f"leaf {shown(name)}"
     keys = leaf["keys"]
     _check_keys(keys, where)
-    _require("/".join(texts(keys)) == name, f"{where} has the keys of another")
+    _require("/".join(texts(keys)) == name, f"{where} has the keys of another leaf")
     _require(isinstance(leaf["dtype"], str) and isinstance(leaf["shape"], list), f"{where} has no dtype or no shape")
     dtype = np.dtype(leaf["dtype"])
     _require(dtype.name == leaf["dtype"] and is_number(dtype), f"{where} has dtype {shown(leaf['dtype'])}")
     checked_nbytes(tuple(leaf["shape"]), dtype, where)
-    _require(_is_digest(leaf["digest"]), f"the digest of {where} is none")
+    _require(_is_digest(leaf["digest"]), f"the digest of {where} is not 32 hexadecimal digits")
     stored = leaf.get("stored") if "stored" in leaf or not all(isinstance(k, str) for k in keys) else name
     _require(isinstance(stored, str) and stored, f"{where} has no name on disk")
 
@@ -118,7 +124,7 @@ def _check_keys(keys, where):
     for key in keys:
         typed = isinstance(key, dict) and len(key) == 1 and set(key) <= _KEYS
         plain = typed and isinstance(next(iter(key.values())), (str, int, float, type(None)))
-        _require(isinstance(key, str) or plain, f"{where} has a key that is none")
+        _require(isinstance(key, str) or plain, f"{where} has a key of an unknown form")
 
 
 def _check_places(record):
@@ -126,13 +132,13 @@ def _check_places(record):
     places = [tuple(texts(leaf["keys"])) for leaf in record["leaves"].values()]
     for place in record.get("empty", ()):
         _check_keys(place["keys"], "an empty place")
-        _require(place["kind"] in ("None", "container"), "an empty place is of no kind")
+        _require(place["kind"] in ("None", "container"), "an empty place is neither None nor a container")
         places.append(tuple(texts(place["keys"])))
     taken = set(places)
     for place in places:
         inside = [place[:depth] for depth in range(1, len(place)) if place[:depth] in taken]
-        _require(not inside, f"{shown('/'.join(place))} lies in what is no container")
-    _require(len(taken) == len(places), "two leaves lie in one place")
+        _require(not inside, f"{shown('/'.join(place))} lies inside a leaf")
+    _require(len(taken) == len(places), "two leaves have the same keys")
 
 
 def _is_digest(value):

@@ -35,16 +35,16 @@ class Pool(Mapping):
         must_exist: a pool must be there already.
 
     Raises:
-        FileNotFoundError: there is none, with `must_exist`.
-        NotADirectoryError: `path` is, or leads through, a file.
+        FileNotFoundError: with `must_exist`, there is no pool at `path`.
+        NotADirectoryError: `path` is a file, or leads through one.
         PoolCorruptionError: the manifest or a record is not what was written; each such file is named.
-        ValueError: a URL, or a pool of a format that this version does not know.
+        ValueError: a URL; a pool whose format this version does not know.
     """
 
     def __init__(self, path: PathLike, *, must_exist: bool = False):
         self.path = local_path(path).absolute()
         if file := next((place for place in (self.path, *self.path.parents) if place.is_file()), None):
-            raise NotADirectoryError(f"a pool is a directory, and {file} is a file")
+            raise NotADirectoryError(f"a pool is a directory, but {file} is a file")
         if must_exist and not _manifest.exists(self.path):
             raise FileNotFoundError(f"there is no pool at {self.path}")
         self._records = _manifest.Records(self.path)  # the views have the same: a change is seen through all
@@ -126,7 +126,8 @@ class Pool(Mapping):
         a leaf without a sharding goes to the first device.
 
         Raises:
-            ValueError: other names, shapes or dtypes, or a dtype that JAX is not set to hold (float64).
+            ValueError: a `like` with other names, shapes or dtypes than the member; a dtype that JAX is not set to hold
+                (float64).
         """
         member = self._member(name)
         wanted = _paths.by_exact_name(like)
@@ -173,14 +174,15 @@ class Pool(Mapping):
             base: the name or digest of the weights it was fine-tuned from.
 
         Raises:
-            ValueError: a name that is taken, another structure, or what a pool cannot hold; all of it is listed.
+            ValueError: a name that is taken; names, shapes or dtypes that are not those of the other members; leaves
+                that a pool cannot hold. All problems are listed.
             OSError: the disk is full or cannot be written to.
         """
         self._check_whole_pool("add")
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise ValueError(f"a member's name is a non-empty printable string, not {name!r}")
+            raise ValueError(f"a member's name must be a non-empty printable string, not {name!r}")
         if base is not None and not isinstance(base, str):
-            raise ValueError(f"base is the name or digest of weights, a text, not {base!r:.200}")
+            raise ValueError(f"base must be the name or the digest of weights, not {base!r:.200}")
         given = {
             "metadata": as_json(metadata or {}, "metadata"),
             "metrics": as_json(metrics or {}, "metrics"),
@@ -303,7 +305,7 @@ def as_json(values: Mapping, what: str) -> dict[str, Any]:
     try:
         return parse_json(json.dumps(dict(values), default=_plain), what)  # as it will be read back
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{what} must be what JSON can hold: {error}") from error
+        raise ValueError(f"{what} must be something that JSON can hold: {error}") from error
 
 
 def _plain(value):

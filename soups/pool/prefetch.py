@@ -105,7 +105,9 @@ class _Prefetched(Mapping):
     def digest(self):
         """Return what tells a member's digest, where the members know theirs and are not rounded."""
         if self._dtype is not None:
-            raise AttributeError("rounded members are not those whose digests are known")
+            raise AttributeError(
+                "members that are rounded when they are read have other digests than those of the pool"
+            )
         return self._members.digest
 
     @property

@@ -34,9 +34,10 @@ def save_soup(out: str | os.PathLike, soup: Any, *, pool: Pool | None = None) ->
         pool: the pool, or a view of it, that the ingredients come from; of a plain tree all members are ingredients.
 
     Raises:
-        FileExistsError: something is at `out`.
-        BlockingIOError: another process writes there.
-        ValueError: what is no array of numbers; an ingredient that the pool does not have, or has with another digest.
+        FileExistsError: something already exists at `out`.
+        BlockingIOError: another process is writing there.
+        ValueError: leaves that are not arrays of numbers; an ingredient that the pool lacks, or has with another
+            digest.
         OSError: the disk is full or cannot be written to.
     """
     from soups.recipes import Soup
@@ -58,7 +59,7 @@ def _record(known, pool):
     if weights is None:
         weights = dict.fromkeys(pool or (), None)
     if pool is not None:
-        lines = [f"  {name!r} is no member of {pool.path}" for name in weights if name not in pool]
+        lines = [f"  {name!r} is not a member of {pool.path}" for name in weights if name not in pool]
         lines += [
             f"  {name!r} has other weights in {pool.path}"
             for name in weights

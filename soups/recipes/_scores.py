@@ -33,7 +33,7 @@ def direction(metric: str | None, mode: str | None, evaluate: Any = None) -> str
             if own := getattr(owner, "modes", None):
                 check_name(metric, own, "metric")
             hint = did_you_mean(metric, known)
-            raise ValueError(f"is more or less of {metric!r} better?{hint} Give mode='max' or mode='min'")
+            raise ValueError(f"is a higher or a lower {metric!r} better?{hint} Give mode='max' or mode='min'")
     if mode not in (None, "max", "min"):
         raise ValueError(f"mode must be 'max' or 'min', not {mode!r}")
     return mode or "max"
@@ -52,10 +52,10 @@ def pick_metric(value: Any, metric: str | None) -> float:
     """Return the number by which to choose, of what an `evaluate` returned: a number, or metrics by name."""
     if isinstance(value, Mapping):
         if metric is None:
-            raise ValueError(f"evaluate returns several metrics, choose one with metric=: {', '.join(value)}")
+            raise ValueError(f"evaluate returns several metrics: choose one with metric=: {', '.join(value)}")
         value = value[check_name(metric, value, "metric")]
     elif metric is not None:
-        raise ValueError(f"metric={metric!r} was given, but evaluate returns a number and no mapping")
+        raise ValueError(f"metric={metric!r} was given, but evaluate returns a single number, not a mapping of metrics")
     return number(value, "a score must be a number, but evaluate gives")
 
 

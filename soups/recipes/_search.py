@@ -84,7 +84,9 @@ def ranged(name: str, given: Sequence[Any], default: Any = 0.0, **more: Any) -> 
     low, high = (arguments.setting(end, kind(), f"an end of the range of {name}") for end in values[:2])
     logarithmic = values[2:] == ["log"]
     if not (math.isfinite(low) and math.isfinite(high) and low < high and (not logarithmic or low > 0)):
-        raise ValueError(f"the range of {name} must rise, and be above 0 where it is logarithmic, not {given!r}")
+        raise ValueError(
+            f"the range of {name} needs finite ends, the lower first, and above 0 on a log scale, not {given!r}"
+        )
     return Axis(name, kind(low), kind(high), logarithmic, kind is int, number, **more)
 
 

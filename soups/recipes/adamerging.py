@@ -49,7 +49,8 @@ def adamerging(
         holding them all), and whose history has the sum of the tasks' mean entropies at every step.
 
     Raises:
-        ValueError: a task without batches, settings out of range, logits not [B, C], a loss that is not finite.
+        ValueError: a task without batches; a setting out of range; logits that are not [B, C]; an entropy that is not
+            finite.
 
     Yang et al., "AdaMerging: Adaptive model merging for multi-task learning", 2023, arXiv 2310.02575.
     """
@@ -182,4 +183,6 @@ def _forever(batches: Iterable[Any], name: str) -> Iterator[Any]:
             empty = False
             yield batch
         if empty:
-            raise ValueError(f"no batches for task {name}: there are none, or they can be gone through only once")
+            raise ValueError(
+                f"no batches for task {name}: the list is empty, or an iterator that is used up (give a list)"
+            )

@@ -115,10 +115,10 @@ class Method:
         """Merge members by this method, as its public function does.
 
         Raises:
-            TypeError: other arguments than those of the signature.
-            ValueError: too few or too many members, no base where one is needed, a setting of another kind than its
-                default, not one value for each member, complex leaves where the method compares elements; as
-                `engine.merge`, and as the method's own documentation says.
+            TypeError: an argument that the signature does not have, or a required one that is missing.
+            ValueError: too few or too many members; a missing base; a setting whose type is not that of its default;
+                per-member settings that do not give one value for each member; complex leaves, if the method compares
+                elements. Also what `engine.merge` raises, and what the method's own documentation lists.
         """
         try:
             bound = self.signature.bind(*arguments, **named)
@@ -132,10 +132,10 @@ class Method:
         known = self.signature.parameters
         for name in named:
             if name not in known:
-                said = self.gone.get(name) or f"there are: {', '.join(known)}"
+                said = self.gone.get(name) or f"it takes {', '.join(known)}"
                 return f"unknown argument {name!r}{did_you_mean(name, known)}; {said}"
         if "base" not in named and known.get("base", None) is not None and known["base"].default is REQUIRED:
-            return "a base is needed, base=: the weights that the members were fine-tuned from"
+            return "it needs base=, the weights that the members were fine-tuned from"
         return ""
 
     def _merge(self, *, member=None, members=None, base=None, keep_first, **given):
@@ -245,7 +245,8 @@ def method(*, registry: dict[str, Method] = METHODS, **declared: Any) -> Callabl
     `recipe(inputs, **settings)` is the recipe alone.
 
     Raises:
-        ValueError: a method of this library has the name; no parameter for `Inputs`; an unknown base or setting.
+        ValueError: the name of a method of another module; a function without a parameter for `Inputs`; an unknown
+            `base`; a per-member setting that the function does not have.
     """
 
     def declare(function):

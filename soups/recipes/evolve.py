@@ -56,9 +56,10 @@ def evolve(
         A soup: `recipe` has the settings found, `ingredients` the weights, 1.0 where none were searched.
 
     Raises:
-        ValueError: nothing to search; a setting that the recipe does not have; a range that is none; no
-            positive budget; a population below 2; another mode; an unknown metric; no finite score; a journal of
-            another search; what the recipe raises, with the settings that it was given.
+        ValueError: nothing to search; a setting that the recipe does not have; a range whose ends are not finite
+            numbers, or whose low end is not below its high end; a budget below 1 or a population below 2; an unknown
+            mode or metric; no candidate with a finite score; a journal of another search. What the recipe raises is
+            raised again, with the settings that it was given.
 
     Akiba et al., "Evolutionary optimization of model merging recipes", 2024, arXiv 2403.13187; Hansen, "The CMA
     evolution strategy: a tutorial", 2016, arXiv 1604.00772, as the package cmaes has it.

@@ -50,8 +50,9 @@ def fisher_information(
         A tree of the structure of `params` in float32; integer leaves count zero.
 
     Raises:
-        ValueError: another estimator; labels or a key that are missing, of no use, of another number or not classes; no
-            inputs, or of different numbers; logits that are not [B, C]; NaN or infinity in the result.
+        ValueError: an unknown estimator; labels or a key that the estimator needs but did not get, or got but does not
+            use; labels that are not one class for each input; no inputs, or arrays with different numbers of examples;
+            logits that are not [B, C]; NaN or infinity in the result.
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
@@ -79,7 +80,7 @@ def fisher_information(
     beside=("fishers",),
     takes_complex=True,
     check=check_alike,
-    gone={"favor": "floor takes one number for each member, above 0 for a favoured one alone"},
+    gone={"favor": "floor takes one number for each member: above 0 for the one to favour, 0 for the others"},
     title="Fisher",
 )
 def fisher(inputs: Inputs, *, weights: ArrayLike = 1.0, floor: float = 1e-6, normalize: bool = False) -> Recipe:
@@ -101,8 +102,9 @@ def fisher(inputs: Inputs, *, weights: ArrayLike = 1.0, floor: float = 1e-6, nor
             part of a model divide `weights` by `tree.norm` of the whole F_i instead.
 
     Raises:
-        ValueError: fishers of other number, names or shapes, not finite, negative, or zero where their
-            norm divides; weights that are negative or all zero; a floor below 0, or of no member that counts above it.
+        ValueError: fishers that are not one for each member, have other names or shapes than the members, are negative
+            or not finite, or are all zero where `normalize` divides by their norm; negative weights, or only zeros; a
+            negative floor, or no member with both its weight and its floor above 0.
 
     Matena and Raffel, "Merging models with Fisher-weighted averaging", 2021, arXiv 2111.09832.
     """
@@ -116,14 +118,14 @@ def fisher(inputs: Inputs, *, weights: ArrayLike = 1.0, floor: float = 1e-6, nor
         squares = engine.sum_over(parts, lambda part: [arrays.inner(leaf, leaf) for leaf in part.leaves[number:]])
         for place, square in enumerate(squares):
             if not tree.traced(square) and not square > 0:
-                raise ValueError(f"the Fisher information beside member {place} is zero, so it cannot be normalized")
+                raise ValueError(f"the Fisher information of member {place} is all zeros, so it cannot be normalized")
         return [weight / square**0.5 for weight, square in zip(weights, squares, strict=True)]
 
     def merge(part, shares):
         leaves, fishers = part.leaves[:number], part.leaves[number:]
         for place, values in enumerate(fishers):
             if not tree.traced(values) and bool((values < 0).any()):
-                raise ValueError(f"negative Fisher information beside member {place}: {part.name}")
+                raise ValueError(f"negative Fisher information of member {place}: {part.name}")
         xp, counts = tree.namespace([*leaves, *fishers]), weights if shares is None else shares
         masses = [xp.maximum(f.astype(x.dtype), least) for f, x, least in zip(fishers, leaves, floors, strict=True)]
         weighed = [mass * leaf for mass, leaf in zip(masses, leaves, strict=True)]
@@ -212,11 +214,13 @@ def _check(apply_fn, params, inputs, estimator, labels, key):
     check_real("fisher_information", tree.flatten(params))
     for value, owner, what in ((labels, "empirical", "labels"), (key, "sampled", "key")):
         if (value is None) == (estimator == owner):
-            verb = "needs" if value is None else "has no use for"
-            raise ValueError(f"estimator {estimator!r} {verb} {what}, which {owner!r} takes")
+            wrong = f"needs {what}" if value is None else f"does not use {what}: only {owner!r} does"
+            raise ValueError(f"estimator {estimator!r} {wrong}")
     counts = {leaf.shape[0] for leaf in jax.tree.leaves(inputs)}
     if len(counts) != 1 or counts == {0}:
-        raise ValueError(f"inputs must be arrays with one number of examples above 0, but there are {sorted(counts)}")
+        raise ValueError(
+            f"inputs must be arrays with the same number of examples, at least 1, but they have {sorted(counts)}"
+        )
     count = counts.pop()
     logits = jax.eval_shape(apply_fn, params, jax.tree.map(lambda leaf: leaf[:1], inputs))
     if arguments.check_logits(logits).shape[0] != 1:

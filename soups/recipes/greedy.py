@@ -55,8 +55,9 @@ def greedy(
             there without a copy on the host. Default: they stay where they are, so NumPy arrays are mixed by NumPy.
 
     Raises:
-        ValueError: no member that is finite and has a finite score, mismatched structures, unknown member, metric, mode
-            or rule, a metric whose direction is not known, an empty order, or a journal of another selection.
+        ValueError: no member that is finite and has a finite score; members whose structures differ; an unknown member,
+            metric, mode or rule; a metric of which it is not known whether more is better; an empty order; a journal of
+            another selection.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, recipe 1.
     """
@@ -162,10 +163,10 @@ def _individual(names, candidates, log):
 
 def _resolve(order, names) -> list[str]:
     if not isinstance(order, Iterable):
-        raise ValueError(f"order is a sequence of members, not {order!r:.200}")
+        raise ValueError(f"order must be a sequence of members, not {order!r:.200}")
     resolved = [names[arguments.place_of(item, names)] for item in order]
     if not resolved:
-        raise ValueError("order names no member: give those to try, or None for the best score first")
+        raise ValueError("order is empty: list the members to try, or give None for the best score first")
     if len(set(resolved)) < len(resolved):
         raise ValueError(f"order names a member twice: {', '.join(resolved)}")
     return resolved

@@ -43,7 +43,7 @@ def wise_ft(inputs: Inputs, *, alpha: ArrayLike = 0.5, only: str = ".*") -> Reci
         robust = soups.wise_ft(member, base=base, alpha=0.5, only="trunk/.*")
 
     Raises:
-        ValueError: mismatched structures in the interpolated part; `only` that matches no leaf.
+        ValueError: leaves that `only` selects but that differ in name or shape; `only` that matches no leaf.
 
     Wortsman et al., "Robust fine-tuning of zero-shot models", 2021, arXiv 2109.01903.
     """

@@ -52,8 +52,9 @@ def learned(
         A soup whose history has the loss of every step; with per="leaf" `ingredients` holds the mean over the leaves.
 
     Raises:
-        ValueError: no batches, a learning rate below 0; a loss that takes other arguments or gives no finite number; a
-            journal of other members or settings, or of more or other batches.
+        ValueError: no batches; a negative learning rate; a loss that takes other arguments, or does not return a finite
+            number; a journal that was written with other members, settings or batches, or with more batches than are
+            given.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.
     """
@@ -136,9 +137,13 @@ def _unused(batches, used, seen):
     for batch in itertools.islice(batches, used):
         given, again = given + 1, content_digest((again, batch))
     if given < used:
-        raise ValueError(f"the journal has {used} steps, but only {given} batches were given: give all, or remove it")
+        raise ValueError(
+            f"the journal has {used} steps, but only {given} batches were given: give all, or remove the journal"
+        )
     if again != seen:
-        raise ValueError(f"the {used} steps of the journal took other batches, or in another order: remove it")
+        raise ValueError(
+            f"the {used} steps of the journal used other batches, or another order of them: remove the journal"
+        )
     return batches
 
 

@@ -54,8 +54,8 @@ def localize(
             out embeddings and heads).
 
     Raises:
-        ValueError: no batches or too few for the epochs, a density outside (0, 1], fewer than one epoch, another
-            `update`, a rule that matches no leaf, or a loss that is not finite.
+        ValueError: no batches, or an iterator that ends before the last epoch; a density outside (0, 1]; fewer than one
+            epoch; an unknown `update`; a regex that matches no leaf; a loss that is not finite.
 
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
@@ -95,7 +95,9 @@ def _check_masks(trees, labels):
     tree.check_same_structure(trees, labels, dtypes=False)
     for label, mask in zip(labels[1:], trees[1:], strict=True):
         if wrong := [name for name, leaf in tree.flatten(mask).items() if leaf.dtype != bool]:
-            raise ValueError(f"masks must be boolean; that of member {label} is not in: {', '.join(wrong)}")
+            raise ValueError(
+                f"masks must be boolean; in the mask of member {label} these leaves are not: {', '.join(wrong)}"
+            )
 
 
 @method(
@@ -115,7 +117,8 @@ def stitch(inputs: Inputs) -> Recipe:
     `localize` and `localize_dataless` give them.
 
     Raises:
-        ValueError: masks of other number, names or shapes, or not boolean.
+        ValueError: masks that are not one for each member, have other names or shapes than the members, or are not
+            boolean.
 
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
@@ -186,7 +189,9 @@ def _gradient_sum(loss_fn, batches, base, vectors, masks, epoch):
             raise ValueError(f"the loss is {float(value)} in epoch {epoch}: look at the weights and the batches")
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     if total is None:
-        raise ValueError(f"no batches in epoch {epoch}: there are none, or they can be gone through only once")
+        raise ValueError(
+            f"no batches in epoch {epoch}: the list is empty, or an iterator that is used up (give a list)"
+        )
     return total
 
 

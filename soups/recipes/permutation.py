@@ -60,8 +60,9 @@ def check_spec(spec: Spec, params: tree.Tree) -> dict[str, int]:
     """Return the number of units of each permutation, if the spec fits the weights.
 
     Raises:
-        ValueError: leaves that do not exist or have no entry, another number of axes, an axis that does not divide into
-            its blocks, a permutation of different sizes, or on two axes of one array; all are listed.
+        ValueError: entries for leaves that do not exist, and leaves without an entry; an entry with more or fewer axes
+            than its leaf; an axis that does not divide into its blocks; a permutation that is needed in several sizes,
+            or stands on two axes of one array. All are listed.
     """
     leaves = tree.flatten(params)
     lines = [f"  + {name} is not a leaf{did_you_mean(name, leaves)}" for name in spec if name not in leaves]
@@ -111,10 +112,10 @@ def _axes_problem(axes, leaf):
         return f"{len(axes)} axes are named, but the shape is {tuple(leaf.shape)}"
     used = [blocks.permutation for _, blocks in used_axes(axes)]
     if twice := sorted({name for name in used if used.count(name) > 1}):
-        return f"permutation {twice[0]!r} is on two axes, but one array may bear it once"
+        return f"permutation {twice[0]!r} is on two axes, but may be on only one axis of an array"
     for number, blocks in used_axes(axes):
         if blocks.outer < 1 or blocks.inner < 1 or leaf.shape[number] % (blocks.outer * blocks.inner):
-            return f"axis {number} of size {leaf.shape[number]} is not {blocks.outer} x units x {blocks.inner}"
+            return f"axis {number} of size {leaf.shape[number]} is not divisible by {blocks.outer} x {blocks.inner}"
     return ""
 
 
@@ -124,7 +125,7 @@ def permute(params: tree.Tree, permutations: Permutations, spec: Spec) -> tree.T
     The weights may be traced or sharded, the permutations are NumPy arrays; one that is not given is the identity.
 
     Raises:
-        ValueError: as `check_spec`; an unknown permutation, or one that is not an order of its units.
+        ValueError: as `check_spec`; an unknown permutation, or one that does not hold each of its units exactly once.
     """
     permutations = check_permutations(permutations, check_spec(spec, params))
     return tree.map_with_names(lambda name, leaf: permute_leaf(leaf, spec[name], permutations), params)
@@ -195,14 +196,16 @@ def check_function_unchanged(
     `random_permutations` and weights without symmetry: trained ones, or drawn ones with a head that is not zero.
 
     Raises:
-        ValueError: the outputs differ, with the largest difference and the permutations that change them when applied
-            alone; outputs that are all zero or not finite, which tell nothing; or as `permute`.
+        ValueError: outputs that differ, with the largest difference and the permutations that cause one when applied
+            alone; outputs that are all zero or not finite, which prove nothing; or as `permute`.
     """
     apply = jax.jit(apply_fn)
     before = np.asarray(apply(params, inputs), np.float64)
     scale = np.abs(before).max()
     if not 0 < scale < np.inf:
-        raise ValueError(f"the largest output is {scale}, which no permutation can change: a head of zeros, or NaN?")
+        raise ValueError(
+            f"the largest output is {scale}, so nothing can be compared: is the head all zeros, or are there NaN?"
+        )
 
     def difference(chosen):
         after = np.asarray(apply(permute(params, chosen, spec), inputs), np.float64)

@@ -76,7 +76,8 @@ def weight_matching(
         ignore: a regex of leaves that are permuted but do not vote; those without a float dtype never do.
 
     Raises:
-        ValueError: mismatched structures, NaN or infinity, a spec or `start` that does not fit, or no sweeps.
+        ValueError: weights whose structures differ; NaN or infinity; a spec or a `start` that does not fit the weights;
+            `max_sweeps` below 1.
 
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithm 1.
     """
@@ -187,8 +188,8 @@ def straight_through_matching(
         learning_rate: of φ; the published code has 0.01 for 250 epochs with batches of 1000.
 
     Raises:
-        ValueError: as `weight_matching`; no batches, a momentum outside [0, 1), a learning rate below 0, or a
-            loss that takes other arguments or gives no finite number.
+        ValueError: as `weight_matching`; no batches; a momentum outside [0, 1); a negative learning rate; a loss that
+            takes other arguments, or does not return a finite number.
 
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, section 3.3; the estimator: Bengio et al., 2013,
     arXiv 1308.3432.
@@ -247,7 +248,7 @@ def align(
         method: "weight" or "merge_many".
 
     Raises:
-        ValueError: a member or method that is not there, or a spec that does not fit.
+        ValueError: an unknown member or method; members whose structures differ; a spec that does not fit them.
 
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, algorithms 1 and 3.
     """
@@ -313,8 +314,8 @@ def activation_matching(
         activations_b: those of the other network, of the same inputs in the same order.
 
     Raises:
-        ValueError: an unknown statistic, no batches, other numbers of batches, other names or shapes, NaN or
-            infinity.
+        ValueError: an unknown statistic; no batches; more batches of one network than of the other; activations whose
+            names or shapes differ between the networks or the batches; NaN or infinity.
 
     Inner products: Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, section 3.1; correlation: Li et al.,
     "Convergent learning", 2015, arXiv 1511.07543.
@@ -342,13 +343,13 @@ def _batches(activations):
 
 def _check_activations(index, a, b):
     if a is None or b is None:
-        raise ValueError(f"the networks have other numbers of batches: one ends after {index}")
+        raise ValueError(f"the networks need equally many batches, but one of them has only {index}")
     for name in [*a, *b]:
         for other in (a, b):
             check_name(name, other, "permutation in the activations of one network")
         if np.shape(a[name]) != np.shape(b[name]) or np.ndim(a[name]) < 2:
             raise ValueError(
-                f"activations of {name!r} must be [..., units] and of one shape, but they are "
+                f"activations of {name!r} must be [..., units], of the same shape in both networks, but they are "
                 f"{np.shape(a[name])} and {np.shape(b[name])}"
             )
 

@@ -21,14 +21,16 @@ Grams = Mapping[str, Any]  # by the name of a kernel [*in, *out]: Xᵀ X / rows 
 def _check_grams(leaves, beside):
     grams = beside["grams"]
     if odd := [member for member, of_member in grams.items() if not isinstance(of_member, Mapping)]:
-        raise ValueError(f"grams must be {{name of a kernel: matrix}} for each member, but not for {odd[0]}")
+        raise ValueError(
+            f"grams must be a mapping {{name of a kernel: matrix}} for each member; that of {odd[0]} is not"
+        )
     first_name, first = next(iter(grams.items()))
     for member, of_member in grams.items():
         for name in of_member:
             check_name(name, leaves, "leaf in the grams")
         if different := sorted(set(of_member) ^ set(first)):
             raise ValueError(
-                f"grams must be of the same leaves in all members; members {first_name} and {member} differ in: "
+                f"grams must be given for the same leaves in all members; members {first_name} and {member} differ in: "
                 + ", ".join(different)
             )
         for name, gram in of_member.items():
@@ -38,7 +40,7 @@ def _check_grams(leaves, beside):
 def _check_gram(member, name, gram, leaf):
     if not tree.is_float(leaf) or len(leaf.shape) < 2:
         raise ValueError(
-            f"leaf {name} of shape {tuple(leaf.shape)} and dtype {leaf.dtype} is no kernel of a linear layer"
+            f"leaf {name} of shape {tuple(leaf.shape)} and dtype {leaf.dtype} is not the kernel of a linear layer"
         )
     sizes = [math.prod(leaf.shape[:axes]) for axes in range(1, len(leaf.shape))]
     if len(gram.shape) != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] not in sizes:
@@ -78,9 +80,9 @@ def regmean(given: Inputs, *, alpha: float = 0.9, weights: ArrayLike = 1.0, inpu
         weights: the c_i ≥ 0, all 1 without; their scale does not matter.
 
     Raises:
-        ValueError: grams for another number of members, for leaves that are not there or no kernels, not
-            for the same leaves in all members, of shapes that do not fit, or not finite; α outside [0, 1]; weights that
-            are negative or all zero.
+        ValueError: grams that are not one mapping for each member, that name leaves which do not exist or are not
+            kernels of linear layers, that are of other leaves in one member than in another, or that are not finite or
+            have the wrong shape; α outside [0, 1]; negative weights, or only zeros.
 
     Jin et al., "Dataless knowledge fusion by merging weights of language models", 2022, arXiv 2212.09849.
     """
@@ -124,7 +126,8 @@ def regmean_pp(
             biases. A leaf belongs to the first that matches; those of no group (embeddings, the head) are averaged.
 
     Raises:
-        ValueError: as `regmean`; no groups, a group without leaves, or one for which there is no Gram matrix.
+        ValueError: as `regmean`; no groups, a group without leaves, or a group for which `grams_of` gives no Gram
+            matrix.
 
     Nguyen et al., "RegMean++: Enhancing effectiveness and generalization of regression mean for model merging", 2025,
     arXiv 2508.03121.

@@ -46,7 +46,8 @@ def greedy_speculative(
         members, scores, order, metric, mode, accept, journal, device: as for `greedy`.
 
     Raises:
-        ValueError, OSError: as `greedy`; a width below 1; or scores that are not as many as the candidates.
+        ValueError, OSError: as `greedy`.
+        ValueError: a width below 1; an `evaluate_many` that does not return one score for each candidate.
     """
     width = arguments.check_within("width", width, "[1, inf)", whole=True)
 

@@ -66,7 +66,7 @@ def multislerp(
     multiplied by its cosine.
 
     Raises:
-        ValueError: weights that sum to zero; more than two members whose directions cancel, if there is an `epsilon`.
+        ValueError: weights that sum to zero; with an `epsilon`, directions of more than two members that cancel.
     """
     shares = np.asarray(arguments.shares(weights) if normalize else weights, np.float64)
 
@@ -76,7 +76,7 @@ def multislerp(
         length = length_of(xp, products, mixed / lengths)
         cancels = length < (epsilon or 64 * resolution)
         if epsilon and xp is np and inputs.number > 2 and cancels and gram.any():
-            raise ValueError("the members' directions cancel: there is no mean direction")
+            raise ValueError("the members' directions cancel out, so they have no mean direction")
         total = math.cos(epsilon) * xp.sum(share * lengths) * mixed
         return xp.where(cancels, share, total / (lengths * xp.where(cancels, 1.0, length)))
 

@@ -248,7 +248,7 @@ Problems = list[tuple[str, str]]  # (where, what is wrong)
 
 
 def _other_schema(where, version):
-    hint = "; it is of an earlier version, make it anew by the same command in another workdir"
+    hint = "; it is from an earlier version: run the same command again in another workdir"
     known = f"this version of soups reads {SCHEMA!r}{hint if version in _OLDER else ''}"
     return f"{where} has schema {str(version)[:80]!r}, but {known}"
 
@@ -298,14 +298,14 @@ def _of_splits(results):
     splits = results["splits"]
     for name, split in splits.items():
         if split["role"] not in ROLES:
-            yield f"splits.{name}", f"role {split['role']!r} is none of {', '.join(ROLES)}"
+            yield f"splits.{name}", f"role {split['role']!r} is not one of {', '.join(ROLES)}"
         for other in split.get("mean_of", ()):
             if "mean_of" in splits.get(other, {"mean_of": ()}):
-                yield f"splits.{name}", f"mean_of names {other!r}, which is no split of its own"
+                yield f"splits.{name}", f"mean_of names {other!r}, which is not a split, or is itself a mean"
     if not any(split["role"] == "test" for split in splits.values()):
         yield "splits", 'no split has the role "test"'
     if not results["seeds"]:
-        yield "seeds", "there must be one at least"
+        yield "seeds", "there must be at least one"
 
 
 def _of_rows(results):
@@ -313,7 +313,7 @@ def _of_rows(results):
     for index, row in enumerate(results["rows"]):
         label = _place("rows", row, index)
         if row["group"] not in GROUPS:
-            yield label, f"group {row['group']!r} is none of {', '.join(GROUPS)}"
+            yield label, f"group {row['group']!r} is not one of {', '.join(GROUPS)}"
         if row["seed"] not in results["seeds"]:
             yield label, f"seed {row['seed']} is not in seeds"
         for split in row["metrics"].keys() - needed:
@@ -327,7 +327,7 @@ def _of_rows(results):
     keys = Counter((row["seed"], row["group"], row["name"], facets(row)) for row in results["rows"])
     for (seed, _, name, _), number in keys.items():
         if number > 1:
-            yield f"{name!r} (seed {seed})", "the same row stands there twice"
+            yield f"{name!r} (seed {seed})", "the same row appears twice"
 
 
 def _of_metrics(results):
@@ -352,7 +352,7 @@ def _of_curves(results):
             if any(sorted(set(axis)) != axis for axis in (curve["x"], curve["y"])):
                 yield label, "x and y must be ascending numbers"
             if min(size) < 2 or [len(row) for row in curve["values"]] != [size[1]] * size[0]:
-                yield label, f"values must be {size[0]} lists of {size[1]} numbers, as y and x are (2 at least)"
+                yield label, f"values must be {size[0]} lists of {size[1]} numbers, as many as y and x have, at least 2"
             if any(len(place) != 2 for place in curve["points"].values()):
                 yield label, "points must be pairs of numbers"
 

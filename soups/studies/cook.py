@@ -89,8 +89,8 @@ def cook(
         What `results.json` holds; docs/results.md describes it.
 
     Raises:
-        ValueError: fewer than two usable members, splits that do not fit the network or the metrics, unknown recipes,
-            or those that need a base that is not given or have wrong settings; all of them are listed.
+        ValueError: fewer than two usable members; splits that do not fit the network or the metrics; recipes that are
+            unknown, have wrong settings, or need a base that is not given. All problems of the recipes are listed.
         OSError: the folder cannot be written, or another run works there.
     """
     members = _members(members, base)
@@ -121,12 +121,14 @@ def cook(
         reestimate=reestimate,
     )
     if keep is not None and kitchen.classes:
-        raise ValueError("metrics of classes need logits [B, C] as they are, without keep=")
+        raise ValueError("metrics of classes need whole logits [B, C]: leave out keep=")
     floats = kitchen.check(_one_of(members))
     wanted = _wanted(recipes, base, list(members), _lacking(kitchen, base, floats))
     with held(directory):
         if (usable := len(kitchen.names)) < 2:
-            raise ValueError(f"soups need two members of finite numbers and outputs; {usable} of {len(members)} are")
+            raise ValueError(
+                f"soups need two members whose weights and outputs are finite, but only {usable} of {len(members)} are"
+            )
         config = {"name": directory.name, "recipes": list(wanted), "batch_size": batch_size, "seed": seed}
         place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
         results = place.head(config) | {"versions": versions()} | _results(kitchen, base, wanted, floats)
@@ -186,7 +188,7 @@ def _wanted(given, base, members, lacking) -> dict[str, Any]:
         if isinstance(one, str) and one in lacking:
             problems.append(f"{one} needs {lacking[one]}")
         if title in wanted or (isinstance(found, str) and found in wanted.values()):
-            problems.append(f"{title!r} is asked for twice; methods with other settings need other titles")
+            problems.append(f"{title!r} is asked for twice: give the recipes different titles, as a mapping")
         wanted[str(title)] = found
     if problems or not wanted:
         raise ValueError("\n".join(problems) or "no recipes were asked for")
@@ -217,7 +219,7 @@ def _method(one, base, members, problems):
     unknown = [key for key in settings if key not in method.defaults]
     problems += [f"{name} has no setting {key!r}{did_you_mean(key, method.defaults)}" for key in unknown]
     if method.single or method.beside:
-        problems.append(f"{name} takes other things than members: call it in a function(members) of yours")
+        problems.append(f"{name} takes more than members: call it in a function(members) of your own")
     elif not unknown:
         problems += _wrong_settings(method, settings, members, base is not None)
     return method, dict(settings)
@@ -251,7 +253,7 @@ def _check_names(members, shifts):
     ]:
         raise ValueError(f"names of members and shifts are printable texts, not {wrong[0]!a:.200}")
     if taken := [name for name in shifts if name in ("held_out", "test", "shift_mean")]:
-        raise ValueError(f"a shift cannot be called {taken[0]!r}, which is a split of its own: give it another name")
+        raise ValueError(f"a shift cannot be called {taken[0]!r}, the name of another split: choose another name")
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def _scenes(config, workdir: Workdir) -> list[FineTuned]:
     for seed in range(config["first_seed"], config["first_seed"] + config["seeds"]):
         task, earlier = task_of(config["task"], seed=seed, data_dir=config["data_dir"])
         if "pretrain" in config and earlier is None:
-            raise ValueError("the task has no images to pre-train on: leave the section config.pretrain out")
+            raise ValueError("the task has no images to pre-train on: leave out the section config.pretrain")
         if not scenes:  # all seeds share their programs
             first = task
             network = network_of(config["model"], task, probed="probe" in config)

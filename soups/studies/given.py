@@ -70,7 +70,7 @@ class Given(Mapping):
         """Return the content digest of a member; it is read for that once, unless its file has changed since.
 
         Raises:
-            ValueError: it holds NaN or infinity.
+            ValueError: the member holds NaN or infinity.
         """
         if self.dtype is None and isinstance(self.trees, Pool):
             return self.trees.digest(name)
@@ -101,8 +101,9 @@ def open_members(config: Mapping[str, Any], num_classes: int) -> Given:
     """Open `config.pool` or the files of `config.models` (a glob), and compare them with the architecture.
 
     Raises:
-        ValueError: not one of both is given; two files of one stem; weights of another structure or head.
-        FileNotFoundError: no pool there, or no file that fits the glob.
+        ValueError: both or neither of the two are given; two files have the same stem; weights have another structure
+            or head than the architecture.
+        FileNotFoundError: there is no such pool, or fewer than two files match the glob.
     """
     if bool(config["pool"]) == bool(config["models"]):
         raise ValueError("give either pool, the directory of a pool, or models, a glob of checkpoint files")
@@ -120,7 +121,7 @@ def natural(names: Sequence[str]) -> list[str]:
 def _of_pool(pool, arch, num_classes):
     names = natural(pool.usable.names)
     if len(names) < 2:
-        raise ValueError(f"the pool {pool.path} has {len(names)} finite members, but soups need two")
+        raise ValueError(f"the pool {pool.path} has {len(names)} finite members, but soups need at least two")
     if left_out := [name for name in pool if name not in names]:
         say(f"left out, because they hold NaN or infinity: {', '.join(left_out)}")
     _check_structure(pool.structure, arch, num_classes, f"pool {pool.path}")
@@ -132,7 +133,7 @@ def _of_pool(pool, arch, num_classes):
 def _of_files(pattern, arch, num_classes):
     paths = [pathlib.Path(path) for path in glob.glob(str(pathlib.Path(pattern).expanduser()))]
     if len(paths) < 2:
-        raise FileNotFoundError(f"models={pattern!r} fits {len(paths)} files, but soups need two")
+        raise FileNotFoundError(f"models={pattern!r} matches {len(paths)} files, but soups need at least two")
     by_name = {path.stem: path.absolute() for path in paths}
     trees = imported_members(paths, arch)
     names = natural(list(by_name))
@@ -225,5 +226,5 @@ def _members(config):
     for name in filter(None, (path["base"], path["member"])):
         check_name(name, list(members), "member in wise_ft")
     if path["member"] == (path["base"] or next(iter(members))):
-        raise ValueError(f"wise_ft leads from {path['member']} to itself: give another base or member")
+        raise ValueError(f"wise_ft would go from {path['member']} to itself: give another base or member")
     return num_classes, members

@@ -37,7 +37,7 @@ def _check(config):
     if missing := {"held_out", "imagenet"} - set(config["sets"]):
         raise ValueError(f"sets must have {' and '.join(sorted(missing))}: one selects, the other reports")
     if "wise_ft" in config["cook"] and not config["wise_ft"]["alphas"]:
-        raise ValueError("wise_ft.alphas must have at least one place between base (0) and member (1)")
+        raise ValueError("wise_ft.alphas must hold at least one number, from the base (0) to the member (1)")
     if not config["data_dir"]:
         raise ValueError("data_dir is missing: the directory that holds imagenet/ and the shifts")
 

@@ -93,7 +93,7 @@ class Kitchen(Measuring):
         if isinstance(averaged, Mapping) and "batch_stats" in averaged and not self._said:
             self._said.append(True)
             say(
-                "soups get the mean of their members' BatchNorm statistics, which mostly is not their own: "
+                "soups get the mean of their members' BatchNorm statistics, which seldom fits them: "
                 "soups.models.reestimate_batch_stats measures it, in soups.cook(reestimate=...)"
             )
         return averaged

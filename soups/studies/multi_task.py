@@ -30,7 +30,7 @@ LEAST_CLASSES = 10  # of a head, so that tasks of digits share programs whicheve
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise a ValueError for a field, method or setting that does not exist or is missing."""
     if not config.get("methods"):
-        raise ValueError("the config has no methods: list some under config.methods, each with values of its settings")
+        raise ValueError("the config has no methods: list some under config.methods, each with values for its settings")
     check_fields(config, FIELDS)
     for name, choices in config["methods"].items():
         method = METHODS[check_name(name, METHODS, "method")]

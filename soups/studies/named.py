@@ -38,8 +38,8 @@ def task_of(section: str | Mapping[str, Any], *, seed: int, data_dir: str | None
     of one and {"train": Dataset} to pre-train on.
 
     Raises:
-        ValueError: no such function, other settings, something else returned, splits that are not decoded, images to
-            pre-train on of another shape.
+        ValueError: no such function, or one that does not take these settings, or returns something else; splits that
+            are not decoded; images to pre-train on whose shape is not that of the task's.
     """
     reference, settings = section_of(section, "digits")
     made = called(reference, TASKS, "config.task", settings, seed=seed, data_dir=data_dir)
@@ -69,18 +69,18 @@ def tasks_of(
     """Return the tasks of `config.tasks` by name, and the images to pre-train on: see `task_of`.
 
     Raises:
-        ValueError: as `task_of`; fewer than two tasks, or of images of other shapes.
+        ValueError: as `task_of`; fewer than two tasks; images that do not all have the same shape.
     """
     reference, settings = section_of(section, "digits")
     made = called(reference, TASK_SETS, "config.tasks", settings, seed=seed, data_dir=data_dir)
     tasks, earlier = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     what, fits = f"config.tasks {reference!r}", isinstance(tasks, Mapping) and len(tasks) > 1
     if not fits or not all(isinstance(task, Task) for task in tasks.values()) or not isinstance(earlier, Dataset):
-        raise ValueError(f"{what} must return a pair of two or more soups.data.Task by name, and a Dataset")
+        raise ValueError(f"{what} must return a pair: a mapping of at least two soups.data.Task by name, and a Dataset")
     shapes = {name: list(task.test.images.shape[1:]) for name, task in tasks.items()}
     shapes["to pre-train on"] = list(earlier.images.shape[1:])
     if any(shape != shapes["to pre-train on"] for shape in shapes.values()):
-        raise ValueError(f"{what}: images of one shape are needed: {shapes}")
+        raise ValueError(f"{what}: all images must have the same shape, but they have {shapes}")
     return dict(tasks), earlier
 
 
@@ -92,8 +92,8 @@ def network_of(section: str | Mapping[str, Any], task: Task, *, probed: bool) ->
     can be replaced.
 
     Raises:
-        ValueError: no such function, other settings, something else returned, a network that fails on the images of the
-            task or gives other logits.
+        ValueError: no such function, or one that does not take these settings, or returns something else; a network
+            that fails on the images of the task, or does not give one logit for each class.
     """
     reference, settings = section_of(section, "vit")
     shape, names = task.test.images.shape[1:], tuple(task.class_names)
@@ -111,7 +111,7 @@ def module_of(
     """Return the Linen module that a field of a config names, for so many classes: see `network_of`.
 
     Raises:
-        ValueError: as `network_of`, or a `soups.models.Network`.
+        ValueError: as `network_of`; the function returns a `soups.models.Network`.
     """
     return _checked(reference, registered, field, settings, image_shape, num_classes, kinds=(nn.Module,))[0]
 
@@ -135,8 +135,9 @@ def architecture_of(reference: str) -> Architecture:
     """Return the architecture that `config.arch` names: one of the library's, or what a "module:function" returns.
 
     Raises:
-        ValueError: no such name or function, or it returns something else, or an architecture whose network does not
-            take its images, gives no features [B, feature_dim], or has no fields `num_classes` and `dtype`.
+        ValueError: no such name or function; a function that returns something else, or an architecture whose network
+            does not take its images, does not give features [B, feature_dim], or has no fields `num_classes` and
+            `dtype`.
     """
     if ":" not in reference:
         return architecture(reference)
@@ -183,14 +184,14 @@ def check_unchanged(scene: Scene, network: Network, task: Task, earlier: Dataset
     Names do not tell them: digests of the data and of the programs and constants of the network are kept.
 
     Raises:
-        ValueError: one has changed.
+        ValueError: the data or the network has changed.
     """
     here = _contents(task, earlier, network)
     there = scene.stage("contents", lambda: here)
     words = {"data": "other data", "network": "another network"}
     if changed := [words[name] for name in here if here[name] != there[name]]:
         raise ValueError(
-            f"the workdir {scene.workdir.path} was made with {' and '.join(changed)} of the same name: use another "
+            f"the workdir {scene.workdir.path} was made with {' and '.join(changed)} under the same name: use another "
             "workdir, or remove this one"
         )
 

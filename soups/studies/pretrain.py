@@ -104,7 +104,7 @@ def narrowed(params: tree.Tree, dtype: str) -> tree.Tree:
             narrow = np.asarray(leaf).astype(np.dtype(dtype))
         if np.isinf(narrow).any():
             raise ValueError(
-                f"{name} has weights of {float(np.abs(leaf).max()):,.6g}, and {dtype} has none so large: give another "
+                f"{name} has weights of {float(np.abs(leaf).max()):,.6g}, which is too large for {dtype}: give another "
                 "config.export.dtype, or a lower config.pretrain.learning_rate"
             )
         return narrow

@@ -125,9 +125,11 @@ def check_config(config: Mapping[str, Any]) -> None:
         if small := [size for size in one["soup_sizes"] if size < 2]:
             problems.append(f"networks.{name}: a soup has at least 2 members, not {small[0]}")
     titles = Counter(f"{one['kind']} {one['widths']}" for one in networks.values())
-    problems += [f"networks: two are {one}, which no table could tell apart" for one in titles if titles[one] > 1]
+    problems += [f"networks: two are {one}, so no table could tell them apart" for one in titles if titles[one] > 1]
     if odd := [name for name in networks if not re.fullmatch(r"\w+", name)]:
-        problems.append(f"networks: {odd[0]!r} is in the names of files, so it takes letters, digits and _ only")
+        problems.append(
+            f"networks: {odd[0]!r} becomes part of file names, so it may contain only letters, digits and _"
+        )
     if not networks:
         problems.append("networks: at least one is needed")
     if paths["pairs"] < 1:

@@ -28,7 +28,8 @@ def choices(config: Mapping[str, Any], **more: Callable) -> dict[str, Callable]:
     not have are left out.
 
     Raises:
-        ValueError: something else than two numbers, the lower one first, both positive where the logarithm is taken.
+        ValueError: ends that are not two finite numbers, the lower one first, or, where the logarithm is taken, are not
+            positive.
     """
     kinds = {name: make for name, make in {**_COMMON, **more}.items() if name in config}
     return {name: make(*_ends(name, config[name], make is search.log_uniform)) for name, make in kinds.items()}

@@ -213,7 +213,9 @@ def mesh_of(config: Mapping[str, Any]) -> Mesh:
     """
     count, given = jax.device_count(), tuple(config["mesh"])
     if len(given) != 3:
-        raise ValueError(f'finetune.mesh has three sizes, of the axes "pool", "data" and "model", not {given}')
+        raise ValueError(
+            f'finetune.mesh must be three sizes, those of the axes "pool", "data" and "model", not {given}'
+        )
     pool, data, model = given
     data = count // max(1, pool * model) if data == -1 else data
     if min(pool, data, model) < 1 or pool * data * model != count:

@@ -45,7 +45,7 @@ def held(directory: str | os.PathLike) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another run works there; the message says which process, where and since when.
-        ValueError: no path of this machine, or one that is not UTF-8.
+        ValueError: a URL, text that is not a path, or a path that is not UTF-8.
         OSError: the workdir cannot be written.
     """
     place = _place(directory)
@@ -66,7 +66,8 @@ class Workdir:
     Of several JAX processes the first one reads and writes; all must make the same calls.
 
     Raises:
-        ValueError: the directory was made with another config (the differences are listed), or what it says is damaged.
+        ValueError: the directory was made with another config, and the differences are listed; or its record of the
+            config is damaged.
         OSError: it cannot be written.
     """
 
@@ -332,7 +333,7 @@ def check_fields(config: Mapping[str, Any], fields: Mapping[str, str]) -> None:
             lines.append(f"  ~ {name} must be a whole number, at least {least}, not {number!r:.200}")
     lines += [f"  - {name} is missing" for name in sorted(needed - given)]
     if lines:
-        raise ValueError("the config has other fields than the experiment:\n" + "\n".join(lines))
+        raise ValueError("the fields of the config are not those of its study:\n" + "\n".join(lines))
 
 
 def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def why_not(method: Method, number: int) -> str:
     """Say why a method does not apply to this number of members; "" if it does."""
     if method.members in (None, number):
         return ""
-    return f"merges exactly {method.members} members, here are {number}"
+    return f"merges exactly {method.members} members, but there are {number}"
 
 
 # --- From the weights alone -------------------------------------------------------------------------------------------

@@ -81,10 +81,10 @@ def training(settings: Any) -> None:
         raise ValueError(f"ema_decays names a decay twice: {settings.ema_decays}")
     for rule in settings.learning_rate_rules or ():
         if len(rule) != 2 or not _is_number(rule[1]) or not 0 <= rule[1] < math.inf:
-            raise ValueError(f"learning_rate_rules are pairs (regex, multiplier at least 0), not {rule!r:.200}")
+            raise ValueError(f"learning_rate_rules must be pairs (regex, multiplier of at least 0), not {rule!r:.200}")
     for rule in settings.decay_rules or ():
         if len(rule) != 2 or not isinstance(rule[1], bool):
-            raise ValueError(f"decay_rules are pairs (regex, True or False), not {rule!r:.200}")
+            raise ValueError(f"decay_rules must be pairs (regex, True or False), not {rule!r:.200}")
     if settings.decay_rules is not None and is_transformation(settings.optimizer):
         raise ValueError("decay_rules cannot change a finished optimizer: give a function that takes `mask`")
 
@@ -124,12 +124,14 @@ def weights(settings: Any, params: tree.Tree, members: Iterable[Mapping[str, Any
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
     ]
     if wrong:
-        raise ValueError(f"start weights are arrays; make arrays of numbers with numpy.asarray:\n{bounded(wrong)}")
+        raise ValueError(f"start weights must be arrays; numpy.asarray makes arrays of numbers:\n{bounded(wrong)}")
     wrong = [f"  {name} {why}" for name, leaf in tree.flatten(params).items() if (why := refusal(leaf))]
     if wrong:
         raise ValueError(f"start weights cannot be trained on:\n{bounded(wrong)}")
     if not any(settings.decays(params)) and any(member.get("weight_decay") for member in members):
-        raise ValueError('no trained leaf decays: say with decay_rules which do, such as ((".*", True),)')
+        raise ValueError(
+            'weight_decay is given, but no trained leaf decays: choose some by decay_rules, such as ((".*", True),)'
+        )
 
 
 def finite(params: tree.Tree, data: Any) -> None:
@@ -137,7 +139,7 @@ def finite(params: tree.Tree, data: Any) -> None:
     given = {"start weights": params} | ({"data": data} if is_arrays(data) else {})
     wrong = [f"  {name or 'the array'} of the {what}" for what, of in given.items() for name in not_finite(of)]
     if wrong:
-        raise ValueError(f"NaN or infinity, from which nothing can be learnt, in\n{bounded(wrong)}")
+        raise ValueError(f"NaN or infinity, with which training would fail, in\n{bounded(wrong)}")
 
 
 def not_finite(given: tree.Tree) -> list[str]:
@@ -163,7 +165,7 @@ def arrays(settings: Any, data: tree.Tree, batch_size: int | None, members: Iter
     number("batch_size", batch_size)
     lengths = _lengths(data)
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"the data differ in number: {lengths}")
+        raise ValueError(f"the arrays of the data have different numbers of examples: {lengths}")
     if not (count := next(iter(lengths.values()))):
         raise ValueError("the data are empty: there is no example to learn from")
     if not batch_size <= count:
@@ -202,7 +204,7 @@ def is_arrays(data: Any) -> bool:
     """
     if isinstance(data, list) and data and all(hasattr(one, "shape") for one in data):
         raise ValueError(
-            "a list of arrays may be batches or the parts of one: give a tuple (images, labels) of arrays in memory, "
+            "a list of arrays could be batches or the parts of one: give a tuple (images, labels) of arrays in memory, "
             "or an iterator over batches, such as iter(...)"
         )
     if isinstance(data, list) or callable(data):
@@ -247,7 +249,9 @@ def _lengths(data):
         parts = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, tuple) else ()
         lists = [str(name) for name, part in parts if isinstance(part, list)]
         hint = f": make arrays of the lists {few(lists)} with numpy.asarray" if lists else ""
-        raise ValueError(f"data in memory are arrays with one row for each example, but not {few(wrong, 3)}{hint}")
+        raise ValueError(
+            f"data in memory must be arrays with one row for each example; these are not: {few(wrong, 3)}{hint}"
+        )
     return {name: len(leaf) for name, leaf in leaves.items()}
 
 

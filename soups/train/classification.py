@@ -39,7 +39,7 @@ class Classification:
             None takes inputs as they are, such as features or tokens.
 
     Raises:
-        ValueError: fewer than two classes; from training, what does not fit of a batch.
+        ValueError: fewer than two classes. In training: images, labels or logits that do not fit.
     """
 
     train_apply: TrainApply
@@ -59,11 +59,13 @@ class Classification:
             raise ValueError(f"images and labels of a batch are arrays, not a {type(wrong[0]).__name__}")
         if self.preprocess is unit_range and images.dtype != np.uint8:
             raise ValueError(
-                f"images must be bytes (uint8, 0 to 255), not {images.dtype}, for they are divided by 255: give "
+                f"images must be bytes (uint8, 0 to 255), not {images.dtype}, because they are divided by 255: give "
                 "Classification(preprocess=None) for inputs that are as the network wants them"
             )
         if self.preprocess is None and images.dtype == np.uint8:
-            raise ValueError("bytes (uint8) would enter the network as they are: leave out preprocess=None")
+            raise ValueError(
+                "bytes (uint8) would enter the network without being divided by 255: leave out preprocess=None"
+            )
         if hyperparameters.get("augment_operations") and images.ndim != 4:
             raise ValueError(f"only images [B, H, W, C] can be augmented, not {list(images.shape)}")
         if hyperparameters["mixup"] and self.preprocess is None and not jnp.issubdtype(images.dtype, jnp.floating):

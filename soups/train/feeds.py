@@ -22,7 +22,7 @@ def feed_of(
     """
     if not checks.is_arrays(data):
         if batch_size is not None:
-            raise ValueError("batches have a size already: batch_size is for arrays in memory")
+            raise ValueError("batch_size is for arrays in memory, but batches were given, which have a size already")
         return data if callable(data) else lambda name, index, count: data
     data = checks.arrays(training, data, batch_size, members.values())
     length = len(jax.tree.leaves(data)[0])

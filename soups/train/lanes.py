@@ -40,7 +40,9 @@ class Lanes:
         mesh_of_shardings(shardings, mesh)
         specs = {name: sharding.spec for name, sharding in tree.flatten(shardings).items()}
         if over := {name: spec for name, spec in specs.items() if "pool" in axes_of(spec)}:
-            raise ValueError(f'each place on "pool" has its own member, so no weight can be cut over it: {over}')
+            raise ValueError(
+                f'each place on the axis "pool" trains a member of its own, so no weight can be sharded over it: {over}'
+            )
         self.shardings = jax.tree.map(
             lambda sharding: NamedSharding(mesh, P("pool", *sharding.spec)),
             state_shardings(training, params, shardings),

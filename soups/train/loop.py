@@ -78,10 +78,10 @@ def fit(
         A warning says that they or the last loss hold NaN or infinity.
 
     Raises:
-        ValueError: settings, hyper-parameters, weights or data that the door refuses (`soups.train.checks`); a
-            directory of a run with other settings, weights or data (all differences are listed), damaged checkpoints,
-            shardings of another mesh, several processes without a mesh, batches that cannot be resumed or that end;
-            a file of the directory that is damaged.
+        ValueError: settings, hyper-parameters, weights or data that `soups.train.checks` refuses; a directory whose run
+            has other settings, weights or data (all differences are listed), or whose checkpoints or files are damaged;
+            shardings for another mesh; several processes without a mesh; batches that cannot be resumed, or that end
+            too early.
         OSError: the directory cannot be written.
     """
     training, data = training_of(loss, settings), checks.opened(data)
@@ -311,5 +311,5 @@ def _claim(directory: pathlib.Path, description: Mapping[str, Mapping[str, Any]]
         if there[section].get(name) != here.get(name)
     ]
     if lines:
-        lines = [f"{directory} holds a run that was begun otherwise:", *lines, "Use another directory."]
+        lines = [f"{directory} holds a run that was begun with something else:", *lines, "Use another directory."]
         raise ValueError("\n".join(lines))

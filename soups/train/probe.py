@@ -60,7 +60,7 @@ def extract_features(
         cache, key: keep the features on disk; the key holds all that decides them: digests of the weights and the data.
     """
     if cache is not None and not key:
-        raise ValueError("features are cached under a key, such as the digests of the weights and of the data")
+        raise ValueError("a cache needs a key=, such as the digests of the weights and of the data")
     # features belong to no class: labels, which the evaluator compares with the number of outputs, say nothing here
     images = dataset.images if hasattr(dataset, "images") else _DecodedImages(dataset, transform)
     unlabelled = types.SimpleNamespace(images=images, labels=np.zeros(len(images), np.int32), class_groups=None)
@@ -99,8 +99,8 @@ def probe_on_features(
         journal: a file for the head of each strength; the same call after a crash fits no strength twice.
 
     Raises:
-        ValueError: features, labels and classes that do not fit; features that are not finite or all equal; strengths
-            that are not positive; several of them and nothing held out; a journal of another probe.
+        ValueError: features, labels and `num_classes` that do not fit together; features that are not finite, or all
+            equal; strengths that are not positive; several strengths without `held_out`; a journal of another probe.
         OSError: the journal cannot be written; its path is in the message.
 
     Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022, arXiv
@@ -169,7 +169,8 @@ def lp_ft(
         options: all else of `soups.train.fit`, for the fine-tuning; a directory keeps both stages.
 
     Raises:
-        ValueError: no such head; features without `Classification` and data in memory; as `fit`, `probe_on_features`.
+        ValueError: no such head; `features` without a `Classification` or without data in memory; or as `fit` and
+            `probe_on_features`.
 
     Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022, arXiv
     2202.10054.
@@ -179,8 +180,8 @@ def lp_ft(
     head = head.removesuffix("/.*")
     if not any(name.startswith(f"{head}/") for name in tree.names(params)):
         raise ValueError(
-            f"head is a place in the weights, such as 'head' or 'head/.*': they have no leaf below {head!r}, only such "
-            f"as {few(tree.names(params), 5)}"
+            f"head must be a place in the weights, such as 'head' or 'head/.*': none of the leaves is below {head!r}: "
+            f"{few(tree.names(params), 5)}"
         )
     directory = options.pop("directory", None)
     places = [None, None] if directory is None else [local_path(directory) / stage for stage in ("probe", "all")]
@@ -253,7 +254,7 @@ def _problems(name, features, labels, num_classes):
         yield f"{name} must be real numbers, not {features.dtype}"
         return
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
-        yield f"{name} are [N, D] with labels [N], not {list(features.shape)} with {list(labels.shape)}"
+        yield f"{name} must be [N, D] with labels [N], not {list(features.shape)} with {list(labels.shape)}"
         return
     if not np.issubdtype(labels.dtype, np.integer) or not 0 <= labels.min() <= labels.max() < num_classes:
         yield f"labels of {name} must be integers from 0 to {num_classes - 1}"

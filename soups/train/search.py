@@ -19,7 +19,7 @@ def zipped(**choices: Sequence[Any]) -> list[dict[str, Any]]:
     """List the choices side by side: the first of each, the second of each, ...; a ValueError if the numbers differ."""
     _check_several(choices)
     if len({len(values) for values in choices.values()}) > 1:
-        raise ValueError(f"zipped choices differ in number: { {name: len(v) for name, v in choices.items()} }")
+        raise ValueError(f"zipped choices need equally many values: { {name: len(v) for name, v in choices.items()} }")
     return [dict(zip(choices, values, strict=True)) for values in zip(*choices.values(), strict=True)]
 
 
@@ -29,7 +29,7 @@ def random(number: int, seed: int, /, **distributions: Callable[[np.random.Gener
     Member i depends on `seed` and i alone: a longer sweep begins with the members of a shorter one.
 
     Raises:
-        ValueError: a number or a seed that is negative or not whole; what is no distribution.
+        ValueError: a number or a seed that is negative or not whole; a hyper-parameter that is not a distribution.
     """
     number = check_within("number", number, "[0, inf)", whole=True)
     seed = check_within("seed", seed, "[0, inf)", whole=True)
@@ -43,7 +43,8 @@ def log_uniform(low: float, high: float) -> Callable[[np.random.Generator], floa
     """Return a distribution whose logarithm is uniform between those of `low` and `high`.
 
     Raises:
-        ValueError: bounds that are not finite, not above 0, or in the wrong order; of the others here likewise.
+        ValueError: bounds that are not finite, are not above 0, or are in the wrong order. The distributions below
+            check theirs likewise.
     """
     low, high = _bounds("log_uniform", low, high, "(0, inf)")
     return lambda generator: float(np.exp(generator.uniform(np.log(low), np.log(high))))
@@ -80,5 +81,5 @@ def _bounds(name, low, high, interval="(-inf, inf)", *, whole=False):
     low = check_within(f"the lower bound of {name}", low, interval, whole=whole)
     high = check_within(f"the upper bound of {name}", high, interval, whole=whole)
     if low > high:
-        raise ValueError(f"the bounds of {name} must rise, not fall from {low} to {high}")
+        raise ValueError(f"the lower bound of {name}, {low}, is above the upper one, {high}")
     return low, high

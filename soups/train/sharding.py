@@ -32,8 +32,9 @@ def param_shardings(
     jax.ShapeDtypeStructs; `mesh`: with some of the axes "pool", "data" and "model".
 
     Raises:
-        ValueError: rules that do not fit the tree, as `soups.tree.match`; or, all in one message, rules of another kind
-            and specs with an axis that the mesh lacks, with more dimensions than their leaf, or that do not divide it.
+        ValueError: rules that do not fit the tree, as in `soups.tree.match`; or, all in one message: values that are
+            not one of these two, and specs that name an axis which the mesh lacks, have more dimensions than their
+            leaf, or do not divide it.
 
     Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", 2019, arXiv 1910.02054.
     """
@@ -114,7 +115,7 @@ def mesh_of_shardings(shardings: tree.Tree, mesh: Mesh | None) -> Mesh:
     """Return the mesh of shardings; a ValueError if they are not all of one, or of another than `mesh`."""
     meshes = {leaf.mesh for leaf in jax.tree.leaves(shardings)}
     if len(meshes | ({mesh} - {None})) > 1:
-        raise ValueError(f"the shardings are not all of the mesh: {', '.join(map(str, meshes))} and {mesh}")
+        raise ValueError(f"the shardings are not all on the given mesh: {', '.join(map(str, meshes))} and {mesh}")
     return meshes.pop()
 
 
@@ -149,6 +150,6 @@ def _problems(shape, spec, mesh):
     for size, axes in zip(shape, spec, strict=False):
         axes = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
         if unknown := [axis for axis in axes if axis not in mesh.axis_names]:
-            yield f"shall be cut over {unknown[0]!r}, an axis that the mesh does not have"
+            yield f"is to be sharded over {unknown[0]!r}, an axis that the mesh does not have"
         elif size % (count := math.prod(mesh.shape[axis] for axis in axes)):
             yield f"has a dimension of {size}, which {count} devices do not divide: {spec}"

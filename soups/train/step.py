@@ -269,7 +269,7 @@ def _rates(rules, named):
     rates |= dict.fromkeys(statistics, 0.0)
     rates |= {name: 0.0 for name, leaf in named.items() if not tree.is_float(leaf)}
     if not any(rates.values()):
-        raise ValueError("no leaf is trained: all are frozen by learning_rate_rules, or are no floats")
+        raise ValueError("no leaf is trained: learning_rate_rules freeze all of them, or none holds floats")
     return rates
 
 

@@ -99,9 +99,9 @@ def sweep(
         The members by name, in the order of the list, on the host: NumPy arrays, or a view of the pool.
 
     Raises:
-        ValueError: as `fit`; an unknown mode, a mesh without "pool"; no members; a name that is in the pool for a
-            member made from something else.
-        BlockingIOError: another sweep trains members for one of the pools.
+        ValueError: as `fit`; an unknown mode; mode "sharded" with a mesh that has no axis "pool"; no members; a name
+            that the pool already has, for a member made from something else.
+        BlockingIOError: another sweep is training members for one of the pools.
         OSError: the disk is full or cannot be written to.
     """
     data, members = checks.opened(data), _listed(members)
@@ -143,7 +143,9 @@ def _listed(members):
     listed = list(members) if several else [None]
     if wrong := [one for one in listed if not isinstance(one, Mapping)]:
         given = members if wrong == [None] else wrong[0]
-        raise ValueError(f"members are a list of dicts, one for each member, such as [{{}}, {{}}], not {given!r:.200}")
+        raise ValueError(
+            f"members must be a list of dicts, one for each member, such as [{{}}, {{}}], not {given!r:.200}"
+        )
     return listed
 
 
@@ -159,7 +161,7 @@ def _held(pools):
 
 def _mode(mode, mesh, in_memory):
     if mode is not None and not in_memory:
-        raise ValueError(f"mode={mode!r} is of data in memory; batches are trained by one loop")
+        raise ValueError(f"mode={mode!r} needs data in memory; batches are trained by one loop")
     mode = mode or ("sequential" if not in_memory else "map" if mesh is None else "sharded")
     check_name(mode, ("sequential", *MODES), "mode")
     if mode == "sharded" and (mesh is None or "pool" not in mesh.axis_names):
@@ -193,7 +195,7 @@ class _Plan:
         """Say whether the pool holds members of another sweep, with which these would be one soup."""
         setups = [] if self._pool is None else [self._pool.record(n)["metadata"].get("setup") for n in self._pool]
         if others := sum(setup not in (None, self._setup) for setup in setups):
-            what = "members made otherwise (other data, start, loss, optimizer or batch size)"
+            what = "members made with other data, start weights, loss, optimizer or batch size"
             say(f"pool {self._pool.path} also holds {others} {what}")
 
     def by_programs(self, reached, **options):
@@ -267,7 +269,9 @@ def _taken(data):
     if checks.is_arrays(data):
         return []
     if not callable(data):
-        raise ValueError("the batches of the members come from a function data(index, count, ...), not one iterable")
+        raise ValueError(
+            "a sweep needs a function data(index, count, ...) that returns batches, not one iterable for all members"
+        )
     return list(inspect.signature(data).parameters)[2:]
 
 
@@ -286,7 +290,7 @@ def _identities(training, params, data, members, known, batch_size):
         found.append(xxhash.xxh3_128_hexdigest(json.dumps({**common, "member": own}, sort_keys=True).encode()))
     if len(set(found)) < len(found):
         same = [index for index, one in enumerate(found) if found.count(one) > 1]
-        raise ValueError(f"members {same} are the same as others: give them seeds of their own")
+        raise ValueError(f"members {same} are the same as others: give them different seeds")
     return xxhash.xxh3_128_hexdigest(json.dumps(common, sort_keys=True).encode()), found
 
 

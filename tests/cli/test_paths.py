@@ -75,7 +75,7 @@ def model(tmp_path, monkeypatch):
         ("link/deep/out", "link/deep/out would lie inside the model a"),
         ("b/../a/out", "would lie inside the model a"),
         ("file/deep/out", "cannot write file/deep/out: "),
-        ("", "is no path: it is empty"),
+        ("", "is not a path: it is empty"),
         ("pool:soup", "pool:soup would be a folder beside the pool: --format pool writes a member"),
     ],
 )

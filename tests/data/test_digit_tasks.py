@@ -98,8 +98,8 @@ def test_seeds_change_all_but_the_test_images(made, digits_dir):
 @pytest.mark.parametrize(
     ("names", "sizes", "message"),
     [
-        (["digit"], {}, "two tasks at least, not 1"),
-        (["digit", "parity", "digit"], {}, "a task is there twice"),
+        (["digit"], {}, "at least two tasks are needed, not 1"),
+        (["digit", "parity", "digit"], {}, "a task is named twice"),
         (["digit", "partiy"], {}, "unknown task 'partiy' .did you mean 'parity'"),
         (["digit", "parity"], {"num_train": 1800}, "1890 images are needed of optdigits, .* it has 1797"),
         (["digit", "parity"], {"num_pretraining": 7000}, "need 7000 examples, but there are only"),

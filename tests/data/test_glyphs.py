@@ -152,7 +152,7 @@ def test_other_fonts_do_not_move_a_family(fonts, task, tmp_path):
         ({"fonts": None}, "fonts must be a folder of font files: scripts/fetch_fonts.py FOLDER downloads"),
         ({"fonts": "nowhere"}, "nowhere: no such folder; scripts/fetch_fonts.py FOLDER downloads"),
         ({"fonts": "."}, "no fonts in it; scripts/fetch_fonts.py FOLDER downloads"),
-        ({"test": 0.0}, "held_out and test are shares above 0, together below 1, not 0.05 and 0.0"),
+        ({"test": 0.0}, "held_out and test must be shares above 0 that add up to less than 1, not 0.05 and 0.0"),
         ({"image_size": 0}, "image_size must be a whole number, at least 8, not 0"),
         ({"image_size": 28.0}, "image_size must be a whole number, at least 8, not 28.0"),
         ({"test": 1e-9}, "none of the 6 families in .* falls into test: more fonts are needed"),
@@ -178,7 +178,7 @@ def test_only_what_fonts_json_has_is_drawn(fonts, task, tmp_path, capsys):
     again = glyphs_task(fonts=tmp_path / "more", held_out=0.3, test=0.3)
     for split in ("train", "held_out", "test"):
         np.testing.assert_array_equal(getattr(again, split).images, getattr(task, split).images)
-    assert "; 1 font files are not drawn, for fonts.json has not got them" in capsys.readouterr().out
+    assert "; 1 font files are not drawn, because fonts.json does not list them" in capsys.readouterr().out
     assert again.facts == {"licences_of_fonts": {"a": 1}}
 
 
@@ -189,16 +189,18 @@ def test_files_that_are_not_as_fonts_json_has_them_are_refused(fonts, tmp_path):
     note(folder, [first, second])
     (folder / first).write_bytes((folder / first).read_bytes()[:-9])
     (folder / second).unlink()
-    with pytest.raises(ValueError, match=f"2 files are missing or not what fonts.json has, .*: {first}, {second}$"):
+    with pytest.raises(ValueError, match=f"2 files are missing or differ from fonts.json; .*: {first}, {second}$"):
         glyphs_task(fonts=folder)
     note(folder, [])
-    with pytest.raises(ValueError, match=r"fonts.json has none of the fonts there"):
+    with pytest.raises(ValueError, match=r"fonts.json lists none of the fonts in it"):
         glyphs_task(fonts=folder)
     (folder / "fonts.json").write_text('{"families": [')
     with pytest.raises(ValueError, match=r"fonts.json does not have the bytes that were written"):
         glyphs_task(fonts=folder)
     state.write(folder / "fonts.json", {"families": [{"family": "one", "licence": "a", "files": ["one.ttf"]}]})
-    with pytest.raises(ValueError, match=r"fonts.json: a family has a name, a licence and files with their digests"):
+    with pytest.raises(
+        ValueError, match=r"fonts.json: a family must have a name, a licence and files with their digests"
+    ):
         glyphs_task(fonts=folder)
 
 

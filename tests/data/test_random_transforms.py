@@ -234,13 +234,13 @@ def test_errors(rng):
     }.items():
         with pytest.raises(ValueError, match=message):
             rand_augment(policy)
-    with pytest.raises(ValueError, match=r"RandAugment is for RGB images, not \[3, 4, 1\]: put to_channels\(3\)"):
+    with pytest.raises(ValueError, match=r"RandAugment needs RGB images, not \[3, 4, 1\]: put to_channels\(3\)"):
         rand_augment("rand-m9-n2")(_image(rng, 3, 4, 1), rng)
     with pytest.raises(ValueError, match=r"scale must be a range .* not \(0, 1\)"):
         random_resized_crop(8, scale=(0, 1))
     with pytest.raises(ValueError, match=r"ratio must be a range .* not \(2, 1\)"):
         random_resized_crop(8, ratio=(2, 1))
-    with pytest.raises(ValueError, match=r"scale is a share .* at most 1, not 1.5"):
+    with pytest.raises(ValueError, match=r"scale is a share .* at most 1, but it goes up to 1.5"):
         random_resized_crop(8, scale=(0.5, 1.5))
     with pytest.raises(ValueError, match="unknown resize method 'bicubik'"):
         random_resized_crop(8, method="bicubik")

@@ -192,7 +192,7 @@ def test_any_prepared_set_is_read(tmp_path, capfd):
     assert photos.images.shape == (8, 5, 6, 3)
     np.testing.assert_array_equal(photos.images, pixels.images)
     np.testing.assert_array_equal(photos.labels, pixels.labels)
-    with pytest.raises(IndexError, match="8 is not among the 8 examples"):
+    with pytest.raises(IndexError, match="there is no example 8: the 8 examples"):
         source[8]
     everything = tfds_source("toy_colors", "train+test", data_dir=tmp_path, image_key="photo", label_key="animal")
     expected = {

@@ -58,7 +58,7 @@ def test_arrays_by_name_are_kept(tmp_path):
 
 @pytest.mark.parametrize("value", [(np.ones(2), np.ones(2)), {"a": {"b": np.ones(2)}}, {0: np.ones(2)}, [1.0], None])
 def test_what_would_not_come_back_as_it_was_is_refused(tmp_path, value):
-    with pytest.raises(ValueError, match="what is kept on disk is one array, or arrays by name, not"):
+    with pytest.raises(ValueError, match="only one array, or arrays by name, can be kept on disk, not"):
         evaluate.LogitCache(tmp_path).get("key", lambda: value)
     assert list(tmp_path.iterdir()) == []
 

@@ -93,7 +93,7 @@ def test_a_metric_is_chosen_by_name_and_its_direction_is_known(rng, name):
     with pytest.raises(ValueError, match="choose one with metric="):
         SCORES[name](both, a, b)
     if name not in ("path", "plane_grid"):
-        with pytest.raises(ValueError, match="is more or less of 'cost' better"):
+        with pytest.raises(ValueError, match="is a higher or a lower 'cost' better"):
             SCORES[name](both, a, b, metric="cost")
         with pytest.raises(ValueError, match="mode must be 'max' or 'min', not 'least'"):
             SCORES[name](both, a, b, metric="cost", mode="least")
@@ -211,7 +211,7 @@ def test_errors_of_connectivity(rng):
         evaluate.barrier(lambda p: 0.0, a, b, mode="maximum")
     with pytest.raises(ValueError, match=r"ts must lie in \[0, 1\]: \[0.5, 1.5\]"):
         evaluate.barrier(lambda p: 0.0, a, b, [0.5, 1.5])
-    with pytest.raises(ValueError, match="also those of member start"):
+    with pytest.raises(ValueError, match="these members equal the base: start"):
         evaluate.angles({"a": a, "start": base}, base)
     with pytest.raises(ValueError, match="- 1: bias is missing"):
         evaluate.angles([a, {"layer": b["layer"]}], base)

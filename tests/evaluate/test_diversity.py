@@ -74,9 +74,9 @@ def test_pairwise_diversity_is_the_mean_over_pairs(rng):
 def test_errors_of_diversity():
     with pytest.raises(ValueError, match=r"one length, not of shapes \(2,\) and \(3,\)"):
         evaluate.ratio_error(bools("11"), bools("110"))
-    with pytest.raises(ValueError, match="must be bool, not int64"):
+    with pytest.raises(ValueError, match="True where they are right, not int64"):
         evaluate.q_statistic(np.array([0, 2]), np.array([1, 2]))
     with pytest.raises(ValueError, match="one length"):
         evaluate.kappa_complement([], [])
-    with pytest.raises(ValueError, match="at least two are needed, 1 were given"):
+    with pytest.raises(ValueError, match="diversity needs at least two members, but 1 were given"):
         evaluate.mean_pairwise(evaluate.ratio_error, {"a": bools("10")})

@@ -34,7 +34,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_a_name_of_another_kind(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"\0" * 100)
-    with pytest.raises(CheckpointError, match=r"x\.h5 is of no kind that is known, .*: \.safetensors, \.gguf"):
+    with pytest.raises(CheckpointError, match=r"x\.h5 is of an unknown kind, .* known are \.safetensors, \.gguf"):
         open_checkpoint(tmp_path / "x.h5")
 
 
@@ -87,18 +87,18 @@ def test_every_difference_of_index_and_shards_is_listed(shards):
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(shards)
     message = str(error.value)
-    assert f"+ {FIRST} holds also 'b'" in message and f"- {SECOND} lacks 'b', 'd'" in message
+    assert f"+ {FIRST} also holds 'b'" in message and f"- {SECOND} lacks 'b', 'd'" in message
 
 
 def test_missing_shards_are_listed(shards):
     (shards / FIRST).unlink()
-    with pytest.raises(CheckpointError, match=f"names shards that are not there: '{FIRST}'"):
+    with pytest.raises(CheckpointError, match=f"names shards that do not exist: '{FIRST}'"):
         open_checkpoint(shards)
 
 
 def test_a_tensor_in_two_shards(shards):
     write_safetensors(shards / SECOND, {"c": np.float32([3]), "a": np.float32([1])})
-    with pytest.raises(CheckpointError, match=f"{SECOND} holds also 'a'"):
+    with pytest.raises(CheckpointError, match=f"{SECOND} also holds 'a'"):
         open_checkpoint(shards)
 
 
@@ -108,7 +108,7 @@ INDICES = {
     "no map": ('{"metadata": {}}', "must have a weight_map"),
     "an empty map": ('{"weight_map": {}}', "must have a weight_map"),
     "numbers as files": ('{"weight_map": {"a": 1}}', "must have a weight_map"),
-    "a name twice": ('{"weight_map": {"a": "x", "a": "y"}}', "'a' stands there twice"),
+    "a name twice": ('{"weight_map": {"a": "x", "a": "y"}}', "'a' appears twice"),
     "deep nesting": ("[" * 100_000, "is not valid JSON"),
 }
 
@@ -204,7 +204,7 @@ def test_a_tree_of_flat_names_is_chosen(shards, tmp_path):
     assert set(open_checkpoint(path, ".").leaves) == {"model.a.b", "model.c", "ema.a.b"}
     with pytest.raises(CheckpointError, match=r"no tree 'emma'; there are: 'model', 'ema', 'model/a'"):
         open_checkpoint(path, "emma")
-    with pytest.raises(CheckpointError, match="has no tree 'a'; it holds tensors and no trees"):
+    with pytest.raises(CheckpointError, match="has no tree 'a'; it holds tensors, not trees"):
         open_checkpoint(shards, "a")
 
 

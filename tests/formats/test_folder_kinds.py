@@ -92,7 +92,7 @@ def test_a_pointer_in_a_folder(name, tmp_path):
 @pytest.mark.parametrize("name", ["x", "x.bin"])
 def test_a_file_of_no_kind(name, tmp_path):
     (tmp_path / name).write_bytes(b"\1\2\3" * 100)
-    message = "neither a zip archive nor a pickle" if name == "x.bin" else "is of no kind that is known"
+    message = "neither a zip archive nor a pickle" if name == "x.bin" else "is of an unknown kind"
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path / name)
 

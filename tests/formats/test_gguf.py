@@ -113,14 +113,14 @@ FILES = {
     "no tensors": (gguf_bytes([], b""), "holds no tensors"),
     "tensors that are not there": (gguf_bytes([ONE], b"\0" * 8, tensors=HUGE), "is truncated, or damaged|claims"),
     "values that are not there": (b"GGUF" + struct.pack("<IQQ", 3, 0, HUGE), "is truncated, or damaged at byte 24"),
-    "a long name": (gguf_bytes([info("a" * 1001, (2,), 0, 0)], b"\0" * 8), "a name that is too long"),
+    "a long name": (gguf_bytes([info("a" * 1001, (2,), 0, 0)], b"\0" * 8), "whose name is too long"),
     "a name beyond the end": (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + b"\xff" * 8, "is truncated, or damaged"),
     "many axes": (gguf_bytes([info("a", (1,) * 65, 0, 0)], b"\0" * 8), "65 dimensions"),
-    "two of a name": (gguf_bytes([ONE, info("a", (2,), 0, 32)], b"\0" * 40), "two tensors of one name: 'a'"),
-    "an unknown kind": (gguf_bytes([info("a", (2,), 99, 0)], b"\0" * 8), "kinds that are not known, '99'"),
+    "two of a name": (gguf_bytes([ONE, info("a", (2,), 0, 32)], b"\0" * 40), "two tensors of the same name: 'a'"),
+    "an unknown kind": (gguf_bytes([info("a", (2,), 99, 0)], b"\0" * 8), "unknown kinds, '99'"),
     "a hole": (
         gguf_bytes([info("a\x1b", (2,), 0, 32)], b"\0" * 40),
-        r"'a\x1b' leaves a hole before it: offset 32, not 0",
+        r"'a\x1b' leaves a gap before it: offset 32, not 0",
     ),
     "overlap": (
         gguf_bytes([ONE, info("b", (2,), 0, 8)], b"\0" * 40),
@@ -129,7 +129,10 @@ FILES = {
     "truncated": (gguf_bytes([ONE], b"\0" * 7), "is truncated: tensor 'a' ends at byte"),
     "a huge tensor": (gguf_bytes([info("a", (2**40,), 0, 0)], b"\0" * 8), "is truncated: .* ends at byte"),
     "beyond 64 bits": (gguf_bytes([info("a", (2**62, 2**62), 0, 0)], b"\0" * 8), "more than 2^63 bytes"),
-    "beyond 64 bits, one axis": (gguf_bytes([info("a", (HUGE,), 0, 0)], b"\0" * 8), "not of non-negative integers"),
+    "beyond 64 bits, one axis": (
+        gguf_bytes([info("a", (HUGE,), 0, 0)], b"\0" * 8),
+        "sizes are not non-negative integers",
+    ),
     "bytes behind": (gguf_bytes([ONE], b"\0" * 64), "32 bytes after the last tensor"),
     "one of several": (
         gguf_bytes([ONE], b"\0" * 8, [("split.count", value(2, b"\3\0"))]),
@@ -143,7 +146,7 @@ FILES = {
         gguf_bytes([ONE], b"", [("general.alignment", value(8, text("\x1b")))]),
         r"number of bytes, '\x1b'",
     ),
-    "a value twice": (gguf_bytes([ONE], b"", [("a", value(0, b"\0"))] * 2), "metadata of one name twice"),
+    "a value twice": (gguf_bytes([ONE], b"", [("a", value(0, b"\0"))] * 2), "two metadata fields of the same name"),
     "a value of no kind": (gguf_bytes([ONE], b"", [("a", value(13, b"\0"))]), "metadata of an unknown kind, 13"),
     "deep arrays": (
         gguf_bytes([ONE], b"", [("a", value(9, struct.pack("<IQ", 9, 1) * 100))]),

@@ -161,7 +161,7 @@ def test_missing_shards_of_a_snapshot_are_named(hub):
     link(hub, "model.safetensors.index.json", json.dumps(index).encode())
     (hub / "snapshots" / COMMIT / "1.safetensors").symlink_to(f"../../blobs/{COMMIT}{'0' * 24}")
     link(hub, "2.safetensors")
-    with pytest.raises(CheckpointError, match=f"shards that are not there: '2.safetensors'; .*{COMPLETE}"):
+    with pytest.raises(CheckpointError, match=f"shards that do not exist: '2.safetensors'; .*{COMPLETE}"):
         merging.open_model("org/name")
 
 

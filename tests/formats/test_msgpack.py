@@ -55,7 +55,7 @@ def test_what_flax_packs_is_read(tmp_path):
     [
         (array([2**40], "float32", b"1234"), "an array of 4 bytes whose shape and dtype make"),
         (array([2**62, 0], "float32", b""), "has a shape of more than 2\\^63 bytes"),
-        (array([-1], "float32", b""), "a shape that is not of non-negative integers"),
+        (array([-1], "float32", b""), "a shape whose sizes are not non-negative integers"),
         (array([1] * 65, "float32", b"1234"), "has 65 dimensions"),
         (array([1], "object", b"12345678"), "has elements of 'object'"),
         (array([1], {"a": b"x"}, b"1234"), "has elements of"),
@@ -64,10 +64,10 @@ def test_what_flax_packs_is_read(tmp_path):
         (array(None, "float32", b"1234"), "an array without shape, dtype and bytes"),
         (array([1], "float32", "1234"), "an array without shape, dtype and bytes"),
         ((1, 3), "an array without shape, dtype and bytes"),
-        ((7, [[1], "float32", b"1234"]), "a value of the type 7"),
+        ((7, [[1], "float32", b"1234"]), "a value of type 7"),
         ({"__msgpack_chunked_array__": True}, "an array in pieces"),
-        ({1.5: 2}, "a key that is no string"),
-        ({1: 2, "1": 3}, "stands there twice"),
+        ({1.5: 2}, "a key that is not a string"),
+        ({1: 2, "1": 3}, "appears twice"),
     ],
     ids=str,
 )

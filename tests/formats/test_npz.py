@@ -112,7 +112,7 @@ def test_pickled_objects_are_not_read(tmp_path):
         open_checkpoint(tmp_path / "x.npz")
     assert not (tmp_path / "marker").exists()
     (tmp_path / "x.npz").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(CheckpointError, match="is a pickle, but not one of torch's"):
+    with pytest.raises(CheckpointError, match="is a pickle, but torch did not write it"):
         open_checkpoint(tmp_path / "x.npz")
 
 
@@ -134,8 +134,8 @@ MEMBERS = {
     "too few bytes": (member(data=b"\0" * 7), "has 7 bytes; its shape and dtype make 8"),
     "too many bytes": (member(data=b"\0" * 9), "has 9 bytes; its shape and dtype make 8"),
     "a petabyte": (member(shape="(1000000, 1000000, 1000)"), "has 8 bytes; its shape and dtype make 4000000000000000"),
-    "a huge number": (member(shape=f"({'9' * 5000},)"), "has a shape that is not of 64-bit integers"),
-    "beyond 64 bits": (member(shape="(9999999999999999999,)"), "a shape that is not of non-negative integers"),
+    "a huge number": (member(shape=f"({'9' * 5000},)"), "has a shape whose sizes are not 64-bit integers"),
+    "beyond 64 bits": (member(shape="(9999999999999999999,)"), "a shape whose sizes are not non-negative integers"),
     "a product beyond 64 bits": (member(shape="(4294967296, 4294967296, 0)", data=b""), "more than 2^63 bytes"),
     "too many axes": (member(shape=f"({'1,' * 65})"), "has 65 dimensions"),
 }
@@ -153,13 +153,13 @@ def test_refuses_members(case, compression, write):
 
 
 def test_refuses_archives(write):
-    with pytest.raises(CheckpointError, match=r"x\.npz is an archive without arrays"):
+    with pytest.raises(CheckpointError, match=r"x\.npz is an archive that holds no arrays"):
         open_checkpoint(write({"readme.txt": b"hello"}))
     with pytest.warns(UserWarning, match="Duplicate"):
         path = write({"a.npy": member()})
         with zipfile.ZipFile(path, "a") as target:
             target.writestr("a.npy", member())
-    with pytest.raises(CheckpointError, match="two entries of one name"):
+    with pytest.raises(CheckpointError, match="two entries of the same name"):
         open_checkpoint(path)
     with pytest.raises(CheckpointError, match="compressed in a way that NumPy does not write"):
         open_checkpoint(write({"a.npy": member()}, zipfile.ZIP_LZMA))

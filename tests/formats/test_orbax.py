@@ -151,7 +151,9 @@ def test_parts_are_not_guessed(copied):
 
 def test_steps_of_two_kinds_are_not_guessed(copied):
     shutil.copytree(copied / "items" / "5", copied / "manager" / "5")
-    with pytest.raises(CheckpointError, match=r"several kinds, name one: '5', 'checkpoint_9', 'checkpoint_10'"):
+    with pytest.raises(
+        CheckpointError, match=r"several kinds of steps: name one of '5', 'checkpoint_9', 'checkpoint_10'"
+    ):
         open_orbax(copied / "manager")
 
 
@@ -232,21 +234,21 @@ def test_unfinished_checkpoints_are_said_to_be(copied):
 
 HEADERS = {
     "a huge chunk": ({"chunks": [2**40, 6]}, "claims chunks of"),
-    "a negative shape": ({"shape": [-4, 6]}, "a shape that is not of non-negative integers"),
+    "a negative shape": ({"shape": [-4, 6]}, "a shape whose sizes are not non-negative integers"),
     "a huge shape": ({"shape": [2**40, 6], "chunks": [2**40, 6]}, "claims 26388279066624 bytes; all files have"),
     "an impossible shape": ({"shape": [2**62, 6]}, "a shape of more than 2.63 bytes"),
     "many chunks": ({"shape": [2**20, 6], "chunks": [1, 1]}, "claims more than 65536 chunks"),
     "chunks without elements": ({"chunks": [0, 6]}, "chunks of"),
     "another rank": ({"chunks": [4]}, "chunks of"),
-    "a number that is none": ({"shape": [4.0, 6]}, "a shape that is not of non-negative integers"),
+    "a number that is none": ({"shape": [4.0, 6]}, "a shape whose sizes are not non-negative integers"),
     "a structured dtype": ({"dtype": [["a", "<f4"]]}, "only numbers and booleans are read"),
     "text": ({"dtype": "<U4"}, "only numbers and booleans are read"),
-    "an unknown codec": ({"compressor": {"id": "evil"}}, "a compressor that is not known"),
+    "an unknown codec": ({"compressor": {"id": "evil"}}, "an unknown compressor"),
     "a codec that is no mapping": ({"compressor": "zstd"}, "damaged, or not as Zarr has it"),
     "a filter": ({"filters": [{"id": "delta"}]}, "has filters"),
     "another order": ({"order": "X"}, "not of Zarr's format 2"),
     "another separator": ({"dimension_separator": "../../"}, "has the separator"),
-    "no shape": ({"shape": None}, "a shape that is not of non-negative integers"),
+    "no shape": ({"shape": None}, "a shape whose sizes are not non-negative integers"),
     "another dtype than its bytes": ({"dtype": "<f8"}, "cannot be|claims|claims chunks"),
 }
 
@@ -289,7 +291,7 @@ def test_two_leaves_of_one_name(copied):
     twice = {**leaf, "key_metadata": [{"key": "params", "key_type": 2}, {"key": "dense/bias", "key_type": 2}]}
     storage["tree_metadata"]["twice"] = twice
     path.write_text(json.dumps(storage))
-    with pytest.raises(CheckpointError, match="two tensors have one name"):
+    with pytest.raises(CheckpointError, match="two tensors have the same name"):
         open_orbax(copied / "plain")
 
 

@@ -73,7 +73,7 @@ def test_numbers_that_cannot_be_read_are_refused(case, beside):
 DAMAGED = {
     "another size": (b"K\x06\x85", b"K\x07\x85", "is an array of 6 bytes; its shape and dtype make 7"),
     "a huge size": (b"K\x06\x85", b"\x8a\x05\0\0\0\0\1\x85", "is an array of 6 bytes; its shape and dtype make 42949"),
-    "no size": (b"K\x06\x85", b"N\x85", "has a shape that is not of non-negative integers"),
+    "no size": (b"K\x06\x85", b"N\x85", "has a shape whose sizes are not non-negative integers"),
     "another order": (b"X\x01\0\0\0|", b"X\x01\0\0\0!", "has a dtype that cannot be read, '!u1'"),
     "fewer bytes": (b"X\x06\0\0\0\0\1\2\3\4\5", b"X\x03\0\0\0\0\1\2", "is an array of 3 bytes"),
     "what is no byte": (b"X\x06\0\0\0\0\1\2\3", b"X\x06\0\0\0\0\1\xc4\x80", "is an array of 4 bytes"),
@@ -94,5 +94,5 @@ def test_arrays_take_no_more_memory_than_the_file_allows(make, beside, monkeypat
     monkeypatch.setattr("soups.formats.torch_pickle.ALLOWANCE", 1 << 20)
     array = pickle.dumps(np.zeros(10_000, np.uint8), 4)[2:-1] + b"q\x40"
     many = make.mapping({str(number): b"h\x40" for number in range(3000)})
-    with pytest.raises(CheckpointError, match="more names than its size allows"):
+    with pytest.raises(CheckpointError, match="with more names than the size of the file allows"):
         open_checkpoint(beside(array, many=many), ".")

@@ -199,7 +199,7 @@ ZIPS = {
     "big-endian": ({"byteorder": b"big"}, "is not little-endian"),
     "compressed": ({"compression": zipfile.ZIP_DEFLATED, "byteorder": None}, "data.pkl' is compressed"),
     "TorchScript of a dict": ({"more": ["constants.pkl"]}, "is a TorchScript archive, but of a dict instead of a mod"),
-    "TorchScript of old": ({"more": ["model.json"]}, "is a TorchScript archive of an old layout; save it again"),
+    "TorchScript of old": ({"more": ["model.json"]}, "is a TorchScript archive in an old layout; save it again"),
 }
 
 
@@ -222,7 +222,7 @@ def test_refuses_other_archives(tmp_path, refused):
         archive.writestr("a/data.pkl", b"")
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("a/data.pkl", b"")
-    refused(path, "two entries of one name")
+    refused(path, "two entries of the same name")
 
 
 PATCHES = {  # of the last entry of the directory, or of its own header: offset from its signature, bytes
@@ -278,7 +278,7 @@ def test_a_pickle_larger_than_the_limit_is_not_read(tmp_path, make, whole, float
 
 
 LEGACY = {
-    "another magic number": ({"magic": 7}, "is a pickle, but not one of torch's"),
+    "another magic number": ({"magic": 7}, "is a pickle, but torch did not write it"),
     "big-endian": ({"little_endian": False}, "is not little-endian"),
     "a storage that is missing": ({"storages": {}}, "storage '0' is not in the file"),
     "a storage of another size": ({"storages": {"0": (5, b"\0" * 20)}}, "storage has 20 bytes instead of 24"),
@@ -297,7 +297,7 @@ def test_refuses_streams(case, tmp_path, make, whole, floats, refused):
 
 
 VALUES = {
-    "a list": (b"]", "holds a list instead of tensors by name"),
+    "a list": (b"]", "holds a list, not tensors by name"),
     "nothing": (b"}", "holds no tensors by name"),
     "numbers": (b"}X\x01\0\0\0aK\x03s", "holds no tensors by name"),
 }
@@ -312,7 +312,7 @@ def test_refuses_values_without_tensors(case, tmp_path, make, refused):
 def test_refuses_two_tensors_of_one_name(tmp_path, make, floats, refused):
     leaf = make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))
     body = make.mapping({"a": make.mapping({"b": leaf}), "a.b": leaf})
-    refused(make.write_zip(tmp_path / "x.pt", make.pickled(body), {"0": floats[1]}), "two tensors of the name 'a.b'")
+    refused(make.write_zip(tmp_path / "x.pt", make.pickled(body), {"0": floats[1]}), "two tensors are named 'a.b'")
 
 
 def test_refuses_names_without_measure(tmp_path, make, floats, refused):

@@ -206,22 +206,22 @@ def test_a_class_or_an_object_is_no_storage_or_dtype(make, refused):
     for stranger in (NETWORK, NETWORK + b")\x81}b"):
         identity = make.storage("FloatStorage", "0", 6).replace(make.global_of("torch", "FloatStorage"), stranger)
         refused(make.module_of({"a": identity}), "a persistent id that is not a storage's")
-        refused(make.module_of({"a": make.tensor(stranger, (6,), (1,))}), "is called with other arguments")
+        refused(make.module_of({"a": make.tensor(stranger, (6,), (1,))}), "is called with arguments that torch")
 
 
 def test_objects_that_hold_themselves_or_each_other_end(make, refused, leaf):
     own = b"q\0}" + make.text("a") + b"h\0sb"
-    refused(b"N" * 100 + NETWORK + b")\x81" + own, "modules that hold themselves, or deeper than 32")
+    refused(b"N" * 100 + NETWORK + b")\x81" + own, "modules that contain themselves, or are nested deeper than 32")
     deep, double = leaf, leaf
     for _ in range(40):
         deep = make.module_of({"a": deep})
-    refused(deep, "modules that hold themselves, or deeper than 32")
+    refused(deep, "modules that contain themselves, or are nested deeper than 32")
     for level in range(28):
         memo = bytes([level])
         double = make.module_of({"a": double + b"q" + memo, "b": b"h" + memo})
-    refused(double, r"modules that hold each other: more names than")
+    refused(double, r"modules inside each other, with more names than")
     refused(make.module_of({"x" * 1001: leaf}), "a name of more than 1000 characters")
-    refused(make.module_of({"a": make.module_of({"b": leaf}), "a.b": leaf}), "two tensors of the name 'a.b'")
+    refused(make.module_of({"a": make.module_of({"b": leaf}), "a.b": leaf}), "two tensors are named 'a.b'")
 
 
 def test_there_is_a_limit_of_opcodes(make, refused, leaf, monkeypatch):

@@ -80,14 +80,14 @@ def test_rules_are_understood():
         ([], "align must be a list"),
         ([["a", None], ["b"]], r"align\[1\] must be \[regex, axes\], not \['b'\]"),
         ([["(", None]], r"align\[0\]: the first entry must be a regular expression, not '\('"),
-        ([["a", "units"]], r"align\[0\]: the axes are a list .* not 'units'"),
-        ([["a", [3]]], "an axis is the name of a permutation, null or a mapping, not 3"),
+        ([["a", "units"]], r"align\[0\]: the axes must be null or a list .* not 'units'"),
+        ([["a", [3]]], "an axis must be the name of a permutation, null or a mapping, not 3"),
         ([["a", [{"permutatoin": "units"}]]], "permutatoin"),
-        ([["a", [{"permutation": "units", "inner": 1.5}]]], "outer and inner are whole numbers"),
+        ([["a", [{"permutation": "units", "inner": 1.5}]]], "outer and inner must be whole numbers"),
         (RULES[:1], "no rule|matches"),
         (
             [RULES[0], [r"first\.bias", ["other"]], *RULES[2:]],
-            r"units that are permuted in one tensor alone .*\n  ~ permutation 'other' touches only first\.bias$",
+            r"to permute units in one tensor alone .*\n  ~ permutation 'other' touches only first\.bias$",
         ),
         ([*RULES[:2], [r"second\.weight", [None, "units"]], RULES[3]], "'units' has 14 units, 7 at first"),
     ],
@@ -101,5 +101,5 @@ def test_files_beside_the_models_are_refused(merged, tmp_path):
     fisher = write_safetensors(tmp_path / "fisher.safetensors", network(3))
     paths = [write_safetensors(tmp_path / f"m{seed}.safetensors", network(seed)) for seed in range(2)]
     entries = [{"model": str(path), "parameters": {"fisher": str(fisher)}} for path in paths]
-    with pytest.raises(ValueError, match=r"align would leave the units of .*fisher.safetensors as they are"):
+    with pytest.raises(ValueError, match=r"align would not permute the units in .*fisher.safetensors"):
         merged({"merge_method": "fisher", "models": entries, "align": RULES})

@@ -30,7 +30,7 @@ def test_buffers_that_only_one_side_has_do_not_block(linear_of, small, tmp_path,
     models[has][name] = BUFFERS[name]
     recipe = linear_of(*models)
     (note,) = small.plan(recipe).notes
-    assert name in note and "carries nothing" in note
+    assert name in note and "carries no information" in note
     merged = small.merge(recipe, tmp_path / "out")
     assert merged["w"] == 2 and set(merged) == ({"w", name} if has == 0 else {"w"})
     if has == 0:

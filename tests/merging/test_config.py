@@ -87,7 +87,7 @@ def changed(config, path, value):
 )
 def test_what_makes_a_sum_meaningless_is_refused_unless_insisted_on(pair, tmp_path, start, path, values):
     configs = [changed(start, path, value) for value in values]
-    with pytest.raises(ValueError, match="so a sum of them means nothing") as error:
+    with pytest.raises(ValueError, match="so their sum means nothing") as error:
         pair(*configs)
     (line,) = [line for line in str(error.value).splitlines() if line.startswith("  ~ ")]
     assert line.startswith(f"  ~ {tmp_path / 'a'}: {path} ") and line.endswith(f"as {tmp_path / 'base'} has it")
@@ -96,7 +96,7 @@ def test_what_makes_a_sum_meaningless_is_refused_unless_insisted_on(pair, tmp_pa
 
 def test_insisting_says_what_was_passed_over(pair):
     made = pair(LLAMA, changed(LLAMA, "num_attention_heads", 3), insist=True)
-    assert any("insisted on" in note and "num_attention_heads is 3 instead of 2" in note for note in made.notes)
+    assert any("because of insist" in note and "num_attention_heads is 3 instead of 2" in note for note in made.notes)
 
 
 @pytest.mark.parametrize("insist", ["yes", 1])
@@ -112,7 +112,7 @@ def test_all_reasons_are_in_one_message(pair):
         "head_dim": 6,
         "quantization_config": {"quant_method": "gptq"},
     }
-    with pytest.raises(ValueError, match="so a sum") as error:
+    with pytest.raises(ValueError, match="so their sum") as error:
         pair(LLAMA, other)
     for word in ("model_type", "hidden_act", "head_dim", "quantization_config of gptq"):
         assert word in str(error.value)
@@ -121,7 +121,7 @@ def test_all_reasons_are_in_one_message(pair):
 def test_the_message_is_bounded_and_escaped(pair):
     one = {f"part{i}": {"num_heads": 1} for i in range(500)} | {"model_type": "\x1b[31mred"}
     two = {f"part{i}": {"num_heads": 2} for i in range(500)} | {"model_type": "x" * 10**5, "\x1b[0m": 1}
-    with pytest.raises(ValueError, match="so a sum") as error:
+    with pytest.raises(ValueError, match="so their sum") as error:
         pair(one, two)
     assert len(str(error.value)) < 8000 and "\x1b" not in str(error.value)
     notes = pair(one, one | {"\x1b[0m": 1, "long": "x" * 10**5}).notes

@@ -165,9 +165,9 @@ def test_functions(tmp_path, monkeypatch):
     for function, metric, message in [
         ("fails", None, r"--eval .*fails failed: .*my_scores_of_models.py, line 8: ZeroDivisionError"),
         ("says", None, "a score must be a number, but evaluate gives 'much'"),
-        ("many", None, "several metrics, choose one with metric=: loss, accuracy"),
+        ("many", None, "several metrics: choose one with metric=: loss, accuracy"),
         ("many", "los", r"unknown metric 'los' \(did you mean 'loss'\?\)"),
-        ("score", "loss", "evaluate returns a number and no mapping"),
+        ("score", "loss", "evaluate returns a single number, not a mapping of metrics"),
     ]:
         with pytest.raises(ValueError, match=message):
             ask(f"../my_scores_of_models.py:{function}", metric)

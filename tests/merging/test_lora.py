@@ -334,7 +334,7 @@ def test_references(tmp_path):
     assert model_reference({"model": {"path": "a"}, "lora": None}, "x") == "a"
     assert model_reference({"model": {"path": "org/a", "revision": "main"}}, "x") == "org/a@main"
     assert model_reference({"model": {"path": ".", "revision": "main"}}, "x") == "."  # as a folder has one alone
-    with pytest.raises(ValueError, match=r"x: a model is a path, or path\+lora, not 3"):
+    with pytest.raises(ValueError, match=r"x: a model must be a path, or path\+lora, not 3"):
         model_reference(3, "x")
 
 
@@ -402,7 +402,9 @@ def test_matrices_that_do_not_fit_are_all_named(models, adapter):
 
 
 def test_what_is_not_there_is_named(models, adapter, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no adapter_config.json in .*nowhere: a LoRA is a folder that PEFT"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no adapter_config.json in .*nowhere: a LoRA must be a folder that PEFT"
+    ):
         opened(models["a"], tmp_path / "nowhere")
     folder, _ = adapter({Q.format(0): (6, 6)})
     with pytest.raises(FileNotFoundError, match="no checkpoint at nowhere"):
@@ -423,7 +425,7 @@ def test_an_adapter_is_no_model(models, adapter, name, write_torch):
         (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match=rf"{folder} is an adapter: give MODEL\+{folder}, .*trained on org/name"):
         open_with_lora(str(folder), open_checkpoint)
-    with pytest.raises(ValueError, match=r"holds low-rank matrices, such as .*lora_A.weight, .*give MODEL\+DIR"):
+    with pytest.raises(ValueError, match=r"holds low-rank matrices, such as .*lora_A.weight; .*give MODEL\+DIR"):
         open_with_lora(str(folder / name), open_checkpoint)
 
 
@@ -455,6 +457,6 @@ def test_what_is_not_of_real_floats_is_an_error(models, adapter, dtype):
     q = Q.format(0)
     given = {f"{q}.lora_A.weight": np.ones((2, 6), dtype), f"{q}.lora_B.weight": np.ones((6, 2), np.float32)}
     folder, _ = adapter({}, tensors=given | {f"{Q.format(1)}.weight": np.ones((6, 6), dtype)})
-    with pytest.raises(ValueError, match=f"{q}: weight, A and B must be of real floats, not float32, ") as error:
+    with pytest.raises(ValueError, match=f"{q}: weight, A and B must hold real floats, not float32, ") as error:
         opened(models["a"], folder)
     assert f"{Q.format(1)}.weight has dtype {np.dtype(dtype)} instead of float32" in str(error.value)

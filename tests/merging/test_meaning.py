@@ -97,7 +97,7 @@ QUANTISED = {
 
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_quantised_models_are_refused_by_their_tensors(planned, tmp_path, kind):
-    with pytest.raises(ValueError, match="so a sum of them means nothing") as error:
+    with pytest.raises(ValueError, match="so their sum means nothing") as error:
         planned(QUANTISED[kind])
     for name in ("base", "a"):
         assert f"  ~ {tmp_path / name} is quantised: " in str(error.value)
@@ -131,7 +131,7 @@ def test_one_model_alone_is_looked_at_too(small, tmp_path):
     with pytest.raises(ValueError, match="is quantised"):
         small.plan(recipe)
     (note,) = small.plan(recipe | {"insist": True}).notes
-    assert note.startswith("insisted on, though ") and "is quantised" in note
+    assert note.startswith("merged because of insist, although ") and "is quantised" in note
 
 
 PLAIN = {
@@ -226,7 +226,7 @@ def test_the_command_prints_notes_and_insists(small, tmp_path, capsys):
     assert "num_attention_heads is 3 instead of 2" in capsys.readouterr().err
     assert main([*words, "--insist"]) == 0
     printed = " ".join(capsys.readouterr().out.split())  # lines are broken where a terminal ends
-    assert "insisted on, though " in printed and "rope_theta 30.0 instead of 20.0" in printed
+    assert "merged because of insist, although " in printed and "rope_theta 30.0 instead of 20.0" in printed
     assert f"not copied from {tmp_path / 'base'}: optimizer.pt" in printed
 
 

@@ -262,7 +262,7 @@ def test_a_merge_may_become_a_member_of_a_pool(cli, refused, tmp_path):
     np.testing.assert_array_equal(soups.Pool(pool.path)["soup"]["w"], [0.5] * 3)
     assert cli(*words, f"{pool.path}:dry", "--dry-run")[0] == 0 and "dry" not in soups.Pool(pool.path)
     refused(*words, f"{pool.path}:soup", message="has a member 'soup'")
-    refused(*words, "nothing", message="a member of a pool is POOL:NAME, not 'nothing'")
+    refused(*words, "nothing", message="a member of a pool is written as POOL:NAME, not 'nothing'")
 
 
 def test_a_merge_may_be_sharded_over_all_devices(cli, refused, small, tmp_path):
@@ -362,7 +362,7 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     missing = ["--align", tmp_path / "none.yml", "--out", out]
     refused(*method("linear", models, "a", "b", base=None), *missing, message="--align: no file at ")
     refused(*ties, "--densty", 0.2, "--out", out, message="unknown option --densty (did you mean --density?)")
-    gone = "unknown option --favor; floor takes one number for each member, above 0"
+    gone = "unknown option --favor; floor takes one number for each member: above 0"
     refused(*method("fisher", models, "a", base=None), "--favor", 1, "--out", out, message=gone)
     refused(*ties, "--density", "x", "--out", out, message="parameters.density must be a number, not 'x'")
     refused(*ties, "--density", "--out", out, message="argument --density: expected at least one argument")
@@ -371,7 +371,11 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     refused(*method("ties", models, "a", base=None), "--out", out, message="ties needs a base_model (--base)")
     refused(*method("ties", {**models, "a": "nowhere"}, "a"), "--out", out, message="no checkpoint at nowhere")
     only = ["--only", "mlp", "--out", out]
-    refused(*method("iso_c", models, "a"), *only, message="only: 'mlp' is the whole name of no tensor; one is called")
+    refused(
+        *method("iso_c", models, "a"),
+        *only,
+        message="only: 'mlp' does not match the whole name of any tensor; one is called",
+    )
     refused(*ties, message="say what is merged and where to")
     refused(recipe, message="say what is merged and where to")
     refused(recipe, out, "--method", "ties", message="give a recipe file, or --method")

@@ -50,10 +50,14 @@ def weights(*values):
         (
             "{file}/out",
             NotADirectoryError,
-            "a pool is a directory, and .*file is a file|cannot write .*file is no folder",
+            "a pool is a directory, but .*file is a file|cannot write .*file is not a folder",
         ),
-        ("{file}/deep/out", NotADirectoryError, "a pool is a directory, and .*file is a file|cannot write .*no folder"),
-        ("", ValueError, "is no path: it is empty|a member of a pool is POOL:NAME"),
+        (
+            "{file}/deep/out",
+            NotADirectoryError,
+            "a pool is a directory, but .*file is a file|cannot write .*not a folder",
+        ),
+        ("", ValueError, "is not a path: it is empty|a member of a pool is written as POOL:NAME"),
     ],
 )
 def test_wrong_places_are_errors_before_any_work(linear_of, small, tmp_path, write_lora, sink, out, error, message):
@@ -106,7 +110,7 @@ def test_a_pool_that_does_not_fit_is_an_error_before_any_work(linear_of, small, 
     with pytest.raises(ValueError, match=r"soup: head/bias is missing"):
         merging.merge_to_pool(small.plan(other), f"{pool}:soup", progress=pytest.fail)
     for wrong in ("pool", "pool:", ":soup"):
-        with pytest.raises(ValueError, match=f"a member of a pool is POOL:NAME, not '{wrong}'"):
+        with pytest.raises(ValueError, match=f"a member of a pool is written as POOL:NAME, not '{wrong}'"):
             split_member(wrong)
 
 
@@ -143,9 +147,9 @@ def test_what_orbax_could_not_finish_is_swept(linear_of, small, tmp_path, sink, 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("a", "a.b"), "a would be a tensor, and a dict with a.b"),
-        (("x/a", "x/a/b/c"), "x/a would be a tensor, and a dict with x/a/b/c"),
-        (("x/a.b", "x/a/b"), "x/a.b and x/a/b would have one place"),
+        (("a", "a.b"), "a would be both a tensor and the dict that holds a.b"),
+        (("x/a", "x/a/b/c"), "x/a would be both a tensor and the dict that holds x/a/b/c"),
+        (("x/a.b", "x/a/b"), "x/a.b and x/a/b would have the same place"),
         (("a..b", "c"), "a..b has a part without a name"),
         ((".".join("a" * 100), "c"), "has more than 64 parts"),
     ],
@@ -162,7 +166,7 @@ def test_names_that_lose_a_tensor_in_nested_dicts_are_an_error(linear_of, small,
 @pytest.mark.parametrize("name", ["a\\b", "a\0b", "a" * 256, "é" * 128, "/".join(["a" * 99] * 3)])
 def test_names_that_no_folder_can_have_go_into_pools_alone(linear_of, small, tmp_path, name):
     made = small.plan(linear_of({name: weights(1), "c": weights(2)}))
-    with pytest.raises(ValueError, match="would be a folder, whose name has no backslash and at most 255 bytes"):
+    with pytest.raises(ValueError, match="would be a folder, but has a backslash, a null character or over 255 bytes"):
         merging.merge_to_orbax(made, tmp_path / "out")
     merging.merge_to_pool(made, f"{tmp_path}/pool:soup")
     np.testing.assert_array_equal(merging.open_model(f"{tmp_path}/pool:soup").read(name), weights(1))
@@ -171,7 +175,9 @@ def test_names_that_no_folder_can_have_go_into_pools_alone(linear_of, small, tmp
 @pytest.mark.parametrize("name", [".", "..", "_METADATA"])
 def test_names_of_orbax_and_of_the_system_go_into_pools_alone(linear_of, small, tmp_path, name):
     made = small.plan(linear_of({name: weights(1), "c/../../d": weights(2)}))
-    with pytest.raises(ValueError, match=f"'?{re.escape(name)}'? would be a folder of another meaning to Orbax"):
+    with pytest.raises(
+        ValueError, match=f"'?{re.escape(name)}'? is the name of a folder that means something else to Orbax"
+    ):
         merging.merge_to_orbax(made, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m0"]
     merging.merge_to_pool(made, f"{tmp_path}/pool:soup")

@@ -305,7 +305,7 @@ def test_integers_that_differ_are_all_named_by_the_plan_and_may_be_kept(linear_o
     with pytest.raises(ValueError, match="cannot be merged") as error:
         small.plan(recipe)
     for name in ("codes", "more.codes"):
-        assert f"tensor {name} is not of floats and is copied" in str(error.value)
+        assert f"tensor {name} does not hold floats and is copied" in str(error.value)
     assert "keep_first takes it from the first member" in str(error.value)
     recipe["keep_first"] = ".*codes|w"
     merged = small.merge(recipe, tmp_path / "out")
@@ -331,7 +331,7 @@ def test_only_some_tensors_are_merged_and_the_others_are_named(linear_of, small,
 @pytest.mark.parametrize("field", ["keep_first", "only_tensors"])
 def test_a_regex_must_be_one_and_match(linear_of, small, field):
     recipe = linear_of({"w": weights(1)}, {"w": weights(2)})
-    with pytest.raises(ValueError, match=f"{field}: 'v' is the whole name of no tensor"):
+    with pytest.raises(ValueError, match=f"{field}: 'v' does not match the whole name of any tensor"):
         small.plan(recipe | {field: "v"})
     for wrong in ("(", 3, ["w"]):
         with pytest.raises(ValueError, match=f"{field} must be a regular expression"):
@@ -372,7 +372,7 @@ def test_methods_that_order_or_compare_refuse_complex_tensors_by_name(linear_of,
     members = members[: 1 if method in ("nearswap", "arcee_fusion") else 2]
     recipe |= {"merge_method": method, "base_model": base["model"], "models": members}
     recipe["parameters"] = {"t": 0.5} if method == "nearswap" else {}
-    with pytest.raises(ValueError, match=f"w is complex, and {method} orders or compares elements"):
+    with pytest.raises(ValueError, match=f"w is complex, but {method} needs to order or compare elements"):
         small.plan(recipe)
 
 

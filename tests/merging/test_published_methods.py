@@ -123,7 +123,7 @@ def test_fisher_interpolation_is_that_of_the_library(small, run, trees, fishers)
         ({"lm_head.weight": np.ones((10, 6), np.int32)}, r"~ .*bad.safetensors: lm_head.weight has dtype int32"),
         (
             {"lm_head.weight": -np.ones((10, 6), np.float32)},
-            "negative Fisher information beside member 1: lm_head",
+            "negative Fisher information of member 1: lm_head",
         ),
         ({"lm_head.weight": np.full((10, 6), np.nan, np.float32)}, "bad.safetensors: lm_head.weight holds NaN"),
     ],
@@ -144,7 +144,7 @@ def test_settings_of_fisher_that_cannot_be_are_errors(run, fishers, small, trees
             run(method, members, base=base, vocabulary="published", fisher=fisher, **options)
 
     refused("fisher must be text, not 3", fisher=dict.fromkeys("abc", 3))
-    refused("fisher is one path for all tensors, not", fisher={**files, "a": [files["a"], files["b"]]})
+    refused("fisher must be one path, the same for all tensors, not", fisher={**files, "a": [files["a"], files["b"]]})
     refused("floor must be above 0 for a member", floor=dict.fromkeys("abc", 0.0))
     refused("weights must be finite, not negative", weight=WEIGHTS)
     refused("floor must be above 0 for a", weight={"a": 0, "b": 1, "c": 1}, floor={"a": 1e-6, "b": 0.0, "c": 0.0})
@@ -155,7 +155,7 @@ def test_settings_of_fisher_that_cannot_be_are_errors(run, fishers, small, trees
     refused("fisher_interpolate needs a value of base_fisher", "fisher_interpolate", "a", "base", fisher=only)
     zero = write_safetensors(tmp_path / "zero.safetensors", {n: np.zeros_like(x) for n, x in trees["a"].items()})
     refused(
-        "Fisher information beside member 0 is zero",
+        "Fisher information of member 0 is all zeros",
         fisher={**files, "a": str(zero)},
         parameters={"normalize": True},
     )

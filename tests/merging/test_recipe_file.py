@@ -115,7 +115,7 @@ def two(**fields):
     ("text", "message"),
     [
         ("a: [", "the recipe is not YAML"),
-        ("merge_method: ties\nmerge_method: linear", "the recipe is not YAML: 'merge_method' stands there twice"),
+        ("merge_method: ties\nmerge_method: linear", "the recipe is not YAML: 'merge_method' appears twice"),
         ("- a", "the recipe must be a mapping with merge_method"),
         (
             two(vocabulary="published", merge_metod="ties"),
@@ -136,21 +136,21 @@ def two(**fields):
         (two(models=None), "either models or slices"),
         (two(models="[]"), "models must be a list with at least one entry"),
         (two(models="a"), "models must be a list with at least one entry"),
-        (two(models="[{modl: a}]"), "every entry has a model, not"),
+        (two(models="[{modl: a}]"), "every entry needs a model, not"),
         (
             two(vocabulary="published", models="[{model: a, parameter: {}}]"),
             r"'parameter' \(did you mean 'parameters'\?\)",
         ),
         (two(models="[{model: a, layer_range: [0, 1]}]"), "layer_range belongs to the sources of slices"),
-        (two(models="[{model: 3}]"), "a model is a path, or path[+]lora, not 3"),
-        (two(base_model="3"), "base_model: a model is a path, or path[+]lora, not 3"),
+        (two(models="[{model: 3}]"), "a model must be a path, or path[+]lora, not 3"),
+        (two(base_model="3"), "base_model: a model must be a path, or path[+]lora, not 3"),
         (two(dtype="bf16"), r"unknown dtype of the recipe 'bf16' \(did you mean"),
         (two(out_dtype="int8"), "unknown out_dtype of the recipe 'int8'"),
         (
             two(chat_template="llama3"),
-            "chatml, or the text of a template in Jinja, not 'llama3'",
+            "chatml, or the text of a Jinja template, not 'llama3'",
         ),
-        (two(chat_template="[a]"), "chat_template is auto, chatml"),
+        (two(chat_template="[a]"), "chat_template must be auto, chatml"),
         (two(align="[['(', null]]"), r"align\[0\]: the first entry must be a regular expression, not '\('"),
         (two(align=f"[['{'(' * 5000}', null]]"), r"align\[0\]: the first entry must be a regular expression"),
         (two(align="[['a{99999999999}', null]]"), r"align\[0\]: the first entry must be a regular expression"),
@@ -188,7 +188,7 @@ def two(**fields):
             two(merge_method="passthrough", models="[a]", base_model="b"),
             r"passthrough needs 1 member\(s\), but there are 2, with the base_model b$",
         ),
-        (two(models=None, slices="[a]"), "every slice has sources, not 'a'"),
+        (two(models=None, slices="[a]"), "every slice needs sources, not 'a'"),
         (
             two(vocabulary="published", models=None, slices="[{sources: [], par: 1}]"),
             "unknown field of a slice of the recipe 'par'",
@@ -258,7 +258,7 @@ def test_what_is_said_of_a_base_without_effect_is_said():
     for vocabulary in ("mergekit", "published"):
         assert notes(two(vocabulary=vocabulary, merge_method="ties", base_model="a", models=listed)) == note
         assert notes(two(merge_method="ties", base_model="c", models=listed, vocabulary=vocabulary)) == ""
-    unused = "uses no base: of c only the files beside its tensors are taken"
+    unused = "uses no base: only the files beside the tensors of c are taken"
     published = two(vocabulary="published", merge_method="uniform", base_model="c", models="[a, b]")
     assert notes(published) == f"uniform {unused}" and notes(published.replace("[a, b]", "[a, c]")) == ""
     cut = "[{sources: [{model: a, layer_range: [0, 1]}]}]"
@@ -346,7 +346,7 @@ def test_modules_that_are_merged_alike_are_the_models():
     entry = "{models: [{model: a, parameters: {weight: 1}}], parameters: {normalize: false}}"
     job = parse_recipe(two(models=None, modules=f"{{text: {entry}, vision: {entry}}}", parameters="{normalize: true}"))
     assert (job.models, job.parameters) == (["a"], {"normalize": False})
-    assert job.notes == ("the modules text, vision are merged alike, and with them the whole model",)
+    assert job.notes == ("the modules text, vision are merged in the same way, so the whole model is merged at once",)
 
 
 def test_a_base_of_all_slices_is_the_base():
@@ -369,9 +369,9 @@ def test_filters_that_match_nothing_are_said():
     rules = "[{filter: mlp, value: 1}, {filter: experts.3, value: 2}, {filter: 'norm ', value: 3}, {value: 4}]"
     job = parse_recipe(two(models=f"[{{model: a, parameters: {{weight: {rules}}}}}]"))
     assert odd_filters(job, ["l.0.mlp.experts.gate_up_proj", "l.1.mlp.experts.gate_up_proj", "norm"]) == [
-        "the filter 'experts.3' is part of no tensor's name; the experts are one tensor, "
+        "the filter 'experts.3' is not part of any tensor's name; the experts are one tensor, "
         "l.0.mlp.experts.gate_up_proj, in which a filter cannot choose",
-        "the filter 'norm ' is part of no tensor's name",
+        "the filter 'norm ' is not part of any tensor's name",
     ]
     assert odd_filters(job, ["l.0.mlp.experts.3.up", "norm "]) == []
     assert odd_filters(job, ["l.0.mlp.experts.3.up_proj.weight", "norm "]) == [
@@ -416,11 +416,11 @@ def test_the_plan_has_the_notes(models, small):
     assert small.plan({"merge_method": "linear", "models": [entry], "name": "mine"}).notes == (
         "the recipe has 'name', which is ignored",
         f"'t' is ignored: linear has no such parameter (in parameters of {models['a']})",
-        "the filter 'mpl' is part of no tensor's name",
+        "the filter 'mpl' is not part of any tensor's name",
     )
 
 
 @pytest.mark.parametrize("seed", [1 << 63, -(1 << 63) - 1, 10**30])
 def test_a_seed_has_64_bits(seed):
-    with pytest.raises(ValueError, match="the seed of the recipe must be a number of 64 bits, not "):
+    with pytest.raises(ValueError, match="the seed of the recipe must be a whole number that fits in 64 bits, not "):
         parse_recipe("{merge_method: linear, models: [{model: a, parameters: {weight: 1}}]}", seed=seed)

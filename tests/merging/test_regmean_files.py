@@ -80,7 +80,7 @@ def test_kernels_of_flax_have_their_inputs_first(tmp_path):
             r"- .*bad.safetensors: .*up_proj.weight is missing, others have it",
         ),
         ({"model.layers.0.mlp.up_proj.weight": np.eye(8)}, r"has shape \[8, 8\].* its inputs last .* in = 6"),
-        ({"model.norm.weight": np.eye(6)}, r"model.norm.weight of shape \[6\] is no kernel"),
+        ({"model.norm.weight": np.eye(6)}, r"model.norm.weight of shape \[6\] is not a kernel"),
         ({"model.layers.0.mlp.up_proj.weight": np.full((6, 6), np.nan)}, "bad.safetensors: .* holds NaN"),
     ],
 )

@@ -156,7 +156,9 @@ def test_a_sum_that_overflows_is_named(changed, small, tmp_path):
 
 def test_tensors_that_are_not_floats_must_be_the_same(changed, small, models, tmp_path):
     given, path = changed("b", "model.position_ids", [0, 1, 2, 4])
-    with pytest.raises(ValueError, match=f"model.position_ids is not of floats .* {path} differs from {models['a']}"):
+    with pytest.raises(
+        ValueError, match=f"model.position_ids does not hold floats .* {path} differs from {models['a']}"
+    ):
         small.merge(given, tmp_path / "out")
 
 
@@ -314,8 +316,8 @@ def test_verify_finds_tensors_that_are_missing_extra_or_of_another_kind(ties, sm
     merged["more"] = np.zeros(2)
     write_safetensors(out / "model.safetensors", merged)
     assert merging.verify_output(made, out) == [
-        "lm_head.weight is missing, or of another shape or dtype",
-        "model.norm.weight is missing, or of another shape or dtype",
+        "lm_head.weight is missing, or has another shape or dtype",
+        "model.norm.weight is missing, or has another shape or dtype",
         "more is extra",
     ]
 

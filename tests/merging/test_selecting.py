@@ -290,7 +290,7 @@ def test_scores_of_another_evaluation_are_refused_or_kept_when_only_scripts_chan
     by_cma(trials(place, changed, keep_scores=True), SCALE, budget=2)
     by_cma(trials(place, changed), SCALE, budget=2)
     assert changed.calls == 0
-    with pytest.raises(ValueError, match="belongs to another selection:\n  metric: None there, loss here"):
+    with pytest.raises(ValueError, match="was written by a different call:\n  metric: None there, loss here"):
         trials(place, Counting(mixed(1), script="2", metric="loss"))
 
 

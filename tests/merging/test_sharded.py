@@ -292,9 +292,9 @@ ONES = np.ones(8, np.float32)
         ({"a": ONES, "b": ONES * np.nan}, r"b\.safetensors: w holds NaN or infinity; leave it out"),
         ({"a": ONES * 3e38, "b": ONES * 3e38}, "the merged tensor w overflows, though no member does"),
         ({"a": ONES * 6e4, "b": ONES * 6e4}, "the merged tensor w overflows float16: choose a wider out_dtype"),
-        ({"a": np.arange(3), "b": np.ones(3, int)}, r"w is not of floats and is copied, so it must be the same"),
+        ({"a": np.arange(3), "b": np.ones(3, int)}, r"w does not hold floats and is copied, so it must be the same"),
         ({"a": ONES.astype(np.float64), "b": ONES}, "float64 on devices needs jax_enable_x64"),
-        ({"a": ONES[:0], "b": ONES[:0]}, "holds no tensors without elements: w"),
+        ({"a": ONES[:0], "b": ONES[:0]}, "cannot store tensors without elements: w"),
     ],
 )
 def test_errors(leaves, message, tmp_path):
@@ -313,9 +313,7 @@ def test_negative_fisher_information_is_an_error(tmp_path):
     ]
     recipe = {"merge_method": "fisher", "vocabulary": "published", "models": models}
     plan = merging.plan(merging.parse_recipe(yaml.safe_dump(recipe)), merging.open_model)
-    with pytest.raises(
-        ValueError, match=r"fisher_b\.safetensors: w holds .* a negative number, which is no Fisher"
-    ) as error:
+    with pytest.raises(ValueError, match=r"fisher_b\.safetensors: w holds .* a negative number, which Fisher") as error:
         merged_leaves(plan)
     assert "fisher_a" not in str(error.value)
 

@@ -211,7 +211,7 @@ def test_a_tree_is_chosen_behind_an_at(models, tmp_path):
     shutil.copytree(models / "base", tmp_path / "state@ema")  # what exists goes first
     model = merging.open_model(f"{tmp_path}/state@ema")
     same({name: model.read(name) for name in model.leaves}, soups.tree.flatten(BASE))
-    with pytest.raises(ValueError, match=r"pool:m0@a: a member of a pool is one tree"):
+    with pytest.raises(ValueError, match=r"pool:m0@a: a member of a pool is a single tree"):
         merging.open_model(f"{models}/pool:m0@a")
 
 

@@ -155,7 +155,7 @@ def test_tokens_that_no_vocabulary_has_are_added_with_the_rows_of_their_rules(di
     block = {"source": str(tmp_path / "one") if source == "one" else source, "tokens": tokens}
     made = small.plan(recipe(tmp_path, tokenizer=block))
     origin = tmp_path / ("one" if source == "one" else "base")
-    note = f"added to the vocabulary of {origin}, for the recipe has a rule for them: '<new>', '<zero>'"
+    note = f"added to the vocabulary of {origin}, because the recipe has a rule for them: '<new>', '<zero>'"
     assert note in made.notes
     merged = small.merge(recipe(tmp_path, tokenizer=block), tmp_path / "out", files=True)
     before = {"base": 4, "one": 5, "union": 7}[source]
@@ -258,7 +258,7 @@ def test_tokenizers_that_cannot_be_understood_are_named(different, small, tmp_pa
     (tmp_path / "one" / "tokenizer.json").write_text("{")
     refused(r"one/tokenizer.json is not valid JSON")
     (tmp_path / "one" / "tokenizer.json").unlink()
-    refused(r"no tokenizer.json, vocab.json, vocab.txt in .*one: the numbers of its tokens are not known")
+    refused(r"no tokenizer.json, vocab.json, vocab.txt in .*one, so the numbers of its tokens are not known")
 
 
 def test_the_vocabulary_of_a_unigram_model_is_a_list(tmp_path):
@@ -289,7 +289,7 @@ def token(value):
     ("given", "message"),
     [
         ({"tokenizer_source": "unoin"}, r"unknown tokenizer_source of r 'unoin' \(did you mean 'union'\?\)"),
-        ({"tokenizer_source": "base", "tokenizer": {}}, "tokenizer_source and tokenizer say the same"),
+        ({"tokenizer_source": "base", "tokenizer": {}}, "tokenizer_source and tokenizer are two ways to say the same"),
         ({"tokenizer": "union"}, "tokenizer of r must be a mapping, not 'union'"),
         ({"tokenizer": {"sources": "base"}}, r"unknown field of tokenizer of r 'sources' \(did you mean 'source'\?\)"),
         ({"tokenizer": {"pad_to_multiple_of": 1.5}}, "pad_to_multiple_of must be a whole number above 0, not 1.5"),

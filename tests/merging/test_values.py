@@ -102,8 +102,8 @@ def test_good_values_pass(value, kind):
         ([0.5, {"value": 1}], float, "w mixes numbers with filters"),
         ([{"filter": "a", "value": "b"}], float, r"w\[a\] must be a number, not 'b'"),
         ([{"filter": "a"}], float, "w: a filter without a value"),
-        ([{"filter": 3, "value": 1}], float, "w: a filter is part of a tensor's name, not 3"),
-        ([{"filters": "a", "value": 1}], float, "w: a filter has 'filter' and 'value', not 'filters'"),
+        ([{"filter": 3, "value": 1}], float, "w: a filter must be part of a tensor's name, not 3"),
+        ([{"filters": "a", "value": 1}], float, "w: a filter has the fields 'filter' and 'value', not 'filters'"),
     ],
 )
 def test_bad_values_are_named(value, kind, message):

@@ -103,13 +103,13 @@ def test_the_same_tokens_in_other_files_are_the_same(planned, other):
 
 
 def test_rows_of_fairseq_are_compared_with_their_like_only(planned):
-    with pytest.raises(ValueError, match="are numbered each in its own way"):
+    with pytest.raises(ValueError, match="number their rows in different ways"):
         planned({"tokenizer.json": hugging_face(TOKENS)}, {"sentencepiece.bpe.model": pieces(TOKENS)})
 
 
 def test_insisting_merges_row_by_row_and_says_so(planned):
     made = planned({"vocab.txt": b"a\nb\n"}, {"vocab.txt": b"b\na\n"}, insist=True)
-    assert len(made.notes) == 1 and "insisted on, though the vocabulary of" in made.notes[0]
+    assert len(made.notes) == 1 and "merged because of insist, although the vocabulary of" in made.notes[0]
 
 
 @pytest.mark.parametrize("file", ["tekken.json", "qwen.tiktoken", "source.spm", "vocab-src.json", "dict.txt"])
@@ -231,14 +231,14 @@ def test_rows_follow_the_tokens_of_these_files_too(planned, small, tmp_path, kin
 
 
 def test_a_union_is_written_as_a_tokenizer_json(planned):
-    with pytest.raises(ValueError, match=r"no tokenizer.json in .*base: a vocabulary with further tokens is"):
+    with pytest.raises(ValueError, match=r"no tokenizer.json in .*base, which a vocabulary with added tokens needs"):
         planned({"vocab.txt": b"a\nb\n"}, {"vocab.txt": b"b\na\n"}, tokenizer_source="union")
 
 
 def test_pieces_promise_no_rows(planned):
     with pytest.raises(
         ValueError,
-        match=r"in .*base: the numbers of its tokens are not known; tokenizer.model does not",
+        match=r"in .*base, so the numbers of its tokens are not known; tokenizer.model does not",
     ):
         planned({"tokenizer.model": pieces(TOKENS)}, {"tokenizer.model": pieces(["x"])}, tokenizer_source="base")
 

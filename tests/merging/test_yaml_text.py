@@ -34,7 +34,7 @@ def laughs(first, item):
     ("text", "message"),
     [
         ("a: [", "the text is not YAML"),
-        ("a: 1\na: 2", "is not YAML: 'a' stands there twice at line 2, column 1"),
+        ("a: 1\na: 2", "is not YAML: 'a' appears twice at line 2, column 1"),
         ("a: 1\n---\nb: 2", "the text has several documents: give each a file of its own"),
         (laughs("[x]", "[X, X, X, X, X, X, X, X, X, X]"), "written out, are more than 100,000 values"),
         (laughs("{k: 1}", "{<<: [X, X, X, X, X, X, X, X]}"), "written out, are more than 100,000 values"),
@@ -72,7 +72,7 @@ def test_what_is_refused(text, message):
 
 
 def test_a_recipe_says_where():
-    with pytest.raises(ValueError, match="the recipe is not YAML: 'a' stands there twice"):
+    with pytest.raises(ValueError, match="the recipe is not YAML: 'a' appears twice"):
         parse_recipe("a: 1\na: 2")
 
 

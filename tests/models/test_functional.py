@@ -50,8 +50,8 @@ def test_narrow_inputs_are_normalised_in_float32(case):
     [
         (MEAN, None, "both mean and std"),
         (None, STD, "both mean and std"),
-        ((0.5,), STD, "a number for each channel"),
-        (MEAN, (1.0, 0.0, 1.0), "std positive"),
+        ((0.5,), STD, "a finite number for each channel"),
+        (MEAN, (1.0, 0.0, 1.0), "in std above 0"),
     ],
 )
 def test_half_a_normalisation_is_an_error(make, mean, std, message):
@@ -66,7 +66,7 @@ def test_bytes_are_an_error(case, normalisation):
 
 
 def test_other_channels_are_an_error(case):
-    with pytest.raises(ValueError, match="inputs have 1 channels, but mean and std are of 3"):
+    with pytest.raises(ValueError, match="inputs have 1 channels, but mean and std have 3"):
         models.apply_fn(MODEL, MEAN, STD)(case[0], np.zeros((1, 4, 4, 1), np.float32))
 
 

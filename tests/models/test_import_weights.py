@@ -146,7 +146,7 @@ def test_everything_that_is_wrong_is_listed_at_once(released, write):
         "  - model.visual.proj is missing",
         "  - classification_head.bias is missing",
         "  + 'model.visual.ln_post.gain' is extra (did you mean 'model.visual.ln_post.bias'?)",
-        "  ~ model.visual.class_embedding has dtype int32, which is no float",
+        "  ~ model.visual.class_embedding has dtype int32, which is not a float",
         "  ~ model.visual.ln_pre.bias has shape (17,) instead of (16,)",
         "  ~ its head is of 5 classes, not 7",
     ]
@@ -181,7 +181,7 @@ def test_names_of_another_project_are_an_error(file, arch, message):
 
 
 def test_unknown_names_are_an_error(write):
-    with pytest.raises(ValueError, match=r"names that are not known .*'weight'.*resnet50 needs torchvision's names"):
+    with pytest.raises(ValueError, match=r"unknown names .*'weight'.*resnet50 needs torchvision's names"):
         check_weights(write({"weight": np.zeros(3, np.float32)}), "resnet50")
 
 

@@ -90,10 +90,10 @@ def test_what_does_not_normalise_is_explained(helper, rng):
     images = rng.uniform(size=(2, *SHAPE)).astype(np.float32)
     with pytest.raises(ValueError, match="give both or neither"):
         helper(images, mean=MEAN)
-    with pytest.raises(ValueError, match="inputs have 2 channels, but mean and std are of 3"):
+    with pytest.raises(ValueError, match="inputs have 2 channels, but mean and std have 3"):
         helper(images, mean=(0.5,) * 3, std=(0.5,) * 3)
     for std in ((0.0, 1.0), (np.nan, 1.0), 0.5, "ab", ((0.1, 0.2),)):
-        with pytest.raises(ValueError, match="std positive ones"):
+        with pytest.raises(ValueError, match="in std above 0"):
             helper(images, mean=MEAN, std=std)
 
 
@@ -160,5 +160,5 @@ def test_tokens_and_masks_are_inputs_as_well(rng):
     np.testing.assert_allclose(logits, rows @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-6)
     gram = models.linear_inputs_gram(Embedded(), params, [inputs])["head/kernel"]
     np.testing.assert_allclose(gram, rows.T @ rows / 4, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="inputs of int32 are not normalised"):
+    with pytest.raises(ValueError, match="inputs of int32 cannot be normalised"):
         models.apply_fn(Embedded(), MEAN, STD)(params, jnp.zeros((2, 2), jnp.int32))

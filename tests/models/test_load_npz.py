@@ -127,7 +127,9 @@ def test_files_that_are_no_checkpoints_are_errors(tmp_path, released):
 @pytest.mark.parametrize("names", [["a", "a/b"], ["a/b", "a"], ["a/b/c", "a/b"]])
 def test_a_leaf_with_the_name_of_a_folder(names, tmp_path, released):
     path = save(tmp_path / "x.npz", {name: np.zeros(1) for name in names})
-    with pytest.raises(ValueError, match=r"'a/b' (lies below a leaf|is a leaf)|'a' is a leaf, and others lie below it"):
+    with pytest.raises(
+        ValueError, match=r"'a/b' (lies inside another leaf|is a leaf)|'a' is a leaf, but other leaves lie inside it"
+    ):
         models.load_big_vision(path, released[1])
 
 

@@ -148,7 +148,7 @@ def test_batch_statistics_can_be_estimated_again(rng):
 def test_fields_that_do_not_fit_are_errors():
     for fields, message in (
         ({"norm": "group"}, "unknown norm 'group'; there are: batch, layer"),
-        ({"width_multiplier": 0.01}, "width_multiplier 0.01 leaves no channel of 16"),
+        ({"width_multiplier": 0.01}, "width_multiplier 0.01 leaves none of 16 channels"),
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(ResNet(3, **fields).init, jax.random.key(0), np.zeros((1, *SHAPE), np.float32))

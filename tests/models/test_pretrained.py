@@ -81,7 +81,7 @@ def test_another_number_of_classes_has_a_head_of_zeros(weights):
     [
         ((10, (28, 28, 1)), r"takes images \[14, 14, 1\], not \[28, 28, 1\]"),
         ((10, (14, 14, 1), KNOWN), "there are 6 class names for 10 classes"),
-        ((10, (14, 14, 1), range(10)), "class names must be texts, such as '0', not 0"),
+        ((10, (14, 14, 1), range(10)), "class names must be strings, such as '0', not 0"),
         ((-1, (14, 14, 1)), "num_classes must be a whole number, at least 1, not -1"),
         ((2.0, (14, 14, 1)), "num_classes must be a whole number, at least 1, not 2.0"),
     ],

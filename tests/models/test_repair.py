@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_an_error(members):
         repair(MODEL, soup, members, [])
     with pytest.raises(ValueError, match="no batches were given"):
         activation_statistics(MODEL, soup, [])
-    with pytest.raises(ValueError, match="give a list instead of an iterator"):
+    with pytest.raises(ValueError, match="give a list, not an iterator"):
         repair(MODEL, soup, members, iter([INPUTS]))
     with pytest.raises(ValueError, match="1: head/bias is missing"):
         repair(MODEL, soup, [members[0], {**members[1], "head": {"kernel": members[1]["head"]["kernel"]}}], [INPUTS])

@@ -85,12 +85,12 @@ def test_progress_counts_classes(tower):
     [
         ({"class_names": ()}, "a zero-shot head needs class names, but none were given"),
         ({"class_names": "cat"}, "class names must be a sequence of strings, not the one string 'cat'"),
-        ({"class_names": ("cat", " ", 3)}, r"must be strings that are not empty, but not so numbers \[1, 2\]"),
+        ({"class_names": ("cat", " ", 3)}, r"must be non-empty strings, but those at \[1, 2\] are not"),
         ({"templates": []}, "a zero-shot head needs templates, but none were given"),
         ({"templates": "a {}"}, "templates must be a sequence of strings, not the one string 'a {}'"),
         (
             {"templates": ["a {}", "a cat", "{} {}", "{name}"]},
-            "a template needs one {} for the name of the class, but not so 'a cat', '{} {}', '{name}'",
+            "a template needs one {} for the name of the class, which these lack: 'a cat', '{} {}', '{name}'",
         ),
         ({"scale": 0.0}, "scale must be above 0, not 0.0"),
         ({"scale": math.nan}, "scale must be a finite number, not nan"),
@@ -115,5 +115,7 @@ def test_classes_without_a_finite_direction_are_named(tower, value):
         features[(tokens == spoilt[: tokens.shape[1]]).all(axis=1)] = value
         return features
 
-    with pytest.raises(ValueError, match=r"the text tower gives no finite direction for 'cat'$"):
+    with pytest.raises(
+        ValueError, match=r"the text tower gives features that are not finite, or all zeros, for 'cat'$"
+    ):
         zero_shot_head(broken, tokenizer, NAMES, TEMPLATES)

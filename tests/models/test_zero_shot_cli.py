@@ -83,7 +83,7 @@ def test_what_cannot_be_done_is_one_line(command, tmp_path):
         ({"classes": "absent.txt"}, "absent.txt is not there"),
         ({"templates": "taken"}, "taken is a directory"),
         ({"classes": "empty.txt"}, "a zero-shot head needs class names, but none were given"),
-        ({"templates": "names.txt"}, "a template needs one {} for the name of the class, but not so 'tench'"),
+        ({"templates": "names.txt"}, "a template needs one {} for the name of the class, which these lack: 'tench'"),
         ({"tokenizer": "other"}, f"other has 514 tokens, but {tmp_path / 'clip.pt'} has {VOCABULARY}"),
         ({"tokenizer": "taken"}, "taken has no vocabulary"),
         ({"clip": "absent.pt"}, "absent.pt"),

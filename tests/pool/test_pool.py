@@ -144,7 +144,7 @@ def test_load_checkpoint_reads_what_orbax_wrote_by_its_defaults(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint directory"):
         load_checkpoint(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="is no Orbax checkpoint"):
+    with pytest.raises(ValueError, match="is not an Orbax checkpoint"):
         load_checkpoint(tmp_path / "empty")
 
 
@@ -224,7 +224,7 @@ def test_a_taken_name_and_another_structure_are_errors_that_leave_nothing(pool):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"\ud800": np.ones(2)}, r"\\ud800 is no text"),
+        ({"\ud800": np.ones(2)}, r"\\ud800 is not valid text"),
         ({"a": 1.0, "b": np.ones(2)}, "a is a float, not an array: numpy.asarray"),
         ({"a": True}, "a is a bool, not an array"),
         ({"a": {"b": [np.ones(2), np.sum]}}, "a/b/1 is a numpy._ArrayFunctionDispatcher, not an array"),
@@ -236,8 +236,8 @@ def test_a_taken_name_and_another_structure_are_errors_that_leave_nothing(pool):
         ({"a/b": np.ones(2), "a": {"b": np.ones(2)}}, "a/b is the name of two leaves"),
         ({1: np.ones(2), "a": np.ones(2)}, "cannot be stored"),
         ({"\x1b[2J": 1.0}, r"\\x1b\[2J is a float"),
-        ({"a": np.ones((0, 3))}, "holds no number"),
-        ({"a": None, "b": {}}, "holds no number"),
+        ({"a": np.ones((0, 3))}, "does not hold a single number"),
+        ({"a": None, "b": {}}, "does not hold a single number"),
         ({}, "the tree itself is a dict"),
         (np.ones(3), "the tree itself is a ndarray, not a container"),
     ],
@@ -260,16 +260,16 @@ def test_everything_that_cannot_be_held_is_listed_at_once(tmp_path):
 def test_names_and_metadata_are_checked(tmp_path):
     pool = Pool(tmp_path)
     for name in ("", "line\nbreak", 3):
-        with pytest.raises(ValueError, match="name is a non-empty printable string"):
+        with pytest.raises(ValueError, match="name must be a non-empty printable string"):
             pool.add(name, _params())
-    with pytest.raises(ValueError, match=r"metadata must be what JSON can hold: .*set"):
+    with pytest.raises(ValueError, match=r"metadata must be something that JSON can hold: .*set"):
         pool.add("x", _params(), {"transforms": {"flip"}})
     for unreadable in (
         {"a": "\ud800"},
         {1: 0, "1": 0},
         functools.reduce(lambda inner, _: {"a": inner}, range(3000), {}),
     ):
-        with pytest.raises(ValueError, match="metadata must be what JSON can hold"):
+        with pytest.raises(ValueError, match="metadata must be something that JSON can hold"):
             pool.add("x", _params(), unreadable)
     with pytest.raises(ValueError, match="metrics must be a dict, not float"):
         pool.add("x", _params(), metrics=0.5)

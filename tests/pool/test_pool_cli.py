@@ -184,7 +184,7 @@ def test_adapters_are_added_to_their_model_alone(cli, tmp_path):
 def test_names_without_a_place_in_a_pool_are_an_error(cli, tmp_path):
     write_safetensors(tmp_path / "a.safetensors", {"a": np.ones(1, np.float32), "a.b": np.ones(1, np.float32)})
     code, _, err = cli("add", tmp_path / "pool", "new", tmp_path / "a.safetensors")
-    assert code == 2 and "a.safetensors: 'a/b' lies below a leaf" in err
+    assert code == 2 and "a.safetensors: 'a/b' lies inside another leaf" in err
 
 
 def test_user_errors_are_one_line_and_2(cli, pool, tmp_path):

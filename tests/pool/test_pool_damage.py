@@ -210,7 +210,7 @@ def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path):
     with pytest.raises(OSError, match=r"cannot add member 'a' to the pool /proc/pool"):
         pool.add("a", _params(0))
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match=r"a pool is a directory, and .*/file is a file"):
+    with pytest.raises(NotADirectoryError, match=r"a pool is a directory, but .*/file is a file"):
         Pool(tmp_path / "file" / "pool")
 
 

@@ -119,7 +119,7 @@ def test_records_without_a_manifest_or_a_manifest_without_records_are_no_empty_p
         Pool(pool.path)
     (pool.path / "manifest.json").write_bytes(manifest)
     (pool.path / "records").rename(pool.path / "elsewhere")
-    with pytest.raises(PoolCorruptionError, match="records is missing"):
+    with pytest.raises(PoolCorruptionError, match=r"records, which holds .*, is missing"):
         Pool(pool.path)
 
 
@@ -178,14 +178,14 @@ def test_a_record_never_names_the_directory_of_another_member(pool):
     with pytest.raises(PoolCorruptionError, match="is the record of another member"):
         Pool(pool.path).remove("one")
     file.rename(file.with_name(f"00000007-{pathlib.Path(pool.record('two')['path']).name}.json"))
-    with pytest.raises(PoolCorruptionError, match="are of one directory"):
+    with pytest.raises(PoolCorruptionError, match="name the same directory"):
         Pool(pool.path)
 
 
 def test_a_copied_record_does_not_give_a_name_twice(pool):
     file, record = _record(pool, "one")
     file.with_name("00000009-copy-0123.json").write_bytes(_seal(record))
-    with pytest.raises(PoolCorruptionError, match="are both of 'one'"):
+    with pytest.raises(PoolCorruptionError, match="are both records of 'one'"):
         Pool(pool.path)
 
 
@@ -206,7 +206,7 @@ def test_no_link_is_followed(pool, tmp_path, place):
         if place == "member" and use in ("sweep", "add"):
             function()
             continue
-        with pytest.raises(PoolCorruptionError, match=f"{path} is a link"):
+        with pytest.raises(PoolCorruptionError, match=f"{path} is a symbolic link"):
             function()
     assert sorted((tmp_path / "moved").rglob("*")) == before
 

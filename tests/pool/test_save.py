@@ -81,7 +81,7 @@ def test_a_soup_of_other_members_is_refused(pool, tmp_path):
     soup = _soup(pool, digests={"m0": "0" * 32})
     with pytest.raises(ValueError, match="'m0' has other weights in"):
         save_soup(tmp_path / "soup", soup, pool=pool)
-    with pytest.raises(ValueError, match="'m2' is no member of"):
+    with pytest.raises(ValueError, match="'m2' is not a member of"):
         save_soup(tmp_path / "soup", _soup(pool), pool=pool.select(["m0"]))
     with pytest.raises(ValueError, match="the soup cannot be stored"):
         save_soup(tmp_path / "soup", {"a": 1.0})

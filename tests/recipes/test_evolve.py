@@ -144,7 +144,7 @@ def test_goes_on_from_its_journal_and_continues_with_a_larger_budget(survived, t
     soup = search(counting, budget=30, journal=path)
     assert len(calls) == 30 - survived and soup.history == whole.history
     np.testing.assert_array_equal(soup.params["w"], whole.params["w"])
-    with pytest.raises(ValueError, match="belongs to another selection"):
+    with pytest.raises(ValueError, match="was written by a different call"):
         search(evaluate, {"scale": (0.0, 3.0)}, journal=path)
 
 
@@ -170,11 +170,11 @@ def test_a_pool_is_streamed_and_its_digests_are_recorded(tmp_path):
         ({"settings": {}, "weights": (0, 1), "recipe": soups.model_stock}, "unknown setting of model_stock 'weights'"),
         ({"settings": {"scale": (1.0,)}}, r"the range of scale must be \(low, high\)"),
         ({"settings": {"scale": (1.0, 2.0, "lgo")}}, r'or \(low, high, "log"\), not'),
-        ({"settings": {"scale": (2.0, 1.0)}}, "the range of scale must rise"),
+        ({"settings": {"scale": (2.0, 1.0)}}, "the range of scale needs finite ends, the lower first"),
         ({"settings": {"scale": (0.0, math.inf)}}, "range of scale must be a finite number, not inf"),
-        ({"settings": {"scale": (0.0, 1.0, "log")}}, "be above 0 where it is logarithmic"),
-        ({"weights": (1.0, 1.0)}, "the range of weights must rise"),
-        ({"metric": "accuracy"}, "returns a number"),
+        ({"settings": {"scale": (0.0, 1.0, "log")}}, "above 0 on a log scale"),
+        ({"weights": (1.0, 1.0)}, "the range of weights needs finite ends, the lower first"),
+        ({"metric": "accuracy"}, "returns a single number"),
         (
             {"settings": {"density": (1.5, 2.0)}, "recipe": soups.ties},
             r"ties cannot merge with \{'density': 1.*density must be in \(0, 1\]",

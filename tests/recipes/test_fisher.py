@@ -127,16 +127,16 @@ def test_inputs_may_be_a_tree():
     ("changed", "message"),
     [
         ({"estimator": "exakt"}, "unknown estimator 'exakt' .did you mean 'exact'"),
-        ({"labels": LABELS}, "'exact' has no use for labels"),
-        ({"key": jax.random.key(0)}, "'exact' has no use for key"),
+        ({"labels": LABELS}, "'exact' does not use labels: only 'empirical' does"),
+        ({"key": jax.random.key(0)}, "'exact' does not use key: only 'sampled' does"),
         ({"estimator": "empirical"}, "'empirical' needs labels"),
         ({"estimator": "sampled"}, "'sampled' needs key"),
         ({"estimator": "empirical", "labels": LABELS[:3]}, r"labels must be 7 integers, not int32 of shape \(3,\)"),
         ({"estimator": "empirical", "labels": LABELS / 2}, "labels must be 7 integers, not float64"),
         ({"estimator": "empirical", "labels": LABELS + 1}, r"labels must be in 0\.\.2, but are in 1\.\.3"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"inputs": INPUTS[:0]}, "number of examples above 0"),
-        ({"inputs": (INPUTS, INPUTS[:2])}, r"there are \[2, 7\]"),
+        ({"inputs": INPUTS[:0]}, "the same number of examples, at least 1"),
+        ({"inputs": (INPUTS, INPUTS[:2])}, r"they have \[2, 7\]"),
         ({"apply_fn": lambda p, x: apply(p, x)[0]}, r"logits \[B, C\], but it gave float32\[3\]"),
         ({"inputs": INPUTS * np.nan}, "NaN or infinity in the Fisher information of head/bias"),
     ],
@@ -189,7 +189,7 @@ def test_a_member_with_a_floor_alone_decides_where_nobody_knows_more():
 
 
 def test_a_setting_that_is_gone_says_what_does_the_same():
-    with pytest.raises(TypeError, match=r"unknown argument 'favor'.*; floor takes one number for each member, above 0"):
+    with pytest.raises(TypeError, match=r"unknown argument 'favor'.*; floor takes one number for each member: above 0"):
         fisher(MEMBERS, FISHERS, favor=1)
 
 
@@ -257,8 +257,8 @@ def with_leaf(value):
             {"fishers": [with_leaf(np.nan), *FISHERS[1:]]},
             "beside member 0: head/b",
         ),
-        ({"fishers": [with_leaf(-1), *FISHERS[1:]]}, "negative Fisher information beside member 0: head/bias"),
-        ({"fishers": [jax.tree.map(np.zeros_like, ONES), *FISHERS[1:]], "normalize": True}, "beside member 0 is zero"),
+        ({"fishers": [with_leaf(-1), *FISHERS[1:]]}, "negative Fisher information of member 0: head/bias"),
+        ({"fishers": [jax.tree.map(np.zeros_like, ONES), *FISHERS[1:]], "normalize": True}, "of member 0 is all zeros"),
         ({"weights": [1, 2]}, "3 members need 3 values of weights, but 2 were given"),
         ({"weights": [1, -1, 1]}, r"not negative and not all zero, but they are \[1.0, -1.0, 1.0\]"),
         ({"weights": [0, 0, 0]}, "not all zero"),

@@ -101,13 +101,16 @@ def test_mode_min_and_metric():
         ({"scores": [1.0]}, "8 members need 8 values of scores, but 1"),
         ({"scores": dict.fromkeys(MEMBERS, math.nan)}, "no member .* has a score: m0: its score is nan; m1: its"),
         ({"scores": dict.fromkeys(MEMBERS, "best")}, "scores must be numbers, not 'best'"),
-        ({"metric": "accuracy"}, "returns a number"),
-        ({"metric": "acuracy"}, r"is more or less of 'acuracy' better\? \(did you mean 'accuracy'\?\) Give mode='max'"),
-        ({"order": []}, "order names no member"),
+        ({"metric": "accuracy"}, "returns a single number"),
+        (
+            {"metric": "acuracy"},
+            r"is a higher or a lower 'acuracy' better\? \(did you mean 'accuracy'\?\) Give mode='max'",
+        ),
+        ({"order": []}, "order is empty: list the members"),
         ({"order": [8]}, "unknown member '8'"),
         ({"order": [-1]}, "unknown member '-1'"),
         ({"order": [1.5]}, "unknown member '1.5'"),
-        ({"order": 1}, "order is a sequence of members, not 1"),
+        ({"order": 1}, "order must be a sequence of members, not 1"),
     ],
 )
 def test_wrong_options_are_explained(options, message):
@@ -217,7 +220,7 @@ def test_a_journal_knows_its_members_by_their_weights(choose, kind, tmp_path):
     choose(before, lambda params: calls.append(1) or evaluate(params), journal=path)
     assert not calls  # the same members, read anew
     name = "2" if kind == "in a list" else "m2"
-    with pytest.raises(ValueError, match=f"belongs to another selection:\n  digests of {name}: .* there, .* here\n"):
+    with pytest.raises(ValueError, match=f"was written by a different call:\n  digests of {name}: .* there, .* here\n"):
         choose(given(changed, "after"), evaluate, journal=path)
 
 
@@ -230,9 +233,9 @@ def test_a_journal_of_a_search_knows_the_base_and_what_is_fixed(tmp_path):
     zero, one = ({"w": np.full(6, value, np.float32)} for value in (0, 1))
     choose(0.5, zero)
     choose(0.5, {"w": jnp.zeros(6, jnp.float32)})
-    with pytest.raises(ValueError, match="another selection:\n  base: "):
+    with pytest.raises(ValueError, match="a different call:\n  base: "):
         choose(0.5, one)
-    with pytest.raises(ValueError, match=r"another selection:\n  fixed of density: 0.5 there, 0.25 here"):
+    with pytest.raises(ValueError, match=r"a different call:\n  fixed of density: 0.5 there, 0.25 here"):
         choose(0.25, zero)
 
 
@@ -292,7 +295,7 @@ def test_goes_on_from_its_journal_with_the_same_bits(survived, tmp_path):
 
 def test_journal_of_another_selection_is_refused(tmp_path):
     soups.greedy(MEMBERS, evaluate, journal=tmp_path / "j")
-    with pytest.raises(ValueError, match="belongs to another selection"):
+    with pytest.raises(ValueError, match="was written by a different call"):
         soups.greedy(MEMBERS, evaluate, accept="ge", journal=tmp_path / "j")
 
 

@@ -176,16 +176,16 @@ def test_journal_of_another_soup_is_refused_and_stays(tmp_path):
         (MEMBERS, {"dtype": "float32"}, "  dtype: None there, float32 here"),
         (others[0], {}, "  members: ['0', '1', '2', '3'] there, ['a', 'b', 'c', 'd'] here"),
     ]:
-        with pytest.raises(ValueError, match=r"learned\.jsonl belongs to another selection") as error:
+        with pytest.raises(ValueError, match=r"learned\.jsonl was written by a different call") as error:
             soups.learned(members, loss, BATCHES, journal=path, **settings)
         assert str(error.value).splitlines()[1:-1] == [line]
-    with pytest.raises(ValueError, match=r"another selection:\n  digests of 0: .*\n  digests of 1: "):
+    with pytest.raises(ValueError, match=r"a different call:\n  digests of 0: .*\n  digests of 1: "):
         soups.learned(others[1], loss, BATCHES, journal=path)
-    with pytest.raises(ValueError, match="belongs to another selection"):
+    with pytest.raises(ValueError, match="was written by a different call"):
         soups.greedy(MEMBERS, lambda params: 0.0, journal=path)
     with pytest.raises(ValueError, match="the journal has 6 steps, but only 5 batches were given"):
         soups.learned(MEMBERS, loss, BATCHES[:5], journal=path)
-    with pytest.raises(ValueError, match="the 6 steps of the journal took other batches, or in another order"):
+    with pytest.raises(ValueError, match="the 6 steps of the journal used other batches, or another order of them"):
         soups.learned(MEMBERS, loss, BATCHES[::-1], journal=path)
     assert path.read_bytes() == before
 
@@ -196,7 +196,7 @@ def test_journal_of_another_pool_with_the_same_names_is_refused(tmp_path):
         for index, member in enumerate(MEMBERS):
             pool.add(f"m{index}", {name: sign * leaf for name, leaf in member.items()})
     soups.learned(pools[0], loss, BATCHES[:1], journal=tmp_path / "j")
-    with pytest.raises(ValueError, match=r"another selection:\n  digests of m0: "):
+    with pytest.raises(ValueError, match=r"a different call:\n  digests of m0: "):
         soups.learned(pools[1], loss, BATCHES[:1], journal=tmp_path / "j")
 
 
@@ -214,7 +214,7 @@ def test_a_full_disk_names_the_journal_and_keeps_its_steps(tmp_path, monkeypatch
 
 def test_of_several_processes_the_first_one_writes(tmp_path, monkeypatch):
     path = tmp_path / "learned.jsonl"
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr("soups.journal.is_first", lambda: False)
     soups.learned(MEMBERS, loss, BATCHES[:2], journal=path)
     assert path.read_text().count("\n") == 1  # as it was opened
     monkeypatch.undo()

@@ -149,7 +149,7 @@ def test_penalty_empties_the_mask():
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"density": 0.0}, r"density must be in \(0, 1\], not 0.0"),
         ({"batches": []}, "no batches in epoch 0"),
-        ({"batches": iter(BATCHES)}, "no batches in epoch 1: .* gone through only once"),
+        ({"batches": iter(BATCHES)}, "no batches in epoch 1: .* an iterator that is used up"),
         ({"batches": [{**BATCHES[0], "x": BATCHES[0]["x"] * np.float32(np.nan)}]}, "the loss is nan in epoch 0"),
         ({"member": {"bias": BASE["bias"]}}, "member: kernel is missing"),
         ({"member": {**BASE, "bias": BASE["bias"] * np.float32(np.nan)}}, "  member: bias"),
@@ -267,7 +267,7 @@ def test_stitch_keeps_dtypes_and_copies_integers():
         ({"masks": [{"bias": MASKS[0]["bias"]}, *MASKS[1:]]}, "0: kernel is missing"),
         (
             {"masks": [MASKS[0], VECTORS[1], MASKS[2]]},
-            "masks must be boolean; that of member 1 is not in: bias, kernel",
+            "masks must be boolean; in the mask of member 1 these leaves are not: bias, kernel",
         ),
         ({"members": [{"bias": BASE["bias"]}, *MEMBERS[1:]]}, "base: kernel is extra"),
         ({"members": [{**BASE, "bias": BASE["bias"] * np.float32(np.nan)}, *MEMBERS[1:]]}, "member 0: bias"),
@@ -293,5 +293,5 @@ def test_overlap():
         mask_overlap([])
     with pytest.raises(ValueError, match="1: y is missing"):
         mask_overlap([a, {"x": a["x"]}])
-    with pytest.raises(ValueError, match="masks must be boolean; that of member 0"):
+    with pytest.raises(ValueError, match="masks must be boolean; in the mask of member 0"):
         mask_overlap([VECTORS[0]])

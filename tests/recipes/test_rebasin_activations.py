@@ -81,13 +81,13 @@ def test_activations_that_do_not_fit_are_an_error(activations):
     with pytest.raises(ValueError, match="no activations"):
         activation_matching([], [])
     for pair in ([{"p": a}], []), ([], [{"p": a}]):
-        with pytest.raises(ValueError, match="other numbers of batches: one ends after 0"):
+        with pytest.raises(ValueError, match="need equally many batches, but one of them has only 0"):
             activation_matching(*pair)
     for pair in ({"p": a}, {"q": a, "p": a}), ({"p": a, "q": a}, {"p": a}):
         with pytest.raises(ValueError, match=r"unknown permutation in the activations of one network 'q'"):
             activation_matching(*pair)
     for x, y in (a, b[:2]), (a[0, 0], b[0, 0]):
-        with pytest.raises(ValueError, match=r"'p' must be \[\.\.\., units\] and of one shape"):
+        with pytest.raises(ValueError, match=r"'p' must be \[\.\.\., units\], of the same shape in both"):
             activation_matching({"p": x}, {"p": y})
     with pytest.raises(ValueError, match="'p' hold NaN or infinity"):
         activation_matching({"p": a}, {"p": b * np.float32(np.nan)})

@@ -170,7 +170,7 @@ def changed(name, value):
     [
         ({"members": []}, "no members"),
         ({"grams": GRAMS[:2]}, "3 members need 3 values of grams, but 2 were given"),
-        ({"grams": [None] * 3}, "grams must be .name of a kernel: matrix. for each member, but not for 0"),
+        ({"grams": [None] * 3}, "grams must be a mapping .name of a kernel: matrix. for each member; that of 0 is not"),
         (
             {"grams": changed("dens/kernel", gram(0, D))},
             "unknown leaf in the grams 'dens/kernel' .did you mean 'dense/k",
@@ -178,7 +178,10 @@ def changed(name, value):
         ({"grams": [*GRAMS[:2], {}]}, "members 0 and 2 differ in: dense/kernel, out/kernel, query/kernel"),
         ({"grams": changed("dense/kernel", gram(0, 4))}, r"member 0 for dense/kernel has shape \(4, 4\).* with in = 5"),
         ({"grams": changed("out/kernel", gram(0, 5))}, "in = 2 or 6"),
-        ({"grams": [{"norm/scale": gram(0, D)}] * 3}, r"norm/scale of shape \(5,\) and dtype float32 is no kernel"),
+        (
+            {"grams": [{"norm/scale": gram(0, D)}] * 3},
+            r"norm/scale of shape \(5,\) and dtype float32 is not the kernel",
+        ),
         (
             {"grams": changed("dense/kernel", gram(0, D) * np.float32(np.nan))},
             "Gram matrix of member 0 for dense/kernel",

@@ -64,7 +64,7 @@ def test_every_row_has_the_main_metric_on_every_split(results, split):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("rows", 0, "group"), "mian", "group 'mian' is none of main, member, curve"),
+        (("rows", 0, "group"), "mian", "group 'mian' is not one of main, member, curve"),
         (("rows", 1, "seed"), 7, "seed 7 is not in seeds"),
         (("rows", 1, "metrics", "tset"), {}, "metrics.tset: there is no such split"),
         (("rows", 1, "metrics", "test", "fid"), 0.5, "'fid' is unknown: say there whether higher or lower is better"),
@@ -80,11 +80,15 @@ def test_every_row_has_the_main_metric_on_every_split(results, split):
         (("rows",), {"a": 1}, r"must be a list, not dict in 1 place\(s\): rows"),
         (("seeds",), "<script>", r"must be a list, not str in 1 place\(s\): seeds"),
         (("seeds",), ["<script>"], r"must be an integer, not str in 1 place\(s\): seeds\[0\]"),
-        (("seeds",), [], "there must be one at least"),
+        (("seeds",), [], "there must be at least one"),
         (("splits",), [], "must be an object, not list"),
-        (("splits", "test", "role"), "tset", "role 'tset' is none of test, shift, held_out, train"),
+        (("splits", "test", "role"), "tset", "role 'tset' is not one of test, shift, held_out, train"),
         (("splits", "test", "role"), "shift", 'no split has the role "test"'),
-        (("splits", "shift_mean", "mean_of"), ["shift_mean"], "'shift_mean', which is no split of its own"),
+        (
+            ("splits", "shift_mean", "mean_of"),
+            ["shift_mean"],
+            "'shift_mean', which is not a split, or is itself a mean",
+        ),
         (("metrics",), {"mse": {"title": "MSE", "better": "less"}}, 'must be "higher" or "lower", not \'less\''),
         (("metric",), "fid", "'fid' is unknown"),
         (("experiment",), None, "must be a text, not null"),
@@ -116,7 +120,7 @@ def test_pairs_share_their_places(results):
 def test_the_same_row_twice(results):
     worst = next(row for row in results["rows"] if row["name"] == "worst member")
     results["rows"].append(copy.deepcopy(worst))
-    with pytest.raises(ValueError, match=r"the same row stands there twice in 1 place\(s\): 'worst member' \(seed 0\)"):
+    with pytest.raises(ValueError, match=r"the same row appears twice in 1 place\(s\): 'worst member' \(seed 0\)"):
         report.check(results)
     results["rows"][-1]["of"] = {"network": "another"}
     report.check(results)

@@ -170,7 +170,7 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"test": np.zeros(3)}, r"test must be a pair \(inputs, labels\), .*, not a ndarray"),
         ({"recipes": "unifrom"}, "unknown recipe 'unifrom'.*did you mean 'uniform'"),
         ({"recipes": [("ties", {"density": 5})]}, r"ties: density must be in \(0, 1\], not 5"),
-        ({"recipes": ["fisher"]}, r"fisher takes other things than members: call it in a function\(members\)"),
+        ({"recipes": ["fisher"]}, r"fisher takes more than members: call it in a function\(members\)"),
         ({"base": {"kernel": KERNEL}}, "structure from the members:\n.*the base: bias is missing"),
         ({"test": (np.zeros((0, 10)), np.zeros(0, int))}, "test: the dataset cannot be evaluated: it has no examples"),
         ({"held_out": (np.zeros((64, 10)), np.zeros(5, int))}, "held_out: the dataset .*: 64 images have 5 labels"),
@@ -188,12 +188,15 @@ def test_what_users_do_wrong_is_one_clear_error_before_anything_is_measured(kit,
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        (lambda members: {"m0": members["m0"]}, "two members of finite numbers and outputs; 1 of 1 are"),
+        (
+            lambda members: {"m0": members["m0"]},
+            "two members whose weights and outputs are finite, but only 1 of 1 are",
+        ),
         (lambda members: [members["m0"], {"kernel": members["m0"]["kernel"]}], "member 1: bias is missing"),
         (lambda members: {}, "no members were given"),
         (lambda members: {1: members["m0"], 2: members["m1"]}, "names of members .* are printable texts, not 1"),
         (lambda members: {"a\ud800": members["m0"]}, "printable texts, not 'a.ud800'"),
-        (lambda members: members["m0"], "members are trees, but .* are arrays"),
+        (lambda members: members["m0"], "members must be trees, but .* are arrays"),
     ],
 )
 def test_members_that_do_not_fit_are_named(kit, tmp_path, members, message):

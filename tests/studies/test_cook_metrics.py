@@ -167,9 +167,9 @@ def test_several_labels_are_measured_by_average_precision(tmp_path, undrawn):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metrics": None}, "held_out: labels must be integers .*; what is no class is measured by metrics="),
+        ({"metrics": None}, "held_out: labels must be integers .*; give metrics= for targets that are not classes"),
         ({"metrics": ["msee"]}, "unknown metric 'msee'.*did you mean 'mse'"),
-        ({"metrics": {"mine": lambda outputs, targets: 0.0}}, "is more or less of 'mine' better"),
+        ({"metrics": {"mine": lambda outputs, targets: 0.0}}, "is a higher or a lower 'mine' better"),
         (
             {"metrics": {"mine": Metric(lambda outputs: 0.0, "min")}},
             r"metrics\['mine'\] is called as .*\(outputs, targets\)",
@@ -177,7 +177,10 @@ def test_several_labels_are_measured_by_average_precision(tmp_path, undrawn):
         ({"metrics": ["map"]}, "metric 'map' on held_out failed: .*targets of several labels"),
         ({"recipes": ["learned"]}, r"learned needs loss=, a function \(outputs, targets\), for other metrics"),
         ({"loss": lambda outputs: 0.0}, r"loss is called as loss\(outputs, targets\)"),
-        ({"loss": lambda outputs, targets: outputs[:, 0] - targets}, "loss failed: .*one float number, .* not float32"),
+        (
+            {"loss": lambda outputs, targets: outputs[:, 0] - targets},
+            "loss failed: .*must return one float, .* not float32",
+        ),
         ({"reestimate": 3}, r"reestimate must be a function reestimate\(params\), not a int"),
     ],
 )
@@ -330,7 +333,7 @@ def test_a_part_of_the_outputs_of_one_member_that_is_not_finite_leaves_it_out(to
         ({"keep": lambda outputs: outputs}, r"keep is called as keep\(outputs, targets\)"),
         ({"keep": lambda outputs, targets: outputs[..., :2] @ targets}, "keep on outputs and targets of held_out"),
         ({"keep": lambda outputs, targets: outputs.argmax(-1)}, "metric 'token_nll' on held_out failed: .*need logits"),
-        ({"metrics": None}, "metrics of classes need logits .* without keep="),
+        ({"metrics": None}, "metrics of classes need whole logits .* leave out keep="),
     ],
 )
 def test_a_part_that_does_not_fit_is_an_error_before_anything_is_measured(tokens, tmp_path, changes, message):

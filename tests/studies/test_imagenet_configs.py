@@ -84,9 +84,9 @@ def test_members_are_in_their_natural_order():
         ({"data_dir": "/nowhere"}, FileNotFoundError, "(?s)missing in /nowhere:.*/val/.*sketch/.*objectnet-1.0"),
         ({"models": "*.pt"}, ValueError, "give either pool.* or models"),
         ({"pool": "/nowhere"}, FileNotFoundError, "no pool at /nowhere"),
-        ({"pool": "", "models": "/nowhere/*.pt"}, FileNotFoundError, "fits 0 files"),
+        ({"pool": "", "models": "/nowhere/*.pt"}, FileNotFoundError, "matches 0 files"),
         ({"wise_ft.base": "member_0"}, ValueError, "did you mean 'member_0"),
-        ({"wise_ft.member": "member_00"}, ValueError, "leads from member_00 to itself"),
+        ({"wise_ft.member": "member_00"}, ValueError, "would go from member_00 to itself"),
         ({"arch": "clip-vit-b32"}, ValueError, "clip-vit-b32 with 20 classes"),
         ({"wise_ft.alphas": ()}, ValueError, "alphas"),
         ({"extra": 1}, ValueError, "extra is unknown"),
@@ -103,7 +103,7 @@ def test_a_pool_with_too_few_finite_members_is_refused(folder, tmp_path):
     pool, good = Pool(tmp_path / "pool"), Pool(folder / "pool")["member_00"]
     pool.add("good", good)
     pool.add("bad", tree.map_with_names(lambda _, leaf: np.full_like(leaf, np.nan), good))
-    with pytest.raises(ValueError, match="has 1 finite members, but soups need two"):
+    with pytest.raises(ValueError, match="has 1 finite members, but soups need at least two"):
         imagenet_soups.run(soups_config(folder, pool.path), tmp_path / "run")
 
 
@@ -114,7 +114,7 @@ def test_a_pool_with_too_few_finite_members_is_refused(folder, tmp_path):
         ({"data_dir": "/nowhere"}, FileNotFoundError, "/nowhere"),
         ({"start": "/nowhere.pt"}, FileNotFoundError, "nowhere.pt"),
         ({"finetune.dtype": "float16"}, ValueError, "unknown dtype 'float16'"),
-        ({"finetune.mesh": (-1, 2)}, ValueError, r'has three sizes, of the axes "pool", .* not \(-1, 2\)'),
+        ({"finetune.mesh": (-1, 2)}, ValueError, r'must be three sizes, those of the axes "pool", .* not \(-1, 2\)'),
         ({"finetune.mesh": (1, 2, 2)}, ValueError, "does not take all 8 devices"),
         ({"finetune.mesh": (3, -1, 1)}, ValueError, "does not take all 8 devices"),
         ({"finetune.mesh": (1, -1, 3)}, ValueError, "does not take all 8 devices"),

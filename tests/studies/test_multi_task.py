@@ -67,7 +67,7 @@ def test_every_row_is_there(finished):
         "Localize-and-Stitch",
         "EMR",
     ]
-    assert finished[2]["notes"] == ["Left out: SLERP merges exactly 2 members, here are 3."]
+    assert finished[2]["notes"] == ["Left out: SLERP merges exactly 2 members, but there are 3."]
     for name in ("report.html", "figures/overview.png", "figures/by_split.png", "figures/masks.png"):
         assert (finished[1] / name).stat().st_size > 1000
 
@@ -209,9 +209,9 @@ def test_tasks_and_a_network_of_ones_own_and_other_methods(finished, tmp_path, u
         assert again == {"scale": 1.0}
         for number, (changes, message) in enumerate(
             (
-                ({"tasks": "own_tasks:one"}, "must return a pair of two or more soups.data.Task by name"),
-                ({"tasks": "own_tasks:unequal"}, "trained together on equally many examples, not"),
-                ({"model": "own_tasks:Normalised"}, "has no state such as BatchNorm's"),
+                ({"tasks": "own_tasks:one"}, "must return a pair: a mapping of at least two soups.data.Task by name"),
+                ({"tasks": "own_tasks:unequal"}, "trained together need equally many examples, not"),
+                ({"model": "own_tasks:Normalised"}, "must have no state, such as BatchNorm's"),
                 ({"model": "own_tasks:Nte"}, "did you mean 'Net'"),
             )
         ):
@@ -230,7 +230,7 @@ def test_tasks_and_a_network_of_ones_own_and_other_methods(finished, tmp_path, u
         ({"methods": {"ties": {"density": [0.5], "scale": []}}}, "method ties needs at least one value of: scale"),
         ({"methods": {}}, "the config has no methods"),
         ({"joint": {"learning_rate": [1e-3], "batch_size": 8}}, r"joint\.learning_rate is unknown \(did you mean"),
-        ({"tasks": {"names": ["digit"]}}, "two tasks at least"),
+        ({"tasks": {"names": ["digit"]}}, "at least two tasks"),
         ({"examples": {"few": 4, "batch_size": 8}}, r"examples\.few: 8 there, 4 now"),
     ],
     ids=["method", "setting", "no value", "no methods", "field", "one task", "another config"],

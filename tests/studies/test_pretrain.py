@@ -83,7 +83,7 @@ def test_the_shipped_tensors_have_the_digest_that_is_written_down():
 
 def test_weights_that_a_dtype_does_not_have_are_refused():
     params = {"head": {"kernel": np.array([1.0, -70_000.0], np.float32)}}
-    with pytest.raises(ValueError, match=r"head/kernel has weights of 70,000, and float16 has none so large: give"):
+    with pytest.raises(ValueError, match=r"head/kernel has weights of 70,000, which is too large for float16: give"):
         pretrain.narrowed(params, "float16")
     assert pretrain.narrowed(params, "bfloat16")["head"]["kernel"].astype(float).tolist() == [1.0, -70144.0]
 

@@ -204,7 +204,7 @@ def test_the_default_config_can_be_run():
         (lambda c: c["paths"].update(points=4), "paths.points must be odd, .* not 4"),
         (lambda c: c.update(seeds=0), "seeds must be a whole number, at least 1, not 0"),
         (lambda c: c.update(networks={}), "at least one is needed"),
-        (lambda c: c["networks"].update({"m/p": c["networks"]["mlp"]}), "'m/p' is in the names of files"),
+        (lambda c: c["networks"].update({"m/p": c["networks"]["mlp"]}), "'m/p' becomes part of file names"),
         (lambda c: c["matching"].update(examples=81), "matching.examples must be 1 to task.num_train = 80, not 81"),
     ],
 )

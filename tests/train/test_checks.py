@@ -111,7 +111,7 @@ BAD_DATA = [
     ),
     (TRAINING, DATA | {"label": DATA["label"] > 0}, "labels must be whole numbers, or float targets, not bool"),
     (TRAINING, DATA | {"image": DATA["image"] / np.float32(255)}, "images must be bytes .* not float32"),
-    (FLOATS, DATA, "bytes .* would enter the network as they are"),
+    (FLOATS, DATA, "bytes .* would enter the network without being divided"),
     (TRAINING, DATA | {"label": DATA["label"].astype(">i4")}, r"label has the byte order .*astype\('int32'\)"),
     (TRAINING, DATA | {"label": np.ma.masked_less(DATA["label"], 1)}, "label is a masked array: leave out what is"),
 ]
@@ -149,7 +149,7 @@ def test_what_only_suits_images(enter, given):
         ({"head": {"kernel": np.ma.ones((4, 3), np.float32)}}, "head/kernel is a masked array"),
         (
             {"params": {"head": START["head"]}, "lora": {"a": np.ones(2, np.float32)}},
-            "(beside .params. there is 'lora'|no leaf below 'head')",
+            "(beside .params. there is 'lora'|none of the leaves is below 'head')",
         ),
     ],
 )
@@ -167,7 +167,7 @@ def test_nan_and_infinity(enter, place, value):
     if place == "data" and enter in (ENTRIES["fit on batches"], ENTRIES["lanes"], ENTRIES["sweep of batches"]):
         return  # streamed data are not read ahead
     named = "head/kernel of the start weights" if place == "start weights" else "image of the data"
-    with pytest.raises(ValueError, match=rf"NaN or infinity, from which nothing can be learnt, in\n  {named}$"):
+    with pytest.raises(ValueError, match=rf"NaN or infinity, with which training would fail, in\n  {named}$"):
         enter(FLOATS, params, data, NUMBERS)
 
 
@@ -179,7 +179,7 @@ def test_the_head_of_lp_ft_is_a_place_or_a_regex():
 @pytest.mark.parametrize("place", ["a_file", "a_file/below", "/proc/x"])
 def test_a_directory_that_cannot_be(place, tmp_path):
     (tmp_path / "a_file").touch()
-    with pytest.raises(OSError, match=r"cannot write /proc/x: |must be a folder, and .*a_file is a file"):
+    with pytest.raises(OSError, match=r"cannot write /proc/x: |must be a folder, but .*a_file is a file"):
         fit(TRAINING, START, DATA, batch_size=BATCH, directory=tmp_path / place)
 
 
@@ -209,8 +209,11 @@ def sizes(**changed):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (sizes(label=DATA["label"][:7]), "the data differ in number: {'image': 8, 'label': 7}"),
-        (sizes(label=np.float32(1)), "arrays with one row for each example, but not label"),
+        (
+            sizes(label=DATA["label"][:7]),
+            "the arrays of the data have different numbers of examples: {'image': 8, 'label': 7}",
+        ),
+        (sizes(label=np.float32(1)), "arrays with one row for each example; these are not: label"),
         (
             sizes(label=DATA["label"].tolist()),
             "label/1, label/2 and 5 more: make arrays of the lists label",
@@ -231,17 +234,17 @@ def sizes(**changed):
         (lambda: sweep(TRAINING, START, None, [{}], batch_size=4), "data are arrays, .* not None"),
         (lambda: fit(TRAINING, START, lambda: batches(DATA)), "not a function, which only a sweep takes"),
         (sizes(label=None), "images and labels of a batch are arrays, not a NoneType"),
-        (lambda: fit(TRAINING, START, batches(DATA), batch_size=4), "batches have a size already"),
+        (lambda: fit(TRAINING, START, batches(DATA), batch_size=4), "batches were given, which have a size already"),
         (
             lambda: fit(TRAINING, START, list(DATA.values()), batch_size=4),
-            "a list of arrays may be batches or the parts",
+            "a list of arrays could be batches or the parts",
         ),
         (lambda: fit(TRAINING, START, DATA, batch_size=4, hyperparameters={"num_steps": 0}), "num_steps must be"),
         (lambda: fit(TRAINING, START, iter(batches(DATA))), "batches that have no length need a number of steps"),
-        (lambda: sweep(TRAINING, START, batches(DATA), [{}]), "batches of the members come from a function"),
+        (lambda: sweep(TRAINING, START, batches(DATA), [{}]), "a sweep needs a function"),
         (lambda: sweep(TRAINING, START, DATA, [{}, {"seed": 0}], batch_size=4), r"members \[0, 1\] are the same"),
-        (lambda: sweep(TRAINING, START, DATA, {}, batch_size=4), "members are a list of dicts, .* not {}"),
-        (lambda: sweep(TRAINING, START, DATA, [3], batch_size=4), "members are a list of dicts, .* not 3"),
+        (lambda: sweep(TRAINING, START, DATA, {}, batch_size=4), "members must be a list of dicts, .* not {}"),
+        (lambda: sweep(TRAINING, START, DATA, [3], batch_size=4), "members must be a list of dicts, .* not 3"),
         (
             lambda: sweep(TRAINING, START, DATA, [{}], "here", batch_size=4),
             r"pool must be a pool: give soups.Pool\('here'",
@@ -263,8 +266,8 @@ def sizes(**changed):
             lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mesh=jax.make_mesh((8,), ("data",))),
             'mesh with an axis "pool", not',
         ),
-        (lambda: sweep(TRAINING, START, lambda *_: [], [{}], mode="map"), "mode='map' is of data in memory"),
-        (lambda: lp_ft(TRAINING, START, DATA, head="top", probe={}, batch_size=4), "no leaf below 'top'"),
+        (lambda: sweep(TRAINING, START, lambda *_: [], [{}], mode="map"), "mode='map' needs data in memory"),
+        (lambda: lp_ft(TRAINING, START, DATA, head="top", probe={}, batch_size=4), "none of the leaves is below 'top'"),
         (lambda: lp_ft(TRAINING, START, DATA, head=0, probe={}, batch_size=4), "head is a text and probe a mapping"),
         (
             lambda: lp_ft(TRAINING, START, DATA, head="head", probe={"strength": 1}, features=network, batch_size=4),
@@ -296,8 +299,8 @@ def test_sizes_and_kinds(call, message):
         ({"accumulate": 1.5}, "accumulate must be a whole number, not 1.5"),
         ({"accumulate": 2.0}, "accumulate must be an integer, not 2.0"),
         ({"ema_decays": 0.9}, r"ema_decays are several, such as \(0.99, 0.999\), not 0.9"),
-        ({"decay_rules": ((".*", "no"),)}, "decay_rules are pairs .regex, True or False., not"),
-        ({"learning_rate_rules": ((".*", -1.0),)}, "learning_rate_rules are pairs"),
+        ({"decay_rules": ((".*", "no"),)}, "decay_rules must be pairs .regex, True or False., not"),
+        ({"learning_rate_rules": ((".*", -1.0),)}, "learning_rate_rules must be pairs"),
         (
             {"optimizer": optax.sgd(0.1), "decay_rules": ((".*", True),)},
             "decay_rules cannot change a finished optimizer",
@@ -317,9 +320,13 @@ def test_settings(settings, message):
         ({"optimizer": optax.adam(1e-3)}, {"learning_rate": 0.1}, "the optimizer is a finished transformation"),
         ({"optimizer": optax.sgd}, {}, "the loss or the optimizer needs a number for learning_rate"),
         ({"optimizer": optax.adamw}, {"learning_rate": 0.1, "b2": np.inf}, "b2 must be a finite number, not inf"),
-        ({"decay_rules": ((".*", False),)}, {"weight_decay": 0.1}, "no trained leaf decays: say with decay_rules"),
+        (
+            {"decay_rules": ((".*", False),)},
+            {"weight_decay": 0.1},
+            "no trained leaf decays: choose some by decay_rules",
+        ),
         ({"learning_rate_rules": (("heat/.*", 1.0), (".*", 0.0))}, {}, "rule 'heat/.*' matches no leaf"),
-        ({"learning_rate_rules": ((".*", 0.0),)}, {}, "no leaf is trained: all are frozen"),
+        ({"learning_rate_rules": ((".*", 0.0),)}, {}, "no leaf is trained: learning_rate_rules freeze all"),
     ],
 )
 def test_settings_and_hyperparameters_together(settings, member, message):
@@ -332,7 +339,7 @@ def test_settings_and_hyperparameters_together(settings, member, message):
     [
         (
             lambda params, batch, key: params["head"]["kernel"].sum(0),
-            r"a loss is one float number, .* not float32\[3\]",
+            r"a loss must return one float, .* not float32\[3\]",
         ),
         (lambda params, batch, key: (params["head"]["kernel"].sum(), {"accuracy": 1}), "what it returned second has 1"),
     ],

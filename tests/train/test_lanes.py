@@ -221,11 +221,11 @@ def test_meshes_and_shardings_that_do_not_fit(mesh):
     flat = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     with pytest.raises(ValueError, match=r"the mesh needs the axes 'pool' and 'data', and lacks \['pool'\]"):
         Lanes(PLAIN, params, mesh=flat)
-    with pytest.raises(ValueError, match="the shardings are not all of the mesh"):
+    with pytest.raises(ValueError, match="the shardings are not all on the given mesh"):
         Lanes(PLAIN, params, mesh=mesh, shardings=placed_on(flat)["shardings"])
     over = jax.tree.map(lambda _: NamedSharding(mesh, P()), params)
     over["hidden"]["kernel"] = NamedSharding(mesh, P(None, ("data", "pool")))
-    with pytest.raises(ValueError, match=r"no weight can be cut over it: \{'hidden/kernel'"):
+    with pytest.raises(ValueError, match=r"no weight can be sharded over it: \{'hidden/kernel'"):
         Lanes(PLAIN, params, mesh=mesh, shardings=over)
 
 

@@ -138,7 +138,7 @@ def test_another_run_in_the_directory_is_an_error(whole):
     params = tree.map_with_names(
         lambda name, leaf: leaf[:4] if name == "hidden/kernel" else leaf, killed_run.start_weights()
     )
-    with pytest.raises(ValueError, match="holds a run that was begun otherwise") as error:
+    with pytest.raises(ValueError, match="holds a run that was begun with something else") as error:
         run(whole[0], training, NoBatches(), params, learning_rate=0.02)
     assert str(error.value).splitlines()[1:-1] == [
         "  training.clip_norm: 1.0 there, 2.0 now",
@@ -188,7 +188,7 @@ def test_batches_that_end_early_are_an_error(tmp_path, whole):
 def test_shardings_of_another_mesh_are_an_error(tmp_path, mesh):
     other = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     shardings = param_shardings(killed_run.start_weights(), other)
-    with pytest.raises(ValueError, match="the shardings are not all of the mesh"):
+    with pytest.raises(ValueError, match="the shardings are not all on the given mesh"):
         run(tmp_path, mesh=mesh, shardings=shardings)
 
 

@@ -93,7 +93,7 @@ def test_features_are_kept(pictures, tmp_path):
 
     again = extract_features(not_again, params, dataset, cache=cache, key=("weights", "data"))
     np.testing.assert_array_equal(again, first)
-    with pytest.raises(ValueError, match="features are cached under a key"):
+    with pytest.raises(ValueError, match="a cache needs a key="):
         extract_features(trunk, params, dataset, cache=cache)
 
 
@@ -188,7 +188,7 @@ def test_a_killed_probe_fits_no_strength_twice(examples, tmp_path, monkeypatch, 
         ({"features": features + 1}, "  data: "),
         ({"labels": labels[::-1]}, "  data: "),
     ]:
-        with pytest.raises(ValueError, match=r"probe\.jsonl belongs to another selection") as error:
+        with pytest.raises(ValueError, match=r"probe\.jsonl was written by a different call") as error:
             probe_on_features(**options | change)
         assert str(error.value).splitlines()[1].startswith(line)
     assert len(fitted) == 4
@@ -222,7 +222,7 @@ def test_what_cannot_be_fitted_is_listed(examples):
         "  strengths must be positive numbers, not (0.0, 1.0)",
     ]
     for wrong in (labels[:-1], labels[:, None]):
-        with pytest.raises(ValueError, match=r"the features are \[N, D\] with labels \[N\], not \[200, 5\] with"):
+        with pytest.raises(ValueError, match=r"the features must be \[N, D\] with labels \[N\], not \[200, 5\] with"):
             probe_on_features(features, wrong, num_classes=CLASSES, strengths=[1.0])
     with pytest.raises(ValueError, match="10 strengths need held_out to choose among them"):
         probe_on_features(features, labels, num_classes=CLASSES)

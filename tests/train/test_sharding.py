@@ -140,7 +140,7 @@ def test_rules_that_do_not_fit_are_listed(mesh, params):
         "  head/bias has the rule 'all', which is neither a PartitionSpec nor 'largest'",
         f"  head/kernel has a dimension of 6, which 8 devices do not divide: {P(None, ('data', 'model', 'pool'))}",
         f"  trunk/bias has 1 dimensions, but {P('data', 'model')} has 2",
-        "  trunk/kernel shall be cut over 'dat', an axis that the mesh does not have",
+        "  trunk/kernel is to be sharded over 'dat', an axis that the mesh does not have",
     ]
     with pytest.raises(ValueError, match="no rule matches leaf 'head/bias'"):
         param_shardings(params, mesh, ((".*kernel", LARGEST),))

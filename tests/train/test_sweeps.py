@@ -186,7 +186,7 @@ def test_members_of_another_sweep_in_the_pool_are_named(tmp_path, capsys):
     for change in ({}, {"batch_size": 2}, {"training": dataclasses.replace(TRAINING, clip_norm=1.0)}, {}):
         given = made | change
         sweep(given["training"], given["start"], DATA, MEMBERS[:1], pool, batch_size=given["batch_size"])
-        said += re.findall(r"also holds (\d) members made otherwise", capsys.readouterr().out)
+        said += re.findall(r"also holds (\d) members made with other data", capsys.readouterr().out)
     assert said == ["1", "2", "2"]
     sweep(TRAINING, START, DATA, MEMBERS[:1], pool, batch_size=BATCH, names=["mine"])  # whose caller tells them apart
-    assert "made otherwise" not in capsys.readouterr().out
+    assert "also holds" not in capsys.readouterr().out

@@ -115,7 +115,9 @@ def open_decoded(one: DecodedSet) -> Content:
     """
     if not one.is_finished:
         where = f"there is no decoded set {one.folder}"
-        raise FileNotFoundError(f"{where}; of several hosts the first decodes, and all of them must see its cache_dir")
+        raise FileNotFoundError(
+            f"{where}; with several hosts the first one decodes, and all must see the same cache_dir"
+        )
     record = _record(one)
     path = one.folder / "images.bin"
     shape = (record["count"], one.image_size, one.image_size, 3)
@@ -232,7 +234,7 @@ def _record(one):
         raise ValueError(f"{error}; {_remedy(one)}") from error
     count, left_out = record["count"], record["left_out"]
     if len(record["digests"]) != len(_blocks(count)) or count + len(left_out) != len(one.source):
-        raise ValueError(f"{one.folder / 'record.json'} is of other images; {_remedy(one)}")
+        raise ValueError(f"{one.folder / 'record.json'} belongs to other images; {_remedy(one)}")
     return record
 
 

@@ -112,7 +112,7 @@ def _evaluation_set(data_dir, name, one: DecodedSet, on_corrupt):
     if content.faults:
         notes.append(f"{len(content.faults)} images cannot be read and are left out: {'; '.join(content.faults)}")
     if name == "held_out" and held_out_kind(data_dir) == BY_NAME:
-        notes.append(f"chosen by file name, for there is no {INDEX_FILE}: not the images of the published soups")
+        notes.append(f"chosen by file name, because {INDEX_FILE} is missing: not the images of the published soups")
     if one.border:
         notes.append(f"a border of {one.border} pixels is cut off, the published numbers are without that")
     source = one.source

@@ -73,7 +73,7 @@ def _chosen_by_index(index_file, files, labels):
         raise ValueError(f"{index_file}: it is not an array in NumPy's format, or it is broken ({error})") from error
     if values.shape != (len(files),):
         raise ValueError(
-            f"{index_file}: it is about {values.size} training images, but there are {len(files)}: the published file "
+            f"{index_file}: it has {values.size} entries for {len(files)} training images: the published file "
             f"needs all {_TRAINING_IMAGES:,} images of ImageNet; without it the split is by file name"
         )
     if not np.isin(values, (0, 1)).all():

@@ -52,7 +52,7 @@ def locate(data_dir, sets) -> dict[str, pathlib.Path | None]:
     """
     names = [check_name(name, {*SETS, "train"}, "ImageNet set") for name in sets]
     if not names:
-        raise ValueError(f"no ImageNet sets were asked for; there are: {', '.join(SETS)}")
+        raise ValueError(f"no ImageNet sets were asked for: choose from {', '.join(SETS)}")
     data_dir = pathlib.Path(data_dir)
     missing = [name for name in names if not is_present(data_dir, name)]
     if missing:

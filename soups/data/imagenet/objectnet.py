@@ -52,5 +52,5 @@ def _content(path):
     content = read_json(path)
     kind = int if path.name == _FILES[3] else str
     if wrong := [key for key, value in content.items() if not isinstance(value, kind)]:
-        raise ValueError(f"{path}: the value of {wrong[0]!r} must be {'a number' if kind is int else 'a text'}")
+        raise ValueError(f"{path}: the value of {wrong[0]!r} must be {'a number' if kind is int else 'text'}")
     return content

@@ -26,8 +26,10 @@ def imagenet_sources(
     sets aside. `cache_dir` keeps the file names of sets that TFDS prepared.
 
     Raises:
-        FileNotFoundError: sets that are not there; lists all of them, with the folder or the command expected.
-        ValueError: an unknown set, class folders that do not match (lists all), an index file that does not fit.
+        FileNotFoundError: sets are missing; all are listed, each with the folder that was expected or the command that
+            makes it.
+        ValueError: an unknown set; class folders that do not match, all of them listed; an index file that does not fit
+            the images.
     """
     places, classes = locate(data_dir, sets), training_classes(data_dir)
     check_classes(data_dir, places, classes)

@@ -55,9 +55,9 @@ def diagnose(
         points: how many points of each path are evaluated, evenly spaced: 1 is the middle.
 
     Raises:
-        ValueError: no members, or no sequence or mapping of them; another mode; a metric without `evaluate`, or one it
-            does not give; a head that is no regex or matches no leaf; `max_members` below 2, `points` below 1; an
-            `evaluate` that gives no score for any member.
+        ValueError: no members, or something other than a sequence or mapping of them; an unknown mode; a metric that
+            `evaluate` does not give, or one without `evaluate`; a head that is not a regex or matches no leaf;
+            `max_members` below 2 or `points` below 1; an `evaluate` that gives no score for any member.
 
     Basins and barriers: Frankle et al., 2020, arXiv 1912.05671; angles: Wortsman et al., 2022, arXiv 2203.05482; other
     starts: Entezari et al., 2022, arXiv 2110.06296; outliers: Iglewicz and Hoaglin, 1993.
@@ -131,7 +131,7 @@ def _spread_out(names, found, key):
 def _check_settings(evaluate, metric, mode, head, max_members, points):
     direction(metric, mode, evaluate)
     if metric is not None and evaluate is None:
-        raise ValueError(f"metric={metric!r} was given, but no evaluate that gives it")
+        raise ValueError(f"metric={metric!r} was given, but no evaluate to measure it")
     if max_members < 2 or points < 1:
         raise ValueError(f"max_members must be at least 2 and points at least 1, not {max_members} and {points}")
     pattern(head or "", "head")
@@ -142,5 +142,5 @@ def _head_rule(head, trees):
         return structure.HEAD
     names = {name for member in trees.values() for name in tree.names(member)}
     if trees and not any(re.fullmatch(head, name) for name in names):
-        raise ValueError(f"head={head!r} matches the whole name of no leaf{did_you_mean(head, names)}")
+        raise ValueError(f"head={head!r} does not match the whole name of any leaf{did_you_mean(head, names)}")
     return head

@@ -38,7 +38,7 @@ def find_layout(tensors: Mapping[str, np.ndarray], layouts: Sequence[Layout], wa
     fitting = " or ".join(dict.fromkeys(f"{one.owner} names" for one in layouts if wanted.family in one.families))
     if found is None:
         some = ", ".join(short(name) for name in list(tensors)[:3])
-        raise ValueError(f"{path} has names that are not known ({some}, ...): {wanted.name} needs {fitting}")
+        raise ValueError(f"{path} has unknown names ({some}, ...): {wanted.name} needs {fitting}")
     if wanted.family not in found.families:
         raise ValueError(f"{path} has {found.owner} names, but {wanted.name} needs {fitting}")
     return found
@@ -56,7 +56,7 @@ def mismatches(tensors: Mapping[str, np.ndarray], table: Table, left_out: str) -
         if name in tensors and tensors[name].shape != part.shape:
             lines.append(f"  ~ {name} has shape {tensors[name].shape} instead of {part.shape}")
         elif name in tensors and not jnp.issubdtype(tensors[name].dtype, jnp.floating):
-            lines.append(f"  ~ {name} has dtype {tensors[name].dtype}, which is no float")
+            lines.append(f"  ~ {name} has dtype {tensors[name].dtype}, which is not a float")
     return lines
 
 

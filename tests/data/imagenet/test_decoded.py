@@ -207,7 +207,9 @@ def test_a_record_of_other_images_is_named(photos, changes):
     one = _set(photos)
     _decode(one)
     state.write(one.folder / "record.json", state.read(one.folder / "record.json") | changes)
-    with pytest.raises(ValueError, match=r"record\.json is (of other images|state of another kind: .*); delete"):
+    with pytest.raises(
+        ValueError, match=r"record\.json (belongs to other images|is state of another kind: .*); delete"
+    ):
         open_decoded(one)
 
 
@@ -278,7 +280,7 @@ def test_a_full_disk_is_named(photos, monkeypatch):
 
 
 def test_a_set_that_is_not_decoded_here_is_named(photos):
-    with pytest.raises(FileNotFoundError, match=r"there is no decoded set .*all of them must see its cache_dir"):
+    with pytest.raises(FileNotFoundError, match=r"there is no decoded set .*all must see the same cache_dir"):
         open_decoded(_set(photos))
 
 

@@ -39,7 +39,7 @@ def test_notes_on_counts_and_on_the_split(datasets):
     notes = count_notes(datasets)
     assert len(notes) == 8
     assert notes[0] == "held_out has 12 images, the published set has 26,000"
-    assert notes[1].startswith("held_out: chosen by file name, for there is no imagenet_98_idxs.npy")
+    assert notes[1].startswith("held_out: chosen by file name, because imagenet_98_idxs.npy is missing")
     assert "imagenet_sketch has 12 images, the published set has 50,889" in notes
     # sizes of the published sets and other names give none
     sizes = {name: range(size) for name, size in PUBLISHED_SIZES.items()}

@@ -65,7 +65,7 @@ def test_split_by_the_index_file(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0, 1, 0, 1, 0], r"index\.npy: it is about 5 training images, but there are 7: .* all 1,281,167 images"),
+        ([0, 1, 0, 1, 0], r"index\.npy: it has 5 entries for 7 training images: .* all 1,281,167 images"),
         ([0, 1, 2, 0, 0, 0, 1], r"each value must be 0 or 1, but there are \[2\]"),
         ([0, 1, 1, 0, 0, 0, 0], r"of class 1 it holds out 0 of 3 images \(1 such classes\)"),
         ([1, 1, 1, 1, 0, 0, 1], r"of class 0 it holds out 4 of 4 images"),

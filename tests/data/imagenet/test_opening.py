@@ -168,6 +168,6 @@ def test_folders_that_are_no_wordnet_ids(own):
 def test_a_class_without_images(own, tiny):
     (own / "sketch" / tiny.classes[5] / "sketch_0.JPEG").unlink()
     with pytest.raises(
-        ValueError, match=rf"sketch: no images right in the class folders {tiny.classes[5]} \(1 of 12\)"
+        ValueError, match=rf"sketch: no images directly in the class folders {tiny.classes[5]} \(1 of 12\)"
     ):
         imagenet_sources(own)

@@ -84,7 +84,7 @@ def test_errors(family, tmp_path):
     with pytest.raises(ValueError, match="no members were given"):
         diagnose(Pool(tmp_path / "empty"))
     for wrong in (3, "members", iter([])):
-        with pytest.raises(ValueError, match=r"members are a sequence or mapping of trees|no members were given"):
+        with pytest.raises(ValueError, match=r"members must be a sequence or mapping of trees|no members were given"):
             diagnose(wrong)
     with pytest.raises(ValueError, match="mode must be 'max' or 'min', not 'maximum'"):
         diagnose(family, mode="maximum")
@@ -92,14 +92,16 @@ def test_errors(family, tmp_path):
         diagnose(family, metric="accuracy")
     with pytest.raises(ValueError, match=r"unknown metric 'acuracy' \(did you mean 'accuracy'\?\)"):
         diagnose(family, evaluate=lambda p: {"accuracy": 1.0}, metric="acuracy", mode="max")
-    with pytest.raises(ValueError, match=r"is more or less of 'acuracy' better\? \(did you mean 'accuracy'\?\)"):
+    with pytest.raises(ValueError, match=r"is a higher or a lower 'acuracy' better\? \(did you mean 'accuracy'\?\)"):
         diagnose(family, evaluate=lambda p: {"accuracy": 1.0}, metric="acuracy")
     for settings in ({"max_members": 1}, {"points": 0}):
         with pytest.raises(ValueError, match="at least 2 and points at least 1"):
             diagnose(family, **settings)
     with pytest.raises(ValueError, match=r"head must be a regular expression, not '\('"):
         diagnose(family, head="(")
-    with pytest.raises(ValueError, match=r"head='haed/kernel' matches the whole name of no leaf.*'head/kernel'"):
+    with pytest.raises(
+        ValueError, match=r"head='haed/kernel' does not match the whole name of any leaf.*'head/kernel'"
+    ):
         diagnose(family, head="haed/kernel")
 
 
