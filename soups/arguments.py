@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, TypeAlias, TypeVar
@@ -21,6 +22,10 @@ T = TypeVar("T")
 PerMember: TypeAlias = T | Sequence[T] | Mapping[str, T]  # one value, one for each member, or by their names
 
 logger = logging.getLogger("soups")
+# names of parts of one network: Linen's collections, and layers that are numbered
+_PART = re.compile(
+    r"params|batch_stats|[a-z]*(dense|conv|embed|linear|norm|block|layer|attention)[a-z]*_\d+", re.IGNORECASE
+)
 _KINDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
 
 
@@ -58,6 +63,11 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
         raise ValueError(
             f"members must be trees, but {', '.join(map(repr, arrays[:5]))} are arrays, as if this were one tree: "
             "give a list of trees, or {name: tree}"
+        )
+    if parts := [name for name in members if _PART.fullmatch(str(name))]:
+        raise ValueError(
+            f"members are trees, but {', '.join(map(repr, parts[:5]))} are called as the parts of one tree are: give a "
+            "list of trees, or {name: tree}"
         )
     return {name: member.params if getattr(member, "is_soup", False) else member for name, member in members.items()}
 

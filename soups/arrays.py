@@ -96,7 +96,7 @@ def doubled(array):
 def wide_pairs(vector):
     """Return the elements of a NumPy vector in float64, of complex ones the real and imaginary parts."""
     wide = doubled(vector)
-    return wide.view(np.float64) if wide.dtype == np.complex128 else wide
+    return wide.view(wide.real.dtype) if wide.dtype.kind == "c" else wide
 
 
 def ratio(xp, a, b, known, otherwise=0):
@@ -145,7 +145,7 @@ def is_array(leaf) -> bool:
         dtype = np.dtype(leaf.dtype)
         return (
             leaf.shape is not None
-            and not isinstance(leaf, np.ma.MaskedArray)
+            and not isinstance(leaf, np.ma.MaskedArray | np.matrix)
             and (dtype.kind == "b" or (dtype.kind != "m" and jnp.issubdtype(dtype, np.number)))
         )
     except (AttributeError, TypeError):  # Python's own, or another library's; NumPy knows no PRNG keys

@@ -51,6 +51,7 @@ def made_folder(path: pathlib.Path) -> pathlib.Path:
 
     A NotADirectoryError if a file is there, or above it; else an OSError with the path.
     """
+    path = local_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -67,7 +68,7 @@ def replace_file(path: str | os.PathLike, content: bytes | str | pathlib.Path) -
     `content`: a path is that of a file to copy, for which folders are made where they are not there yet. Processes may
     write the same file side by side; the last one stays. An OSError has the path in its message; the old file stays.
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     fresh = unfinished(path)
     try:
         if isinstance(content, pathlib.Path):
@@ -93,7 +94,7 @@ def replace_file(path: str | os.PathLike, content: bytes | str | pathlib.Path) -
 def append(path: str | os.PathLike, content: bytes, *, sync: bool = False) -> None:
     """Append to a file, and with `sync` see it to the disk; an OSError has the path in its message."""
     try:
-        with open(path, "ab") as file:
+        with open(local_path(path), "ab") as file:
             file.write(content)
             if sync:
                 file.flush()
@@ -112,6 +113,15 @@ def sweep_unfinished(folder: pathlib.Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if _UNFINISHED.search(path.name) and (path.is_symlink() or path.is_file()):
             path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Remove a folder that was not completed, into which threads of Orbax may still write after their error."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.isdir(folder):
+            return
+        time.sleep(0.05)
 
 
 def sync_folder(folder: pathlib.Path) -> None:

@@ -21,7 +21,7 @@ def check_name(name: str, known: Iterable[str], kind: str) -> str:
     if isinstance(name, Hashable) and name in known:
         return name
     choices = f"; there are: {', '.join(sorted(map(str, known)))}" if len(known) <= MOST else ""
-    raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, known)}{choices}")
+    raise ValueError(f"unknown {kind} {name!r:.200}{did_you_mean(name, known)}{choices}")
 
 
 def pattern(regex: str, what: str) -> re.Pattern[str]:
@@ -76,7 +76,7 @@ def bounded(lines: Sequence[str], most: int = MOST) -> str:
 def refuse(what: str, problems: Iterable[str]) -> None:
     """Raise a ValueError that says what is wrong and lists the problems, unless there is none."""
     if lines := [f"  {problem}" for problem in problems]:
-        raise ValueError("\n".join([f"{what}:", *lines]))
+        raise ValueError(f"{what}:\n{bounded(lines)}")
 
 
 def few(items: Iterable[str], most: int = MOST) -> str:

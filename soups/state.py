@@ -7,7 +7,6 @@ begins likewise. A file without it is refused, since a single flipped bit could 
 
 import json
 import os
-import pathlib
 import re
 import stat
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from soups.files import replace_file
+from soups.files import local_path, replace_file
 from soups.names import shown
 
 MAX_NESTING = 64
@@ -60,12 +59,13 @@ def content(path: str | os.PathLike) -> bytes:
 
     A ValueError if it is no regular file, or too large; an OSError, such as FileNotFoundError, has its path.
     """
+    path = local_path(path)
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise ValueError(f"{path} is not a file")
     if status.st_size > _LARGEST:
         raise ValueError(f"{path} has {status.st_size} bytes, more than {_LARGEST}")
-    return pathlib.Path(path).read_bytes()
+    return path.read_bytes()
 
 
 def seal(rest: bytes, end: bytes = b"\n") -> bytes:

@@ -22,13 +22,15 @@ from numpy.typing import ArrayLike, DTypeLike
 from soups import arrays
 from soups.arrays import is_complex, is_float, namespace, widen_leaves, widest  # noqa: F401 (of leaves, also here)
 from soups.lazy import is_jax, jax, jnp
-from soups.names import bounded, did_you_mean, differences, few, pattern, refuse, shown
+from soups.names import MOST, bounded, did_you_mean, differences, few, pattern, refuse, shown
 
 Tree = Any  #: a pytree of arrays, in this library mostly nested dicts
 Rules = str | Sequence[tuple[str, Any]]  #: ordered (regex, value) pairs, or one regex that selects
 
 #: names of integer leaves that count steps or batches, as `is_counter` takes them
-COUNTERS = re.compile(r"(.*[/.])?(num_batches_tracked|num_updates|(global_)?steps?|(step_)?count|counter|iterations?)")
+COUNTERS = re.compile(
+    r"(.*[/.])?(num_batches_tracked|num_updates|n_averaged|(global_)?steps?|(step_)?count|counter|iterations?)"
+)
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -142,6 +144,7 @@ def dot(a: Tree, b: Tree) -> float | jax.Array:
     The products of complex elements are those of their real and of their imaginary parts.
     """
     check_same_structure([a, b], dtypes=False)
+    check_arrays([a, b], abstract=False)
     return _dot(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
@@ -178,9 +181,9 @@ def check_finite(trees: Mapping[str, Tree]) -> None:
     """Raise a NonFiniteError that names the trees, by their labels, and their leaves that hold NaN or infinity."""
     if not traced(trees):
         found = {label: nonfinite_names(leaves) for label, leaves in trees.items()}
-        lines = [f"  {label}: {', '.join(bad)}" for label, bad in found.items() if bad]
+        lines = [f"  {label}: {few(map(shown, bad))}" for label, bad in found.items() if bad]
         if lines:
-            raise NonFiniteError("NaN or infinity in the weights; leave out what diverged:\n" + "\n".join(lines))
+            raise NonFiniteError("NaN or infinity in the weights; leave out what diverged:\n" + bounded(lines))
 
 
 def check_usable(trees: Mapping[str, Tree], *, dtypes: bool = True) -> None:
@@ -197,7 +200,8 @@ def check_result(result: Tree, given: Mapping[str, Tree]) -> Tree:
     if not traced(result) and (bad := nonfinite_names(result)):
         check_finite(given)
         leaves = flatten(result)
-        raise NonFiniteError("; ".join(not_finite(name, leaves[name]) for name in bad))
+        more = f" (and {len(bad) - MOST} more)" if len(bad) > MOST else ""
+        raise NonFiniteError("; ".join(not_finite(name, leaves[name]) for name in bad[:MOST]) + more)
     return result
 
 
@@ -242,7 +246,8 @@ def match(tree: Tree, rules: Rules) -> Tree:
     uncovered = [name for name, hit in chosen.items() if hit is None]
     idle = [p.pattern for p, _ in compiled if p.pattern != ".*" and not any(map(p.fullmatch, leaf_names))]
     lines = [f"no rule matches leaf {name!r}" for name in uncovered]
-    lines += [f"rule {pattern!r} matches no leaf{did_you_mean(pattern, leaf_names)}" for pattern in idle]
+    hints = [did_you_mean(pattern, leaf_names) for pattern in idle[:MOST]] + [""] * len(idle[MOST:])
+    lines += [f"rule {pattern!r} matches no leaf{hint}" for pattern, hint in zip(idle, hints, strict=True)]
     refuse("rules do not fit the tree (end them with ('.*', value) to cover the rest)", lines)
     return map_with_names(lambda name, _: chosen[name][1], tree)
 
@@ -365,8 +370,8 @@ def check_copied(
 def is_counter(name: str) -> bool:
     """Say whether an integer leaf of this name counts steps or batches, so that it is the first member's in a merge.
 
-    It does if the last part of its name, after "/" or ".", is num_batches_tracked, num_updates, step, steps,
-    global_step, count, step_count, counter, iteration or iterations.
+    It does if the last part of its name, after "/" or ".", is num_batches_tracked, num_updates, n_averaged, step,
+    steps, global_step, count, step_count, counter, iteration or iterations.
     """
     return COUNTERS.fullmatch(name) is not None
 

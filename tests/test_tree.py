@@ -125,7 +125,7 @@ def test_different_integer_leaves_are_named():
         tree.check_copied(members, keep_first="tables/.*")
 
 
-COUNTED = ["num_batches_tracked", "num_updates", "step", "steps", "global_step", "count", "step_count", "counter"]
+COUNTED = ["num_batches_tracked", "num_updates", "n_averaged", "step", "steps", "global_step", "count", "counter"]
 
 
 @pytest.mark.parametrize("name", [*COUNTED, "iteration", "iterations", "bn/num_batches_tracked", "bn.num_updates"])
@@ -154,6 +154,7 @@ NO_ARRAYS = {
     "objects": (np.array([None]), "numpy.ndarray of object"),
     "spans": (np.zeros(2, "m8[s]"), "numpy.ndarray of timedelta64[s]"),
     "key": (jax.random.key(0), "of key<fry>"),
+    "masked": (np.ma.masked_array(np.ones(2), [0, 1]), "MaskedArray"),
 }
 TAKES_TREES = {
     "mean": lambda t: tree.mean([t, t]),
@@ -183,6 +184,17 @@ def test_leaves_that_are_no_arrays_are_named(function):
     for name, (_, kind) in NO_ARRAYS.items():
         assert any(f"layer/{name} is a " in line and kind in line for line in str(error.value).splitlines())
     TAKES_TREES[function]({"w": np.ones(2, np.float32), "none": None})
+
+
+@pytest.mark.parametrize("function", ["lerp", "slerp", "dot", "norm", "cosine", "all_finite", "widen"])
+def test_shapes_alone_are_no_numbers(function):
+    with pytest.raises(ValueError, match=r"w is a jax.*ShapeDtypeStruct of float32"):
+        TAKES_TREES[function]({"w": jax.ShapeDtypeStruct((2,), np.float32)})
+
+
+def test_the_widest_complex_numbers_have_inner_products(rng):
+    vector = rng.normal(size=3) + 1j * rng.normal(size=3)
+    np.testing.assert_allclose(tree.norm({"w": vector.astype(np.clongdouble)}), np.linalg.norm(vector), rtol=1e-12)
 
 
 def test_complex_leaves_stay_complex(rng, place):

@@ -6,6 +6,7 @@ import importlib
 import os
 import pathlib
 
+from soups.files import local_path
 from soups.formats.hub import cached_model, how_to_complete, is_blob, not_cached
 from soups.formats.tensors import Checkpoint, CheckpointError, Header, listed, short
 from soups.formats.text import check_file, check_stand_in, read_json
@@ -37,13 +38,14 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpo
 
     Raises:
         FileNotFoundError: nothing there; of a model of the hub it says how to download it.
+        ValueError: a URL, or no path.
         UnsafeCheckpointError: a pickle that names more than tensors need; nothing of it is executed.
         CheckpointError: a file of an unknown kind, or one that is damaged, truncated or unreadable; a Git LFS pointer
             or a web page in place of the file; a quantised GGUF; an index that does not fit its shards; a link or an
             index entry that leads out of the folder (the blobs of a Hugging Face cache are allowed). File and tensor
             are named.
     """
-    path = pathlib.Path(cached_model(str(path)))
+    path = local_path(cached_model(str(path)))
     try:
         return _open_folder(path, tree) if os.path.isdir(path) else _combine(path, {path: read_header(path, tree)})
     except FileNotFoundError as error:

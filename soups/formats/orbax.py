@@ -19,25 +19,35 @@ from typing import Any
 
 import numpy as np
 
-from soups.files import cannot_write
+from soups.files import cannot_write, local_path
 from soups.formats import msgpack, zarr
 from soups.formats.orbax_steps import AGGREGATE, DATABASE, TREE_METADATA, known_tree, newest, trees
 from soups.formats.tensors import Checkpoint, CheckpointError, Leaf, listed, nested, short
 from soups.formats.text import read_bytes, read_json
 from soups.formats.weights import ALL, BELONG, left_out, several, weights_by_path
 from soups.lazy import jax
-from soups.tree import Tree
+from soups.names import bounded, shown
+from soups.tree import Tree, flatten
 
 ARRAY_METADATA = zarr.ZARR2
 MAX_KEYS = 64  # of one leaf
 _PLACEHOLDER = "PLACEHOLDER://"
 
 
-def save_checkpoint(path: pathlib.Path, tree: Tree) -> None:
-    """Write nested dicts of arrays as a new checkpoint; with several processes, all of them must call it."""
+def save_checkpoint(path: str | os.PathLike, tree: Tree) -> None:
+    """Write nested dicts of arrays as a new checkpoint; with several processes, all of them must call it.
+
+    Raises:
+        ValueError: leaves of a dtype that Orbax does not store, all in one message; a URL; a path with a backslash.
+        OSError: it cannot be written there.
+    """
     from orbax.checkpoint import v1 as ocp
 
+    path = local_path(path)
     check_path(path)
+    if wrong := {name: leaf for name, leaf in flatten(tree).items() if not zarr.holds(_dtype(leaf))}:
+        lines = [f"  {shown(name)} has dtype {_dtype(leaf)}" for name, leaf in wrong.items()]
+        raise ValueError(f"{path} cannot be written, for Orbax has no such numbers:\n{bounded(lines)}")
     context = ocp.Context()
     saving = context.array.saving
     saving.use_ocdbt = saving.use_zarr3 = saving.use_compression = False
@@ -77,7 +87,7 @@ def load_checkpoint(path) -> Tree:
     """
     from orbax.checkpoint import v1 as ocp
 
-    path = pathlib.Path(path).absolute()
+    path = local_path(path).absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"there is no checkpoint directory {path}")
     try:
@@ -102,7 +112,7 @@ def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Checkpoint:
     the newest finished step is taken. `tree`: the keys of the tree that is taken, joined with "/", or "." for all; else
     the weights are, as `soups.formats.weights` decides. What was taken and left out is in `notes`.
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     folder, notes = newest(pathlib.Path(os.path.realpath(path)))
@@ -131,7 +141,7 @@ def open_orbax(path: str | os.PathLike, tree: str | None = None) -> Checkpoint:
 
 def open_leaves(path: str | os.PathLike) -> Checkpoint:
     """Open all leaves of an Orbax checkpoint of one pytree, by their keys joined with "/"."""
-    path = pathlib.Path(path)
+    path = local_path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no checkpoint directory {path}")
     items = trees(pathlib.Path(os.path.realpath(path)))
@@ -333,6 +343,10 @@ def _without_messages() -> Iterator[None]:
         if ends:
             logger.removeFilter(other)
             sys.unraisablehook = before
+
+
+def _dtype(leaf):
+    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
 
 
 def _storable(leaf):

@@ -7,12 +7,12 @@ import zlib
 import numpy as np
 
 from soups.formats.archive import data_offset, read_entries
-from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes, listed, map_file, short
+from soups.formats.tensors import CheckpointError, Header, Leaf, checked_nbytes, listed, map_file, nested, short
 from soups.formats.torch_arrays import is_array, read_array
 from soups.formats.torch_globals import Record, Storage, Tensor
 from soups.formats.torch_pickle import MAX_PICKLE, memory_for, unpickle
 from soups.formats.torch_script import SCRIPT_OPERATIONS, Module
-from soups.formats.weights import weights
+from soups.formats.weights import ALL, check_no_moments, is_beside, weights
 
 MAGIC = 0x1950A86A20F9469CFC6C
 MAX_DEPTH = 32
@@ -157,6 +157,8 @@ def _named_tensors(value, limit, path, tree):
         raise CheckpointError(f"{path} holds a {held}, not tensors by name")
     ignored = []
     if kind is dict:
+        if tree not in (None, ALL) and not any(f"{tree}/".startswith(f"{key}/") for key in value):
+            value = nested(value)  # the keys may be in the names of tensors
         value, ignored = weights(value, path, is_tensor=_is_leaf, choice=tree, wrapped=True)
     elif tree is not None:
         raise CheckpointError(f"{path} is a TorchScript archive, which has no trees to choose {short(tree)} from")
@@ -176,7 +178,20 @@ def _named_tensors(value, limit, path, tree):
         if is_leaf:
             tensors[name] = item
         elif type(item) is not kind:
+            if (
+                kind is dict
+                and tree is None
+                and type(item) in (list, tuple)
+                and not is_beside(name)
+                and _storages(item)
+            ):
+                raise CheckpointError(
+                    f"{path}: {short(name)} has tensors in a list, without names: save a state_dict, or take what has "
+                    f"names with PATH@{ALL}"
+                )
             ignored.append(name)
+    if tree is None:
+        check_no_moments(tensors, path)
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors by name{', only ' * bool(ignored)}{listed(ignored)}")
     if kind is Module:  # hundreds of modules have the same settings

@@ -88,7 +88,9 @@ def resolve(module: str, name: str) -> np.dtype | StorageType | Function:
             return StorageType(DTYPES[STORAGES[name.removesuffix("Storage")]])
         if name == "TypedStorage":
             return StorageType(None)
-    full = f"{'builtins' if module == '__builtin__' else module}.{name}"
+    full = f"{module}.{name}"
+    if module == "__builtin__":  # of Python 2, whose names protocol 2 has
+        full = f"builtins.{_OF_PYTHON_2.get(name, name)}"
     if full in INERT:
         return Function(full, lambda *arguments: Record(full, list(arguments)), inert=True)
     function = _FUNCTIONS.get(full)
@@ -194,7 +196,8 @@ def _size(sizes=()):
     return tuple(sizes)
 
 
-_CONTAINERS = {f"builtins.{name}" for name in ("list", "dict", "set", "int", "float", "str", "tuple")}
+_OF_PYTHON_2 = {"long": "int", "unicode": "str", "xrange": "range"}
+_CONTAINERS = {f"builtins.{name}" for name in ("list", "dict", "set", "int", "float", "str", "tuple", "bool", "bytes")}
 _CONTAINERS.add("collections.OrderedDict")
 _PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
 # well-known classes of settings and numbers, which a checkpoint may carry beside its weights
@@ -211,8 +214,12 @@ INERT = {
         "uuid": "UUID",
         "typing": "Any",
         "collections": "deque",
-        "builtins": "set frozenset bytes bytearray complex list tuple dict int float str bool range slice object",
+        "builtins": "set frozenset bytes bytearray complex list tuple dict int float str bool range slice object "
+        "Ellipsis NotImplemented",
         "_codecs": "encode",  # how protocol 2 writes bytes
+        "time": "struct_time",
+        "torch.torch_version": "TorchVersion",
+        "torch.serialization": "_get_layout",
         "numpy": "dtype ndarray",
         "numpy.core.multiarray": "scalar _reconstruct",
         "numpy._core.multiarray": "scalar _reconstruct",
@@ -222,6 +229,13 @@ INERT = {
         "omegaconf.listconfig": "ListConfig",
         "omegaconf.base": "Metadata ContainerMetadata",
         "omegaconf.nodes": "AnyNode StringNode IntegerNode FloatNode BooleanNode",
+        "easydict": "EasyDict",
+        "addict.addict": "Dict",
+        "yacs.config": "CfgNode",
+        "ml_collections.config_dict.config_dict": "ConfigDict FrozenConfigDict",
+        "mmengine.config.config": "ConfigDict",
+        "mmcv.utils.config": "ConfigDict",
+        "mmengine.logging.history_buffer": "HistoryBuffer",
         "pytorch_lightning.utilities.parsing": "AttributeDict",
         "lightning_fabric.utilities.data": "AttributeDict",
         "lightning.fabric.utilities.data": "AttributeDict",

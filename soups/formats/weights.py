@@ -31,6 +31,7 @@ _BESIDE = re.compile(
     re.IGNORECASE,
 )
 _OPTIONS = f"choose one with PATH@NAME, or the whole checkpoint with PATH@{ALL}"
+_OF_TORCH_OPTIMIZER = re.compile(r"(^|[./])((max_)?exp_avg(_sq)?|momentum_buffer|square_avg)($|[./])")
 # Optax's state of Adafactor, and torch's of Adam; what Optax's others keep beside `mu` and `count`
 _MOMENTS = ({"v_row", "v_col"}, {"exp_avg", "exp_avg_sq"})
 _BESIDE_MU = {"nu", "nu_max", "ns_coeffs", "hessian_fn_state"}
@@ -121,7 +122,7 @@ def several(where: Any, names: Iterable[str]) -> CheckpointError:
 
 def check_no_moments(names: Iterable[str], where: Any) -> None:
     """Raise a CheckpointError if some of the tensors of a plain file are the state of an optimizer of torch."""
-    if found := [name for name in names if "exp_avg_sq" in name and "exp_avg_sq" in re.split("[./]", name)]:
+    if found := [name for name in names if _OF_TORCH_OPTIMIZER.search(name)]:
         raise CheckpointError(f"{where} holds the state of an optimizer: {listed(found, 3)}; {_OPTIONS}")
 
 
@@ -157,6 +158,7 @@ def _decide(node, where, is_tensor, wrapped, above):
     groups = _groups(node, is_tensor)
     known = {*WRAPPERS, *BELONG}
     training = [k for k, v in groups.items() if k not in known and (_OPTIMIZER.fullmatch(k) or _is_adam(v))]
+    training += _loose_moments(node, groups)
     trees = [key for key in groups if key not in training]
     main = _known(node, trees, is_tensor, wrapped, above)
     beside = [key for key in trees if key in BELONG] if main and main[0] in CERTAIN else []
@@ -216,6 +218,11 @@ def _old_flax(node):
     return node
 
 
+def is_beside(key: str) -> bool:
+    """Say whether a name is that of what a training keeps beside its weights, such as the state of an optimizer."""
+    return bool(_OPTIMIZER.fullmatch(key) or _BESIDE.fullmatch(key))
+
+
 def is_average(key: str, wrapped: bool = False) -> bool:
     """Say whether a name is that of other weights of the same model, such as an average."""
     words = set(re.split(r"[_.\-/]", key.lower()))
@@ -239,6 +246,15 @@ def _are_moments(node):
     # the mean that a normaliser of inputs keeps is a tensor, or lies beside a deviation
     optax = isinstance(node.get("mu"), Mapping) and node.keys() - _BESIDE_MU == {"mu", "count"}
     return optax or any(moments <= node.keys() for moments in _MOMENTS)
+
+
+def _loose_moments(node, groups):
+    """Return the keys of Optax's state of Adam that lie beside the tree that they are of."""
+    if not {"mu", "nu"} <= groups.keys() or "count" not in node:
+        return []
+    keys = groups["mu"].keys()
+    others = [item for key, item in groups.items() if key not in ("mu", "nu")]
+    return ["mu", "nu"] if groups["nu"].keys() == keys and any(item.keys() == keys for item in others) else []
 
 
 def _is_adam(node):

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from soups.files import cannot_write, replace_file, sweep_unfinished, sync_folder, unfinished
+from soups.files import cannot_write, local_path, replace_file, sweep_unfinished, sync_folder, unfinished
 from soups.formats import safetensors
 from soups.formats.mapping import hash_files
 from soups.formats.text import read_json
 from soups.names import check_name
+from soups.tree import check_arrays
 from soups.workers import in_threads
 
 SHARD_BYTES = 5_000_000_000
@@ -55,7 +56,7 @@ class Writer(contextlib.AbstractContextManager):
         shard_bytes: int = SHARD_BYTES,
         metadata: Mapping[str, str] | None = None,
     ):
-        self.folder = pathlib.Path(folder)
+        self.folder = local_path(folder)
         self._leaves = _checked(leaves, metadata or {})
         if shard_bytes < 1:
             raise ValueError(f"shard_bytes must be at least 1, not {shard_bytes}")
@@ -142,7 +143,8 @@ def write_safetensors(
     path: str | os.PathLike, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> pathlib.Path:
     """Write one safetensors file under another name, see it to the disk, and rename it; errors are as of `Writer`."""
-    path = pathlib.Path(path)
+    path = local_path(path)
+    check_arrays([dict(leaves)], [str(path)], abstract=False)
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     specs = _checked({name: (array.shape, array.dtype) for name, array in arrays.items()}, metadata or {})
     file = _File(unfinished(path), specs, metadata or {}, path)

@@ -25,7 +25,10 @@ BLOCK = 1 << 23  # bytes that are read at a time, if chunks are not larger
 CONCURRENT = 4  # chunks that are read, and unpacked, side by side
 CACHE = 1 << 24  # bytes of unpacked chunks that are kept, so that parts of one are not unpacked each time
 _CODECS = {"blosc", "zstd", "zlib", "gzip", "bz2"}
-_NAMES = re.compile(r"(bool|u?int(4|8|16|32|64)|b?float(16|32|64)|float8_\w{1,20}|complex(64|128))")
+_NAMES = re.compile(
+    r"bool|u?int(8|16|32|64)|int4|b?float(16|32|64)|complex(64|128)|"
+    r"float8_(e3m4|e4m3fn|e4m3fnuz|e4m3b11fnuz|e5m2|e5m2fnuz|e8m0fnu)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +144,11 @@ def result(future: Any, where: object) -> Any:
 def _first_line(error):
     """Return what TensorStore says, without the places in its own code."""
     return re.sub(r" \[[a-z_]+=.*", "", (str(error).splitlines() or [repr(error)])[0])[:500]
+
+
+def holds(dtype: Any) -> bool:
+    """Say whether TensorStore has arrays of this dtype: numbers and booleans, but of few bits not all."""
+    return isinstance(dtype, np.dtype) and _NAMES.fullmatch(dtype.name) is not None
 
 
 def dtype_of(name: Any, where: str) -> np.dtype:

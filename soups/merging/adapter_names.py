@@ -10,6 +10,11 @@ PREFIX = "base_model.model."
 PART = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB])(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.weight)?$"
 )
+# factors whose product is what is meant, as PEFT, kohya, diffusers, LyCORIS, XLabs and Flax's networks call them
+_FACTOR = re.compile(
+    r"(?<![a-z])lora(_embedding)?\d*[._/]?(down|up|mid|[ab])($|[._/])|(hada|lokr)_[wt][12]($|[._])|vera_lambda_[bd]$",
+    re.IGNORECASE,
+)
 # a vision-language model's modules today and in the files that its class still reads
 _SPELLINGS = (
     ("model.language_model.", "language_model.model."),
@@ -21,9 +26,9 @@ _SPELLINGS = (
 )
 
 
-def is_part(name: str) -> bool:
-    """Say whether a tensor is one of the low-rank matrices of an adapter."""
-    return "lora_" in name and PART.match(name) is not None
+def is_factor(name: str) -> bool:
+    """Say whether a tensor is one of the factors of an adapter, by whatever program."""
+    return any(word in name.lower() for word in ("lora", "hada_", "lokr_", "vera_")) and bool(_FACTOR.search(name))
 
 
 def sort_parts(names: Iterable[str], lines: list[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:

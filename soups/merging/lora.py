@@ -18,7 +18,7 @@ from soups.formats.tensors import leaf_of, listed
 from soups.formats.text import read_json
 from soups.formats.view import View
 from soups.merging import ties
-from soups.merging.adapter_names import find_tensors, is_part, sort_parts
+from soups.merging.adapter_names import find_tensors, sort_parts
 from soups.merging.comparing import kind_of
 from soups.merging.sources import MODEL_FILES, split_pool
 from soups.names import bounded, pattern, shown
@@ -138,17 +138,13 @@ def open_with_lora(model: str, open_model) -> Checkpoint | View:
 def _open_whole(path, open_model):
     found = cached_model(path)
     folder = pathlib.Path(found)
+    if folder.name in FILES:
+        folder = path = folder.parent
     if os.path.lexists(folder / CONFIG) and not any(os.path.lexists(folder / name) for name in MODEL_FILES):
         of = _config(folder).get("base_model_name_or_path")
         which = f"; it was trained on {shown(of)}" if isinstance(of, str) and of else ""
         raise ValueError(f"{path} is an adapter: give MODEL+{path}, with the model that it belongs to{which}")
-    checkpoint = open_model(found)
-    if part := next(filter(is_part, checkpoint.leaves), None):
-        raise ValueError(
-            f"{path} holds low-rank matrices, such as {shown(part)}; their mean does not make the mean change: "
-            "give MODEL+DIR, with the folder that PEFT wrote"
-        )
-    return checkpoint
+    return open_model(found)
 
 
 def _config(folder):

@@ -9,6 +9,7 @@ import numpy as np
 
 from soups import tree
 from soups.formats.tensors import leaf_of
+from soups.merging.adapter_names import is_factor
 from soups.merging.config import differing_configs, folder_of, read_config
 from soups.merging.job import Job
 from soups.merging.vocabulary import differing_vocabularies
@@ -35,12 +36,13 @@ def check_meaning(job: Job, checkpoints: Mapping) -> list[str]:
 
     Raises:
         ValueError: unless `job.insist`: everything that makes the sum meaningless, such as quantised models, different
-            numbers of heads, labels, kinds of model or activations, or, without a rule for the tokenizer, different
-            vocabularies. Always: a config or tokenizer that cannot be read.
+            numbers of heads, labels, kinds of model or activations, factors of adapters, or, without a rule for the
+            tokenizer, different vocabularies. Always: a config or tokenizer that cannot be read.
     """
     read = functools.cache(read_config)  # many members may lie in one folder
     configs = {model: read(folder_of(checkpoint)) for model, checkpoint in checkpoints.items()}
     lines = [_quantised(model, checkpoint, configs[model] or {}) for model, checkpoint in checkpoints.items()]
+    lines += [_factors(model, checkpoint) for model, checkpoint in checkpoints.items()]
     wrong = list(filter(None, lines))
     differing, notes = differing_configs(configs)
     wrong += differing
@@ -98,6 +100,15 @@ def _quantised(model, checkpoint, config):
     return f"  ~ {model} is quantised: {'; '.join(reasons)}: dequantise it first" if reasons else ""
 
 
+def _factors(model, checkpoint):
+    """Return a line that says that a model is an adapter; none if it is none."""
+    factor = next(filter(is_factor, checkpoint.leaves), None)
+    return factor and (
+        f"  ~ {model} holds factors of an adapter, such as {shown(factor)}, whose mean is not that of what they add: "
+        "give MODEL+DIR with the folder that PEFT wrote, or merge each adapter into its model first"
+    )
+
+
 def _settings(config):
     found = []
     for name, value in config.items():
@@ -114,12 +125,13 @@ def _is_code(name, leaf, leaves, scales):
         return True
     if name.endswith((".scales", ".zeros")) and f"{name.rpartition('.')[0]}.weight" not in leaves:
         return True  # of codes that are not there
-    if leaf.dtype == bool or (tree.is_float(leaf) and leaf.dtype.itemsize > 1):
-        return False
     start = _LAST.search(name).start()
     other, axes = _BESIDE.get(name[start:], ("", 0))
-    if f"{name[:start]}{other}" in leaves and len(leaf.shape) == axes and not tree.is_float(leaf):
+    beside_them = f"{name[:start]}{other}" in leaves and len(leaf.shape) == axes
+    if beside_them and (name.endswith("indices") or not tree.is_float(leaf)):  # VPTQ may keep its as floats
         return True
+    if leaf.dtype == bool or (tree.is_float(leaf) and leaf.dtype.itemsize > 1):
+        return False
     beside = scales.get(name, set()) | scales.get(name[: max(start - 1, 0)], set())
     # floats of 8 bits beside others of the same dtype were cast, all of them
     if leaf.dtype.itemsize == 1 and beside - {leaf.dtype}:

@@ -5,11 +5,10 @@ import glob
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator
 
 from soups import tree
-from soups.files import local_path, locked
+from soups.files import local_path, locked, remove_unfinished
 from soups.formats.folder import SUFFIXES
 from soups.formats.npz import check_npz
 from soups.formats.orbax_steps import TREE_METADATA
@@ -98,7 +97,7 @@ def unfinished(out: pathlib.Path) -> pathlib.Path:
 def sweep_unfinished(out: pathlib.Path) -> None:
     """Remove what is left of an output that was not completed, also under the names that Orbax gives it."""
     for left in out.parent.glob(f"{glob.escape(unfinished(out).name)}*"):
-        shutil.rmtree(left, ignore_errors=True)  # threads of Orbax may still write
+        remove_unfinished(left)
 
 
 def split_member(out: str | os.PathLike) -> tuple[str, str]:

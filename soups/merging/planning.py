@@ -26,6 +26,10 @@ from soups.workers import may_fork
 
 # bytes: of a process, of a header, and of JAX and TensorStore
 PROCESS, HEADER, LIBRARIES = 30e6, 2500, 200e6
+_OTHER_ROWS = (
+    "; tokenizer_source: base, union or a model would give all one vocabulary",
+    "; rows are of tokens where there are as many as vocab_size in config.json says",
+)
 FORKED = 2**26  # bytes that go into a merge that processes are worth their start for
 
 
@@ -324,7 +328,7 @@ class _Planner:
                 self.found.miss(model, tensor)
             elif leaf.shape != (like := like or leaf).shape:
                 vocabulary = len(leaf.shape) > 1 and leaf.shape[1:] == like.shape[1:]
-                hint = "; tokenizer_source: base, union or a model would give all one vocabulary" if vocabulary else ""
+                hint = _OTHER_ROWS[self.job.tokenizer is not None] if vocabulary else ""
                 what = f"has shape {list(leaf.shape)} instead of {list(like.shape)}{hint}"
                 self.found.lines.append(f"  ~ {model}: {shown(tensor)} {what}")
             elif leaf.dtype != like.dtype and kind_of(leaf) != kind_of(like):

@@ -15,6 +15,7 @@ from soups.formats.text import read_json
 from soups.formats.view import View
 from soups.merging.config import folder_of, read_config
 from soups.merging.lora import model_reference
+from soups.merging.values import brief
 from soups.merging.vocabulary import ADDED, CONFIG, FILE, Vocabulary, read_vocabulary, same_files, vocabulary_file
 from soups.names import check_name, did_you_mean, few, shown
 
@@ -78,14 +79,14 @@ def parse_rule(given: Mapping[str, Any], models: list[str], where: str) -> Rule 
         raise ValueError(f"{where}: tokenizer_source and tokenizer are two ways to say the same: give one of them")
     where = f"tokenizer of {where}"
     if not isinstance(block, Mapping):
-        raise ValueError(f"{where} must be a mapping, not {block!r}")
+        raise ValueError(f"{where} must be a mapping, not {brief(block)}")
     for key in block:
         check_name(key, ("source", "tokens", "pad_to_multiple_of"), f"field of {where}")
     multiple, tokens = block.get("pad_to_multiple_of") or 1, block.get("tokens") or {}
     if type(multiple) is not int or multiple < 1:
-        raise ValueError(f"{where}: pad_to_multiple_of must be a whole number above 0, not {multiple!r}")
+        raise ValueError(f"{where}: pad_to_multiple_of must be a whole number above 0, not {brief(multiple)}")
     if not isinstance(tokens, Mapping):
-        raise ValueError(f"{where}: tokens must be a mapping from tokens to their sources, not {tokens!r}")
+        raise ValueError(f"{where}: tokens must be a mapping from tokens to their sources, not {brief(tokens)}")
     rows = {str(token): _row(value, models, f"{where}: {token!r}") for token, value in tokens.items()}
     return Rule(_source(block.get("source", "union"), models, where), rows, multiple)
 
@@ -97,12 +98,12 @@ def _source(source, models, where):
 
 def _row(value, models, where):
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} must be a mapping with source, not {value!r}")
+        raise ValueError(f"{where} must be a mapping with source, not {brief(value)}")
     for key in value:
         check_name(key, ("source", "force"), f"field of {where}")
     source, force = value.get("source"), value.get("force", False)
     if type(force) is not bool:
-        raise ValueError(f"{where}: force must be true or false, not {force!r}")
+        raise ValueError(f"{where}: force must be true or false, not {brief(force)}")
     if not isinstance(source, Mapping) or "kind" not in source:
         return Row(check_name(model_reference(source, where), models, f"source of {where}"), None, force)
     if check_name(source["kind"], KINDS, f"kind of {where}") == "zero":
@@ -111,6 +112,10 @@ def _row(value, models, where):
         check_name(key, ("kind", "model", "token", "token_id"), f"field of {where}")
     if ("token" in source) == ("token_id" in source):
         raise ValueError(f"{where}: give either token or token_id")
+    for key, kind in (("token", str), ("token_id", int)):
+        if key in source and type(source[key]) is not kind:
+            what = "a text" if kind is str else "a whole number"
+            raise ValueError(f"{where}: {key} must be {what}, not {brief(source[key])}")
     model = check_name(model_reference(source.get("model"), where), models, f"model of {where}")
     return Row(model, source.get("token", source.get("token_id")), force)
 

@@ -71,7 +71,7 @@ def read_vocabulary(folder: pathlib.Path, *, with_rows: bool = False) -> Vocabul
         tokens |= {token: entry["id"] for token, entry in entries.items()}
         for token, number in tokens.items():
             if type(token) is not str or type(number) is not int or not 0 <= number < _MOST_TOKENS:
-                raise TypeError(f"{number!r:.50} as the number of {token!r:.50}")
+                raise ValueError(f"{path} has {number!r:.50} as the number of the token {token!r:.50}")
         return Vocabulary(tokens, entries)
     except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} has tokens that are not as Hugging Face writes them: {error!r:.200}") from error
@@ -100,7 +100,7 @@ def differing_vocabularies(checkpoints: Mapping) -> tuple[list[str], list[str]]:
 
 def _differences(files):
     """Return how the tokens of (model, file) differ and which cannot be compared, and notes on those that get lost."""
-    seen, lines, notes, unread, first = {}, [], [], {}, {}
+    seen, lines, notes, unread, first, rules = {}, [], [], {}, {}, ""
     for model, file in files:
         try:
             if len({name == "sentencepiece.bpe.model" for name in (file.name, files[0][1].name)}) > 1:
@@ -110,7 +110,11 @@ def _differences(files):
             unread.setdefault(_identity(file), []).append(f"{model} cannot be compared: {error}")
             continue
         if model == files[0][0]:
-            first = tokens
+            first, rules = tokens, _rules(file)
+        elif tokens == first and rules and _rules(file) not in (rules, ""):
+            notes.append(
+                f"the tokenizer of {model} cuts text by other rules than that of {files[0][0]}, which the output gets"
+            )
         elif first and (more := [token for token in tokens if token not in first]):
             notes.append(
                 f"the tokenizer of {files[0][0]}, which the output gets, lacks {len(more)} tokens of {model}, such as "
@@ -135,6 +139,18 @@ def _identity(file):
     except ValueError as error:
         further = str(error)
     return _contents(file.parent, (file.name, ADDED)), further
+
+
+def _rules(file):
+    """Return all by which a tokenizer.json cuts text into its tokens, in one form; of other files nothing."""
+    if file.name != FILE:
+        return ""
+    content = read_json(file)
+    model = {name: value for name, value in content["model"].items() if name != "vocab"}
+    if isinstance(merges := model.get("merges"), list):  # today's are pairs
+        model["merges"] = [" ".join(map(str, pair)) if isinstance(pair, list) else pair for pair in merges]
+    rules = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor")}
+    return json.dumps([model, rules], sort_keys=True)
 
 
 def same_files(folders: list[pathlib.Path]) -> bool:

@@ -15,7 +15,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
-from soups.files import lock, remove_held, replace_file, sweep_unfinished
+from soups.files import lock, remove_held, remove_unfinished, replace_file, sweep_unfinished
 from soups.names import bounded
 from soups.pool import _record
 from soups.pool._record import MEMBERS, PoolCorruptionError
@@ -226,7 +226,7 @@ def reserved(path: pathlib.Path, name: str) -> Iterator[str]:
     except BaseException:
         for unfinished in (path / MEMBERS).glob(f"{pathlib.Path(directory).name}*"):
             if unfinished != marker:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                remove_unfinished(unfinished)
         raise
     finally:
         remove_held(marker)

@@ -9,6 +9,7 @@ import ml_dtypes as ml_dtypes  # NumPy knows the dtype names "bfloat16" and "flo
 import numpy as np
 import xxhash
 
+from soups.formats.zarr import holds
 from soups.names import bounded, shown
 from soups.tree import Tree
 
@@ -16,7 +17,6 @@ _LONGEST = 200  # bytes of a folder's name, of which file systems allow 255, and
 _UNSAFE = re.compile("[%/.\\\\\0-\x1f\x7f-\x9f]")
 _HALF = re.compile("[\ud800-\udfff]")
 _ORBAX = {"_METADATA", "_sharding", "array_metadatas", "d"}  # names that Orbax uses beside the leaves
-_NUMERIC = re.compile(r"(bool|u?int|b?float|complex)[0-9a-z_]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +86,6 @@ def by_exact_name(tree: Tree) -> dict[str, Any]:
     return {exact_name(map(_key, path)): leaf for path, leaf in pairs}
 
 
-def is_number(dtype) -> bool:
-    """Say whether a dtype is that of numbers or booleans, those of few bits included."""
-    return _NUMERIC.fullmatch(dtype.name) is not None
-
-
 def _is_empty(node):
     return node is None or (isinstance(node, (Mapping, list, tuple)) and not node)
 
@@ -126,7 +121,7 @@ def _problem(name, keys, leaf, flat):
         return f"is a {kind}, not an array"
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return "is a PRNG key: store its numbers, jax.random.key_data(key)"
-    return "" if is_number(leaf.dtype) else f"has dtype {leaf.dtype}: only numbers and booleans can be stored"
+    return "" if holds(leaf.dtype) else f"has dtype {leaf.dtype}: only numbers and booleans can be stored"
 
 
 def _percent(match):

@@ -8,8 +8,9 @@ import numpy as np
 
 from soups.formats.tensors import CheckpointError, checked_nbytes
 from soups.formats.text import parse_json, read_bytes
+from soups.formats.zarr import holds
 from soups.names import shown
-from soups.pool._paths import is_number, texts
+from soups.pool._paths import texts
 from soups.state import seal, unseal
 
 MEMBERS = "members"
@@ -112,7 +113,7 @@ def _check_leaf(name, leaf):
     _require("/".join(texts(keys)) == name, f"{where} has the keys of another leaf")
     _require(isinstance(leaf["dtype"], str) and isinstance(leaf["shape"], list), f"{where} has no dtype or no shape")
     dtype = np.dtype(leaf["dtype"])
-    _require(dtype.name == leaf["dtype"] and is_number(dtype), f"{where} has dtype {shown(leaf['dtype'])}")
+    _require(dtype.name == leaf["dtype"] and holds(dtype), f"{where} has dtype {shown(leaf['dtype'])}")
     checked_nbytes(tuple(leaf["shape"]), dtype, where)
     _require(_is_digest(leaf["digest"]), f"the digest of {where} is not 32 hexadecimal digits")
     stored = leaf.get("stored") if "stored" in leaf or not all(isinstance(k, str) for k in keys) else name

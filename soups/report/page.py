@@ -11,7 +11,7 @@ from html import escape
 from numbers import Real
 from typing import Any
 
-from soups.files import replace_file
+from soups.files import local_path, replace_file
 from soups.report import page_assets, style
 from soups.report import results as files
 from soups.report.figures import PLANS, Drawn, draw_all
@@ -40,7 +40,7 @@ def write_report(directory: str | os.PathLike) -> list[pathlib.Path]:
     report that is open in a browser is never half of one. The same results give the same bytes on one machine. Errors
     are those of `load_results` and `soups.files.replace_file`.
     """
-    directory = pathlib.Path(directory)
+    directory = local_path(directory)
     results = files.load_results(directory)
     drawn, folder = draw_all(results), directory / "figures"
     folder.mkdir(exist_ok=True)

@@ -26,13 +26,12 @@ A study writes a dict of JSON values. The least of one, from which a whole repor
 import difflib
 import math
 import os
-import pathlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from soups import state
-from soups.files import PathLike
+from soups.files import PathLike, local_path
 from soups.names import few, refuse
 from soups.recipes._scores import MODES
 
@@ -148,7 +147,7 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
     Sections that may be missing are empty in the result. A ValueError if it is damaged or of another version of the
     schema, and one that lists all that is missing, unknown, contradictory or of another type.
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     path = path / "results.json" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"no results file at {path}: run the study first, it writes results.json")

@@ -1,13 +1,18 @@
 """Test that every path of every command is one of this machine, and that outputs are looked at before any work."""
 
 import os
+import pathlib
 
 import numpy as np
 import pytest
 
 import soups
+from soups import state
 from soups.cli import main
-from soups.formats import write_safetensors
+from soups.formats import Writer, open_checkpoint, write_safetensors
+from soups.pool import load_checkpoint, save_checkpoint, save_soup
+from soups.report import write_report
+from soups.writers import open_writer
 
 URLS = ["gs://bucket/model", "s3://b/m", "https://huggingface.co/a/b", "file:///tmp/m", "hf://a/b"]
 LINEAR = ["merge", "--method", "linear", "--members"]
@@ -51,6 +56,31 @@ def test_urls_are_refused(words, url, tmp_path, monkeypatch, capsys):
     assert main([word.replace("URL", url) for word in words]) == 2
     err = capsys.readouterr().err
     assert "is a URL: give a local path" in err and url in err and err.count("\n") == 1
+    assert not os.listdir(tmp_path)
+
+
+ONE = {"w": np.ones(3, np.float32)}
+IN_PYTHON = {
+    "open_checkpoint": open_checkpoint,
+    "Writer": lambda url: Writer(url, {"w": ((3,), np.dtype(np.float32))}),
+    "write_safetensors": lambda url: write_safetensors(url, ONE),
+    "load_checkpoint": load_checkpoint,
+    "save_checkpoint": lambda url: save_checkpoint(url, ONE),
+    "Pool": soups.Pool,
+    "save_soup": lambda url: save_soup(url, ONE),
+    "journal": lambda url: soups.greedy([ONE], lambda params: 1.0, journal=url),
+    "open_writer": lambda url: open_writer(url).__enter__(),
+    "write_report": write_report,
+    "state": state.read,
+}
+
+
+@pytest.mark.parametrize("place", [str, pathlib.Path])
+@pytest.mark.parametrize("function", IN_PYTHON)
+def test_urls_are_refused_in_python(function, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"'gs:/+bucket/model' is a URL: give a local path"):
+        IN_PYTHON[function](place("gs://bucket/model"))
     assert not os.listdir(tmp_path)
 
 

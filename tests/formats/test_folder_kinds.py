@@ -103,11 +103,12 @@ def test_what_is_no_file(tmp_path):
     messages = {
         tmp_path / "x.pt": r"x\.pt is not a file",
         tmp_path / "loop.pt": r"loop\.pt'? cannot be read: Too many levels",
-        tmp_path / ("x" * 300): "cannot be read",
-        "a\0b": "cannot be read",
     }
     for path, message in messages.items():
         with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(path)
+    for path in (tmp_path / ("x" * 300), "a\0b"):
+        with pytest.raises(ValueError, match="is no path"):
             open_checkpoint(path)
     (tmp_path / "gone.pt").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError, match=r"gone\.pt is a link to a file that is not there"):
@@ -138,7 +139,9 @@ def test_what_reads_other_kinds_is_not_imported(tmp_path):
 def test_the_state_of_an_optimizer_is_not_taken_for_weights(tmp_path):
     leaves = {f"{part}.w": np.ones(2, np.float32) for part in ("model", "optimizer.exp_avg", "optimizer.exp_avg_sq")}
     path = write_safetensors(tmp_path / "state.safetensors", leaves)
-    with pytest.raises(CheckpointError, match=r"holds the state of an optimizer: 'optimizer.exp_avg_sq.w'; choose one"):
+    with pytest.raises(
+        CheckpointError, match=r"holds the state of an optimizer: 'optimizer.exp_avg.w', .*; choose one"
+    ):
         open_checkpoint(path)
     assert list(open_checkpoint(path, "model").leaves) == ["w"] and set(open_checkpoint(path, ".").leaves) == set(
         leaves

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import re
 import struct
+import time
 import tracemalloc
 import types
 
@@ -390,6 +391,15 @@ BESIDE = {
     "a path of Python 3.13": b"\x80\x02cpathlib._local\nPosixPath\nX\x01\0\0\0a\x85R.",
     "a counter": pickle.dumps(collections.Counter({30: 1, 60: 2}), 2),
     "a defaultdict": pickle.dumps(collections.defaultdict(list, {"a": [1], "b": []}), 2),
+    "a defaultdict of numbers": pickle.dumps(collections.defaultdict(int, {"a": 1}), 2),
+    "a defaultdict of texts": pickle.dumps(collections.defaultdict(str, {"a": "b"}), 2),
+    "classes of Python 2": b"\x80\x02(c__builtin__\nlong\nc__builtin__\nunicode\nt.",
+    "a range": pickle.dumps(range(3), 2),
+    "constants": pickle.dumps((..., NotImplemented), 2),
+    "a time": pickle.dumps(time.gmtime(0), 2),
+    "torch's version": b"\x80\x02ctorch.torch_version\nTorchVersion\nX\1\0\0\x002\x85\x81.",
+    "a layout": b"\x80\x02ctorch.serialization\n_get_layout\nX\1\0\0\0s\x85R.",
+    "a history of mmengine": b"\x80\x02cmmengine.logging.history_buffer\nHistoryBuffer\n)\x81}X\1\0\0\0aNsb.",
     "a set": pickle.dumps({1, "a"}, 2),
     "a frozenset": pickle.dumps(frozenset({1, (2, 3)}), 2),
     "a set, protocol 4": pickle.dumps({1, "a"}, 4),
@@ -457,6 +467,31 @@ def test_a_tensor_on_what_is_passed_over_is_an_error(case, what, tmp_path, make,
         CheckpointError, match=r"x\.pt: a tensor lies behind an object that is not read \(one of .*\); save"
     ):
         open_checkpoint(path)
+
+
+def test_weights_in_a_list_have_no_names(tmp_path, make, floats):
+    leaf = make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))
+    for name, found in (("layers", None), ("optimizer_states", ["w"]), ("cuda_rng_state", ["w"])):
+        mapping = make.mapping({"w": leaf, name: b"](" + make.mapping({"v": leaf}) + leaf + b"e"})
+        path = make.write_zip(tmp_path / "x.pt", make.pickled(mapping), {"0": floats[1]})
+        if found:
+            assert list(open_checkpoint(path).leaves) == found
+            continue
+        with pytest.raises(CheckpointError, match="'layers' has tensors in a list, without names: save a state_dict"):
+            open_checkpoint(path)
+        assert open_checkpoint(path, ".").notes == ("left out of x.pt: 'layers'",)
+
+
+def test_trees_in_the_names_of_tensors(tmp_path, make, floats):
+    leaf = make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))
+    names = ("model.fc.w", "optimizer.fc.w.exp_avg", "optimizer.fc.w.step")
+    path = make.write_zip(tmp_path / "x.pt", make.pickled(make.mapping(dict.fromkeys(names, leaf))), {"0": floats[1]})
+    with pytest.raises(CheckpointError, match=r"holds the state of an optimizer: 'optimizer.fc.w.exp_avg'; choose"):
+        open_checkpoint(path)
+    assert list(open_checkpoint(path, "model").leaves) == ["fc.w"]
+    assert list(open_checkpoint(path, "model/fc").leaves) == ["w"]
+    with pytest.raises(CheckpointError, match=r"has no tree 'ema'; there are: 'model', 'optimizer'"):
+        open_checkpoint(path, "ema")
 
 
 @pytest.mark.parametrize("body", [b"ccollections\ndefaultdict\n]\x85R", b"ccollections\nCounter\n](K\1K\2e\x85R"])

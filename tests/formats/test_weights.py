@@ -172,6 +172,13 @@ def test_an_optimizer_beside_unknown_trees_is_left_out():
     assert decide(tree) == ({"encoder": P, "decoder": P}, ["adam", "g_optimizer", "step"])
 
 
+def test_the_state_of_adam_beside_its_weights_is_left_out():
+    tree = {"net": P, "mu": P, "nu": P, "count": T}
+    assert decide(tree) == ({"net": P, "count": T}, ["mu", "nu"])
+    for other in (tree | {"net": {"a": P}}, {"net": P, "mu": P, "nu": P}, {"mu": P, "sigma": P, "count": T}):
+        assert decide(other) == (other, [])
+
+
 @pytest.mark.parametrize("tree", [{"opt_state": OPTAX, "step": T}, ADAM, OPTAX, {"x": OPTAX}])
 def test_the_state_of_an_optimizer_is_no_weights(tree):
     with pytest.raises(CheckpointError, match=r"^x holds .*the state of an optimizer"):

@@ -7,6 +7,7 @@ import re
 import struct
 import threading
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -110,6 +111,13 @@ def test_refuses_before_writing(case, tmp_path):
     with pytest.raises(ValueError, match=message):
         Writer(tmp_path, specs(arrays), metadata=metadata)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_holds_no_numbers_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"x\.safetensors: b is a .*of key<fry>"):
+        write_safetensors(tmp_path / "x.safetensors", {"a": np.ones(2), "b": jax.random.key(0)})
+    with pytest.raises(ValueError, match=r"gs://bucket/x\.safetensors"):
+        write_safetensors("gs://bucket/x.safetensors", {"a": np.ones(2)})
 
 
 def test_refuses_a_header_that_no_reader_takes(tmp_path, monkeypatch):

@@ -423,10 +423,9 @@ def test_an_adapter_is_no_model(models, adapter, name, write_torch):
     if name.endswith("bin"):
         write_torch(folder / name, {key: array.astype(np.float32) for key, array in leaves.items()})
         (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=rf"{folder} is an adapter: give MODEL\+{folder}, .*trained on org/name"):
-        open_with_lora(str(folder), open_checkpoint)
-    with pytest.raises(ValueError, match=r"holds low-rank matrices, such as .*lora_A.weight; .*give MODEL\+DIR"):
-        open_with_lora(str(folder / name), open_checkpoint)
+    for place in (folder, folder / name):
+        with pytest.raises(ValueError, match=rf"{folder} is an adapter: give MODEL\+{folder}, .*trained on org/name"):
+            open_with_lora(str(place), open_checkpoint)
 
 
 def test_two_adapters_in_one_file_are_named(models, adapter):

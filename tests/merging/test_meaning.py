@@ -81,6 +81,9 @@ QUANTISED = {
         **{f"{MODULE}.meta.meta_scale.scale": code(np.float16), f"{MODULE}.meta.zero": code(np.float16)},
     },
     "VPTQ": {f"{MODULE}.indices": code(np.int32, (1, 4, 2)), f"{MODULE}.centroids.weight": code(BF16, (1, 64))},
+    "VPTQ with codes as floats": {
+        **{f"{MODULE}.indices": code(np.float16, (1, 4, 2)), f"{MODULE}.centroids.weight": code(np.float16, (1, 64))},
+    },
     "VPTQ with residuals": {
         **{f"{MODULE}.{part}indices": code(np.int16, (1, 4, 2)) for part in ("", "res_")},
         **{f"{MODULE}.{part}centroids.weight": code(np.float16, (1, 64)) for part in ("", "res_")},
@@ -134,7 +137,28 @@ def test_one_model_alone_is_looked_at_too(small, tmp_path):
     assert note.startswith("merged because of insist, although ") and "is quantised" in note
 
 
+FACTORS = {
+    "PEFT": ["base_model.model.q.lora_A.weight", "q.lora_embedding_B", "q.lora_A.default.weight"],
+    "kohya": ["lora_unet_mid_q.lora_down.weight", "lora_te_q.lora_up.weight", "lora_te_q.lora_mid.weight"],
+    "diffusers": ["unet.q.lora.down.weight", "unet.to_q_lora.up.weight"],
+    "LyCORIS": ["lora_te_q.hada_w1_a", "lora_te_q.lokr_w1", "lora_te_q.lokr_w2_b", "lora_te_q.hada_t1"],
+    "XLabs": ["blocks.0.processor.proj_lora1.down.weight"],
+    "Flax": ["params/q/lora_a", "layers/0/q_einsum/w_lora_b"],
+    "VeRA": ["q.vera_lambda_b"],
+}
+
+
+@pytest.mark.parametrize("name", [name for names in FACTORS.values() for name in names])
+def test_factors_of_adapters_are_not_averaged(small, tmp_path, name):
+    write_safetensors(tmp_path / "a.safetensors", {name: code(np.float32)})
+    recipe = {"merge_method": "passthrough", "models": [{"model": tmp_path / "a.safetensors"}]}
+    with pytest.raises(ValueError, match=r"a\.safetensors holds factors of an adapter, such as .*merge each adapter"):
+        small.plan(recipe)
+    assert small.plan(recipe | {"insist": True}).notes[0].startswith("insisted on, though ")
+
+
 PLAIN = {
+    "names that sound like an adapter's": {"flora.up.weight": code(BF16), "x.w_lora.0.weight": code(BF16)},
     "fp8 without scales": {f"{MODULE}.weight": code(F8)},
     "fp8 of norms of Flax": {"norm/scale": code(F8, (6,)), "norm/bias": code(F8, (6,))},
     "whole numbers beside the temperature": {

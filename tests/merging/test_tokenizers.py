@@ -243,7 +243,6 @@ def test_tokenizers_that_cannot_be_understood_are_named(different, small, tmp_pa
     (tmp_path / "one" / "tokenizer.json").write_text('{"model": {}}')
     refused(r"one/tokenizer.json has no model with a vocab")
     for tokens in (
-        '{"model": {"vocab": {"a": "x"}}}',
         '{"model": {"vocab": [3]}}',
         '{"model": {"vocab": {}}, "added_tokens": [3]}',
     ):
@@ -251,8 +250,9 @@ def test_tokenizers_that_cannot_be_understood_are_named(different, small, tmp_pa
         refused(r"one/tokenizer.json has tokens that are not as Hugging Face writes them")
     decoder = {"added_tokens_decoder": {"x": {"content": "a"}}}
     (tmp_path / "one" / "tokenizer_config.json").write_text(json.dumps(decoder))
-    (tmp_path / "one" / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
-    refused(r"one/tokenizer.json has tokens that are not as Hugging Face writes them: .*'x' as the number of 'a'")
+    for tokens in ('{"model": {"vocab": {}}}', '{"model": {"vocab": {"a": "x"}}}'):
+        (tmp_path / "one" / "tokenizer.json").write_text(tokens)
+        refused(r"one/tokenizer.json has 'x' as the number of the token 'a'")
     (tmp_path / "one" / "tokenizer.json").write_text("[]")
     refused(r"one/tokenizer.json is not a JSON object")
     (tmp_path / "one" / "tokenizer.json").write_text("{")
@@ -303,6 +303,12 @@ def token(value):
             r"unknown kind of tokenizer of r: 'x' 'zeros' \(did you mean 'zero'\?\)",
         ),
         (token({"source": {"kind": "model_token", "model": "a"}}), "give either token or token_id"),
+        (
+            token({"source": {"kind": "model_token", "model": "a", "token": ["x"]}}),
+            "token must be a text, not ",
+        ),
+        (token({"source": {"kind": "model_token", "model": "a", "token_id": {}}}), "token_id must be a whole number"),
+        (token({"source": {"kind": "model_token", "model": "a", "token_id": True}}), "token_id must be a whole number"),
         (token({"source": {"kind": "model_token", "model": "c", "token": "y"}}), "unknown model of tokenizer of r"),
     ],
 )

@@ -5,13 +5,14 @@ import os
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
-from soups.pool import Pool, PoolCorruptionError, digest, load_checkpoint
+from soups.pool import Pool, PoolCorruptionError, digest, load_checkpoint, save_checkpoint
 
 
 def _params(seed=0):
@@ -232,6 +233,10 @@ def test_a_taken_name_and_another_structure_are_errors_that_leave_nothing(pool):
         ({"a": np.array(["x"])}, "dtype <U1"),
         ({"a": np.array([None])}, "dtype object"),
         ({"a": np.array(["2026"], "M8[Y]")}, "only numbers and booleans"),
+        ({"a": np.ones(2, np.longdouble)}, "a has dtype float128: only"),
+        ({"a": np.ones(2, ml_dtypes.float6_e2m3fn)}, "a has dtype float6_e2m3fn: only"),
+        ({"a": np.ones(2, ml_dtypes.float4_e2m1fn)}, "a has dtype float4_e2m1fn: only"),
+        ({"a": np.ones(2, ml_dtypes.uint4)}, "a has dtype uint4: only"),
         ({"a": jax.random.key(0)}, r"a is a PRNG key: store its numbers, jax.random.key_data\(key\)"),
         ({"a/b": np.ones(2), "a": {"b": np.ones(2)}}, "a/b is the name of two leaves"),
         ({1: np.ones(2), "a": np.ones(2)}, "cannot be stored"),
@@ -246,6 +251,12 @@ def test_what_a_pool_cannot_hold_is_named(tmp_path, params, message):
     with pytest.raises(ValueError, match=message):
         Pool(tmp_path / "pool").add("x", params)
     assert not (tmp_path / "pool").exists()
+
+
+@pytest.mark.parametrize("dtype", ["longdouble", "clongdouble"])
+def test_what_orbax_cannot_hold_is_named(tmp_path, dtype):
+    with pytest.raises(ValueError, match=r"x cannot be written, for Orbax has no such numbers:\n  a/b has dtype"):
+        save_checkpoint(tmp_path / "x", {"a": {"b": np.ones(2, dtype)}, "c": np.ones(2)})
 
 
 def test_everything_that_cannot_be_held_is_listed_at_once(tmp_path):
