@@ -2,7 +2,7 @@
 
 import sys
 
-from soups.cli import main
+from soups.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["run", *sys.argv[1:]], prog="run.py"))

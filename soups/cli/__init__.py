@@ -31,11 +31,13 @@ _HELP = """
 """
 
 
-def main(arguments: list[str] | None = None, *, prog: str | None = None) -> int:
+def main(arguments: list[str] | None = None, *, prog: str | None = None, alone: bool = False) -> int:
     """Run a command, the first of the arguments, and return its exit code.
 
     The code is 0; 1 if something was verified and is not as it should be; 2 if the command cannot be done; 128 + the
     number of the signal that stopped it. What went wrong is one message behind `prog`, "soups COMMAND" by default.
+
+    `alone`: this process does nothing else, and is not needed any more where memory is lacking.
     """
     _prepare_streams()
     try:
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None, *, prog: str | None = None) -> int:
     except ValueError as error:
         complain(prog or "soups", error)
         return 2
-    run = Run(prog or f"soups {name}", **volume)
+    run = Run(prog or f"soups {name}", alone=alone, **volume)
 
     def command():
         if name in _LIGHT:
@@ -58,7 +60,10 @@ def main(arguments: list[str] | None = None, *, prog: str | None = None) -> int:
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         return importlib.import_module(f"soups.cli.{name.replace('-', '_')}").main(words, run)
 
-    return guarded(command, run)
+    code = guarded(command, run)
+    if run.alone and run.exhausted:  # what else would be done at the end has no memory either
+        os._exit(code)
+    return code
 
 
 def _prepare_streams():

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from soups.__main__ import ENDING
-from soups.cli.show import complain, say
+from soups.cli.show import complain, printable, say
+from soups.cli.witness import Witness, witnessed
 from soups.lazy import MissingExtraError
 from soups.progress import is_first
 
@@ -33,12 +34,30 @@ class Run:
     quiet: bool = False  #: only errors are printed, and what `made` is given
     verbose: bool = False  #: the log of libraries and tracebacks are printed too
     out: TextIO | None = None  #: where `made` prints while all else is quiet
+    alone: bool = False  #: the process is for this command, and ends with it
+    exhausted: bool = False  #: lack of memory ended it
+    witness: Witness | None = None  #: says what ended the command where that leaves it no time
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set a field; the witness hears of what it would say."""
+        super().__setattr__(name, value)
+        if self.witness and name in ("go_on", "less_memory", "witness"):
+            self.witness.note(printable(self.less_memory), printable(self.go_on))
 
     def made(self, *results) -> None:
         """Print results, such as paths, one in a line, where nothing else that the command prints is seen."""
         if self.quiet and is_first():
             for result in results:
                 say(result, file=self.out)
+
+    @contextlib.contextmanager
+    def seen(self) -> Iterator[None]:
+        """Have a witness, if the process is for this command alone."""
+        if not self.alone:
+            yield
+            return
+        with witnessed(self.prog, self.verbose, _lacks_memory) as self.witness:
+            yield
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
@@ -71,7 +90,7 @@ def guarded(command: Callable[[], int], run: Run) -> int:
     """
     try:
         with _listening(run):
-            with run.heard():
+            with run.seen(), run.heard():
                 code = command()
             sys.stdout.flush()  # a closed pipe is found here and not when the interpreter ends
         return code
@@ -95,7 +114,7 @@ def _told(error, run) -> int:
         run.end("stopped")
         return 128 + run.signal
     if _lacks_memory(error):
-        what = str(error).partition("\n")[0]
+        run.exhausted, what = True, str(error).partition("\n")[0]
         run.end(f"out of memory{f' ({what})' if what else ''}, {run.less_memory}")
     elif isinstance(error, ChildProcessError):
         run.end(f"{error}; {run.less_memory}")
@@ -140,6 +159,8 @@ def _listening(run: Run) -> Iterator[None]:
 
     def stop(number, _):
         run.signal = number
+        if run.witness:
+            run.witness.leave()
         for again in before:
             signal.signal(again, signal.SIG_DFL)
         late.start()
