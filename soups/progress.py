@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from soups.lazy import is_installed, jax
 
 _EVERY = 5  # seconds from one line to the next
+_NOTEBOOK = 110  # characters of a line below a cell, which wraps longer ones
 _TOGETHER = 0.1  # reports that follow each other within this part of the time before them came together
 
 
@@ -59,13 +60,13 @@ def say(text: str) -> None:
 
 
 def terminal_width() -> int | None:
-    """Return how wide printed lines may be: as COLUMNS says, or the terminal; None for what is neither, such as a pipe.
+    """Return how wide printed lines may be: as COLUMNS says, the terminal or a notebook; None elsewhere, as in a pipe.
 
     What reads a pipe (grep, cut, a log) wants a row in one line.
     """
     if os.environ.get("COLUMNS", "").isdecimal() or sys.stdout.isatty():
         return shutil.get_terminal_size().columns
-    return None
+    return _NOTEBOOK if "ipykernel" in sys.modules else None
 
 
 def is_first() -> bool:

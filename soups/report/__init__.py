@@ -12,6 +12,7 @@ from soups.report import draw_rows, draw_lines, draw_weights, draw_reliability
 
 # isort: on
 from soups.report.draw_diagnosis import draw_diagnosis as draw_diagnosis
+from soups.report.figures import draw as draw
 from soups.report.figures import figure as figure
 from soups.report.page import write_report as write_report
 from soups.report.results import check as check

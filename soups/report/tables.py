@@ -463,9 +463,11 @@ def _plain(found):
 def print_table(results: Mapping, console: Console | None = None, names: Collection[str] = ()) -> None:
     """Print the main rows, or a short table of some: see `main_table`.
 
-    Where it is narrow the last columns are left out, and the caption names them; what is no terminal has room for all.
+    Where it is narrow the last columns are left out, and the caption names them; a pipe has room for all.
     """
-    console, table = console or Console(width=terminal_width() or _ENDLESS), main_table(results, names)
+    # in a notebook, too, it is text
+    console = console or Console(width=terminal_width() or _ENDLESS, force_jupyter=False)
+    table = main_table(results, names)
     kept = len(table.heads)
     drawn = _drawn(results, table, kept)
     while kept > 3 and _width(console, drawn) > console.width:

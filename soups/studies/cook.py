@@ -16,6 +16,7 @@ from soups.names import did_you_mean
 from soups.pool import Pool
 from soups.processes import on_first_process
 from soups.recipes import METHODS, Inputs
+from soups.report.results import check
 from soups.studies import curves
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
@@ -86,7 +87,7 @@ def cook(
         seed: of the batches of learned soups.
 
     Returns:
-        What `results.json` holds; docs/results.md describes it.
+        What `soups.report.load_results` gives of `results.json`; docs/results.md describes it.
 
     Raises:
         ValueError: fewer than two usable members; splits that do not fit the network or the metrics; recipes that are
@@ -133,7 +134,7 @@ def cook(
         place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
         results = place.head(config) | {"versions": versions()} | _results(kitchen, base, wanted, floats)
         on_first_process(lambda: place.finish(results, "soups", short=True))
-    return results
+    return check(results)
 
 
 # --- What is given ----------------------------------------------------------------------------------------------------

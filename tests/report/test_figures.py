@@ -103,6 +103,17 @@ def test_a_figure_of_ones_own_is_drawn_last(results, monkeypatch):
         report.figure("", "")(scatter)
 
 
+def test_a_notebook_shows_one_figure(results):
+    drawn = report.draw(results, "scatter")
+    content, look = drawn._repr_png_()
+    assert is_whole(content) and look == {"width": pixels(content).shape[1] // 2}  # sharp on fine screens
+    assert repr(drawn) == f"<{figures.PLANS['scatter'].title}>"  # and no bytes
+    with pytest.raises(ValueError, match=r"unknown figure 'scater' \(did you mean 'scatter'\?\)"):
+        report.draw(results, "scater")
+    with pytest.raises(ValueError, match="have nothing that the figure 'loss_plane' shows"):
+        report.draw(results | {"curves": []}, "loss_plane")
+
+
 def test_captions_say_which_seeds_are_shown(reported):
     page = (reported[1] / "report.html").read_text(encoding="utf-8")
     assert "from the line at 0, the best member, of the same seed" in page

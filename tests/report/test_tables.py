@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -193,6 +194,14 @@ def test_what_is_no_terminal_has_every_row_in_one_line(results, monkeypatch, cap
     monkeypatch.setenv("COLUMNS", "80")
     report.print_table(results)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_notebook_gets_plain_text_that_it_need_not_wrap(results, monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    report.print_table(results)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 110 and "\x1b" not in text and "greedy soup, random order 3" in text
 
 
 def test_table_without_a_reference_has_no_gain(results):
