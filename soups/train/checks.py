@@ -105,9 +105,6 @@ def hyperparameters(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in completed.items():
         if name != "num_steps" or name in given:  # it may follow from the data
             number(name, value)
-    if {"num_steps", "epochs"} <= given.keys():
-        both = f"num_steps={given['num_steps']} and epochs={given['epochs']}"
-        raise ValueError(f"{both} both say how long to train: give one of them")
     if (completed["sam_radius"] > 0) != settings.sam:
         raise ValueError(f"Training(sam={settings.sam}) does not fit sam_radius={completed['sam_radius']}")
     return completed

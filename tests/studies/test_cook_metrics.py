@@ -53,7 +53,7 @@ def test_soups_of_a_regression_are_chosen_by_the_least_error_and_reported(number
     for name, member in members.items():
         for split in ("held_out", "test"):
             np.testing.assert_allclose(rows[name]["metrics"][split]["mse"], error(member, splits[split]), rtol=1e-5)
-    assert results["metric"] == "mse" and "metrics" not in results and not results["curves"]
+    assert results["metric"] == "mse" and not results["metrics"] and not results["curves"]
     for name, best in (("best member", min(errors, key=errors.get)), ("worst member", max(errors, key=errors.get))):
         assert rows[name]["ingredients"] == {best: 1.0}
     scores = [step["score"] for step in results["histories"]["0"]["greedy soup"] if step["accepted"]]
