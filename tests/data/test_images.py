@@ -14,6 +14,7 @@ import PIL.EpsImagePlugin
 import PIL.Image
 import pytest
 
+from soups.cli import predict
 from soups.data import decode, domain_folder_sources, folder_source, images, transforms
 from soups.data.imagenet.decoded import decode_once, decoded_set, open_decoded
 from soups.data.images import EXTENSIONS, UnreadableImage, memory_held, read_image
@@ -26,13 +27,8 @@ KINDS = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": 
          ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def predict(script):
-    return script("predict")
-
-
 @pytest.fixture(params=["folder", "bytes", "predict"])
-def read(request, tmp_path, predict):
+def read(request, tmp_path):
     """Give a function that reads the bytes of a file of some name as each of the doors does: image, or an error."""
 
     def by_folder(content, name):
@@ -193,7 +189,7 @@ def test_long_and_thin_pictures_are_counted_like_other_damage(folder, monkeypatc
     ]
 
 
-def test_long_and_thin_pictures_are_named_by_every_door(folder, predict, monkeypatch):
+def test_long_and_thin_pictures_are_named_by_every_door(folder, monkeypatch):
     monkeypatch.setattr(transforms, "MAX_PIXELS", 100_000)
     transform = compose(resize_shorter(6), center_crop(6), to_channels(3))
     with pytest.raises(UnreadableImage, match=r"a/1\.png: a 1 x 4000 image is too long and thin"):
@@ -263,7 +259,7 @@ def test_who_holds_an_image_does_not_wait_for_the_next(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [b"a/\xff.png", b"\xff/x.png", b"a/b\xe9.JPG"])
-def test_a_name_that_is_not_utf_8_is_named(name, predict, tmp_path, pixels):
+def test_a_name_that_is_not_utf_8_is_named(name, tmp_path, pixels):
     for place in (os.fsencode(tmp_path / "set" / "domain") + b"/" + file for file in (name, b"a/x.png", b"b/x.png")):
         os.makedirs(os.path.dirname(place), exist_ok=True)
         with open(place, "wb") as file:
