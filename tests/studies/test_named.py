@@ -272,7 +272,7 @@ def other_network(own, monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(other_data, "was made with other data of the"), (other_network, "with another network of the")],
+    [(other_data, "was made with other data under"), (other_network, "with another network under")],
 )
 def test_what_has_changed_under_its_name_is_not_gone_on_with(tmp_path, monkeypatch, change, message):
     config = {"name": "own", "task": "own_room:task", "model": "own_room:Net", "finetune": {"batch_size": 3}}
