@@ -108,7 +108,7 @@ def test_what_is_no_file(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(path)
     for path in (tmp_path / ("x" * 300), "a\0b"):
-        with pytest.raises(ValueError, match="is no path"):
+        with pytest.raises(ValueError, match="is not a path"):
             open_checkpoint(path)
     (tmp_path / "gone.pt").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError, match=r"gone\.pt is a link to a file that is not there"):

@@ -154,7 +154,7 @@ def test_factors_of_adapters_are_not_averaged(small, tmp_path, name):
     recipe = {"merge_method": "passthrough", "models": [{"model": tmp_path / "a.safetensors"}]}
     with pytest.raises(ValueError, match=r"a\.safetensors holds factors of an adapter, such as .*merge each adapter"):
         small.plan(recipe)
-    assert small.plan(recipe | {"insist": True}).notes[0].startswith("insisted on, though ")
+    assert small.plan(recipe | {"insist": True}).notes[0].startswith("merged because of insist, although ")
 
 
 PLAIN = {

@@ -143,4 +143,4 @@ def test_attention_is_merged_as_matrices(kit):
 
 def test_a_method_for_two_members_says_why_it_is_left_out():
     assert why_not(METHODS["slerp"], 2) == ""
-    assert why_not(METHODS["slerp"], 8) == "merges exactly 2 members, here are 8"
+    assert why_not(METHODS["slerp"], 8) == "merges exactly 2 members, but there are 8"
