@@ -50,11 +50,18 @@ def run(path: pathlib.Path) -> None:
     for cell in done.cells:
         cell.metadata = {}  # when it ran
         for output in cell.get("outputs", ()):
-            if "image/png" in (data := output.get("data", {})):
-                data["image/png"] = _small(data["image/png"])
-            if "text/plain" in data:
-                data["text/plain"] = _ESCAPE.sub("", data["text/plain"])
+            _simplify(output)
     nbformat.write(done, path)
+
+
+def _simplify(output):
+    """Leave out of an output what only a terminal shows, and colours of a figure that nobody sees."""
+    data = output.get("data", {})
+    for place, name in ((output, "text"), (data, "text/plain")):
+        if name in place:
+            place[name] = _ESCAPE.sub("", place[name])
+    if "image/png" in data:
+        data["image/png"] = _small(data["image/png"])
 
 
 def _small(png):
