@@ -203,7 +203,7 @@ def test_finished_work_is_not_repeated(finished, run):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.sweep.membres=3"], "did you mean 'sweep.members'?"),
+        (["--config.sweep.membres=3"], "did you mean --config.sweep.members?"),
         (["--config.sweep.members=6"], "sweep.members: 5 there, 6 now"),
         (["--config.task.num_train=6000", "--workdir={fresh}"], "only 4900"),
         (["--workdir=/proc/soups"], "cannot be written"),
