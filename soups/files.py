@@ -12,8 +12,6 @@ import uuid
 from collections.abc import Iterator
 from typing import IO
 
-from soups.workers import in_threads
-
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows, which has msvcrt instead
@@ -140,6 +138,8 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 def sync_files(folder: pathlib.Path) -> None:
     """See all that lies below a folder to the disk; an OSError if that is full or broken."""
+    from soups.workers import in_threads  # which imports NumPy
+
     folders, files = [], []
     for place, _, names in os.walk(folder):
         folders.append(pathlib.Path(place))

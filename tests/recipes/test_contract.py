@@ -282,7 +282,7 @@ def test_another_number_of_members_is_an_error(case, tmp_path):
 def test_members_that_are_one_tree_or_arrays_are_an_error(case):
     if not case.method.single:
         for wrong in (np.ones(3), {"w": np.ones(3), "b": np.ones(2)}, [None, None], "members", 3):
-            with pytest.raises(ValueError, match="members are"):
+            with pytest.raises(ValueError, match="members must be"):
                 case.method(wrong, *[[]] * len(case.method.beside), **({"base": cases.BASE} if case.has_base else {}))
 
 

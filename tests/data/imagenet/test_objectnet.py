@@ -33,7 +33,7 @@ def test_missing_and_broken_files(mappings):
     ("name", "content", "message"),
     [
         ("folder_to_objectnet_label.json", "[]", "is not a JSON object"),
-        ("objectnet_to_imagenet_1k.json", '{"Mug": 2}', "the value of 'Mug' must be a text"),
+        ("objectnet_to_imagenet_1k.json", '{"Mug": 2}', "the value of 'Mug' must be text"),
         ("pytorch_to_imagenet_2012_id.json", '{"1": "2"}', "the value of '1' must be a number"),
         ("pytorch_to_imagenet_2012_id.json", '{"one": 2}', "files do not fit together"),
         ("imagenet_to_label_2012_v2", "\xff", "files do not fit together"),
