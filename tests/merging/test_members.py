@@ -103,7 +103,7 @@ def test_null_is_a_value():
         (["empty/pool"], [], "nothing matches 'empty/pool' but members that hold NaN or infinity: empty/pool:nan"),
         (["\x1b*"], [], r"nothing matches '\x1b*'"),
         (["gs://a/*"], [], "is a URL"),
-        (["a\0*"], [], "is no path"),
+        (["a\0*"], [], "is not a path"),
         (["x" * 300 + "*"], [], "is too long"),
         (["sweep/pool"], ["learning_rate"], "--where takes a name, one of <= >= != == < > =, and a value"),
         (["sweep/pool"], ["learning_rate<"], "or 'name=\"a=b\"', not 'learning_rate<'"),
