@@ -105,7 +105,7 @@ def test_a_file_is_run_once(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("none.py", "no file at"), ("", "is no path"), ("gs://a/b.py", "is a URL")]
+    ("name", "message"), [("none.py", "no file at"), ("", "is not a path"), ("gs://a/b.py", "is a URL")]
 )
 def test_what_is_no_file_is_named(name, message, capsys):
     assert main(["merge", "--plugin", name, "--methods"]) == 2

@@ -16,7 +16,6 @@ from soups.names import did_you_mean
 from soups.pool import Pool
 from soups.processes import on_first_process
 from soups.recipes import METHODS, Inputs
-from soups.report.results import check
 from soups.studies import curves
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
@@ -105,6 +104,8 @@ def cook(
         name: _examples(name, data) for name, data in {"held_out": held_out, "test": test, **(shifts or {})}.items()
     }
     directory = local_path(workdir).absolute()
+    from soups.report.results import check  # where an extra is missing, this is said before long work
+
     kitchen = Kitchen(
         members=members,
         apply_fn=apply_fn,

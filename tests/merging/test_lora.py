@@ -164,7 +164,8 @@ def test_a_recipe_merges_models_with_adapters(small, models, trees, tmp_path, ad
     assert made.memory(1) - small.plan(
         recipe | {"models": [{**entries[0], "model": models["a"]}, *entries[1:]]}
     ).memory(1) == pytest.approx(2 * 4 * 36)
-    assert "* a+lora\n* b+lora" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| `a` + `lora` | member |" in card and "| `b` + `lora` | member |" in card
     assert (tmp_path / "out" / "tokenizer.json").exists()
     assert merging.verify_output(small.plan(recipe), tmp_path / "out") == []
 
