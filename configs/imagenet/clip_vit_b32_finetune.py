@@ -16,7 +16,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """Give the config of the experiment."""
+    """Return the config of the experiment."""
     config = ConfigDict()
     config.study = "imagenet_finetune"
     config.name = "clip_vit_b32_finetune"

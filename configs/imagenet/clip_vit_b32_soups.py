@@ -14,7 +14,7 @@ SETS = ("held_out", "imagenet", "imagenet_v2", "imagenet_sketch", "imagenet_r", 
 
 
 def get_config() -> ConfigDict:
-    """Give the config of the experiment."""
+    """Return the config of the experiment."""
     config = ConfigDict()
     config.study = "imagenet_soups"
     config.name = "clip_vit_b32_soups"

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Give the config of clip_vit_b32_finetune.py, changed for this network."""
+    """Return the config of clip_vit_b32_finetune.py, changed for this network."""
     config = runpy.run_path(pathlib.Path(__file__).with_name("clip_vit_b32_finetune.py"))["get_config"]()
     config.name = "clip_vit_l14_finetune"
     config.arch = "clip-vit-l14"

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Give the config of the experiment."""
+    """Return the config of the experiment."""
     config = runpy.run_path(pathlib.Path(__file__).with_name("clip_vit_b32_soups.py"))["get_config"]()
     config.name = "wise_ft_vit_l14"
     config.arch = "clip-vit-l14"

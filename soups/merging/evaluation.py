@@ -37,7 +37,7 @@ class EvaluationError(ValueError):
 
 
 class Evaluation(Protocol):
-    """Give the score of a model on disk."""
+    """Return the score of a model on disk."""
 
     #: "evaluation", its text; "metric"; and "scripts", digests of the files of program that it names
     identity: Mapping[str, Any]
