@@ -29,7 +29,12 @@ def _escape(letter):
 
 def say(text, file=None) -> None:
     """Print a text, each of its lines made printable."""
-    print("\n".join(map(printable, str(text).split("\n"))), file=file)
+    print(printable_lines(text), file=file)
+
+
+def printable_lines(text) -> str:
+    """Return a text with each of its lines made printable."""
+    return "\n".join(map(printable, str(text).split("\n")))
 
 
 def tell(sentence) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from soups.__main__ import ENDING
-from soups.cli.show import complain, printable, say
+from soups.cli.show import complain, printable, printable_lines, say
 from soups.cli.witness import Witness, witnessed
 from soups.lazy import MissingExtraError
 from soups.progress import is_first
@@ -56,7 +56,7 @@ class Run:
         if not self.alone:
             yield
             return
-        with witnessed(self.prog, self.verbose, _lacks_memory) as self.witness:
+        with witnessed(self.prog, self.verbose) as self.witness:
             yield
 
     @contextlib.contextmanager
@@ -75,7 +75,13 @@ class Run:
         """Print what ended the command and how to go on with it."""
         if not self.ended:
             self.ended = True
-            complain(self.prog, "; ".join(filter(None, [what, self.go_on])))
+            self.complain("; ".join(filter(None, [what, self.go_on])))
+
+    def complain(self, text) -> None:
+        """Print what is wrong as `soups.cli.show.complain`; the witness does it where there is one."""
+        last_words = printable_lines(f"{self.prog}: {text}")
+        if not (self.witness and self.witness.last_words(last_words, quiet=self.exhausted)):
+            complain(self.prog, text)
 
 
 class Stopped(KeyboardInterrupt):
@@ -88,9 +94,14 @@ def guarded(command: Callable[[], int], run: Run) -> int:
     SIGINT, SIGTERM and SIGHUP end it, and the process: what its threads still do two seconds later, or at a second
     signal, is cut off.
     """
+    with run.seen():
+        return _guarded(command, run)
+
+
+def _guarded(command, run):
     try:
         with _listening(run):
-            with run.seen(), run.heard():
+            with run.heard():
                 code = command()
             sys.stdout.flush()  # a closed pipe is found here and not when the interpreter ends
         return code
@@ -119,7 +130,7 @@ def _told(error, run) -> int:
     elif isinstance(error, ChildProcessError):
         run.end(f"{error}; {run.less_memory}")
     else:
-        complain(run.prog, error.args[0] if isinstance(error, KeyError) and error.args else error)
+        run.complain(error.args[0] if isinstance(error, KeyError) and error.args else error)
     return 2
 
 
@@ -159,8 +170,8 @@ def _listening(run: Run) -> Iterator[None]:
 
     def stop(number, _):
         run.signal = number
-        if run.witness:
-            run.witness.leave()
+        if run.witness:  # which can say it at once, whatever this process is doing
+            run.end("stopped")
         for again in before:
             signal.signal(again, signal.SIG_DFL)
         late.start()

@@ -1,8 +1,9 @@
-"""Say in one line what ended a command that could not say it itself: SIGKILL, or an abort in a library.
+"""Say in one line what ended a command, also where it cannot say it itself: SIGKILL, or an abort in a library.
 
 A process that is forked at the start waits for the end of the command, which a pipe tells it. The command stays the
 process that the shell has started: its signals, its place in a job, its exit code and what it leaves are its own. The
-witness has a session of its own, so that no signal of a terminal is for it, and ends with the command.
+witness has a session of its own, so that no signal of a terminal is for it, and ends with the command. It prints the
+command's last words too: a library may abort before the command has printed them, or after.
 """
 
 import contextlib
@@ -17,8 +18,8 @@ from collections.abc import Iterator
 KILLED = b"was killed, most likely for lack of memory"
 ABORTED = b"was aborted by a library, most likely for lack of memory"
 CRASHED = b"crashed in a library; --verbose says where"
-_BYE, _QUIET = b"bye", b"bye, and no word of libraries"
-_LAST = 1 << 16  # bytes of what libraries say that are kept
+_NOTE, _BYE, _LAST_WORDS, _QUIETLY = b"N", b"B", b"L", b"Q"  # what a message begins with
+_KEPT = 1 << 16  # bytes of what libraries say that are kept
 
 
 class Witness:
@@ -56,24 +57,38 @@ class Witness:
 
     def note(self, less_memory: str, go_on: str) -> None:
         """Tell the witness what needs less memory, and how to go on; both are printable."""
-        self._tell(f"{less_memory}\n{go_on}".encode()[: select.PIPE_BUF - 2])
+        self._tell(_NOTE + f"{less_memory}\n{go_on}".encode()[: select.PIPE_BUF - 3])
 
-    def leave(self, quiet: bool = False) -> None:
-        """Let the witness go, for what ends the command is said; `quiet`: what libraries have said is not printed."""
+    def last_words(self, text: str, quiet: bool = False) -> bool:
+        """Have a printable text printed when the command ends, however it does; `quiet`: what libraries say is not.
+
+        Return whether there is a witness to do it.
+        """
+        encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+        return self._tell((_QUIETLY if quiet else _LAST_WORDS) + text.encode(encoding, "backslashreplace") + b"\n")
+
+    def leave(self) -> None:
+        """Let the witness go, and wait until it has printed what it has to."""
         if self._notes is None:
             return
-        self._tell(_QUIET if quiet else _BYE)
+        self._tell(_BYE)
         self._forget()
         with contextlib.suppress(ChildProcessError):  # somebody has waited for all children
             os.waitpid(self._pid, 0)
-        if self._words is not None and not quiet:
+        if self._words is not None:
             os.dup2(sys.stderr.fileno(), 2)
             sys.stderr = self._stderr
 
     def _tell(self, message):
-        if self._notes is not None:
-            with contextlib.suppress(OSError):  # it may have been killed
-                os.write(self._notes, b"\0" + message + b"\0")
+        if self._notes is None:
+            return False
+        message = b"\0" + message + b"\0"
+        try:
+            while message:
+                message = message[os.write(self._notes, message) :]
+        except OSError:  # it may have been killed
+            return False
+        return True
 
     def _forget(self):
         """Close the pipe, in a fork too: else its end would not be that of the command."""
@@ -84,7 +99,7 @@ class Witness:
 
 
 @contextlib.contextmanager
-def witnessed(prog: str, verbose: bool, lacks_memory) -> Iterator[Witness | None]:
+def witnessed(prog: str, verbose: bool) -> Iterator[Witness | None]:
     """Have a witness inside; None where the system has no fork, or no process left."""
     try:
         witness = Witness(prog, verbose) if hasattr(os, "fork") else None
@@ -92,12 +107,9 @@ def witnessed(prog: str, verbose: bool, lacks_memory) -> Iterator[Witness | None
         witness = None
     try:
         yield witness
-    except BaseException as error:
+    finally:
         if witness:
-            witness.leave(quiet=lacks_memory(error))
-        raise
-    if witness:
-        witness.leave()
+            witness.leave()
 
 
 def _memory_is_limited():
@@ -127,19 +139,27 @@ def _wait(notes, words, prog, verbose):
             elif pipe == notes:
                 told += said
             else:
-                heard = (heard + said)[-_LAST:]
+                heard = (heard + said)[-_KEPT:]
     while words in pipes and select.select([words], [], [], 0)[0] and (said := os.read(words, 1 << 16)):
-        heard = (heard + said)[-_LAST:]
+        heard = (heard + said)[-_KEPT:]
     told = told.split(b"\0")
     dump, messages = b"".join(told[0::2]), told[1::2]
-    if _BYE in messages[-1:]:
-        os.write(2, heard)
-    elif _QUIET not in messages[-1:]:
+    said = {message[:1]: message[1:] for message in messages}  # the last of each kind
+    if not said.keys() & {_BYE, _LAST_WORDS, _QUIETLY}:
         if verbose:
             os.write(2, dump)
-        less_memory, _, go_on = messages[-1].partition(b"\n") if messages else (b"", b"", b"")
-        said = _what(dump) if _what(dump) == CRASHED else b", ".join(filter(None, [_what(dump), less_memory]))
-        os.write(2, prog.encode() + b": " + b"; ".join(filter(None, [said, go_on])) + b"\n")
+        os.write(2, prog.encode() + b": " + _guess(dump, said.get(_NOTE, b"")) + b"\n")
+        return
+    if _QUIETLY not in said:
+        os.write(2, heard)
+    os.write(2, said.get(_QUIETLY, said.get(_LAST_WORDS, b"")))
+
+
+def _guess(dump, note):
+    """Return what ended a command that has not said it."""
+    less_memory, _, go_on = note.partition(b"\n")
+    what = _what(dump)
+    return b"; ".join(filter(None, [what if what == CRASHED else b", ".join(filter(None, [what, less_memory])), go_on]))
 
 
 def _what(dump):

@@ -88,6 +88,15 @@ def test_a_witness_says_nothing_of_what_was_said_and_leaves_nothing(quick_start,
     assert run(quick_start, work, after=left) == (code, err)
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [("MemoryError", f"out of memory{END}"), ("ValueError('wrong')", "wrong\n"), ("OSError('gone')", "gone\n")],
+)
+def test_an_abort_while_a_command_says_what_was_wrong_takes_no_word_away(quick_start, error, line):
+    gone = "sys.stderr = type('Gone', (), {'write': lambda *_: os.abort(), 'flush': lambda _: None})()"
+    assert run(quick_start, f"{gone}; raise {error}", after="os.abort()") == (-signal.SIGABRT, f"soups merge: {line}")
+
+
 def limited(words, kilobytes):
     """Return the command that runs another with so much memory at most."""
     return ["sh", "-c", f'ulimit -v {kilobytes} && exec "$@"', "sh", *words]
