@@ -280,23 +280,23 @@ def readme_block(runs: Runs, again: Results | None = None) -> str:
     rows = dict.fromkeys(claim.row for claim in better)
     holds = [row for row in rows if row not in {claim.row for claim in doubtful}]
     others = [claim for claim in CLAIMS if claim not in better and not claim.of_probe]
+    seeds = len(next(iter(runs.values()))["seeds"])
+    repeated = f" {repeat_sentence(first_of(runs, again), again)}" if again else ""
     lines = [
-        *about(runs),
+        " ".join([f"{seeds} seeds, twice, of what `bash scripts/quickstart.sh` runs once.", *about(runs)]).strip(),
+        "",
         *commands(runs),
         *main_table(runs, IN_README),
         "",
         "Accuracies are of the first set of seeds. Gains are points over the best member of the same seed by held-out "
         "accuracy: the mean ± half of its 95 % interval, and in how many seeds it has this sign. *Passes* are forward "
-        f"passes for a prediction. {training_and_selecting(runs)}",
+        f"passes for a prediction. {training_and_selecting(runs)}{repeated} [All rows, claims and demands, seed by "
+        "seed](docs/digits/README.md), with what the intervals are about.",
         "",
         *([f"* {_sum_up(holds)}"] if holds else []),
         *(f"* {sentence(claim, runs)}" for claim in (*doubtful, *others)),
         f"* {probe_sentence(runs)}",
         f"* {bars_sentence(runs)}",
-        *([f"* {repeat_sentence(first_of(runs, again), again)}"] if again else []),
-        "",
-        "[docs/digits](docs/digits/README.md) has all rows, claims and demands, seed by seed, and what the "
-        "intervals are about.",
     ]
     return "\n".join(lines)
 

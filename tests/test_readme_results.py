@@ -210,7 +210,8 @@ def test_the_blocks_stand_between_their_marks_and_have_the_tables(runs):
     marks = "before\n<!-- figure -->\n<!-- /figure -->\n<!-- results -->\nformer\n<!-- /results -->\nafter"
     text = page.updated(marks, runs())
     figure = "before\n<!-- figure -->\n\n<!-- /figure -->\n"
-    assert text.startswith(f"{figure}<!-- results -->\nIt shows soups.\n\n```bash\n")
+    lead = "10 seeds, twice, of what `bash scripts/quickstart.sh` runs once."
+    assert text.startswith(f"{figure}<!-- results -->\n{lead} It shows soups.\n\n```bash\n")
     assert text.endswith("\n<!-- /results -->\nafter") and "former" not in text
     assert "| gain, seeds 0–9 | gain, seeds 10–19 |" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
@@ -245,7 +246,7 @@ def test_a_repetition_on_the_other_interpreter_stands_beside_the_first(runs, kee
     assert (tmp_path / "py313_seeds0-9.json").exists() and page.load(tmp_path) == found
     kept = page.load_repeat(found, tmp_path)
     said = "Seeds 0–9 again on Python 3.13.1, jax 0.10.2: the mean gains of these rows move by at most 0.05 points in "
-    assert f"* {said}distribution and 0.30 on the shifts." in pages.readme_block(found, kept)
+    assert f" {said}distribution and 0.30 on the shifts. [All rows" in pages.readme_block(found, kept)
     text = pages.results_page(found, kept).partition("## The same seeds on the other interpreter")[2]
     assert "|  | test, Python 3.11 | test, Python 3.13 | shift mean, Python 3.11 | shift mean, Python 3.13 |" in text
     (row,) = (line for line in text.splitlines() if line.startswith("| greedy soup | +0.80 ±"))
