@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     config.finetune.batch_size = 32
     config.finetune.clip_norm = 1.0
     config.finetune.mode = "auto"
-    config.finetune.members_per_program = 4
+    config.finetune.members_per_program = 4  # of mode "vmap"
 
     config.probe = ConfigDict(dict(learning_rate=1e-2, weight_decay=0.0, epochs=30))
 

@@ -185,6 +185,17 @@ def check_logits(value: Any) -> Any:
     return value
 
 
+def check_batches(batches: Any) -> Any:
+    """Return batches as they are given, a list or another iterable of them.
+
+    A ValueError for what is no iterable, and for one array or one mapping, which is rather a batch than batches.
+    """
+    iterable = isinstance(batches, Iterable) or hasattr(batches, "__getitem__")
+    if not iterable or _is_array(batches) or isinstance(batches, Mapping | str | bytes):
+        raise ValueError(f"batches must be a list or another iterable of batches, not {_kind(batches)}: give [batch]")
+    return batches
+
+
 def shares(weights: Sequence[Any]) -> list[Any]:
     """Return weights of any size divided by their sum, which must not be zero; traced ones are not checked."""
     parts = weights if tree.traced(weights) else balanced(weights)
@@ -208,7 +219,8 @@ def _none_of(members):
 
 
 def _kind(value):
-    return f"{value.dtype}{list(value.shape)}" if _is_array(value) else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"{value.dtype}{list(value.shape)}" if _is_array(value) else f"a{'n' * (name[0] in 'aeiou')} {name}"
 
 
 def _is_array(value):

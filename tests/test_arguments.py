@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.core import FrozenDict
 
 import soups
-from soups import arguments
+from soups import arguments, models
 from soups.recipes.declare import ELSEWHERE
 from soups.train import fit, sweep
 
@@ -384,3 +385,53 @@ def test_a_pool_without_usable_members(name, tmp_path):
     pool.remove("bad")
     with pytest.raises(ValueError, match=f"the pool {pool.path} is empty: no members were given"):
         TAKE_POOLS[name](pool)
+
+
+# --- Batches ----------------------------------------------------------------------------------------------------------
+
+
+def mean_loss(params, batch, *temperature):
+    return jnp.mean(batch @ params["w"])
+
+
+STATISTICS = {"w": BASE["w"], "batch_stats": {"mean": np.zeros(3, np.float32)}}
+TAKE_BATCHES = {
+    "learned": lambda given: soups.learned(MEMBERS, mean_loss, given),
+    "adamerging": lambda given: soups.adamerging(
+        MEMBERS, base=BASE, apply_fn=lambda params, inputs: inputs @ params["w"], batches=[given] * 3, steps=1
+    ),
+    "localize": lambda given: soups.localize(mean_loss, given, base=BASE, member=MEMBERS[0], density=0.5, epochs=1),
+    "straight_through_matching": lambda given: soups.straight_through_matching(
+        MEMBERS[0], MEMBERS[1], {"w": (None, "units")}, mean_loss, given, key=jax.random.key(0)
+    ),
+    "gram_fn": lambda given: models.gram_fn(nn.Dense(3))({"kernel": BASE["w"], "bias": np.zeros(3)}, given),
+    "repair": lambda given: models.repair(nn.Dense(3), BASE, MEMBERS, given),
+    "activation_statistics": lambda given: models.activation_statistics(nn.Dense(3), BASE, given),
+    "reestimate_batch_stats": lambda given: models.reestimate_batch_stats(
+        lambda params, inputs: params["batch_stats"], STATISTICS, given
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKE_BATCHES)
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (np.zeros((4, 4), np.float32), r"float32\[4, 4\]"),
+        (jnp.zeros((2, 4, 4)), r"float32\[2, 4, 4\]"),
+        (np.float32(1), r"float32\[\]"),
+        ({"image": np.zeros((4, 4))}, "a dict"),
+        (None, "a NoneType"),
+        (3, "an int"),
+        ("batches.npz", "a str"),
+    ],
+)
+def test_one_batch_or_none_in_the_place_of_batches(name, given, kind):
+    message = f"batches must be a list or another iterable of batches, not {kind}: give \\[batch\\]$"
+    with pytest.raises(ValueError, match=message):
+        TAKE_BATCHES[name](given)
+
+
+@pytest.mark.parametrize("name", ["learned", "adamerging", "localize", "straight_through_matching"])
+def test_batches_in_a_list_are_taken(name):
+    assert TAKE_BATCHES[name]([np.ones((2, 4), np.float32)])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from soups import state
+from soups.files import local_path
 from soups.formats.mapping import hash_files
 from soups.names import few
 
@@ -21,12 +22,12 @@ def font_files(fonts: str | os.PathLike | None) -> tuple[list[pathlib.Path], int
     Where there is a fonts.json they are those that it has; others are left out.
 
     Raises:
-        ValueError: no such folder, no fonts in it, a damaged fonts.json, or files that are missing or differ from what
-            it records.
+        ValueError: a URL, no such folder, no fonts in it, a damaged fonts.json, or files that are missing or differ
+            from what it records.
     """
     if fonts is None:
         raise ValueError(f"fonts must be a folder of font files: {HOW}, and config.task.fonts names it")
-    folder = pathlib.Path(fonts)
+    folder = local_path(fonts)
     found = folder.rglob("*") if folder.is_dir() else ()
     # by their parts, for paths themselves ignore case on some systems
     fits = [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]

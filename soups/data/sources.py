@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike
 from soups.data.dataset import ClassGroups, Dataset, Source, as_dataset, class_name_problems, example_name
 from soups.data.images import UnreadableImage as UnreadableImage
 from soups.data.images import is_image, read_image, text_names
-from soups.files import PathLike
+from soups.files import PathLike, local_path
 from soups.lazy import extra
 from soups.names import check_name
 
@@ -34,10 +33,10 @@ def folder_source(path: PathLike, folders: Sequence[str] | None = None, *, uprig
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: fewer than two classes; classes without images; a name that is not UTF-8. When an example is read: a
-            broken file.
+        ValueError: a URL; fewer than two classes; classes without images; a name that is not UTF-8. When an example is
+            read: a broken file.
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     class_names = class_folders(path) if folders is None else list(folders)
     files = [
         text_names(folder, (entry.name for entry in os.scandir(folder) if is_image(entry.name) and entry.is_file()))
@@ -58,7 +57,7 @@ def folder_source(path: PathLike, folders: Sequence[str] | None = None, *, uprig
 
 def class_folders(path) -> list[str]:
     """List the folders in a folder by name, without hidden ones."""
-    path = pathlib.Path(path)
+    path = local_path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
     return text_names(
@@ -73,7 +72,7 @@ def domain_folder_sources(path: PathLike) -> dict[str, Source]:
         FileNotFoundError: no such folder, or no domains in it.
         ValueError: domains with different classes; for each, what is missing is listed. Also as `folder_source`.
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     domains = class_folders(path)
     if not domains:
         raise FileNotFoundError(f"{path}: no domain folders in it; the layout must be domain/class/file")

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 from soups import tree
+from soups.arguments import check_batches
 from soups.models.functional import as_variables, in_mode, normalizer
 from soups.models.nnx import batch_statistics
 from soups.names import bounded
@@ -75,12 +76,12 @@ def reestimate_batch_stats(stats: Callable, params: Tree, batches: Iterable) -> 
     Needed after averaging weights: Izmailov et al., "Averaging Weights Leads to Wider Optima" (2018), arXiv:1803.05407.
 
     Raises:
-        ValueError: weights that have no BatchNorm statistics; no batches.
+        ValueError: weights that have no BatchNorm statistics; no batches, or one array in their place.
     """
     old = _from_zeros(params)["batch_stats"]
     measure = jax.jit(stats)
     count, pooled = 0, None
-    for inputs in batches:
+    for inputs in check_batches(batches):
         batch = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), measure(params, inputs))
         size = jax.tree.leaves(inputs)[0].shape[0]
         count += size

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from soups.arguments import check_batches
 from soups.models.functional import as_variables, in_mode, normalizer
 from soups.names import pattern
 from soups.tree import Tree
@@ -71,7 +72,7 @@ def gram_fn(
 
     def grams(params, batches):
         mean = None
-        for inputs in batches:
+        for inputs in check_batches(batches):
             batch = measure(params, inputs)
             _check(called, batch, only)
             mean = _fold(jax.tree.map(jnp.zeros_like, batch) if mean is None else mean, batch)

@@ -47,9 +47,9 @@ def repair(
         mean, std: those of `apply_fn`; inputs are normalised and checked as there, with the same errors.
 
     Raises:
-        ValueError: no members or no batches; batches that can be read only once; weights whose structures differ; NaN
-            or infinity; `weights` that are not one for each member, or only zeros; layers that do not exist, have no
-            bias, or are called more than once.
+        ValueError: no members or no batches; one array in their place; batches that can be read only once; weights
+            whose structures differ; NaN or infinity; `weights` that are not one for each member, or only zeros; layers
+            that do not exist, have no bias, or are called more than once.
 
     Jordan et al., "REPAIR: REnormalizing permuted activations for interpolation repair", 2022, arXiv:2211.08403.
     """
@@ -86,7 +86,7 @@ def activation_statistics(
 
 
 def _check(soup, members, batches, weights):
-    if iter(batches) is batches:
+    if iter(arguments.check_batches(batches)) is batches:
         raise ValueError("batches are read once for each member: give a list, not an iterator")
     labels, trees = ["soup", *members], [soup, *members.values()]
     tree.check_same_structure(trees, labels, dtypes=False)
@@ -110,7 +110,7 @@ def _check_layers(found, layers, params, *, biases):
 
 
 def _first(batches):
-    inputs = next(iter(batches), None)
+    inputs = next(iter(arguments.check_batches(batches)), None)
     if inputs is None:
         raise ValueError("no batches were given: statistics of activations need at least one")
     return inputs

@@ -49,8 +49,8 @@ def adamerging(
         holding them all), and whose history has the sum of the tasks' mean entropies at every step.
 
     Raises:
-        ValueError: a task without batches; a setting out of range; logits that are not [B, C]; an entropy that is not
-            finite.
+        ValueError: a task without batches, or with one array in their place; a setting out of range; logits that are
+            not [B, C]; an entropy that is not finite.
 
     Yang et al., "AdaMerging: Adaptive model merging for multi-task learning", 2023, arXiv 2310.02575.
     """
@@ -103,10 +103,9 @@ def _merge(vectors, base, apply_fn, batches, recipe, digests):
     apply_fns = arguments.per_member(apply_fn, vectors, "apply_fns")
     for function in apply_fns:
         arguments.check_takes("apply_fn", function, "params, inputs")
-    streams = [
-        _forever(task, name)
-        for name, task in zip(vectors, arguments.per_member(batches, vectors, "batches"), strict=True)
-    ]
+    tasks = batches if isinstance(batches, Mapping) else arguments.check_batches(batches)
+    tasks = dict(zip(vectors, arguments.per_member(tasks, vectors, "batches"), strict=True))
+    streams = [_forever(arguments.check_batches(task), name) for name, task in tasks.items()]
     names, number = list(vectors), len(tree.names(base))
     rows = 1 if recipe["per"] == "member" else number
     start = np.full((rows, len(names)), recipe["initial"], np.float32)

@@ -52,15 +52,16 @@ def learned(
         A soup whose history has the loss of every step; with per="leaf" `ingredients` holds the mean over the leaves.
 
     Raises:
-        ValueError: no batches; a negative learning rate; a loss that takes other arguments, or does not return a finite
-            number; a journal that was written with other members, settings or batches, or with more batches than are
-            given.
+        ValueError: no batches, or one array in their place; a negative learning rate; a loss that takes other
+            arguments, or does not return a finite number; a journal that was written with other members, settings or
+            batches, or with more batches than are given.
 
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.
     """
     check_name(per, ("model", "leaf"), "value of per")
     learning_rate = arguments.check_within("learning_rate", learning_rate, "[0, inf)")
     arguments.check_takes("loss", loss, "params, batch, temperature")
+    arguments.check_batches(batches)
     members = arguments.as_mapping(members)
     names = list(members)
     trees = [members[name] for name in names]

@@ -54,8 +54,9 @@ def localize(
             out embeddings and heads).
 
     Raises:
-        ValueError: no batches, or an iterator that ends before the last epoch; a density outside (0, 1]; fewer than one
-            epoch; an unknown `update`; a regex that matches no leaf; a loss that is not finite.
+        ValueError: no batches, one array in their place, or an iterator that ends before the last epoch; a density
+            outside (0, 1]; fewer than one epoch; an unknown `update`; a regex that matches no leaf; a loss that is not
+            finite.
 
     He et al., "Localize-and-Stitch: Efficient model merging via sparse task arithmetic", 2024, arXiv 2408.13656.
     """
@@ -65,6 +66,7 @@ def localize(
     learning_rate = arguments.check_within("learning_rate", learning_rate, "(0, inf)")
     l1_strength = arguments.check_within("l1_strength", l1_strength, "[0, inf)")
     arguments.check_takes("loss_fn", loss_fn, "params, batch")
+    arguments.check_batches(batches)
     # on the device once, not for every batch
     vectors, start = jax.device_put((_task_vector(member, base, only), base))
     first = tree.flatten(localize_dataless(member, base=base, density=density, only=only))

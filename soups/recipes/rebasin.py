@@ -188,8 +188,8 @@ def straight_through_matching(
         learning_rate: of φ; the published code has 0.01 for 250 epochs with batches of 1000.
 
     Raises:
-        ValueError: as `weight_matching`; no batches; a momentum outside [0, 1); a negative learning rate; a loss that
-            takes other arguments, or does not return a finite number.
+        ValueError: as `weight_matching`; no batches, or one array in their place; a momentum outside [0, 1); a negative
+            learning rate; a loss that takes other arguments, or does not return a finite number.
 
     Ainsworth et al., "Git Re-Basin", 2022, arXiv 2209.04836, section 3.3; the estimator: Bengio et al., 2013,
     arXiv 1308.3432.
@@ -197,6 +197,7 @@ def straight_through_matching(
     arguments.check_within("momentum", momentum, "[0, 1)")
     learning_rate = arguments.check_within("learning_rate", learning_rate, "[0, inf)")
     arguments.check_takes("loss", loss, "params, batch")
+    arguments.check_batches(batches)
     sizes = _check(["reference", "params"], [reference, params], spec, max_sweeps)
     reference, params = jax.device_get((reference, tree.cast_like(params, reference)))
     midpoint_loss = jax.value_and_grad(lambda params, batch: arguments.check_loss(loss(params, batch)), allow_int=True)

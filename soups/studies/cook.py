@@ -96,22 +96,18 @@ def cook(
     members = _members(members, base)
     seed = arguments.check_within("seed", seed, "[0, 4294967295]", whole=True)
     batch_size = arguments.check_within("batch_size", batch_size, "[1, inf)", whole=True)
-    _check_names(members, {} if shifts is None else shifts)
-    for name, function in {"keep": keep, "loss": loss, "reestimate": reestimate}.items():
-        if function is not None:
-            arguments.check_takes(name, function, "params" if name == "reestimate" else "outputs, targets")
-    splits = {
-        name: _examples(name, data) for name, data in {"held_out": held_out, "test": test, **(shifts or {})}.items()
-    }
+    shifts = {} if shifts is None else shifts
+    _check_names(members, shifts)
+    _check_functions(keep=keep, loss=loss, reestimate=reestimate)
     directory = local_path(workdir).absolute()
     from soups.report.results import check  # where an extra is missing, this is said before long work
 
     kitchen = Kitchen(
         members=members,
         apply_fn=apply_fn,
-        held_out=splits.pop("held_out"),
-        test=splits.pop("test"),
-        shifts=splits,
+        held_out=_examples("held_out", held_out),
+        test=_examples("test", test),
+        shifts={name: _examples(name, data) for name, data in shifts.items()},
         directory=directory,
         seed=seed,
         batch_size=batch_size,
@@ -127,15 +123,7 @@ def cook(
     floats = kitchen.check(_one_of(members))
     wanted = _wanted(recipes, base, list(members), _lacking(kitchen, base, floats))
     with held(directory):
-        if (usable := len(kitchen.names)) < 2:
-            raise ValueError(
-                f"soups need two members whose weights and outputs are finite, but only {usable} of {len(members)} are"
-            )
-        config = {"name": directory.name, "recipes": list(wanted), "batch_size": batch_size, "seed": seed}
-        place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
-        results = place.head(config) | {"versions": versions()} | _results(kitchen, base, wanted, floats)
-        on_first_process(lambda: place.finish(results, "soups", short=True))
-    return check(results)
+        return check(_written(kitchen, base, wanted, floats))
 
 
 # --- What is given ----------------------------------------------------------------------------------------------------
@@ -247,6 +235,12 @@ def _examples(name, data) -> Examples:
     return Examples(inputs, labels, getattr(data, "class_groups", None))
 
 
+def _check_functions(**given):
+    for name, function in given.items():
+        if function is not None:
+            arguments.check_takes(name, function, "params" if name == "reestimate" else "outputs, targets")
+
+
 def _check_names(members, shifts):
     if not isinstance(shifts, Mapping):
         raise ValueError(f"shifts are a mapping from names to test sets, not a {type(shifts).__name__}")
@@ -259,6 +253,21 @@ def _check_names(members, shifts):
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
+
+
+def _written(kitchen, base, wanted, floats) -> dict[str, Any]:
+    """Return the results, written to the folder with a report of them."""
+    given, usable = len(kitchen.members), len(kitchen.names)
+    if usable < 2:
+        raise ValueError(
+            f"soups need two members whose weights and outputs are finite, but only {usable} of {given} are"
+        )
+    directory, settings = kitchen.directory, {"batch_size": kitchen.batch_size, "seed": kitchen.seed}
+    config = {"name": directory.name, "recipes": list(wanted), **settings}
+    place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
+    results = place.head(config) | {"versions": versions()} | _results(kitchen, base, wanted, floats)
+    on_first_process(lambda: place.finish(results, "soups", short=True))
+    return results
 
 
 def _results(kitchen, base, wanted, floats) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class FineTuned(Trained):
             metadata={"seed": self.seed},
             mode=None if config["mode"] == "auto" else config["mode"],
             mesh=self.mesh,
-            members_per_program=config["members_per_program"],
+            members_per_program=config["members_per_program"] if config["mode"] == "vmap" else None,
             what=what,
         )
         self.timed(what, make)

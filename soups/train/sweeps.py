@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import xxhash
 
+from soups import arguments, tree
 from soups import state as state_files
-from soups import tree
 from soups.files import locked
 from soups.names import check_name
 from soups.pool import Pool, digest
@@ -87,7 +87,7 @@ def sweep(
             next ones train. "sequential" takes the loop of `fit`, as batches do: as many members side by side as the
             mesh has lanes, with checkpoints beside the pool. By default "sharded" with a mesh, else "map".
         mesh, shardings: see `mode`, and for the loop `soups.train.lanes.Lanes`.
-        members_per_program: how many "vmap" trains in lockstep; by default all.
+        members_per_program: how many "vmap" trains in lockstep; by default all. No other mode takes it.
         save_every: steps from one checkpoint to the next.
         averages: pools for averages along the trajectories, by their names, such as {"ema": pool}.
         evaluate: from weights to the metrics (a mapping, or one number) that are kept with a member, and with each of
@@ -99,13 +99,15 @@ def sweep(
         The members by name, in the order of the list, on the host: NumPy arrays, or a view of the pool.
 
     Raises:
-        ValueError: as `fit`; an unknown mode; mode "sharded" with a mesh that has no axis "pool"; no members; a name
-            that the pool already has, for a member made from something else.
+        ValueError: as `fit`; an unknown mode; mode "sharded" with a mesh that has no axis "pool"; `members_per_program`
+            in a mode other than "vmap"; no members; a name that the pool already has, for a member made from something
+            else.
         BlockingIOError: another sweep is training members for one of the pools.
         OSError: the disk is full or cannot be written to.
     """
     data, members = checks.opened(data), _listed(members)
     mode = _mode(mode, mesh, checks.is_arrays(data))
+    members_per_program = _lockstep(members_per_program, mode)
     pools = ({} if pool is None else {"pool": pool}) | {f"averages[{n!r}]": one for n, one in (averages or {}).items()}
     for name, one in pools.items():
         if not isinstance(one, Pool):
@@ -167,6 +169,14 @@ def _mode(mode, mesh, in_memory):
     if mode == "sharded" and (mesh is None or "pool" not in mesh.axis_names):
         raise ValueError(f'mode "sharded" needs a mesh with an axis "pool", not {mesh}')
     return mode
+
+
+def _lockstep(members_per_program, mode):
+    if members_per_program is None:
+        return None
+    if mode != "vmap":
+        raise ValueError(f'members_per_program is for mode "vmap", but the mode is {mode!r}: leave it out')
+    return arguments.check_within("members_per_program", members_per_program, "[1, inf)", whole=True)
 
 
 class _Plan:

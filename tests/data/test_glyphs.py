@@ -151,6 +151,7 @@ def test_other_fonts_do_not_move_a_family(fonts, task, tmp_path):
     [
         ({"fonts": None}, "fonts must be a folder of font files: scripts/fetch_fonts.py FOLDER downloads"),
         ({"fonts": "nowhere"}, "nowhere: no such folder; scripts/fetch_fonts.py FOLDER downloads"),
+        ({"fonts": "gs://bucket/fonts"}, "'gs://bucket/fonts' is a URL: give a local path"),
         ({"fonts": "."}, "no fonts in it; scripts/fetch_fonts.py FOLDER downloads"),
         ({"test": 0.0}, "held_out and test must be shares above 0 that add up to less than 1, not 0.05 and 0.0"),
         ({"image_size": 0}, "image_size must be a whole number, at least 8, not 0"),

@@ -72,6 +72,12 @@ def test_folder_errors(tmp_path, colors):
         folder_source(tmp_path / "photo")
 
 
+@pytest.mark.parametrize("open_folder", [folder_source, domain_folder_sources])
+def test_a_url_is_refused(open_folder):
+    with pytest.raises(ValueError, match="'gs://bucket/images' is a URL: give a local path"):
+        open_folder("gs://bucket/images")
+
+
 def test_a_broken_file_is_named_when_it_is_read(tmp_path, colors):
     _save(tmp_path / "a" / "1.png", colors[0])
     _save(tmp_path / "b" / "1.png", colors[1])

@@ -254,6 +254,14 @@ def sizes(**changed):
         ),
         (lambda: sweep(TRAINING, START, DATA, [], batch_size=4), "a sweep needs at least one member"),
         (
+            lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, members_per_program=2),
+            "members_per_program is for mode \"vmap\", but the mode is 'map': leave it out",
+        ),
+        (
+            lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mode="vmap", members_per_program=0),
+            "members_per_program must be at least 1, not 0",
+        ),
+        (
             lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, mode="pmap"),
             "unknown mode 'pmap'",
         ),

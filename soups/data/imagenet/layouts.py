@@ -17,6 +17,7 @@ import dataclasses
 import os
 import pathlib
 
+from soups.files import local_path
 from soups.formats.text import read_json
 from soups.names import check_name
 
@@ -47,13 +48,13 @@ LAYOUTS = {
 def locate(data_dir, sets) -> dict[str, pathlib.Path | None]:
     """Return the folder of each set, None where it is prepared by TFDS; "held_out" lies in the training images.
 
-    A ValueError for a set that does not exist, or none; a FileNotFoundError lists all sets that are not there, with the
-    folder or the TFDS set expected.
+    A ValueError for a set that does not exist, or none, and for a URL; a FileNotFoundError lists all sets that are not
+    there, with the folder or the TFDS set expected.
     """
     names = [check_name(name, {*SETS, "train"}, "ImageNet set") for name in sets]
     if not names:
         raise ValueError(f"no ImageNet sets were asked for: choose from {', '.join(SETS)}")
-    data_dir = pathlib.Path(data_dir)
+    data_dir = local_path(data_dir)
     missing = [name for name in names if not is_present(data_dir, name)]
     if missing:
         lines = "\n".join(f"  {name}: {_expected(data_dir, name)}" for name in missing)

@@ -120,6 +120,11 @@ def test_missing_sets_are_all_listed(own):
     assert "objectnet-1.0/images/, with objectnet-1.0/mappings/ beside it" in lines[2]
 
 
+def test_a_url_is_refused():
+    with pytest.raises(ValueError, match="'gs://bucket/data' is a URL: give a local path"):
+        imagenet_sources("gs://bucket/data")
+
+
 def test_missing_training_images(own):
     shutil.rmtree(own / "imagenet")
     for function in (train_source, held_out_split):
