@@ -11,8 +11,9 @@ from functools import partial
 
 import numpy as np
 
+from soups.arguments import check_within
 from soups.data.transforms import RandomTransform as RandomTransform
-from soups.data.transforms import compose, from_pil, resize, to_pil
+from soups.data.transforms import compose, from_pil, resize, to_channels, to_pil
 from soups.lazy import extra
 from soups.names import check_name
 
@@ -75,6 +76,66 @@ def random_flip() -> RandomTransform:
     return lambda image, rng: image[:, ::-1] if rng.random() < 0.5 else image
 
 
+def color_jitter(brightness: float, contrast: float, saturation: float, hue: float) -> RandomTransform:
+    """Change the colours of an RGB image by four random amounts, one after the other in a random order.
+
+    The factors of brightness, contrast and saturation are U(1 - x, 1 + x), and the hue turns by U(-hue, hue) of a whole
+    circle, in whole steps of 1/255, rounded towards none.
+
+    Raises:
+        ValueError: an amount outside 0..1, a hue outside 0..0.5. When it is applied: an image that is not RGB.
+
+    The operations are those of torchvision on Pillow's images.
+    """
+    for name, amount in {"brightness": brightness, "contrast": contrast, "saturation": saturation}.items():
+        check_within(name, amount, "[0, 1]")
+    check_within("hue", hue, "[0, 0.5]")
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    amounts = np.array([brightness, contrast, saturation, hue])
+    middles = np.array([1.0, 1.0, 1.0, 0.0])
+
+    def apply(image, rng):
+        picture = to_pil(_rgb(image, "color_jitter"))
+        order, drawn = rng.permutation(4), rng.uniform(middles - amounts, middles + amounts)
+        for kind in order:
+            picture = enhancers[kind](picture).enhance(drawn[kind]) if kind < 3 else _turned(picture, drawn[kind])
+        return from_pil(picture)
+
+    return apply
+
+
+def random_grayscale(probability: float = 0.1) -> RandomTransform:
+    """Take the colours from some RGB images, and leave three equal channels; a ValueError for one that is not RGB."""
+    check_within("probability", probability, "[0, 1]")
+    gray = compose(to_channels(1), to_channels(3))
+    return lambda image, rng: gray(image) if rng.random() < probability else _rgb(image, "random_grayscale")
+
+
+def domainbed_augmentation(image_size: int) -> RandomTransform:
+    """Return what DomainBed does to the images of training domains.
+
+    A crop of 70 to 100 % is resized to `image_size` pixels, half of the images are mirrored, brightness, contrast,
+    saturation (factors 0.7 to 1.3) and hue (up to 0.3) are changed, and a tenth becomes gray.
+
+    Gulrajani and Lopez-Paz, 2020 (arXiv 2007.01434).
+    """
+    crop = random_resized_crop(image_size, scale=(0.7, 1.0), method="bilinear")
+    return compose_random(crop, random_flip(), color_jitter(0.3, 0.3, 0.3, 0.3), random_grayscale())
+
+
+def _rgb(image, what):
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{what} needs RGB images, not {list(image.shape)}: put to_channels(3) before it")
+    return image
+
+
+def _turned(picture, share):
+    """Turn the hues of a picture by a share of the circle."""
+    hue, saturation, value = picture.convert("HSV").split()
+    turned = hue.point([(level + int(share * 255)) % 256 for level in range(256)])
+    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+
+
 Operation = Callable[..., Image.Image]  # (RGB picture, level 0..1, sign -1 or 1, resample=, fillcolor=)
 
 
@@ -99,9 +160,7 @@ def rand_augment(policy: str, fill: tuple[int, int, int] = (128, 128, 128)) -> R
         return lambda image, rng: image
 
     def apply(image, rng):
-        if image.shape[2] != 3:
-            raise ValueError(f"RandAugment needs RGB images, not {list(image.shape)}: put to_channels(3) before it")
-        picture = to_pil(image)
+        picture = to_pil(_rgb(image, "RandAugment"))
         for chosen in rng.integers(len(operations), size=settings.n):
             if rng.random() < settings.p:
                 drawn = rng.uniform(0, settings.m) if settings.mstd > 100 else rng.normal(settings.m, settings.mstd)

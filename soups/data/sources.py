@@ -15,7 +15,7 @@ from soups.data.images import UnreadableImage as UnreadableImage
 from soups.data.images import is_image, read_image, text_names
 from soups.files import PathLike, local_path
 from soups.lazy import extra
-from soups.names import check_name
+from soups.names import check_name, few
 
 
 def array_source(images: np.ndarray, labels: ArrayLike, class_names: Sequence[str] | None = None) -> Dataset:
@@ -79,9 +79,9 @@ def domain_folder_sources(path: PathLike) -> dict[str, Source]:
     classes = {domain: class_folders(path / domain) for domain in domains}
     union = sorted(set().union(*classes.values()))
     missing = {domain: [name for name in union if name not in found] for domain, found in classes.items()}
-    lines = [f"  {domain} lacks {', '.join(names)}" for domain, names in missing.items() if names]
-    if lines:
-        raise ValueError(f"{path}: the domains must have the same class folders, but\n" + "\n".join(lines))
+    lacking = [f"{domain} lacks {few(names, 10)}" for domain, names in missing.items() if names]
+    if lacking:
+        raise ValueError(f"{path}: the domains must have the same class folders, but {few(lacking, 10)}")
     return {domain: folder_source(path / domain) for domain in domains}
 
 

@@ -1,6 +1,7 @@
 """Random transforms against what timm 1.0.31 does with the same draws, and against the distributions they promise."""
 
 import collections
+import colorsys
 import zlib
 
 import numpy as np
@@ -11,10 +12,13 @@ from soups.data import random_transforms, resize
 from soups.data.random_transforms import (
     INCREASING_OPERATIONS,
     OPERATIONS,
+    color_jitter,
     compose_random,
+    domainbed_augmentation,
     rand_augment,
     random_box,
     random_flip,
+    random_grayscale,
     random_resized_crop,
 )
 
@@ -244,3 +248,92 @@ def test_errors(rng):
         random_resized_crop(8, scale=(0.5, 1.5))
     with pytest.raises(ValueError, match="unknown resize method 'bicubik'"):
         random_resized_crop(8, method="bicubik")
+
+
+# --- DomainBed's augmentation -----------------------------------------------------------------------------------------
+
+
+class _Drawn:
+    """Stand for a generator whose draws are known."""
+
+    def __init__(self, order, amounts):
+        self.order, self.amounts = np.array(order), np.array(amounts)
+
+    def permutation(self, count):
+        return self.order[:count]
+
+    def uniform(self, low, high):
+        assert (self.amounts >= low).all() and (self.amounts <= high).all()
+        return self.amounts
+
+
+LUMA = (0.299, 0.587, 0.114)
+ORACLES = {
+    0: lambda pixels, factor: pixels * factor,
+    1: lambda pixels, factor: np.rint((pixels @ LUMA).mean()) * (1 - factor) + pixels * factor,
+    2: lambda pixels, factor: (pixels @ LUMA)[..., None] * (1 - factor) + pixels * factor,
+}
+
+
+@pytest.mark.parametrize("kind", ORACLES)
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.3])
+def test_brightness_contrast_and_saturation_blend_with_black_with_the_mean_and_with_gray(rng, kind, factor):
+    image, amounts = _image(rng, 9, 8, 3), [1.0, 1.0, 1.0, 0.0]
+    amounts[kind] = factor
+    seen = color_jitter(0.3, 0.3, 0.3, 0.3)(image, _Drawn([kind], amounts))
+    expected = np.clip(ORACLES[kind](image.astype(np.float64), factor), 0, 255)
+    np.testing.assert_allclose(seen.astype(np.float64), expected, atol=1.5)  # Pillow rounds the gray, then the blend
+
+
+@pytest.mark.parametrize("share", [-0.3, -0.1, 0.0, 0.25, 0.3])
+def test_hues_turn_by_a_share_of_the_circle(share):
+    image = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [90, 90, 90]]], np.uint8)
+    seen = color_jitter(0, 0, 0, 0.5)(image, _Drawn([3], [1, 1, 1, share]))
+    for before, after in zip(image[0], seen[0], strict=True):
+        hue, *rest = colorsys.rgb_to_hsv(*before / 255)
+        expected = colorsys.hsv_to_rgb((hue + share) % 1, *rest)
+        np.testing.assert_allclose(after / 255, expected, atol=6 * 1.5 / 255)  # 256 hues, of which a colour has 6 edges
+
+
+def test_colours_change_in_the_order_and_by_the_amounts_drawn(rng):
+    image, jitter = _image(rng, 6, 6, 3), color_jitter(0.3, 0.3, 0.3, 0.3)
+    amounts = [0.7, 1.3, 0.8, 0.2]
+    one_by_one = image
+    for kind in (2, 0, 3, 1):
+        single = [1.0, 1.0, 1.0, 0.0]
+        single[kind] = amounts[kind]
+        one_by_one = jitter(one_by_one, _Drawn([kind], single))
+    np.testing.assert_array_equal(jitter(image, _Drawn([2, 0, 3, 1], amounts)), one_by_one)
+    np.testing.assert_array_equal(color_jitter(0, 0, 0, 0)(image[:, :1] * 0 + 128, rng), image[:, :1] * 0 + 128)
+
+
+def test_a_tenth_of_the_images_becomes_gray(rng):
+    image = _image(rng, 4, 5, 3)
+    seen = [random_grayscale()(image, rng) for _ in range(2000)]
+    gray = np.asarray(PIL.Image.fromarray(image).convert("L"))[..., None].repeat(3, 2)
+    count = sum(np.array_equal(one, gray) for one in seen)
+    assert count + sum(np.array_equal(one, image) for one in seen) == 2000
+    assert 146 < count < 254  # within 4 standard deviations
+
+
+def test_domainbeds_augmentation_crops_bilinearly_mirrors_and_changes_colours():
+    image = _pattern()
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        expected = random_resized_crop(16, (0.7, 1.0), method="bilinear")(image, rng)
+        for step in (random_flip(), color_jitter(0.3, 0.3, 0.3, 0.3), random_grayscale(0.1)):
+            expected = step(expected, rng)
+        seen = domainbed_augmentation(16)(image, np.random.default_rng(seed))
+        np.testing.assert_array_equal(seen, expected)
+
+
+def test_colours_of_what_is_not_rgb_and_odd_amounts_are_refused(rng):
+    for change in (color_jitter(0.3, 0.3, 0.3, 0.3), random_grayscale(0.0)):
+        with pytest.raises(ValueError, match=r"needs RGB images, not \[4, 4, 1\]"):
+            change(_image(rng, 4, 4, 1), rng)
+    with pytest.raises(ValueError, match=r"contrast must be in \[0, 1\], not 2"):
+        color_jitter(0.3, 2, 0.3, 0.3)
+    with pytest.raises(ValueError, match=r"hue must be in \[0, 0.5\], not 0.6"):
+        color_jitter(0.3, 0.3, 0.3, 0.6)
+    with pytest.raises(ValueError, match=r"probability must be in \[0, 1\], not 1.5"):
+        random_grayscale(1.5)

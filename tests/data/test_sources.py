@@ -146,10 +146,8 @@ def test_domains_share_their_classes(tmp_path, colors):
     np.testing.assert_array_equal(sources["photo"][1]["image"], colors[3])
     _save(tmp_path / "sketch" / "cat" / "1.png", colors[4])
     _save(tmp_path / "sketch" / "owl" / "1.png", colors[5])
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r"same class folders, but art lacks owl, photo lacks owl, sketch lacks dog$"):
         domain_folder_sources(tmp_path)
-    lines = str(error.value).splitlines()[1:]
-    assert lines == ["  art lacks owl", "  photo lacks owl", "  sketch lacks dog"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no domain folders"):
         domain_folder_sources(tmp_path / "empty")
