@@ -12,20 +12,20 @@ from soups.names import did_you_mean
 
 COMMANDS = {
     "merge": "merge checkpoints into one, in the memory of a few blocks",
-    "search": "search the settings of a merge by an evaluation of your own",
-    "greedy": "make the greedy soup of models by an evaluation of your own",
-    "rank": "score models by an evaluation of your own, the best first",
+    "search": "search the settings of a merge with your own evaluation",
+    "greedy": "make a greedy soup of models with your own evaluation",
+    "rank": "score models with your own evaluation, the best first",
     "pool": "list, show, verify, add, import and remove the members of a pool",
-    "run": "run a study: train its members, cook soups of them, and report",
-    "cook": "cook soups of the members of a pool, measure them on data of yours",
+    "run": "run a study: train its members, cook soups from them, and report",
+    "cook": "cook soups from the members of a pool, and measure them on your data",
     "report": "make the report of a run again, from its results alone",
-    "predict": "write the logits of a network for all images of a folder",
-    "zero-shot": "make an image classifier from a CLIP and the names of classes",
-    "completion": "print what lets bash, zsh or fish complete all of this",
+    "predict": "write the logits of a network for all images in a folder",
+    "zero-shot": "make an image classifier from CLIP and the names of classes",
+    "completion": "print the completion of all of this for bash, zsh or fish",
 }
 _LIGHT = ("merge", "pool")  # which work on files, tensor by tensor
 _HELP = """
-  soups help COMMAND                more of a command, with an example
+  soups help COMMAND                more about a command, with an example
   soups merge --methods             all merging methods
   soups merge --methods NAME ...    what a method does, and its settings
 """

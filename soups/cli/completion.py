@@ -1,10 +1,10 @@
-"""Print what lets a shell complete commands, options, methods and configs.
+"""Print the completion of commands, options, methods and configs for a shell.
 
 soups completion bash >~/.local/share/bash-completion/completions/soups
 soups completion zsh >~/.zfunc/_soups     # where fpath has ~/.zfunc
 soups completion fish >~/.config/fish/completions/soups.fish
 
-The next shell reads it. Print it anew after another version was installed.
+The next shell that you open reads it. Print it again after an upgrade.
 """
 
 import argparse

@@ -1,20 +1,20 @@
-"""Cook soups of the members of a pool, measure them on data of yours, and report.
+"""Cook soups from the members of a pool, measure them on your data, and report.
 
 soups cook POOL --apply my_model:apply_fn --held-out my_data:held_out \\
              --test my_data:test --shift dark=my_data:dark --workdir runs/mine
 
 MODULE:NAME is something of yours; modules in this folder are found first.
 --apply names apply_fn(params, inputs) -> outputs, or a Linen module; it is not
-needed where the pool says of which architecture its members are. A split is a
+needed where the pool says which architecture its members have. A split is a
 pair (inputs, labels), {"image": inputs, "label": labels} or a Dataset of
-soups.data, or a function that returns one: the held-out one selects, test and
-shifts report.
+soups.data, or a function that returns one of these: the held-out split selects,
+test and shifts report.
 
 A RECIPE is uniform, greedy, learned, learned_per_leaf, wise_ft (from the base
 to the best member), ensemble, a merging method (soups merge --methods) with its
-settings as in ties:density=0.2:scale=1, or a MODULE:NAME that makes weights of
-{name: weights}. By default: uniform, greedy, learned and ensemble, with a base
-also wise_ft.
+settings, as in ties:density=0.2:scale=1, or a MODULE:NAME that makes weights
+from {name: weights}. By default: uniform, greedy, learned and ensemble, and
+with a base wise_ft.
 
 DIR gets results.json, report.html, tables, figures, and the soups as a pool.
 The same command goes on where it was stopped, and repeats no finished work.
@@ -36,7 +36,7 @@ from soups.studies.cook import cook
 
 _OWN, _PATH = {"metavar": "MODULE:NAME"}, {"type": path_argument}
 _FUNCTIONS = {
-    "loss": "loss(outputs, targets) of learned soups, where outputs are no logits of classes",
+    "loss": "loss(outputs, targets) of learned soups, if outputs are not logits of classes",
     "preprocess": "preprocess(inputs), compiled with the network; default: uint8 to [0, 1]",
     "reestimate": "reestimate(params), which gives averaged weights BatchNorm statistics",
 }
@@ -156,15 +156,20 @@ def parser(prog: str) -> Parser:
         "--test": _OWN | {"required": True, "help": "the split that reports"},
         "--shift": {
             **{"action": "append", "default": [], "metavar": "NAME=MODULE:NAME"},
-            "help": "a test set of another distribution; may be given several times",
+            "help": "a test set from another distribution; may be repeated",
         },
         "--workdir": {"metavar": "DIR", "required": True, **_PATH, "help": "the folder of the run"},
-        "--base": {"metavar": "NAME", **_PATH, "help": "the member, or a checkpoint, that the others come from"},
-        "--recipes": {"metavar": "RECIPE,...", "help": "what is cooked, with commas between"},
-        "--metrics": {"metavar": "NAME,...", "help": "such as mse,r2; the first one selects; default: accuracy ..."},
+        "--base": {"metavar": "NAME", **_PATH, "help": "the member or checkpoint that the others were fine-tuned from"},
+        "--recipes": {"metavar": "RECIPE,...", "help": "what to cook, separated by commas"},
+        "--metrics": {"metavar": "NAME,...", "help": "such as mse,r2; the first selects; default: accuracy and others"},
         **{f"--{name}": _OWN | {"help": text} for name, text in _FUNCTIONS.items()},
         "--batch-size": {"type": int, "default": 500, "metavar": "N", "help": "examples at once; default: 500"},
-        "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of the batches of learned soups; default: 0"},
+        "--seed": {
+            "type": int,
+            "default": 0,
+            "metavar": "N",
+            "help": "seed of the batches of learned soups; default: 0",
+        },
     }.items():
         parser.add_argument(name, **settings)
     return parser

@@ -1,16 +1,16 @@
-"""Make the greedy soup of models by an evaluation of your own.
+"""Make a greedy soup of models with your own evaluation.
 
 soups greedy --members 'runs/*' --eval 'python my_eval.py {model}' --out OUT
 soups greedy --members POOL --where 'seed<3' --eval mine.py:score --out OUT
 
 Members are tried from the best score down; one stays if the average with it
-scores better. Each average is written as OUT will be, and its path stands in
-the place of {model}; the last number that the command prints is the score.
-A function module:function or file.py:function takes the path and returns it.
-OUT is the soup, and its record states all scores.
+scores better. Each average is written in the form of OUT, and its path takes
+the place of {model}; the last number that the command prints is the score. A
+function, module:function or file.py:function, takes the path and returns the
+score. OUT is the soup, and its record has all scores.
 
-The same command goes on where it was stopped and evaluates nothing twice. With
-more members give another OUT and the same --work, which is OUT.greedy without.
+The same command goes on where it was stopped and evaluates nothing twice. To
+add members, give another OUT and the same --work (by default OUT.greedy).
 
 Wortsman et al., "Model soups", 2022, arXiv 2203.05482.
 """
@@ -20,7 +20,10 @@ from soups.cli.options import Parser
 from soups.merging.selecting import greedy
 
 _USAGE = "%(prog)s --members MODEL ... --eval COMMAND --out OUT [OPTION ...]"
-_ACCEPT = ("--accept", {"choices": ("gt", "ge"), "default": "gt", "help": "what is better (gt, default), or not worse"})
+_ACCEPT = (
+    "--accept",
+    {"choices": ("gt", "ge"), "default": "gt", "help": "take what is better (gt, the default), or not worse (ge)"},
+)
 
 
 def main(arguments: list[str], run) -> int:

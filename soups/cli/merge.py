@@ -1,22 +1,22 @@
 """Merge checkpoints into one, in the memory of a few blocks.
 
 soups merge --method ties --density 0.2 --base B --members A C D --out OUT
-soups merge RECIPE.yml OUT           a recipe of mergekit, as it is
+soups merge RECIPE.yml OUT           a mergekit recipe, as it is
 soups merge --method ties --help     the settings of a method
 soups merge --methods ties           what it does; without a name, all methods
 soups merge --verify OUT
 
-With --method a method does what its paper says, and every setting of it is an
+With --method a method does what its paper says, and each of its settings is an
 option. In a recipe file it does what it does in mergekit.
 
 A MODEL is a file of safetensors, torch, NumPy or GGUF, a folder in the layout
 of Hugging Face, an Orbax checkpoint, a member of a pool, POOL:NAME, or the id
 of a downloaded model of the hub, ORG/NAME; MODEL+LORA is one with an adapter
-of PEFT. As members stand also 'runs/*/model', POOL for all of its members,
-'POOL:a*', and of these what --where says. OUT becomes a folder in the layout
-of Hugging Face, or one file if it ends in .safetensors or .npz; with --format
-orbax a checkpoint, with --format pool a member, POOL:NAME. The headers of all
-files are compared first; --dry-run stops there. OUT appears when it is
+of PEFT. Members may also be 'runs/*/model', POOL for all members of a pool, or
+'POOL:a*'; --where chooses among those of pools. OUT becomes a folder in the
+layout of Hugging Face, or one file if it ends in .safetensors or .npz; with
+--format orbax a checkpoint, with --format pool a member, POOL:NAME. The headers
+of all files are compared first; --dry-run stops there. OUT appears when it is
 complete, and the same command goes on with a merge that was stopped.
 
 SPEC is a file of YAML: a list of [regex, axes], with the name of the

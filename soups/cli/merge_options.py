@@ -21,11 +21,11 @@ MEMBERS = (
     (
         "--where",
         {"nargs": "+", "action": "extend", "default": [], "metavar": "CONDITION"}
-        | {"help": "which members of pools, by metadata or metrics: 'learning_rate<1e-3'"},
+        | {"help": "choose members of pools by metadata or metrics: 'learning_rate<1e-3'"},
     ),
 )
 _PLUGIN = {"action": "append", "default": [], "type": path_argument, "metavar": "FILE.py"}
-_PLUGIN |= {"help": "Python that declares methods; may be given several times"}
+_PLUGIN |= {"help": "a Python file that declares methods; may be repeated"}
 USAGE = """%(prog)s RECIPE.yml OUT [OPTION ...]
        %(prog)s --method METHOD [--base MODEL] --members MODEL ... --out OUT
                    [OPTION ...]"""
@@ -50,7 +50,7 @@ def parse(
         group = parser.add_argument_group(f"settings of {method.name}", _summary(method))
     add_groups(parser, (groups or arguments_of)("" if method and "only" in method.settings else "--only"))
     settings = _add_settings(group, parser.known, method) if method else {}
-    hint = "" if method else "; settings of a method belong into the recipe, or beside --method"
+    hint = "" if method else "; settings of a method belong in the recipe, or beside --method"
     gone = {option_of(setting): said for setting, said in method.gone.items()} if method else {}
     options = parser.parse(words, hint, gone)
     options.out = options.out or options.place
@@ -82,7 +82,7 @@ def recipe_text(options, settings) -> tuple[str, str]:
     fields, asked = ({name: value for name, value in some.items() if value is not None} for some in (fields, asked))
     if options.recipe:
         if elsewhere := [*fields, *(["models"] if options.members or options.where else [])]:
-            raise ValueError(f"settings belong into the recipe file: {', '.join(elsewhere)}")
+            raise ValueError(f"settings belong in the recipe file: {', '.join(elsewhere)}")
         text = _text(options.recipe, "no recipe file at")
         # what was asked for goes in, so that the record is enough to make the same merge again
         given = merging.load_yaml(text, options.recipe) if asked else None
@@ -152,32 +152,35 @@ def arguments_of(only: str) -> dict[str, list]:
             ("--method", {"metavar": "METHOD", "help": "the name of a method, instead of a recipe file"}),
             ("--base", path | {"metavar": "MODEL", "help": "what the members were fine-tuned from"}),
             *MEMBERS,
-            ("--insist", switch | {"help": "merge models whose configs or tokens mean other things"}),
+            ("--insist", switch | {"help": "merge models even if their configs or tokens differ in meaning"}),
             ("--align", path | {"metavar": "SPEC", "help": "permute the units of all models to match the first"}),
-            ("--keep-first", regex | {"help": "take tensors of these whole names from the first member"}),
-            (f"--only-tensors {only}", regex | {"help": "merge and write only tensors of these whole names"}),
-            ("--seed", {"type": int, "default": 0, "metavar": "N", "help": "of all that is random (default: 0)"}),
+            ("--keep-first", regex | {"help": "take tensors whose whole name matches from the first member"}),
+            (f"--only-tensors {only}", regex | {"help": "merge and write only tensors whose whole name matches"}),
+            ("--seed", {"type": int, "default": 0, "metavar": "N", "help": "seed of all that is random (default: 0)"}),
             ("--plugin", _PLUGIN),
         ],
         "what is written": [
-            ("place", path | {"nargs": "?", "metavar": "OUT", "help": "a new folder, or FILE.safetensors or FILE.npz"}),
+            ("place", path | {"nargs": "?", "metavar": "OUT", "help": "a new folder, FILE.safetensors or FILE.npz"}),
             ("--out", path | {"metavar": "OUT", "help": "the same, or POOL:NAME"}),
-            ("--format", {"choices": FORMATS, "help": "of OUT (default: huggingface, or one file if OUT ends so)"}),
-            ("--dtype", {"help": "of OUT, and of the arithmetic where it is wider than float32"}),
-            ("--out-dtype", {"metavar": "DTYPE", "help": "of OUT alone"}),
+            (
+                "--format",
+                {"choices": FORMATS, "help": "format of OUT (default: huggingface, or one file if OUT ends like one)"},
+            ),
+            ("--dtype", {"help": "dtype of OUT, and of the arithmetic if wider than float32"}),
+            ("--out-dtype", {"metavar": "DTYPE", "help": "dtype of OUT alone"}),
             ("--tokenizer-source", {"metavar": "WHICH", "help": "the vocabulary of OUT: base, union, or a model"}),
-            ("--shard-size", {"metavar": "SIZE", "help": "of the largest file (default: 5GB)"}),
+            ("--shard-size", {"metavar": "SIZE", "help": "the size of the largest file (default: 5GB)"}),
         ],
         "how": [
             ("--dry-run", switch | {"help": "compare the headers, print the plan, write nothing"}),
-            ("--threads", count | {"help": "how many tensors are worked on side by side"}),
+            ("--threads", count | {"help": "how many tensors to work on at a time"}),
             ("--memory", {"metavar": "SIZE", "help": "the most private memory to use, such as 2GB"}),
             ("--sharded", switch | {"help": "merge on all devices"}),
             *HOSTS,
         ],
         "instead of a merge": [
             ("--verify", path | {"metavar": "OUT", "help": "merge OUT again and compare it bit for bit"}),
-            ("--methods", {"nargs": "*", "metavar": "NAME", "help": "say what methods do; without NAME list all"}),
+            ("--methods", {"nargs": "*", "metavar": "NAME", "help": "explain methods; without NAME, list all"}),
         ],
     }
 

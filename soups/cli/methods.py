@@ -23,7 +23,7 @@ def list_methods(run) -> int:
     say("not made from checkpoints alone, or under another name:\n")
     for name, reason in merging.ELSEWHERE.items():
         _entry(name, reason)
-    say("\nsoups merge --methods NAME ... says more of a method")
+    say("\nsoups merge --methods NAME ... says more about a method")
     run.made(*dict.fromkeys(name for vocabulary in SEMANTICS for name in merging.methods_of(vocabulary)))
     return 0
 

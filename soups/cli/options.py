@@ -14,12 +14,12 @@ from soups.names import check_name, did_you_mean
 #: what every command takes, in any place: how much it says
 VOLUME = {
     "quiet": (("-q", "--quiet"), "print only errors and what was made: paths, names"),
-    "verbose": (("-v", "--verbose"), "print also the log of the libraries, and tracebacks"),
+    "verbose": (("-v", "--verbose"), "also print the libraries' logs, and tracebacks"),
 }
 _SPELLINGS = {word: name for name, (words, _) in VOLUME.items() for word in words} | {"--debug": "verbose"}  # once so
 
 HOSTS = (
-    ("--coordinator", {"metavar": "HOST:PORT", "help": "of the first of several hosts, or auto"}),
+    ("--coordinator", {"metavar": "HOST:PORT", "help": "address of the first of several hosts, or auto"}),
     ("--processes", {"type": int, "metavar": "N", "help": "how many hosts there are"}),
     ("--process", {"type": int, "metavar": "N", "help": "which of them this is, from 0"}),
 )

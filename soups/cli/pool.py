@@ -1,7 +1,7 @@
 """List, show, verify, add, import and remove the members of a pool of checkpoints.
 
 soups pool list runs/digits/pool
-soups pool COMMAND --help    more of a command, with an example
+soups pool COMMAND --help    more about a command, with an example
 """
 
 import json
@@ -36,7 +36,7 @@ def list_members(options, run) -> int:
 
 
 def show(options, run) -> int:
-    """Print all that is known of some members.
+    """Print all that is known about some members.
 
     soups pool show runs/digits/pool seed0_member_00
     """
@@ -114,8 +114,8 @@ def import_files(options, run) -> int:
     Each FILE, .pt and .pth (read without torch), .safetensors or .npz, becomes
     the member of its name without suffix. The headers of all files are compared
     with the architecture first, and nothing is imported if one of them is wrong.
-    The same command goes on after it was stopped: what is there from the same
-    file is left as it is.
+    The same command goes on where it was stopped: members that are there from
+    the same file are left as they are.
     """
     from soups.cli.pool_import import import_members
 
@@ -158,7 +158,7 @@ def parser(prog: str) -> Parser:
         if function is add:
             command.add_argument("name", metavar="NAME", help="the new member")
             command.add_argument("checkpoint", metavar="CHECKPOINT", type=path_argument, help="as soups merge takes it")
-            command.add_argument("--metadata", default="{}", metavar="JSON", help="what should be known of it")
+            command.add_argument("--metadata", default="{}", metavar="JSON", help="what to remember about it")
     return parser
 
 
@@ -167,8 +167,8 @@ def _add_import_arguments(command):
     command.add_argument("files", metavar="FILE", nargs="+", **path, help="published weights; the stem is the name")
     command.add_argument("--arch", required=True, metavar="ARCHITECTURE", help="a network, such as clip-vit-b32")
     command.add_argument("--pool", required=True, metavar="POOL", **path, help="the directory of the pool")
-    command.add_argument("--hparams", metavar="JSON", **path, help="{name: hyper-parameters}, as hparam_info.json")
-    command.add_argument("--num-classes", type=int, metavar="N", help="give files without a head one of zeros")
+    command.add_argument("--hparams", metavar="JSON", **path, help="{name: hyper-parameters}, as in hparam_info.json")
+    command.add_argument("--num-classes", type=int, metavar="N", help="give files that lack a head one of zeros")
 
 
 def _row(name, record):

@@ -1,14 +1,14 @@
-"""Write the logits of a network for all images of a folder.
+"""Write the logits of a network for all images in a folder.
 
 soups predict --pool POOL --member greedy_soup --images DIR --out OUT.npz
 soups predict --weights FILE --arch clip-vit-b32 --images DIR --out OUT.npz
 
-Images may lie in folders of folders. They are taken in the order of their
-names, resized (bicubic) so that the shorter side fits the network, and cropped
-at the centre. OUT.npz holds "files" [N], names relative to DIR, "logits"
-float32 [N, C], and "corrupt", the names of images that cannot be read; these
-are also printed, and the command ends with 1. The architecture of a member is
-what its pool says of it, unless --arch says something else.
+Images may lie in subfolders. They are taken in the order of their names,
+resized (bicubic) so that the shorter side fits the network, and cropped at the
+centre. OUT.npz holds "files" [N], names relative to DIR, "logits" float32
+[N, C], and "corrupt", the names of images that cannot be read; these are also
+printed, and the exit code is then 1. The architecture of a member is the one
+that its pool states, unless --arch says otherwise.
 """
 
 import collections

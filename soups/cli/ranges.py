@@ -17,12 +17,12 @@ RANGES = (
     (
         "--range",
         {"nargs": "+", "action": "extend", "default": [], "metavar": "NAME=LOW:HIGH"}
-        | {"help": "what a setting may be; also NAME=LOW:HIGH:log, NAME=A,B,C, and for a grid NAME=LOW:HIGH:NUMBER"},
+        | {"help": "values of a setting; also NAME=LOW:HIGH:log, NAME=A,B,C, for a grid NAME=LOW:HIGH:NUMBER"},
     ),
     (
         "--range-each",
         {"nargs": "+", "action": "extend", "default": [], "metavar": "NAME=LOW:HIGH"}
-        | {"help": "the same for a setting of members, such as weight: each member has a value of its own"},
+        | {"help": "the same for a setting of members, such as weight: each member gets a value of its own"},
     ),
 )
 _EACH = "--range-each"

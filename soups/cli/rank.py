@@ -1,13 +1,13 @@
-"""Score models by an evaluation of your own, the best first.
+"""Score models with your own evaluation, the best first.
 
 soups rank --members 'runs/*/model' --eval 'python my_eval.py {model}'
 soups rank --members POOL --where 'seed<3' --eval mine.py:score --metric loss
 
-A member that is a folder with model.safetensors (with --format file: a file
-.safetensors) is evaluated where it lies, any other as such a one, made for the
-evaluation and removed after. The same command goes on where it was stopped and
-evaluates nothing twice, also when there are more members. Scores and tables
-are in ranking, or --work DIR; soups greedy --work DIR takes them from there.
+A folder with model.safetensors (with --format file: a .safetensors file) is
+evaluated where it is. Any other member is written in that form for its
+evaluation, and removed afterwards. The same command goes on where it was
+stopped and evaluates nothing twice, even if there are more members. Scores and
+tables are in ranking, or --work DIR; soups greedy --work DIR uses them.
 """
 
 from soups.cli import merge_options, selection
@@ -15,7 +15,10 @@ from soups.cli.options import Parser
 from soups.merging.selecting import rank
 
 _KINDS = {"huggingface": "huggingface", "file": ".safetensors", "orbax": "orbax"}
-_FORMAT = ("--format", {"choices": list(_KINDS), "default": "huggingface", "help": "of {model} (default: huggingface)"})
+_FORMAT = (
+    "--format",
+    {"choices": list(_KINDS), "default": "huggingface", "help": "format of {model} (default: huggingface)"},
+)
 _USAGE = "%(prog)s --members MODEL ... --eval COMMAND [OPTION ...]"
 
 

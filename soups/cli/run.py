@@ -1,15 +1,15 @@
-"""Run a study: train its members, cook soups of them, write results and a report.
+"""Run a study: train its members, cook soups from them, and write a report.
 
 soups run --config digits --config.sweep.members=8
 
 CONFIG is the name of a config of this package, such as digits, or a file of
-yours with a function get_config(), which returns nested fields. What its
-fields `study`, `task` and `model` name is the library's, or a function of yours
-as "module:function"; modules beside that file are found first.
+yours with a function get_config(), which returns nested fields. Its fields
+`study`, `task` and `model` name something in the library, or a function of
+yours as "module:function"; modules beside that file are found first.
 --config.FIELD=VALUE changes a field. The same command goes on with a run that
 was stopped.
 
-On several hosts give the same command on each, with one DIR that all of them
+On several hosts give the same command on each, with one DIR that they all
 see: with --coordinator auto on a TPU pod or under SLURM, elsewhere with
 --coordinator HOST:PORT --processes 4 --process 0 (to 3).
 """

@@ -1,17 +1,17 @@
-r"""Search the settings of a merge by an evaluation of your own.
+r"""Search the settings of a merge with your own evaluation.
 
 soups search --method ties --base B --members A C --range density=0.1:0.9 \
       --eval 'python my_eval.py {model}' --budget 50 --out OUT
 soups search RECIPE.yml OUT --range-each weight=0:1 --eval my_eval.py:score
 
-Each candidate is written as OUT will be, and its path stands in the place of
-{model}; the last number that the command prints is the score. A function
-module:function or file.py:function takes the path and returns it. OUT is the
-best merge, and its record states all scores.
+Each candidate is written in the form of OUT, and its path takes the place of
+{model}; the last number that the command prints is the score. A function,
+module:function or file.py:function, takes the path and returns the score. OUT
+is the best merge, and its record has all scores.
 
-The same command goes on where it was stopped and evaluates nothing twice; with
-a larger --budget it continues. Scores, tables and a plot are in OUT.search, or
---work DIR.
+The same command goes on where it was stopped and evaluates nothing twice; a
+larger --budget extends the search. Scores, tables and a plot are in OUT.search,
+or --work DIR.
 """
 
 from soups import merging
@@ -29,7 +29,7 @@ _SEARCH = (
     *RANGES,
     ("--by", {"choices": STRATEGIES, "default": STRATEGIES[0], "help": "how: CMA-ES (default), random, or a grid"}),
     ("--budget", {"type": int, "default": 50, "metavar": "N", "help": "how many candidates (default: 50)"}),
-    ("--population", {"type": int, "metavar": "N", "help": "candidates of a generation of CMA-ES"}),
+    ("--population", {"type": int, "metavar": "N", "help": "candidates in a generation of CMA-ES"}),
 )
 
 

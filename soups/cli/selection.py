@@ -29,17 +29,17 @@ EVALUATION = (
         {"metavar": "COMMAND"}
         | {"help": "'python my_eval.py {model}', whose last printed number is the score, or module:function"},
     ),
-    ("--metric", {"metavar": "NAME", "help": "the score is the last number behind this name, or of it"}),
-    ("--lower", _SWITCH | {"help": "less is better (default: as is known of the metric, else more)"}),
-    ("--higher", _SWITCH | {"help": "more is better"}),
-    ("--timeout", {"type": float, "metavar": "SECONDS", "help": "the longest that an evaluation may take"}),
+    ("--metric", {"metavar": "NAME", "help": "the score is the last number after this name, or what it names"}),
+    ("--lower", _SWITCH | {"help": "lower is better (default: what is known of the metric, else higher)"}),
+    ("--higher", _SWITCH | {"help": "higher is better"}),
+    ("--timeout", {"type": float, "metavar": "SECONDS", "help": "how long an evaluation may take"}),
 )
 WORK = (
-    ("--work", {"type": path_argument, "metavar": "DIR", "help": "the folder of scores and of tables of them"}),
+    ("--work", {"type": path_argument, "metavar": "DIR", "help": "the folder for scores and tables"}),
     ("--keep", _SWITCH | {"help": "keep the candidates, in DIR/candidates"}),
-    ("--keep-scores", _SWITCH | {"help": "take scores that were made before the evaluation's scripts were changed"}),
+    ("--keep-scores", _SWITCH | {"help": "use scores from before the evaluation's scripts were changed"}),
 )
-THREADS_OPTION = ("--threads", {"type": int, "metavar": "N", "help": "how many tensors are worked on side by side"})
+THREADS_OPTION = ("--threads", {"type": int, "metavar": "N", "help": "how many tensors to work on at a time"})
 
 
 def mode_of(options) -> str:

@@ -1,11 +1,11 @@
-"""Make an image classifier from a CLIP and the names of classes.
+"""Make an image classifier from CLIP and the names of classes.
 
 soups zero-shot --arch clip-vit-b32 --clip CLIP.pt --tokenizer DIR --out OUT
 
 OUT becomes an Orbax checkpoint: the image tower of CLIP.pt under a head from
-the names of ImageNet's 1000 classes in OpenAI's 80 templates, or from files
-with one name, or one template with "{}", in a line. It is a member of a pool
-after `soups pool add POOL zero_shot OUT`, and start weights of a fine-tune.
+the names of ImageNet's 1000 classes in OpenAI's 80 templates, or from files of
+yours with one name, or one template with "{}", on each line. A fine-tune can
+start from it, and `soups pool add POOL zero_shot OUT` makes it a member.
 DIR has CLIP's vocabulary: vocab.json and merges.txt, tokenizer.json, or
 bpe_simple_vocab_16e6.txt.gz.
 """
@@ -74,14 +74,12 @@ def _lines(path):
 def parser(prog: str) -> Parser:
     """Return the parser of the options."""
     parser, path = Parser(prog=prog, description=__doc__), {"type": path_argument}
-    parser.add_argument("--arch", required=True, metavar="ARCHITECTURE", help="a CLIP, such as clip-vit-b32")
+    parser.add_argument("--arch", required=True, metavar="ARCHITECTURE", help="a CLIP network, such as clip-vit-b32")
     parser.add_argument("--clip", required=True, metavar="FILE", **path, help="weights with both towers")
-    parser.add_argument("--tokenizer", required=True, metavar="DIR", **path, help="with CLIP's vocabulary")
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", **path, help="a folder with CLIP's vocabulary")
     parser.add_argument("--out", required=True, metavar="OUT", **path, help="the new checkpoint")
     parser.add_argument("--classes", metavar="FILE", **path, help="names, in the order of the labels")
     parser.add_argument("--templates", metavar="FILE", **path, help='prompts with "{}" for the name')
-    parser.add_argument(
-        "--scale", type=float, default=100.0, metavar="X", help="of the head; default: 100, as is usual"
-    )
+    parser.add_argument("--scale", type=float, default=100.0, metavar="X", help="scale of the head; default: 100")
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="prompts at once; default: 256")
     return parser

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import yaml
+from processes import await_end
 
 import soups
 from soups.cli import main
@@ -32,10 +33,11 @@ if __name__ == "__main__":
     print("warming up 3 times")
     print("distance:", distance(sys.argv[1]), "after 2s")
 """
-SLOW = """
+HELD = """
 import os, sys, time
-open("calls", "a").write(f"{os.path.getsize(sys.argv[1] + '/model.safetensors')}\\n")
-time.sleep(0.3)
+open("calls", "a").write("another\\n")
+while os.path.exists("hold") and open("calls").read().count("another") == 3:
+    time.sleep(0.01)
 with open(sys.argv[1] + "/model.safetensors", "rb") as file:
     print(file.read()[-1])
 """
@@ -55,7 +57,7 @@ def place(tmp_path, monkeypatch):
     ]:
         write_safetensors(name, {"w": weights})
     (tmp_path / "mine.py").write_text(MINE)
-    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "held.py").write_text(HELD)
     yield tmp_path
     os.environ.pop("JAX_PLATFORMS", None)
 
@@ -184,7 +186,8 @@ def test_greedy_and_rank_of_a_pool(run, place):
     ids=lambda words: words[0],
 )
 def test_a_command_that_was_killed_goes_on(run, place, quick_start, command):
-    words = [*command, "--eval", f"{sys.executable} slow.py {{model}}"]
+    words = [*command, "--eval", f"{sys.executable} held.py {{model}}"]
+    pathlib.Path("hold").touch()
     (work,) = {"search": ["out.search"], "greedy": ["out.greedy"], "rank": ["out.rank"]}[command[0]]
 
     def calls():
@@ -197,6 +200,7 @@ def test_a_command_that_was_killed_goes_on(run, place, quick_start, command):
         time.sleep(0.02)
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    pathlib.Path("hold").unlink()
     made = calls()
     journal = pathlib.Path(work, "scores.jsonl")
     assert journal.read_text().count("\n") == made
@@ -230,8 +234,7 @@ def test_a_signal_ends_it_and_what_it_started(place, quick_start):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "soups rank: stopped; the same command goes on where it was\n")
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pathlib.Path("pid").read_text()), 0)
+    await_end(int(pathlib.Path("pid").read_text()))
 
 
 SCALE, GOOD = ["--range", "scale=0:1"], ["--eval", "mine.py:distance", "--lower"]

@@ -1,12 +1,12 @@
 """Test that a user's evaluation gives its score, or a clear error."""
 
 import math
-import pathlib
 import subprocess
 import sys
 import time
 
 import pytest
+from processes import await_end
 
 from soups.merging.evaluation import EvaluationError, evaluation
 
@@ -206,14 +206,4 @@ evaluation("sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' {{model}}")(pathlib.
         time.sleep(0.02)
     process.kill()
     process.wait()
-    pid = int((tmp_path / "pid").read_text())
-    while _runs(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def _runs(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    await_end(int((tmp_path / "pid").read_text()))

@@ -136,4 +136,4 @@ def test_merge_takes_what_is_chosen(tmp_path, capsys):
     np.testing.assert_allclose(open_checkpoint(tmp_path / "out").read("w"), np.float32([(0 + 2 * 1) / 3]))
     assert main(["merge", "--verify", str(tmp_path / "out")]) == 0
     assert main(["merge", "recipe.yml", "out", "--where", "seed=1"]) == 2
-    assert "settings belong into the recipe file: models" in capsys.readouterr().err
+    assert "settings belong in the recipe file: models" in capsys.readouterr().err

@@ -382,7 +382,7 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     refused(recipe, out, "--density", 1, message="unknown option --density")
     refused(tmp_path / "nowhere.yml", out, message="no recipe file at")
     given = ["--dtype", "bfloat16", "--base", models["a"], "--members", models["b"]]
-    refused(recipe, out, *given, message="settings belong into the recipe file: base_model, dtype, models")
+    refused(recipe, out, *given, message="settings belong in the recipe file: base_model, dtype, models")
     refused(recipe, out, "--threads", 0, message="--threads must be at least 1, not 0")
     refused(recipe, out, "--memory", "lots", message="'lots' is not a size; 2GB is one, with B, kB, MB, GB, TB")
     refused(recipe, out, "--shard-size", "5GiB", message="'5GiB' is not a size")
