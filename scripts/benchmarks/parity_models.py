@@ -1,4 +1,4 @@
-"""Compare logits with those of open_clip, transformers, timm and torchvision, from files that each of them wrote.
+"""Compare logits with those of open_clip, transformers, timm, torchvision and more, from files that each of them wrote.
 
     python scripts/benchmarks/parity_models.py [--peers PYTHON] [--sizes small real] [--record FOLDER]
 
@@ -6,7 +6,8 @@ The peers run in an environment of their own, which the first run makes. Each dr
 always does and computes the logits in float32 and in float64; soups imports the file, without torch, and computes the
 same. The error is the largest difference of a logit, divided by the largest logit; at most 1e-5 is equal. The last
 column is the peer's own rounding, float32 against float64. The evaluation transform is compared with that of CLIP's
-program, Pillow's bicubic by torchvision. `--record` keeps the small files and logits, for the tests.
+program, Pillow's bicubic by torchvision. The trained EfficientNet-Lite0 is the file that a package ships. `--record`
+keeps the small files and logits, for the tests.
 """
 
 import argparse
@@ -85,8 +86,9 @@ def record(folder, target, cases):
     """Keep the files of small networks and what the peer computed."""
     target.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        # the weights of a text are those of the images too
-        for source in (folder / f"{case.name}.logits.npz", *([] if case.of_text else [folder / case.name])):
+        # the weights of a text are those of the images too, and a package has its own
+        weights = [] if case.of_text or case.trained else [folder / case.name]
+        for source in (folder / f"{case.name}.logits.npz", *weights):
             if source.is_dir():
                 shutil.copytree(source, target / source.name, dirs_exist_ok=True)
             else:

@@ -15,6 +15,7 @@ from soups.models.bottleneck_resnet import BottleneckResNet as BottleneckResNet
 from soups.models.clip_text import import_text_tower as import_text_tower
 from soups.models.clip_text import text_features as text_features
 from soups.models.convnet import ConvNet as ConvNet
+from soups.models.efficientnet_lite import EfficientNetLite as EfficientNetLite
 from soups.models.functional import apply_fn as apply_fn
 from soups.models.functional import init as init
 from soups.models.functional import train_apply_fn as train_apply_fn
@@ -32,6 +33,8 @@ from soups.models.nnx import from_nnx as from_nnx
 from soups.models.nnx import into_nnx as into_nnx
 from soups.models.nnx import nnx_train_apply_fn as nnx_train_apply_fn
 from soups.models.permutation_specs import permutation_spec as permutation_spec
+from soups.models.pretrained import efficientnet_lite0 as efficientnet_lite0
+from soups.models.pretrained import efficientnet_lite0_file as efficientnet_lite0_file
 from soups.models.pretrained import glyph_vit as glyph_vit
 from soups.models.repair import activation_statistics as activation_statistics
 from soups.models.repair import repair as repair

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from soups.models import functional
 from soups.models.bottleneck_resnet import BottleneckResNet
+from soups.models.efficientnet_lite import TOP, EfficientNetLite
 from soups.models.text_tower import TextTower
 from soups.models.vit import vit
 from soups.names import check_name
@@ -18,6 +19,7 @@ from soups.tree import Tree
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Architecture:
 
     Attributes:
         name: as in `ARCHITECTURES`.
-        family: whose names the weights have: "clip", "augreg", "timm", "huggingface" or "torchvision".
+        family: whose names the weights have: "clip", "augreg", "timm", "huggingface", "torchvision" or
+            "efficientnet-pytorch".
         image_size: the side of its square images.
         mean, std: of each channel of RGB in [0, 1]; the network sees (image − mean) / std.
         feature_dim: the length of the features.
@@ -59,12 +62,14 @@ class Architecture:
         """
         return functional.apply_fn(self.model(num_classes, **fields), self.mean, self.std)
 
-    def train_apply_fn(self, num_classes: int | None, **fields: Any) -> Callable:
+    def train_apply_fn(self, num_classes: int | None, *, frozen_statistics: bool = False, **fields: Any) -> Callable:
         """Return `train_apply(params, images, key) -> (logits, params)`, in training mode; images as in `apply_fn`.
 
-        `fields`: such as dtype=jnp.bfloat16, which leaves the weights in float32, and remat=True.
+        `frozen_statistics`: as of `soups.models.train_apply_fn`. `fields`: such as dtype=jnp.bfloat16, which leaves the
+        weights in float32, and remat=True.
         """
-        return functional.train_apply_fn(self.model(num_classes, **fields), self.mean, self.std)
+        model = self.model(num_classes, **fields)
+        return functional.train_apply_fn(model, self.mean, self.std, frozen_statistics=frozen_statistics)
 
     def abstract(self, num_classes: int | None) -> Tree:
         """Return the weights' names, shapes and dtypes as jax.ShapeDtypeStructs; nothing is computed."""
@@ -79,7 +84,9 @@ def architecture(name: str | Architecture) -> Architecture:
     those of the open_clip project, with the exact GELU; clip-vit-mini is a small one for tests. vit-*: AugReg and
     big_vision (Steiner et al., 2021, arXiv:2106.10270), with the tanh form of GELU; timm-vit-* and hf-vit-*: the same
     networks as timm and Hugging Face compute them, with the exact GELU and, at Hugging Face, another epsilon in their
-    norms. resnet50: torchvision's. An unknown name is a ValueError.
+    norms. resnet50: torchvision's. efficientnet-lite*: TensorFlow's, by the names of EfficientNet-PyTorch.
+
+    An unknown name is a ValueError.
     """
     if isinstance(name, Architecture):
         return name
@@ -110,8 +117,16 @@ def _resnet(name, family, blocks):
     return Architecture(name, family, 224, IMAGENET_MEAN, IMAGENET_STD, 2048, BottleneckResNet(None, blocks))
 
 
+def _lite(name, family, width_multiplier, depth_multiplier, image_size):
+    features = EfficientNetLite(None, width_multiplier, depth_multiplier)
+    return Architecture(name, family, image_size, LITE_MEAN, LITE_STD, TOP, features)
+
+
 def _table():
     table = {"resnet50": ("torchvision", _resnet, (3, 4, 6, 3)), "clip-vit-mini": ("clip", _clip_mini)}
+    lites = [(1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 280), (1.4, 1.8, 300)]
+    for number, multipliers in enumerate(lites):
+        table[f"efficientnet-lite{number}"] = ("efficientnet-pytorch", _lite, *multipliers)
     sizes = {"b32": ("B/32", 224, 512, 512), "b16": ("B/16", 224, 512, 512)}
     sizes |= {"l14": ("L/14", 224, 768, 768), "l14-336": ("L/14", 336, 768, 768)}
     for name, size in sizes.items():

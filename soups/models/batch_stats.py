@@ -10,7 +10,7 @@ from flax import nnx
 
 from soups import tree
 from soups.arguments import check_batches
-from soups.models.functional import as_variables, in_mode, normalizer
+from soups.models.functional import as_variables, in_mode, normalizer, of_batch_norms
 from soups.models.nnx import batch_statistics
 from soups.names import bounded
 from soups.tree import Tree
@@ -105,16 +105,7 @@ def _of_linen(model):
 
     def measure(params, inputs):
         measured = set()
-
-        def intercept(call, args, kwargs, context):
-            layer = context.module
-            if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
-                return call(*args, **kwargs)
-            measured.add("/".join(layer.path))
-            for field, value in (("momentum", 0.0), ("use_running_average", None)):
-                object.__setattr__(layer, field, value)  # of this call's own copy
-            return call(*args[:1], **{**kwargs, "use_running_average": False})
-
+        intercept = of_batch_norms(use_running_average=False, called=measured.add, momentum=0.0)
         with nn.intercept_methods(intercept):
             _, state = evaluated.apply(as_variables(params), inputs, **flags, mutable=["batch_stats"])
         return state["batch_stats"], measured

@@ -18,15 +18,17 @@ class BottleneckResNet(nn.Module):
     `blocks`: the bottlenecks of each stage, (3, 4, 6, 3) is ResNet-50. Stage s is `width` · 2ˢ channels wide inside and
     four times that outside; every stage after the first halves the image, in its 3x3 convolution ("v1.5"). The stem is
     a 7x7 convolution and a maximum over 3x3, each of stride 2. `momentum`: the share of the old BatchNorm statistics
-    that a training step keeps. The head starts at zero; `num_classes=None` is a network without it, which gives the
-    features. `remat`: the backward pass computes each block again instead of keeping what is inside. Parameters and
-    statistics are float32; convolutions compute in `dtype`, BatchNorm and head in float32.
+    that a training step keeps. `dropout`: the share of features that training drops before the head. The head starts at
+    zero; `num_classes=None` is a network without it, which gives the features. `remat`: the backward pass computes each
+    block again instead of keeping what is inside. Parameters and statistics are float32; convolutions compute in
+    `dtype`, BatchNorm and head in float32.
     """
 
     num_classes: int | None
     blocks: Sequence[int] = (3, 4, 6, 3)
     width: int = 64
     momentum: float = 0.9
+    dropout: float = 0.0
     dtype: Dtype = jnp.float32
     remat: bool = False
 
@@ -44,6 +46,7 @@ class BottleneckResNet(nn.Module):
         x_BxD = jnp.mean(x, axis=(1, 2))
         if self.num_classes is None:
             return x_BxD
+        x_BxD = nn.Dropout(self.dropout, deterministic=not train)(x_BxD)
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x_BxD)
 
 

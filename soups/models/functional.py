@@ -7,14 +7,17 @@ flags of `IN_TRAINING` that its call takes or that it has as a field; without on
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
+from flax.errors import ModifyScopeVariableError
 
 from soups.tree import Tree
 
@@ -48,26 +51,59 @@ def apply_fn(model: nn.Module, mean: Sequence[float] | None = None, std: Sequenc
 
 
 def train_apply_fn(
-    model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    model: nn.Module,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    *,
+    frozen_statistics: bool = False,
 ) -> Callable:
     """Return `train_apply(params, inputs, key) -> (logits [B, C], params)`, in training mode.
 
     The key is for dropout. BatchNorm normalises by the batch and the returned params hold its updated running
-    statistics; a network without state returns the params it was given. Inputs are normalised and checked as in
-    `apply_fn`, with the same errors; a ValueError also refuses a network with dropout or BatchNorm that stays in
-    evaluation mode, for none of the flags of `IN_TRAINING` reaches it.
+    statistics; a network without state returns the params it was given. With `frozen_statistics` it normalises by the
+    running statistics, which stay as they are, and its scale and bias are trained, as DomainBed fine-tunes (Gulrajani
+    and Lopez-Paz, 2020, arXiv:2007.01434); the rest of the network trains as ever.
+
+    Inputs are normalised and checked as in `apply_fn`, with the same errors; a ValueError also refuses a network with
+    dropout or BatchNorm that stays in evaluation mode, for none of the flags of `IN_TRAINING` reaches it, and with
+    `frozen_statistics` one whose statistics a layer moves that is not Flax's BatchNorm.
     """
     normalized, given = normalizer(mean, std), model
     model, flags = in_mode(model, train=True)
     told = flags or model is not given
+    watched = [] if told else [functools.partial(_see_mode, frozen_statistics)]
+    watched += [of_batch_norms(use_running_average=True)] if frozen_statistics else []
 
     def train_apply(params, inputs, key):
-        options = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
-        with contextlib.nullcontext() if told else nn.intercept_methods(_see_mode):
-            logits, state = model.apply(as_variables(params), normalized(inputs), **flags, **options)
+        options = {"rngs": {"dropout": key}, "mutable": [] if frozen_statistics else ["batch_stats"]}
+        with contextlib.ExitStack() as stack:
+            for interceptor in watched:
+                stack.enter_context(nn.intercept_methods(interceptor))
+            try:
+                logits, state = model.apply(as_variables(params), normalized(inputs), **flags, **options)
+            except ModifyScopeVariableError as error:
+                raise ValueError(f"only the statistics of Flax's BatchNorm can be frozen: {error}") from error
         return logits.astype(jnp.float32), {**params, **state}
 
     return train_apply
+
+
+def of_batch_norms(*, use_running_average: bool, called: Callable[[str], Any] = lambda path: None, **fields: Any):
+    """Return an interceptor of Linen calls under which each BatchNorm has this mode and these fields.
+
+    `called` is told the path of each.
+    """
+
+    def intercept(call, args, kwargs, context):
+        layer = context.module
+        if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        called("/".join(layer.path))
+        for field, value in {**fields, "use_running_average": None}.items():
+            object.__setattr__(layer, field, value)  # of this call's own copy
+        return call(*args[:1], **{**kwargs, "use_running_average": use_running_average})
+
+    return intercept
 
 
 def as_variables(params: Tree) -> Tree:
@@ -109,9 +145,11 @@ def wrong_mode(layer: str, train: bool) -> ValueError:
     )
 
 
-def _see_mode(call, args, kwargs, context):
-    """Call a layer, or refuse it if it has a mode and that is evaluation."""
+def _see_mode(frozen_statistics, call, args, kwargs, context):
+    """Call a layer, or refuse it if it has a mode and that is evaluation, but for BatchNorm of frozen statistics."""
     layer = context.module
+    if frozen_statistics and isinstance(layer, nn.BatchNorm):
+        return call(*args, **kwargs)
     flag = next((flag for kind, flag in _MODES.items() if isinstance(layer, kind)), None)
     idle = getattr(layer, "rate", getattr(layer, "dropout_rate", None)) == 0
     if flag and not idle and context.method_name == "__call__":

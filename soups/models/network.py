@@ -45,16 +45,20 @@ class Network:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         head: str | None = None,
+        frozen_statistics: bool = False,
     ) -> "Network":
         """Return a module as a network, which starts from the given weights; else a Linen module from fresh ones.
 
-        `mean` and `std` normalise inputs as in `soups.models.apply_fn`, with the same errors.
+        `mean` and `std` normalise inputs as in `soups.models.apply_fn`, and `frozen_statistics` is that of
+        `soups.models.train_apply_fn`, with the same errors.
         """
+        options = {"frozen_statistics": frozen_statistics}
         if isinstance(model, nnx.Module):
             apply, own = from_nnx(model, mean, std)
-            start, train_apply = own if start is None else start, nnx_train_apply_fn(model, mean, std)
+            start, train_apply = own if start is None else start, nnx_train_apply_fn(model, mean, std, **options)
         else:
-            apply, train_apply = functional.apply_fn(model, mean, std), functional.train_apply_fn(model, mean, std)
+            apply = functional.apply_fn(model, mean, std)
+            train_apply = functional.train_apply_fn(model, mean, std, **options)
 
         def init(key, image_shape):
             return functional.init(model, key, image_shape) if start is None else start

@@ -1,5 +1,6 @@
 """Use Flax NNX models: their weights as a plain nested dict, their call as a pure function of it."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -40,7 +41,11 @@ def from_nnx(
 
 
 def nnx_train_apply_fn(
-    model: nnx.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    model: nnx.Module,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    *,
+    frozen_statistics: bool = False,
 ) -> Callable:
     """Return `train_apply(params, inputs, key) -> (logits, params)` of an NNX model, in training mode.
 
@@ -49,6 +54,9 @@ def nnx_train_apply_fn(
     """
     normalized = normalizer(mean, std)
     training, flags = _in_mode(model, train=True)
+    if frozen_statistics:
+        for layer in _batch_norms(training).values():
+            layer.__class__ = _with_running_statistics(type(layer))
     graph, weights, rest = _split(training)
     template = jax.eval_shape(lambda: weights)
     streams = sorted({node.key.tag for _, node in nnx.iter_graph(training) if isinstance(node, nnx.RngStream)})
@@ -57,7 +65,12 @@ def nnx_train_apply_fn(
         network = nnx.merge(graph, _join(template, params), rest)
         keys = {tag: jax.random.fold_in(key, number) for number, tag in enumerate(streams)}
         nnx.reseed(network, policy="match_shape", **keys)
-        logits = _called(network, normalized(inputs), flags, train=True).astype(jnp.float32)
+        statistics = _moving(network, nnx.BatchStat)
+        options = {"train": True, "frozen_statistics": frozen_statistics}
+        logits = _called(network, normalized(inputs), flags, **options).astype(jnp.float32)
+        moved = any(old is not new for old, new in zip(statistics, _moving(network, nnx.BatchStat), strict=True))
+        if frozen_statistics and moved:
+            raise ValueError("only the statistics of Flax's BatchNorm can be frozen: another layer moves its own")
         return logits, _plain(_split(network)[1])
 
     return train_apply
@@ -103,21 +116,32 @@ def _in_mode(model, *, train):
     return model, mode_flags(type(model), train=train)
 
 
-def _called(network, inputs, flags, *, train):
+def _called(network, inputs, flags, *, train, frozen_statistics=False):
     """Call a network, and see that it is in its mode where no flag said so: Dropout and BatchNorm move in training."""
     modules = [module for _, module in nnx.iter_modules(network)]
     before = _moving(network)
     outputs = network(inputs, **flags)
     moved = any(old is not new for old, new in zip(before, _moving(network), strict=True))
     drops = any(getattr(one, "rate", 0) or getattr(one, "dropout_rate", 0) for one in modules)
-    if not flags and moved is not train and (drops or any(isinstance(one, nnx.BatchNorm) for one in modules)):
+    norms = not frozen_statistics and any(isinstance(one, nnx.BatchNorm) for one in modules)
+    if not flags and moved is not train and (drops or norms):
         raise wrong_mode("Dropout and BatchNorm", train)
     return outputs
 
 
-def _moving(network):
-    state = nnx.state(network, nnx.Any(nnx.BatchStat, nnx.RngCount))
+def _moving(network, *kinds):
+    state = nnx.state(network, nnx.Any(*(kinds or (nnx.BatchStat, nnx.RngCount))))
     return [variable.get_value() for _, variable in nnx.to_flat_state(state)]
+
+
+@functools.cache
+def _with_running_statistics(kind):
+    """Return a BatchNorm that normalises by its running statistics, whatever it is told."""
+
+    def call(self, x, use_running_average=None, **options):
+        return kind.__call__(self, x, use_running_average=True, **options)
+
+    return type(kind.__name__, (kind,), {"__call__": call})
 
 
 def _batch_norms(model):

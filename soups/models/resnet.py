@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from soups.models.depthwise import DepthwiseConv
 from soups.names import check_name
 
 NORMS = ("layer", "batch")
@@ -68,7 +69,7 @@ class ResidualBlock(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Apply a square convolution without bias and a norm, "layer" or "batch"."""
+    """Apply a square convolution without bias and a norm, "layer" or "batch"; `epsilon` is that of "batch"."""
 
     width: int
     stride: int
@@ -77,14 +78,20 @@ class ConvNorm(nn.Module):
     dtype: Dtype
     size: int = 3
     padding: str | int = "SAME"
+    epsilon: float = 1e-5
+    depthwise: bool = False
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         """Map [B, H, W, C] to [B, H/stride, W/stride, width] in float32."""
-        options = {"strides": self.stride, "padding": self.padding, "use_bias": False, "dtype": self.dtype}
-        x = nn.Conv(self.width, (self.size, self.size), **options, name="conv")(x_BxHxWxC).astype(jnp.float32)
+        if self.depthwise:
+            conv = DepthwiseConv(self.size, self.stride, self.dtype, name="conv")
+        else:
+            options = {"strides": self.stride, "padding": self.padding, "use_bias": False, "dtype": self.dtype}
+            conv = nn.Conv(self.width, (self.size, self.size), **options, name="conv")
+        x = conv(x_BxHxWxC).astype(jnp.float32)
         # two-pass variances: E[x²] − E[x]² cancels in float32
         if self.norm == "layer":
             return nn.LayerNorm(dtype=jnp.float32, use_fast_variance=False, name="norm")(x)
-        norm = nn.BatchNorm(momentum=self.momentum, dtype=jnp.float32, use_fast_variance=False, name="norm")
-        return norm(x, use_running_average=not train)
+        options = {"momentum": self.momentum, "epsilon": self.epsilon, "dtype": jnp.float32}
+        return nn.BatchNorm(**options, use_fast_variance=False, name="norm")(x, use_running_average=not train)

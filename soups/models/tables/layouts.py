@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from soups.models.architectures import Architecture
-from soups.models.tables import clip, parts, resnet, vit
+from soups.models.tables import clip, efficientnet, parts, resnet, vit
 from soups.models.tables.parts import Table
 
 
@@ -60,8 +60,14 @@ IMAGE_LAYOUTS = (
         head=_linear("classifier"),
     ),
     Layout("Hugging Face's ViT", ("huggingface",), "embeddings.cls_token", vit.huggingface, vit.HF_POOLER),
+    Layout("torchvision's", ("torchvision",), "layer1.0.bn3.weight", resnet.torchvision, parts.COUNTERS, _linear("fc")),
     Layout(
-        "torchvision's", ("torchvision",), "layer1.0.bn3.weight", resnet.torchvision, resnet.COUNTERS, _linear("fc")
+        "EfficientNet-PyTorch's",
+        ("efficientnet-pytorch",),
+        "_conv_stem.weight",
+        efficientnet.efficientnet_pytorch,
+        parts.COUNTERS,
+        _linear("_fc"),
     ),
 )
 TEXT_LAYOUTS = (

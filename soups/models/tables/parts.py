@@ -23,6 +23,7 @@ class Part:
 
 
 Table = dict[str, Part]
+COUNTERS = r".*\.num_batches_tracked"  # of torch's BatchNorm, which ours does without
 
 
 class BlockNames(NamedTuple):
@@ -64,6 +65,20 @@ def linear(name: str, ours: str, inputs: tuple[int, ...], outputs: tuple[int, ..
 def convolution(name: str, ours: str, size: int, inputs: int, outputs: int) -> Table:
     """Take a square convolution without bias, [outputs, inputs, size, size], as a kernel [size, size, in, out]."""
     return {name: Part((outputs, inputs, size, size), {ours: lambda weight: weight.transpose(2, 3, 1, 0)})}
+
+
+def batch_norm(name: str, ours: str, width: int) -> Table:
+    """Take a BatchNorm with its statistics; `ours` is its place in the collections "params" and "batch_stats"."""
+    named = {"weight": "params/{}/scale", "bias": "params/{}/bias"}
+    named |= {"running_mean": "batch_stats/{}/mean", "running_var": "batch_stats/{}/var"}
+    parts = [as_it_is(f"{name}.{theirs}", (width,), place.format(ours)) for theirs, place in named.items()]
+    return parts[0] | parts[1] | parts[2] | parts[3]
+
+
+def conv_norm(conv: str, norm: str, ours: str, size: int, inputs: int, outputs: int) -> Table:
+    """Take a convolution and its BatchNorm; a depthwise one has kernels of one input."""
+    kernel = convolution(f"{conv}.weight", f"params/{ours}/conv/kernel", size, inputs, outputs)
+    return kernel | batch_norm(norm, f"{ours}/norm", outputs)
 
 
 def class_and_positions(name: str, shape: tuple[int, ...]) -> Table:
