@@ -17,7 +17,7 @@ from soups.report.figures import figure as figure
 from soups.report.page import write_report as write_report
 from soups.report.results import check as check
 from soups.report.results import load_results as load_results
-from soups.report.tables import print_table as print_table
 from soups.report.tables import rows_table as rows_table
+from soups.report.terminal import print_table as print_table
 from soups.report.words import leading as leading
 from soups.report.words import sentences as sentences

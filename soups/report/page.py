@@ -14,6 +14,7 @@ from typing import Any
 from soups.files import local_path, replace_file
 from soups.report import page_assets, style
 from soups.report import results as files
+from soups.report.claims import claim_table
 from soups.report.figures import PLANS, Drawn, draw_all
 from soups.report.tables import (
     Cell,
@@ -28,6 +29,8 @@ from soups.report.tables import (
 )
 from soups.report.words import sentences
 
+#: names of the tables that are files, too
+FILES = ("table", "test_sets", "claims")
 _DEEPEST = 8  # levels of a configuration that become dotted names
 _LONG = 24  # rows of pairs above which they are folded away
 
@@ -35,8 +38,9 @@ _LONG = 24  # rows of pairs above which they are folded away
 def write_report(directory: str | os.PathLike) -> list[pathlib.Path]:
     """Make the report of a directory that holds `results.json`, and list what was written.
 
-    That is `report.html`, which needs no other file, `figures/*.png` and `*.svg`, `table.csv` and `table.tex`. Figures
-    of an earlier report whose content is gone are removed. Each file is written under another name and renamed, so a
+    That is `report.html`, which needs no other file, `figures/*.png` and `*.svg`, `table.csv` and `table.tex`, and with
+    the same endings `test_sets` where the test is a mean over several, and `claims` if there are any. What an earlier
+    report had of these and this one has not is removed. Each file is written under another name and renamed, so a
     report that is open in a browser is never half of one. The same results give the same bytes on one machine. Errors
     are those of `load_results` and `soups.files.replace_file`.
     """
@@ -50,8 +54,13 @@ def write_report(directory: str | os.PathLike) -> list[pathlib.Path]:
     contents: dict[pathlib.Path, str | bytes] = {directory / "report.html": page(results, drawn)}
     for figure in drawn:
         contents |= {folder / f"{figure.name}.png": figure.png, folder / f"{figure.name}.svg": figure.svg}
-    table = main_table(results)
-    contents |= {directory / "table.csv": to_csv(table), directory / "table.tex": to_latex(table)}
+    tables = _tables(results)
+    for name in FILES:
+        for ending, written in ((".csv", to_csv), (".tex", to_latex)):
+            if name in tables:
+                contents[directory / f"{name}{ending}"] = written(tables[name])
+            else:
+                (directory / f"{name}{ending}").unlink(missing_ok=True)
     return [replace_file(path, content) for path, content in contents.items()]
 
 
@@ -94,11 +103,13 @@ def page(results: Mapping, drawn: Sequence[Drawn]) -> str:
 
 def _sections(results, drawn) -> list[tuple[str, str, str]]:
     splits, pairs = files.summary_splits(results), pair_table(results)
-    table = main_table(results)
+    saved = {name: _downloads(table, name) + html(table) for name, table in _tables(results).items()}
     return [
-        ("results", "Results", _downloads(table) + html(table)),
+        ("results", "Results", saved["table"]),
+        ("claims", "Claims", saved.get("claims", "")),
         ("figures", "Figures", _figures(drawn)),
-        *((f"split-{role}", f"Every {_PARTS[role]}", _split_section(results, splits.get(role))) for role in _PARTS),
+        ("split-test", "Every test set", saved.get("test_sets", "")),
+        ("split-shift", "Every shift", _split_section(results, splits.get("shift"))),
         ("classes", "Every class", _class_section(results, splits["test"])),
         ("shift-metrics", "Other metrics on the shifts", _shift_metrics(results, splits.get("shift"))),
         ("curves", "Along WiSE-FT", _path_section(results, splits)),
@@ -110,7 +121,12 @@ def _sections(results, drawn) -> list[tuple[str, str, str]]:
     ]
 
 
-_PARTS = {"test": "test set", "shift": "shift"}
+def _tables(results) -> dict[str, Table]:
+    """Return the tables that are files, too, by name."""
+    test = files.summary_splits(results)["test"]
+    parts = files.details(results, test)
+    found = [main_table(results), split_table(results, [*parts, test]) if parts else None, claim_table(results)]
+    return {name: table for name, table in zip(FILES, found, strict=True) if table}
 
 
 def _split_section(results, split):
@@ -292,9 +308,9 @@ def _figures(drawn: Sequence[Drawn]) -> str:
     )
 
 
-def _downloads(table):
+def _downloads(table, name):
     links = []
     for label, end, kind, text in (("CSV", "csv", "csv", to_csv(table)), ("LaTeX", "tex", "x-tex", to_latex(table))):
         address = f"data:text/{kind};base64,{base64.b64encode(text.encode()).decode('ascii')}"
-        links.append(f'<a class="button" download="table.{end}" href="{address}">{label}</a>')
+        links.append(f'<a class="button" download="{name}.{end}" href="{address}">{label}</a>')
     return f'<p class="saved">{" ".join(links)}</p>\n'

@@ -113,6 +113,7 @@ _PAIR = {
     "lambdas?": [float],
     "path?": {"*": {"*": [_MAYBE]}},
 }
+_CLAIM = {"seed": int, "title": str, "value": _MAYBE, "unit?": str}
 _SHAPE = {
     "schema": str,
     "experiment": str,
@@ -129,6 +130,7 @@ _SHAPE = {
     "members?": {"*": [_MEMBER]},
     "pairs?": [_PAIR],
     "curves?": [{"seed": int, "kind": str}],
+    "claims?": [_CLAIM],
     "histories?": {"*": {"*": list}},
     "timings?": _STAGES,
     "facts?": _STAGES,
@@ -169,13 +171,15 @@ def check(results: Any, where: PathLike = "results") -> dict[str, Any]:
     # the same mostly is wrong in many places: one line for each fault, with the first places
     places: dict[str, list[str]] = {}
     contents = (
-        problem for part in (_of_splits, _of_rows, _of_metrics, _of_curves, _of_pairs) for problem in part(results)
+        problem
+        for part in (_of_splits, _of_rows, _of_metrics, _of_curves, _of_pairs, _of_claims)
+        for problem in part(results)
     )
     for label, problem in _structure(results, _SHAPE, "") or contents:
         places.setdefault(problem, []).append(label)
     lines = (f"{problem}{_at(found)}" for problem, found in places.items())
     refuse(f"{where} is not a complete {SCHEMA} file", lines)
-    empty = {"metric": "accuracy", "reference": "best member", "notes": [], "pairs": [], "curves": []}
+    empty = {"metric": "accuracy", "reference": "best member", "notes": [], "pairs": [], "curves": [], "claims": []}
     empty |= {name: {} for name in ("metrics", "members", "histories", "timings", "facts")}
     return empty | dict(results)
 
@@ -369,8 +373,21 @@ def _of_pairs(results):
             yield f"pairs[{index}]", f"seed {pair['seed']} is not in seeds"
 
 
+def _of_claims(results):
+    found = results.get("claims", ())
+    for claim in found:
+        if claim["seed"] not in results["seeds"]:
+            yield f"the claim {claim['title']!r}", f"seed {claim['seed']} is not in seeds"
+    for (title, seed), number in Counter((claim["title"], claim["seed"]) for claim in found).items():
+        if number > 1:
+            yield f"the claim {title!r} (seed {seed})", "the same claim appears twice"
+    for title, several in grouped(found, lambda claim: claim["title"]).items():
+        if len({claim.get("unit") for claim in several}) > 1:
+            yield f"the claim {title!r}", "unit must be the same in all seeds"
+
+
 def _of_places(label, found):
-    for name in ("models", "alpha", "units"):
+    for name in ("models", "alpha", "units", "share"):
         if isinstance(found.get("of", {}).get(name), str):
             yield label, f"of.{name} must be a number"
 

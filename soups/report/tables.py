@@ -8,17 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table as TerminalTable
-from rich.text import Text
 from scipy.special import stdtrit
 
-from soups.progress import terminal_width
 from soups.report import results as files
-
-_ENDLESS = 10**4  # characters; wider than any table
 
 #: kinds of rows that predict with more than one set of weights, or stand for several networks
 SEVERAL = ("ensemble", "members", "masked")
@@ -284,7 +276,7 @@ def split_table(results: Mapping, splits: Sequence[str], metrics: Sequence[str] 
     heads = [_head(results, split, files.metric_of(results, name)) for split in splits for name in metrics]
     columns = [metric_cells(results, rows, split, name) for split in splits for name in metrics]
     body = [[name_cell(results, row), *cells] for row, *cells in zip(rows, *columns, strict=True)]
-    return Table(["", *heads], body)
+    return Table(["", *heads], body, " ".join([*_over_seeds(results), _HIGHLIGHTED]))
 
 
 def class_table(results: Mapping, split: str) -> Table:
@@ -362,7 +354,8 @@ def _by_seed(row, found, metric):
     shown = metric.scale, metric.digits
     each = (f"seed {s}: {format_number(v, *shown)}" for s, v in zip(row.seeds, found.values, strict=True))
     ends = [format_number(found.mean + side * found.half, *shown) for side in (-1, 1)]
-    return "; ".join([*each, f"95 % interval {ends[0]} to {ends[1]}"])
+    error = format_number(found.deviation / math.sqrt(len(found.values)), *shown)
+    return "; ".join([*each, f"95 % interval {ends[0]} to {ends[1]}", f"standard error {error}"])
 
 
 def _published(results, row, split, found):
@@ -402,9 +395,7 @@ def _head(results, split, metric):
 
 
 def _note(results, rows, others, costs):
-    parts = []
-    if len(results["seeds"]) > 1:
-        parts.append(f"Mean ± half of its 95 % interval over {len(results['seeds'])} seeds (Student's t).")
+    parts = _over_seeds(results)
     if any(row.gain for row in rows):
         known = any(math.isfinite(found.half) for row in rows for found in row.gain.values())
         interval = ", with its 95 % interval, in colour where that excludes 0" if known else ""
@@ -419,7 +410,15 @@ def _note(results, rows, others, costs):
         parts.append(
             "Beside a number: its difference from the published one, in examples or points (p); ! is too much."
         )
-    return " ".join([*parts, "Highlighted: the best that predict with one network."])
+    return " ".join([*parts, _HIGHLIGHTED])
+
+
+_HIGHLIGHTED = "Highlighted: the best that predict with one network."
+
+
+def _over_seeds(results):
+    number = len(results["seeds"])
+    return [f"Mean ± half of its 95 % interval over {number} seeds (Student's t)."] if number > 1 else []
 
 
 def to_csv(table: Table) -> str:
@@ -458,41 +457,3 @@ def _latex(text):
 
 def _plain(found):
     return found if isinstance(found, str) else f"{found:.10g}" if math.isfinite(found) else ""
-
-
-def print_table(results: Mapping, console: Console | None = None, names: Collection[str] = ()) -> None:
-    """Print the main rows, or a short table of some: see `main_table`.
-
-    Where it is narrow the last columns are left out, and the caption names them; a pipe has room for all.
-    """
-    # in a notebook, too, it is text
-    console = console or Console(width=terminal_width() or _ENDLESS, force_jupyter=False)
-    table = main_table(results, names)
-    kept = len(table.heads)
-    drawn = _drawn(results, table, kept)
-    while kept > 3 and _width(console, drawn) > console.width:
-        kept -= 1
-        drawn = _drawn(results, table, kept)
-    with console.capture() as text:
-        console.print(drawn)
-        for note in results["notes"]:
-            console.print(Text(note))
-    console.file.write(text.get())  # a console would end the process where the pipe that it writes to is closed
-
-
-def _width(console, drawn):
-    return Measurement.get(console, console.options.update(width=1000), drawn).maximum
-
-
-def _drawn(results, table, kept):
-    left_out = f" Too narrow for {', '.join(table.heads[kept:])}: see report.html." if kept < len(table.heads) else ""
-    title = Text(f"soups · {results['experiment']}", style="bold")
-    drawn = TerminalTable(title=title, caption=Text(table.note + left_out), box=SIMPLE_HEAD, pad_edge=False)
-    drawn.title_justify = drawn.caption_justify = "left"
-    for index, head in enumerate(table.heads[:kept]):
-        is_text = bool(table.rows) and isinstance(table.rows[0][index].value, str)
-        drawn.add_column(Text(head), justify="left" if is_text else "right", no_wrap=True)
-    for row in table.rows:
-        cells = (Text(f"{c.text} {c.beside}".strip(), "bold green" if c.look == "best" else "") for c in row[:kept])
-        drawn.add_row(*cells)
-    return drawn

@@ -1,9 +1,10 @@
-"""Say in three short sentences what was seen in one run, whether soups helped or not."""
+"""Say in a few short sentences what was seen in one run, whether soups helped or not."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 from soups.report import results as files
+from soups.report.claims import verdicts
 from soups.report.tables import Row, Spread, best_of, format_gain, format_metric, row_named, rows_table
 
 #: rows that are compared with the reference wherever they are, chosen before anything is measured
@@ -15,7 +16,7 @@ def sentences(results: Mapping) -> list[str]:
     """Say what was measured, and on test and on shifts how soups compare with the reference.
 
     Where the usual soups are not there, or are among families of methods, it is the best soup in hindsight. A
-    difference is called one where its 95 % interval excludes zero.
+    difference is called one where its 95 % interval excludes zero. Last, how many claims were seen, if there are any.
     """
     rows, splits = rows_table(results), files.summary_splits(results)
     # those that may be compared with each other: all, or those of the last place that rows are of
@@ -34,7 +35,7 @@ def sentences(results: Mapping) -> list[str]:
     if len(shown) < 2 and (chosen := best_of(results, [row for row in rows if row.alone], splits.get("held_out", ""))):
         found = f"{_level(results, chosen[-1], splits['test'])} on {files.title_of(results, splits['test'])}"
         said.append(f"Held-out data alone would choose {chosen[-1].name}: {found}.")
-    return said
+    return [*said, *filter(None, [verdicts(results)])]
 
 
 def leading(results: Mapping, most: int = 10) -> list[str]:
