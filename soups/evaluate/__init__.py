@@ -55,6 +55,12 @@ from soups.evaluate.measures import spearman as spearman
 from soups.evaluate.measures import token_accuracy as token_accuracy
 from soups.evaluate.measures import token_nll as token_nll
 from soups.evaluate.measures import token_scores as token_scores
+from soups.evaluate.ranking import gains as gains
+from soups.evaluate.ranking import rank_by_score as rank_by_score
+from soups.evaluate.ranking import rank_by_similarity as rank_by_similarity
+from soups.evaluate.ranking import rank_greedily as rank_greedily
+from soups.evaluate.ranking import regret as regret
+from soups.evaluate.ranking import split_half as split_half
 from soups.recipes._scores import NotFiniteError as NotFiniteError
 
 

@@ -148,7 +148,7 @@ def angles(members: arguments.Members, base: tree.Tree) -> np.ndarray:
     Raises:
         ValueError: weights whose structures differ; a member that equals the base and so has no direction.
     """
-    gram = _gram(members, base)
+    gram = task_vector_products(members, base)
     lengths = np.sqrt(np.diag(gram))
     if not lengths.all():
         labels = np.array(_labels(members))[lengths == 0]
@@ -160,11 +160,14 @@ def angles(members: arguments.Members, base: tree.Tree) -> np.ndarray:
 
 def norms(members: arguments.Members, base: tree.Tree) -> np.ndarray:
     """Return the Euclidean norm of each task vector member − base: float64 [K]."""
-    return np.sqrt(np.diag(_gram(members, base)))
+    return np.sqrt(np.diag(task_vector_products(members, base)))
 
 
-def _gram(members, base):
-    """Return the inner products of all task vectors [K, K], in float64."""
+def task_vector_products(members: arguments.Members, base: tree.Tree) -> np.ndarray:
+    """Return the inner products of all task vectors member − base: float64 [K, K].
+
+    `members`: K trees, in a sequence or by name; a ValueError if structures differ.
+    """
     trees = _as_list(members)
     tree.check_same_structure([base, *trees], ["base", *_labels(members)], dtypes=False)
     floats = {name: "all" for name, leaf in tree.flatten(base).items() if tree.is_float(leaf)}
