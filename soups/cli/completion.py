@@ -78,7 +78,7 @@ def _known(name) -> Known | None:
     except MissingExtraError:
         return None
     own = asked_for_help(command.main, [], run)
-    of_methods = methods if "--method" in own.known else []
+    of_methods = methods if "--method" in own._option_string_actions else []
     below = [p for a in own._actions if isinstance(a, argparse._SubParsersAction) for p in a.choices.values()]
     parsers = [own, *below, *(asked_for_help(command.main, ["--method", m], run) for m in of_methods)]
     actions = [(word, action) for p in parsers for action in p._actions for word in action.option_strings]

@@ -1,4 +1,4 @@
-"""List, show, verify, add, import and remove the members of a pool of checkpoints.
+"""Keep the members of a pool of checkpoints, and release soups of them.
 
 soups pool list runs/digits/pool
 soups pool COMMAND --help    more about a command, with an example
@@ -13,6 +13,30 @@ from soups.formats.text import parse_json
 from soups.merging.lora import local_notes, open_with_lora
 from soups.merging.sources import open_model
 from soups.pool import Pool
+
+_PATH = {"type": path_argument}
+_OF_CERTIFICATES = {
+    "certify": (
+        ("--add", {"metavar": "CERTIFICATE", "help": "the name of a new certificate"}),
+        ("--eval", {"metavar": "COMMAND", "help": "'python my_eval.py {model}', or module:function"}),
+        ("--metric", {"metavar": "NAME", "help": "the score is the last number behind this name, or of it"}),
+        ("--at-least", {"type": float, "metavar": "BOUND", "help": "the score holds if it is not less"}),
+        ("--at-most", {"type": float, "metavar": "BOUND", "help": "the score holds if it is not more"}),
+        ("--of", {"nargs": "+", "metavar": "NAME", "help": "members, which may still be to come (default: all)"}),
+        ("--remove", {"metavar": "CERTIFICATE", "help": "the name of a certificate to take out"}),
+    ),
+    "release": (
+        ("--members", {"nargs": "+", "metavar": "NAME", "help": "members, or patterns of names (default: all)"}),
+        ("--method", {"metavar": "METHOD", "help": "how they are merged (default: uniform)"}),
+        ("--base", _PATH | {"metavar": "MODEL", "help": "what they were fine-tuned from, a member or a model"}),
+        ("--settings", {"metavar": "JSON", "help": "of the method"}),
+        ("--seed", {"type": int, "default": 0, "metavar": "N", "help": "of all that is random (default: 0)"}),
+        ("--from", _PATH | {"dest": "source", "metavar": "OUT", "help": "an output, whose recipe is taken instead"}),
+    ),
+    "log": (
+        ("--remake", _PATH | {"nargs": 2, "metavar": ("N", "OUT"), "help": "make release N again in a new folder"}),
+    ),
+}
 
 
 def main(arguments: list[str], run) -> int:
@@ -76,7 +100,8 @@ def add(options, run) -> int:
     CHECKPOINT is what `soups merge` takes: a file of safetensors, torch, NumPy
     (.npz), GGUF or Flax (.msgpack), a folder of Hugging Face or Orbax, a member
     POOL:NAME; CHECKPOINT@TREE takes one of several trees. The names of tensors
-    become nested dicts.
+    become nested dicts. With --certified it is added only if the certificates
+    of the pool hold: soups pool certify --help.
     """
     metadata = parse_json(options.metadata, "--metadata")
     there = open_with_lora(options.checkpoint, open_model)
@@ -88,7 +113,15 @@ def add(options, run) -> int:
         member = nested({keys.get(name, name): there.read(name) for name in there.leaves})
     except CheckpointError as error:
         raise CheckpointError(f"{options.checkpoint}: {error}") from error
-    record = Pool(options.pool).add(options.name, member, metadata)
+    pool = Pool(options.pool)
+    if options.certified:
+        from soups.cli.pool_certify import measuring
+        from soups.merging.releasing import admit
+
+        with measuring(pool, run) as report:
+            record = admit(pool, options.name, member, metadata, report=report)
+    else:
+        record = pool.add(options.name, member, metadata)
     say(f"added {options.name}: {size_of(record)[0]:,} parameters, {record['status']}")
     run.made(options.name)
     return 0
@@ -135,6 +168,51 @@ def remove(options, run) -> int:
     return 0
 
 
+def certify(options, run) -> int:
+    """Keep certificates, and look whether they hold.
+
+    soups pool certify POOL --add fast --eval 'time.py {model}' --at-most 0.5
+    soups pool certify POOL                of the released soup
+    soups pool certify POOL NAME ...       of members
+
+    A certificate is an evaluation, as soups search --eval takes it, and a bound
+    on its score. It must hold of every member that is added with --certified and
+    of every soup that is released; with --of of these members, and of the soups
+    that are made of them. What was measured is measured again only if the weights
+    or the evaluation changed. The exit code is 1 if a certificate does not hold.
+    """
+    from soups.cli.pool_certify import certify
+
+    return certify(options, run)
+
+
+def release(options, run) -> int:
+    """Merge members into the released soup, if all certificates hold.
+
+    soups pool release POOL --members a b      their average
+    soups pool release POOL --method ties --base a --settings '{"density": 0.2}'
+    soups pool release POOL --from OUT         as soups merge or search made it
+
+    The certificates of each ingredient must hold of it, and those of all of them
+    of the soup; else the released soup stays, and each certificate that does not
+    hold is named. Released soups are the members 1, 2, ... of POOL/releases.
+    """
+    from soups.cli.pool_certify import release
+
+    return release(options, run)
+
+
+def log(options, run) -> int:
+    """Print the history of releases, or make one of them again.
+
+    soups pool log POOL
+    soups pool log POOL --remake 2 OUT      from its ingredients, bit for bit
+    """
+    from soups.cli.pool_certify import log
+
+    return log(options, run)
+
+
 def parser(prog: str) -> Parser:
     """Return the parser of the options."""
     parser = Parser(prog=prog, description=__doc__)
@@ -146,6 +224,9 @@ def parser(prog: str) -> Parser:
         ("add", add, None),
         ("import", import_files, None),
         ("remove", remove, "+"),
+        ("certify", certify, "*"),
+        ("release", release, None),
+        ("log", log, None),
     ]:
         command = commands.add_parser(name, help=function.__doc__.partition("\n")[0], description=function.__doc__)
         command.set_defaults(command=function)
@@ -159,6 +240,9 @@ def parser(prog: str) -> Parser:
             command.add_argument("name", metavar="NAME", help="the new member")
             command.add_argument("checkpoint", metavar="CHECKPOINT", type=path_argument, help="as soups merge takes it")
             command.add_argument("--metadata", default="{}", metavar="JSON", help="what to remember about it")
+            command.add_argument("--certified", action="store_true", help="only if the certificates of the pool hold")
+        for names, settings in _OF_CERTIFICATES.get(name, ()):
+            command.add_argument(names, **settings)
     return parser
 
 

@@ -14,6 +14,11 @@ from soups.merging.recipe_file import parse_recipe as parse_recipe
 from soups.merging.recipe_file import read_recipe as read_recipe
 from soups.merging.record import plan_again as plan_again
 from soups.merging.record import read_record as read_record
+from soups.merging.releasing import CertificateError as CertificateError
+from soups.merging.releasing import admit as admit
+from soups.merging.releasing import certify as certify
+from soups.merging.releasing import release as release
+from soups.merging.releasing import remake as remake
 from soups.merging.run import THREADS as THREADS
 from soups.merging.run import merge_to_file as merge_to_file
 from soups.merging.run import merge_to_folder as merge_to_folder

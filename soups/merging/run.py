@@ -160,8 +160,8 @@ def merge_to_orbax(
         FileExistsError, BlockingIOError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
     """
     with held_place(plan, out, "orbax") as place:
-        merged, made = _merge_in_memory(plan, threads, chosen, progress)
-        orbax.save_checkpoint(begin_orbax(place, plan.write_bytes), merged)
+        merged, made = merge_in_memory(plan, threads, chosen, progress)
+        orbax.save_checkpoint(begin_orbax(place, plan.write_bytes), nested(merged))
         finish_orbax(place, made)
     return place
 
@@ -209,14 +209,19 @@ def merge_to_pool(
 
     check_place(plan, out, "pool")
     path, name = split_member(out)
-    merged, made = _merge_in_memory(plan, threads, chosen, progress)
+    merged, made = merge_in_memory(plan, threads, chosen, progress)
     pool = Pool(path)
     own = all(split_pool(model)[0] == path for model in plan.job.models)
-    return pool.add(name, merged, {"merge": made}, base=pool.base if own else None)
+    return pool.add(name, nested(merged), {"merge": made}, base=pool.base if own else None)
 
 
-def _merge_in_memory(plan, threads, chosen, progress):
-    """Merge into nested dicts of NumPy arrays, and return them and the record."""
+def merge_in_memory(
+    plan: Plan,
+    threads: int = THREADS,
+    chosen: Mapping[str, Any] | None = None,
+    progress: Progress = lambda bytes_merged: None,
+) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the merged tensors by name, and the record of the merge; errors are those of `merge_to_folder`."""
     shared, digests = _measure_model(plan), {}
     merged = {output.name: np.empty(output.shape, output.dtype) for output in plan.outputs}
 
@@ -227,7 +232,7 @@ def _merge_in_memory(plan, threads, chosen, progress):
             progress(block.nbytes)
 
     in_threads(make, plan.outputs, threads)
-    return nested(merged), record(plan, digests, chosen)
+    return merged, record(plan, digests, chosen)
 
 
 def verify_output(

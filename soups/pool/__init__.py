@@ -5,6 +5,8 @@ from typing import Any, NoReturn
 from soups.lazy import orbax
 from soups.pool._describe import digest as digest
 from soups.pool._record import PoolCorruptionError as PoolCorruptionError
+from soups.pool.certificates import Certificate as Certificate
+from soups.pool.certificates import Certificates as Certificates
 from soups.pool.pool import Pool as Pool
 from soups.pool.prefetch import kept_dtype as kept_dtype
 from soups.pool.prefetch import prefetched as prefetched

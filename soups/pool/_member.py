@@ -81,6 +81,10 @@ class Member:
         self.check()
         return nested(self.record, {name: self.read(name) for name in self.leaves})
 
+    def nest(self, values: dict[str, Any]) -> Tree:
+        """Put a value for each leaf, by its name, into nested dicts as those of `load`."""
+        return nested(self.record, values)
+
     def check(self, process: int = 0, processes: int = 1) -> None:
         """Compare all files with their digests, unless that was done; of several processes each compares its share.
 

@@ -17,6 +17,7 @@ from soups.lazy import jax
 from soups.names import MOST, bounded, did_you_mean
 from soups.pool import _describe, _manifest, _paths, _record
 from soups.pool._member import Member, nested
+from soups.pool.certificates import Certificates
 from soups.processes import on_first_process
 from soups.tree import Tree
 
@@ -86,6 +87,16 @@ class Pool(Mapping):
         """Return what all members were fine-tuned from, if they agree and it was said."""
         bases = {self._record(name)["base"] for name in self.names}
         return bases.pop() if len(bases) == 1 else None
+
+    @property
+    def certificates(self) -> Certificates:
+        """Return what must hold of the members and of every soup that is released, as it is kept now."""
+        return Certificates(self.path, self._records.locked)
+
+    @property
+    def releases(self) -> "Pool":
+        """Return the pool of the soups that were released: "1", "2", …, of which the last is the released one."""
+        return Pool(self.path / "releases")
 
     def record(self, name: str) -> dict:
         """Return all that the pool says of a member; changing it changes nothing."""

@@ -73,7 +73,7 @@ def test_an_unknown_command_is_named(capsys):
         (["--methods"], "soups: unknown option --methods: a command comes first\n"),
         (["--vrsion"], "soups: unknown option --vrsion (did you mean --version?): a command comes first\n"),
         (["help", "mrege"], "soups: unknown command 'mrege' (did you mean 'merge'?)"),
-        (["pool", "lst"], "soups pool: unknown command 'lst' (did you mean 'list'?); there are: add, import, list, "),
+        (["pool", "lst"], "soups pool: unknown command 'lst' (did you mean 'list'?); there are: add, certify, "),
         (["-q", "pool", "-v"], "soups: --quiet and --verbose exclude each other"),
     ]:
         assert main(words) == 2
