@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from soups import Pool, PoolCorruptionError
+from soups import Pool, PoolCorruptionError, state
 from soups.cli import main
 from soups.formats import open_checkpoint
 from soups.merging import CertificateError, admit, certify, release, remake
@@ -111,6 +112,19 @@ def test_an_unknown_certificate_is_not_removed(house):
     house.pool.certificates.add("first", "a {model}", at_least=1)
     with pytest.raises(ValueError, match=r"unknown certificate 'frist' \(did you mean 'first'\?\)"):
         house.pool.certificates.remove("frist")
+
+
+def test_certificates_of_another_kind_are_refused(house):
+    house.pool.certificates.add("first", "a {model}", at_least=1)
+    for value, message in [
+        ({"format": "soups.certificates/2", "certificates": []}, "this version reads 'soups.certificates/1'"),
+        ({"format": "soups.certificates/1", "certificates": [{"name": "x", "of": []}]}, "evaluation"),
+        ({"format": "soups.certificates/1", "certificates": ["x"]}, "certificates of the pool cannot be read"),
+        ({"certificates": []}, "its 'format' is not there"),
+    ]:
+        state.write(house.path / "certificates.json", value)
+        with pytest.raises(PoolCorruptionError, match=re.escape(message)):
+            house.pool.certificates  # noqa: B018
 
 
 def test_members_enter_if_all_of_their_certificates_hold(house, functions):
@@ -492,6 +506,8 @@ def test_mistakes_are_one_line_and_2(cli, house):
         (("certify", "a"), "has no certificates"),
         (("release", "--from", "out", "--members", "a"), "what --from names has its recipe"),
         (("release", "--members", "x*"), "nothing matches"),
+        (("release", "--members", "x"), "no member 'x'"),
+        (("release", "--method", "ties"), "needs a base_model (--base)"),
         (("release", "--settings", "{x}"), "--settings is not valid JSON"),
         (("release", "--method", "unifrom"), "did you mean 'uniform'?"),
         (("log", "--remake", 3, "out"), "unknown release '3'"),
