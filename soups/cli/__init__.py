@@ -17,7 +17,7 @@ COMMANDS = {
     "rank": "score models with your own evaluation, the best first",
     "pool": "list, show, verify, add and remove members, certify and release soups",
     "run": "run a study: train its members, cook soups from them, and report",
-    "cook": "cook soups from the members of a pool, and measure them on your data",
+    "cook": "cook soups from the members of a pool, measure them on your data",
     "report": "make the report of a run again, from its results alone",
     "predict": "write the logits of a network for all images in a folder",
     "zero-shot": "make an image classifier from CLIP and the names of classes",

@@ -19,8 +19,8 @@ layout of Hugging Face, or one file if it ends in .safetensors or .npz; with
 of all files are compared first; --dry-run stops there. OUT appears when it is
 complete, and the same command goes on with a merge that was stopped.
 
-SPEC is a file of YAML: a list of [regex, axes], with the name of the
-permutation of each axis.
+SPEC is a YAML file: a list of [regex, axes], with the name of the permutation
+of each axis.
 
 --format orbax --sharded merges on all devices, each with its shards of every
 tensor. On several hosts give the same command on each: with --coordinator auto

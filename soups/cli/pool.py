@@ -80,7 +80,7 @@ def show(options, run) -> int:
 
 
 def verify(options, run) -> int:
-    """Compare the files of members with what was written; 1 if any has changed.
+    """Compare the files of members with what was written; exit code 1 if any differ.
 
     soups pool verify runs/digits/pool
     """
@@ -144,11 +144,11 @@ def import_files(options, run) -> int:
 
     soups pool import --arch clip-vit-b32 --pool POOL model_0.pt model_1.pt
 
-    Each FILE, .pt and .pth (read without torch), .safetensors or .npz, becomes
-    the member of its name without suffix. The headers of all files are compared
-    with the architecture first, and nothing is imported if one of them is wrong.
-    The same command goes on where it was stopped: members that are there from
-    the same file are left as they are.
+    Each FILE (.pt or .pth, which are read without torch, .safetensors or .npz)
+    becomes a member with its name without the suffix. The headers of all files
+    are compared with the architecture first, and nothing is imported if one of
+    them is wrong. The same command goes on where it was stopped: members that
+    are there from the same file are left as they are.
     """
     from soups.cli.pool_import import import_members
 

@@ -29,7 +29,10 @@ EVALUATION = (
         {"metavar": "COMMAND"}
         | {"help": "'python my_eval.py {model}', whose last printed number is the score, or module:function"},
     ),
-    ("--metric", {"metavar": "NAME", "help": "the score is the last number after this name, or what it names"}),
+    (
+        "--metric",
+        {"metavar": "NAME", "help": "the score is the last number after this name, or a function's value of it"},
+    ),
     ("--lower", _SWITCH | {"help": "lower is better (default: what is known of the metric, else higher)"}),
     ("--higher", _SWITCH | {"help": "higher is better"}),
     ("--timeout", {"type": float, "metavar": "SECONDS", "help": "how long an evaluation may take"}),
