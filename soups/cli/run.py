@@ -37,7 +37,17 @@ with extra("data", "report", "train"):
 #: what a config's field "study" may name
 STUDIES = {
     name: f"soups.studies.{name}:run"
-    for name in ("finetune_and_soup", "imagenet_finetune", "imagenet_soups", "multi_task", "pretrain", "rebasin")
+    for name in (
+        "diversity",
+        "domainbed",
+        "finetune_and_soup",
+        "fusing",
+        "imagenet_finetune",
+        "imagenet_soups",
+        "multi_task",
+        "pretrain",
+        "rebasin",
+    )
 }
 OF_SEVERAL_PROCESSES = ("finetune_and_soup", "imagenet_finetune", "imagenet_soups")  # which run on several hosts
 

@@ -20,8 +20,9 @@ class BottleneckResNet(nn.Module):
     a 7x7 convolution and a maximum over 3x3, each of stride 2. `momentum`: the share of the old BatchNorm statistics
     that a training step keeps. `dropout`: the share of features that training drops before the head. The head starts at
     zero; `num_classes=None` is a network without it, which gives the features. `remat`: the backward pass computes each
-    block again instead of keeping what is inside. Parameters and statistics are float32; convolutions compute in
-    `dtype`, BatchNorm and head in float32.
+    block again instead of keeping what is inside. `begin`, `end`: a part of the network, with the same names: from the
+    outputs of the stages before `begin`, and before `end` it stops. Parameters and statistics are float32; convolutions
+    compute in `dtype`, BatchNorm and head in float32.
     """
 
     num_classes: int | None
@@ -31,18 +32,29 @@ class BottleneckResNet(nn.Module):
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
     remat: bool = False
+    begin: int = 0
+    end: int | None = None
+
+    @property
+    def num_stages(self) -> int:
+        """Return the number of stages."""
+        return len(self.blocks)
 
     @nn.compact
     def __call__(self, images_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         """Map images [B, H, W, C] of floats to logits [B, num_classes], or features [B, D], in float32."""
         bottleneck = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
-        x = nn.relu(_conv_norm(self, self.width, 7, 2, "stem")(images_BxHxWxC, train))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for stage, count in enumerate(self.blocks):
+        x = images_BxHxWxC
+        if self.begin == 0:
+            x = nn.relu(_conv_norm(self, self.width, 7, 2, "stem")(x, train))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, count in list(enumerate(self.blocks))[self.begin : self.end]:
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 fields = (self.width * 2**stage, stride, self.momentum, self.dtype)
                 x = bottleneck(*fields, name=f"stage_{stage}_{index}")(x, train)
+        if self.end is not None:
+            return x
         x_BxD = jnp.mean(x, axis=(1, 2))
         if self.num_classes is None:
             return x_BxD

@@ -43,8 +43,9 @@ class EfficientNetLite(nn.Module):
     that, rounded up, but for the first and the last stage. Stem and last convolution are as wide in all. `momentum`:
     the share of the old BatchNorm statistics that training keeps. `dropout`: the share of features that it drops before
     the head. The head starts at zero; `num_classes=None` is a network without it, which gives the features. `remat`:
-    the backward pass computes each block again instead of keeping what is inside. Parameters and statistics are
-    float32; convolutions compute in `dtype`, BatchNorm and head in float32.
+    the backward pass computes each block again instead of keeping what is inside. `begin`, `end`: a part of the
+    network, with the same names: from the outputs of the stages before `begin`, and before `end` it stops. Parameters
+    and statistics are float32; convolutions compute in `dtype`, BatchNorm and head in float32.
     """
 
     num_classes: int | None
@@ -54,6 +55,10 @@ class EfficientNetLite(nn.Module):
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
     remat: bool = False
+    begin: int = 0
+    end: int | None = None
+
+    num_stages = len(STAGES)
 
     def stages(self) -> list[Stage]:
         """Return the stages as the multipliers make them."""
@@ -70,12 +75,16 @@ class EfficientNetLite(nn.Module):
     def __call__(self, images_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         """Map images [B, H, W, C] of floats to logits [B, num_classes], or features [B, 1280], in float32."""
         bottleneck = nn.remat(InvertedBottleneck, static_argnums=(2,)) if self.remat else InvertedBottleneck
-        x = nn.relu6(_conv_norm(self, STEM, 3, 2, "stem")(images_BxHxWxC, train))
-        for index, stage in enumerate(self.stages()):
+        x = images_BxHxWxC
+        if self.begin == 0:
+            x = nn.relu6(_conv_norm(self, STEM, 3, 2, "stem")(x, train))
+        for index, stage in list(enumerate(self.stages()))[self.begin : self.end]:
             for block in range(stage.blocks):
                 stride = stage.stride if block == 0 else 1
                 fields = (stage.width, stage.size, stride, stage.expansion, self.momentum, self.dtype)
                 x = bottleneck(*fields, name=f"stage_{index}_{block}")(x, train)
+        if self.end is not None:
+            return x
         x = nn.relu6(_conv_norm(self, TOP, 1, 1, "top")(x, train))
         x_BxD = jnp.mean(x, axis=(1, 2))
         if self.num_classes is None:

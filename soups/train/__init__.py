@@ -11,5 +11,6 @@ from soups.train.sharding import param_shardings as param_shardings
 from soups.train.step import Training as Training
 from soups.train.step import init_state as init_state
 from soups.train.step import training_step as training_step
+from soups.train.swad import Swad as Swad
 from soups.train.sweeps import sweep as sweep
 from soups.train.trajectory import averages as averages

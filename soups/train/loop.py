@@ -43,6 +43,7 @@ def fit(
     mesh: jax.sharding.Mesh | None = None,
     shardings: tree.Tree | None = None,
     on_step: Callable[[int, float], None] = lambda index, loss: None,
+    on_checkpoint: Callable[[int, Mapping[str, Any]], None] = lambda step, made: None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train weights by any loss, and go on where a run in `directory` was killed, to the bit.
@@ -71,6 +72,9 @@ def fit(
         mesh: shards each batch over its axis "data"; the weights are then on every device, or lie by `shardings`.
         shardings: of the weights, from `param_shardings`; optimizer state and averages lie alike.
         on_step: called with the index and the loss of each step, one step late.
+        on_checkpoint: called after every `save_every` steps, and after the last one, with the number of steps taken and
+            {"params", "averages"}: to validate them, or to keep a copy, for the next step takes their memory. A run
+            that goes on calls it for what is left.
         settings: the other fields of `Training`, such as optimizer, learning_rate_rules or ema_decay.
 
     Returns:
@@ -98,12 +102,17 @@ def fit(
     placement = Alone(training) if mesh is None else Lanes(training, params, mesh=mesh, shardings=shardings)
     options = {"batch_size": batch_size, "directory": directory, "save_every": save_every}
     options["on_step"] = lambda index, losses: on_step(index, losses[""])
+    options["on_checkpoint"] = lambda step, state: on_checkpoint(step, _made(training, placement.only(state)))
     state, losses = run(placement, params, members, data, **options)
     state, losses = placement.only(state), np.asarray(losses.get("", ()), np.float32)
     if (bad := checks.not_finite(state["params"])) or not np.isfinite(losses[-1:]).all():
         where = f"NaN or infinity in {few(bad)}" if bad else f"the last loss is {losses[-1]}"
         logger.warning("the training diverged: %s", where)
-    return {"params": state["params"], "averages": averages(state, training.ema_decays), "losses": losses}
+    return _made(training, state) | {"losses": losses}
+
+
+def _made(training, state):
+    return {"params": state["params"], "averages": averages(state, training.ema_decays)}
 
 
 def training_of(loss: Callable[..., Any] | Training, settings: Mapping[str, Any]) -> Training:
@@ -158,6 +167,7 @@ def run(
     directory=None,
     save_every: int = 1000,
     on_step: Callable[[int, dict[str, float]], None] = lambda index, losses: None,
+    on_checkpoint: Callable[[int, Mapping[str, Any]], None] = lambda step, state: None,
 ) -> tuple[tree.Tree, dict[str, list[float]]]:
     """Take the steps that a group of members has left, and return their last state (not the optimizer's) and losses.
 
@@ -185,9 +195,11 @@ def run(
         for index in range(first, total):
             state, loss = placement.step(state, placement.place(next(batches)), values)
             log.add(index, loss)
-            if directory is not None and ((index + 1) % save_every == 0 or index + 1 == total):
+            if (index + 1) % save_every == 0 or index + 1 == total:
                 log.flush()
-                save_state(directory, index + 1, state, batches.get_state())
+                on_checkpoint(index + 1, state)
+                if directory is not None:
+                    save_state(directory, index + 1, state, batches.get_state())
         log.flush()
     return _outcome(state), log.losses
 

@@ -1,0 +1,556 @@
+"""Fine-tune networks on the domains of a set, as DomainBed does, and measure them where they were not trained.
+
+Gulrajani and Lopez-Paz, "In search of lost domain generalization", 2020, arXiv 2007.01434.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from soups import tree
+from soups.data import Dataset
+from soups.data.domainbed import random_hyperparameters, seed_hash
+from soups.data.domains import (
+    DomainSet,
+    Environment,
+    augmented,
+    check_no_leak,
+    environments,
+    load_domains,
+    minibatches,
+)
+from soups.data.random_transforms import domainbed_augmentation
+from soups.data.transforms import RandomTransform
+from soups.evaluate import Evaluator, LogitCache, accuracy, nll
+from soups.evaluate.evaluator import unit_range
+from soups.models.architectures import Architecture
+from soups.models.import_weights import import_weights
+from soups.models.pretrained import efficientnet_lite0_file
+from soups.pool import Pool, digest, load_checkpoint
+from soups.progress import progress
+from soups.studies.examples import Examples
+from soups.studies.kitchen import Kitchen
+from soups.studies.named import architecture_of
+from soups.studies.rows import Row, known_of, mean_of
+from soups.studies.study import Scene, Workdir, with_defaults
+from soups.train import Swad, Training, extract_features, fit, probe_on_features
+from soups.train.probe import with_head
+from soups.train.swad import mean_between
+
+#: kinds of averages along a run, each in a pool of its own: of the weights after each step from the first checkpoint on
+#: (Arpit et al., "Ensemble of averages", 2021, arXiv 2110.10832), and of those in the valley of the validation loss
+AVERAGES = ("ma", "swad")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    """Hold a network as three functions: a stem that stays as it is, what is fine-tuned, and a linear head.
+
+    BatchNorm normalises by the statistics that the network came with, also in training, as in DomainBed. The first
+    `frozen_stages` stages are the stem, whose outputs are computed once; without them all weights are trained.
+    """
+
+    architecture: Architecture
+    frozen_stages: int = 0
+
+    def check(self) -> None:
+        """Raise a ValueError if the network has no such stages to freeze."""
+        count, name = self.frozen_stages, self.architecture.name
+        last = getattr(self.architecture.features, "num_stages", 0)
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= last:
+            raise ValueError(
+                f"config.model.frozen_stages must be a whole number from 0 to {last}, of {name}, not {count!r}"
+            )
+
+    @functools.cached_property
+    def _parts(self):
+        whole = self.architecture
+        if not self.frozen_stages:
+            return None, whole.apply_fn(None)
+        stem = dataclasses.replace(whole, features=whole.features.clone(end=self.frozen_stages))
+        rest = dataclasses.replace(whole, features=whole.features.clone(begin=self.frozen_stages), mean=None, std=None)
+        return stem.apply_fn(None), rest.apply_fn(None)
+
+    @property
+    def frozen(self) -> tuple[tuple[str, float], ...] | None:
+        """Return the rules that keep the stem as it is."""
+        if not self.frozen_stages:
+            return None
+        stages = "|".join(f"stage_{stage}_.*" for stage in range(self.frozen_stages))
+        return ((f"params/(stem|{stages}).*", 0.0), (".*", 1.0))
+
+    @functools.cached_property
+    def stem(self) -> Callable[[tree.Tree, np.ndarray], jax.Array]:
+        """Return the compiled function from weights and images uint8 [B, H, W, 3] to what the stem gives."""
+        return jax.jit(lambda params, images: self._parts[0](params, unit_range(images)))
+
+    def features(self, params: tree.Tree, inputs: jax.Array) -> jax.Array:
+        """Return the features [B, D] of what `inputs` gave."""
+        return self._parts[1](with_head(params, self.architecture.head, None), unit_range(inputs))
+
+    def logits(self, params: tree.Tree, inputs: jax.Array) -> jax.Array:
+        """Return the logits [B, C]."""
+        return self._of_features(params, self.features(params, inputs))
+
+    def loss(self, params: tree.Tree, batch: Any, key: jax.Array, *, dropout: float = 0.0) -> jax.Array:
+        """Return the mean cross-entropy of a batch, a share `dropout` of whose features is dropped."""
+        features = self.features(params, batch["image"])
+        kept = jax.random.bernoulli(key, 1.0 - dropout, features.shape)
+        logits = self._of_features(params, jnp.where(kept, features / (1.0 - dropout), 0.0))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    def _of_features(self, params, features):
+        head = self.head(params)
+        return jnp.matmul(features, head["kernel"], precision="highest") + head["bias"][None]
+
+    def head(self, params: tree.Tree) -> tree.Tree:
+        """Return the head {"kernel" [D, C], "bias" [C]} of weights."""
+        return functools.reduce(lambda part, name: part[name], self.architecture.head.split("/"), params)
+
+    def with_head(self, params: tree.Tree, head: tree.Tree) -> tree.Tree:
+        """Return weights with another head."""
+        return with_head(params, self.architecture.head, head)
+
+    def without_head(self, params: tree.Tree) -> tree.Tree:
+        """Return weights without their head."""
+        outer, _, inner = self.architecture.head.rpartition("/")
+        there = params[outer] if outer else params
+        return with_head(params, self.architecture.head, None) if inner in there else params
+
+
+def adam(rate: float = 5e-5, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Return Adam at a constant rate with L2 regularisation, as DomainBed trains."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(rate))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Course(Scene):
+    """Hold the domains that networks are trained on in one trial; one of a set is left out where it shall test.
+
+    `start`: pre-trained weights, with any head. `pools`: "pool" of the members, "bases" of what they start
+    from, and those of `AVERAGES`.
+    """
+
+    data: DomainSet
+    left_out: str | None
+    trunk: Trunk
+    start: tree.Tree
+    pools: Mapping[str, Pool]
+    trainings: Mapping[str, Training]
+    augment: RandomTransform
+
+    @property
+    def prefix(self) -> str:
+        """Return what the names of all begin with that this course keeps."""
+        return f"seed{self.seed}_{self.data.name}_{self.left_out or 'all'}_"
+
+    # --- Data ---------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def environments(self) -> list[Environment]:
+        """Return the domains that are trained on."""
+        left_out = [] if self.left_out is None else [self.left_out]
+        return [one for one in environments(self.data, self.seed, left_out) if not one.is_test]
+
+    @functools.cached_property
+    def _cache(self) -> LogitCache:
+        return LogitCache(self.workdir.path / "inputs")
+
+    def _inputs(self, data: Dataset, seed: Sequence[int] = ()) -> np.ndarray:
+        """Return what the trunk keeps of images, augmented by a seed if there is one; outputs of a stem are on disk."""
+        if not self.trunk.frozen_stages:
+            return data.images
+
+        def compute():
+            images = augmented(data, self.augment, seed).images if seed else data.images
+            return _in_batches(self.trunk.stem, self.start, images)
+
+        return self._cache.get((self._stem, digest({"images": data.images}), *map(str, seed)), compute)
+
+    @functools.cached_property
+    def _stem(self):
+        return digest({"start": self.start}) + f"-{self.trunk.frozen_stages}"
+
+    @functools.cached_property
+    def _views(self) -> list[list[np.ndarray]]:
+        """Return for each domain the inputs of its images, augmented in so many ways as the config says."""
+        count = self.config["model"]["views"]
+        with progress(f"{self.left_out or self.data.name}: views", count * len(self.environments), "views") as advance:
+            found = []
+            for place, one in enumerate(self.environments):
+                found.append([])
+                for view in range(count):
+                    found[-1].append(self._inputs(one.train, (self.seed, place, view)))
+                    advance(1)
+            return found
+
+    @functools.cached_property
+    def held_out(self) -> Examples:
+        """Return the held-out images of all domains, which are not augmented."""
+        return self._pooled([one.held_out for one in self.environments])
+
+    @functools.cached_property
+    def test(self) -> Examples:
+        """Return all images of the domain that is left out."""
+        return self._pooled([self.data[self.left_out].data])
+
+    def train_inputs(self) -> Examples:
+        """Return the images of all domains that are trained on, which are not augmented."""
+        return self._pooled([one.train for one in self.environments])
+
+    def _pooled(self, parts):
+        return Examples(np.concatenate([self._inputs(p) for p in parts]), np.concatenate([p.labels for p in parts]))
+
+    def batches(self, seed: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yield minibatches with `batch_size` images of each domain, drawn with replacement, augmented."""
+        parts = [one.train for one in self.environments]
+        if not self.trunk.frozen_stages:
+            yield from minibatches(parts, batch_size, seed=seed, random_transform=self.augment)
+        random = np.random.default_rng([seed, 1])
+        for batch in minibatches(parts, batch_size, seed=seed):
+            owners = np.repeat(np.arange(len(parts)), batch_size)
+            views = random.integers(self.config["model"]["views"], size=len(owners))
+            drawn = zip(owners, views, batch["index"], strict=True)
+            yield {"image": np.stack([self._views[o][v][i] for o, v, i in drawn]), "label": batch["label"]}
+
+    # --- Weights ------------------------------------------------------------------------------------------------------
+
+    def probe(self) -> tree.Tree:
+        """Return the pre-trained weights with a head fitted to their features, chosen among strengths by held-out data.
+
+        DomainBed's runs train it by gradient steps instead; it is the same head for all members here and there.
+        """
+
+        def make():
+            train = self.train_inputs()
+            found = [
+                extract_features(self.trunk.features, self.start, data, preprocess=unit_range)
+                for data in (train, self.held_out)
+            ]
+            head = probe_on_features(
+                found[0],
+                train.labels,
+                num_classes=len(self.data.class_names),
+                held_out=(found[1], self.held_out.labels),
+                **self.config["probe"],
+            )
+            return self.trunk.with_head(self.start, head)
+
+        return self.kept(self.pools["bases"], "probe", make)
+
+    def with_head_of(self, probed: tree.Tree, member: tree.Tree) -> tree.Tree:
+        """Return the trunk of a member of another course with the head of probed weights of this one."""
+        return self.trunk.with_head(member, self.trunk.head(probed))
+
+    def unprobed(self) -> tree.Tree:
+        """Return the pre-trained weights with a head drawn at random, from U(±1/√D) as torch draws it."""
+        width, classes = self.trunk.architecture.feature_dim, len(self.data.class_names)
+        keys = jax.random.split(jax.random.key(self.seed))
+        shapes = {"kernel": (width, classes), "bias": (classes,)}
+        head = {
+            name: np.asarray(jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / width**0.5)
+            for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+        return self.trunk.with_head(self.start, head)
+
+    def drawn(self, count: int, first: int = 0) -> list[dict[str, float | int]]:
+        """Return the hyper-parameters of so many runs, as DomainBed draws them and the config changes them."""
+        config, found = self.config["runs"], []
+        for index in range(first, first + count):
+            one = random_hyperparameters(index, self.seed, ranges=config["ranges"], dataset=self.data.name)
+            one |= {"learning_rate": one["learning_rate"] * config["learning_rate_factor"]}
+            found.append(one | ({"batch_size": config["batch_size"]} if config["batch_size"] else {}))
+        return found
+
+    def fill(
+        self,
+        family: str,
+        starts: Mapping[int, Callable[[], tree.Tree]],
+        *,
+        steps: int | None = None,
+        head_steps: int = 0,
+        averages: bool = False,
+        last: bool = False,
+        alike: bool = False,
+        weight_decay: float | None = None,
+    ) -> dict[int, str]:
+        """Train a member from each start, by the number of its run, as far as it is not there, and give their names.
+
+        `head_steps`: so many steps train the head alone before. `averages`: keep those along the runs too. `last`: keep
+        the weights after the last step, not those at the checkpoint that is best on held-out data. `alike`: all have
+        the hyper-parameters of the first run, and differ in their minibatches alone. `weight_decay`: takes the place of
+        what was drawn.
+        """
+        names = {index: self.name(f"{family}_{index:02d}") for index in starts}
+        with progress(f"{self.left_out or self.data.name}: {family}", len(starts), "members") as advance:
+            for index, name in names.items():
+                if name not in self.pools["pool"]:
+                    own = self.drawn(1, 0 if alike else index)[0]
+                    own |= {} if weight_decay is None else {"weight_decay": weight_decay}
+                    made = self._trained(starts[index](), own, index, steps, head_steps, last)
+                    record = {"config": {**own, "run": index}, "seed": self.seed, "losses": made.pop("losses")}
+                    # the member itself is the last, for what is in its pool is not made again
+                    for kind in (*(AVERAGES if averages else ()), "pool"):
+                        self._keep(self.pools[kind], name, made[kind], record)
+                advance(1)
+        return names
+
+    def _keep(self, pool, name, params, record):
+        if name not in pool:
+            like = self.trunk.with_head(self.start, self.trunk.head(params))
+            pool.add(name, tree.cast_like(params, like), record)
+
+    def _trained(self, start, own, index, steps, head_steps, last) -> dict[str, Any]:
+        config, seed = self.config["runs"], seed_hash(self.prefix, index)
+        steps = steps or config["steps"]
+        settings = {"rate": own["learning_rate"], "weight_decay": own["weight_decay"], "dropout": own["dropout"]}
+        settings |= {"seed": seed}
+        if head_steps:
+            batches = self.batches(seed_hash(seed, "head"), own["batch_size"])
+            start = fit(self.trainings["head"], start, batches, steps=head_steps, hyperparameters=settings)["params"]
+        swad, first, best = Swad(), None, (-1.0, None)
+
+        def checkpoint(step, made):
+            nonlocal first, best
+            score, loss = self.validated(made["params"])
+            mean = jax.device_get(made["averages"]["swa"])
+            swad.add(step, loss, mean)
+            first = first or (step, mean)
+            if score > best[0]:
+                best = score, jax.device_get(made["params"])
+
+        made = fit(
+            self.trainings["all"],
+            start,
+            self.batches(seed, own["batch_size"]),
+            steps=steps,
+            save_every=config["evaluate_every"],
+            hyperparameters=settings,
+            on_checkpoint=checkpoint,
+        )
+        mean = jax.device_get(made["averages"]["swa"])
+        losses = [float(part.mean()) for part in np.array_split(np.float64(made["losses"]), min(20, steps))]
+        return {
+            "pool": jax.device_get(made["params"]) if last else best[1],
+            "ma": mean_between(*first, steps, mean) if first[0] < steps else mean,
+            "swad": swad.average(),
+            "losses": losses,
+        }
+
+    def validated(self, params: tree.Tree) -> tuple[float, float]:
+        """Return the accuracy on held-out data, as the mean over the domains, and the mean cross-entropy."""
+        logits = self.held_out_logits(params)
+        parts = np.cumsum([len(one.held_out) for one in self.environments])[:-1]
+        pairs = list(zip(np.split(logits, parts), np.split(self.held_out.labels, parts), strict=True))
+        return tuple(statistics.fmean(measure(*pair) for pair in pairs) for measure in (accuracy, nll))
+
+    def held_out_logits(self, params: tree.Tree) -> np.ndarray:
+        """Return the logits [N, C] of the held-out images."""
+        return self._held_out_evaluator.logits(params)
+
+    @functools.cached_property
+    def _held_out_evaluator(self):
+        return Evaluator(self.trunk.logits, self.held_out, preprocess=lambda x: x, batch_size=self._batch_size)
+
+    @property
+    def _batch_size(self):
+        return self.config["evaluate"]["batch_size"]
+
+    # --- Soups --------------------------------------------------------------------------------------------------------
+
+    def kitchen(self, names: Iterable[str], family: str = "pool", reference: tree.Tree | None = None) -> Kitchen:
+        """Return what cooks from members, and measures them on the domain that is left out."""
+        return Kitchen(
+            members=self.pools[family].select(list(names)),
+            apply_fn=self.trunk.logits,
+            held_out=self.held_out,
+            test=self.test,
+            shifts={},
+            directory=self.workdir.path,
+            seed=self.seed,
+            prefix=self.prefix,
+            batch_size=self._batch_size,
+            preprocess=lambda inputs: inputs,
+            reference=reference,
+            keep="members",
+            per_class=False,
+        )
+
+
+def _in_batches(function, params, images, size=256) -> np.ndarray:
+    """Return what a function gives of all images, in batches of one size, so that it is compiled once for all sets."""
+    found = []
+    for begin in range(0, len(images), size):
+        some = images[begin : begin + size]
+        padded = np.concatenate([some, np.zeros((size - len(some), *some.shape[1:]), some.dtype)])
+        found.append(np.asarray(function(params, padded))[: len(some)])
+    return np.concatenate(found)
+
+
+# --- Trials -----------------------------------------------------------------------------------------------------------
+
+DEFAULTS = {
+    "seeds": 1,
+    "first_seed": 0,
+    "test_domains": (),
+    "model": {"start": None, "frozen_stages": 0, "views": 4},
+    "probe": {"strengths": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "max_iterations": 200},
+    "runs": {"ranges": "mild", "batch_size": None, "learning_rate_factor": 1.0},
+    "ratatouille": {"head_steps": 0},
+    "fusing": {"members": 0, "range": 4.0},
+    "methods": {},
+    "fisher": {"examples": 0},
+    "evaluate": {"batch_size": 500},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial(Scene):
+    """Hold what all courses of a trial share: the sets and the network."""
+
+    data: DomainSet
+    auxiliary: Mapping[str, DomainSet]
+    trunk: Trunk
+    start: tree.Tree
+    trainings: Mapping[str, Training]
+
+    @property
+    def sets(self) -> dict[str, DomainSet]:
+        """Return all sets by name."""
+        return {self.data.name: self.data, **self.auxiliary}
+
+    @property
+    def test_domains(self) -> list[str]:
+        """Return the domains that are left out in turn: those of the config, or all."""
+        chosen = self.config["test_domains"] or [domain.environment for domain in self.data]
+        return [self.data[domain].environment for domain in chosen]
+
+    def course(self, data: DomainSet, left_out: str | None) -> Course:
+        """Return the course of a set, one of whose domains may be left out."""
+        shared = {name: getattr(self, name) for name in ("config", "workdir", "seed", "trunk", "trainings", "start")}
+        place = "" if data is self.data else f"auxiliary_{data.name}_"  # whose heads have other shapes
+        pools = {kind: self.workdir.pool(place + kind) for kind in ("bases", "pool", *AVERAGES)}
+        augment = domainbed_augmentation(self.config["image_size"])
+        return Course(data=data, left_out=left_out, pools=pools, augment=augment, **shared)
+
+    def auxiliary_members(self) -> dict[str, list[tree.Tree]]:
+        """Return networks that the first trial fine-tunes on all domains of each auxiliary set, by sets."""
+        config = self.config["auxiliary_runs"]
+        first = dataclasses.replace(self, seed=self.config["first_seed"])
+        found = {}
+        for name, data in self.auxiliary.items():
+            course = first.course(data, None)
+            starts = dict.fromkeys(range(config["members"]), course.probe)
+            names = course.fill("auxiliary", starts, steps=config["steps"], last=True)
+            found[name] = [course.pools["pool"][member] for member in names.values()]
+        return found
+
+    def described(self, course: Course) -> list[dict[str, Any]]:
+        """Return the members of a course as results hold them."""
+        pool = course.pools["pool"]
+        names = [name for name in pool if name.startswith(course.prefix)]
+        called = {name: f"{course.left_out} {name.removeprefix(course.prefix)}" for name in names}
+        return [{"name": called[name], **known_of(pool.record(name))} for name in names]
+
+    @property
+    def described_splits(self) -> dict[str, Any]:
+        """Return the splits as results hold them: each domain, tested by what was made without it, and their means."""
+        domains = self.test_domains
+        size = {domain: len(self.data[domain]) for domain in domains}
+        return {
+            "splits": {
+                "test": {"role": "test", "mean_of": domains, "title": "mean of domains"},
+                "held_out": {"role": "held_out", "mean_of": [f"without {domain}" for domain in domains]},
+                **{domain: {"role": "test", "examples": size[domain]} for domain in domains},
+                **{
+                    f"without {one}": {"role": "held_out", "examples": len(self.course(self.data, one).held_out.labels)}
+                    for one in domains
+                },
+            }
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what the results tell of the sets."""
+        return {
+            "Sets of domains": {
+                name: {"classes": len(one.class_names), **{domain.name: len(domain) for domain in one}}
+                for name, one in self.sets.items()
+            }
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what a reader must know of the protocol."""
+        config, found = self.config["model"], []
+        if config["frozen_stages"]:
+            found.append(
+                f"The stem and the first {config['frozen_stages']} stages stay as they were pre-trained; what they "
+                f"give of {config['views']} augmented views of each image is computed once."
+            )
+        return found
+
+
+def trials(config: Mapping[str, Any], workdir: Workdir) -> list[Trial]:
+    """Return the trials of a config, with their data and start weights; all share their programs.
+
+    Raises:
+        ValueError: sets that are missing or odd, weights that do not fit the network, stages that cannot be frozen.
+    """
+    config = with_defaults(config, DEFAULTS)
+    arch, size = architecture_of(config["model"]["arch"]), config["image_size"]
+    load = functools.partial(load_domains, config["data_dir"], image_size=size)
+    data, auxiliary = load(config["dataset"]), {name: load(name) for name in config["auxiliary"]}
+    for one in (data, *auxiliary.values()):
+        check_no_leak(one, {name: other for name, other in auxiliary.items() if other is not one})
+    trunk = Trunk(arch, config["model"]["frozen_stages"])
+    trunk.check()
+    options = {"loss": trunk.loss, "optimizer": adam}
+    head = ((f"{arch.head}/.*", 1.0), (".*", 0.0))
+    trainings = {
+        "all": Training(learning_rate_rules=trunk.frozen, swa_start=0.0, **options),
+        "head": Training(learning_rate_rules=head, **options),
+    }
+    shared = {"data": data, "auxiliary": auxiliary, "trunk": trunk, "trainings": trainings}
+    shared["start"] = _start(config, arch)
+    seeds = range(config["first_seed"], config["first_seed"] + config["seeds"])
+    made = [Trial(config=config, workdir=workdir, seed=seed, **shared) for seed in seeds]
+    _ = made[0].test_domains  # refuses one that does not exist
+    return made
+
+
+def _start(config, arch):
+    path = config["model"]["start"]
+    if path is None:
+        if arch.name != "efficientnet-lite0":
+            raise ValueError(f"config.model.start must say where the weights of {arch.name} are")
+        path = efficientnet_lite0_file()
+    path = pathlib.Path(path).expanduser()
+    is_orbax = (path / "_CHECKPOINT_METADATA").exists()
+    params = load_checkpoint(path) if is_orbax else import_weights(path, arch)
+    return with_head(params, arch.head, None)
+
+
+def over_domains(by_domain: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """Return rows that are measured on each domain by what was made without it, and their means over the domains."""
+    found = []
+    for rows in zip(*by_domain.values(), strict=True):
+        parts = dict(zip(by_domain, rows, strict=True))
+        metrics = {"test": mean_of([row["metrics"]["test"] for row in rows])}
+        metrics["held_out"] = mean_of([row["metrics"]["held_out"] for row in rows])
+        metrics |= {domain: row["metrics"]["test"] for domain, row in parts.items()}
+        metrics |= {f"without {domain}": row["metrics"]["held_out"] for domain, row in parts.items()}
+        wins = {domain: row["wins"]["test"] for domain, row in parts.items() if "test" in row.get("wins", {})}
+        count = round(statistics.fmean(row["num_ingredients"] for row in rows))
+        kept = {name: rows[0][name] for name in ("seed", "name", "kind", "group", "of") if name in rows[0]}
+        cost = mean_of([row["cost"] for row in rows])
+        found.append({**kept, "metrics": metrics, "wins": wins, "num_ingredients": count, "cost": cost})
+    return found

@@ -1,0 +1,209 @@
+"""Recycle fine-tuned networks for domains that nobody trained on: read from top to bottom.
+
+Members are fine-tuned on all domains of a set but one, and tested on that one: from a random head, from a linear probe
+(Rame et al., "DiWA", 2022, arXiv 2205.09739), and with that probe's head from networks that were fine-tuned on other
+sets before (Rame et al., "Model ratatouille", 2022, arXiv 2212.10445). The protocol is DomainBed's.
+"""
+
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import soups
+from soups import tree
+from soups.evaluate import ensemble_logits
+from soups.names import check_name
+from soups.progress import say
+from soups.recipes import METHODS
+from soups.studies.courses import AVERAGES, Course, Trial, over_domains, trials
+from soups.studies.kitchen import Kitchen
+from soups.studies.rows import Row
+from soups.studies.study import Study, check_fields
+from soups.train import search
+
+FIELDS = {
+    "": "study name seeds? first_seed? data_dir dataset auxiliary test_domains? image_size",
+    "model": "arch start? frozen_stages? views?",
+    "probe?": "strengths max_iterations?",
+    "runs": "members steps evaluate_every ranges? batch_size? learning_rate_factor?",
+    "auxiliary_runs": "members steps",
+    "ratatouille?": "head_steps",
+    "fusing?": "members range?",
+    "methods?": " ".join(f"{name}?" for name in METHODS),
+    "fisher?": "examples",
+    "evaluate?": "batch_size",
+}
+REFERENCE, RECYCLED = "ERM", "model ratatouille, {}"
+
+
+def _check(config):
+    check_fields(config, FIELDS)
+    if config["runs"]["members"] < 2:
+        raise ValueError("config.runs.members must be at least 2: soups need two members")
+    for name, settings in config.get("methods", {}).items():
+        method = METHODS[name]
+        if method.single or method.beside:
+            raise ValueError(f"config.methods.{name}: this method takes more than members")
+        for setting in settings:
+            check_name(setting, method.defaults, f"setting of method {name}")
+
+
+def _cook(trial: Trial) -> dict[str, Any]:
+    say(f"\ntrial {trial.seed}")
+    auxiliary = trial.auxiliary_members()
+    by_domain, members = {}, []
+    for domain in trial.test_domains:
+        course = trial.course(trial.data, domain)
+        by_domain[domain] = trial.stage(f"{domain} rows", lambda course=course: _rows(trial, course, auxiliary))
+        members += trial.described(course)
+    return trial.described_splits | {
+        "reference": REFERENCE,
+        "rows": (rows := over_domains(by_domain)),
+        "claims": _claims(trial, rows),
+        "members": members,
+        "facts": trial.facts,
+        "notes": trial.notes,
+    }
+
+
+# --- One domain that is left out --------------------------------------------------------------------------------------
+
+
+def _rows(trial: Trial, course: Course, auxiliary: Mapping[str, Sequence[tree.Tree]]) -> list[Row]:
+    """Make the members that are tested on one domain, and return the rows of all that is cooked of them."""
+    config, probe = trial.config, course.probe()
+    runs = range(config["runs"]["members"])
+    plain = course.fill("probed", dict.fromkeys(runs, lambda: probe), averages=True)
+    drawn_head = course.fill("random_head", dict.fromkeys(runs, course.unprobed))
+    recycled = _recycled(course, probe, auxiliary, plain)
+    fused = _fused(course, probe, auxiliary)
+
+    kitchen = course.kitchen(plain.values())
+    reference = kitchen.members[kitchen.best()]
+    rows = [kitchen.row("linear probe", "probe", kitchen.measure(probe), {}), *_singles(kitchen)]
+    rows += [_best(course.kitchen(plain.values(), kind, reference), kind.upper(), "trajectory") for kind in AVERAGES]
+    rows += [*_ensembles(kitchen, "ensemble"), *_soups(kitchen)]
+    beside = course.kitchen(drawn_head.values(), reference=reference)
+    rows += [_best(beside, "ERM from a random head"), *_soups(beside, "{} soup from a random head")]
+    if fused:
+        rows.append(_best(course.kitchen(fused.values(), reference=reference), "fusing"))
+    if recycled:
+        kitchen = course.kitchen(recycled.values(), reference=reference)
+        rows += [_best(kitchen, "inter-training"), *_ensembles(kitchen, "ensemble of recycled members")]
+        rows += [*_soups(kitchen, RECYCLED), *_of_single_sets(course, recycled, list(auxiliary), reference)]
+    return rows + _merges(kitchen, course, probe)
+
+
+def _recycled(course, probe, auxiliary, plain) -> dict[int, str]:
+    """Return members, by their runs, that start from the pre-trained trunk, which are there, or an auxiliary one."""
+    starts, kinds = {}, list(auxiliary)
+    for index in plain:
+        if turn := index % (len(kinds) + 1):
+            several = auxiliary[kinds[turn - 1]]
+            starts[index] = functools.partial(course.with_head_of, probe, several[index % len(several)])
+    made = course.fill("recycled", starts, head_steps=course.config["ratatouille"]["head_steps"])
+    return {index: made.get(index, name) for index, name in plain.items()} if kinds else {}
+
+
+def _of_single_sets(course, recycled, sets, reference) -> list[Row]:
+    """Return the uniform soup of the members whose trunks are pre-trained or of one auxiliary set, for each of them."""
+    rows = []
+    for turn, name in enumerate(sets if len(sets) > 1 else [], 1):
+        some = [member for index, member in recycled.items() if index % (len(sets) + 1) in (0, turn)]
+        kitchen = course.kitchen(some, reference=reference)
+        rows.append(kitchen.uniform_row(RECYCLED.format(f"only {name}")))
+    return rows
+
+
+def _fused(course, probe, auxiliary) -> dict[int, str]:
+    """Return members that start from averages of all trunks, with weights drawn for each."""
+    config, others = course.config["fusing"], [member for several in auxiliary.values() for member in several]
+
+    def start(index):
+        generator, count = random.Random(index), len(others) + 1
+        shares = np.exp([config["range"] * generator.random() for _ in range(count)])
+        trunks = [probe, *(course.with_head_of(probe, member) for member in others)]
+        return soups.weighted(trunks, weights=shares / shares.sum())
+
+    starts = {index: lambda index=index: start(index) for index in range(config["members"])} if others else {}
+    return course.fill("fused", starts, head_steps=course.config["ratatouille"]["head_steps"])
+
+
+def _singles(kitchen: Kitchen) -> list[Row]:
+    best, mean, *_ = kitchen.single_rows()
+    tested = {name: found.metrics["test"]["accuracy"] for name, found in kitchen.measured.items()}
+    oracle = kitchen.named_row(kitchen.best(tested), "ERM, chosen on the test domain")
+    return [best | {"name": REFERENCE}, mean, oracle]
+
+
+def _best(kitchen: Kitchen, title: str, kind: str = "member") -> Row:
+    return kitchen.named_row(kitchen.best(), title) | {"kind": kind}
+
+
+def _soups(kitchen: Kitchen, titles: str = "{} soup") -> list[Row]:
+    return [kitchen.uniform_row(titles.format("uniform")), kitchen.greedy_row(titles.format("greedy"))[0]]
+
+
+def _ensembles(kitchen: Kitchen, title: str) -> list[Row]:
+    rows, used = [], dict.fromkeys(kitchen.names, 1 / len(kitchen.names))
+    for space in ("logits", "probabilities"):
+        logits = {
+            split: ensemble_logits([kitchen.member_logits(name, [split])[split] for name in used], space=space)
+            for split in kitchen.splits
+        }
+        found = kitchen.judge(logits)
+        rows.append(kitchen.row(f"{title}, {space}", "ensemble", found, used, inference=len(used)))
+    return rows
+
+
+def _merges(kitchen: Kitchen, course: Course, base: tree.Tree) -> list[Row]:
+    """Return a row for each other method, with those of its settings that are best on held-out data."""
+    rows = []
+    for name, choices in course.config["methods"].items():
+        tried = [
+            kitchen.merged_row(f"{name} {settings}", (METHODS[name], settings), base)
+            for settings in search.grid(**choices) or [{}]
+        ]
+        best = max(tried, key=lambda row: row["metrics"]["held_out"]["accuracy"])
+        rows.append(best | {"name": METHODS[name].name})
+    if count := course.config["fisher"]["examples"]:
+        some = jax.numpy.asarray(kitchen.held_out.images[:count])
+
+        def fisher(members):
+            made = [soups.fisher_information(course.trunk.logits, member, some) for member in members.values()]
+            return soups.fisher(members, made)
+
+        rows.append(kitchen.merged_row("fisher", fisher))
+    return rows
+
+
+def _claims(trial, rows) -> list[dict[str, Any]]:
+    """Return what the papers say is better, and by how much it was in this trial."""
+    pairs = [
+        ("uniform soup", REFERENCE),
+        ("greedy soup", REFERENCE),
+        ("uniform soup", "uniform soup from a random head"),
+    ]
+    uniform, greedy = RECYCLED.format("uniform"), RECYCLED.format("greedy")
+    single = [RECYCLED.format(f"only {name}") for name in trial.auxiliary]
+    pairs += [(uniform, "uniform soup"), (greedy, "greedy soup"), *((name, REFERENCE) for name in (uniform, *single))]
+    pairs += [("inter-training", REFERENCE), ("fusing", REFERENCE), (uniform, "ensemble, logits")]
+    accuracy = {row["name"]: row["metrics"]["test"]["accuracy"] for row in rows}
+    return [
+        {"seed": trial.seed, "title": f"{better} > {than}", "value": accuracy[better] - accuracy[than]}
+        for better, than in pairs
+        if {better, than} <= accuracy.keys()
+    ]
+
+
+run = Study(
+    check=_check,
+    scenes=trials,
+    cook=_cook,
+    folders=("pool", "soups"),
+    changeable=("methods", "fisher"),
+)

@@ -1,0 +1,231 @@
+"""Run the studies of recycling, small, as users do; stop one; run them wrongly."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from small_domains import SIZE, Net, config_of, write_all, write_set
+
+from soups import Pool
+from soups.data.domainbed import random_hyperparameters, split_positions
+from soups.data.domains import load_domains
+from soups.models import functional
+from soups.report import load_results
+from soups.studies import diversity, domainbed, fusing
+
+STUDIES = {"domainbed": domainbed, "diversity": diversity, "fusing": fusing}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Give a folder with sets of domains and start weights."""
+    folder = tmp_path_factory.mktemp("sets")
+    write_all(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """Give a finished run of the main study, on two of the three domains."""
+    workdir = tmp_path_factory.mktemp("run") / "domainbed"
+    domainbed.run(small("domainbed", data_dir), workdir)
+    return workdir
+
+
+def small(name, data_dir, **changes):
+    """Return a config as the command line hands it to a study."""
+    config = config_of(name, data_dir)
+    if name == "domainbed":
+        config.test_domains, config.fusing.members = ("dark", "noisy"), 2
+        config.methods.ties.update(density=(0.5,), scale=(1.0,))
+        del config.methods.geometric_median
+        config.fisher.examples = 4
+    elif name == "diversity":
+        config.test_domains, config.pairs.barrier_ts = ("dark",), (0.5,)
+        config.runs.members = 2
+    else:
+        config.weight_decays = (0.0,)
+        config.cold.update(rounds=1, steps=2)
+        config.joint.steps = 4
+    config.update(changes)
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def accuracy_of(params, domain):
+    logits = functional.apply_fn(Net(3), (0.5,) * 3, (0.5,) * 3)(params, domain.data.images.astype(np.float32) / 255)
+    return np.mean(np.argmax(logits, 1) == domain.data.labels)
+
+
+def mean_tree(trees):
+    return jax.tree.map(lambda *leaves: np.mean(np.float64(leaves), axis=0).astype(np.float32), *trees)
+
+
+# --- Domains that are left out ---
+
+
+def test_rows_are_those_of_the_papers_over_the_domains(finished):
+    rows = load_results(finished)["rows"]
+    kinds = ["uniform soup", "greedy soup"]
+    kinds += [f"model ratatouille, {one}" for one in ("uniform", "greedy", "only more", "only others")]
+    kinds += [f"{one} from a random head" for one in ("ERM", "uniform soup", "greedy soup")]
+    kinds += [
+        f"{one}, {space}"
+        for one in ("ensemble", "ensemble of recycled members")
+        for space in ("logits", "probabilities")
+    ]
+    kinds += ["linear probe", "ERM", "mean member", "ERM, chosen on the test domain", "MA", "SWAD", "fusing"]
+    kinds += ["inter-training", "ties", "model_stock", "fisher"]
+    assert sorted(row["name"] for row in rows) == sorted(kinds)
+    for row in rows:
+        for whole, parts in (("test", ["dark", "noisy"]), ("held_out", ["without dark", "without noisy"])):
+            mean = np.mean([row["metrics"][part]["accuracy"] for part in parts])
+            assert row["metrics"][whole]["accuracy"] == pytest.approx(mean)
+
+
+def test_soups_are_tested_on_the_domain_that_their_members_did_not_see(finished, data_dir):
+    data, pool = load_domains(data_dir, "squares", image_size=SIZE), Pool(finished / "pool")
+    rows = {row["name"]: row["metrics"] for row in load_results(finished)["rows"]}
+    recycled = ["probed_00", "recycled_01", "recycled_02"]  # of three starts, the pre-trained one first
+    for title, names in {
+        "uniform soup": [f"probed_{i:02d}" for i in range(3)],
+        "model ratatouille, uniform": recycled,
+    }.items():
+        for domain in ("dark", "noisy"):
+            soup = mean_tree([pool[f"seed0_squares_{domain}_{name}"] for name in names])
+            assert rows[title][domain]["accuracy"] == pytest.approx(accuracy_of(soup, data[domain]))
+
+
+def test_members_have_the_hyperparameters_that_domainbed_draws(finished):
+    members = {one["name"]: one["config"] for one in load_results(finished)["members"]["0"]}
+    for index in range(3):
+        drawn = random_hyperparameters(index, 0) | {"batch_size": 4, "run": index}
+        drawn["learning_rate"] *= 10.0
+        for family in ("probed", "random_head"):
+            assert members[f"dark {family}_{index:02d}"] == pytest.approx(drawn)
+
+
+def test_statistics_are_those_of_the_start_in_all_members(finished, data_dir):
+    pool = Pool(finished / "pool")
+    kept = [pool[name]["batch_stats"] for name in pool]
+    jax.tree.map(lambda *leaves: [np.testing.assert_array_equal(leaf, leaves[0]) for leaf in leaves], *kept)
+
+
+def test_erm_is_the_best_on_held_out_images_of_the_other_domains(finished, data_dir):
+    data, pool = load_domains(data_dir, "squares", image_size=SIZE), Pool(finished / "pool")
+    rows = {row["name"]: row["metrics"] for row in load_results(finished)["rows"]}
+    scores = []
+    for name in [f"seed0_squares_dark_probed_{index:02d}" for index in range(3)]:
+        right = []
+        for place in (1, 2):
+            domain = data.domains[place]
+            held_out = split_positions(len(domain), 0, place)[1]
+            logits = functional.apply_fn(Net(3), (0.5,) * 3, (0.5,) * 3)(
+                pool[name], domain.data.images[held_out].astype(np.float32) / 255
+            )
+            right += (np.argmax(logits, 1) == domain.data.labels[held_out]).tolist()
+        scores.append(np.mean(right))
+    assert rows["ERM"]["without dark"]["accuracy"] == pytest.approx(max(scores))
+
+
+def test_claims_are_differences_of_rows(finished):
+    results = load_results(finished)
+    accuracy = {row["name"]: row["metrics"]["test"]["accuracy"] for row in results["rows"]}
+    found = {one["title"]: one["value"] for one in results["claims"]}
+    assert len(found) == 11
+    for title, value in found.items():
+        better, _, than = title.partition(" > ")
+        assert value == pytest.approx(accuracy[better] - accuracy[than])
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_results(finished, data_dir, tmp_path, monkeypatch):
+    workdir, add, count = tmp_path / "run", Pool.add, iter(range(1000))
+
+    def until(self, *args, **kwargs):
+        if next(count) in (5, 14, 23, 36):
+            raise KeyboardInterrupt
+        return add(self, *args, **kwargs)
+
+    monkeypatch.setattr(Pool, "add", until)
+    config, stops = small("domainbed", data_dir), 0
+    while not (workdir / "results.json").exists():
+        try:
+            domainbed.run(config, workdir)
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops == 4
+    keep = ("rows", "claims", "members")
+    ended, whole = (load_results(place) for place in (workdir, finished))
+    assert {name: ended[name] for name in keep} == {name: whole[name] for name in keep}
+
+
+# --- The other studies ---
+
+
+def test_diversity_measures_pairs_by_what_differs(data_dir, tmp_path):
+    diversity.run(small("diversity", data_dir), tmp_path / "run")
+    results = load_results(tmp_path / "run")
+    kinds = [pair["of"]["differ"] for pair in results["pairs"]]
+    # one pair in each group of two; of each run one for each two of three starts
+    assert {kind: kinds.count(kind) for kind in kinds} == {"seed": 1, "hyper-parameters": 1, "auxiliary start": 6}
+    data, pool = load_domains(data_dir, "squares", image_size=SIZE), Pool(tmp_path / "run" / "pool")
+    pair = next(pair for pair in results["pairs"] if pair["of"]["differ"] == "auxiliary start")
+    ends = [pool[f"seed0_squares_dark_{pair[end]}"] for end in "ab"]
+    alone = np.mean([accuracy_of(end, data["dark"]) for end in ends])
+    average = accuracy_of(mean_tree(ends), data["dark"])
+    assert pair["values"]["gain"] == pytest.approx(average - alone)
+    assert pair["values"]["barrier"] == pytest.approx(max(0.0, alone - average))
+    shares = [row["of"]["share"] for row in results["rows"] if row["group"] == "curve" and "share" in row["of"]]
+    assert set(shares) == {0.0, 0.5, 1.0}
+
+
+def test_fusing_starts_from_averages_of_the_other_sets(data_dir, tmp_path):
+    fusing.run(small("fusing", data_dir), tmp_path / "run")
+    results = load_results(tmp_path / "run")
+    rows = {row["name"]: row["metrics"] for row in results["rows"] if row["group"] == "main"}
+    singles = [row for row in results["rows"] if row["group"] == "curve"]
+    places = {(row["of"]["start"], row["of"]["target"]) for row in singles}
+    sets = ("squares", "more", "others")
+    assert places == {(start, target) for start in ("pre-trained", *sets) for target in sets if start != target}
+    of_more = [row["metrics"]["test"]["accuracy"] for row in singles if row["of"]["target"] == "more"][1:]
+    assert rows["inter-training, mean"]["more"]["accuracy"] == pytest.approx(np.mean(of_more))
+    halves = [title for title in rows if title.startswith("fusing half")]
+    best = "fusing the best half, in hindsight"
+    assert len(halves) == 4 and all(rows[best][t]["accuracy"] >= rows[h][t]["accuracy"] for t in sets for h in halves)
+
+
+# --- What is wrong ---
+
+
+@pytest.mark.parametrize(
+    ("names", "place", "value", "message"),
+    [
+        (STUDIES, "dataset", "nowhere", "no set 'nowhere'"),
+        (STUDIES, "auxiliary", ("more", "squares"), "images of squares"),
+        (("diversity", "fusing"), "auxiliary", (), "config.auxiliary must name"),
+        (STUDIES, "model.start", None, "config.model.start"),
+        (STUDIES, "model.frozen_stages", 2, "frozen_stages must be .* from 0 to 0, of small, not 2"),
+        (STUDIES, "runs.ranges", "wide", "wide"),
+        (("domainbed", "diversity"), "test_domains", ("bright",), "bright"),
+        (("domainbed",), "methods.ties", {"dens": (1,)}, "dens"),
+        (("domainbed",), "methods.fisher", {}, "more than members"),
+        (("domainbed", "diversity"), "runs.members", 1, "config.runs.members must be at least 2"),
+        (("fusing",), "weight_decays", (), "config.weight_decays"),
+    ],
+)
+def test_a_wrong_config_is_one_error_before_anything_is_trained(names, place, value, message, data_dir, tmp_path):
+    for name in names:
+        config = small(name, data_dir)
+        section, _, field = place.rpartition(".")
+        (config[section] if section else config)[field] = value
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            STUDIES[name].run(config, tmp_path / name)
+        assert not list(tmp_path.glob("*/*pool/*"))
+
+
+def test_domains_of_other_classes_are_refused(data_dir, tmp_path):
+    write_set(tmp_path / "odd", ["dark", "light"], ["a", "b"])
+    write_set(tmp_path / "odd", ["noisy"], ["a", "c"])
+    config = small("domainbed", data_dir) | {"data_dir": str(tmp_path), "dataset": "odd", "auxiliary": ()}
+    with pytest.raises(ValueError, match="classes"):
+        domainbed.run(config, tmp_path / "run")
