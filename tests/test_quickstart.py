@@ -52,3 +52,16 @@ def test_a_first_start_says_what_comes_before_it_sets_up(start):
     run = "python scripts/run.py --config configs/digits.py --config.seeds=2"
     assert said[setting_up + 1 :] == [run]
     assert start("quickstart.sh", "--config.seeds=2") == [run]  # nothing is set up again, and the run speaks first
+
+
+def test_the_script_of_recycling_draws_its_sets_once(start, tmp_path):
+    said = start("recycling.sh")
+    config = read_config(ROOT / "configs" / "recycling" / "domainbed.py")
+    assert f"about {config['about']['minutes']} minutes" in " ".join(said)
+    build = "python scripts/build_domains.py runs/domains"
+    run = "python scripts/run.py --config configs/recycling/domainbed.py --workdir runs/recycling"
+    run += " --config.data_dir=runs/domains"
+    assert said[-2:] == [build, run]
+    (tmp_path / "runs" / "domains").mkdir(parents=True)
+    (tmp_path / "runs" / "domains" / "LICENCES.md").touch()
+    assert start("recycling.sh", "--config.seeds=3") == [f"{run} --config.seeds=3"]

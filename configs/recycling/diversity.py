@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config = module.get_config()
     config.study = config.name = "diversity"
     with config.unlocked():
-        del config.fusing, config.methods, config.fisher
+        del config.about, config.fusing, config.methods, config.fisher
         config.pairs = ConfigDict(dict(barrier_ts=(0.25, 0.5, 0.75)))  # places on the paths between two members
     config.runs.members = 5
     return config

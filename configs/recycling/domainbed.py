@@ -26,6 +26,28 @@ def get_config() -> ConfigDict:
     config.name = "domainbed"
     config.seeds = 1  # trials: each has splits, minibatches and hyper-parameters of its own
     config.first_seed = 0
+    config.about = ConfigDict()
+    config.about.minutes = 20
+    config.about.shows = (
+        "It fine-tunes a network that knows photographs on drawings of all styles but one, and shows what soups, "
+        "ensembles and networks recycled from other tasks gain on the style that is left out."
+    )
+    config.about.rows = (
+        "linear probe",
+        "ERM",
+        "mean member",
+        "MA",
+        "SWAD",
+        "uniform soup",
+        "greedy soup",
+        "ensemble, logits",
+        "inter-training",
+        "fusing",
+        "model ratatouille, uniform",
+        "model ratatouille, greedy",
+    )
+    config.about.command = "bash scripts/recycling.sh"
+    config.about.next = ("docs/recycling.md   # what it measures, and the studies of diversity and of fusing",)
     config.data_dir = placeholder(str)  # the folder of the sets
     config.dataset = "icons"
     config.auxiliary = ("letters", "digits", "weights")
