@@ -33,6 +33,7 @@ SETTINGS = NETWORK | {
     "label_smoothing": 0.1,
     "clip_norm": 1.0,
 }
+WORKER = pathlib.Path(__file__).with_name("_torch_vit.py")
 GOAL = 1.0
 HOW = """This benchmark needs the interpreter of an environment with PyTorch:
     python -m venv torch-venv
@@ -52,7 +53,7 @@ def main():
         sys.exit(HOW)
     batch, params = make_batch(), make_weights()
     run = jax_trainer(batch, params)
-    with torch_process(options.torch_python, batch, params) as (torch_run, torch_says):
+    with torch_process(options.torch_python, batch, params, WORKER, SETTINGS) as (torch_run, torch_says):
         check_losses(run(len(next(iter(torch_says["losses"].values())))), torch_says["losses"])
         callables = {"soups": lambda: run(options.steps)}
         callables |= {name: lambda name=name: torch_run(name, options.steps) for name in torch_says["losses"]}
@@ -101,13 +102,12 @@ def jax_trainer(batch, params):
 
 
 @contextlib.contextmanager
-def torch_process(python, batch, params):
+def torch_process(python, batch, params, worker, settings):
     """Start PyTorch beside; give a function that lets one variant take some steps, and what it said at the start."""
-    worker = pathlib.Path(__file__).with_name("_torch_vit.py")
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "start.npz"
         leaves = {name: np.asarray(leaf) for name, leaf in tree.flatten(params).items()}
-        np.savez(file, images=batch["image"], labels=batch["label"], settings=json.dumps(SETTINGS), **leaves)
+        np.savez(file, images=batch["image"], labels=batch["label"], settings=json.dumps(settings), **leaves)
         with subprocess.Popen(
             [python, worker, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         ) as process:

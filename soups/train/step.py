@@ -125,16 +125,30 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Training))
 
 
 def jit_step(step: Callable, **options) -> Callable:
-    """Compile a step with its state donated."""
-    return jax.jit(step, donate_argnums=0, compiler_options=cpu_options(), **options)
+    """Compile a step with its state donated, on a CPU with the options for the network whose weights the state has.
+
+    `of(state)` is the function of `jax.jit`, which is one for all states of the same kind of network.
+    """
+
+    @functools.cache
+    def compiled(statistics):
+        return jax.jit(step, donate_argnums=0, compiler_options=cpu_options(statistics), **options)
+
+    def run(state, *rest):
+        return run.of(state)(state, *rest)
+
+    run.of = lambda state: compiled(isinstance(state["params"], Mapping) and STATISTICS in state["params"])
+    return run
 
 
 @functools.cache
-def cpu_options() -> dict[str, str] | None:
-    """Return the options of XLA with which steps are compiled on a CPU."""
+def cpu_options(statistics: bool) -> dict[str, str] | None:
+    """Return the options of XLA with which steps are compiled on a CPU; `statistics`: the network has BatchNorms."""
     # On a CPU XLA hands reductions to a library too, which made a small ViT's step 1.4 times slower than fusing them
-    # (scripts/benchmarks/train_step_torch.py). The option is experimental: a version without it does without.
-    if jax.default_backend() != "cpu":
+    # (scripts/benchmarks/train_step_torch.py). The sums over a batch in the gradients of BatchNorm and of depthwise
+    # convolutions need the library: without it a step of EfficientNet-Lite0 takes six times as long. The option is
+    # experimental: a version without it does without.
+    if statistics or jax.default_backend() != "cpu":
         return None
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     try:

@@ -45,7 +45,7 @@ def small_machine():
         patch.setattr(jax, "devices", lambda: few)
         for name in ("device_count", "local_device_count"):
             patch.setattr(jax, name, lambda: 4)
-        patch.setattr(train_step, "cpu_options", lambda: QUICK)
+        patch.setattr(train_step, "cpu_options", lambda statistics: QUICK)
         yield
 
 

@@ -18,7 +18,7 @@ def main():
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
-    step.cpu_options = lambda: QUICK
+    step.cpu_options = lambda statistics: QUICK
     processes._AT_ONCE = 2**12  # so that what the first process reads goes to the other in several parts
     config = finetune_config(folder)
     try:

@@ -13,7 +13,7 @@ import pytest
 from soups import models, tree
 from soups.train import Classification, Training, fit, training_step
 from soups.train.classification import soft_targets
-from soups.train.step import learning_rate
+from soups.train.step import cpu_options, jit_step, learning_rate
 
 BATCH, CLASSES, CLIP = 8, 3, 0.5
 PROBE_RULES = (("trunk/.*", 0.0), (".*", 1.0))
@@ -443,6 +443,17 @@ def convnet():
     """Give a network with BatchNorm and its weights."""
     model = models.ConvNet(num_classes=CLASSES, widths=(4,))
     return model, models.init(model, jax.random.key(0), (4, 4, 1))
+
+
+def test_a_step_of_a_network_with_batchnorm_is_compiled_with_options_of_its_own(monkeypatch, convnet):
+    asked, (_, params) = [], convnet
+    monkeypatch.setattr("soups.train.step.cpu_options", asked.append)
+    step = jit_step(lambda state, batch: (state, batch))
+    for weights in (params["params"], [jnp.zeros(2)], params):
+        step({"params": jax.tree.map(jnp.copy, weights)}, jnp.float32(0))
+    assert asked == [False, True]
+    monkeypatch.undo()
+    assert cpu_options(True) is None
 
 
 def test_batch_statistics_move_without_being_trained(rng, convnet):

@@ -45,7 +45,7 @@ def batches(index, count, *, seed):
 def quick_programs():
     """Compile the steps quickly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "cpu_options", lambda: {"xla_backend_optimization_level": 0})
+        patch.setattr(step, "cpu_options", lambda statistics: {"xla_backend_optimization_level": 0})
         yield
 
 

@@ -68,7 +68,7 @@ def main():
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    step.cpu_options = lambda: QUICK
+    step.cpu_options = lambda statistics: QUICK
     mesh = mesh_of(*MESH)
     print(f"loads {sorted(lanes.lane_shares(mesh).items())}", flush=True)
     placement = lanes.Lanes(PLAIN, killed_run.start_weights(), **placed_on(mesh))

@@ -1,0 +1,123 @@
+"""Compare the steps per second of fine-tuning EfficientNet-Lite0 with those of PyTorch on the same CPU.
+
+    python scripts/benchmarks/train_lite_torch.py --torch-python PATH/bin/python
+
+BatchNorm's statistics are frozen, all weights are trained by Adam, as DomainBed does. PyTorch runs beside, as a process
+that waits while JAX is timed: eagerly with channels first and last, and compiled. Both start from the trained weights
+of the extra "recycling" and must give the same losses for the first steps; then blocks of steps take turns, and the
+ratio is to the fastest of PyTorch's. Run it on a quiet machine.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import _common
+import jax
+import numpy as np
+from train_step_torch import HOW, check_losses, torch_process
+
+from soups import models
+from soups.models.architectures import architecture
+from soups.models.efficientnet_lite import STEM, TOP
+from soups.train import Classification, Training
+from soups.train.loop import prepared
+
+WORKER = pathlib.Path(__file__).with_name("_torch_lite.py")
+CLASSES, LEARNING_RATE, GOAL = 7, 5e-5, 1.0
+
+
+def main():
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch-python", help="interpreter with PyTorch")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 112], help="sides of the images")
+    parser.add_argument("--batches", type=int, nargs="+", default=[24, 48], help="images in a batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="in each block")
+    parser.add_argument("--output", default="runs/benchmarks/train_lite_torch.json")
+    options = parser.parse_args()
+    if not options.torch_python:
+        sys.exit(HOW.replace("train_step_torch", "train_lite_torch"))
+    cases = [case(size, batch, options) for size in options.sizes for batch in options.batches]
+    columns = [
+        "pixels, batch",
+        "soups steps/s",
+        "lowest",
+        "highest",
+        "torch steps/s",
+        "to best torch",
+        "lowest",
+        "highest",
+    ]
+    _common.table("Training step of EfficientNet-Lite0, float32", columns, [row(one) for one in cases])
+    print(f"goal {GOAL}")
+    entry = {"benchmark": "train_lite_torch", "what": __doc__.splitlines()[0], "goal": GOAL, "cases": cases}
+    _common.write(options.output, entry | {"settings": settings(), "machine": _common.machine()})
+
+
+def settings():
+    """Return what PyTorch needs to know of the network and its training."""
+    arch = architecture("efficientnet-lite0")
+    sizes = {"stages": [list(stage) for stage in arch.features.stages()], "stem": STEM, "top": TOP}
+    return sizes | {
+        "mean": arch.mean[0],
+        "std": arch.std[0],
+        "num_classes": CLASSES,
+        "learning_rate": LEARNING_RATE,
+    }
+
+
+def case(size, count, options):
+    """Return what was measured of batches of so many images of one size."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+    batch = {"image": images, "label": rng.integers(0, CLASSES, count).astype(np.int32)}
+    params = models.import_weights(models.efficientnet_lite0_file(), "efficientnet-lite0")
+    params = models.replace_head(params, jax.random.key(1), CLASSES, zero=False)
+    run = jax_trainer(batch, params)
+    with torch_process(options.torch_python, batch, params, WORKER, settings()) as (torch_run, said):
+        check_losses(run(len(next(iter(said["losses"].values())))), said["losses"])
+        callables = {"soups": lambda: run(options.steps)}
+        callables |= {name: lambda name=name: torch_run(name, options.steps) for name in said["losses"]}
+        _common.measure(callables, 1)  # warm
+        seconds = _common.measure(callables, options.repeats)
+    summaries = {name: _common.summarize(times) for name, times in seconds.items()}
+    best = min((name for name in summaries if name != "soups"), key=lambda name: summaries[name]["median"])
+    # of each round, so that a machine that gets busier changes both of its sides
+    ratios = [theirs / ours for ours, theirs in zip(seconds["soups"], seconds[best], strict=True)]
+    made = {"size": size, "batch": count, "steps": options.steps, "seconds": summaries, "against": best}
+    made |= {"ratio": summaries[best]["median"] / summaries["soups"]["median"], "ratios": ratios}
+    return made | {"torch": {"version": said["version"], "failed": said["failed"]}}
+
+
+def jax_trainer(batch, params):
+    """Return a function that takes some steps of the library's training step and gives their losses."""
+    arch = architecture("efficientnet-lite0")
+    training = Training(loss=Classification(arch.train_apply_fn(CLASSES, frozen_statistics=True), CLASSES))
+    # so many steps that the learning rate stays at its peak, as PyTorch's does
+    chosen = {"learning_rate": LEARNING_RATE, "warmup_fraction": 0.0, "num_steps": 10**7}
+    _, members = prepared(training, params, batch, {"": chosen}, len(batch["label"]))  # as `fit` takes them
+    hyperparameters = training.numbers(members[""])
+    state, batch = training.begin(params, hyperparameters), jax.device_put(batch)
+
+    def run(steps):
+        nonlocal state
+        losses = []
+        for _ in range(steps):
+            state, loss = training.step(state, batch, hyperparameters)
+            losses.append(loss)
+        return np.asarray(jax.device_get(losses))
+
+    return run
+
+
+def row(made):
+    """Return the row of a case in the table."""
+    steps, ours, theirs = made["steps"], made["seconds"]["soups"], made["seconds"][made["against"]]
+    rates = [steps / ours["median"], steps / ours["max"], steps / ours["min"], steps / theirs["median"]]
+    return [f"{made['size']}, {made['batch']}", *rates, made["ratio"], min(made["ratios"]), max(made["ratios"])]
+
+
+if __name__ == "__main__":
+    main()
