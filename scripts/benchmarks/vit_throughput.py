@@ -69,7 +69,7 @@ def training(arch, images, labels, dtype):
     numbers = settings.numbers(settings.hyperparameters | MODEL_SOUPS | {"num_steps": 10_000})
     state = settings.begin(drawn(arch), numbers)
     batch = {"image": images, "label": labels}
-    program = settings.step.of(state).lower(state, batch, numbers).compile()
+    program = settings.step.lower(state, batch, numbers).compile()
 
     def steps():
         nonlocal state

@@ -127,7 +127,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Training))
 def jit_step(step: Callable, **options) -> Callable:
     """Compile a step with its state donated, on a CPU with the options for the network whose weights the state has.
 
-    `of(state)` is the function of `jax.jit`, which is one for all states of the same kind of network.
+    `of(state)` is the function of `jax.jit`, one for all states of the same kind of network; `lower` is its own.
     """
 
     @functools.cache
@@ -138,6 +138,7 @@ def jit_step(step: Callable, **options) -> Callable:
         return run.of(state)(state, *rest)
 
     run.of = lambda state: compiled(isinstance(state["params"], Mapping) and STATISTICS in state["params"])
+    run.lower = lambda state, *rest: run.of(state).lower(state, *rest)
     return run
 
 
