@@ -20,7 +20,8 @@ def get_config() -> ConfigDict:
     config = module.get_config()
     config.study = config.name = "diversity"
     with config.unlocked():
-        del config.about, config.fusing, config.methods, config.fisher
+        for name in ("about", "leave_one_out", "fusing", "methods", "fisher"):
+            del config[name]
         config.pairs = ConfigDict(dict(barrier_ts=(0.25, 0.5, 0.75)))  # places on the paths between two members
     config.runs.members = 5
     return config

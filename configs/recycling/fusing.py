@@ -21,14 +21,9 @@ def get_config() -> ConfigDict:
     config = module.get_config()
     config.study = config.name = "fusing"
     with config.unlocked():
-        del (
-            config.about,
-            config.fusing,
-            config.methods,
-            config.fisher,
-            config.test_domains,
-            config.auxiliary_runs.members,
-        )
+        for name in ("about", "leave_one_out", "fusing", "methods", "fisher", "test_domains"):
+            del config[name]
+        del config.auxiliary_runs.members
         config.cold = ConfigDict(dict(rounds=3, steps=30))  # of ColD fusion
         config.joint = ConfigDict(dict(steps=100))  # of multi-task learning
         config.weight_decays = (0.0, 1e-2)  # on the way to the trunks, and of what is fine-tuned from them

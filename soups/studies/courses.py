@@ -133,14 +133,14 @@ def adam(rate: float = 5e-5, weight_decay: float = 0.0) -> optax.GradientTransfo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Course(Scene):
-    """Hold the domains that networks are trained on in one trial; one of a set is left out where it shall test.
+    """Hold the domains that networks are trained on in one trial: those of a set but what is left out, to test on it.
 
     `start`: pre-trained weights, with any head. `pools`: "pool" of the members, "bases" of what they start
     from, and those of `AVERAGES`.
     """
 
     data: DomainSet
-    left_out: str | None
+    left_out: tuple[str, ...]
     trunk: Trunk
     start: tree.Tree
     pools: Mapping[str, Pool]
@@ -150,15 +150,19 @@ class Course(Scene):
     @property
     def prefix(self) -> str:
         """Return what the names of all begin with that this course keeps."""
-        return f"seed{self.seed}_{self.data.name}_{self.left_out or 'all'}_"
+        return f"seed{self.seed}_{self.data.name}_{'-'.join(self.left_out) or 'all'}_"
 
     # --- Data ---------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def environments(self) -> list[Environment]:
         """Return the domains that are trained on."""
-        left_out = [] if self.left_out is None else [self.left_out]
-        return [one for one in environments(self.data, self.seed, left_out) if not one.is_test]
+        return [one for one in environments(self.data, self.seed, self.left_out) if not one.is_test]
+
+    @property
+    def called(self) -> str:
+        """Return what is shown of what is trained: the domains that are left out, or the whole set."""
+        return ", ".join(self.left_out) or self.data.name
 
     @functools.cached_property
     def _cache(self) -> LogitCache:
@@ -183,7 +187,7 @@ class Course(Scene):
     def _views(self) -> list[list[np.ndarray]]:
         """Return for each domain the inputs of its images, augmented in so many ways as the config says."""
         count = self.config["model"]["views"]
-        with progress(f"{self.left_out or self.data.name}: views", count * len(self.environments), "views") as advance:
+        with progress(f"{self.called}: views", count * len(self.environments), "views") as advance:
             found = []
             for place, one in enumerate(self.environments):
                 found.append([])
@@ -199,8 +203,8 @@ class Course(Scene):
 
     @functools.cached_property
     def test(self) -> Examples:
-        """Return all images of the domain that is left out."""
-        return self._pooled([self.data[self.left_out].data])
+        """Return all images of what is left out."""
+        return self._pooled([self.data[domain].data for domain in self.left_out])
 
     def train_inputs(self) -> Examples:
         """Return the images of all domains that are trained on, which are not augmented."""
@@ -290,7 +294,7 @@ class Course(Scene):
         what was drawn.
         """
         names = {index: self.name(f"{family}_{index:02d}") for index in starts}
-        with progress(f"{self.left_out or self.data.name}: {family}", len(starts), "members") as advance:
+        with progress(f"{self.called}: {family}", len(starts), "members") as advance:
             for index, name in names.items():
                 if name not in self.pools["pool"]:
                     own = self.drawn(1, 0 if alike else index)[0]
@@ -366,6 +370,12 @@ class Course(Scene):
 
     # --- Soups --------------------------------------------------------------------------------------------------------
 
+    def accuracy(self, params: tree.Tree, domain: str) -> float:
+        """Return the accuracy on all images of a domain that is left out."""
+        test = self._pooled([self.data[domain].data])
+        evaluator = Evaluator(self.trunk.logits, test, preprocess=lambda x: x, batch_size=self._batch_size)
+        return evaluator(params)["accuracy"]
+
     def kitchen(self, names: Iterable[str], family: str = "pool", reference: tree.Tree | None = None) -> Kitchen:
         """Return what cooks from members, and measures them on the domain that is left out."""
         return Kitchen(
@@ -380,6 +390,7 @@ class Course(Scene):
             batch_size=self._batch_size,
             preprocess=lambda inputs: inputs,
             reference=reference,
+            reestimate=lambda averaged: averaged,  # the statistics of all members are those of the start
             keep="members",
             per_class=False,
         )
@@ -401,6 +412,7 @@ DEFAULTS = {
     "seeds": 1,
     "first_seed": 0,
     "test_domains": (),
+    "leave_one_out": False,
     "model": {"start": None, "frozen_stages": 0, "views": 4},
     "probe": {"strengths": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "max_iterations": 200},
     "runs": {"ranges": "mild", "batch_size": None, "learning_rate_factor": 1.0},
@@ -433,8 +445,8 @@ class Trial(Scene):
         chosen = self.config["test_domains"] or [domain.environment for domain in self.data]
         return [self.data[domain].environment for domain in chosen]
 
-    def course(self, data: DomainSet, left_out: str | None) -> Course:
-        """Return the course of a set, one of whose domains may be left out."""
+    def course(self, data: DomainSet, *left_out: str) -> Course:
+        """Return the course of a set, without the domains that are left out."""
         shared = {name: getattr(self, name) for name in ("config", "workdir", "seed", "trunk", "trainings", "start")}
         place = "" if data is self.data else f"auxiliary_{data.name}_"  # whose heads have other shapes
         pools = {kind: self.workdir.pool(place + kind) for kind in ("bases", "pool", *AVERAGES)}
@@ -447,7 +459,7 @@ class Trial(Scene):
         first = dataclasses.replace(self, seed=self.config["first_seed"])
         found = {}
         for name, data in self.auxiliary.items():
-            course = first.course(data, None)
+            course = first.course(data)
             starts = dict.fromkeys(range(config["members"]), course.probe)
             names = course.fill("auxiliary", starts, steps=config["steps"], last=True)
             found[name] = [course.pools["pool"][member] for member in names.values()]
@@ -457,7 +469,7 @@ class Trial(Scene):
         """Return the members of a course as results hold them."""
         pool = course.pools["pool"]
         names = [name for name in pool if name.startswith(course.prefix)]
-        called = {name: f"{course.left_out} {name.removeprefix(course.prefix)}" for name in names}
+        called = {name: f"{course.called} {name.removeprefix(course.prefix)}" for name in names}
         return [{"name": called[name], **known_of(pool.record(name))} for name in names]
 
     @property

@@ -51,7 +51,7 @@ def _check(config):
 
 def _cook(trial: Trial) -> dict[str, Any]:
     say(f"\ntrial {trial.seed}")
-    courses = {name: trial.course(data, None) for name, data in trial.sets.items()}
+    courses = {name: trial.course(data) for name, data in trial.sets.items()}
     found: dict[str, dict[str, Accuracies]] = {}
     for decay in trial.config["weight_decays"]:
         fused = _Fusing(trial, courses, decay)
