@@ -8,7 +8,7 @@ with extra("report"):
 
 # figures register themselves, in the order of the page
 # isort: off
-from soups.report import draw_rows, draw_lines, draw_weights, draw_reliability
+from soups.report import draw_rows, draw_lines, draw_weights, draw_recycling, draw_reliability
 
 # isort: on
 from soups.report.draw_diagnosis import draw_diagnosis as draw_diagnosis

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from numbers import Real
 
 import numpy as np
-from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -84,29 +83,30 @@ def scatter(results: Mapping):
 
 @figure("Split by split", seeds="Means over {} seeds.")
 def by_split(results: Mapping):
-    """The difference from {reference} on each test set that the mean is over; blue is better, orange is worse. Numbers
-    far out share the darkest colours.
+    """The difference from {reference} on each test set that a mean is over, and that of the mean; blue is better,
+    orange is worse, bold where the 95 % interval excludes 0. Numbers far out share the darkest colours.
     """
     roles = files.summary_splits(results)
-    splits = [s for role in ("test", "shift") for s in files.details(results, roles.get(role))]
+    parts = {s: files.details(results, s) for role in ("test", "shift") if (s := roles.get(role))}
+    means = [split for split, those in parts.items() if those]
+    splits = [s for those in parts.values() for s in those] + means
     rows = [row for row in rows_table(results) if row.gain and row.name != results["reference"] and not row.of]
-    if len(splits) < 2 or not rows:
+    if len(splits) - len(means) < 2 or not rows:
         return None
-    scale = files.metric_of(results).scale
-    values = files.metric_of(results).sign * scale * np.array([[row.gain[s].mean for s in splits] for row in rows])
-    low, high = style.robust_limits(values.ravel(), whisker=1.5, margin=0)
-    reach = max(-low, high, 1e-6)
-    norm = Normalize(-reach, reach)
+    metric = files.metric_of(results)
+    values = metric.sign * metric.scale * np.array([[row.gain[s].mean for s in splits] for row in rows])
+    sure = np.array([[abs(row.gain[s].mean) > row.gain[s].half for s in splits] for row in rows])
     figure, ((axes,),) = style.panels(width=7, height=1.4 + 0.19 * len(rows))
-    image = axes.imshow(values, cmap=style.DIVERGING, norm=norm, aspect="auto")
     titles = [files.title_of(results, split) for split in splits]
-    axes.set_xticks(range(len(splits)), titles, fontsize=7.5, rotation=40, ha="left")
-    axes.xaxis.tick_top()
-    axes.set_yticks(range(len(rows)), [style.clipped(row.name) for row in rows], fontsize=8)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    digits, size = files.metric_of(results).drawn_digits, 7 if len(splits) <= 10 else 6
-    style.annotate(axes, values, image, lambda number: format_number(number, digits=digits, sign="+"), size)
+    style.gains(
+        axes,
+        values,
+        sure,
+        [row.name for row in rows],
+        titles,
+        lambda number: format_number(number, digits=metric.drawn_digits, sign="+"),
+        aside=len(splits) - len(means),
+    )
     return figure
 
 
@@ -148,7 +148,9 @@ def _direction(metric):
 
 def _panels(results) -> list[tuple[str, str, list[Row]]]:
     """List (title, split, rows) of each panel: by split, or by what the rows are of, of those the most members."""
-    rows, splits = rows_table(results), files.summary_splits(results)
+    # starts against targets are a figure of their own
+    rows = [row for row in rows_table(results) if not {"start", "target"} <= row.of.keys()]
+    splits = files.summary_splits(results)
     most: dict[tuple, float] = {}
     for row in rows:
         place = tuple(item for item in row.of.items() if item[0] != "models")
@@ -169,9 +171,12 @@ def _forest(axes, results, split, rows, names):
     gains = all(row.gain for row in rows)
     found = {row.name: row.gain[split] if gains else row.metrics[split][metric] for row in rows}
     core = [scale * one.mean for row, one in zip(rows, found.values(), strict=True) if row.kind not in _FAR]
-    ends = [scale * (one.mean + side * one.half) for one in found.values() for side in (-1, 1)]
     low, high = style.robust_limits(core, keep=[0.0] if gains else (), whisker=3, margin=0.06)
-    inner = [end for end in ends if low - (high - low) < end < high + (high - low)]
+    near = [one for one in found.values() if abs(2 * scale * one.mean - low - high) < 2 * (high - low)]
+    ends = [scale * (one.mean + side * one.half) for one in near for side in (-1, 0, 1)]
+    halves = [scale * one.half for one in found.values() if one.half > 0]
+    reach = max(high - low, *np.percentile(halves, [75])) if halves else 0  # most intervals shall end on the axis
+    inner = [end for end in ends if low - reach < end < high + reach]
     low, high = min([low, *inner]), max([high, *inner])
     low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)
     axes.set_xlim(low, high)

@@ -331,6 +331,11 @@ def _of_rows(results):
     for (seed, _, name, _), number in keys.items():
         if number > 1:
             yield f"{name!r} (seed {seed})", "the same row appears twice"
+    matrix = (row for row in results["rows"] if {"start", "target"} <= row.get("of", {}).keys())
+    for (seed, of), number in Counter((row["seed"], facets(row)) for row in matrix).items():
+        if number > 1:
+            place = ", ".join(f"{name} {value!r}" for name, value in of)
+            yield f"{place} (seed {seed})", "the same start and target appear twice"
 
 
 def _of_metrics(results):

@@ -241,11 +241,28 @@ def cells(axes: Axes, values, colors, norm: Normalize, **options):
     return axes.imshow(values, cmap=colors, norm=norm, **options)
 
 
-def annotate(axes: Axes, values, image, words, size: float = 6.5) -> None:
-    """Write `words(number)` into the cells of a matrix that are not masked, in white or ink."""
+def annotate(axes: Axes, values, image, words, size: float = 6.5, bold=None) -> None:
+    """Write `words(number)` into the cells of a matrix that are not masked, in white or ink, some of them `bold`."""
     for i, j in zip(*np.nonzero(~np.ma.getmaskarray(values)), strict=True):
-        color = ink_on(image.to_rgba(values[i, j]))
-        axes.text(j, i, words(values[i, j]), ha="center", va="center", fontsize=size, color=color)
+        color, weight = ink_on(image.to_rgba(values[i, j])), "bold" if bold is not None and bold[i, j] else "normal"
+        axes.text(j, i, words(values[i, j]), ha="center", va="center", fontsize=size, color=color, fontweight=weight)
+
+
+def gains(axes: Axes, values, sure, rows, columns, words, *, aside: int | None = None) -> None:
+    """Draw differences [rows, columns] as cells, blue where better and orange where worse; NaN: not measured.
+
+    `words(number)` is written into each, bold where `sure`; a line parts the columns from `aside` on from the others.
+    """
+    hidden = np.ma.masked_invalid(values)
+    low, high = robust_limits(hidden.compressed(), whisker=1.5, margin=0)
+    reach = max(-low, high, 1e-6)
+    image = cells(axes, hidden, DIVERGING, Normalize(-reach, reach), aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, fontsize=7.5, rotation=40, ha="left", rotation_mode="anchor")
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(rows)), map(clipped, rows), fontsize=8)
+    annotate(axes, hidden, image, words, 7 if len(columns) <= 10 else 6, bold=sure)
+    if aside is not None:
+        axes.axvline(aside - 0.5, color="white", linewidth=5)
 
 
 def off_diagonal(values) -> np.ma.MaskedArray:

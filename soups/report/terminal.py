@@ -32,6 +32,7 @@ def print_table(results: Mapping, console: Console | None = None, names: Collect
     with console.capture() as text:
         console.print(drawn)
         if claimed := claim_table(results):
+            console.print()
             console.print(_drawn("Claims", claimed, len(claimed.heads), wrapped=True))
         for note in results["notes"]:
             console.print(Text(note))

@@ -168,8 +168,12 @@ def test_gains_of_several_networks_have_a_panel_each(results):
 def test_split_by_split_shows_gains_with_better_in_blue(results):
     rows = [row for row in report.rows_table(results) if row.name != "best member"]
     image = draw_rows.by_split(results).axes[0].images[0]
-    expected = [[100 * row.gain[split].mean for split in results["splits"]["shift_mean"]["mean_of"]] for row in rows]
+    splits = [*results["splits"]["shift_mean"]["mean_of"], "shift_mean"]
+    expected = [[100 * row.gain[split].mean for split in splits] for row in rows]
     np.testing.assert_allclose(image.get_array(), expected)
+    bold = [text.get_fontweight() == "bold" for text in image.axes.texts]
+    sure = [abs(row.gain[split].mean) > row.gain[split].half for row in rows for split in splits]
+    assert bold == sure and 0 < sum(bold) < len(bold)
     results["metrics"] = {"accuracy": {"title": "error", "better": "lower", "percent": True}}
     np.testing.assert_allclose(draw_rows.by_split(results).axes[0].images[0].get_array(), -np.array(expected))
 
