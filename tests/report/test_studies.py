@@ -225,7 +225,8 @@ def test_every_shift_is_drawn_along_the_path_where_they_are_few():
 def test_every_registered_figure_is_of_some_study():
     of_digits = {"overview", "scatter", "by_split", "hyper_parameters", "number_of_models", "wise_ft", "losses"}
     of_digits |= {"loss_plane", "barriers_angles", "advantage", "reliability"}
-    assert figures.PLANS.keys() == of_digits.union(*(names for _, names in STUDIES.values()))
+    of_recycling = {"diversity", "barriers", "shares", "starts"}
+    assert figures.PLANS.keys() == of_digits.union(of_recycling, *(names for _, names in STUDIES.values()))
 
 
 ODD = [None, 0, -1, 1e308, math.nan, "", "x" * 200, "<b>", "main", [], {}, True, [1], {"a": 1}, 2**70, "test"]
