@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from soups.report import results as files
 from soups.report import style
@@ -15,8 +16,7 @@ _DIVERSITY = {"ratio_error": "ratio error", "q_diversity": "q-diversity"}
 _BARRIERS = {"barrier": "out of domain", "barrier_in_domain": "in domain"}
 _COLORS = ("#0072b2", "#c44e00", "#00805e", "#a8487f", "#946c00", "#6a51a3")
 _MARKERS = "osD^vP"
-_BASE, _START, _TARGET = "mean member", "start", "target"
-_FIRST_START = "pre-trained"
+_BASE, _FIRST, _START, _TARGET = "mean member", "pre-trained", "start", "target"
 
 
 @figure("Diversity and what averaging two gains", seeds=ALL)
@@ -32,7 +32,7 @@ def diversity(results: Mapping):
     domains = files.grouped(pairs, lambda pair: pair["of"].get("domain", ""))
     if len(domains) > 1:
         size = {"width": max(7, 1.9 * len(domains) + 0.6), "height": 0.5 + 2.3 * len(measures)}
-        figure, grid = style.panels(len(measures), len(domains), sharex="row", sharey=True, **size)
+        figure, grid = style.panels(len(measures), len(domains), sharey=True, **size)
     else:
         figure, grid = style.panels(1, len(measures), height=3.6, sharey=True)
         grid = grid.T
@@ -50,6 +50,7 @@ def diversity(results: Mapping):
             axes.axhline(0, color=style.INK, linewidth=0.8, zorder=1)
             axes.set_title(", ".join(filter(None, [str(domain), _fit(axes, *_points(found, measure))])), fontsize=8.5)
             axes.set_xlabel(_DIVERSITY[measure])
+            axes.xaxis.set_major_locator(MaxNLocator(4))
     for axes in grid[:, 0] if len(domains) > 1 else grid[:1, 0]:
         axes.set_ylabel("gain of the average, points")
     _legend(figure, looks)
@@ -100,13 +101,13 @@ def shares(results: Mapping):
     it was measured, the difference from the mean of these members in the same seed is shown, else the level.
     """
     rows = [row for row in files.rows_of(results, "curve") if "share" in row.get("of", {})]
-    base = {(row["seed"], files.facets(row)): row for row in rows if row["name"] == _BASE}
-    lines = files.grouped((row for row in rows if row["name"] != _BASE), _line)
+    base = {_mixed(row): row for row in rows if _line(row)[0] == _BASE}
+    lines = files.grouped((row for row in rows if _line(row)[0] != _BASE), _line)
     known = {split for found in lines.values() for row in found for split in row["metrics"]}
     splits = [split for split in files.summary_splits(results).values() if split in known]
     if len({row["of"]["share"] for found in lines.values() for row in found}) < 2 or not splits:
         return None
-    gains = all((row["seed"], files.facets(row)) in base for found in lines.values() for row in found)
+    gains = all(_mixed(row) in base for found in lines.values() for row in found)
     metric = files.metric_of(results)
     figure, (panels,) = style.panels(1, len(splits), width=7 if len(splits) > 1 else 5.2, height=3.7)
     looks = dict(zip(lines, _cycle(), strict=False))
@@ -119,25 +120,22 @@ def shares(results: Mapping):
         axes.set_xlabel("share μ from the second start")
     unit = "points" if metric.percent else metric.title
     panels[0].set_ylabel(f"gain over the mean member, {unit}" if gains else f"{metric.title}{' %' * metric.percent}")
-    same = (
-        {index for index, parts in enumerate(zip(*looks, strict=False)) if len(set(parts)) == 1}
-        if len(looks) > 1
-        else set()
-    )
-    named = {", ".join(str(part) for i, part in enumerate(name) if i not in same): look for name, look in looks.items()}
+    told = [index for index, parts in enumerate(zip(*looks, strict=False)) if len(set(parts)) > 1 or len(looks) == 1]
+    named = {", ".join(filter(None, (name[i] for i in told if i < len(name)))): look for name, look in looks.items()}
     _legend(figure, named, line="-")
     return figure
 
 
 @figure("Starts by targets", seeds="Means over {} seeds.")
 def starts(results: Mapping):
-    """Fine-tuned on each target from each start: the difference from the pre-trained start, whose level the first row
-    tells; blue is better, orange is worse, bold where the 95 % interval excludes 0.
+    """Fine-tuned on each target from each start: the difference from the first one, whose level the first row tells;
+    blue is better, orange is worse, bold where the 95 % interval excludes 0.
     """
     rows = [row for group in ("main", "curve") for row in files.rows_of(results, group)]
     rows = [row for row in rows if {_START, _TARGET} <= row.get("of", {}).keys()]
     places = files.grouped(rows, lambda row: _others(row, _START, _TARGET))
-    places = {place: found for place, found in places.items() if any(_is_first(row) for row in found)}
+    first = {place: _first(results, found) for place, found in places.items()}
+    places = {place: found for place, found in places.items() if first[place]}
     sizes = [len({row["of"][_START] for row in found}) for found in places.values()]
     if not places or max(sizes) < 2:
         return None
@@ -145,7 +143,7 @@ def starts(results: Mapping):
     size = {"width": max(7, 3 + 0.55 * targets), "height": 0.3 + sum(1.1 + 0.24 * number for number in sizes)}
     figure, grid = style.panels(len(places), 1, height_ratios=sizes, **size)
     for axes, (place, found) in zip(grid[:, 0], places.items(), strict=True):
-        _matrix(axes, results, found)
+        _matrix(axes, results, found, first[place])
         axes.set_title(", ".join(f"{name} {value}" for name, value in place), fontsize=9)
     return figure
 
@@ -201,9 +199,15 @@ def _strip(axes, place, values, color, marker):
     axes.plot([place - 0.31, place + 0.31], [median, median], color=color, linewidth=2.2, zorder=4)
 
 
-def _line(row):
-    """Return what a row's line is called: its name, and what else it is of."""
-    return row["name"], *(value for _, value in _others(row, "share"))
+def _line(row) -> tuple[str, ...]:
+    """Return what tells the line of a row from others: of "uniform soup with fonts" the two, and what else it is of."""
+    name, _, start = row["name"].partition(" with ")
+    return name, start, *(str(value) for _, value in _others(row, "share"))
+
+
+def _mixed(row):
+    """Return what a row shares with the mean of the members that it averages."""
+    return row["seed"], files.facets(row), _line(row)[1]
 
 
 def _others(row, *names):
@@ -215,25 +219,30 @@ def _share_line(axes, results, rows, base, split, look, offset):
     points = {}
     for share, found in sorted(files.grouped(rows, lambda row: row["of"]["share"]).items()):
         values = [files.value(row, split, results["metric"]) for row in found]
-        lower = [files.value(base[row["seed"], files.facets(row)], split, results["metric"]) for row in found if base]
+        lower = [files.value(base[_mixed(row)], split, results["metric"]) for row in found if base]
         points[share] = spread(np.subtract(values, lower) if base else values)
     x = np.array(list(points)) + 0.008 * offset  # whiskers lie beside each other
     y, half = (metric.scale * np.array([getattr(one, name) for one in points.values()]) for name in ("mean", "half"))
     axes.errorbar(x, y, np.nan_to_num(half), color=color, marker=marker, markersize=4.5, linewidth=1.4, elinewidth=1)
 
 
-def _is_first(row):
-    return row["of"][_START] == _FIRST_START
+def _first(results, rows) -> str:
+    """Return the start that others are compared with, named as the reference or "pre-trained"; "" where none is."""
+    names = {row["of"][_START] for row in rows}
+    return next((name for name in (results["reference"], _FIRST) if name in names), "")
 
 
-def _matrix(axes, results, rows):
+def _matrix(axes, results, rows, first):
     metric = files.metric_of(results)
     found = files.grouped(rows, lambda row: (row["of"][_START], row["of"][_TARGET]))
     names = list(dict.fromkeys(start for start, _ in found))
-    names.sort(key=lambda name: name != _FIRST_START)
+    names.sort(key=lambda name: name != first)
     targets = list(dict.fromkeys(target for _, target in found))
     levels = {place: {row["seed"]: _level(results, row) for row in those} for place, those in found.items()}
-    gains = [[_difference(levels, name, target) for target in targets] for name in names]
+    gains = [
+        [_difference(levels.get((name, target), {}), levels.get((first, target), {})) for target in targets]
+        for name in names
+    ]
     values = metric.sign * metric.scale * np.array([[one.mean for one in line] for line in gains])
     sure = np.array([[abs(one.mean) > one.half for one in line] for line in gains])
     titles = [str(target) for target in targets]
@@ -242,9 +251,8 @@ def _matrix(axes, results, rows):
         return format_number(number, digits=metric.drawn_digits, sign="+")
 
     style.gains(axes, values, sure, list(map(str, names)), titles, words)
-    first = [spread(levels[_FIRST_START, t].values()) if (_FIRST_START, t) in levels else None for t in targets]
     for text in [text for text in axes.texts if text.get_position()[1] == 0]:
-        level = first[int(text.get_position()[0])]
+        level = spread(levels[first, targets[int(text.get_position()[0])]].values())
         text.set_text(format_metric(Spread(level.mean, math.nan), metric, metric.drawn_digits) + " %" * metric.percent)
 
 
@@ -255,9 +263,8 @@ def _level(results, row):
     return files.value(row, split, results["metric"])
 
 
-def _difference(levels, start, target) -> Spread:
+def _difference(here, first) -> Spread:
     """Return the difference from the first start over the seeds that have both."""
-    here, first = (levels.get((name, target), {}) for name in (start, _FIRST_START))
     both = [seed for seed in here if seed in first]
     return spread([here[seed] - first[seed] for seed in both] or [None])
 
@@ -267,4 +274,5 @@ def _legend(figure, looks, line=""):
         Line2D([], [], ls=line, color=color, marker=marker, markersize=5, label=name)
         for name, (color, marker) in looks.items()
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), frameon=False, fontsize=8)
+    columns = min(len(handles), max(1, 100 // (8 + max(map(len, looks)))))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)

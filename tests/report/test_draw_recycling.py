@@ -123,13 +123,14 @@ def test_where_connectivity_fails_the_axis_is_logarithmic_and_holds_all(rng):
     assert axes.get_yscale() == "symlog" and axes.get_ylim()[1] > 55
 
 
-def share_rows(rng, base=True):
-    """Give soups of shares of two second starts, with the mean of their members."""
+def share_rows(rng, base=True, named=False):
+    """Give soups of shares of two second starts, with the mean of their members; the starts may be in the names."""
     rows = []
     for seed, start, share in itertools.product(SEEDS, ("emoji", "fonts"), (0.0, 0.5, 1.0)):
         for name, level in (("uniform soup", 0.8), ("mean member", 0.77))[: 1 + base]:
             metrics = {split: {"accuracy": level + 0.01 * rng.normal()} for split in ("test", "held_out")}
-            of = {"share": share, "start": start}
+            of = {"share": share} | ({} if named else {"start": start})
+            name += f" with {start}" * named
             rows.append({"seed": seed, "name": name, "kind": "soup", "group": "curve", "of": of, "metrics": metrics})
     return rows
 
@@ -141,17 +142,20 @@ def drawn_lines(axes):
         yield line.get_ydata(), np.array([segment[:, 1] for segment in whiskers.get_segments()])
 
 
-@pytest.mark.parametrize("base", [True, False])
-def test_shares_are_paired_by_seed_with_the_interval_of_student(rng, base):
-    rows = share_rows(rng, base)
+@pytest.mark.parametrize(("base", "named"), [(True, False), (False, False), (True, True)])
+def test_shares_are_paired_by_seed_with_the_interval_of_student(rng, base, named):
+    rows = share_rows(rng, base, named)
     figure = draw_recycling.shares(make(rows))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["emoji", "fonts"]
     for axes, split in zip(figure.axes, ("test", "held_out"), strict=True):
         for start, (means, ends) in zip(("emoji", "fonts"), drawn_lines(axes), strict=True):
             for place, share in enumerate((0.0, 0.5, 1.0)):
-                of = {"share": share, "start": start}
+                of = {"share": share} | ({} if named else {"start": start})
+                end = f" with {start}" * named
                 found, lower = (
-                    np.array([r["metrics"][split]["accuracy"] for r in rows if r["name"] == name and r["of"] == of])
+                    np.array(
+                        [r["metrics"][split]["accuracy"] for r in rows if r["name"] == name + end and r["of"] == of]
+                    )
                     for name in ("uniform soup", "mean member")
                 )
                 values = 100 * (found - lower if base else found)
@@ -192,6 +196,17 @@ def test_starts_are_compared_with_the_pretrained_one_of_the_same_seed(rng, name)
         assert texts[column, 0].get_text() == f"{of('pre-trained', target).mean():.1f} %"
         sure = stats.ttest_1samp(gains[1, column], 0).pvalue < 0.05
         assert (texts[column, 1].get_fontweight() == "bold") == sure
+
+
+def test_the_first_start_may_be_named_as_the_reference(rng):
+    rows = matrix_rows(rng)
+    for row in rows:
+        row["of"]["start"] = row["of"]["start"].replace("pre-trained", "ERM")
+    (axes,) = draw_recycling.starts(make(rows)).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["ERM", "fused", "inter-trained on icons"]
+    for row in rows:
+        row["of"]["start"] = row["of"]["start"].replace("ERM", "another")
+    assert draw_recycling.starts(make(rows)) is None
 
 
 def test_a_matrix_of_main_rows_is_no_panel_of_the_overview(rng):
