@@ -56,9 +56,8 @@ def _cook(trial: Trial) -> dict[str, Any]:
         groups = _groups(course, auxiliary)
         kitchen = course.kitchen(itertools.chain(*groups.values()))
         rows[domain] = trial.stage(f"{domain} rows", functools.partial(_rows, kitchen, groups))
-        pairs += trial.stage(
-            f"{domain} pairs", functools.partial(_pairs, kitchen, groups, domain, trial.config["pairs"])
-        )
+        settings = trial.config["pairs"]
+        pairs += trial.stage(f"{domain} pairs", lambda: _pairs(kitchen, groups, domain, settings), settings)  # noqa: B023
         members += trial.described(course)
     found = {"rows": over_domains(rows), "pairs": pairs, "claims": _claims(trial.seed, pairs), "members": members}
     return trial.described_splits | {"facts": trial.facts, "notes": trial.notes} | found

@@ -47,6 +47,7 @@ PUBLISHED = {
     "TerraIncognita": (50.4, 50.3, 50.0, 51.4, 51.6, 46.7, 46.7, 51.8, 49.2),
     "DomainNet": (44.3, 46.0, 46.5, 47.4, 47.7, 44.5, 44.4, 47.5, 47.7),
 }
+CHANGEABLE = ("methods", "fisher")  # sections that nothing is trained by
 REFERENCE, RECYCLED = "ERM", "model ratatouille, {}"
 
 
@@ -66,9 +67,11 @@ def _cook(trial: Trial) -> dict[str, Any]:
     say(f"\ntrial {trial.seed}")
     auxiliary = trial.auxiliary_members()
     by_domain, members = {}, []
+    settings = {name: trial.config[name] for name in CHANGEABLE}
     for domain in trial.test_domains:
         course = trial.course(trial.data, domain)
-        by_domain[domain] = trial.stage(f"{domain} rows", lambda course=course: _rows(trial, course, auxiliary))
+        make = functools.partial(_rows, trial, course, auxiliary)
+        by_domain[domain] = trial.stage(f"{domain} rows", make, settings)
         members += trial.described(course)
     return trial.described_splits | {
         "reference": REFERENCE,
@@ -237,5 +240,5 @@ run = Study(
     scenes=trials,
     cook=_cook,
     folders=("pool", "soups"),
-    changeable=("methods", "fisher"),
+    changeable=CHANGEABLE,
 )

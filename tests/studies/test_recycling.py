@@ -174,6 +174,16 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_results(finished, data_dir, t
     assert {name: ended[name] for name in keep} == {name: whole[name] for name in keep}
 
 
+def test_other_methods_are_cooked_from_the_same_members(finished, data_dir, monkeypatch):
+    monkeypatch.setattr(Pool, "add", lambda self, *args, **kwargs: pytest.fail("something was trained"))
+    before = load_results(finished)
+    config = small("domainbed", data_dir)
+    config["methods"], config["fisher"] = {}, {"examples": 0}
+    domainbed.run(config, finished)
+    names = [[row["name"] for row in results["rows"]] for results in (load_results(finished), before)]
+    assert names[0] == [name for name in names[1] if name not in ("ties", "model_stock", "fisher")]
+
+
 # --- The other studies ---
 
 
