@@ -1,4 +1,4 @@
-"""List, show, verify, add, import and remove the members of a pool: `soups pool`, from a checkout."""
+"""List, show, verify, add, import, export and remove the members of a pool: `soups pool`, from a checkout."""
 
 import sys
 

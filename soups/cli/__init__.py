@@ -15,7 +15,7 @@ COMMANDS = {
     "search": "search the settings of a merge with your own evaluation",
     "greedy": "make a greedy soup of models with your own evaluation",
     "rank": "score models with your own evaluation, the best first",
-    "pool": "list, show, verify, add and remove members, certify and release soups",
+    "pool": "list, show, verify, add, export, remove members; release soups",
     "run": "run a study: train its members, cook soups from them, and report",
     "cook": "cook soups from the members of a pool, measure them on your data",
     "report": "make the report of a run again, from its results alone",

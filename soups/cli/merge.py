@@ -72,12 +72,13 @@ def merge(options, settings, run) -> int:
     out, threads = options.out, _threads(plan, options)
     merging.check_place(plan, out, options.format)
     describe(plan, out, _needed(plan, options, threads))
-    files = merging.folder_files(plan) if options.format == "huggingface" else {}
+    files = merging.folder_files(plan) if options.format in ("huggingface", "pool") else {}
     if files:
-        tell(f"beside the tensors: {', '.join(sorted([*files, 'merge.json']))}")
+        own = ["merge.json"] if options.format == "huggingface" else []
+        tell(f"beside the tensors: {', '.join(sorted([*files, *own]))}")
         for note in merging.folder_notes(plan):
             tell(note)
-    else:
+    if options.format != "huggingface":
         _tell_ignored(plan, options)
     if options.dry_run:
         return 0
@@ -89,7 +90,8 @@ def merge(options, settings, run) -> int:
             merging.merge_to_folder(plan, out, threads=threads, shard_bytes=shard_bytes, files=files, progress=progress)
         else:
             sinks = {"file": merging.merge_to_file, "orbax": merging.merge_to_orbax, "pool": merging.merge_to_pool}
-            sinks[options.format](plan, out, threads=threads, progress=progress)
+            beside = {"files": files} if options.format == "pool" else {}
+            sinks[options.format](plan, out, threads=threads, progress=progress, **beside)
     run.go_on = ""
     say(f"wrote {out} in {time.monotonic() - begin:.1f} s")
     run.made(out)
@@ -99,7 +101,8 @@ def merge(options, settings, run) -> int:
 def _tell_ignored(plan, options):
     out, tokenizer = options.out, plan.tokenizer and plan.tokenizer.files
     beside = {"chat_template": plan.job.chat_template, "the tokenizer": tokenizer}
-    if unwritten := [name for name, given in beside.items() if given]:
+    unwritten = [name for name, given in beside.items() if given and options.format != "pool"]
+    if unwritten:
         tell(f"{out} holds tensors alone; not written: {', '.join(unwritten)}")
     if options.shard_size:
         tell(f"--shard-size has no effect on {out}, which has no shards")

@@ -10,6 +10,7 @@ from soups.cli.options import Parser, path_argument
 from soups.cli.show import say, size_of, table
 from soups.formats.tensors import CheckpointError, nested
 from soups.formats.text import parse_json
+from soups.merging.folder import member_files
 from soups.merging.lora import local_notes, open_with_lora
 from soups.merging.sources import open_model
 from soups.pool import Pool
@@ -67,6 +68,8 @@ def show(options, run) -> int:
     pool = Pool(options.pool, must_exist=True)
     for name, record in [(name, pool.record(name)) for name in options.names]:
         facts = [(key, record[key]) for key in ("status", "digest", "base", "created", "path")]
+        if kept := pool.tensors(name).kept_names:
+            facts.append(("kept", ", ".join(kept)))
         for group in ("metadata", "metrics", "versions"):
             own = {key: value if isinstance(value, str) else json.dumps(value) for key, value in record[group].items()}
             facts += [(f"{group}.{key}", text) for key, text in own.items()]
@@ -100,28 +103,28 @@ def add(options, run) -> int:
     CHECKPOINT is what `soups merge` takes: a file of safetensors, torch, NumPy
     (.npz), GGUF or Flax (.msgpack), a folder of Hugging Face or Orbax, a member
     POOL:NAME; CHECKPOINT@TREE takes one of several trees. The names of tensors
-    become nested dicts. With --certified it is added only if the certificates
-    of the pool hold: soups pool certify --help.
+    become nested dicts. What they were, config, tokenizer and all that a merge
+    would copy is kept with the member, for merges and soups pool export. With
+    --certified it is added only if the certificates of the pool hold: soups pool
+    certify --help.
     """
     metadata = parse_json(options.metadata, "--metadata")
     there = open_with_lora(options.checkpoint, open_model)
-    tied = [f"{alias} is tied to {name} and not added" for alias, name in there.aliases.items()]
-    for note in [*local_notes(options.checkpoint), *there.notes, *tied]:
+    files, notes = member_files(options.checkpoint, there)
+    for note in local_notes(options.checkpoint):
         say(note)
-    keys = getattr(there, "keys", {})  # of Orbax: a key may hold a "/" itself
-    try:
-        member = nested({keys.get(name, name): there.read(name) for name in there.leaves})
-    except CheckpointError as error:
-        raise CheckpointError(f"{options.checkpoint}: {error}") from error
+    member = _weights(options.checkpoint, there)
+    for note in notes:
+        say(note)
     pool = Pool(options.pool)
     if options.certified:
         from soups.cli.pool_certify import measuring
         from soups.merging.releasing import admit
 
         with measuring(pool, run) as report:
-            record = admit(pool, options.name, member, metadata, report=report)
+            record = admit(pool, options.name, member, metadata, report=report, files=files)
     else:
-        record = pool.add(options.name, member, metadata)
+        record = pool.add(options.name, member, metadata, files=files)
     say(f"added {options.name}: {size_of(record)[0]:,} parameters, {record['status']}")
     run.made(options.name)
     return 0
@@ -129,10 +132,13 @@ def add(options, run) -> int:
 
 def read_checkpoint(checkpoint: str) -> dict:
     """Return the weights of a checkpoint, of any format that can be merged, as nested dicts."""
-    there = open_with_lora(checkpoint, open_model)
+    return _weights(checkpoint, open_with_lora(checkpoint, open_model))
+
+
+def _weights(checkpoint, there):
     for note in [*there.notes, *(f"{alias} is tied to {name} and not added" for alias, name in there.aliases.items())]:
         say(note)
-    keys = getattr(there, "keys", {})  # of Orbax: a key may hold a "/" itself
+    keys = getattr(there, "keys", {})  # of Orbax and pools: a key may hold a "/" itself
     try:
         return nested({keys.get(name, name): there.read(name) for name in there.leaves})
     except CheckpointError as error:
@@ -153,6 +159,27 @@ def import_files(options, run) -> int:
     from soups.cli.pool_import import import_members
 
     return import_members(options, run)
+
+
+def export(options, run) -> int:
+    """Write members back as the models that they came from.
+
+    soups pool export POOL:night OUT
+    soups pool export POOL OUT --where 'seed<3'    a folder in OUT for each
+
+    MEMBER is POOL:NAME, POOL for all of its members, or 'POOL:a*'. OUT becomes a
+    folder in the layout of Hugging Face with the names of tensors, config,
+    tokenizer and all else that was kept with the member, to the bit, and
+    merge.json, by which soups merge --verify OUT compares it; one file if it ends
+    in .safetensors or .npz; with --format orbax a checkpoint. Of several members
+    each is written into OUT under its name. Of a member that came from nowhere,
+    as one that was trained here, the tensors have the names of the pool. What is
+    there already of the same members is left, so the same command goes on after
+    it was stopped.
+    """
+    from soups.cli.pool_export import export_members
+
+    return export_members(options, run)
 
 
 def remove(options, run) -> int:
@@ -223,6 +250,7 @@ def parser(prog: str) -> Parser:
         ("verify", verify, "*"),
         ("add", add, None),
         ("import", import_files, None),
+        ("export", export, None),
         ("remove", remove, "+"),
         ("certify", certify, "*"),
         ("release", release, None),
@@ -230,8 +258,8 @@ def parser(prog: str) -> Parser:
     ]:
         command = commands.add_parser(name, help=function.__doc__.partition("\n")[0], description=function.__doc__)
         command.set_defaults(command=function)
-        if function is import_files:
-            _add_import_arguments(command)
+        if function in _OWN_ARGUMENTS:
+            _OWN_ARGUMENTS[function](command)
         else:
             command.add_argument("pool", metavar="POOL", type=path_argument, help="the directory of the pool")
         if names:
@@ -253,6 +281,18 @@ def _add_import_arguments(command):
     command.add_argument("--pool", required=True, metavar="POOL", **path, help="the directory of the pool")
     command.add_argument("--hparams", metavar="JSON", **path, help="{name: hyper-parameters}, as in hparam_info.json")
     command.add_argument("--num-classes", type=int, metavar="N", help="give files that lack a head one of zeros")
+
+
+def _add_export_arguments(command):
+    command.add_argument("members", metavar="MEMBER", nargs="+", type=path_argument, help="POOL:NAME, POOL, 'POOL:a*'")
+    command.add_argument("out", metavar="OUT", type=path_argument, help="a new folder, or FILE.safetensors or FILE.npz")
+    command.add_argument("--where", metavar="CONDITION", action="append", default=[], help="which members: 'seed<3'")
+    formats = {"choices": ("huggingface", "orbax"), "help": "of OUT (default: huggingface, or one file if OUT ends so)"}
+    command.add_argument("--format", **formats)
+    command.add_argument("--shard-size", metavar="SIZE", default="5GB", help="of the largest file (default: 5GB)")
+
+
+_OWN_ARGUMENTS = {import_files: _add_import_arguments, export: _add_export_arguments}
 
 
 def _row(name, record):

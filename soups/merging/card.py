@@ -11,6 +11,7 @@ from soups.formats.hub import cached_model, model_id
 from soups.formats.text import read_text
 from soups.merging.config import folder_of
 from soups.merging.lora import split_reference
+from soups.merging.origin import innermost
 from soups.merging.planning import Plan
 from soups.merging.yaml_text import load_yaml
 from soups.names import few, shown
@@ -20,6 +21,7 @@ from soups.recipes.declare import Citation
 FILE = "README.md"
 _HEADER = re.compile(r"\s*---[ \t]*\r?\n(.*?\r?\n)?---[ \t]*(\r?\n|$)", re.DOTALL)
 _LICENCE = ("license", "license_name", "license_link")
+_STATED = (*_LICENCE, "library_name", "pipeline_tag", "language")  # all that is used of other cards
 _LONGEST = 200  # characters of a value
 _METRICS = 8  # columns of scores
 _BAR = r"\|"  # in a cell of a table
@@ -40,7 +42,18 @@ class Part:
 
 def parts_of(plan: Plan) -> dict[str, list[Part]]:
     """Return the parts of each model of a merge: the model itself, then its adapters."""
-    return {model: _parts(model, plan.checkpoints[model]) for model in plan.job.models}
+    return {model: parts_of_model(model, plan.checkpoints[model]) for model in plan.job.models}
+
+
+def parts_of_model(model: str, checkpoint: Any) -> list[Part]:
+    """Return the parts of a model by its reference; those of a pool's member are of what it came from, if known."""
+    if kept := getattr(innermost(checkpoint), "parts", ()):
+        return [Part(**part) for part in kept]
+    path, *adapters = _references(model)
+    folder = folder_of(checkpoint)
+    whole = folder == pathlib.Path(checkpoint.path) or os.path.exists(folder / "config.json")
+    folders = [folder if whole else None, *(pathlib.Path(cached_model(adapter)) for adapter in adapters)]
+    return [_part(reference, folder) for reference, folder in zip([path, *adapters], folders, strict=True)]
 
 
 def licence_note(plan: Plan) -> list[str]:
@@ -73,14 +86,6 @@ def model_card(plan: Plan, record: Mapping[str, Any], library: str | None = None
 # --- What is known of the models ---
 
 
-def _parts(model, checkpoint):
-    path, *adapters = _references(model)
-    folder = folder_of(checkpoint)
-    whole = folder == pathlib.Path(checkpoint.path) or os.path.exists(folder / "config.json")
-    folders = [folder if whole else None, *(pathlib.Path(cached_model(adapter)) for adapter in adapters)]
-    return [_part(reference, folder) for reference, folder in zip([path, *adapters], folders, strict=True)]
-
-
 def _references(model):
     path, adapter = split_reference(model)
     return [path] if adapter is None else [*_references(path), adapter]
@@ -99,7 +104,7 @@ def _stated(folder):
         header = load_yaml(found[1] or "") if found else None
     except (OSError, ValueError):
         return {}
-    return header if isinstance(header, dict) else {}
+    return {field: header[field] for field in _STATED if field in header} if isinstance(header, dict) else {}
 
 
 def _agreed(parts: Iterable[Part], field: str) -> str | list[str] | None:
@@ -198,9 +203,7 @@ def _role(plan, model):
 
 def _metrics(checkpoint):
     """Return the numbers that a pool has of a member; none of any other model."""
-    while hasattr(checkpoint, "checkpoint"):  # what is shown changed
-        checkpoint = checkpoint.checkpoint
-    found = getattr(checkpoint, "record", {}).get("metrics", {})
+    found = getattr(innermost(checkpoint), "record", {}).get("metrics", {})
     numbers = {name: value for name, value in found.items() if type(value) in (int, float)}
     return {name: value for name, value in numbers.items() if "held_out" in name} or numbers
 

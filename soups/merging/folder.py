@@ -1,20 +1,25 @@
 """Fill in what a Hugging Face folder needs beside its tensors: config, tokenizer, recipe, model card."""
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from soups.formats import CheckpointError
 from soups.formats.folder import SUFFIXES, inside
 from soups.formats.hub import how_to_complete, listing
 from soups.formats.text import STAND_INS, check_file, read_json
+from soups.merging import ties
 from soups.merging.card import FILE as CARD
-from soups.merging.card import licence_note, model_card
+from soups.merging.card import licence_note, model_card, parts_of_model
 from soups.merging.chat_template import template_files
+from soups.merging.config import FILE as CONFIG
 from soups.merging.config import folder_of, read_config
+from soups.merging.origin import has_folder, innermost, is_named, kept_files
 from soups.merging.output_config import output_config
 from soups.merging.planning import Plan
 from soups.merging.vocabulary import NUMBERED, PIECES, tokens_folder
@@ -34,7 +39,8 @@ _WEIGHTS = re.compile(
 _FOLDERS = re.compile(
     r"\..*|__pycache__|(checkpoint|global_step)-?\d*|runs|wandb|logs|onnx|openvino|coreml|.*\.mlpackage"
 )
-_WRITTEN = ("config.json", CARD, "merge.json", *RECIPES)  # anew
+_OWN = (CONFIG, CARD)
+_WRITTEN = (*_OWN, "merge.json", *RECIPES)  # anew
 
 
 def folder_files(plan: Plan) -> dict[str, str | pathlib.Path | Callable[[dict], str]]:
@@ -60,14 +66,42 @@ def folder_notes(plan: Plan) -> list[str]:
     return _files(plan)[1]
 
 
+def member_files(model: str, checkpoint: Any) -> tuple[dict[str, str | pathlib.Path], list[str]]:
+    """Return what a pool keeps with a member that is made of a model, and notes on what lies beside that and is not.
+
+    That is what `soups.merging.origin` says: the names and ties of its tensors, all that a merge would copy into the
+    output's folder, its config and its card.
+
+    Raises:
+        CheckpointError: a config that cannot be read.
+    """
+    folder = folder_of(checkpoint)
+    files, left_out = _beside(checkpoint, tokens_folder(checkpoint))
+    config = read_config(folder)
+    whole = config is not None or folder == pathlib.Path(checkpoint.path)
+    for name in [name for name in _OWN if whole and os.path.lexists(folder / name)]:
+        if (reason := _wrong(folder, name)) is None:
+            files[name] = folder / name
+        else:
+            left_out.append(f"{name}{reason}")
+    named = is_named(checkpoint)
+    if not (files or named):
+        return {}, []
+    kept = kept_files(
+        checkpoint.leaves if named else None,
+        files,
+        keys=getattr(innermost(checkpoint), "keys", {}),
+        aliases=checkpoint.aliases,
+        stated=all(ties.is_stated(checkpoint, *pair) for pair in checkpoint.aliases.items()),
+        parts=map(dataclasses.asdict, parts_of_model(model, checkpoint)),
+    )
+    return kept, _not_downloaded(folder) + _not_copied(folder, left_out)
+
+
 def _files(plan):
     first = plan.checkpoints[plan.job.models[0]]
     tokens = folder_of(plan.checkpoints[plan.tokenizer.source]) if plan.tokenizer else tokens_folder(first)
-    files, left_out = _copied(first)
-    if tokens != folder_of(first):
-        files = {name: file for name, file in files.items() if not _TOKENIZER.fullmatch(name)}
-        names = [name for name in _walk(tokens, []) if _TOKENIZER.fullmatch(name) and _wrong(tokens, name) is None]
-        files |= {name: tokens / name for name in names}
+    files, left_out = _beside(first, tokens)
     notes = []
     if plan.tokenizer and plan.tokenizer.files:
         stale = [name for name in (*NUMBERED[1:], *PIECES) if name in files]
@@ -81,15 +115,26 @@ def _files(plan):
     if (config := read_config(folder_of(first))) is not None:
         made, more = output_config(config, plan)
         notes += more
-        files["config.json"] = json.dumps(made, indent=2) + "\n"
+        files[CONFIG] = json.dumps(made, indent=2) + "\n"
     files[RECIPES[plan.job.vocabulary == "mergekit"]] = plan.job.text
     library = "transformers" if config is not None and "model_type" in config else None
     files[CARD] = functools.partial(model_card, plan, library=library)
     notes += licence_note(plan)
-    notes += _not_downloaded(folder_of(first))
-    if left_out:
-        notes.append(f"not copied from {folder_of(first)}: {few(map(shown, left_out))}")
-    return files, notes
+    return files, notes + _not_downloaded(folder_of(first)) + _not_copied(folder_of(first), left_out)
+
+
+def _not_copied(folder, left_out):
+    return [f"not copied from {folder}: {few(map(shown, left_out))}"] if left_out else []
+
+
+def _beside(checkpoint, tokens):
+    """Return the files beside a model's weights with the tokenizer of a folder, and those that are not copied."""
+    files, left_out = _copied(checkpoint)
+    if tokens != folder_of(checkpoint):
+        files = {name: file for name, file in files.items() if not _TOKENIZER.fullmatch(name)}
+        names = [name for name in _walk(tokens, []) if _TOKENIZER.fullmatch(name) and _wrong(tokens, name) is None]
+        files |= {name: tokens / name for name in names}
+    return files, left_out
 
 
 def _copied(checkpoint):
@@ -98,7 +143,8 @@ def _copied(checkpoint):
     files, left_out = {}, []
     whole = folder == pathlib.Path(checkpoint.path) or (folder / "config.json").exists()
     # an Orbax checkpoint is a folder too, in whose files there is nothing but tensors
-    if whole and any(file.parent == folder and file.suffix in SUFFIXES for file in checkpoint.sizes):
+    beside = any(file.parent == folder and file.suffix in SUFFIXES for file in checkpoint.sizes)
+    if whole and (beside or has_folder(checkpoint)):
         for name in _walk(folder, left_out):
             if os.path.realpath(folder / name) in own or name in _WRITTEN or re.search(r"\.index\.json$", name):
                 continue

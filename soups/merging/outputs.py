@@ -51,7 +51,7 @@ def write_output(
     if kind == "pool":
         if there is not None:
             _remove_member(*split_member(out))
-        merge_to_pool(plan, out, **options)
+        merge_to_pool(plan, out, files=folder_files(plan), **options)
         return True
     path = local_path(out).absolute()
     better = path.with_name(f".better.{path.name}")

@@ -18,6 +18,7 @@ from soups.merging.job import Job, is_member, odd_filters, settings_at
 from soups.merging.lora import local_notes, open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest
 from soups.merging.methods import build, find_method, is_ours
+from soups.merging.origin import share_names
 from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
 from soups.names import shown
@@ -146,13 +147,15 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str
     """
     located = located or {}
     models = {model: open_with_lora(located.get(model, model), open_model) for model in job.models}
+    opened = share_names(models | {file: open_model(located.get(file, file)) for file in job.files})
+    models = {model: opened[model] for model in models}
     models = {model: ties.written_out(checkpoint, _in_cut_layers(job)) for model, checkpoint in models.items()}
     models = ties.share_heads(models)
     said = check_meaning(job, models)
     checkpoints, tokenizer = align(job.tokenizer, models, job.base)
     if job.align is not None:
         checkpoints = aligned(checkpoints, job.models[0], job.align, job.seed)
-    checkpoints |= {file: open_model(located.get(file, file)) for file in job.files}
+    checkpoints |= {file: opened[file] for file in job.files}
     names = (name for model in models.values() for name in model.leaves)
     notes = [*job.notes, *odd_filters(job, names), *said, *(tokenizer.notes if tokenizer else ())]
     notes += [note for model in job.models if model not in located for note in local_notes(model)]

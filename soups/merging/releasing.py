@@ -21,10 +21,11 @@ from soups.merging import bands
 from soups.merging.evaluation import evaluation
 from soups.merging.folder import folder_files
 from soups.merging.job import is_member
+from soups.merging.origin import innermost, original
 from soups.merging.planning import plan as make_plan
 from soups.merging.recipe_file import parse_recipe
 from soups.merging.record import plan_again, read_record
-from soups.merging.run import merge_in_memory, merge_to_folder
+from soups.merging.run import kept_with, merge_in_memory, merge_to_folder
 from soups.merging.sources import open_model
 from soups.names import check_name, differences, few, refuse, shown
 from soups.plugins import blamed
@@ -137,7 +138,8 @@ def release(
         certifying.demand("no soup is released", {f"ingredient {name!r}": certifying.member(name) for name in names})
         merged, made = merge_in_memory(plan, chosen=known.get("chosen"))
         refuse(f"{source} was merged from other weights", _changed(known.get("inputs", {}), made["inputs"]))
-        params = _nested(pool, names[0], merged)
+        member = innermost(next(plan.checkpoints[model] for model, name in inside.items() if name == names[0]))
+        params = _nested(member, merged)
         newest, own, what = _newest(pool), digest(params), f"the soup of {few(map(repr, names), 5)}"
         if newest is not None and pool.releases.digest(newest) == own:
             return pool.releases.record(newest)
@@ -149,7 +151,8 @@ def release(
             "models": {model: {"member": name, "digest": pool.digest(name)} for model, name in inside.items()},
             "merge": made,
         }
-        return pool.releases.add(str(1 + int(newest or 0)), params, about, metrics=scores, base=pool.base)
+        kept = kept_with(plan, folder_files(plan), made, member.keys)
+        return pool.releases.add(str(1 + int(newest or 0)), params, about, metrics=scores, base=pool.base, files=kept)
 
 
 def remake(pool: Pool, number: int | str, out: PathLike) -> pathlib.Path:
@@ -174,8 +177,8 @@ def remake(pool: Pool, number: int | str, out: PathLike) -> pathlib.Path:
     plan = make_plan(parse_recipe(made["recipe"], seed=made["seed"]), open_model, located)
     place = merge_to_folder(plan, out, files=folder_files(plan))
     again, wrong = open_model(place), _changed(made["inputs"], read_record(place)["inputs"])
-    leaves = record["leaves"].items()
-    wrong += [f"{shown(name)} differs" for name, leaf in leaves if bands.digest_of(again, name) != leaf["digest"]]
+    leaves = original(pool.releases.tensors(str(number))).digests.items()
+    wrong += [f"{shown(name)} differs" for name, written in leaves if bands.digest_of(again, name) != written]
     refuse(f"{out} is not release {number}, bit for bit", wrong)
     return place
 
@@ -342,8 +345,8 @@ def _in_pool(pool, plan):
     """Return the names of the models of a plan that are members of the pool, and those of its ingredients."""
     inside = {
         model: found.name
-        for model, found in plan.checkpoints.items()
-        if isinstance(found, Member) and os.path.samefile(found.path.parent.parent, pool.path)
+        for model, found in ((model, innermost(one)) for model, one in plan.checkpoints.items())
+        if isinstance(found, Member) and os.path.samefile(found.directory.parent.parent, pool.path)
     }
     merged = [source.model for part in plan.job.slices for source in part.sources if is_member(plan.job, source)]
     strangers = [
@@ -353,11 +356,10 @@ def _in_pool(pool, plan):
     return inside, [inside[model] for model in dict.fromkeys(merged)]
 
 
-def _nested(pool, name, merged):
+def _nested(member, merged):
     """Put merged tensors by name into nested dicts as those of a member."""
-    member = pool.tensors(name)
     missing, extra = sorted(member.leaves.keys() - merged.keys()), sorted(merged.keys() - member.leaves.keys())
-    refuse(f"the soup must have the tensors of {name!r}", map(str.strip, differences(missing, extra)))
+    refuse(f"the soup must have the tensors of {member.name!r}", map(str.strip, differences(missing, extra)))
     return member.nest(merged)
 
 

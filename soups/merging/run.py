@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from soups.formats.tensors import nested
 from soups.formats.weights import ALL
 from soups.lazy import orbax
 from soups.merging import bands
+from soups.merging.origin import NO_KEYS, is_named, kept_files
 from soups.merging.places import check_place, held_place, split_member, sweep_unfinished, unfinished
 from soups.merging.planning import Output, Plan
 from soups.merging.record import FORMAT, RECORD, Digests, changed_files, read_record, record, record_beside
@@ -192,14 +193,16 @@ def merge_to_pool(
     out: str,
     *,
     threads: int = THREADS,
+    files: Mapping[str, File] | None = None,
     chosen: Mapping[str, Any] | None = None,
     progress: Progress = lambda bytes_merged: None,
 ) -> dict:
     """Merge into the member POOL:NAME and return its record; it is there whole or not at all.
 
-    The output is in memory until it is saved. Names become nested dicts as in `merge_to_orbax`. What `merge.json` says
-    of other outputs is in the member's metadata as "merge". Its base is that of the pool if all that was merged is of
-    this pool.
+    The output is in memory until it is saved. Names become nested dicts as in `merge_to_orbax`; those that they were,
+    and the `files` of `merge_to_folder`, are kept with the member, so that it is merged and exported as such a folder.
+    What `merge.json` says of other outputs is in the member's metadata as "merge". Its base is that of the pool if all
+    that was merged is of this pool.
 
     Raises:
         ValueError: as `check_place` and `merge_to_folder`.
@@ -212,7 +215,18 @@ def merge_to_pool(
     merged, made = merge_in_memory(plan, threads, chosen, progress)
     pool = Pool(path)
     own = all(split_pool(model)[0] == path for model in plan.job.models)
-    return pool.add(name, nested(merged), {"merge": made}, base=pool.base if own else None)
+    kept = kept_with(plan, files or {}, made)
+    return pool.add(name, nested(merged), {"merge": made}, base=pool.base if own else None, files=kept)
+
+
+def kept_with(
+    plan: Plan, files: Mapping[str, File], made: Mapping[str, Any], keys: Mapping[str, Iterable[str]] = NO_KEYS
+) -> dict[str, File]:
+    """Return what a pool keeps with a merged member: names, ties, and files, which may be functions of the record."""
+    files = {name: content(made) if callable(content) else content for name, content in files.items()}
+    named = is_named(plan.checkpoints[plan.job.models[0]])
+    names = [output.name for output in plan.outputs] if named else None
+    return kept_files(names, files, keys=keys, aliases=plan.aliases) if named or files else {}
 
 
 def merge_in_memory(
@@ -252,7 +266,7 @@ def verify_output(
     found, there = read_record(out), open_model(f"{cached_model(str(out))}@{ALL}")
     shared, digests = _measure_model(plan), {}
     names = {output.name: output.name for output in plan.outputs}
-    if not isinstance(there, Checkpoint) or there.keys:
+    if (not isinstance(there, Checkpoint) or there.keys) and not getattr(there, "named", False):
         names = {leaf: name for name, leaf in tree.flatten(nested({name: name for name in names})).items()}
     different = [f"{name} is extra" for name in there.leaves if name not in names.values()]
     different += changed_files(found, there.path)

@@ -12,6 +12,7 @@ from soups.formats.orbax_steps import is_orbax
 from soups.formats.tensors import Tensors, listed
 from soups.formats.weights import ALL
 from soups.lazy import orbax
+from soups.merging.origin import original
 from soups.names import check_name
 
 _POOL = "manifest.json"
@@ -27,8 +28,8 @@ def open_model(reference: str | os.PathLike) -> Tensors:
 
     Raises:
         FileNotFoundError: nothing is there; for a model of the hub the message says how to download it.
-        CheckpointError: the checkpoint is damaged; several trees could be meant, or the one that is named is not there;
-            a pool without the name of a member.
+        CheckpointError: the checkpoint, or a file that is kept with a member, is damaged; several trees could be meant,
+            or the one that is named is not there; a pool without the name of a member.
         ValueError: a URL; a pool that has no such member, or whose member holds NaN or infinity.
     """
     if in_pool(local_path(reference)):
@@ -82,4 +83,4 @@ def _member(path, name):
     check_name(name, pool.names, f"member of {pool.path}")
     if nonfinite := pool.record(name)["nonfinite_leaves"]:
         raise ValueError(f"{pool.path}:{name} holds NaN or infinity in {listed(nonfinite)}")
-    return pool.tensors(name)
+    return original(pool.tensors(name))

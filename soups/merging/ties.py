@@ -30,6 +30,11 @@ def by_class(one: str, other: str) -> bool:
     return all(biases) and biases[0]["head"] == biases[1]["head"]
 
 
+def is_stated(checkpoint: Tensors, alias: str, kept: str) -> bool:
+    """Say whether the file itself says that two tensors are tied; in torch's they may share elements by chance."""
+    return checkpoint.leaves[kept].file.suffix == ".safetensors" or checkpoint.metadata.get(alias) == kept
+
+
 def left_out_head(checkpoint: Tensors) -> dict[str, str]:
     """Return {head: embedding} where a folder with a config holds no head, unless the config says they are two."""
     embeddings = [name for name in checkpoint.leaves if _is_embedding(name)]
@@ -47,8 +52,7 @@ def written_out(checkpoint: Tensors, also: Callable[[str], bool] = lambda alias:
     own = {
         alias: dataclasses.replace(checkpoint.leaves[kept], name=alias)
         for alias, kept in checkpoint.aliases.items()
-        if also(alias)
-        or (checkpoint.leaves[kept].file.suffix != ".safetensors" and (denied or not by_class(alias, kept)))
+        if also(alias) or not (is_stated(checkpoint, alias, kept) or (by_class(alias, kept) and not denied))
     }
     if not own:
         return checkpoint

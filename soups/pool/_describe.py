@@ -63,7 +63,7 @@ def restore(member: Member, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     places = {_paths.exact_name(entry["keys"]): stored_name(entry) for entry in member.record["leaves"].values()}
     on_disk = {tuple(places[name].split("/")): leaf for name, leaf in wanted.items() if math.prod(leaf.shape)}
-    restored = flatten(orbax.load(member.path, nested(on_disk)))
+    restored = flatten(orbax.load(member.directory, nested(on_disk)))
     for name, leaf in wanted.items():
         if not math.prod(leaf.shape):
             restored[places[name]] = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)

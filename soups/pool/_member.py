@@ -5,6 +5,7 @@ import math
 import pathlib
 import threading
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from soups.pool._record import PoolCorruptionError
 from soups.tree import Tree
 from soups.workers import in_threads
 
+KEPT = "kept/files/"  # where a member's further files lie: two folders deep, which Orbax does not take for a tree
 _DIFFERS, _MISSING = "does not have the bytes that were written", "is missing"
 
 
@@ -30,11 +32,14 @@ class Member:
     once, for a caller that hashes its bytes (XXH3, 128 bits) on their way and gives the hash to `check_leaf`.
     """
 
-    aliases = metadata = types.MappingProxyType({})
+    aliases: Mapping[str, str] = types.MappingProxyType({})
+    metadata: Mapping[str, str] = types.MappingProxyType({})
     notes = ()
+    named = False  #: whether the leaves have the names of what the member came from
+    parts = ()  #: what is known of the models that it came from
 
     def __init__(self, name: str, directory: pathlib.Path, record: dict):
-        self.name, self.path, self.record = name, directory, record
+        self.name, self.directory, self.path, self.record = name, directory, directory, record
         self.digests = {leaf: entry["digest"] for leaf, entry in record["leaves"].items()}
         self._chunks = _chunks(record)
         # a file with the digest of the leaf's bytes holds just these bytes
@@ -50,9 +55,31 @@ class Member:
 
     @functools.cached_property
     def sizes(self) -> dict[pathlib.Path, int]:
-        """Return the sizes of the files that are there."""
-        files = [self.path / file for file in self.record["files"]]
+        """Return the sizes of those files of its checkpoint that are there."""
+        files = [self.directory / file for file in self.record["files"] if not file.startswith(KEPT)]
         return {file: file.stat().st_size for file in files if file.is_file()}
+
+    @functools.cached_property
+    def keys(self) -> dict[str, tuple[str, ...]]:
+        """Return the keys of each leaf, as they nest."""
+        return {name: tuple(_paths.texts(entry["keys"])) for name, entry in self.record["leaves"].items()}
+
+    def renamed(self, names: Mapping[str, str]) -> "Member":
+        """Return the member with other names for its leaves, in the order of `names`: from each to the one it had."""
+        leaves = {new: self.record["leaves"][old] for new, old in names.items()}
+        return Member(self.name, self.directory, self.record | {"leaves": leaves})
+
+    def kept(self) -> dict[str, pathlib.Path]:
+        """Return the files that are kept with it by name; all are compared, and there may be no others."""
+        known, there = self.kept_names, relative_files(self.directory / KEPT)
+        problems = self._compare([KEPT + name for name in known]) if known else []
+        self._raise(problems + [f"{shown(KEPT + name)} was put there" for name in there if name not in known])
+        return {name: self.directory / KEPT / name for name in known}
+
+    @property
+    def kept_names(self) -> list[str]:
+        """Return the names of the files that are kept with it."""
+        return [file.removeprefix(KEPT) for file in self.record["files"] if file.startswith(KEPT)]
 
     @functools.cached_property
     def _leaf_in(self):
@@ -60,7 +87,7 @@ class Member:
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Return a leaf, read-only and mapped where it lies raw, or the part at `index`, a slice for each axis."""
-        check_name(name, self.leaves, f"leaf of member {self.name!r}")
+        name = check_name(self.aliases.get(name, name), self.leaves, f"leaf of member {self.name!r}")
         if name not in self._verified:
             self._raise(self._compare(self._chunks[name]))
             self._verified.add(name)
@@ -68,12 +95,15 @@ class Member:
 
     def map(self, name: str) -> np.ndarray:
         """Return a leaf as `read` does, but leave those that lie raw in one file to the caller to compare."""
+        name = self.aliases.get(name, name)
         return self._array(name, ...) if name in self._raw else self.read(name)
 
     def making(self, name: str) -> int:
+        name = self.aliases.get(name, name)
         return 0 if self._is_mapped(name) else self._stored(name).making
 
     def chunk_rows(self, name: str) -> int:
+        name = self.aliases.get(name, name)
         return 0 if self._is_mapped(name) else self._stored(name).chunk_rows
 
     def load(self) -> Tree:
@@ -100,6 +130,7 @@ class Member:
 
     def check_leaf(self, leaf: str, digest: str) -> None:
         """Compare the hash of a leaf's bytes, which the caller has read, with the record's."""
+        leaf = self.aliases.get(leaf, leaf)
         if digest != self.digests[leaf]:
             self._raise([self._described(file, _DIFFERS) for file in self._chunks[leaf]])
         self._verified.add(leaf)
@@ -107,11 +138,11 @@ class Member:
     def problems(self) -> list[str]:
         """List the files that are missing, that differ from what was written, or that the record does not know."""
         known = self.record["files"]
-        return self._compare(known) + [shown(file) for file in relative_files(self.path) if file not in known]
+        return self._compare(known) + [shown(file) for file in relative_files(self.directory) if file not in known]
 
     def _header(self, name, entry):
         shape, dtype = tuple(entry["shape"]), np.dtype(entry["dtype"])
-        file, offset = (self.path / self._raw[name], 0) if name in self._raw else (self.path, None)
+        file, offset = (self.directory / self._raw[name], 0) if name in self._raw else (self.directory, None)
         return Leaf(name, shape, dtype, file, offset, math.prod(shape) * dtype.itemsize)
 
     def _array(self, name, index):
@@ -152,7 +183,7 @@ class Member:
 
     def _open(self):
         try:
-            return orbax.open_leaves(self.path)
+            return orbax.open_leaves(self.directory)
         except (ValueError, OSError) as error:  # it looks at all leaves, also at those that are not verified yet
             raise self._error(self.problems() or [str(error)]) from error
 
@@ -166,20 +197,20 @@ class Member:
                     yield file
 
     def _compare(self, files):
-        if not self.path.is_dir():
+        if not self.directory.is_dir():
             return ["the whole directory is missing"]
         return [problem for problem in in_threads(self._problem, sorted(files)) if problem]
 
     def _problem(self, file):
         try:
-            actual = hash_files(self.path / file)
+            actual = hash_files(self.directory / file)
         except FileNotFoundError:
             return self._described(file, _MISSING)
         return None if actual == self.record["files"][file] else self._described(file, _DIFFERS)
 
     def _described(self, file, problem):
         folder = file.rpartition("/")[0].rpartition("/")[2]
-        leaf = self._leaf_in.get(folder)
+        leaf = None if file.startswith(KEPT) else self._leaf_in.get(folder)
         return f"{shown(file)}{'' if leaf is None else f' (leaf {shown(leaf)})'} {problem}"
 
     def _raise(self, problems):
@@ -187,8 +218,8 @@ class Member:
             raise self._error(problems)
 
     def _error(self, problems):
-        lines = bounded([f"  {problem}" for problem in problems])
-        return PoolCorruptionError(f"member {self.name!r} is corrupted, in {self.path}:\n{lines}")
+        lines = f" {problems[0]}" if len(problems) == 1 else "\n" + bounded([f"  {problem}" for problem in problems])
+        return PoolCorruptionError(f"member {self.name!r} is corrupted, in {self.directory}:{lines}")
 
 
 def nested(record: dict, values: dict[str, Any]) -> Tree:
@@ -215,10 +246,10 @@ def _folder(entry):
 
 def _chunks(record):
     """Return the files of each leaf's elements, in their order."""
-    described = f"/{orbax.ARRAY_METADATA}"
-    folders = {file.removesuffix(described) for file in record["files"] if file.endswith(described)}
+    described, own = f"/{orbax.ARRAY_METADATA}", [file for file in record["files"] if not file.startswith(KEPT)]
+    folders = {file.removesuffix(described) for file in own if file.endswith(described)}
     by_folder = {folder.rpartition("/")[2]: [] for folder in folders}
-    for file in record["files"]:
+    for file in own:
         folder = file.rpartition("/")[0]
         if folder in folders and not file.endswith(described):
             by_folder[folder.rpartition("/")[2]].append(file)

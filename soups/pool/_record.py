@@ -80,6 +80,12 @@ def no_link(place: pathlib.Path) -> pathlib.Path:
     return place
 
 
+def check_file(name: str) -> None:
+    """Raise a ValueError unless a name is that of a file inside a member."""
+    inside = not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
+    _require(inside, f"{shown(name)} is not the path of a file inside the member")
+
+
 def _check(record):
     _require(isinstance(record, dict), "it is not a JSON object")
     _require(isinstance(record["path"], str) and _PLACE.fullmatch(record["path"]), "its path is not members/NAME")
@@ -91,10 +97,7 @@ def _check(record):
     _require(_is_digest(record["digest"]), "its digest is not 32 hexadecimal digits")
     for file, digest in record["files"].items():
         _require(_is_digest(digest), f"the digest of {shown(file)} is not 32 hexadecimal digits")
-        _require(
-            not {"", ".", ".."} & set(file.split("/")) and "\0" not in file,
-            f"{shown(file)} is not the path of a file inside the member",
-        )
+        check_file(file)
     for name, leaf in record["leaves"].items():
         _check_leaf(name, leaf)
     bad = record["nonfinite_leaves"]

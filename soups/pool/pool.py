@@ -4,6 +4,7 @@ import collections
 import contextlib
 import copy
 import json
+import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from soups import tree as tree_lib
-from soups.files import PathLike, local_path, sync_files, sync_folder
+from soups.files import PathLike, local_path, replace_file, sync_files, sync_folder
 from soups.formats.text import parse_json
 from soups.lazy import jax
 from soups.names import MOST, bounded, did_you_mean
 from soups.pool import _describe, _manifest, _paths, _record
-from soups.pool._member import Member, nested
+from soups.pool._member import KEPT, Member, nested
 from soups.pool.certificates import Certificates
 from soups.processes import on_first_process
 from soups.tree import Tree
@@ -173,6 +174,7 @@ class Pool(Mapping):
         *,
         metrics: Mapping | None = None,
         base: str | None = None,
+        files: Mapping[str, bytes | str | pathlib.Path] | None = None,
     ) -> dict:
         """Write a new member and give its record. It is there whole or not at all, even if the process is killed.
 
@@ -183,10 +185,12 @@ class Pool(Mapping):
             metadata: what should be known of it (configuration, seed, ...), anything JSON can hold.
             metrics: what was measured on it; see `update_metrics`.
             base: the name or digest of the weights it was fine-tuned from.
+            files: what is kept with it, by name, such as a config: bytes, text, or the path of what is copied.
+                `tensors(name).kept()` gives them back.
 
         Raises:
             ValueError: a name that is taken; names, shapes or dtypes that are not those of the other members; leaves
-                that a pool cannot hold. All problems are listed.
+                that a pool cannot hold; a file's name that leads elsewhere. All problems are listed.
             OSError: the disk is full or cannot be written to.
         """
         self._check_whole_pool("add")
@@ -199,11 +203,14 @@ class Pool(Mapping):
             "metrics": as_json(metrics or {}, "metrics"),
             "base": base,
         }
+        files = {KEPT + file: content for file, content in (files or {}).items()}
+        for file in files:
+            _record.check_file(file)
         flat = _paths.flatten(params, f"member {name!r}")
         with _explained(f"cannot add member {name!r} to the pool {self.path}"), contextlib.ExitStack() as stack:
             directory = on_first_process(lambda: self._reserve(name, flat, stack))
             _describe.save(self.path / directory, flat)
-            return self._changed(lambda: self._enter(name, directory, flat, given))
+            return self._changed(lambda: self._enter(name, directory, flat, given, files))
 
     def update_metrics(self, name: str, metrics: Mapping) -> dict:
         """Add to the metrics of a member, anything JSON can hold, replacing those of the same name, and give all."""
@@ -278,7 +285,10 @@ class Pool(Mapping):
         self._check_addition(name, flat)
         return stack.enter_context(_manifest.reserved(self.path, name))
 
-    def _enter(self, name, directory, flat, given):
+    def _enter(self, name, directory, flat, given, files):
+        for file, content in files.items():
+            (self.path / directory / file).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self.path / directory / file, content)
         described = _describe.describe(self.path / directory, flat)
         record = {"path": directory, **given, **_describe.provenance(), **described}
         sync_files(self.path / directory)  # a record must not outlive its member when the power goes

@@ -14,7 +14,10 @@ CASES = [
     (["soups", "merge", "--method", "ti"], ["ties"]),
     (["soups", "merge", "--method", "ties", "--dens"], ["--density"]),
     (["soups", "merge", "--base", "a", "--format", ""], ["huggingface", "orbax", "pool"]),
-    (["soups", "pool", ""], ["list", "show", "verify", "add", "import", "remove", "certify", "release", "log"]),
+    (
+        ["soups", "pool", ""],
+        ["list", "show", "verify", "add", "import", "export", "remove", "certify", "release", "log"],
+    ),
     (["soups", "pool", "import", "--ar"], ["--arch"]),
     (["soups", "run", "--config", "dig"], ["digits", "digits_tasks"]),
     (["soups", "run", "--wo"], ["--workdir"]),

@@ -31,11 +31,18 @@ def test_the_commands_of_the_page(small, write_lora, tmp_path, monkeypatch, caps
     for name, recipe in re.findall(r"```yaml\n# (\S+)\n(.*?)```", text, re.DOTALL):
         pathlib.Path(name).write_text(recipe)
     commands = re.findall(r"^soups (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
-    assert len(commands) == 6 and all(main(shlex.split(command)) == 0 for command in commands), capsys.readouterr().err
+    assert len(commands) == 11 and all(main(shlex.split(command)) == 0 for command in commands), capsys.readouterr().err
     assert pathlib.Path("merged3/chat_template.jinja").read_text() == "{{ messages }}"
     merged, with_lora = small.read(pathlib.Path("merged")), small.read(pathlib.Path("merged2"))
     assert merged["lm_head.weight"].dtype.name == "bfloat16" and pathlib.Path("merged3/README.md").exists()
     assert pathlib.Path("best/model.safetensors").exists()
+    assert {path.name for path in pathlib.Path("all-of-them").iterdir()} == {"maths", "code", "soup"}
+    for name in ("maths", "code"):
+        again, source = pathlib.Path("all-of-them", name), pathlib.Path("my-org", name)
+        assert small.content(again).keys() == small.content(source).keys() | {"merge.json"}
+        assert {name: leaf.tobytes() for name, leaf in small.read(again).items()} == {
+            name: leaf.tobytes() for name, leaf in small.read(source).items()
+        }
     # the sum of the task vectors, of which one has the adapter too
     base, maths, code = (small.read(pathlib.Path("my-org", name)) for name in ("base", "maths", "code"))
     name = "model.layers.0.self_attn.q_proj.weight"

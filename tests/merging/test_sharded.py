@@ -268,7 +268,7 @@ def test_a_corrupt_pool_is_an_error_before_anything_is_written(tmp_path):
     chunk = tmp_path / "pool" / pool.record("b")["path"] / "state" / "one" / "0.0"
     chunk.write_bytes(b"\1" + chunk.read_bytes()[1:])
     plan = planned(None, "published", "linear", {name: f"{pool.path}:{name}" for name in pool})
-    with pytest.raises(PoolCorruptionError, match=r"'b' is corrupted.*\n.*leaf one"):
+    with pytest.raises(PoolCorruptionError, match=r"'b' is corrupted.*leaf one"):
         merge_sharded(plan, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["pool"]
 

@@ -138,6 +138,14 @@ def test_weights_of_every_format_are_added(name, cli, tmp_path):
     for key, leaf in added["dense"].items():
         np.testing.assert_array_equal(leaf, leaves[f"dense.{key}"])
         assert leaf.dtype == np.float32
+    assert cli("export", f"{tmp_path}/pool:new", tmp_path / "out.npz")[::2] == (0, "")
+    mark = (
+        "/" if name in ("x.msgpack", "orbax", "other:member") else "."
+    )  # where a tree has no names, they are those of the pool
+    with np.load(tmp_path / "out.npz") as exported:
+        assert {key: exported[key].tolist() for key in exported} == {
+            key.replace(".", mark): leaf.tolist() for key, leaf in leaves.items()
+        }
 
 
 def test_weights_of_a_torch_file_are_added_and_what_is_left_out_is_said(cli, tmp_path):
@@ -193,6 +201,8 @@ def test_user_errors_are_one_line_and_2(cli, pool, tmp_path):
         (("show", pool.path, "god"), "did you mean 'good'?"),
         (("remove", pool.path, "good", "god"), "no member 'god'"),
         (("add", pool.path, "new", tmp_path / "none"), "no checkpoint at"),
+        (("export", f"{pool.path}:god", tmp_path / "out"), "did you mean 'good'?"),
+        (("export", f"{pool.path}:bad[red]", tmp_path / "out"), "bad[red] holds NaN or infinity in 'dense/kernel'"),
         (("add", pool.path, "new", tmp_path, "--metadata", "{seed}"), "--metadata is not valid JSON"),
     ]:
         code, out, err = cli(*arguments)
