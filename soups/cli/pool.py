@@ -103,10 +103,10 @@ def add(options, run) -> int:
     CHECKPOINT is what `soups merge` takes: a file of safetensors, torch, NumPy
     (.npz), GGUF or Flax (.msgpack), a folder of Hugging Face or Orbax, a member
     POOL:NAME; CHECKPOINT@TREE takes one of several trees. The names of tensors
-    become nested dicts. What they were, config, tokenizer and all that a merge
-    would copy is kept with the member, for merges and soups pool export. With
-    --certified it is added only if the certificates of the pool hold: soups pool
-    certify --help.
+    become nested dicts. The names themselves, config, tokenizer and all else that
+    a merge would copy are kept with the member, for merges and soups pool export.
+    With --certified it is added only if the certificates of the pool hold: soups
+    pool certify --help.
     """
     metadata = parse_json(options.metadata, "--metadata")
     there = open_with_lora(options.checkpoint, open_model)
