@@ -2,8 +2,9 @@
 
 soups report runs/digits
 
-DIR is the folder of a run, which holds results.json. Its table and its claims are
-printed, and report.html, tables as CSV and LaTeX and the figures are written beside it.
+DIR is the folder of a run, which holds results.json. Its table and its claims
+are printed, and report.html, tables as CSV and LaTeX and the figures are
+written beside it.
 """
 
 from soups.cli.options import Parser, path_argument

@@ -141,7 +141,8 @@ def _claims(seed: int, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
     found, unit = {}, {}
     for more, less in itertools.combinations(reversed(DIFFER), 2):
-        found[f"q-diversity: another {more} > another {less}"] = mean(more, "q_diversity") - mean(less, "q_diversity")
+        title = f"q-diversity: another {more} > another {less}"
+        found[title], unit[title] = mean(more, "q_diversity") - mean(less, "q_diversity"), "q-diversity"
     for measure in MEASURES:
         columns = np.array([[pair["values"][name] for name in (measure, "gain")] for pair in pairs]).T
         title = f"the more diverse a pair ({measure.replace('_', '-')}), the more its average gains"

@@ -232,8 +232,7 @@ def _over_targets(seed: int, found: Mapping[str, Mapping[str, Accuracies]]) -> l
         metrics = {split: mean_of([one[split] for one in parts.values()]) for split in ("test", "held_out")}
         metrics |= {target: one["test"] for target, one in parts.items()}
         metrics |= {f"{target}, held-out": one["held_out"] for target, one in parts.items()}
-        kind = "start" if title == REFERENCE else "soup" if "ing" in title else "joint"
-        rows.append({"seed": seed, "name": title, "kind": kind, "group": "main", "metrics": metrics})
+        rows.append({"seed": seed, "name": title, "kind": _kind(title), "group": "main", "metrics": metrics})
     for target, starts in found.items():
         for title, one in starts.items():
             if title not in titles or title == REFERENCE:
@@ -244,6 +243,12 @@ def _over_targets(seed: int, found: Mapping[str, Mapping[str, Accuracies]]) -> l
                     {"seed": seed, "name": title, "kind": "member", "group": "curve", "of": place, "metrics": metrics}
                 )
     return rows
+
+
+def _kind(title):
+    """Return what a row is of, as results call it."""
+    kinds = {REFERENCE: "start", "inter-training": "member", "multi-task": "joint"}
+    return next((kind for begin, kind in kinds.items() if title.startswith(begin)), "soup")
 
 
 def _splits(courses) -> dict[str, Any]:
