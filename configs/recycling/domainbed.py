@@ -13,6 +13,10 @@ minutes on a CPU: images are small, runs are short, and so rates are higher than
 the first stages of the network are frozen, and what they give of some augmented views of each image is computed once.
 With `config.model.frozen_stages = 0`, `config.image_size = 224`, `config.runs.steps = 5000`, its batch sizes and a
 factor of 1 it is theirs, but for the linear probe, which is fitted to features.
+
+Rates that were tried, on emoji alone and one trial: with a factor of 10 and 50 steps averages fail (mean member 43 %,
+uniform soup 41, model ratatouille 23), for members leave the basin that they share; with 2 and 100 steps they do not
+(44, 46, 45).
 """
 
 from ml_collections import ConfigDict
@@ -62,12 +66,12 @@ def get_config() -> ConfigDict:
 
     config.runs = ConfigDict()
     config.runs.members = 4  # of each family
-    config.runs.steps = 50
-    config.runs.evaluate_every = 10
+    config.runs.steps = 100
+    config.runs.evaluate_every = 20
     config.runs.ranges = "mild"  # or "original"
     config.runs.batch_size = 8  # of each domain; 0: as drawn
-    config.runs.learning_rate_factor = 10.0
-    config.auxiliary_runs = ConfigDict(dict(members=1, steps=80))
+    config.runs.learning_rate_factor = 2.0
+    config.auxiliary_runs = ConfigDict(dict(members=1, steps=100))
     config.ratatouille = ConfigDict(dict(head_steps=0))
     config.fusing = ConfigDict(dict(members=2, range=4.0))
 

@@ -209,7 +209,8 @@ def _merges(kitchen: Kitchen, course: Course, base: tree.Tree) -> list[Row]:
         some = jax.numpy.asarray(kitchen.held_out.images[:count])
 
         def fisher(members):
-            made = [soups.fisher_information(course.trunk.logits, member, some) for member in members.values()]
+            options = {"estimator": "sampled", "key": jax.random.key(course.seed)}
+            made = [soups.fisher_information(course.trunk.logits, one, some, **options) for one in members.values()]
             return soups.fisher(members, made)
 
         rows.append(kitchen.merged_row("fisher", fisher))
