@@ -239,11 +239,12 @@ def _limits_of_counts(axes, results, rows, split, enlarged):
     sign = files.metric_of(results).sign
     if enlarged:
         ends = ends[sign * ends >= np.nanmedian(sign * mean)]
-    low, high = style.robust_limits(ends, whisker=20 if enlarged else 6)
+    least = 0.02 * files.metric_of(results).scale  # no axis shall make two points look like a collapse
+    low, high = style.robust_limits(ends, whisker=20 if enlarged else 6, least=0.0 if enlarged else least)
     axes.set_ylim(low, high)
     worst = sign * float(np.nanmin(sign * mean))
     if not enlarged and not low <= worst <= high:
-        style.note(axes, f"the worst point, {worst:.4g}, lies off the axis")
+        style.note(axes, f"the worst point, {worst:.4g}, lies off the axis".replace("-", "−"))
 
 
 def _label_ends(figure, grid, splits, rows, results):
@@ -254,8 +255,10 @@ def _label_ends(figure, grid, splits, rows, results):
         for name in names:
             last = _counted(rows, name)[-1]
             mean, _ = _shown(results, [last], split, rows)
-            if axes.get_ylim()[0] <= mean[0] <= axes.get_ylim()[1]:
-                ends.append((last.of["models"] + _aside(results, name, names), mean[0], name, _series_color(name)))
+            if math.isfinite(mean[0]):
+                y = float(np.clip(mean[0], *sorted(axes.get_ylim())))
+                beyond = "" if y == mean[0] else " ↑" if mean[0] > y else " ↓"
+                ends.append((last.of["models"] + _aside(results, name, names), y, name + beyond, _series_color(name)))
         labels.label_line_ends(axes, ends, size=8)
 
 

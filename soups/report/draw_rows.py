@@ -124,7 +124,8 @@ def hyper_parameters(results: Mapping):
     rows = math.ceil(len(names) / columns)
     figure, grid = style.panels(rows, columns, height=0.5 + 2.25 * rows, sharey=True)
     sign = files.metric_of(results).sign
-    limits = style.robust_limits(finite, keep=[max(finite, key=lambda test: sign * test)])
+    least = 0.05 * files.metric_of(results).scale  # five points are no divergence
+    limits = style.robust_limits(finite, keep=[max(finite, key=lambda test: sign * test)], least=least)
     for axes, name in zip(grid.flat, names, strict=False):
         _strip(axes, members, name, limits, results)
         axes.set_title(style.words(name), fontsize=9)
@@ -356,6 +357,8 @@ def _strip(axes, members, name, limits, results):
     edge = np.full((~shown).sum(), 0.03 if rising else 0.97)
     look = {"s": 18, "marker": "x", "color": style.ALARM, "linewidth": 1, "zorder": 4, "clip_on": False}
     axes.scatter(x[~shown], edge, transform=axes.get_xaxis_transform(), **look)
+    axes.update_datalim(np.column_stack([x, np.full(len(x), limits[0])]))  # which those at the edge have no part in
+    axes.autoscale_view(scaley=False)
 
 
 def _natural(value):

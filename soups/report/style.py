@@ -177,18 +177,20 @@ def scale_norm(values) -> Normalize:
     return LogNorm(low, high) if spans_decades(values) else Normalize(low, high if high > low else low + 1)
 
 
-def robust_limits(values, *, keep=(), whisker: float = 2.0, margin: float = 0.08) -> tuple[float, float]:
+def robust_limits(
+    values, *, keep=(), whisker: float = 2.0, margin: float = 0.08, least: float = 0.0
+) -> tuple[float, float]:
     """Return axis limits that diverged outliers do not stretch.
 
-    They hold all of `keep`, and of `values` those within `whisker` interquartile ranges of the quartiles; on both sides
-    `margin` of the range is added.
+    They hold all of `keep`, and of `values` those within `whisker` interquartile ranges of the quartiles, or within
+    `least`, if that is more; on both sides `margin` of the range is added.
     """
     values = np.asarray([v for v in values if math.isfinite(v)], np.float64)
     keep = np.asarray([v for v in keep if math.isfinite(v)], np.float64)
     if len(values):
         lowest, low, high, highest = np.percentile(values, [10, 25, 75, 90])
         # where half of them are equal, as differences from one of them may be, the quartiles say nothing of the spread
-        reach = whisker * max(high - low if high - low > 1e-9 else (highest - lowest) / 2, 1e-9)
+        reach = max(whisker * max(high - low if high - low > 1e-9 else (highest - lowest) / 2, 1e-9), least)
         keep = np.concatenate([keep, values[(values >= low - reach) & (values <= high + reach)]])
     if not len(keep):
         return 0.0, 1.0
