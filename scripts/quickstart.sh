@@ -4,4 +4,5 @@
 AFTER_SETUP="Then the experiment begins: about 3 minutes a seed on two idle cores. It fine-tunes one small network 16 times
 on 100 handwritten digits, and shows what averages of the 16 gain over the best of them."
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
-exec python scripts/run.py --config configs/digits.py "$@"
+python scripts/run.py --config configs/digits.py "$@"
+echo "  source $VENV/bin/activate   # for the commands of soups in this shell"

@@ -50,8 +50,9 @@ def test_a_first_start_says_what_comes_before_it_sets_up(start):
     assert f"about {minutes} minutes a seed on two idle cores" in before  # as the run itself says for its seeds
     assert f"{members} times on {images} handwritten digits" in before
     run = "python scripts/run.py --config configs/digits.py --config.seeds=2"
-    assert said[setting_up + 1 :] == [run]
-    assert start("quickstart.sh", "--config.seeds=2") == [run]  # nothing is set up again, and the run speaks first
+    end = "  source .venv/py313/bin/activate   # for the commands of soups in this shell"
+    assert said[setting_up + 1 :] == [run, end]
+    assert start("quickstart.sh", "--config.seeds=2") == [run, end]  # nothing is set up again, and the run speaks first
 
 
 def test_the_script_of_recycling_draws_its_sets_once(start, tmp_path):

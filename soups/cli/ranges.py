@@ -92,7 +92,10 @@ def _axis(option, text, definition, by) -> Axis:
 def _choices(text, values, kind):
     found = [merging.load_yaml(value) for value in values.split(",")]
     for value in found:
-        check(value, text, kind)
+        try:
+            check(value, text, kind)
+        except ValueError as error:
+            raise ValueError(f"{error}; a range is LOW:HIGH, several values are A,B,C") from error
     if len(found) < 2 or len(set(found)) < len(found):
         raise ValueError(f"{text}: give several values, each once, or two ends, LOW:HIGH")
     return tuple(found)

@@ -105,7 +105,8 @@ def check_of(options) -> Check:
 def write(options, run, trials: Trials, found: Selection) -> None:
     """Write the best, and say so."""
     made = write_output(trials, found, options.out, options.format, shard_bytes=parse_size(options.shard_size or "5GB"))
-    say(f"{'wrote' if made else 'there already:'} {options.out}, with the score {found.score:.6g}")
+    better = {"max": "higher", "min": "lower"}[mode_of(options)]
+    say(f"{'wrote' if made else 'there already:'} {options.out}, with the score {found.score:.6g} ({better} is better)")
     run.made(options.out)
 
 

@@ -163,6 +163,8 @@ def remake(pool: Pool, number: int | str, out: PathLike) -> pathlib.Path:
             tensors that are not those of the release, bit for bit: all are listed, and the folder stays.
         FileExistsError, OSError, PoolCorruptionError: as `soups.merging.merge_to_folder`.
     """
+    if not pool.releases:
+        raise ValueError(f"the pool {pool.path} has no releases yet: soups pool release makes one")
     record = pool.releases.record(check_name(str(number), pool.releases.names, "release"))
     models, made = record["metadata"]["models"], record["metadata"]["merge"]
     wrong = []
