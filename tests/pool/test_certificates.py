@@ -510,7 +510,7 @@ def test_mistakes_are_one_line_and_2(cli, house):
         (("release", "--method", "ties"), "needs a base_model (--base)"),
         (("release", "--settings", "{x}"), "--settings is not valid JSON"),
         (("release", "--method", "unifrom"), "did you mean 'uniform'?"),
-        (("log", "--remake", 3, "out"), "unknown release '3'"),
+        (("log", "--remake", 3, "out"), "has no releases yet"),
     ]:
         code, out, err = cli(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), (arguments, err)
