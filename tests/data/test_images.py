@@ -81,7 +81,7 @@ def test_every_extension_has_its_decoder(tmp_path, pixels):
 def test_no_other_place_opens_images():
     files = (file for room in ("soups", "scripts") for file in (ROOT / room).rglob("*.py"))
     opening = re.compile(r"\b(Image|pillow)\.open\(")
-    ours = {"benchmarks", "notebooks.py"}  # which open pictures that they drew
+    ours = {"benchmarks", "notebooks.py", "build_domains.py"}  # which open pictures that they drew
     found = [file for file in files if opening.search(file.read_text()) and not ours & set(file.parts)]
     assert found == [ROOT / "soups" / "data" / "images.py"]
 

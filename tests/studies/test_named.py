@@ -211,7 +211,11 @@ def test_an_architecture_is_one_of_the_library_or_what_a_function_returns():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("vti", "unknown config.model 'vti' (did you mean 'vit'?); there are: convnet, glyph_vit, mlp, resnet, vit"),
+        (
+            "vti",
+            "unknown config.model 'vti' (did you mean 'vit'?); there are: convnet, efficientnet_lite0, glyph_vit, "
+            "mlp, resnet, vit",
+        ),
         ({"name": "own_room:Net", "widht": 3}, "+ config.model: widht is extra"),
         ("own_room:itself", "must return a Linen module or a soups.models.Network, not a Net itself"),
         ("own_room:dataset", "config.model: seed is missing"),
