@@ -24,7 +24,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """Give the config of the experiment."""
+    """Return the config of the experiment."""
     config = ConfigDict()
     config.study = "domainbed"
     config.name = "domainbed"

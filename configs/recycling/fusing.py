@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Give the config of the experiment."""
+    """Return the config of the experiment."""
     spec = importlib.util.spec_from_file_location("domainbed", pathlib.Path(__file__).with_name("domainbed.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

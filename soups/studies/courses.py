@@ -5,7 +5,6 @@ Gulrajani and Lopez-Paz, "In search of lost domain generalization", 2020, arXiv 
 
 import dataclasses
 import functools
-import pathlib
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,25 +21,18 @@ from soups.data.domains import (
     DomainSet,
     Environment,
     augmented,
-    check_no_leak,
     environments,
-    load_domains,
     minibatches,
 )
-from soups.data.random_transforms import domainbed_augmentation
 from soups.data.transforms import RandomTransform
 from soups.evaluate import Evaluator, LogitCache, accuracy, nll
 from soups.evaluate.evaluator import unit_range
 from soups.models.architectures import Architecture
-from soups.models.import_weights import import_weights
-from soups.models.pretrained import efficientnet_lite0_file
-from soups.pool import Pool, digest, load_checkpoint
+from soups.pool import Pool, digest
 from soups.progress import progress
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
-from soups.studies.named import architecture_of
-from soups.studies.rows import Row, known_of, mean_of
-from soups.studies.study import Scene, Workdir, with_defaults
+from soups.studies.study import Scene
 from soups.train import Swad, Training, extract_features, fit, probe_on_features
 from soups.train.probe import with_head
 from soups.train.swad import mean_between
@@ -404,165 +396,3 @@ def _in_batches(function, params, images, size=256) -> np.ndarray:
         padded = np.concatenate([some, np.zeros((size - len(some), *some.shape[1:]), some.dtype)])
         found.append(np.asarray(function(params, padded))[: len(some)])
     return np.concatenate(found)
-
-
-# --- Trials -----------------------------------------------------------------------------------------------------------
-
-DEFAULTS = {
-    "seeds": 1,
-    "first_seed": 0,
-    "test_domains": (),
-    "leave_one_out": False,
-    "model": {"start": None, "frozen_stages": 0, "views": 4},
-    "probe": {"strengths": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "max_iterations": 200},
-    "runs": {"ranges": "mild", "batch_size": None, "learning_rate_factor": 1.0},
-    "ratatouille": {"head_steps": 0},
-    "fusing": {"members": 0, "range": 4.0},
-    "methods": {},
-    "fisher": {"examples": 0},
-    "evaluate": {"batch_size": 500},
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial(Scene):
-    """Hold what all courses of a trial share: the sets and the network."""
-
-    data: DomainSet
-    auxiliary: Mapping[str, DomainSet]
-    trunk: Trunk
-    start: tree.Tree
-    trainings: Mapping[str, Training]
-
-    @property
-    def sets(self) -> dict[str, DomainSet]:
-        """Return all sets by name."""
-        return {self.data.name: self.data, **self.auxiliary}
-
-    @property
-    def test_domains(self) -> list[str]:
-        """Return the domains that are left out in turn: those of the config, or all."""
-        chosen = self.config["test_domains"] or [domain.environment for domain in self.data]
-        return [self.data[domain].environment for domain in chosen]
-
-    def course(self, data: DomainSet, *left_out: str) -> Course:
-        """Return the course of a set, without the domains that are left out."""
-        shared = {name: getattr(self, name) for name in ("config", "workdir", "seed", "trunk", "trainings", "start")}
-        place = "" if data is self.data else f"auxiliary_{data.name}_"  # whose heads have other shapes
-        pools = {kind: self.workdir.pool(place + kind) for kind in ("bases", "pool", *AVERAGES)}
-        augment = domainbed_augmentation(self.config["image_size"])
-        return Course(data=data, left_out=left_out, pools=pools, augment=augment, **shared)
-
-    def auxiliary_members(self) -> dict[str, list[tree.Tree]]:
-        """Return networks that the first trial fine-tunes on all domains of each auxiliary set, by sets."""
-        config = self.config["auxiliary_runs"]
-        first = dataclasses.replace(self, seed=self.config["first_seed"])
-        found = {}
-        for name, data in self.auxiliary.items():
-            course = first.course(data)
-            starts = dict.fromkeys(range(config["members"]), course.probe)
-            names = course.fill("auxiliary", starts, steps=config["steps"], last=True)
-            found[name] = [course.pools["pool"][member] for member in names.values()]
-        return found
-
-    def described(self, course: Course) -> list[dict[str, Any]]:
-        """Return the members of a course as results hold them."""
-        pool = course.pools["pool"]
-        names = [name for name in pool if name.startswith(course.prefix)]
-        called = {name: f"{course.called} {name.removeprefix(course.prefix)}" for name in names}
-        return [{"name": called[name], **known_of(pool.record(name))} for name in names]
-
-    @property
-    def described_splits(self) -> dict[str, Any]:
-        """Return the splits as results hold them: each domain, tested by what was made without it, and their means."""
-        domains = self.test_domains
-        size = {domain: len(self.data[domain]) for domain in domains}
-        return {
-            "splits": {
-                "test": {"role": "test", "mean_of": domains, "title": "mean of domains"},
-                "held_out": {"role": "held_out", "mean_of": [f"without {domain}" for domain in domains]},
-                **{domain: {"role": "test", "examples": size[domain]} for domain in domains},
-                **{
-                    f"without {one}": {"role": "held_out", "examples": len(self.course(self.data, one).held_out.labels)}
-                    for one in domains
-                },
-            }
-        }
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Return what the results tell of the sets."""
-        return {
-            "Sets of domains": {
-                name: {"classes": len(one.class_names), **{domain.name: len(domain) for domain in one}}
-                for name, one in self.sets.items()
-            }
-        }
-
-    @property
-    def notes(self) -> list[str]:
-        """Return what a reader must know of the protocol."""
-        config, found = self.config["model"], []
-        if config["frozen_stages"]:
-            found.append(
-                f"The stem and the first {config['frozen_stages']} stages stay as they were pre-trained; what they "
-                f"give of {config['views']} augmented views of each image is computed once."
-            )
-        return found
-
-
-def trials(config: Mapping[str, Any], workdir: Workdir) -> list[Trial]:
-    """Return the trials of a config, with their data and start weights; all share their programs.
-
-    Raises:
-        ValueError: sets that are missing or odd, weights that do not fit the network, stages that cannot be frozen.
-    """
-    config = with_defaults(config, DEFAULTS)
-    arch, size = architecture_of(config["model"]["arch"]), config["image_size"]
-    load = functools.partial(load_domains, config["data_dir"], image_size=size)
-    data, auxiliary = load(config["dataset"]), {name: load(name) for name in config["auxiliary"]}
-    for one in (data, *auxiliary.values()):
-        check_no_leak(one, {name: other for name, other in auxiliary.items() if other is not one})
-    trunk = Trunk(arch, config["model"]["frozen_stages"])
-    trunk.check()
-    options = {"loss": trunk.loss, "optimizer": adam}
-    head = ((f"{arch.head}/.*", 1.0), (".*", 0.0))
-    trainings = {
-        "all": Training(learning_rate_rules=trunk.frozen, swa_start=0.0, **options),
-        "head": Training(learning_rate_rules=head, **options),
-    }
-    shared = {"data": data, "auxiliary": auxiliary, "trunk": trunk, "trainings": trainings}
-    shared["start"] = _start(config, arch)
-    seeds = range(config["first_seed"], config["first_seed"] + config["seeds"])
-    made = [Trial(config=config, workdir=workdir, seed=seed, **shared) for seed in seeds]
-    _ = made[0].test_domains  # refuses one that does not exist
-    return made
-
-
-def _start(config, arch):
-    path = config["model"]["start"]
-    if path is None:
-        if arch.name != "efficientnet-lite0":
-            raise ValueError(f"config.model.start must say where the weights of {arch.name} are")
-        path = efficientnet_lite0_file()
-    path = pathlib.Path(path).expanduser()
-    is_orbax = (path / "_CHECKPOINT_METADATA").exists()
-    params = load_checkpoint(path) if is_orbax else import_weights(path, arch)
-    return with_head(params, arch.head, None)
-
-
-def over_domains(by_domain: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """Return rows that are measured on each domain by what was made without it, and their means over the domains."""
-    found = []
-    for rows in zip(*by_domain.values(), strict=True):
-        parts = dict(zip(by_domain, rows, strict=True))
-        metrics = {"test": mean_of([row["metrics"]["test"] for row in rows])}
-        metrics["held_out"] = mean_of([row["metrics"]["held_out"] for row in rows])
-        metrics |= {domain: row["metrics"]["test"] for domain, row in parts.items()}
-        metrics |= {f"without {domain}": row["metrics"]["held_out"] for domain, row in parts.items()}
-        wins = {domain: row["wins"]["test"] for domain, row in parts.items() if "test" in row.get("wins", {})}
-        count = round(statistics.fmean(row["num_ingredients"] for row in rows))
-        kept = {name: rows[0][name] for name in ("seed", "name", "kind", "group", "of") if name in rows[0]}
-        cost = mean_of([row["cost"] for row in rows])
-        found.append({**kept, "metrics": metrics, "wins": wins, "num_ingredients": count, "cost": cost})
-    return found

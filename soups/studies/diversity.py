@@ -19,10 +19,11 @@ import soups
 from soups import tree
 from soups.evaluate import correct, q_diversity, ratio_error
 from soups.progress import progress, say
-from soups.studies.courses import Course, Trial, over_domains, trials
+from soups.studies.courses import Course
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row, mean_of
 from soups.studies.study import Study, check_fields
+from soups.studies.trials import Trial, over_domains, trials
 
 FIELDS = {
     "": "study name seeds? first_seed? data_dir dataset auxiliary test_domains? image_size",

@@ -19,10 +19,11 @@ from soups.evaluate import ensemble_logits
 from soups.names import check_name
 from soups.progress import say
 from soups.recipes import METHODS
-from soups.studies.courses import AVERAGES, Course, Trial, over_domains, trials
+from soups.studies.courses import AVERAGES, Course
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row
 from soups.studies.study import Study, check_fields
+from soups.studies.trials import Trial, over_domains, trials
 from soups.train import search
 
 FIELDS = {

@@ -21,9 +21,10 @@ from soups.data.domainbed import seed_hash
 from soups.evaluate import accuracy
 from soups.evaluate.ranking import rank_by_score, rank_by_similarity, rank_greedily
 from soups.progress import say
-from soups.studies.courses import Course, Trial, adam, trials
+from soups.studies.courses import Course, adam
 from soups.studies.rows import Row, mean_of
 from soups.studies.study import Study, check_fields
+from soups.studies.trials import Trial, trials
 from soups.train import extract_features, fit, probe_on_features
 
 FIELDS = {
