@@ -30,6 +30,7 @@ KINDS = {
     "distilled": ("#6a51a3", "P"),
     "joint": ("#1f2933", "X"),
     "masked": ("#946c00", "v"),
+    "oracle": ("#7b8794", "p"),
 }
 # families of merging methods, where a study has more of them than kinds
 FAMILIES = {

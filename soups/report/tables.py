@@ -12,8 +12,8 @@ from scipy.special import stdtrit
 
 from soups.report import results as files
 
-#: kinds of rows that predict with more than one set of weights, or stand for several networks
-SEVERAL = ("ensemble", "members", "masked")
+#: kinds of rows that predict with more than one set of weights, stand for several networks, or were chosen by test data
+NOT_ALONE = ("ensemble", "members", "masked", "oracle")
 
 
 class Spread(NamedTuple):
@@ -71,9 +71,9 @@ class Row:
 
     @property
     def alone(self) -> bool:
-        """Say whether it predicts with one network and one forward pass."""
+        """Say whether it predicts with one network and one forward pass, which no test data chose."""
         passes = self.cost["inference"].mean if "inference" in self.cost else 1.0
-        return self.kind not in SEVERAL and not passes > 1
+        return self.kind not in NOT_ALONE and not passes > 1
 
 
 def rows_table(results: Mapping, group: str = "main") -> list[Row]:

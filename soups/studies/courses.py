@@ -16,7 +16,7 @@ import optax
 
 from soups import tree
 from soups.data import Dataset
-from soups.data.domainbed import random_hyperparameters, seed_hash
+from soups.data.domainbed import random_hyperparameters
 from soups.data.domains import (
     DomainSet,
     Environment,
@@ -32,10 +32,11 @@ from soups.pool import Pool, digest
 from soups.progress import progress
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
+from soups.studies.side_by_side import groups, trained, with_trained_heads
 from soups.studies.study import Scene
-from soups.train import Swad, Training, extract_features, fit, probe_on_features
+from soups.train import Lanes, extract_features, probe_on_features
+from soups.train.loop import Alone
 from soups.train.probe import with_head
-from soups.train.swad import mean_between
 
 #: kinds of averages along a run, each in a pool of its own: of the weights after each step from the first checkpoint on
 #: (Arpit et al., "Ensemble of averages", 2021, arXiv 2110.10832), and of those in the valley of the validation loss
@@ -136,7 +137,7 @@ class Course(Scene):
     trunk: Trunk
     start: tree.Tree
     pools: Mapping[str, Pool]
-    trainings: Mapping[str, Training]
+    placements: Mapping[str, Alone | Lanes]
     augment: RandomTransform
 
     @property
@@ -286,60 +287,26 @@ class Course(Scene):
         what was drawn.
         """
         names = {index: self.name(f"{family}_{index:02d}") for index in starts}
-        with progress(f"{self.called}: {family}", len(starts), "members") as advance:
-            for index, name in names.items():
-                if name not in self.pools["pool"]:
-                    own = self.drawn(1, 0 if alike else index)[0]
-                    own |= {} if weight_decay is None else {"weight_decay": weight_decay}
-                    made = self._trained(starts[index](), own, index, steps, head_steps, last)
-                    record = {"config": {**own, "run": index}, "seed": self.seed, "losses": made.pop("losses")}
+        changed, pool = {} if weight_decay is None else {"weight_decay": weight_decay}, self.pools["pool"]
+        own = {index: self.drawn(1, 0 if alike else index)[0] | changed for index in starts}
+        missing = {index: own[index] for index, name in names.items() if name not in pool}
+        with progress(f"{self.called}: {family}", len(starts), "members", done=len(starts) - len(missing)) as advance:
+            for group in groups(self, missing):
+                begun, some = {index: starts[index]() for index in group}, {index: own[index] for index in group}
+                begun = with_trained_heads(self, begun, some, head_steps) if head_steps else begun
+                made = trained(self, begun, some, steps or self.config["runs"]["steps"], last=last)
+                for index, one in made.items():
+                    record = {"config": {**own[index], "run": index}, "seed": self.seed, "losses": one["losses"]}
                     # the member itself is the last, for what is in its pool is not made again
                     for kind in (*(AVERAGES if averages else ()), "pool"):
-                        self._keep(self.pools[kind], name, made[kind], record)
-                advance(1)
+                        self._keep(self.pools[kind], names[index], one[kind], record)
+                advance(len(group))
         return names
 
     def _keep(self, pool, name, params, record):
         if name not in pool:
             like = self.trunk.with_head(self.start, self.trunk.head(params))
             pool.add(name, tree.cast_like(params, like), record)
-
-    def _trained(self, start, own, index, steps, head_steps, last) -> dict[str, Any]:
-        config, seed = self.config["runs"], seed_hash(self.prefix, index)
-        steps = steps or config["steps"]
-        settings = {"rate": own["learning_rate"], "weight_decay": own["weight_decay"], "dropout": own["dropout"]}
-        settings |= {"seed": seed}
-        if head_steps:
-            batches = self.batches(seed_hash(seed, "head"), own["batch_size"])
-            start = fit(self.trainings["head"], start, batches, steps=head_steps, hyperparameters=settings)["params"]
-        swad, first, best = Swad(), None, (-1.0, None)
-
-        def checkpoint(step, made):
-            nonlocal first, best
-            score, loss = self.validated(made["params"])
-            mean = jax.device_get(made["averages"]["swa"])
-            swad.add(step, loss, mean)
-            first = first or (step, mean)
-            if score > best[0]:
-                best = score, jax.device_get(made["params"])
-
-        made = fit(
-            self.trainings["all"],
-            start,
-            self.batches(seed, own["batch_size"]),
-            steps=steps,
-            save_every=config["evaluate_every"],
-            hyperparameters=settings,
-            on_checkpoint=checkpoint,
-        )
-        mean = jax.device_get(made["averages"]["swa"])
-        losses = [float(part.mean()) for part in np.array_split(np.float64(made["losses"]), min(20, steps))]
-        return {
-            "pool": jax.device_get(made["params"]) if last else best[1],
-            "ma": mean_between(*first, steps, mean) if first[0] < steps else mean,
-            "swad": swad.average(),
-            "losses": losses,
-        }
 
     def validated(self, params: tree.Tree) -> tuple[float, float]:
         """Return the accuracy on held-out data, as the mean over the domains, and the mean cross-entropy."""
@@ -364,9 +331,15 @@ class Course(Scene):
 
     def accuracy(self, params: tree.Tree, domain: str) -> float:
         """Return the accuracy on all images of a domain that is left out."""
-        test = self._pooled([self.data[domain].data])
-        evaluator = Evaluator(self.trunk.logits, test, preprocess=lambda x: x, batch_size=self._batch_size)
-        return evaluator(params)["accuracy"]
+        if domain not in self._evaluators:
+            test = self._pooled([self.data[domain].data])
+            options = {"preprocess": lambda x: x, "batch_size": self._batch_size}
+            self._evaluators[domain] = Evaluator(self.trunk.logits, test, **options)
+        return self._evaluators[domain](params)["accuracy"]
+
+    @functools.cached_property
+    def _evaluators(self):
+        return {}
 
     def kitchen(self, names: Iterable[str], family: str = "pool", reference: tree.Tree | None = None) -> Kitchen:
         """Return what cooks from members, and measures them on the domain that is left out."""

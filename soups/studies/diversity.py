@@ -29,7 +29,7 @@ FIELDS = {
     "": "study name seeds? first_seed? data_dir dataset auxiliary test_domains? image_size",
     "model": "arch start? frozen_stages? views?",
     "probe?": "strengths max_iterations?",
-    "runs": "members steps evaluate_every ranges? batch_size? learning_rate_factor?",
+    "runs": "members steps evaluate_every mode? ranges? batch_size? learning_rate_factor?",
     "auxiliary_runs": "members steps",
     "ratatouille?": "head_steps",
     "pairs": "barrier_ts",

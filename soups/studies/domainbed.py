@@ -19,7 +19,8 @@ from soups.evaluate import ensemble_logits
 from soups.names import check_name
 from soups.progress import say
 from soups.recipes import METHODS
-from soups.studies.courses import AVERAGES, Course
+from soups.studies.choosing import OneMore, best_rows, best_settings, greedy_rows
+from soups.studies.courses import Course
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row
 from soups.studies.study import Study, check_fields
@@ -30,7 +31,7 @@ FIELDS = {
     "": "study name seeds? first_seed? data_dir dataset auxiliary test_domains? image_size leave_one_out?",
     "model": "arch start? frozen_stages? views?",
     "probe?": "strengths max_iterations?",
-    "runs": "members steps evaluate_every ranges? batch_size? learning_rate_factor?",
+    "runs": "members steps evaluate_every mode? ranges? batch_size? learning_rate_factor?",
     "auxiliary_runs": "members steps",
     "ratatouille?": "head_steps",
     "fusing?": "members range?",
@@ -48,8 +49,13 @@ PUBLISHED = {
     "TerraIncognita": (50.4, 50.3, 50.0, 51.4, 51.6, 46.7, 46.7, 51.8, 49.2),
     "DomainNet": (44.3, 46.0, 46.5, 47.4, 47.7, 44.5, 44.4, 47.5, 47.7),
 }
-CHANGEABLE = ("methods", "fisher")  # sections that nothing is trained by
+CHANGEABLE = ("methods", "fisher", "leave_one_out")  # what the members do not depend on
 REFERENCE, RECYCLED = "ERM", "model ratatouille, {}"
+#: rows of one run, by the family that it is chosen from and the kind of its weights
+BEST = {REFERENCE: ("probed", "pool"), "MA": ("probed", "ma"), "SWAD": ("probed", "swad")}
+BEST |= {"ERM from a random head": ("random_head", "pool"), "fusing": ("fused", "pool")}
+BEST |= {"inter-training": ("recycled", "pool")}
+SOUPS = {"probed": "{} soup", "random_head": "{} soup from a random head", "recycled": RECYCLED}
 
 
 def _check(config):
@@ -97,41 +103,50 @@ def _published(name: str) -> list[str]:
 
 def _rows(trial: Trial, course: Course, auxiliary: Mapping[str, Sequence[tree.Tree]]) -> list[Row]:
     """Make the members that are tested on one domain, and return the rows of all that is cooked of them."""
-    config, probe = trial.config, course.probe()
-    runs = range(config["runs"]["members"])
+    probe, made = course.probe(), _families(course, auxiliary)
+    more = _one_more(trial, course.left_out[0], auxiliary) if trial.config["leave_one_out"] else None
+    first = course.kitchen(made["probed"].values())
+    reference = first.members[first.best()]
+    kitchens = {name: course.kitchen(runs.values(), reference=reference) for name, runs in made.items()}
+
+    kitchen = kitchens["probed"] = first
+    rows = [kitchen.row("linear probe", "probe", kitchen.measure(probe), {}), *kitchen.single_rows()[:2]]
+    rows[1] |= {"name": REFERENCE}
+    for title, (family, kind) in BEST.items():
+        if family in made:
+            runs = made[family]
+            some = kitchens[family] if kind == "pool" else course.kitchen(runs.values(), kind, reference)
+            found = [] if title == REFERENCE else [some.named_row(some.best(), title)]
+            found += best_rows(some, title, runs, more and more.scores(family, kind))
+            averaged = {} if kind == "pool" else {"kind": "trajectory"}
+            rows += [row | (averaged if row["kind"] == "member" else {}) for row in found]
+    for family, titles in SOUPS.items():
+        if family in made:
+            kitchen, title = kitchens[family], titles.format("greedy")
+            rows += [kitchen.uniform_row(titles.format("uniform")), kitchen.greedy_row(title)[0]]
+            rows += greedy_rows(kitchen, title, made[family], more and more.greedy(family))
+    for family, title in {"probed": "ensemble", "recycled": "ensemble of recycled members"}.items():
+        rows += _ensembles(kitchens[family], title) if family in made else []
+    last = "recycled" if "recycled" in made else "probed"
+    if last == "recycled":
+        rows += _of_single_sets(course, made[last], list(auxiliary), reference)
+    return rows + _merges(kitchens[last], course, probe, last, more)
+
+
+def _families(course: Course, auxiliary: Mapping[str, Sequence[tree.Tree]]) -> dict[str, dict[int, str]]:
+    """Make members from each kind of start, and return their names by run."""
+    probe, runs = course.probe(), range(course.config["runs"]["members"])
     plain = course.fill("probed", dict.fromkeys(runs, lambda: probe), averages=True)
-    drawn_head = course.fill("random_head", dict.fromkeys(runs, course.unprobed))
-    recycled = _recycled(course, probe, auxiliary, plain)
-    fused = _fused(course, probe, auxiliary)
-
-    kitchen = course.kitchen(plain.values())
-    reference = kitchen.members[kitchen.best()]
-    rows = [kitchen.row("linear probe", "probe", kitchen.measure(probe), {}), *_singles(kitchen)]
-    rows += [_best(course.kitchen(plain.values(), kind, reference), kind.upper(), "trajectory") for kind in AVERAGES]
-    if config["leave_one_out"]:
-        chosen = plain[_without_one_more(trial, course.left_out[0], list(runs))]
-        rows.append(kitchen.named_row(chosen, "ERM, chosen by leaving one domain out"))
-    rows += [*_ensembles(kitchen, "ensemble"), *_soups(kitchen)]
-    beside = course.kitchen(drawn_head.values(), reference=reference)
-    rows += [_best(beside, "ERM from a random head"), *_soups(beside, "{} soup from a random head")]
-    if fused:
-        rows.append(_best(course.kitchen(fused.values(), reference=reference), "fusing"))
-    if recycled:
-        kitchen = course.kitchen(recycled.values(), reference=reference)
-        rows += [_best(kitchen, "inter-training"), *_ensembles(kitchen, "ensemble of recycled members")]
-        rows += [*_soups(kitchen, RECYCLED), *_of_single_sets(course, recycled, list(auxiliary), reference)]
-    return rows + _merges(kitchen, course, probe)
+    made = {"probed": plain, "random_head": course.fill("random_head", dict.fromkeys(runs, course.unprobed))}
+    made |= {"recycled": _recycled(course, probe, auxiliary, plain), "fused": _fused(course, probe, auxiliary)}
+    return {name: runs for name, runs in made.items() if runs}
 
 
-def _without_one_more(trial: Trial, domain: str, runs: Sequence[int]) -> int:
-    """Return the run that is best on each other domain, where that is left out as well, on average."""
-    scores = {run: [] for run in runs}
-    for other in [one.environment for one in trial.data if one.environment != domain]:
-        course = trial.course(trial.data, *sorted((domain, other)))
-        probe = course.probe()
-        for run, name in course.fill("probed", dict.fromkeys(runs, lambda probe=probe: probe)).items():
-            scores[run].append(course.accuracy(course.pools["pool"][name], other))
-    return max(reversed(runs), key=lambda run: sum(scores[run]))
+def _one_more(trial: Trial, domain: str, auxiliary: Mapping[str, Sequence[tree.Tree]]) -> OneMore:
+    """Make the same members without one more domain, for each of the others."""
+    others = [one.environment for one in trial.data if one.environment != domain]
+    courses = {other: trial.course(trial.data, *sorted((domain, other))) for other in others}
+    return OneMore(courses, {other: _families(course, auxiliary) for other, course in courses.items()})
 
 
 def _recycled(course, probe, auxiliary, plain) -> dict[int, str]:
@@ -169,21 +184,6 @@ def _fused(course, probe, auxiliary) -> dict[int, str]:
     return course.fill("fused", starts, head_steps=course.config["ratatouille"]["head_steps"])
 
 
-def _singles(kitchen: Kitchen) -> list[Row]:
-    best, mean, *_ = kitchen.single_rows()
-    tested = {name: found.metrics["test"]["accuracy"] for name, found in kitchen.measured.items()}
-    oracle = kitchen.named_row(kitchen.best(tested), "ERM, chosen on the test domain")
-    return [best | {"name": REFERENCE}, mean, oracle]
-
-
-def _best(kitchen: Kitchen, title: str, kind: str = "member") -> Row:
-    return kitchen.named_row(kitchen.best(), title) | {"kind": kind}
-
-
-def _soups(kitchen: Kitchen, titles: str = "{} soup") -> list[Row]:
-    return [kitchen.uniform_row(titles.format("uniform")), kitchen.greedy_row(titles.format("greedy"))[0]]
-
-
 def _ensembles(kitchen: Kitchen, title: str) -> list[Row]:
     rows, used = [], dict.fromkeys(kitchen.names, 1 / len(kitchen.names))
     for space in ("logits", "probabilities"):
@@ -196,16 +196,21 @@ def _ensembles(kitchen: Kitchen, title: str) -> list[Row]:
     return rows
 
 
-def _merges(kitchen: Kitchen, course: Course, base: tree.Tree) -> list[Row]:
-    """Return a row for each other method, with those of its settings that are best on held-out data."""
+def _merges(kitchen: Kitchen, course: Course, probe: tree.Tree, family: str, more: OneMore | None) -> list[Row]:
+    """Return rows of each other method, with those of its settings that are best."""
     rows = []
     for name, choices in course.config["methods"].items():
-        tried = [
-            kitchen.merged_row(f"{name} {settings}", (METHODS[name], settings), base)
-            for settings in search.grid(**choices) or [{}]
-        ]
-        best = max(tried, key=lambda row: row["metrics"]["held_out"]["accuracy"])
-        rows.append(best | {"name": METHODS[name].name})
+        method, grid = METHODS[name], list(search.grid(**choices)) or [{}]
+        tried = [kitchen.merged_row(f"{name} {settings}", (method, settings), probe) for settings in grid]
+
+        def score(settings, method=method):
+            def make(members, course):
+                base = {} if method.base == "none" else {"base": course.probe()}
+                return method(list(members.values()), **base, **settings)
+
+            return more.accuracy(make, family)
+
+        rows += best_settings(tried, grid, method.name, more and score)
     if count := course.config["fisher"]["examples"]:
         some = jax.numpy.asarray(kitchen.held_out.images[:count])
 

@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from soups import tree
 from soups.data.domains import (
     DomainSet,
@@ -16,14 +19,18 @@ from soups.data.domains import (
 from soups.data.random_transforms import domainbed_augmentation
 from soups.models.import_weights import import_weights
 from soups.models.pretrained import efficientnet_lite0_file
+from soups.names import check_name
 from soups.pool import load_checkpoint
 from soups.studies.courses import AVERAGES, Course, Trunk, adam
 from soups.studies.named import architecture_of
 from soups.studies.rows import Row, known_of, mean_of
 from soups.studies.study import Scene, Workdir, with_defaults
-from soups.train import Training
+from soups.train import Lanes, Training
+from soups.train.lanes import lane_mesh
+from soups.train.loop import Alone
 from soups.train.probe import with_head
 
+MODES = ("auto", "sequential", "sharded")
 DEFAULTS = {
     "seeds": 1,
     "first_seed": 0,
@@ -31,7 +38,7 @@ DEFAULTS = {
     "leave_one_out": False,
     "model": {"start": None, "frozen_stages": 0, "views": 4},
     "probe": {"strengths": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "max_iterations": 200},
-    "runs": {"ranges": "mild", "batch_size": None, "learning_rate_factor": 1.0},
+    "runs": {"mode": "auto", "ranges": "mild", "batch_size": None, "learning_rate_factor": 1.0},
     "ratatouille": {"head_steps": 0},
     "fusing": {"members": 0, "range": 4.0},
     "methods": {},
@@ -48,7 +55,7 @@ class Trial(Scene):
     auxiliary: Mapping[str, DomainSet]
     trunk: Trunk
     start: tree.Tree
-    trainings: Mapping[str, Training]
+    placements: Mapping[str, Alone | Lanes]
 
     @property
     def sets(self) -> dict[str, DomainSet]:
@@ -63,7 +70,7 @@ class Trial(Scene):
 
     def course(self, data: DomainSet, *left_out: str) -> Course:
         """Return the course of a set, without the domains that are left out."""
-        shared = {name: getattr(self, name) for name in ("config", "workdir", "seed", "trunk", "trainings", "start")}
+        shared = {name: getattr(self, name) for name in ("config", "workdir", "seed", "trunk", "placements", "start")}
         place = "" if data is self.data else f"auxiliary_{data.name}_"  # whose heads have other shapes
         pools = {kind: self.workdir.pool(place + kind) for kind in ("bases", "pool", *AVERAGES)}
         augment = domainbed_augmentation(self.config["image_size"])
@@ -147,12 +154,27 @@ def trials(config: Mapping[str, Any], workdir: Workdir) -> list[Trial]:
         "all": Training(learning_rate_rules=trunk.frozen, swa_start=0.0, **options),
         "head": Training(learning_rate_rules=head, **options),
     }
-    shared = {"data": data, "auxiliary": auxiliary, "trunk": trunk, "trainings": trainings}
-    shared["start"] = _start(config, arch)
+    start = _start(config, arch)
+    place = functools.partial(
+        _placed,
+        config["runs"]["mode"],
+        trunk.with_head(start, dict.fromkeys(("kernel", "bias"), np.zeros(1, np.float32))),
+    )
+    placements = {name: place(training) for name, training in trainings.items()}
+    shared = {"data": data, "auxiliary": auxiliary, "trunk": trunk, "placements": placements, "start": start}
     seeds = range(config["first_seed"], config["first_seed"] + config["seeds"])
     made = [Trial(config=config, workdir=workdir, seed=seed, **shared) for seed in seeds]
     _ = made[0].test_domains  # refuses one that does not exist
     return made
+
+
+def _placed(mode, params, training):
+    """Return where members are trained: one after the other, or one on each device."""
+    check_name(mode, MODES, "config.runs.mode")
+    count = len(jax.devices())
+    if mode == "sequential" or (mode == "auto" and count == 1):
+        return Alone(training)
+    return Lanes(training, params, mesh=lane_mesh({"pool": count, "data": 1}))
 
 
 def _start(config, arch):

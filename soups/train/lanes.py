@@ -66,9 +66,15 @@ class Lanes:
             self.shardings,
         )
 
-    def begin(self, params: tree.Tree, values: Mapping[str, jax.Array]) -> tree.Tree:
-        """Return the first state, from start weights that every process holds."""
-        stacked = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (self.count, *leaf.shape)), params)
+    def begin(self, starts: Sequence[tree.Tree], values: Mapping[str, jax.Array]) -> tree.Tree:
+        """Return the first state, from the start weights of all lanes, which every process holds."""
+
+        def stacked(*leaves):
+            if all(leaf is leaves[0] for leaf in leaves):  # needs no room for all lanes
+                return np.broadcast_to(np.asarray(leaves[0]), (self.count, *leaves[0].shape))
+            return np.stack([np.asarray(leaf) for leaf in leaves])
+
+        stacked = jax.tree.map(stacked, *starts)
         return self._begin(on_devices(stacked, self.shardings["params"]), values)
 
     @functools.cached_property

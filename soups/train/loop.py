@@ -168,11 +168,13 @@ def run(
     save_every: int = 1000,
     on_step: Callable[[int, dict[str, float]], None] = lambda index, losses: None,
     on_checkpoint: Callable[[int, Mapping[str, Any]], None] = lambda step, state: None,
+    starts: Mapping[str, tree.Tree] | None = None,
 ) -> tuple[tree.Tree, dict[str, list[float]]]:
     """Take the steps that a group of members has left, and return their last state (not the optimizer's) and losses.
 
-    `members`, `data`: from `prepared`; there is at most one member for each lane. What is on disk is that of `fit`,
-    with a file "losses_NAME.jsonl" for each member that has a name. Losses are those of the lanes of which this process
+    `members`, `data`: from `prepared`; there is at most one member for each lane. `starts`: start weights of those
+    members that do not start from `params`, alike in names, shapes and dtypes. What is on disk is that of `fit`, with a
+    file "losses_NAME.jsonl" for each member that has a name. Losses are those of the lanes of which this process
     has devices; `on_step` is called with those of the members that took the step. Errors are those of `fit`.
     """
     training, total = placement.training, max(member["num_steps"] for member in members.values())
@@ -181,10 +183,12 @@ def run(
     feed, kept = feed_of(training, data, members, batch_size), None
     if directory is not None:
         directory = local_path(directory).absolute()
-        on_first_process(lambda: _claim(directory, _description(training, params, members, data)))
+        on_first_process(lambda: _claim(directory, _description(training, params, starts or {}, members, data)))
         kept = restore_state(directory, placement.abstract(params))
     values = placement.values([member for _, member in lanes])
-    first, state, position = kept or (0, placement.begin(params, values), None)
+    if kept is None:
+        kept = 0, placement.begin([(starts or {}).get(name, params) for name, _ in lanes], values), None
+    first, state, position = kept
     log = LossLog(directory, members, placement, first, on_step)
     if first == total:
         return _outcome(state), log.losses
@@ -213,7 +217,7 @@ class Alone:
 
     def __init__(self, training: Training):
         self.training, self.count, self.shares = training, 1, {0: (0, 1)}
-        self.begin, self.step = training.begin, training.step
+        self.step = training.step
 
     def on_lanes(self, members):
         return list(members.items())
@@ -222,6 +226,9 @@ class Alone:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         state = self.training.abstract_state(params)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
+
+    def begin(self, starts, values):
+        return self.training.begin(starts[0], values)
 
     def values(self, rows):
         return self.training.numbers(rows[0])
@@ -293,12 +300,13 @@ def _cut(path, first):
     replace_file(path, b"".join(state_files.sealed_line(line) for line in _lines(path) if line["step"] < first))
 
 
-def _description(training, params, members, data):
+def _description(training, params, starts, members, data):
     """Say in plain JSON what a run is begun with."""
     numbers = {name: training.numbers(member) for name, member in members.items()}
     dot = {name: f"{name}." if name else "" for name in members}
     weights = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in tree.flatten(params).items()}
-    contents = {"start": params} | ({"data": data} if checks.is_arrays(data) else {})
+    contents = {"start": params} | {f"start of {name}": start for name, start in starts.items()}
+    contents |= {"data": data} if checks.is_arrays(data) else {}
     return {
         "training": checks.described(training),
         "hyperparameters": {f"{dot[n]}{key}": value.item() for n, row in numbers.items() for key, value in row.items()},
