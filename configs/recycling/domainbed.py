@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     config.dataset = "icons"
     config.auxiliary = ("letters", "digits", "weights")
     config.test_domains = ()  # those that are left out in turn; none named: all
-    # choose also by leaving one more domain out: of four domains there are then members for 10 sets of domains, not for 4
+    # choose also by leaving one more domain out: of four domains there are then members for 10 sets, not for 4
     config.leave_one_out = False
     config.image_size = 64
 
