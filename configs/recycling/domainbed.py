@@ -14,9 +14,9 @@ the first stages of the network are frozen, and what they give of some augmented
 With `config.model.frozen_stages = 0`, `config.image_size = 224`, `config.runs.steps = 5000`, its batch sizes and a
 factor of 1 it is theirs, but for the linear probe, which is fitted to features.
 
-Rates that were tried, on emoji alone and one trial: with a factor of 10 and 50 steps averages fail (mean member 43 %,
-uniform soup 41, model ratatouille 23), for members leave the basin that they share; with 2 and 100 steps they do not
-(44, 46, 45).
+Rates that were tried, tested on emoji in one trial, with two members: a factor of 4 and 200 steps give an accuracy of
+50 % (the probe 42, their average 51), 8 give 52 (53), and 16 give 46 (51). On held-out images of the other domains they
+are at 60 % (the probe 60, their average 61), 58 (56) and 48 (48).
 """
 
 from ml_collections import ConfigDict
@@ -65,13 +65,13 @@ def get_config() -> ConfigDict:
 
     config.runs = ConfigDict()
     config.runs.members = 4  # of each family
-    config.runs.steps = 100
+    config.runs.steps = 200
     config.runs.evaluate_every = 20
     config.runs.mode = "auto"  # "sharded", one member on each device, where there are several; else "sequential"
     config.runs.ranges = "mild"  # or "original"
     config.runs.batch_size = 8  # of each domain; 0: as drawn
-    config.runs.learning_rate_factor = 2.0
-    config.auxiliary_runs = ConfigDict(dict(members=1, steps=100))
+    config.runs.learning_rate_factor = 4.0
+    config.auxiliary_runs = ConfigDict(dict(members=1, steps=200))
     config.ratatouille = ConfigDict(dict(head_steps=0))
     config.fusing = ConfigDict(dict(members=2, range=4.0))
 

@@ -23,7 +23,7 @@ from soups.studies.courses import Course
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row, mean_of
 from soups.studies.study import Study, check_fields
-from soups.studies.trials import Trial, over_domains, trials
+from soups.studies.trials import Trial, over_domains, trials, within
 
 FIELDS = {
     "": "study name seeds? first_seed? data_dir dataset auxiliary test_domains? image_size",
@@ -160,4 +160,4 @@ def _claims(seed: int, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     ]
 
 
-run = Study(check=_check, scenes=trials, cook=_cook, folders=("pool",), changeable=("pairs",))
+run = Study(check=_check, scenes=trials, cook=_cook, within=within, folders=("pool",), changeable=("pairs",))

@@ -24,7 +24,7 @@ from soups.studies.courses import Course
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row
 from soups.studies.study import Study, check_fields
-from soups.studies.trials import Trial, over_domains, trials
+from soups.studies.trials import Trial, over_domains, trials, within
 from soups.train import search
 
 FIELDS = {
@@ -246,6 +246,7 @@ run = Study(
     check=_check,
     scenes=trials,
     cook=_cook,
+    within=within,
     folders=("pool", "soups"),
     changeable=CHANGEABLE,
 )

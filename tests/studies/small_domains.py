@@ -82,6 +82,7 @@ def config_of(name, data_dir) -> ConfigDict:
     config.image_size = SIZE
     config.model.update(arch="small_domains:net", start=str(data_dir / "start"), frozen_stages=0)
     config.runs.update(members=min(3, config.runs.members), steps=6, evaluate_every=2, batch_size=4, mode="sequential")
+    config.runs.learning_rate_factor = 2.0
     config.auxiliary_runs.steps = 4
     if "members" in config.auxiliary_runs:
         config.auxiliary_runs.members = 1
