@@ -67,7 +67,9 @@ def get_config() -> ConfigDict:
     config.runs.members = 4  # of each family
     config.runs.steps = 200
     config.runs.evaluate_every = 20
-    config.runs.mode = "auto"  # "sharded", one member on each device, where there are several; else "sequential"
+    config.runs.mode = (
+        "auto"  # "sharded", one member on each device, where there are several accelerators; else "sequential"
+    )
     config.runs.ranges = "mild"  # or "original"
     config.runs.batch_size = 8  # of each domain; 0: as drawn
     config.runs.learning_rate_factor = 4.0

@@ -70,7 +70,13 @@ def main(arguments: list[str], run) -> int:
         run.go_on = f"the same command goes on with {workdir}"
         for line in about.opening(config):
             say(line)
-        _study(config.get("study"))(config, workdir)
+        study = _study(config.get("study"))
+        if options.join:
+            if getattr(study, "members", None) is None:
+                raise ValueError(f"--join: a run of the study {config['study']} cannot be joined by other processes")
+            study(config, workdir, join=True)
+            return 0
+        study(config, workdir)
         # whole, for what config.about proposes may run in another directory
         changes += [] if options.workdir is None else [f"--workdir={os.path.abspath(workdir)}"]
         for line in about.closing(config, changes):
@@ -127,6 +133,8 @@ def parser(prog: str) -> Parser:
     paths = {"type": path_argument}
     parser.add_argument("--config", required=True, metavar="CONFIG", **paths, help="what describes the run")
     parser.add_argument("--workdir", metavar="DIR", **paths, help="the folder of the run; default: runs/NAME")
+    join = "make members for the run that works in the folder, beside it, and end when all are there"
+    parser.add_argument("--join", action="store_true", help=join)
     for name, settings in HOSTS:
         parser.add_argument(name, **settings)
     return parser

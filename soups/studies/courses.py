@@ -29,10 +29,11 @@ from soups.evaluate import Evaluator, LogitCache, accuracy, nll
 from soups.evaluate.evaluator import unit_range
 from soups.models.architectures import Architecture
 from soups.pool import Pool, digest
+from soups.pool.claims import made_once
 from soups.progress import progress
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
-from soups.studies.side_by_side import groups, trained, with_trained_heads
+from soups.studies.side_by_side import trained, turns, with_trained_heads
 from soups.studies.study import Scene
 from soups.train import Lanes, extract_features, probe_on_features
 from soups.train.loop import Alone
@@ -241,7 +242,7 @@ class Course(Scene):
             )
             return self.trunk.with_head(self.start, head)
 
-        return self.kept(self.pools["bases"], "probe", make)
+        return made_once(self.pools["bases"], self.name("probe"), make, {"seed": self.seed})
 
     def with_head_of(self, probed: tree.Tree, member: tree.Tree) -> tree.Tree:
         """Return the trunk of a member of another course with the head of probed weights of this one."""
@@ -279,7 +280,9 @@ class Course(Scene):
         alike: bool = False,
         weight_decay: float | None = None,
     ) -> dict[int, str]:
-        """Train a member from each start, by the number of its run, as far as it is not there, and give their names.
+        """Train a member from each start, by the number of its run, as far as it is not there, and return their names.
+
+        Several processes may do so at once.
 
         `head_steps`: so many steps train the head alone before. `averages`: keep those along the runs too. `last`: keep
         the weights after the last step, not those at the checkpoint that is best on held-out data. `alike`: all have
@@ -289,9 +292,9 @@ class Course(Scene):
         names = {index: self.name(f"{family}_{index:02d}") for index in starts}
         changed, pool = {} if weight_decay is None else {"weight_decay": weight_decay}, self.pools["pool"]
         own = {index: self.drawn(1, 0 if alike else index)[0] | changed for index in starts}
-        missing = {index: own[index] for index, name in names.items() if name not in pool}
-        with progress(f"{self.called}: {family}", len(starts), "members", done=len(starts) - len(missing)) as advance:
-            for group in groups(self, missing):
+        done = sum(name in pool for name in names.values())
+        with progress(f"{self.called}: {family}", len(starts), "members", done=done) as advance:
+            for group in turns(self, names, own):
                 begun, some = {index: starts[index]() for index in group}, {index: own[index] for index in group}
                 begun = with_trained_heads(self, begun, some, head_steps) if head_steps else begun
                 made = trained(self, begun, some, steps or self.config["runs"]["steps"], last=last)
@@ -300,7 +303,13 @@ class Course(Scene):
                     # the member itself is the last, for what is in its pool is not made again
                     for kind in (*(AVERAGES if averages else ()), "pool"):
                         self._keep(self.pools[kind], names[index], one[kind], record)
-                advance(len(group))
+                there = sum(name in pool for name in names.values())
+                advance(there - done)
+                done = there
+            if done < len(names):  # another process has made the last ones
+                advance(len(names) - done)
+        for kind in AVERAGES if averages else ():
+            self.pools[kind].refresh()
         return names
 
     def _keep(self, pool, name, params, record):

@@ -64,6 +64,13 @@ def _cook(trial: Trial) -> dict[str, Any]:
     return trial.described_splits | {"facts": trial.facts, "notes": trial.notes} | found
 
 
+def _members(trial: Trial) -> None:
+    """Make all members."""
+    auxiliary = trial.auxiliary_members()
+    for domain in trial.test_domains:
+        _groups(trial.course(trial.data, domain), auxiliary)
+
+
 def _groups(course: Course, auxiliary: Mapping[str, Sequence[tree.Tree]]) -> dict[str, list[str]]:
     """Return members by what they start from; "seed" are those from the pre-trained trunk that are trained alike."""
     probe, count = course.probe(), course.config["runs"]["members"]
@@ -160,4 +167,12 @@ def _claims(seed: int, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     ]
 
 
-run = Study(check=_check, scenes=trials, cook=_cook, within=within, folders=("pool",), changeable=("pairs",))
+run = Study(
+    check=_check,
+    scenes=trials,
+    cook=_cook,
+    within=within,
+    members=_members,
+    folders=("pool",),
+    changeable=("pairs",),
+)

@@ -90,6 +90,15 @@ def _cook(trial: Trial) -> dict[str, Any]:
     }
 
 
+def _members(trial: Trial) -> None:
+    """Make all members, those of each domain and of each pair of them where that is asked."""
+    auxiliary = trial.auxiliary_members()
+    for domain in trial.test_domains:
+        _families(trial.course(trial.data, domain), auxiliary)
+        if trial.config["leave_one_out"]:
+            _one_more(trial, domain, auxiliary)
+
+
 def _published(name: str) -> list[str]:
     """Return what was published for a set, as a sentence; none for others than DomainBed's."""
     if name not in PUBLISHED:
@@ -247,6 +256,7 @@ run = Study(
     scenes=trials,
     cook=_cook,
     within=within,
+    members=_members,
     folders=("pool", "soups"),
     changeable=CHANGEABLE,
 )

@@ -1,12 +1,13 @@
 """Train the runs of a course: each from weights of its own, as many side by side as there are lanes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from soups import tree
 from soups.data.domainbed import seed_hash
+from soups.pool.claims import claims
 from soups.train import Swad
 from soups.train.loop import prepared, run
 from soups.train.swad import mean_between
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
 Settings = Mapping[int, Mapping[str, Any]]
 
 
-def groups(course: "Course", settings: Settings) -> list[list[int]]:
-    """Return the runs that are trained side by side: as many as there are lanes, with batches of one size."""
-    by_size, count = {}, course.placements["all"].count
-    for index, own in settings.items():
-        by_size.setdefault(own["batch_size"], []).append(index)
-    return [several[i : i + count] for several in by_size.values() for i in range(0, len(several), count)]
+def turns(course: "Course", names: Mapping[int, str], settings: Settings) -> Iterator[list[int]]:
+    """Yield the runs that are trained side by side, until the members of these names are all in the pool.
+
+    There are as many as there are lanes, with batches of one size. Other processes may make some: see `claims`.
+    """
+    runs = {name: index for index, name in names.items()}
+    for mine in claims(course.pools["pool"], runs, course.placements["all"].count):
+        by_size = {}
+        for index in map(runs.get, mine):
+            by_size.setdefault(settings[index]["batch_size"], []).append(index)
+        yield from by_size.values()
 
 
 def with_trained_heads(

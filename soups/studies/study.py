@@ -59,7 +59,8 @@ class Workdir:
     """Hold the directory of one run: its config, and the results of its stages as JSON.
 
     `changeable`: sections of the config that may differ from those of the run that is gone on with, as the number of
-    seeds may; stages that depend on them name them as their settings.
+    seeds may; stages that depend on them name them as their settings. `join`: another process runs there, and this one
+    writes nothing but members.
 
     Until something is computed, another config takes the place of one that failed.
 
@@ -71,10 +72,17 @@ class Workdir:
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, config: Mapping[str, Any], changeable: Collection[str] = ()):
+    def __init__(
+        self, path: str | os.PathLike, config: Mapping[str, Any], changeable: Collection[str] = (), join: bool = False
+    ):
         self.path = _place(path)
-        free = {*changeable, *ALWAYS_CHANGEABLE}
-        on_first_process(lambda: self._open(json.loads(json.dumps(config)), free))
+        free, config = {*changeable, *ALWAYS_CHANGEABLE}, json.loads(json.dumps(config))
+        on_first_process(lambda: self._join(config, free) if join else self._open(config, free))
+
+    def _join(self, config, changeable):
+        if not (self.path / "config.json").exists():
+            raise ValueError(f"{self.path} has no run to join: begin it without --join")
+        self._compare(config, changeable)
 
     def _open(self, config, changeable):
         try:
@@ -89,9 +97,13 @@ class Workdir:
                 note.unlink()
             state.write(path, config)
             return
+        self._compare(config, changeable)
+        state.write(path, config)
+
+    def _compare(self, config, changeable):
         there, here = (
             _flat({name: value for name, value in one.items() if name not in changeable})
-            for one in (state.read(path), config)
+            for one in (state.read(self.path / "config.json"), config)
         )
         lines = [
             f"  {name}: {there.get(name, '(absent)')} there, {here.get(name, '(absent)')} now"
@@ -103,7 +115,6 @@ class Workdir:
                 f"the workdir {self.path} was made with another config:\n" + "\n".join(lines) + "\n"
                 "Use another workdir, or remove this one."
             )
-        state.write(path, config)
 
     def _begun(self):
         """Say whether anything is there that was computed; a run that failed before may be mended by another config."""
@@ -255,6 +266,8 @@ class Study:
         folders: those in the workdir that a user is told of.
         changeable: sections of the config that may change: see `Workdir`.
         within: from a config to a context that all runs in.
+        members: makes all members of a scene that are not there, which other processes may do at the same time: where a
+            study has it, `run(config, directory, join=True)` makes what members are left, and nothing else.
 
     Raises:
         ValueError: a config that cannot be run, or a directory made with another one.
@@ -268,14 +281,20 @@ class Study:
     folders: Sequence[str] = ()
     changeable: Collection[str] = ()
     within: Callable[[Mapping[str, Any]], contextlib.AbstractContextManager] = contextlib.nullcontext
+    members: Callable[[Any], None] | None = None
 
-    def __call__(self, config: Mapping[str, Any], directory: str | os.PathLike) -> list[str]:
+    def __call__(self, config: Mapping[str, Any], directory: str | os.PathLike, *, join: bool = False) -> list[str]:
         """Run the whole study in `directory`, or what of it is not finished there."""
-        with held(directory), contextlib.ExitStack() as stack:
+        with contextlib.nullcontext() if join else held(directory), contextlib.ExitStack() as stack:
             self.check({name: section for name, section in config.items() if name != "about"})
             stack.enter_context(self.within(config))
-            workdir = Workdir(directory, config, self.changeable)
+            workdir = Workdir(directory, config, self.changeable, join)
             scenes = self.scenes(config, workdir)
+            if join:
+                for scene in scenes:
+                    self.members(scene)
+                say(f"all members are in {os.path.relpath(workdir.path)}")
+                return []
             results = workdir.head(config) | {"seeds": list(dict.fromkeys(s.seed for s in scenes))}
             # those that a seed begins with: another interpreter may go on with the run
             begun = [scene.stage("versions", lambda: versions(self.packages)) for scene in scenes]

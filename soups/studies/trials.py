@@ -176,10 +176,13 @@ def trials(config: Mapping[str, Any], workdir: Workdir) -> list[Trial]:
 
 
 def _placed(mode, params, training):
-    """Return where members are trained: one after the other, or one on each device."""
+    """Return where members are trained: one after the other, or one on each device.
+
+    On CPUs one member on all cores is as fast as one on each, and no core works for a lane without a member.
+    """
     check_name(mode, MODES, "config.runs.mode")
     count = len(jax.devices())
-    if mode == "sequential" or (mode == "auto" and count == 1):
+    if mode == "sequential" or (mode == "auto" and (count == 1 or jax.default_backend() == "cpu")):
         return Alone(training)
     return Lanes(training, params, mesh=lane_mesh({"pool": count, "data": 1}))
 

@@ -1,6 +1,8 @@
 """Run the studies of recycling, small, as users do; stop one; run them wrongly."""
 
 import json
+import threading
+import time
 
 import jax
 import numpy as np
@@ -218,6 +220,33 @@ def test_members_that_are_trained_side_by_side_are_those_that_are_trained_alone(
     assert (
         len(Pool(tmp_path / "run" / "pool")) == 10
     )  # three from each start but the pre-trained trunk's, and two fused
+
+
+def test_a_process_that_joins_a_run_makes_members_for_it(finished, data_dir, tmp_path, monkeypatch):
+    config, run, add = small("domainbed", data_dir, test_domains=("dark",), methods={}), tmp_path / "run", Pool.add
+    config["leave_one_out"], config["fisher"]["examples"] = False, 0
+    with pytest.raises(ValueError, match="has no run to join"):
+        domainbed.run(config, run, join=True)
+    made = []
+
+    def adding(self, name, *args, **kwargs):
+        made.append((self.path.name, name, threading.current_thread().name))
+        return add(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(Pool, "add", adding)
+    joining = threading.Thread(target=lambda: domainbed.run(config, run, join=True), name="joining")
+    begun = threading.Thread(target=lambda: domainbed.run(config, run), name="begun")
+    begun.start()
+    while not (run / "config.json").exists():
+        time.sleep(0.01)
+    joining.start()
+    for thread in (begun, joining):
+        thread.join()
+    assert len(load_results(run)["rows"]) > 10
+    assert len({place[:2] for place in made}) == len(made) and {place[2] for place in made} == {"joining", "begun"}
+    alone, beside = Pool(finished / "pool"), Pool(run / "pool")
+    for name in beside:
+        jax.tree.map(np.testing.assert_array_equal, beside[name], alone[name])
 
 
 # --- The other studies ---
