@@ -113,6 +113,7 @@ def test_a_config_that_cannot_be_read_is_one_message(config, told, text, message
         (["--config", "{config}", "--processes=2", "--process=0"], "need --coordinator HOST:PORT"),
         (["--config", "{config}", "--coordinator=localhost:1"], "several hosts need --coordinator HOST:PORT"),
         (["--config", "{config}", "--config.study=rebasn"], "unknown config.study 'rebasn' (did you mean 'rebasin'?)"),
+        (["--config", "{config}", "--config.study=rebasin", "--join"], "study rebasin cannot be joined"),
     ],
 )
 def test_words_that_do_not_fit_are_one_message(config, told, tmp_path, words, message):
