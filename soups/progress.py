@@ -126,16 +126,19 @@ class _Pace:
         if number and self._begin is None:
             self._begin = self._gap = now
         elif number and now - self._begin > _TOGETHER * self._gap:
-            self._close()
+            self._close(number)
             self._begin, self._gap = now, now - self._begin
         if number:
             self._end = now
         self.done += number
 
-    def _close(self):
+    def _close(self, number):
         if self._first is None:
             self._first = self._end, self.done
             units, seconds = self.done - self._before, self._begin
+            both = units + max(number, units)  # with a second group like it, which ends now
+            if 2 * both * seconds < units * self.elapsed:  # the first was there at once, as what is kept is
+                units, seconds = both, self.elapsed
         else:
             units, seconds = self.done - self._first[1], self._begin - self._first[0]
         self._rate = units / max(seconds, 1e-9)

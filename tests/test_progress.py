@@ -56,6 +56,11 @@ def test_what_comes_before_the_first_report_is_not_counted_in_the_time_to_go(cap
     assert times_to_go(printed(reports, capsys, monkeypatch, total=10)) == ["", "328 s", "35 s", "30 s"]
 
 
+def test_what_was_there_at_once_does_not_promise_that_the_rest_is(capsys, monkeypatch):
+    reports = [(0.13, 1), (11, 1), (22, 1), (33, 1)]  # the first was kept by an earlier run
+    assert times_to_go(printed(reports, capsys, monkeypatch, total=6)) == ["22 s", "33 s", "22 s"]
+
+
 def test_members_that_are_finished_together_do_not_make_the_time_to_go_swing(capsys, monkeypatch):
     """Test the sweep of 24 members in programs of 8, 700 s each, whose time to go was 704 s, then 3 s."""
     reports = [(700 * (1 + done // 8) + 0.1 * (done % 8), 1) for done in range(24)]

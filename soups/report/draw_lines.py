@@ -86,7 +86,9 @@ def wise_ft(results: Mapping):
 
 @figure("Losses of the members", seeds=FIRST)
 def losses(results: Mapping):
-    """Training loss of every member, averaged over parts of its training; darker for a higher learning rate."""
+    """Training loss of every member, averaged over parts of its training, faint; and over a tenth of it before each
+    place. Darker for a higher learning rate.
+    """
     every = (results["members"].get(str(seed), ()) for seed in results["seeds"])
     members = next((kept for found in every if (kept := [m for m in found if len(m.get("losses", ())) > 1])), [])
     if not members:
@@ -98,7 +100,10 @@ def losses(results: Mapping):
     for member, rate in zip(members, rates, strict=True):
         line = np.array([math.nan if loss is None else loss for loss in member["losses"]], np.float64)
         color = style.GREYS(norm(rate)) if known else style.QUIET
-        axes.plot(np.linspace(0, 100, len(line)), line, color=color, linewidth=1)
+        parts = max(1, round(len(line) / 10))
+        axes.plot(np.linspace(0, 100, len(line)), _trailing(line, parts), color=color, linewidth=1.3, zorder=3)
+        if parts > 1:
+            axes.plot(np.linspace(0, 100, len(line)), line, color=color, linewidth=0.6, alpha=0.3)
     if all(loss is None or loss > 0 for member in members for loss in member["losses"]):
         axes.set_yscale("log")
         style.plain_log_axis(axes.yaxis)
@@ -164,6 +169,11 @@ def width(results: Mapping):
     _label_rows(grid, ("test barrier, loss (nats)", "test barrier, accuracy (points)"))
     _legend(figure, {m: (style.series_color(m), "-") for m in dict.fromkeys(map(_matching, pairs))})
     return figure
+
+
+def _trailing(line, parts):
+    """Return the mean of each value and those before it, so many in all, as far as they are there."""
+    return np.array([line[max(0, end - parts) : end].mean() for end in range(1, len(line) + 1)])
 
 
 def _place(row: Row):

@@ -67,17 +67,19 @@ def scatter(results: Mapping):
     inside = [row for row in named if style.inside(axes, *points[id(row)])]
     axes.set(xlabel=_axis(results, x), ylabel=_axis(results, y))
     style.metric_axes(files.metric_of(results), axes.xaxis, axes.yaxis)
+    lines = []
     if results["reference"] in (best := {row.name: points[id(row)] for row in inside}):
         for line, place in zip((axes.axvline, axes.axhline), best[results["reference"]], strict=True):
             line(place, color=style.QUIET, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-    path = _draw_path(axes, results, x, y)
+        lines = _lines_through(axes, *best[results["reference"]])
+    lines += _draw_path(axes, results, x, y)
     _member_dots(figure, axes, results, places)
     for row in inside:
         _marker(axes, row, points[id(row)], whiskers[id(row)], 0.25 if len(results["seeds"]) == 1 else 0.5)
     _draw_published(axes, rows_table(results) + rows_table(results, "member"), x, y, scale)
     _name_those_outside(figure, axes, results, [row for row in named if row not in inside], points, places)
     style.freeze_layout(figure)
-    _name(axes, inside, points, list(places.values()), [*path, *_crosses(inside, points, whiskers)])
+    _name(axes, inside, points, list(places.values()), [*lines, *_crosses(inside, points, whiskers)])
     return figure
 
 
@@ -245,6 +247,12 @@ def _scatter_limits(axes, named, points, whiskers, members):
         core, rest = ([p for p in found if low <= p[index] <= high] for found in (core, rest))
 
 
+def _lines_through(axes, x, y):
+    """Return the lines through a point from one end of the axes to the other, which labels keep off."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    return [((x, low), (x, high)), ((left, y), (right, y))]
+
+
 def _draw_path(axes, results, x, y):
     """Draw the mean path over seeds and return the lines that it consists of."""
     rows = [row for row in rows_table(results, "curve") if "alpha" in row.of]
@@ -309,11 +317,18 @@ def _crosses(rows, points, whiskers):
 def _name(axes, rows, points, obstacles, lines):
     # rows at one point, such as WiSE-FT that chose α = 1, share a label
     together = files.grouped((row for row in rows if _RANDOM not in row.name), lambda row: points[id(row)])
-    texts = [" = ".join(row.name for row in found) for found in together.values()]
+    texts = [_shared([row.name for row in found]) for found in together.values()]
     colors = [style.of_kind(found[0].kind, found[0].family)[0] for found in together.values()]
     obstacles = [*obstacles, *(points[id(row)] for row in rows if _RANDOM in row.name)]
     seen = [point for point in obstacles if style.inside(axes, *point)]
     labels.place_labels(axes, list(together), texts, colors, obstacles=seen, lines=lines, size=8)
+
+
+def _shared(names):
+    """Return names as one label, with what they begin with alike, up to a comma, but once."""
+    begins = {"".join(name.rpartition(", ")[:2]) for name in names}
+    begin = begins.pop() if len(begins) == 1 else ""
+    return begin + ("; " if begin else " = ").join(name.removeprefix(begin) for name in names)
 
 
 def _members(results):

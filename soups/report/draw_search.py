@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from soups.report import style
 
+_LETTERS = 32  # below a panel
 _PANELS = 11  # settings of which each has a panel; of more the first ones
 
 
@@ -40,7 +41,8 @@ def draw_search(
     for axes in panels[1 + len(shown) :]:
         axes.remove()
     for row in grid:
-        row[0].set_ylabel("score")
+        row[0].set_ylabel("score" if mode == "max" else "score; lower is better")
+    style.footnote(figure, "Star", ["the best candidate", *(["darker dots came later"] if shown else [])])
     return figure
 
 
@@ -50,16 +52,21 @@ def _over_candidates(axes, scores, finite, best, better):
     so_far = better.accumulate(np.where(finite, scores, np.nan))
     axes.step(numbers, so_far, where="post", color=style.series_color("weight"), zorder=3)
     _mark(axes, best, scores[best])
-    axes.set(xlabel="candidate; the line is the best so far")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if not finite.all():
-        style.note(axes, f"{int((~finite).sum())} without a finite score")
+    axes.set(
+        xlabel="candidate; the line is the best so far", xlim=(-0.5 - 0.02 * len(scores), 1.02 * len(scores) - 0.5)
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if not finite.all():  # above the axes: no remark may lie on a candidate
+        axes.set_title(
+            f"{int((~finite).sum())} without a finite score", fontsize=7.5, color=style.QUIET, fontweight="normal"
+        )
 
 
 def _over_values(axes, name, values, scores, finite, best):
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         names = list(dict.fromkeys(map(str, values)))
-        axes.set_xticks(range(len(names)), labels=[style.clipped(one, 12) for one in names])
+        letters = max(3, _LETTERS // len(names))  # that have room below each
+        axes.set_xticks(range(len(names)), labels=[style.clipped(one, letters) for one in names])
         axes.set_xlim(-0.5, len(names) - 0.5)
         values = [names.index(str(value)) for value in values]
     values, order = np.asarray(values, np.float64), np.arange(len(scores))
@@ -67,7 +74,14 @@ def _over_values(axes, name, values, scores, finite, best):
         values[finite], scores[finite], s=16, c=order[finite], cmap=style.BLUES, vmin=-len(order) / 2, zorder=2
     )
     _mark(axes, values[best], scores[best])
-    axes.set(xlabel=style.clipped(name, 32))
+    axes.set(xlabel=_short(name))
+
+
+def _short(name):
+    """Cut the name of a member's setting in its middle: members mostly begin alike, as in "weight of runs/3"."""
+    setting, of, member = name.partition(" of ")
+    room = _LETTERS - len(setting + of)
+    return f"{setting}{of}…{member[1 - room :]}" if of and len(member) > room > 1 else style.clipped(name, _LETTERS)
 
 
 def _mark(axes, x, y):

@@ -51,15 +51,16 @@ def barriers_angles(results: Mapping):
     pairs = files.by_seed([pair for pair in results["pairs"] if not pair.get("of")], results["seeds"])
     names = list(dict.fromkeys(name for pair in pairs for name in (pair["a"], pair["b"])))
     found = [
-        ("barrier", "Barrier in accuracy points", style.ORANGES, 100, 0.0),
-        ("angle", "Angle of task vectors in degrees", style.BLUES, 1, None),
+        ("barrier", "Barrier", "accuracy points lost at most on the path", style.ORANGES, 100, 0.0),
+        ("angle", "Angle of task vectors", "degrees", style.BLUES, 1, None),
     ]
     found = [entry for entry in found if any(entry[0] in pair["values"] for pair in pairs)]
     if not found:
         return None
     figure, grid = style.panels(1, len(found), width=7 if len(found) > 1 else 4.6, height=4.15)
-    for axes, (value, title, colors, scale, low) in zip(grid.flat, found, strict=True):
-        _heat_map(figure, axes, names, scale * _matrix(pairs, names, value), title, colors, low)
+    for axes, (value, title, unit, colors, scale, low) in zip(grid.flat, found, strict=True):
+        _heat_map(figure, axes, names, scale * _matrix(pairs, names, value), title, unit, colors, low)
+    grid[0, 0].set_ylabel("member")
     return figure
 
 
@@ -161,7 +162,7 @@ def _matrix(pairs, names: Sequence[str], value: str) -> np.ndarray:
     return matrix
 
 
-def _heat_map(figure, axes, names, values, title, colors, low):
+def _heat_map(figure, axes, names, values, title, unit, colors, low):
     hidden = style.off_diagonal(values)
     off = hidden.compressed() if hidden.count() else np.zeros(1)
     # one catastrophic pair must not make all others look alike
@@ -175,7 +176,7 @@ def _heat_map(figure, axes, names, values, title, colors, low):
     axes.set_yticks(range(len(names)), names, fontsize=small)
     axes.set_title(title, fontsize=9)
     extend = "max" if off.max() > high * (1 + 1e-9) else "neither"
-    style.colorbar(figure, image, axes, "", location="bottom", aspect=36, extend=extend)
+    style.colorbar(figure, image, axes, unit, location="bottom", aspect=36, extend=extend)
     if len(names) <= 12:
         digits = 0 if low > 0 else 1
         style.annotate(axes, hidden, image, lambda number: f"{number:.{digits if number < 9.95 else 0}f}")

@@ -43,7 +43,7 @@ def place_labels(axes: Axes, points, texts, colors, *, obstacles=(), lines=(), s
             line = back.transform(np.array([anchor, near]) * unit)
             axes.plot(*line.T, color=color, linewidth=0.6, alpha=0.6, zorder=3.5, scalex=False, scaley=False)
         x, y = back.transform((box[:2] + box[2:]) / 2 * unit)
-        halo = [] if color == "white" else [withStroke(linewidth=2, foreground="white")]  # white ones have a dark box
+        halo = [] if color == "white" else [withStroke(linewidth=3, foreground="white")]  # white ones have a dark box
         look = {"color": color, "fontsize": size, "path_effects": halo}
         axes.text(x, y, text, ha="center", va="center_baseline", zorder=7, **look)
 

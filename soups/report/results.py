@@ -198,11 +198,14 @@ def value(row: Mapping, split: str, metric: str) -> float:
 
 
 def summary_splits(results: Mapping) -> dict[str, str]:
-    """Return for each role the split that stands for it: the mean over several, else the first."""
+    """Return for each role the split that stands for it: the mean over several, else the first.
+
+    A mean over one split alone is that split, which would stand there twice.
+    """
     found = {}
     for role in ROLES:
         names = [name for name, split in results["splits"].items() if split["role"] == role]
-        means = [name for name in names if "mean_of" in results["splits"][name]]
+        means = [name for name in names if len(results["splits"][name].get("mean_of", ())) > 1]
         if names:
             found[role] = (means or names)[0]
     return found

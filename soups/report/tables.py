@@ -266,7 +266,8 @@ def main_table(results: Mapping, names: Collection[str] = ()) -> Table:
         head, form, _ = COSTS.get(name, (name, format_spread, ""))
         add(head, [_number_cell(row.cost.get(name, spread([None])), form) for row in rows])
     body = [[name_cell(results, row), *cells] for row, *cells in zip(rows, *columns, strict=True)]
-    more = f" {len(whole) - len(rows)} more rows: see report.html." if len(rows) < len(whole) else ""
+    left = len(whole) - len(rows)
+    more = f" {left} more row{'s' * (left > 1)}: see report.html." if left else ""
     return Table(["", *heads], body, _note(results, rows, others, costs) + more)
 
 

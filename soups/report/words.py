@@ -99,7 +99,7 @@ def _compared(results, rows: Sequence[Row], reference, split):
     parts = []
     for verdict, those in found.items():
         listed = " and ".join([", ".join(those[:-1]), those[-1]] if len(those) > 1 else those)
-        parts += [f"{verdict} {'are' if len(those) > 1 else 'is'} {listed}"] if those else []
+        parts += [f"{listed} {'are' if len(those) > 1 else 'is'} {verdict}"] if those else []
     over = f"{results['reference']}: {_level(results, reference, split)}"
     unit = ", in points" if metric.percent else ""
     return f"On {files.title_of(results, split)} ({over}){unit}: {'; '.join(parts)}."

@@ -21,7 +21,7 @@ def number_of_models(kitchen: Kitchen, counts: Sequence[int], *, ensembles: bool
     counts = [count for count in counts if count < len(names)] + [len(names)]
     kinds = {"ensemble": "ensemble", "best on held-out": "member"}
     scores = kitchen.scores
-    with progress("soups of the first members", len(counts), "sizes") as advance:
+    with progress("soups of the first members", sum(counts), "members") as advance:  # which is what it takes
         for count in counts:
             first = names[:count]
             made = {
@@ -36,7 +36,7 @@ def number_of_models(kitchen: Kitchen, counts: Sequence[int], *, ensembles: bool
             for title, found in made.items():
                 place = {"group": "curve", "of": {"models": count}}
                 rows.append(kitchen.row(title, kinds.get(title, "soup"), found, {}, **place))
-            advance(1)
+            advance(count)
     return rows
 
 

@@ -307,7 +307,8 @@ def test_three_sentences_compare_the_rows_that_were_chosen_before(results):
             low, high = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
             shown = " ".join(f"{name} {gains.mean():+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−").split())
             assert shown in text and low > 0
-        assert ": better are uniform soup +" in text and "different" not in text and "worse" not in text
+        assert ": uniform soup +" in text and text.endswith(" are better.")
+        assert "different" not in text and "worse" not in text
 
 
 def test_members_are_counted_of_which_the_soups_are(results):
@@ -325,8 +326,11 @@ def test_sentences_are_true_where_soups_lose_and_where_nothing_is_clear(results)
             lost = {"uniform soup": 0.05 + 0.001 * row["seed"], "greedy soup": 0.01 * (row["seed"] - 1)}[row["name"]]
             row["metrics"] = {split: one | {"accuracy": best[split]["accuracy"] - lost} for split, one in best.items()}
     for text in words.sentences(results)[1:]:
-        assert ": better is learned soup +" in text
-        assert "; not clearly different is greedy soup 0.00 [−2.48, +2.48]; worse is uniform soup −5.10 [" in text
+        assert (
+            ": learned soup +" in text
+            and "] is better; greedy soup 0.00 [−2.48, +2.48] is not clearly different;" in text
+        )
+        assert "; uniform soup −5.10 [" in text and text.endswith("] is worse.")
 
 
 def test_with_one_seed_the_sampling_error_is_named(results):
@@ -334,7 +338,7 @@ def test_with_one_seed_the_sampling_error_is_named(results):
     level = accuracies(one_seed(results), "best member", "test")[0]
     half = 196 * math.sqrt(level * (1 - level) / 1000)
     assert f"the sampling of the examples alone (±{half:.1f} points for an accuracy on test)" in said[0]
-    assert "not clearly different are uniform soup" in said[1]  # 20 examples against 15
+    assert said[1].endswith(" are not clearly different.") and ": uniform soup " in said[1]  # 20 examples against 15
 
 
 def test_without_the_usual_soups_the_best_in_hindsight_is_named(results):
