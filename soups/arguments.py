@@ -7,14 +7,15 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from soups import tree
 from soups.lazy import is_jax, jax, jnp
-from soups.names import bounded, check_name, differences
+from soups.names import bounded, check_name, differences, few, shown
 
 Members = Iterable[tree.Tree] | Mapping[str, tree.Tree]
 Trees = Sequence[tree.Tree] | Mapping[str, tree.Tree]  # one beside each member
@@ -26,13 +27,15 @@ logger = logging.getLogger("soups")
 _PART = re.compile(
     r"params|batch_stats|[a-z]*(dense|conv|embed|linear|norm|block|layer|attention)[a-z]*_\d+", re.IGNORECASE
 )
+_NAMED = 8  # members of a sentence
 _KINDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
 
 
-def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
+def as_mapping(members: Members, *, remark: bool = True) -> Mapping[str, tree.Tree]:
     """Return members by name; those of a sequence are called "0", "1", ...; the errors are those of `by_name`.
 
-    A pool's non-finite members are left out, with a warning that names them.
+    A pool's non-finite members are left out, with a warning that names them; with `remark` another names those that are
+    `repeated`, for which a caller that hands them on has looked already.
     """
     usable = getattr(members, "usable", members)
     if usable is not members and len(usable) < len(members):
@@ -40,7 +43,29 @@ def as_mapping(members: Members) -> Mapping[str, tree.Tree]:
         if not usable:
             raise ValueError(f"all {len(left_out)} members of {members} diverged: each holds NaN or infinity")
         logger.warning("left out, because they hold NaN or infinity: %s", ", ".join(left_out))
-    return by_name(usable)
+    named = by_name(usable)
+    for sentence in _news_of(usable) if remark else ():
+        logger.warning("%s", sentence)
+    return named
+
+
+def repeated(contents: Mapping[str, Hashable], bases: Iterable[Hashable] = ()) -> list[str]:
+    """Return sentences on members that count several times, and on bases among them: none is averaged without a word.
+
+    Args:
+        contents: by member what its weights are known by, such as a digest; equal ones are the same weights.
+        bases: names of bases, or what their weights are known by.
+    """
+    alike, bases = defaultdict(list), set(bases)
+    for name, content in contents.items():
+        alike[content].append(name)
+    sentences = [
+        f"members with the same weights, each of which counts: {few(map(shown, names), _NAMED)}"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    found = [shown(name) for name, content in contents.items() if name in bases or content in bases]
+    return [*sentences, *([f"the base counts as a member: {few(found, _NAMED)}"] if found else [])]
 
 
 def by_name(members: Members) -> Mapping[str, tree.Tree]:
@@ -209,6 +234,15 @@ def balanced(weights: Sequence[float]) -> list[float]:
     """Return weights times a power of two, which is exact, so that the largest is about 1."""
     exponent = max(math.frexp(weight)[1] for weight in weights)
     return [math.ldexp(weight, -exponent) for weight in weights]
+
+
+def _news_of(given):
+    """Return what `repeated` finds: in a pool, each sentence once; in a mapping, where one tree has several names."""
+    if hasattr(given, "repeated"):
+        fresh = [sentence for sentence in given.repeated() if sentence not in given.told]
+        given.told.update(fresh)
+        return fresh
+    return repeated({name: id(tree) for name, tree in given.items()}) if isinstance(given, dict) else []
 
 
 def _none_of(members):

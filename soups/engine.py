@@ -136,7 +136,7 @@ def merge(
         NonFiniteError: NaN or infinity in a member, or a result that overflows; members and leaves are named.
         PoolCorruptionError: a member of a pool is not what was written.
     """
-    members = arguments.as_mapping(members)
+    members = arguments.as_mapping(members, remark=False)
     labels = labels or [f"member {name}" for name in members]
     sources, like = _sources(members, base, labels, keep_first)
     check(tree.flatten(like))

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
 MOST = 20  # names or lines of a message; more would hide what it says
+LEGEND = "- what is missing, + what is extra, ~ what differs"  #: of the signs before such lines
 _LONG = 200  # characters; a name from a file may have any number
 _CUTS = 4  # modules around the one that others have
 
@@ -34,12 +35,13 @@ def pattern(regex: str, what: str) -> re.Pattern[str]:
         raise ValueError(f"{what} must be a regular expression, not {regex!r:.200}: {error}") from error
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], like: float = 0.6) -> str:
     """Return " (did you mean 'x'?)" for the known name that is most like `name`, or nothing if none is.
 
-    Of many names only those are compared that begin or end most like it.
+    Of many names only those are compared that begin or end most like it. `like`: the least part of the letters of two
+    names that are the same, as difflib counts them.
     """
-    return _Closest(known).hint(str(name))
+    return _Closest(known).hint(str(name), like)
 
 
 def differences(missing: Iterable[str], extra: Iterable[str], label: str = "") -> list[str]:
@@ -85,6 +87,11 @@ def few(items: Iterable[str], most: int = MOST) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def number_of(count: int, thing: str) -> str:
+    """Return a number of things as it is said: "1 row", "1,200 rows"."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def shown(name: str) -> str:
     """Return a name as it may stand in a message: what is no printable text is escaped, what is long is cut."""
     text = name if len(name) <= _LONG else f"{name[:_LONG]}..."
@@ -102,7 +109,7 @@ class _Closest:
         # a slip of the pen leaves the begin or the end of a name as it is
         return [(key, sorted(self.known, key=key)) for key in (str, lambda name: name[::-1])]
 
-    def hint(self, name):
+    def hint(self, name, like=0.6):
         if len(name) > _LONG:
             return ""
         candidates = self.known
@@ -111,7 +118,7 @@ class _Closest:
             candidates = {other for at, ordered in places for other in ordered[max(at - MOST // 2, 0) : at + MOST // 2]}
         import difflib  # nothing needs it until there is a mistake
 
-        close = difflib.get_close_matches(name, sorted(candidates), n=1)
+        close = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=like)
         return f" (did you mean {shown(close[0])!r}?)" if close else ""
 
 

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from soups import arrays
 from soups.arrays import is_complex, is_float, namespace, widen_leaves, widest  # noqa: F401 (of leaves, also here)
 from soups.lazy import is_jax, jax, jnp
-from soups.names import MOST, bounded, did_you_mean, differences, few, pattern, refuse, shown
+from soups.names import LEGEND, MOST, bounded, did_you_mean, differences, few, pattern, refuse, shown
 
 Tree = Any  #: a pytree of arrays, in this library mostly nested dicts
 Rules = str | Sequence[tuple[str, Any]]  #: ordered (regex, value) pairs, or one regex that selects
@@ -308,7 +308,7 @@ def check_same_structure(trees: Sequence[Tree], labels: Sequence[str] | None = N
         if not lines and jax.tree.structure(trees[0]) != jax.tree.structure(tree):
             lines.append(f"  ~ {label}: other containers ({jax.tree.structure(tree)})")
     if lines:
-        raise ValueError(f"members differ in structure from {labels[0]}:\n" + bounded(lines))
+        raise ValueError(f"members differ in structure from {labels[0]} ({LEGEND}):\n{bounded(lines)}")
 
 
 def check_arrays(trees: Sequence[Tree], labels: Sequence[str] | None = None, *, abstract: bool = True) -> None:

@@ -60,7 +60,7 @@ def test_the_page_is_followed(followed):
     shown = re.search(r"```text\n(.*?)```", SECTIONS["On the command line"], re.DOTALL)[1]
     heads = [re.split(r"\s{2,}", line.strip())[0] for line in shown.splitlines()[2:]]
     assert len(heads) == 10 and [line.strip() for line in shown.splitlines()[:1]] == [
-        line.strip() for line in printed["On the command line"].splitlines() if "shift mean gain" in line
+        line.strip() for line in printed["On the command line"].splitlines() if "dark gain" in line
     ]
     assert heads == re.findall(rf"^ ({'|'.join(map(re.escape, heads))})  ", printed["On the command line"], re.M)
     np.testing.assert_array_equal(open_checkpoint("greedy.safetensors").read("kernel"), names["weights"]["kernel"])

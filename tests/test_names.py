@@ -111,9 +111,9 @@ def test_a_name_that_could_be_several_is_paired_with_none():
 def test_of_many_names_few_are_compared_and_few_are_printed(other, monkeypatch):
     compared, match = [], difflib.get_close_matches
 
-    def counted(name, candidates, n):
+    def counted(name, candidates, n, cutoff):
         compared.append(len(candidates))
-        return match(name, candidates, n)
+        return match(name, candidates, n, cutoff)
 
     monkeypatch.setattr(difflib, "get_close_matches", counted)
     text = names.bounded(names.differences(layers(6000), other, "b"))

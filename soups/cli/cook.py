@@ -14,7 +14,7 @@ A RECIPE is uniform, greedy, learned, learned_per_leaf, wise_ft (from the base
 to the best member), ensemble, a merging method (soups merge --methods) with its
 settings, as in ties:density=0.2:scale=1, or a MODULE:NAME that makes weights
 from {name: weights}. By default: uniform, greedy, learned and ensemble, and
-with a base wise_ft.
+with a base wise_ft. Commas may stand between several, as in uniform,greedy.
 
 DIR gets results.json, report.html, tables, figures, and the soups as a pool.
 The same command goes on where it was stopped, and repeats no finished work.
@@ -58,8 +58,8 @@ def main(arguments: list[str], run) -> int:
             test=made(options.test, "--test"),
             shifts=_shifts(options.shift),
             base=base,
-            recipes=options.recipes and [_recipe(word) for word in _COMMA.split(options.recipes)],
-            metrics=options.metrics and options.metrics.split(","),
+            recipes=options.recipes and [_recipe(one) for word in options.recipes for one in _COMMA.split(word)],
+            metrics=options.metrics and [one for word in options.metrics for one in word.split(",")],
             batch_size=options.batch_size,
             seed=options.seed,
             **{name: named(own, {}, f"--{name}") for name, own in given.items() if own},
@@ -160,8 +160,12 @@ def parser(prog: str) -> Parser:
         },
         "--workdir": {"metavar": "DIR", "required": True, **_PATH, "help": "the folder of the run"},
         "--base": {"metavar": "NAME", **_PATH, "help": "the member or checkpoint that the others were fine-tuned from"},
-        "--recipes": {"metavar": "RECIPE,...", "help": "what to cook, separated by commas"},
-        "--metrics": {"metavar": "NAME,...", "help": "such as mse,r2; the first selects; default: accuracy and others"},
+        "--recipes": {"nargs": "+", "metavar": "RECIPE", "help": "what to cook; default: see above"},
+        "--metrics": {
+            "nargs": "+",
+            "metavar": "NAME",
+            "help": "such as mse r2; the first selects; default: accuracy ...",
+        },
         **{f"--{name}": _OWN | {"help": text} for name, text in _FUNCTIONS.items()},
         "--batch-size": {"type": int, "default": 500, "metavar": "N", "help": "examples at once; default: 500"},
         "--seed": {

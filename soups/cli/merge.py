@@ -94,6 +94,9 @@ def merge(options, settings, run) -> int:
             sinks[options.format](plan, out, threads=threads, progress=progress, **beside)
     run.go_on = ""
     say(f"wrote {out} in {time.monotonic() - begin:.1f} s")
+    for note in merging.read_record(out).get("notes", ()):
+        if note not in plan.notes:  # it was known only when all was read
+            tell(note)
     run.made(out)
     return 0
 

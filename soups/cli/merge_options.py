@@ -10,6 +10,7 @@ from soups.cli.show import tell
 from soups.files import local_path
 from soups.merging.members import chosen_members
 from soups.plugins import load_plugin
+from soups.recipes.declare import Method
 
 FORMATS = ("huggingface", "orbax", "pool")
 MEMBERS = (
@@ -49,7 +50,7 @@ def parse(
     if method:  # whose settings come first in the help
         group = parser.add_argument_group(f"settings of {method.name}", _summary(method))
     add_groups(parser, (groups or arguments_of)("" if method and "only" in method.settings else "--only"))
-    settings = _add_settings(group, parser.known, method) if method else {}
+    settings = add_settings(group, parser.known, method) if method else {}
     hint = "" if method else "; settings of a method belong in the recipe, or beside --method"
     gone = {option_of(setting): said for setting, said in method.gone.items()} if method else {}
     options = parser.parse(words, hint, gone)
@@ -59,8 +60,13 @@ def parse(
     elif options.methods is None and not options.verify:
         _check(options)
         _check_devices(options)
-    given = {name: getattr(options, dest) for name, dest in settings.items()}
-    return options, {name: values for name, values in given.items() if values is not None}
+    return options, given_settings(options, settings)
+
+
+def given_settings(options: argparse.Namespace, places: Mapping[str, str]) -> dict[str, list]:
+    """Return the values of each setting that was given, where `add_settings` says that they are found."""
+    given = {name: getattr(options, place) for name, place in places.items()}
+    return {name: values for name, values in given.items() if values is not None}
 
 
 def choose_members(options: argparse.Namespace) -> None:
@@ -185,18 +191,19 @@ def arguments_of(only: str) -> dict[str, list]:
     }
 
 
-def _add_settings(group, known, method):
-    """Make an option of each setting, and return where its values will be found."""
+def add_settings(group, known: Sequence[str], method: Method, several: bool = True) -> dict[str, str]:
+    """Make an option of each setting that is not among the known ones, and return where its values will be found."""
     places = {}
     for setting, default in method.settings.items():
         needed = "needed" if default is merging.REQUIRED else f"default: {default}"
-        of_each = "; one value, or one for each member" if setting in method.of_member else ""
+        of_each = "; one value, or one for each member" if several and setting in method.of_member else ""
         option = option_of(setting)
         if option in known:  # such as --seed, which is of the whole merge
             continue
         places[setting] = f"setting {setting}"
         text = f"{needed}{of_each}".replace("%", "%%")
-        group.add_argument(option, dest=places[setting], nargs="+", type=_value, metavar="VALUE", help=text)
+        number = "+" if several else 1
+        group.add_argument(option, dest=places[setting], nargs=number, type=_value, metavar="VALUE", help=text)
     return places
 
 

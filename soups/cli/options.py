@@ -96,7 +96,7 @@ class Parser(argparse.ArgumentParser):
     def _check_known(self, unknown, hint, gone):
         if unknown:
             said = gone.get(unknown[0])
-            said = f"; {said}" if said else meant(unknown[0], self.known) + hint
+            said = f"; {said}" if said else meant(unknown[0], self.known) or hint
             raise ValueError(f"unknown option {unknown[0]}{said}")
 
 

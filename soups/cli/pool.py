@@ -6,14 +6,18 @@ soups pool COMMAND --help    more about a command, with an example
 
 import json
 
+from soups.cli.merge_options import add_settings
 from soups.cli.options import Parser, path_argument
 from soups.cli.show import say, size_of, table
 from soups.formats.tensors import CheckpointError, nested
 from soups.formats.text import parse_json
 from soups.merging.folder import member_files
 from soups.merging.lora import local_notes, open_with_lora
+from soups.merging.methods import find_method
 from soups.merging.sources import open_model
+from soups.names import number_of
 from soups.pool import Pool
+from soups.recipes.declare import Method
 
 _PATH = {"type": path_argument}
 _OF_CERTIFICATES = {
@@ -30,7 +34,6 @@ _OF_CERTIFICATES = {
         ("--members", {"nargs": "+", "metavar": "NAME", "help": "members, or patterns of names (default: all)"}),
         ("--method", {"metavar": "METHOD", "help": "how they are merged (default: uniform)"}),
         ("--base", _PATH | {"metavar": "MODEL", "help": "what they were fine-tuned from, a member or a model"}),
-        ("--settings", {"metavar": "JSON", "help": "of the method"}),
         ("--seed", {"type": int, "default": 0, "metavar": "N", "help": "of all that is random (default: 0)"}),
         ("--from", _PATH | {"dest": "source", "metavar": "OUT", "help": "an output, whose recipe is taken instead"}),
     ),
@@ -38,12 +41,23 @@ _OF_CERTIFICATES = {
         ("--remake", _PATH | {"nargs": 2, "metavar": ("N", "OUT"), "help": "make release N again in a new folder"}),
     ),
 }
+_GONE = {"--settings": "each setting of --method is an option of its own, such as --density 0.2"}
 
 
 def main(arguments: list[str], run) -> int:
     """Run one command and return its exit code."""
-    options = parser(run.prog).parse(arguments)
+    method, hint = _method(arguments), "; settings of a method belong beside --method"
+    release = "release" in arguments[:1]
+    options = parser(run.prog, method).parse(arguments, "" if method or not release else hint, _GONE if release else {})
     return options.command(options, run)
+
+
+def _method(words):
+    """Return the method of a release, whose settings are options."""
+    first = Parser(add_help=False)
+    first.add_argument("--method")
+    chosen = first.parse_known_args(words)[0].method if words[:1] == ["release"] else None
+    return find_method(chosen, "published") if chosen else None
 
 
 def list_members(options, run) -> int:
@@ -55,7 +69,7 @@ def list_members(options, run) -> int:
     pool = Pool(options.pool, must_exist=True)
     rows = [_row(name, pool.record(name)) for name in pool]
     columns = ("name", "status", "parameters", "MB", "metrics", "digest")
-    table(f"{pool.path}: {len(pool)} members", columns, rows, ("parameters", "MB"))
+    table(f"{pool.path}: {number_of(len(pool), 'member')}", columns, rows, ("parameters", "MB"))
     run.made(*pool)
     return 0
 
@@ -217,7 +231,7 @@ def release(options, run) -> int:
     """Merge members into the released soup, if all certificates hold.
 
     soups pool release POOL --members a b      their average
-    soups pool release POOL --method ties --base a --settings '{"density": 0.2}'
+    soups pool release POOL --method ties --base a --density 0.2
     soups pool release POOL --from OUT         as soups merge or search made it
 
     The certificates of each ingredient must hold of it, and those of all of them
@@ -240,8 +254,8 @@ def log(options, run) -> int:
     return log(options, run)
 
 
-def parser(prog: str) -> Parser:
-    """Return the parser of the options."""
+def parser(prog: str, method: Method | None = None) -> Parser:
+    """Return the parser of the options; with a method, of its settings for a release too."""
     parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, names in [
@@ -271,6 +285,9 @@ def parser(prog: str) -> Parser:
             command.add_argument("--certified", action="store_true", help="only if the certificates of the pool hold")
         for names, settings in _OF_CERTIFICATES.get(name, ()):
             command.add_argument(names, **settings)
+        if function is release:
+            group = command.add_argument_group(f"settings of {method.name}") if method else None
+            command.set_defaults(places=add_settings(group, command.known, method, several=False) if method else {})
     return parser
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 
+from soups.cli.merge_options import given_settings
 from soups.cli.show import say, table, tell
-from soups.formats.text import parse_json
 from soups.lazy import jax
 from soups.merging import load_yaml, releasing
 from soups.merging.members import chosen_members
+from soups.names import number_of
 from soups.pool import Pool
 
 _GO_ON = "the same command goes on, and measures nothing twice"
@@ -29,7 +30,7 @@ def certify(options, run) -> int:
         pool.certificates.remove(options.remove)
     if options.add or options.remove:
         rows = [(one.name, one.bound, ", ".join(one.of) or "all", one.evaluation) for one in pool.certificates.values()]
-        table(f"{pool.path}: {len(rows)} certificates", ("name", "must be", "of", "by"), rows)
+        table(f"{pool.path}: {number_of(len(rows), 'certificate')}", ("name", "must be", "of", "by"), rows)
         run.made(*pool.certificates)
         return 0
     with measuring(pool, run) as report:
@@ -44,8 +45,8 @@ def certify(options, run) -> int:
 def release(options, run) -> int:
     """Merge members into the released soup, if all certificates hold."""
     pool = Pool(options.pool, must_exist=True)
-    if options.source and any((options.method, options.members, options.base, options.settings)):
-        raise ValueError("what --from names has its recipe: give no --method, --members, --base or --settings with it")
+    if options.source and any((options.method, options.members, options.base)):
+        raise ValueError("what --from names has its recipe: give no --method, --members or --base with it")
     members = None
     if options.members:
         chosen, notes = chosen_members([f"{options.pool}:{name}" for name in options.members])
@@ -53,13 +54,15 @@ def release(options, run) -> int:
         for note in notes:
             tell(note)
     recipe = {"base": options.base, "seed": options.seed, "source": options.source}
-    recipe |= {"settings": parse_json(options.settings or "{}", "--settings")}
+    recipe |= {"settings": {name: one for name, (one,) in given_settings(options, options.places).items()}}
     before = len(pool.releases)
     with measuring(pool, run) as report:
         record = releasing.release(pool, members, options.method or "uniform", **recipe, report=report)
     number = pool.releases.names[-1]
     done = "released" if len(pool.releases) > before else "there already:"
     say(f"{done} {number}: {', '.join(record['metadata']['ingredients'])}")
+    for note in record["metadata"]["merge"].get("notes", ()):
+        tell(note)
     run.made(f"{options.pool}/releases:{number}")
     return 0
 
@@ -74,9 +77,8 @@ def log(options, run) -> int:
         run.made(out)
         return 0
     rows = [_row(number, pool.releases.record(number)) for number in pool.releases]
-    table(
-        f"{pool.path}: {len(rows)} releases", ("", "created", "digest", "recipe", "ingredients", "certificates"), rows
-    )
+    columns = ("", "created", "digest", "recipe", "ingredients", "certificates")
+    table(f"{pool.path}: {number_of(len(rows), 'release')}", columns, rows)
     run.made(*(f"{options.pool}/releases:{number}" for number in pool.releases))
     return 0
 

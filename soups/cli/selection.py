@@ -18,6 +18,7 @@ from soups.merging.places import FILES
 from soups.merging.run import THREADS
 from soups.merging.selecting import Check, Selection
 from soups.merging.trials import Trials, held_work
+from soups.names import number_of
 from soups.recipes._scores import direction
 from soups.recipes._search import loss
 
@@ -80,10 +81,12 @@ def trials(options, run, evaluate: Evaluation, out: str | None, work: str, **set
     work = f"{out.rstrip('/').replace(':', '.')}.{work}" if out else work
     with held_work(options.work or work, out) as place:
         settings |= {"threads": threads, "keep": options.keep, "keep_scores": options.keep_scores, "report": report}
+        settings |= {"tell": tell}
         made = Trials(place, evaluate, **settings)
         losses += [loss(score, mode) for score in made.scores]
         if losses:
-            tell(f"{len(losses)} scores are in {options.work or work} already")
+            verb = "is" if len(losses) == 1 else "are"
+            tell(f"{number_of(len(losses), 'score')} {verb} in {options.work or work} already")
         run.go_on = "the same command goes on where it was"
         yield made
         run.go_on = ""
@@ -116,7 +119,7 @@ def present(selection: Selection, work, title: str, columns: Sequence[str], rows
     numbers = [head for head, *column in zip(columns, *rows, strict=True) if any(type(v) is float for v in column)]
     table(title, columns, cells[:_MOST], numbers)
     if len(rows) > _MOST:
-        tell(f"{len(rows) - _MOST} more are in {name}.csv")
+        tell(f"{len(rows) - _MOST} more {'is' if len(rows) == _MOST + 1 else 'are'} in {name}.csv")
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     replace_file(work / f"{name}.csv", text.getvalue().encode(errors="backslashreplace"))

@@ -9,6 +9,7 @@ from soups.data.dataset import as_dataset as as_dataset
 from soups.data.dataset import decode as decode
 from soups.data.dataset import pair_of as pair_of
 from soups.data.dataset import project_logits as project_logits
+from soups.data.dataset import unscaled as unscaled
 from soups.data.digits import digits_task as digits_task
 from soups.data.domainbed import random_hyperparameters as random_hyperparameters
 from soups.data.domainbed import seed_hash as seed_hash

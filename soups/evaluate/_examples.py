@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from soups.arrays import refusal
-from soups.data import pair_of
+from soups.data import pair_of, unscaled
 
 
 class Examples:
@@ -15,15 +15,21 @@ class Examples:
     Args:
         dataset: as for `Evaluator`.
         classes: whether the targets must be classes.
-        preprocessed: whether the images are made floats by a function of the caller's.
+        preprocessed: whether the caller says how the images are made floats.
+        as_usual: whether bytes become floats in [0, 1], and floats stay as they are.
     """
 
-    def __init__(self, dataset: Any, *, classes: bool, preprocessed: bool):
+    def __init__(self, dataset: Any, *, classes: bool, preprocessed: bool, as_usual: bool):
         self.groups = getattr(dataset, "class_groups", None)
         self.inputs, targets = pair_of(dataset, "the dataset")
         self.targets = jax.tree.map(np.asanyarray, targets)
         if hasattr(dataset, "images") and not preprocessed and self.inputs.dtype != np.uint8:
             raise ValueError(f"images of dtype {self.inputs.dtype} need a preprocess: the default is for uint8")
+        if as_usual and any(map(unscaled, jax.tree.leaves(self.inputs))):
+            raise ValueError(
+                "images are floats up to 255, but only bytes (uint8) are brought to [0, 1]: give them as uint8, "
+                "divide them by 255, or give a preprocess, such as lambda x: x if the network takes them as they are"
+            )
         if classes:
             self._check_labels()
         leaves = [*jax.tree.leaves(self.inputs), *jax.tree.leaves(self.targets)]

@@ -68,10 +68,10 @@ class Evaluator:
         forward_passes: how many examples went through the network until now, without padding and repetitions.
 
     Raises:
-        ValueError: an empty dataset, or one whose inputs, labels and class groups do not fit together; images that are
-            not uint8 without a `preprocess`; unknown metrics, or no metrics for targets that are not classes; a mesh
-            without an axis "data", or together with a width; a width that does not divide the number of devices; a
-            batch size below 1; a cache without a key.
+        ValueError: an empty dataset, or one whose inputs, labels and class groups do not fit together; without a
+            `preprocess` images of a dataset that are not uint8, and images that are floats up to 255; unknown metrics,
+            or no metrics for targets that are not classes; a mesh without an axis "data", or together with a width; a
+            width that does not divide the number of devices; a batch size below 1; a cache without a key.
     """
 
     def __init__(
@@ -93,7 +93,8 @@ class Evaluator:
         self._at_once = metrics is None
         self.modes = {name: metric.mode for name, metric in self._metrics.items()}
         self._classes = any(metric in CLASS_METRICS for metric in self._metrics.values())
-        self._examples = Examples(dataset, classes=self._classes, preprocessed=preprocess is not None)
+        how = {"preprocessed": preprocess is not None, "as_usual": preprocess is None or preprocess is unit_range}
+        self._examples = Examples(dataset, classes=self._classes, **how)
         self.labels = self._examples.targets
         self.forward_passes = 0
         batch_size = check_within("batch_size", batch_size, "[1, inf)", whole=True)

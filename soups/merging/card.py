@@ -14,7 +14,7 @@ from soups.merging.lora import split_reference
 from soups.merging.origin import innermost
 from soups.merging.planning import Plan
 from soups.merging.yaml_text import load_yaml
-from soups.names import few, shown
+from soups.names import few, number_of, shown
 from soups.recipes import METHODS
 from soups.recipes.declare import Citation
 
@@ -168,7 +168,13 @@ def _opening(plan, record):
     semantics = "as in mergekit" if job.vocabulary == "mergekit" else "as published"
     summary = f": {method.summary}" if method.summary else ""
     version = record["versions"]["soups"]
-    count = f"{len(job.models)} model{'s' if len(job.models) > 1 else ''}"
+    count = number_of(len(job.models), "model")
+    chosen = record.get("chosen")
+    if isinstance(chosen, Mapping) and chosen.get("recipe") == "greedy":
+        tried = f" of {len(chosen['steps'])} that were tried" if isinstance(chosen.get("steps"), list) else ""
+        return f"""# A greedy soup of {count}
+
+Made by soups {version}: the average of the {count}{tried} with which the score is best, added one by one."""
     return f"""# A merge of {count}
 
 Made by soups {version} with the method {_code(job.method)} ({semantics}){summary}."""
@@ -183,7 +189,9 @@ def _models(plan, parts, record):
         scores = [f"{metrics[model][name]:.4g}" if name in metrics[model] else "" for name in columns]
         rows.append([_title(model, parts), _role(plan, model), *scores, _code(entry["digest"])])
     table = "\n".join(f"| {' | '.join(cell.replace('|', _BAR) for cell in row)} |" for row in rows)
-    return f"## Models\n\n{table}\n\nA digest is the XXH3 (128 bits) of the tensors that were taken from a model."
+    notes = "".join(f"\n\nNote: {_code(note)}" for note in record.get("notes", ()))
+    digest = "A digest is the XXH3 (128 bits) of the tensors that were taken from a model."
+    return f"## Models\n\n{table}\n\n{digest}{notes}"
 
 
 def _title(model, parts):
@@ -213,9 +221,11 @@ def _chosen(chosen):
     if not isinstance(chosen, Mapping) or type(chosen.get("score")) not in (int, float):
         return ""
     steps, metric = chosen.get("steps"), chosen.get("metric")
-    among = f" among {len(steps)} candidates" if isinstance(steps, list) and steps else ""
+    among = f" among {number_of(len(steps), 'candidate')}" if isinstance(steps, list) and steps else ""
     by = f" by {_code(chosen['evaluation'])}" if isinstance(chosen.get("evaluation"), str) else ""
-    name = f" ({_code(metric)})" if isinstance(metric, str) else ""
+    better = {"max": "higher is better", "min": "lower is better"}.get(chosen.get("mode"))
+    said = ", ".join(filter(None, [_code(metric) if isinstance(metric, str) else "", better]))
+    name = f" ({said})" if said else ""
     return f"## Score\n\n{chosen['score']:.6g}{name}: the best{among}{by}. merge.json has all of them."
 
 
@@ -237,7 +247,11 @@ def _again(plan, parts, record):
     lines = [f"hf download {name} --revision {commit}" for name, commit in pinned]
     lines += ["soups merge --verify ."]
     unknown = sum(part.id is None for found in parts.values() for part in found)
-    where = f" Of {unknown} of them no id on the hub is known: merge.json has the path." if unknown else ""
+    where = (
+        f" The hub has no id of {unknown} of them, as far as is known: merge.json says where they lay."
+        if unknown
+        else ""
+    )
     text = "In this folder, this makes it again from the models and compares it bit for bit."
     commands = _fenced("\n".join(lines), "bash")
     return f"## Make it again\n\n{text}{where}\n\n{commands}"

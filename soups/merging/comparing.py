@@ -11,7 +11,7 @@ from soups import tree
 from soups.formats import Tensors
 from soups.formats.tensors import leaf_of, listed
 from soups.merging import buffers, ties
-from soups.names import bounded, differences, shown
+from soups.names import LEGEND, bounded, differences, shown
 
 COMPARED = 1 << 26  # bytes of integers in all models; if there are more, they are compared when they are merged
 
@@ -50,7 +50,7 @@ class Findings:
         for model in dict.fromkeys([*self._missing, *self._extra]):
             lines += differences(dict.fromkeys(self._missing[model]), self._extra[model], model)
         if lines := [*lines, *self.lines]:
-            raise ValueError(f"these models cannot be merged:\n{bounded(lines)}")
+            raise ValueError(f"these models cannot be merged ({LEGEND}):\n{bounded(lines)}")
 
     def compare_names(self, reference: Tensors, model: str, checkpoint: Tensors) -> None:
         """Note the tensors that a model has and the reference lacks: extra, or left out without harm."""

@@ -117,10 +117,15 @@ def _files(plan):
         notes += more
         files[CONFIG] = json.dumps(made, indent=2) + "\n"
     files[RECIPES[plan.job.vocabulary == "mergekit"]] = plan.job.text
-    library = "transformers" if config is not None and "model_type" in config else None
+    library = "transformers" if config is not None and _is_of_transformers(config) else None
     files[CARD] = functools.partial(model_card, plan, library=library)
     notes += licence_note(plan)
     return files, notes + _not_downloaded(folder_of(first)) + _not_copied(folder_of(first), left_out)
+
+
+def _is_of_transformers(config):
+    """Say whether a config is one that transformers wrote or reads, not another library's with a model_type."""
+    return "model_type" in config and bool({"transformers_version", "architectures", "auto_map"} & config.keys())
 
 
 def _not_copied(folder, left_out):

@@ -19,6 +19,7 @@ from soups.merging.lora import local_notes, open_with_lora
 from soups.merging.meaning import check_meaning, mixed_dtypes, widest
 from soups.merging.methods import build, find_method, is_ours
 from soups.merging.origin import share_names
+from soups.merging.repeated import bases_of, places, repeated
 from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
 from soups.names import shown
@@ -74,7 +75,8 @@ class Plan:
 
     `aliases`: names that are tied to an output, as in the base; such a tensor is written once. `tokenizer`: what the
     output's folder needs of it, if the recipe says which one it has. `notes`: sentences for the user about what is not
-    merged as a matter of course: what is left out, taken from the first member, tied or untied.
+    merged as a matter of course: what is left out, taken from the first member, tied or untied. `repeated`: those of
+    them that say which members count several times, and that a base is a member.
     """
 
     job: Job
@@ -83,6 +85,7 @@ class Plan:
     aliases: Mapping[str, str]
     tokenizer: Aligned | None = None
     notes: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
 
     @property
     def read_bytes(self) -> int:
@@ -147,6 +150,7 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str
     """
     located = located or {}
     models = {model: open_with_lora(located.get(model, model), open_model) for model in job.models}
+    twice = repeated(job, places(models), bases_of(models))
     opened = share_names(models | {file: open_model(located.get(file, file)) for file in job.files})
     models = {model: opened[model] for model in models}
     models = {model: ties.written_out(checkpoint, _in_cut_layers(job)) for model, checkpoint in models.items()}
@@ -157,7 +161,7 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str
         checkpoints = aligned(checkpoints, job.models[0], job.align, job.seed)
     checkpoints |= {file: opened[file] for file in job.files}
     names = (name for model in models.values() for name in model.leaves)
-    notes = [*job.notes, *odd_filters(job, names), *said, *(tokenizer.notes if tokenizer else ())]
+    notes = [*job.notes, *twice, *odd_filters(job, names), *said, *(tokenizer.notes if tokenizer else ())]
     notes += [note for model in job.models if model not in located for note in local_notes(model)]
     notes += [note for checkpoint in checkpoints.values() for note in checkpoint.notes]
     planner = _Planner(job, checkpoints)
@@ -171,7 +175,8 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str
     made = {output.name for output in outputs}
     tied = checkpoints[job.models[0]].aliases
     aliases = {alias: name for alias, name in tied.items() if name in made and alias not in made}
-    return Plan(job, tuple(outputs), checkpoints, aliases, tokenizer, tuple(dict.fromkeys([*notes, *found.notes()])))
+    notes = tuple(dict.fromkeys([*notes, *found.notes()]))
+    return Plan(job, tuple(outputs), checkpoints, aliases, tokenizer, notes, tuple(twice))
 
 
 def _in_cut_layers(job):

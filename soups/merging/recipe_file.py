@@ -1,6 +1,7 @@
 """Read recipe files: mergekit's YAML as it is, or the same job from a command line."""
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ from soups.formats.text import read_text
 from soups.merging.alignment import parse_rules
 from soups.merging.job import Job, Slice, Source, is_member, kind_of
 from soups.merging.lora import model_reference
-from soups.merging.methods import VOCABULARIES, find_method
+from soups.merging.methods import VOCABULARIES, find_method, methods_of
 from soups.merging.tokenizers import parse_rule
 from soups.merging.values import brief, check, is_constant
 from soups.merging.yaml_text import LARGEST, load_yaml
@@ -61,7 +62,8 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
     """Understand a recipe in mergekit's YAML.
 
     The methods are mergekit's, unless the recipe says "vocabulary: published": then they are this library's. Fields and
-    parameters that mergekit ignores are ignored, which `notes` says; of the published methods they are errors.
+    parameters that mergekit ignores are ignored, which `notes` says, unless they look mistyped, such as "weigth"; of
+    the published methods they are errors.
 
     Raises:
         ValueError: text that is not YAML; an unknown or missing field, method or parameter, with the closest name; a
@@ -136,10 +138,20 @@ def _fields(given, known, where, ignored):
     """Return the fields that are not null. Of an unknown one tell `ignored`, or where there is none refuse it."""
     for key in given:
         if key not in known:
-            if ignored is None:
+            if ignored is None or _is_slip(key, known, KEYS):
                 check_name(key, known, f"field of {where}")
             ignored.fields[where, key] = did_you_mean(key, known)
     return {key: value for key, value in given.items() if key in known and value is not None}
+
+
+def _is_slip(name, known, elsewhere) -> bool:
+    """Say whether a name, which mergekit would ignore, is one that is known with a letter or two amiss."""
+    return isinstance(name, str) and name not in elsewhere and bool(did_you_mean(name, known, like=0.8))
+
+
+@functools.cache
+def _parameters_of_mergekit():
+    return {name for method in methods_of("mergekit").values() for name in method.settings}
 
 
 def _parameters(given, definition, scope, ignored, of_source=False):
@@ -155,7 +167,7 @@ def _parameters(given, definition, scope, ignored, of_source=False):
         if name in known and not elsewhere:
             _check_value(name, value, definition, f"{scope}.{name}")
             found[name] = value
-        elif ignored:
+        elif ignored and not _is_slip(name, known, _parameters_of_mergekit()):
             reason = (
                 "takes it for all models at once" if elsewhere else f"has no such parameter{did_you_mean(name, known)}"
             )

@@ -15,11 +15,12 @@ from soups.formats.hub import cached_model
 from soups.formats.mapping import hash_files
 from soups.formats.tensors import CheckpointError
 from soups.formats.text import read_json
-from soups.merging.lora import absolute_reference
+from soups.merging.lora import absolute_reference, split_reference
 from soups.merging.planning import Plan
 from soups.merging.planning import plan as make_plan
 from soups.merging.recipe_file import parse_recipe
-from soups.merging.sources import open_model, split_pool
+from soups.merging.repeated import repeated, same_contents
+from soups.merging.sources import is_pool, open_model, split_pool
 
 FORMAT = "soups.merge/1"
 RECORD = "merge.json"  # in an output's folder; beside an output that is one file, FILE.merge.json
@@ -29,11 +30,13 @@ Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of a
 def record(plan: Plan, digests: Digests, chosen: Mapping[str, Any] | None = None) -> dict:
     """Return what is needed to make the same merge again: recipe, versions, and a digest of each input's tensors.
 
-    `chosen`: how the recipe was chosen, which the record then says too.
+    `chosen`: how the recipe was chosen, which the record then says too. Its "notes", if it has any, say which members
+    count several times, now that the digests are known, and that a base is a member.
     """
     import soups
 
     job = plan.job
+    notes = dict.fromkeys([*plan.repeated, *repeated(job, same_contents(digests, job.models))])
     inputs = {model: {"path": absolute_reference(model), **_summary(digests, model)} for model in plan.checkpoints}
     return {
         "format": FORMAT,
@@ -43,6 +46,7 @@ def record(plan: Plan, digests: Digests, chosen: Mapping[str, Any] | None = None
         "recipe": job.text,
         "inputs": inputs,
         "versions": {"soups": soups.__version__, "numpy": np.__version__},
+        **({"notes": list(notes)} if notes else {}),
     } | ({"chosen": dict(chosen)} if chosen else {})
 
 
@@ -53,7 +57,17 @@ def record_beside(out: pathlib.Path) -> pathlib.Path:
 
 def note_record(out: pathlib.Path, found: dict) -> None:
     """Put a record into the place of an output's own."""
-    replace_file(record_beside(out) if out.is_file() else out / RECORD, json.dumps(found, indent=1) + "\n")
+    note = record_beside(out) if out.is_file() else out / RECORD
+    write_record(note, found, note.parent)
+
+
+def write_record(note: pathlib.Path, found: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Write a record into a file that will lie in a folder, from which its paths go out: others need not see the rest.
+
+    A path that shares nothing with the folder's stays absolute.
+    """
+    inputs = {model: entry | {"path": _seen_from(folder, entry["path"])} for model, entry in found["inputs"].items()}
+    replace_file(note, json.dumps({**found, "inputs": inputs}, indent=1) + "\n")
 
 
 def is_record(path: pathlib.Path) -> bool:
@@ -68,16 +82,24 @@ def read_record(out: str | os.PathLike) -> dict:
     """Return the record of a merge: of a folder, a file or an Orbax checkpoint, of POOL:NAME, or of the hub's ORG/NAME.
 
     Raises:
-        FileNotFoundError: this program did not write it.
+        FileNotFoundError: nothing is there, or this program did not write it.
         ValueError: a URL; a record that is damaged.
+
+    The paths of its inputs are absolute, wherever the output lies by now; of those that moved otherwise they are what
+    the recipe says, if something is there.
     """
     path = local_path(cached_model(str(out)))
     note = record_beside(path) if path.is_file() else path / RECORD
     if note.is_file():
-        return _checked_record(read_json(note), note)
+        found = _checked_record(read_json(note), note)
+        for model, entry in found["inputs"].items():
+            entry["path"] = _located(note.parent, entry["path"], model)
+        return found
     from soups.pool import Pool
 
     pool, name = split_pool(out)
+    if not os.path.lexists(path) and not is_pool(pool):
+        raise FileNotFoundError(f"there is nothing at {out}")
     members = Pool(pool) if pool else {}
     if name in members and "merge" in members.record(name)["metadata"]:
         return members.record(name)["metadata"]["merge"]
@@ -117,6 +139,34 @@ def _checked_record(found, where):
 
 def _is_input(entry):
     return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("path", "digest"))
+
+
+def _seen_from(folder, reference):
+    """Return an absolute reference to a model as it is from a folder: ./MODEL or ../MODEL, each part of MODEL+LORA."""
+    path, adapter = split_reference(reference)
+    if adapter is not None:
+        return f"{_seen_from(folder, path)}+{_seen_from(folder, adapter)}"
+    start = os.path.realpath(folder)
+    if not os.path.isabs(path) or pathlib.Path(start).parts[:2] != pathlib.Path(path).parts[:2]:
+        return path
+    found = os.path.relpath(path, start)
+    return found if found.startswith(os.pardir) else os.path.join(os.curdir, found)
+
+
+def _located(folder, reference, model):
+    """Return the absolute reference of a model that a record in a folder has."""
+    path, adapter = split_reference(reference)
+    if adapter is not None:
+        return f"{_located(folder, path, '')}+{_located(folder, adapter, '')}"
+    if not path.startswith((os.curdir + os.sep, os.pardir + os.sep)):
+        return path
+    found = os.path.normpath(os.path.join(os.path.realpath(folder), path))
+    there = absolute_reference(model) if model else ""
+    return there if there and not _exists(found) and _exists(there) else found
+
+
+def _exists(reference):
+    return any(os.path.exists(part) for part in (reference, split_pool(reference)[0], reference.rpartition("@")[0]))
 
 
 def _summary(digests, model):

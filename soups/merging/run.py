@@ -26,7 +26,16 @@ from soups.merging import bands
 from soups.merging.origin import NO_KEYS, is_named, kept_files
 from soups.merging.places import check_place, held_place, split_member, sweep_unfinished, unfinished
 from soups.merging.planning import Output, Plan
-from soups.merging.record import FORMAT, RECORD, Digests, changed_files, read_record, record, record_beside
+from soups.merging.record import (
+    FORMAT,
+    RECORD,
+    Digests,
+    changed_files,
+    read_record,
+    record,
+    record_beside,
+    write_record,
+)
 from soups.merging.sources import open_model, split_pool
 from soups.workers import NUMBER, as_done, in_threads
 
@@ -71,7 +80,7 @@ def merge_to_folder(
         OSError: the disk is full or cannot be written to.
     """
     with held_place(plan, out) as place:
-        folder = _write_folder(plan, place, threads, shard_bytes, files or {}, chosen, progress)
+        folder = _write_folder(plan, place, threads, shard_bytes, files or {}, chosen, progress, place)
         os.rename(folder, place)
     return place
 
@@ -93,7 +102,7 @@ def merge_to_file(
         FileExistsError, BlockingIOError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
     """
     with held_place(plan, out, "file") as place:
-        folder = _write_folder(plan, place, threads, sys.maxsize, {}, chosen, progress)
+        folder = _write_folder(plan, place, threads, sys.maxsize, {}, chosen, progress, place.parent)
         single = folder / SINGLE[0]
         if place.suffix == ".npz":
             merged = open_checkpoint(single)
@@ -106,8 +115,8 @@ def merge_to_file(
     return place
 
 
-def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress):
-    """Return the unfinished folder of an output, with all that belongs into it."""
+def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress, around):
+    """Return the unfinished folder of an output, with all that belongs into it; its record will lie in `around`."""
     folder, digests = _unfinished(out, plan, shard_bytes)
     outputs = {output.name: output for output in plan.outputs}
     specs = {name: (output.shape, output.dtype) for name, output in outputs.items()}
@@ -137,7 +146,7 @@ def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress):
         for name, content in files.items():
             replace_file(folder / name, content(made) if callable(content) else content)
         made |= {"files": {name: hash_files(folder / name) for name in sorted(files)}} if files else {}
-        replace_file(folder / RECORD, json.dumps(made, indent=1) + "\n")
+        write_record(folder / RECORD, made, around)
         writer.forget()  # last: until here a killed merge goes on with what is finished
     for helper in (_DIGESTS, _PLAN):
         (folder / helper).unlink(missing_ok=True)
@@ -184,7 +193,7 @@ def begin_orbax(out: pathlib.Path, nbytes: int) -> pathlib.Path:
 
 def finish_orbax(out: pathlib.Path, made: dict) -> None:
     """Add the record to a saved checkpoint and let it appear."""
-    replace_file(unfinished(out) / RECORD, json.dumps(made, indent=1) + "\n")
+    write_record(unfinished(out) / RECORD, made, out)
     os.rename(unfinished(out), out)
 
 

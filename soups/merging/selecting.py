@@ -13,6 +13,7 @@ import xxhash
 
 from soups import arguments
 from soups.merging.planning import Plan
+from soups.merging.repeated import repeated
 from soups.merging.trials import Recipe, Trials
 from soups.names import few, shown
 from soups.recipes import _search
@@ -84,6 +85,7 @@ def search(
         check(plan, None)
     sought = {"by": by, "axes": [_said_axis(axis) for axis in axes], "population": population}
     asked = _asked("search", trials, [*plan.job.models, *plan.job.files], mode, {"merge": recipe, **sought})
+    _tell(trials, [*plan.notes, *repeated(plan.job, asked["digests"])])
     check(plan, _identity(asked))
 
     def scored(number, settings):
@@ -121,6 +123,7 @@ def greedy(
     plan = trials.plan(_uniform(members, fields))
     check(plan, None)
     asked = _asked("greedy", trials, members, mode, {"accept": accept, "fields": fields})
+    _tell(trials, [*plan.notes, *repeated(plan.job, asked["digests"])])
     check(plan, _identity(asked))
     candidates = _OnDisk(members, trials, fields)
     rules = {"mode": mode, "accept": accept, "metric": None}
@@ -139,12 +142,18 @@ def rank(trials: Trials, members: Sequence[str], *, mode: str) -> Selection:
     """
     members = _distinct(members)
     asked = _asked("rank", trials, members, mode, {})
+    _tell(trials, arguments.repeated(asked["digests"]))
     steps = []
     for index, name in enumerate(members):
         score, reason = trials.score(str(index), name, _uniform([name]), in_place=True)
         steps.append({"member": name, "score": score, "reason": reason})
     steps.sort(key=lambda step: _search.loss(step["score"], mode))
     return Selection(None, steps[0]["score"], steps, asked)
+
+
+def _tell(trials, sentences):
+    for sentence in dict.fromkeys(sentences):
+        trials.tell(sentence)
 
 
 def _asked(recipe, trials, models, mode, more):

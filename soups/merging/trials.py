@@ -54,6 +54,7 @@ class Trials:
         keep: whether candidates stay where they were made.
         keep_scores: whether scores hold that were made when the evaluation's scripts had another content.
         report: is called with what was evaluated, its score and the seconds that this took.
+        tell: is called with the notes of plans, and on members that count several times, before any is evaluated.
 
     Raises:
         ValueError: a journal of another evaluation, or one that is damaged; scripts that have changed.
@@ -70,9 +71,10 @@ class Trials:
         keep: bool = False,
         keep_scores: bool = False,
         report: Callable[[str, float, float], None] = lambda what, score, seconds: None,
+        tell: Callable[[str], None] = lambda sentence: None,
     ):
         self.work, self.evaluation, self.kind, self.seed, self.threads = work, evaluation, kind, seed, threads
-        self._keep, self._report, self._digests = keep, report, {}
+        self._keep, self._report, self.tell, self._digests = keep, report, tell, {}
         _settle_scripts(work / JOURNAL, evaluation.identity["scripts"], keep_scores)
         if (work / JOURNAL).exists():
             self._journal  # noqa: B018 - it refuses one of another evaluation

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from soups import arguments
 from soups import tree as tree_lib
 from soups.files import PathLike, local_path, replace_file, sync_files, sync_folder
 from soups.formats.text import parse_json
@@ -51,6 +52,7 @@ class Pool(Mapping):
             raise FileNotFoundError(f"there is no pool at {self.path}")
         self._records = _manifest.Records(self.path)  # the views have the same: a change is seen through all
         self._selected = None
+        self.told: set[str] = set()  # sentences of `repeated` that were said, of this pool and its views
 
     @property
     def names(self) -> list[str]:
@@ -110,6 +112,14 @@ class Pool(Mapping):
     def digest(self, name: str) -> str:
         """Return the digest of a member's names, dtypes, shapes and numbers, the same however it is sharded."""
         return self._record(name)["digest"]
+
+    def repeated(self) -> list[str]:
+        """Return sentences on members with the same weights, and on bases among the members; none where all is well.
+
+        ["members with the same weights, each of which counts: a, b", "the base counts as a member: start"]
+        """
+        bases = {self._record(name)["base"] for name in self.names} - {None}
+        return arguments.repeated({name: self.digest(name) for name in self.names}, bases)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

@@ -9,14 +9,16 @@ import numpy as np
 
 from soups import arguments, tree
 from soups.data import pair_of
-from soups.evaluate import Metric
+from soups.evaluate import Metric, diagnose
 from soups.evaluate.evaluator import unit_range
 from soups.files import local_path
-from soups.names import did_you_mean
-from soups.pool import Pool
+from soups.names import did_you_mean, few
+from soups.pool import Pool, digest
 from soups.processes import on_first_process
+from soups.progress import say
 from soups.recipes import METHODS, Inputs
 from soups.studies import curves
+from soups.studies.digests import shared_examples
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row
@@ -25,6 +27,7 @@ from soups.studies.study import Workdir, held, versions
 #: what is cooked unless something else is asked for; "wise_ft" where there is a base, "learned" where there is a loss,
 #: "ensemble" where outputs are floats and all of them are kept
 RECIPES = ("uniform", "greedy", "learned", "wise_ft", "ensemble")
+_PAIRED = 6  # members between which barriers are measured where a soup is worse than they are
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 32, 48, 64)  # of members, whose soups are compared
 
 
@@ -86,11 +89,14 @@ def cook(
         seed: of the batches of learned soups.
 
     Returns:
-        What `soups.report.load_results` gives of `results.json`; docs/results.md describes it.
+        What `soups.report.load_results` gives of `results.json`; docs/results.md describes it. Its notes, which are
+        printed too, name members with the same weights, a base among them, examples of test data that are held-out
+        ones, and, where a soup is worse than the mean member, what `soups.diagnose` says of the members.
 
     Raises:
-        ValueError: fewer than two usable members; splits that do not fit the network or the metrics; recipes that are
-            unknown, have wrong settings, or need a base that is not given. All problems of the recipes are listed.
+        ValueError: fewer than two usable members; splits that do not fit the network or the metrics; a test set with
+            the very examples of the held-out data; recipes that are unknown, have wrong settings, or need a base that
+            is not given. All problems of the recipes are listed.
         OSError: the folder cannot be written, or another run works there.
     """
     members = _members(members, base)
@@ -122,8 +128,9 @@ def cook(
         raise ValueError("metrics of classes need whole logits [B, C]: leave out keep=")
     floats = kitchen.check(_one_of(members))
     wanted = _wanted(recipes, base, list(members), _lacking(kitchen, base, floats))
+    notes = shared_examples("held_out", kitchen.splits)
     with held(directory):
-        return check(_written(kitchen, base, wanted, floats))
+        return check(_written(kitchen, base, wanted, floats, notes))
 
 
 # --- What is given ----------------------------------------------------------------------------------------------------
@@ -148,12 +155,13 @@ def _one_of(members) -> tree.Tree:
 
 # --- What is asked for ------------------------------------------------------------------------------------------------
 
+_BASE = "a base, base= (--base): the weights that the members were fine-tuned from"
 _OWN = ("uniform", "greedy", "learned", "learned_per_leaf", "wise_ft", "ensemble")
 
 
 def _lacking(kitchen, base, floats) -> dict[str, str]:
     """Return what recipes of our own need that is not there."""
-    found = {} if base is not None else {"wise_ft": "a base"}
+    found = {} if base is not None else {"wise_ft": _BASE}
     if not kitchen.classes and kitchen.loss is None:
         loss = "loss=, a function (outputs, targets), for other metrics"
         found |= {"learned": loss, "learned_per_leaf": loss}
@@ -205,7 +213,7 @@ def _method(one, base, members, problems):
         return None
     method = METHODS[name]
     if method.base in ("required", "first") and base is None:
-        problems.append(f"{name} needs a base")
+        problems.append(f"{name} needs {_BASE}")
     unknown = [key for key in settings if key not in method.defaults]
     problems += [f"{name} has no setting {key!r}{did_you_mean(key, method.defaults)}" for key in unknown]
     if method.single or method.beside:
@@ -255,7 +263,7 @@ def _check_names(members, shifts):
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
-def _written(kitchen, base, wanted, floats) -> dict[str, Any]:
+def _written(kitchen, base, wanted, floats, notes) -> dict[str, Any]:
     """Return the results, written to the folder with a report of them."""
     given, usable = len(kitchen.members), len(kitchen.names)
     if usable < 2:
@@ -265,7 +273,12 @@ def _written(kitchen, base, wanted, floats) -> dict[str, Any]:
     directory, settings = kitchen.directory, {"batch_size": kitchen.batch_size, "seed": kitchen.seed}
     config = {"name": directory.name, "recipes": list(wanted), **settings}
     place = Workdir(directory, config, changeable=config)  # what was cooked is known by all that it depends on
-    results = place.head(config) | {"versions": versions()} | _results(kitchen, base, wanted, floats)
+    notes = [*notes, *_repeated(kitchen, base)]
+    for note in notes:
+        say(note)
+    found = _results(kitchen, base, wanted, floats)
+    found["notes"] = notes + _spoiled(kitchen, base, found["rows"])
+    results = place.head(config) | {"versions": versions()} | found
     on_first_process(lambda: place.finish(results, "soups", short=True))
     return results
 
@@ -291,6 +304,44 @@ def _results(kitchen, base, wanted, floats) -> dict[str, Any]:
         **kitchen.described_metrics,
         "histories": {seed: histories},
     }
+
+
+def _repeated(kitchen, base) -> list[str]:
+    """Return sentences on members that count several times, and on bases among them."""
+    bases = [] if base is None else [digest(base)]
+    if isinstance(kitchen.members, Pool):
+        bases += filter(None, (kitchen.members.record(name)["base"] for name in kitchen.names))
+    found = arguments.repeated({name: kitchen.digests[name] for name in kitchen.names}, bases)
+    if isinstance(kitchen.members, Pool):
+        kitchen.members.told.update(found)
+    return found
+
+
+def _spoiled(kitchen, base, rows) -> list[str]:
+    """Return what a diagnosis says of the members where a soup of them all is worse than they are in the mean."""
+
+    def worth(row):
+        return kitchen.worth(row["metrics"]["held_out"][kitchen.metric])
+
+    mean = next(worth(row) for row in rows if row["kind"] == "members")
+    soups = [row for row in rows if row["kind"] == "soup" and row["group"] == "main"]
+    worse = [row["name"] for row in soups if len(row["ingredients"]) == len(kitchen.names) and worth(row) < mean]
+    if not worse:
+        return []
+    measure = kitchen.evaluator(kitchen.held_out)
+    found = diagnose(
+        kitchen.usable(),
+        base=base,
+        evaluate=lambda params: measure(kitchen.settled(params))[kitchen.metric],
+        mode=kitchen.main.mode,
+        max_members=_PAIRED,
+    )
+    reasons = [f"{kitchen.short(name)}: {reason}" for name, reason in found.leave_out.items()]
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    said = f"would leave out {'; '.join(reasons[:3])}{more}" if reasons else "would leave out no member"
+    if not found.verdict.startswith("average"):
+        said = f"finds that {found.summary}"
+    return [f"worse than the mean member on held-out data: {few(worse, 3)}; soups.diagnose {said}"]
 
 
 def _cooked(kitchen, base, title, one) -> tuple[list[Row], list]:

@@ -46,6 +46,7 @@ def held(directory: str | os.PathLike) -> Iterator[None]:
     Raises:
         BlockingIOError: another run works there; the message says which process, where and since when.
         ValueError: a URL, text that is not a path, or a path that is not UTF-8.
+        NotADirectoryError: it is a file, or lies in one.
         OSError: the workdir cannot be written.
     """
     place = _place(directory)
@@ -367,6 +368,9 @@ def _place(path):
         str(place).encode()
     except UnicodeEncodeError:  # no report could name it
         raise ValueError(f"the workdir {os.fsencode(place)!r} is not UTF-8: choose another workdir") from None
+    if file := next((part for part in (place, *place.parents) if part.is_file()), None):
+        lies = "is a file" if file == place else f"lies in {file}, which is a file"
+        raise NotADirectoryError(f"the workdir {place} {lies}: choose another workdir")
     return place
 
 

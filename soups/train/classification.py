@@ -11,7 +11,7 @@ import optax
 from numpy.typing import ArrayLike
 
 from soups import tree
-from soups.data import pair_of
+from soups.data import pair_of, unscaled
 from soups.train.augment import mixup, rand_augment
 
 TrainApply = Callable[[tree.Tree, jax.Array, jax.Array], Any]
@@ -58,9 +58,11 @@ class Classification:
         if wrong := [one for one in (images, labels) if not (hasattr(one, "dtype") and hasattr(one, "shape"))]:
             raise ValueError(f"images and labels of a batch are arrays, not a {type(wrong[0]).__name__}")
         if self.preprocess is unit_range and images.dtype != np.uint8:
+            loud = not isinstance(images, jax.core.Tracer) and unscaled(images)
+            fitting = "give images.astype(np.uint8), for these go up to 255, or" if loud else "give"
             raise ValueError(
-                f"images must be bytes (uint8, 0 to 255), not {images.dtype}, because they are divided by 255: give "
-                "Classification(preprocess=None) for inputs that are as the network wants them"
+                f"images must be bytes (uint8, 0 to 255), not {images.dtype}, because they are divided by 255: "
+                f"{fitting} Classification(preprocess=None) for inputs that are as the network wants them"
             )
         if self.preprocess is None and images.dtype == np.uint8:
             raise ValueError(

@@ -124,7 +124,7 @@ def test_soups_of_anyones_pool_and_network(command, room):
         ({"shift": "dark"}, "--shift dark: a name is needed, as in --shift night=my_data:night"),
         ({"shift": "test=own_data:dark"}, "a shift cannot be called 'test'"),
         ({"base": "strat"}, "--base strat is no member of .*pool, and no checkpoint at strat"),
-        ({"base": None}, "wise_ft needs a base\nties needs a base"),
+        ({"base": None}, "wise_ft needs a base, base= .--base.: the weights .*\nties needs a base"),
         ({"recipes": "unifrom"}, "unknown recipe 'unifrom'.*did you mean 'uniform'"),
         ({"recipes": "ties:density"}, "no module 'ties'"),
         ({"recipes": "ties:density=0.2:scale"}, "'scale' is no setting, as in ties:density=0.2"),
@@ -134,7 +134,8 @@ def test_soups_of_anyones_pool_and_network(command, room):
         ({"loss": "own_data:dark"}, "--loss 'own_data:dark': there is no function 'dark'"),
         ({"batch_size": "0"}, "batch_size must be at least 1"),
         ({"seed": "-1"}, "seed must be in .0, 4294967295., not -1"),
-        ({"workdir": "own_data.py"}, "own_data.py"),
+        ({"workdir": "own_data.py"}, "the workdir .*own_data.py is a file: choose another workdir"),
+        ({"workdir": "own_data.py/run"}, "run lies in .*own_data.py, which is a file: choose another workdir"),
         ({"workdir": "gs://bucket/out"}, "is a URL: give a local path"),
     ],
 )

@@ -587,3 +587,34 @@ def test_outputs_that_are_not_one_for_each_example(rng):
     inputs, targets = rng.normal(size=(6, 2)).astype(np.float32), np.zeros(6)
     with pytest.raises(ValueError, match=r"6 examples need outputs \[6, ...\], not of shape \(\)"):
         Evaluator(lambda params, x: x.sum(), (inputs, targets), metrics=["mse"])({})
+
+
+PIXELS = np.random.default_rng(3).integers(0, 256, (40, 6, 6, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "refused"),
+    [
+        (PIXELS, True),
+        (PIXELS + np.float32(0.25) * (PIXELS < 250), True),  # as after resizing
+        (PIXELS[..., 0], True),
+        (PIXELS.astype(np.float64), True),
+        ({"image": PIXELS, "size": np.ones((40, 2), np.float32)}, True),
+        (PIXELS.astype(np.uint8), False),
+        (PIXELS / 255, False),
+        (PIXELS / 127 - 1, False),
+        (PIXELS * 5, False),  # no bytes
+        (PIXELS[..., 0] / 2, False),  # of three axes it may be anything
+        (PIXELS.reshape(40, -1), False),
+    ],
+)
+def test_images_of_floats_up_to_255_are_refused_unless_a_preprocess_is_named(inputs, refused):
+    data = inputs, np.arange(40) % 2
+    if refused:
+        with pytest.raises(ValueError, match=r"images are floats up to 255, but only bytes .* such as lambda x: x"):
+            Evaluator(lambda params, x: x, data)
+        with pytest.raises(ValueError, match="images are floats up to 255"):
+            Evaluator(lambda params, x: x, data, preprocess=evaluator.unit_range)
+        assert Evaluator(lambda params, x: x, data, preprocess=lambda x: x)
+    else:
+        assert Evaluator(lambda params, x: x, data)

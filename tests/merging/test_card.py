@@ -75,7 +75,7 @@ def test_the_header_has_the_ids_of_the_hub_and_what_all_models_state(hub, small,
     assert header(card) == {"base_model": ["org/a"], "base_model_relation": "merge", "tags": ["merge", "soups"]}
     assert f"[org/a](https://huggingface.co/org/a/tree/{1:040x}) | member" in card and "| `c` | member" in card
     assert f"hf download org/a --revision {1:040x}\nsoups merge --verify .\n" in card
-    assert "Of 1 of them no id on the hub is known" in card
+    assert "The hub has no id of 1 of them, as far as is known: merge.json says where they lay." in card
 
 
 LICENCES = {
@@ -134,9 +134,11 @@ def test_the_licence_of_an_adapter_counts(write_lora, small, tmp_path):
 
 def test_the_library_is_transformers_where_the_config_says_so(small, tmp_path):
     model = small.write_model(tmp_path / "m", small.tensors(0), {"model_type": "llama", "num_hidden_layers": 3})
-    assert header(small.card(small.plan({"merge_method": "passthrough", "models": [model]})))["library_name"] == (
-        "transformers"
-    )
+    plan = {"merge_method": "passthrough", "models": [model]}
+    assert "library_name" not in header(small.card(small.plan(plan)))  # which other libraries write too
+    config = {"model_type": "llama", "num_hidden_layers": 3, "architectures": ["LlamaForCausalLM"]}
+    (model / "config.json").write_text(json.dumps(config))
+    assert header(small.card(small.plan(plan)))["library_name"] == "transformers"
 
 
 HOSTILE = [

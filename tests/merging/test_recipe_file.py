@@ -8,6 +8,8 @@ from ml_dtypes import bfloat16
 
 from soups.merging import parse_recipe, read_recipe
 from soups.merging.job import odd_filters, settings_at
+from soups.merging.methods import methods_of
+from soups.merging.recipe_file import KEYS, _fields, _Ignored, _parameters
 from soups.merging.values import Place
 
 
@@ -124,7 +126,7 @@ def two(**fields):
         (two(merge_method=None), "the recipe has no merge_method$"),
         (
             two(merge_method=None, merge_metod="ties"),
-            r"no merge_method \(.*'merge_metod', .*did you mean 'merge_method'",
+            r"unknown field of the recipe 'merge_metod' \(did you mean 'merge_method'\?\)",
         ),
         (two(merge_method="[ties]"), r"merge_method must be the name of a method, not \['ties'\]"),
         (two(modules="[a]"), "modules must be a mapping from names to models or slices"),
@@ -142,6 +144,16 @@ def two(**fields):
             r"'parameter' \(did you mean 'parameters'\?\)",
         ),
         (two(models="[{model: a, layer_range: [0, 1]}]"), "layer_range belongs to the sources of slices"),
+        (
+            two(parmeters="{normalize: true}"),
+            r"unknown field of the recipe 'parmeters' \(did you mean 'parameters'\?\)",
+        ),
+        (two(dtypes="float16"), r"unknown field of the recipe 'dtypes' \(did you mean 'dtype'\?\)"),
+        (
+            two(models="[{model: a, parameter: {weight: 1}}]"),
+            r"field of an entry .* 'parameter' \(did you mean",
+        ),
+        (two(parameters="{weigth: 1}"), r"no parameter 'weigth' \(did you mean 'weight'\?\)"),
         (two(models="[{model: 3}]"), "a model must be a path, or path[+]lora, not 3"),
         (two(base_model="3"), "base_model: a model must be a path, or path[+]lora, not 3"),
         (two(dtype="bf16"), r"unknown dtype of the recipe 'bf16' \(did you mean"),
@@ -159,7 +171,7 @@ def two(**fields):
         (two(models="[{model: a, parameters: 3}]"), "parameters of a must be a mapping, not 3"),
         (
             two(models="[{model: a, parameters: {wieght: 1}}]"),
-            r"'weight' for a \('wieght' is ignored: linear has no such parameter \(did you mean 'weight'\?\)",
+            r"parameters of a: the method has no parameter 'wieght' \(did you mean 'weight'\?\)",
         ),
         (
             two(vocabulary="published", models="[{model: a, parameters: {wieght: 1}}]"),
@@ -243,13 +255,23 @@ def test_what_mergekit_ignores_is_ignored_and_said():
         "'weight' is ignored: slerp has no such parameter (in parameters of a, parameters of b)",
         "'densty' is ignored: slerp has no such parameter (in parameters)",
     )
-    of_model = two(models="[{model: a, parameters: {weight: 1, normalize: false}, x-y: 1}]", dtypes="float16")
+    of_model = two(models="[{model: a, parameters: {weight: 1, normalize: false}, x-y: 1}]", dtype_in="float16")
     assert notes(of_model) == (
-        "the recipe has 'dtypes', which is ignored (did you mean 'dtype'?)\n"
+        "the recipe has 'dtype_in', which is ignored (did you mean 'dtype'?)\n"
         "an entry of the recipe: models has 'x-y', which is ignored\n"
         "'normalize' is ignored: linear takes it for all models at once (in parameters of a)"
     )
     assert parse_recipe(of_model).parameters == {}
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "karcher", "passthrough", "sce", "model_stock"])
+def test_whatever_mergekit_knows_anywhere_is_no_slip(method):
+    every = {name for one in methods_of("mergekit").values() for name in one.settings}
+    known = methods_of("mergekit")[method]
+    for name in every - known.settings.keys():
+        assert _parameters({name: 1}, known, "", _Ignored("")) == {}
+    for place in (("model", "parameters"), ("sources", "parameters", "base_model", "stack"), ("models", "parameters")):
+        assert _fields(dict.fromkeys(KEYS, 1), place, "", _Ignored("")).keys() <= set(place)
 
 
 def test_what_is_said_of_a_base_without_effect_is_said():

@@ -463,7 +463,7 @@ def test_commands_certify_release_and_log(cli, house, tmp_path):
     assert code == 2 and "'bad': first is 0.25, must be at least 0.5 (release 1: 0.75)" in err
     code, _, err = cli("release", "--members", "[ab]")
     assert code == 2 and "second is 1.25, must be at most 1 (release 1: 0.5)" in err
-    assert cli("release", "--members", "a", "b", "--method", "linear", "--settings", '{"weight": 0.5}')[0] == 2
+    assert cli("release", "--members", "a", "b", "--method", "linear", "--weight", 0.5)[0] == 2
     assert cli("certify")[0] == 0
     code, out, _ = cli("certify", "a", "b")
     assert code == 0 and out.count("holds") == 3
@@ -508,7 +508,12 @@ def test_mistakes_are_one_line_and_2(cli, house):
         (("release", "--members", "x*"), "nothing matches"),
         (("release", "--members", "x"), "no member 'x'"),
         (("release", "--method", "ties"), "needs a base_model (--base)"),
-        (("release", "--settings", "{x}"), "--settings is not valid JSON"),
+        (
+            ("release", "--settings", "{x}"),
+            "unknown option --settings; each setting of --method is an option",
+        ),
+        (("release", "--density", "1"), "unknown option --density; settings of a method belong beside --method"),
+        (("release", "--method", "linear", "--weihgt", "1"), "unknown option --weihgt (did you mean --weight?)"),
         (("release", "--method", "unifrom"), "did you mean 'uniform'?"),
         (("log", "--remake", 3, "out"), "has no releases yet"),
     ]:

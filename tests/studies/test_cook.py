@@ -154,7 +154,7 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
     ("changes", "message"),
     [
         ({"recipes": ["unifrom"]}, "unknown recipe 'unifrom'.*did you mean 'uniform'"),
-        ({"recipes": ["ties", "wise_ft"], "base": None}, "ties needs a base\nwise_ft needs a base"),
+        ({"recipes": ["ties", "wise_ft"], "base": None}, "ties needs a base, base= .*\nwise_ft needs a base"),
         ({"recipes": [("ties", {"densty": 0.5})]}, "ties has no setting 'densty'.*did you mean 'density'"),
         ({"recipes": ["uniform", "uniform"]}, "'uniform' is asked for twice"),
         ({"recipes": {"mean": "uniform", "average": "uniform"}}, "'average' is asked for twice"),
@@ -171,7 +171,7 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"recipes": "unifrom"}, "unknown recipe 'unifrom'.*did you mean 'uniform'"),
         ({"recipes": [("ties", {"density": 5})]}, r"ties: density must be in \(0, 1\], not 5"),
         ({"recipes": ["fisher"]}, r"fisher takes more than members: call it in a function\(members\)"),
-        ({"base": {"kernel": KERNEL}}, "structure from the members:\n.*the base: bias is missing"),
+        ({"base": {"kernel": KERNEL}}, "structure from the members .*:\n.*the base: bias is missing"),
         ({"test": (np.zeros((0, 10)), np.zeros(0, int))}, "test: the dataset cannot be evaluated: it has no examples"),
         ({"held_out": (np.zeros((64, 10)), np.zeros(5, int))}, "held_out: the dataset .*: 64 images have 5 labels"),
         ({"shifts": {"far": (np.zeros((2, 10)), ["a", "b"])}}, "far: labels must be integers"),
@@ -250,3 +250,56 @@ def test_one_recipe_needs_no_list(kit, tmp_path, undrawn):
         for one in ("uniform", ["uniform"])
     ]
     assert found[0] == found[1] and "uniform soup" in found[0]
+
+
+def test_examples_that_choose_and_judge_are_named(kit, tmp_path, undrawn, capsys):
+    _, members, splits = kit
+    inputs, labels = splits["held_out"]
+    mixed = np.concatenate([splits["test"][0], inputs[:30]]), np.concatenate([splits["test"][1], labels[:30]])
+    noisy = inputs[:5], (labels[:5] + 1) % 3  # with other labels they are others
+    shifts = {"night": (inputs[3:5], labels[3:5]), "noisy": noisy}
+    options = {"workdir": tmp_path, "recipes": ["uniform"], "held_out": splits["held_out"]}
+    results = cook(members, network, test=mixed, shifts=shifts, **options)
+    said = "examples of {} are in held_out too, which chooses the soups: the scores on {} are too good by that"
+    notes = [f"30 of 150 {said.format('test', 'test')}", f"2 of 2 {said.format('night', 'night')}"]
+    assert results["notes"] == notes == report.load_results(tmp_path)["notes"]
+    assert "\n".join(notes) in capsys.readouterr().out.partition("soups · ")[0]  # before the work
+    for given in ({"test": (inputs[::-1], labels[::-1])}, {"test": mixed, "shifts": {"test2": (inputs, labels)}}):
+        with pytest.raises(ValueError, match=r"test2? has the very examples of held_out: .*split_indices"):
+            cook(members, network, **options | given)
+
+
+def test_a_member_that_spoils_the_soup_is_named(kit, tmp_path, undrawn):
+    _, members, splits = kit
+    far = {"kernel": -30 * members["m0"]["kernel"], "bias": members["m0"]["bias"]}
+    results = cook(members | {"far": far}, network, workdir=tmp_path, recipes=["uniform"], **splits)
+    (note,) = results["notes"]
+    assert note.startswith(
+        "worse than the mean member on held-out data: uniform soup; soups.diagnose would leave out far: "
+    )
+    assert "; m" not in note
+    assert cook(members, network, workdir=tmp_path / "fine", recipes=["uniform"], **splits)["notes"] == []
+
+
+@pytest.mark.parametrize("given", [{"test": "pixels"}, {"shifts": {"night": "pixels"}}])
+def test_images_of_floats_up_to_255_are_an_error(kit, tmp_path, given):
+    images = np.random.default_rng(0).uniform(0, 255, (8, 4, 4, 1)).astype(np.float32)
+    fine, labels = {"held_out": (images / 255, np.arange(8) % 2)}, np.arange(8) % 2
+    fine["test"] = images[::-1] / 255, labels
+    wrong = {name: (images, labels) if one == "pixels" else {"night": (images, labels)} for name, one in given.items()}
+    members = {name: {"kernel": np.full((16, 2), seed, np.float32)} for seed, name in enumerate("ab")}
+    with pytest.raises(ValueError, match=r"(test|night): images are floats up to 255, .* or give a preprocess"):
+        cook(members, lambda p, x: x.reshape(len(x), -1) @ p["kernel"], workdir=tmp_path, **fine | wrong)
+
+
+def test_members_that_count_twice_and_a_base_among_them_are_named(kit, tmp_path, undrawn, capsys):
+    base, members, splits = kit
+    pool = soups.Pool(tmp_path / "pool")
+    for name, member in {"start": base, "copy": members["m0"], **members}.items():
+        pool.add(name, member, base=None if name == "start" else "start")
+    notes = ["members with the same weights, each of which counts: copy, m0", "the base counts as a member: start"]
+    results = cook(pool, network, workdir=tmp_path / "a", recipes=["uniform"], **splits)
+    assert results["notes"] == notes and capsys.readouterr().out.count(notes[0]) == 2  # first, and below the table
+    given = members | {"copy": members["m0"], "start": base}
+    notes[0] = notes[0].replace("copy, m0", "m0, copy")
+    assert cook(given, network, workdir=tmp_path / "b", base=base, recipes=["uniform"], **splits)["notes"] == notes

@@ -110,6 +110,11 @@ BAD_DATA = [
     ),
     (TRAINING, DATA | {"label": DATA["label"] > 0}, "labels must be whole numbers, or float targets, not bool"),
     (TRAINING, DATA | {"image": DATA["image"] / np.float32(255)}, "images must be bytes .* not float32"),
+    (
+        TRAINING,
+        DATA | {"image": np.full((8, 4, 4, 1), 200.0)},
+        r"give images.astype\(np.uint8\), for these go up",
+    ),
     (FLOATS, DATA, "bytes .* would enter the network without being divided"),
     (TRAINING, DATA | {"label": DATA["label"].astype(">i4")}, r"label has the byte order .*astype\('int32'\)"),
     (TRAINING, DATA | {"label": np.ma.masked_less(DATA["label"], 1)}, "label is a masked array: leave out what is"),
