@@ -122,7 +122,7 @@ def _aggregate(results, rows, references) -> Row:
         cost={cost: spread([row.get("cost", {}).get(cost) for row in rows]) for cost in first.get("cost", {})},
         settings=tuple(row.get("settings", {}) for row in rows),
         ingredients=tuple(row.get("ingredients", {}) for row in rows),
-        published=first.get("published", {}) if len(rows) == 1 else {},
+        published=first.get("published", {}),
     )
 
 
@@ -365,7 +365,7 @@ def _published(results, row, split, found):
         return "", ""
     difference = found.mean - theirs["value"]
     examples = results["splits"][split].get("examples")
-    if not theirs["exact"] or not examples or not math.isfinite(difference):
+    if not theirs["exact"] or not examples or len(found.values) > 1 or not math.isfinite(difference):
         return f"{format_number(difference, 100, 2, '+')}p", f"published {100 * theirs['value']:.2f} %"
     count, known = round(difference * examples), theirs.get("tolerance")
     outside = known is not None and abs(count) > known

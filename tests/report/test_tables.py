@@ -268,6 +268,16 @@ def test_published_numbers_stand_beside(results):
     assert "+3!" not in printed(results) and "+3" in printed(results)
 
 
+def test_means_over_seeds_stand_beside_published_numbers_in_points(results):
+    rows = [row for row in results["rows"] if row["name"] == "EMA"]
+    for row in rows:
+        row["published"] = {"test": {"value": 0.5, "exact": True, "tolerance": 2}}
+    table = tables.main_table(results)
+    cells = dict(zip(table.heads, next(r for r in table.rows if r[0].text == "EMA"), strict=True))
+    mean = np.mean([row["metrics"]["test"]["accuracy"] for row in rows])
+    assert len(rows) > 1 and cells["test %"].beside == f"{100 * (mean - 0.5):+.2f}p"
+
+
 def test_pairs_are_averaged_by_what_they_are_of(results):
     assert tables.pair_table(results | {"pairs": []}) is None
     single = tables.pair_table(results)

@@ -284,6 +284,22 @@ def test_fusing_starts_from_averages_of_the_other_sets(data_dir, tmp_path):
     assert len(halves) == 4 and all(rows[best][t]["accuracy"] >= rows[h][t]["accuracy"] for t in sets for h in halves)
 
 
+# --- What was published ---
+
+
+def test_rows_of_a_known_set_stand_beside_what_was_published_for_it():
+    domains = {name: {"accuracy": 0.5} for name in "ACPS"}
+    rows = [{"name": name, "metrics": {"test": {"accuracy": 0.5}, **domains}} for name in ("ERM", "SWAD", "ties")]
+    erm, swad, ties = domainbed.beside_published("PACS", rows)
+    assert {split: one["value"] for split, one in erm["published"].items()} == pytest.approx(
+        {"test": 0.859, "A": 0.847, "C": 0.808, "P": 0.972, "S": 0.793}
+    )
+    assert swad["published"]["test"]["value"] == pytest.approx(0.881) and "published" not in ties
+    fewer = {"name": "ERM", "metrics": {"test": {"accuracy": 0.5}, "A": {"accuracy": 0.5}}}
+    assert domainbed.beside_published("PACS", [fewer])[0]["published"].keys() == {"A"}  # the mean is of all domains
+    assert domainbed.beside_published("icons", rows) == rows
+
+
 # --- What is wrong ---
 
 
