@@ -55,6 +55,27 @@ def small(name, data_dir, **changes):
     return json.loads(json.dumps(config.to_dict()))
 
 
+def one_domain(data_dir):
+    """Return the config of what the finished run does for its first domain, without other methods."""
+    config = small("domainbed", data_dir, test_domains=("dark",), methods={})
+    config["leave_one_out"], config["fisher"]["examples"] = False, 0
+    return config
+
+
+def see_the_same(finished, workdir):
+    """See that a run of one domain has the members and numbers of the finished run, to the bit."""
+    whole = {row["name"]: row["metrics"] for row in load_results(finished)["rows"]}
+    rows = load_results(workdir)["rows"]
+    assert len(rows) > 20
+    for row in rows:
+        assert {split: whole[row["name"]][split] for split in ("dark", "without dark")} == {
+            split: row["metrics"][split] for split in ("dark", "without dark")
+        }
+    there, here = Pool(finished / "pool"), Pool(workdir / "pool")
+    for name in here:
+        jax.tree.map(np.testing.assert_array_equal, here[name], there[name])
+
+
 def accuracy_of(params, domain):
     logits = functional.apply_fn(Net(3), (0.5,) * 3, (0.5,) * 3)(params, domain.data.images.astype(np.float32) / 255)
     return np.mean(np.argmax(logits, 1) == domain.data.labels)
@@ -182,21 +203,19 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_results(finished, data_dir, t
     workdir, add, count = tmp_path / "run", Pool.add, iter(range(1000))
 
     def until(self, *args, **kwargs):
-        if next(count) in (5, 14, 23, 36):
+        if next(count) in (5, 12, 19):
             raise KeyboardInterrupt
         return add(self, *args, **kwargs)
 
     monkeypatch.setattr(Pool, "add", until)
-    config, stops = small("domainbed", data_dir), 0
+    stops = 0
     while not (workdir / "results.json").exists():
         try:
-            domainbed.run(config, workdir)
+            domainbed.run(one_domain(data_dir), workdir)
         except KeyboardInterrupt:
             stops += 1
-    assert stops == 4
-    keep = ("rows", "claims", "members")
-    ended, whole = (load_results(place) for place in (workdir, finished))
-    assert {name: ended[name] for name in keep} == {name: whole[name] for name in keep}
+    assert stops == 3
+    see_the_same(finished, workdir)
 
 
 def test_other_methods_are_cooked_from_the_same_members(finished, data_dir, monkeypatch):
@@ -210,8 +229,8 @@ def test_other_methods_are_cooked_from_the_same_members(finished, data_dir, monk
 
 
 def test_members_that_are_trained_side_by_side_are_those_that_are_trained_alone(finished, data_dir, tmp_path):
-    config = small("domainbed", data_dir, test_domains=("dark",), methods={})
-    config["runs"]["mode"], config["leave_one_out"], config["fisher"]["examples"] = "sharded", False, 0
+    config = one_domain(data_dir)
+    config["runs"]["mode"] = "sharded"
     domainbed.run(config, tmp_path / "run")
     for kind in ("pool", "ma", "swad"):
         alone, beside = Pool(finished / kind), Pool(tmp_path / "run" / kind)
@@ -223,10 +242,9 @@ def test_members_that_are_trained_side_by_side_are_those_that_are_trained_alone(
 
 
 def test_a_process_that_joins_a_run_makes_members_for_it(finished, data_dir, tmp_path, monkeypatch):
-    config, run, add = small("domainbed", data_dir, test_domains=("dark",), methods={}), tmp_path / "run", Pool.add
-    config["leave_one_out"], config["fisher"]["examples"] = False, 0
+    config, workdir, add = one_domain(data_dir), tmp_path / "run", Pool.add
     with pytest.raises(ValueError, match="has no run to join"):
-        domainbed.run(config, run, join=True)
+        domainbed.run(config, workdir, join=True)
     made = []
 
     def adding(self, name, *args, **kwargs):
@@ -234,19 +252,16 @@ def test_a_process_that_joins_a_run_makes_members_for_it(finished, data_dir, tmp
         return add(self, name, *args, **kwargs)
 
     monkeypatch.setattr(Pool, "add", adding)
-    joining = threading.Thread(target=lambda: domainbed.run(config, run, join=True), name="joining")
-    begun = threading.Thread(target=lambda: domainbed.run(config, run), name="begun")
+    joining = threading.Thread(target=lambda: domainbed.run(config, workdir, join=True), name="joining")
+    begun = threading.Thread(target=lambda: domainbed.run(config, workdir), name="begun")
     begun.start()
-    while not (run / "config.json").exists():
+    while not (workdir / "config.json").exists():
         time.sleep(0.01)
     joining.start()
     for thread in (begun, joining):
         thread.join()
-    assert len(load_results(run)["rows"]) > 10
     assert len({place[:2] for place in made}) == len(made) and {place[2] for place in made} == {"joining", "begun"}
-    alone, beside = Pool(finished / "pool"), Pool(run / "pool")
-    for name in beside:
-        jax.tree.map(np.testing.assert_array_equal, beside[name], alone[name])
+    see_the_same(finished, workdir)
 
 
 # --- The other studies ---
