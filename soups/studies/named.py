@@ -136,13 +136,17 @@ def architecture_of(reference: str) -> Architecture:
     """Return the architecture that `config.arch` names: one of the library's, or what a "module:function" returns.
 
     Raises:
-        ValueError: no such name or function; a function that returns something else, or an architecture whose network
-            does not take its images, does not give features [B, feature_dim], or has no fields `num_classes` and
-            `dtype`.
+        ValueError: no such name or function; an architecture that takes texts; a function that returns something else,
+            or an architecture whose network does not take its images, does not give features [B, feature_dim], or has
+            no fields `num_classes` and `dtype`.
     """
-    if ":" not in reference:
-        return architecture(reference)
-    made, what = called(reference, {}, "config.arch", {}), f"config.arch {reference!r}"
+    own = ":" in reference
+    made = called(reference, {}, "config.arch", {}) if own else architecture(reference)
+    what = f"config.arch {reference!r}"
+    if isinstance(made, Architecture) and made.image_size is None:
+        raise ValueError(f"{what} takes texts, where images are given")
+    if not own:
+        return made
     if not isinstance(made, Architecture):
         of = "soups.models.architectures.Architecture"
         raise ValueError(f"{what} must return a {of}, not a {type(made).__name__}")

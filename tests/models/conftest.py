@@ -11,10 +11,14 @@ from soups.models.architectures import Architecture, architecture
 
 @pytest.fixture(scope="session")
 def small():
-    """Shrink an architecture as scripts/benchmarks/parity_models.py does, by name."""
+    """Shrink an architecture as scripts/benchmarks/parity_models.py and parity_encoders.py do, by name."""
 
     def shrink(name: str) -> Architecture:
         arch = architecture(name)
+        if arch.image_size is None:
+            pooled = {} if arch.features.representation_size is None else {"representation_size": 8}
+            sizes = {"width": 8, "depth": 2, "mlp_dim": 16, "num_heads": 2, "vocabulary_size": 24, "context_length": 10}
+            return dataclasses.replace(arch, feature_dim=8, features=arch.features.clone(**sizes, **pooled))
         if arch.family == "torchvision":
             features = arch.features.clone(blocks=(1, 2, 1, 1), width=2)
             return dataclasses.replace(arch, image_size=64, feature_dim=64, features=features)

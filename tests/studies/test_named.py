@@ -197,6 +197,7 @@ def test_an_architecture_is_one_of_the_library_or_what_a_function_returns():
     assert architecture_of("own_room:tiny").name == "tiny"
     for reference, message in {
         "clip-vit-mni": "unknown architecture 'clip-vit-mni'.*did you mean 'clip-vit-mini'",
+        "bert-base-cased": "config.arch 'bert-base-cased' takes texts, where images are given",
         "own_room:dataset": "config.arch: seed is missing",
         "own_room:nothing": "there is no function 'nothing' in .*own_room.py",
         "own_room:Net": "num_classes is missing",

@@ -4,13 +4,16 @@ import os
 import pathlib
 
 from soups.formats.text import read_json
-from soups.models.architectures import Architecture
+from soups.models.architectures import HF_ACTIVATIONS, Architecture
 
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}  # ours for theirs
+OF_TEXT = ("bert", "roberta")
+# what the shapes of the weights do not tell
+OF_TEXT_FIELDS = ("model_type", "num_attention_heads", "is_decoder", "position_embedding_type", "tie_word_embeddings")
+OF_TEXT_FIELDS += ("pad_token_id",)
 
 
 def config_problems(path, wanted: Architecture) -> list[str]:
-    """List the activation, epsilon, mean and std that a folder's files state and the architecture has otherwise.
+    """List the activation, epsilon, mean, std and more that a folder's files state and the architecture has otherwise.
 
     Read are config.json and preprocessor_config.json of Hugging Face, config.json of timm and open_clip_config.json,
     where they are there; a file alone says nothing. One that is no JSON object is a ValueError.
@@ -21,6 +24,12 @@ def config_problems(path, wanted: Architecture) -> list[str]:
     ours = {"mean": wanted.mean, "std": wanted.std}
     if hasattr(wanted.features, "activation"):
         ours |= {"activation": wanted.features.activation, "norm_epsilon": wanted.features.norm_epsilon}
+    if wanted.family in OF_TEXT:
+        ours |= {"model_type": wanted.family, "num_attention_heads": wanted.features.num_heads, "is_decoder": False}
+        ours |= {"position_embedding_type": "absolute"}
+        ours |= {"tie_word_embeddings": True} if wanted.features.mlm else {}
+        offset = wanted.features.position_offset
+        ours |= {"pad_token_id": offset - 1} if offset else {}  # their positions begin behind it
     return [
         f"  ~ {file} says {what} {said}, but {wanted.name} has {ours[what]}"
         for file, what, said in _statements(folder, wanted)
@@ -34,13 +43,15 @@ def _statements(folder, wanted):
         yield "open_clip_config.json", "activation", "quick_gelu" if quick else "gelu"
         yield from _given("open_clip_config.json", preprocess, {"mean": "mean", "std": "std"})
     elif config := _read(folder / "config.json"):
-        if wanted.family in ("clip", "huggingface"):
+        if wanted.family in ("clip", "huggingface", *OF_TEXT):
             inner = config.get("vision_config", config)
             # their defaults, where a configuration is silent
             activation, epsilon = ("quick_gelu", 1e-5) if wanted.family == "clip" else ("gelu", 1e-12)
             activation = inner.get("hidden_act", activation)
-            yield "config.json", "activation", ACTIVATIONS.get(activation, activation)
+            yield "config.json", "activation", HF_ACTIVATIONS.get(activation, activation)
             yield "config.json", "norm_epsilon", inner.get("layer_norm_eps", epsilon)
+        if wanted.family in OF_TEXT:
+            yield from _given("config.json", config, dict(zip(OF_TEXT_FIELDS, OF_TEXT_FIELDS, strict=True)))
         yield from _given("config.json", config.get("pretrained_cfg", {}), {"mean": "mean", "std": "std"})
     if config := _read(folder / "preprocessor_config.json"):
         yield from _given("preprocessor_config.json", config, {"image_mean": "mean", "image_std": "std"})

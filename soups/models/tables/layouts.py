@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from soups.models.architectures import Architecture
-from soups.models.tables import clip, efficientnet, parts, resnet, vit
+from soups.models.tables import bert, clip, efficientnet, parts, resnet, vit
 from soups.models.tables.parts import Table
 
 
@@ -37,7 +37,7 @@ def _linear(name):
     return lambda arch, classes: parts.linear(name, arch.head, (arch.feature_dim,), (classes,))
 
 
-IMAGE_LAYOUTS = (
+LAYOUTS = (
     Layout(
         "the released model soups'",
         ("clip",),
@@ -68,6 +68,29 @@ IMAGE_LAYOUTS = (
         efficientnet.efficientnet_pytorch,
         parts.COUNTERS,
         _linear("_fc"),
+    ),
+    Layout(
+        "Hugging Face's BERT",
+        ("bert",),
+        "bert.embeddings.word_embeddings.weight",
+        bert.bert,
+        bert.BERT_REST,
+        bert.head,
+    ),
+    Layout(
+        "Hugging Face's RoBERTa",
+        ("roberta",),
+        "roberta.embeddings.word_embeddings.weight",
+        bert.roberta,
+        bert.ROBERTA_REST,
+        bert.head,
+    ),
+    Layout(
+        "Hugging Face's BERT or RoBERTa",
+        ("bert", "roberta"),
+        "embeddings.word_embeddings.weight",
+        bert.bare,
+        f"{bert.BERT_REST}|{bert.ROBERTA_REST}",
     ),
 )
 TEXT_LAYOUTS = (

@@ -18,6 +18,7 @@ from soups.names import did_you_mean
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in its folders
 MOST_EXTRA = 50  # names in a message
 PARALLEL = "module."  # before all names that torch's data-parallel wrappers save
+OLD_NORMS = re.compile(r"(?<=\.LayerNorm\.)(gamma|beta)$")  # as TensorFlow called what torch calls weight and bias
 
 
 def open_tensors(path) -> dict[str, np.ndarray]:
@@ -29,7 +30,11 @@ def open_tensors(path) -> dict[str, np.ndarray]:
     checkpoint = open_checkpoint(path)
     names = [*checkpoint.leaves, *checkpoint.aliases]
     wrapped = all(name.startswith(PARALLEL) for name in names)
-    return {name.removeprefix(PARALLEL) if wrapped else name: checkpoint.read(name) for name in names}
+    return {_modern(name.removeprefix(PARALLEL) if wrapped else name): checkpoint.read(name) for name in names}
+
+
+def _modern(name):
+    return OLD_NORMS.sub(lambda found: {"gamma": "weight", "beta": "bias"}[found[0]], name)
 
 
 def find_layout(tensors: Mapping[str, np.ndarray], layouts: Sequence[Layout], wanted: Architecture, path) -> Layout:

@@ -1,0 +1,81 @@
+"""State which encoders of texts are compared with those of transformers, and compute them with soups."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from soups.models.architectures import Architecture, architecture
+from soups.models.import_weights import import_weights
+
+SMALL = {"width": 8, "depth": 2, "mlp_dim": 16, "num_heads": 2, "vocabulary_size": 24, "context_length": 10}
+KINDS = {
+    "transformers BERT": "bert-base-uncased",
+    "transformers BERT MLM": "bert-base-uncased-mlm",
+    "transformers MiniLM": "minilm-l6",
+    "transformers RoBERTa": "roberta-base-classifier",
+    "transformers RoBERTa MLM": "roberta-base-mlm",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextCase:
+    """Hold one comparison, as `ours_models.Case` does: the kind of network, the architecture, and how many texts."""
+
+    kind: str
+    arch: Architecture
+    classes: int = 3
+    count: int = 4
+
+    of_text, trained = False, False
+
+    @property
+    def name(self) -> str:
+        """Return the name of its weights, a folder."""
+        return f"{self.kind}-{self.arch.name}".replace(" ", "-")
+
+    def described(self, folder: pathlib.Path) -> dict:
+        """Describe the network in plain values for the peer."""
+        encoder = self.arch.features
+        fields = ("width", "depth", "mlp_dim", "num_heads", "vocabulary_size", "context_length", "num_segments")
+        fields += ("activation", "norm_epsilon", "position_offset")
+        case = {"name": self.name, "kind": self.kind, "classes": self.classes, "seed": 0}
+        return case | {field: getattr(encoder, field) for field in fields}
+
+    def inputs(self) -> np.ndarray:
+        """Draw tokens, mask and segments of texts of different lengths, as one int32 [3, B, T]."""
+        encoder, rng = self.arch.features, np.random.default_rng(0)
+        length = min(encoder.context_length, 128)
+        tokens = rng.integers(3, encoder.vocabulary_size, (self.count, length))
+        ends = np.array([length, *rng.integers(2, length, self.count - 1)])[:, None]
+        mask = np.arange(length)[None] < ends
+        segments = (np.arange(length)[None] >= ends // 2) & mask & (encoder.num_segments > 1)
+        # transformers count the positions of RoBERTa by its number of padding
+        padding = max(encoder.position_offset - 1, 0)
+        return np.stack([np.where(mask, tokens, padding), mask, segments]).astype(np.int32)
+
+    def ours(self, path: pathlib.Path, inputs: np.ndarray) -> np.ndarray:
+        """Import the peer's weights and give what the network computes; padding is zero."""
+        params = import_weights(path, self.arch)
+        apply = jax.jit(self.arch.apply_fn(self.classes if "head" in params else None))
+        mask = inputs[1].astype(bool)
+        found = np.asarray(apply(params, {"tokens": inputs[0], "mask": mask, "segments": inputs[2]}))
+        return np.where(mask[..., None], found, 0) if found.ndim == 3 else found
+
+
+def real_cases() -> list[TextCase]:
+    """Return the comparisons at the published sizes."""
+    return [TextCase(kind, architecture(name)) for kind, name in KINDS.items()]
+
+
+def small_cases() -> list[TextCase]:
+    """Return the comparisons of encoders so small that their files can lie beside the tests."""
+    return [TextCase(kind, small(architecture(name))) for kind, name in KINDS.items()]
+
+
+def small(arch: Architecture) -> Architecture:
+    """Shrink an encoder to about 2,000 weights."""
+    pooled = {} if arch.features.representation_size is None else {"representation_size": SMALL["width"]}
+    features = arch.features.clone(**SMALL, **pooled)
+    return dataclasses.replace(arch, feature_dim=SMALL["width"], features=features)

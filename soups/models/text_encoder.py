@@ -1,0 +1,156 @@
+"""Build the encoders of texts: BERT, RoBERTa and their kin."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+from jax.sharding import PartitionSpec as P
+
+from soups.models.vit import ACTIVATIONS, Encoder
+from soups.names import check_name, differences
+
+POOL_TYPES = ("tok", "mean", None)
+#: for `soups.train.param_shardings`: heads, hidden layers and embeddings are cut over "model", all else is whole
+SHARDING_RULES = (
+    (r".*/(query|key|value)/kernel", P(None, "model", None)),
+    (r".*/(query|key|value)/bias", P("model", None)),
+    (r".*/MultiHeadDotProductAttention_0/out/kernel", P("model", None, None)),
+    (r".*/MlpBlock_0/Dense_0/kernel", P(None, "model")),
+    (r".*/MlpBlock_0/Dense_0/bias", P("model")),
+    (r".*/MlpBlock_0/Dense_1/kernel", P("model", None)),
+    (r"token_embedding/embedding", P(None, "model")),  # few numbers divide a vocabulary
+    (r".*", P()),
+)
+INPUTS = ("tokens", "mask", "segments")
+
+
+class TextEncoder(nn.Module):
+    """Encode or classify texts as BERT does (Devlin et al., 2018, arXiv:1810.04805), or RoBERTa (2019, 1907.11692).
+
+        encoder = architecture("bert-base-uncased").model(2, dropout=0.1)
+        tokenize = text_tokenizer("bert-base-uncased", "bert-base-uncased")
+        logits = apply_fn(encoder)(params, tokenize(["a text", "another one"]))
+
+    `pool_type`: "tok" reads the first token, "mean" averages the tokens of the mask, None gives all of them, [B, T, D].
+    `representation_size`: the width of a tanh layer before the head ("pre_logits"), which BERT calls its pooler; None
+    for no such layer. The head starts at zero; `num_classes=None` is a network without it, which gives the features.
+    `mlm`: instead of a head a layer "mlm" gives the logits of the vocabulary for every token, whose matrix is that of
+    the embeddings.
+
+    `num_segments`: 2 where the first and the second text of a pair are told apart. `position_offset`: the rows of
+    "position_embedding" before that of the first token; with an offset, as in RoBERTa, positions count the tokens of
+    the mask alone. `dropout`: the share that training drops of embeddings, attention, the outputs of both halves of a
+    block, and pooled features. Parameters are float32; the blocks' matrix products are in `dtype`, norms, pooling and
+    heads in float32. `remat`: the backward pass computes each block again instead of keeping what is inside.
+
+    The names of the weights: token_embedding, position_embedding, segment_embedding (each with "embedding"),
+    embedding_norm, Transformer/encoderblock_N as in `soups.models.ViT`, pre_logits, mlm, head. `SHARDING_RULES` are for
+    those that are to be cut over several devices.
+    """
+
+    num_classes: int | None
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    vocabulary_size: int
+    context_length: int = 512
+    num_segments: int = 2
+    pool_type: str | None = "tok"
+    representation_size: int | None = None
+    mlm: bool = False
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+    activation: str = "gelu"
+    norm_epsilon: float = 1e-12
+    position_offset: int = 0
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+        """Map {"tokens": integers [B, T], "mask": booleans [B, T]} to logits [B, num_classes] in float32.
+
+        Tokens where the mask is False are padding, which no other token sees. "segments", integers [B, T], are 0 where
+        they are not given. Without classes the result is features [B, D], or [B, T, D] without pooling, with `mlm`
+        logits [B, T, vocabulary_size]. A ValueError for other inputs, and for more than `context_length` tokens.
+        """
+        tokens_BxT, mask_BxT, segments_BxT = self._checked(inputs)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        initializer = nn.initializers.normal(0.02)
+
+        def embedding(count, name):
+            return nn.Embed(count, self.width, embedding_init=initializer, name=name)
+
+        tokens = embedding(self.vocabulary_size, "token_embedding")
+        positions = embedding(self.context_length + self.position_offset, "position_embedding")
+        segments = embedding(self.num_segments, "segment_embedding")
+        x_BxTxD = tokens(tokens_BxT) + positions(self._positions(mask_BxT)) + segments(segments_BxT)
+        x_BxTxD = drop(nn.LayerNorm(epsilon=self.norm_epsilon, name="embedding_norm")(x_BxTxD))
+        fields = (self.mlp_dim, self.num_heads, self.dropout, self.dtype, self.activation, self.norm_epsilon)
+        options = {"remat": self.remat, "post_norm": True, "attention_dropout": self.dropout}
+        x_BxTxD = Encoder(self.depth, *fields, **options, name="Transformer")(x_BxTxD, train, mask_BxT)
+        if self.mlm:
+            return MaskedLanguageHead(self.activation, self.norm_epsilon, name="mlm")(x_BxTxD, tokens.embedding)
+        x = self._pool(x_BxTxD, mask_BxT)
+        if self.representation_size is not None:
+            x = nn.tanh(nn.Dense(self.representation_size, name="pre_logits")(x))
+        if self.num_classes is None:
+            return x
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(drop(x))
+
+    def _positions(self, mask_BxT):
+        if self.position_offset:
+            counted = jnp.where(mask_BxT, jnp.cumsum(mask_BxT, axis=1, dtype=jnp.int32), 0)
+            return counted + (self.position_offset - 1)
+        return jnp.broadcast_to(jnp.arange(mask_BxT.shape[1], dtype=jnp.int32)[None], mask_BxT.shape)
+
+    def _pool(self, x_BxTxD, mask_BxT):
+        if self.pool_type == "mean":
+            counted_BxT = mask_BxT.astype(jnp.float32)
+            shares_BxT = counted_BxT / jnp.maximum(counted_BxT.sum(axis=1, keepdims=True), 1.0)
+            return jnp.einsum("btd,bt->bd", x_BxTxD, shares_BxT, precision=jax.lax.Precision.HIGHEST)
+        return x_BxTxD if self.pool_type is None else x_BxTxD[:, 0]
+
+    def _checked(self, inputs):
+        if not isinstance(inputs, Mapping) or not {"tokens", "mask"} <= inputs.keys() <= {*INPUTS}:
+            keys = inputs.keys() if isinstance(inputs, Mapping) else ()
+            lines = differences({"tokens", "mask"} - keys, keys - {*INPUTS}) if keys else []
+            given = "" if keys else f", not a {type(inputs).__name__}"
+            wanted = 'a text encoder takes {"tokens": integers [B, T], "mask": booleans [B, T]}, as a tokenizer gives'
+            raise ValueError("\n".join([wanted + given, *lines]))
+        tokens, mask, segments = (inputs.get(name) for name in INPUTS)
+        segments = jnp.zeros(tokens.shape, jnp.int32) if segments is None else segments
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.context_length:
+            raise ValueError(f"tokens must be [B, T], T from 1 to {self.context_length}, not {list(tokens.shape)}")
+        for name, array, kind, wanted in (
+            ("tokens", tokens, jnp.integer, "integers"),
+            ("mask", mask, jnp.bool_, "booleans"),
+            ("segments", segments, jnp.integer, "integers"),
+        ):
+            if array.shape != tokens.shape or not jnp.issubdtype(array.dtype, kind):
+                found = f"{array.dtype} {list(array.shape)}"
+                raise ValueError(f"{name} must be {wanted} {list(tokens.shape)}, but they are {found}")
+        check_name(self.pool_type, POOL_TYPES, "pool_type")
+        check_name(self.activation, ACTIVATIONS, "activation")
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} does not divide into {self.num_heads} heads")
+        if self.mlm and self.num_classes is not None:
+            raise ValueError("a masked language model gives logits of its vocabulary: leave out mlm, or the classes")
+        return tokens, mask, segments
+
+
+class MaskedLanguageHead(nn.Module):
+    """Turn tokens into logits of a vocabulary: a dense layer, a norm, and the matrix of the embeddings with a bias."""
+
+    activation: str
+    norm_epsilon: float
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array, embedding_VxD: jax.Array) -> jax.Array:
+        """Map tokens [B, T, D] to logits [B, T, V] in float32."""
+        x_BxTxD = ACTIVATIONS[self.activation](nn.Dense(x_BxTxD.shape[-1], name="dense")(x_BxTxD))
+        x_BxTxD = nn.LayerNorm(epsilon=self.norm_epsilon, name="norm")(x_BxTxD)
+        bias_V = self.param("bias", nn.initializers.zeros, embedding_VxD.shape[:1])
+        return jnp.einsum("btd,vd->btv", x_BxTxD, embedding_VxD) + bias_V[None, None]
