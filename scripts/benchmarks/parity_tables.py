@@ -3,7 +3,7 @@
     python scripts/benchmarks/parity_tables.py
 
 First copy the records that `parity.py`, `parity_rounding.py`, `parity_mergekit_tests.py`, `parity_peers.py`,
-`parity_models.py` and `parity_tokenizer.py` wrote to docs/benchmarks.
+`parity_models.py`, `parity_encoders.py`, `parity_tokenizer.py` and `parity_text_tokenizer.py` wrote to docs/benchmarks.
 """
 
 import json
@@ -17,7 +17,7 @@ def main():
     """Replace what stands between the marks of each table."""
     page = DOCS / "parity.md"
     text = page.read_text()
-    for table in (mergekit, mergekit_tests, means, models, tokenizer):
+    for table in (mergekit, mergekit_tests, means, models, tokenizer, text_tokenizer):
         text = put(text, table.__name__, table())
     for peer in ("fusion_bench", "sd_mecha", "git_re_basin"):
         text = put(text, peer, peers(_record(f"parity_{peer}")))
@@ -84,7 +84,7 @@ def means():
 def models():
     """Return the rows of the networks: the error at both sizes, and whose rounding it is."""
     yield ["network of", "architecture", "size", "ours to theirs", "ours to float64", "theirs to float64"]
-    for row in _record("parity_models")["rows"]:
+    for row in [*_record("parity_models")["rows"], *_record("parity_encoders")["rows"]]:
         yield [row[key] for key in ("peer", "architecture", "size", "error", "ours to float64", "theirs to float64")]
 
 
@@ -98,6 +98,17 @@ def tokenizer():
     yield ["texts", *peers]
     for group, by_peer in groups.items():
         yield [group, *(by_peer.get(peer) for peer in peers)]
+
+
+def text_tokenizer():
+    """Return the rows of the tokenizers of encoders: equal texts of all, for each form of a vocabulary."""
+    forms = {}
+    for row in _record("parity_text_tokenizer")["rows"]:
+        forms.setdefault(row["vocabulary"], {})[row["what"]] = f"{row['equal']} of {row['texts']}"
+    whats = list(next(iter(forms.values())))
+    yield ["vocabulary", *whats]
+    for form, by_what in forms.items():
+        yield [form, *map(by_what.get, whats)]
 
 
 _MEASURED = ("difference", "float32", "float64")

@@ -24,6 +24,10 @@ from soups.data.domains import load_domains as load_domains
 from soups.data.domains import minibatches as minibatches
 from soups.data.glyphs import glyphs_task as glyphs_task
 from soups.data.glyphs import printed_digits as printed_digits
+from soups.data.lengths import LENGTHS as LENGTHS
+from soups.data.lengths import by_length as by_length
+from soups.data.lengths import joined as joined
+from soups.data.lengths import shortened as shortened
 from soups.data.random_transforms import color_jitter as color_jitter
 from soups.data.random_transforms import compose_random as compose_random
 from soups.data.random_transforms import domainbed_augmentation as domainbed_augmentation
@@ -40,6 +44,11 @@ from soups.data.sources import folder_source as folder_source
 from soups.data.sources import tfds_source as tfds_source
 from soups.data.splits import check_disjoint as check_disjoint
 from soups.data.splits import split_indices as split_indices
+from soups.data.texts import TextDataset as TextDataset
+from soups.data.texts import TextTask as TextTask
+from soups.data.texts import k_shot_rows as k_shot_rows
+from soups.data.texts import load_text_task as load_text_task
+from soups.data.texts import text_batches as text_batches
 from soups.data.transforms import center_crop as center_crop
 from soups.data.transforms import compose as compose
 from soups.data.transforms import resize as resize

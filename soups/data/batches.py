@@ -35,7 +35,7 @@ def batch_indices(num_examples: int, batch_size: int, num_steps: int, seed: int)
     each example is used once per epoch and none is dropped. A batch larger than the data, and a seed that is not in
     0..2³²−1, are a ValueError.
     """
-    return _Order(num_examples, batch_size, seed)(0, num_steps * batch_size)[1].reshape(num_steps, batch_size)
+    return Order(num_examples, batch_size, seed)(0, num_steps * batch_size)[1].reshape(num_steps, batch_size)
 
 
 def loader(
@@ -82,7 +82,7 @@ def loader(
             f"num_threads and num_workers must not be negative, but they are {num_threads} and {num_workers}"
         )
     share = batch_size // process_count
-    order = _Order(len(source), batch_size, seed)
+    order = Order(len(source), batch_size, seed)
     num_steps = _FOREVER if num_epochs is None else num_epochs * len(source) // batch_size
     reader = _Reader(source, order, process_index * share, share, num_steps, transform, random_transform)
     return _Batches(functools.partial(_pipeline, reader, num_threads, num_workers))
@@ -183,7 +183,7 @@ def _join(runs: Sequence) -> dict[str, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Order:
+class Order:
     """Return the epochs and the examples at some places of the endless sequence that is cut into batches."""
 
     num_examples: int
@@ -221,7 +221,7 @@ class _Reader:
     """Read one process's part of the batches: `share` examples from `offset` on in each."""
 
     source: Source
-    order: _Order
+    order: Order
     offset: int
     share: int
     num_steps: int

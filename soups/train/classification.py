@@ -29,8 +29,9 @@ class Classification:
         loss = Classification(soups.models.train_apply_fn(model), num_classes=10)
 
     A batch is {"image": [B, ...], "label": int [B]} or a pair of both, with float targets [B, classes] for soft labels;
-    a network that gives [B, T, classes] has labels [B, T]. Its hyper-parameters: `label_smoothing`, `mixup`, and for
-    images [B, H, W, C] `augment_operations` and `augment_magnitude`, see `soups.train.augment`.
+    a network that gives [B, T, classes] has labels [B, T]. With `preprocess=None` images may be arrays by name, such as
+    tokens with their mask. Its hyper-parameters: `label_smoothing`, `mixup`, and for images [B, H, W, C]
+    `augment_operations` and `augment_magnitude`, see `soups.train.augment`.
 
     Attributes:
         train_apply: from weights, inputs and key to logits, or to (logits, weights with their updated statistics).
@@ -55,8 +56,18 @@ class Classification:
     def check(self, batch: Any, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return the image and the label of a batch, or of all data in memory; a ValueError if they do not fit."""
         images, labels = pair_of(batch, "a batch", others=True)
-        if wrong := [one for one in (images, labels) if not (hasattr(one, "dtype") and hasattr(one, "shape"))]:
+        named = isinstance(images, Mapping) and self.preprocess is None  # such as tokens with their mask
+        arrays = [*images.values(), labels] if named else [images, labels]
+        if wrong := [one for one in arrays if not (hasattr(one, "dtype") and hasattr(one, "shape"))]:
             raise ValueError(f"images and labels of a batch are arrays, not a {type(wrong[0]).__name__}")
+        if not named:
+            self._check_images(images, hyperparameters)
+        elif changed := [name for name in ("augment_operations", "mixup") if hyperparameters.get(name)]:
+            raise ValueError(f"inputs by name, such as tokens, cannot be mixed or augmented ({changed[0]})")
+        self._check_labels(labels)
+        return {"image": images, "label": labels}
+
+    def _check_images(self, images, hyperparameters):
         if self.preprocess is unit_range and images.dtype != np.uint8:
             loud = not isinstance(images, jax.core.Tracer) and unscaled(images)
             fitting = "give images.astype(np.uint8), for these go up to 255, or" if loud else "give"
@@ -72,8 +83,6 @@ class Classification:
             raise ValueError(f"only images [B, H, W, C] can be augmented, not {list(images.shape)}")
         if hyperparameters["mixup"] and self.preprocess is None and not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"only inputs that are floats can be mixed (mixup), not {images.dtype}")
-        self._check_labels(labels)
-        return {"image": images, "label": labels}
 
     def _check_labels(self, labels):
         soft = jnp.issubdtype(labels.dtype, jnp.floating)
@@ -108,7 +117,7 @@ class Classification:
         if not isinstance(augment_operations, int):  # it is the default where no member is augmented
             images = rand_augment(keys[0], images, augment_operations, augment_magnitude)
         targets = soft_targets(labels, self.num_classes, label_smoothing)
-        if jnp.issubdtype(images.dtype, jnp.floating):
+        if not isinstance(images, Mapping) and jnp.issubdtype(images.dtype, jnp.floating):
             images, targets = _mixed(keys[1], images, targets, mixup)
         return {"image": images, "target": targets}
 
