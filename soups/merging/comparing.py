@@ -20,6 +20,7 @@ COMPARED = 1 << 26  # bytes of integers in all models; if there are more, they a
 class Findings:
     """Collect what is wrong with the models, line by line, and what is done with tensors without harm."""
 
+    reference: str  # the model with which all are compared
     only: str | None = None  # a regex of the whole names of tensors that are merged; others are left out
     lines: list[str] = dataclasses.field(default_factory=list)
     _missing: dict[str, list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
@@ -50,7 +51,9 @@ class Findings:
         for model in dict.fromkeys([*self._missing, *self._extra]):
             lines += differences(dict.fromkeys(self._missing[model]), self._extra[model], model)
         if lines := [*lines, *self.lines]:
-            raise ValueError(f"these models cannot be merged ({LEGEND}):\n{bounded(lines)}")
+            raise ValueError(
+                f"these models cannot be merged; compared with {self.reference} ({LEGEND}):\n{bounded(lines)}"
+            )
 
     def compare_names(self, reference: Tensors, model: str, checkpoint: Tensors) -> None:
         """Note the tensors that a model has and the reference lacks: extra, or left out without harm."""

@@ -188,7 +188,7 @@ class _Planner:
     """Work out what each output of a job is made of, and collect in `found` why it cannot be made."""
 
     def __init__(self, job, checkpoints):
-        self.job, self.checkpoints, self.found = job, checkpoints, Findings(job.only_tensors)
+        self.job, self.checkpoints, self.found = job, checkpoints, Findings(job.models[0], job.only_tensors)
         self.mixed: set[str] = set()  # outputs whose inputs differ in their dtype
         self._recipes, self._settings = {}, {}
 

@@ -516,6 +516,7 @@ def test_mistakes_are_one_line_and_2(cli, house):
         (("release", "--method", "linear", "--weihgt", "1"), "unknown option --weihgt (did you mean --weight?)"),
         (("release", "--method", "unifrom"), "did you mean 'uniform'?"),
         (("log", "--remake", 3, "out"), "has no releases yet"),
+        (("release", "--method", "ties", "--density", "0.2", "0.3"), "'0.3' belongs to no option"),
     ]:
         code, out, err = cli(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), (arguments, err)
