@@ -87,7 +87,7 @@ def few(items: Iterable[str], most: int = MOST) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def number_of(count: int, thing: str) -> str:
+def count_of(count: int, thing: str) -> str:
     """Return a number of things as it is said: "1 row", "1,200 rows"."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 

@@ -18,7 +18,7 @@ Wortsman et al., "Model soups", 2022, arXiv 2203.05482.
 from soups.cli import merge_options, selection
 from soups.cli.options import Parser
 from soups.merging.selecting import greedy
-from soups.names import number_of
+from soups.names import count_of
 
 _USAGE = "%(prog)s --members MODEL ... --eval COMMAND --out OUT [OPTION ...]"
 _ACCEPT = (
@@ -51,7 +51,7 @@ def main(arguments: list[str], run) -> int:
             (step["member"], step["alone"], step["score"], step["accepted"], step["reason"]) for step in found.steps
         ]
         number = len(found.recipe["models"])
-        title = f"{number} of {number_of(len(options.members), 'member')} {'is' if number == 1 else 'are'} averaged, "
+        title = f"{number} of {count_of(len(options.members), 'member')} {'is' if number == 1 else 'are'} averaged, "
         title += "in the order in which they were tried"
         selection.present(found, trials.work, title, ("member", "alone", "with it", "taken", "why not"), rows)
         selection.write(options, run, trials, found)

@@ -15,7 +15,7 @@ from soups.merging.folder import member_files
 from soups.merging.lora import local_notes, open_with_lora
 from soups.merging.methods import find_method
 from soups.merging.sources import open_model
-from soups.names import number_of
+from soups.names import count_of
 from soups.pool import Pool
 from soups.recipes.declare import Method
 
@@ -69,7 +69,7 @@ def list_members(options, run) -> int:
     pool = Pool(options.pool, must_exist=True)
     rows = [_row(name, pool.record(name)) for name in pool]
     columns = ("name", "status", "parameters", "MB", "metrics", "digest")
-    table(f"{pool.path}: {number_of(len(pool), 'member')}", columns, rows, ("parameters", "MB"))
+    table(f"{pool.path}: {count_of(len(pool), 'member')}", columns, rows, ("parameters", "MB"))
     run.made(*pool)
     return 0
 

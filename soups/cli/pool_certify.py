@@ -7,7 +7,7 @@ from soups.cli.show import say, table, tell
 from soups.lazy import jax
 from soups.merging import load_yaml, releasing
 from soups.merging.members import chosen_members
-from soups.names import number_of
+from soups.names import count_of
 from soups.pool import Pool
 
 _GO_ON = "the same command goes on, and measures nothing twice"
@@ -30,7 +30,7 @@ def certify(options, run) -> int:
         pool.certificates.remove(options.remove)
     if options.add or options.remove:
         rows = [(one.name, one.bound, ", ".join(one.of) or "all", one.evaluation) for one in pool.certificates.values()]
-        table(f"{pool.path}: {number_of(len(rows), 'certificate')}", ("name", "must be", "of", "by"), rows)
+        table(f"{pool.path}: {count_of(len(rows), 'certificate')}", ("name", "must be", "of", "by"), rows)
         run.made(*pool.certificates)
         return 0
     with measuring(pool, run) as report:
@@ -78,7 +78,7 @@ def log(options, run) -> int:
         return 0
     rows = [_row(number, pool.releases.record(number)) for number in pool.releases]
     columns = ("", "created", "digest", "recipe", "ingredients", "certificates")
-    table(f"{pool.path}: {number_of(len(rows), 'release')}", columns, rows)
+    table(f"{pool.path}: {count_of(len(rows), 'release')}", columns, rows)
     run.made(*(f"{options.pool}/releases:{number}" for number in pool.releases))
     return 0
 

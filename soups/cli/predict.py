@@ -26,7 +26,7 @@ from soups.cli.options import Parser, path_argument
 from soups.cli.show import complain, say
 from soups.files import replace_file
 from soups.lazy import extra
-from soups.names import number_of
+from soups.names import count_of
 from soups.plugins import importable
 from soups.pool import Pool
 from soups.progress import progress
@@ -64,7 +64,7 @@ def main(arguments: list[str], run) -> int:
     content = io.BytesIO()
     np.savez(content, files=np.array(names), logits=np.concatenate(logits), corrupt=np.array(list(corrupt), str))
     path = replace_file(out, content.getvalue())
-    say(f"logits of {number_of(len(names), 'image')} in {path}")
+    say(f"logits of {count_of(len(names), 'image')} in {path}")
     run.made(path)
     for name, reason in corrupt.items():
         complain(run.prog, f"{name} is left out: {reason}")

@@ -13,7 +13,7 @@ tables are in ranking, or --work DIR; soups greedy --work DIR uses them.
 from soups.cli import merge_options, selection
 from soups.cli.options import Parser
 from soups.merging.selecting import rank
-from soups.names import number_of
+from soups.names import count_of
 
 _KINDS = {"huggingface": "huggingface", "file": ".safetensors", "orbax": "orbax"}
 _FORMAT = (
@@ -33,7 +33,7 @@ def main(arguments: list[str], run) -> int:
     with selection.trials(options, run, evaluate, None, "ranking", kind=_KINDS[options.format]) as trials:
         found = rank(trials, options.members, mode=mode)
         rows = [(place, step["member"], step["score"], step["reason"]) for place, step in enumerate(found.steps, 1)]
-        title = f"{number_of(len(rows), 'member')}, the best first"
+        title = f"{count_of(len(rows), 'member')}, the best first"
         selection.present(found, trials.work, title, ("", "member", "score", ""), rows)
     run.made(*(step["member"] for step in found.steps))
     return 0

@@ -19,7 +19,7 @@ from soups.cli import merge_options, selection
 from soups.cli.merge_options import choose_members, recipe_text
 from soups.cli.ranges import RANGES, parse_ranges
 from soups.merging.selecting import search
-from soups.names import number_of
+from soups.names import count_of
 from soups.recipes._search import STRATEGIES, loss
 
 _USAGE = """%(prog)s RECIPE.yml OUT --range NAME=LOW:HIGH --eval COMMAND
@@ -79,7 +79,7 @@ def _present(found, axes, mode, work):
     names = _columns(found.recipe, axes)
     candidates = [(number, *_values(step["settings"], axes), step["score"]) for number, step in enumerate(found.steps)]
     best_first = sorted(candidates, key=lambda row: loss(row[-1], mode))
-    title = f"{number_of(len(candidates), 'candidate')}, the best first"
+    title = f"{count_of(len(candidates), 'candidate')}, the best first"
     selection.present(found, work, title, ("candidate", *names, "score"), best_first)
     logarithmic = {name for name, axis in zip(names, axes, strict=True) if axis.logarithmic}
     columns = dict(zip(names, zip(*(row[1:-1] for row in candidates), strict=True), strict=True))

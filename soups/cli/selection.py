@@ -18,7 +18,7 @@ from soups.merging.places import FILES
 from soups.merging.run import THREADS
 from soups.merging.selecting import Check, Selection
 from soups.merging.trials import Trials, held_work
-from soups.names import number_of
+from soups.names import count_of
 from soups.recipes._scores import direction
 from soups.recipes._search import loss
 
@@ -86,7 +86,7 @@ def trials(options, run, evaluate: Evaluation, out: str | None, work: str, **set
         losses += [loss(score, mode) for score in made.scores]
         if losses:
             verb = "is" if len(losses) == 1 else "are"
-            tell(f"{number_of(len(losses), 'score')} {verb} in {options.work or work} already")
+            tell(f"{count_of(len(losses), 'score')} {verb} in {options.work or work} already")
         run.go_on = "the same command goes on where it was"
         yield made
         run.go_on = ""

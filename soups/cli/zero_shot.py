@@ -19,7 +19,7 @@ from soups.cli.options import Parser, path_argument
 from soups.cli.show import say
 from soups.formats.text import read_text
 from soups.lazy import extra
-from soups.names import number_of
+from soups.names import count_of
 from soups.pool import save_checkpoint
 from soups.progress import progress
 
@@ -56,7 +56,7 @@ def main(arguments: list[str], run) -> int:
             progress=advance,
         )
     save_checkpoint(out, {**classifier, "head": head})
-    say(f"wrote {out}: {options.arch}, {len(names)} classes from {number_of(len(templates), 'template')}")
+    say(f"wrote {out}: {options.arch}, {len(names)} classes from {count_of(len(templates), 'template')}")
     run.made(out)
     return 0
 

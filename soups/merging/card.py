@@ -14,7 +14,7 @@ from soups.merging.lora import split_reference
 from soups.merging.origin import innermost
 from soups.merging.planning import Plan
 from soups.merging.yaml_text import load_yaml
-from soups.names import few, number_of, shown
+from soups.names import count_of, few, shown
 from soups.recipes import METHODS
 from soups.recipes.declare import Citation
 
@@ -168,7 +168,7 @@ def _opening(plan, record):
     semantics = "as in mergekit" if job.vocabulary == "mergekit" else "as published"
     summary = f": {method.summary}" if method.summary else ""
     version = record["versions"]["soups"]
-    count = number_of(len(job.models), "model")
+    count = count_of(len(job.models), "model")
     chosen = record.get("chosen")
     if isinstance(chosen, Mapping) and chosen.get("recipe") == "greedy":
         tried = f" of {len(chosen['steps'])} that were tried" if isinstance(chosen.get("steps"), list) else ""
@@ -221,7 +221,7 @@ def _chosen(chosen):
     if not isinstance(chosen, Mapping) or type(chosen.get("score")) not in (int, float):
         return ""
     steps, metric = chosen.get("steps"), chosen.get("metric")
-    among = f" among {number_of(len(steps), 'candidate')}" if isinstance(steps, list) and steps else ""
+    among = f" among {count_of(len(steps), 'candidate')}" if isinstance(steps, list) and steps else ""
     by = f" by {_code(chosen['evaluation'])}" if isinstance(chosen.get("evaluation"), str) else ""
     better = {"max": "higher is better", "min": "lower is better"}.get(chosen.get("mode"))
     said = ", ".join(filter(None, [_code(metric) if isinstance(metric, str) else "", better]))

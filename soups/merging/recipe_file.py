@@ -130,7 +130,8 @@ class _Ignored:
         for (name, reason), places in self.parameters.items():
             parameters.append(f"{shown(name)!r} is ignored: {method} {reason} (in {few(dict.fromkeys(places), 3)})")
         notes = fields + parameters
-        rest = [f"{len(notes) - MOST} more are ignored"] if len(notes) > MOST else []
+        left = len(notes) - MOST
+        rest = [f"{left} more {'is' if left == 1 else 'are'} ignored"] if left > 0 else []
         return (*notes[:MOST], *rest)
 
 

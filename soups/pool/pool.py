@@ -16,7 +16,7 @@ from soups import tree as tree_lib
 from soups.files import PathLike, local_path, replace_file, sync_files, sync_folder
 from soups.formats.text import parse_json
 from soups.lazy import jax
-from soups.names import MOST, bounded, did_you_mean
+from soups.names import MOST, bounded, count_of, did_you_mean
 from soups.pool import _describe, _manifest, _paths, _record
 from soups.pool._member import KEPT, Member, nested
 from soups.pool.certificates import Certificates
@@ -131,7 +131,7 @@ class Pool(Mapping):
         return name in self._records and (self._selected is None or name in self._selected)
 
     def __repr__(self) -> str:
-        return f"Pool({str(self.path)!r}: {len(self)} members)"
+        return f"Pool({str(self.path)!r}: {count_of(len(self), 'member')})"
 
     # two pools are not compared by loading all that is in them
     __eq__ = object.__eq__
@@ -277,7 +277,7 @@ class Pool(Mapping):
 
     def _unknown(self, name):
         hint = did_you_mean(name, self.names)
-        return f"no member {name!r} in the pool {self.path}, which has {len(self)} members{hint}"
+        return f"no member {name!r} in the pool {self.path}, which has {count_of(len(self), 'member')}{hint}"
 
     def _check_whole_pool(self, action):
         if self._selected is not None:

@@ -147,7 +147,7 @@ def test_what_cannot_be_done_is_said_before_any_work(command, room, changes, mes
 
 
 def test_recipes_are_parted_by_spaces_or_commas(command):
-    words = ("--recipes", "uniform", "ties:density=[0.2,0.3]", "dare,wise_ft")
+    words = ("--recipes", "uniform", "ties:density=0.2", "dare,wise_ft")
     err = command(*words, recipes=None, base=None)[2]
     assert [line.partition(" needs a base")[0] for line in err.splitlines()] == ["soups cook: ties", "dare", "wise_ft"]
 
