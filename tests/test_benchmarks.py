@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import json
 import os
 import pathlib
 import sys
@@ -114,3 +115,20 @@ def value_of(node, names):
 def is_of_library(value):
     name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     return str(name).split(".")[0] == "soups"
+
+
+def test_what_an_installation_brings_is_in_the_docs_as_it_was_measured():
+    root = FOLDER.parents[1] / "docs"
+    measured = json.loads((root / "benchmarks" / "install_size.json").read_text())
+    page = (root / "benchmarks.md").read_text()
+    assert f"has {measured['wheel_bytes'] / 1e6:.2f} MB" in page
+    for name, start in {
+        "soups": "| `.` ",
+        "soups[all]": "| `.[train",
+        "optax": "| `optax`",
+        "mergekit": "| `mergekit`",
+    }.items():
+        found = measured["results"][name]
+        (row,) = [line for line in page.splitlines() if line.startswith(start)]
+        assert f"| {len(found['packages'])} | {found['bytes'] / 1e6:,.0f} |" in row
+    assert f"[{len(measured['results']['soups']['packages'])} packages]" in (root.parent / "README.md").read_text()

@@ -70,7 +70,8 @@ class Task:
     `facts` are what a file that is made from the data should tell of them, as JSON can hold it, such as licences.
 
     `train` may be a source that is not decoded; it is then read only by a loader and not compared with the others. A
-    ValueError lists all sets whose classes or image shapes do not fit, and splits that overlap.
+    ValueError lists all sets whose classes or image shapes do not fit, and splits that overlap; shifts may share
+    images with the test set, and with no other.
     """
 
     name: str
@@ -86,6 +87,9 @@ class Task:
         shifts = {f"shift {name!r}": dataset for name, dataset in self.shifts.items()}
         refuse(f"the sets of task {self.name!r} do not fit together", self._problems(sets | shifts))
         check_disjoint(**{name: data for name, data in sets.items() if isinstance(data, Dataset)})
+        known = {name: data for name, data in sets.items() if isinstance(data, Dataset) and name != "test"}
+        for name, data in shifts.items():  # which may be of the images of the test set
+            check_disjoint(**known, **({name: data} if isinstance(data, Dataset) else {}))
 
     def _problems(self, sets):
         yield from class_name_problems(self.class_names)

@@ -1,5 +1,6 @@
 """Know the data of a split and a function's program again, by their digests."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -58,6 +59,7 @@ def _examples(data):
     """Return a digest of each example."""
     leaves, found = jax.tree.leaves((data.images, data.labels)), []
     for start in range(0, number_of(data), _BLOCK):
-        blocks = [np.ascontiguousarray(leaf[start : start + _BLOCK]) for leaf in leaves]
-        found += [b"".join(map(xxhash.xxh3_128_digest, rows)) for rows in zip(*blocks, strict=True)]
+        blocks = (np.ascontiguousarray(leaf[start : start + _BLOCK]) for leaf in leaves)
+        rows = [block.reshape(len(block), math.prod(block.shape[1:])).view(np.uint8) for block in blocks]
+        found += [b"".join(map(xxhash.xxh3_128_digest, parts)) for parts in zip(*rows, strict=True)]
     return found

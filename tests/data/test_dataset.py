@@ -235,6 +235,16 @@ def test_a_task_takes_shifts_with_other_classes(rng):
     assert list(task.shifts) == ["same", "coarse"]
 
 
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_a_shift_shares_nothing_with_what_trains_or_selects(rng, split):
+    task = _task(rng)
+    _task(rng, test=task.test, shifts={"same": task.test})
+    with pytest.raises(
+        ValueError, match=rf"{split} and shift 'seen' share 2 \(first: {split}\[1\] = shift 'seen'\[0\]"
+    ):
+        _task(rng, **{split: getattr(task, split)}, shifts={"seen": getattr(task, split).take([1, 0])})
+
+
 def test_a_task_takes_a_source_to_train_on(rng):
     records = Records(rng.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8))
     assert _task(rng, train=records).train is records
