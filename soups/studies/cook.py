@@ -90,8 +90,9 @@ def cook(
 
     Returns:
         What `soups.report.load_results` gives of `results.json`; docs/results.md describes it. Its notes, which are
-        printed too, name members with the same weights, a base among them, examples of test data that are held-out
-        ones, and, where a soup is worse than the mean member, what `soups.diagnose` says of the members.
+        printed too, name members with the same weights, those that are left out, a base among them, examples of test
+        data that are held-out ones, and, where a soup of all is worse than the mean member, whom `soups.diagnose` would
+        leave out.
 
     Raises:
         ValueError: fewer than two usable members; splits that do not fit the network or the metrics; a test set with
@@ -277,6 +278,8 @@ def _written(kitchen, base, wanted, floats, notes) -> dict[str, Any]:
     for note in notes:
         say(note)
     found = _results(kitchen, base, wanted, floats)
+    if left := [kitchen.short(name) for name in kitchen.members if name not in kitchen.measured]:  # as was said
+        notes.append(f"left out of every soup, because weights or outputs are not finite: {few(left)}")
     found["notes"] = notes + _spoiled(kitchen, base, found["rows"])
     results = place.head(config) | {"versions": versions()} | found
     on_first_process(lambda: place.finish(results, "soups", short=True))

@@ -147,6 +147,8 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
     results = cook(pool, network, workdir=tmp_path, held_out=splits["held_out"], test=splits["test"])
     assert [row["name"] for row in results["rows"] if row["group"] == "member"] == list(members)
     assert [member["status"] for member in results["members"]["0"]] == ["ok"] * 4 + ["non-finite", "outputs not finite"]
+    left = "left out of every soup, because weights or outputs are not finite: broken, too large"
+    assert results["notes"] == [left]
     assert pool.metrics("m0")["test"] == accuracy(members["m0"], splits["test"])
 
 
