@@ -64,12 +64,6 @@ def test_a_config_that_failed_is_replaced_as_long_as_nothing_is_computed(made, t
     assert state.read(tmp_path / "config.json")["size"] == (1 if made else 2)
 
 
-def test_a_path_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot be written"):
-        Workdir(tmp_path / "file" / "run", CONFIG)
-
-
 def test_a_result_that_json_cannot_hold_leaves_nothing(tmp_path):
     workdir = Workdir(tmp_path, CONFIG)
     with pytest.raises(ValueError, match=r"soups\.json cannot be written as JSON: Out of range float"):
@@ -135,10 +129,13 @@ with locked(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(tmp_path)!r}, ".l
     assert os.listdir(tmp_path / "stages") == []
 
 
-def test_a_workdir_that_cannot_be_locked_is_named(tmp_path):
+@pytest.mark.parametrize("begin", [lambda path: run(lambda _: None, path), lambda path: Workdir(path, CONFIG)])
+@pytest.mark.parametrize(("name", "lies"), [("file", "is a file"), ("file/run", "run lies in .*file, which is a file")])
+def test_a_workdir_that_is_a_file_or_lies_in_one_is_named(begin, name, lies, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"the workdir .*run cannot be written: .*choose another workdir"):
-        run(lambda directory: None, tmp_path / "file" / "run")
+    with pytest.raises(NotADirectoryError, match=rf"the workdir .*{lies}: choose another workdir"):
+        begin(tmp_path / name)
+    assert (tmp_path / "file").read_text() == ""
 
 
 @pytest.mark.parametrize("begin", [lambda path: run(lambda _: None, path), lambda path: Workdir(path, CONFIG)])
