@@ -15,7 +15,7 @@ from soups.studies.courses import Course
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row
 
-ON_TEST, LEFT_OUT = "{}, chosen on the test domain", "{}, chosen by leaving one domain out"
+ON_TEST, LEFT_OUT = "{}, oracle", "{}, leave-one-out"
 ORACLE = {"kind": "oracle"}
 Families = Mapping[str, Mapping[int, str]]
 Make = Callable[[Mapping[int, tree.Tree], Course], tree.Tree]
@@ -23,7 +23,7 @@ Make = Callable[[Mapping[int, tree.Tree], Course], tree.Tree]
 
 @dataclasses.dataclass(frozen=True)
 class OneMore:
-    """Hold for each other domain the members that are trained without it too, by family and run: see `Scores`."""
+    """Hold for each other domain the members that were trained without it too, by family and run, and their courses."""
 
     courses: Mapping[str, Course]
     families: Mapping[str, Families]
