@@ -137,9 +137,15 @@ def jit_step(step: Callable, **options) -> Callable:
     def run(state, *rest):
         return run.of(state)(state, *rest)
 
-    run.of = lambda state: compiled(isinstance(state["params"], Mapping) and STATISTICS in state["params"])
+    run.of = lambda state: compiled(_has_statistics(state["params"]))
     run.lower = lambda state, *rest: run.of(state).lower(state, *rest)
     return run
+
+
+def _has_statistics(params):
+    if not isinstance(params, Mapping) or STATISTICS in params:
+        return isinstance(params, Mapping)
+    return "params" not in params and any(map(_has_statistics, params.values()))
 
 
 @functools.cache
@@ -271,7 +277,9 @@ def _name(path):
 
 def _rates(rules, named):
     tops = {name.partition("/")[0] for name in named}
-    statistics = [name for name in named if "params" in tops and name.startswith(f"{STATISTICS}/")]
+    # beside "params" at the top, or of a network within a larger tree
+    holders = {head for head, found, _ in (f"/{name}".partition("/params/") for name in named) if found}
+    statistics = [name for name in named if f"/{name}".startswith(tuple(f"{head}/{STATISTICS}/" for head in holders))]
     if rules is None:
         if "params" in tops and (other := sorted(tops - {"params", STATISTICS})):
             raise ValueError(

@@ -13,6 +13,7 @@ from soups import Pool
 from soups.data.domainbed import random_hyperparameters, split_positions
 from soups.data.domains import load_domains
 from soups.models import functional
+from soups.pool import load_checkpoint
 from soups.report import load_results
 from soups.report.words import sentences
 from soups.studies import diversity, domainbed, fusing
@@ -99,11 +100,7 @@ def test_rows_are_those_of_the_papers_over_the_domains(finished):
         for one in ("ensemble", "ensemble of recycled members")
         for space in ("logits", "probabilities")
     ]
-    kinds += [
-        f"{one}, {how}"
-        for one in (*greedy, *best, "ties")
-        for how in ("oracle", "leave-one-out")
-    ]
+    kinds += [f"{one}, {how}" for one in (*greedy, *best, "ties") for how in ("oracle", "leave-one-out")]
     kinds += ["linear probe", "mean member", "ties", "model_stock", "fisher"]
     assert sorted(row["name"] for row in rows) == sorted(kinds)
     for row in rows:
@@ -294,6 +291,9 @@ def test_fusing_starts_from_averages_of_the_other_sets(data_dir, tmp_path):
     assert places == {(start, target) for start in ("pre-trained", *sets) for target in sets if start != target}
     of_more = [row["metrics"]["test"]["accuracy"] for row in singles if row["of"]["target"] == "more"][1:]
     assert rows["inter-training, mean"]["more"]["accuracy"] == pytest.approx(np.mean(of_more))
+    joint, start = Pool(tmp_path / "run" / "joint"), load_checkpoint(data_dir / "start")
+    for name in joint:  # statistics are normalised by, and not trained, on several sets at once too
+        jax.tree.map(np.testing.assert_array_equal, joint[name]["batch_stats"], start["batch_stats"])
     halves = [title for title in rows if title.startswith("fusing half")]
     best = "fusing the best half, in hindsight"
     assert len(halves) == 4 and all(rows[best][t]["accuracy"] >= rows[h][t]["accuracy"] for t in sets for h in halves)

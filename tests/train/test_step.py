@@ -259,6 +259,26 @@ def test_parts_hand_on_their_statistics_and_draw_their_own_keys(rng):
     assert seen[0]["draws"] != seen[1]["draws"]
 
 
+@pytest.mark.parametrize("rules", [None, ((r"head/.*", 1.0), (".*", 0.5))])
+def test_statistics_of_a_network_within_a_larger_tree_are_not_trained(rules):
+    trunk = {"params": {"w": np.float32(1)}, "batch_stats": {"var": np.float32(0.5)}}
+
+    def loss(params, batch, key):
+        inner = params["trunk"]
+        seen = jax.lax.rsqrt(inner["batch_stats"]["var"]) * inner["params"]["w"] * params["head"]["w"]
+        return (batch["image"].mean() * seen - 3) ** 2
+
+    training = Training(loss=loss, optimizer=optax.sgd, learning_rate_rules=rules)
+    start = {"trunk": trunk, "head": {"w": np.float32(2)}}
+    values = training.numbers(
+        {"learning_rate": 0.1, "num_steps": 2, "warmup_fraction": 0.0, "warmup_steps": 0, "seed": 0}
+    )
+    after, _ = training.step(training.begin(start, values), {"image": np.ones((2, 1), np.float32)}, values)
+    after = jax.device_get(after["params"])
+    assert after["trunk"]["batch_stats"]["var"] == 0.5
+    assert after["trunk"]["params"]["w"] != 1 and after["head"]["w"] != 2
+
+
 def test_parts_must_divide_the_batch(rng):
     training = dataclasses.replace(SGD, accumulate=3)
     params = make_params(rng)
