@@ -22,8 +22,9 @@ class Journal:
     """Keep records in a file of JSON lines, each with its digest; without a path, in memory.
 
     The first line states what is being decided, and about which members: their names in order and, as another member
-    may come to bear an old name, digests of their weights. A journal of something else is refused. A last line that was
-    cut off by a crash is dropped, and one that is damaged is a ValueError. Records are appended (`write`) or the newest
+    may come to bear an old name, digests of their weights. A journal of something else is refused, unless it has no
+    record yet: then nothing was decided, and it begins anew. A last line that was cut off by a crash is dropped, and
+    one that is damaged is a ValueError. Records are appended (`write`) or the newest
     alone is kept (`keep`). Of several JAX processes the first one reads and writes, and all get the same records.
     """
 
@@ -43,6 +44,7 @@ class Journal:
 
     def _open(self):
         whole = records(self._path)
+        whole = whole if len(whole) > 1 else []  # a first line alone is of a call that decided nothing
         there, *old = whole or [self._header]
         if differences := list(_differences(there, self._header)):
             raise ValueError(

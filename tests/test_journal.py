@@ -60,12 +60,21 @@ def test_the_newest_record_alone_is_kept(tmp_path):
 
 
 def test_a_journal_of_something_else_is_refused_with_all_differences(tmp_path):
-    Journal(tmp_path / "j", {"recipe": "greedy", "members": ["a"], "score": float("nan")})
+    Journal(tmp_path / "j", {"recipe": "greedy", "members": ["a"], "score": float("nan")}).write(RECORDS[0])
     Journal(tmp_path / "j", {"recipe": "greedy", "members": ["a"], "score": float("nan")})
     with pytest.raises(ValueError, match="was written by a different call") as error:
         Journal(tmp_path / "j", {"recipe": "greedy", "members": ["b"], "metric": "nll", "score": float("nan")})
     assert "members: ['a'] there, ['b'] here" in str(error.value)
     assert "metric: (absent) there, nll here" in str(error.value) and "score" not in str(error.value)
+
+
+@pytest.mark.parametrize("rest", ["", '{"kind": "candi'])
+def test_a_journal_without_a_record_is_of_whoever_comes_next(tmp_path, rest):
+    Journal(tmp_path / "j", {"recipe": "greedy", "metric": "mistyped"})
+    with open(tmp_path / "j", "a") as file:  # the crash cut a line off
+        file.write(rest)
+    Journal(tmp_path / "j", {"recipe": "greedy"}).write(RECORDS[0])
+    assert replayed(tmp_path / "j")[0] == RECORDS[0]
 
 
 @pytest.mark.parametrize("line", ["[1]", "null", "{", "[" * 100_000, '{"kind": "candidate"}', "\\ud800", "\xff"])

@@ -1,6 +1,7 @@
 """Ask a user's own evaluation for the score of a model on disk: any command that prints it, or a function."""
 
 import contextlib
+import json
 import math
 import os
 import pathlib
@@ -54,7 +55,8 @@ def evaluation(text: str, metric: str | None = None, timeout: float | None = Non
     this name, as in "accuracy: 0.81" and {"accuracy": 0.81}. "module:function" and "file.py:function" is a function of
     the path that returns a number, or numbers by the names of metrics.
 
-    A command has the environment of this moment, and may take `timeout` seconds.
+    The path of the model is no number wherever it is printed. A command has the environment of this moment, and may
+    take `timeout` seconds.
 
     Raises:
         ValueError: a command without {model}, or with a quotation that does not end; no such program, module, file or
@@ -89,13 +91,14 @@ class Command:
 
     def __call__(self, model, log):
         out, err = (made_folder(log.parent) / f"{log.name}.{kind}" for kind in ("out", "err"))
-        words = [word.replace(MODEL, os.path.abspath(model)) for word in self._words]
+        path = os.path.abspath(model)
+        words = [word.replace(MODEL, path) for word in self._words]
         with open(out, "wb") as stdout, open(err, "wb") as stderr:
             code = self._run(words, stdout, stderr)
         if code:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
             raise EvaluationError(f"the evaluation {how}: {shlex.join(words)}{_last_lines(err, out)}")
-        return self._score(_printed(out), shlex.join(words), out, err)
+        return self._score(_without(path, _printed(out)), shlex.join(words), out, err)
 
     def _run(self, words, stdout, stderr):
         files = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": stderr, "env": self._environ}
@@ -179,6 +182,14 @@ def _printed(path) -> str:
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - _TAIL))
         return _COLOURS.sub("", file.read().decode(errors="replace")).replace("\N{MINUS SIGN}", "-")
+
+
+def _without(path, printed) -> str:
+    """Return what is printed without the path of the model and what lies in it, in whose names digits are no score."""
+    forms = {os.fsencode(form).decode(errors="replace") for form in (path, os.path.realpath(path))}
+    forms |= {json.dumps(form)[1:-1] for form in forms}
+    longest_first = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
+    return re.sub(rf"(?:{longest_first})(?!\w)(?:/[^\s'\",;:]*)?", " ", printed)
 
 
 def _last_lines(*paths) -> str:

@@ -199,7 +199,8 @@ def remove(place: pathlib.Path) -> None:
 
 def _settle_scripts(path, scripts, keep):
     """Compare the scripts of an evaluation with those that made the scores of a journal, where there is one."""
-    before = next(iter(journal.records(path)), {}).get("scripts", {})
+    first, *scores = journal.records(path) or [{}]
+    before = first.get("scripts", {}) if scores else {}  # without a score any evaluation may come
     changed = [name for name in scripts if name in before and scripts[name] != before[name]]
     if changed and not keep:
         raise ValueError(

@@ -329,6 +329,8 @@ def _add(results, seed, outcome):
 def check_fields(config: Mapping[str, Any], fields: Mapping[str, str]) -> None:
     """Raise one ValueError that lists every field of a config that is unknown or missing, with the closest known name.
 
+    It lists numbers of seeds and sizes of batches that cannot be, too, before anything is computed.
+
     `fields` has the names of the fields of each section in one text, those of the top level under "". What ends in "?",
     a field or a whole section, may be left out.
     """
@@ -347,8 +349,13 @@ def check_fields(config: Mapping[str, Any], fields: Mapping[str, str]) -> None:
             lines.append(f"  ~ {section} must be a section, not {config[section]!r:.200}")
     for name in sorted(given - known):
         lines.append(f"  + {name} is unknown{did_you_mean(name, known | sections.keys())}")
-    for name, least in {"seeds": 1, "first_seed": 0}.items():
-        number = config.get(name, least)
+    numbers = {name: (config.get(name, least), least) for name, least in {"seeds": 1, "first_seed": 0}.items()}
+    for section, names in sections.items():
+        one = config.get(section) if section else config
+        for field, least in {"batch_size": 1, "batch_size?": 0}.items():  # one that may be left out may be 0, for none
+            if field in names and isinstance(one, Mapping) and one.get("batch_size") is not None:
+                numbers[f"{section}.batch_size".removeprefix(".")] = (one["batch_size"], least)
+    for name, (number, least) in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             lines.append(f"  ~ {name} must be a whole number, at least {least}, not {number!r:.200}")
     lines += [f"  - {name} is missing" for name in sorted(needed - given)]

@@ -1,6 +1,7 @@
 """Test that a user's evaluation gives its score, or a clear error."""
 
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -67,6 +68,32 @@ def test_nan_is_a_score_too(ask):
 )
 def test_a_metric_is_the_last_number_behind_its_name(ask, text, metric, score):
     assert ask(text, metric=metric) == score
+
+
+@pytest.mark.parametrize("name", ["candidates/0", "3 é [1]/12"])
+@pytest.mark.parametrize(
+    ("program", "score"),
+    [
+        ("print('evaluated', path)", None),
+        ("print(0.25, path)", 0.25),
+        ("print(json.dumps({'acc': 0.25, 'model': path, 'real': os.path.realpath(path)}))", 0.25),
+        ("print(0.25, os.path.realpath(path) + '/part-00001-of-00002.safetensors')", 0.25),
+        ("print(path, 0.25, sep=',')", 0.25),
+        ("print('score of', path + '/model.safetensors', ': 0.25')", 0.25),
+        ("print(path + '0', 5)", 5.0),  # another folder, whose name begins alike
+    ],
+)
+def test_digits_of_the_path_are_no_score(tmp_path, program, score, name):
+    (tmp_path / "real" / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    ask = evaluation(
+        shlex.join([sys.executable, "-ISc", f"import json, os, sys; path = sys.argv[1]; {program}", "{model}"])
+    )
+    if score is None:
+        with pytest.raises(EvaluationError, match="the evaluation prints no number to its output"):
+            ask(tmp_path / "link" / name, tmp_path / "printed")
+    else:
+        assert ask(tmp_path / "link" / name, tmp_path / "printed") == score
 
 
 @pytest.mark.parametrize(

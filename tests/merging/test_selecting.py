@@ -294,6 +294,15 @@ def test_scores_of_another_evaluation_are_refused_or_kept_when_only_scripts_chan
         trials(place, Counting(mixed(1), script="2", metric="loss"))
 
 
+def test_an_evaluation_that_never_gave_a_score_may_be_replaced(place):
+    with pytest.raises(KeyboardInterrupt):
+        by_cma(trials(place, Counting(mixed(1), limit=0, metric="mistyped")), SCALE, budget=2)
+    assert (place / "work" / "scores.jsonl").exists()
+    mended = Counting(mixed(1), script="2")
+    by_cma(trials(place, mended), SCALE, budget=2)
+    assert mended.calls == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -257,6 +257,22 @@ def test_what_a_config_leaves_out_is_filled_in_sections_too():
     assert defaults["sweep"] == {"mode": "auto", "epochs": 2}
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.5, "3", True])
+def test_sizes_of_batches_without_a_sense_are_named_in_every_section(size):
+    fields = {"": "batch_size", "finetune": "batch_size", "runs?": "batch_size?", "evaluate?": "batch_size"}
+    check_fields({"batch_size": 1, "finetune": {"batch_size": 2}, "runs": {"batch_size": 0}}, fields)
+    check_fields({"batch_size": 1, "finetune": {"batch_size": 2}, "runs": {"batch_size": None}}, fields)
+    with pytest.raises(ValueError) as error:
+        check_fields({"batch_size": size, **{name: {"batch_size": size} for name in ("finetune", "evaluate")}}, fields)
+    assert str(error.value).splitlines()[1:] == [
+        f"  ~ {name}batch_size must be a whole number, at least 1, not {size!r}"
+        for name in ("", "finetune.", "evaluate.")
+    ]
+    if size != 0:
+        with pytest.raises(ValueError, match=r"runs\.batch_size must be a whole number, at least 0"):
+            check_fields({"batch_size": 1, "finetune": {"batch_size": 1}, "runs": {"batch_size": size}}, fields)
+
+
 @pytest.mark.parametrize("seeds", [0, 2.5, "3", True, None])
 def test_seeds_and_sections_without_a_sense_are_named(seeds):
     fields = {"": "seeds", "sweep": "members"}
