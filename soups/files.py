@@ -28,10 +28,12 @@ _URL = re.compile(r"(.*\+)?[A-Za-z][A-Za-z0-9+.-]+:/", re.DOTALL)  # also of an 
 def local_path(path: str | os.PathLike) -> pathlib.Path:
     """Return a path of this machine's file system.
 
-    A ValueError for a URL, such as gs://bucket/model, which would otherwise become a local folder "gs:"; an empty path,
-    which would be the working directory; one that no file system can have; one below "~", unless it is there.
+    A ValueError for what is neither text nor a path object; a URL, such as gs://bucket/model, which would otherwise
+    become a local folder "gs:"; an empty path, which would be the working directory; one that no file system can have;
+    one below "~", unless it is there.
     """
-    text = os.fspath(path)
+    if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
+        raise ValueError(f"{path!r:.200} is not a path: give text or a pathlib.Path")
     if _URL.match(text):
         raise ValueError(f"{text[:200]!a} is a URL: give a local path, such as that of a copy or of a mount")
     # what is longer no Linux or macOS opens

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 
 import pytest
 
@@ -33,6 +34,12 @@ def test_nothing_is_kept_in_a_folder_that_is_called_as_a_url(make, tmp_path, mon
 @pytest.mark.parametrize("path", ["", "a\0b"])
 def test_what_is_no_path(path):
     with pytest.raises(ValueError, match="is not a path: it is empty or contains a null character"):
+        local_path(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"a", ["a"]])
+def test_what_is_no_text(path):
+    with pytest.raises(ValueError, match=re.escape(f"{path!r} is not a path: give text or a pathlib.Path")):
         local_path(path)
 
 

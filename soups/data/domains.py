@@ -296,6 +296,8 @@ def _folder_of(data_dir, name):
 
 def _without(sources: Mapping[str, Source], path: pathlib.Path, folder) -> dict[str, Source]:
     """Return the sources without the images that a file lists; images that are gone already are no fault."""
+    if not path.is_file():
+        raise FileNotFoundError(f"left_out={str(path)!r} is no file: it lists images, a line for each")
     lines = path.read_text(encoding="utf-8").split("\n")
     listed = {}
     for number, line in enumerate(map(str.strip, lines), start=1):

@@ -97,7 +97,8 @@ def cook(
     Raises:
         ValueError: fewer than two usable members; splits that do not fit the network or the metrics; a test set with
             the very examples of the held-out data; recipes that are unknown, have wrong settings, or need a base that
-            is not given. All problems of the recipes are listed.
+            is not given; a workdir that is a pool, or whose soups would go among the members. All problems of the
+            recipes are listed.
         OSError: the folder cannot be written, or another run works there.
     """
     members = _members(members, base)
@@ -107,6 +108,8 @@ def cook(
     _check_names(members, shifts)
     _check_functions(keep=keep, loss=loss, reestimate=reestimate)
     directory = local_path(workdir).absolute()
+    if isinstance(members, Pool) and os.path.realpath(members.path) == os.path.realpath(directory / "soups"):
+        raise ValueError(f"the members lie where soups are kept, in {members.path}: choose another workdir")
     from soups.report.results import check  # where an extra is missing, this is said before long work
 
     kitchen = Kitchen(

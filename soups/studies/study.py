@@ -22,6 +22,7 @@ import soups
 from soups import state, tree
 from soups.files import local_path, locked, replace_file, sweep_unfinished
 from soups.lazy import report
+from soups.merging.sources import is_pool
 from soups.names import did_you_mean
 from soups.pool import Pool
 from soups.processes import on_first_process
@@ -45,7 +46,7 @@ def held(directory: str | os.PathLike) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another run works there; the message says which process, where and since when.
-        ValueError: a URL, text that is not a path, or a path that is not UTF-8.
+        ValueError: a URL, what is not a path, a path that is not UTF-8, or a pool.
         NotADirectoryError: it is a file, or lies in one.
         OSError: the workdir cannot be written.
     """
@@ -378,6 +379,8 @@ def _place(path):
     if file := next((part for part in (place, *place.parents) if part.is_file()), None):
         lies = "is a file" if file == place else f"lies in {file}, which is a file"
         raise NotADirectoryError(f"the workdir {place} {lies}: choose another workdir")
+    if is_pool(place):  # whose lock would be that of the run, which then waits for itself
+        raise ValueError(f"the workdir {place} is a pool: choose another workdir, such as {place.parent / 'cooked'}")
     return place
 
 

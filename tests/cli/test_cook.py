@@ -137,6 +137,7 @@ def test_soups_of_anyones_pool_and_network(command, room):
         ({"workdir": "own_data.py"}, "the workdir .*own_data.py is a file: choose another workdir"),
         ({"workdir": "own_data.py/run"}, "run lies in .*own_data.py, which is a file: choose another workdir"),
         ({"workdir": "gs://bucket/out"}, "is a URL: give a local path"),
+        ({"workdir": "pool"}, "the workdir .*pool is a pool: choose another workdir, such as .*cooked"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_any_work(command, room, changes, message):

@@ -94,8 +94,9 @@ def test_lists_of_another_set_and_of_whole_classes_are_refused(data_dir, tmp_pat
     listed.write_text("".join(f"art/bee/{number}.png\n" for number in range(4)))
     with pytest.raises(ValueError, match="it leaves no images in art of the classes bee"):
         load_domains(data_dir, "drawn", image_size=4, left_out=listed)
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
-        load_domains(data_dir, "drawn", image_size=4, left_out=tmp_path / "nowhere.txt")
+    for place in (tmp_path / "nowhere.txt", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"left_out='{place}' is no file: it lists images"):
+            load_domains(data_dir, "drawn", image_size=4, left_out=place)
 
 
 def _more(name):

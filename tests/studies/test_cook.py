@@ -213,6 +213,22 @@ def test_a_pool_that_is_not_there_is_named(kit, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("workdir", "message"),
+    [
+        ("run/soups", "the workdir .*soups is a pool: choose another workdir"),
+        ("run", "the members lie where soups are kept, in .*soups: choose another workdir"),
+    ],
+)
+def test_a_workdir_that_would_be_the_members_pool_is_refused(kit, tmp_path, workdir, message):
+    pool = soups.Pool(tmp_path / "run" / "soups")
+    for name, member in kit[1].items():
+        pool.add(name, member)
+    with pytest.raises(ValueError, match=message):
+        cook(pool, network, workdir=tmp_path / workdir, **kit[2])
+    assert list(soups.Pool(pool.path)) == [*kit[1]] and not pool.metrics("m0")
+
+
+@pytest.mark.parametrize(
     ("apply_fn", "message"),
     [
         (None, "apply_fn must be a function .*, not a NoneType"),

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from soups import state
+from soups import Pool, state
 from soups.report import load_results
 from soups.studies.study import Scene, Study, Workdir, check_fields, held, with_defaults
 
@@ -147,6 +147,18 @@ def test_a_workdir_that_no_report_can_name_is_refused(begin, name, message, tmp_
     with pytest.raises(ValueError, match=message):
         begin(name)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("begin", [lambda path: run(lambda _: None, path), lambda path: Workdir(path, CONFIG)])
+def test_a_workdir_that_is_a_pool_is_refused_instead_of_waiting_for_its_own_lock(begin, tmp_path):
+    pool = Pool(tmp_path / "pool")
+    pool.add("a", {"w": np.ones(2)})
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "link").symlink_to(pool.path)
+    for place in (pool.path, tmp_path / "link"):
+        with pytest.raises(ValueError, match=r"the workdir .* is a pool: choose another workdir, such as .*cooked"):
+            begin(place)
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "link"])
 
 
 def study_of(made, factor=lambda: 1.0):
