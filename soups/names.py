@@ -44,11 +44,11 @@ def did_you_mean(name: str, known: Iterable[str], like: float = 0.6) -> str:
     return _Closest(known).hint(str(name), like)
 
 
-def differences(missing: Iterable[str], extra: Iterable[str], label: str = "") -> list[str]:
+def differences(missing: Iterable[str], extra: Iterable[str], label: str = "", known: Iterable[str] = ()) -> list[str]:
     """List the lines "  - label: x is missing" and "  + label: y is extra", each with the name that may be meant.
 
-    Names that differ only in how they begin, or only in how they end, are one line "  ~ label: ..." together. The cost
-    grows with the number of names.
+    `known`: names that are not missing, but may be meant by those that are extra. Names that differ only in how they
+    begin, or only in how they end, are one line "  ~ label: ..." together. The cost grows with the number of names.
     """
     missing, extra, lines = list(missing), list(extra), []
     where = f"{label}: " if label else ""
@@ -61,7 +61,7 @@ def differences(missing: Iterable[str], extra: Iterable[str], label: str = "") -
             )
             gone = {name for pair in pairs for name in pair}
             missing, extra = ([name for name in names if name not in gone] for names in (missing, extra))
-    meant = {"-": _Closest(extra), "+": _Closest(missing)}
+    meant = {"-": _Closest(extra), "+": _Closest([*missing, *known])}
     rest = [("-", name, "missing") for name in missing] + [("+", name, "extra") for name in extra]
     for at, (sign, name, what) in enumerate(rest):
         hint = meant[sign].hint(name) if at < MOST else ""

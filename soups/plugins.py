@@ -117,7 +117,8 @@ def _module_of(reference, registered, field):
 
 
 def _nothing(module, name, fits, what, choices):
-    hint = did_you_mean(name, (own for own, value in vars(module).items() if fits(value)))
+    known = {own: value for own, value in vars(module).items() if not isinstance(value, ModuleType)}
+    hint = did_you_mean(name, (own for own, value in known.items() if fits(value)))
     return f"{what} {name!r} in {getattr(module, '__file__', None) or module.__name__}{hint}{choices}"
 
 
@@ -143,7 +144,7 @@ def _fitting(function, settings, offered, what, field):
     extra = given.keys() - named_ones.keys()
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
         extra = ()
-    if lines := differences(sorted(needed - given.keys()), sorted(extra), field):
+    if lines := differences(sorted(needed - given.keys()), sorted(extra), field, named_ones.keys() - given.keys()):
         raise ValueError(f"{what} takes other settings:\n" + "\n".join(lines))
     return given
 

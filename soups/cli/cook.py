@@ -32,6 +32,7 @@ from soups.cli.pool import read_checkpoint
 from soups.merging import load_yaml
 from soups.plugins import importable, made, named
 from soups.pool import Pool
+from soups.recipes.declare import METHODS
 from soups.studies.cook import cook
 
 _OWN, _PATH = {"metavar": "MODULE:NAME"}, {"type": path_argument}
@@ -131,13 +132,15 @@ def _recipe(word: str) -> str | tuple[str, Mapping[str, Any]] | Callable:
     name, colon, rest = word.partition(":")
     if not colon:
         return name
-    if "=" not in rest:
+    if "=" not in rest and name not in METHODS:
         return named(word, {}, "--recipes")
     settings = {}
     for setting in rest.split(":"):
-        key, equals, value = setting.partition("=")
-        if not (key and equals):
+        key, _, value = setting.partition("=")
+        if not key:
             raise ValueError(f"--recipes {word}: {setting!r} is no setting, as in {name}:density=0.2")
+        if not value:
+            raise ValueError(f"--recipes {word}: setting {key!r} needs a value, as in {name}:{key}=0.2")
         settings[key] = load_yaml(value, f"--recipes {word}: {key}")
     return name, settings
 

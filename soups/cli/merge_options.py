@@ -52,8 +52,7 @@ def parse(
     add_groups(parser, (groups or arguments_of)("" if method and "only" in method.settings else "--only"))
     settings = add_settings(group, parser.known, method) if method else {}
     hint = "" if method else "; settings of a method belong in the recipe, or beside --method"
-    gone = {option_of(setting): said for setting, said in method.gone.items()} if method else {}
-    options = parser.parse(words, hint, gone)
+    options = parser.parse(words, hint, not_settings(method) if method else {})
     options.out = options.out or options.place
     if groups:
         _check(options)
@@ -61,6 +60,14 @@ def parse(
         _check(options)
         _check_devices(options)
     return options, given_settings(options, settings)
+
+
+def not_settings(method: Method) -> dict[str, str]:
+    """Return what is said of each option that is a setting of other methods alone, or was one of this."""
+    own = f"it has {', '.join(method.settings)}" if method.settings else "it has none"
+    others = {name for other in merging.methods_of("published").values() for name in other.settings}
+    said = {name: f"{method.name} has no setting {name}; {own}" for name in others - method.settings.keys()}
+    return {option_of(setting): text for setting, text in (said | dict(method.gone)).items()}
 
 
 def given_settings(options: argparse.Namespace, places: Mapping[str, str]) -> dict[str, list]:

@@ -18,6 +18,8 @@ VOLUME = {
 }
 _SPELLINGS = {word: name for name, (words, _) in VOLUME.items() for word in words} | {"--debug": "verbose"}  # once so
 
+_LIKE = 0.7  # so much of an option and of a slip of it is the same
+
 HOSTS = (
     ("--coordinator", {"metavar": "HOST:PORT", "help": "address of the first of several hosts, or auto"}),
     ("--processes", {"type": int, "metavar": "N", "help": "how many hosts there are"}),
@@ -147,8 +149,12 @@ def option_of(setting: str) -> str:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """Return " (did you mean --x?)" for the known option that is most like a word, or nothing if none is."""
-    return did_you_mean(word, known).replace("'", "")
+    """Return " (did you mean --x?)" for the known option that is most like a word, or nothing if none is.
+
+    The dashes, which all options share, do not make two alike, nor does what follows a dot.
+    """
+    hint = did_you_mean(word.lstrip("-").partition(".")[0], {name[2:] for name in known if name[:2] == "--"}, _LIKE)
+    return hint.replace("mean '", "mean --").replace("'", "")
 
 
 def path_argument(text: str) -> str:

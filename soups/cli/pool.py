@@ -6,7 +6,7 @@ soups pool COMMAND --help    more about a command, with an example
 
 import json
 
-from soups.cli.merge_options import add_settings
+from soups.cli.merge_options import add_settings, not_settings
 from soups.cli.options import Parser, path_argument
 from soups.cli.show import say, size_of, table
 from soups.formats.tensors import CheckpointError, nested
@@ -48,7 +48,8 @@ def main(arguments: list[str], run) -> int:
     """Run one command and return its exit code."""
     method, hint = _method(arguments), "; settings of a method belong beside --method"
     release = "release" in arguments[:1]
-    options = parser(run.prog, method).parse(arguments, "" if method or not release else hint, _GONE if release else {})
+    gone = _GONE | (not_settings(method) if method else {}) if release else {}
+    options = parser(run.prog, method).parse(arguments, "" if method or not release else hint, gone)
     return options.command(options, run)
 
 

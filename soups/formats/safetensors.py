@@ -27,10 +27,11 @@ def read_header(path: pathlib.Path) -> Header:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:  # as a text has it, whose first letters are read as this number
+            what = f"a header of {length} bytes, more than {MAX_HEADER}"
+            raise CheckpointError(f"{path} is not a safetensors file: its first bytes say {what}")
         if size < 8 or length > size - 8:
             raise CheckpointError(f"{path} is truncated: {size} bytes, less than its header")
-        if length > MAX_HEADER:
-            raise CheckpointError(f"{path}: a header of {length} bytes, more than {MAX_HEADER}")
         header = file.read(length)
     if not header.startswith(b"{"):
         raise CheckpointError(f"{path} is not a safetensors file: its header is not a JSON object")

@@ -119,6 +119,7 @@ def test_soups_of_anyones_pool_and_network(command, room):
         ({"apply": None}, "does not say of what architecture 'a' is: give --apply"),
         ({"held_out": "own_data"}, "unknown --held-out 'own_data': name your own as 'module:function'"),
         ({"held_out": "own_data:heldout"}, "there is no 'heldout' in .*own_data.py .did you mean 'held_out'"),
+        ({"held_out": "own_data:nope"}, "there is no 'nope' in .*own_data.py(?!.*did you mean)"),  # not the module np
         ({"test": "own_data:wrong"}, "--test 'own_data:wrong' failed: .*own_data.py, line 18: FileNotFoundError"),
         ({"test": "own_data:kernel"}, "test must be a pair"),
         ({"shift": "dark"}, "--shift dark: a name is needed, as in --shift night=my_data:night"),
@@ -127,7 +128,9 @@ def test_soups_of_anyones_pool_and_network(command, room):
         ({"base": None}, "wise_ft needs a base, base= .--base.: the weights .*\nties needs a base"),
         ({"recipes": "unifrom"}, "unknown recipe 'unifrom'.*did you mean 'uniform'"),
         ({"recipes": "ties:density"}, "no module 'ties'"),
-        ({"recipes": "ties:density=0.2:scale"}, "'scale' is no setting, as in ties:density=0.2"),
+        ({"recipes": "ties:density=0.2:scale"}, "setting 'scale' needs a value, as in ties:scale=0.2"),
+        ({"recipes": "ties:density"}, "ties:density: setting 'density' needs a value, as in ties:density=0.2"),
+        ({"recipes": "ties:=1"}, "'=1' is no setting, as in ties:density=0.2"),
         ({"recipes": "ties:density=[0.2"}, "--recipes ties:density=.0.2: density is not YAML"),
         ({"recipes": "ties:densty=1"}, "ties has no setting 'densty' .did you mean 'density'"),
         ({"metrics": "acuracy"}, "unknown metric 'acuracy' .did you mean 'accuracy'"),

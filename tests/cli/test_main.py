@@ -11,6 +11,7 @@ import pytest
 
 import soups
 from soups.cli import COMMANDS, main, merge_options
+from soups.cli import options as cli_options
 
 ROOT = pathlib.Path(__file__).parents[2]
 ALL = [[name] for name in COMMANDS]
@@ -62,6 +63,22 @@ def test_tracebacks_are_printed_where_all_is_told(command, capsys):
         assert main([option, command, "--nonsense"]) == 2
         *lines, last = capsys.readouterr().err.splitlines()
         assert lines[0].startswith("Traceback") and last.startswith(f"soups {command}: unknown")
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "option"),
+    [
+        ("--dnsity", ["--density", "--insist"], "density"),
+        ("--metod", ["--method", "--methods"], "method"),
+        ("--confg.members", ["--config"], "config"),
+        ("--density", ["--insist"], None),
+        ("--scale", ["--sharded"], None),
+        ("--base", ["--verbose", "-b"], None),
+        ("--q", ["-q", "--quiet"], None),
+    ],
+)
+def test_only_a_slip_of_an_option_is_taken_for_it(word, known, option):
+    assert cli_options.meant(word, known) == (f" (did you mean --{option}?)" if option else "")
 
 
 def test_an_unknown_command_is_named(capsys):

@@ -217,11 +217,16 @@ def test_refuses_headers(case, refused, make):
     refused(make.safetensors_bytes(header, b"\0"), message)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\1\0", struct.pack("<Q", 3) + b"{}", struct.pack("<Q", 2**63) + b"{}" * 9, b"\xff" * 20]
-)
+@pytest.mark.parametrize("content", [b"", b"\1\0", struct.pack("<Q", 3) + b"{}", struct.pack("<Q", 10**8) + b"{}"])
 def test_refuses_a_length_beyond_the_file(content, refused):
     refused(content, "is truncated" if content else "is empty")
+
+
+@pytest.mark.parametrize(
+    "content", [struct.pack("<Q", 2**63) + b"{}" * 9, b"\xff" * 20, b"these are no weights at all", b"hello\n"]
+)
+def test_a_length_that_no_header_has_is_of_another_file(content, refused):
+    refused(content, "is not a safetensors file: its first bytes say a header of")
 
 
 def test_refuses_a_longer_header_than_the_format_allows(tmp_path):

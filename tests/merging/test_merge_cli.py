@@ -363,6 +363,9 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     missing = ["--align", tmp_path / "none.yml", "--out", out]
     refused(*method("linear", models, "a", "b", base=None), *missing, message="--align: no file at ")
     refused(*ties, "--densty", 0.2, "--out", out, message="unknown option --densty (did you mean --density?)")
+    linear = method("linear", models, "a", "b", base=None)
+    none = "unknown option --density; linear has no setting density; it has normalize, weight"
+    refused(*linear, "--density", 0.2, "--out", out, message=none)
     gone = "unknown option --favor; floor takes one number for each member: above 0"
     refused(*method("fisher", models, "a", base=None), "--favor", 1, "--out", out, message=gone)
     refused(*ties, "--density", "x", "--out", out, message="parameters.density must be a number, not 'x'")

@@ -514,6 +514,10 @@ def test_mistakes_are_one_line_and_2(cli, house):
         ),
         (("release", "--density", "1"), "unknown option --density; settings of a method belong beside --method"),
         (("release", "--method", "linear", "--weihgt", "1"), "unknown option --weihgt (did you mean --weight?)"),
+        (
+            ("release", "--method", "linear", "--density", "1"),
+            "linear has no setting density; it has normalize",
+        ),
         (("release", "--method", "unifrom"), "did you mean 'uniform'?"),
         (("log", "--remake", 3, "out"), "has no releases yet"),
         (("release", "--method", "ties", "--density", "0.2", "0.3"), "'0.3' belongs to no option"),

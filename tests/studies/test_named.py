@@ -178,7 +178,7 @@ CHOICES = "; there are: digits, glyphs, or your own as 'module:function'"
         ({"name": "own_room:fails", "rate": 1}, f"own_room.py, line {line_of('{}[')}: KeyError: 'a'"),
         ("own_room:fails", "- config.task: rate is missing"),
         ("own_room:misfits", "the sets of task 'own' do not fit together:\n  train "),
-        ({"name": "own_room:task", "siez": 3}, "+ config.task: siez is extra"),
+        ({"name": "own_room:task", "siez": 3}, "+ config.task: siez is extra (did you mean 'size'?)"),
         ({"image_siz": 8}, "+ config.task: image_siz is extra (did you mean 'image_size'?)"),
         ("own_room:arrays", "must return a soups.data.Task, or a pair of one and {'train': Dataset}"),
         ("own_room:dataset", "not Dataset"),
@@ -217,7 +217,7 @@ def test_an_architecture_is_one_of_the_library_or_what_a_function_returns():
             "unknown config.model 'vti' (did you mean 'vit'?); there are: convnet, efficientnet_lite0, glyph_vit, "
             "mlp, resnet, vit",
         ),
-        ({"name": "own_room:Net", "widht": 3}, "+ config.model: widht is extra"),
+        ({"name": "own_room:Net", "widht": 3}, "+ config.model: widht is extra (did you mean 'width'?)"),
         ("own_room:itself", "must return a Linen module or a soups.models.Network, not a Net itself"),
         ("own_room:dataset", "config.model: seed is missing"),
         ("own_room:arrays", "must return a Linen module or a soups.models.Network, not a tuple"),
