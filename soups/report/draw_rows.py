@@ -18,8 +18,9 @@ from soups.report.tables import Row, format_number, row_named, rows_table
 
 @figure("What each row gains", seeds="Dots: means over {} seeds.")
 def overview(results: Mapping):
-    """Test results of every row as the difference from the line at 0, {reference}, of the same seed. Whiskers: the 95 %
-    interval of the difference; one that crosses the line may be no difference. Arrows lead off the axis.
+    """Test results of every row as the difference from the line at 0, {reference}, of the same seed. Whiskers, where
+    they are known: the 95 % interval of the difference; one that crosses the line may be no difference. Arrows lead off
+    the axis.
     """
     panels = _panels(results)
     if not panels:

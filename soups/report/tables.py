@@ -253,7 +253,10 @@ def main_table(results: Mapping, names: Collection[str] = ()) -> Table:
     for split in splits.values():
         add(_head(results, split, main), metric_cells(results, rows, split, results["metric"]))
         if split != splits.get("held_out") and split != splits.get("train") and any(row.gain for row in rows):
-            add(f"{files.title_of(results, split)} gain", [_gain_cell(row.gain.get(split), main) for row in rows])
+            add(
+                f"{files.title_of(results, split)} {_called(main)}",
+                [_gain_cell(row.gain.get(split), main) for row in rows],
+            )
     others = dict.fromkeys(name for row in rows for name in row.metrics.get(test, ()) if name != results["metric"])
     others = {} if names else others
     for name in others:
@@ -374,6 +377,10 @@ def _published(results, row, split, found):
     return f"{count:+d}".replace("-", "−") + "!" * outside, hover
 
 
+def _called(metric):
+    return "gain" if metric.better == "higher" else "change"
+
+
 def _gain_cell(found, metric):
     if found is None:
         return Cell("–", math.nan)
@@ -400,8 +407,12 @@ def _note(results, rows, others, costs):
     if any(row.gain for row in rows):
         known = any(math.isfinite(found.half) for row in rows for found in row.gain.values())
         interval = ", with its 95 % interval, in colour where that excludes 0" if known else ""
-        points = "points" if files.metric_of(results).percent else "difference"
-        parts.append(f"Gain: {points} over {results['reference']} of the same seed{interval}.")
+        metric = files.metric_of(results)
+        points = "points over" if metric.percent else "difference from"
+        lower = "" if metric.better == "higher" else "; lower is better"
+        parts.append(
+            f"{_called(metric).capitalize()}: {points} {results['reference']} of the same seed{lower}{interval}."
+        )
     if others:
         parts.append(f"{', '.join(files.metric_of(results, name).title for name in others)}: on test.")
     explained = [f"{COSTS[name][0]}: {COSTS[name][2]}" for name in costs if name in COSTS]

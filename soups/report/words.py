@@ -90,6 +90,12 @@ def _sampling(results, split, row):
 
 def _compared(results, rows: Sequence[Row], reference, split):
     metric = files.metric_of(results)
+    over = f"{results['reference']}: {_level(results, reference, split)}"
+    where = f"On {files.title_of(results, split)} ({over})"
+    if not any(math.isfinite(row.gain[split].half) for row in rows if row is not reference):
+        each = ", ".join(f"{row.name} {format_gain(row.gain[split], metric)}" for row in rows)
+        points = ", in points" if metric.percent else ""
+        return f"{where}{points}: {each}; {metric.better} is better, and no interval is known."
     found = {verdict: [] for verdict in _VERDICTS}
     for row in rows:
         gain = row.gain[split]
@@ -100,9 +106,8 @@ def _compared(results, rows: Sequence[Row], reference, split):
     for verdict, those in found.items():
         listed = " and ".join([", ".join(those[:-1]), those[-1]] if len(those) > 1 else those)
         parts += [f"{listed} {'are' if len(those) > 1 else 'is'} {verdict}"] if those else []
-    over = f"{results['reference']}: {_level(results, reference, split)}"
     unit = ", in points" if metric.percent else ""
-    return f"On {files.title_of(results, split)} ({over}){unit}: {'; '.join(parts)}."
+    return f"{where}{unit}: {'; '.join(parts)}."
 
 
 def _best(results, row, split):

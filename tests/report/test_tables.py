@@ -295,6 +295,21 @@ def test_a_gain_is_good_in_the_direction_of_its_metric():
         assert [tables._gain_cell(gain, metric).look for gain in gains] == looks
 
 
+def test_where_less_is_better_a_difference_is_called_a_change(results):
+    results = one_seed(results)
+    results["metrics"] = results["metrics"] | {"loss": {"title": "loss", "better": "lower"}}
+    for row in results["rows"]:
+        row.pop("wins", None)  # which an interval of one seed would come from
+        for found in row["metrics"].values():
+            found["loss"] = 1 - found["accuracy"]
+    results["metric"] = "loss"
+    table = tables.main_table(results)
+    assert "test change" in table.heads and not any("gain" in head for head in table.heads)
+    assert "Change: difference from best member of the same seed; lower is better" in table.note
+    said = " ".join(report.sentences(results))
+    assert "lower is better, and no interval is known" in said and "clearly" not in said
+
+
 # --- Sentences --------------------------------------------------------------------------------------------------------
 
 
