@@ -42,6 +42,7 @@ STUDIES = {
         "domainbed",
         "finetune_and_soup",
         "fusing",
+        "glue_soups",
         "imagenet_finetune",
         "imagenet_soups",
         "multi_task",

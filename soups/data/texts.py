@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import logging
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -136,8 +137,9 @@ def load_text_task(
 
     Raises:
         FileNotFoundError: no such folder, or no files of splits in it.
-        ValueError: lines with other columns; an empty text; labels that the training part does not have; fewer than two
-            classes; nothing that says what shall select. Lines and counts are named.
+        ValueError: lines with other columns; an empty text; labels that the training part does not have, or that are no
+            classes but fractions; fewer than two classes; nothing that says what shall select. Lines and counts are
+            named.
     """
     folder = local_path(path)
     read = {split: _read(file, layout) for split, file in _files(folder).items()}
@@ -303,6 +305,12 @@ def _layout(file, layout, first) -> str:
 
 def _datasets(tables, folder) -> dict[str, TextDataset]:
     known = set(tables["train"].labels)
+    if any(map(_is_fraction, known)):
+        such = min(filter(_is_fraction, known))
+        raise ValueError(
+            f"{folder}: labels must be those of classes, not numbers such as {such:.100}; if they are, give them "
+            "names that are no numbers"
+        )
     whole = all(label.lstrip("-").isdecimal() for label in known)
     names = tuple(sorted(known, key=int if whole else str))
     problems = []
@@ -325,6 +333,14 @@ def _datasets(tables, folder) -> dict[str, TextDataset]:
         )
         for split, table in tables.items()
     }
+
+
+def _is_fraction(label: str) -> bool:
+    try:
+        number = float(label)
+    except ValueError:
+        return False
+    return math.isfinite(number) and not number.is_integer()
 
 
 def _shared(task) -> dict[str, int]:

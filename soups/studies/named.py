@@ -191,7 +191,15 @@ def check_unchanged(scene: Scene, network: Network, task: Task, earlier: Dataset
     Raises:
         ValueError: the data or the network has changed.
     """
-    here = _contents(task, earlier, network)
+    check_contents(scene, _contents(task, earlier, network))
+
+
+def check_contents(scene: Scene, here: Mapping[str, str]) -> None:
+    """Refuse to go on where the digests of "data" and "network" are others than those that a scene began with.
+
+    Raises:
+        ValueError: the data or the network has changed.
+    """
     there = scene.stage("contents", lambda: here)
     words = {"data": "other data", "network": "another network"}
     if changed := [words[name] for name in here if here[name] != there[name]]:

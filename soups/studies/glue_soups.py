@@ -1,0 +1,285 @@
+"""Fine-tune an encoder on tasks of texts from one head each, and cook soups: read from top to bottom.
+
+As the model soups of BERT and T5 on GLUE (Wortsman et al., 2022, arXiv 2203.05482, appendix J): a random search over
+learning rate, size of batches, epochs and seed, then the best member, the uniform and the greedy soup, on each task.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from soups import models, tree
+from soups.data import TextTask, by_length, joined, load_text_task, text_batches
+from soups.evaluate import METRICS, Metric
+from soups.models.architectures import Architecture, architecture, encoder_of
+from soups.models.text_tokenizer import Encoded, TextTokenizer, text_tokenizer
+from soups.pool import digest
+from soups.progress import counted, say
+from soups.studies.examples import Examples
+from soups.studies.kitchen import Kitchen
+from soups.studies.named import check_contents
+from soups.studies.rows import Row, known_of
+from soups.studies.search_space import choices
+from soups.studies.study import Scene, Study, Workdir, check_fields, with_defaults
+from soups.studies.trials import over_domains
+from soups.train import Classification, Training, fit, probe_on_features, search
+
+FIELDS = {
+    "": "study name seeds? first_seed? data_dir tasks",
+    "model": "arch? start? pool_type? length? dropout? frozen?",
+    "splits?": "held_out? shots?",
+    "probe?": "strengths max_iterations?",
+    "sweep": "members learning_rate weight_decay? batch_sizes epochs",
+    "greedy?": "random_orders",
+    "learned?": "learning_rate epochs batch_size",
+    "wise_ft?": "alphas",
+    "evaluate?": "batch_size",
+}
+DEFAULTS = {
+    "seeds": 1,
+    "first_seed": 0,
+    "model": {"arch": None, "start": None, "pool_type": "mean", "length": 128, "dropout": 0.1, "frozen": None},
+    "splits": {"held_out": None, "shots": None},
+    "probe": {"strengths": (1e-2, 1e-1, 1.0), "max_iterations": 200},
+    "greedy": {"random_orders": 0},
+    "evaluate": {"batch_size": 200},
+}
+SPLITS = ("train", "held_out", "test")
+HELD_OUT = "{}, held-out"
+REFERENCE = "best member"
+#: test scores in percent of BERT-base, table 5 of the paper
+PUBLISHED = {
+    REFERENCE: {"MRPC": 88.3, "RTE": 61.0, "CoLA": 59.1, "SST-2": 92.5},
+    "greedy soup": {"MRPC": 88.3, "RTE": 61.7, "CoLA": 59.1, "SST-2": 93.0},
+}
+
+
+def _check(config):
+    check_fields(config, FIELDS)
+    if config["sweep"]["members"] < 2:
+        raise ValueError("config.sweep.members must be at least 2: soups need two members")
+    if not config["tasks"] or len(set(config["tasks"])) < len(config["tasks"]):
+        raise ValueError(f"config.tasks must name folders, each once, not {config['tasks']!r:.200}")
+    _drawn(config["sweep"], 0)  # refuses what cannot be drawn
+
+
+def _drawn(sweep, seed) -> list[dict[str, Any]]:
+    """Draw the hyper-parameters of all members."""
+    sizes = tuple(sweep["batch_sizes"])
+    if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"config.sweep.batch_sizes must be whole numbers of at least 1, not {sizes!r:.200}")
+    own = {"epochs": search.integers, "seed": search.integers}
+    found = choices(sweep | {"seed": (0, 2**31 - 1)}, **own)
+    return search.random(sweep["members"], seed, **found, batch_size=lambda generator: int(generator.choice(sizes)))
+
+
+def mrpc_score(outputs: Any, targets: Any) -> float:
+    """Return the mean of accuracy and F1, by which GLUE measures MRPC and QQP."""
+    return (METRICS["accuracy"].function(outputs, targets) + METRICS["f1"].function(outputs, targets)) / 2
+
+
+#: the score of a task by the name of its folder, as GLUE has it; accuracy of all others
+SCORES = {"cola": METRICS["matthews"].function, "mrpc": mrpc_score, "qqp": mrpc_score}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextScene(Scene):
+    """Hold what the tasks of one seed share: the network, its weights and its tokenizer."""
+
+    arch: Architecture
+    start: tree.Tree
+    tokenize: TextTokenizer
+    tasks: Mapping[str, TextTask]
+
+    def cook(self) -> dict[str, Any]:
+        """Return the part of the results that is of this seed."""
+        say(f"\nseed {self.seed}")
+        by_task = {name: self.stage(f"{name} rows", functools.partial(self.rows, name)) for name in self.tasks}
+        rows = [_beside_published(row) for row in over_domains(by_task, HELD_OUT)]
+        kitchen = self.kitchen(next(iter(self.tasks)))
+        return {
+            "splits": self.described_splits,
+            "reference": REFERENCE,
+            "rows": rows,
+            "claims": self.claims(rows),
+            "members": [one for name in self.tasks for one in self.described(name)],
+            "facts": {"Tasks": {name: self.facts(name) for name in self.tasks}},
+            **kitchen.described_metrics,
+        }
+
+    def rows(self, name: str) -> list[Row]:
+        """Make the members of a task and return the rows of all that is cooked of them."""
+        say(name)
+        probe = self.probe(name)
+        self.fill(name, probe)
+        kitchen, config = self.kitchen(name), self.config
+        rows = [kitchen.row("linear probe", "probe", kitchen.measure(probe), {}), *kitchen.single_rows()[:3]]
+        rows += kitchen.soup_rows(config["greedy"]["random_orders"], config.get("learned"))[0]
+        if "wise_ft" in config:
+            rows += kitchen.path_rows(probe, config["wise_ft"]["alphas"], called="probe")[:2]
+        return rows + kitchen.ensemble_rows()[0]
+
+    # --- Weights of one task ------------------------------------------------------------------------------------------
+
+    def place(self, name: str) -> str:
+        """Return the name of what is kept of a task."""
+        return f"{name}_pool"
+
+    @functools.cached_property
+    def features(self):
+        """Return the compiled function from weights and inputs to features."""
+        return jax.jit(self.arch.apply_fn(None))
+
+    @functools.cached_property
+    def encoded(self) -> dict[tuple[str, str], Encoded]:
+        """Return the tokens of each split of each task, and how many of its texts were cut."""
+        splits = {(name, split): getattr(task, split) for name, task in self.tasks.items() for split in SPLITS}
+        return {key: self.tokenize.encode(data.texts, data.second) for key, data in splits.items()}
+
+    def inputs(self, name: str, split: str) -> dict[str, np.ndarray]:
+        """Return the tokens of a split."""
+        return self.encoded[name, split].inputs
+
+    def probe(self, name: str) -> tree.Tree:
+        """Return the start weights with a head for a task, fitted to their features: all members begin with it."""
+
+        def make():
+            def features(split):
+                parts = by_length(self.inputs(name, split), self.config["evaluate"]["batch_size"])
+                return joined((rows, np.asarray(self.features(self.start, part))) for rows, part in parts)
+
+            task, config = self.tasks[name], self.config["probe"]
+            options = {"num_classes": len(task.class_names), "held_out": (features("held_out"), task.held_out.labels)}
+            head = probe_on_features(features("train"), task.train.labels, **options, **config)
+            return {**self.start, "head": head}
+
+        pool = self.workdir.pool(f"{name}_bases")
+        return self.timed(f"{name} probe", lambda: self.kept(pool, "probe", make))
+
+    def fill(self, name: str, probe: tree.Tree) -> None:
+        """Fill the pool of a task with its members."""
+        task, pool, config = self.tasks[name], self.workdir.pool(self.place(name)), self.config["model"]
+        training = _training(self.arch, len(task.class_names), config["dropout"], config["frozen"])
+        base = self.workdir.pool(f"{name}_bases").digest(self.name("probe"))
+        drawn = _drawn(self.config["sweep"], self.seed)
+
+        def make():
+            for index, one in counted(enumerate(drawn), name, len(drawn), "members"):
+                if (member := self.name(f"member_{index:02d}")) in pool:
+                    continue
+                settings = {key: value for key, value in one.items() if key not in ("batch_size", "epochs")}
+                size = min(one["batch_size"], len(task.train))
+                batches = text_batches(self.inputs(name, "train"), task.train.labels, size, seed=one["seed"])
+                steps = math.ceil(one["epochs"] * len(task.train) / size)
+                made = fit(training, probe, batches, steps=steps, hyperparameters=settings)
+                metadata = {"config": one, "seed": self.seed, "base": base}
+                metadata["losses"] = [float(loss) for loss in made["losses"]]
+                pool.add(member, jax.device_get(made["params"]), metadata)
+
+        self.timed(f"{name} members", make)
+
+    def kitchen(self, name: str) -> Kitchen:
+        """Return what measures and cooks the members of a task."""
+        pool, task = self.workdir.pool(self.place(name)), self.tasks[name]
+        score = SCORES.get(name.lower(), METRICS["accuracy"].function)
+        return Kitchen(
+            members=pool.select([member for member in pool if member.startswith(self.prefix)]),
+            apply_fn=_apply_fn(self.arch, len(task.class_names)),
+            held_out=Examples(self.inputs(name, "held_out"), task.held_out.labels),
+            test=Examples(self.inputs(name, "test"), task.test.labels),
+            shifts={},
+            directory=self.workdir.path / "kitchens" / name,
+            seed=self.seed,
+            prefix=self.prefix,
+            batch_size=self.config["evaluate"]["batch_size"],
+            metrics={"score": Metric(score, "max")} | {one: METRICS[one] for one in ("accuracy", "nll", "ece")},
+            mesh=self.data_mesh,
+        )
+
+    # --- What results tell --------------------------------------------------------------------------------------------
+
+    def described(self, name: str) -> list[dict[str, Any]]:
+        """Return the members of a task as results hold them."""
+        pool = self.workdir.pool(self.place(name))
+        names = [member for member in pool if member.startswith(self.prefix)]
+        called = {member: f"{name} {member.removeprefix(self.prefix)}" for member in names}
+        return [{"name": called[member], **known_of(pool.record(member))} for member in names]
+
+    @property
+    def described_splits(self) -> dict[str, Any]:
+        """Return the splits as results hold them."""
+        selecting = {name: HELD_OUT.format(name) for name in self.tasks}
+        return {
+            "test": {"role": "test", "mean_of": list(self.tasks), "title": "mean of tasks"},
+            "held_out": {"role": "held_out", "mean_of": list(selecting.values())},
+            **{name: {"role": "test", "examples": len(task.test)} for name, task in self.tasks.items()},
+            **{
+                selecting[name]: {"role": "held_out", "examples": len(task.held_out)}
+                for name, task in self.tasks.items()
+            },
+        }
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return what the results tell of a task."""
+        task, cut = self.tasks[name], sum(self.encoded[name, split].cut for split in SPLITS)
+        found = {"classes": len(task.class_names), "train": len(task.train), "over-long texts": cut}
+        return found | {f"{split} also in train": count for split, count in task.facts["shared"].items()}
+
+    def claims(self, rows: list[Row]) -> list[dict[str, Any]]:
+        """Return the differences that the paper reports."""
+        test = {row["name"]: row["metrics"]["test"]["score"] for row in rows}
+        pairs = [("greedy soup", REFERENCE), ("uniform soup", REFERENCE), ("greedy soup", "ensemble")]
+        return [{"seed": self.seed, "title": f"{a} > {b}", "value": test[a] - test[b]} for a, b in pairs]
+
+
+@functools.cache
+def _apply_fn(arch, classes):
+    return arch.apply_fn(classes)  # one function for all seeds, so that their programs are shared
+
+
+@functools.cache
+def _training(arch, classes, dropout, frozen):
+    loss = Classification(arch.train_apply_fn(classes, dropout=dropout), classes, preprocess=None)
+    return Training(loss=loss, learning_rate_rules=None if frozen is None else ((frozen, 0.0), (".*", 1.0)))
+
+
+def _beside_published(row: Row) -> Row:
+    known = {task: value for task, value in PUBLISHED.get(row["name"], {}).items() if task in row["metrics"]}
+    numbers = {task: {"value": value / 100, "exact": False} for task, value in known.items()}
+    return row | ({"published": numbers} if numbers else {})
+
+
+def _scenes(config, workdir: Workdir) -> list[TextScene]:
+    config = with_defaults(config, DEFAULTS)
+    model, splits, folder = config["model"], config["splits"], pathlib.Path(config["data_dir"]).expanduser()
+    path, named = model["start"], model["arch"]
+    if path is None and named not in (None, "minilm-l6"):
+        raise ValueError(f"config.model.start must say where the weights and the tokenizer of {named} are")
+    path = models.minilm_folder() if path is None else path
+    arch = encoder_of(path, pool_type=model["pool_type"]) if named is None else architecture(named)
+    if arch.image_size is not None or arch.features.mlm:
+        raise ValueError(f"config.model.arch {named!r} is no encoder that classifies texts")
+    start = models.import_weights(path, arch)
+    shared = {"arch": arch, "start": {name: part for name, part in start.items() if name != "head"}}
+    shared["tokenize"] = text_tokenizer(path, arch, length=model["length"])
+    made = []
+    for seed in range(config["first_seed"], config["first_seed"] + config["seeds"]):
+        tasks = {
+            name: load_text_task(folder / name, seed=seed, layout="cola" if name.lower() == "cola" else None, **splits)
+            for name in config["tasks"]
+        }
+        scene = TextScene(config=config, workdir=workdir, seed=seed, tasks=tasks, **shared)
+        data = {"_".join(key): one.inputs for key, one in scene.encoded.items()}
+        labels = {f"{name}_{split}": getattr(task, split).labels for name, task in tasks.items() for split in SPLITS}
+        check_contents(scene, {"data": digest({"x": data, "y": labels}), "network": digest(scene.start)})
+        made.append(scene)
+    return made
+
+
+run = Study(check=_check, scenes=_scenes, cook=TextScene.cook, folders=())
