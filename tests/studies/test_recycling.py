@@ -58,8 +58,8 @@ def small(name, data_dir, **changes):
 
 def one_domain(data_dir):
     """Return the config of what the finished run does for its first domain, without other methods."""
-    config = small("domainbed", data_dir, test_domains=("dark",), methods={})
-    config["leave_one_out"], config["fisher"]["examples"] = False, 0
+    config = small("domainbed", data_dir, test_domains=("dark",))
+    config["methods"], config["leave_one_out"], config["fisher"]["examples"] = {}, False, 0
     return config
 
 
