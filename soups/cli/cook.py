@@ -13,8 +13,9 @@ test and shifts report.
 A RECIPE is uniform, greedy, learned, learned_per_leaf, wise_ft (from the base
 to the best member), ensemble, a merging method (soups merge --methods) with its
 settings, as in ties:density=0.2:scale=1, or a MODULE:NAME that makes weights
-from {name: weights}. By default: uniform, greedy, learned and ensemble, and
-with a base wise_ft. Commas may stand between several, as in uniform,greedy.
+from {name: weights}. Learned soups have settings too: learned:epochs=20,
+learning_rate and batch_size. By default: uniform, greedy, learned and ensemble,
+and with a base wise_ft. Commas may stand between several, as in uniform,greedy.
 
 DIR gets results.json, report.html, tables, figures, and the soups as a pool.
 The same command goes on where it was stopped, and repeats no finished work.

@@ -3,10 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from soups.arrays import refusal
 from soups.data import pair_of, unscaled
+
+_BLOCK = 1024  # examples that are looked at at a time
 
 
 class Examples:
@@ -29,6 +32,11 @@ class Examples:
             raise ValueError(
                 "images are floats up to 255, but only bytes (uint8) are brought to [0, 1]: give them as uint8, "
                 "divide them by 255, or give a preprocess, such as lambda x: x if the network takes them as they are"
+            )
+        if as_usual and (row := _not_finite(self.inputs)) is not None:
+            raise ValueError(
+                f"inputs hold NaN or infinity, first in example {row}: leave such examples out, or give a preprocess, "
+                "such as lambda x: x if the network takes them as they are"
             )
         if classes:
             self._check_labels()
@@ -57,6 +65,21 @@ class Examples:
         if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             what = f"{labels.dtype} of shape {labels.shape}" if isinstance(labels, np.ndarray) else "several arrays"
             raise ValueError(f"labels must be integers [N], not {what}; give metrics= for targets that are not classes")
+
+
+def _not_finite(inputs) -> int | None:
+    """Return the first example of which an input is NaN or infinite; only arrays of floats are read for that."""
+    rows = []
+    for leaf in jax.tree.leaves(inputs):
+        here = isinstance(leaf, np.ndarray) or (isinstance(leaf, jax.Array) and leaf.is_fully_addressable)
+        if not here or not leaf.ndim or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        for start in range(0, len(leaf), _BLOCK):
+            block = leaf[start : start + _BLOCK]
+            if (bad := ~np.isfinite(np.asarray(block)).reshape(len(block), -1).all(axis=1)).any():
+                rows.append(start + int(bad.argmax()))
+                break
+    return min(rows, default=None)
 
 
 def _length_problems(leaves, images) -> list[str]:

@@ -69,9 +69,10 @@ class Evaluator:
 
     Raises:
         ValueError: an empty dataset, or one whose inputs, labels and class groups do not fit together; without a
-            `preprocess` images of a dataset that are not uint8, and images that are floats up to 255; unknown metrics,
-            or no metrics for targets that are not classes; a mesh without an axis "data", or together with a width; a
-            width that does not divide the number of devices; a batch size below 1; a cache without a key.
+            `preprocess` images of a dataset that are not uint8, images that are floats up to 255, and inputs that hold
+            NaN or infinity; unknown metrics, or no metrics for targets that are not classes; a mesh without an axis
+            "data", or together with a width; a width that does not divide the number of devices; a batch size below 1;
+            a cache without a key.
     """
 
     def __init__(

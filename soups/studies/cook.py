@@ -74,7 +74,8 @@ def cook(
         recipes: "uniform", "greedy", "learned", "learned_per_leaf", "wise_ft" (the path from the base to the best
             member), "ensemble" (all, and greedy), any merging method by its name, a pair of one with its settings, or
             `function(members) -> weights`; a mapping gives titles. Default: `RECIPES`. Settings that differ from
-            member to member are of all that are given, also where some are left out.
+            member to member are of all that are given, also where some are left out. Those of learned soups are
+            `learning_rate` (0.05), `epochs` (5) and `batch_size` (128).
         metrics: what is measured, as for `soups.evaluate.Evaluator`, such as ["mse", "r2"]; the first one selects, and
             is the main one of the report. Default: accuracy and what else suits classes.
         keep: `keep(outputs, targets)`, as for `soups.evaluate.Evaluator`: what is left of a batch's outputs for the
@@ -96,9 +97,9 @@ def cook(
 
     Raises:
         ValueError: fewer than two usable members; splits that do not fit the network or the metrics; a test set with
-            the very examples of the held-out data; recipes that are unknown, have wrong settings, or need a base that
-            is not given; a workdir that is a pool, or whose soups would go among the members. All problems of the
-            recipes are listed.
+            the very examples of the held-out data; without `preprocess` inputs that hold NaN or infinity; recipes that
+            are unknown, have wrong settings, or need a base that is not given; a workdir that is a pool, or whose soups
+            would go among the members. All problems of the recipes are listed.
         OSError: the folder cannot be written, or another run works there.
     """
     members = _members(members, base)
@@ -161,6 +162,8 @@ def _one_of(members) -> tree.Tree:
 
 _BASE = "a base, base= (--base): the weights that the members were fine-tuned from"
 _OWN = ("uniform", "greedy", "learned", "learned_per_leaf", "wise_ft", "ensemble")
+_LEARNED = {"learned": "model", "learned_per_leaf": "leaf"}
+_LEARNING = {"learning_rate": "(0, inf)", "epochs": "(0, inf)", "batch_size": "[1, inf)"}  # settings of learned soups
 
 
 def _lacking(kitchen, base, floats) -> dict[str, str]:
@@ -186,9 +189,12 @@ def _wanted(given, base, members, lacking) -> dict[str, Any]:
     titled = given.items() if isinstance(given, Mapping) else ((_title(one), one) for one in given)
     wanted, problems = {}, []
     for title, one in titled:
-        found = one if callable(one) or one in _OWN else _method(one, base, members, problems)
-        if isinstance(one, str) and one in lacking:
-            problems.append(f"{one} needs {lacking[one]}")
+        name, settings = one if _is_pair(one) else (one, {})
+        if isinstance(name, str) and name in _OWN and (name is one or name not in METHODS):
+            found = _own(name, settings, problems)
+            problems += [f"{name} needs {lacking[name]}"] if name in lacking else []
+        else:
+            found = one if callable(one) else _method(one, base, members, problems)
         if title in wanted or (isinstance(found, str) and found in wanted.values()):
             problems.append(f"{title!r} is asked for twice: give the recipes different titles, as a mapping")
         wanted[str(title)] = found
@@ -204,6 +210,21 @@ def _title(one):
         return getattr(one, "__name__", "soup").strip("<>")
     name, settings = one if isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], Mapping) else (one, {})
     return ", ".join([str(name), *(f"{key} = {value}" for key, value in settings.items())])
+
+
+def _own(name, settings, problems):
+    """Return the name of one of our own, as a pair with settings where there are any, which only learned soups have."""
+    known = _LEARNING if name in _LEARNED else {}
+    for key, value in settings.items():
+        if key not in known:
+            has = f"no setting {key!r}{did_you_mean(key, known)}" if known else "no settings: give its name alone"
+            problems.append(f"{name} has {has}")
+            continue
+        try:
+            arguments.check_within(key, value, known[key], whole=key == "batch_size")
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    return (name, dict(settings)) if settings else name
 
 
 def _method(one, base, members, problems):
@@ -356,8 +377,9 @@ def _cooked(kitchen, base, title, one) -> tuple[list[Row], list]:
     if one == "greedy":
         row, history = kitchen.greedy_row()
         return [row], history
-    if one in ("learned", "learned_per_leaf"):
-        row, losses = kitchen.learned_row("leaf" if one == "learned_per_leaf" else "model")
+    name, settings = one if isinstance(one, tuple) else (one, {})
+    if isinstance(name, str) and name in _LEARNED:
+        row, losses = kitchen.learned_row(_LEARNED[name], title=title if settings else None, **settings)
         return [row], losses
     if one == "wise_ft":
         return kitchen.path_rows(base, [place / 10 for place in range(11)]), []

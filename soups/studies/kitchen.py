@@ -175,10 +175,16 @@ class Kitchen(Measuring):
         return random_orders(self.names, count, self.seed)
 
     def learned_row(
-        self, per: str = "model", *, learning_rate: float = 0.05, epochs: int = 5, batch_size: int = 128
+        self,
+        per: str = "model",
+        *,
+        title: str | None = None,
+        learning_rate: float = 0.05,
+        epochs: float = 5,
+        batch_size: int = 128,
     ) -> tuple[Row, list]:
         """Learn the mixing weights on the held-out split, one for each member or leaf; give the row and the losses."""
-        title = {"model": "learned soup", "leaf": "learned soup, per leaf"}[per]
+        title = title or {"model": "learned soup", "leaf": "learned soup, per leaf"}[per]
         data, count = self.held_out, number_of(self.held_out)
         batch_size = min(batch_size, count)
         steps = max(1, round(epochs * count / batch_size))

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -18,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import soups
 from soups import evaluate as room
 from soups.data import Dataset
-from soups.evaluate import Evaluator, LogitCache, Metric, NotFiniteError, evaluator, metrics
+from soups.evaluate import Evaluator, LogitCache, Metric, NotFiniteError, _examples, evaluator, metrics
 from soups.recipes.speculative import greedy_speculative
 
 # Programs that are compiled differently may add up the 6 products and the bias of a logit, each below 4, otherwise.
@@ -502,6 +503,23 @@ def test_weights_that_give_nan_are_an_error_of_the_metrics(rng):
         evaluate(params)
     with pytest.raises(NotFiniteError):
         evaluate(params)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, lambda leaf: leaf.astype(ml_dtypes.bfloat16)])
+def test_inputs_that_are_not_finite_are_named_unless_a_preprocess_is_given(monkeypatch, value, kind):
+    monkeypatch.setattr(_examples, "_BLOCK", 4)
+    inputs, labels = np.zeros((10, 3), np.float32), np.arange(10) % 2
+    tokens = np.zeros((10, 2), np.int32)
+    Evaluator(linear, ({"a": kind(inputs), "b": tokens}, labels))
+    inputs[[5, 7], 2] = value
+    given = {"a": kind(np.zeros((10, 1), np.float32)), "b": tokens, "c": kind(inputs)}
+    for inputs in (given, given["c"]):
+        with pytest.raises(
+            ValueError, match=r"inputs hold NaN or infinity, first in example 5: .* such as lambda x: x"
+        ):
+            Evaluator(linear, (inputs, labels))
+        Evaluator(linear, (inputs, labels), preprocess=lambda x: x)
 
 
 @pytest.mark.parametrize("groups", [0, 3])

@@ -13,6 +13,7 @@ from soups.studies import cook, kitchen
 from soups.studies.cook import _examples
 
 KERNEL = np.zeros((10, 3), np.float32)
+NOT_FINITE = np.where(np.arange(8)[:, None] < 5, np.zeros(10), np.inf)
 RECIPES = ["uniform", "greedy", "learned", "wise_ft", "ensemble", ("ties", {"density": 0.3})]
 
 
@@ -159,6 +160,11 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"recipes": ["ties", "wise_ft"], "base": None}, "ties needs a base, base= .*\nwise_ft needs a base"),
         ({"recipes": [("ties", {"densty": 0.5})]}, "ties has no setting 'densty'.*did you mean 'density'"),
         ({"recipes": ["uniform", "uniform"]}, "'uniform' is asked for twice"),
+        ({"recipes": [("learned", {"epoch": 5})]}, "learned has no setting 'epoch'.*did you mean 'epochs'"),
+        ({"recipes": [("learned", {"epochs": 0})]}, "learned: epochs must be above 0, not 0"),
+        ({"recipes": [("learned", {"batch_size": 1.5})]}, "learned: batch_size must be a whole number, not 1.5"),
+        ({"recipes": [("greedy", {"order": 5})]}, "greedy has no settings: give its name alone"),
+        ({"recipes": [("wise_ft", {})], "base": None}, "wise_ft needs a base"),
         ({"recipes": {"mean": "uniform", "average": "uniform"}}, "'average' is asked for twice"),
         ({"recipes": [3]}, "unknown recipe 3: a recipe is a name"),
         ({"recipes": 3}, "recipes are a list of names, .* not 3"),
@@ -175,6 +181,9 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"recipes": ["fisher"]}, r"fisher takes more than members: call it in a function\(members\)"),
         ({"base": {"kernel": KERNEL}}, "structure from the members .*:\n.*the base: bias is missing"),
         ({"test": (np.zeros((0, 10)), np.zeros(0, int))}, "test: the dataset cannot be evaluated: it has no examples"),
+        ({"held_out": (NOT_FINITE, np.zeros(8, int))}, "held_out: inputs hold NaN or infinity, first in example 5"),
+        ({"test": (NOT_FINITE, np.zeros(8, int))}, "test: inputs hold NaN or infinity, first in example 5"),
+        ({"shifts": {"far": (NOT_FINITE, np.zeros(8, int))}}, "far: inputs hold NaN or infinity, first in example 5"),
         ({"held_out": (np.zeros((64, 10)), np.zeros(5, int))}, "held_out: the dataset .*: 64 images have 5 labels"),
         ({"shifts": {"far": (np.zeros((2, 10)), ["a", "b"])}}, "far: labels must be integers"),
         ({"test": (np.zeros((2, 10)), np.zeros((2, 1)))}, r"test: labels .*float64 of shape \(2, 1\); .*metrics="),
@@ -268,6 +277,16 @@ def test_one_recipe_needs_no_list(kit, tmp_path, undrawn):
         for one in ("uniform", ["uniform"])
     ]
     assert found[0] == found[1] and "uniform soup" in found[0]
+
+
+def test_learned_soups_take_settings(kit, tmp_path, undrawn):
+    _, members, splits = kit
+    recipes = [("learned", {"epochs": 2, "batch_size": 30}), ("learned_per_leaf", {"learning_rate": 0.1})]
+    found = cook(members, network, workdir=tmp_path, recipes=recipes, **splits)["histories"]["0"]
+    titles = ["learned, epochs = 2, batch_size = 30", "learned_per_leaf, learning_rate = 0.1"]
+    assert {title: len(found[title]) for title in titles} == dict(zip(titles, [6, 5], strict=True))
+    record = soups.Pool(tmp_path / "soups").record("learned_epochs_=_2_batch_size_=_30")["metadata"]
+    assert record["origin"]["settings"].items() >= {"epochs": 2, "batch_size": 30, "learning_rate": 0.05}.items()
 
 
 def test_examples_that_choose_and_judge_are_named(kit, tmp_path, undrawn, capsys):
