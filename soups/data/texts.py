@@ -19,11 +19,28 @@ from soups.data.lengths import LENGTHS, shortened
 from soups.data.splits import split_indices
 from soups.files import PathLike, local_path
 from soups.formats.text import read_text
-from soups.names import check_name, few, refuse
+from soups.names import check_name, count_of, did_you_mean, few, refuse
 
 logger = logging.getLogger("soups")
 
 _LARGEST = 2**30  # bytes of a file
+# names of columns in headers, without numbers behind them
+_TEXT = {
+    "text",
+    "texts",
+    "sentence",
+    "review",
+    "comment",
+    "content",
+    "message",
+    "document",
+    "question",
+    "title",
+    "tweet",
+}
+_TEXT |= {"premise", "hypothesis"}
+_LABEL = {"label", "labels", "class", "category", "target", "sentiment", "polarity", "topic", "intent", "emotion"}
+_LABEL |= {"rating", "gold_label"}
 _STEMS = {"train": ("train",), "held_out": ("val", "dev", "dev_matched"), "test": ("test", "test_matched")}
 
 
@@ -46,6 +63,9 @@ LAYOUTS = {
     "qqp": Layout(("question1", "question2"), "is_duplicate"),
     "label,text": Layout((1,), 0),
 }
+
+
+_SWAP = 'label and text are in each other\'s place: layout="plain" has the label last, layout="label,text" first'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,9 +98,9 @@ class TextDataset:
             if texts is None:
                 continue
             if len(texts) != len(labels) or not len(texts):
-                yield f"there are {len(texts)} {name} for {len(labels)} labels"
+                yield f"{count_of(len(texts), name[:-1])} for {count_of(len(labels), 'label')}"
             if empty := [index for index, text in enumerate(texts) if not text.strip()]:
-                yield f"{len(empty)} of the {name} are empty, the first is number {empty[0]}"
+                yield f"{count_of(len(empty), f'empty {name[:-1]}')}, the first is number {empty[0]}"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -124,7 +144,8 @@ def load_text_task(
 
     Lines are "text<TAB>label" or "text<TAB>text<TAB>label" without a header, or as GLUE has them, which is known by
     the names in the header; only CoLA, which has none, needs `layout="cola"`. In .csv files they are "label,text".
-    Classes are the labels of the training part, sorted, as numbers where all are. Where a test file has no labels, as
+    Classes are the labels of the training part without blanks around them, sorted, as numbers where all are; those that
+    differ only in case or blanks are a warning. Where a test file has no labels, as
     at GLUE, the validation part reports, and what selects is taken from the training part.
 
     Args:
@@ -137,9 +158,9 @@ def load_text_task(
 
     Raises:
         FileNotFoundError: no such folder, or no files of splits in it.
-        ValueError: lines with other columns; an empty text; labels that the training part does not have, or that are no
-            classes but fractions; fewer than two classes; nothing that says what shall select. Lines and counts are
-            named.
+        ValueError: lines with other columns; an empty text or label; a header where there should be none, or labels and
+            texts in each other's place; labels that the training part does not have, or that are no classes but
+            fractions; fewer than two classes; nothing that says what shall select. Lines and counts are named.
     """
     folder = local_path(path)
     read = {split: _read(file, layout) for split, file in _files(folder).items()}
@@ -284,12 +305,30 @@ def _read(file, layout) -> _Table:
     needed = max(place for place in (*places, label) if place is not None) + 1
     wrong = [f"line {number} has {len(row)}" for number, row in rows if len(row) < needed or len(row) != width]
     if wrong:
-        raise ValueError(f"{file}: {len(wrong)} lines have not the {width} columns of the first: {few(wrong, 5)}")
+        lines = count_of(len(wrong), "line")
+        raise ValueError(f"{file}: {lines} without the {width} columns of the first: {few(wrong, 5)}")
+    if not isinstance(LAYOUTS[name].label, str):
+        _check_no_header(file, rows[0], places, label)
     texts = [[row[place] for _, row in rows] for place in places]
-    if empty := [number for number, row in rows if not all(row[place].strip() for place in places)]:
-        raise ValueError(f"{file}: {len(empty)} lines have an empty text, the first is line {empty[0]}")
+    for what, columns in {"text": places, "label": () if label is None else (label,)}.items():
+        if empty := [number for number, row in rows if not all(row[place].strip() for place in columns)]:
+            raise ValueError(
+                f"{file}: {count_of(len(empty), 'line')} with an empty {what}, the first is line {empty[0]}"
+            )
     labels = None if label is None else [row[label].strip() for _, row in rows]
     return _Table(str(file), name, [number for number, _ in rows], texts, labels)
+
+
+def _check_no_header(file, first, places, label):
+    number, row = first
+    words = [cell.strip().lower().rstrip("0123456789") for cell in row]
+    if {words[place] for place in places} <= _TEXT | _LABEL and words[label] in _TEXT | _LABEL:
+        _refuse_header(file, number, row, words[label] in _TEXT)
+
+
+def _refuse_header(file, number, row, swapped=False):
+    again = f". Its names say that {_SWAP}" if swapped else ""
+    raise ValueError(f"{file}, line {number}: {few(row)} is a header, which this layout has not: remove it{again}")
 
 
 def _layout(file, layout, first) -> str:
@@ -303,6 +342,31 @@ def _layout(file, layout, first) -> str:
     return max(fits, key=lambda name: fits[name], default="plain")
 
 
+def _check_columns(tables):
+    """Refuse a header of names of their own, and labels in the place of texts."""
+    firsts = {(table.labels[0], *(column[0] for column in table.texts)) for table in tables.values()}
+    train, (first, *_) = tables["train"], tables["train"].labels
+    if len(tables) > 1 and len(firsts) == 1 and not any(first in table.labels[1:] for table in tables.values()):
+        _refuse_header(train.file, train.lines[0], [*(column[0] for column in train.texts), first])
+    labels, texts = len({*train.labels}), len({*zip(*train.texts, strict=True)})
+    if labels > texts:
+        raise ValueError(
+            f"{train.file}: {labels} labels for {texts} texts, the first, of line {train.lines[0]}, is {first!r:.100}: "
+            f"it seems that {_SWAP}"
+        )
+
+
+def _tell_alike(names, train, task):
+    """Say which labels may be one class."""
+    alike = {}
+    for name in names:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    for same in alike.values():
+        if len(same) > 1:
+            where = few(f"{name!r:.100}, line {train.lines[train.labels.index(name)]}" for name in same)
+            logger.warning("task %s: labels that differ only in case or blanks are classes: %s", task, where)
+
+
 def _datasets(tables, folder) -> dict[str, TextDataset]:
     known = set(tables["train"].labels)
     if any(map(_is_fraction, known)):
@@ -311,6 +375,7 @@ def _datasets(tables, folder) -> dict[str, TextDataset]:
             f"{folder}: labels must be those of classes, not numbers such as {such:.100}; if they are, give them "
             "names that are no numbers"
         )
+    _check_columns(tables)
     whole = all(label.lstrip("-").isdecimal() for label in known)
     names = tuple(sorted(known, key=int if whole else str))
     problems = []
@@ -318,11 +383,14 @@ def _datasets(tables, folder) -> dict[str, TextDataset]:
         strange = collections.Counter(label for label in table.labels if label not in known)
         for label, count in strange.items():
             line = table.lines[table.labels.index(label)]
-            problems.append(f"{table.file}: {count} lines have the label {label!r:.100}, the first is line {line}")
+            hint = did_you_mean(label, known)
+            lines = count_of(count, "line")
+            problems.append(f"{table.file}: {lines} with the label {label!r:.100}, the first is line {line}{hint}")
         if len(table.texts) != len(tables["train"].texts):
             problems.append(f"{table.file} has {len(table.texts)} texts in a line")
     count = len(tables["train"].texts)
     refuse(f"{folder}: the training part has only the labels {few(names)}, and {count} texts in a line", problems)
+    _tell_alike(names, tables["train"], folder.name)
     numbers = {name: number for number, name in enumerate(names)}
     return {
         split: TextDataset(
@@ -349,7 +417,8 @@ def _shared(task) -> dict[str, int]:
     for name in ("held_out", "test"):
         found[name] = sum(example in train for example in _examples(getattr(task, name)))
         if found[name]:
-            logger.warning("task %s: %d examples of %s are in its training part too", task.name, found[name], name)
+            count, verb = count_of(found[name], "example"), "is" if found[name] == 1 else "are"
+            logger.warning("task %s: %s of %s %s in its training part too", task.name, count, name, verb)
     return found
 
 

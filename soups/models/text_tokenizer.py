@@ -16,7 +16,7 @@ from soups.formats.hub import cached_model
 from soups.formats.text import read_json, read_text
 from soups.lazy import extra
 from soups.models.architectures import Architecture, architecture
-from soups.names import check_name
+from soups.names import check_name, count_of
 
 with extra("text"):
     from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
@@ -195,7 +195,7 @@ def _check_texts(texts, what):
     if bad := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
         raise ValueError(f"{what} must be strings, but text {bad[0]} is a {type(texts[bad[0]]).__name__}")
     if empty := [index for index, text in enumerate(texts) if not text.strip()]:
-        raise ValueError(f"{len(empty)} of the {what} are empty, the first is number {empty[0]}: leave them out")
+        raise ValueError(f"{count_of(len(empty), f'empty {what[:-1]}')}, the first is number {empty[0]}: leave it out")
     if broken := [index for index, text in enumerate(texts) if not text.isascii() and _SURROGATE.search(text)]:
         raise ValueError(f"text {broken[0]} of the {what} holds half a character (a lone surrogate)")
 

@@ -1,6 +1,7 @@
 """Read folders of texts in every layout, choose shots as LM-BFF does, and cut batches to few lengths."""
 
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
@@ -114,6 +115,27 @@ def test_examples_that_parts_share_are_counted_and_said(tmp_path, caplog):
     assert "task twice: 2 examples of held_out are in its training part too" in caplog.text
 
 
+@pytest.mark.parametrize("layout", [None, "plain"])
+def test_a_csv_file_with_the_label_last_needs_its_layout(tmp_path, layout):
+    lines = ["a film,good", "no film,bad", "so-so,good"]
+    folder = write(tmp_path / "last", train_csv=lines, val_csv=["well,good"], test_csv=["z,bad"])
+    if layout:
+        assert load_text_task(folder, layout=layout).class_names == ("bad", "good")
+    else:
+        with pytest.raises(ValueError, match=r'train.csv: 3 labels for 2 texts, .* layout="plain" has the label last'):
+            load_text_task(folder)
+
+
+def test_labels_that_differ_only_in_case_or_blanks_are_said(tmp_path, caplog):
+    train = [*PLAIN, "x\tGood", "y\t good ", "z\tnot  good", "u\tnot good"]
+    folder = write(tmp_path / "alike", train_tsv=train, val_tsv=PLAIN[1:2], test_tsv=["new\tbad"])
+    assert load_text_task(folder).class_names == ("Good", "bad", "good", "not  good", "not good")
+    said = "task alike: labels that differ only in case or blanks are classes: "
+    assert f"{said}'Good', line 4, 'good', line 1" in caplog.text
+    assert f"{said}'not  good', line 6, 'not good', line 7" in caplog.text
+    assert "task alike: 1 example of held_out is in its training part too" in caplog.text
+
+
 # --- Shots ---
 
 
@@ -160,11 +182,25 @@ def test_shots_of_a_folder_leave_the_test_part(tmp_path):
     [
         (
             {"val_tsv": ["x\tgood", "y\tugly", "z\tugly"]},
-            "part has only the labels bad, good, .*\n.*val.tsv: 2 lines have the label 'ugly', the first is line 2",
+            "part has only the labels bad, good, .*\n.*val.tsv: 2 lines with the label 'ugly', the first is line 2",
         ),
         ({"val_tsv": ["x\ty\tgood"]}, "and 1 texts in a line:\n.*val.tsv has 2 texts in a line"),
-        ({"train_tsv": ["a\tgood", " \tbad"]}, "train.tsv: 1 lines have an empty text, the first is line 2"),
-        ({"train_tsv": ["a\tgood", "b"]}, r"train.tsv: 1 lines have not the 2 columns of the first: line 2 has 1"),
+        ({"train_tsv": ["a\tgood", " \tbad"]}, "train.tsv: 1 line with an empty text, the first is line 2"),
+        ({"train_tsv": ["a\tgood", "b\t", "c\t "]}, "train.tsv: 2 lines with an empty label, the first is line 2"),
+        ({"val_tsv": ["a\tgood", "b\t"]}, "val.tsv: 1 line with an empty label, the first is line 2"),
+        ({"val_tsv": ["x\tGood"]}, r"1 line with the label 'Good', the first is line 1 \(did you mean 'good'\?\)"),
+        ({"train_tsv": ["text\tlabel", *PLAIN]}, "train.tsv, line 1: text, label is a header, which .* remove it$"),
+        ({"val_tsv": ["", "Sentence1\tSentence2\tClass", *PAIRS]}, "val.tsv, line 2: Sentence1, .* is a header"),
+        ({"train_tsv": ["label\ttext", "good\ta"]}, "is a header.*: remove it. Its names .* each other's place"),
+        (
+            {f"{stem}_tsv": ["Satz\tArt", *PLAIN] for stem in ("train", "val", "test")},
+            "train.tsv, line 1: Satz, Art is a header",
+        ),
+        (
+            {"train_tsv": ["good\ta film", "bad\tno film", "good\tso-so"]},
+            "train.tsv: 3 labels for 2 texts, the first, of line 1, is 'a film': it seems",
+        ),
+        ({"train_tsv": ["a\tgood", "b"]}, r"train.tsv: 1 line without the 2 columns of the first: line 2 has 1"),
         ({"train_tsv": ["a\tb\tc\tgood"]}, 'not 4 columns; CoLA needs layout="cola"'),
         ({"train_tsv": ["a\tgood"]}, "at least 2 classes, not 1"),
         (
@@ -196,8 +232,8 @@ def test_texts_in_memory_are_checked():
         TextDataset(["a", ""], np.array([0, 2], np.int32), ("x", "y"), ["b"])
     assert str(error.value).splitlines()[1:] == [
         "  labels must be 0 to 1, but they go from 0 to 2",
-        "  1 of the texts are empty, the first is number 1",
-        "  there are 1 second texts for 2 labels",
+        "  1 empty text, the first is number 1",
+        "  1 second text for 2 labels",
     ]
 
 
@@ -253,3 +289,12 @@ def test_nothing_but_padding_is_cut_off(inputs):
     assert short["tokens"].shape == (20, 40) and not inputs["mask"][:, 40:].any()
     assert shortened(inputs, lengths=(8, 50))["tokens"].shape == (20, 50)
     assert shortened(inputs, lengths=(8,))["tokens"].shape == (20, 40)
+
+
+def test_the_page_writes_the_folder_that_it_reads(tmp_path, monkeypatch):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "text.md"
+    first = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(first, str(page), "exec"), {})
+    task = load_text_task("data/reviews")
+    assert task.class_names == ("bad", "good") and task.facts["shared"] == {"held_out": 0, "test": 0}
