@@ -12,8 +12,12 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from soups import tree
+from soups.files import replace_file
+from soups.formats import write_safetensors
+from soups.formats.folder import SINGLE
 from soups.formats.tensors import CheckpointError, separator
-from soups.formats.text import read_json
+from soups.formats.text import parse_json, read_json
 
 FORMAT = "soups.origin/1"
 INDEX, FOLDER = "origin.json", "origin"
@@ -68,6 +72,26 @@ def original(member: Any) -> Any:
     if folder := _folder(kept):
         made.path = folder
     return made
+
+
+def write_original(folder: pathlib.Path, params: Any, kept: Mapping[str, File]) -> None:
+    """Write nested weights into a folder as the model that they came from, by what `kept_files` says of it.
+
+    Names and ties of tensors in model.safetensors, and the files beside it, are as they were; where the names are not
+    known, they are the pool's.
+    """
+    leaves, metadata = tree.flatten(params), {}
+    if INDEX in kept:
+        index = read_json(kept[INDEX]) if isinstance(kept[INDEX], pathlib.Path) else parse_json(kept[INDEX], INDEX)
+        if sorted((index["names"] or {}).values()) == sorted(leaves):
+            leaves = {name: leaves[leaf] for name, leaf in index["names"].items()}
+        metadata = {"format": "pt"} | (index["aliases"] if index["stated"] else {})
+    write_safetensors(folder / SINGLE[0], leaves, metadata)
+    for name, file in kept.items():
+        if name.startswith(f"{FOLDER}/"):
+            place = folder / name.removeprefix(f"{FOLDER}/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(place, file)
 
 
 def files_of(checkpoint: Any) -> dict[str, pathlib.Path]:

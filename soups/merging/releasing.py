@@ -16,12 +16,11 @@ import yaml
 
 from soups import state, tree
 from soups.files import PathLike, locked, made_folder, sweep_unfinished
-from soups.formats import write_safetensors
 from soups.merging import bands
 from soups.merging.evaluation import evaluation
 from soups.merging.folder import folder_files
 from soups.merging.job import is_member
-from soups.merging.origin import innermost, original
+from soups.merging.origin import innermost, original, write_original
 from soups.merging.planning import plan as make_plan
 from soups.merging.recipe_file import parse_recipe
 from soups.merging.record import plan_again, read_record
@@ -97,7 +96,8 @@ def admit(
     with _Certifying(pool, functions, report) as certifying:
         if name in pool:  # before it is measured
             raise ValueError(f"the pool {pool.path} already has a member {name!r}: take another name, or remove it")
-        scores = certifying.scores(f"{name!r}", [name], digest(params), params)
+        kept = known.get("files") or {}
+        scores = certifying.scores(f"{name!r}", [name], digest(params), params, kept)
         certifying.demand(f"{name!r} is not added", {f"{name!r}": scores})
         return pool.add(name, params, metadata, **known)
 
@@ -143,7 +143,8 @@ def release(
         newest, own, what = _newest(pool), digest(params), f"the soup of {few(map(repr, names), 5)}"
         if newest is not None and pool.releases.digest(newest) == own:
             return pool.releases.record(newest)
-        scores = certifying.scores(what, names, own, params)
+        kept = kept_with(plan, folder_files(plan), made, member.keys)
+        scores = certifying.scores(what, names, own, params, kept)
         certifying.demand("no soup is released", {what: scores})
         about = {
             "ingredients": {name: pool.digest(name) for name in names},
@@ -151,7 +152,6 @@ def release(
             "models": {model: {"member": name, "digest": pool.digest(name)} for model, name in inside.items()},
             "merge": made,
         }
-        kept = kept_with(plan, folder_files(plan), made, member.keys)
         return pool.releases.add(str(1 + int(newest or 0)), params, about, metrics=scores, base=pool.base, files=kept)
 
 
@@ -209,21 +209,24 @@ class _Certifying(contextlib.AbstractContextManager):
 
     def member(self, name: str) -> dict[str, float]:
         """Return the scores of a member."""
-        return self.scores(repr(name), [name], self._pool.digest(name), lambda: self._pool[name])
+        kept = self._pool.tensors(name).kept
+        return self.scores(repr(name), [name], self._pool.digest(name), lambda: self._pool[name], kept)
 
     def release(self, number: str, only: Sequence[str] | None = None) -> dict[str, float]:
         """Return the scores of a released soup, by some certificates only if they are named."""
         releases = self._pool.releases
         names = [*releases.record(number)["metadata"]["ingredients"]]
-        return self.scores(f"release {number}", names, releases.digest(number), lambda: releases[number], only)
+        kept = releases.tensors(number).kept
+        return self.scores(f"release {number}", names, releases.digest(number), lambda: releases[number], kept, only)
 
-    def scores(self, what, names, own, params, only=None) -> dict[str, float]:
-        """Return the scores of weights that have this digest by the certificates of some members."""
+    def scores(self, what, names, own, params, kept, only=None) -> dict[str, float]:
+        """Return the scores of weights of this digest, and the files kept with them, by certificates."""
         chosen = self._certificates.of(names) if only is None else [self._certificates[name] for name in only]
         found = {}
         with contextlib.ExitStack() as stack:
             given = functools.cache(lambda: params() if callable(params) else params)
-            place = functools.cache(lambda: stack.enter_context(self._candidate(given())))
+            files = functools.cache(lambda: kept() if callable(kept) else kept)
+            place = functools.cache(lambda: stack.enter_context(self._candidate(given(), files())))
             for one in chosen:
                 path = self._result(one, own)
                 if not path.exists():
@@ -262,11 +265,11 @@ class _Certifying(contextlib.AbstractContextManager):
         return self._place / f"{xxhash.xxh3_128_hexdigest(repr(sorted(measure.identity.items())).encode())}-{own}.json"
 
     @contextlib.contextmanager
-    def _candidate(self, params):
-        """Yield a folder with the weights, as evaluations on disk are given them."""
+    def _candidate(self, params, kept):
+        """Yield the model that the weights came from, or become, as a folder, which evaluations on disk are given."""
         place = made_folder(self._place / "candidate")
         try:
-            write_safetensors(place / "model.safetensors", tree.flatten(params))
+            write_original(place, params, kept)
             yield place
         finally:
             shutil.rmtree(place)

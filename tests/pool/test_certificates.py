@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from soups import Pool, PoolCorruptionError, state
 from soups.cli import main
-from soups.formats import open_checkpoint
+from soups.formats import open_checkpoint, write_safetensors
 from soups.merging import CertificateError, admit, certify, release, remake
 
 # counts its calls, so that a test sees what is measured again
@@ -434,8 +435,6 @@ def cli(monkeypatch, capsys, house):
 
 
 def test_commands_certify_release_and_log(cli, house, tmp_path):
-    from soups.formats import write_safetensors
-
     (tmp_path / "score.py").write_text(
         "from soups.formats import open_checkpoint\n\n\ndef second(path):\n    "
         "return open_checkpoint(path).read('w')[1]\n"
@@ -493,6 +492,39 @@ def test_releases_are_members_of_a_pool_to_other_commands(cli, house, tmp_path, 
     assert main(["merge", "--method", "uniform", "--members", f"{house.path}/releases:1", "--out", out]) == 0
     assert open_checkpoint(out).read("w").tolist() == house.pool["a"]["w"].tolist()
     assert house.pool.names == ["a"] and not house.pool.verify()["a"]
+
+
+WHOLE = """
+import pathlib
+from soups.formats import open_checkpoint
+
+def score(path):
+    found, folder = open_checkpoint(path), pathlib.Path(path)
+    with open("seen", "a") as file:
+        print(*sorted(found.leaves), *found.aliases.items(), *sorted(one.name for one in folder.iterdir()), file=file)
+    return (folder / "config.json").read_text().count("own")
+"""
+
+
+def test_evaluations_are_given_the_model_that_a_member_came_from(cli, house, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whole.py").write_text(WHOLE)
+    house.pool.certificates.add("whole", "whole.py:score", at_least=1)
+    for value, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        leaves = {"model.embed.weight": np.full((3, 2), value, np.float32), "model.norm": np.ones(2, np.float32)}
+        write_safetensors(tmp_path / name / "model.safetensors", leaves, {"lm_head.weight": "model.embed.weight"})
+        (tmp_path / name / "config.json").write_text('{"model_type": "own"}')
+        (tmp_path / name / "tokenizer.json").write_text("{}")
+        assert cli("add", name, tmp_path / name, "--certified")[0] == 0
+    assert cli("release")[0] == 0
+    shutil.rmtree(house.path / "certified")  # so that all is measured again, as it lies in the pool
+    assert cli("certify")[0] == cli("certify", "a")[0] == 0
+    seen = (tmp_path / "seen").read_text().splitlines()
+    tensors = "model.embed.weight model.norm ('lm_head.weight', 'model.embed.weight')"
+    files = "config.json model.safetensors tokenizer.json"
+    soup = f"{tensors} README.md {files.replace(' tok', ' recipe.yml tok')}"
+    assert seen == [f"{tensors} {files}"] * 2 + [soup] * 2 + [f"{tensors} {files}"]
 
 
 def test_mistakes_are_one_line_and_2(cli, house):
