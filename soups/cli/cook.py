@@ -133,7 +133,7 @@ def _recipe(word: str) -> str | tuple[str, Mapping[str, Any]] | Callable:
     name, colon, rest = word.partition(":")
     if not colon:
         return name
-    if "=" not in rest and name not in METHODS:
+    if "=" not in rest and name not in (*METHODS, "learned", "learned_per_leaf"):
         return named(word, {}, "--recipes")
     settings = {}
     for setting in rest.split(":"):
