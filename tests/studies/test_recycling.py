@@ -242,11 +242,18 @@ def test_a_process_that_joins_a_run_makes_members_for_it(finished, data_dir, tmp
     config, workdir, add = one_domain(data_dir), tmp_path / "run", Pool.add
     with pytest.raises(ValueError, match="has no run to join"):
         domainbed.run(config, workdir, join=True)
-    made = []
+    made, joined = [], threading.Event()
+    monkeypatch.setattr("soups.pool.claims._SECONDS", 0.01)
 
     def adding(self, name, *args, **kwargs):
-        made.append((self.path.name, name, threading.current_thread().name))
-        return add(self, name, *args, **kwargs)
+        who = threading.current_thread().name
+        if self.path.name == "pool" and who == "begun":
+            joined.wait(timeout=100)  # until the other has made one too
+        made.append((self.path.name, name, who))
+        result = add(self, name, *args, **kwargs)
+        if self.path.name == "pool" and who == "joining":
+            joined.set()
+        return result
 
     monkeypatch.setattr(Pool, "add", adding)
     joining = threading.Thread(target=lambda: domainbed.run(config, workdir, join=True), name="joining")

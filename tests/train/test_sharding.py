@@ -59,7 +59,7 @@ def compiled(mesh, params):
     def compile_step(rule, mesh=mesh):
         lanes = lanes_of(params, mesh, rule)
         values = lanes.values([numbers()])
-        arguments = (lanes.begin(params, values), lanes.place({0: batches()[0]}), values)
+        arguments = (lanes.begin([params], values), lanes.place({0: batches()[0]}), values)
         return lanes, lanes.step.lower(*arguments).compile()
 
     return compile_step
@@ -151,7 +151,7 @@ def test_rules_that_do_not_fit_are_listed(mesh, params):
 
 def test_each_device_holds_its_share_of_weights_moments_and_averages(mesh, params):
     lanes = lanes_of(params, mesh)
-    state = lanes.begin(params, lanes.values([numbers()]))
+    state = lanes.begin([params], lanes.values([numbers()]))
     held = {name: leaf.addressable_shards[0].data.size / leaf.size for name, leaf in tree.flatten(state).items()}
     cut = [name for name in held if name.endswith(("kernel", "trunk/bias"))]
     assert len(cut) == 3 * (1 + 2 + 1 + 3)  # weights, two moments, an average, the start and what two have moved
@@ -168,7 +168,7 @@ def test_a_sharded_run_gives_the_numbers_of_one_device(mesh, params, compiled, r
     alone = TRAINING.begin(params, values)
     lanes, step = compiled(rule)
     of_lanes, losses = lanes.values([numbers()]), []
-    state = lanes.begin(params, of_lanes)
+    state = lanes.begin([params], of_lanes)
     for batch in batches():
         alone, loss = TRAINING.step(alone, batch, values)
         state, sharded_loss = step(state, lanes.place({0: batch}), of_lanes)
