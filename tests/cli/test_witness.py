@@ -49,12 +49,12 @@ def run(quick_start, work, verbose=False, after="", kilobytes=None, **settings):
         ),
         # a fork and a program that live longer hold no pipe of it
         (
-            "os.fork() or (os.close(2), time.sleep(20), os._exit(0)); os.kill(os.getpid(), signal.SIGKILL)",
+            "os.fork() or (os.close(2), time.sleep(3), os._exit(0)); os.kill(os.getpid(), signal.SIGKILL)",
             signal.SIGKILL,
             KILLED + END,
         ),
         (
-            "subprocess.Popen(['sleep', '20'], stderr=subprocess.DEVNULL); os.kill(os.getpid(), signal.SIGKILL)",
+            "subprocess.Popen(['sleep', '3'], stderr=subprocess.DEVNULL); os.kill(os.getpid(), signal.SIGKILL)",
             signal.SIGKILL,
             KILLED + END,
         ),
