@@ -28,7 +28,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """Give the config of the default experiment."""
+    """Return the config of the default experiment."""
     config = ConfigDict()
     config.study = "finetune_and_soup"  # a name, or a function of yours as "module:function"
     config.name = "digits"

@@ -27,7 +27,7 @@ DENSITIES = (0.1, 0.3, 0.6)
 
 
 def get_config() -> ConfigDict:
-    """Give the config of the multi-task experiment."""
+    """Return the config of the multi-task experiment."""
     config = ConfigDict()
     config.name = "digits_tasks"
     config.study = "multi_task"

@@ -12,7 +12,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """Give the config of the pre-training."""
+    """Return the config of the pre-training."""
     config = ConfigDict()
     config.study = "pretrain"
     config.name = "glyphs"

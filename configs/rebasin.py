@@ -22,7 +22,7 @@ MATCHINGS = ("naive", "weight", "activation", "straight_through")
 
 
 def get_config() -> ConfigDict:
-    """Give the config of the experiment."""
+    """Return the config of the experiment."""
     config = ConfigDict()
     config.study = "rebasin"
     config.name = "rebasin"

