@@ -148,9 +148,11 @@ class MaskedLanguageHead(nn.Module):
     norm_epsilon: float
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, embedding_VxD: jax.Array) -> jax.Array:
-        """Map tokens [B, T, D] to logits [B, T, V] in float32."""
+    def __call__(self, x_BxTxD: jax.Array, embedding_VxD: jax.Array | None) -> jax.Array:
+        """Map tokens [B, T, D] to logits [B, T, V] in float32, or without the matrix to what it multiplies."""
         x_BxTxD = ACTIVATIONS[self.activation](nn.Dense(x_BxTxD.shape[-1], name="dense")(x_BxTxD))
         x_BxTxD = nn.LayerNorm(epsilon=self.norm_epsilon, name="norm")(x_BxTxD)
+        if embedding_VxD is None:
+            return x_BxTxD
         bias_V = self.param("bias", nn.initializers.zeros, embedding_VxD.shape[:1])
         return jnp.einsum("btd,vd->btv", x_BxTxD, embedding_VxD) + bias_V[None, None]
