@@ -18,7 +18,7 @@ NOTHING = object()
 
 @pytest.fixture
 def load(monkeypatch):
-    """Give a function that imports a benchmark, and leaves nothing of it behind."""
+    """Yield a function that imports a benchmark, and leaves nothing of it behind."""
     for folder in (FOLDER / "peers", FOLDER):
         monkeypatch.syspath_prepend(folder)
     environment, before = dict(os.environ), set(sys.modules)
@@ -124,7 +124,7 @@ def test_what_an_installation_brings_is_in_the_docs_as_it_was_measured():
     assert f"has {measured['wheel_bytes'] / 1e6:.2f} MB" in page
     for name, start in {
         "soups": "| `.` ",
-        "soups[all]": "| `.[train",
+        "soups[all]": "| `.[all",
         "optax": "| `optax`",
         "mergekit": "| `mergekit`",
     }.items():
