@@ -68,6 +68,11 @@ def repeated(contents: Mapping[str, Hashable], bases: Iterable[Hashable] = ()) -
     return [*sentences, *([f"the base counts as a member: {few(found, _NAMED)}"] if found else [])]
 
 
+def no_member(base: str) -> str:
+    """Return the sentence on a model that is named both as the base and among the members: it is left out of these."""
+    return f"{shown(base)} is the base, and no member"
+
+
 def by_name(members: Members) -> Mapping[str, tree.Tree]:
     """Return members by name as `as_mapping` does, with those of a pool that are not finite.
 

@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Iterator
 from typing import IO
 
+from soups.names import closest, shown
+
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows, which has msvcrt instead
@@ -44,6 +46,26 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
     if not text or "\0" in text:
         raise ValueError(f"{text[:200]!a} is not a path: it is empty or contains a null character")
     return pathlib.Path(path)
+
+
+def meant_path(path: str | os.PathLike) -> str:
+    """Return " (did you mean 'runs/a/model'?)" for the path that is most like one that is not there, or nothing.
+
+    What is compared is the first part of it that is not there, with what lies beside.
+    """
+    path = pathlib.Path(path)
+    above = next((place for place in path.parents if place.is_dir()), None)
+    if above is None or os.path.lexists(path):
+        return ""
+    first, *rest = path.relative_to(above).parts
+    try:
+        beside = [name for name in os.listdir(above) if not name.startswith(".")]
+    except OSError:  # it may not be listed
+        return ""
+    if (close := closest(first, beside)) is None:
+        return ""
+    whole = (above / close).joinpath(*rest)
+    return f" (did you mean {shown(str(whole if whole.exists() else above / close))!r}?)"
 
 
 def made_folder(path: pathlib.Path) -> pathlib.Path:

@@ -44,6 +44,11 @@ def did_you_mean(name: str, known: Iterable[str], like: float = 0.6) -> str:
     return _Closest(known).hint(str(name), like)
 
 
+def closest(name: str, known: Iterable[str], like: float = 0.6) -> str | None:
+    """Return the known name that `did_you_mean` says, or None."""
+    return _Closest(known).closest(str(name), like)
+
+
 def differences(missing: Iterable[str], extra: Iterable[str], label: str = "", known: Iterable[str] = ()) -> list[str]:
     """List the lines "  - label: x is missing" and "  + label: y is extra", each with the name that may be meant.
 
@@ -75,10 +80,10 @@ def bounded(lines: Sequence[str], most: int = MOST) -> str:
     return "\n".join([*lines[:most], *more])
 
 
-def refuse(what: str, problems: Iterable[str]) -> None:
+def refuse(what: str, problems: Iterable[str], kind: type[ValueError] = ValueError) -> None:
     """Raise a ValueError that says what is wrong and lists the problems, unless there is none."""
     if lines := [f"  {problem}" for problem in problems]:
-        raise ValueError(f"{what}:\n{bounded(lines)}")
+        raise kind(f"{what}:\n{bounded(lines)}")
 
 
 def few(items: Iterable[str], most: int = MOST) -> str:
@@ -110,16 +115,19 @@ class _Closest:
         return [(key, sorted(self.known, key=key)) for key in (str, lambda name: name[::-1])]
 
     def hint(self, name, like=0.6):
+        close = self.closest(name, like)
+        return "" if close is None else f" (did you mean {shown(close)!r}?)"
+
+    def closest(self, name, like):
         if len(name) > _LONG:
-            return ""
+            return None
         candidates = self.known
         if len(candidates) > 4 * MOST:
             places = [(bisect.bisect(ordered, key(name), key=key), ordered) for key, ordered in self._orders]
             candidates = {other for at, ordered in places for other in ordered[max(at - MOST // 2, 0) : at + MOST // 2]}
         import difflib  # nothing needs it until there is a mistake
 
-        close = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=like)
-        return f" (did you mean {shown(close[0])!r}?)" if close else ""
+        return next(iter(difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=like)), None)
 
 
 def _from_front(name):

@@ -6,10 +6,14 @@ import os
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
+import soups
+from soups.cli import main
 from soups.evaluate import LogitCache
 from soups.files import local_path, replace_file, sweep_unfinished, sync_files
+from soups.formats import write_safetensors
 from soups.journal import Journal
 from soups.writers import open_writer
 
@@ -20,6 +24,35 @@ URLS = ["gs://bucket/a", "s3://b/a", "hf://org/model", "https://x.org/a.pt", "fi
 def test_urls_are_no_local_paths(url):
     with pytest.raises(ValueError, match="is a URL: give a local path"):
         local_path(url)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("merge --method uniform --members runs/a/model runs/bb/model --out out", "runs/b/model"),
+        ("merge --method uniform --members runs/a/modle --out out", "runs/a/model"),
+        ("merge --method ties --base bse --members runs/a/model --out out", "base"),
+        ("merge recipe.yaml out", "recipe.yml"),
+        ("pool list pol", "{here}/pool"),
+        ("cook pool --apply m:n --held-out m:h --test m:t --base strat.safetensors --workdir w", "start.safetensors"),
+        ("report runs/finihsed", "runs/finished"),
+        ("pool list zzz", None),
+        ("merge --method uniform --members runs/a/model nowhere/at/all --out out", None),
+    ],
+)
+def test_a_path_that_is_not_there_is_answered_by_the_one_that_may_be_meant(words, meant, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a/model", "runs/b/model", "base"):
+        pathlib.Path(name).mkdir(parents=True)
+        write_safetensors(pathlib.Path(name) / "model.safetensors", {"w": np.ones(2, np.float32)})
+    for name in ("recipe.yml", "start.safetensors", "runs/finished/results.json"):
+        pathlib.Path(name).parent.mkdir(exist_ok=True)
+        pathlib.Path(name).touch()
+    soups.Pool("pool").add("a", {"w": np.ones(2, np.float32)})
+    assert main(words.split()) == 2
+    printed = capsys.readouterr().err
+    assert ("did you mean" in printed) == (meant is not None)
+    assert meant is None or f"(did you mean '{meant.format(here=tmp_path)}'?)" in printed
 
 
 @pytest.mark.parametrize("make", [Journal, LogitCache, open_writer])

@@ -53,6 +53,20 @@ def test_every_public_function_says_its_types(room):
     assert {name: unsaid(function) for name, function in public(module) if unsaid(function)} == {}
 
 
+def test_a_function_that_does_not_say_its_types_is_found():
+    module = types.ModuleType("soups.bare")
+    exec("def whole(x: int) -> int: ...\ndef bare(x, y: int = 1): ...\ndef _own(x): ...", vars(module))
+    exec("class Kind:\n    def __init__(self, size): ...\n    def call(self, x: int): ...", vars(module))
+    assert {name: unsaid(function) for name, function in public(module)} == {
+        "whole": [],
+        "bare": ["x", "return"],
+        "Kind.__init__": ["size"],
+        "Kind.call": ["return"],
+    }
+    found = dict(public(soups.pool))
+    assert found["Pool.add"] is soups.Pool.add and "ties" in dict(public(soups.recipes))
+
+
 def test_a_type_checker_takes_what_is_right_and_refuses_what_is_wrong(tmp_path):
     """A cache beside that of JAX makes it quick the next time."""
     command = [sys.executable, "-m", "mypy", "--strict", "--warn-unused-ignores", "--cache-dir", ".cache/mypy"]

@@ -28,14 +28,18 @@ _HELP = """
   soups help COMMAND                more about a command, with an example
   soups merge --methods             all merging methods
   soups merge --methods NAME ...    what a method does, and its settings
+
+exit codes: 0 done; 1 a check failed, such as a certificate or soups pool
+verify; 2 wrong words or input; 128 + N stopped by signal N
 """
 
 
 def main(arguments: list[str] | None = None, *, prog: str | None = None, alone: bool = False) -> int:
     """Run a command, the first of the arguments, and return its exit code.
 
-    The code is 0; 1 if something was verified and is not as it should be; 2 if the command cannot be done; 128 + the
-    number of the signal that stopped it. What went wrong is one message behind `prog`, "soups COMMAND" by default.
+    The code is 0; 1 if something was checked and is not as it should be; 2 if the command cannot be done as it was
+    given; 128 + the number of the signal that stopped it. What went wrong is one message behind `prog`, "soups COMMAND"
+    by default.
 
     `alone`: this process does nothing else, and is not needed any more where memory is lacking.
     """

@@ -21,16 +21,20 @@ DIR gets results.json, report.html, tables, figures, and the soups as a pool.
 The same command goes on where it was stopped, and repeats no finished work.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from soups import tree
+from soups.arguments import no_member
 from soups.cli import about
 from soups.cli.options import Parser, path_argument
 from soups.cli.pool import read_checkpoint
+from soups.cli.show import tell
 from soups.merging import load_yaml
+from soups.merging.sources import split_pool
 from soups.plugins import importable, made, named
 from soups.pool import Pool
 from soups.recipes.declare import METHODS
@@ -71,15 +75,23 @@ def main(arguments: list[str], run) -> int:
 
 
 def _members(pool: Pool, base: str | None) -> tuple[Pool, tree.Tree | None]:
-    """Return the members, without the one that is the base, and the weights of the base."""
+    """Return the members, without the one that is the base, which is said, and the weights of the base."""
     if base is None:
         return pool, None
+    base = _name_in(pool, base)
     if base in pool:
+        tell(no_member(base))
         return pool.select([name for name in pool if name != base]), pool[base]
     try:
         return pool, read_checkpoint(base)
     except FileNotFoundError as error:
         raise ValueError(f"--base {base} is no member of {pool.path}, and {error}") from error
+
+
+def _name_in(pool, base):
+    """Return the name of a member that is given as POOL:NAME, as it would be elsewhere; anything else as it is."""
+    path, name = split_pool(base)
+    return name if name in pool and os.path.realpath(path) == os.path.realpath(pool.path) else base
 
 
 def _apply_fn(members: Pool, reference: str | None) -> Callable:

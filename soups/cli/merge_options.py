@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from soups import merging
 from soups.cli.options import HOSTS, Parser, option_of, path_argument
 from soups.cli.show import tell
-from soups.files import local_path
+from soups.files import local_path, meant_path
 from soups.merging.members import chosen_members
 from soups.plugins import load_plugin
 from soups.recipes.declare import Method
@@ -251,5 +251,5 @@ def _text(path, missing):
     from soups.merging.yaml_text import LARGEST
 
     if not local_path(path).is_file():
-        raise FileNotFoundError(f"{missing} {path}")
+        raise FileNotFoundError(f"{missing} {path}{meant_path(path)}")
     return read_text(path, limit=LARGEST)

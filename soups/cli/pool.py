@@ -237,7 +237,8 @@ def release(options, run) -> int:
 
     The certificates of each ingredient must hold of it, and those of all of them
     of the soup; else the released soup stays, and each certificate that does not
-    hold is named. Released soups are the members 1, 2, ... of POOL/releases.
+    hold is named, and the exit code is 1. Released soups are the members 1, 2, ...
+    of POOL/releases.
     """
     from soups.cli.pool_certify import release
 

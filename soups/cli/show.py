@@ -70,7 +70,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence], right: S
     for number, row in enumerate(cells):
         _print_row(row, widths, [name in right for name in columns])
         if number == 0:
-            print("  ".join("-" * width for width in widths))
+            print("  ".join("-" * width for width in widths).rstrip())
 
 
 def _print_row(row, widths, right):

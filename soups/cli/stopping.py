@@ -89,7 +89,9 @@ class Stopped(KeyboardInterrupt):
 
 
 def guarded(command: Callable[[], int], run: Run) -> int:
-    """Call a command and return its exit code: its own; 2 for an error, which is printed; 128 + a signal's number.
+    """Call a command and return its exit code: its own; that of an error, which is printed; 128 + a signal's number.
+
+    That of an error is 2, unless it has an `exit_code`, as those of checks that failed have.
 
     SIGINT, SIGTERM and SIGHUP end it, and the process: what its threads still do two seconds later, or at a second
     signal, is cut off.
@@ -131,7 +133,7 @@ def _told(error, run) -> int:
         run.end(f"{error}; {run.less_memory}")
     else:
         run.complain(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return 2
+    return getattr(error, "exit_code", 2)
 
 
 @contextlib.contextmanager

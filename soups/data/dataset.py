@@ -37,7 +37,7 @@ class Dataset:
 
     Attributes:
         images: uint8 [N, H, W, C].
-        labels: int32 [N], indices into `class_names`.
+        labels: indices into `class_names`, integers [N] of any width, which are kept as int32.
         class_names: at least two.
         class_groups: for a set that has other classes than the model: group g lists the outputs of the model whose
             maximum is the logit of class g. None: output g is class g. (ImageNet-R has 200 groups of one output each,
@@ -50,7 +50,8 @@ class Dataset:
     class_groups: ClassGroups | None = None
 
     def __post_init__(self):
-        refuse(_INVALID, _array_problems(self.images, self.labels, np.int32) or _class_problems(self))
+        refuse(_INVALID, _array_problems(self.images, self.labels) or _class_problems(self))
+        object.__setattr__(self, "labels", self.labels.astype(np.int32, copy=False))  # none is out of its range
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,13 +122,13 @@ def as_dataset(data: Any, class_names: Sequence[str] | None = None) -> Dataset:
         return data
     images, labels = map(np.asarray, pair_of(data))
     images = images[..., None] if images.ndim == 3 else images
-    problems = _array_problems(images, labels, np.integer)
+    problems = _array_problems(images, labels)
     if class_names is None and not problems:
         class_names = [str(number) for number in range(int(labels.max()) + 1)]
         if labels.min() > 0:
             problems = [f"labels count from 0, but these are {labels.min()} to {labels.max()}: give the class_names"]
-    refuse(_INVALID, problems or _range_problems(labels, len(class_names)))  # before a cast could bring them into it
-    return Dataset(images, labels.astype(np.int32), tuple(class_names))
+    refuse(_INVALID, problems)
+    return Dataset(images, labels, tuple(class_names))
 
 
 def pair_of(data: Any, what: str = "the data", *, others: bool = False) -> tuple[Any, Any]:
@@ -250,14 +251,13 @@ def stack_examples(examples: Iterable[tuple[np.ndarray, int]], count: int) -> tu
     return images, labels
 
 
-def _array_problems(images, labels, kind):
+def _array_problems(images, labels):
     problems = []
     if images.dtype != np.uint8 or images.ndim != 4:
         wrong = f"images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}"
         problems.append(wrong + _remedy_of_images(images))
-    if not np.issubdtype(labels.dtype, kind) or labels.ndim != 1:
-        name = "integers" if kind is np.integer else "int32"
-        wrong = f"labels must be {name} [N], not {labels.dtype} {list(labels.shape)}"
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        wrong = f"labels must be integers [N], not {labels.dtype} {list(labels.shape)}"
         problems.append(wrong + _remedy_of_labels(labels))
     if images.ndim and labels.ndim and len(images) != len(labels):
         problems.append(f"there are {len(images)} images, but {len(labels)} labels")

@@ -6,7 +6,7 @@ import importlib
 import os
 import pathlib
 
-from soups.files import local_path
+from soups.files import local_path, meant_path
 from soups.formats.hub import cached_model, how_to_complete, is_blob, not_cached
 from soups.formats.tensors import Checkpoint, CheckpointError, Header, listed, short
 from soups.formats.text import check_file, check_stand_in, read_json
@@ -49,7 +49,9 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpo
     try:
         return _open_folder(path, tree) if os.path.isdir(path) else _combine(path, {path: read_header(path, tree)})
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no checkpoint at {path}: {error}{not_cached(str(path))}") from error
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: {error}{meant_path(path) or not_cached(str(path))}"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -101,8 +101,12 @@ class Job:
 
 
 def is_member(job: Job, source: Source) -> bool:
-    """Say whether a source is merged: all are but the base, unless the method has no base."""
-    return job.definition.base == "none" or source.model != job.base
+    """Say whether a source is merged: what is named as the base is none, but where mergekit's method has no base.
+
+    Layers of slices are taken from any model.
+    """
+    beside = job.definition.base == "none" and (job.vocabulary == "mergekit" or source.layers is not None)
+    return beside or source.model != job.base
 
 
 def settings_at(job: Job, part: Slice, source: Source | None, place: Place) -> dict[str, Any]:

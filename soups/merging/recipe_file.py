@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ from soups.files import PathLike, local_path
 from soups.formats.text import read_text
 from soups.merging.alignment import parse_rules
 from soups.merging.job import Job, Slice, Source, is_member, kind_of
-from soups.merging.lora import model_reference
+from soups.merging.lora import absolute_reference, model_reference
 from soups.merging.methods import VOCABULARIES, find_method, methods_of
 from soups.merging.tokenizers import parse_rule
 from soups.merging.values import brief, check, is_constant
@@ -229,7 +230,7 @@ def _slices(given, definition, where, ignored):
     if "models" in given:
         items = _list(given, "models", where)
         sources = [_source(item, f"{where}: models", definition, ignored, layers=False) for item in items]
-        return (Slice(tuple(sources)),), *(bases or [None])
+        return (Slice(tuple(sources if ignored else _base_by_one_name(sources, *bases))),), *(bases or [None])
     slices = []
     for index, item in enumerate(_list(given, "slices", where)):
         place = f"{where}: slices[{index}]"
@@ -242,6 +243,16 @@ def _slices(given, definition, where, ignored):
     if len(set(bases)) > 1:
         raise ValueError(f"{where}: slices with a base_model of their own are not supported: {', '.join(bases[:MOST])}")
     return tuple(slices), bases[0] if bases else None
+
+
+def _base_by_one_name(sources, base=None):
+    """Return the sources, with the name of the base for those that lie where it does, such as ./base and base."""
+    place = os.path.realpath(absolute_reference(base)) if base is not None else None
+    same = [base is not None and os.path.realpath(absolute_reference(source.model)) == place for source in sources]
+    return [
+        dataclasses.replace(source, model=base) if is_base else source
+        for source, is_base in zip(sources, same, strict=True)
+    ]
 
 
 def _with_base(part, base):

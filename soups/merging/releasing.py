@@ -40,7 +40,13 @@ NONE: Functions = MappingProxyType({})
 _RESULTS = "certified"  # the folder of a pool that holds what was measured
 
 
-class CertificateError(ValueError):
+class FailedCheckError(ValueError):
+    """Say what was checked and is not as it should be, which no other words of a command would change."""
+
+    exit_code = 1  # of a command
+
+
+class CertificateError(FailedCheckError):
     """Say which certificates do not hold of what should have become a member, or the released soup."""
 
 
@@ -121,7 +127,7 @@ def release(
     already is not released again.
 
     Args:
-        members: names; without them all members whose numbers are finite.
+        members: names; without them all members whose numbers are finite. The base is none, which a note says.
         method, base, settings, seed: as of a recipe; the base may be a member, or any model.
         source: the output of a merge, a search or a greedy soup of members: its recipe then takes the place of all.
         functions, report: as for `certify`.
@@ -181,7 +187,7 @@ def remake(pool: Pool, number: int | str, out: PathLike) -> pathlib.Path:
     again, wrong = open_model(place), _changed(made["inputs"], read_record(place)["inputs"])
     leaves = original(pool.releases.tensors(str(number))).digests.items()
     wrong += [f"{shown(name)} differs" for name, written in leaves if bands.digest_of(again, name) != written]
-    refuse(f"{out} is not release {number}, bit for bit", wrong)
+    refuse(f"{out} is not release {number}, bit for bit", wrong, FailedCheckError)
     return place
 
 
@@ -254,10 +260,7 @@ class _Certifying(contextlib.AbstractContextManager):
             + (f" (release {number}: {before[one.name]:.6g})" if number else "")
             for what, one, value in failed
         ]
-        try:
-            refuse(f"{refusal}, for certificates do not hold", lines)
-        except ValueError as error:
-            raise CertificateError(str(error)) from None
+        refuse(f"{refusal}, for certificates do not hold", lines, CertificateError)
 
     def _result(self, certificate, own):
         """Return where the score of weights by a certificate is kept: a name of the content of both."""
@@ -339,7 +342,7 @@ def _planned(pool, members, method, base, settings, seed, source):
     if source is not None:
         known = read_record(source)
         return plan_again(known), known
-    names = [name for name in pool.usable if name != base] if members is None else pool.select(members).names
+    names = list(pool.usable if members is None else pool.select(members))
     recipe = {"vocabulary": "published", "merge_method": method, "parameters": as_json(settings, "settings")}
     recipe |= {"models": [f"{pool.path}:{name}" for name in names]}
     recipe |= {"base_model": f"{pool.path}:{base}" if base in pool else str(base)} if base else {}

@@ -28,7 +28,7 @@ def repeated(job: Job, contents: Mapping[str, Hashable], bases: Sequence[str] = 
     bases = [*bases, *([job.base, contents.get(job.base, job.base)] if job.base else [])]
     sentences += arguments.repeated({model: contents.get(model, model) for model in members}, bases)
     if job.vocabulary == "published" and job.base in {source.model for source in part.sources} - members.keys():
-        sentences.append(f"{shown(job.base)} is the base itself, and no member")  # which recipes of mergekit list
+        sentences.append(arguments.no_member(job.base))  # which recipes of mergekit list
     return sentences
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from soups import arguments
 from soups import tree as tree_lib
-from soups.files import PathLike, local_path, replace_file, sync_files, sync_folder
+from soups.files import PathLike, local_path, meant_path, replace_file, sync_files, sync_folder
 from soups.formats.text import parse_json
 from soups.lazy import jax
 from soups.names import MOST, bounded, count_of, did_you_mean
@@ -49,7 +49,7 @@ class Pool(Mapping):
         if file := next((place for place in (self.path, *self.path.parents) if place.is_file()), None):
             raise NotADirectoryError(f"a pool is a directory, but {file} is a file")
         if must_exist and not _manifest.exists(self.path):
-            raise FileNotFoundError(f"there is no pool at {self.path}")
+            raise FileNotFoundError(f"there is no pool at {self.path}{meant_path(self.path)}")
         self._records = _manifest.Records(self.path)  # the views have the same: a change is seen through all
         self._selected = None
         self.told: set[str] = set()  # sentences of `repeated` that were said, of this pool and its views

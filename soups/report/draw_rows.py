@@ -48,8 +48,8 @@ def overview(results: Mapping):
 )
 def scatter(results: Mapping):
     """The test set from left to right, the shifted test sets upwards. Dots are single members, darker for a higher
-    learning rate; the star is the best of them on held-out data, and whiskers are 95 % intervals of the difference from
-    it in the same seed. Small blue dots are greedy soups in random orders, the
+    learning rate; the star is the best of them on held-out data, the dark cross the worst, and whiskers are 95 %
+    intervals of the difference from the best in the same seed. Small blue dots are greedy soups in random orders, the
     green line is WiSE-FT from the weights that fine-tuning started from; hollow markers, if any, were published. What
     lies far off is named below.
     """
@@ -233,10 +233,11 @@ def _member_places(results, reference, x, y):
 
 _RANDOM = "random order"  # so many greedy soups close together that names would only crowd
 _FAR = ("start", "probe", "members")  # may lie far away and must not squash the rest
+_WORST = "worst member"
 
 
 def _scatter_limits(axes, named, points, whiskers, members):
-    core = [points[id(row)] for row in named if row.kind not in _FAR and row.name != "worst member"]
+    core = [points[id(row)] for row in named if row.kind not in _FAR and row.name != _WORST]
     rest = [*(points[id(row)] for row in named), *members]
     for index, setter in enumerate((axes.set_xlim, axes.set_ylim)):
         keep = style.robust_limits([p[index] for p in core], whisker=8, margin=0) if core else ()
@@ -285,6 +286,7 @@ def _member_dots(figure, axes, results, places):
 
 def _marker(axes, row, point, whiskers, alpha):
     color, marker = style.of_kind(row.kind, row.family)
+    marker = "X" if row.name == _WORST else marker  # the stars are the best
     if whiskers.any():
         axes.errorbar(*point, *whiskers[::-1], color=color, elinewidth=0.8, alpha=alpha, zorder=2.5)
     area = 150 if marker == "*" else 18 if _RANDOM in row.name else 52

@@ -20,6 +20,7 @@ from soups.report.tables import (
     Cell,
     Table,
     class_table,
+    format_number,
     main_table,
     pair_table,
     split_table,
@@ -169,7 +170,7 @@ def _member_table(results, seed) -> Table:
     for member in members:
         row = rows.get(member["name"], {"metrics": {}})
         values = [files.value(row, split, results["metric"]) for split in splits.values()]
-        numbers = [Cell(f"{metric.scale * v:.2f}" if math.isfinite(v) else "–", v) for v in values]
+        numbers = [Cell(format_number(v, metric.scale, metric.digits), v) for v in values]
         setting = [_setting(member.get("config", {}).get(key)) for key in keys]
         chosen = text_cell("yes" if member["name"] in taken else "")
         digest = text_cell(member.get("digest", "")[:12], "code")

@@ -31,7 +31,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from soups import state
-from soups.files import PathLike, local_path
+from soups.files import PathLike, local_path, meant_path
 from soups.names import few, refuse
 from soups.recipes._scores import MODES
 
@@ -152,7 +152,9 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
     path = local_path(path)
     path = path / "results.json" if path.is_dir() else path
     if not path.exists():
-        raise FileNotFoundError(f"no results file at {path}: run the study first, it writes results.json")
+        raise FileNotFoundError(
+            f"no results file at {path}{meant_path(path)}: run the study first, it writes results.json"
+        )
     try:
         return check(state.read(path), path)
     except ValueError:

@@ -66,8 +66,9 @@ def test_take_keeps_order_names_and_groups(rng):
     [
         ({"images": np.zeros((12, 4, 4, 1), np.float32)}, r"images must be uint8 \[N, H, W, C\], not float32"),
         ({"images": np.zeros((12, 4, 4), np.uint8)}, r"images must be uint8 .*\[12, 4, 4\]"),
-        ({"labels": np.zeros(12, np.int64)}, r"labels must be int32 \[N\], not int64"),
-        ({"labels": np.zeros((12, 3), np.int32)}, r"labels must be int32 \[N\], not int32 \[12, 3\]"),
+        ({"labels": np.zeros(12, np.float32)}, r"labels must be integers \[N\], not float32 \[12\]: give .*astype"),
+        ({"labels": np.full(12, 2**32)}, r"12 labels are not in 0\.\.2, .* labels\[0\] = 4294967296"),
+        ({"labels": np.zeros((12, 3), np.int32)}, r"labels must be integers \[N\], not int32 \[12, 3\]"),
         ({"labels": np.zeros(11, np.int32)}, "12 images, but 11 labels"),
         ({"labels": np.array([0] * 9 + [3, -1, 1], np.int32)}, r"2 labels are not in 0..2, .* labels\[9\] = 3"),
         (
@@ -83,6 +84,13 @@ def test_take_keeps_order_names_and_groups(rng):
 def test_invalid_datasets(rng, changes, message):
     with pytest.raises(ValueError, match=message):
         _dataset(rng, **changes)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.uint64, ">i4"])
+def test_labels_may_be_of_any_integer_dtype(rng, kind):
+    dataset = _dataset(rng, labels=np.arange(12).astype(kind) % 3)
+    assert dataset.labels.dtype == np.int32 and dataset.labels.tolist() == [0, 1, 2] * 4
+    assert dataset[4]["label"] == 1 and len(dataset.take([1, 2])) == 2
 
 
 BYTES = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6, 1)

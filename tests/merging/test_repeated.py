@@ -45,8 +45,10 @@ def merged(capsys, *words):
         (("uniform", "a", "b", "link"), f"{TWICE}a, link"),
         (("uniform", "a", "b", "copy"), f"{TWICE}a, copy"),  # known when all was read
         (("uniform", "pool"), f"{BASE}pool:base"),
-        (("uniform", "a", "base", "--base", "base"), f"{BASE}base"),
-        (("task_arithmetic", "a", "base", "--base", "base"), "base is the base itself, and no member"),
+        (("uniform", "a", "base", "--base", "base"), "base is the base, and no member"),
+        (("task_arithmetic", "a", "base", "--base", "base"), "base is the base, and no member"),
+        (("ties", "a", "*ase", "--base", "./base"), "./base is the base, and no member"),
+        (("uniform", "pool", "--base", "pool:base"), "pool:base is the base, and no member"),
         (("task_arithmetic", "a", "pool:base", "--base", "base"), f"{BASE}pool:base"),
     ],
 )
@@ -62,6 +64,23 @@ def test_a_merge_says_it_and_its_record_too(place, capsys, words, sentence):
 def test_what_is_as_it_should_be_is_not_remarked(place, capsys):
     printed = merged(capsys, "--method", "ties", "--base", "base", "--members", "a", "b")
     assert "count" not in printed and "notes" not in json.loads((place / "out" / "merge.json").read_text())
+
+
+def test_what_is_named_as_the_base_is_no_member_of_any_method(place, capsys):
+    for number, method in enumerate(("uniform", "linear", "geometric_median")):
+        words = ["--members", "a", "b", "base", "--base", "base", "--out", f"out{number}"]
+        assert main(["merge", "--method", method, *words]) == 0
+        np.testing.assert_allclose(merging.open_model(f"out{number}").read("w"), [1.5, 1, 3], rtol=1e-6)
+    mergekit = "{merge_method: linear, parameters: {weight: 1}, base_model: base, models: [a, b, base]}"  # it counts it
+    weights, _ = merging.run.merge_in_memory(merging.plan(merging.parse_recipe(mergekit), merging.open_model))
+    np.testing.assert_allclose(weights["w"], [1, 1, 2])
+
+
+@pytest.mark.parametrize("members", [[], ["--members", "a", "b", "base"]], ids=["all", "named"])
+def test_what_is_named_as_the_base_is_no_ingredient_of_a_release(place, capsys, members):
+    assert main(["pool", "release", "pool", "--base", "base", *members]) == 0
+    assert f"{place / 'pool'}:base is the base, and no member" in capsys.readouterr().out.splitlines()
+    assert soups.Pool("pool").releases.record("1")["metadata"]["ingredients"].keys() == {"a", "b"}
 
 
 def test_a_member_given_twice_counts_twice(place):

@@ -62,7 +62,7 @@ def house(tmp_path, monkeypatch, quick_start):
 
 @pytest.fixture
 def functions(house):
-    """Give certificates that are functions: of all members the first entry, of b the second."""
+    """Return certificates that are functions: of all members the first entry, of b the second."""
 
     def first(params):
         house.count()
@@ -254,6 +254,8 @@ def test_a_base_outside_that_changed_is_named(house, functions, tmp_path):
         remake(house.pool, 1, tmp_path / "again")
     assert "is not release 1, bit for bit" in str(refused.value) and f"{base} has changed since" in str(refused.value)
     assert "w differs" in str(refused.value)
+    assert main(["pool", "log", str(house.path), "--remake", "1", str(tmp_path / "once more")]) == 1  # a check failed
+    assert main(["pool", "log", str(house.path), "--remake", "7", str(tmp_path / "never")]) == 2
 
 
 def test_a_release_is_taken_from_a_merge_of_members_alone(house, functions, tmp_path, capsys):
@@ -423,7 +425,7 @@ def test_a_killed_release_goes_on(house, tmp_path):
 
 @pytest.fixture
 def cli(monkeypatch, capsys, house):
-    """Give a function that runs one command on the pool and returns (exit code, output, errors)."""
+    """Return a function that runs one command on the pool and returns (exit code, output, errors)."""
     monkeypatch.setenv("COLUMNS", "250")
 
     def run(command, *arguments):
@@ -459,10 +461,11 @@ def test_commands_certify_release_and_log(cli, house, tmp_path):
         "the soup of 'b': second is 0.5, must be at most 1: holds\nreleased 1: b\n",
     )
     code, _, err = cli("add", "bad", tmp_path / "bad.safetensors", "--certified")
-    assert code == 2 and "'bad': first is 0.25, must be at least 0.5 (release 1: 0.75)" in err
+    assert code == 1 and "'bad': first is 0.25, must be at least 0.5 (release 1: 0.75)" in err
     code, _, err = cli("release", "--members", "[ab]")
-    assert code == 2 and "second is 1.25, must be at most 1 (release 1: 0.5)" in err
-    assert cli("release", "--members", "a", "b", "--method", "linear", "--weight", 0.5)[0] == 2
+    assert code == 1 and "second is 1.25, must be at most 1 (release 1: 0.5)" in err
+    assert cli("release", "--members", "a", "b", "--method", "linear", "--weight", 0.5)[0] == 1
+    assert cli("release", "--members", "a", "b", "--method", "linear", "--weigth", 0.5)[0] == 2
     assert cli("certify")[0] == 0
     code, out, _ = cli("certify", "a", "b")
     assert code == 0 and out.count("holds") == 3

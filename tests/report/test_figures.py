@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
+from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 from PIL import Image
 
@@ -190,6 +191,17 @@ def test_outliers_do_not_squash_the_scatter(results):
     (foot,) = axes.figure.texts
     text = foot.get_text().replace("\u00a0", " ").replace("\n", " ")
     assert "start weights 50." in text and "worst member" in text and "3 of 69 members" in text
+
+
+@pytest.mark.parametrize("name", ["best member", "worst member"])
+def test_only_the_best_member_is_a_star(results, name):
+    results["rows"] = [row for row in results["rows"] if row["name"] in (name, "greedy soup", "best member")]
+    for row in results["rows"]:  # the worst lies within the axes
+        row["metrics"]["test"]["accuracy"] = max(row["metrics"]["test"]["accuracy"], 0.9)
+    axes = draw_rows.scatter(results).axes[0]
+    shapes = [len(found.get_paths()[0].vertices) for found in axes.collections if len(found.get_offsets()) == 1]
+    star, cross = (len(MarkerStyle(marker).get_path().vertices) for marker in "*X")
+    assert shapes.count(star) == 1 and shapes.count(cross) == (name == "worst member")
 
 
 def test_members_of_all_seeds_are_moved_to_one_best_member(results):

@@ -95,7 +95,7 @@ def test_page_holds_every_figure_and_the_table(reported):
 
 
 def half(values):
-    """Give half of the 95 % interval of the mean of three seeds."""
+    """Return half of the 95 % interval of the mean of three seeds."""
     return stats.t.ppf(0.975, 2) * stats.sem(values)
 
 
@@ -127,6 +127,20 @@ def test_tables_of_every_shift_and_every_class(reported):
     values = [r["classes"]["test"]["3"] for r in results["rows"] if r["name"] == "SWA"]
     row = next(row for row in classes if row[0] == "SWA")
     assert row[classes[0].index("3")] == f"{100 * np.mean(values):.1f} ±{100 * half(values):.1f}"
+
+
+def test_members_have_as_many_digits_as_rows(results):
+    results["metric"] = "nll"  # which is no percentage
+    seed = str(results["seeds"][0])
+    values = {
+        row["name"]: row["metrics"]["test"]["nll"]
+        for row in results["rows"]
+        if row["group"] == "member" and str(row["seed"]) == seed
+    }
+    tables = read(page(report.check(results), [])).tables
+    heads, *rows = next(table for table in tables if "in greedy soup" in table[0])
+    shown = {row[0]: row[heads.index("test")] for row in rows if row[0] in values}
+    assert shown == {name: f"{values[name]:.3f}" for name in shown} and len(shown) > 20
 
 
 EVIL = '<script>alert("1")</script>'
