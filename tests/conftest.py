@@ -61,25 +61,25 @@ def pytest_sessionstart(session):
 
 @pytest.fixture(scope="session")
 def mesh():
-    """Give the mesh ("pool": 4, "data": 2) over the 8 devices."""
+    """Return the mesh ("pool": 4, "data": 2) over the 8 devices."""
     return jax.make_mesh((4, 2), ("pool", "data"), axis_types=(AxisType.Auto,) * 2)
 
 
 @pytest.fixture
 def rng():
-    """Give a NumPy generator with a fixed seed."""
+    """Return a NumPy generator with a fixed seed."""
     return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")
 def quick_start():
-    """Give the environment of a process that starts this library; its programs are compiled as those here."""
+    """Return the environment of a process that starts this library; its programs are compiled as those here."""
     return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="session")
 def run_both(quick_start):
-    """Give a function that runs two processes of one JAX run, and gives what each of them printed.
+    """Return a function that runs two processes of one JAX run, and gives what each of them printed.
 
     It is given a function from the index of a process and a free port to its command, and the code both must end with.
     One that fails would leave the other waiting for it: then both are killed.
@@ -111,7 +111,7 @@ def run_both(quick_start):
 
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory):
-    """Give a TFDS directory in which both sets of digits are prepared."""
+    """Return a TFDS directory in which both sets of digits are prepared."""
     from soups.data import tfds_source
 
     path = tmp_path_factory.mktemp("tensorflow_datasets")
@@ -122,7 +122,7 @@ def digits_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory):
-    """Give a folder with a small ImageNet, its shifts and a pool of CLIPs; made once: copy what a test damages."""
+    """Return a folder with a small ImageNet, its shifts and a pool of CLIPs; made once: copy what a test damages."""
     spec = importlib.util.spec_from_file_location("imagenet_miniature", ROOT / "tests" / "imagenet_miniature.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)  # here, for it brings the networks with it
@@ -131,7 +131,7 @@ def miniature(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def script():
-    """Give a function from the name of a script of the project to its module."""
+    """Return a function from the name of a script of the project to its module."""
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")

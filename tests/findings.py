@@ -7,18 +7,18 @@ from soups import uniform
 
 
 def kinds(diagnosis):
-    """Give the kinds of all findings."""
+    """Return the kinds of all findings."""
     return {finding.kind for finding in diagnosis.findings}
 
 
 def the(diagnosis, kind):
-    """Give the one finding of a kind."""
+    """Return the one finding of a kind."""
     (found,) = [finding for finding in diagnosis.findings if finding.kind == kind]
     return found
 
 
 def flat(params):
-    """Give all weights as one vector in float64."""
+    """Return all weights as one vector in float64."""
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(params)])
 
 

@@ -47,7 +47,7 @@ def make_data(directory, seed: int = 0, scale: int = 1) -> pathlib.Path:
 
 
 def shared_miniature(tmp_path_factory) -> pathlib.Path:
-    """Give the miniature that all processes of one run of the tests share; the first that asks makes it."""
+    """Return the miniature that all processes of one run of the tests share; the first that asks makes it."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     with open(folder / "miniature.lock", "w") as lock:
@@ -63,7 +63,7 @@ def _write_data(folder, seed, scale):
 
 @contextlib.contextmanager
 def _appearing(directory):
-    """Give a folder that gets its name when all is in it."""
+    """Yield a folder that gets its name when all is in it."""
     directory = pathlib.Path(directory)
     if directory.exists():
         raise FileExistsError(f"{directory} exists already: give the miniature a new name, or remove it")

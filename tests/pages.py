@@ -10,12 +10,12 @@ BLOCK = re.compile(r"```(python|bash)\n(?:# (\S+\.py)\n)?(.*?)```", re.DOTALL)
 
 
 def sections(page):
-    """Give the texts of a page's sections by their titles."""
+    """Return the texts of a page's sections by their titles."""
     return {title: text for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page.read_text(), re.M | re.S)}
 
 
 def environment(folder, quick_start):
-    """Give the environment of a shell in a folder, in which `soups` is this one and `python` the one that runs."""
+    """Return the environment of a shell in a folder, in which `soups` is this one and `python` the one that runs."""
     (folder / "bin").mkdir()
     for name, words in (("soups", "-m soups"), ("python", "")):
         program = folder / "bin" / name

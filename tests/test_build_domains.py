@@ -15,7 +15,7 @@ from soups.data import load_domains
 
 @pytest.fixture(scope="module")
 def build(script):
-    """Give the module of the script."""
+    """Return the module of the script."""
     return script("build_domains")
 
 

@@ -69,14 +69,14 @@ def test_dead_links_are_found(tmp_path):
 
 @pytest.fixture
 def extension(monkeypatch):
-    """Give a function that imports a module of the site's extension."""
+    """Return a function that imports a module of the site's extension."""
     monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
     return importlib.import_module
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, quick_start):
-    """Give the folder of the site, built from a copy: nothing is written beside the sources."""
+    """Return the folder of the site, built from a copy: nothing is written beside the sources."""
     copy = tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "docs", copy / "docs", ignore=shutil.ignore_patterns("api", "*.json", "__pycache__"))
     for page in ROOT.glob("*.md"):

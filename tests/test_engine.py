@@ -12,7 +12,7 @@ VALUES = np.random.default_rng(0).normal(size=(7, 13)).astype(np.float32)
 
 
 def counted(function):
-    """Give a function that counts its calls, and the list that they are counted in."""
+    """Return a function that counts its calls, and the list that they are counted in."""
     calls = []
     return lambda part: calls.append(part.start) or function(part), calls
 

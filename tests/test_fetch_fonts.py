@@ -34,13 +34,13 @@ shutil.copy(place, folder)
 
 @pytest.fixture(scope="module")
 def fetch_fonts(script):
-    """Give the module of the script."""
+    """Return the module of the script."""
     return script("fetch_fonts")
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """Give the folder of packages from which the npm of the test packs."""
+    """Return the folder of packages from which the npm of the test packs."""
     folder, programs = tmp_path / "store", tmp_path / "programs"
     folder.mkdir()
     programs.mkdir()

@@ -1,4 +1,4 @@
-"""Give the three commands of the published soups as a user types them, on the miniature; kill them; give them again."""
+"""Run the three commands of the published soups as a user types them, on the miniature; kill and repeat them."""
 
 import contextlib
 import json
@@ -29,13 +29,13 @@ NAMES = [f"model_{index}" for index in range(12)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Give the folder of all runs; they share the decoded sets in it."""
+    """Return the folder of all runs; they share the decoded sets in it."""
     return tmp_path_factory.mktemp("commands")
 
 
 @pytest.fixture(scope="module")
 def start(quick_start):
-    """Give a function that starts a script of this project with its arguments, in a group of processes of its own."""
+    """Return a function that starts a script of this project with its arguments, in a group of processes of its own."""
 
     def starting(script, *arguments):
         command = [sys.executable, ROOT / "scripts" / script, *map(str, arguments)]
@@ -47,7 +47,7 @@ def start(quick_start):
 
 @pytest.fixture(scope="module")
 def run(start):
-    """Give a function that runs a script to its end, and gives what it printed."""
+    """Return a function that runs a script to its end, and gives what it printed."""
 
     def running(script, *arguments):
         process = start(script, *arguments)
@@ -63,7 +63,7 @@ def run(start):
 
 @pytest.fixture(scope="module")
 def kill_when(start):
-    """Give a function that starts a script and kills it with SIGKILL once `reached()`; its workers must end alone."""
+    """Return a function that starts a script and kills it with SIGKILL once `reached()`; its workers must end alone."""
 
     def killing(reached, script, *arguments):
         process, deadline = start(script, *arguments), time.monotonic() + 200
@@ -88,7 +88,7 @@ def _end(process):
 
 @pytest.fixture(scope="module")
 def imported(run, miniature, folder):
-    """Give the imported pool, and what the import printed."""
+    """Return the imported pool, and what the import printed."""
     files = [miniature / "models" / f"{name}.pt" for name in sorted(NAMES)]  # in the order of a shell
     hparams = miniature / "models" / "hparam_info.json"
     printed = run("pool.py", "import", "--arch", ARCH, "--pool", folder / "pool", "--hparams", hparams, *files)
@@ -112,7 +112,7 @@ def soups_arguments(miniature, folder):
 
 @pytest.fixture(scope="module")
 def cooked(run, imported, soups_arguments, folder):
-    """Give the directory of a finished run, and what it printed."""
+    """Return the directory of a finished run, and what it printed."""
     return folder / "soups", run("run.py", *soups_arguments, f"--workdir={folder / 'soups'}")
 
 
@@ -143,7 +143,7 @@ def finetune_arguments(miniature):
 
 @pytest.fixture(scope="module")
 def finetuned(run, finetune_arguments, folder):
-    """Give the directory of a finished fine-tuning, and what it printed."""
+    """Return the directory of a finished fine-tuning, and what it printed."""
     return folder / "finetune", run("run.py", *finetune_arguments, f"--workdir={folder / 'finetune'}")
 
 

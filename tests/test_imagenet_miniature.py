@@ -23,7 +23,7 @@ spec.loader.exec_module(imagenet_miniature)
 
 @pytest.fixture(scope="module")
 def accuracies(miniature, tmp_path_factory):
-    """Give the accuracy of some networks on every set."""
+    """Return the accuracy of some networks on every set."""
     arch = architecture("clip-vit-mini")
     sets = evaluation_sets(miniature / "data", tmp_path_factory.mktemp("decoded"), image_size=arch.image_size)
     apply = arch.apply_fn(20)

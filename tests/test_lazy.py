@@ -49,7 +49,7 @@ def outside(requirements):
 
 @pytest.fixture(scope="module")
 def found(quick_start):
-    """Give what was wrong with which module, without all extras and without each, and what commands printed."""
+    """Return what was wrong with which module, without all extras and without each, and what commands printed."""
     extras = PROJECT["optional-dependencies"]
     jobs = {"core": outside(PROJECT["dependencies"]), "commands": list(COMMANDS)}
     for name in OF_ALL:

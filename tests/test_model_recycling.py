@@ -22,7 +22,7 @@ def script():
 
 @pytest.fixture
 def made(tmp_path):
-    """Give a table of 12 models: 3 with permuted columns, 2 of which only the probe is known."""
+    """Return a table of 12 models: 3 with permuted columns, 2 of which only the probe is known."""
     random = np.random.default_rng(5)
     base = np.linspace(20, 95, 6)
     quality = random.normal(size=12)

@@ -15,13 +15,13 @@ UNWANTED = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|usr|var|work|Users)\b|\w*W
 
 @pytest.fixture
 def notebooks(script):
-    """Give the script that writes the outputs."""
+    """Return the script that writes the outputs."""
     return script("notebooks")
 
 
 @pytest.fixture
 def load(notebooks):
-    """Give a function from the name of a notebook to its content."""
+    """Return a function from the name of a notebook to its content."""
     return lambda name: json.loads((notebooks.FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
 
 
@@ -52,7 +52,7 @@ def test_every_cell_runs_at_a_small_size(load, notebooks, name, tmp_path, digits
 
 
 def as_for_users():
-    """Give the context in which JAX promotes as it does for users."""
+    """Return the context in which JAX promotes as it does for users."""
     import contextlib
 
     stack = contextlib.ExitStack()

@@ -138,14 +138,14 @@ def test_a_method_of_ones_own(tmp_path, quick_start):
 
 @pytest.fixture
 def plugin(tmp_path):
-    """Give the path of a user's method, which is forgotten afterwards."""
+    """Yield the path of a user's method, which is forgotten afterwards."""
     yield shutil.copy(EXAMPLE, tmp_path / "mine.py")
     METHODS.pop("sign_mean", None)
 
 
 @pytest.fixture
 def models(tmp_path):
-    """Give the paths of a base and two members, and their trees."""
+    """Return the paths of a base and two members, and their trees."""
     rng = np.random.default_rng(0)
     trees = {name: {"w": rng.normal(size=(16, 8)).astype(np.float32)} for name in ("base", "a", "b")}
     paths = {name: write_safetensors(tmp_path / f"{name}.safetensors", leaves) for name, leaves in trees.items()}

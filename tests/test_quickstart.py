@@ -22,7 +22,7 @@ esac
 
 @pytest.fixture
 def start(tmp_path):
-    """Give a function that starts a script of a fresh clone, where no Python does anything, and gives its lines."""
+    """Return a function that starts a script of a fresh clone, where no Python does anything, and gives its lines."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("benchmarks"))
     for name in ("requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)

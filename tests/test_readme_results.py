@@ -35,7 +35,7 @@ CHANGES = ["--config.seeds=10", "--config.random_head.members=16", "--config.dat
 
 
 def made(version, changes=(), seeds=10, first=0, config=()):
-    """Give results of ten seeds with these gains, whole as a run writes them."""
+    """Return results of ten seeds with these gains, whole as a run writes them."""
     rng = np.random.default_rng(first)
     gains = GAINS | dict(changes)
     splits = {"held_out": {"role": "held_out", "examples": 500}, "test": {"role": "test", "examples": 1000}}
@@ -60,7 +60,7 @@ def made(version, changes=(), seeds=10, first=0, config=()):
 
 @pytest.fixture
 def keep(tmp_path):
-    """Give a function that keeps results of a run."""
+    """Return a function that keeps results of a run."""
 
     def keep_one(results, figures=(), repeat=False):
         state.write(page.place_of(results, tmp_path, repeat), page.trimmed(report.check(results), dict(figures)))
@@ -70,7 +70,7 @@ def keep(tmp_path):
 
 @pytest.fixture
 def runs(keep, tmp_path):
-    """Give a function that keeps results of two interpreters, the second with other gains, and reads them again."""
+    """Return a function that keeps results of two interpreters, the second with other gains, and reads them again."""
 
     def both(changes=()):
         keep(made("3.11.9"))

@@ -18,7 +18,7 @@ SECTIONS = pages.sections(PAGE)
 
 @pytest.fixture
 def follow(tmp_path, monkeypatch, quick_start):
-    """Give a function that runs a section of the page in an empty folder, and gives the names of its Python."""
+    """Return a function that runs a section of the page in an empty folder, and gives the names of its Python."""
     monkeypatch.chdir(tmp_path)
     # all are drawn where a command runs, and in the tests of `cook`
     monkeypatch.setattr(figures, "PLANS", dict(list(figures.PLANS.items())[:1]))

@@ -27,7 +27,7 @@ STEPS, BATCH = 4, 8
 
 
 def make_data():
-    """Give 24 images in three classes, and start weights."""
+    """Return 24 images in three classes, and start weights."""
     rng = np.random.default_rng(0)
     labels = np.arange(24) % 3
     images = rng.integers(0, 100, (24, 14, 14, 1)) + 50 * labels[:, None, None, None]

@@ -42,7 +42,7 @@ evaluate = Evaluator(network, DATA)
 
 
 def members(dtype=np.float32):
-    """Give three members with heads that are not zero."""
+    """Return three members with heads that are not zero."""
     rng = np.random.default_rng(1)
     return [jax.tree.map(lambda leaf: (leaf + 0.1 * rng.normal(size=leaf.shape)).astype(dtype), START) for _ in "abc"]
 

@@ -39,7 +39,7 @@ _soups
 
 @pytest.fixture(scope="module", params=ASK)
 def ask(request, tmp_path_factory):
-    """Give a function from the words before the cursor to what a shell completes there."""
+    """Return a function from the words before the cursor to what a shell completes there."""
     if shutil.which(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
     folder = tmp_path_factory.mktemp(request.param)

@@ -23,7 +23,7 @@ def get_config():
 
 @pytest.fixture
 def config(tmp_path):
-    """Give a function that writes a config and gives its path."""
+    """Return a function that writes a config and gives its path."""
 
     def write(text=CONFIG, name="mine.py"):
         (tmp_path / name).write_text(textwrap.dedent(text))
@@ -34,7 +34,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def told(monkeypatch, capsys):
-    """Give a function that runs the command here, with JAX as it is, and gives its code and what it complains of."""
+    """Return a function that runs the command here, with JAX as it is, and gives its code and what it complains of."""
     monkeypatch.setattr(run, "preferred", lambda environ: {})
 
     def command(*words):

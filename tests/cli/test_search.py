@@ -64,7 +64,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(place, capsys):
-    """Give a function that runs a command and returns (exit code, output, errors)."""
+    """Return a function that runs a command and returns (exit code, output, errors)."""
 
     def call(*words):
         code = main([str(word) for word in words])

@@ -13,7 +13,7 @@ from soups.formats import write_safetensors
 
 @pytest.fixture
 def quiet(tmp_path, monkeypatch, capsys):
-    """Give a function that runs a command in a folder with two models and a pool, and gives its exit code and lines."""
+    """Return a function from a command's words to its exit code and lines, in a folder with two models and a pool."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate("ab"):
         write_safetensors(tmp_path / f"{name}.safetensors", {"w": np.full(3, number, np.float32)})

@@ -12,13 +12,13 @@ SIZES = {"image_size": 14, "num_train": 60, "num_held_out": 40, "num_test": 50, 
 
 @pytest.fixture(scope="module")
 def made(digits_dir):
-    """Give all tasks and the dataset to pre-train on."""
+    """Return all tasks and the dataset to pre-train on."""
     return tasks_from_digits(list(TASKS), **SIZES, seed=3, data_dir=digits_dir)
 
 
 @pytest.fixture(scope="module")
 def digits_by_image(digits_dir):
-    """Give the digits that each image of the sources may show, by its bytes."""
+    """Return the digits that each image of the sources may show, by its bytes."""
     known = {}
     for source in ("mnist_5k", "optdigits"):
         every = decode(tfds_source(source, "train", data_dir=digits_dir), compose(resize(14), to_channels(1)))

@@ -69,7 +69,7 @@ def note(folder, files):
 
 @pytest.fixture(scope="module")
 def fonts(tmp_path_factory):
-    """Give a folder with fonts of squares, as families of all three splits."""
+    """Return a folder with fonts of squares, as families of all three splits."""
     folder = tmp_path_factory.mktemp("fonts")
     test, held_out, train = word_in(0, 0.3), word_in(0.3, 0.6), word_in(0.6, 1)
     names = [f"{test}-one-400", f"{test}-two-400", f"{held_out}-400", f"{train}-400", f"{train}-700"]
@@ -83,7 +83,7 @@ def fonts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(fonts):
-    """Give the task of these fonts."""
+    """Return the task of these fonts."""
     return glyphs_task(fonts=fonts, held_out=0.3, test=0.3)
 
 

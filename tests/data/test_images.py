@@ -29,7 +29,7 @@ KINDS = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".pgm": 
 
 @pytest.fixture(params=["folder", "bytes", "predict"])
 def read(request, tmp_path):
-    """Give a function that reads the bytes of a file of some name as each of the doors does: image, or an error."""
+    """Return a function that reads the bytes of a file of some name as each of the doors does: image, or an error."""
 
     def by_folder(content, name):
         for place in ("a", "b"):
@@ -56,7 +56,7 @@ def encoded(kind, pixels, **options):
 
 @pytest.fixture
 def pixels(rng):
-    """Give a picture whose every turned and mirrored form is another, so large that JPEG keeps its corners apart."""
+    """Return a picture whose every turned and mirrored form is another, so large that JPEG keeps its corners apart."""
     corners = rng.permutation([[20, 40, 60], [230, 20, 20], [20, 230, 20], [20, 20, 230], [230, 230, 20], [90, 90, 90]])
     return corners.reshape(2, 3, 3).repeat(16, 0).repeat(16, 1).astype(np.uint8)
 
@@ -166,7 +166,7 @@ def test_a_size_bomb_is_unreadable(read, shape):
 
 @pytest.fixture
 def folder(tmp_path, rng):
-    """Give a folder of eight pictures, two of them long and thin."""
+    """Return a folder of eight pictures, two of them long and thin."""
     for number, shape in enumerate([(12, 9), (1, 4000), (8, 8), (9, 30), (4000, 1), (10, 10), (8, 12), (30, 8)]):
         path = tmp_path / "pictures" / "ab"[number // 4] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

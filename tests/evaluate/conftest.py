@@ -46,13 +46,13 @@ def nets(rng):
 
 @pytest.fixture
 def base(nets):
-    """Give the weights that the family starts from."""
+    """Return the weights that the family starts from."""
     return nets.new()
 
 
 @pytest.fixture
 def family(nets, base):
-    """Give six healthy members."""
+    """Return six healthy members."""
     return {f"m{index}": nets.near(base) for index in range(6)}
 
 

@@ -227,5 +227,5 @@ def test_errors_of_connectivity(rng):
 
 
 def evaluate_line(a, b):
-    """Give a point beyond `b` on the line from `a`."""
+    """Return a point beyond `b` on the line from `a`."""
     return jax.tree.map(lambda x, y: x + np.float32(1.7) * (y - x), a, b)

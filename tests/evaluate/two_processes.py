@@ -11,7 +11,7 @@ from soups.evaluate import Evaluator
 
 
 class Counting:
-    """Give slices of images, and count what was asked for."""
+    """Hold images, of which slices are taken, and count what was asked for."""
 
     def __init__(self, images):
         self._images, self.rows = images, 0

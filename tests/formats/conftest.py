@@ -12,7 +12,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def safetensors_bytes(entries, data=b"", metadata=None, length=None):
-    """Give a safetensors file: `entries` maps names to (dtype, shape, begin, end), or is the header itself."""
+    """Return a safetensors file: `entries` maps names to (dtype, shape, begin, end), or is the header itself."""
     header = entries
     if not isinstance(entries, bytes):
         items = {
@@ -111,12 +111,12 @@ def write_legacy(path, pickle, storages, *, little_endian=True, magic=MAGIC):
 
 @pytest.fixture(scope="session")
 def make():
-    """Give the functions of this file."""
+    """Return the functions of this file."""
     return types.SimpleNamespace(**{name: value for name, value in globals().items() if name.isidentifier()})
 
 
 @pytest.fixture(scope="session")
 def floats():
-    """Give six numbers and their bytes."""
+    """Return six numbers and their bytes."""
     values = np.arange(6, dtype=np.float32)
     return values, values.tobytes()

@@ -18,7 +18,7 @@ def write_index(folder, weight_map, name=INDEX):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Give a folder of two shards and an index."""
+    """Return a folder of two shards and an index."""
     folder = tmp_path / "model"
     folder.mkdir()
     write_safetensors(folder / SECOND, {"c": np.float32([3])}, {"format": "pt", "shard": "2"})

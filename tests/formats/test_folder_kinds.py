@@ -19,7 +19,7 @@ NAMES = ["x.safetensors", "x.pt", "x.bin", "x.npz", "x.gguf", "x.pth.tar", "x", 
 
 @pytest.fixture
 def files(tmp_path, make, floats):
-    """Give a file of each kind with a tensor "a"."""
+    """Return a file of each kind with a tensor "a"."""
     tensor = make.pickled(make.mapping({"a": make.tensor(make.storage("FloatStorage", "0", 6), (6,), (1,))}))
     make.write_zip(tmp_path / "zip", tensor, {"0": floats[1]})
     make.write_legacy(tmp_path / "stream", tensor, {"0": (6, floats[1])})

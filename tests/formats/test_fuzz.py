@@ -20,7 +20,7 @@ NUMBERS = [0, 1, 2, 3, 4, 7, 8, 12, 24, 255, 256, 65535, 2**31 - 1, 2**31, 2**32
 
 
 def outcome(path):
-    """Give the leaves as {name: (dtype, shape, bytes)}, or None where the file is refused."""
+    """Return the leaves as {name: (dtype, shape, bytes)}, or None where the file is refused."""
     try:
         checkpoint = open_checkpoint(path)
     except CheckpointError:
@@ -274,7 +274,7 @@ def expected(stream, storages=None, oracle=Oracle):
 
 @pytest.fixture
 def weights(make):
-    """Give a small state dict as a pickle, with its storages."""
+    """Return a small state dict as a pickle, with its storages."""
     shared = make.storage("FloatStorage", "0", 6)
     other = make.storage("LongStorage", "1", 2)
     parameter = make.global_of("torch._utils", "_rebuild_parameter") + b"("

@@ -31,7 +31,7 @@ def info(name, shape, kind, offset):
 
 
 def gguf_bytes(infos, data=b"", metadata=(), version=3, alignment=32, tensors=None):
-    """Give a GGUF file; `metadata`: pairs of names and values."""
+    """Return a GGUF file; `metadata`: pairs of names and values."""
     content = b"GGUF" + struct.pack("<IQQ", version, len(infos) if tensors is None else tensors, len(metadata))
     content += b"".join(text(name) + value for name, value in metadata) + b"".join(infos)
     return content + b"\0" * (-len(content) % alignment) + data
@@ -52,7 +52,7 @@ META = [
 
 @pytest.fixture
 def write(tmp_path):
-    """Give a function that writes a file."""
+    """Return a function that writes a file."""
 
     def make(*args, name="x.gguf", **kwargs):
         path = tmp_path / name

@@ -18,7 +18,7 @@ COMMIT, OLDER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Give the folder of org/name in a cache: weights of 1 at main, of 3 at pr/1."""
+    """Return the folder of org/name in a cache: weights of 1 at main, of 3 at pr/1."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     model = tmp_path / "hub" / "models--org--name"

@@ -34,7 +34,7 @@ def archive(members, compression=zipfile.ZIP_STORED):
 
 @pytest.fixture
 def write(tmp_path):
-    """Give a function that writes an archive."""
+    """Return a function that writes an archive."""
 
     def make(members, compression=zipfile.ZIP_STORED):
         path = tmp_path / "x.npz"

@@ -26,7 +26,7 @@ VERSIONS = ["0.4.8", "0.9.1"]
 
 
 def params(shift=0):
-    """Give what make_with_orbax.py stores."""
+    """Return what make_with_orbax.py stores."""
     return {
         "dense/kernel": np.arange(24, dtype=np.float32).reshape(4, 6) + shift,
         "dense/bias": np.arange(6, dtype=np.float16) + shift,
@@ -52,7 +52,7 @@ def written(request, tmp_path_factory):
 
 @pytest.fixture
 def copied(written, tmp_path):
-    """Give a copy that may be damaged."""
+    """Return a copy that may be damaged."""
     return pathlib.Path(shutil.copytree(written, tmp_path / "copied"))
 
 

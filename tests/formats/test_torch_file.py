@@ -187,7 +187,7 @@ def test_refuses_views(case, tmp_path, make, floats, refused):
 
 @pytest.fixture
 def whole(make):
-    """Give a pickle of one tensor of six elements."""
+    """Return a pickle of one tensor of six elements."""
     return one(make, shape=(6,), strides=(1,))
 
 

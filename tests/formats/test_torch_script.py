@@ -99,7 +99,7 @@ def test_the_layout_of_older_archives(tmp_path, make, floats):
 
 
 def openai_clip(arch, rng):
-    """Give random tensors in float16 of both towers, and the numbers that OpenAI keeps beside them."""
+    """Return random tensors in float16 of both towers, and the numbers that OpenAI keeps beside them."""
     table = clip.openai_image(arch) | clip.openai_text(arch)
     tensors = {name: rng.normal(size=part.shape).astype(np.float16) for name, part in table.items()}
     tensors["logit_scale"] = np.float16(4.6)

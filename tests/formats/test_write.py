@@ -47,7 +47,7 @@ def raw_leaves(content):
 
 @pytest.fixture
 def leaves(rng):
-    """Give leaves of every kind of dtype, and of no and of one element."""
+    """Return leaves of every kind of dtype, and of no and of one element."""
     arrays = {f"{np.dtype(d).name}": rng.integers(0, 2, (2, 3)).astype(d) for d in CODES}
     return arrays | {"scalar": np.float32(7).reshape(()), "none": np.zeros((3, 0), np.float16), "ö/\n": np.zeros(1)}
 
@@ -305,7 +305,7 @@ def resumed(folder, **kwargs):
 
 @pytest.fixture
 def killed(tmp_path):
-    """Give a folder whose writer was killed when one shard was finished, and one written but not finished."""
+    """Return a folder whose writer was killed when one shard was finished, and one written but not finished."""
     writer = resumed(tmp_path)
     writer.write("a", ARRAYS["a"])
     writer.finish_shard(SHARDS[0])

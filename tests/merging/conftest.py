@@ -18,7 +18,7 @@ LAYERS = 3
 
 
 def shapes(layers=LAYERS, vocabulary=10):
-    """Give the shapes of a small language model by name."""
+    """Return the shapes of a small language model by name."""
     inner = {"self_attn.q_proj.weight": (6, 6), "mlp.up_proj.weight": (8, 6), "norm.bias": (6,), "norm.gate": ()}
     return (
         {"model.embed_tokens.weight": (vocabulary, 6)}
@@ -28,7 +28,7 @@ def shapes(layers=LAYERS, vocabulary=10):
 
 
 def tensors(seed, dtype=np.float32, **sizes):
-    """Give a base (seed 0) or weights near it, with one tensor of integers."""
+    """Return a base (seed 0) or weights near it, with one tensor of integers."""
     base, rng = np.random.default_rng(0), np.random.default_rng(seed)
     made = {}
     for name, shape in shapes(**sizes).items():
@@ -48,7 +48,7 @@ def write_model(folder, leaves, config=None, tokenizer='{"a": 0}'):
 
 
 def read(folder):
-    """Give the arrays of a checkpoint."""
+    """Return the arrays of a checkpoint."""
     checkpoint = open_checkpoint(folder)
     return {name: np.array(checkpoint.read(name)) for name in checkpoint.leaves}
 
@@ -67,12 +67,12 @@ def merge(recipe, out, *, seed=0, files=False, **options):
 
 
 def card(made):
-    """Give the card of a plan, as it is if nothing went in."""
+    """Return the card of a plan, as it is if nothing went in."""
     return merging.folder_files(made)["README.md"](record(made, {}))
 
 
 def content(folder):
-    """Give the bytes of all files of a folder."""
+    """Return the bytes of all files of a folder."""
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
@@ -91,20 +91,20 @@ def plain(value):
 
 @pytest.fixture(scope="session")
 def small():
-    """Give the functions of this file."""
+    """Return the functions of this file."""
     return types.SimpleNamespace(**{name: value for name, value in globals().items() if not name.startswith("_")})
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Give the paths of the folders "base", "a", "b" and "c"."""
+    """Return the paths of the folders "base", "a", "b" and "c"."""
     root = tmp_path_factory.mktemp("models")
     return {name: write_model(root / name, tensors(seed)) for seed, name in enumerate(["base", "a", "b", "c"])}
 
 
 @pytest.fixture(scope="session")
 def trees(models):
-    """Give the tensors of floats of each model."""
+    """Return the tensors of floats of each model."""
     result = {}
     for name, path in models.items():
         checkpoint = open_checkpoint(path)
@@ -114,7 +114,7 @@ def trees(models):
 
 @pytest.fixture
 def run(models, tmp_path):
-    """Give a function that merges by a recipe; models are named by their letters."""
+    """Return a function that merges by a recipe; models are named by their letters."""
 
     def run_merge(method, members="abc", *, base="base", vocabulary="mergekit", parameters=None, **of_members):
         recipe = {
@@ -136,7 +136,7 @@ def run(models, tmp_path):
 
 @pytest.fixture
 def linear_of(tmp_path):
-    """Give a function that writes models of the tensors given for each, and their linear recipe, the first as first."""
+    """Return a function that writes models of the tensors given for each, and their linear recipe, in this order."""
 
     def make(*models, config=None, **fields):
         paths = []
@@ -153,7 +153,7 @@ def linear_of(tmp_path):
 
 @pytest.fixture
 def write_lora(tmp_path):
-    """Give a function that writes an adapter of rank 1 for a square weight."""
+    """Return a function that writes an adapter of rank 1 for a square weight."""
 
     def write(module, size):
         folder = tmp_path / "lora"
@@ -169,7 +169,7 @@ def write_lora(tmp_path):
 
 @pytest.fixture(scope="session")
 def torch_bytes():
-    """Give the functions that write torch files byte by byte."""
+    """Return the functions that write torch files byte by byte."""
     spec = importlib.util.spec_from_file_location("torch_bytes", ROOT / "tests" / "formats" / "conftest.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -178,7 +178,7 @@ def torch_bytes():
 
 @pytest.fixture
 def write_torch(torch_bytes):
-    """Give a function that writes a torch file; `tied` maps further names to the tensors that they share."""
+    """Return a function that writes a torch file; `tied` maps further names to the tensors that they share."""
 
     def write(path, leaves, tied=None):
         kinds = {np.dtype(np.float32): "FloatStorage", np.dtype(np.int64): "LongStorage"}

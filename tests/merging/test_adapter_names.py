@@ -6,7 +6,7 @@ from soups.merging.adapter_names import find_tensors
 
 
 def found(names, known):
-    """Give the tensor of each name, and what is said of the others."""
+    """Return the tensor of each name, and what is said of the others."""
     lines = []
     return find_tensors([f"{name}.weight" for name in names], {x: x for x in known}, "MODEL", lines), lines
 

@@ -17,7 +17,7 @@ SHAPES = {"a/kernel": (16, 24), "a/bias": (8,), "b": (40, 4, 3), "c": (7, 5)}
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Give a folder of a base and two members: safetensors; Orbax checkpoints and a pool, in eight rows of chunks."""
+    """Return a folder of a base and two members: safetensors; Orbax checkpoints and a pool, in eight rows of chunks."""
     root, rng = tmp_path_factory.mktemp("bands"), np.random.default_rng(0)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     pool = Pool(root / "pool")

@@ -16,7 +16,7 @@ from soups.pool import Pool
 
 @pytest.fixture
 def hub(small, tmp_path, monkeypatch):
-    """Give a function that puts a model with a card into the cache of the hub."""
+    """Return a function that puts a model with a card into the cache of the hub."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def add(name, seed, card=""):
@@ -31,7 +31,7 @@ def hub(small, tmp_path, monkeypatch):
 
 @pytest.fixture
 def locals_(small, tmp_path):
-    """Give a function that writes local models with these headers of cards, and returns the plan of their mean."""
+    """Return a function that writes local models with these headers of cards, and returns the plan of their mean."""
 
     def make(*headers, names=None, method="linear"):
         paths = []

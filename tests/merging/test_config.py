@@ -25,7 +25,7 @@ LABELS = {"id2label": {"0": "negative", "1": "positive"}, "label2id": {"negative
 
 @pytest.fixture
 def pair(small, tmp_path):
-    """Give a function that plans a merge of "base" and "a" with these configs."""
+    """Return a function that plans a merge of "base" and "a" with these configs."""
 
     def make(one, other, insist=None, **more):
         for name, config in (("base", one), ("a", other)):

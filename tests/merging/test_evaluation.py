@@ -14,7 +14,7 @@ from soups.merging.evaluation import EvaluationError, evaluation
 
 @pytest.fixture
 def ask(tmp_path):
-    """Give a function that evaluates a model by a command, here a file of text that is printed."""
+    """Return a function that evaluates a model by a command, here a file of text that is printed."""
 
     def run(text, command="cat {model}", **options):
         model = tmp_path / "model [a] é"

@@ -98,7 +98,7 @@ def fill(folder, names):
 
 @pytest.fixture
 def base(small, recipe, tmp_path):
-    """Give the folder of a base to put files into, which `recipe` names."""
+    """Return the folder of a base to put files into, which `recipe` names."""
     recipe["models"][0]["model"] = small.write_model(tmp_path / "own", small.tensors(0))
     return tmp_path / "own"
 

@@ -17,7 +17,7 @@ UP = "model.layers.{}.mlp.up_proj"
 
 @pytest.fixture
 def adapter(tmp_path):
-    """Give a function that writes an adapter: matrices by module (outputs, inputs), settings, further tensors."""
+    """Return a function that writes an adapter: matrices by module (outputs, inputs), settings, further tensors."""
 
     def write(modules, *, name="lora", rank=RANK, tensors=None, **config):
         folder, rng = tmp_path / name, np.random.default_rng(9)
@@ -284,7 +284,7 @@ def test_several_adapters_add(models, trees, adapter):
 
 @pytest.fixture
 def tied(small, tmp_path, write_torch):
-    """Give models whose head is their embedding: noted by the file, by shared storage, by config.json alone."""
+    """Return models whose head is their embedding: noted by the file, by shared storage, by config.json alone."""
     weight = normal(5, 4)
     path = tmp_path / "noted"
     path.mkdir()

@@ -19,7 +19,7 @@ def code(dtype, shape=(8, 6)):
 
 @pytest.fixture
 def planned(small, tmp_path):
-    """Give a function that plans a merge of two models with these further tensors."""
+    """Return a function that plans a merge of two models with these further tensors."""
 
     def make(of_both, of_one=None, config=None, **more):
         for name in ("base", "a"):

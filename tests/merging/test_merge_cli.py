@@ -17,7 +17,7 @@ from soups.merging import methods_of
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Give a function that runs the command and returns (exit code, output, errors)."""
+    """Return a function that runs the command and returns (exit code, output, errors)."""
     monkeypatch.setenv("COLUMNS", "250")
 
     def run(*arguments):

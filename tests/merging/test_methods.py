@@ -32,7 +32,7 @@ def crumbs(tau, density, gamma, **_):
 
 
 def whole(name, index, tau):
-    """Give the part that the random numbers of one tensor are drawn for."""
+    """Return the part that the random numbers of one tensor are drawn for."""
     return Part(name, [np.asarray(tau, np.float32)] * (index + 1))
 
 

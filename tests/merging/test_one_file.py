@@ -33,13 +33,13 @@ def big_vision(path, seed):
 
 @pytest.fixture
 def members(tmp_path):
-    """Give the arrays of the files a.npz and b.npz."""
+    """Return the arrays of the files a.npz and b.npz."""
     return [big_vision(tmp_path / f"{name}.npz", seed) for seed, name in enumerate("ab")]
 
 
 @pytest.fixture
 def merge(tmp_path, capsys):
-    """Give a function that averages a.npz and b.npz by the command and returns (exit code, output, errors)."""
+    """Return a function that averages a.npz and b.npz by the command and returns (exit code, output, errors)."""
 
     def run(out, *words, members=("a.npz", "b.npz")):
         paths = [str(tmp_path / name) for name in members]

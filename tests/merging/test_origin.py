@@ -26,7 +26,7 @@ TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 @pytest.fixture
 def cli(capsys, monkeypatch, tmp_path):
-    """Give a function that runs a command in an empty folder and returns (exit code, output, errors)."""
+    """Return a function that runs a command in an empty folder and returns (exit code, output, errors)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "1000")
 
@@ -42,7 +42,7 @@ def cli(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture
 def ok(cli):
-    """Give a function that runs a command which succeeds, and returns its output."""
+    """Return a function that runs a command which succeeds, and returns its output."""
 
     def run(*words):
         code, out, err = cli(*words)
@@ -54,7 +54,7 @@ def ok(cli):
 
 @pytest.fixture
 def write(small, write_torch):
-    """Give a function that writes a folder of a kind with all that may lie beside weights."""
+    """Return a function that writes a folder of a kind with all that may lie beside weights."""
 
     def write_folder(folder, seed=1, kind="plain"):
         folder = pathlib.Path(folder)
@@ -87,14 +87,14 @@ def _floats(leaves):
 
 
 def tensors(path):
-    """Give the shape, dtype and bytes of each tensor of a checkpoint, and what is tied to what."""
+    """Return the shape, dtype and bytes of each tensor of a checkpoint, and what is tied to what."""
     there = open_checkpoint(path)
     found = {name: (leaf.shape, leaf.dtype.name, there.read(name).tobytes()) for name, leaf in there.leaves.items()}
     return found, dict(there.aliases)
 
 
 def beside(folder):
-    """Give the files of a folder without its weights."""
+    """Return the files of a folder without its weights."""
     files = {path.relative_to(folder).as_posix(): path for path in pathlib.Path(folder).rglob("*") if path.is_file()}
     weights = (".safetensors", ".index.json", ".bin")
     return {name: path.read_bytes() for name, path in files.items() if not name.endswith(weights)}

@@ -10,7 +10,7 @@ from soups import merging
 
 @pytest.fixture
 def cut(small, tmp_path):
-    """Give a function that cuts layers of "a" and "b" with these stacks and configs, and returns config and notes."""
+    """Return a function that cuts layers of "a" and "b" with these stacks and configs, and returns config and notes."""
 
     def make(stacks, configs, slices, stack=None):
         for name, config in zip("ab", configs, strict=True):

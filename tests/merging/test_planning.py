@@ -17,7 +17,7 @@ bfloat16 = np.dtype(ml_dtypes.bfloat16)
 
 @pytest.fixture
 def two(tmp_path, small):
-    """Give a function that writes base and member from changes to the same tensors, and a recipe to add them."""
+    """Return a function that writes base and member from changes to the same tensors, and a recipe to add them."""
 
     def make(**changes):
         for name in ("base", "a"):
@@ -40,7 +40,7 @@ def weights(*values):
 
 
 def linear(models, weight, **more):
-    """Give the sum of weight · a, so that each tensor shows its weight."""
+    """Return the sum of weight · a, so that each tensor shows its weight."""
     member = {"model": models["a"], "parameters": {"weight": weight}}
     return {"merge_method": "linear", "models": [member], "parameters": {"normalize": False}} | more
 

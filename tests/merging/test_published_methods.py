@@ -57,7 +57,7 @@ def test_where_a_kept_element_did_not_move_it_counts_in_the_mean(small, tmp_path
 
 @pytest.fixture(scope="module")
 def fishers(small, trees, tmp_path_factory):
-    """Give (path, diagonal) by the names of the models; that of "a" has a tensor without information."""
+    """Return (path, diagonal) by the names of the models; that of "a" has a tensor without information."""
     root, rng, made = tmp_path_factory.mktemp("fishers"), np.random.default_rng(7), {}
     for name, leaves in trees.items():
         diagonal = {leaf: np.asarray(rng.random(x.shape) ** 2, np.float32) for leaf, x in leaves.items()}

@@ -28,7 +28,7 @@ def regression(kernels, grams, shares, alpha):
 
 @pytest.fixture(scope="module")
 def grams(tmp_path_factory):
-    """Give (path, arrays) of the Gram matrices of the models a, b and c."""
+    """Return (path, arrays) of the Gram matrices of the models a, b and c."""
     root, rng = tmp_path_factory.mktemp("grams"), np.random.default_rng(5)
     arrays = {x: {name: gram(rng, size) for name, size in KERNELS.items()} for x in "abc"}
     return {x: (write_safetensors(root / f"{x}.safetensors", arrays[x]), arrays[x]) for x in "abc"}

@@ -20,7 +20,7 @@ SHARD = 300  # bytes: several shards of several tensors
 
 @pytest.fixture
 def ties(models):
-    """Give a recipe of three members."""
+    """Return a recipe of three members."""
     return recipe("ties", models)
 
 
@@ -117,7 +117,7 @@ def test_the_record_is_enough_to_make_the_merge_again(ties, small, models, tmp_p
 
 @pytest.fixture
 def changed(models, small, tmp_path):
-    """Give a function that writes a model with one tensor changed and the recipe in which it stands for another."""
+    """Return a function that writes a model with one tensor changed and the recipe in which it stands for another."""
 
     def make(stands_for, name, value, method="ties", vocabulary="mergekit"):
         leaves = small.tensors(list(models).index(stands_for))
@@ -206,7 +206,7 @@ def interrupted(plan, out, after, **options):
 
 
 def finished(folder):
-    """Give the identity of each finished shard's file."""
+    """Return the identity of each finished shard's file."""
     shards = [note.with_suffix("") for note in sorted(folder.glob("*.done"))]
     return {shard.name: (shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in shards}
 
@@ -345,7 +345,7 @@ def leaves(seed):
 
 @pytest.fixture
 def pool(tmp_path):
-    """Give the path of a pool of the members "a" and "b"."""
+    """Return the path of a pool of the members "a" and "b"."""
     pool = Pool(tmp_path / "pool")
     for seed, name in enumerate("ab", start=1):
         pool.add(name, leaves(seed), base="start")

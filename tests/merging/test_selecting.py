@@ -60,7 +60,7 @@ def recipe(method="task_arithmetic", names="abc", **parameters):
 
 
 def mixed(*weights):
-    """Give the base plus the first steps by these weights, in float64."""
+    """Return the base plus the first steps by these weights, in float64."""
     return BASE.astype(np.float64) + np.tensordot(weights, STEPS[: len(weights)].astype(np.float64), 1)
 
 

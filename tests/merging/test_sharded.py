@@ -45,7 +45,7 @@ def write(folder, shapes):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Give models of two leaves for each vocabulary; those of mergekit's, which are done leaf by leaf, have one."""
+    """Return models of two leaves for each vocabulary; those of mergekit's, which are done leaf by leaf, have one."""
     leaves = {"published": {"one": SHAPE, "two": SHAPE}, "mergekit": {"one": SHAPE}}
     return {name: write(tmp_path_factory.mktemp(name), shapes) for name, shapes in leaves.items()}
 
@@ -90,7 +90,7 @@ def planned(folder, vocabulary, name, paths=None, **parameters):
 
 
 def streamed(plan, out):
-    """Give the leaves that one process streams with NumPy."""
+    """Return the leaves that one process streams with NumPy."""
     merge_to_orbax(plan, out)
     return {name: leaf for name, leaf in load_checkpoint(out).items() if name != "steps"}
 

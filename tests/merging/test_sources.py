@@ -75,7 +75,7 @@ def test_pool_members_and_orbax_to_either_format(models, tmp_path):
 
 @pytest.fixture
 def tree(mesh):
-    """Give what other programs store too: lists, scalars, arrays in shards."""
+    """Return what other programs store too: lists, scalars, arrays in shards."""
     kernel = jax.device_put(MEMBERS[0]["layer"]["kernel"], NamedSharding(mesh, P("pool", "data")))
     return {"layers": [{"kernel": kernel}, {"kernel": MEMBERS[0]["head"]["kernel"]}], "step": np.array(7), "empty": {}}
 

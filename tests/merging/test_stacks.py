@@ -73,7 +73,7 @@ def leaves(seed, layers):
 
 @pytest.fixture
 def stacked(small, tmp_path):
-    """Give the arrays of two models of two stacks and a function that merges slices of them."""
+    """Return the arrays of two models of two stacks and a function that merges slices of them."""
     made = {name: leaves(seed, {"encoder.block": 2, "decoder.block": 3}) for seed, name in enumerate("ab")}
     for name, arrays in made.items():
         write_safetensors(tmp_path / f"{name}.safetensors", arrays)

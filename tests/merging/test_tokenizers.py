@@ -42,7 +42,7 @@ def write(folder, small, tokens, added, rows, seed, tied=False):
 
 @pytest.fixture
 def different(small, tmp_path):
-    """Give {name: (numbers of tokens, leaves)} of three models with other vocabularies, written to folders."""
+    """Return {name: (numbers of tokens, leaves)} of three models with other vocabularies, written to folders."""
     return {
         name: write(tmp_path / name, small, *given, seed) for seed, (name, given) in enumerate(TOKENS.items(), start=1)
     }
@@ -58,7 +58,7 @@ def recipe(tmp_path, weights=(0.5, 1.0, 2.0), base=True, **fields):
 
 
 def row_of(token, model, table, different, *, base, stand_in=None):
-    """Give the row that a model has for a token of the output: the house rules, written out."""
+    """Return the row that a model has for a token of the output: the house rules, written out."""
     numbers, leaves = different[model]
     having = [name for name in TOKENS if token in different[name][0]]
     if model in having:

@@ -20,7 +20,7 @@ spec.loader.exec_module(worker)
 
 @pytest.fixture(scope="module")
 def folder(run_both, tmp_path_factory):
-    """Give the folder in which both processes have worked."""
+    """Return the folder in which both processes have worked."""
     folder = tmp_path_factory.mktemp("two_processes_merge")
     run_both(lambda index, port: [sys.executable, WORKER, str(index), port, folder], folder, seconds=150)
     return folder
@@ -28,7 +28,7 @@ def folder(run_both, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory):
-    """Give the pool of the members in one process, none of them sharded."""
+    """Return the pool of the members in one process, none of them sharded."""
     pool = worker.soups.Pool(tmp_path_factory.mktemp("one_process") / "pool")
     for seed, name in enumerate(worker.MEMBERS):
         leaves = worker.make_member(seed)

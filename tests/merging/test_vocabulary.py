@@ -25,7 +25,7 @@ def field(number, content):
 
 
 def pieces(tokens):
-    """Give the bytes of a model of sentencepiece: pieces with text, score and kind, then settings of its trainer."""
+    """Return the bytes of a model of sentencepiece: pieces with text, score and kind, then settings of its trainer."""
     scored = [field(1, token.encode()) + b"\x15\0\0\x80\xbf" + b"\x18\x01" for token in tokens]
     return b"".join(field(1, piece) for piece in scored) + field(2, b"\x0a\x03abc") + field(3, b"x" * 300)
 
@@ -61,7 +61,7 @@ def test_tokens_are_read_from_any_file(tmp_path, kind):
 
 @pytest.fixture
 def planned(small, tmp_path):
-    """Give a function that plans a merge of models with these files instead of a tokenizer.json."""
+    """Return a function that plans a merge of models with these files instead of a tokenizer.json."""
 
     def make(of_base, of_a, **more):
         for name, files in (("base", of_base), ("a", of_a)):

@@ -21,7 +21,7 @@ METHODS = {"ties": {"density": 0.5}, "linear": {}, "tsv_merge": {}}
 
 
 def make_member(seed):
-    """Give the weights of a member by name, the base's for seed 0."""
+    """Return the weights of a member by name, the base's for seed 0."""
     rng, base = np.random.default_rng(seed), np.random.default_rng(0)
     leaves = {name: base.standard_normal(shape, np.float32) for name, shape in SHAPES.items()}
     leaves = {name: leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in leaves.items()}

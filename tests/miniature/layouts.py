@@ -45,7 +45,7 @@ class Drawer:
         self._strokes = self._shared_out(pictures.strokes())
 
     def images(self, name: str, label: int, look: str, again: int = 0):
-        """Give the pictures of a class of a set; `again` draws the same digits another time."""
+        """Yield the pictures of a class of a set; `again` draws the same digits another time."""
         (digit, place), number = CLASSES[label], list(SIZES).index(name)
         ink = pictures.INKS[place][digit % len(pictures.INKS[place])]
         for index, stroke in enumerate(self._strokes[name][label]):
@@ -53,7 +53,7 @@ class Drawer:
             yield pictures.draw(stroke, ink, place, look, self._photos, rng)
 
     def _shared_out(self, strokes):
-        """Give every class of every set its own digits."""
+        """Return every class of every set its own digits."""
         shared = {}
         for source, names in SOURCES.items():
             counts = [self.sizes[name] for name in names]

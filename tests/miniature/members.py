@@ -68,7 +68,7 @@ def write_members(folder: pathlib.Path, data: pathlib.Path, start: dict, text: d
 
 
 def _fine_tuned(network: Architecture, start, train, settings):
-    """Give the weights after each of the fine-tunings; all of them share one compiled step."""
+    """Yield the weights after each of the fine-tunings; all of them share one compiled step."""
     training = _training(network.name)
     for setting in settings:
         yield jax.device_get(fit(training, start, train, batch_size=BATCH, hyperparameters=setting)["params"])
@@ -118,7 +118,7 @@ def _ours(hparams, index):
 
 
 def _probe(network, start, train):
-    """Give the head that is the ridge regression from features to classes: closed, and the same on every machine."""
+    """Return the head that is the ridge regression from features to classes: closed, and the same on every machine."""
     weights = {name: part for name, part in start.items() if name != "head"}
     features = jax.jit(network.apply_fn(None))(weights, train["image"].astype(np.float32) / 255)
     features, classes = np.asarray(features, np.float64), np.eye(len(layouts.CLASSES))[train["label"]]

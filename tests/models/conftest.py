@@ -1,4 +1,4 @@
-"""Give small architectures, whose recorded files and logits were made by other programs, and write files of them."""
+"""Make small architectures, whose recorded files and logits were made by other programs, and write files of them."""
 
 import dataclasses
 

@@ -25,7 +25,7 @@ def images(rng):
 
 
 def first_statistics(params, images):
-    """Give mean and biased variance of the first convolution's output over all images and places, in float64."""
+    """Return mean and biased variance of the first convolution's output over all images and places, in float64."""
     kernel = np.asarray(params["params"]["stage_0_0"]["conv"]["kernel"], np.float64)
     padded = np.pad(images.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     out = sum(padded[:, i : i + 8, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3))

@@ -14,7 +14,7 @@ SHAPE = (16, 12, 3)
 
 @pytest.fixture(scope="module")
 def params():
-    """Give random weights and positive statistics."""
+    """Return random weights and positive statistics."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: models.init(BottleneckResNet(3, **SMALL), jax.random.key(0), SHAPE))
 
@@ -26,7 +26,7 @@ def params():
 
 
 def windows(x, size, stride, fill):
-    """Give the windows of size x size at every stride, padded by size // 2 on both sides alike."""
+    """Return the windows of size x size at every stride, padded by size // 2 on both sides alike."""
     side = size // 2
     x = np.pad(x, ((0, 0), (side, side), (side, side), (0, 0)), constant_values=fill)
     rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])

@@ -47,7 +47,7 @@ def row(*tokens):
 
 @pytest.fixture
 def bare(tmp_path):
-    """Give the tokenizer of a vocabulary without merges: a byte is its place in `BYTES`, the ends are 512 and 513."""
+    """Return the tokenizer of a vocabulary without merges: a byte is its place in `BYTES`, the ends are 512 and 513."""
     return clip_tokenizer(write_published(tmp_path, []))
 
 

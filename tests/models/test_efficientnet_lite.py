@@ -25,7 +25,7 @@ LOGITS = "EfficientNet-PyTorch-trained-efficientnet-lite0.pth.logits.npz"
 
 @pytest.fixture(scope="module")
 def params():
-    """Give random weights and positive statistics."""
+    """Return random weights and positive statistics."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: models.init(EfficientNetLite(3, **SMALL), jax.random.key(0), SHAPE))
 

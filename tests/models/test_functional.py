@@ -13,7 +13,7 @@ MODEL = models.ConvNet(3, widths=(4,))
 
 @pytest.fixture
 def case(rng):
-    """Give weights with a head that is not zero, images, and the same normalised by hand in float64."""
+    """Return weights with a head that is not zero, images, and the same normalised by hand in float64."""
     params = models.replace_head(models.init(MODEL, jax.random.key(0), (4, 4, 3)), jax.random.key(1), 3, zero=False)
     images = rng.random((2, 4, 4, 3)).astype(np.float32)
     normalised = np.stack([(images[..., i].astype(np.float64) - MEAN[i]) / STD[i] for i in range(3)], axis=-1)

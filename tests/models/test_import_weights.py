@@ -36,7 +36,7 @@ def tensors_of(path):
 
 @pytest.fixture
 def released(small):
-    """Give the tensors of the released file, and their architecture."""
+    """Return the tensors of the released file, and their architecture."""
     return tensors_of(RELEASED), small("clip-vit-mini")
 
 

@@ -19,7 +19,7 @@ def start(**fields):
 
 @pytest.fixture
 def released(rng):
-    """Give released weights by name, and the network's start weights with a class token."""
+    """Return released weights by name, and the network's start weights with a class token."""
     like = start(pool_type="tok")
     return {name: rng.normal(size=x.shape).astype(np.float32) for name, x in tree.flatten(like).items()}, like
 

@@ -15,7 +15,7 @@ ARCH = "clip-vit-mini"
 
 @pytest.fixture
 def cli(capsys):
-    """Give a function that runs `soups predict` and returns (exit code, output, errors)."""
+    """Return a function that runs `soups predict` and returns (exit code, output, errors)."""
 
     def run(*arguments):
         code = main(["predict", *map(str, arguments)])
@@ -40,7 +40,7 @@ def pool(tmp_path, params):
 
 @pytest.fixture
 def images(tmp_path):
-    """Give a folder of five images of several kinds in folders of folders, and files that are none."""
+    """Return a folder of five images of several kinds in folders of folders, and files that are none."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "images"
     for name, shape in {

@@ -23,7 +23,7 @@ KNOWN = ("0", "1", "2", "A", "C", "a")
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    """Give the weights of a small network that stands in the place of the package's, whose file is of float16."""
+    """Return the weights of a small network that stands in the place of the package's, whose file is of float16."""
     params = init(ViT(num_classes=len(KNOWN), **FIELDS), jax.random.key(0), (14, 14, 1))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float16), params)

@@ -59,7 +59,7 @@ def members():
 
 
 def pre_activations(params, inputs=INPUTS):
-    """Give the outputs of both hidden layers and of the head in float64."""
+    """Return the outputs of both hidden layers and of the head in float64."""
     x, outputs = inputs.astype(np.float64), {}
     for layer in ("layer_0", "layer_1", "head"):
         weights = {name: np.asarray(leaf, np.float64) for name, leaf in params[layer].items()}

@@ -62,12 +62,12 @@ EXTRA = {
 
 
 def abstract(model, image_shape=(14, 14, 1)):
-    """Give the shapes and dtypes of the weights, without computing any."""
+    """Return the shapes and dtypes of the weights, without computing any."""
     return jax.eval_shape(lambda: models.init(model, jax.random.key(0), image_shape))
 
 
 def weights(model, rng, image_shape=(14, 14, 1)):
-    """Give random weights for every leaf, so that zero heads and unit scales hide nothing."""
+    """Return random weights for every leaf, so that zero heads and unit scales hide nothing."""
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0.1, 0.5, leaf.shape), jnp.float32), abstract(model, image_shape)
     )

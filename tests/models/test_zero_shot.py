@@ -14,13 +14,13 @@ WIDTH = 6
 
 
 def tokenizer(texts):
-    """Give int32 [N, 8] that differ for every text."""
+    """Return int32 [N, 8] that differ for every text."""
     return np.stack([np.frombuffer(text.encode().ljust(64, b"\0"), np.int64) % 1009 for text in texts]).astype(np.int32)
 
 
 @pytest.fixture
 def tower(rng):
-    """Give `text_apply` of random features that are not of norm 1, and the list of shapes that it was called with."""
+    """Return `text_apply` of random features that are not of norm 1, and the list of shapes that it was called with."""
     table, shapes = rng.normal(size=(1009, WIDTH)), []
     table[0] = 0  # padding, which a tower does not see
 

@@ -24,7 +24,7 @@ VOCABULARY = 512 + 2 + 2  # the bytes, two merges, the ends
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """Give a function that runs the command on a random CLIP and returns (exit code, output, errors)."""
+    """Return a function that runs the command on a random CLIP and returns (exit code, output, errors)."""
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
     from miniature import tensors, torch_zip
 

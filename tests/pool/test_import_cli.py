@@ -19,7 +19,7 @@ ARCH = "clip-vit-mini"
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Give a function that runs `soups pool import` and returns (exit code, output, errors)."""
+    """Return a function that runs `soups pool import` and returns (exit code, output, errors)."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
@@ -33,7 +33,7 @@ def cli(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """Give a function that writes a published file of random weights, and gives its tensors."""
+    """Return a function that writes a published file of random weights, and gives its tensors."""
     rng = np.random.default_rng(0)
     text = tensors.text_tensors(520, 64, 2, 64, rng)
 
@@ -49,7 +49,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def files(tmp_path, published):
-    """Give three published files; the last is the second again."""
+    """Return three published files; the last is the second again."""
     for index, seed in enumerate((0, 1, 1)):
         published(tmp_path / f"model_{index}.pt", seed)
     return [tmp_path / f"model_{index}.pt" for index in range(3)]

@@ -39,7 +39,7 @@ def _same_bytes(a, b):
 
 @pytest.fixture
 def pool(tmp_path):
-    """Give a pool of three members."""
+    """Return a pool of three members."""
     pool = Pool(tmp_path / "pool")
     for seed in range(3):
         pool.add(f"lr-{seed}", _params(seed), {"seed": seed}, metrics={"held_out": 0.5 + seed})

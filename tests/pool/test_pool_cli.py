@@ -22,7 +22,7 @@ DATA = ROOT / "tests" / "formats" / "data"
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Give a function that runs one command and returns (exit code, output, errors)."""
+    """Return a function that runs one command and returns (exit code, output, errors)."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
@@ -35,7 +35,7 @@ def cli(monkeypatch, capsys):
 
 @pytest.fixture
 def pool(tmp_path):
-    """Give a pool of a good member and one that diverged."""
+    """Return a pool of a good member and one that diverged."""
     pool = Pool(tmp_path / "pool")
     kernel = np.ones((20, 50), np.float32)
     pool.add("good", {"dense": {"kernel": kernel}}, {"seed": 3}, metrics={"held_out": {}, "held_out_accuracy": 0.875})

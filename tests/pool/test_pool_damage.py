@@ -36,7 +36,7 @@ def _same(a, b):
 
 @pytest.fixture
 def pool(tmp_path, mesh):
-    """Give a pool of two members, one of them with a leaf in several shards and a big one in one file."""
+    """Return a pool of two members, one of them with a leaf in several shards and a big one in one file."""
     pool = Pool(tmp_path / "pool")
     shards = NamedSharding(mesh, P("pool", "data"))
     for seed in range(2):

@@ -31,7 +31,7 @@ def _params(seed, size=70_001):
 
 @pytest.fixture
 def pool(tmp_path, mesh):
-    """Give a pool of three members, one of them sharded."""
+    """Return a pool of three members, one of them sharded."""
     pool = Pool(tmp_path / "pool")
     for seed in range(3):
         params = _params(seed)

@@ -19,7 +19,7 @@ LEAVES = {"a": {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, "b": np.ones
 
 @pytest.fixture
 def pool(tmp_path):
-    """Give a pool of two members, with a directory beside it that nobody may touch."""
+    """Return a pool of two members, with a directory beside it that nobody may touch."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("kept")
     pool = Pool(tmp_path / "pool")

@@ -19,7 +19,7 @@ from soups.recipes import Soup
 
 @pytest.fixture
 def pool(tmp_path):
-    """Give a pool of three members."""
+    """Return a pool of three members."""
     pool = Pool(tmp_path / "pool")
     for seed in range(3):
         pool.add(f"m{seed}", _params(seed), metrics={"held_out": seed / 4}, base="start")

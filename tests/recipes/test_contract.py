@@ -147,7 +147,7 @@ def test_pmean_of_members_on_devices_is_the_uniform_soup():
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    """Give a pool of as many members as any case has."""
+    """Return a pool of as many members as any case has."""
     made = Pool(tmp_path_factory.mktemp("pools") / "pool")
     for seed, name in enumerate(cases.NAMES, start=1):
         made.add(name, cases.member(seed))

@@ -37,7 +37,7 @@ def close(result, expected, tolerance=1e-6):
 
 
 def element_wise(function, members=MEMBERS):
-    """Give base + what the oracle makes of the members' float64 differences at each element, one after the other."""
+    """Return base + what the oracle makes of the members' float64 differences at each element, one after the other."""
 
     def leaf(base, *steps):
         result = np.array(base, np.float64)
@@ -65,7 +65,7 @@ def softmax(row):
 
 
 def fused(member, base):
-    """Give what arcee_fusion makes of one leaf, and its importance, in float64 from the definition."""
+    """Return what arcee_fusion makes of one leaf, and its importance, in float64 from the definition."""
     rows, starts = (x.astype(np.float64).reshape(-1, x.shape[-1]) for x in (member, base))
     importance = np.zeros_like(rows)
     for r, (row, start) in enumerate(zip(rows, starts, strict=True)):

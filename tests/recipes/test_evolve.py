@@ -18,7 +18,7 @@ MEMBERS = {f"m{index}": {"w": BASE["w"] + step} for index, step in enumerate(STE
 
 
 def distance_to(*weights):
-    """Give an `evaluate` whose best weights are the base plus the steps by these weights."""
+    """Return an `evaluate` whose best weights are the base plus the steps by these weights."""
     target = BASE["w"] + np.tensordot(weights, STEPS, 1)
     return lambda params: float(np.sum((params["w"].astype(np.float64) - target) ** 2))
 

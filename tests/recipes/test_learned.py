@@ -137,7 +137,7 @@ class Killed(Exception):
 
 
 def dying(survived):
-    """Give as many batches, then die."""
+    """Yield as many batches, then die."""
     yield from BATCHES[:survived]
     raise Killed
 

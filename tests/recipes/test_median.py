@@ -12,7 +12,7 @@ jitted = jax.jit(soups.geometric_median)
 
 
 def median(points):
-    """Give the median: a member that Vardi and Zhang's test finds, or Weiszfeld's limit."""
+    """Return the median: a member that Vardi and Zhang's test finds, or Weiszfeld's limit."""
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
     best = distances.sum(0).argmin()
     others = distances[best] > 0

@@ -195,7 +195,7 @@ def predict(params, inputs):
 
 @pytest.fixture(scope="module")
 def misleading():
-    """Give two networks of one function, and data: input 5 is always zero, and its weights mislead weight matching."""
+    """Return two networks of one function, and data: input 5 is always 0, and its weights mislead weight matching."""
     rng = np.random.default_rng(0)
     a = network(1)
     hidden = random_permutations(SPEC, a, jax.random.key(2))

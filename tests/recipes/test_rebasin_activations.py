@@ -12,7 +12,7 @@ from soups.recipes.rebasin import activation_matching
 
 @pytest.fixture
 def activations(rng):
-    """Give activations of 50 inputs at 3 places: 6 units with large means, and the same in another order with noise."""
+    """Return activations of 50 inputs at 3 places: 6 units with large means, and these in another order with noise."""
     a = rng.normal(5.0, [1, 2, 3, 1, 2, 3], size=(50, 3, 6)).astype(np.float32)
     hidden = rng.permutation(6)
     return a, (a[..., hidden] + 0.1 * rng.normal(size=a.shape)).astype(np.float32), hidden

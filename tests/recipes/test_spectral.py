@@ -37,7 +37,7 @@ def steps_of(name, members):
 
 
 def expected(matrix_oracle, members=MEMBERS, scale=1.0, matrices=MATRICES):
-    """Give base + scale times what the oracle makes of the matrices of one leaf; the mean in leaves that are none."""
+    """Return base + scale times what the oracle makes of the matrices of one leaf; the mean in leaves that are none."""
     result = {}
     for name, base in BASE.items():
         steps = steps_of(name, members)

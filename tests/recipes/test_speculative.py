@@ -22,7 +22,7 @@ def make_members(rng, count=12, dtype=np.float32):
 
 
 def lottery(seed):
-    """Give an evaluate whose scores are random but a function of the weights: few levels, so ties; now and then NaN."""
+    """Return an evaluate whose scores are random functions of the weights: few levels, so ties; now and then NaN."""
 
     def evaluate(params):
         drawn = zlib.crc32(np.asarray(params["w"], np.float64).tobytes() + bytes([seed])) % 11

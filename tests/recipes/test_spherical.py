@@ -21,7 +21,7 @@ BASE, MEMBERS = draw(), [draw() for _ in range(4)]
 
 
 def per_leaf(function, members, base=None):
-    """Give what the oracle makes of the float64 vectors of each leaf."""
+    """Return what the oracle makes of the float64 vectors of each leaf."""
     result = {}
     for name in ("a", "b"):
         vectors = [m[name].astype(np.float64).ravel() - (0 if base is None else base[name].ravel()) for m in members]
@@ -251,7 +251,7 @@ def test_rows_that_are_opposite_among_others(scope):
 
 
 def arc(vectors):
-    """Give what lies at 0.3 of the arc of two vectors, by an angle that is exact near 0 and π too."""
+    """Return what lies at 0.3 of the arc of two vectors, by an angle that is exact near 0 and π too."""
     a, b = vectors
     apart, together = np.linalg.norm(unit(a) - unit(b)), np.linalg.norm(unit(a) + unit(b))
     omega, sine = 2 * np.arctan2(apart, together), apart * together / 2
@@ -259,7 +259,7 @@ def arc(vectors):
 
 
 def stock_of_two(vectors):
-    """Give `stock`, by the square of the sum of the directions, which is 2 + 2 cos Ω."""
+    """Return `stock`, by the square of the sum of the directions, which is 2 + 2 cos Ω."""
     square = np.sum((unit(vectors[0]) + unit(vectors[1])) ** 2)
     return (square - 2) * 2 / square * np.mean(vectors, axis=0)
 
@@ -295,7 +295,7 @@ def test_vectors_that_are_nearly_parallel_or_opposite(method, mesh):
 
 
 def karcher_mean(vectors):
-    """Give what `karcher` should in float64, with angles that are exact near 0 and π too."""
+    """Return what `karcher` should in float64, with angles that are exact near 0 and π too."""
     units = [unit(v) for v in vectors]
     mean = unit(sum(units))
     for _ in range(10):

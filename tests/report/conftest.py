@@ -36,7 +36,7 @@ MAIN = [
 
 
 def metrics_at(rng, test, shift):
-    """Give the metrics of a row around these accuracies in percent."""
+    """Return the metrics of a row around these accuracies in percent."""
 
     def block(accuracy):
         accuracy = float(np.clip(np.round(accuracy / 100, 3), 0.02, 0.999))
@@ -57,7 +57,7 @@ def metrics_at(rng, test, shift):
 
 
 def make_members(rng, count):
-    """Give the members of one seed; member 17 diverged."""
+    """Return the members of one seed; member 17 diverged."""
     pool = []
     for index in range(count):
         config = {
@@ -77,7 +77,7 @@ def make_members(rng, count):
 
 
 def make_rows(rng, seed, pool):
-    """Give main and member rows of one seed."""
+    """Return main and member rows of one seed."""
     rows = []
     base_test, base_shift = 96.9 + rng.normal(0, 0.15), 78.0 + rng.normal(0, 0.5)
     ok = [member for member in pool if member["status"] == "ok"]
@@ -102,18 +102,18 @@ def make_rows(rng, seed, pool):
 
 
 def classes_around(rng, accuracy):
-    """Give the accuracies of ten classes."""
+    """Return the accuracies of ten classes."""
     return {str(digit): float(np.clip(accuracy + rng.normal(0, 0.02), 0, 1)) for digit in range(10)}
 
 
 def curve_row(seed, name, kind, of, values):
-    """Give a point of a curve, with accuracies by split."""
+    """Return a point of a curve, with accuracies by split."""
     metrics = {split: {"accuracy": float(value)} for split, value in values.items()}
     return {"seed": seed, "name": name, "kind": kind, "group": "curve", "of": of, "ingredients": {}, "metrics": metrics}
 
 
 def make_curve_rows(rng, seed, names):
-    """Give the rows against the number of members and those along WiSE-FT of one seed."""
+    """Return the rows against the number of members and those along WiSE-FT of one seed."""
     k = np.arange(len(names))
 
     def rising(start, end, speed):
@@ -135,7 +135,7 @@ def make_curve_rows(rng, seed, names):
 
 
 def make_plane():
-    """Give the held-out error of two basins around two members, the average between them a little lower."""
+    """Return the held-out error of two basins around two members, the average between them a little lower."""
     x, y = np.linspace(-1.5, 5.5, 25), np.linspace(-1.5, 5.0, 23)
     points = {"start": [0.0, 0.0], "member_003": [4.0, 0.0], "member_011": [1.3, 3.6]}
     points["average"] = [(4.0 + 1.3) / 2, 3.6 / 2]
@@ -147,7 +147,7 @@ def make_plane():
 
 
 def make_pairs(rng, seed, names):
-    """Give barriers, angles and diversity of pairs of members; those of the third are far apart."""
+    """Return barriers, angles and diversity of pairs of members; those of the third are far apart."""
     pairs = []
     for a, b in itertools.combinations(range(len(names)), 2):
         angle = rng.uniform(20, 85)
@@ -160,7 +160,7 @@ def make_pairs(rng, seed, names):
 
 
 def make_reliability(rng, seed):
-    """Give 15 bins of equal mass for four predictors; the first is too sure, the ensemble not sure enough."""
+    """Return 15 bins of equal mass for four predictors; the first is too sure, the ensemble not sure enough."""
     curves = []
     for name, tilt in (("best member", -0.05), ("uniform soup", 0.06), ("greedy soup", 0.02), ("ensemble", 0.09)):
         confidence = 1 - 0.62 * (1 - np.linspace(0.02, 0.999, 15)) ** 2.2
@@ -174,7 +174,7 @@ def make_reliability(rng, seed):
 
 
 def make_results(seeds=(0, 1, 2), members=24):
-    """Give a whole results file as a dict."""
+    """Return a whole results file as a dict."""
     splits = {"held_out": {"role": "held_out", "examples": 1000}, "test": {"role": "test", "examples": 1000}}
     splits |= {name: {"role": "shift", "examples": 500} for name in SHIFTS}
     splits["shift_mean"] = {"role": "shift", "mean_of": list(SHIFTS)}
@@ -209,13 +209,13 @@ def make_results(seeds=(0, 1, 2), members=24):
 
 @pytest.fixture
 def results():
-    """Give fresh results of 3 seeds that a test may change."""
+    """Return fresh results of 3 seeds that a test may change."""
     return make_results()
 
 
 @pytest.fixture
 def write_results(tmp_path):
-    """Give a function that writes results into a directory and gives the directory."""
+    """Return a function that writes results into a directory and gives the directory."""
 
     def write(results):
         state.write(tmp_path / "results.json", results)
@@ -226,7 +226,7 @@ def write_results(tmp_path):
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory):
-    """Give the results of 3 seeds, the directory of their report, and the paths that were written."""
+    """Return the results of 3 seeds, the directory of their report, and the paths that were written."""
     directory = tmp_path_factory.mktemp("report")
     results = make_results()
     state.write(directory / "results.json", results)

@@ -14,7 +14,7 @@ from soups.report.claims import claim_table, claims
 
 
 def claimed(results, **differences):
-    """Give results with claims: a list of differences of seeds by title, with a unit after a bar."""
+    """Return results with claims: a list of differences of seeds by title, with a unit after a bar."""
     entries = []
     for name, values in differences.items():
         title, _, unit = name.partition("|")

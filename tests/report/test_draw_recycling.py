@@ -24,7 +24,7 @@ def look():
 
 
 def make(rows=(), pairs=()):
-    """Give results of two domains with these rows and pairs beside one main row."""
+    """Return results of two domains with these rows and pairs beside one main row."""
     splits = {"test": {"role": "test", "mean_of": list(TARGETS)}, "held_out": {"role": "held_out"}}
     splits |= {target: {"role": "test"} for target in TARGETS}
     metrics = {split: {"accuracy": 0.8} for split in splits}
@@ -47,7 +47,7 @@ def make(rows=(), pairs=()):
 
 
 def make_pairs(rng, domains=DOMAINS):
-    """Give twelve pairs for each seed, domain and difference; those of another start are the most diverse."""
+    """Return twelve pairs for each seed, domain and difference; those of another start are the most diverse."""
     pairs = []
     for seed, domain, (place, differ) in itertools.product(SEEDS, domains, enumerate(DIFFER)):
         for index in range(12):
@@ -60,7 +60,7 @@ def make_pairs(rng, domains=DOMAINS):
 
 
 def measured(pairs, name, **of):
-    """Give a value of all pairs that are of this."""
+    """Return a value of all pairs that are of this."""
     return np.array([pair["values"][name] for pair in pairs if of.items() <= pair["of"].items()])
 
 
@@ -124,7 +124,7 @@ def test_where_connectivity_fails_the_axis_is_logarithmic_and_holds_all(rng):
 
 
 def share_rows(rng, base=True, named=False):
-    """Give soups of shares of two second starts, with the mean of their members; the starts may be in the names."""
+    """Return soups of shares of two second starts, with the mean of their members; the starts may be in the names."""
     rows = []
     for seed, start, share in itertools.product(SEEDS, ("emoji", "fonts"), (0.0, 0.5, 1.0)):
         for name, level in (("uniform soup", 0.8), ("mean member", 0.77))[: 1 + base]:
@@ -136,7 +136,7 @@ def share_rows(rng, base=True, named=False):
 
 
 def drawn_lines(axes):
-    """Give what lies along each line with whiskers: the means and the ends of the whiskers."""
+    """Yield what lies along each line with whiskers: the means and the ends of the whiskers."""
     for container in axes.containers:
         line, _, (whiskers,) = container.lines
         yield line.get_ydata(), np.array([segment[:, 1] for segment in whiskers.get_segments()])
@@ -165,7 +165,7 @@ def test_shares_are_paired_by_seed_with_the_interval_of_student(rng, base, named
 
 
 def matrix_rows(rng, group="curve", name="fine-tuned"):
-    """Give what fine-tuning from three starts gives on two targets; one was not measured."""
+    """Return what fine-tuning from three starts gives on two targets; one was not measured."""
     rows = []
     for seed, start, target in itertools.product(SEEDS, STARTS, TARGETS):
         if not (start.endswith("icons") and target == "icons"):

@@ -32,7 +32,7 @@ HEAD = {
 
 
 def of_tasks():
-    """Give results of two tasks and seven methods, with the masks of one."""
+    """Return results of two tasks and seven methods, with the masks of one."""
     splits = {"test": {"role": "test", "mean_of": list(TASKS)}}
     splits |= {task: {"role": "test", "examples": 50} for task in TASKS}
     rows, curves = [], []
@@ -57,7 +57,7 @@ HEIGHTS = {"naive": 2.0, "weight": 0.3, "activation": 0.2}
 
 
 def of_networks(pairs=3):
-    """Give results of two kinds of networks of two widths each, with soups of one width."""
+    """Return results of two kinds of networks of two widths each, with soups of one width."""
     rng, found, rows = np.random.default_rng(0), [], []
     for seed in HEAD["seeds"]:
         for kind, units in (("MLP", 8), ("MLP", 16), ("CNN", 4), ("CNN", 8)):
@@ -83,7 +83,7 @@ def of_networks(pairs=3):
 
 
 def of_imagenet():
-    """Give results of one seed on a test set and two shifts, beside published numbers, with a path."""
+    """Return results of one seed on a test set and two shifts, beside published numbers, with a path."""
     names = {"imagenet": "ImageNet", "imagenet_r": "R", "objectnet": "ObjectNet"}
     splits = {
         n: {"role": "test" if n == "imagenet" else "shift", "examples": 500, "title": t} for n, t in names.items()
@@ -113,7 +113,7 @@ STUDIES = {
 
 @pytest.fixture(params=STUDIES)
 def study(request):
-    """Give the results of a study and the names of its figures."""
+    """Return the results of a study and the names of its figures."""
     make, names = STUDIES[request.param]
     return report.check(make()), names
 

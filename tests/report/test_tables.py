@@ -20,7 +20,7 @@ def results(results):
 
 
 def accuracies(results, name, split):
-    """Give one accuracy for each seed, straight from the rows."""
+    """Return one accuracy for each seed, straight from the rows."""
     found = [row["metrics"] for row in results["rows"] if row["name"] == name and row["group"] == "main"]
     return np.array([metrics[split]["accuracy"] for metrics in found])
 
@@ -314,7 +314,7 @@ def test_where_less_is_better_a_difference_is_called_a_change(results):
 
 
 def renamed(results, names):
-    """Give results whose rows have other names."""
+    """Return results whose rows have other names."""
     rows = [row | {"name": names.get(row["name"], row["name"])} for row in results["rows"]]
     return report.check(results | {"rows": rows})
 

@@ -12,7 +12,7 @@ CONFIG = pathlib.Path(__file__).with_name("small_config.py")
 
 @pytest.fixture(scope="session")
 def command(digits_dir):
-    """Give a function from a workdir and more flags to the command that runs the small experiment there."""
+    """Return a function from a workdir and more flags to the command that runs the small experiment there."""
 
     def words(workdir, *flags):
         script = [sys.executable, ROOT / "scripts" / "run.py", f"--config={CONFIG}", f"--config.data_dir={digits_dir}"]
@@ -23,7 +23,7 @@ def command(digits_dir):
 
 @pytest.fixture(scope="session")
 def start(command, quick_start):
-    """Give a function that starts the small experiment in a workdir, with more flags, and gives its process."""
+    """Return a function that starts the small experiment in a workdir, with more flags, and gives its process."""
 
     def starting(workdir, *flags, **options):
         return subprocess.Popen(command(workdir, *flags), cwd=ROOT, env=quick_start, **options)
@@ -33,7 +33,7 @@ def start(command, quick_start):
 
 @pytest.fixture(scope="session")
 def run(start):
-    """Give a function that runs the small experiment to its end and gives the finished process."""
+    """Return a function that runs the small experiment to its end and gives the finished process."""
 
     def finish(workdir, *flags):
         with start(workdir, *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -48,7 +48,7 @@ def run(start):
 
 @pytest.fixture(scope="session")
 def finished(run, tmp_path_factory):
-    """Give the directory of a finished run, and what it printed."""
+    """Return the directory of a finished run, and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     process = run(workdir)
     assert process.returncode == 0, process.stderr[-3000:]

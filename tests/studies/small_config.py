@@ -1,4 +1,4 @@
-"""Give the default experiment with everything small, and with every step that the study has, for the tests."""
+"""Describe the default experiment with everything small, and with every step that the study has, for the tests."""
 
 import importlib.util
 import pathlib

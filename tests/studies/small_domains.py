@@ -1,4 +1,4 @@
-"""Give sets of domains, a network and a config that are small, for the tests of the studies of recycling."""
+"""Make sets of domains, a network and a config that are small, for the tests of the studies of recycling."""
 
 import importlib.util
 import pathlib
@@ -22,7 +22,7 @@ STYLES = {"dark": (40, 200), "light": (220, 120), "noisy": (90, 210), "tinted": 
 
 
 class Net(nn.Module):
-    """Give 8 features of one convolution, under the batch norm that a pre-trained network has."""
+    """Make 8 features of one convolution, under the batch norm that a pre-trained network has."""
 
     num_classes: int | None
     momentum: float = 0.9

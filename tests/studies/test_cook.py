@@ -18,13 +18,13 @@ RECIPES = ["uniform", "greedy", "learned", "wise_ft", "ensemble", ("ties", {"den
 
 
 def network(params, inputs):
-    """Give the logits of a linear classifier."""
+    """Return the logits of a linear classifier."""
     return inputs @ params["kernel"] + params["bias"][None]
 
 
 @pytest.fixture(scope="module")
 def kit():
-    """Give base, members and splits of a noisy linear problem."""
+    """Return base, members and splits of a noisy linear problem."""
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(10, 3)).astype(np.float32)
     base = {"kernel": 0.5 * kernel, "bias": np.zeros(3, np.float32)}
@@ -43,7 +43,7 @@ def kit():
 
 @pytest.fixture(scope="module")
 def cooked(kit, tmp_path_factory):
-    """Give a folder in which all was cooked, and the results."""
+    """Return a folder in which all was cooked, and the results."""
     base, members, splits = kit
     folder = tmp_path_factory.mktemp("cooked")
     return folder, cook(members, network, workdir=folder, base=base, recipes=RECIPES, **splits)

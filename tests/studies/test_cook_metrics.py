@@ -12,18 +12,18 @@ from soups.studies import cook
 
 
 def line(params, inputs):
-    """Give one number for each example, of inputs that are a mapping."""
+    """Return one number for each example, of inputs that are a mapping."""
     return inputs["x"] @ params["kernel"] + params["bias"][None]
 
 
 def squares(outputs, targets):
-    """Give the mean squared error of a batch."""
+    """Return the mean squared error of a batch."""
     return jnp.square(outputs[:, 0] - targets).mean()
 
 
 @pytest.fixture(scope="module")
 def numbers():
-    """Give base, members and splits of a noisy problem whose targets are numbers."""
+    """Return base, members and splits of a noisy problem whose targets are numbers."""
     rng = np.random.default_rng(1)
     kernel = rng.normal(size=(6, 1)).astype(np.float32)
     base = {"kernel": 0.3 * kernel, "bias": np.zeros(1, np.float32)}
@@ -91,7 +91,7 @@ def test_another_metric_of_the_same_name_chooses_anew(numbers, tmp_path, undrawn
 
 
 def strict(outputs, targets):
-    """Give an error of numbers above 0 alone, as scikit-learn measures logarithms."""
+    """Return an error of numbers above 0 alone, as scikit-learn measures logarithms."""
     if not (np.isfinite(outputs).all() and (outputs > 0).all()):
         raise ValueError("outputs must be positive")
     return np.abs(np.log(outputs[:, 0]) - targets).mean()
@@ -226,7 +226,7 @@ def test_settings_of_members_that_are_left_out_are_left_out(numbers, tmp_path, u
 
 
 def normed(params, inputs):
-    """Give the logits of a network whose inputs are normalised by statistics that it holds."""
+    """Return the logits of a network whose inputs are normalised by statistics that it holds."""
     stats = params["batch_stats"]
     hidden = inputs @ params["params"]["kernel"]
     return (hidden - stats["mean"][None]) * params["params"]["scale"][None] / jnp.sqrt(stats["var"] + 1e-3)[None]
@@ -284,7 +284,7 @@ def test_a_reestimate_that_fails_is_named(tmp_path, numbers, reestimate, message
 
 @pytest.fixture(scope="module")
 def tokens():
-    """Give a network of 3 x 7 logits an example, its members, and splits some of whose targets do not count."""
+    """Return a network of 3 x 7 logits an example, its members, and splits some of whose targets do not count."""
     rng = np.random.default_rng(3)
 
     def split(number):

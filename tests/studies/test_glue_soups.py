@@ -28,7 +28,7 @@ def lines_of(count, names, rng):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Give a folder with two tasks and an encoder."""
+    """Return a folder with two tasks and an encoder."""
     folder, rng = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
     for task, names in {"cola": "01", "films": ("yes", "no")}.items():
         (folder / task).mkdir()
@@ -63,7 +63,7 @@ def small(data_dir, **changes):
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
-    """Give a finished run."""
+    """Return a finished run."""
     workdir = tmp_path_factory.mktemp("run") / "glue"
     glue_soups.run(small(data_dir), workdir)
     return workdir

@@ -50,7 +50,7 @@ def small_machine():
 
 
 class Cut:
-    """Give batches until there are no more, as when the machine is taken away."""
+    """Hand out batches until there are no more, as when the machine is taken away."""
 
     def __init__(self, batches, limit):
         self._batches, self._limit = batches, limit
@@ -68,15 +68,16 @@ class Cut:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Give a folder with the data and a CLIP in OpenAI's names whose towers are random."""
+    """Return a folder with the data and a CLIP in OpenAI's names whose towers are random."""
     return make_folder(tmp_path_factory.mktemp("imagenet"))
 
 
 @pytest.fixture(scope="module")
 def finetuned(folder):
-    """Give the pools of a fine-tuning that was interrupted in the middle of its group, and while the members of it were
+    """Return the pools of a fine-tuning that was stopped twice, their digests then, and the batches after each stop.
 
-    added; the digests that were there then; and the batches after the first interruption and after the second."""
+    It was stopped in the middle of its group, and while the members of it were added.
+    """
     drawn, counted, config = [], ([], []), finetune_config(folder)
     real, add = streamed.loader, sweeps._added
 
@@ -121,7 +122,7 @@ def _counted(batches, counted):
 
 @pytest.fixture(scope="module")
 def cooked(folder, finetuned):
-    """Give the results of a run that was interrupted before its ensembles, and the forward passes of the same command
+    """Return the results of a run that was interrupted before its ensembles, and the forward passes of the same command
 
     after it was finished."""
     config = soups_config(folder, finetuned[0].path)
@@ -454,7 +455,7 @@ def test_a_single_device_mixes_there_and_gives_the_soups_of_many(folder, cooked,
 
 @pytest.fixture(scope="module")
 def together(folder, finetuned, run_both):
-    """Give what each of two processes printed that did all of it once more, in folder / "both"."""
+    """Return what each of two processes printed that did all of it once more, in folder / "both"."""
     script = HERE / "two_processes_imagenet.py"
     return run_both(lambda index, port: [sys.executable, script, str(index), port, folder], folder, seconds=300)
 

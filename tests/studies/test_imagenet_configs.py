@@ -29,7 +29,7 @@ from soups.train import lanes
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Give a folder with the data, a CLIP, and a pool of three members that nobody has trained."""
+    """Return a folder with the data, a CLIP, and a pool of three members that nobody has trained."""
     from miniature import tensors
 
     folder = make_folder(tmp_path_factory.mktemp("imagenet"))

@@ -15,7 +15,7 @@ from soups.studies.members import reestimation
 
 
 class Net(nn.Module):
-    """Give the logits of a linear classifier on normalised inputs; only the first norm is ever trained."""
+    """Be a linear classifier on normalised inputs; only the first norm is ever trained."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -25,7 +25,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def kit():
-    """Give images, labels, two members and the network."""
+    """Return images, labels, two members and the network."""
     rng = np.random.default_rng(0)
     data = Dataset(
         rng.integers(0, 256, (90, 2, 2, 1), np.uint8), rng.integers(0, 3, 90).astype(np.int32), ("a", "b", "c")

@@ -26,7 +26,7 @@ METHODS = {
 
 
 def small_config(data_dir):
-    """Give configs/digits_tasks.py with everything small."""
+    """Return configs/digits_tasks.py with everything small."""
     spec = importlib.util.spec_from_file_location("digits_tasks", _CONFIG)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -44,7 +44,7 @@ def small_config(data_dir):
 
 @pytest.fixture(scope="module")
 def finished(digits_dir, tmp_path_factory):
-    """Give the config and the directory of a finished run, and its results."""
+    """Return the config and the directory of a finished run, and its results."""
     directory, config = tmp_path_factory.mktemp("tasks"), small_config(digits_dir)
     paths = multi_task.run(config, directory)
     assert all(pathlib.Path(path).exists() for path in paths)

@@ -111,7 +111,7 @@ def line_of(text):
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory):
-    """Give a user's folder, which is searched for modules."""
+    """Yield a user's folder, which is searched for modules."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "own_room.py").write_text(textwrap.dedent(OWN))
     (folder / "own_fails.py").write_text("import own_room\n\nraise RuntimeError('not today')\n")
@@ -122,7 +122,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task():
-    """Give a user's task."""
+    """Return a user's task."""
     return task_of("own_room:task", seed=3, data_dir=None)[0]
 
 

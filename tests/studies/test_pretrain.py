@@ -25,7 +25,7 @@ CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "glyphs.py"
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Give the config of the package's network for fonts that matplotlib brings along, and a small network."""
+    """Return the config of the package's network for fonts that matplotlib brings along, and a small network."""
     fonts, shipped = tmp_path_factory.mktemp("fonts"), pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     # words whose digests lie in test, in held-out, and in train
     for word, of in {"word19": "DejaVuSans", "word0": "DejaVuSerif", "word6": "DejaVuSansMono"}.items():
@@ -42,7 +42,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """Give the directory of a finished run."""
+    """Return the directory of a finished run."""
     workdir = tmp_path_factory.mktemp("runs") / "glyphs"
     pretrain.run(config, workdir)
     return workdir
@@ -89,7 +89,7 @@ def test_weights_that_a_dtype_does_not_have_are_refused():
 
 
 def own_task():
-    """Give a task of a user's, whose setting `fonts` is no folder."""
+    """Return a task of a user's, whose setting `fonts` is no folder."""
 
     def part(seed):
         images = np.random.default_rng(seed).integers(0, 256, (8, 7, 7, 1)).astype(np.uint8)

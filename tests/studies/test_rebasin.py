@@ -46,7 +46,7 @@ def small_config(data_dir=None):
 
 @pytest.fixture(scope="module")
 def made(digits_dir, tmp_path_factory):
-    """Give the directory and the results of a finished run, and the paths that it gave."""
+    """Return the directory and the results of a finished run, and the paths that it gave."""
     directory = tmp_path_factory.mktemp("rebasin") / "run"
     paths = rebasin.run(small_config(digits_dir), directory)
     return directory, json.loads((directory / "results.json").read_text()), paths

@@ -23,7 +23,7 @@ STUDIES = {"domainbed": domainbed, "diversity": diversity, "fusing": fusing}
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Give a folder with sets of domains and start weights."""
+    """Return a folder with sets of domains and start weights."""
     folder = tmp_path_factory.mktemp("sets")
     write_all(folder)
     return folder
@@ -31,7 +31,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
-    """Give a finished run of the main study, on two of the three domains."""
+    """Return a finished run of the main study, on two of the three domains."""
     workdir = tmp_path_factory.mktemp("run") / "domainbed"
     domainbed.run(small("domainbed", data_dir), workdir)
     return workdir

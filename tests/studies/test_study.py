@@ -162,7 +162,7 @@ def test_a_workdir_that_is_a_pool_is_refused_instead_of_waiting_for_its_own_lock
 
 
 def study_of(made, factor=lambda: 1.0):
-    """Give a study of as many seeds as its config says, whose rows count the weights that it made."""
+    """Return a study of as many seeds as its config says, whose rows count the weights that it made."""
 
     def scenes(config, workdir):
         return [Scene(config=config, workdir=workdir, seed=seed) for seed in range(config["seeds"])]

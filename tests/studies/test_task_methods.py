@@ -40,7 +40,7 @@ class Weights:
 
 @pytest.fixture
 def kit(rng):
-    """Give three members around a base, with a leaf of queries."""
+    """Return three members around a base, with a leaf of queries."""
     shapes = {"dense/kernel": (6, 4), "dense/bias": (4,), "query/kernel": (6, 2, 3), "query/bias": (2, 3)}
 
     def draw(scale):
@@ -53,12 +53,12 @@ def kit(rng):
 
 
 def flat(weights):
-    """Give weights as one float64 array."""
+    """Return weights as one float64 array."""
     return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(weights)]).astype(np.float64)
 
 
 def vectors(kit):
-    """Give the task vectors."""
+    """Return the task vectors."""
     return {name: flat(member) - flat(kit.base) for name, member in kit.members.items()}
 
 

@@ -12,7 +12,7 @@ from soups.report import load_results
 
 @pytest.fixture(scope="module")
 def together(command, run_both, tmp_path_factory):
-    """Give the directory of a run by two processes, and what each printed."""
+    """Return the directory of a run by two processes, and what each printed."""
     folder = tmp_path_factory.mktemp("together")
 
     def process(index, port):

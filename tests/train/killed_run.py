@@ -27,7 +27,7 @@ TRAINING = Training(loss=LOSS, clip_norm=1.0, accumulate=2, ema_decays=(0.9, 0.9
 
 
 def start_weights():
-    """Give the weights that every run starts from."""
+    """Return the weights that every run starts from."""
     rng = np.random.default_rng(0)
     kernels = {"hidden": (48, 16), "head": (16, CLASSES)}
     params = {name: {"kernel": rng.normal(size=shape).astype(np.float32) / 4} for name, shape in kernels.items()}
@@ -43,12 +43,12 @@ def make_loader(seed, batch_size=BATCH):
 
 
 def first_batch():
-    """Give a batch."""
+    """Return a batch."""
     return next(iter(make_loader(0)))
 
 
 class Deadly:
-    """Give a loader's batches, and kill the process when that of step `last` is asked for."""
+    """Hand out a loader's batches, and kill the process when that of step `last` is asked for."""
 
     def __init__(self, batches, last):
         self._batches, self._left = iter(batches), last
@@ -65,7 +65,7 @@ class Deadly:
 
 
 class Interrupted:
-    """Give `limit` batches of an iterator, then raise; without end where it is -1."""
+    """Hand out `limit` batches of an iterator, then raise; without end where it is -1."""
 
     def __init__(self, batches, limit, error=KeyboardInterrupt):
         self._batches, self._left, self._error = batches, limit, error

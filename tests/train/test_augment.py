@@ -20,7 +20,7 @@ augment = jax.jit(rand_augment)
 
 @pytest.fixture
 def image(rng):
-    """Give one smooth image, so that a position that is a little off changes little."""
+    """Return one smooth image, so that a position that is a little off changes little."""
     noise = rng.uniform(size=(HEIGHT, WIDTH, 1))
     return ndimage.gaussian_filter(noise, (1, 1, 0)).astype(np.float32)
 
@@ -29,7 +29,7 @@ def image(rng):
 
 
 def matrix(name, amount):
-    """Give the map of (row, column), in pixels from the centre; shifts are fractions of the width."""
+    """Return the map of (row, column), in pixels from the centre; shifts are fractions of the width."""
     result = np.eye(3)
     if name == "rotate":
         result[:2, :2] = [[math.cos(amount), math.sin(amount)], [-math.sin(amount), math.cos(amount)]]
@@ -47,7 +47,7 @@ def matrix(name, amount):
 
 
 def variants(magnitude):
-    """Give all operations of a magnitude, with both signs."""
+    """Return all operations of a magnitude, with both signs."""
     share = magnitude / 20
     found = {"identity": (np.eye(3), 1.0, 0.0)}
     for sign in (-1, 1):
@@ -72,7 +72,7 @@ def copies(image, number):
 
 
 def nearest(images, candidates):
-    """Give for each image the name of the closest candidate, and how far it is at most in a pixel."""
+    """Return for each image the name of the closest candidate, and how far it is at most in a pixel."""
     names = list(candidates)
     distance = np.abs(np.asarray(images)[:, None] - np.stack(list(candidates.values()))[None]).max((2, 3, 4))
     return [names[index] for index in distance.argmin(1)], distance.min(1)

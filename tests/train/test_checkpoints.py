@@ -14,7 +14,7 @@ from soups.train.checkpoints import restore_state, save_state
 
 
 def make_state(seed=0):
-    """Give a training state with what optimizers have: named tuples, empty ones and None."""
+    """Return a training state with what optimizers have: named tuples, empty ones and None."""
     rng = np.random.default_rng(seed)
     params = {"head": {"kernel": jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)}, "frozen": None}
     optimizer = optax.chain(optax.adamw(1e-3), optax.identity()).init(params)
@@ -57,7 +57,7 @@ def test_a_state_comes_back_in_its_shards(tmp_path, mesh):
 
 @pytest.fixture
 def three(tmp_path):
-    """Give a directory where the states after 5, 10 and 15 steps were kept."""
+    """Return a directory where the states after 5, 10 and 15 steps were kept."""
     for step in (5, 10, 15):
         save_state(tmp_path, step, make_state(step), {"next_index": step})
     return tmp_path

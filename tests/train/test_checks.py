@@ -27,7 +27,7 @@ DATA = {"image": np.zeros((8, 2, 2, 1), np.uint8), "label": np.arange(8) % CLASS
 
 
 def batches(data):
-    """Give the data as two batches, if they are not batches."""
+    """Return the data as two batches, if they are not batches."""
     if isinstance(data, list):
         return data
     halves = (slice(0, BATCH), slice(BATCH, None))
@@ -54,7 +54,7 @@ ENTRIES = {
 
 @pytest.fixture(params=ENTRIES)
 def enter(request):
-    """Give one of the entry points."""
+    """Return one of the entry points."""
     return ENTRIES[request.param]
 
 

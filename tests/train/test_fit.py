@@ -23,13 +23,13 @@ WHOLE = {"batch_size": 8, "steps": STEPS}  # every batch is all of the data, in 
 
 
 def squares(params, batch, key):
-    """Give the mean squared error of a line; the batch is a tuple."""
+    """Return the mean squared error of a line; the batch is a tuple."""
     x, y = batch
     return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
 
 
 def descended(rates, wanted=("w", "b")):
-    """Give what gradient descent makes of the line, in float64."""
+    """Return what gradient descent makes of the line, in float64."""
     w, b = np.zeros(3), 0.0
     for rate in rates:
         residual = 2 * (X.astype(np.float64) @ w + b - Y) / len(Y)
@@ -233,7 +233,7 @@ class Module:
 
 
 def of_library(library):
-    """Give start weights, and the network in training mode."""
+    """Return start weights, and the network in training mode."""
     if library == "linen":
         return LinenNet().init(jax.random.key(0), X, False), models.train_apply_fn(LinenNet())
     if library == "nnx":

@@ -56,14 +56,14 @@ def run_full(directory, members=SHARP, **options):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """Give the directory and the states of two members on a mesh with all axes, which nothing interrupted."""
+    """Return the directory and the states of two members on a mesh with all axes, which nothing interrupted."""
     directory = tmp_path_factory.mktemp("full")
     return directory, run_full(directory)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """Give what one process finds on the mesh of two."""
+    """Return what one process finds on the mesh of two."""
     return run(tmp_path_factory.mktemp("plain"), programs(PLAIN, MESH))
 
 

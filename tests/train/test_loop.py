@@ -53,7 +53,7 @@ def losses(directory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Give the directory and the final state of a run that nothing interrupted."""
+    """Return the directory and the final state of a run that nothing interrupted."""
     directory = tmp_path_factory.mktemp("whole")
     return directory, jax.device_get(run(directory))
 

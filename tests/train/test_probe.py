@@ -18,13 +18,13 @@ CLASSES, WIDTH = 3, 5
 
 
 def trunk(params, inputs):
-    """Give more classes than features, as CLIP has."""
+    """Return more classes than features, as CLIP has."""
     return inputs.reshape(len(inputs), -1) @ params["kernel"]
 
 
 @pytest.fixture
 def pictures(rng):
-    """Give 30 images of labels 0 to 29, weights and what the features must be."""
+    """Return 30 images of labels 0 to 29, weights and what the features must be."""
     images = rng.integers(0, 256, (30, 4, 3, 1), np.uint8)
     kernel = rng.normal(size=(12, WIDTH)).astype(np.float32)
     expected = images.reshape(30, -1) / 255.0 @ kernel.astype(np.float64)
@@ -33,7 +33,7 @@ def pictures(rng):
 
 @pytest.fixture(scope="module")
 def examples():
-    """Give 200 features of a small size in three classes that overlap, and their labels."""
+    """Return 200 features of a small size in three classes that overlap, and their labels."""
     rng = np.random.default_rng(1)
     labels = rng.integers(0, CLASSES, 200)
     features = 0.04 * (rng.normal(size=(CLASSES, WIDTH))[labels] + rng.normal(size=(200, WIDTH))) + 0.01
@@ -42,7 +42,7 @@ def examples():
 
 @pytest.fixture(scope="module")
 def data_mesh():
-    """Give a mesh of 8 devices along "data"."""
+    """Return a mesh of 8 devices along "data"."""
     return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
 

@@ -53,7 +53,7 @@ ROUNDING = 0.1 * 8 * 16 * 2.0**-24 * sum(1.1**step for step in range(8))
 
 @pytest.fixture(scope="session")
 def params():
-    """Give start weights."""
+    """Return start weights."""
     rng = np.random.default_rng(1)
     head = {"bias": np.zeros(CLASSES, np.float32), "kernel": rng.normal(size=(6, CLASSES)).astype(np.float32)}
     return {"head": head, "hidden": {"kernel": rng.normal(size=(16, 6)).astype(np.float32) / 4}}
@@ -61,7 +61,7 @@ def params():
 
 @pytest.fixture(scope="session")
 def data():
-    """Give 20 images with labels."""
+    """Return 20 images with labels."""
     rng = np.random.default_rng(2)
     images = rng.integers(0, 256, (20, 4, 4, 1), np.uint8)
     return {"image": images, "label": rng.integers(0, CLASSES, 20)}
@@ -69,7 +69,7 @@ def data():
 
 @pytest.fixture(scope="session")
 def made(params, data, mesh):
-    """Give a function that runs the sweep in one of `WAYS`, each once."""
+    """Return a function that runs the sweep in one of `WAYS`, each once."""
     pool_alone = jax.make_mesh((4,), ("pool",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     meshes = {"sharded over pool": pool_alone, "sharded over pool and data": mesh}
 

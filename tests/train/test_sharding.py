@@ -40,20 +40,20 @@ TRAINING = Training(
 
 @pytest.fixture(scope="module")
 def mesh():
-    """Give the mesh ("pool": 1, "data": 4, "model": 2)."""
+    """Return the mesh ("pool": 1, "data": 4, "model": 2)."""
     return jax.make_mesh((1, 4, 2), ("pool", "data", "model"), axis_types=(AxisType.Auto,) * 3)
 
 
 @pytest.fixture(scope="module")
 def params():
-    """Give start weights."""
+    """Return start weights."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda shape: rng.normal(size=shape).astype(np.float32) / 8, SHAPES, **IS_SHAPE)
 
 
 @pytest.fixture(scope="module")
 def compiled(mesh, params):
-    """Give a function from a rule to the shardings of the state and the compiled step."""
+    """Return a function from a rule to the shardings of the state and the compiled step."""
 
     @functools.cache
     def compile_step(rule, mesh=mesh):
@@ -66,7 +66,7 @@ def compiled(mesh, params):
 
 
 def lanes_of(params, mesh, rule=LARGEST):
-    """Give the one lane that is the mesh."""
+    """Return the one lane that is the mesh."""
     of_params = param_shardings(params, mesh, ((".*", rule),), min_size=64)
     mesh, of_params = with_lanes(mesh, of_params)
     return Lanes(TRAINING, params, mesh=mesh, shardings=of_params)
@@ -186,7 +186,7 @@ EXCHANGES = r"= (.*?) (all-\w+(?:-\w+)?|reduce-scatter|collective-permute)(?:-st
 
 
 def exchanged(program):
-    """Give the sizes of the arrays that devices exchange, by the kind of exchange."""
+    """Return the sizes of the arrays that devices exchange, by the kind of exchange."""
     sizes = collections.defaultdict(list)
     for results, kind in re.findall(EXCHANGES, program.as_text()):
         shapes = re.findall(r"\w\d+\[([\d,]*)\]", results)

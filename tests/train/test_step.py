@@ -22,7 +22,7 @@ EMA_DECAY, SWA_START = 0.8, 0.45  # SWA takes in the weights after steps 3 to 7
 
 
 def two_layers(params, images, key):
-    """Give the logits x A W + b: a network whose gradient fits in three lines of NumPy."""
+    """Return the logits x A W + b: a network whose gradient fits in three lines of NumPy."""
     hidden = images.reshape(len(images), -1) @ params["trunk"]["kernel"]
     return hidden @ params["head"]["kernel"] + params["head"]["bias"][None], params
 
@@ -70,13 +70,13 @@ def make_batch(rng):
 
 @pytest.fixture(scope="session")
 def sgd_step():
-    """Give the jitted step of plain gradient descent."""
+    """Return the jitted step of plain gradient descent."""
     return jax.jit(functools.partial(training_step, SGD))
 
 
 @pytest.fixture(scope="session")
 def probe():
-    """Give a linear probe whose step refuses to be compiled twice."""
+    """Return a linear probe whose step refuses to be compiled twice."""
     traced_once = chex.assert_max_traces(two_layers, n=1)
     return dataclasses.replace(PROBE, loss=dataclasses.replace(LOSS, train_apply=traced_once))
 
@@ -89,7 +89,7 @@ def double(params):
 
 
 def oracle_loss(params, batch, smoothing=0.0):
-    """Give the mean cross-entropy of `two_layers` and its gradient."""
+    """Return the mean cross-entropy of `two_layers` and its gradient."""
     x = batch["image"].reshape(BATCH, -1) / 255.0
     targets = (1 - smoothing) * np.eye(CLASSES)[batch["label"]] + smoothing / CLASSES
     hidden = x @ params["trunk"]["kernel"]
@@ -339,7 +339,7 @@ def test_in_bfloat16_weights_gradients_and_moments_stay_float32(rng):
 
 @pytest.fixture(scope="session")
 def trajectory(probe):
-    """Give start weights, batches, hyper-parameters and the state after each step of a linear probe, on the host."""
+    """Return start weights, batches, hyper-parameters and the state after each step of a linear probe, on the host."""
     rng = np.random.default_rng(3)
     params, batches = make_params(rng), [make_batch(rng) for _ in range(NUM_STEPS)]
     hp = hyperparameters(learning_rate=0.05, weight_decay=0.3, warmup_fraction=0.25)
@@ -460,7 +460,7 @@ def test_batches_that_end_early_are_an_error(trajectory, probe):
 
 @pytest.fixture(scope="session")
 def convnet():
-    """Give a network with BatchNorm and its weights."""
+    """Return a network with BatchNorm and its weights."""
     model = models.ConvNet(num_classes=CLASSES, widths=(4,))
     return model, models.init(model, jax.random.key(0), (4, 4, 1))
 

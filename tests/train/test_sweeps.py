@@ -27,7 +27,7 @@ WAYS = {
 
 
 def squares(params, batch, key):
-    """Give the mean squared error of a line through the origin."""
+    """Return the mean squared error of a line through the origin."""
     return jnp.mean((batch[0] @ params["w"] - batch[1]) ** 2)
 
 
@@ -51,7 +51,7 @@ def quick_programs():
 
 @pytest.fixture(params=WAYS)
 def into(request, mesh):
-    """Give a function that puts members into a pool in one of the ways."""
+    """Return a function that puts members into a pool in one of the ways."""
     options = WAYS[request.param] | ({"mesh": mesh} if request.param == "lanes" else {})
     data = batches if request.param in ("batches", "lanes") else DATA
     options |= {} if data is batches else {"batch_size": BATCH}

@@ -14,7 +14,7 @@ STEPS = 3000
 
 @pytest.fixture(scope="module")
 def walk():
-    """Give start weights of size 0.03 and 3,000 float32 weights that drift from them by about 0.001."""
+    """Return start weights of size 0.03 and 3,000 float32 weights that drift from them by about 0.001."""
     rng = np.random.default_rng(0)
     start = 0.03 * rng.normal(size=50)
     drift = 1e-3 * rng.normal(size=50) * np.linspace(0, 1, STEPS)[:, None] + 1e-5 * rng.normal(size=(STEPS, 50))
@@ -23,7 +23,7 @@ def walk():
 
 @pytest.fixture(scope="module")
 def followed(walk):
-    """Give the float32 state after all steps: of `trajectory`, and of the plain average at the higher decay."""
+    """Return the float32 state after all steps: of `trajectory`, and of the plain average at the higher decay."""
     start, weights = ({"w": part} for part in walk)
 
     def step(carry, params):
@@ -36,7 +36,7 @@ def followed(walk):
 
 
 def exact(walk, decay):
-    """Give θ₀ and how far its exponential average has moved, in float64."""
+    """Return θ₀ and how far its exponential average has moved, in float64."""
     start, weights = (part.astype(np.float64) for part in walk)
     average = start
     for now in weights:

@@ -26,7 +26,7 @@ BATCH, SAVE_EVERY = 12, 3
 
 
 def mesh_of(*sizes):
-    """Give a mesh ("pool", "data", "model") of the first devices."""
+    """Return a mesh ("pool", "data", "model") of the first devices."""
     devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
     return Mesh(devices, ("pool", "data", "model"), axis_types=(AxisType.Auto,) * 3)
 

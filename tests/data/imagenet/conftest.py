@@ -16,7 +16,7 @@ FOLDERS = {"zebra_toy": "Zebra toy", "alarm_clock": "Alarm clock", "a_mug": "Mug
 
 
 def color(set_number: int, place: int, number: int) -> tuple[int, int, int]:
-    """Give the colour of an image: far enough apart that JPEG keeps them distinct."""
+    """Return the colour of an image: far enough apart that JPEG keeps them distinct."""
     return (20 * place + 10, 30 * set_number + 10, 40 * number + 10)
 
 
@@ -27,7 +27,7 @@ def save(path: pathlib.Path, rgb, size=(12, 10)) -> None:
 
 
 def identify(image: np.ndarray) -> tuple[int, int, int]:
-    """Give (set number, place of the class, number) of a decoded image."""
+    """Return (set number, place of the class, number) of a decoded image."""
     red, green, blue = (image.reshape(-1, 3).mean(0) - 10) / (20, 30, 40)
     return round(green), round(red), round(blue)
 
@@ -67,7 +67,7 @@ def write_imagenet(data_dir: pathlib.Path) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """Give a tiny ImageNet: `path`, which tests leave as it is, and what its images are made of."""
+    """Return a tiny ImageNet: `path`, which tests leave as it is, and what its images are made of."""
     path = tmp_path_factory.mktemp("imagenet")
     write_imagenet(path)
     return types.SimpleNamespace(path=path, classes=CLASSES, color=color, save=save, identify=identify)
@@ -75,6 +75,6 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def own(tiny, tmp_path):
-    """Give a copy of it that the test may change."""
+    """Return a copy of it that the test may change."""
     shutil.copytree(tiny.path, tmp_path / "data")
     return tmp_path / "data"

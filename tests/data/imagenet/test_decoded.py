@@ -20,7 +20,7 @@ SIZE = 6
 
 @pytest.fixture
 def photos(tmp_path, rng):
-    """Give a folder of 7 images of several shapes and modes, and the files by name."""
+    """Return a folder of 7 images of several shapes and modes, and the files by name."""
     shapes = [(9, 14), (14, 9), (6, 6), (31, 8), (12, 10), (7, 40), (10, 10)]
     for number, (height, width) in enumerate(shapes):
         pixels = PIL.Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))

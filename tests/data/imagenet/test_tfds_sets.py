@@ -53,7 +53,7 @@ def _prepare(data_dir, name, split, examples):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, tiny):
-    """Give a directory with a training and an R set; the colours say (set, place in PLACES, number)."""
+    """Return a directory with a training and an R set; the colours say (set, place in PLACES, number)."""
     data_dir = tmp_path_factory.mktemp("tfds")
     names = tfds.builder("imagenet_r", data_dir=data_dir).info.features["label"].names
     train = [(p, n) for n in range(5) for p in range(4)]

@@ -12,7 +12,7 @@ NARROW = (torch.bfloat16, torch.float8_e4m3fn)  # NumPy's files do not have them
 
 
 def tensors():
-    """Give tensors of all kinds: shared, tied, strided, expanded, empty."""
+    """Return tensors of all kinds: shared, tied, strided, expanded, empty."""
     weight = torch.randn(3, 4)
     return {
         "weight": weight,
