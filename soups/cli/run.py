@@ -45,6 +45,7 @@ STUDIES = {
         "glue_soups",
         "imagenet_finetune",
         "imagenet_soups",
+        "localize_and_stitch",
         "multi_task",
         "pretrain",
         "rebasin",

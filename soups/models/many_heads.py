@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from numpy.typing import ArrayLike
 
 from soups import tree
 from soups.lazy import extra
@@ -25,17 +26,18 @@ UNUSED = -30.0  # bias of a class that a task does not have: its probability is 
 class ManyHeads:
     """Hold the functions of one network; they are the same objects for all tasks and seeds, so each compiles once.
 
-    A trunk is a tree of weights without "head"; a head is {"kernel": [D, C], "bias": [C]}.
+    A trunk is a tree of weights without "head"; a head is {"kernel": [D, C], "bias": [C]}. What of a network is the
+    same in all members may come in batches as "fixed", as the head of a task does.
 
     Attributes:
         make: from a number of classes to a Linen module without state, whose last layer is a `Dense` named "head".
         num_classes: C, of every head.
-        image_shape: [H, W, channels].
+        image_shape: [H, W, channels]; of a network that takes arrays by name a batch of them.
     """
 
     make: Callable[[int], nn.Module]
     num_classes: int
-    image_shape: Sequence[int]
+    image_shape: Sequence[int] | Mapping[str, ArrayLike]
 
     def __post_init__(self):
         if "params" in self._shapes or set(self._shapes.get("head", ())) != {"kernel", "bias"}:
@@ -59,7 +61,7 @@ class ManyHeads:
         return self.make(self.num_classes)
 
     def features(self, trunk: tree.Tree, inputs: jax.Array) -> jax.Array:
-        """Return features [B, D] of inputs [B, H, W, channels]."""
+        """Return features [B, D] of inputs [B, H, W, channels], or by name [B, ...]."""
         identity = {"kernel": jnp.eye(self.width, dtype=jnp.float32), "bias": jnp.zeros(self.width, jnp.float32)}
         return functional.apply_fn(self.make(self.width))({**trunk, "head": identity}, inputs)
 
@@ -69,7 +71,7 @@ class ManyHeads:
 
     def task_logits(self, trunk: tree.Tree, batch: Mapping[str, Any]) -> jax.Array:
         """Return logits [B, C] of one task; its head comes in the batch, so that one program is for all tasks."""
-        return self.logits({**trunk, "head": batch["head"]}, batch["image"])
+        return self.logits(_whole(trunk, batch), batch["image"])
 
     def task_loss(self, trunk: tree.Tree, batch: Mapping[str, Any]) -> jax.Array:
         """Return the mean cross-entropy on a batch of one task."""
@@ -78,17 +80,27 @@ class ManyHeads:
 
     def joint_logits(self, params: tree.Tree, inputs: jax.Array) -> jax.Array:
         """Return logits [B, T, C] of a trunk with the heads of T tasks, from one input for each: see `bundled`."""
-        count, height, width, channels = inputs.shape
         trunk, head = split_head(params)
-        own = self.image_shape[-1]
-        flat = jnp.moveaxis(inputs.reshape(count, height, width, channels // own, own), -2, 1)
-        features = self.features(trunk, flat.reshape(-1, height, width, own)).reshape(count, channels // own, -1)
+        features = self.features(trunk, self._apart(inputs)).reshape(-1, len(head["bias"]), self.width)
         return jnp.einsum("btd,tdc->btc", features, head["kernel"]) + head["bias"][None]
+
+    def _apart(self, inputs):
+        """Return the inputs of all tasks one below the other."""
+        if isinstance(inputs, Mapping):
+            return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), inputs)
+        count, height, width, channels = inputs.shape
+        own = self.image_shape[-1]
+        apart = jnp.moveaxis(inputs.reshape(count, height, width, channels // own, own), -2, 1)
+        return apart.reshape(-1, height, width, own)
 
     def joint_loss(self, trunk: tree.Tree, batch: Mapping[str, Any], temperature: jax.Array) -> jax.Array:
         """Return the mean cross-entropy on a batch of all tasks."""
-        logits = temperature * self.joint_logits({**trunk, "head": batch["head"]}, batch["image"])
+        logits = temperature * self.joint_logits(_whole(trunk, batch), batch["image"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+
+def _whole(trunk, batch):
+    return {**batch.get("fixed", {}), **trunk, "head": batch["head"]}
 
 
 def split_head(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
@@ -97,12 +109,17 @@ def split_head(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
 
 
 def bundled(datasets) -> dict[str, np.ndarray]:
-    """Lay equally many examples of T tasks together: "image" uint8 [N, H, W, T · channels], "label" int32 [N, T]."""
+    """Lay equally many examples of T tasks together: "image" uint8 [N, H, W, T · channels], "label" int32 [N, T].
+
+    Inputs by name, such as tokens, become [N, T, ...].
+    """
     if len(counts := {len(dataset) for dataset in datasets}) > 1:
         raise ValueError(
             f"tasks that are trained together need equally many examples, not {', '.join(map(str, counts))}"
         )
-    images = np.concatenate([dataset.images for dataset in datasets], axis=-1)
+    inputs = [dataset.images for dataset in datasets]
+    named = isinstance(inputs[0], Mapping)
+    images = jax.tree.map(lambda *own: np.stack(own, 1), *inputs) if named else np.concatenate(inputs, axis=-1)
     return {"image": images, "label": np.stack([dataset.labels for dataset in datasets], axis=1)}
 
 

@@ -15,6 +15,8 @@ from soups.studies.task_methods import METHODS, why_not
 from soups.studies.tasks import Tasks, trunk_bytes
 from soups.train import Classification, Training
 
+LOCALIZED = METHODS["localize_and_stitch"].title
+BELOW = ("uniform", "task_arithmetic", "ties", "regmean", "adamerging_per_leaf", "localize_dataless")  # of the paper
 MEMBERS, JOINT, BASE = "individual members", "multi-task learning", "base with the members' heads"
 FIELDS = {
     "": "study name seeds data_dir tasks model methods",
@@ -27,11 +29,11 @@ FIELDS = {
 LEAST_CLASSES = 10  # of a head, so that tasks of digits share programs whichever they are
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any], fields: Mapping[str, str] = FIELDS) -> None:
     """Raise a ValueError for a field, method or setting that does not exist or is missing."""
     if not config.get("methods"):
         raise ValueError("the config has no methods: list some under config.methods, each with values for its settings")
-    check_fields(config, FIELDS)
+    check_fields(config, fields)
     for name, choices in config["methods"].items():
         method = METHODS[check_name(name, METHODS, "method")]
         for setting in choices:
@@ -63,7 +65,8 @@ def _scenes(config, workdir: Workdir) -> list[Tasks]:
     ]
 
 
-def _cook(scene: Tasks) -> dict[str, Any]:
+def cook(scene: Tasks) -> dict[str, Any]:
+    """Return the part of the results that is of this seed."""
     say(f"\nseed {scene.seed}")
 
     # --- Weights: start -> probed heads -> a member for each task; all tasks together ---
@@ -76,13 +79,27 @@ def _cook(scene: Tasks) -> dict[str, Any]:
     rows = scene.stage("baselines", lambda: _baselines(scene, probe, joint))
     of_members = next(_test_accuracies(row, scene) for row in rows if row["name"] == MEMBERS)
     kit = scene.kit(split_head(probe)[0])
-    for name, choices in scene.config["methods"].items():
+    for name, choices in scene.methods.items():
         if not why_not(METHODS[name], len(scene.tasks)):
             make = functools.partial(scene.merged_row, kit, name, choices, of_members)
             rows.append(scene.stage(f"method {name}", make, choices))
     masked = [row for row in rows if "masks" in row]
     masks = [{"seed": scene.seed, "kind": "masks", "name": row["name"], **row.pop("masks")} for row in masked]
-    return _described(scene, split_head(start)[0]) | {"rows": rows, "curves": masks}
+    found = {"rows": rows, "curves": masks, "claims": _claims(scene.seed, rows)}
+    return _described(scene, split_head(start)[0]) | found
+
+
+def _claims(seed, rows):
+    """Return how far one row is above another, where the papers say that it is, and merging above joint training."""
+    test = {row["name"]: row["metrics"]["test"]["accuracy"] for row in rows}
+    merged = {row["name"]: row["metrics"]["held_out"]["accuracy"] for row in rows if row["kind"] == "soup"}
+    pairs = [(LOCALIZED, METHODS[name].title) for name in BELOW]
+    pairs += [(METHODS["localize_dataless"].title, METHODS["uniform"].title), (LOCALIZED, JOINT)]
+    found = {f"{a} > {b}": test[a] - test[b] for a, b in pairs if a in test and b in test}
+    if merged:
+        best = max(merged, key=merged.get)
+        found["the merge that is best on held-out data > multi-task learning"] = test[best] - test[JOINT]
+    return [{"seed": seed, "title": title, "value": value} for title, value in found.items()]
 
 
 def _baselines(scene, probe, joint):
@@ -122,7 +139,7 @@ def _test_accuracies(row, scene):
 
 def _described(scene, trunk) -> dict[str, Any]:
     tasks = scene.tasks
-    methods = [METHODS[name] for name in scene.config["methods"]]
+    methods = [METHODS[name] for name in scene.methods]
     left_out = {method.title: why_not(method, len(tasks)) for method in methods}
     return {
         "splits": {
@@ -133,7 +150,7 @@ def _described(scene, trunk) -> dict[str, Any]:
         },
         "reference": MEMBERS,
         "facts": {
-            "Tasks": {n: {"classes": list(task.class_names), "train": len(task.train)} for n, task in tasks.items()},
+            "Tasks": {name: scene.facts(task) for name, task in tasks.items()},
             "Trunk": {"parameters": soups.tree.count(trunk), "bytes": trunk_bytes(trunk)},
         },
         "notes": [f"Left out: {title} {reason}." for title, reason in left_out.items() if reason],
@@ -143,7 +160,7 @@ def _described(scene, trunk) -> dict[str, Any]:
 run = Study(
     check=check_config,
     scenes=_scenes,
-    cook=_cook,
+    cook=cook,
     packages=("tensorflow-datasets", "scikit-learn"),
     folders=("pool", "merged"),
     changeable=("methods",),

@@ -24,10 +24,11 @@ class Kit:
     Attributes:
         networks: the functions of the network.
         base: the trunk that all members were fine-tuned from.
+        fixed: the rest of the network, which is the same in all of them.
         members: their trunks, by task.
         heads: their heads, by task.
-        few: some training examples of each task, {"image": float32 [n, H, W, 1], "label": int32 [n]}.
-        unlabelled: for each task batches of its training images.
+        few: some training examples of each task, {"image": float32 [n, H, W, 1] or by name, "label": int32 [n]}.
+        unlabelled: for each task batches of its training inputs.
         held_out: batches of all tasks' held-out examples, as `ManyHeads.joint_loss` takes them without the heads.
         score: from a trunk to the mean accuracy on held-out data.
         seed: of random methods.
@@ -38,10 +39,11 @@ class Kit:
     members: Mapping[str, tree.Tree]
     heads: Mapping[str, tree.Tree]
     few: Mapping[str, Batch]
-    unlabelled: Mapping[str, Sequence[np.ndarray]]
+    unlabelled: Mapping[str, Sequence[Any]]
     held_out: Sequence[Batch]
     score: Callable[[tree.Tree], float]
     seed: int
+    fixed: tree.Tree = dataclasses.field(default_factory=dict)
 
 
 class Merged(NamedTuple):
@@ -175,17 +177,17 @@ def _fisher(estimator, title):
 
 
 def _information(kit, task, estimator):
-    few, params = kit.few[task], {**kit.members[task], "head": kit.heads[task]}
+    few, params = kit.few[task], {**kit.fixed, **kit.members[task], "head": kit.heads[task]}
     options = {"empirical": {"labels": few["label"]}, "sampled": {"key": jax.random.key(kit.seed)}}.get(estimator, {})
     found = soups.fisher_information(kit.networks.logits, params, few["image"], estimator=estimator, **options)
-    return jax.device_get({name: leaf for name, leaf in found.items() if name != "head"})
+    return jax.device_get({name: found[name] for name in kit.base})
 
 
 def _grams(kit):
-    measure = gram_fn(kit.networks.single, only="(?!head/).*")
+    measure = gram_fn(kit.networks.single, only="|".join(f"{re.escape(name)}/.*" for name in kit.base))
     return {
         task: lambda trunk, task=task: jax.device_get(
-            measure({**trunk, "head": kit.heads[task]}, [kit.few[task]["image"]])
+            measure({**kit.fixed, **trunk, "head": kit.heads[task]}, [kit.few[task]["image"]])
         )
         for task in kit.members
     }
@@ -196,15 +198,16 @@ def _regmean(kit, grams, alpha):
 
 
 def _regmean_pp(kit, grams_of, alpha):
-    blocks = [f"Transformer/{name}/.*" for name in kit.base.get("Transformer", ()) if name.startswith("encoderblock")]
-    groups = ["embedding/.*", *sorted(blocks)] if blocks else [f"{name}/.*" for name in kit.base]
+    blocks = [name for name in kit.base.get("Transformer", ()) if name.startswith("encoderblock")]
+    begin = [f"{name}/.*" for name in kit.base if not blocks or name == "embedding"]
+    groups = begin + [f"Transformer/{name}/.*" for name in sorted(blocks, key=lambda name: (len(name), name))]
     return soups.regmean_pp(kit.members, grams_of, groups=groups, alpha=alpha)
 
 
 def _adamerging(title, per, density=1.0):
     def merge(kit, _, **chosen):
         batches = {
-            task: [{"image": images, "head": kit.heads[task]} for images in kit.unlabelled[task]]
+            task: [{"image": images, "head": kit.heads[task], "fixed": kit.fixed} for images in kit.unlabelled[task]]
             for task in kit.members
         }
         vectors = {task: tree.sub(member, kit.base) for task, member in kit.members.items()}
@@ -237,7 +240,7 @@ def _localize(kit, _, **chosen):
     masks = {
         task: soups.localize(
             kit.networks.task_loss,
-            [{**kit.few[task], "head": kit.heads[task]}],
+            [{**kit.few[task], "head": kit.heads[task], "fixed": kit.fixed}],
             base=kit.base,
             member=member,
             **chosen,
@@ -255,7 +258,7 @@ def _localize_dataless(kit, _, density):
 def _learned(per, title):
     def learn(kit, learning_rate, epochs):
         heads = stacked(kit.heads)
-        batches = ({**batch, "head": heads} for _ in range(epochs) for batch in kit.held_out)
+        batches = ({**batch, "head": heads, "fixed": kit.fixed} for _ in range(epochs) for batch in kit.held_out)
         return soups.learned(kit.members, kit.networks.joint_loss, batches, per=per, learning_rate=learning_rate).params
 
     return _average(learn, title, "learning_rate", "epochs", labelled="held_out")

@@ -12,7 +12,7 @@ import numpy as np
 
 import soups
 from soups import tree
-from soups.data import Task
+from soups.data import Dataset
 from soups.evaluate import Evaluator, accuracy
 from soups.models.many_heads import ManyHeads, bundled, head_logits, probed_head, split_head, stacked, unstacked
 from soups.pool import Pool
@@ -20,7 +20,7 @@ from soups.progress import progress, say
 from soups.studies.members import Trained
 from soups.studies.rows import Row
 from soups.studies.task_methods import METHODS, Kit, Merged, Trunks
-from soups.train import Classification, fit, search
+from soups.train import Classification, Training, fit, search
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,35 +28,73 @@ class Tasks(Trained):
     """Hold one seed's tasks, networks and pools.
 
     `pool` has a member for each task, `joint` networks with the heads of all tasks: the probed start and the jointly
-    trained ones, `merged` the merged trunks.
+    trained ones, `merged` the merged trunks; `fixed` is what of the network is not trained, and in no pool.
     """
 
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, Any]
     networks: ManyHeads
     joint: Pool
     merged: Pool
+    fixed: tree.Tree = dataclasses.field(default_factory=dict)
+
+    @property
+    def methods(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the methods that are cooked, each with the values of its settings."""
+        return self.config["methods"]
+
+    def facts(self, task: Any) -> dict[str, Any]:
+        """Return what results tell of a task."""
+        return {"classes": list(task.class_names), "train": len(task.train)}
+
+    # --- Data ---------------------------------------------------------------------------------------------------------
+
+    def own_data(self, task: str) -> tuple[Any, dict[str, Any]]:
+        """Return what a member is trained on, and how long, as `soups.train.fit` takes it."""
+        data, config = self.tasks[task].train, self.config["finetune"]
+        options = {"batch_size": config["batch_size"], "epochs": config["epochs"]}
+        return {"image": data.images, "label": data.labels}, options
+
+    def joint_data(self) -> tuple[Any, dict[str, Any]]:
+        """Return the same of all tasks together.
+
+        Raises:
+            ValueError: tasks with other numbers of examples.
+        """
+        options = {"batch_size": self.config["joint"]["batch_size"], "epochs": self.config["finetune"]["epochs"]}
+        return self.together("train"), options
+
+    def together(self, split: str) -> dict[str, Any]:
+        """Return the examples of all tasks laid together: see `bundled`."""
+        return bundled([getattr(task, split) for task in self.tasks.values()])
+
+    def inputs(self, images: Any) -> Any:
+        """Return what the network takes for the images of a dataset."""
+        return images.astype(np.float32) / np.float32(255)
 
     # --- Weights ------------------------------------------------------------------------------------------------------
 
     def probed(self, start: tree.Tree) -> tree.Tree:
-        """Return the start's trunk with a head for each task, fitted on its features."""
+        """Return the start's trunk with a head for each task: see `task_heads`."""
+        trunk, _ = split_head(start)
 
         def make():
-            say("linear probes")
-            trunk, _ = split_head(start)
-            features, count = self.features(trunk, "train"), self.networks.num_classes
-            heads = {name: probed_head(features[name], task.train.labels, count) for name, task in self.tasks.items()}
-            return {**trunk, "head": stacked(heads)}
+            say("heads")
+            return {**trunk, "head": stacked(self.task_heads(trunk))}
 
         return self.timed("linear probes", lambda: self.kept(self.joint, "probed", make))
+
+    def task_heads(self, trunk: tree.Tree) -> dict[str, tree.Tree]:
+        """Return the heads that members start with, fitted on the features of a trunk."""
+        features, count = self.features(trunk, "train"), self.networks.num_classes
+        return {name: probed_head(features[name], task.train.labels, count) for name, task in self.tasks.items()}
 
     def fine_tuned(self, probed: tree.Tree) -> None:
         """Fill the pool with a member for each task, fine-tuned from the start's trunk and the task's probed head."""
         trunk, head = split_head(probed)
         heads = unstacked(head, self.tasks)
         made = {
-            self.name(name): functools.partial(self._fitted, {**trunk, "head": heads[name]}, _arrays(task))
-            for name, task in self.tasks.items()
+            self.name(name): functools.partial(self.fitted, {**trunk, "head": heads[name]}, *self.own_data(name))
+            for name in self.tasks
         }
         self.timed("members", lambda: _filled(self.pool, made, "members", "tasks"))
 
@@ -66,25 +104,37 @@ class Tasks(Trained):
         Raises:
             ValueError: tasks with other numbers of examples.
         """
-        config, data = self.config["joint"], bundled([task.train for task in self.tasks.values()])
         networks = self.networks
-        loss = Classification(lambda params, inputs, _: networks.joint_logits(params, inputs), networks.num_classes)
-        training = dataclasses.replace(self.training, loss=loss)
+        loss = Classification(
+            lambda params, inputs, _: networks.joint_logits(params, inputs),
+            networks.num_classes,
+            preprocess=self.training.loss.preprocess,
+        )
+        options = {"training": dataclasses.replace(self.training, loss=loss)}
         made = {}
-        for index, rate in enumerate(config["learning_rates"]):
-            changes = {"training": training, "batch_size": config["batch_size"], "learning_rate": rate}
-            made[self.name(f"joint_{index}")] = functools.partial(self._fitted, probed, data, **changes)
+        for index, rate in enumerate(self.config["joint"]["learning_rates"]):
+            options = options | {"learning_rate": rate}
+            made[self.name(f"joint_{index}")] = functools.partial(self.fitted, probed, *self.joint_data(), **options)
         what = "multi-task learning"
         self.timed(what, lambda: _filled(self.joint, made, what, "learning rates"))
         return list(made)
 
-    def _fitted(self, params, data, training=None, **changes):
+    def fitted(
+        self,
+        params: tree.Tree,
+        data: Any,
+        how_long: Mapping[str, Any],
+        *,
+        training: Training | None = None,
+        learning_rate: float | None = None,
+    ) -> tuple[tree.Tree, dict[str, Any]]:
         """Return the weights after fine-tuning, and their metadata."""
-        start, config = time.monotonic(), {**self.config["finetune"], **changes}
-        settings = {name: config[name] for name in ("learning_rate", "weight_decay", "epochs")} | {"seed": self.seed}
-        size = config["batch_size"]
-        made = fit(training or self.training, params, data, batch_size=size, hyperparameters=settings)
-        weights = jax.device_get(made["params"])
+        start, config = time.monotonic(), self.config["finetune"]
+        rate = config["learning_rate"] if learning_rate is None else learning_rate
+        settings = {"learning_rate": rate, "weight_decay": config["weight_decay"], "seed": self.seed}
+        made = fit(training or self.training, {**self.fixed, **params}, data, hyperparameters=settings, **how_long)
+        weights = jax.device_get({name: made["params"][name] for name in params})
+        settings |= {name: value for name, value in how_long.items() if name != "batch_size"}
         return weights, {"config": settings, "seed": self.seed, "seconds": round(time.monotonic() - start, 2)}
 
     def members(self) -> tuple[dict[str, tree.Tree], dict[str, tree.Tree]]:
@@ -103,18 +153,19 @@ class Tasks(Trained):
                 key = id(dataset.images)  # tasks that only differ in labels share the passes
                 if key not in by_images:
                     size = self.config["evaluate"]["batch_size"]
-                    by_images[key] = Evaluator(self.networks.features, dataset, batch_size=size)
+                    pair = dataset if isinstance(dataset, Dataset) else (dataset.images, dataset.labels)
+                    by_images[key] = Evaluator(self.networks.features, pair, batch_size=size)
                 evaluators[name, split] = by_images[key]
         return evaluators
 
     def features(self, trunks: Trunks, split: str) -> dict[str, np.ndarray]:
-        """Return the features [N, D] of each task's images."""
+        """Return the features [N, D] of each task's inputs."""
         known, found = {}, {}
         for name in self.tasks:
             trunk, evaluator = trunks.get(name, trunks), self._evaluators[name, split]
             key = (id(trunk), id(evaluator))
             if key not in known:
-                known[key] = evaluator.logits(trunk)
+                known[key] = evaluator.logits({**self.fixed, **trunk})
             found[name] = known[key]
         return found
 
@@ -150,19 +201,19 @@ class Tasks(Trained):
         """Put together what methods work on."""
         members, heads = self.members()
         few, size = self.config["examples"]["few"], self.config["examples"]["batch_size"]
-        inputs = {name: _unit(task.train.images) for name, task in self.tasks.items()}
-        held_out = bundled([task.held_out for task in self.tasks.values()])
-        images, labels = _batches(_unit(held_out["image"]), size), _batches(held_out["label"], size)
+        inputs = {name: self.inputs(task.train.images) for name, task in self.tasks.items()}
+        held_out = self.together("held_out")
         return Kit(
             networks=self.networks,
             base=base,
             members=members,
             heads=heads,
-            few={n: {"image": x[:few], "label": self.tasks[n].train.labels[:few]} for n, x in inputs.items()},
+            few={n: _rows({"image": x, "label": self.tasks[n].train.labels}, 0, few) for n, x in inputs.items()},
             unlabelled={name: _batches(every, size) for name, every in inputs.items()},
-            held_out=[{"image": image, "label": label} for image, label in zip(images, labels, strict=True)],
+            held_out=_batches(held_out | {"image": self.inputs(held_out["image"])}, size),
             score=lambda trunk: statistics.fmean(self.accuracies(trunk, heads, "held_out").values()),
             seed=self.seed,
+            fixed=self.fixed,
         )
 
     def merged_row(self, kit: Kit, name: str, choices: Mapping[str, Any], of_members: Mapping[str, float]) -> Row:
@@ -245,13 +296,10 @@ def _timed(make):
     return made, time.monotonic() - start
 
 
-def _arrays(task):
-    return {"image": task.train.images, "label": task.train.labels}
+def _rows(examples, begin, end):
+    return jax.tree.map(lambda leaf: leaf[begin:end], examples)
 
 
-def _unit(images):
-    return images.astype(np.float32) / np.float32(255)
-
-
-def _batches(array, size):
-    return [array[start : start + size] for start in range(0, len(array) - size + 1, size)]
+def _batches(examples, size):
+    count = len(jax.tree.leaves(examples)[0])
+    return [_rows(examples, start, start + size) for start in range(0, count - size + 1, size)]
