@@ -48,6 +48,7 @@ STUDIES = {
         "localize_and_stitch",
         "multi_task",
         "pretrain",
+        "rank_bases",
         "rebasin",
     )
 }

@@ -59,7 +59,7 @@ def _cook(trial: Trial) -> dict[str, Any]:
         for target in courses:
             made = trial.stage(f"{target}, decay {decay:g}", functools.partial(fused.on_target, target))
             found.setdefault(target, {}).update(made)
-    rows = _over_targets(trial.seed, found)
+    rows = over_targets(trial.seed, found)
     return {
         "splits": _splits(courses),
         "reference": REFERENCE,
@@ -224,7 +224,7 @@ class _Fusing:
 # --- All targets ------------------------------------------------------------------------------------------------------
 
 
-def _over_targets(seed: int, found: Mapping[str, Mapping[str, Accuracies]]) -> list[Row]:
+def over_targets(seed: int, found: Mapping[str, Mapping[str, Accuracies]]) -> list[Row]:
     """Return a row for each start with its mean over the targets, and those of each single source and target."""
     titles = [title for title in next(iter(found.values())) if all(title in one for one in found.values())]
     rows = []

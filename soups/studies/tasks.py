@@ -145,24 +145,23 @@ class Tasks(Trained):
     # --- Measuring ----------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _evaluators(self) -> dict[tuple[str, str], Evaluator]:
-        evaluators, by_images = {}, {}
-        for name, task in self.tasks.items():
-            for split in ("train", "held_out", "test"):
-                dataset = getattr(task, split)
-                key = id(dataset.images)  # tasks that only differ in labels share the passes
-                if key not in by_images:
-                    size = self.config["evaluate"]["batch_size"]
-                    pair = dataset if isinstance(dataset, Dataset) else (dataset.images, dataset.labels)
-                    by_images[key] = Evaluator(self.networks.features, pair, batch_size=size)
-                evaluators[name, split] = by_images[key]
-        return evaluators
+    def _evaluators(self) -> dict[int, Evaluator]:
+        return {}
+
+    def evaluator(self, data: Any) -> Evaluator:
+        """Return what gives the features of a dataset's inputs; tasks that only differ in labels share the passes."""
+        key = id(data.images)
+        if key not in self._evaluators:
+            pair = data if isinstance(data, Dataset) else (data.images, data.labels)
+            size = self.config["evaluate"]["batch_size"]
+            self._evaluators[key] = Evaluator(self.networks.features, pair, batch_size=size)
+        return self._evaluators[key]
 
     def features(self, trunks: Trunks, split: str) -> dict[str, np.ndarray]:
         """Return the features [N, D] of each task's inputs."""
         known, found = {}, {}
-        for name in self.tasks:
-            trunk, evaluator = trunks.get(name, trunks), self._evaluators[name, split]
+        for name, task in self.tasks.items():
+            trunk, evaluator = trunks.get(name, trunks), self.evaluator(getattr(task, split))
             key = (id(trunk), id(evaluator))
             if key not in known:
                 known[key] = evaluator.logits({**self.fixed, **trunk})

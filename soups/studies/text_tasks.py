@@ -126,18 +126,18 @@ class TextTasks(Tasks):
         return images
 
     def task_heads(self, trunk: tree.Tree) -> dict[str, tree.Tree]:
-        """Return the heads of words at the mask, or those that are fitted on the features of a trunk."""
-        count = self.networks.num_classes
-        if all(task.words is not None for task in self.tasks.values()):
-            return {name: _padded(word_head(self.fixed, task.words), count) for name, task in self.tasks.items()}
-        train, held_out = (self.features(trunk, split) for split in ("train", "held_out"))
-        return {
-            name: _padded(self._probe(task, train[name], held_out[name]), count) for name, task in self.tasks.items()
-        }
+        """Return the heads that members start with: see `head_for`."""
+        return {name: self.head_for(task, trunk) for name, task in self.tasks.items()}
 
-    def _probe(self, task, train, held_out):
+    def head_for(self, task: TokenTask, trunk: tree.Tree) -> tree.Tree:
+        """Return the head of a task's words at the mask, or one that is fitted on the features of a trunk."""
+        if task.words is not None:
+            return _padded(word_head(self.fixed, task.words), self.networks.num_classes)
+        whole = {**self.fixed, **trunk}
+        train, held_out = (self.evaluator(one).logits(whole) for one in (task.train, task.held_out))
         options = {"num_classes": len(task.class_names), "held_out": (held_out, task.held_out.labels)}
-        return probe_on_features(train, task.train.labels, **options, **self.config["probe"])
+        head = probe_on_features(train, task.train.labels, **options, **self.config["probe"])
+        return _padded(head, self.networks.num_classes)
 
 
 def _padded(head, count):
