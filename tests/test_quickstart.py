@@ -66,3 +66,16 @@ def test_the_script_of_recycling_draws_its_sets_once(start, tmp_path):
     (tmp_path / "runs" / "domains").mkdir(parents=True)
     (tmp_path / "runs" / "domains" / "LICENCES.md").touch()
     assert start("recycling.sh", "--config.seeds=3") == [f"{run} --config.seeds=3"]
+
+
+def test_the_script_of_texts_brings_encoder_and_tasks_once(start, tmp_path):
+    said = start("text.sh")
+    config = read_config(ROOT / "configs" / "text" / "localize_and_stitch.py")
+    assert f"about {config['about']['minutes']} minutes" in " ".join(said).replace("\n", " ")
+    assert "84 MB" in " ".join(said)
+    run = "python scripts/run.py --config configs/text/localize_and_stitch.py --workdir runs/many_tasks"
+    run += " --config.data_dir=runs/texts"
+    assert said[-2:] == ["python scripts/build_text_tasks.py runs/texts", run]
+    (tmp_path / "runs" / "texts" / "longer").mkdir(parents=True)
+    (tmp_path / "runs" / "texts" / "longer" / "train.tsv").touch()
+    assert start("text.sh", "--config.seeds=3")[-1] == f"{run} --config.seeds=3"

@@ -13,12 +13,13 @@ the files of LM-BFF and GLUE in folders of DATA and RoBERTa, with its head, in a
         --config.model.length=256 --config.finetune.head_rate=0.0 --config.finetune.steps=1000 \
         --config.finetune.learning_rate=2e-5 --config.splits.most_train=None --config.splits.most_test=None
 
-`config.only` names the methods that are cooked, such as ('uniform','ties').
+`config.only` names the methods that are cooked, such as ('uniform','ties'); none: all, in three times the time.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+MINUTES = 8  # of a seed on two idle cores
 SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of sums over eight tasks
 RESCALES = (0.5, 1.0, 2.0)  # of averages
 SCOPES = ("leaf",)
@@ -31,6 +32,12 @@ def get_config() -> ConfigDict:
     config.name = "localize_and_stitch"
     config.seeds = 1
     config.first_seed = 0
+    config.about = ConfigDict(dict(minutes=MINUTES, command="bash scripts/text.sh"))
+    config.about.shows = (
+        "It fine-tunes one encoder on each of eight tasks of texts, and compares merges of the eight with the members "
+        "and with multi-task learning on the same examples."
+    )
+    config.about.next = ("docs/text.md   # what it measures, and which fine-tuned encoder to start from",)
     config.data_dir = placeholder(str)  # the folder of the tasks
     config.tasks = ("order", "reversed", "contains", "phrase", "longer", "length", "source", "film")
     config.heads = "auto"  # "prompts" where the network has a head for masked words, else "linear"
@@ -43,7 +50,7 @@ def get_config() -> ConfigDict:
     config.model.length = 24  # tokens
 
     config.splits = ConfigDict(dict(shots=placeholder(int), held_out=placeholder(float)))
-    config.splits.update(most_train=600, most_held_out=50, most_test=150)  # examples of each task
+    config.splits.update(most_train=600, most_held_out=50, most_test=120)  # examples of each task
     config.probe = ConfigDict(dict(strengths=(1e-2, 1e-1, 1.0), max_iterations=200))
 
     config.finetune = ConfigDict(dict(learning_rate=3e-4, weight_decay=1e-2, steps=60, batch_size=16, clip_norm=1.0))
@@ -51,7 +58,10 @@ def get_config() -> ConfigDict:
     config.joint = ConfigDict(dict(learning_rates=(3e-4,), batch_size=2))  # examples of each task
     config.examples = ConfigDict(dict(few=32, batch_size=8))  # of each task, for the methods that take examples
     config.evaluate = ConfigDict(dict(batch_size=200))
-    config.only = ()  # names of methods; none: all
+    config.only = (  # names of methods; none: all
+        *("uniform", "task_arithmetic", "ties", "tsv_merge", "iso_c", "regmean", "fisher_empirical"),
+        *("learned_per_leaf", "adamerging_per_leaf", "localize_dataless", "localize_and_stitch", "tall_masks", "emr"),
+    )
 
     # the values of each method's settings that are compared on held-out data
     config.methods = ConfigDict(
@@ -90,9 +100,7 @@ def get_config() -> ConfigDict:
             "adamerging_per_leaf": dict(steps=(20,), learning_rate=(2e-2,), initial=(0.3,)),
             "adamerging_pp": dict(steps=(20,), learning_rate=(2e-2,), initial=(0.3,)),
             "localize_dataless": dict(density=(0.01, 0.03, 0.1, 0.3)),
-            "localize_and_stitch": dict(
-                density=(0.01, 0.1), epochs=(5,), learning_rate=(1e7, 1e8), l1_strength=(10.0,)
-            ),
+            "localize_and_stitch": dict(density=(0.01, 0.1), epochs=(5,), learning_rate=(1e7,), l1_strength=(10.0,)),
             "tall_masks": dict(threshold=(0.2, 0.4, 0.6)),
             "emr": {},
         }

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config = module.get_config()
     config.study = config.name = "rank_bases"
     with config.unlocked():
-        for name in ("joint", "examples", "methods", "only"):
+        for name in ("about", "joint", "examples", "methods", "only"):
             del config[name]
         config.target = ConfigDict(dict(examples=64, steps=12, learning_rate=3e-4))  # of each target
         config.probe_task = "source"  # a linear probe on it ranks the starts

@@ -47,4 +47,5 @@ def small_config(name, data_dir, heads="linear", **changes):
     config.splits.update(most_train=30, most_held_out=9, most_test=20)
     config.probe.update(strengths=(0.1,), max_iterations=5)
     config.finetune.update(steps=4, batch_size=6, learning_rate=1e-2)
-    return json.loads(json.dumps(config.to_dict())) | changes
+    config = json.loads(json.dumps(config.to_dict())) | changes
+    return config | ({"only": []} if "only" in config and "only" not in changes else {})
