@@ -113,7 +113,7 @@ def _baselines(scene, probe, joint):
     of_members, probes = _test_accuracies(single, scene), unstacked(head, scene.tasks)
     return [
         scene.row(BASE, "start", base, heads, of_members, one),
-        scene.row("linear probes of the base", "probe", base, probes, of_members, one),
+        scene.row(scene.of_base, "probe", base, probes, of_members, one),
         single,
         _joint_row(scene, joint, of_members, one),
     ]

@@ -42,6 +42,11 @@ class Tasks(Trained):
         """Return the methods that are cooked, each with the values of its settings."""
         return self.config["methods"]
 
+    @property
+    def of_base(self) -> str:
+        """Return what the base with the heads is called that members start with."""
+        return "linear probes of the base"
+
     def facts(self, task: Any) -> dict[str, Any]:
         """Return what results tell of a task."""
         return {"classes": list(task.class_names), "train": len(task.train)}

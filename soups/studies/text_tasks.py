@@ -91,6 +91,12 @@ class TextTasks(Tasks):
         found, chosen = self.config["methods"], self.config.get("only")
         return {name: found[name] for name in chosen} if chosen else found
 
+    @property
+    def of_base(self) -> str:
+        """Return what the base with the heads is called that members start with."""
+        asked = all(task.words is not None for task in self.tasks.values())
+        return "zero-shot prompts" if asked else super().of_base
+
     def facts(self, task: TokenTask) -> dict[str, Any]:
         """Return what results tell of a task."""
         return super().facts(task) | {"over-long texts": task.cut}
