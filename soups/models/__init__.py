@@ -41,6 +41,7 @@ from soups.models.pretrained import minilm_folder as minilm_folder
 from soups.models.repair import activation_statistics as activation_statistics
 from soups.models.repair import repair as repair
 from soups.models.resnet import ResNet as ResNet
+from soups.models.t5 import T5 as T5
 from soups.models.text_encoder import TextEncoder as TextEncoder
 from soups.models.text_tower import TextTower as TextTower
 from soups.models.vit import ViT as ViT

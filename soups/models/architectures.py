@@ -15,6 +15,7 @@ from soups.formats.text import read_json
 from soups.models import functional
 from soups.models.bottleneck_resnet import BottleneckResNet
 from soups.models.efficientnet_lite import TOP, EfficientNetLite
+from soups.models.t5 import T5
 from soups.models.text_encoder import TextEncoder
 from soups.models.text_tower import TextTower
 from soups.models.vit import ACTIVATIONS, vit
@@ -30,6 +31,23 @@ LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 HF_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 # the two rows before the first position are those of padding, and of nothing
 ROBERTA = {"num_segments": 1, "norm_epsilon": 1e-5, "position_offset": 2}
+# width and depth, besides those of BERT's sizes
+DEBERTA_SIZES = {"xsmall": (384, 12), "small": (768, 6)}
+# width, depth, hidden layers and heads
+T5_SIZES = {"t5-small": (512, 6, 2048, 8), "t5-base": (768, 12, 3072, 12), "t5-large": (1024, 24, 4096, 16)}
+T5_SIZES |= {"t5-v1_1-small": (512, 8, 1024, 6), "t5-v1_1-base": (768, 12, 2048, 12)}
+T5_SIZES |= {"t5-v1_1-large": (1024, 24, 2816, 16)}
+DEBERTA = {"num_segments": 0, "norm_epsilon": 1e-7, "buckets": 256, "pooler_activation": "gelu"}
+# what config.json calls the sizes of networks
+_OF_BERT = {"width": "hidden_size", "depth": "num_hidden_layers", "mlp_dim": "intermediate_size"}
+_OF_BERT |= {"num_heads": "num_attention_heads", "vocabulary_size": "vocab_size"}
+_OF_BERT |= {"context_length": "max_position_embeddings", "num_segments": "type_vocab_size"}
+_OF_DEBERTA = {name: said for name, said in _OF_BERT.items() if name != "num_segments"}
+_OF_T5 = {"width": "d_model", "depth": "num_layers", "mlp_dim": "d_ff", "num_heads": "num_heads", "head_dim": "d_kv"}
+_OF_T5 |= {"vocabulary_size": "vocab_size", "buckets": "relative_attention_num_buckets"}
+SIZES_IN_CONFIG = {"bert": _OF_BERT, "roberta": _OF_BERT, "deberta-v2": _OF_DEBERTA | {"buckets": "position_buckets"}}
+SIZES_IN_CONFIG["t5"] = _OF_T5
+FAMILY_FIELDS: dict[str, dict[str, Any]] = {"bert": {}, "roberta": ROBERTA, "deberta-v2": DEBERTA}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +57,7 @@ class Architecture:
     Attributes:
         name: as in `ARCHITECTURES`.
         family: whose names the weights have: "clip", "augreg", "timm", "huggingface", "torchvision",
-            "efficientnet-pytorch", or of texts "bert" or "roberta".
+            "efficientnet-pytorch", or of texts "bert", "roberta", "deberta-v2" or "t5".
         image_size: the side of its square images; None for a network of texts, which takes what
             `soups.models.TextEncoder` does.
         mean, std: of each channel of RGB in [0, 1]; the network sees (image − mean) / std. None for texts.
@@ -86,6 +104,7 @@ class Architecture:
     def abstract(self, num_classes: int | None) -> Tree:
         """Return the weights' names, shapes and dtypes as jax.ShapeDtypeStructs; nothing is computed."""
         model, inputs = self.model(num_classes), {"tokens": np.zeros((1, 1), int), "mask": np.ones((1, 1), bool)}
+        inputs |= {"decoder_tokens": np.zeros((1, 1), int)} if self.family == "t5" else {}
         if self.image_size is not None:
             inputs = (self.image_size, self.image_size, 3)
         return jax.eval_shape(lambda key: functional.init(model, key, inputs), jax.random.key(0))
@@ -103,7 +122,10 @@ def architecture(name: str | Architecture) -> Architecture:
     bert-*: Google's BERT (Devlin et al., 2018, arXiv:1810.04805) with its pooler, roberta-* (Liu et al., 2019,
     arXiv:1907.11692), both by Hugging Face's names. *-mlm have the head of pre-training, roberta-*-classifier the tanh
     layer of Hugging Face's classifier, which only fine-tuned files have. minilm-l6: all-MiniLM-L6-v2, which averages
-    the tokens (Reimers and Gurevych, 2019, arXiv:1908.10084). `encoder_of` reads other sizes from a folder.
+    the tokens (Reimers and Gurevych, 2019, arXiv:1908.10084). deberta-v3-*: Microsoft's DeBERTa-v3 (He et al., 2021,
+    arXiv:2111.09543) with its pooler, and as *-mlm with the head that Hugging Face computes for it. t5-*: Google's
+    T5 1.0 and 1.1 (Raffel et al., 2020, arXiv:1910.10683), see `soups.models.T5`. `encoder_of` reads other sizes from a
+    folder.
 
     An unknown name is a ValueError.
     """
@@ -118,14 +140,14 @@ def architecture(name: str | Architecture) -> Architecture:
 def encoder_of(
     path: PathLike, *, pool_type: str | None = "tok", pooler: bool = False, mlm: bool = False
 ) -> Architecture:
-    """Return the architecture of a BERT or RoBERTa in a folder of Hugging Face, of the sizes in its config.json.
+    """Return the architecture of a BERT, RoBERTa, DeBERTa or T5 in a folder, of the sizes in its config.json.
 
         arch = encoder_of("my/minilm", pool_type="mean")
         params = import_weights("my/minilm", arch)
 
-    `path`: the folder, or an id on the hub, org/name, in the local cache. `pool_type` and `mlm` are those of
-    `soups.models.TextEncoder`. `pooler`: with a tanh layer before the head, which is BERT's pooler or that of RoBERTa's
-    classifier.
+    `path`: the folder of Hugging Face, or an id on the hub, org/name, in the local cache. `pool_type` and `mlm` are
+    those of `soups.models.TextEncoder`. `pooler`: with a layer before the head, which is the pooler of BERT or DeBERTa,
+    or that of RoBERTa's classifier. T5 has none of these three.
 
     Raises:
         FileNotFoundError: there is no config.json.
@@ -133,21 +155,26 @@ def encoder_of(
     """
     folder = pathlib.Path(cached_model(str(path)))
     config = read_json(folder / "config.json")
-    check_name(config.get("model_type"), ("bert", "roberta"), f"model_type in {folder / 'config.json'}")
-    named = {"width": "hidden_size", "depth": "num_hidden_layers", "mlp_dim": "intermediate_size"}
-    named |= {"num_heads": "num_attention_heads", "vocabulary_size": "vocab_size"}
-    named |= {"num_segments": "type_vocab_size", "context_length": "max_position_embeddings"}
+    kinds = (*FAMILY_FIELDS, "t5")
+    family = check_name(config.get("model_type"), kinds, f"model_type in {folder / 'config.json'}")
+    named = SIZES_IN_CONFIG[family]
     if wrong := [name for name in named.values() if type(config.get(name)) is not int or config[name] < 1]:
         raise ValueError(f"{folder / 'config.json'} does not say, as whole numbers of at least 1: {', '.join(wrong)}")
-    fields: dict[str, Any] = {ours: config[theirs] for ours, theirs in named.items()}
-    offset = config.get("pad_token_id", 1) + 1 if config["model_type"] == "roberta" else 0
+    sizes = {ours: config[theirs] for ours, theirs in named.items()}
+    if family == "t5":
+        sizes |= {"gated": str(config.get("feed_forward_proj")).startswith("gated")}
+        sizes |= {"distance": config.get("relative_attention_max_distance", 128)}
+        return Architecture(f"t5 in {folder}", "t5", None, None, None, sizes["width"], T5(None, **sizes))
+    fields = FAMILY_FIELDS[family] | sizes
+    offset = config.get("pad_token_id", 1) + 1 if family == "roberta" else 0
     fields |= {"position_offset": offset, "context_length": fields["context_length"] - offset}
     activation = str(config.get("hidden_act", "gelu"))
     fields |= {"activation": HF_ACTIVATIONS.get(activation, activation)}
     check_name(fields["activation"], ACTIVATIONS, f"hidden_act in {folder / 'config.json'}")
-    fields |= {"norm_epsilon": config.get("layer_norm_eps", 1e-12), "pool_type": None if mlm else pool_type, "mlm": mlm}
+    fields |= {"norm_epsilon": config.get("layer_norm_eps", 1e-7 if family == "deberta-v2" else 1e-12)}
+    fields |= {"pool_type": None if mlm else pool_type, "mlm": mlm}
     fields |= {"representation_size": fields["width"] if pooler else None}
-    name, family = f"{config['model_type']} in {folder}", config["model_type"]
+    name = f"{family} in {folder}"
     return Architecture(name, family, None, None, None, fields["width"], TextEncoder(None, **fields))
 
 
@@ -180,8 +207,12 @@ def _lite(name, family, width_multiplier, depth_multiplier, image_size):
 
 def _encoder(name, family, width, depth, vocabulary_size, **fields):
     sizes = {"width": width, "depth": depth, "mlp_dim": 4 * width, "num_heads": width // 64}
-    fields = {**sizes, "vocabulary_size": vocabulary_size, **(ROBERTA if family == "roberta" else {}), **fields}
+    fields = {**sizes, "vocabulary_size": vocabulary_size, **FAMILY_FIELDS[family], **fields}
     return Architecture(name, family, None, None, None, width, TextEncoder(None, **fields))
+
+
+def _t5(name, family, width, depth, mlp_dim, num_heads, gated):
+    return Architecture(name, family, None, None, None, width, T5(None, width, depth, mlp_dim, num_heads, gated=gated))
 
 
 def _encoders():
@@ -194,6 +225,12 @@ def _encoders():
             table[f"{name}-mlm"] = (*plain, {"pool_type": None, "mlm": True})
             if family == "roberta":
                 table[f"{name}-classifier"] = (*plain, pooled)
+    for size, (width, depth) in (DEBERTA_SIZES | sizes).items():
+        plain = ("deberta-v2", _encoder, width, depth, 128100)
+        table[f"deberta-v3-{size}"] = (*plain, {"representation_size": width})
+        table[f"deberta-v3-{size}-mlm"] = (*plain, {"pool_type": None, "mlm": True})
+    for name, fields in T5_SIZES.items():
+        table[name] = ("t5", _t5, *fields, "v1_1" in name)
     return table | {"minilm-l6": ("bert", _encoder, 384, 6, 30522, {"num_heads": 12, "pool_type": "mean"})}
 
 

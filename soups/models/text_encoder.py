@@ -1,5 +1,6 @@
-"""Build the encoders of texts: BERT, RoBERTa and their kin."""
+"""Build the encoders of texts: BERT, RoBERTa, DeBERTa and their kin."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -8,10 +9,13 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jax.sharding import PartitionSpec as P
 
+from soups.models.disentangled import DisentangledEncoder
+from soups.models.text_inputs import checked_inputs
 from soups.models.vit import ACTIVATIONS, Encoder
-from soups.names import check_name, differences
+from soups.names import check_name
 
 POOL_TYPES = ("tok", "mean", None)
+POOLER_ACTIVATIONS = {"tanh": nn.tanh, **ACTIVATIONS}
 #: for `soups.train.param_shardings`: heads, hidden layers and embeddings are cut over "model", all else is whole
 SHARDING_RULES = (
     (r".*/(query|key|value)/kernel", P(None, "model", None)),
@@ -27,27 +31,32 @@ INPUTS = ("tokens", "mask", "segments")
 
 
 class TextEncoder(nn.Module):
-    """Encode or classify texts as BERT does (Devlin et al., 2018, arXiv:1810.04805), or RoBERTa (2019, 1907.11692).
+    """Encode or classify texts as BERT does (Devlin et al., 2018, arXiv:1810.04805), RoBERTa, or DeBERTa-v3.
 
         encoder = architecture("bert-base-uncased").model(2, dropout=0.1)
         tokenize = text_tokenizer("bert-base-uncased", "bert-base-uncased")
         logits = apply_fn(encoder)(params, tokenize(["a text", "another one"]))
 
     `pool_type`: "tok" reads the first token, "mean" averages the tokens of the mask, None gives all of them, [B, T, D].
-    `representation_size`: the width of a tanh layer before the head ("pre_logits"), which BERT calls its pooler; None
-    for no such layer. The head starts at zero; `num_classes=None` is a network without it, which gives the features.
-    `mlm`: instead of a head a layer "mlm" gives the logits of the vocabulary for every token, whose matrix is that of
-    the embeddings.
+    `representation_size`: the width of a layer before the head ("pre_logits"), which BERT calls its pooler, with the
+    function `pooler_activation`; None for no such layer. The head starts at zero; `num_classes=None` is a network
+    without it, which gives the features. `mlm`: instead of a head a layer "mlm" gives the logits of the vocabulary for
+    every token, whose matrix is that of the embeddings. `projection_size`: the width of a dense layer "projection" of
+    the features.
 
-    `num_segments`: 2 where the first and the second text of a pair are told apart. `position_offset`: the rows of
-    "position_embedding" before that of the first token; with an offset, as in RoBERTa, positions count the tokens of
-    the mask alone. `dropout`: the share that training drops of embeddings, attention, the outputs of both halves of a
-    block, and pooled features. Parameters are float32; the blocks' matrix products are in `dtype`, norms, pooling and
-    heads in float32. `remat`: the backward pass computes each block again instead of keeping what is inside.
+    `num_segments`: 2 where the first and the second text of a pair are told apart, 0 for a network without segments.
+    `position_offset`: the rows of "position_embedding" before that of the first token; with an offset, as in RoBERTa
+    (Liu et al., 2019, arXiv:1907.11692), positions count the tokens of the mask alone. `buckets`: there are no
+    positions at the input, but blocks that attend to content and to relative positions apart, as in DeBERTa-v3, see
+    `soups.models.disentangled`; None for those of BERT. `dropout`: the share that training drops of embeddings,
+    attention, the outputs of both halves of a block, and pooled features. Parameters are float32; the blocks' matrix
+    products are in `dtype`, norms, pooling and heads in float32. `remat`: the backward pass computes each block again
+    instead of keeping what is inside.
 
     The names of the weights: token_embedding, position_embedding, segment_embedding (each with "embedding"),
-    embedding_norm, Transformer/encoderblock_N as in `soups.models.ViT`, pre_logits, mlm, head. `SHARDING_RULES` are for
-    those that are to be cut over several devices.
+    embedding_norm, Transformer/encoderblock_N as in `soups.models.ViT`, with `buckets` Transformer/relative_embedding
+    and relative_norm, pre_logits, mlm, projection, head. `SHARDING_RULES` are for those that are to be cut over several
+    devices.
     """
 
     num_classes: int | None
@@ -67,6 +76,9 @@ class TextEncoder(nn.Module):
     norm_epsilon: float = 1e-12
     position_offset: int = 0
     remat: bool = False
+    buckets: int | None = None
+    pooler_activation: str = "tanh"
+    projection_size: int | None = None
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
@@ -78,27 +90,35 @@ class TextEncoder(nn.Module):
         """
         tokens_BxT, mask_BxT, segments_BxT = self._checked(inputs)
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        initializer = nn.initializers.normal(0.02)
-
-        def embedding(count, name):
-            return nn.Embed(count, self.width, embedding_init=initializer, name=name)
-
-        tokens = embedding(self.vocabulary_size, "token_embedding")
-        positions = embedding(self.context_length + self.position_offset, "position_embedding")
-        segments = embedding(self.num_segments, "segment_embedding")
-        x_BxTxD = tokens(tokens_BxT) + positions(self._positions(mask_BxT)) + segments(segments_BxT)
+        embedding = functools.partial(nn.Embed, features=self.width, embedding_init=nn.initializers.normal(0.02))
+        tokens = embedding(self.vocabulary_size, name="token_embedding")
+        x_BxTxD = tokens(tokens_BxT)
+        if self.buckets is None:
+            positions = embedding(self.context_length + self.position_offset, name="position_embedding")
+            x_BxTxD += positions(self._positions(mask_BxT))
+        if self.num_segments:
+            x_BxTxD += embedding(self.num_segments, name="segment_embedding")(segments_BxT)
         x_BxTxD = drop(nn.LayerNorm(epsilon=self.norm_epsilon, name="embedding_norm")(x_BxTxD))
-        fields = (self.mlp_dim, self.num_heads, self.dropout, self.dtype, self.activation, self.norm_epsilon)
-        options = {"remat": self.remat, "post_norm": True, "attention_dropout": self.dropout}
-        x_BxTxD = Encoder(self.depth, *fields, **options, name="Transformer")(x_BxTxD, train, mask_BxT)
+        x_BxTxD = self._blocks()(x_BxTxD, train, mask_BxT)
         if self.mlm:
             return MaskedLanguageHead(self.activation, self.norm_epsilon, name="mlm")(x_BxTxD, tokens.embedding)
         x = self._pool(x_BxTxD, mask_BxT)
         if self.representation_size is not None:
-            x = nn.tanh(nn.Dense(self.representation_size, name="pre_logits")(x))
+            x = POOLER_ACTIVATIONS[self.pooler_activation](nn.Dense(self.representation_size, name="pre_logits")(x))
+        if self.projection_size is not None:
+            x = nn.Dense(self.projection_size, name="projection")(x)
         if self.num_classes is None:
             return x
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(drop(x))
+
+    def _blocks(self):
+        fields = (self.dropout, self.dtype, self.activation, self.norm_epsilon)
+        sizes = (self.depth, self.mlp_dim, self.num_heads)
+        if self.buckets is not None:
+            sizes += (self.buckets, self.context_length)
+            return DisentangledEncoder(*sizes, *fields, self.remat, name="Transformer")
+        options = {"remat": self.remat, "post_norm": True, "attention_dropout": self.dropout}
+        return Encoder(*sizes, *fields, **options, name="Transformer")
 
     def _positions(self, mask_BxT):
         if self.position_offset:
@@ -114,26 +134,11 @@ class TextEncoder(nn.Module):
         return x_BxTxD if self.pool_type is None else x_BxTxD[:, 0]
 
     def _checked(self, inputs):
-        if not isinstance(inputs, Mapping) or not {"tokens", "mask"} <= inputs.keys() <= {*INPUTS}:
-            keys = inputs.keys() if isinstance(inputs, Mapping) else ()
-            lines = differences({"tokens", "mask"} - keys, keys - {*INPUTS}) if keys else []
-            given = "" if keys else f", not a {type(inputs).__name__}"
-            wanted = 'a text encoder takes {"tokens": integers [B, T], "mask": booleans [B, T]}, as a tokenizer gives'
-            raise ValueError("\n".join([wanted + given, *lines]))
-        tokens, mask, segments = (inputs.get(name) for name in INPUTS)
+        tokens, mask, segments = checked_inputs(inputs, INPUTS, self.context_length, "a text encoder")
         segments = jnp.zeros(tokens.shape, jnp.int32) if segments is None else segments
-        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.context_length:
-            raise ValueError(f"tokens must be [B, T], T from 1 to {self.context_length}, not {list(tokens.shape)}")
-        for name, array, kind, wanted in (
-            ("tokens", tokens, jnp.integer, "integers"),
-            ("mask", mask, jnp.bool_, "booleans"),
-            ("segments", segments, jnp.integer, "integers"),
-        ):
-            if array.shape != tokens.shape or not jnp.issubdtype(array.dtype, kind):
-                found = f"{array.dtype} {list(array.shape)}"
-                raise ValueError(f"{name} must be {wanted} {list(tokens.shape)}, but they are {found}")
         check_name(self.pool_type, POOL_TYPES, "pool_type")
         check_name(self.activation, ACTIVATIONS, "activation")
+        check_name(self.pooler_activation, POOLER_ACTIVATIONS, "pooler_activation")
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} does not divide into {self.num_heads} heads")
         if self.mlm and self.num_classes is not None:

@@ -16,15 +16,16 @@ from soups.formats.hub import cached_model
 from soups.formats.text import read_json, read_text
 from soups.lazy import extra
 from soups.models.architectures import Architecture, architecture
+from soups.models.sentencepiece import unigram_tokenizer
 from soups.names import check_name, count_of
 
 with extra("text"):
     from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
-    from tokenizers.models import BPE, WordPiece
+    from tokenizers.models import BPE, Unigram, WordPiece
 
 logger = logging.getLogger("soups")
 
-FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("spiece.model",), ("spm.model",))
 TRUNCATION = ("longest_first", "only_first", "only_second")
 SIDES = {"begin": "right", "end": "left"}  # which part of a text stays, and where it is cut
 _ROLES = {"start": ("[CLS]", "<s>"), "end": ("[SEP]", "</s>"), "padding": ("[PAD]", "<pad>")}
@@ -42,14 +43,15 @@ class Encoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TextTokenizer:
-    """Turn texts into what `soups.models.TextEncoder` takes: `tokenize(texts)`, or `tokenize(texts, second_texts)`.
+    """Turn texts into what networks of texts take: `tokenize(texts)`, or `tokenize(texts, second_texts)`.
 
     Attributes:
         name: of the file.
         tokenizer: of the library `tokenizers`.
         length: the most tokens of a row, with those of start and end.
         truncation, keep, limits: as of `text_tokenizer`.
-        special: the numbers of the tokens "start", "end", "padding", "mask" and "unknown".
+        special: the numbers of the tokens "start", "end", "padding", "mask" and "unknown"; T5 has no "start" and no
+            "mask".
     """
 
     name: str
@@ -131,11 +133,13 @@ def text_tokenizer(
         tokenize(["a premise"], ["and a hypothesis"])         # pairs
 
     A row is the start token, the text, the end token; of a pair, for BERT, the second text and the end token again, for
-    RoBERTa two end tokens between the texts. Tokens are those of `transformers` for the same files and settings.
+    RoBERTa two end tokens between the texts. T5 has no start token. Tokens are those of `transformers` for the same
+    files and settings.
 
     Args:
         path: a folder of Hugging Face, or an id on the hub, org/name, in the local cache, with one of: tokenizer.json;
-            vocab.json beside merges.txt (byte pairs, as RoBERTa's); vocab.txt (word pieces, as BERT's). Or such a file.
+            vocab.json beside merges.txt (byte pairs, as RoBERTa's); vocab.txt (word pieces, as BERT's); spiece.model or
+            spm.model (Unigram pieces of SentencePiece, as those of T5 and of DeBERTa-v3). Or such a file.
         arch: the network, to see that the tokenizer is its own. None: it is not checked.
         length: the most tokens of a row.
         truncation: what is cut of a pair that is longer: "longest_first" token by token of the longer text,
@@ -161,7 +165,9 @@ def text_tokenizer(
     tokenizer.no_padding()
     tokenizer.enable_truncation(length, strategy=truncation, direction=SIDES[keep])
     special = {role: found for role, names in _ROLES.items() if (found := _number(tokenizer, names)) is not None}
-    if missing := [" or ".join(names) for role, names in _ROLES.items() if role not in special]:
+    # a network that writes texts neither begins with a token of its own nor fills masks
+    needed = _ROLES.keys() - ({"start", "mask"} if isinstance(tokenizer.model, Unigram) else ())
+    if missing := [" or ".join(names) for role, names in _ROLES.items() if role in needed and role not in special]:
         raise ValueError(f"{file} is no tokenizer of an encoder: it lacks {', '.join(missing)}")
     options = {"truncation": truncation, "keep": keep, "limits": tuple(limits), "special": special}
     made = TextTokenizer(name=str(file), tokenizer=tokenizer, length=length, **options)
@@ -221,6 +227,8 @@ def _read(file, lower_case):
             return _byte_pairs(file)
         if file.suffix == ".txt":
             return _word_pieces(file, lower_case)
+        if file.suffix == ".model":
+            return _unigram(file)
         return Tokenizer.from_str(read_text(file))
     except (FileNotFoundError, ValueError):
         raise
@@ -251,6 +259,13 @@ def _word_pieces(file, lower_case):
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.post_processor = processors.BertProcessing((end, numbers[end]), (start, numbers[start]))
     return made
+
+
+def _unigram(file):
+    try:
+        return unigram_tokenizer(read_bytes(file))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{file} is damaged, or no tokenizer: {error}") from error
 
 
 def _byte_pairs(file):

@@ -15,9 +15,14 @@ def small():
 
     def shrink(name: str) -> Architecture:
         arch = architecture(name)
+        if arch.family == "t5":
+            sizes = {"width": 8, "depth": 2, "mlp_dim": 16, "num_heads": 2, "head_dim": 3, "vocabulary_size": 24}
+            sizes |= {"context_length": 10, "buckets": 8, "distance": 7}
+            return dataclasses.replace(arch, feature_dim=8, features=arch.features.clone(**sizes))
         if arch.image_size is None:
             pooled = {} if arch.features.representation_size is None else {"representation_size": 8}
             sizes = {"width": 8, "depth": 2, "mlp_dim": 16, "num_heads": 2, "vocabulary_size": 24, "context_length": 10}
+            sizes |= {} if arch.features.buckets is None else {"buckets": 6}
             return dataclasses.replace(arch, feature_dim=8, features=arch.features.clone(**sizes, **pooled))
         if arch.family == "torchvision":
             features = arch.features.clone(blocks=(1, 2, 1, 1), width=2)

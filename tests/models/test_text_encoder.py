@@ -5,6 +5,7 @@ The recorded folders and outputs are those of `scripts/benchmarks/parity_encoder
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from soups import tree
 from soups.formats import open_checkpoint
 from soups.models.architectures import architecture, encoder_of
+from soups.models.disentangled import relative_places
 from soups.models.import_weights import check_weights, import_weights
 from soups.models.text_encoder import SHARDING_RULES
 from soups.train import param_shardings
@@ -28,8 +30,11 @@ FOLDERS = {
     "transformers-MiniLM-minilm-l6": None,
     "transformers-RoBERTa-roberta-base-classifier": 3,
     "transformers-RoBERTa-MLM-roberta-base-mlm": None,
+    "transformers-DeBERTa-deberta-v3-base": 3,
+    "transformers-DeBERTa-MLM-deberta-v3-base-mlm": None,
+    "released-DeBERTa-MLM-deberta-v3-small-mlm": None,
 }
-BERT, BERT_MLM, MINILM, ROBERTA, ROBERTA_MLM = FOLDERS
+BERT, BERT_MLM, MINILM, ROBERTA, ROBERTA_MLM, DEBERTA, DEBERTA_MLM, DEBERTA_RELEASED = FOLDERS
 
 
 def name_of(folder):
@@ -77,7 +82,7 @@ def test_padding_is_not_seen(case, folder):
     np.testing.assert_allclose(alone, expected[1:2, :count] if np.ndim(expected) == 3 else expected[1:2], atol=1e-5)
 
 
-@pytest.mark.parametrize("folder", [BERT, MINILM, ROBERTA])
+@pytest.mark.parametrize("folder", [BERT, MINILM, ROBERTA, DEBERTA])
 def test_every_token_of_the_mask_is_seen(case, folder):
     _, params, apply, inputs, _ = case(folder)
     expected, mask = np.asarray(apply(params, inputs)), inputs["mask"]
@@ -96,8 +101,11 @@ def test_segments_are_zero_where_they_are_not_given(case):
     assert not np.allclose(zeros, apply(params, inputs), atol=1e-3)
 
 
-def test_dropout_is_on_in_training_alone(small):
-    arch = small("bert-base-uncased")
+@pytest.mark.parametrize(
+    ("name", "relative"), [("bert-base-uncased", set()), ("deberta-v3-base", {"12, 8"})], ids=["BERT", "DeBERTa"]
+)
+def test_dropout_is_on_in_training_alone(small, name, relative):
+    arch = small(name)
     params, inputs = arch.abstract(3), {"tokens": np.zeros((2, 4), np.int32), "mask": np.ones((2, 4), bool)}
 
     def draws(program):
@@ -106,7 +114,9 @@ def test_dropout_is_on_in_training_alone(small):
     apply = arch.apply_fn(3, dropout=0.1)
     train = arch.train_apply_fn(3, dropout=0.1)
     attention, tokens, pooled = "2, 2, 4, 4", "2, 4, 8", "2, 8"
-    assert draws(apply) == set() and draws(lambda p, x: train(p, x, jax.random.key(0))) == {attention, tokens, pooled}
+    assert draws(apply) == set() and draws(lambda p, x: train(p, x, jax.random.key(0))) == {
+        attention, tokens, pooled, *relative
+    }
 
 
 def test_training_without_dropout_is_evaluation_and_remat_changes_nothing(case):
@@ -123,9 +133,10 @@ def test_bfloat16_keeps_float32_weights_and_outputs(small):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
 
 
-def test_weights_sharded_by_the_rules_give_the_same(case):
+@pytest.mark.parametrize("folder", [BERT_MLM, DEBERTA_MLM])
+def test_weights_sharded_by_the_rules_give_the_same(case, folder):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    _, params, apply, inputs, _ = case(BERT_MLM)
+    _, params, apply, inputs, _ = case(folder)
     shardings = param_shardings(params, mesh, SHARDING_RULES)
     cut = {name for name, leaf in tree.flatten(shardings).items() if "model" in str(leaf.spec)}
     block = "Transformer/encoderblock_0"
@@ -176,6 +187,17 @@ def test_tokens_beyond_the_vocabulary_are_not_numbers(case):
     assert np.isnan(apply(params, {**inputs, "tokens": tokens})[0]).all()
 
 
+def test_relative_positions_are_those_of_deberta():
+    places = relative_places(512, 256, 512)
+    by_distance = dict(zip(range(-511, 512), [*places[0, ::-1], *places[1:, 0]], strict=True))
+    assert all(by_distance[d] == d + 256 for d in range(-128, 129))
+    for distance in (129, 200, 300, 511):  # m = 128
+        steps = math.ceil(127 * math.log(distance / 128) / math.log(511 / 128))
+        assert (by_distance[distance], by_distance[-distance]) == (256 + 128 + steps, 256 - 128 - steps)
+    # as of make_log_bucket_position of transformers 5.24
+    assert np.array_equal([by_distance[d] for d in (130, 150, 256, 400, 510)], [386, 399, 448, 489, 511])
+
+
 # --- Files ---
 
 
@@ -210,6 +232,9 @@ def tensors_of(folder):
         (ROBERTA, "roberta-base", "'classifier.dense.weight' is extra"),
         (BERT_MLM, "bert-base-uncased", "bert.pooler.dense.weight is missing"),
         (BERT, "bert-base-uncased-mlm", "cls.predictions.bias is missing"),
+        (DEBERTA, "bert-base-cased", "Hugging Face's DeBERTa names, but bert-base-cased needs Hugging Face's BERT"),
+        (DEBERTA, "deberta-v3-base-mlm", "cls.predictions.bias is missing"),
+        (DEBERTA_RELEASED, "deberta-v3-small", "pooler.dense.weight is missing"),
     ],
 )
 def test_files_of_another_network_are_errors(small, folder, name, message):
@@ -237,6 +262,23 @@ def test_configs_of_another_computation_are_errors(small, tmp_path, field, value
         check_weights(folder, small("bert-base-uncased"))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("position_buckets", 8, "says position_buckets 8, but deberta-v3-base has 6"),
+        ("pos_att_type", ["c2p"], "says pos_att_type .*c2p.*, but deberta-v3-base has .*p2c"),
+        ("share_att_key", False, "says share_att_key False"),
+        ("max_relative_positions", 20, "says max_relative_positions 20, but deberta-v3-base has 10"),
+        ("pooler_hidden_act", "tanh", "says pooler_hidden_act tanh"),
+        ("conv_kernel_size", 3, "says conv_kernel_size 3"),
+    ],
+)
+def test_configs_of_another_deberta_are_errors(small, tmp_path, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_weights(changed(tmp_path, DEBERTA, **{field: value}), small("deberta-v3-base"))
+    check_weights(changed(tmp_path / "same", DEBERTA, pos_att_type=["p2c", "c2p"]), small("deberta-v3-base"))
+
+
 def changed(tmp_path, folder, **fields):
     """Copy a recorded folder, with other values in its config.json; None leaves one out."""
     copy = tmp_path / "copy"
@@ -253,6 +295,7 @@ def changed(tmp_path, folder, **fields):
         (MINILM, {"pool_type": "mean"}),
         (ROBERTA, {"pooler": True}),
         (ROBERTA_MLM, {"mlm": True}),
+        (DEBERTA, {"pooler": True}),
     ],
 )
 def test_an_encoder_has_the_sizes_that_its_folder_says(small, folder, options):
@@ -264,7 +307,7 @@ def test_an_encoder_has_the_sizes_that_its_folder_says(small, folder, options):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "t5"}, "unknown model_type in .*config.json 't5'; there are: bert, roberta"),
+        ({"model_type": "electra"}, "unknown model_type in .*config.json 'electra'; there are: bert, deberta-v2, roberta, t5"),
         ({"hidden_size": None, "vocab_size": 0}, "does not say, .*: hidden_size, vocab_size"),
         ({"hidden_act": "relu"}, "unknown hidden_act in .*'relu'"),
     ],
@@ -283,6 +326,7 @@ def test_folders_of_other_networks_are_errors(tmp_path, fields, message):
         ("bert-large-uncased", 335_141_888),
         ("roberta-base", 124_645_632 - 590_592),  # the pooler, which is not used
         ("minilm-l6", 22_713_216 - 147_840),
+        ("deberta-v3-base", 183_831_552 + 590_592),  # the trunk and the pooler of DebertaV2ForSequenceClassification
     ],
 )
 def test_encoders_have_the_published_number_of_weights(name, count):

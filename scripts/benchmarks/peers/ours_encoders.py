@@ -16,7 +16,16 @@ KINDS = {
     "transformers MiniLM": "minilm-l6",
     "transformers RoBERTa": "roberta-base-classifier",
     "transformers RoBERTa MLM": "roberta-base-mlm",
+    "transformers DeBERTa": "deberta-v3-base",
+    "transformers DeBERTa MLM": "deberta-v3-base-mlm",
+    "released DeBERTa MLM": "deberta-v3-small-mlm",
+    "transformers T5": "t5-base",
+    "transformers T5 1.1": "t5-v1_1-base",
 }
+
+
+T5_SMALL = {"width": 8, "depth": 2, "mlp_dim": 16, "num_heads": 2, "head_dim": 3, "vocabulary_size": 24}
+T5_SMALL |= {"context_length": 10, "buckets": 8, "distance": 7}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +48,7 @@ class TextCase:
         """Describe the network in plain values for the peer."""
         encoder = self.arch.features
         fields = ("width", "depth", "mlp_dim", "num_heads", "vocabulary_size", "context_length", "num_segments")
-        fields += ("activation", "norm_epsilon", "position_offset")
+        fields += ("activation", "norm_epsilon", "position_offset", "buckets")
         case = {"name": self.name, "kind": self.kind, "classes": self.classes, "seed": 0}
         return case | {field: getattr(encoder, field) for field in fields}
 
@@ -64,18 +73,51 @@ class TextCase:
         return np.where(mask[..., None], found, 0) if found.ndim == 3 else found
 
 
+@dataclasses.dataclass(frozen=True)
+class T5Case(TextCase):
+    """Hold one comparison of a T5, whose third input is what the decoder is given."""
+
+    def described(self, folder: pathlib.Path) -> dict:
+        """Describe the network in plain values for the peer."""
+        fields = ("width", "depth", "mlp_dim", "num_heads", "head_dim", "vocabulary_size", "gated", "buckets")
+        case = {"name": self.name, "kind": self.kind, "classes": None, "seed": 0}
+        return case | {field: getattr(self.arch.features, field) for field in (*fields, "distance")}
+
+    def inputs(self) -> np.ndarray:
+        """Draw tokens and mask of texts of different lengths, and other texts, as one int32 [3, B, T]."""
+        network, rng = self.arch.features, np.random.default_rng(0)
+        length = min(network.context_length, 200)  # longer than all distances that have buckets
+        tokens, written = rng.integers(3, network.vocabulary_size, (2, self.count, length))
+        mask = np.arange(length)[None] < np.array([length, *rng.integers(2, length, self.count - 1)])[:, None]
+        written[:, 0] = 0
+        return np.stack([np.where(mask, tokens, 0), mask, written]).astype(np.int32)
+
+    def ours(self, path: pathlib.Path, inputs: np.ndarray) -> np.ndarray:
+        """Import the peer's weights and give the logits of the texts that are written."""
+        given = {"tokens": inputs[0], "mask": inputs[1].astype(bool), "decoder_tokens": inputs[2]}
+        return np.asarray(jax.jit(self.arch.apply_fn(None))(import_weights(path, self.arch), given))
+
+
+def case_of(kind: str, arch: Architecture) -> TextCase:
+    """Return the comparison of a kind of network."""
+    return (T5Case if arch.family == "t5" else TextCase)(kind, arch)
+
+
 def real_cases() -> list[TextCase]:
     """Return the comparisons at the published sizes."""
-    return [TextCase(kind, architecture(name)) for kind, name in KINDS.items()]
+    return [case_of(kind, architecture(name)) for kind, name in KINDS.items()]
 
 
 def small_cases() -> list[TextCase]:
     """Return the comparisons of encoders so small that their files can lie beside the tests."""
-    return [TextCase(kind, small(architecture(name))) for kind, name in KINDS.items()]
+    return [case_of(kind, small(architecture(name))) for kind, name in KINDS.items()]
 
 
 def small(arch: Architecture) -> Architecture:
     """Shrink an encoder to about 2,000 weights."""
-    pooled = {} if arch.features.representation_size is None else {"representation_size": SMALL["width"]}
-    features = arch.features.clone(**SMALL, **pooled)
+    if arch.family == "t5":
+        return dataclasses.replace(arch, feature_dim=T5_SMALL["width"], features=arch.features.clone(**T5_SMALL))
+    changed = {} if arch.features.representation_size is None else {"representation_size": SMALL["width"]}
+    changed |= {} if arch.features.buckets is None else {"buckets": 6}
+    features = arch.features.clone(**SMALL, **changed)
     return dataclasses.replace(arch, feature_dim=SMALL["width"], features=features)

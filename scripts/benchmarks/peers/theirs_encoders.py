@@ -14,6 +14,10 @@ import theirs_draw
 import torch
 import transformers
 
+# as the released networks of DeBERTa-v3 state it
+DEBERTA = {"relative_attention": True, "share_att_key": True, "pos_att_type": "p2c|c2p", "norm_rel_ebd": "layer_norm"}
+DEBERTA |= {"position_biased_input": False, "max_relative_positions": -1}
+
 
 def config_of(case, kind):
     """Return the configuration of a case."""
@@ -22,6 +26,8 @@ def config_of(case, kind):
     named |= {"hidden_act": "activation", "layer_norm_eps": "norm_epsilon"}
     sizes = {theirs: case[ours] for theirs, ours in named.items()} | {"num_labels": case["classes"]}
     sizes["max_position_embeddings"] = case["context_length"] + case["position_offset"]
+    if case["buckets"]:
+        sizes |= DEBERTA | {"position_buckets": case["buckets"], "legacy": case["kind"].startswith("transformers")}
     ends = {"bos_token_id": 0, "eos_token_id": 2}
     return kind(**sizes, **ends, pad_token_id=max(case["position_offset"] - 1, 0))
 
@@ -43,11 +49,42 @@ KINDS = {
     "transformers MiniLM": (transformers.BertModel, transformers.BertConfig, mean),
     "transformers RoBERTa": (transformers.RobertaForSequenceClassification, transformers.RobertaConfig, logits),
     "transformers RoBERTa MLM": (transformers.RobertaForMaskedLM, transformers.RobertaConfig, logits),
+    "transformers DeBERTa": (transformers.DebertaV2ForSequenceClassification, transformers.DebertaV2Config, logits),
+    "transformers DeBERTa MLM": (transformers.DebertaV2ForMaskedLM, transformers.DebertaV2Config, logits),
+    "released DeBERTa MLM": (transformers.DebertaV2ForMaskedLM, transformers.DebertaV2Config, logits),
 }
+
+
+def t5(case):
+    """Build a T5; since version 5 transformers tie the logits of 1.1 to the embeddings unless a file has both."""
+    named = {"d_model": "width", "num_layers": "depth", "d_ff": "mlp_dim", "num_heads": "num_heads"}
+    named |= {"d_kv": "head_dim", "vocab_size": "vocabulary_size", "relative_attention_num_buckets": "buckets"}
+    named |= {"relative_attention_max_distance": "distance"}
+    sizes = {theirs: case[ours] for theirs, ours in named.items()} | {"decoder_start_token_id": 0}
+    gated = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if case["gated"] else {}
+    network = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **gated))
+    if case["gated"]:
+        network.lm_head.weight = torch.nn.Parameter(network.lm_head.weight.detach().clone())
+    return network
+
+
+def answer_t5(folder, case):
+    """Run one case of T5, whose third input is what the decoder is given."""
+    network = theirs_draw.draw(t5(case), case["seed"])
+
+    def run(given):
+        tokens, mask, written = given
+        return network(input_ids=tokens, attention_mask=mask, decoder_input_ids=written).logits
+
+    theirs_draw.answer(
+        folder, case, network, run, network.save_pretrained, lambda inputs, _: torch.from_numpy(inputs).long().unbind()
+    )
 
 
 def answer(folder, case):
     """Run one case."""
+    if "T5" in case["kind"]:
+        return answer_t5(folder, case)
     kind, config, outputs = KINDS[case["kind"]]
     network = theirs_draw.draw(kind(config_of(case, config)), case["seed"])
 

@@ -1,4 +1,4 @@
-"""Say which tensors of Hugging Face's BERT and RoBERTa files are which weights."""
+"""Say which tensors of Hugging Face's BERT, RoBERTa and DeBERTa files are which weights."""
 
 from soups.models.architectures import Architecture
 from soups.models.tables import parts
@@ -13,9 +13,13 @@ BLOCK = BlockNames(
     "intermediate.dense",
     "output.dense",
 )
+_PROJECTED = tuple(f"attention.self.{part}_proj" for part in ("query", "key", "value"))
+DEBERTA_BLOCK = BLOCK._replace(attention=_PROJECTED)
 #: what an encoder may do without: the heads of pre-training, the pooler, numbers of positions
 BERT_REST = r"(bert\.)?(embeddings\.position_ids|pooler\.dense\.(weight|bias))|cls\..*"
 ROBERTA_REST = r"(roberta\.)?(embeddings\.(position|token_type)_ids|pooler\.dense\.(weight|bias))|lm_head\..*"
+DEBERTA_REST = r"(deberta\.)?embeddings\.position_ids|pooler\.dense\.(weight|bias)|((lm_|mask_)predictions|cls)\..*"
+
 
 
 def bert(arch: Architecture, prefix: str = "bert.") -> Table:
@@ -24,12 +28,7 @@ def bert(arch: Architecture, prefix: str = "bert.") -> Table:
     table = _trunk(arch, prefix)
     if encoder.representation_size is not None:
         table |= parts.linear(f"{prefix}pooler.dense", "pre_logits", (width,), (encoder.representation_size,))
-    if encoder.mlm:
-        theirs = "cls.predictions"
-        table |= parts.linear(f"{theirs}.transform.dense", "mlm/dense", (width,), (width,))
-        table |= parts.norm(f"{theirs}.transform.LayerNorm", "mlm/norm", width)
-        table |= parts.as_it_is(f"{theirs}.bias", (encoder.vocabulary_size,), "mlm/bias")
-    return table
+    return table | _mlm(encoder, "cls.predictions", "transform.dense", "transform.LayerNorm")
 
 
 def roberta(arch: Architecture, prefix: str = "roberta.") -> Table:
@@ -38,11 +37,22 @@ def roberta(arch: Architecture, prefix: str = "roberta.") -> Table:
     table = _trunk(arch, prefix)
     if encoder.representation_size is not None:
         table |= parts.linear("classifier.dense", "pre_logits", (width,), (encoder.representation_size,))
-    if encoder.mlm:
-        table |= parts.linear("lm_head.dense", "mlm/dense", (width,), (width,))
-        table |= parts.norm("lm_head.layer_norm", "mlm/norm", width)
-        table |= parts.as_it_is("lm_head.bias", (encoder.vocabulary_size,), "mlm/bias")
-    return table
+    return table | _mlm(encoder, "lm_head", "dense", "layer_norm")
+
+
+def deberta(arch: Architecture, prefix: str = "deberta.") -> Table:
+    """Return the table of DeBERTa-v3, with the head of pre-training that Hugging Face has by default."""
+    return _deberta(arch, prefix) | _mlm(arch.features, "cls.predictions", "transform.dense", "transform.LayerNorm")
+
+
+def deberta_released(arch: Architecture) -> Table:
+    """Return the table of DeBERTa-v3 with the head of pre-training by its authors' names."""
+    return _deberta(arch, "deberta.") | _mlm(arch.features, "lm_predictions.lm_head", "dense", "LayerNorm")
+
+
+def deberta_bare(arch: Architecture) -> Table:
+    """Return the table of a DeBERTa-v3 that was saved alone."""
+    return _deberta(arch, "")
 
 
 def bare(arch: Architecture) -> Table:
@@ -56,12 +66,35 @@ def head(arch: Architecture, classes: int) -> Table:
     return parts.linear("classifier.out_proj" if inside else "classifier", "head", (arch.feature_dim,), (classes,))
 
 
-def _trunk(arch, prefix) -> Table:
+def _deberta(arch, prefix) -> Table:
+    encoder, width, top = arch.features, arch.features.width, f"{prefix}encoder"
+    table = _trunk(arch, prefix, DEBERTA_BLOCK)
+    shape = (2 * encoder.buckets, width)
+    table |= parts.as_it_is(f"{top}.rel_embeddings.weight", shape, "Transformer/relative_embedding/embedding")
+    table |= parts.norm(f"{top}.LayerNorm", "Transformer/relative_norm", width)
+    if encoder.representation_size is not None:
+        table |= parts.linear("pooler.dense", "pre_logits", (width,), (encoder.representation_size,))
+    return table
+
+
+def _mlm(encoder, theirs, dense, norm) -> Table:
+    if not encoder.mlm:
+        return {}
+    width = encoder.width
+    table = parts.linear(f"{theirs}.{dense}", "mlm/dense", (width,), (width,))
+    table |= parts.norm(f"{theirs}.{norm}", "mlm/norm", width)
+    return table | parts.as_it_is(f"{theirs}.bias", (encoder.vocabulary_size,), "mlm/bias")
+
+
+def _trunk(arch, prefix, block=BLOCK) -> Table:
     encoder, width, top = arch.features, arch.features.width, f"{prefix}embeddings"
-    rows = {"word": ("token", encoder.vocabulary_size), "token_type": ("segment", encoder.num_segments)}
-    rows["position"] = ("position", encoder.context_length + encoder.position_offset)
+    rows = {"word": ("token", encoder.vocabulary_size)}
+    if encoder.num_segments:
+        rows["token_type"] = ("segment", encoder.num_segments)
+    if encoder.buckets is None:
+        rows["position"] = ("position", encoder.context_length + encoder.position_offset)
     table = parts.norm(f"{top}.LayerNorm", "embedding_norm", width)
     for theirs, (ours, count) in rows.items():
         table |= parts.as_it_is(f"{top}.{theirs}_embeddings.weight", (count, width), f"{ours}_embedding/embedding")
     blocks = f"{prefix}encoder.layer.{{}}"
-    return table | parts.encoder(blocks, BLOCK, encoder.depth, width, encoder.mlp_dim, encoder.num_heads)
+    return table | parts.encoder(blocks, block, encoder.depth, width, encoder.mlp_dim, encoder.num_heads)

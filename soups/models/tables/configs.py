@@ -6,10 +6,10 @@ import pathlib
 from soups.formats.text import read_json
 from soups.models.architectures import HF_ACTIVATIONS, Architecture
 
-OF_TEXT = ("bert", "roberta")
-# what the shapes of the weights do not tell
-OF_TEXT_FIELDS = ("model_type", "num_attention_heads", "is_decoder", "position_embedding_type", "tie_word_embeddings")
-OF_TEXT_FIELDS += ("pad_token_id",)
+OF_TEXT = ("bert", "roberta", "deberta-v2", "t5")
+#: what DeBERTa-v3 computes, of all that its kin may
+OF_DEBERTA = {"relative_attention": True, "share_att_key": True, "pos_att_type": ["c2p", "p2c"]}
+OF_DEBERTA |= {"position_biased_input": False, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 0}
 
 
 def config_problems(path, wanted: Architecture) -> list[str]:
@@ -25,16 +25,31 @@ def config_problems(path, wanted: Architecture) -> list[str]:
     if hasattr(wanted.features, "activation"):
         ours |= {"activation": wanted.features.activation, "norm_epsilon": wanted.features.norm_epsilon}
     if wanted.family in OF_TEXT:
-        ours |= {"model_type": wanted.family, "num_attention_heads": wanted.features.num_heads, "is_decoder": False}
-        ours |= {"position_embedding_type": "absolute"}
-        ours |= {"tie_word_embeddings": True} if wanted.features.mlm else {}
-        offset = wanted.features.position_offset
-        ours |= {"pad_token_id": offset - 1} if offset else {}  # their positions begin behind it
+        ours |= _of_text(wanted)
     return [
         f"  ~ {file} says {what} {said}, but {wanted.name} has {ours[what]}"
         for file, what, said in _statements(folder, wanted)
         if what in ours and not _equal(said, ours[what])
     ]
+
+
+def _of_text(wanted) -> dict:
+    """Return what the shapes of an encoder's weights do not tell."""
+    encoder = wanted.features
+    if wanted.family == "t5":
+        ours = {"model_type": "t5", "num_heads": encoder.num_heads, "d_kv": encoder.head_dim}
+        ours |= {"feed_forward_proj": "gated-gelu" if encoder.gated else "relu", "layer_norm_epsilon": 1e-6}
+        return ours | {"relative_attention_max_distance": encoder.distance, "scale_decoder_outputs": not encoder.gated}
+    ours = {"model_type": wanted.family, "num_attention_heads": encoder.num_heads, "is_decoder": False}
+    ours |= {"tie_word_embeddings": True} if encoder.mlm else {}
+    if encoder.buckets is None:
+        offset = encoder.position_offset
+        ours |= {"pad_token_id": offset - 1} if offset else {}  # their positions begin behind it
+        return ours | {"position_embedding_type": "absolute"}
+    pooler = {} if encoder.representation_size is None else {"pooler_hidden_act": encoder.pooler_activation}
+    # below 1 it is the largest position
+    distance = {"max_relative_positions": encoder.context_length, "max_position_embeddings": encoder.context_length}
+    return ours | OF_DEBERTA | pooler | distance | {"position_buckets": encoder.buckets}
 
 
 def _statements(folder, wanted):
@@ -43,7 +58,7 @@ def _statements(folder, wanted):
         yield "open_clip_config.json", "activation", "quick_gelu" if quick else "gelu"
         yield from _given("open_clip_config.json", preprocess, {"mean": "mean", "std": "std"})
     elif config := _read(folder / "config.json"):
-        if wanted.family in ("clip", "huggingface", *OF_TEXT):
+        if wanted.family in ("clip", "huggingface", *OF_TEXT) and wanted.family != "t5":
             inner = config.get("vision_config", config)
             # their defaults, where a configuration is silent
             activation, epsilon = ("quick_gelu", 1e-5) if wanted.family == "clip" else ("gelu", 1e-12)
@@ -51,10 +66,24 @@ def _statements(folder, wanted):
             yield "config.json", "activation", HF_ACTIVATIONS.get(activation, activation)
             yield "config.json", "norm_epsilon", inner.get("layer_norm_eps", epsilon)
         if wanted.family in OF_TEXT:
-            yield from _given("config.json", config, dict(zip(OF_TEXT_FIELDS, OF_TEXT_FIELDS, strict=True)))
+            fields = _of_text(wanted)
+            yield from _given("config.json", _plain(config), dict(zip(fields, fields, strict=True)))
         yield from _given("config.json", config.get("pretrained_cfg", {}), {"mean": "mean", "std": "std"})
     if config := _read(folder / "preprocessor_config.json"):
         yield from _given("preprocessor_config.json", config, {"image_mean": "mean", "image_std": "std"})
+
+
+def _plain(config):
+    """Return a configuration in which what may be said in several ways, of DeBERTa or T5, is said in one."""
+    if config.get("model_type") == "t5":  # logits of the embeddings are scaled; version 5 of transformers says so itself
+        scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+        config = config | {"scale_decoder_outputs": scaled}
+    kinds = config.get("pos_att_type")
+    if isinstance(kinds, str | list):
+        config = config | {"pos_att_type": sorted(kinds.split("|") if isinstance(kinds, str) else map(str, kinds))}
+    if isinstance(said := config.get("max_relative_positions"), int) and said < 1:
+        config = {name: value for name, value in config.items() if name != "max_relative_positions"}
+    return config
 
 
 def _given(file, config, names):

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from soups.models.architectures import Architecture
-from soups.models.tables import bert, clip, efficientnet, parts, resnet, vit
+from soups.models.tables import bert, clip, efficientnet, parts, resnet, t5, vit
 from soups.models.tables.parts import Table
 
 
@@ -86,12 +86,32 @@ LAYOUTS = (
         bert.head,
     ),
     Layout(
+        "Microsoft's DeBERTa",
+        ("deberta-v2",),
+        "lm_predictions.lm_head.bias",
+        bert.deberta_released,
+        bert.DEBERTA_REST,
+        bert.head,
+    ),
+    Layout(
+        "Hugging Face's DeBERTa",
+        ("deberta-v2",),
+        "deberta.embeddings.word_embeddings.weight",
+        bert.deberta,
+        bert.DEBERTA_REST,
+        bert.head,
+    ),
+    Layout(
+        "Hugging Face's DeBERTa", ("deberta-v2",), "encoder.rel_embeddings.weight", bert.deberta_bare, bert.DEBERTA_REST
+    ),
+    Layout(
         "Hugging Face's BERT or RoBERTa",
         ("bert", "roberta"),
         "embeddings.word_embeddings.weight",
         bert.bare,
         f"{bert.BERT_REST}|{bert.ROBERTA_REST}",
     ),
+    Layout("Hugging Face's T5", ("t5",), "shared.weight", t5.t5, t5.T5_REST),
 )
 TEXT_LAYOUTS = (
     Layout("OpenAI's and open_clip's", ("clip",), "token_embedding.weight", clip.openai_text, clip.OPENAI_IMAGE),
