@@ -1,4 +1,4 @@
-"""Compare BERT, RoBERTa and MiniLM with transformers, from files that it wrote.
+"""Compare BERT, RoBERTa, MiniLM, DeBERTa-v3, T5 and ALIGN with transformers, from files that it wrote.
 
     python scripts/benchmarks/parity_encoders.py [--peers PYTHON] [--sizes small real] [--record FOLDER]
 
@@ -19,7 +19,7 @@ import numpy as np
 import parity_models
 from peers import ours_encoders
 
-REQUIREMENTS = ("torch==2.13.0", "transformers==5.23.0")
+REQUIREMENTS = ("torch==2.13.0", "transformers==5.24.0", "sentencepiece==0.2.3", "protobuf==7.36.2")
 THEIRS = pathlib.Path(__file__).parent / "peers" / "theirs_encoders.py"
 
 

@@ -1,14 +1,18 @@
-"""Compare the tokens of BERT's and RoBERTa's tokenizers with those of transformers, text by text.
+"""Compare the tokens of the tokenizers of BERT, RoBERTa, DeBERTa and T5 with those of transformers, text by text.
 
     python scripts/benchmarks/parity_text_tokenizer.py [--peers PYTHON] [--out FILE] [--record FILE]
 
 10,000 texts in nine groups (`peers/clip_texts.py`), alone and in pairs, cut at their begin and at their end. The word
 pieces are those of all-MiniLM-L6-v2, from its package, as tokenizer.json and as vocab.txt, in small letters and not.
-The byte pairs are trained on these texts, as vocab.json with merges.txt. A text is equal if tokens, mask and segments
-are. Texts with a lone surrogate, which has no UTF-8, are left out. `--record` writes small cases for the tests instead.
+The byte pairs are trained on these texts, as vocab.json with merges.txt; so are the pieces of SentencePiece, as T5 and
+DeBERTa have them, in spiece.model and spm.model, which are compared with that library itself, and in the tokenizer.json
+that transformers make of them. A text is equal if tokens, mask and segments are. To SentencePiece the names of special
+tokens are text, to transformers and here they are tokens: these 100 texts are left out there. Texts with a lone
+surrogate, which has no UTF-8, are left out. `--record` writes small cases for the tests instead.
 """
 
 import argparse
+import base64
 import json
 import pathlib
 import subprocess
@@ -25,6 +29,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from soups.models.pretrained import minilm_folder
 from soups.models.text_tokenizer import text_tokenizer
 
+THEIR_PIECES = pathlib.Path(__file__).parent / "peers" / "theirs_sentencepiece.py"
 THEIRS = pathlib.Path(__file__).parent / "peers" / "theirs_text_tokenizer.py"
 SIDES = {"begin": "right", "end": "left"}
 # texts or pairs, length, truncation, and what stays
@@ -35,6 +40,8 @@ SETTINGS = {
     "pairs, their ends": (True, 48, "longest_first", "end"),
 }
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# in code points: a no-break space, a ligature, a wide letter
+RULES = ("00A0\t0020", "FB01\t0066 0069", "FF21\t0041", "FF42\t0062")
 OF_ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
@@ -49,7 +56,7 @@ def main():
         texts = some_texts()
         pairs = byte_pairs(texts, 3000)
         forms = written(folder, _word_pieces_of(minilm_folder() / "tokenizer.json"), *pairs)
-        forms = {"tokenizer.json": ("BertTokenizer", minilm_folder())} | forms
+        forms = {"tokenizer.json": ("BertTokenizer", minilm_folder())} | forms | unigrams(folder, texts, python)
         rows, version = compare(texts, forms, python, folder)
     columns = ["vocabulary", "what", "texts", "equal"]
     _common.table("texts with the same tokens", columns, [[row[one] for one in columns] for row in rows])
@@ -61,12 +68,13 @@ def main():
 
 def compare(texts, forms, python, folder):
     """Return a row for each form of a vocabulary and each setting, and the peer's version."""
-    keys = [(form, what) for form in forms for what in SETTINGS]
-    theirs, version = ask([job(*forms[form], texts, *SETTINGS[what]) for form, what in keys], python, folder)
+    keys = [(form, what) for form, (kind, _) in forms.items() for what in settings_of(kind)]
+    texts_of = {form: texts[:-100] if kind == "SentencePiece" else texts for form, (kind, _) in forms.items()}
+    theirs, version = ask([job(*forms[form], texts_of[form], *SETTINGS[what]) for form, what in keys], python, folder)
     rows = []
     for (form, what), expected in zip(keys, theirs, strict=True):
         _, length, truncation, keep = SETTINGS[what]
-        given = job(*forms[form], texts, *SETTINGS[what])
+        given = job(*forms[form], texts_of[form], *SETTINGS[what])
         tokenize = text_tokenizer(forms[form][1], length=length, truncation=truncation, keep=keep)
         found, width = tokenize.encode(given["texts"], given["second"]).inputs, expected["tokens"].shape[1]
         assert not found["mask"][:, width:].any()
@@ -76,6 +84,11 @@ def compare(texts, forms, python, folder):
         rows.append({"vocabulary": form, "what": what, "texts": len(given["texts"]), "equal": equal})
         print(rows[-1], flush=True)
     return rows, version
+
+
+def settings_of(kind):
+    """Return the names of the settings that a kind of tokenizer is compared in."""
+    return [what for what, (paired, *_) in SETTINGS.items() if not (paired and kind == "SentencePiece")]
 
 
 def job(kind, folder, texts, paired, length, truncation, keep):
@@ -131,6 +144,16 @@ def written(folder, pieces, numbers, merges):
     return made
 
 
+def unigrams(folder, texts, python, count=2000, rules=()):
+    """Let the peer train vocabularies of SentencePiece; give their kind of tokenizer and folder."""
+    ordinary = [text for text in texts if len(text) < 2000 and max(text) < "\u0250"]
+    (folder / "texts.json").write_text(json.dumps(ordinary), encoding="utf-8")
+    subprocess.run([python, str(THEIR_PIECES), str(folder / "texts.json"), str(folder), str(count), *rules], check=True)
+    forms = {"spiece.model": ("SentencePiece", folder / "t5"), "spm.model": ("SentencePiece", folder / "deberta")}
+    made = {"t5": ("T5Tokenizer", "tokenizer.json, T5"), "deberta": ("DebertaV2Tokenizer", "tokenizer.json, DeBERTa")}
+    return forms | {name: (kind, folder / f"{form}_json") for form, (kind, name) in made.items() if not rules}
+
+
 def byte_pairs(texts, merges):
     """Train a vocabulary of RoBERTa's kind; give its numbers and its merges."""
     tokenizer = Tokenizer(models.BPE())
@@ -168,8 +191,10 @@ def record_cases(path, python, folder, each=4):
     texts = whole(text for group in groups.values() for text in group)
     pieces, (numbers, merges) = word_pieces(texts, 400), byte_pairs(texts, 150)
     chosen = whole(text for name, group in groups.items() for text in group[:each] if name != "special tokens")
-    forms = written(folder, pieces, numbers, merges)
-    keys = [(form, what) for form in forms for what in SETTINGS]
+    rules = folder / "rules.tsv"
+    rules.write_text("\n".join(RULES) + "\n")
+    forms = written(folder, pieces, numbers, merges) | unigrams(folder, texts, python, 600, [str(rules)])
+    keys = [(form, what) for form, (kind, _) in forms.items() for what in settings_of(kind)]
     theirs, version = ask([job(*forms[form], chosen, *SETTINGS[what]) for form, what in keys], python, folder)
     cases = []
     for (form, what), expected in zip(keys, theirs, strict=True):
@@ -181,6 +206,8 @@ def record_cases(path, python, folder, each=4):
     source = f"transformers {version}; python scripts/benchmarks/parity_text_tokenizer.py --record"
     record = {"source": source, "texts": chosen, "cases": cases, "pieces": pieces}
     record |= {"pairs": _in_order(numbers), "merges": [" ".join(pair) for pair in merges]}
+    for form in ("spiece.model", "spm.model"):
+        record[form] = base64.b64encode((forms[form][1] / form).read_bytes()).decode()
     path.write_text(json.dumps(record, ensure_ascii=True, indent=0) + "\n")
 
 

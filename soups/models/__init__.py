@@ -5,6 +5,8 @@ from soups.lazy import extra
 with extra("train"):  # all networks are of it
     import flax
 
+from soups.models.align import AlignImageTower as AlignImageTower
+from soups.models.align import similarity as similarity
 from soups.models.architectures import ARCHITECTURES as ARCHITECTURES
 from soups.models.architectures import Architecture as Architecture
 from soups.models.architectures import architecture as architecture
@@ -13,6 +15,7 @@ from soups.models.batch_stats import reestimate_batch_stats as reestimate_batch_
 from soups.models.batch_stats import running_stats_fn as running_stats_fn
 from soups.models.batch_stats import stats_fn as stats_fn
 from soups.models.bottleneck_resnet import BottleneckResNet as BottleneckResNet
+from soups.models.clip_text import import_temperature as import_temperature
 from soups.models.clip_text import import_text_tower as import_text_tower
 from soups.models.clip_text import text_features as text_features
 from soups.models.convnet import ConvNet as ConvNet

@@ -13,6 +13,7 @@ from soups.files import PathLike
 from soups.formats.hub import cached_model
 from soups.formats.text import read_json
 from soups.models import functional
+from soups.models.align import AlignImageTower
 from soups.models.bottleneck_resnet import BottleneckResNet
 from soups.models.efficientnet_lite import TOP, EfficientNetLite
 from soups.models.t5 import T5
@@ -52,18 +53,18 @@ FAMILY_FIELDS: dict[str, dict[str, Any]] = {"bert": {}, "roberta": ROBERTA, "deb
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Describe a classifier of images or texts: features, of length 1 for CLIP, and a linear head.
+    """Describe a classifier of images or texts: features, of length 1 for CLIP and ALIGN, and a linear head.
 
     Attributes:
         name: as in `ARCHITECTURES`.
         family: whose names the weights have: "clip", "augreg", "timm", "huggingface", "torchvision",
-            "efficientnet-pytorch", or of texts "bert", "roberta", "deberta-v2" or "t5".
+            "efficientnet-pytorch", "align", or of texts "bert", "roberta", "deberta-v2" or "t5".
         image_size: the side of its square images; None for a network of texts, which takes what
             `soups.models.TextEncoder` does.
         mean, std: of each channel of RGB in [0, 1]; the network sees (image − mean) / std. None for texts.
         feature_dim: the length of the features.
         features: the network without a head.
-        text: CLIP's text tower, else None.
+        text: the text tower of CLIP or ALIGN, else None.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Architecture:
     std: tuple[float, float, float] | None
     feature_dim: int
     features: nn.Module
-    text: TextTower | None = None
+    text: TextTower | TextEncoder | None = None
 
     @property
     def head(self) -> str:
@@ -118,6 +119,7 @@ def architecture(name: str | Architecture) -> Architecture:
     big_vision (Steiner et al., 2021, arXiv:2106.10270), with the tanh form of GELU; timm-vit-* and hf-vit-*: the same
     networks as timm and Hugging Face compute them, with the exact GELU and, at Hugging Face, another epsilon in their
     norms. resnet50: torchvision's. efficientnet-lite*: TensorFlow's, by the names of EfficientNet-PyTorch.
+    align-base: ALIGN (Jia et al., 2021, arXiv:2102.05918) as Hugging Face has it, EfficientNet-B7 with a BERT.
 
     bert-*: Google's BERT (Devlin et al., 2018, arXiv:1810.04805) with its pooler, roberta-* (Liu et al., 2019,
     arXiv:1907.11692), both by Hugging Face's names. *-mlm have the head of pre-training, roberta-*-classifier the tanh
@@ -205,6 +207,11 @@ def _lite(name, family, width_multiplier, depth_multiplier, image_size):
     return Architecture(name, family, image_size, LITE_MEAN, LITE_STD, TOP, features)
 
 
+def _align(name, family):
+    text = TextEncoder(None, 768, 12, 3072, 12, 30522, projection_size=640)
+    return Architecture(name, family, 289, HALF, HALF, 640, AlignImageTower(None), text)
+
+
 def _encoder(name, family, width, depth, vocabulary_size, **fields):
     sizes = {"width": width, "depth": depth, "mlp_dim": 4 * width, "num_heads": width // 64}
     fields = {**sizes, "vocabulary_size": vocabulary_size, **FAMILY_FIELDS[family], **fields}
@@ -236,6 +243,7 @@ def _encoders():
 
 def _table():
     table = {"resnet50": ("torchvision", _resnet, (3, 4, 6, 3)), "clip-vit-mini": ("clip", _clip_mini)}
+    table["align-base"] = ("align", _align)
     lites = [(1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 280), (1.4, 1.8, 300)]
     for number, multipliers in enumerate(lites):
         table[f"efficientnet-lite{number}"] = ("efficientnet-pytorch", _lite, *multipliers)

@@ -1,6 +1,8 @@
-"""Turn tokens into the features that CLIP compares with those of images."""
+"""Turn tokens into the features that CLIP or ALIGN compares with those of images."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
 import jax
 from numpy.typing import ArrayLike
@@ -11,27 +13,31 @@ from soups.models.architectures import Architecture, architecture
 from soups.models.tables.configs import config_problems
 from soups.models.tables.layouts import TEXT_LAYOUTS
 from soups.models.tables.reading import convert, find_layout, mismatches, open_tensors
+from soups.models.text_encoder import TextEncoder
 from soups.models.text_tower import TextTower as TextTower
 from soups.tree import Tree
 
 
-def text_tower(arch: str | Architecture) -> TextTower:
-    """Return the text tower of an architecture, with CLIP's vocabulary; a ValueError where it has none."""
+def text_tower(arch: str | Architecture) -> TextTower | TextEncoder:
+    """Return the text tower of an architecture; a ValueError where it has none."""
     wanted = architecture(arch)
     tower = wanted.text
     if tower is None:
-        raise ValueError(f"architecture {wanted.name!r} has no text tower: only those of CLIP have one")
+        raise ValueError(f"architecture {wanted.name!r} has no text tower: only those of CLIP and ALIGN have one")
     return tower
 
 
-def text_features(params: Tree, tokens: ArrayLike, *, arch: str | Architecture) -> jax.Array:
-    """Return features [B, D] in float32 of tokens [B, T], T <= 77, not normalised; `params`: of `import_text_tower`."""
+def text_features(params: Tree, tokens: ArrayLike | Mapping[str, ArrayLike], *, arch: str | Architecture) -> jax.Array:
+    """Return features [B, D] in float32, not normalised; `params`: of `import_text_tower`.
+
+    `tokens`: of CLIP integers [B, T], T <= 77, of ALIGN {"tokens", "mask"}, as `text_tokenizer` gives them.
+    """
     vocabulary_size = params["token_embedding"]["embedding"].shape[0]
     return text_tower(arch).clone(vocabulary_size=vocabulary_size).apply({"params": params}, tokens)
 
 
 def import_text_tower(path: PathLike, arch: str | Architecture) -> Tree:
-    """Read the weights of the text tower of a CLIP file or folder with OpenAI's, open_clip's or Hugging Face's names.
+    """Read the weights of the text tower of a CLIP or ALIGN with OpenAI's, open_clip's or Hugging Face's names.
 
     Files, laziness and errors are as in `soups.models.import_weights`; the image tower is left out. The vocabulary's
     size is the file's.
@@ -44,3 +50,16 @@ def import_text_tower(path: PathLike, arch: str | Architecture) -> Tree:
     if problems := mismatches(tensors, table, layout.left_out) + config_problems(path, wanted):
         raise ValueError(f"{path} does not hold the text tower of {wanted.name}:\n" + "\n".join(problems))
     return nested(convert(tensors, table))
+
+
+def import_temperature(path: PathLike) -> float:
+    """Return the temperature of a CLIP or ALIGN file: cosines are divided by it before a softmax.
+
+    ALIGN's files hold it, those of CLIP its negative logarithm, `logit_scale`. A ValueError for files without either.
+    """
+    tensors = open_tensors(path)
+    for name in ("temperature", "logit_scale", "model.logit_scale"):
+        if name in tensors and tensors[name].size == 1:
+            number = float(tensors[name].reshape(()))
+            return number if name == "temperature" else math.exp(-number)
+    raise ValueError(f"{path} has no temperature: neither temperature nor logit_scale, one number")

@@ -65,7 +65,7 @@ class EfficientNetLite(nn.Module):
         ends = (0, len(STAGES) - 1)
         return [
             stage._replace(
-                width=_rounded(stage.width * self.width_multiplier),
+                width=rounded(stage.width * self.width_multiplier),
                 blocks=stage.blocks if index in ends else math.ceil(stage.blocks * self.depth_multiplier),
             )
             for index, stage in enumerate(STAGES)
@@ -119,7 +119,7 @@ def _conv_norm(of, width, size, stride, name, depthwise=False):
     return ConvNorm(width, stride, "batch", of.momentum, of.dtype, **options, name=name)
 
 
-def _rounded(width):
+def rounded(width: float) -> int:
     """Return the multiple of 8 that is nearest to a width, or the next one where that is less than nine tenths."""
     nearest = max(8, int(width + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * width else nearest

@@ -77,7 +77,7 @@ class ConvNorm(nn.Module):
     momentum: float
     dtype: Dtype
     size: int = 3
-    padding: str | int = "SAME"
+    padding: str | int | tuple[tuple[int, int], tuple[int, int]] = "SAME"
     epsilon: float = 1e-5
     depthwise: bool = False
 
@@ -85,7 +85,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         """Map [B, H, W, C] to [B, H/stride, W/stride, width] in float32."""
         if self.depthwise:
-            conv = DepthwiseConv(self.size, self.stride, self.dtype, name="conv")
+            conv = DepthwiseConv(self.size, self.stride, self.dtype, self.padding, name="conv")
         else:
             options = {"strides": self.stride, "padding": self.padding, "use_bias": False, "dtype": self.dtype}
             conv = nn.Conv(self.width, (self.size, self.size), **options, name="conv")

@@ -1,7 +1,7 @@
 """Build T5, which reads a text and writes another one."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,9 @@ class T5(nn.Module):
 
     def _checked(self, inputs):
         if self.num_classes is not None:
-            raise ValueError("T5 writes the names of classes, and has no head: soups.models.t5.word_scores compares them")
+            raise ValueError(
+                "T5 writes the names of classes, and has no head: soups.models.t5.word_scores compares them"
+            )
         given = dict(inputs) if isinstance(inputs, Mapping) else inputs
         written = given.pop("decoder_tokens", None) if isinstance(given, dict) else None
         names = ("tokens", "mask", "segments")
@@ -120,9 +122,7 @@ class T5Stack(nn.Module):
     def __call__(self, x_NxTxD: jax.Array, train: bool, mask_NxT: jax.Array | None, read=None) -> jax.Array:
         """Map tokens [N, T, D] to [N, T, D] in float32; `read`: what the encoder gives, and its mask."""
         length = x_NxTxD.shape[1]
-        bias = nn.Embed(
-            self.buckets, self.num_heads, embedding_init=nn.initializers.normal(0.1), name="relative_bias"
-        )
+        bias = nn.Embed(self.buckets, self.num_heads, embedding_init=nn.initializers.normal(0.1), name="relative_bias")
         places_TxT = relative_buckets(length, self.buckets, self.distance, causal=self.causal)
         scores_1xHxTxT = bias(jnp.asarray(places_TxT)).transpose(2, 0, 1)[None]
         block = nn.remat(T5Block, static_argnums=(2,)) if self.remat else T5Block
@@ -239,7 +239,7 @@ def relative_buckets(length: int, buckets: int, distance: int, *, causal: bool) 
 
 
 def word_scores(apply: Callable, words: np.ndarray) -> Callable:
-    """Return `scores(params, inputs) -> [B, C]`: the log-probabilities in nats that a text-to-text network writes words.
+    """Return `scores(params, inputs) -> [B, C]`: the log-probabilities in nats of words as what a network writes.
 
         words = label_words(tokenize, ["not_entailment", "entailment"])
         scores = word_scores(architecture("t5-small").apply_fn(None), words)
@@ -258,6 +258,23 @@ def word_scores(apply: Callable, words: np.ndarray) -> Callable:
         return jnp.where(words_CxU[None] >= 0, of_token, 0.0).sum(axis=-1)
 
     return scores
+
+
+def label_words(tokenize: Callable, names: Sequence[str]) -> np.ndarray:
+    """Return the tokens of the words for classes, int32 [C, U], each with its end token, behind it −1.
+
+    `tokenize` is a tokenizer of `soups.models.text_tokenizer`. A ValueError for words that become the same tokens, or
+    are cut.
+    """
+    encoded = tokenize.encode(list(names))
+    if encoded.cut:
+        raise ValueError(f"words for classes have more than {tokenize.length} tokens: {', '.join(names)}")
+    mask = encoded.inputs["mask"]
+    words = np.where(mask, encoded.inputs["tokens"], -1)[:, : mask.sum(axis=1).max()]
+    for index, word in enumerate(words):
+        if (same := np.flatnonzero((words[:index] == word).all(axis=1))).size:
+            raise ValueError(f"the words {names[same[0]]!r} and {names[index]!r} become the same tokens")
+    return words
 
 
 def decoder_tokens(words: np.ndarray, start: int = 0) -> np.ndarray:

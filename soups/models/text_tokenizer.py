@@ -13,7 +13,7 @@ import numpy as np
 from soups.arguments import check_within
 from soups.data.lengths import round_up
 from soups.formats.hub import cached_model
-from soups.formats.text import read_json, read_text
+from soups.formats.text import read_bytes, read_json, read_text
 from soups.lazy import extra
 from soups.models.architectures import Architecture, architecture
 from soups.models.sentencepiece import unigram_tokenizer

@@ -7,6 +7,7 @@ import pytest
 
 from soups.formats import write_safetensors
 from soups.models.architectures import Architecture, architecture
+from soups.models.efficientnet_lite import Stage
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,12 @@ def small():
 
     def shrink(name: str) -> Architecture:
         arch = architecture(name)
+        if arch.family == "align":
+            plan = (Stage(16, 1, 3, 1, 1), Stage(24, 1, 5, 2, 6), Stage(40, 2, 5, 2, 6))
+            fields = {"width_multiplier": 0.25, "depth_multiplier": 1.0, "symmetric": (2,), "plan": plan}
+            sizes = {"width": 8, "depth": 2, "mlp_dim": 16, "num_heads": 2, "vocabulary_size": 24, "context_length": 10}
+            parts = {"features": arch.features.clone(**fields), "text": arch.text.clone(**sizes, projection_size=16)}
+            return dataclasses.replace(arch, image_size=29, feature_dim=16, **parts)
         if arch.family == "t5":
             sizes = {"width": 8, "depth": 2, "mlp_dim": 16, "num_heads": 2, "head_dim": 3, "vocabulary_size": 24}
             sizes |= {"context_length": 10, "buckets": 8, "distance": 7}

@@ -32,6 +32,17 @@ def draw(size, shape, channels=3):
 
 
 @pytest.mark.parametrize("form", [shifted_sum, grouped_convolution, depthwise])
+@pytest.mark.parametrize("shape", [(7, 8), (6, 9)])
+def test_padding_may_be_given(form, shape):
+    x, kernel = draw(5, shape)
+    padding = ((1, 2), (2, 0))
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), *padding, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))[:, ::2, ::2]
+    found = jax.jit(form, static_argnums=(2, 3))(x, kernel, 2, padding)
+    np.testing.assert_allclose(found, np.einsum("bhwcij,ijc->bhwc", windows, kernel[:, :, 0]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [shifted_sum, grouped_convolution, depthwise])
 @pytest.mark.parametrize(("size", "stride", "shape"), CASES)
 def test_each_channel_is_convolved_by_itself(form, size, stride, shape):
     x, kernel = draw(size, shape)

@@ -3,6 +3,7 @@
 The recorded folders and outputs are those of `scripts/benchmarks/parity_encoders.py --sizes small --record`.
 """
 
+import base64
 import json
 import math
 import pathlib
@@ -17,10 +18,12 @@ from soups import tree
 from soups.formats import open_checkpoint
 from soups.models.architectures import architecture, encoder_of
 from soups.models.import_weights import check_weights, import_weights
-from soups.models.t5 import SHARDING_RULES, decoder_tokens, relative_buckets, word_scores
+from soups.models.t5 import SHARDING_RULES, decoder_tokens, label_words, relative_buckets, word_scores
+from soups.models.text_tokenizer import text_tokenizer
 from soups.train import param_shardings
 
 RECORDED = pathlib.Path(__file__).parent / "recorded" / "models"
+TOKENIZERS = json.loads((RECORDED.parent / "text_tokenizers.json").read_text())
 FOLDERS = {"t5-base": "transformers-T5-t5-base", "t5-v1_1-base": "transformers-T5-1.1-t5-v1_1-base"}
 
 
@@ -93,6 +96,21 @@ def test_decoders_begin_with_padding_and_end_before_the_end():
             decoder_tokens(np.array(wrong))
 
 
+def test_words_for_classes_end_behind_their_tokens(tmp_path):
+    spiece = tmp_path / "spiece.model"
+    spiece.write_bytes(base64.b64decode(TOKENIZERS["spiece.model"]))
+    tokenize = text_tokenizer(spiece, length=8)
+    words = label_words(tokenize, ["a photo", "photo", "a"])
+    assert words.shape == (3, 3) and words.dtype == np.int32
+    for word, text in zip(words, ["a photo", "photo", "a"], strict=True):
+        own = word[word >= 0].tolist()
+        assert own == tokenize.tokenizer.encode(text).ids and own[-1] == 1 and (word[len(own) :] == -1).all()
+    with pytest.raises(ValueError, match="the words 'a' and ' a' become the same tokens"):
+        label_words(tokenize, ["photo", "a", " a"])
+    with pytest.raises(ValueError, match="words for classes have more than 8 tokens"):
+        label_words(tokenize, ["a photo of a photo of a photo of a photo", "a"])
+
+
 def test_dropout_is_on_in_training_alone(small):
     arch = small("t5-base")
     inputs = {"tokens": np.zeros((2, 4), np.int32), "mask": np.ones((2, 4), bool)}
@@ -103,7 +121,11 @@ def test_dropout_is_on_in_training_alone(small):
         return set(re.findall(r"random_bits\[[^]]*shape=\(([\d, ]+)\)", jaxpr))
 
     train = arch.train_apply_fn(None, dropout=0.1)
-    tokens, hidden, attention = {"2, 4, 8", "2, 3, 8"}, {"2, 4, 16", "2, 3, 16"}, {"2, 2, 4, 4", "2, 2, 3, 3", "2, 2, 3, 4"}
+    tokens, hidden, attention = (
+        {"2, 4, 8", "2, 3, 8"},
+        {"2, 4, 16", "2, 3, 16"},
+        {"2, 2, 4, 4", "2, 2, 3, 3", "2, 2, 3, 4"},
+    )
     assert draws(arch.apply_fn(None, dropout=0.1)) == set()
     assert draws(lambda p, x: train(p, x, jax.random.key(0))) == tokens | hidden | attention
 
@@ -210,7 +232,7 @@ def test_a_network_has_the_sizes_that_its_folder_says(small, tmp_path, name):
     found = encoder_of(RECORDED / FOLDERS[name])
     assert found.features.clone(context_length=10) == small(name).features
     check_weights(RECORDED / FOLDERS[name], found)
-    with pytest.raises(ValueError, match="does not say, .*: d_kv"):
+    with pytest.raises(ValueError, match=r"does not say, .*: d_kv"):
         encoder_of(changed(tmp_path, name, d_kv=None))
 
 

@@ -115,7 +115,10 @@ def test_dropout_is_on_in_training_alone(small, name, relative):
     train = arch.train_apply_fn(3, dropout=0.1)
     attention, tokens, pooled = "2, 2, 4, 4", "2, 4, 8", "2, 8"
     assert draws(apply) == set() and draws(lambda p, x: train(p, x, jax.random.key(0))) == {
-        attention, tokens, pooled, *relative
+        attention,
+        tokens,
+        pooled,
+        *relative,
     }
 
 
@@ -307,7 +310,10 @@ def test_an_encoder_has_the_sizes_that_its_folder_says(small, folder, options):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "electra"}, "unknown model_type in .*config.json 'electra'; there are: bert, deberta-v2, roberta, t5"),
+        (
+            {"model_type": "electra"},
+            "unknown model_type in .*config.json 'electra'; there are: bert, deberta-v2, roberta, t5",
+        ),
         ({"hidden_size": None, "vocab_size": 0}, "does not say, .*: hidden_size, vocab_size"),
         ({"hidden_act": "relu"}, "unknown hidden_act in .*'relu'"),
     ],

@@ -1,8 +1,11 @@
 """Tokenize as encoders of texts were trained: against tokens recorded from transformers, by hand, with bad files."""
 
+import base64
 import dataclasses
+import functools
 import json
 import pathlib
+import struct
 
 import numpy as np
 import pytest
@@ -32,10 +35,18 @@ def write_pairs(folder, tokens=RECORDED["pairs"], merges=RECORDED["merges"]):
     return folder
 
 
+def write_model(folder, name):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(base64.b64decode(RECORDED[name]))
+    return folder
+
+
 FORMS = {
     "vocab.txt": lambda folder: write_pieces(folder, RECORDED["pieces"], do_lower_case=True),
     "vocab.txt, cased": lambda folder: write_pieces(folder, RECORDED["pieces"], do_lower_case=False),
     "vocab.json, merges.txt": write_pairs,
+    "spiece.model": functools.partial(write_model, name="spiece.model"),
+    "spm.model": functools.partial(write_model, name="spm.model"),
 }
 
 
@@ -65,6 +76,76 @@ def test_tokens_are_those_of_transformers(tmp_path, form, whole):
         for row, mask, expected in zip(found["tokens"], found["mask"], case["tokens"], strict=True):
             assert row[mask].tolist() == [*map(int, expected.split())]
             assert (row[~mask] == tokenize.special["padding"]).all() and mask[: mask.sum()].all()
+
+
+def test_t5_ends_its_texts_and_has_tokens_for_what_is_left_out(tmp_path):
+    tokenize = text_tokenizer(write_model(tmp_path, "spiece.model"), length=32)
+    assert tokenize.special == {"end": 1, "padding": 0, "unknown": 2} and tokenize.vocabulary_size == 700
+    one, other = (tokenize([text])["tokens"][0] for text in ("a photo", "of a dog"))
+    one, other = (row[: row.tolist().index(1) + 1].tolist() for row in (one, other))
+    both = tokenize(["a photo"], ["of a dog"])
+    assert both["tokens"][0, : len(one + other)].tolist() == one + other and not both["segments"].any()
+    assert tokenize(["<extra_id_0><extra_id_99></s>"])["tokens"][0, :4].tolist() == [699, 600, 1, 1]
+
+
+def test_deberta_begins_and_ends_its_texts(tmp_path):
+    tokenize = text_tokenizer(write_model(tmp_path, "spm.model"), length=32)
+    assert tokenize.special == {"start": 1, "end": 2, "padding": 0, "unknown": 3, "mask": 600}
+    both = tokenize(["a photo"], ["of a dog [MASK]"])
+    count, ends = both["mask"].sum(), np.flatnonzero(both["tokens"][0] == 2)
+    assert both["tokens"][0, 0] == 1 and both["tokens"][0, count - 2] == 600 and ends[-1] == count - 1
+    assert both["segments"][0].tolist() == [int(ends[0] < place < count) for place in range(16)]
+
+
+def field(number, value):
+    """Write a field of a protobuf message."""
+    if isinstance(value, float):
+        return bytes([number << 3 | 5]) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return bytes([number << 3, value])
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
+def model_of(pieces, trainer=b"", normalizer=b""):
+    """Write a model of SentencePiece by hand."""
+    made = [field(1, field(1, name.encode()) + field(2, score) + field(3, kind)) for name, score, kind in pieces]
+    return b"".join([*made, field(2, trainer), field(3, normalizer)])
+
+
+ENDS = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
+
+
+def test_the_most_likely_pieces_are_taken(tmp_path):
+    pieces = [*ENDS, ("▁", -3.0, 1), ("a", -3.0, 1), ("▁a", -2.0, 1), ("ab", -2.5, 1), ("b", -3.0, 1), ("<x>", 0.0, 4)]
+    unknown = bytes([40 << 3 & 127 | 128, 40 << 3 >> 7, 2])  # unk_id, in two bytes
+    (tmp_path / "spiece.model").write_bytes(model_of(pieces, unknown))
+    tokenize = text_tokenizer(tmp_path, length=16)
+    # -2 - 3 for ▁a b is more than -3 - 2.5 for ▁ ab; unknown letters are one token together
+    for text, expected in {
+        "ab": [5, 7],
+        "  ab   ab ": [5, 7, 5, 7],
+        "abab": [5, 7, 6],
+        "a?!": [5, 2],
+        "a<x>b": [5, 8, 3, 7],
+    }.items():
+        assert tokenize([text])["tokens"][0][: len(expected) + 1].tolist() == [*expected, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (model_of(ENDS)[:-9], "is damaged, or no tokenizer: it is cut, or no model of SentencePiece"),
+        (b"\xff" * 40, "is damaged, or no tokenizer: it is cut, or no model of SentencePiece"),
+        (field(2, b""), "it holds no pieces"),
+        (model_of(ENDS, field(3, 2)), "only its Unigram vocabularies are read: give tokenizer.json"),
+        (model_of(ENDS[2:]), r"it has neither \[CLS\] and \[SEP\] nor </s>: give tokenizer.json"),
+        (model_of([(name[1:], *rest) for name, *rest in ENDS]), r"neither \[CLS\] and \[SEP\] nor </s>"),
+    ],
+)
+def test_other_models_are_errors(tmp_path, content, message):
+    (tmp_path / "spiece.model").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        text_tokenizer(tmp_path)
 
 
 def test_a_row_is_as_long_as_the_next_of_few_lengths(pieces):
@@ -178,7 +259,7 @@ def test_other_settings_are_errors(pieces, options, message):
 
 
 def test_folders_and_files_that_hold_no_tokenizer_are_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither tokenizer.json, nor vocab.json with merges.txt, nor"):
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer.json, nor vocab.json with merges.txt, nor .*spm"):
         text_tokenizer(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no tokenizer"):
         text_tokenizer(tmp_path / "absent")

@@ -6,8 +6,9 @@ import pathlib
 import jax
 import numpy as np
 
+from soups.models import import_temperature, import_text_tower, import_weights, similarity, text_features
 from soups.models.architectures import Architecture, architecture
-from soups.models.import_weights import import_weights
+from soups.models.efficientnet_lite import Stage
 
 SMALL = {"width": 8, "depth": 2, "mlp_dim": 16, "num_heads": 2, "vocabulary_size": 24, "context_length": 10}
 KINDS = {
@@ -21,7 +22,12 @@ KINDS = {
     "released DeBERTa MLM": "deberta-v3-small-mlm",
     "transformers T5": "t5-base",
     "transformers T5 1.1": "t5-v1_1-base",
+    "transformers ALIGN": "align-base",
+    "transformers ALIGN text": "align-base",
 }
+# strides of 2 at even and odd lengths, one of them padded alike on both sides
+ALIGN_PLAN = (Stage(16, 1, 3, 1, 1), Stage(24, 1, 5, 2, 6), Stage(40, 2, 5, 2, 6))
+ALIGN_SMALL = {"width_multiplier": 0.25, "depth_multiplier": 1.0, "symmetric": (2,), "plan": ALIGN_PLAN}
 
 
 T5_SMALL = {"width": 8, "depth": 2, "mlp_dim": 16, "num_heads": 2, "head_dim": 3, "vocabulary_size": 24}
@@ -98,9 +104,45 @@ class T5Case(TextCase):
         return np.asarray(jax.jit(self.arch.apply_fn(None))(import_weights(path, self.arch), given))
 
 
+@dataclasses.dataclass(frozen=True)
+class AlignCase(TextCase):
+    """Hold one comparison of ALIGN: the features of images, or the logits of texts with images of the seed 1."""
+
+    of_text = property(lambda self: self.kind.endswith("text"))
+
+    def described(self, folder: pathlib.Path) -> dict:
+        """Describe the network in plain values for the peer."""
+        image, text = self.arch.features, self.arch.text
+        case = {"name": self.name, "kind": self.kind, "seed": 0, "image_size": self.arch.image_size}
+        case |= {"plan": image.plan, "symmetric": image.symmetric, "projection": text.projection_size}
+        case |= {name: getattr(image, name) for name in ("width_multiplier", "depth_multiplier")}
+        fields = ("width", "depth", "mlp_dim", "num_heads", "vocabulary_size", "context_length", "num_segments")
+        return case | {"text": {field: getattr(text, field) for field in (*fields, "activation", "norm_epsilon")}}
+
+    def images(self, seed: int) -> np.ndarray:
+        """Draw images in [0, 1]."""
+        shape = (self.count, self.arch.image_size, self.arch.image_size, 3)
+        return np.random.default_rng(seed).random(shape, np.float32)
+
+    def inputs(self) -> np.ndarray:
+        """Draw images, or tokens, mask and segments."""
+        texts = dataclasses.replace(self.arch, features=self.arch.text)
+        return TextCase(self.kind, texts, count=5).inputs() if self.of_text else self.images(0)
+
+    def ours(self, path: pathlib.Path, inputs: np.ndarray) -> np.ndarray:
+        """Import the peer's weights and give features of images, or logits of texts."""
+        apply = jax.jit(self.arch.apply_fn(None))
+        images = apply(import_weights(path, self.arch), self.images(1) if self.of_text else inputs)
+        if not self.of_text:
+            return np.asarray(images)
+        given = {"tokens": inputs[0], "mask": inputs[1].astype(bool), "segments": inputs[2]}
+        texts = text_features(import_text_tower(path, self.arch), given, arch=self.arch)
+        return np.asarray(similarity(images, texts, import_temperature(path)).per_text)
+
+
 def case_of(kind: str, arch: Architecture) -> TextCase:
     """Return the comparison of a kind of network."""
-    return (T5Case if arch.family == "t5" else TextCase)(kind, arch)
+    return {"t5": T5Case, "align": AlignCase}.get(arch.family, TextCase)(kind, arch)
 
 
 def real_cases() -> list[TextCase]:
@@ -115,6 +157,9 @@ def small_cases() -> list[TextCase]:
 
 def small(arch: Architecture) -> Architecture:
     """Shrink an encoder to about 2,000 weights."""
+    if arch.family == "align":
+        features, text = arch.features.clone(**ALIGN_SMALL), arch.text.clone(**SMALL, projection_size=16)
+        return dataclasses.replace(arch, image_size=29, feature_dim=16, features=features, text=text)
     if arch.family == "t5":
         return dataclasses.replace(arch, feature_dim=T5_SMALL["width"], features=arch.features.clone(**T5_SMALL))
     changed = {} if arch.features.representation_size is None else {"representation_size": SMALL["width"]}

@@ -10,6 +10,7 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 import theirs_draw
 import torch
 import transformers
@@ -81,10 +82,56 @@ def answer_t5(folder, case):
     )
 
 
+def align(case):
+    """Build an ALIGN."""
+    named = {"hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "num_heads"}
+    named |= {"intermediate_size": "mlp_dim", "vocab_size": "vocabulary_size", "type_vocab_size": "num_segments"}
+    named |= {"hidden_act": "activation", "layer_norm_eps": "norm_epsilon"}
+    named |= {"max_position_embeddings": "context_length"}
+    text = {theirs: case["text"][ours] for theirs, ours in named.items()}
+    widths, blocks, sizes, strides, expansions = zip(*case["plan"], strict=True)
+    image = {"out_channels": widths, "in_channels": (32, *widths[:-1]), "num_block_repeats": blocks}
+    image |= {"kernel_sizes": sizes, "strides": strides, "expand_ratios": expansions}
+    image |= {"width_coefficient": case["width_multiplier"], "depth_coefficient": case["depth_multiplier"]}
+    image |= {"depthwise_padding": case["symmetric"], "image_size": case["image_size"]}
+    image |= {"hidden_dim": case["projection"]}
+    config = {"text_config": text, "vision_config": image, "projection_dim": case["projection"]}
+    return transformers.AlignModel(transformers.AlignConfig(**config))
+
+
+def answer_align(folder, case):
+    """Run one case of ALIGN: features of images, or logits of texts with images of the seed 1."""
+    network = theirs_draw.draw(align(case), case["seed"])
+    network.temperature.data = torch.tensor(0.07)
+    shape = (4, case["image_size"], case["image_size"], 3)
+    own = np.random.default_rng(1).random(shape, np.float32)
+    of_text = case["kind"].endswith("text")
+
+    def pixels(images, dtype):
+        # as its processor gives them
+        return torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype) * 2 - 1
+
+    def run(given):
+        if not of_text:
+            features = network.vision_model(given).pooler_output
+            return features / features.norm(dim=-1, keepdim=True)
+        tokens, mask, segments, images = given
+        made = network(pixel_values=images, input_ids=tokens, attention_mask=mask, token_type_ids=segments)
+        return made.logits_per_text
+
+    def given(inputs, dtype):
+        if not of_text:
+            return pixels(inputs, dtype)
+        return (*torch.from_numpy(inputs).long().unbind(), pixels(own, dtype))
+
+    theirs_draw.answer(folder, case, network, run, network.save_pretrained, given)
+
+
 def answer(folder, case):
     """Run one case."""
-    if "T5" in case["kind"]:
-        return answer_t5(folder, case)
+    for kind, own in {"T5": answer_t5, "ALIGN": answer_align}.items():
+        if kind in case["kind"]:
+            return own(folder, case)
     kind, config, outputs = KINDS[case["kind"]]
     network = theirs_draw.draw(kind(config_of(case, config)), case["seed"])
 

@@ -3,6 +3,7 @@
 from soups.models.architectures import Architecture
 from soups.models.tables import parts
 from soups.models.tables.parts import BlockNames, Table
+from soups.models.text_encoder import TextEncoder
 
 _PARTS = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
 BLOCK = BlockNames(
@@ -21,11 +22,10 @@ ROBERTA_REST = r"(roberta\.)?(embeddings\.(position|token_type)_ids|pooler\.dens
 DEBERTA_REST = r"(deberta\.)?embeddings\.position_ids|pooler\.dense\.(weight|bias)|((lm_|mask_)predictions|cls)\..*"
 
 
-
 def bert(arch: Architecture, prefix: str = "bert.") -> Table:
     """Return the table of BERT; `prefix`: before the names of the trunk."""
     encoder, width = arch.features, arch.features.width
-    table = _trunk(arch, prefix)
+    table = trunk(encoder, prefix)
     if encoder.representation_size is not None:
         table |= parts.linear(f"{prefix}pooler.dense", "pre_logits", (width,), (encoder.representation_size,))
     return table | _mlm(encoder, "cls.predictions", "transform.dense", "transform.LayerNorm")
@@ -34,7 +34,7 @@ def bert(arch: Architecture, prefix: str = "bert.") -> Table:
 def roberta(arch: Architecture, prefix: str = "roberta.") -> Table:
     """Return the table of RoBERTa, whose tanh layer is of its classifier."""
     encoder, width = arch.features, arch.features.width
-    table = _trunk(arch, prefix)
+    table = trunk(encoder, prefix)
     if encoder.representation_size is not None:
         table |= parts.linear("classifier.dense", "pre_logits", (width,), (encoder.representation_size,))
     return table | _mlm(encoder, "lm_head", "dense", "layer_norm")
@@ -68,7 +68,7 @@ def head(arch: Architecture, classes: int) -> Table:
 
 def _deberta(arch, prefix) -> Table:
     encoder, width, top = arch.features, arch.features.width, f"{prefix}encoder"
-    table = _trunk(arch, prefix, DEBERTA_BLOCK)
+    table = trunk(encoder, prefix, DEBERTA_BLOCK)
     shape = (2 * encoder.buckets, width)
     table |= parts.as_it_is(f"{top}.rel_embeddings.weight", shape, "Transformer/relative_embedding/embedding")
     table |= parts.norm(f"{top}.LayerNorm", "Transformer/relative_norm", width)
@@ -86,8 +86,9 @@ def _mlm(encoder, theirs, dense, norm) -> Table:
     return table | parts.as_it_is(f"{theirs}.bias", (encoder.vocabulary_size,), "mlm/bias")
 
 
-def _trunk(arch, prefix, block=BLOCK) -> Table:
-    encoder, width, top = arch.features, arch.features.width, f"{prefix}embeddings"
+def trunk(encoder: TextEncoder, prefix: str, block: BlockNames = BLOCK) -> Table:
+    """Return the table of embeddings and blocks; `prefix`: before their names."""
+    width, top = encoder.width, f"{prefix}embeddings"
     rows = {"word": ("token", encoder.vocabulary_size)}
     if encoder.num_segments:
         rows["token_type"] = ("segment", encoder.num_segments)

@@ -24,8 +24,8 @@ def config_problems(path, wanted: Architecture) -> list[str]:
     ours = {"mean": wanted.mean, "std": wanted.std}
     if hasattr(wanted.features, "activation"):
         ours |= {"activation": wanted.features.activation, "norm_epsilon": wanted.features.norm_epsilon}
-    if wanted.family in OF_TEXT:
-        ours |= _of_text(wanted)
+    ours |= _of_align(wanted) if wanted.family == "align" else {}
+    ours |= _of_text(wanted) if wanted.family in OF_TEXT else {}
     return [
         f"  ~ {file} says {what} {said}, but {wanted.name} has {ours[what]}"
         for file, what, said in _statements(folder, wanted)
@@ -52,6 +52,17 @@ def _of_text(wanted) -> dict:
     return ours | OF_DEBERTA | pooler | distance | {"position_buckets": encoder.buckets}
 
 
+def _of_align(wanted) -> dict:
+    """Return what the shapes of ALIGN's weights do not tell, of both towers."""
+    image, text = wanted.features, wanted.text
+    plan = {"kernel_sizes": "size", "strides": "stride", "expand_ratios": "expansion", "out_channels": "width"}
+    ours = {f"vision_config.{said}": [getattr(stage, name) for stage in image.plan] for said, name in plan.items()}
+    ours |= {"vision_config.width_coefficient": image.width_multiplier, "vision_config.hidden_act": "swish"}
+    ours |= {"vision_config.depthwise_padding": list(image.symmetric), "vision_config.pooling_type": "mean"}
+    ours |= {"vision_config.batch_norm_eps": 1e-3, "text_config.num_attention_heads": text.num_heads}
+    return ours | {"text_config.hidden_act": text.activation, "text_config.layer_norm_eps": text.norm_epsilon}
+
+
 def _statements(folder, wanted):
     if config := _read(folder / "open_clip_config.json"):
         preprocess, quick = config.get("preprocess_cfg", {}), config.get("model_cfg", {}).get("quick_gelu", False)
@@ -65,6 +76,10 @@ def _statements(folder, wanted):
             activation = inner.get("hidden_act", activation)
             yield "config.json", "activation", HF_ACTIVATIONS.get(activation, activation)
             yield "config.json", "norm_epsilon", inner.get("layer_norm_eps", epsilon)
+        if wanted.family == "align":
+            parts = {part: config.get(part, {}) for part in ("vision_config", "text_config")}
+            flat = {f"{part}.{name}": value for part, said in parts.items() for name, value in said.items()}
+            yield from _given("config.json", flat, dict(zip(*[_of_align(wanted)] * 2, strict=True)))
         if wanted.family in OF_TEXT:
             fields = _of_text(wanted)
             yield from _given("config.json", _plain(config), dict(zip(fields, fields, strict=True)))
@@ -75,7 +90,9 @@ def _statements(folder, wanted):
 
 def _plain(config):
     """Return a configuration in which what may be said in several ways, of DeBERTa or T5, is said in one."""
-    if config.get("model_type") == "t5":  # logits of the embeddings are scaled; version 5 of transformers says so itself
+    if (
+        config.get("model_type") == "t5"
+    ):  # logits of the embeddings are scaled; version 5 of transformers says so itself
         scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
         config = config | {"scale_decoder_outputs": scaled}
     kinds = config.get("pos_att_type")

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from soups.models.architectures import Architecture
-from soups.models.tables import bert, clip, efficientnet, parts, resnet, t5, vit
+from soups.models.tables import align, bert, clip, efficientnet, parts, resnet, t5, vit
 from soups.models.tables.parts import Table
 
 
@@ -111,11 +111,25 @@ LAYOUTS = (
         bert.bare,
         f"{bert.BERT_REST}|{bert.ROBERTA_REST}",
     ),
+    Layout(
+        "Hugging Face's ALIGN",
+        ("align",),
+        "vision_model.embeddings.convolution.weight",
+        align.image,
+        align.ALIGN_TEXT,
+    ),
     Layout("Hugging Face's T5", ("t5",), "shared.weight", t5.t5, t5.T5_REST),
 )
 TEXT_LAYOUTS = (
     Layout("OpenAI's and open_clip's", ("clip",), "token_embedding.weight", clip.openai_text, clip.OPENAI_IMAGE),
     Layout(
         "Hugging Face's CLIP", ("clip",), "text_model.embeddings.token_embedding.weight", clip.hf_text, clip.HF_IMAGE
+    ),
+    Layout(
+        "Hugging Face's ALIGN",
+        ("align",),
+        "text_model.embeddings.word_embeddings.weight",
+        align.text,
+        align.ALIGN_IMAGE,
     ),
 )
