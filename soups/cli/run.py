@@ -38,6 +38,7 @@ with extra("data", "report", "train"):
 STUDIES = {
     name: f"soups.studies.{name}:run"
     for name in (
+        "clip_tasks",
         "diversity",
         "domainbed",
         "finetune_and_soup",

@@ -33,11 +33,14 @@ class ManyHeads:
         make: from a number of classes to a Linen module without state, whose last layer is a `Dense` named "head".
         num_classes: C, of every head.
         image_shape: [H, W, channels]; of a network that takes arrays by name a batch of them.
+        mean, std: as of `soups.models.apply_fn`.
     """
 
     make: Callable[[int], nn.Module]
     num_classes: int
     image_shape: Sequence[int] | Mapping[str, ArrayLike]
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
 
     def __post_init__(self):
         if "params" in self._shapes or set(self._shapes.get("head", ())) != {"kernel", "bias"}:
@@ -63,11 +66,11 @@ class ManyHeads:
     def features(self, trunk: tree.Tree, inputs: jax.Array) -> jax.Array:
         """Return features [B, D] of inputs [B, H, W, channels], or by name [B, ...]."""
         identity = {"kernel": jnp.eye(self.width, dtype=jnp.float32), "bias": jnp.zeros(self.width, jnp.float32)}
-        return functional.apply_fn(self.make(self.width))({**trunk, "head": identity}, inputs)
+        return functional.apply_fn(self.make(self.width), self.mean, self.std)({**trunk, "head": identity}, inputs)
 
     def logits(self, params: tree.Tree, inputs: jax.Array) -> jax.Array:
         """Return logits [B, C] of a trunk with the head of one task."""
-        return functional.apply_fn(self.single)(params, inputs)
+        return functional.apply_fn(self.single, self.mean, self.std)(params, inputs)
 
     def task_logits(self, trunk: tree.Tree, batch: Mapping[str, Any]) -> jax.Array:
         """Return logits [B, C] of one task; its head comes in the batch, so that one program is for all tasks."""
@@ -142,6 +145,13 @@ def probed_head(features: np.ndarray, labels: np.ndarray, num_classes: int) -> t
     else:
         kernel[:, model.classes_], bias[model.classes_] = model.coef_.T, model.intercept_
     return {"kernel": kernel, "bias": bias}
+
+
+def padded(head: tree.Tree, count: int) -> tree.Tree:
+    """Return a head with `UNUSED` classes behind its own, so that there are `count`."""
+    missing = count - len(head["bias"])
+    kernel = np.pad(np.asarray(head["kernel"]), ((0, 0), (0, missing)))
+    return {"kernel": kernel, "bias": np.pad(np.asarray(head["bias"]), (0, missing), constant_values=UNUSED)}
 
 
 def head_logits(features: np.ndarray, head: tree.Tree) -> np.ndarray:

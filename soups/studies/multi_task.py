@@ -73,7 +73,7 @@ def cook(scene: Tasks) -> dict[str, Any]:
     start = scene.start()
     probe = scene.probed(start)
     scene.fine_tuned(probe)
-    joint = scene.jointly_trained(probe)
+    joint = scene.jointly_trained(probe) if "joint" in scene.config else []
 
     # --- Rows: each stage is kept as JSON, so a finished one is not repeated ---
     rows = scene.stage("baselines", lambda: _baselines(scene, probe, joint))
@@ -96,7 +96,7 @@ def _claims(seed, rows):
     pairs = [(LOCALIZED, METHODS[name].title) for name in BELOW]
     pairs += [(METHODS["localize_dataless"].title, METHODS["uniform"].title), (LOCALIZED, JOINT)]
     found = {f"{a} > {b}": test[a] - test[b] for a, b in pairs if a in test and b in test}
-    if merged:
+    if merged and JOINT in test:
         best = max(merged, key=merged.get)
         found["the merge that is best on held-out data > multi-task learning"] = test[best] - test[JOINT]
     return [{"seed": seed, "title": title, "value": value} for title, value in found.items()]
@@ -111,12 +111,12 @@ def _baselines(scene, probe, joint):
     each = one | {"seconds": seconds, "bytes": one["bytes"] * len(scene.tasks)}
     single = scene.row(MEMBERS, "members", trunks, heads, {}, each)
     of_members, probes = _test_accuracies(single, scene), unstacked(head, scene.tasks)
-    return [
+    rows = [
         scene.row(BASE, "start", base, heads, of_members, one),
         scene.row(scene.of_base, "probe", base, probes, of_members, one),
         single,
-        _joint_row(scene, joint, of_members, one),
     ]
+    return rows + ([_joint_row(scene, joint, of_members, one)] if joint else [])
 
 
 def _joint_row(scene, names, of_members, cost):
@@ -145,6 +145,7 @@ def _described(scene, trunk) -> dict[str, Any]:
         "splits": {
             "test": {"role": "test", "mean_of": list(tasks), "title": "mean of tasks"},
             "held_out": {"role": "held_out", "mean_of": [f"{name}, held-out" for name in tasks]},
+            **scene.other_splits,
             **{name: {"role": "test", "examples": len(task.test)} for name, task in tasks.items()},
             **{f"{n}, held-out": {"role": "held_out", "examples": len(task.held_out)} for n, task in tasks.items()},
         },

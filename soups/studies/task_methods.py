@@ -184,7 +184,8 @@ def _information(kit, task, estimator):
 
 
 def _grams(kit):
-    measure = gram_fn(kit.networks.single, only="|".join(f"{re.escape(name)}/.*" for name in kit.base))
+    networks, only = kit.networks, "|".join(f"{re.escape(name)}/.*" for name in kit.base)
+    measure = gram_fn(networks.single, only=only, mean=networks.mean, std=networks.std)
     return {
         task: lambda trunk, task=task: jax.device_get(
             measure({**kit.fixed, **trunk, "head": kit.heads[task]}, [kit.few[task]["image"]])

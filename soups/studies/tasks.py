@@ -43,6 +43,11 @@ class Tasks(Trained):
         return self.config["methods"]
 
     @property
+    def other_splits(self) -> dict[str, Any]:
+        """Return what rows are measured on beside the tasks, as results hold it."""
+        return {}
+
+    @property
     def of_base(self) -> str:
         """Return what the base with the heads is called that members start with."""
         return "linear probes of the base"

@@ -11,7 +11,7 @@ import numpy as np
 from soups import models, tree
 from soups.data import TextDataset, load_text_task, text_batches
 from soups.models.architectures import Architecture, architecture, encoder_of
-from soups.models.many_heads import UNUSED, ManyHeads
+from soups.models.many_heads import ManyHeads, padded
 from soups.models.prompts import LIMITS, PROMPTS, Prompt, PromptTokenizer, at_mask, word_head
 from soups.models.text_tokenizer import TextTokenizer, text_tokenizer
 from soups.names import check_name
@@ -138,19 +138,12 @@ class TextTasks(Tasks):
     def head_for(self, task: TokenTask, trunk: tree.Tree) -> tree.Tree:
         """Return the head of a task's words at the mask, or one that is fitted on the features of a trunk."""
         if task.words is not None:
-            return _padded(word_head(self.fixed, task.words), self.networks.num_classes)
+            return padded(word_head(self.fixed, task.words), self.networks.num_classes)
         whole = {**self.fixed, **trunk}
         train, held_out = (self.evaluator(one).logits(whole) for one in (task.train, task.held_out))
         options = {"num_classes": len(task.class_names), "held_out": (held_out, task.held_out.labels)}
         head = probe_on_features(train, task.train.labels, **options, **self.config["probe"])
-        return _padded(head, self.networks.num_classes)
-
-
-def _padded(head, count):
-    """Return a head with classes that are never predicted, so that all tasks have equally many."""
-    missing = count - len(head["bias"])
-    kernel = np.pad(np.asarray(head["kernel"]), ((0, 0), (0, missing)))
-    return {"kernel": kernel, "bias": np.pad(np.asarray(head["bias"]), (0, missing), constant_values=UNUSED)}
+        return padded(head, self.networks.num_classes)
 
 
 # --- From a config ----------------------------------------------------------------------------------------------------
