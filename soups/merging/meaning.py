@@ -13,7 +13,7 @@ from soups.merging.adapter_names import is_factor
 from soups.merging.config import differing_configs, folder_of, read_config
 from soups.merging.job import Job
 from soups.merging.vocabulary import differing_vocabularies
-from soups.names import MOST, bounded, shown
+from soups.names import MOST, bounded, count_of, shown
 
 # what GPTQ, AWQ, bitsandbytes, compressed-tensors, ModelOpt, torchao, HQQ and others store beside, or as, their codes
 _CODES = re.compile(
@@ -75,7 +75,7 @@ def mixed_dtypes(outputs: Iterable, checkpoints: Mapping) -> list[str]:
     output, found = mixed[0]
     each = ", ".join(f"{dtype} in {model}" for model, dtype in list(found.items())[:MOST])
     return [
-        f"{len(mixed)} tensor(s) differ in their dtype between models, such as {shown(output.name)}: {each}; "
+        f"of {count_of(len(mixed), 'tensor')} the models have different dtypes, such as {shown(output.name)}: {each}; "
         f"written as {output.dtype}"
     ]
 

@@ -18,7 +18,7 @@ from soups.merging.methods import VOCABULARIES, find_method, methods_of
 from soups.merging.tokenizers import parse_rule
 from soups.merging.values import brief, check, is_constant
 from soups.merging.yaml_text import LARGEST, load_yaml
-from soups.names import MOST, check_name, did_you_mean, few, pattern, shown
+from soups.names import MOST, check_name, count_of, did_you_mean, few, pattern, shown
 from soups.recipes.declare import REQUIRED
 
 DTYPES = {
@@ -360,11 +360,11 @@ def _check_models(job, where):
     for part in job.slices:
         number = len(_members_of(job, part))
         if not low <= number <= high:
-            wanted = f"{low}" if low == high else f"at least {low}"
+            wanted = "at least " * (low != high) + count_of(low, "member")
             beside = " beside the base" if needs in ("required", "first") else ""
             counted = f", with the base_model {job.base}" if not beside and job.base else ""
             counted += f": {job.base} is the base itself" if len(part.sources) > number else ""
-            raise ValueError(f"{where}: {job.method} needs {wanted} member(s){beside}, but there are {number}{counted}")
+            raise ValueError(f"{where}: {job.method} needs {wanted}{beside}, but there are {number}{counted}")
 
 
 def _check_required(job, where):

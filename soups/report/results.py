@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from soups import state
 from soups.files import PathLike, local_path, meant_path
-from soups.names import few, refuse
+from soups.names import count_of, few, refuse
 from soups.recipes._scores import MODES
 
 SCHEMA = "soups.results/2"
@@ -414,4 +414,4 @@ def _kind(found):
 
 def _at(places):
     named = [place for place in places if place]
-    return f" in {len(named)} place(s): {few(named, 4)}" if named else ""
+    return f" in {count_of(len(named), 'place')}: {few(named, 4)}" if named else ""

@@ -189,16 +189,16 @@ def two(**fields):
         (two(merge_method="slerp", models="[a, b]"), "slerp needs a base_model"),
         (
             two(merge_method="slerp", models="[a, b]", base_model="c"),
-            r"slerp needs 1 member\(s\) beside the base, .* 2",
+            r"slerp needs 1 member beside the base, .* 2",
         ),
         (
             two(vocabulary="published", merge_method="ties", models="[a]", base_model="a"),
-            r"ties needs at least 1 member\(s\) beside the base",
+            r"ties needs at least 1 member beside the base",
         ),
         (two(merge_method="passthrough", models="[a, b]"), "passthrough needs 1 member"),
         (
             two(merge_method="passthrough", models="[a]", base_model="b"),
-            r"passthrough needs 1 member\(s\), but there are 2, with the base_model b$",
+            r"passthrough needs 1 member, but there are 2, with the base_model b$",
         ),
         (two(models=None, slices="[a]"), "every slice needs sources, not 'a'"),
         (

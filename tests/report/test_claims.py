@@ -139,13 +139,13 @@ CLAIM = {"seed": 0, "title": "A > B", "value": 0.1}
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([CLAIM | {"seed": 9}], r"seed 9 is not in seeds in 1 place\(s\): the claim 'A > B'"),
-        ([CLAIM, CLAIM], r"the same claim appears twice in 1 place\(s\): the claim 'A > B' \(seed 0\)"),
+        ([CLAIM | {"seed": 9}], r"seed 9 is not in seeds in 1 place: the claim 'A > B'"),
+        ([CLAIM, CLAIM], r"the same claim appears twice in 1 place: the claim 'A > B' \(seed 0\)"),
         ([CLAIM, CLAIM | {"seed": 1, "unit": "correlation"}], r"unit must be the same in all seeds"),
-        ([CLAIM | {"value": "much"}], r"must be a number or null, not str in 1 place\(s\): claims\[0\]\.value"),
+        ([CLAIM | {"value": "much"}], r"must be a number or null, not str in 1 place: claims\[0\]\.value"),
         ([CLAIM | {"value": math.inf}], "must be a number or null, not inf"),
-        ([{"seed": 0, "value": 0.1}], r"title is missing in 1 place\(s\): claims\[0\]"),
-        ({"A > B": 0.1}, r"must be a list, not dict in 1 place\(s\): claims"),
+        ([{"seed": 0, "value": 0.1}], r"title is missing in 1 place: claims\[0\]"),
+        ({"A > B": 0.1}, r"must be a list, not dict in 1 place: claims"),
     ],
 )
 def test_what_is_wrong_in_claims_is_named(results, entries, message):

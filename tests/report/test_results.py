@@ -47,8 +47,8 @@ def test_every_missing_key_is_listed_once_with_its_places(results, write_results
         report.load_results(write_results(results))
     message = str(error.value)
     assert "versions is missing (did you misspell it as 'version'?)" in message
-    assert "role is missing in 1 place(s): splits.held_out" in message
-    assert "kind is missing in 6 place(s): 'member_000' (seed 0), " in message and "and 2 more" in message
+    assert "role is missing in 1 place: splits.held_out" in message
+    assert "kind is missing in 6 places: 'member_000' (seed 0), " in message and "and 2 more" in message
     assert message.count("\n") == 3
 
 
@@ -76,10 +76,10 @@ def test_every_row_has_the_main_metric_on_every_split(results, split):
         (("rows", 1, "wins"), {"test": [1]}, "wins must be pairs of integers"),
         (("rows", 1, "of"), {"models": "many"}, r"of\.models must be a number"),
         (("rows", 1, "of"), {"network": [1]}, "must be a text or a number, not list"),
-        (("rows", 1), [], r"must be an object, not list in 1 place\(s\): rows\[1\]"),
-        (("rows",), {"a": 1}, r"must be a list, not dict in 1 place\(s\): rows"),
-        (("seeds",), "<script>", r"must be a list, not str in 1 place\(s\): seeds"),
-        (("seeds",), ["<script>"], r"must be an integer, not str in 1 place\(s\): seeds\[0\]"),
+        (("rows", 1), [], r"must be an object, not list in 1 place: rows\[1\]"),
+        (("rows",), {"a": 1}, r"must be a list, not dict in 1 place: rows"),
+        (("seeds",), "<script>", r"must be a list, not str in 1 place: seeds"),
+        (("seeds",), ["<script>"], r"must be an integer, not str in 1 place: seeds\[0\]"),
         (("seeds",), [], "there must be at least one"),
         (("splits",), [], "must be an object, not list"),
         (("splits", "test", "role"), "tset", "role 'tset' is not one of test, shift, held_out, train"),
@@ -120,7 +120,7 @@ def test_pairs_share_their_places(results):
 def test_the_same_row_twice(results):
     worst = next(row for row in results["rows"] if row["name"] == "worst member")
     results["rows"].append(copy.deepcopy(worst))
-    with pytest.raises(ValueError, match=r"the same row appears twice in 1 place\(s\): 'worst member' \(seed 0\)"):
+    with pytest.raises(ValueError, match=r"the same row appears twice in 1 place: 'worst member' \(seed 0\)"):
         report.check(results)
     results["rows"][-1]["of"] = {"network": "another"}
     report.check(results)
