@@ -188,7 +188,7 @@ def _forest(axes, results, split, rows, names):
         axes.axvline(0, color=style.INK, linewidth=1, zorder=1)
     for row in rows:
         one, place = found[row.name], names.index(row.name)
-        color, marker = style.of_kind(row.kind, row.family)
+        color, marker = _look(row)
         if low <= scale * one.mean <= high:
             half = scale * one.half if math.isfinite(one.half) else 0
             axes.errorbar(scale * one.mean, place, xerr=half, color=color, elinewidth=1.3, zorder=3)
@@ -234,6 +234,12 @@ def _member_places(results, reference, x, y):
 _RANDOM = "random order"  # so many greedy soups close together that names would only crowd
 _FAR = ("start", "probe", "members")  # may lie far away and must not squash the rest
 _WORST = "worst member"
+
+
+def _look(row):
+    """Return colour and marker of a row; of the members only the best are stars."""
+    color, marker = style.of_kind(row.kind, row.family)
+    return color, "X" if row.name == _WORST else marker
 
 
 def _scatter_limits(axes, named, points, whiskers, members):
@@ -285,8 +291,7 @@ def _member_dots(figure, axes, results, places):
 
 
 def _marker(axes, row, point, whiskers, alpha):
-    color, marker = style.of_kind(row.kind, row.family)
-    marker = "X" if row.name == _WORST else marker  # the stars are the best
+    color, marker = _look(row)
     if whiskers.any():
         axes.errorbar(*point, *whiskers[::-1], color=color, elinewidth=0.8, alpha=alpha, zorder=2.5)
     area = 150 if marker == "*" else 18 if _RANDOM in row.name else 52

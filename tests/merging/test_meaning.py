@@ -215,8 +215,7 @@ def test_mixed_dtypes_give_the_widest_and_that_is_said(planned, small, tmp_path,
     made = planned(numbers(order[0]), numbers(order[1]), {"torch_dtype": "bfloat16"})
     (note,) = made.notes
     assert (
-        note.startswith("of 1 tensor the models have different dtypes, such as norm: ")
-        and "written as float32" in note
+        note.startswith("of 1 tensor the models have different dtypes, such as norm: ") and "written as float32" in note
     )
     merging.merge_to_folder(made, tmp_path / "out")
     merged = small.read(tmp_path / "out")["norm"]
