@@ -41,7 +41,7 @@ def main():
                 rows += [compare(folder, case, size) for case in group]
                 if options.record and size == "small":
                     record(folder, pathlib.Path(options.record), group)
-    report(rows, pixels, versions, options.output)
+    report("parity_models", __doc__, rows, versions, options.output, pixels)
 
 
 def install(folder, requirements=ours_models.REQUIREMENTS):
@@ -95,16 +95,18 @@ def record(folder, target, cases):
                 shutil.copyfile(source, target / source.name)
 
 
-def report(rows, pixels, versions, output):
-    """Print the tables, write the record, and fail where something is not equal."""
+def report(benchmark, what, rows, versions, output, pixels=None):
+    """Print the tables, write the record, and fail where something is not equal; `pixels`: differences by image."""
     columns = ["peer", "architecture", "size", "error", "ours to float64", "theirs to float64", "equal"]
-    _common.table("Largest relative error of logits", columns, [[row[name] for name in columns] for row in rows])
-    _common.table("Largest difference of a pixel, in 1/255", ["image", "difference"], [list(x) for x in pixels.items()])
-    entry = {"benchmark": "parity_models", "what": __doc__.splitlines()[0], "tolerance": TOLERANCE, "rows": rows}
-    entry |= {"pixel_tolerance": PIXEL_TOLERANCE, "pixels": pixels, "peers": versions, "machine": _common.machine()}
-    _common.write(output, entry)
+    _common.table("Largest relative error of outputs", columns, [[row[name] for name in columns] for row in rows])
+    entry = {"benchmark": benchmark, "what": what.splitlines()[0], "tolerance": TOLERANCE, "rows": rows}
+    if pixels is not None:
+        title = "Largest difference of a pixel, in 1/255"
+        _common.table(title, ["image", "difference"], [list(item) for item in pixels.items()])
+        entry |= {"pixel_tolerance": PIXEL_TOLERANCE, "pixels": pixels}
+    _common.write(output, entry | {"peers": versions, "machine": _common.machine()})
     failed = [f"{row['peer']} {row['architecture']}" for row in rows if not row["equal"]]
-    failed += [f"image {name}" for name, difference in pixels.items() if difference > PIXEL_TOLERANCE]
+    failed += [f"image {name}" for name, found in (pixels or {}).items() if found > PIXEL_TOLERANCE]
     if failed:
         sys.exit(f"not equal: {', '.join(failed)}")
 

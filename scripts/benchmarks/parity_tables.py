@@ -3,7 +3,8 @@
     python scripts/benchmarks/parity_tables.py
 
 First copy the records that `parity.py`, `parity_rounding.py`, `parity_mergekit_tests.py`, `parity_peers.py`,
-`parity_models.py`, `parity_encoders.py`, `parity_tokenizer.py` and `parity_text_tokenizer.py` wrote to docs/benchmarks.
+`parity_models.py`, `parity_encoders.py`, `parity_decoders.py`, `parity_tokenizer.py`, `parity_text_tokenizer.py` and
+`parity_multiple_choice.py` wrote to docs/benchmarks.
 """
 
 import json
@@ -17,7 +18,7 @@ def main():
     """Replace what stands between the marks of each table."""
     page = DOCS / "parity.md"
     text = page.read_text()
-    for table in (mergekit, mergekit_tests, means, models, tokenizer, text_tokenizer):
+    for table in (mergekit, mergekit_tests, means, models, tokenizer, text_tokenizer, multiple_choice):
         text = put(text, table.__name__, table())
     for peer in ("fusion_bench", "sd_mecha", "git_re_basin"):
         text = put(text, peer, peers(_record(f"parity_{peer}")))
@@ -84,7 +85,7 @@ def means():
 def models():
     """Return the rows of the networks: the error at both sizes, and whose rounding it is."""
     yield ["network of", "architecture", "size", "ours to theirs", "ours to float64", "theirs to float64"]
-    for row in [*_record("parity_models")["rows"], *_record("parity_encoders")["rows"]]:
+    for row in [row for name in ("models", "encoders", "decoders") for row in _record(f"parity_{name}")["rows"]]:
         yield [row[key] for key in ("peer", "architecture", "size", "error", "ours to float64", "theirs to float64")]
 
 
@@ -109,6 +110,14 @@ def text_tokenizer():
     yield ["vocabulary", *whats]
     for form, by_what in forms.items():
         yield [form, *map(by_what.get, whats)]
+
+
+def multiple_choice():
+    """Return the rows of scored questions: the largest differences, and the time of both where it was measured."""
+    yield ["network", "questions of", "number", "log-likelihoods", "metrics", "seconds", "theirs", "theirs / ours"]
+    for row in _record("parity_multiple_choice")["rows"]:
+        timed = [f"{row[name]:.3g}" if name in row else None for name in ("seconds", "theirs", "ratio")]
+        yield [row["network"], row["task"], str(row["questions"]), row.get("log-likelihoods"), row["metrics"], *timed]
 
 
 _MEASURED = ("difference", "float32", "float64")

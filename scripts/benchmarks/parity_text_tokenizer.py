@@ -1,18 +1,21 @@
-"""Compare the tokens of the tokenizers of BERT, RoBERTa, DeBERTa and T5 with those of transformers, text by text.
+"""Compare the tokens of tokenizers of encoders and decoders with those of transformers, text by text.
 
     python scripts/benchmarks/parity_text_tokenizer.py [--peers PYTHON] [--out FILE] [--record FILE]
 
 10,000 texts in nine groups (`peers/clip_texts.py`), alone and in pairs, cut at their begin and at their end. The word
 pieces are those of all-MiniLM-L6-v2, from its package, as tokenizer.json and as vocab.txt, in small letters and not.
-The byte pairs are trained on these texts, as vocab.json with merges.txt; so are the pieces of SentencePiece, as T5 and
-DeBERTa have them, in spiece.model and spm.model, which are compared with that library itself, and in the tokenizer.json
-that transformers make of them. A text is equal if tokens, mask and segments are. To SentencePiece the names of special
-tokens are text, to transformers and here they are tokens: these 100 texts are left out there. Texts with a lone
-surrogate, which has no UTF-8, are left out. `--record` writes small cases for the tests instead.
+The byte pairs are trained on these texts, as vocab.json with merges.txt, of RoBERTa's kind and of GPT-2's; so are the
+pieces of SentencePiece, as T5 and DeBERTa have them, in spiece.model and spm.model, which are compared with that
+library itself, and in the tokenizer.json that transformers make of them. The byte pairs of SmolLM2 come out of the GGUF
+file of its package, if it is installed, against its tokenizer.json, which cuts off each digit. A text is equal if
+tokens, mask and segments are. To SentencePiece the names of special tokens are text, to transformers and here they are
+tokens: these 100 texts are left out there. Texts with a lone surrogate, which has no UTF-8, are left out. `--forms`
+chooses some forms, and `--record` writes small cases for the tests instead.
 """
 
 import argparse
 import base64
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -26,7 +29,8 @@ import parity_models
 from peers import clip_texts
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from soups.models.pretrained import minilm_folder
+from soups.formats import gguf
+from soups.models.pretrained import SMOLLM2, minilm_folder, smollm2_file
 from soups.models.text_tokenizer import text_tokenizer
 
 THEIR_PIECES = pathlib.Path(__file__).parent / "peers" / "theirs_sentencepiece.py"
@@ -42,6 +46,7 @@ SETTINGS = {
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # in code points: a no-break space, a ligature, a wide letter
 RULES = ("00A0\t0020", "FB01\t0066 0069", "FF21\t0041", "FF42\t0062")
+OF_DECODERS = ["<|endoftext|>", "<|im_start|>"]
 OF_ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
@@ -52,11 +57,15 @@ def main():
     with tempfile.TemporaryDirectory(prefix="tokens_") as folder:
         folder = pathlib.Path(folder)
         if options.record:
-            return record_cases(pathlib.Path(options.record), python, folder)
+            return record_cases(pathlib.Path(options.record), python, folder, options.forms)
         texts = some_texts()
         pairs = byte_pairs(texts, 3000)
         forms = written(folder, _word_pieces_of(minilm_folder() / "tokenizer.json"), *pairs)
         forms = {"tokenizer.json": ("BertTokenizer", minilm_folder())} | forms | unigrams(folder, texts, python)
+        if importlib.util.find_spec(SMOLLM2):
+            del forms["digits"]
+            forms["GGUF"] = (*digits(folder / "smollm2", *_in_gguf(smollm2_file())), smollm2_file())
+        forms = {name: forms[name] for name in options.forms or forms}
         rows, version = compare(texts, forms, python, folder)
     columns = ["vocabulary", "what", "texts", "equal"]
     _common.table("texts with the same tokens", columns, [[row[one] for one in columns] for row in rows])
@@ -67,15 +76,20 @@ def main():
 
 
 def compare(texts, forms, python, folder):
-    """Return a row for each form of a vocabulary and each setting, and the peer's version."""
-    keys = [(form, what) for form, (kind, _) in forms.items() for what in settings_of(kind)]
-    texts_of = {form: texts[:-100] if kind == "SentencePiece" else texts for form, (kind, _) in forms.items()}
-    theirs, version = ask([job(*forms[form], texts_of[form], *SETTINGS[what]) for form, what in keys], python, folder)
+    """Return a row for each form of a vocabulary and each setting, and the peer's version.
+
+    A form is a kind of tokenizer, the peer's folder, and where ours differs its path.
+    """
+    keys = [(form, what) for form, (kind, *_) in forms.items() for what in settings_of(kind)]
+    texts_of = {form: texts[:-100] if kind == "SentencePiece" else texts for form, (kind, *_) in forms.items()}
+    theirs, version = ask(
+        [job(*forms[form][:2], texts_of[form], *SETTINGS[what]) for form, what in keys], python, folder
+    )
     rows = []
     for (form, what), expected in zip(keys, theirs, strict=True):
         _, length, truncation, keep = SETTINGS[what]
-        given = job(*forms[form], texts_of[form], *SETTINGS[what])
-        tokenize = text_tokenizer(forms[form][1], length=length, truncation=truncation, keep=keep)
+        given = job(*forms[form][:2], texts_of[form], *SETTINGS[what])
+        tokenize = text_tokenizer(forms[form][-1], length=length, truncation=truncation, keep=keep)
         found, width = tokenize.encode(given["texts"], given["second"]).inputs, expected["tokens"].shape[1]
         assert not found["mask"][:, width:].any()
         same = [(found[name][:, :width] == expected[name]) | (expected["mask"] == 0) for name in ("tokens", "segments")]
@@ -110,8 +124,8 @@ def ask(jobs, python, folder):
 def some_texts():
     """Return 10,000 texts, among them some with the names of special tokens."""
     texts = whole(text for seed in range(2) for group in clip_texts.groups(seed).values() for text in group)
-    special = [*SPECIAL, *OF_ROBERTA]
-    named = [f"{text} {special[at % 10]}{special[at % 7]}, {text}" for at, text in enumerate(texts[:100])]
+    special = [*SPECIAL, *OF_ROBERTA, *OF_DECODERS]
+    named = [f"{text} {special[at % len(special)]}{special[at % 7]}, {text}" for at, text in enumerate(texts[:100])]
     return [*texts[:9900], *named]
 
 
@@ -141,7 +155,45 @@ def written(folder, pieces, numbers, merges):
     mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "rstrip": False, "normalized": False}
     settings = {"tokenizer_class": "RobertaTokenizer", "mask_token": mask | {"single_word": False, "special": True}}
     (folder / "pairs" / "tokenizer_config.json").write_text(json.dumps(settings))
-    return made
+    tokens = [*OF_DECODERS, *(token for token in _in_order(numbers) if token not in OF_ROBERTA)]
+    made["GPT-2"] = ("GPT2Tokenizer", folder / "gpt2")
+    (folder / "gpt2").mkdir()
+    numbers = {token: number for number, token in enumerate(tokens)}
+    (folder / "gpt2" / "vocab.json").write_text(json.dumps(numbers), encoding="utf-8")
+    (folder / "gpt2" / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    settings = {"tokenizer_class": "GPT2Tokenizer", "pad_token": OF_DECODERS[0]}
+    (folder / "gpt2" / "tokenizer_config.json").write_text(json.dumps(settings))
+    return made | {"digits": digits(folder / "digits", tokens, [list(pair) for pair in merges], OF_DECODERS)}
+
+
+def digits(folder, tokens, merges, special):
+    """Write the tokenizer.json of SmolLM2 for a vocabulary; give the peer's kind of tokenizer, and the folder."""
+    folder.mkdir()
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    cut = [{"type": "Digits", "individual_digits": True}, level]
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": tokens.index(token), "content": token} | flags for token in special],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cut},
+        "post_processor": None,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": {token: at for at, token in enumerate(tokens)}, "merges": merges},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": special[0]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return "PreTrainedTokenizerFast", folder
+
+
+def _in_gguf(file):
+    names = [f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type")]
+    tokens, merges, kinds = gguf.read_arrays(file, names).values()
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == "3"]
+    return tokens, [pair.split(" ") for pair in merges], special
 
 
 def unigrams(folder, texts, python, count=2000, rules=()):
@@ -185,7 +237,7 @@ def _in_order(numbers):
 # --- The small cases of the tests ---
 
 
-def record_cases(path, python, folder, each=4):
+def record_cases(path, python, folder, only=None, each=4):
     """Train tiny vocabularies, and write them with the peer's tokens of some texts of each group."""
     groups = clip_texts.groups(seed=1)
     texts = whole(text for group in groups.values() for text in group)
@@ -193,9 +245,12 @@ def record_cases(path, python, folder, each=4):
     chosen = whole(text for name, group in groups.items() for text in group[:each] if name != "special tokens")
     rules = folder / "rules.tsv"
     rules.write_text("\n".join(RULES) + "\n")
-    forms = written(folder, pieces, numbers, merges) | unigrams(folder, texts, python, 600, [str(rules)])
-    keys = [(form, what) for form, (kind, _) in forms.items() for what in settings_of(kind)]
-    theirs, version = ask([job(*forms[form], chosen, *SETTINGS[what]) for form, what in keys], python, folder)
+    forms = written(folder, pieces, numbers, merges)
+    if not {*(only or ("all",))} <= forms.keys():
+        forms |= unigrams(folder, texts, python, 600, [str(rules)])
+    forms = {name: forms[name] for name in only or [name for name in forms if name not in ("GPT-2", "digits")]}
+    keys = [(form, what) for form, (kind, *_) in forms.items() for what in settings_of(kind)]
+    theirs, version = ask([job(*forms[form][:2], chosen, *SETTINGS[what]) for form, what in keys], python, folder)
     cases = []
     for (form, what), expected in zip(keys, theirs, strict=True):
         rows = [
@@ -216,6 +271,7 @@ def _options():
     parser.add_argument("--peers", help="interpreter of an environment that has transformers")
     parser.add_argument("--venv", default="runs/venvs/encoders", help="else where it is installed")
     parser.add_argument("--out", default="runs/benchmarks/parity_text_tokenizer.json")
+    parser.add_argument("--forms", nargs="+", help="of vocabularies; default: all")
     parser.add_argument("--record", metavar="FILE", help="write the cases of the tests instead")
     return parser.parse_args()
 

@@ -28,6 +28,10 @@ from soups.data.lengths import LENGTHS as LENGTHS
 from soups.data.lengths import by_length as by_length
 from soups.data.lengths import joined as joined
 from soups.data.lengths import shortened as shortened
+from soups.data.questions import Question as Question
+from soups.data.questions import read_arc as read_arc
+from soups.data.questions import read_mmlu as read_mmlu
+from soups.data.questions import read_truthful_qa as read_truthful_qa
 from soups.data.random_transforms import color_jitter as color_jitter
 from soups.data.random_transforms import compose_random as compose_random
 from soups.data.random_transforms import domainbed_augmentation as domainbed_augmentation

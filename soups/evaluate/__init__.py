@@ -55,6 +55,9 @@ from soups.evaluate.measures import spearman as spearman
 from soups.evaluate.measures import token_accuracy as token_accuracy
 from soups.evaluate.measures import token_nll as token_nll
 from soups.evaluate.measures import token_scores as token_scores
+from soups.evaluate.multiple_choice import ChoiceScorer as ChoiceScorer
+from soups.evaluate.multiple_choice import choice_metrics as choice_metrics
+from soups.evaluate.multiple_choice import choice_values as choice_values
 from soups.evaluate.ranking import gains as gains
 from soups.evaluate.ranking import rank_by_score as rank_by_score
 from soups.evaluate.ranking import rank_by_similarity as rank_by_similarity

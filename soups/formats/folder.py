@@ -19,7 +19,7 @@ START = 512  # bytes
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
-def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike, tree: str | None = None, *, dequantise: bool = False) -> Checkpoint:
     """Read the headers of a checkpoint, and nothing of its tensors.
 
     `path`: a file, recognised by its first bytes and then by its name: .safetensors; a torch file (.pt, .pth, .bin,
@@ -30,6 +30,9 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpo
 
     `tree`: the keys of the tensors that are taken, joined with "/", or "." for all. Without it the weights of a torch
     file or an .npz are taken, as `soups.formats.weights` decides, and all of the others.
+
+    `dequantise`: a quantised GGUF is read as the float32 numbers that its codes stand for, to start a network from
+    them. Without it such a file is an error: the average of codes is no code, and what is merged keeps its precision.
 
     The names of nested mappings of a torch file are joined with ".". It may be a TorchScript archive, as OpenAI's CLIP
     is: its code is not read, and its modules' tensors have the names of its state_dict; a tensor that is neither
@@ -47,7 +50,9 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None) -> Checkpo
     """
     path = local_path(cached_model(str(path)))
     try:
-        return _open_folder(path, tree) if os.path.isdir(path) else _combine(path, {path: read_header(path, tree)})
+        if os.path.isdir(path):
+            return _open_folder(path, tree)
+        return _combine(path, {path: read_header(path, tree, dequantise)})
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no checkpoint at {path}: {error}{meant_path(path) or not_cached(str(path))}"
@@ -133,11 +138,11 @@ def _combine(path, headers):
     return Checkpoint(path, leaves, metadata, aliases, sizes, tuple(notes))
 
 
-def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
+def read_header(path: pathlib.Path, tree: str | None = None, dequantise: bool = False) -> Header:
     """Return what a file of any kind holds, without reading a tensor.
 
     `tree`: the keys of the tensors that are taken, joined with "/", or "." for all; else the weights are, as
-    `soups.formats.weights` decides for torch files and .npz.
+    `soups.formats.weights` decides for torch files and .npz. `dequantise`: as of `open_checkpoint`.
     """
     size = check_file(path)
     with open(path, "rb") as file:
@@ -145,7 +150,7 @@ def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
     read = importlib.import_module(f"soups.formats.{kind}").read_header
     if kind == "torch_file":
         return read(path, tree)
-    header = read(path)
+    header = read(path, dequantise) if kind == "gguf" else read(path)
     if tree is None and kind != "npz":
         check_no_moments((leaf.name for leaf in header.leaves), path)
         return header

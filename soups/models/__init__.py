@@ -10,6 +10,7 @@ from soups.models.align import similarity as similarity
 from soups.models.architectures import ARCHITECTURES as ARCHITECTURES
 from soups.models.architectures import Architecture as Architecture
 from soups.models.architectures import architecture as architecture
+from soups.models.architectures import decoder_of as decoder_of
 from soups.models.architectures import encoder_of as encoder_of
 from soups.models.batch_stats import reestimate_batch_stats as reestimate_batch_stats
 from soups.models.batch_stats import running_stats_fn as running_stats_fn
@@ -19,6 +20,7 @@ from soups.models.clip_text import import_temperature as import_temperature
 from soups.models.clip_text import import_text_tower as import_text_tower
 from soups.models.clip_text import text_features as text_features
 from soups.models.convnet import ConvNet as ConvNet
+from soups.models.decoder import Decoder as Decoder
 from soups.models.efficientnet_lite import EfficientNetLite as EfficientNetLite
 from soups.models.functional import apply_fn as apply_fn
 from soups.models.functional import init as init
@@ -41,6 +43,7 @@ from soups.models.pretrained import efficientnet_lite0 as efficientnet_lite0
 from soups.models.pretrained import efficientnet_lite0_file as efficientnet_lite0_file
 from soups.models.pretrained import glyph_vit as glyph_vit
 from soups.models.pretrained import minilm_folder as minilm_folder
+from soups.models.pretrained import smollm2_file as smollm2_file
 from soups.models.repair import activation_statistics as activation_statistics
 from soups.models.repair import repair as repair
 from soups.models.resnet import ResNet as ResNet

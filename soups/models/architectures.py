@@ -15,6 +15,9 @@ from soups.formats.text import read_json
 from soups.models import functional
 from soups.models.align import AlignImageTower
 from soups.models.bottleneck_resnet import BottleneckResNet
+from soups.models.decoder import Decoder
+from soups.models.decoder_sizes import HF_ACTIVATIONS as HF_ACTIVATIONS
+from soups.models.decoder_sizes import LLAMA, decoder_fields
 from soups.models.efficientnet_lite import TOP, EfficientNetLite
 from soups.models.t5 import T5
 from soups.models.text_encoder import TextEncoder
@@ -28,8 +31,6 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
-# what Hugging Face calls the forms of GELU
-HF_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 # the two rows before the first position are those of padding, and of nothing
 ROBERTA = {"num_segments": 1, "norm_epsilon": 1e-5, "position_offset": 2}
 # width and depth, besides those of BERT's sizes
@@ -58,7 +59,8 @@ class Architecture:
     Attributes:
         name: as in `ARCHITECTURES`.
         family: whose names the weights have: "clip", "augreg", "timm", "huggingface", "torchvision",
-            "efficientnet-pytorch", "align", or of texts "bert", "roberta", "deberta-v2" or "t5".
+            "efficientnet-pytorch", "align", or of texts "bert", "roberta", "deberta-v2", "t5",
+            "gpt2" or "llama".
         image_size: the side of its square images; None for a network of texts, which takes what
             `soups.models.TextEncoder` does.
         mean, std: of each channel of RGB in [0, 1]; the network sees (image − mean) / std. None for texts.
@@ -89,7 +91,7 @@ class Architecture:
         """Return `apply(params, images) -> logits [B, num_classes]`, in evaluation mode.
 
         Images: floats [B, H, W, 3] in [0, 1], which it normalises; of texts what a tokenizer gives. For None it gives
-        features [B, feature_dim].
+        features [B, feature_dim], and a network that foretells tokens the logits of its vocabulary.
         """
         return functional.apply_fn(self.model(num_classes, **fields), self.mean, self.std)
 
@@ -128,6 +130,9 @@ def architecture(name: str | Architecture) -> Architecture:
     arXiv:2111.09543) with its pooler, and as *-mlm with the head that Hugging Face computes for it. t5-*: Google's
     T5 1.0 and 1.1 (Raffel et al., 2020, arXiv:1910.10683), see `soups.models.T5`. `encoder_of` reads other sizes from a
     folder.
+
+    gpt2, gpt2-medium, -large and -xl (Radford et al., 2019), and smollm2-135m, a Llama (Ben Allal et al., 2025,
+    arXiv:2502.02737), foretell tokens; `decoder_of` reads other sizes, also from GGUF files.
 
     An unknown name is a ValueError.
     """
@@ -180,6 +185,26 @@ def encoder_of(
     return Architecture(name, family, None, None, None, fields["width"], TextEncoder(None, **fields))
 
 
+def decoder_of(path: PathLike) -> Architecture:
+    """Return the architecture of a GPT-2 or Llama, of the sizes that its folder or its GGUF file states.
+
+        arch = decoder_of("SmolLM2-135M-Instruct.Q4_1.gguf")
+        params = import_weights("SmolLM2-135M-Instruct.Q4_1.gguf", arch)
+
+    `path`: a folder of Hugging Face with its config.json, a GGUF file, or an id on the hub, org/name, in the local
+    cache.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no config.json.
+        ValueError: it is of another kind of network, lacks a size, or has a setting that is not computed, such as
+            scaled rotations.
+    """
+    path = pathlib.Path(cached_model(str(path)))
+    family, fields = decoder_fields(path)
+    check_name(fields["activation"], ACTIVATIONS, f"activation of {path}")
+    return _decoder(f"{family} in {path}", family, fields)
+
+
 def _clip(name, family, size, image_size, projection_size, text_width, activation, mean=CLIP_MEAN, std=CLIP_STD):
     fields = {"pool_type": "tok", "norm_epsilon": 1e-5, "pre_norm": True, "embedding_bias": False, "normalize": True}
     features = vit(size, num_classes=None, activation=activation, projection_size=projection_size, **fields)
@@ -222,6 +247,26 @@ def _t5(name, family, width, depth, mlp_dim, num_heads, gated):
     return Architecture(name, family, None, None, None, width, T5(None, width, depth, mlp_dim, num_heads, gated=gated))
 
 
+def _decoder(name, family, fields):
+    return Architecture(name, family, None, None, None, fields["width"], Decoder(None, **fields))
+
+
+def _decoders():
+    table = {}
+    for name, sizes in {
+        "": (768, 12, 12),
+        "-medium": (1024, 24, 16),
+        "-large": (1280, 36, 20),
+        "-xl": (1600, 48, 25),
+    }.items():
+        width, depth, heads = sizes
+        fields = {"width": width, "depth": depth, "mlp_dim": 4 * width, "num_heads": heads, "vocabulary_size": 50257}
+        table[f"gpt2{name}"] = ("gpt2", _decoder, fields)
+    fields = {"width": 576, "depth": 30, "mlp_dim": 1536, "num_heads": 9, "num_kv_heads": 3, "rope_theta": 1e5}
+    fields |= {"vocabulary_size": 49152, "context_length": 8192}
+    return table | {"smollm2-135m": ("llama", _decoder, LLAMA | fields)}
+
+
 def _encoders():
     sizes, table = {"base": (768, 12), "large": (1024, 24)}, {}
     for size, (width, depth) in sizes.items():
@@ -259,7 +304,7 @@ def _table():
         table[f"vit-{name}"] = ("augreg", _vit, size, "gelu_tanh", 1e-6)
         table[f"timm-vit-{name}"] = ("timm", _vit, size, "gelu", 1e-6)
         table[f"hf-vit-{name}"] = ("huggingface", _vit, size, "gelu", 1e-12)
-    return table | _encoders()
+    return table | _encoders() | _decoders()
 
 
 _TABLE = _table()

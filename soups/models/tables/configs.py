@@ -5,6 +5,7 @@ import pathlib
 
 from soups.formats.text import read_json
 from soups.models.architectures import HF_ACTIVATIONS, Architecture
+from soups.models.decoder_sizes import KINDS, decoder_fields, is_gguf
 
 OF_TEXT = ("bert", "roberta", "deberta-v2", "t5")
 #: what DeBERTa-v3 computes, of all that its kin may
@@ -19,6 +20,8 @@ def config_problems(path, wanted: Architecture) -> list[str]:
     where they are there; a file alone says nothing. One that is no JSON object is a ValueError.
     """
     folder = pathlib.Path(path)
+    if wanted.family in KINDS:
+        return _of_decoder(folder, wanted)
     if not folder.is_dir():
         return []
     ours = {"mean": wanted.mean, "std": wanted.std}
@@ -61,6 +64,25 @@ def _of_align(wanted) -> dict:
     ours |= {"vision_config.depthwise_padding": list(image.symmetric), "vision_config.pooling_type": "mean"}
     ours |= {"vision_config.batch_norm_eps": 1e-3, "text_config.num_attention_heads": text.num_heads}
     return ours | {"text_config.hidden_act": text.activation, "text_config.layer_norm_eps": text.norm_epsilon}
+
+
+def _of_decoder(path, wanted):
+    """Compare all that a folder or a GGUF file states; sizes are compared with the shapes too."""
+    if not is_gguf(path) and not os.path.lexists(path / "config.json"):
+        return []
+    kind, said = decoder_fields(path)
+    if kind != wanted.family:
+        return [f"  ~ {path.name} says that it is a {kind}, but {wanted.name} is a {wanted.family}"]
+    model = wanted.features
+    ours = {name: getattr(model, name) for name in said}
+    if kind == "llama":
+        ours |= {"num_kv_heads": model.num_kv_heads or model.num_heads}
+        ours |= {"head_dim": model.head_dim or model.width // model.num_heads}
+    return [
+        f"  ~ {path.name} says {what} {found}, but {wanted.name} has {ours[what]}"
+        for what, found in said.items()
+        if not _equal(found, ours[what])
+    ]
 
 
 def _statements(folder, wanted):

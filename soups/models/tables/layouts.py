@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from soups.models.architectures import Architecture
-from soups.models.tables import align, bert, clip, efficientnet, parts, resnet, t5, vit
+from soups.models.tables import align, bert, clip, decoder, efficientnet, parts, resnet, t5, vit
 from soups.models.tables.parts import Table
 
 
@@ -119,6 +119,10 @@ LAYOUTS = (
         align.ALIGN_TEXT,
     ),
     Layout("Hugging Face's T5", ("t5",), "shared.weight", t5.t5, t5.T5_REST),
+    Layout("Hugging Face's GPT-2", ("gpt2",), "transformer.wpe.weight", decoder.gpt2, decoder.GPT2_REST),
+    Layout("Hugging Face's GPT-2", ("gpt2",), "wpe.weight", lambda arch: decoder.gpt2(arch, ""), decoder.GPT2_REST),
+    Layout("Hugging Face's Llama", ("llama",), "model.embed_tokens.weight", decoder.llama, decoder.LLAMA_REST),
+    Layout("GGUF's", ("llama",), "token_embd.weight", decoder.gguf, decoder.GGUF_REST),
 )
 TEXT_LAYOUTS = (
     Layout("OpenAI's and open_clip's", ("clip",), "token_embedding.weight", clip.openai_text, clip.OPENAI_IMAGE),

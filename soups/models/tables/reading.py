@@ -3,12 +3,13 @@
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from soups.formats import open_checkpoint
-from soups.formats.tensors import short
+from soups.formats.tensors import Checkpoint, short
 from soups.models.architectures import Architecture
 from soups.models.load_npz import read_leaves
 from soups.models.tables.layouts import Layout
@@ -21,16 +22,30 @@ PARALLEL = "module."  # before all names that torch's data-parallel wrappers sav
 OLD_NORMS = re.compile(r"(?<=\.LayerNorm\.)(gamma|beta)$")  # as TensorFlow called what torch calls weight and bias
 
 
-def open_tensors(path) -> dict[str, np.ndarray]:
-    """Return the tensors of a file or folder by name: mapped and not read yet."""
+class Unread:
+    """Stand for a tensor that is not mapped but made when it is asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str):
+        leaf = checkpoint.leaves[checkpoint.aliases.get(name, name)]
+        self.shape, self.dtype, self.ndim, self._read = leaf.shape, leaf.dtype, len(leaf.shape), checkpoint.read
+        self._name = name
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Make the tensor."""
+        return self._read(self._name)
+
+
+def open_tensors(path) -> dict[str, Any]:
+    """Return the tensors of a file or folder by name: mapped and not read yet, or `Unread`."""
     path = pathlib.Path(path)
     if path.suffix == ".npz":
         return read_leaves(path)
     path = next((path / name for name in OPEN_CLIP if (path / name).is_file()), path)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, dequantise=True)
     names = [*checkpoint.leaves, *checkpoint.aliases]
     wrapped = all(name.startswith(PARALLEL) for name in names)
-    return {_modern(name.removeprefix(PARALLEL) if wrapped else name): checkpoint.read(name) for name in names}
+    given = {name: (Unread(checkpoint, name) if checkpoint.making(name) else checkpoint.read(name)) for name in names}
+    return {_modern(name.removeprefix(PARALLEL) if wrapped else name): tensor for name, tensor in given.items()}
 
 
 def _modern(name):
@@ -69,8 +84,9 @@ def convert(tensors: Mapping[str, np.ndarray], table: Table) -> dict[str, np.nda
     """Return the weights of a table by name, in float32: views of the tensors wherever they are float32 already."""
     leaves = {}
     for name, part in table.items():
+        tensor = np.asarray(tensors[name])
         for ours, give in part.gives.items():
-            leaf = give(tensors[name])
+            leaf = give(tensor)
             if leaf.dtype != np.float32 or not leaf.flags.aligned:  # the order of the axes in memory stays
                 leaf = np.array(leaf, np.float32, order="K")
             leaves[ours] = leaves[ours] + leaf if ours in leaves else leaf
