@@ -46,6 +46,7 @@ STUDIES = {
         "glue_soups",
         "imagenet_finetune",
         "imagenet_soups",
+        "language_models",
         "localize_and_stitch",
         "multi_task",
         "pretrain",

@@ -1,5 +1,7 @@
 """List what the room offers, for type checkers and for `soups.lazy.attach`."""
 
+from soups.data.answers import answer_rows as answer_rows
+from soups.data.answers import read_instructions as read_instructions
 from soups.data.batches import batch_indices as batch_indices
 from soups.data.batches import loader as loader
 from soups.data.dataset import Dataset as Dataset

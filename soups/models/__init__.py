@@ -33,6 +33,10 @@ from soups.models.import_weights import check_weights as check_weights
 from soups.models.import_weights import import_weights as import_weights
 from soups.models.import_weights import imported_members as imported_members
 from soups.models.load_npz import load_big_vision as load_big_vision
+from soups.models.lora import LORA_RULES as LORA_RULES
+from soups.models.lora import lora_fn as lora_fn
+from soups.models.lora import lora_params as lora_params
+from soups.models.lora import merge_lora as merge_lora
 from soups.models.mlp import MLP as MLP
 from soups.models.network import Network as Network
 from soups.models.nnx import from_nnx as from_nnx

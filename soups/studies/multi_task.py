@@ -86,7 +86,7 @@ def cook(scene: Tasks) -> dict[str, Any]:
     masked = [row for row in rows if "masks" in row]
     masks = [{"seed": scene.seed, "kind": "masks", "name": row["name"], **row.pop("masks")} for row in masked]
     found = {"rows": rows, "curves": masks, "claims": _claims(scene.seed, rows)}
-    return _described(scene, split_head(start)[0]) | found
+    return described(scene, split_head(start)[0]) | found
 
 
 def _claims(seed, rows):
@@ -137,7 +137,8 @@ def _test_accuracies(row, scene):
     return {task: row["metrics"][task]["accuracy"] for task in scene.tasks}
 
 
-def _described(scene, trunk) -> dict[str, Any]:
+def described(scene: Tasks, trunk: Any) -> dict[str, Any]:
+    """Return what results tell of the splits, the tasks and the weights that are merged."""
     tasks = scene.tasks
     methods = [METHODS[name] for name in scene.methods]
     left_out = {method.title: why_not(method, len(tasks)) for method in methods}

@@ -3,6 +3,7 @@
 from soups.train import search as search
 from soups.train.classification import Classification as Classification
 from soups.train.lanes import Lanes as Lanes
+from soups.train.language import NextToken as NextToken
 from soups.train.loop import fit as fit
 from soups.train.probe import extract_features as extract_features
 from soups.train.probe import lp_ft as lp_ft
