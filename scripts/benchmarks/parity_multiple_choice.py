@@ -237,7 +237,7 @@ def real(folder, python, data, options):
         asked = [_as_mc(a, b, name) for a, b in zip(questions[name], questions[rest], strict=True)]
         tasks[name] = {"published": name, "questions": asked, "shots": []}
     model = {"gguf": str(file), "tokenizer": str(folder / "tokenizer" / "files")}
-    rows, seconds = [], {}
+    rows, seconds, tokenize = [], {}, text_tokenizer(file)
     scorers = scorers_of(file, questions, 2048, options.batch_size)
     ours = {name: scorer() for name, scorer in scorers.items()}  # compiles
     for name, task in tasks.items():
@@ -247,7 +247,10 @@ def real(folder, python, data, options):
         job = {"tasks": {name: task}, "model": model, "draw": False, "max_length": 2048, "first": first}
         theirs = ask(folder, python, job | {"batch_size": options.batch_size})
         row = compared("SmolLM2-135M", {name: questions[name]}, ours, theirs)[0]
-        timed = {"seconds": seconds[name], "theirs": theirs["seconds"], "ratio": theirs["seconds"] / seconds[name]}
+        pairs = [f"{one.context} {choice}" for one in questions[name] for choice in one.choices]
+        tokens = sum(map(len, tokenize.numbers(pairs)))
+        timed = {"tokens": tokens, "tokens/s": tokens / seconds[name], "theirs/s": tokens / theirs["seconds"]}
+        timed |= {"seconds": seconds[name], "theirs": theirs["seconds"], "ratio": theirs["seconds"] / seconds[name]}
         rows.append(row | timed)
         print(rows[-1], flush=True)
     return rows, theirs
