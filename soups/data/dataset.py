@@ -50,6 +50,9 @@ class Dataset:
     class_groups: ClassGroups | None = None
 
     def __post_init__(self):
+        kept = {"images": self.images, "labels": self.labels}
+        lists = [name for name, value in kept.items() if not isinstance(value, np.ndarray)]
+        refuse(_INVALID, [f"{name} must be a NumPy array: soups.data.as_dataset takes other forms" for name in lists])
         refuse(_INVALID, _array_problems(self.images, self.labels) or _class_problems(self))
         object.__setattr__(self, "labels", self.labels.astype(np.int32, copy=False))  # none is out of its range
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from soups import arguments
 from soups.names import check_name, did_you_mean
 
 _MORE = (
@@ -18,11 +19,14 @@ class NotFiniteError(ValueError):
     """Say that a network's outputs hold NaN or infinity: searches take it for a score that is NaN, and go on."""
 
 
-def direction(metric: str | None, mode: str | None, evaluate: Any = None) -> str:
+def direction(metric: str | None, mode: str | None, evaluate: Any = None, called: str = "evaluate") -> str:
     """Return "max" or "min": `mode` if it is given, else what `evaluate.modes` or `MODES` says of the metric.
 
-    More is better where `evaluate` gives a number alone, and so no metric is named.
+    More is better where `evaluate` gives a number alone, and so no metric is named. A ValueError for what is no
+    function of weights, under the name by which it is `called`.
     """
+    if evaluate is not None:
+        arguments.check_takes(called, evaluate, "params")
     if mode is None and metric is not None:
         owner = getattr(evaluate, "__self__", evaluate)  # of a method, such as `Evaluator.many`
         if not isinstance(metric, str):

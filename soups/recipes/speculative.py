@@ -62,7 +62,7 @@ def greedy_speculative(
             raise ValueError(f"evaluate_many gave {len(values)} scores for {len(candidates)} candidates")
         return [pick_metric(value, metric) for value in values]
 
-    rules = {"mode": direction(metric, mode, evaluate_many), "accept": accept, "metric": metric}
+    rules = {"mode": direction(metric, mode, evaluate_many, "evaluate_many"), "accept": accept, "metric": metric}
     threads = concurrent.futures.ThreadPoolExecutor(width)
     try:
         return select(

@@ -67,6 +67,8 @@ def test_take_keeps_order_names_and_groups(rng):
         ({"images": np.zeros((12, 4, 4, 1), np.float32)}, r"images must be uint8 \[N, H, W, C\], not float32"),
         ({"images": np.zeros((12, 4, 4), np.uint8)}, r"images must be uint8 .*\[12, 4, 4\]"),
         ({"labels": np.zeros(12, np.float32)}, r"labels must be integers \[N\], not float32 \[12\]: give .*astype"),
+        ({"labels": [0, 1, 2] * 4}, r"labels must be a NumPy array: soups\.data\.as_dataset takes"),
+        ({"images": [], "labels": None}, r"images must be a NumPy array.*\n  labels must be"),
         ({"labels": np.full(12, 2**32)}, r"12 labels are not in 0\.\.2, .* labels\[0\] = 4294967296"),
         ({"labels": np.zeros((12, 3), np.int32)}, r"labels must be integers \[N\], not int32 \[12, 3\]"),
         ({"labels": np.zeros(11, np.int32)}, "12 images, but 11 labels"),

@@ -192,6 +192,23 @@ def test_one_member_without_a_finite_score_is_left_out_and_recorded(choose, lost
     assert next(iter(choose(members, measure, order=["far", "m3", "m1"]).ingredients)) == "m3"
 
 
+def many(members, evaluate):
+    return soups.greedy_speculative(members, evaluate, width=3)
+
+
+def diagnose(members, evaluate):
+    return soups.diagnose(members, evaluate=evaluate)
+
+
+@pytest.mark.parametrize("choose", [soups.greedy, many, search, diagnose])
+@pytest.mark.parametrize("evaluate", ["accuracy", lambda: 1.0, lambda params, images: 1.0], ids=["text", "none", "two"])
+def test_what_is_no_function_of_weights_is_explained(choose, evaluate):
+    members = {name: {"w": np.full(2, value, np.float32)} for name, value in {"a": 1, "b": 2}.items()}
+    message = r"^evaluate(_many)? (must be a function|is called as) evaluate(_many)?\(params\)"
+    with pytest.raises(ValueError, match=message):
+        choose(members, evaluate)
+
+
 @pytest.mark.parametrize("choose", SELECTIONS)
 def test_a_score_that_is_no_number_is_explained(choose):
     with pytest.raises(ValueError, match="a score must be a number, but evaluate gives array"):
