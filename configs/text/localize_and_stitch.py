@@ -4,7 +4,10 @@
     python scripts/build_text_tasks.py runs/texts
     python scripts/run.py --config configs/text/localize_and_stitch.py --workdir runs/many --config.data_dir=runs/texts
 
-MiniLM has no head for masked words: each member keeps a linear head of its own. For the twelve tasks of the paper, with
+MiniLM has no head for masked words: each member keeps a linear head of its own. These six of the tasks leave the members
+much to gain over a linear probe: of the same members, one seed, accuracy in % of the probe and of the member was, at 60
+steps of 16 examples: order 61.7, 91.7; reversed 86.7, 96.7; contains 53.3, 94.2; phrase 62.5, 97.5; length 40.0, 72.5;
+source 85.8, 91.7; and of two that are left out longer 55.0, 59.2; film 72.5, 80.0. For the twelve tasks of the paper, with
 the files of LM-BFF and GLUE in folders of DATA and RoBERTa, with its head, in a folder ROBERTA:
 
     python scripts/run.py --config configs/text/localize_and_stitch.py --workdir runs/twelve --config.data_dir=DATA \
@@ -20,7 +23,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 MINUTES = 8  # of a seed on two idle cores
-SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of sums over eight tasks
+SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of sums over six tasks
 RESCALES = (0.5, 1.0, 2.0)  # of averages
 SCOPES = ("leaf",)
 
@@ -34,12 +37,12 @@ def get_config() -> ConfigDict:
     config.first_seed = 0
     config.about = ConfigDict(dict(minutes=MINUTES, command="bash scripts/text.sh"))
     config.about.shows = (
-        "It fine-tunes one encoder on each of eight tasks of texts, and compares merges of the eight with the members "
+        "It fine-tunes one encoder on each of six tasks of texts, and compares merges of the six with the members "
         "and with multi-task learning on the same examples."
     )
     config.about.next = ("docs/text.md   # what it measures, and which fine-tuned encoder to start from",)
     config.data_dir = placeholder(str)  # the folder of the tasks
-    config.tasks = ("order", "reversed", "contains", "phrase", "longer", "length", "source", "film")
+    config.tasks = ("order", "reversed", "contains", "phrase", "length", "source")
     config.heads = "auto"  # "prompts" where the network has a head for masked words, else "linear"
     config.prompts = ConfigDict()  # by task: a template and words, beside those of soups.models.prompts
 
@@ -53,7 +56,7 @@ def get_config() -> ConfigDict:
     config.splits.update(most_train=600, most_held_out=50, most_test=120)  # examples of each task
     config.probe = ConfigDict(dict(strengths=(1e-2, 1e-1, 1.0), max_iterations=200))
 
-    config.finetune = ConfigDict(dict(learning_rate=3e-4, weight_decay=1e-2, steps=60, batch_size=16, clip_norm=1.0))
+    config.finetune = ConfigDict(dict(learning_rate=3e-4, weight_decay=1e-2, steps=80, batch_size=12, clip_norm=1.0))
     config.finetune.head_rate = 1.0  # 0: heads stay as they are
     config.joint = ConfigDict(dict(learning_rates=(3e-4,), batch_size=2))  # examples of each task
     config.examples = ConfigDict(dict(few=32, batch_size=8))  # of each task, for the methods that take examples
