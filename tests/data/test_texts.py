@@ -93,6 +93,32 @@ def test_files_of_glue_are_read(tmp_path, layout):
     assert (len(task.train), len(task.held_out)) == (2, 2) and sorted(task.held_out.labels) == [0, 1]
 
 
+STSB = ["index\tgenre\tsentence1\tsentence2\tscore", "0\tx\ta\tb\t5.000", "1\tx\tc\td\t2.4", "2\tx\te\tf\t0"]
+
+
+def test_the_labels_of_sts_b_are_numbers(tmp_path):
+    task = load_text_task(write(tmp_path / "STS-B", train_tsv=STSB, dev_tsv=STSB[:3]), held_out=1)
+    assert task.class_names == () and task.facts["layout"] == "sts-b"
+    assert task.test.labels.tolist() == [5.0, np.float32(2.4)] and task.test.labels.dtype == np.float32
+    both = sorted([*task.train.labels.tolist(), *task.held_out.labels.tolist()])
+    assert both == [0.0, np.float32(2.4), 5.0] and len(task.held_out) == 1
+    assert list(task.test.take([1]).second) == ["d"]
+    with pytest.raises(ValueError, match="shots are examples of each class, but its labels are numbers: give held_out"):
+        load_text_task(tmp_path / "STS-B", shots=1)
+
+
+def test_labels_of_plain_lines_may_be_numbers(tmp_path):
+    rows = {"train_tsv": ["a\t3", "b\t2.5"], "val_tsv": ["c\t-1"], "test_tsv": ["d\t1e2"]}
+    task = load_text_task(write(tmp_path / "mine", **rows), numbers=True)
+    assert [part.labels.tolist() for part in (task.train, task.held_out, task.test)] == [[3, 2.5], [-1], [100]]
+    with pytest.raises(ValueError, match=r"val.tsv: 2 labels of no number, 'nan' in line 1"):
+        load_text_task(write(tmp_path / "mine", val_tsv=["c\tnan", "d\tx"]), numbers=True)
+    with pytest.raises(ValueError, match=r"val.tsv has 2 texts in a line"):
+        load_text_task(write(tmp_path / "mine", val_tsv=["c\td\t3"]), numbers=True)
+    with pytest.raises(ValueError, match=r"train.tsv: all labels are 3"):
+        load_text_task(write(tmp_path / "mine", val_tsv=["c\t1"], train_tsv=["a\t3", "b\t3"]), numbers=True)
+
+
 def test_a_test_file_without_labels_does_not_report(tmp_path):
     lines = GLUE["rte"][0]
     unlabelled = ["index\tsentence1\tsentence2", "0\tu\tv"]
@@ -205,7 +231,7 @@ def test_shots_of_a_folder_leave_the_test_part(tmp_path):
         ({"train_tsv": ["a\tgood"]}, "at least 2 classes, not 1"),
         (
             {"train_tsv": ["a\t3", "b\t2.5"]},
-            "labels must be those of classes, not numbers such as 2.5; if they are, give them names",
+            "labels must be those of classes, not numbers such as 2.5; if they are, give them names .*numbers=True",
         ),
         ({"train_tsv": [""]}, r"train\.tsv (has no lines|is empty)"),
         ({"dev_tsv": ["a\tgood"]}, "several files for one split: val.tsv, dev.tsv"),

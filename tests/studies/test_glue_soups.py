@@ -1,19 +1,33 @@
 """Run the study of soups on tasks of texts, small, as users do, and run it wrongly."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
+import scipy
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
 
 from soups import Pool
+from soups.data import load_text_task
+from soups.data.texts import TextDataset
+from soups.models.architectures import encoder_of
+from soups.models.text_tokenizer import text_tokenizer
 from soups.report import load_results
 from soups.studies import glue_soups
+from soups.studies.study import Workdir
+from soups.studies.text_ways import mrpc_score, read_texts, words_of
 
 ROOT = pathlib.Path(__file__).parents[2]
-WEIGHTS = ROOT / "tests" / "models" / "recorded" / "models" / "transformers-MiniLM-minilm-l6"
+RECORDED = ROOT / "tests" / "models" / "recorded" / "models"
+WEIGHTS, T5 = RECORDED / "transformers-MiniLM-minilm-l6", RECORDED / "transformers-T5-t5-base"
 GOOD, BAD = ["good", "fine", "great"], ["bad", "poor", "dull"]
 OTHERS = ["film", "book", "a", "the", "was", "so", "and", "very"]
 
@@ -24,6 +38,33 @@ def lines_of(count, names, rng):
         words = rng.choice(OTHERS, rng.integers(1, 5)).tolist()
         words.insert(rng.integers(len(words)), rng.choice([GOOD, BAD][number % 2]))
         yield f"{' '.join(words)} {number}\t{names[number % 2]}"
+
+
+def write_similarities(folder, rng):
+    """Write pairs as STS-B has them, whose score counts the good words of both."""
+    names = ("index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2", "score")
+    folder.mkdir()
+    for split, count in {"train": 40, "dev": 24}.items():
+        lines = ["\t".join(names)]
+        for number in range(count):
+            texts = [" ".join([*rng.choice([*GOOD, *BAD], 2), *rng.choice(OTHERS, 2)]) for _ in range(2)]
+            score = 1.25 * sum(word in GOOD for text in texts for word in text.split())
+            lines.append("\t".join([str(number), *"abcdef", *texts, f"{score:.3f}"]))
+        (folder / f"{split}.tsv").write_text("\n".join([*lines, ""]))
+
+
+def write_t5(folder):
+    """Write a tiny T5 with a tokenizer of its own."""
+    shutil.copytree(T5, folder)
+    names = [*GOOD, *BAD, "cola", "films", "sentence", "acceptable", "un", "yes", "no", ""]
+    pieces = ["<pad>", "</s>", "<unk>", *(f"▁{name}" for name in names), "acceptable", ":"]
+    tokenizer = Tokenizer(Unigram([(piece, -2.0) for piece in pieces], 2))
+    tokenizer.add_special_tokens(pieces[:3])
+    tokenizer.pre_tokenizer = Metaspace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +79,8 @@ def data_dir(tmp_path_factory):
                 lines = [f"x\t{label}\t\t{text}" for text, label in (line.split("\t") for line in lines)]
             name = "dev" if (task, split) == ("cola", "test") else split
             (folder / task / f"{name}.tsv").write_text("\n".join([*lines, ""]))
+    write_similarities(folder / "sts-b", rng)
+    write_t5(folder / "t5")
     shutil.copytree(WEIGHTS, folder / "encoder")
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *OTHERS]
     (folder / "encoder" / "vocab.txt").write_text("\n".join([*pieces, ""]))
@@ -102,10 +145,82 @@ def test_a_finished_run_is_not_repeated(finished, data_dir):
     assert {path: path.stat().st_mtime_ns for path in before if path.suffix != ".json"}.items() <= before.items()
 
 
+def test_t5_writes_the_words_of_classes(data_dir, tmp_path):
+    config = small(data_dir)
+    config["model"] |= {"start": str(data_dir / "t5"), "frozen": "token_embedding/.*", "length": 16, "dropout": 0.0}
+    config["sweep"] |= {"learning_rate": [0.05, 0.1], "epochs": [6, 6]}
+    glue_soups.run(config, tmp_path)
+    results = load_results(tmp_path)
+    rows = {row["name"]: row["metrics"] for row in results["rows"]}
+    assert "start weights" in rows and "linear probe" not in rows and "greedy soup" in rows
+    assert rows["start weights"]["films"]["accuracy"] < rows["best member"]["films, held-out"]["accuracy"]
+    bases, pool = Pool(tmp_path / "cola_bases"), Pool(tmp_path / "cola_pool")
+    start, member = bases["seed0_probe"], pool[next(iter(pool))]
+    assert "head" not in start and start.keys() == member.keys()
+    np.testing.assert_array_equal(start["token_embedding"]["embedding"], member["token_embedding"]["embedding"])
+    assert (start["decoder"]["norm"]["scale"] != member["decoder"]["norm"]["scale"]).any()
+
+
+def test_t5_reads_tasks_as_it_was_taught_them():
+    one = TextDataset(["a", "b"], np.int32([0, 1]), ("0", "1"))
+    two = dataclasses.replace(one, second=["c", "d"])
+    assert read_texts("CoLA", one) == ["cola sentence: a", "cola sentence: b"]
+    assert read_texts("SST-2", one)[0] == "sst2 sentence: a"
+    assert read_texts("MRPC", two)[0] == "mrpc sentence1: a sentence2: c"
+    assert read_texts("QNLI", two)[1] == "qnli question: b sentence: d"
+    assert read_texts("MNLI", two)[0] == "mnli hypothesis: c premise: a"
+    assert read_texts("Mine", two)[0] == "mine sentence1: a sentence2: c"
+    assert words_of("MRPC", ("0", "1"), True) == ["not_equivalent", "equivalent"]
+    assert words_of("RTE", ("entailment", "not_entailment"), True) == ["entailment", "not_entailment"]
+    with pytest.raises(ValueError, match="task RTE has 1 texts in a line, but T5 reads sentence1, sentence2"):
+        read_texts("RTE", one)
+
+
+def test_numbers_are_predicted_and_scored_by_their_ranks(data_dir, tmp_path):
+    config = small(data_dir, tasks=["sts-b"], splits={"held_out": 0.4}, learned=dict(learning_rate=0.1, epochs=1))
+    config["learned"]["batch_size"] = 8
+    config["sweep"] |= {"learning_rate": [0.005, 0.01]}
+    glue_soups.run(config, tmp_path)
+    results = load_results(tmp_path)
+    rows = {row["name"]: row["metrics"]["test"] for row in results["rows"]}
+    assert {"linear probe", "greedy soup", "learned soup", "ensemble", "greedy ensemble"} <= rows.keys()
+    assert all(metrics.keys() == {"score", "pearson", "mse"} for metrics in rows.values())
+    assert results["facts"]["Tasks"]["sts-b"]["classes"] == "numbers" and results["metric"] == "score"
+    members = Pool(tmp_path / "sts-b_pool")
+    assert members[next(iter(members))]["head"]["kernel"].shape == (8, 1)
+    # an ensemble is the mean of the numbers
+    outputs = scores_of(tmp_path, data_dir, members)
+    expected = scipy.stats.spearmanr(np.mean([*outputs.values()], axis=0), scores_in(data_dir)).statistic
+    assert rows["ensemble"]["score"] == pytest.approx(expected, abs=1e-6)
+
+
+def scores_in(data_dir):
+    lines = (data_dir / "sts-b" / "dev.tsv").read_text().splitlines()[1:]
+    return [float(line.rpartition("\t")[2]) for line in lines]
+
+
+def scores_of(workdir, data_dir, members):
+    """Give what each member says of the test pairs."""
+    arch = encoder_of(data_dir / "encoder", pool_type="mean")
+    data = load_text_task(data_dir / "sts-b", held_out=0.4).test
+    inputs = text_tokenizer(data_dir / "encoder", arch, length=8)(data.texts, data.second)
+    apply = jax.jit(arch.apply_fn(1))
+    return {name: np.asarray(apply(members[name], inputs))[:, 0] for name in members}
+
+
+def test_tasks_of_numbers_and_of_classes_share_the_score_alone(data_dir, tmp_path):
+    config = small(data_dir, tasks=["sts-b", "films"], splits={"held_out": 0.4})
+    (scene,) = glue_soups._scenes(config, Workdir(tmp_path, config))
+    assert {name: [*way.metrics] for name, way in scene.ways.items()} == {"sts-b": ["score"], "films": ["score"]}
+    config["model"] |= {"start": str(data_dir / "t5")}
+    with pytest.raises(ValueError, match="writes the words of classes, but the labels of sts-b are numbers"):
+        glue_soups._scenes(config, Workdir(tmp_path / "t5", config))
+
+
 def test_the_score_of_mrpc_is_the_mean_of_accuracy_and_f1():
     logits, labels = np.eye(2, dtype=np.float32)[[1, 1, 0, 0]], np.array([1, 0, 0, 1])
-    assert glue_soups.mrpc_score(logits, labels) == pytest.approx((0.5 + 0.5) / 2)
-    assert glue_soups.mrpc_score(logits, np.array([1, 1, 1, 0])) == pytest.approx((0.75 + 0.8) / 2)
+    assert mrpc_score(logits, labels) == pytest.approx((0.5 + 0.5) / 2)
+    assert mrpc_score(logits, np.array([1, 1, 1, 0])) == pytest.approx((0.75 + 0.8) / 2)
 
 
 @pytest.mark.parametrize(
