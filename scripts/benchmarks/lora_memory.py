@@ -49,21 +49,25 @@ def main():
 
 
 def measured(what, training, params, batch, members):
-    """Return the row of a program for so many members."""
+    """Return the row of a program for so many members, which share what is frozen, as those of a sweep do."""
     numbers = training.hyperparameters | {"learning_rate": 1e-4, "num_steps": 100}
-    step = functools.partial(training_step, training)
     state = jax.eval_shape(functools.partial(init_state, training), params, numbers)
+    frozen = {name: part for name, part in state["params"].items() if name == "base"}
+    own = state | {"params": {name: part for name, part in state["params"].items() if name != "base"}}
+
+    def step(own, frozen, batch):
+        after, loss = training_step(training, own | {"params": {**own["params"], **frozen}}, batch, numbers)
+        return after | {"params": {name: after["params"][name] for name in own["params"]}}, loss
+
     if members > 1:
-        step = jax.vmap(step, in_axes=(0, 0, None))
-        state, batch = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), (state, batch)
-        )
-    found = jax.jit(step, donate_argnums=0).lower(state, batch, numbers).compile().memory_analysis()
-    own = found.output_size_in_bytes - found.alias_size_in_bytes
-    total = found.argument_size_in_bytes + found.temp_size_in_bytes + own
-    trained = tree.count(params.get("lora", params))
-    row = {"what": what, "members": members, "trained": trained, "bytes": total, "GiB": total / GIB}
-    row |= {"arguments": found.argument_size_in_bytes / GIB, "between": found.temp_size_in_bytes / GIB}
+        step = jax.vmap(step, in_axes=(0, None, 0))
+        own, batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), (own, batch))
+    found = jax.jit(step, donate_argnums=0).lower(own, frozen, batch).compile().memory_analysis()
+    apart = found.output_size_in_bytes - found.alias_size_in_bytes
+    total = found.argument_size_in_bytes + found.temp_size_in_bytes + apart
+    row = {"what": what, "members": members, "trained": tree.count(params.get("lora", params)), "bytes": total}
+    row |= {"GiB": total / GIB, "arguments": found.argument_size_in_bytes / GIB}
+    row |= {"between": found.temp_size_in_bytes / GIB}
     print(row, flush=True)
     return row
 

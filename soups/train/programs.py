@@ -17,7 +17,7 @@ from soups import tree
 from soups.data import batch_indices
 from soups.train.lanes import groups_of
 from soups.train.sharding import on_devices
-from soups.train.step import Training, init_state, training_step
+from soups.train.step import Training, init_state, matched, training_step
 from soups.train.trajectory import averages
 
 MODES = ("map", "vmap", "sharded")
@@ -48,8 +48,11 @@ def in_programs(
     length = len(jax.tree.leaves(data)[0])
     # of all programs, and mostly of the next sweep, so that they share one compilation
     room = -(-max(member["num_steps"] for member in members.values()) // _ROOM) * _ROOM
-    run = training.programs.setdefault((mode, mesh), _program(training, mode, mesh))
+    fixed = _unmoved(training, params, data, members, batch_size) if mode == "vmap" else None
+    key = mode, mesh, None if fixed is None else (jax.tree.structure(fixed), *jax.tree.leaves(fixed))
+    run = training.programs.setdefault(key, _program(training, mode, mesh, fixed))
     params, data = _on_all(mesh, (params, data), P())
+    same = None if fixed is None else jax.device_get(tree.split_by(fixed, params)[0])
 
     def row(name, steps):
         order = batch_indices(length, batch_size, steps, int(members[name]["seed"]))
@@ -66,7 +69,7 @@ def in_programs(
                 name, steps = group[place]
                 if steps:
                     reached(name, min(until, steps), float(curve[min(until, steps) - 1]))
-        before = _results(training, group, **made)
+        before = _results(training, group, same, **made)
     yield from before
 
 
@@ -97,13 +100,18 @@ def _known(losses):
         yield from enumerate(np.asarray(shard.data), shard.index[0].start or 0)
 
 
-def _results(training, group, state, losses):
-    """Yield the name and the result of each member that took steps, on the host of every process."""
+def _results(training, group, same, state, losses):
+    """Yield the name and the result of each member that took steps, on the host of every process.
+
+    `same`: the weights that no member has of its own, or None.
+    """
     made = {"params": state["params"], "averages": averages(state, training.ema_decays), "losses": losses}
     result_at = _fetched(made)
     for place, (name, steps) in enumerate(group):
         if steps:
             result = result_at(place)
+            if same is not None:
+                result |= {"params": tree.combine(result["params"], same)}
             yield name, result | {"losses": result["losses"][:steps]}
 
 
@@ -117,23 +125,46 @@ def _fetched(results):
     return lambda at: jax.device_get(member(results, np.int32(at)))  # one at a time: a host may not hold them all
 
 
-def _program(training, mode, mesh):
+def _unmoved(training, params, data, members, batch_size):
+    """Return which weights a step hands on as they are, a tree of booleans, or None if it moves all of them.
+
+    Side by side, all members share them: a frozen base is there once, however many members have changes of their own.
+    """
+    rates = jax.tree.leaves(matched(training, params)[0])
+    if all(rates):
+        return None
+    numbers = training.numbers(next(iter(members.values())))
+    batch = jax.tree.map(lambda array: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype), data)
+    state = jax.eval_shape(functools.partial(init_state, training), params, numbers)
+
+    def moved(state, batch):
+        return training_step(training, state, batch, numbers)[0]["params"]
+
+    places = jax.tree.structure(state).unflatten(range(len(jax.tree.leaves(state))))
+    traced = jax.make_jaxpr(moved)(state, batch).jaxpr
+    given = [traced.invars[place] for place in jax.tree.leaves(places["params"])]
+    same = [new is old and not rate for new, old, rate in zip(traced.outvars, given, rates, strict=True)]
+    return jax.tree.structure(params).unflatten(same) if any(same) else None
+
+
+def _program(training, mode, mesh, fixed=None):
     """Return a function that trains a group, and yields how far it came, {"state", "losses" [places, steps]}.
 
-    It is some parts ahead of what it yields, whose state is gone, but for the last one.
+    It is some parts ahead of what it yields, whose state is gone, but for the last one. `fixed`: see `_unmoved`.
     """
     spec = P("data") if mode == "sharded" and mesh.shape.get("data", 1) > 1 else None
-    begin = jax.jit(_of_all(mode, mesh, functools.partial(_begin, training)))
-    go_on = jax.jit(_of_all(mode, mesh, functools.partial(_go_on, training, spec)), donate_argnums=1)
+    begin = jax.jit(_of_all(mode, mesh, functools.partial(_begin, training, fixed)))
+    go_on = jax.jit(_of_all(mode, mesh, functools.partial(_go_on, training, spec, fixed)), donate_argnums=1)
     within = functools.partial(jax.set_mesh, mesh) if mode == "sharded" else contextlib.nullcontext
 
     def run(params, data, rows, last):
         with within():
             carry = begin(params, (), rows)
+        shared = None if fixed is None else tree.split_by(fixed, params)[0]
         part, ahead = -(-last // _PARTS), collections.deque()
         for until in range(part, last + part, part):
             with within():
-                carry, losses = go_on((data, _on_all(mesh, np.int32(until), P())), carry, rows)
+                carry, losses = go_on((data, _on_all(mesh, np.int32(until), P()), shared), carry, rows)
             ahead.append((until, {"state": carry[0], "losses": losses}))
             if len(ahead) == _AHEAD:
                 yield ahead.popleft()
@@ -170,24 +201,31 @@ def _of_all(mode, mesh, function):
 # --- A member's training, traceable: it may be mapped, and every member then takes its own number of steps ---
 
 
-def _begin(training, params, carry, row):
+def _begin(training, fixed, params, carry, row):
     """Return the state before the first step, and room for the losses of as many steps as the order [steps, B] has."""
     numbers, order = row
-    return init_state(training, params, numbers), jnp.zeros(order.shape[0], jnp.float32)
+    return _own(fixed, init_state(training, params, numbers)), jnp.zeros(order.shape[0], jnp.float32)
 
 
-def _go_on(training, batch_spec, shared, carry, row):
+def _own(fixed, state):
+    """Leave out the weights that all members share."""
+    return state if fixed is None else state | {"params": tree.split_by(fixed, state["params"])[1]}
+
+
+def _go_on(training, batch_spec, fixed, shared, carry, row):
     """Take the steps up to `until`, or to a member's last; give the losses twice, for the state is donated."""
-    (data, until), (numbers, order) = shared, row
+    (data, until, same), (numbers, order) = shared, row
 
     def body(carry):
         state, losses = carry
+        if fixed is not None:
+            state = state | {"params": tree.combine(state["params"], same)}
         index = state["step"]
         batch = jax.tree.map(lambda array: array[order[index]], data)
         if batch_spec is not None:
             batch = jax.lax.with_sharding_constraint(batch, batch_spec)
         state, loss = training_step(training, state, batch, numbers)
-        return state, losses.at[index].set(loss)
+        return _own(fixed, state), losses.at[index].set(loss)
 
     last = jnp.minimum(until, jnp.asarray(numbers["num_steps"], jnp.int32))
     carry = jax.lax.while_loop(lambda carry: carry[0]["step"] < last, body, carry)

@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 
 from soups.train import Classification, Training, fit
 from soups.train.loop import prepared
-from soups.train.programs import in_programs
+from soups.train.programs import _begin, _of_all, _unmoved, in_programs
 
 CLASSES, BATCH = 3, 8
 # other numbers of steps, and every hyper-parameter; of the second group two of the four lanes of the mesh are filled up
@@ -156,3 +156,36 @@ def test_the_next_member_trains_while_the_last_one_is_kept(params, data):
     while len(steps) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(steps) == 4
+
+
+def test_weights_that_no_step_moves_are_there_once(params, data):
+    rules = (("hidden/.*", 0.0), (".*", 1.0))
+    training = Training(loss=Classification(network, CLASSES), optimizer=descent, learning_rate_rules=rules)
+    chosen = {str(index): MEMBERS[index] for index in (0, 1)}
+    arrays, members = prepared(training, params, data, chosen, BATCH)
+    fixed = _unmoved(training, params, arrays, members, BATCH)
+    assert fixed == {"head": {"bias": False, "kernel": False}, "hidden": {"kernel": True}}
+    rows = jax.tree.map(
+        lambda *x: np.stack(x), *[(training.numbers(one), np.zeros((8, BATCH), int)) for one in members.values()]
+    )
+    begin = _of_all("vmap", None, functools.partial(_begin, training, fixed))
+    state, _ = jax.eval_shape(begin, params, (), rows)
+    assert [leaf.shape for leaf in jax.tree.leaves(state["params"])] == [(2, CLASSES), (2, 6, CLASSES)]
+    options = {"batch_size": BATCH, "mesh": None, "members_per_program": None, "reached": lambda *seen: None}
+    found = dict(in_programs(training, params, arrays, members, list(members), mode="vmap", **options))
+    for name, result in found.items():
+        alone = fit(training, params, data, batch_size=BATCH, hyperparameters=chosen[name])
+        chex.assert_trees_all_close(result["params"], jax.device_get(alone["params"]), atol=ROUNDING, rtol=0)
+        np.testing.assert_array_equal(result["params"]["hidden"]["kernel"], params["hidden"]["kernel"])
+
+
+def test_weights_that_a_loss_moves_by_itself_are_each_members_own(params, data):
+    def moving(params, images, key):
+        logits, _ = network(params, images, key)
+        return logits, {**params, "hidden": {"kernel": params["hidden"]["kernel"] + 1.0}}
+
+    rules = (("hidden/.*", 0.0), (".*", 1.0))
+    training = Training(loss=Classification(moving, CLASSES), optimizer=descent, learning_rate_rules=rules)
+    arrays, members = prepared(training, params, data, {"a": MEMBERS[0]}, BATCH)
+    assert _unmoved(training, params, arrays, members, BATCH) is None
+    assert _unmoved(TRAINING, params, arrays, members, BATCH) is None
