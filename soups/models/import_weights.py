@@ -105,6 +105,8 @@ def _matched(path, wanted, num_classes) -> tuple[Mapping[str, np.ndarray], Table
     """Return the tensors of a file, their table, and how many classes its head has, if it has one."""
     if num_classes is not None and num_classes < 2:
         raise ValueError(f"a head needs at least two classes, not {num_classes}")
+    if num_classes is not None and (wanted.family == "t5" or getattr(wanted.features, "mlm", False)):
+        raise ValueError(f"{wanted.name} gives logits of its vocabulary, and has no head: leave out num_classes")
     path = cached_model(str(path))
     tensors = open_tensors(path)
     layout = find_layout(tensors, LAYOUTS, wanted, path)

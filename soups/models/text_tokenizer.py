@@ -17,7 +17,7 @@ from soups.formats.gguf import read_arrays, read_header
 from soups.formats.hub import cached_model
 from soups.formats.text import read_bytes, read_json, read_text
 from soups.lazy import extra
-from soups.models.architectures import Architecture, architecture
+from soups.models.architectures import FAMILY_FIELDS, Architecture, architecture
 from soups.models.decoder_sizes import KINDS, is_gguf
 from soups.models.sentencepiece import unigram_tokenizer
 from soups.names import check_name, count_of
@@ -225,6 +225,12 @@ def _ends(file, tokenizer):
 def _check_fits(tokenize, arch):
     if arch.image_size is not None:
         raise ValueError(f"architecture {arch.name!r} takes images, not texts")
+    encoder = arch.family in FAMILY_FIELDS
+    if (encoder and "start" not in tokenize.special) or (arch.family == "t5" and "start" in tokenize.special):
+        wanted = "begins with" if encoder else "has no"
+        raise ValueError(
+            f"{tokenize.name} is the tokenizer of another network: a row of {arch.name} {wanted} a start token"
+        )
     rows, tokens = arch.features.vocabulary_size, tokenize.vocabulary_size
     if not tokens <= rows < tokens + _SPARE:
         raise ValueError(
