@@ -20,6 +20,7 @@ from soups import tree
 from soups.data.domainbed import seed_hash
 from soups.evaluate import accuracy
 from soups.evaluate.ranking import rank_by_score, rank_by_similarity, rank_greedily
+from soups.pool.claims import made_once
 from soups.progress import say
 from soups.studies.courses import Course, adam
 from soups.studies.rows import Row, mean_of
@@ -68,6 +69,17 @@ def _cook(trial: Trial) -> dict[str, Any]:
         "facts": trial.facts,
         "notes": trial.notes,
     }
+
+
+def _members(trial: Trial) -> None:
+    """Make all members, the last first, for another process makes the first ones."""
+    courses = {name: trial.course(data) for name, data in trial.sets.items()}
+    for decay in reversed(trial.config["weight_decays"]):
+        fused = _Fusing(trial, courses, decay)
+        for name in reversed(courses):
+            fused.source(name)
+        for target in reversed(courses):
+            fused.on_target(target)
 
 
 # --- One target -------------------------------------------------------------------------------------------------------
@@ -159,13 +171,14 @@ class _Fusing:
 
     def joint(self, sources: Sequence[str]) -> tree.Tree:
         """Return a trunk that is fine-tuned on all sources at once, each with a head of its own."""
-        trial, steps = self.trial, self.trial.config["joint"]["steps"]
-        pool = trial.workdir.pool("joint")
+        trial = self.trial
         name = trial.name(f"joint_{'-'.join(sources)}_decay{self.decay:g}")
-        if name in pool:
-            return pool[name]
+        make = functools.partial(self._joint, sources)
+        return made_once(trial.workdir.pool("joint"), name, make, {"seed": trial.seed})
+
+    def _joint(self, sources) -> tree.Tree:
+        trial, steps, trunk = self.trial, self.trial.config["joint"]["steps"], self.trial.trunk
         say(f"multi-task learning on {', '.join(sources)}")
-        trunk = trial.trunk
         probes = {source: self.courses[source].probe() for source in sources}
         start = {"trunk": trial.start, "heads": {source: trunk.head(probe) for source, probe in probes.items()}}
 
@@ -188,8 +201,7 @@ class _Fusing:
         settings = {"rate": own["learning_rate"], "weight_decay": self.decay, "seed": trial.seed}
         options = {"optimizer": adam, "learning_rate_rules": rules, "hyperparameters": settings, "steps": steps}
         made = fit(loss, start, batches(), **options)
-        pool.add(name, jax.device_get(made["params"]["trunk"]))
-        return pool[name]
+        return jax.device_get(made["params"]["trunk"])
 
     # --- Which to fuse ------------------------------------------------------------------------------------------------
 
@@ -272,4 +284,4 @@ def _claims(trial, rows) -> list[dict[str, Any]]:
     return [{"seed": trial.seed, "title": f"{a} > {b}", "value": test[a] - test[b]} for a, b in pairs]
 
 
-run = Study(check=_check, scenes=trials, cook=_cook, within=within, folders=("pool",))
+run = Study(check=_check, scenes=trials, cook=_cook, within=within, members=_members, folders=("pool",))

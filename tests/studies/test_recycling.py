@@ -238,11 +238,9 @@ def test_members_that_are_trained_side_by_side_are_those_that_are_trained_alone(
     )  # three from each start but the pre-trained trunk's, and two fused
 
 
-def test_a_process_that_joins_a_run_makes_members_for_it(finished, data_dir, tmp_path, monkeypatch):
-    config, workdir, add = one_domain(data_dir), tmp_path / "run", Pool.add
-    with pytest.raises(ValueError, match="has no run to join"):
-        domainbed.run(config, workdir, join=True)
-    made, joined = [], threading.Event()
+def run_and_join(study, config, workdir, monkeypatch) -> list[tuple[str, str, str]]:
+    """Run a study while another thread joins it; return the pool and name of what was added, and who added it."""
+    made, joined, add = [], threading.Event(), Pool.add
     monkeypatch.setattr("soups.pool.claims._SECONDS", 0.01)
 
     def adding(self, name, *args, **kwargs):
@@ -256,14 +254,22 @@ def test_a_process_that_joins_a_run_makes_members_for_it(finished, data_dir, tmp
         return result
 
     monkeypatch.setattr(Pool, "add", adding)
-    joining = threading.Thread(target=lambda: domainbed.run(config, workdir, join=True), name="joining")
-    begun = threading.Thread(target=lambda: domainbed.run(config, workdir), name="begun")
+    joining = threading.Thread(target=lambda: study.run(config, workdir, join=True), name="joining")
+    begun = threading.Thread(target=lambda: study.run(config, workdir), name="begun")
     begun.start()
     while not (workdir / "config.json").exists():
         time.sleep(0.01)
     joining.start()
     for thread in (begun, joining):
         thread.join()
+    return made
+
+
+def test_a_process_that_joins_a_run_makes_members_for_it(finished, data_dir, tmp_path, monkeypatch):
+    config, workdir = one_domain(data_dir), tmp_path / "run"
+    with pytest.raises(ValueError, match="has no run to join"):
+        domainbed.run(config, workdir, join=True)
+    made = run_and_join(domainbed, config, workdir, monkeypatch)
     assert len({place[:2] for place in made}) == len(made) and {place[2] for place in made} == {"joining", "begun"}
     see_the_same(finished, workdir)
 
@@ -288,8 +294,9 @@ def test_diversity_measures_pairs_by_what_differs(data_dir, tmp_path):
     assert set(shares) == {0.0, 0.5, 1.0}
 
 
-def test_fusing_starts_from_averages_of_the_other_sets(data_dir, tmp_path):
-    fusing.run(small("fusing", data_dir), tmp_path / "run")
+def test_fusing_starts_from_averages_of_the_other_sets(data_dir, tmp_path, monkeypatch):
+    made = run_and_join(fusing, small("fusing", data_dir), tmp_path / "run", monkeypatch)
+    assert len({place[:2] for place in made}) == len(made) and {place[2] for place in made} == {"joining", "begun"}
     results = load_results(tmp_path / "run")
     rows = {row["name"]: row["metrics"] for row in results["rows"] if row["group"] == "main"}
     singles = [row for row in results["rows"] if row["group"] == "curve"]
