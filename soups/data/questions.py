@@ -4,12 +4,15 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import pathlib
 from collections.abc import Sequence
 
 from soups.files import PathLike
 from soups.formats.text import read_text
-from soups.names import check_name
+from soups.names import check_name, count_of
+
+logger = logging.getLogger("soups")
 
 LETTERS = ("A", "B", "C", "D")
 TRUTHFUL = ("mc1", "mc2")
@@ -67,7 +70,8 @@ def read_arc(path: PathLike, shots: Sequence[Question] = ()) -> list[Question]:
     """Read questions of ARC (Clark et al., 2018, arXiv:1803.05457), whose answers are texts.
 
     `path`: the .jsonl that ARC is published as, or a .csv without a header, whose lines are a question, its answers and
-    the letter or number of the right one. `shots`: of the same, with which each question begins.
+    the letter or number of the right one; empty answers behind the last one are none, and lines without the right
+    one are left out, which a warning says. `shots`: of the same, with which each question begins.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -172,14 +176,24 @@ def _subject(path, subject):
 
 
 def _rows(path):
-    """Give the lines of a .csv as (question, answers, letter), by their numbers."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
-    for row in reader:
+    """Give the lines of a .csv as (question, answers, letter), by their numbers; without the right answer none."""
+    reader, left = csv.reader(io.StringIO(read_text(path), newline="")), []
+    for row in filter(None, reader):
         if len(row) < 4:
             raise ValueError(
                 f"{path}, line {reader.line_num}: a line is a question, two answers at least, and a letter"
             )
-        yield reader.line_num, (row[0], row[1:-1], _place(row[-1], len(row) - 2))
+        choices = row[1:-1]
+        while choices and not choices[-1].strip():  # as many columns as the question with most answers
+            choices.pop()
+        place = _place(row[-1])
+        if place is not None and place >= len(choices):
+            left.append(reader.line_num)
+            continue
+        yield reader.line_num, (row[0], choices, place)
+    if left:
+        what = "%s: left out for want of the right answer: %s, the first is number %d"
+        logger.warning(what, path, count_of(len(left), "line"), left[0])
 
 
 def _published(path):
@@ -194,11 +208,12 @@ def _published(path):
         yield number, (question, texts, right)
 
 
-def _place(label, count):
+def _place(label):
     """Return the number of an answer from its letter or its number, None for another label."""
     label = label.strip()
-    place = int(label) - 1 if label.isdecimal() and len(label) < 3 else "ABCDEFGHIJ".find(label) if label else -1
-    return place if 0 <= place < count else None
+    if label.isdecimal() and len(label) < 3:
+        return int(label) - 1 if int(label) else None
+    return "ABCDEFGHIJ".index(label) if label in [*"ABCDEFGHIJ"] else None
 
 
 def _question(context, choices, right, where):

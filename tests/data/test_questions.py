@@ -25,13 +25,21 @@ def test_arc_is_the_same_from_both_forms(tmp_path):
     assert shots[0].context == f"Question: What?\nAnswer: two\n\n{first.context}" and shots[0].choices == first.choices
 
 
+def test_lines_without_their_right_answer_are_left_out_and_counted(tmp_path, caplog):
+    path = tmp_path / "arc.csv"
+    path.write_text("Lost?,,,,,2\n\nWhat?,one,two,,,2\nFour?,a,b,c,d,E\n")
+    assert read_arc(path) == [Question("Question: What?\nAnswer:", ("one", "two"), (1,))]
+    assert "arc.csv: left out for want of the right answer: 2 lines, the first is number 1" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.csv", "What?,A\n", r"a\.csv, line 1: a line is a question, two answers at least, and a letter"),
-        ("a.csv", "What?,a,b,B\nWhat?,a,b,C\n", r"line 2: nothing says which of its 2 answers is right"),
+        ("a.csv", "What?,a,b,B\nWhat?,a,b,CD\n", r"line 2: nothing says which of its 2 answers is right"),
         ("a.csv", "What?,a,b,\n", r"line 1: nothing says which"),
-        ("a.csv", "What?,a, ,A\n", r"line 1: answer 2 is empty"),
+        ("a.csv", "What?,a, ,b,A\n", r"line 1: answer 2 is empty"),
+        ("a.csv", "What?,a,b,,?\n", r"line 1: nothing says which of its 2 answers is right"),
         ("a.jsonl", "{}\n", r"line 1: it is no question of ARC"),
         ("a.jsonl", "no\n", r"line 1: it is no question of ARC"),
         ("a.jsonl", '{"question": {"stem": "?", "choices": []}, "answerKey": "A"}', r"line 1: it is no question"),
