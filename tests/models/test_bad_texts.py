@@ -1,4 +1,4 @@
-"""Give every network of texts what it cannot take: tokenizers, lengths, texts, heads and files of others."""
+"""Give every network of texts files of all kinds, and what it cannot take."""
 
 import base64
 import dataclasses
@@ -9,9 +9,11 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from miniature.torch_zip import write_state_dict
 
+from soups.formats import open_checkpoint
 from soups.models.architectures import architecture
-from soups.models.import_weights import check_weights
+from soups.models.import_weights import check_weights, import_weights
 from soups.models.text_tokenizer import text_tokenizer
 
 RECORDED = pathlib.Path(__file__).parent / "recorded"
@@ -84,6 +86,16 @@ def test_texts_beyond_the_length_of_a_network_are_errors(network):
     inputs |= {"decoder_tokens": np.zeros((1, 2), np.int32)} if arch.family == "t5" else {}
     with pytest.raises(ValueError, match=r"tokens must be \[B, T\], T from 1 to 10, not \[1, 11\]"):
         jax.eval_shape(arch.apply_fn(None), arch.abstract(None), inputs)
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, "align-base"])
+def test_torch_files_hold_the_same_as_safetensors(small, tmp_path, name):
+    folder = RECORDED / "models" / FOLDERS.get(name, "transformers-ALIGN-align-base")
+    checkpoint = open_checkpoint(folder)
+    tensors = {one: np.array(checkpoint.read(one)) for one in (*checkpoint.leaves, *checkpoint.aliases)}
+    floats = {one: tensor for one, tensor in tensors.items() if tensor.dtype == np.float32}
+    path = write_state_dict(tmp_path / "pytorch_model.bin", floats)
+    jax.tree.map(np.testing.assert_array_equal, *(import_weights(one, small(name)) for one in (path, folder)))
 
 
 @pytest.mark.parametrize("name", HEADED)
