@@ -80,8 +80,9 @@ def _of_config(config, file):
         fields |= {"mlp_dim": 4 * fields["width"] if inner is None else inner}
         return kind, fields | {"norm_epsilon": config.get("layer_norm_epsilon", 1e-5), "tied": _tied(config, True)}
     rope = config.get("rope_parameters") or {}
-    if (form := rope.get("rope_type", "default")) != "default":
-        raise ValueError(f"{file} is of a decoder that is not known: rope_type is {form!r}")
+    plain = {"rope_type": "default", "partial_rotary_factor": 1.0}
+    if wrong := [f"{name} is {rope[name]!r}" for name, value in plain.items() if rope.get(name, value) != value]:
+        raise ValueError(f"{file} is of a decoder that is not known: {', '.join(wrong)}")
     fields |= {"rope_theta": float(config.get("rope_theta", rope.get("rope_theta", 10000.0)))}
     fields |= {"num_kv_heads": config.get("num_key_value_heads") or fields["num_heads"]}
     fields |= {"head_dim": config.get("head_dim") or fields["width"] // fields["num_heads"]}
@@ -101,7 +102,8 @@ def _of_gguf(path):
     given["vocabulary_size"] = embedding.shape[0] if embedding and len(embedding.shape) == 2 else None
     wanted = {ours: f"llama.{theirs}" for ours, theirs in _IN_GGUF.items()} | {"vocabulary_size": "token_embd.weight"}
     fields = _whole(given, wanted, path)
-    if scaled := [name for name in said if name.startswith("llama.rope.scaling") and said[name] != "none"]:
+    scaled = [name for name in said if name.startswith("llama.rope.scaling") and said[name] != "none"]
+    if scaled := [*scaled, *(name for name in names if name == "rope_freqs.weight")]:
         raise ValueError(f"{path} is of a decoder that is not known: it has {', '.join(scaled)}")
     heads, size = fields["num_heads"], _integer(said.get("llama.attention.key_length"))
     fields |= {"num_kv_heads": _integer(said.get("llama.attention.head_count_kv")) or heads}

@@ -20,6 +20,7 @@ from soups.formats import open_checkpoint
 from soups.models.architectures import architecture, decoder_of
 from soups.models.decoder import SHARDING_RULES
 from soups.models.import_weights import check_weights, import_weights
+from soups.models.tables import reading
 from soups.train import param_shardings
 
 RECORDED = pathlib.Path(__file__).parent / "recorded" / "models"
@@ -200,6 +201,30 @@ def test_what_is_beyond_the_tables_is_not_a_number(case):
 # --- Files ---
 
 
+@pytest.mark.parametrize("order", [("embed", "logits"), ("logits", "embed")])
+def test_logits_that_torch_saved_as_the_embeddings_are_these(monkeypatch, order):
+    tensors, names = tensors_of(LLAMA), {"embed": "model.embed_tokens.weight", "logits": "lm_head.weight"}
+    first, second = (names[one] for one in order)
+    checkpoint = open_checkpoint(RECORDED / LLAMA)
+    leaf = dataclasses.replace(checkpoint.leaves[names["embed"]], name=first)
+    rest = {name: one for name, one in checkpoint.leaves.items() if name != names["embed"]}
+    tied = dataclasses.replace(checkpoint, leaves={first: leaf, **rest}, aliases={second: first})
+    monkeypatch.setattr(reading, "open_checkpoint", lambda path, **options: tied)
+    found = import_weights(RECORDED / LLAMA, arch_of(LLAMA))
+    np.testing.assert_array_equal(found["token_embedding"]["embedding"], tensors[names["embed"]])
+    assert "lm_head" not in found
+
+
+def test_gpt2_may_have_its_own_matrix_of_logits(write):
+    own = {**tensors_of(GPT2), "lm_head.weight": tensors_of(GPT2)["transformer.wte.weight"] + 1}
+    with pytest.raises(ValueError, match=r"'lm_head.weight' is extra"):
+        check_weights(write(own), arch_of(GPT2))
+    untied = dataclasses.replace(arch_of(GPT2), features=arch_of(GPT2).features.clone(tied=False))
+    found = import_weights(write(own), untied)
+    tree.check_same_structure([untied.abstract(None), found])
+    np.testing.assert_array_equal(found["lm_head"]["kernel"].T, own["lm_head.weight"])
+
+
 def tensors_of(folder):
     checkpoint = open_checkpoint(RECORDED / folder)
     return {name: np.array(checkpoint.read(name)) for name in checkpoint.leaves}
@@ -230,6 +255,7 @@ def test_a_decoder_has_the_sizes_that_its_folder_says(folder):
         (GPT2, {"activation_function": "relu"}, "unknown activation of .*'relu'"),
         (LLAMA, {"attention_bias": True}, "not known: attention_bias is True"),
         (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "rope_type is 'llama3'"),
+        (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         (LLAMA, {"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling is {'rope_type': 'yarn'}"),
     ],
 )
@@ -356,6 +382,15 @@ def test_gguf_files_of_other_networks_are_errors(tmp_path, said, architecture, m
     file = written_gguf(tmp_path / "model.gguf", as_gguf(tensors_of(LLAMA)), said, architecture)
     with pytest.raises(ValueError, match=message):
         decoder_of(file)
+
+
+def test_scaled_rotations_of_a_gguf_file_are_an_error(tmp_path):
+    tensors = {**as_gguf(tensors_of(LLAMA)), "rope_freqs.weight": np.full(2, 8, np.float32)}
+    file = written_gguf(tmp_path / "model.gguf", tensors, SAID)
+    with pytest.raises(ValueError, match=r"not known: it has rope_freqs\.weight"):
+        decoder_of(file)
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight"):
+        check_weights(file, arch_of(LLAMA))
 
 
 def test_a_gguf_file_of_another_computation_is_an_error(tmp_path):

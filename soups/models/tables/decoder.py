@@ -6,11 +6,9 @@ from soups.models.architectures import Architecture
 from soups.models.tables import parts
 from soups.models.tables.parts import Part, Table
 
-#: buffers of old files, and the matrix of the logits, which is that of the embeddings
-GPT2_REST = r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight"
+#: buffers of old files
+GPT2_REST = r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"
 LLAMA_REST = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-TIED_REST = rf"{LLAMA_REST}|lm_head\.weight"
-GGUF_REST = r"rope_freqs\.weight"
 _IN_GGUF = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -30,6 +28,8 @@ def gpt2(arch: Architecture, prefix: str = "transformer.") -> Table:
     heads = (decoder.num_heads, width // decoder.num_heads)
     rows = {"wte": ("token", decoder.vocabulary_size), "wpe": ("position", decoder.context_length)}
     table = parts.norm(f"{prefix}ln_f", "Transformer/encoder_norm", width)
+    if not decoder.tied:
+        table |= parts.matrix("lm_head.weight", "lm_head/kernel", (width,), (decoder.vocabulary_size,))
     for theirs, (ours, count) in rows.items():
         table |= parts.as_it_is(f"{prefix}{theirs}.weight", (count, width), f"{ours}_embedding/embedding")
     for index in range(decoder.depth):

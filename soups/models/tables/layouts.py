@@ -122,7 +122,7 @@ LAYOUTS = (
     Layout("Hugging Face's GPT-2", ("gpt2",), "transformer.wpe.weight", decoder.gpt2, decoder.GPT2_REST),
     Layout("Hugging Face's GPT-2", ("gpt2",), "wpe.weight", lambda arch: decoder.gpt2(arch, ""), decoder.GPT2_REST),
     Layout("Hugging Face's Llama", ("llama",), "model.embed_tokens.weight", decoder.llama, decoder.LLAMA_REST),
-    Layout("GGUF's", ("llama",), "token_embd.weight", decoder.gguf, decoder.GGUF_REST),
+    Layout("GGUF's", ("llama",), "token_embd.weight", decoder.gguf),
 )
 TEXT_LAYOUTS = (
     Layout("OpenAI's and open_clip's", ("clip",), "token_embedding.weight", clip.openai_text, clip.OPENAI_IMAGE),

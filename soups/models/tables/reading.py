@@ -19,6 +19,7 @@ from soups.names import did_you_mean
 OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in its folders
 MOST_EXTRA = 50  # names in a message
 PARALLEL = "module."  # before all names that torch's data-parallel wrappers save
+LOGITS = "lm_head.weight"  # which torch saves once more where it is the matrix of the embeddings
 OLD_NORMS = re.compile(r"(?<=\.LayerNorm\.)(gamma|beta)$")  # as TensorFlow called what torch calls weight and bias
 
 
@@ -42,7 +43,8 @@ def open_tensors(path) -> dict[str, Any]:
         return read_leaves(path)
     path = next((path / name for name in OPEN_CLIP if (path / name).is_file()), path)
     checkpoint = open_checkpoint(path, dequantise=True)
-    names = [*checkpoint.leaves, *checkpoint.aliases]
+    tied = {*checkpoint.aliases, *checkpoint.aliases.values()} & {LOGITS}
+    names = [name for name in (*checkpoint.leaves, *checkpoint.aliases) if name not in tied]
     wrapped = all(name.startswith(PARALLEL) for name in names)
     given = {name: (Unread(checkpoint, name) if checkpoint.making(name) else checkpoint.read(name)) for name in names}
     return {_modern(name.removeprefix(PARALLEL) if wrapped else name): tensor for name, tensor in given.items()}
