@@ -97,6 +97,22 @@ def show(options, run) -> int:
     return 0
 
 
+def watch(options, run) -> int:
+    """Show who makes which members, how far they are, and when all will be made.
+
+    soups pool watch runs/domainbed/pool           until all are there
+    soups pool watch --once runs/domainbed/pool    how it stands now
+
+    Processes on all hosts that train members for the pool say beside it which
+    these are and how many steps they took. On a terminal this is a table that
+    is drawn anew, elsewhere a line every few seconds. ETA is the time that the
+    steps which are left take at the rate of now.
+    """
+    from soups.cli.pool_watch import watch
+
+    return watch(options, run)
+
+
 def verify(options, run) -> int:
     """Compare the files of members with what was written; exit code 1 if any differ.
 
@@ -263,6 +279,7 @@ def parser(prog: str, method: Method | None = None) -> Parser:
     for name, function, names in [
         ("list", list_members, None),
         ("show", show, "+"),
+        ("watch", watch, None),
         ("verify", verify, "*"),
         ("add", add, None),
         ("import", import_files, None),
@@ -287,6 +304,9 @@ def parser(prog: str, method: Method | None = None) -> Parser:
             command.add_argument("--certified", action="store_true", help="only if the certificates of the pool hold")
         for names, settings in _OF_CERTIFICATES.get(name, ()):
             command.add_argument(names, **settings)
+        if function is watch:
+            command.add_argument("--once", action="store_true", help="print the table once, and end")
+            command.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="from look to look")
         if function is release:
             group = command.add_argument_group(f"settings of {method.name}") if method else None
             command.set_defaults(places=add_settings(group, command.known, method, several=False) if method else {})

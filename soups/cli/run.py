@@ -15,6 +15,8 @@ see: with --coordinator auto on a TPU pod or under SLURM, elsewhere with
 """
 
 import ast
+import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -23,6 +25,7 @@ from typing import Any
 
 import jax
 
+from soups import presence
 from soups.cli import about
 from soups.cli.options import HOSTS, Parser, connect, path_argument
 from soups.lazy import extra
@@ -48,6 +51,7 @@ STUDIES = {
         "imagenet_soups",
         "language_models",
         "localize_and_stitch",
+        "lofi",
         "multi_task",
         "pretrain",
         "rank_bases",
@@ -66,7 +70,7 @@ def main(arguments: list[str], run) -> int:
         jax.config.update(name, value)
     connect(options)  # nothing may be computed before
     file = config_file(options.config)
-    with importable(pathlib.Path(file).parent):
+    with importable(pathlib.Path(file).parent), contextlib.ExitStack() as stack:
         config = read_config(file, changes)
         about.check(config)
         if file != options.config and "about" in config:
@@ -76,6 +80,8 @@ def main(arguments: list[str], run) -> int:
         for line in about.opening(config):
             say(line)
         study = _study(config.get("study"))
+        seen = functools.partial(setattr, run, "leader")
+        stack.enter_context(presence.watched(pathlib.Path(workdir) / ".processes", functools.partial(_end, run), seen))
         if options.join:
             if getattr(study, "members", None) is None:
                 raise ValueError(f"--join: a run of the study {config['study']} cannot be joined by other processes")
@@ -88,6 +94,12 @@ def main(arguments: list[str], run) -> int:
             say(line)
     run.made(about.report_of(workdir))
     return 0
+
+
+def _end(run, lost):
+    """End this process, which would wait for one that is lost."""
+    run.end(f"{lost}, and the others end")
+    os._exit(2)
 
 
 def preferred(environ: Mapping[str, str]) -> dict[str, Any]:

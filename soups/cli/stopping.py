@@ -31,6 +31,7 @@ class Run:
     signal: int = 0  #: the number of the signal that stopped it, or 0
     ended: bool = False  #: what ended it was printed
     less_memory: str = "fewer --threads need less"
+    leader: str = ""  #: the process of several whose end aborts all others
     quiet: bool = False  #: only errors are printed, and what `made` is given
     verbose: bool = False  #: the log of libraries and tracebacks are printed too
     out: TextIO | None = None  #: where `made` prints while all else is quiet
@@ -41,8 +42,8 @@ class Run:
     def __setattr__(self, name: str, value: object) -> None:
         """Set a field; the witness hears of what it would say."""
         super().__setattr__(name, value)
-        if self.witness and name in ("go_on", "less_memory", "witness"):
-            self.witness.note(printable(self.less_memory), printable(self.go_on))
+        if self.witness and name in ("go_on", "leader", "less_memory", "witness"):
+            self.witness.note(printable(self.less_memory), printable(self.go_on), printable(self.leader))
 
     def made(self, *results) -> None:
         """Print results, such as paths, one in a line, where nothing else that the command prints is seen."""

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 KILLED = b"was killed, most likely for lack of memory"
 ABORTED = b"was aborted by a library, most likely for lack of memory"
+LED = b"was aborted by JAX, most likely because %s, which leads all others, has ended"
 CRASHED = b"crashed in a library; --verbose says where"
 _NOTE, _BYE, _LAST_WORDS, _QUIETLY = b"N", b"B", b"L", b"Q"  # what a message begins with
 _KEPT = 1 << 16  # bytes of what libraries say that are kept
@@ -55,9 +56,9 @@ class Witness:
         os.dup2(self._words, 2)
         os.close(self._words)
 
-    def note(self, less_memory: str, go_on: str) -> None:
-        """Tell the witness what needs less memory, and how to go on; both are printable."""
-        self._tell(_NOTE + f"{less_memory}\n{go_on}".encode()[: select.PIPE_BUF - 3])
+    def note(self, less_memory: str, go_on: str, leader: str = "") -> None:
+        """Tell the witness what needs less memory, how to go on, and who leads several processes; all are printable."""
+        self._tell(_NOTE + f"{leader}\n{less_memory}\n{go_on}".encode()[: select.PIPE_BUF - 3])
 
     def last_words(self, text: str, quiet: bool = False) -> bool:
         """Have a printable text printed when the command ends, however it does; `quiet`: what libraries say is not.
@@ -157,8 +158,10 @@ def _wait(notes, words, prog, verbose):
 
 def _guess(dump, note):
     """Return what ended a command that has not said it."""
-    less_memory, _, go_on = note.partition(b"\n")
+    leader, less_memory, go_on = [*note.split(b"\n", 2), b"", b"", b""][:3]
     what = _what(dump)
+    if leader and what == ABORTED:
+        return b"; ".join(filter(None, [LED % leader, go_on]))
     return b"; ".join(filter(None, [what if what == CRASHED else b", ".join(filter(None, [what, less_memory])), go_on]))
 
 

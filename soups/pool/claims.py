@@ -2,37 +2,39 @@
 
 import contextlib
 import time
-import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from soups import tree
-from soups.files import locked
+from soups.pool.making import Maker, making
 from soups.pool.pool import Pool
 
 _SECONDS = 1.0  # from one look at what other processes have made to the next
 
 
 @contextlib.contextmanager
-def claimed(pool: Pool, names: Iterable[str], most: int = 1) -> Iterator[list[str]]:
-    """Claim the first members, `most` of them, that are not in the pool and that no process is making.
+def claimed(pool: Pool, names: Iterable[str], most: int = 1, maker: Maker | None = None) -> Iterator[list[str]]:
+    """Claim the first members, `most` of them, that are not in the pool and that no process is making, on any host.
 
-    A claim is a lock on a file beside the pool; that of a killed process is free.
+    A claim is a lease: that of a process that was killed is free at once for processes on its machine, and for those
+    on others when it was not renewed for `soups.pool.making.LEASE` seconds. `maker`: from `making`, if there is one.
     """
-    mine = []
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            if len(mine) == most:
-                break
-            lock = pool.path.with_name(f".{pool.path.name}.{urllib.parse.quote(name, safe='')}.lock")
-            try:
-                stack.enter_context(locked(pool.path / name, lock, "run"))
-            except BlockingIOError:
-                continue
-            pool.refresh()  # it may have come in since names were listed
-            if name not in pool:
+    names, mine = list(names), []
+    with making(pool.path, names) if maker is None else contextlib.nullcontext(maker) as maker:
+        try:
+            for name in names:
+                if len(mine) == most:
+                    break
+                if not maker.claim(name):
+                    continue
                 mine.append(name)
-        yield mine
+                pool.refresh()  # it may have come in since names were listed
+                if name in pool:
+                    maker.release(mine.pop())
+            yield mine
+        finally:
+            for name in mine:
+                maker.release(name)
 
 
 def claims(pool: Pool, names: Iterable[str], most: int = 1) -> Iterator[list[str]]:
@@ -40,13 +42,17 @@ def claims(pool: Pool, names: Iterable[str], most: int = 1) -> Iterator[list[str
 
     Those that another process is making are waited for; if it dies, they are yielded too.
     """
-    while missing := [name for name in names if name not in pool]:
-        with claimed(pool, missing, most) as mine:
-            if mine:
-                yield mine
-        if not mine:
-            time.sleep(_SECONDS)
-            pool.refresh()
+    names = list(names)
+    if all(name in pool for name in names):
+        return
+    with making(pool.path, names) as maker:
+        while missing := [name for name in names if name not in pool]:
+            with claimed(pool, missing, most, maker) as mine:
+                if mine:
+                    yield mine
+            if not mine:
+                time.sleep(_SECONDS)
+                pool.refresh()
 
 
 def made_once(pool: Pool, name: str, make: Callable[[], tree.Tree], record: Mapping[str, Any]) -> tree.Tree:

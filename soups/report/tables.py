@@ -223,6 +223,7 @@ COSTS: dict[str, tuple[str, Callable[[Spread], str], str]] = {
     "training": ("training", format_count, "examples pushed forward in training beyond the pool's"),
     "seconds": ("seconds", format_seconds, "of the merge with the chosen settings; of a baseline, its training"),
     "bytes": ("size", format_bytes, "what is stored"),
+    "sent": ("sent", format_bytes, "what a worker sends while it trains"),
     "labelled": ("labelled", format_count, "examples taken to merge or train, beside those that choose settings"),
     "unlabelled": ("unlabelled", format_count, "the same without labels"),
     "search_seconds": ("search s", format_seconds, "all settings that were compared"),

@@ -297,7 +297,7 @@ class Course(Scene):
             for group in turns(self, names, own):
                 begun, some = {index: starts[index]() for index in group}, {index: own[index] for index in group}
                 begun = with_trained_heads(self, begun, some, head_steps) if head_steps else begun
-                made = trained(self, begun, some, steps or self.config["runs"]["steps"], last=last)
+                made = trained(self, begun, some, steps or self.config["runs"]["steps"], names, last=last)
                 for index, one in made.items():
                     record = {"config": {**own[index], "run": index}, "seed": self.seed, "losses": one["losses"]}
                     # the member itself is the last, for what is in its pool is not made again

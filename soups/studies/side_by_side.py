@@ -8,6 +8,7 @@ import numpy as np
 from soups import tree
 from soups.data.domainbed import seed_hash
 from soups.pool.claims import claims
+from soups.pool.making import note
 from soups.train import Swad
 from soups.train.loop import prepared, run
 from soups.train.swad import mean_between
@@ -41,11 +42,18 @@ def with_trained_heads(
 
 
 def trained(
-    course: "Course", starts: Mapping[int, tree.Tree], settings: Settings, steps: int, *, last: bool
+    course: "Course",
+    starts: Mapping[int, tree.Tree],
+    settings: Settings,
+    steps: int,
+    names: Mapping[int, str],
+    *,
+    last: bool,
 ) -> dict[int, dict[str, Any]]:
     """Return what each run leaves: "pool", its weights, the averages "ma" and "swad", and "losses", means over parts.
 
-    Its weights are those of the checkpoint that is best on held-out data, or of the `last` step.
+    Those who watch the pool are told of each step, by the `names` of the members. The weights of a run are those of
+    the checkpoint that is best on held-out data, or of the `last` step.
     """
     placement, evaluate_every = course.placements["all"], course.config["runs"]["evaluate_every"]
     swad, first, best = {i: Swad() for i in starts}, {}, dict.fromkeys(starts, (-1.0, None))
@@ -60,7 +68,11 @@ def trained(
             if score > best[index][0]:
                 best[index] = score, made["params"]
 
-    options = {"save_every": evaluate_every, "on_checkpoint": checkpoint}
+    def on_step(index, losses):
+        for name, loss in losses.items():
+            note(course.pools["pool"].path, names[int(name)], index + 1, steps, loss)
+
+    options = {"save_every": evaluate_every, "on_checkpoint": checkpoint, "on_step": on_step}
     state, losses = _run(course, "all", starts, settings, steps, course.batches, **options)
     found = {}
     for lane, index in enumerate(starts):

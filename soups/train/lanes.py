@@ -62,9 +62,17 @@ class Lanes:
         """Return the state as jax.ShapeDtypeStructs with shardings."""
         return jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct((self.count, *leaf.shape), leaf.dtype, sharding=where),
-            self.training.abstract_state(params),
+            self.abstract_one(params),
             self.shardings,
         )
+
+    def abstract_one(self, params: tree.Tree) -> tree.Tree:
+        """Return the state of one lane as jax.ShapeDtypeStructs."""
+        return jax.eval_shape(self.first, params, self.training.example)
+
+    def first(self, params: tree.Tree, values: Mapping[str, Any]) -> tree.Tree:
+        """Return the first state of one lane."""
+        return init_state(self.training, params, values)
 
     def begin(self, starts: Sequence[tree.Tree], values: Mapping[str, jax.Array]) -> tree.Tree:
         """Return the first state, from the start weights of all lanes, which every process holds."""
@@ -79,8 +87,7 @@ class Lanes:
 
     @functools.cached_property
     def _begin(self):
-        first = _on_each(functools.partial(init_state, self.training), self.mesh)
-        return jax.jit(first, out_shardings=self.shardings)
+        return jax.jit(_on_each(self.first, self.mesh), out_shardings=self.shardings)
 
     @functools.cached_property
     def step(self):
@@ -89,16 +96,17 @@ class Lanes:
         over = ("data",) if self.count == 1 else ("data", "model")
         training = gathered(self.training, self._shardings, over)
 
-        def step(state, batch, hyperparameters):
-            after, loss = training_step(training, state, batch, hyperparameters)
-            active = state["step"] < hyperparameters["num_steps"]
-            return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, state), loss
-
         return jit_step(
-            _on_each(step, self.mesh),
+            _on_each(functools.partial(self.one_step, training), self.mesh),
             in_shardings=(self.shardings, self._of_rows, self._of_lane),
             out_shardings=(self.shardings, self._of_lane),
         )
+
+    def one_step(self, training: Training, state: tree.Tree, batch: tree.Tree, values: Mapping[str, jax.Array]) -> Any:
+        """Return the state of one lane and its loss after its step, if it has any left."""
+        after, loss = training_step(training, state, batch, values)
+        active = state["step"] < values["num_steps"]
+        return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, state), loss
 
     def values(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, jax.Array]:
         """Return the hyper-parameters of all lanes as the step takes them."""

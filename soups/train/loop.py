@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import pathlib
+import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from soups import presence, tree
 from soups import state as state_files
-from soups import tree
 from soups.files import PathLike, append, local_path, made_folder, replace_file
 from soups.names import check_name, few
 from soups.pool import digest
@@ -23,6 +24,7 @@ from soups.train import checks
 from soups.train.checkpoints import restore_state, save_state
 from soups.train.feeds import LaneBatches, by_lane, feed_of
 from soups.train.lanes import Lanes, with_lanes
+from soups.train.preemption import noticing
 from soups.train.step import FIELDS, Training
 from soups.train.trajectory import averages
 
@@ -54,8 +56,9 @@ def fit(
         made = soups.train.fit(loss, params, {"x": x, "y": y}, batch_size=64, epochs=5, optimizer=optax.adam(1e-3))
 
     A directory keeps the last two checkpoints (`soups.train.checkpoints`), "losses.jsonl" with a line {"step", "loss"}
-    for each step (null where the loss is not finite), and "run.json", what the run was begun with. With several JAX
-    processes all of them must call it, with a directory that all can reach.
+    for each step (null where the loss is not finite), and "run.json", what the run was begun with. At SIGTERM the step
+    is finished and kept before the process ends. With several JAX processes all of them must call it, with a directory
+    that all can reach; where one is told to end, all keep the same step and end.
 
     Args:
         loss: `loss(params, batch, key)`, or a `soups.train.Training`, whose docstring says what a loss may be.
@@ -183,7 +186,7 @@ def run(
     feed, kept = feed_of(training, data, members, batch_size), None
     if directory is not None:
         directory = local_path(directory).absolute()
-        on_first_process(lambda: _claim(directory, _description(training, params, starts or {}, members, data)))
+        on_first_process(lambda: _claim(directory, _description(placement, params, starts or {}, members, data)))
         kept = restore_state(directory, placement.abstract(params))
     values = placement.values([member for _, member in lanes])
     if kept is None:
@@ -194,16 +197,23 @@ def run(
         return _outcome(state), log.losses
     position = None if position is None else by_lane(position)
     batches = LaneBatches(training, feed, lanes, placement.shares, first, position, directory is not None)
-    with contextlib.closing(batches):
+    with contextlib.closing(batches), noticing(directory is not None) as notice:
         # DO NOT CHANGE THE ORDER OF OPERATIONS: what is kept after a step is all that the next one depends on.
         for index in range(first, total):
-            state, loss = placement.step(state, placement.place(next(batches)), values)
+            begun = time.monotonic()
+            batch = next(batches)
+            presence.fed(time.monotonic() - begun)
+            state, loss = placement.step(state, placement.place(batch), values)
             log.add(index, loss)
-            if (index + 1) % save_every == 0 or index + 1 == total:
+            told, due = notice.given_at_this_step(), (index + 1) % save_every == 0 or index + 1 == total
+            if due or told:
                 log.flush()
+            if due:
                 on_checkpoint(index + 1, state)
-                if directory is not None:
-                    save_state(directory, index + 1, state, batches.get_state())
+            if directory is not None and (due or told):
+                save_state(directory, index + 1, state, batches.get_state())
+            if told:
+                notice.end()
         log.flush()
     return _outcome(state), log.losses
 
@@ -300,15 +310,16 @@ def _cut(path, first):
     replace_file(path, b"".join(state_files.sealed_line(line) for line in _lines(path) if line["step"] < first))
 
 
-def _description(training, params, starts, members, data):
+def _description(placement, params, starts, members, data):
     """Say in plain JSON what a run is begun with."""
+    training = placement.training
     numbers = {name: training.numbers(member) for name, member in members.items()}
     dot = {name: f"{name}." if name else "" for name in members}
     weights = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in tree.flatten(params).items()}
     contents = {"start": params} | {f"start of {name}": start for name, start in starts.items()}
     contents |= {"data": data} if checks.is_arrays(data) else {}
     return {
-        "training": checks.described(training),
+        "training": checks.described(training) | getattr(placement, "described", {}),
         "hyperparameters": {f"{dot[n]}{key}": value.item() for n, row in numbers.items() for key, value in row.items()},
         "weights": weights,
         "digest": {name: digest({name: content}) for name, content in contents.items()},

@@ -57,6 +57,11 @@ def state_shardings(training: Training, params: tree.Tree, shardings: tree.Tree)
     What belongs to no single weight, such as the count of steps, is on every device. `params`: arrays or
     jax.ShapeDtypeStructs; `shardings`: theirs, from `param_shardings`.
     """
+    return shardings_like(training.abstract_state(params), params, shardings)
+
+
+def shardings_like(state: tree.Tree, params: tree.Tree, shardings: tree.Tree) -> tree.Tree:
+    """Return the sharding of every leaf of a state whose names end with those of the weights that they belong to."""
     weights, of_weight = tree.flatten(params), tree.flatten(shardings)
     everywhere = NamedSharding(mesh_of_shardings(shardings, None), P())
 
@@ -66,7 +71,7 @@ def state_shardings(training: Training, params: tree.Tree, shardings: tree.Tree)
         # an optimizer may keep something smaller than the weight, such as the sums of its rows
         return of_weight[owner] if owner is not None and weights[owner].shape == leaf.shape else everywhere
 
-    return tree.map_with_names(of_leaf, training.abstract_state(params))
+    return tree.map_with_names(of_leaf, state)
 
 
 def gathered(training: Training, shardings: tree.Tree, over: tuple[str, ...] = ("data",)) -> Training:

@@ -117,8 +117,13 @@ class Training:
 
     def abstract_state(self, params: tree.Tree) -> dict[str, Any]:
         """Return the state as jax.ShapeDtypeStructs."""
+        return jax.eval_shape(functools.partial(init_state, self), params, self.example)
+
+    @property
+    def example(self) -> dict[str, np.ndarray]:
+        """Return hyper-parameters of the dtypes that all members' have."""
         example = {name: 1 if value is checks.REQUIRED else value for name, value in self.hyperparameters.items()}
-        return jax.eval_shape(functools.partial(init_state, self), params, self.numbers(example))
+        return self.numbers(example)
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Training))

@@ -20,8 +20,9 @@ from soups import state as state_files
 from soups.files import locked
 from soups.names import check_name
 from soups.pool import Pool, digest
+from soups.pool.making import making
 from soups.pool.pool import as_json
-from soups.processes import on_all_processes, on_first_process
+from soups.processes import is_first, on_all_processes, on_first_process
 from soups.progress import progress, say
 from soups.train import checks
 from soups.train.lanes import Lanes, groups_of
@@ -125,9 +126,10 @@ def sweep(
             make = functools.partial(plan.by_programs, mode=mode, mesh=mesh, members_per_program=members_per_program)
         taken = dict.fromkeys(plan.missing, 0)
         done = sum(steps for name, steps in plan.steps.items() if name not in plan.missing)
-        with progress(what, sum(plan.steps.values()), "steps", done=done) as advance:
+        with progress(what, sum(plan.steps.values()), "steps", done=done) as advance, _told(plan, taken, pool) as tell:
 
             def reached(name, steps, loss=math.nan):
+                tell(name, steps, loss)
                 if steps > taken.get(name, steps):
                     advance(steps - taken[name], "" if math.isnan(loss) else f"loss {loss:.4g} of {name}")
                     taken[name] = steps
@@ -159,6 +161,24 @@ def _held(pools):
             lock = path.with_name(f".{path.name}.sweep.lock")
             on_first_process(lambda path=path, lock=lock: [None, stack.enter_context(locked(path, lock, "sweep"))][0])
         yield
+
+
+@contextlib.contextmanager
+def _told(plan, missing, pool):
+    """Tell those who watch a pool which members the first process makes, and how far they are."""
+    if pool is None or not missing or not is_first():
+        yield lambda *reached: None
+        return
+    with making(pool.path, plan.steps) as maker:
+
+        def tell(name, steps, loss):
+            if name in missing and name not in maker.members and steps < plan.steps[name]:
+                maker.begin(name)
+            maker.note(name, steps, plan.steps[name], None if math.isnan(loss) else loss)
+            if steps >= plan.steps[name]:
+                maker.end(name)
+
+        yield tell
 
 
 def _mode(mode, mesh, in_memory):

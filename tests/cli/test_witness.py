@@ -43,6 +43,12 @@ def run(quick_start, work, verbose=False, after="", kilobytes=None, **settings):
         ("os.kill(os.getpid(), signal.SIGKILL)", signal.SIGKILL, KILLED + END),
         ("os.abort()", signal.SIGABRT, ABORTED + END),
         (
+            "run.leader = 'process 0 on tpu-7 (pid 12)'; os.abort()",
+            signal.SIGABRT,
+            "soups merge: was aborted by JAX, most likely because process 0 on tpu-7 (pid 12), which leads all others, "
+            "has ended; the same command goes on where it was\n",
+        ),
+        (
             "ctypes.string_at(0)",
             signal.SIGSEGV,
             "soups merge: crashed in a library; --verbose says where; the same command goes on where it was\n",
@@ -59,7 +65,7 @@ def run(quick_start, work, verbose=False, after="", kilobytes=None, **settings):
             KILLED + END,
         ),
     ],
-    ids=["killed", "aborted", "crashed", "with a fork", "with a program"],
+    ids=["killed", "aborted", "abort of JAX", "crashed", "with a fork", "with a program"],
 )
 def test_what_ends_a_command_at_once_is_one_line(quick_start, work, number, line):
     out = {"stdin": subprocess.DEVNULL}

@@ -1,13 +1,17 @@
 """Let threads make the members of one pool as processes do: a lock that one of them holds keeps out the others too."""
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from soups import Pool
-from soups.pool import claims
+from soups import Pool, presence
+from soups.pool import claims, making
 
 NAMES = ["a", "b", "c", "d", "e"]
 
@@ -50,7 +54,7 @@ def test_what_another_has_claimed_is_left_to_it_and_taken_where_it_gives_up(tmp_
         other.add("a", weights("a"))
     with claims.claimed(pool, NAMES, 9) as mine:
         assert mine == ["b", "c", "d", "e"]
-    assert not [path for path in tmp_path.iterdir() if path.suffix == ".lock"]
+    assert not making.folder_of(pool.path).exists()
 
 
 def test_a_member_that_another_makes_is_waited_for(tmp_path):
@@ -68,3 +72,65 @@ def test_a_member_that_another_makes_is_waited_for(tmp_path):
     thread.join()
     np.testing.assert_array_equal(found["w"], [2, 2, 2])
     np.testing.assert_array_equal(claims.made_once(pool, "d", lambda: weights("d"), {"seed": 1})["w"], [3, 3, 3])
+
+
+# --- Leases ---
+
+
+def test_the_claim_of_a_maker_elsewhere_that_went_silent_is_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(making, "LEASE", 0.3)
+    dead, pool = making.Maker(tmp_path / "pool"), Pool(tmp_path / "pool")
+    monkeypatch.setattr(making, "described", lambda: presence.described() | {"place": "elsewhere", "pid": 1})
+    making.made_folder(dead.folder)
+    dead._renew()
+    assert dead.claim("a")
+    with making.making(pool.path) as maker:
+        assert not maker.claim("a")
+        time.sleep(0.2)
+        dead._renew()
+        assert not maker.claim("a")  # which it had renewed
+        time.sleep(0.2)
+        assert not maker.claim("a")
+        time.sleep(0.2)
+        assert maker.claim("a") and [path.name for path in maker.folder.glob("a.*")] == ["a.1.claim"]
+
+
+def test_the_claim_of_a_killed_process_of_this_machine_is_free_at_once(tmp_path, quick_start):
+    work = "from soups.pool import making\nimport pathlib, os, signal, sys\n"
+    work += "maker = making.Maker(pathlib.Path(sys.argv[1]))\nmaker.folder.mkdir()\nmaker._renew()\n"
+    work += "assert maker.claim('a')\nos.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", work, tmp_path / "pool"], env=quick_start).returncode == -9
+    with making.making(tmp_path / "pool") as maker:
+        assert maker.claim("a")
+
+
+def test_one_of_many_that_claim_at_once_has_it(tmp_path):
+    pool, both, won = tmp_path / "pool", threading.Barrier(8), []
+
+    def claim(index):
+        with making.making(pool) as maker:
+            both.wait()
+            for name in NAMES * 3:
+                if maker.claim(name):
+                    won.append((index, name))
+            both.wait()
+
+    threads = [threading.Thread(target=claim, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(name for _, name in won) == NAMES
+    assert not making.folder_of(pool).exists()
+
+
+def test_who_makes_what_is_told(tmp_path):
+    pool = tmp_path / "pool"
+    with making.making(pool, {"a": 10, "b": 20}) as maker:
+        assert maker.claim("a")
+        making.note(pool, "a", 3, 10, 0.5)
+        maker._renew()
+        (one,) = making.makers(pool)
+        assert one["claims"] == ["a"] and one["planned"] == {"a": 10, "b": 20} and one["pid"] == os.getpid()
+        assert one["members"]["a"]["step"] == 3 and one["members"]["a"]["loss"] == 0.5
+    assert making.makers(pool) == []

@@ -24,6 +24,7 @@ from two_processes_lanes import (
     placed_on,
     run,
     train_group,
+    train_workers,
 )
 
 from soups import tree
@@ -293,6 +294,11 @@ def test_two_processes_train_the_members_of_one(plain, run_both, tmp_path):
         assert [line["step"] for line in losses(tmp_path / f"short/losses_{name}.jsonl")] == list(
             range(one["num_steps"])
         )
+    together = tree.flatten(train_workers(workers=2))  # here on one device, in turn
+    for process in range(2):
+        found = np.load(tmp_path / f"workers_{process}.npz")
+        for name, leaf in together.items():  # sums over three devices of a worker have another order
+            np.testing.assert_allclose(found[name], leaf, rtol=1e-4, atol=1e-5)
     for process, shares in enumerate(("[(0, (0, 1)), (1, (0, 2))]", "[(1, (1, 2)), (2, (0, 1))]")):
         assert f"loads {shares}\n" in printed[process]
         assert "refused: the processes cannot share the batches of lane 0 evenly" in printed[process]

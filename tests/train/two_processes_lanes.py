@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 from soups import tree
 from soups.data import array_source, loader
 from soups.processes import on_first_process
-from soups.train import Training, lanes, loop, param_shardings, step
+from soups.train import Exchange, Training, fit_workers, lanes, loop, param_shardings, step
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLAIN = Training(loss=killed_run.LOSS, clip_norm=1.0)
@@ -61,6 +61,13 @@ def run(directory, placement, members=MEMBERS, make_loader=make_loader, **option
     return states
 
 
+def train_workers(**place):
+    """Train two workers that average their weights after every second step."""
+    start, options = killed_run.start_weights(), {"learning_rate": 0.03, "mixup": 0.4}
+    data = lambda worker, *part: make_loader(list(MEMBERS)[worker], *part)  # noqa: E731
+    return fit_workers(PLAIN, start, data, exchange=Exchange(every=2), steps=3, hyperparameters=options, **place)
+
+
 def main():
     """Do what each of the two processes does."""
     process, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
@@ -77,6 +84,7 @@ def main():
     states = run(folder, placement)
     leaves = {f"{name}/{leaf}": x for name in states for leaf, x in tree.flatten(states[name]["params"]).items()}
     np.savez(folder / f"states_{process}.npz", **leaves)
+    np.savez(folder / f"workers_{process}.npz", **tree.flatten(train_workers(mesh=mesh_of(2, 3, 1))))
     try:
         lanes.lane_shares(mesh_of(1, 3, 2))
     except ValueError as error:
