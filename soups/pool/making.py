@@ -64,6 +64,7 @@ class Maker:
             for name in list(self._claims):
                 self.release(name)
             self._path(self.token).unlink(missing_ok=True)
+            self._sweep()
             with contextlib.suppress(OSError):  # others are there
                 self.folder.rmdir()
 
@@ -87,8 +88,11 @@ class Maker:
     def claim(self, name: str) -> bool:
         """Claim a member, and say whether it is this process's: nobody alive has claimed it."""
         found = self._claimed(name)
-        if found and not self._dead(content(found[max(found)]).get("maker", "")):
-            return False
+        if found:
+            holder = content(found[max(found)]).get("maker", "")
+            if not self._dead(holder):
+                return False
+            self._path(holder).unlink(missing_ok=True)  # so that all of its claims are free
         place = self.folder / f"{urllib.parse.quote(name, safe='')}.{max(found, default=-1) + 1}.claim"
         try:
             with open(place, "x") as file:
@@ -114,6 +118,15 @@ class Maker:
         quoted = urllib.parse.quote(name, safe="")
         found = (_CLAIM.fullmatch(path.name) for path in self.folder.glob(f"{_literal(quoted)}.*.claim"))
         return {int(match[2]): self.folder / match[0] for match in found if match and match[1] == quoted}
+
+    def _sweep(self):
+        """Take away what processes have left that are known to be dead."""
+        for path in self.folder.glob("*.maker"):
+            if (there := content(path)) and has_ended(there):
+                path.unlink(missing_ok=True)
+        for path in self.folder.glob("*.claim"):
+            if (holder := content(path).get("maker")) and not self._path(holder).exists():
+                path.unlink(missing_ok=True)
 
     def _dead(self, token):
         there = content(self._path(token))
