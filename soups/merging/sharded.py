@@ -107,6 +107,7 @@ def merged_leaves(
         merge = functools.partial(_merge, plan.job, output)
         shardings = (sharding, _everywhere(devices))
         merged[output.name], looked_at[output.name] = _run(programs, merge, shardings, inputs, measured)
+        del inputs  # else they would be held while those of the next leaf are read
     _check_finite(plan, jax.device_get(looked_at))
     return merged
 
