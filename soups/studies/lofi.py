@@ -36,7 +36,8 @@ FIELDS = {
     "probe?": "strengths max_iterations?",
     "workers": "count steps batch_size learning_rate weight_decay? warmup_fraction?",
     "all_reduce?": "factors",
-    "exchange?": "every outer_learning_rate? outer_momentum?",
+    "exchange?": "every",
+    "outer?": "learning_rate momentum",
     "claims?": "margin",
     "evaluate?": "batch_size",
 }
@@ -44,9 +45,11 @@ DEFAULTS = {
     "auxiliary": (),
     "workers": {"weight_decay": 0.0, "warmup_fraction": 0.1},
     "all_reduce": {"factors": (1.0,)},
-    "exchange": {"every": (), "outer_learning_rate": 0.7, "outer_momentum": 0.9},
+    "exchange": {"every": ()},
+    "outer": {"learning_rate": 0.7, "momentum": 0.9},
     "claims": {"margin": 0.01},
 }
+CHANGEABLE = ("all_reduce", "exchange", "claims")  # what the other runs do not depend on
 REFERENCE, LOFI, ALONE, ENSEMBLE = "all-reduce", "lo-fi", "one worker", "ensemble"
 
 
@@ -71,7 +74,8 @@ def _cook(trial: Trial) -> dict[str, Any]:
     crew = Crew(trial.course(trial.data, *trial.test_domains))
     names = crew.fill()
     kitchen = crew.kitchen(names)
-    rows = trial.stage("rows", lambda: _rows(crew, kitchen, names))
+    settings = {name: trial.config[name] for name in CHANGEABLE[:2]}
+    rows = trial.stage("rows", lambda: _rows(crew, kitchen, names), settings)
     found = {"splits": kitchen.described_splits, "reference": REFERENCE, "rows": rows}
     found |= {"claims": _claims(crew, rows), "members": trial.described(crew.course)}
     return found | {"facts": trial.facts, "notes": [*trial.notes, _NOTE]}
@@ -156,8 +160,7 @@ class Crew:
 
     @functools.cached_property
     def _outer(self):
-        config = self.course.config["exchange"]
-        return optax.sgd(config["outer_learning_rate"], momentum=config["outer_momentum"], nesterov=True)
+        return optax.sgd(**self.course.config["outer"], nesterov=True)
 
     def _train(self, placement, batches, factor=1.0):
         own = {name: self.config[name] for name in ("weight_decay", "warmup_fraction")}
@@ -239,5 +242,5 @@ run = Study(
     within=within,
     members=_members,
     folders=("pool", "soups"),
-    changeable=("claims",),
+    changeable=CHANGEABLE,
 )

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -119,6 +120,20 @@ def test_processes_that_join_make_the_same_and_a_killed_run_goes_on(finished, da
         assert here.digest(name) == there.digest(name)
     lofi.run(small(data_dir), tmp_path / "run")
     assert rows_of(tmp_path / "run") == rows_of(finished)
+
+
+def test_other_exchanges_are_added_to_a_run(finished, data_dir, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    made = dict(Pool(tmp_path / "run" / "pool").record("seed0_squares_dark_worker_0"))
+    config = small(data_dir)
+    config["exchange"]["every"], config["all_reduce"]["factors"] = [5], [1.0]
+    lofi.run(config, tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
+    assert "local SGD, every 5 steps" in rows and "local SGD, every 2 steps" not in rows
+    assert Pool(tmp_path / "run" / "pool").record("seed0_squares_dark_worker_0") == made
+    config["outer"]["momentum"] = 0.5
+    with pytest.raises(ValueError, match=r"outer.momentum: 0.9 there, 0.5 now"):
+        lofi.run(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
