@@ -25,10 +25,11 @@ from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row
 from soups.studies.study import Study, check_fields, with_defaults
 from soups.studies.trials import Trial, trials, within
-from soups.train import Exchange, InTurn, Training
+from soups.train import Exchange, Training
 from soups.train.loop import Alone, prepared
 from soups.train.loop import run as train
 from soups.train.step import matched
+from soups.train.workers import InTurn
 
 FIELDS = {
     "": "study name seeds? first_seed? data_dir dataset test_domains image_size",

@@ -19,6 +19,4 @@ from soups.train.sweeps import sweep as sweep
 from soups.train.text_to_text import TextToText as TextToText
 from soups.train.trajectory import averages as averages
 from soups.train.workers import Exchange as Exchange
-from soups.train.workers import InTurn as InTurn
-from soups.train.workers import WorkerLanes as WorkerLanes
 from soups.train.workers import fit_workers as fit_workers
