@@ -222,7 +222,7 @@ def real(folder, python, data, options):
     folder.mkdir()
     file, first = smollm2_file(), options.first
     (folder / "tokenizer").mkdir()
-    parity_text_tokenizer.digits(folder / "tokenizer" / "files", *parity_text_tokenizer._in_gguf(file))
+    parity_text_tokenizer.digits(folder / "tokenizer" / "files", *parity_text_tokenizer.in_gguf(file))
     questions = {
         "arc": read_arc(data / "ARC-C/test/arc_challenge_test.csv")[:first],
         "anatomy": read_mmlu(data / "MMLU", shots=5, subjects=["anatomy"])[:first],

@@ -64,7 +64,7 @@ def main():
         forms = {"tokenizer.json": ("BertTokenizer", minilm_folder())} | forms | unigrams(folder, texts, python)
         if importlib.util.find_spec(SMOLLM2):
             del forms["digits"]
-            forms["GGUF"] = (*digits(folder / "smollm2", *_in_gguf(smollm2_file())), smollm2_file())
+            forms["GGUF"] = (*digits(folder / "smollm2", *in_gguf(smollm2_file())), smollm2_file())
         forms = {name: forms[name] for name in options.forms or forms}
         rows, version = compare(texts, forms, python, folder)
     columns = ["vocabulary", "what", "texts", "equal"]
@@ -189,9 +189,11 @@ def digits(folder, tokens, merges, special):
     return "PreTrainedTokenizerFast", folder
 
 
-def _in_gguf(file):
+def in_gguf(file):
+    """Return the tokens, the merges and the special tokens of a GGUF file."""
     names = [f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type")]
-    tokens, merges, kinds = gguf.read_arrays(file, names).values()
+    found = gguf.read_arrays(file, names)
+    tokens, merges, kinds = (found[name] for name in names)
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == "3"]
     return tokens, [pair.split(" ") for pair in merges], special
 
