@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 MINUTES = 8  # of a seed on two idle cores
-SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of sums over six tasks
-RESCALES = (0.5, 1.0, 2.0)  # of averages
+SCALES = (0.05, 0.1, 0.2, 0.3, 0.5)  # of sums over six tasks
+RESCALES = (0.2, 0.5, 1.0)  # of averages
 SCOPES = ("leaf",)
 
 
