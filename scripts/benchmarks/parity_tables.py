@@ -102,9 +102,10 @@ def tokenizer():
 
 
 def text_tokenizer():
-    """Return the rows of the tokenizers of encoders: equal texts of all, for each form of a vocabulary."""
+    """Return the rows of the tokenizers of networks of texts: equal texts of all, for each form of a vocabulary."""
     forms = {}
-    for row in _record("parity_text_tokenizer")["rows"]:
+    records = ("parity_text_tokenizer", "parity_decoder_tokenizer")  # the latter with --forms GPT-2 GGUF
+    for row in [row for name in records for row in _record(name)["rows"]]:
         forms.setdefault(row["vocabulary"], {})[row["what"]] = f"{row['equal']} of {row['texts']}"
     whats = list(next(iter(forms.values())))
     yield ["vocabulary", *whats]

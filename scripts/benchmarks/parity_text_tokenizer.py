@@ -184,7 +184,7 @@ def digits(folder, tokens, merges, special):
         "model": {"type": "BPE", "vocab": {token: at for at, token in enumerate(tokens)}, "merges": merges},
     }
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": special[0]}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": special[0], "eos_token": special[0]}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return "PreTrainedTokenizerFast", folder
 
