@@ -9,13 +9,13 @@ left out, and so are rows whose task columns are permuted: their correlation wit
 """
 
 import argparse
-import csv
 import pathlib
 import sys
 
 import numpy as np
 
 from soups.evaluate import gains, rank_by_score, regret, spearman, split_half
+from soups.formats.text import numbered_rows
 
 PROBE, FIRST_TASK, CLEAN = "mnli_lp", 4, 0.9
 TOP = 5
@@ -39,7 +39,7 @@ def read(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
 
     A ValueError names a file that is not such a table.
     """
-    header, *rows = csv.reader(pathlib.Path(path).read_text(encoding="utf-8").splitlines())
+    header, *rows = (row for _, row in numbered_rows(pathlib.Path(path).read_text(encoding="utf-8")))
     if header[1:FIRST_TASK] != ["model_name", "avg", PROBE] or len(header) < FIRST_TASK + 2:
         raise ValueError(f"{path}: its columns must be '', model_name, avg, {PROBE} and tasks, not {header[:6]}")
     try:

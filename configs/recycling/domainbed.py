@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.seeds = 1  # trials: each has splits, minibatches and hyper-parameters of its own
     config.first_seed = 0
     config.about = ConfigDict()
-    config.about.minutes = 20
+    config.about.minutes = 15
     config.about.shows = (
         "It fine-tunes a network that knows photographs on drawings of all styles but one, and shows what soups, "
         "ensembles and networks recycled from other tasks gain on the style that is left out."

@@ -2,11 +2,11 @@
 
     python scripts/benchmarks/train_lite_torch.py --torch-python PATH/bin/python
 
-BatchNorm's statistics are frozen, all weights are trained by Adam, as DomainBed does. PyTorch runs beside, as a process
-that waits while JAX is timed: eagerly with channels first and last, and compiled. Both start from the trained weights
-of the extra "recycling" and must give the same losses for the first steps. Each of PyTorch's is tried twice; then
-blocks of steps of soups and of the fastest take turns. The record is written after each case. Run it on a quiet
-machine.
+BatchNorm's statistics are frozen, all weights are trained by Adam, as DomainBed does, and memory that a step frees is
+kept, as the studies of recycling do. PyTorch runs beside, as a process that waits while JAX is timed: eagerly with
+channels first and last, and compiled. Both start from the trained weights of the extra "recycling" and must give the
+same losses for the first steps. Each of PyTorch's is tried twice; then blocks of steps of soups and of the fastest take
+turns. The record is written after each case. Run it on a quiet machine.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import numpy as np
 from train_step_torch import HOW, check_losses, torch_process
 
 from soups import models
+from soups.allocator import freed_memory_kept
 from soups.models.architectures import architecture
 from soups.models.efficientnet_lite import STEM, TOP
 from soups.train import Classification, Training
@@ -71,7 +72,8 @@ def case(size, count, options):
     params = models.import_weights(models.efficientnet_lite0_file(), "efficientnet-lite0")
     params = models.replace_head(params, jax.random.key(1), CLASSES, zero=False)
     run = jax_trainer(batch, params)
-    with torch_process(options.torch_python, batch, params, WORKER, settings()) as (torch_run, said):
+    torch = torch_process(options.torch_python, batch, params, WORKER, settings())
+    with freed_memory_kept(), torch as (torch_run, said):
         check_losses(run(len(next(iter(said["losses"].values())))), said["losses"])
         callables = {name: lambda name=name: torch_run(name, options.steps) for name in said["losses"]}
         tried = {name: min(times) for name, times in _common.measure(callables, 2).items()}

@@ -17,7 +17,7 @@ import jax
 
 from soups.cli.options import Parser, path_argument
 from soups.cli.show import say
-from soups.formats.text import read_text
+from soups.formats.text import numbered_lines, read_text
 from soups.lazy import extra
 from soups.names import count_of
 from soups.pool import save_checkpoint
@@ -69,7 +69,7 @@ def _check_vocabulary(tokenizer, text, options):
 
 
 def _lines(path):
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    return [line.strip() for _, line in numbered_lines(read_text(path))]
 
 
 def parser(prog: str) -> Parser:

@@ -9,7 +9,7 @@ import numpy as np
 from soups.arguments import check_within
 from soups.data.lengths import round_up
 from soups.files import PathLike
-from soups.formats.text import read_text
+from soups.formats.text import numbered_lines, read_text
 
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"
 
@@ -65,7 +65,7 @@ def read_instructions(path: PathLike, template: str = TEMPLATE) -> list[tuple[st
     path, made = pathlib.Path(path), []
     text = read_text(path)
     try:
-        items = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+        items = [json.loads(line) for _, line in numbered_lines(text)] if path.suffix == ".jsonl" else json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     for number, item in enumerate(items if isinstance(items, list) else [None], 1):

@@ -15,7 +15,7 @@ from soups.data.sources import folder_source
 from soups.data.splits import split_indices
 from soups.data.transforms import center_crop, compose, resize_shorter, to_channels
 from soups.files import PathLike
-from soups.formats.text import read_text
+from soups.formats.text import numbered_lines, read_text
 from soups.names import check_name
 
 #: what OpenAI calls the 43 signs of GTSRB, whose folders are 00000 to 00042, in its own spelling
@@ -206,7 +206,7 @@ def _listed(source: Source, folder: pathlib.Path, chosen: ClipSet, part: int) ->
     if chosen.lists is None:
         return np.arange(len(source))
     path = folder / chosen.lists[part]
-    names = {line.strip() for line in read_text(path).splitlines()}
+    names = {line.strip() for _, line in numbered_lines(read_text(path))}
     found = [index for index, file in enumerate(source.files) if file.rpartition("/")[2] in names]
     if not found:
         raise ValueError(f"{path} names none of the images")

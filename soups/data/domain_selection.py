@@ -20,6 +20,7 @@ import numpy as np
 
 from soups.data.domainbed import SETS
 from soups.files import PathLike
+from soups.formats.text import numbered_lines, read_text
 
 Record = Mapping[str, Any]
 _ARGUMENTS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
@@ -197,7 +198,7 @@ def _table(title, labels, columns, rows, width) -> list[str]:
 
 
 def _lines(file) -> Iterable[Record]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in numbered_lines(read_text(file)):
         try:
             record = json.loads(line)
             whole = "step" in record and all(name in record["args"] for name in _ARGUMENTS) and _environments(record)

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 
 from soups.files import PathLike
-from soups.formats.text import read_text
+from soups.formats.text import numbered_lines, numbered_rows, read_text
 from soups.names import check_name, count_of
 
 logger = logging.getLogger("soups")
@@ -177,27 +177,25 @@ def _subject(path, subject):
 
 def _rows(path):
     """Give the lines of a .csv as (question, answers, letter), by their numbers; without the right answer none."""
-    reader, left = csv.reader(io.StringIO(read_text(path), newline="")), []
-    for row in filter(None, reader):
+    left = []
+    for number, row in numbered_rows(read_text(path)):
         if len(row) < 4:
-            raise ValueError(
-                f"{path}, line {reader.line_num}: a line is a question, two answers at least, and a letter"
-            )
+            raise ValueError(f"{path}, line {number}: a line is a question, two answers at least, and a letter")
         choices = row[1:-1]
         while choices and not choices[-1].strip():  # as many columns as the question with most answers
             choices.pop()
         place = _place(row[-1])
         if place is not None and place >= len(choices):
-            left.append(reader.line_num)
+            left.append(number)
             continue
-        yield reader.line_num, (row[0], choices, place)
+        yield number, (row[0], choices, place)
     if left:
         what = "%s: left out for want of the right answer: %s, the first is number %d"
         logger.warning(what, path, count_of(len(left), "line"), left[0])
 
 
 def _published(path):
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in numbered_lines(read_text(path)):
         try:
             item = json.loads(line)
             choices, question = item["question"]["choices"], item["question"]["stem"]

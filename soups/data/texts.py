@@ -1,9 +1,7 @@
 """Read tasks of texts: a folder with a file of lines for each split, as GLUE, LM-BFF or plain tables have them."""
 
 import collections
-import csv
 import dataclasses
-import io
 import logging
 import math
 import pathlib
@@ -18,7 +16,7 @@ from soups.data.dataset import class_name_problems
 from soups.data.lengths import LENGTHS, shortened
 from soups.data.splits import split_indices
 from soups.files import PathLike, local_path
-from soups.formats.text import read_text
+from soups.formats.text import numbered_lines, numbered_rows, read_text
 from soups.names import check_name, count_of, did_you_mean, few, refuse
 
 logger = logging.getLogger("soups")
@@ -76,7 +74,8 @@ class TextDataset:
 
     Attributes:
         texts: N of them, none empty.
-        labels: int32 [N], indices into `class_names`; or, with no class names, numbers, float32 [N].
+        labels: indices [N] into `class_names`, integers of any width, which are kept as int32; or, with no class names,
+            finite numbers [N], which are kept as float32.
         class_names: at least two, or none where numbers are predicted.
         second: the second texts of pairs, or None.
     """
@@ -88,13 +87,15 @@ class TextDataset:
 
     def __post_init__(self):
         refuse("not a valid set of texts", self._problems())
+        kept = np.int32 if self.class_names else np.float32
+        object.__setattr__(self, "labels", self.labels.astype(kept, copy=False))
 
     def _problems(self):
         labels, count = self.labels, len(self.class_names)
         yield from class_name_problems(self.class_names) if count else ()
-        wanted = np.int32 if count else np.float32
-        if getattr(labels, "dtype", None) != wanted or labels.ndim != 1:
-            yield f"labels must be {wanted.__name__} [N]"
+        kind, wanted = (np.integer, "integers") if count else (np.floating, "numbers with a point")
+        if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, kind) or labels.ndim != 1:
+            yield f"labels must be an array of {wanted} [N]"
         elif not count and not np.isfinite(labels).all():
             yield "labels must be finite numbers"
         elif not count:
@@ -297,10 +298,9 @@ def _files(folder) -> dict[str, pathlib.Path]:
 def _read(file, layout) -> _Table:
     text = read_text(file, limit=_LARGEST)
     if file.suffix == ".csv":
-        rows = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text, newline="")), 1) if row]
+        rows = list(numbered_rows(text))
     else:
-        lines = enumerate(text.split("\n"), 1)
-        rows = [(number, line.removesuffix("\r").split("\t")) for number, line in lines if line.strip()]
+        rows = [(number, line.split("\t")) for number, line in numbered_lines(text)]
     if not rows:
         raise ValueError(f"{file} has no lines")
     name = _layout(file, layout, rows[0][1])

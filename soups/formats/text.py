@@ -1,11 +1,13 @@
 """Read the JSON and text files that lie beside weights: one door, bounded in size and depth."""
 
 import codecs
+import csv
+import io
 import os
 import pathlib
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from soups import state
 from soups.formats.hub import how_to_complete
@@ -50,6 +52,22 @@ def read_text(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> str:
     if "\0" in text:
         raise CheckpointError(f"{path} is not text in UTF-8, but binary or UTF-16 without a byte order mark")
     return text
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the number and text of each line that is not blank; only newlines end one, not U+2028 and its like."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
+def numbered_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a table with commas that are not empty, each with the number of the line where it begins."""
+    reader, begin = csv.reader(io.StringIO(text, newline="")), 1
+    for row in reader:
+        if row:
+            yield begin, row
+        begin = reader.line_num + 1
 
 
 def read_bytes(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> bytes:

@@ -44,20 +44,45 @@ def depthwise(x_BxHxWxC: jax.Array, kernel: jax.Array, stride: int = 1, padding:
     return jax.lax.platform_dependent(x_BxHxWxC, kernel, **forms)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def shifted_sum(x_BxHxWxC: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
-    """Return what `depthwise` does as a sum of size² shifted images, each times its weights."""
-    size = kernel.shape[0]
-    if isinstance(padding, str):
-        padding = tuple(_same(length, size, stride) for length in x_BxHxWxC.shape[1:3])
-    padded = jnp.pad(x_BxHxWxC, ((0, 0), *padding, (0, 0)))
-    rows, columns = ((length - size) // stride + 1 for length in padded.shape[1:3])
+    """Return what `depthwise` does as a sum of size² shifted images, each times its weights.
 
-    def image(i, j):
-        last = (i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1)
-        return padded[:, i : last[0] : stride, j : last[1] : stride]
+    It has no forward-mode derivative: its gradients are sums of shifted images too.
+    """
+    size = len(kernel)
+    images = _shifted(x_BxHxWxC, size, stride, _sides(x_BxHxWxC, kernel, stride, padding))
+    weights = [kernel[i : i + 1, j : j + 1] for i in range(size) for j in range(size)]
+    return functools.reduce(operator.add, map(operator.mul, images, weights))
 
-    places = [(i, j) for i in range(size) for j in range(size)]
-    return functools.reduce(operator.add, (image(i, j) * kernel[i : i + 1, j : j + 1] for i, j in places))
+
+def _forward(x, kernel, stride, padding):
+    return shifted_sum(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(stride, padding, kept, outer):
+    # without the barriers XLA computes again, for each shifted image, what comes before and after the convolution
+    (x, outer), kernel = jax.lax.optimization_barrier((kept[0], outer)), kept[1]
+    size, sides = len(kernel), _sides(x, kernel, stride, padding)
+    before = [size - 1 - first for first, _ in sides]
+    whole = [stride * (length - 1) + 1 for length in outer.shape[1:3]]  # with stride - 1 zeros between any two
+    after = [length + size - 1 - sum(pair) for length, *pair in zip(x.shape[1:3], before, whole, strict=True)]
+    places = [(*pair, stride - 1) for pair in zip(before, after, strict=True)]
+    spread = jax.lax.pad(outer, jnp.zeros((), outer.dtype), ((0, 0, 0), *places, (0, 0, 0)))
+    inputs = shifted_sum(spread, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
+    images = _shifted(x, size, stride, sides)
+    weights = jnp.stack([jnp.sum(image * outer, (0, 1, 2)) for image in images]).reshape(kernel.shape)
+    return jax.lax.optimization_barrier((inputs, weights))
+
+
+shifted_sum.defvjp(_forward, _backward)
+
+
+def _shifted(x, size, stride, sides):
+    """Return the images, padded, that begin at each place of a kernel."""
+    padded = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+    rows, columns = (stride * ((length - size) // stride) + 1 for length in padded.shape[1:3])
+    return [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
 
 
 def grouped_convolution(
@@ -66,6 +91,12 @@ def grouped_convolution(
     """Return what `depthwise` does by XLA's convolution, with a group for each channel."""
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": x_BxHxWxC.shape[-1]}
     return jax.lax.conv_general_dilated(x_BxHxWxC, kernel, (stride, stride), padding, **options)
+
+
+def _sides(x, kernel, stride, padding):
+    if isinstance(padding, str):
+        return tuple(_same(length, len(kernel), stride) for length in x.shape[1:3])
+    return padding
 
 
 def _same(length, size, stride):

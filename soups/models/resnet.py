@@ -88,6 +88,7 @@ class ConvNorm(nn.Module):
             conv = DepthwiseConv(self.size, self.stride, self.dtype, self.padding, name="conv")
         else:
             options = {"strides": self.stride, "padding": self.padding, "use_bias": False, "dtype": self.dtype}
+            options |= {"conv_general_dilated": _pointwise} if self.size == 1 and self.padding in ("SAME", 0) else {}
             conv = nn.Conv(self.width, (self.size, self.size), **options, name="conv")
         x = conv(x_BxHxWxC).astype(jnp.float32)
         # two-pass variances: E[x²] − E[x]² cancels in float32
@@ -95,3 +96,9 @@ class ConvNorm(nn.Module):
             return nn.LayerNorm(dtype=jnp.float32, use_fast_variance=False, name="norm")(x)
         options = {"momentum": self.momentum, "epsilon": self.epsilon, "dtype": jnp.float32}
         return nn.BatchNorm(**options, use_fast_variance=False, name="norm")(x, use_running_average=not train)
+
+
+def _pointwise(x, kernel, strides, padding, **options):
+    """Convolve with a kernel of one place, [1, 1, D, C], as a product of matrices, which is faster on CPUs."""
+    rows, columns = strides
+    return jnp.einsum("bhwd,dc->bhwc", x[:, ::rows, ::columns], kernel[0, 0], precision=options.get("precision"))

@@ -261,6 +261,10 @@ def test_texts_in_memory_are_checked():
         "  1 empty text, the first is number 1",
         "  1 second text for 2 labels",
     ]
+    for labels in ([0, 1], np.array([0.0, 1.0], np.float32)):
+        with pytest.raises(ValueError, match=r"labels must be an array of integers \[N\]"):
+            TextDataset(["a", "b"], labels, ("x", "y"))
+    assert TextDataset(["a", "b"], np.array([0, 1], np.int64), ("x", "y")).labels.dtype == np.int32
 
 
 # --- Lengths ---

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from soups.formats import CheckpointError
-from soups.formats.text import read_bytes, read_json, read_text
+from soups.formats.text import numbered_lines, numbered_rows, read_bytes, read_json, read_text
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 PAGE = b"\n<!DOCTYPE html><html><body>Sign in</body></html>"
@@ -105,3 +105,14 @@ def test_a_file_that_cannot_be_read(file, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: (_ for _ in ()).throw(error))
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read: Permission denied"):
         read_json(path)
+
+
+def test_only_newlines_end_a_line():
+    text = "one\u2028still one\x0b\x85\n\n  \r\nfour\r\n"
+    assert list(numbered_lines(text)) == [(1, "one\u2028still one\x0b\x85"), (4, "four")]
+
+
+def test_rows_are_counted_by_the_lines_where_they_begin():
+    text = 'a,"two\nlines"\n\nb,c\r\n"d\n\n",e\nf,g'
+    wanted = [(1, ["a", "two\nlines"]), (4, ["b", "c"]), (5, ["d\n\n", "e"]), (8, ["f", "g"])]
+    assert list(numbered_rows(text)) == wanted

@@ -50,13 +50,15 @@ def test_each_channel_is_convolved_by_itself(form, size, stride, shape):
     np.testing.assert_allclose(found, expected(x, kernel, stride), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", ["SAME", ((1, 2), (2, 0)), ((0, 0), (4, 5))])
 @pytest.mark.parametrize(("size", "stride", "shape"), CASES)
-def test_gradients_of_both_forms_are_equal(size, stride, shape):
-    x, kernel = draw(size, shape)
-    outer = np.random.default_rng(1).normal(size=expected(x, kernel, stride).shape).astype(np.float32)
+def test_gradients_of_both_forms_are_equal(size, stride, shape, padding):
+    x, kernel = draw(size, (max(shape[0], size), max(shape[1], size)) if padding != "SAME" else shape)
+    like = jax.eval_shape(lambda: grouped_convolution(x, kernel, stride, padding))
+    outer = np.random.default_rng(1).normal(size=like.shape).astype(np.float32)
 
     def gradients(form):
-        return jax.jit(jax.grad(lambda x, kernel: jnp.sum(form(x, kernel, stride) * outer), (0, 1)))(x, kernel)
+        return jax.jit(jax.grad(lambda x, kernel: jnp.sum(form(x, kernel, stride, padding) * outer), (0, 1)))(x, kernel)
 
     plain = gradients(grouped_convolution)
     for form in (shifted_sum, depthwise):
