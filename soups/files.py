@@ -10,16 +10,18 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, TypeVar
 
 from soups.names import closest, shown
+from soups.stores import StorePath, is_store, store_path
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows, which has msvcrt instead
     fcntl = None
 
-PathLike = str | os.PathLike[str]
+PathLike = str | os.PathLike[str] | StorePath
+AnyPath = TypeVar("AnyPath", pathlib.Path, StorePath)
 
 _BEYOND = 2**30  # a place in a file behind its text: what is locked on Windows, nobody else reads
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.unfinished$")
@@ -27,17 +29,29 @@ _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.unfinished$")
 _URL = re.compile(r"(.*\+)?[A-Za-z][A-Za-z0-9+.-]+:/", re.DOTALL)  # also of an adapter, MODEL+URL
 
 
-def local_path(path: str | os.PathLike) -> pathlib.Path:
+def any_path(path: PathLike) -> pathlib.Path | StorePath:
+    """Return a path of an object store, s3://BUCKET/NAME or gs://BUCKET/NAME, or one as of `local_path`.
+
+    A ValueError as of `local_path`, or for a URL without a bucket, or with a name that no object has.
+    """
+    if isinstance(path, StorePath):
+        return path
+    return store_path(path) if isinstance(path, str) and is_store(path) else local_path(path)
+
+
+def local_path(path: PathLike) -> pathlib.Path:
     """Return a path of this machine's file system.
 
     A ValueError for what is neither text nor a path object; a URL, such as gs://bucket/model, which would otherwise
     become a local folder "gs:"; an empty path, which would be the working directory; one that no file system can have;
     one below "~", unless it is there.
     """
+    path = str(path) if isinstance(path, StorePath) else path
     if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
         raise ValueError(f"{path!r:.200} is not a path: give text or a pathlib.Path")
     if _URL.match(text):
-        raise ValueError(f"{text[:200]!a} is a URL: give a local path, such as that of a copy or of a mount")
+        where = "; s3:// and gs:// are for members, pools and what is merged" if is_store(text) else ""
+        raise ValueError(f"{text[:200]!a} is a URL: give a local path, such as that of a copy or of a mount{where}")
     # what is longer no Linux or macOS opens
     if max(map(len, os.fsencode(text).split(b"/"))) > 255 or len(text) > 4095:
         raise ValueError(f"{text[:200]!a}... is not a path: it is too long for any file system")
@@ -48,11 +62,13 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(path)
 
 
-def meant_path(path: str | os.PathLike) -> str:
+def meant_path(path: PathLike) -> str:
     """Return " (did you mean 'runs/a/model'?)" for the path that is most like one that is not there, or nothing.
 
-    What is compared is the first part of it that is not there, with what lies beside.
+    What is compared is the first part of it that is not there, with what lies beside; on a store nothing is looked for.
     """
+    if isinstance(path, StorePath):
+        return ""
     path = pathlib.Path(path)
     above = next((place for place in path.parents if place.is_dir()), None)
     if above is None or os.path.lexists(path):
@@ -68,11 +84,22 @@ def meant_path(path: str | os.PathLike) -> str:
     return f" (did you mean {shown(str(whole if whole.exists() else above / close))!r}?)"
 
 
-def made_folder(path: pathlib.Path) -> pathlib.Path:
-    """Make a folder, and those above it, where they are not there yet, and return it.
+def create_file(path: pathlib.Path | StorePath, content: str) -> None:
+    """Write a file where none is, of several processes one alone; a FileExistsError if there is one."""
+    if isinstance(path, StorePath):
+        path.create(content.encode())
+        return
+    with open(path, "x") as file:
+        file.write(content)
+
+
+def made_folder(path: AnyPath) -> AnyPath:
+    """Make a folder, and those above it, where they are not there yet, and return it; a store needs none.
 
     A NotADirectoryError if a file is there, or above it; else an OSError with the path.
     """
+    if isinstance(path, StorePath):
+        return path
     path = local_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -84,13 +111,17 @@ def made_folder(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def replace_file(path: str | os.PathLike, content: bytes | str | pathlib.Path) -> pathlib.Path:
+def replace_file(path: PathLike, content: bytes | str | pathlib.Path) -> pathlib.Path | StorePath:
     """Write a file under another name, see it to the disk and rename it: no reader ever meets half of one.
 
     `content`: a path is that of a file to copy, for which folders are made where they are not there yet. Processes may
     write the same file side by side; the last one stays. An OSError has the path in its message; the old file stays.
+    An object of a store is written at once, which is as good.
     """
-    path = local_path(path)
+    path = any_path(path)
+    if isinstance(path, StorePath):
+        path.write_bytes(content.read_bytes() if isinstance(content, pathlib.Path) else content)
+        return path
     fresh = unfinished(path)
     try:
         if isinstance(content, pathlib.Path):
@@ -183,13 +214,21 @@ def cannot_write(path: str | os.PathLike, error: OSError) -> OSError:
 
 
 @contextlib.contextmanager
-def locked(out: pathlib.Path, lock: pathlib.Path | None = None, what: str = "merge") -> Iterator[None]:
+def locked(
+    out: pathlib.Path | StorePath, lock: pathlib.Path | StorePath | None = None, what: str = "merge"
+) -> Iterator[None]:
     """Hold the lock of an output: a file, by default beside it, which says who holds it; `what` works on the output.
 
     A BlockingIOError says which other process, or thread, holds it, where and since when; that of a killed process is
-    free. An OSError if nothing can be written there.
+    free. On a store it is a lease, which after a kill ends by itself. An OSError if nothing can be written there.
     """
     path = lock or out.with_name(f".{out.name}.lock")
+    if isinstance(path, StorePath):
+        from soups.leases import leased
+
+        with leased(path, out, what):
+            yield
+        return
     with _held(path, out, what) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")

@@ -30,6 +30,7 @@ EXTRAS = {
         "tablericons",
     ),
     "report": ("matplotlib", "rich"),
+    "stores": ("obstore",),
     "tensorboard": ("tensorboardX",),
     "text": ("ftfy", "tokenizers"),
     "train": ("absl", "flax", "ml_collections"),

@@ -71,7 +71,7 @@ class Silence:
 def content(path: pathlib.Path) -> dict[str, Any]:
     """Return the JSON object of a file; {} of one that is missing or is being written."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

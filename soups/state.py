@@ -15,8 +15,9 @@ from typing import Any
 
 import xxhash
 
-from soups.files import local_path, replace_file
+from soups.files import PathLike, any_path, replace_file
 from soups.names import shown
+from soups.stores import StorePath
 
 MAX_NESTING = 64
 _LARGEST = 1 << 30  # bytes
@@ -25,7 +26,7 @@ _HEAD = len(_KEY) + 32 + len(b'",\n')
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def write(path: str | os.PathLike, value: Mapping[str, Any]) -> dict:
+def write(path: PathLike, value: Mapping[str, Any]) -> dict:
     """Write an object with its digest, whole or not at all, and return it as it will be read.
 
     A ValueError if JSON cannot hold it: a number that is not finite, a value of another kind, a name that appears
@@ -40,7 +41,7 @@ def write(path: str | os.PathLike, value: Mapping[str, Any]) -> dict:
     return kept
 
 
-def read(path: str | os.PathLike, fields: Mapping[str, type | tuple[type, ...]] = {}) -> dict:
+def read(path: PathLike, fields: Mapping[str, type | tuple[type, ...]] = {}) -> dict:
     """Return the object that `write` put into a file; `fields`: names that must be there, with their types.
 
     A ValueError names a file that is not what was written, too large or too deep, or another kind of state; else as
@@ -54,12 +55,14 @@ def read(path: str | os.PathLike, fields: Mapping[str, type | tuple[type, ...]] 
     return value
 
 
-def content(path: str | os.PathLike) -> bytes:
+def content(path: PathLike) -> bytes:
     """Return the bytes of a file of state.
 
     A ValueError if it is no regular file, or too large; an OSError, such as FileNotFoundError, has its path.
     """
-    path = local_path(path)
+    path = any_path(path)
+    if isinstance(path, StorePath):
+        return bytes(path.read_with_status(_LARGEST)[0])
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise ValueError(f"{path} is not a file")

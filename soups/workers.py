@@ -35,7 +35,7 @@ def as_done(function: Callable, items: Iterable, number: int = NUMBER, *, fork: 
 
 def may_fork() -> bool:
     """Say whether a fork is safe: on Linux, where no other thread could hold a lock."""
-    theirs = {"jax", "tensorstore"} & sys.modules.keys()  # they start threads that Python does not count
+    theirs = {"jax", "obstore", "tensorstore"} & sys.modules.keys()  # they start threads that Python does not count
     return sys.platform == "linux" and not theirs and threading.active_count() == 1
 
 

@@ -137,7 +137,7 @@ def _keep_freed_blocks() -> None:
 
 
 def _threads(plan, options):
-    threads = merging.THREADS if options.threads is None else options.threads
+    threads = merging.threads_for(plan, options.out or "") if options.threads is None else options.threads
     if threads < 1:
         raise ValueError(f"--threads must be at least 1, not {threads}")
     if options.memory:

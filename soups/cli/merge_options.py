@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from soups import merging
-from soups.cli.options import HOSTS, Parser, option_of, path_argument
+from soups.cli.options import HOSTS, Parser, option_of, path_argument, place_argument
 from soups.cli.show import tell
 from soups.files import local_path, meant_path
 from soups.merging.members import chosen_members
@@ -16,7 +16,7 @@ FORMATS = ("huggingface", "orbax", "pool")
 MEMBERS = (
     (
         "--members",
-        {"nargs": "+", "default": [], "type": path_argument, "metavar": "MODEL"}
+        {"nargs": "+", "default": [], "type": place_argument, "metavar": "MODEL"}
         | {"help": "models, patterns such as 'runs/*/model', POOL for all of its members, 'POOL:a*'"},
     ),
     (
@@ -158,12 +158,12 @@ def add_groups(parser: Parser, groups: Mapping[str, Sequence]) -> None:
 def arguments_of(only: str) -> dict[str, list]:
     """Return the options of `soups merge` by group: names, and what argparse knows of them."""
     path, count, switch = {"type": path_argument}, {"type": int, "metavar": "N"}, {"action": "store_true"}
-    regex = {"metavar": "REGEX"}
+    regex, place = {"metavar": "REGEX"}, {"type": place_argument}
     return {
         "what is merged": [
             ("recipe", path | {"nargs": "?", "metavar": "RECIPE.yml", "help": "a recipe file"}),
             ("--method", {"metavar": "METHOD", "help": "the name of a method, instead of a recipe file"}),
-            ("--base", path | {"metavar": "MODEL", "help": "what the members were fine-tuned from"}),
+            ("--base", place | {"metavar": "MODEL", "help": "what the members were fine-tuned from"}),
             *MEMBERS,
             ("--insist", switch | {"help": "merge models even if their configs or tokens differ in meaning"}),
             ("--align", path | {"metavar": "SPEC", "help": "permute the units of all models to match the first"}),
@@ -173,8 +173,8 @@ def arguments_of(only: str) -> dict[str, list]:
             ("--plugin", _PLUGIN),
         ],
         "what is written": [
-            ("place", path | {"nargs": "?", "metavar": "OUT", "help": "a new folder, FILE.safetensors or FILE.npz"}),
-            ("--out", path | {"metavar": "OUT", "help": "the same, or POOL:NAME"}),
+            ("place", place | {"nargs": "?", "metavar": "OUT", "help": "a new folder, FILE.safetensors or FILE.npz"}),
+            ("--out", place | {"metavar": "OUT", "help": "the same, or POOL:NAME"}),
             (
                 "--format",
                 {"choices": FORMATS, "help": "format of OUT (default: huggingface, or one file if OUT ends like one)"},
@@ -192,7 +192,7 @@ def arguments_of(only: str) -> dict[str, list]:
             *HOSTS,
         ],
         "instead of a merge": [
-            ("--verify", path | {"metavar": "OUT", "help": "merge OUT again and compare it bit for bit"}),
+            ("--verify", place | {"metavar": "OUT", "help": "merge OUT again and compare it bit for bit"}),
             ("--methods", {"nargs": "*", "metavar": "NAME", "help": "explain methods; without NAME, list all"}),
         ],
     }

@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from soups.files import local_path
+from soups.files import any_path, local_path
 from soups.names import check_name, did_you_mean
+from soups.stores import is_store
 
 #: what every command takes, in any place: how much it says
 VOLUME = {
@@ -164,6 +165,11 @@ def path_argument(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def place_argument(text: str) -> str:
+    """Return a word of a command line that can be a path of this machine or of an object store."""
+    return text if is_store(text) and any_path(text) else path_argument(text)
 
 
 def _plain(word):

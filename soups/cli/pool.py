@@ -7,7 +7,7 @@ soups pool COMMAND --help    more about a command, with an example
 import json
 
 from soups.cli.merge_options import add_settings, not_settings
-from soups.cli.options import Parser, path_argument
+from soups.cli.options import Parser, path_argument, place_argument
 from soups.cli.show import say, size_of, table
 from soups.formats.tensors import CheckpointError, nested
 from soups.formats.text import parse_json
@@ -294,12 +294,14 @@ def parser(prog: str, method: Method | None = None) -> Parser:
         if function in _OWN_ARGUMENTS:
             _OWN_ARGUMENTS[function](command)
         else:
-            command.add_argument("pool", metavar="POOL", type=path_argument, help="the directory of the pool")
+            command.add_argument("pool", metavar="POOL", type=place_argument, help="the directory, or s3://… or gs://…")
         if names:
             command.add_argument("names", metavar="NAME", nargs=names, help="members")
         if function is add:
             command.add_argument("name", metavar="NAME", help="the new member")
-            command.add_argument("checkpoint", metavar="CHECKPOINT", type=path_argument, help="as soups merge takes it")
+            command.add_argument(
+                "checkpoint", metavar="CHECKPOINT", type=place_argument, help="as soups merge takes it"
+            )
             command.add_argument("--metadata", default="{}", metavar="JSON", help="what to remember about it")
             command.add_argument("--certified", action="store_true", help="only if the certificates of the pool hold")
         for names, settings in _OF_CERTIFICATES.get(name, ()):
@@ -317,13 +319,13 @@ def _add_import_arguments(command):
     path = {"type": path_argument}
     command.add_argument("files", metavar="FILE", nargs="+", **path, help="published weights; the stem is the name")
     command.add_argument("--arch", required=True, metavar="ARCHITECTURE", help="a network, such as clip-vit-b32")
-    command.add_argument("--pool", required=True, metavar="POOL", **path, help="the directory of the pool")
+    command.add_argument("--pool", required=True, metavar="POOL", type=place_argument, help="the directory of the pool")
     command.add_argument("--hparams", metavar="JSON", **path, help="{name: hyper-parameters}, as in hparam_info.json")
     command.add_argument("--num-classes", type=int, metavar="N", help="give files that lack a head one of zeros")
 
 
 def _add_export_arguments(command):
-    command.add_argument("members", metavar="MEMBER", nargs="+", type=path_argument, help="POOL:NAME, POOL, 'POOL:a*'")
+    command.add_argument("members", metavar="MEMBER", nargs="+", type=place_argument, help="POOL:NAME, POOL, 'POOL:a*'")
     command.add_argument("out", metavar="OUT", type=path_argument, help="a new folder, or FILE.safetensors or FILE.npz")
     command.add_argument("--where", metavar="CONDITION", action="append", default=[], help="which members: 'seed<3'")
     formats = {"choices": ("huggingface", "orbax"), "help": "of OUT (default: huggingface, or one file if OUT ends so)"}

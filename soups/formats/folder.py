@@ -5,12 +5,16 @@ import dataclasses
 import importlib
 import os
 import pathlib
+from typing import TypeVar
 
-from soups.files import local_path, meant_path
+from soups.files import PathLike, any_path, meant_path
 from soups.formats.hub import cached_model, how_to_complete, is_blob, not_cached
 from soups.formats.tensors import Checkpoint, CheckpointError, Header, listed, short
 from soups.formats.text import check_file, check_stand_in, read_json
 from soups.formats.weights import check_no_moments, left_out, weights_by_name
+from soups.stores import StorePath
+
+Path = TypeVar("Path", pathlib.Path, StorePath)
 
 # the modules that read them; each is imported when such a file is met
 SUFFIXES = {".safetensors": "safetensors", ".gguf": "gguf", ".npz": "npz"}
@@ -19,7 +23,7 @@ START = 512  # bytes
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
-def open_checkpoint(path: str | os.PathLike, tree: str | None = None, *, dequantise: bool = False) -> Checkpoint:
+def open_checkpoint(path: PathLike, tree: str | None = None, *, dequantise: bool = False) -> Checkpoint:
     """Read the headers of a checkpoint, and nothing of its tensors.
 
     `path`: a file, recognised by its first bytes and then by its name: .safetensors; a torch file (.pt, .pth, .bin,
@@ -27,6 +31,8 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None, *, dequant
     or .gguf. Or a folder with model.safetensors, model.safetensors.index.json and its shards, pytorch_model.bin, or
     pytorch_model.bin.index.json and its shards, looked for in this order. Or the id of a model of the Hugging Face hub,
     org/name or org/name@revision, that is in the local cache; nothing is downloaded.
+
+    Of files on object stores, s3://BUCKET/NAME and gs://BUCKET/NAME, safetensors and folders of them are read.
 
     `tree`: the keys of the tensors that are taken, joined with "/", or "." for all. Without it the weights of a torch
     file or an .npz are taken, as `soups.formats.weights` decides, and all of the others.
@@ -41,16 +47,19 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None, *, dequant
 
     Raises:
         FileNotFoundError: nothing there; of a model of the hub it says how to download it.
-        ValueError: a URL, or no path.
+        ValueError: another URL, or no path.
+        OSError: what a store did not do.
         UnsafeCheckpointError: a pickle that names more than tensors need; nothing of it is executed.
         CheckpointError: a file of an unknown kind, or one that is damaged, truncated or unreadable; a Git LFS pointer
             or a web page in place of the file; a quantised GGUF; an index that does not fit its shards; a link or an
             index entry that leads out of the folder (the blobs of a Hugging Face cache are allowed). File and tensor
             are named.
     """
-    path = local_path(cached_model(str(path)))
+    path = any_path(cached_model(str(path)))
     try:
-        if os.path.isdir(path):
+        if isinstance(path, StorePath):
+            return _open_far(path, tree)
+        if path.is_dir():
             return _open_folder(path, tree)
         return _combine(path, {path: read_header(path, tree, dequantise)})
     except FileNotFoundError as error:
@@ -58,14 +67,34 @@ def open_checkpoint(path: str | os.PathLike, tree: str | None = None, *, dequant
             f"no checkpoint at {path}: {error}{meant_path(path) or not_cached(str(path))}"
         ) from error
     except OSError as error:
+        if isinstance(path, StorePath):
+            raise
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _open_far(path, tree):
+    from soups.formats.far import ONLY, far
+
+    if path.suffix in SUFFIXES:
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path}: {ONLY}")
+        return far(_combine(path, {path: read_header(path, tree)}), path)
+    if not path.is_dir():
+        raise FileNotFoundError("nothing is there")
+    if not any(_is_there(path / name) for name in (SINGLE[0], f"{SINGLE[0]}.index.json")):
+        raise CheckpointError(f"{path} holds neither {SINGLE[0]} nor {SINGLE[0]}.index.json: {ONLY}")
+    return far(_open_folder(path, tree), path)
+
+
+def _is_there(path):
+    return path.is_file() if isinstance(path, StorePath) else os.path.lexists(path)
 
 
 def _open_folder(folder, tree):
     for name in SINGLE:
-        if os.path.lexists(file := folder / name):
+        if _is_there(file := folder / name):
             return _combine(folder, {file: read_header(inside(folder, name), tree)})
-        if os.path.lexists(folder / f"{name}.index.json"):
+        if _is_there(folder / f"{name}.index.json"):
             return _open_shards(folder, inside(folder, f"{name}.index.json"), tree)
     files = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
     there = f"; open one of its files by name: {listed(files)}" if files else ""
@@ -75,7 +104,7 @@ def _open_folder(folder, tree):
 
 def _open_shards(folder, index, tree):
     shards = _read_index(index)
-    missing = [name for name in shards if not (folder / name).exists()]
+    missing = [name for name in shards if not _is_there(folder / name)]
     for name in shards:
         inside(folder, name)
     if missing:
@@ -111,11 +140,13 @@ def _read_index(index):
     return {file: shards[file] for file in sorted(shards)}
 
 
-def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+def inside(folder: Path, name: str) -> Path:
     """Return the path of a file of a folder."""
     parts = pathlib.PurePath(name).parts
     if not parts or "\0" in name or os.path.isabs(name) or ".." in parts:
         raise CheckpointError(f"{folder}: the index names {short(name)}, which is not a file of this folder")
+    if isinstance(folder, StorePath):  # which has no links
+        return folder / name
     path, root = folder / name, pathlib.Path(os.path.realpath(folder))
     target = pathlib.Path(os.path.realpath(path))
     if not target.is_relative_to(root) and not is_blob(target):
@@ -138,15 +169,15 @@ def _combine(path, headers):
     return Checkpoint(path, leaves, metadata, aliases, sizes, tuple(notes))
 
 
-def read_header(path: pathlib.Path, tree: str | None = None, dequantise: bool = False) -> Header:
+def read_header(path: pathlib.Path | StorePath, tree: str | None = None, dequantise: bool = False) -> Header:
     """Return what a file of any kind holds, without reading a tensor.
+
+    Of files on object stores, s3://BUCKET/NAME and gs://BUCKET/NAME, safetensors and folders of them are read.
 
     `tree`: the keys of the tensors that are taken, joined with "/", or "." for all; else the weights are, as
     `soups.formats.weights` decides for torch files and .npz. `dequantise`: as of `open_checkpoint`.
     """
-    size = check_file(path)
-    with open(path, "rb") as file:
-        kind = _kind(file, path, size)
+    kind = "safetensors" if isinstance(path, StorePath) else _kind_of(path)
     read = importlib.import_module(f"soups.formats.{kind}").read_header
     if kind == "torch_file":
         return read(path, tree)
@@ -156,6 +187,12 @@ def read_header(path: pathlib.Path, tree: str | None = None, dequantise: bool = 
         return header
     leaves, aliases, left = weights_by_name(header.leaves, header.aliases, path, tree)
     return header._replace(leaves=leaves, aliases=aliases, ignored=[*header.ignored, *left])
+
+
+def _kind_of(path):
+    size = check_file(path)
+    with open(path, "rb") as file:
+        return _kind(file, path, size)
 
 
 def _kind(file, path, size):

@@ -10,14 +10,23 @@ import pathlib
 import numpy as np
 import xxhash
 
+from soups.stores import StorePath
+
 _FAILED = ctypes.c_void_p(-1).value
 
 
-def mapped(path: str | os.PathLike, size: int) -> np.ndarray:
-    """Return the bytes of a file, read-only, without reading them yet.
+def mapped(path: str | os.PathLike | StorePath, size: int) -> np.ndarray:
+    """Return the bytes of a file, read-only, without reading them yet; those of an object of a store are read.
 
     It must have `size` of them, at least one: reading a map beyond the end of its file would kill the process.
     """
+    if isinstance(path, StorePath):
+        content, status = path.read_with_status()
+        if status.st_size != size:
+            raise ValueError(f"{path} has {status.st_size} bytes instead of {size}")
+        read = np.frombuffer(content, np.uint8)
+        read.flags.writeable = False
+        return read
     descriptor = os.open(path, os.O_RDONLY)
     try:
         actual = os.fstat(descriptor).st_size
@@ -30,7 +39,7 @@ def mapped(path: str | os.PathLike, size: int) -> np.ndarray:
         os.close(descriptor)
 
 
-def hash_files(*paths: pathlib.Path) -> str:
+def hash_files(*paths: pathlib.Path | StorePath) -> str:
     """Return the XXH3 (128 bits, hexadecimal) of the bytes of files, one after the other.
 
     Raises:
@@ -38,6 +47,9 @@ def hash_files(*paths: pathlib.Path) -> str:
     """
     digest = xxhash.xxh3_128()
     for path in paths:
+        if isinstance(path, StorePath):
+            digest.update(path.read_with_status()[0])
+            continue
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         size = path.stat().st_size

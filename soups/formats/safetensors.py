@@ -1,5 +1,6 @@
 """Read and lay out the headers of safetensors files."""
 
+import io
 import itertools
 import json
 import math
@@ -12,8 +13,10 @@ import numpy as np
 
 from soups.formats.tensors import CheckpointError, Header, Leaf, check_layout, checked_nbytes, short
 from soups.formats.text import parse_json
+from soups.stores import StorePath
 
 MAX_HEADER = 100_000_000  # the limit of the format
+_START = 1 << 18  # bytes of an object that are asked for together: most headers are in them
 _KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _KINDS |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "C64": "complex64"}
 _KINDS |= {f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (64, 32, 16, 8)}
@@ -24,8 +27,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 def read_header(path: pathlib.Path) -> Header:
     """Return what a safetensors file holds; no byte of a tensor is read."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    path, file, size = _opened(path)
+    with file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:  # as a text has it, whose first letters are read as this number
             what = f"a header of {length} bytes, more than {MAX_HEADER}"
@@ -46,6 +49,18 @@ def read_header(path: pathlib.Path) -> Header:
     # torch's helper of the format notes the tied tensors that it leaves out in the metadata
     aliases = {name: kept for name, kept in metadata.items() if kept in names and name not in names}
     return Header(leaves, size, metadata, aliases)
+
+
+def _opened(path):
+    """Return the path, a file from whose start the header can be read, and how many bytes there are."""
+    if not isinstance(path, StorePath):
+        file = open(path, "rb")  # noqa: SIM115
+        return path, file, os.fstat(file.fileno()).st_size
+    start, status = path.read_start(_START)
+    path, end = path.at(status.version), 8 + int.from_bytes(bytes(start[:8]), "little")
+    if len(start) < end <= min(status.st_size, 8 + MAX_HEADER):
+        start = path.read_range(0, end)
+    return path, io.BytesIO(start), status.st_size
 
 
 def write_header(entries: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]) -> bytes:

@@ -10,8 +10,10 @@ import stat
 from collections.abc import Iterator, Mapping
 
 from soups import state
+from soups.files import PathLike
 from soups.formats.hub import how_to_complete
 from soups.formats.tensors import CheckpointError, short
+from soups.stores import StorePath
 
 MAX_TEXT = 1 << 26  # bytes; Gemma 3's tokenizer.json has half of it
 STAND_INS = (
@@ -25,7 +27,7 @@ STAND_INS = (
 _BYTE_ORDER = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 
-def read_json(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> dict:
+def read_json(path: PathLike, *, limit: int = MAX_TEXT) -> dict:
     """Return the JSON object in a file.
 
     NaN and Infinity are numbers here, as Hugging Face writes them into config.json.
@@ -41,7 +43,7 @@ def parse_json(text: str | bytes, where: object, hooks: Mapping = {}) -> dict:
         raise CheckpointError(str(error)) from error
 
 
-def read_text(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> str:
+def read_text(path: PathLike, *, limit: int = MAX_TEXT) -> str:
     """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark."""
     content = read_bytes(path, limit=limit)
     mark, encoding = next((pair for pair in _BYTE_ORDER if content.startswith(pair[0])), (b"", "utf-8"))
@@ -70,21 +72,32 @@ def numbered_rows(text: str) -> Iterator[tuple[int, list[str]]]:
         begin = reader.line_num + 1
 
 
-def read_bytes(path: str | os.PathLike, *, limit: int = MAX_TEXT) -> bytes:
+def read_bytes(path: PathLike, *, limit: int = MAX_TEXT) -> bytes:
     """Return the bytes of a small file."""
-    size = check_file(path)
-    if size > limit:
-        raise CheckpointError(f"{path} has {size} bytes, more than {limit}")
-    try:
-        content = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    content = _content(path, limit)
     check_stand_in(path, content[:300])
     return content
 
 
-def check_file(path: str | os.PathLike) -> int:
-    """Return the size of a regular file."""
+def _content(path, limit):
+    if isinstance(path, StorePath):
+        try:
+            return bytes(path.read_with_status(limit)[0])
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
+    size = check_file(path)
+    if size > limit:
+        raise CheckpointError(f"{path} has {size} bytes, more than {limit}")
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def check_file(path: PathLike) -> int:
+    """Return the size of a regular file, or of an object of a store."""
+    if isinstance(path, StorePath):
+        return path.stat().st_size
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -97,7 +110,7 @@ def check_file(path: str | os.PathLike) -> int:
     return status.st_size
 
 
-def check_stand_in(path: str | os.PathLike, start: bytes) -> None:
+def check_stand_in(path: PathLike, start: bytes) -> None:
     """Raise a CheckpointError if a file's first bytes are those of what is often found in a file's place."""
     if not start:
         raise CheckpointError(f"{path} is empty")

@@ -57,18 +57,10 @@ class Writer(contextlib.AbstractContextManager):
         metadata: Mapping[str, str] | None = None,
     ):
         self.folder = local_path(folder)
-        self._leaves = _checked(leaves, metadata or {})
-        if shard_bytes < 1:
-            raise ValueError(f"shard_bytes must be at least 1, not {shard_bytes}")
-        groups = _groups(self._leaves, shard_bytes)
-        names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
-        names = ["model.safetensors"] if len(groups) == 1 else names
-        self._files = {
-            name: _File(self.folder / name, group, metadata or {}) for name, group in zip(names, groups, strict=True)
-        }
+        self._leaves, self._files = laid_out(leaves, shard_bytes, metadata or {}, self.folder)
         self.shards = {name: tuple(file.places) for name, file in self._files.items()}
         self._shard_of = {leaf: shard for shard, leaves in self.shards.items() for leaf in leaves}
-        _check_folder(self.folder, names)
+        _check_folder(self.folder, list(self._files))
         self._done = {name for name, file in self._files.items() if _is_noted(file)}
         try:
             for name in sorted(self.shards.keys() - self._done):
@@ -118,12 +110,7 @@ class Writer(contextlib.AbstractContextManager):
         for shard in self.shards:
             self.finish_shard(shard)
         if len(self.shards) > 1:
-            total = sum(_nbytes(spec) for spec in self._leaves.values())
-            index = {
-                "metadata": {"total_size": total},
-                "weight_map": {name: self._shard_of[name] for name in self._leaves},
-            }
-            replace_file(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+            replace_file(self.folder / INDEX, index_of(self._leaves, self._shard_of))
         sync_folder(self.folder)
 
     def forget(self) -> None:
@@ -137,6 +124,26 @@ class Writer(contextlib.AbstractContextManager):
         """Close the files; what is not finished stays so."""
         for file in self._files.values():
             file.close()
+
+
+def laid_out(
+    leaves: Mapping[str, Spec], shard_bytes: int, metadata: Mapping[str, str], folder: pathlib.Path = pathlib.Path()
+) -> "tuple[dict[str, Spec], dict[str, _File]]":
+    """Return the leaves and the file of each shard by its name, none of which is made; errors are as of `Writer`."""
+    known = _checked(leaves, metadata)
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes must be at least 1, not {shard_bytes}")
+    groups = _groups(known, shard_bytes)
+    names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    names = ["model.safetensors"] if len(groups) == 1 else names
+    return known, {name: _File(folder / name, group, metadata) for name, group in zip(names, groups, strict=True)}
+
+
+def index_of(leaves: Mapping[str, Spec], shard_of: Mapping[str, str]) -> str:
+    """Return the text of the index of several shards."""
+    total = sum(_nbytes(spec) for spec in leaves.values())
+    index = {"metadata": {"total_size": total}, "weight_map": {name: shard_of[name] for name in leaves}}
+    return json.dumps(index, indent=2) + "\n"
 
 
 def write_safetensors(
@@ -193,21 +200,30 @@ class _File:
             _allocate(self._descriptor, self.size)
             _write_at(self._descriptor, self.header, 0)
 
-    def write(self, name, array, start):
+    def placed(self, name, array, start):
+        """Return the bytes of some elements of a tensor, and where in the file they lie."""
         array, place = np.asarray(array), self.places[name]
         if array.dtype != place.dtype:
             raise ValueError(f"{name} has dtype {array.dtype} instead of {place.dtype}")
         if not 0 <= start <= place.count - array.size:
             end = start + array.size
             raise ValueError(f"{name} has {place.count} elements, not enough for elements {start} to {end}")
+        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return raw, place.offset + start * place.dtype.itemsize
+
+    def write(self, name, array, start):
+        raw, offset = self.placed(name, array, start)
         if self._descriptor is None:
             raise ValueError(f"{name}: the writer is closed")
-        if array.size:
-            raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        if raw.size:
             with self.named_errors():
-                _write_at(self._descriptor, raw, place.offset + start * place.dtype.itemsize)
+                _write_at(self._descriptor, raw, offset)
+        self.note(name, start, np.size(array))
+
+    def note(self, name, start, count):
+        """Note that some elements of a tensor are written."""
         with self._lock:
-            self.written[name].append((start, start + array.size))
+            self.written[name].append((start, start + count))
 
     def check_whole(self):
         if lacking := [name for name in self.places if not self._is_whole(name)]:

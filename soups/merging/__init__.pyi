@@ -24,6 +24,7 @@ from soups.merging.run import merge_to_file as merge_to_file
 from soups.merging.run import merge_to_folder as merge_to_folder
 from soups.merging.run import merge_to_orbax as merge_to_orbax
 from soups.merging.run import merge_to_pool as merge_to_pool
+from soups.merging.run import threads_for as threads_for
 from soups.merging.run import verify_output as verify_output
 from soups.merging.sharded import leaf_sharding as leaf_sharding
 from soups.merging.sharded import merge_sharded as merge_sharded

@@ -144,7 +144,7 @@ def _beside(checkpoint, tokens):
 
 def _copied(checkpoint):
     """Return the files beside a model's weights by name, and the names of those that are not copied."""
-    folder, own = folder_of(checkpoint), {os.path.realpath(file) for file in checkpoint.sizes}
+    folder, own = folder_of(checkpoint), {os.path.realpath(str(file)) for file in checkpoint.sizes}
     files, left_out = {}, []
     whole = folder == pathlib.Path(checkpoint.path) or (folder / "config.json").exists()
     # an Orbax checkpoint is a folder too, in whose files there is nothing but tensors

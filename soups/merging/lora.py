@@ -22,6 +22,7 @@ from soups.merging.adapter_names import find_tensors, sort_parts
 from soups.merging.comparing import kind_of
 from soups.merging.sources import MODEL_FILES, split_pool
 from soups.names import bounded, pattern, shown
+from soups.stores import is_store
 
 CONFIG, FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 _LINEAR, _EMBEDDING = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
@@ -90,6 +91,8 @@ def absolute_reference(model: str) -> str:
         found = cached_model(adapter)
         return f"{absolute_reference(path)}+{pinned(found) or os.path.abspath(found)}"
     path = cached_model(path)
+    if is_store(path):
+        return path
     if snapshot := pinned(path):
         return snapshot
     for place in (path, split_pool(path)[0], path.rpartition("@")[0]):  # a path, POOL:MEMBER, or PATH@TREE
@@ -137,6 +140,8 @@ def open_with_lora(model: str, open_model) -> Checkpoint | View:
 
 def _open_whole(path, open_model):
     found = cached_model(path)
+    if is_store(found):
+        return open_model(found)
     folder = pathlib.Path(found)
     if folder.name in FILES:
         folder = path = folder.parent

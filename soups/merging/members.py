@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from soups.files import local_path
+from soups.files import any_path
 from soups.merging.sources import is_pool, split_pool
 from soups.names import did_you_mean, few, shown
+from soups.stores import is_store
 
 _OPERATORS = {"<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq}
 _OPERATORS |= {"<": operator.lt, ">": operator.gt, "=": operator.eq}
@@ -87,7 +88,7 @@ class _Pools:
 
 def _expanded(word, pools) -> list[str]:
     """Return the models that a word chooses: itself where no pattern is in it."""
-    local_path(word)
+    any_path(word)
     pool, name = split_pool(word)
     if is_pool(word):
         return pools.members(word)
@@ -95,6 +96,8 @@ def _expanded(word, pools) -> list[str]:
         return [word]
     if is_pool(pool):
         return [word] if name in pools[pool] else pools.members(pool, name)
+    if is_store(word):
+        raise ValueError(f"'{shown(word)}': patterns on stores choose members of pools alone: name each path")
     if paths := _paths(word):
         return [model for path in paths for model in (pools.members(path) if is_pool(path) else [path])]
     for mark in "+@:":

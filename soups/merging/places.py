@@ -6,40 +6,48 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import TypeVar
 
 from soups import tree
-from soups.files import local_path, locked, remove_unfinished
+from soups.files import PathLike, any_path, local_path, locked, remove_unfinished
 from soups.formats.folder import SUFFIXES
 from soups.formats.npz import check_npz
 from soups.formats.orbax_steps import TREE_METADATA
 from soups.formats.tensors import nested, separator
 from soups.lazy import jax, orbax
 from soups.merging.lora import CONFIG
+from soups.merging.origin import innermost
 from soups.merging.planning import Plan
 from soups.merging.record import is_record, record_beside
-from soups.merging.sources import in_pool, split_pool
+from soups.merging.sources import in_pool, is_pool, split_pool
 from soups.names import bounded, shown
+from soups.stores import StorePath
+
+Path = pathlib.Path | StorePath
+AnyPath = TypeVar("AnyPath", pathlib.Path, StorePath)
 
 FILES = (".safetensors", ".npz")  # the ends of names of outputs that are one file
 _DEPTH = 64  # of nested dicts
 _LONGEST = 255  # bytes of a folder's name
 
 
-def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -> pathlib.Path:
+def check_place(plan: Plan, out: PathLike, kind: str = "huggingface") -> Path:
     """Return the path that a merge is written to; of POOL:NAME the pool's.
 
     `kind`: "huggingface", "file", "orbax" or "pool".
 
     Raises:
         FileExistsError: something is already there, or, for a file, where its record is to be written.
-        ValueError: a URL, or text that is not a path; a folder that is named like a file of weights, or a file that is
-            not named like one that can be written; tensors that an .npz cannot hold; a place inside one of the inputs
-            or inside a pool; POOL:NAME with another kind than "pool", or a kind "pool" without POOL:NAME; a pool that
-            already has such a member, or whose members have other names, shapes or dtypes; names of tensors that have
-            no place in nested dicts.
+        ValueError: a URL of another kind than s3:// and gs://, or text that is not a path; what is not written to
+            stores; a folder that is named like a file of weights, or a file that is not named like one that can be
+            written; tensors that an .npz cannot hold; a place inside one of the inputs or inside a pool; POOL:NAME with
+            another kind than "pool", or a kind "pool" without POOL:NAME; a pool that already has such a member, or
+            whose members have other names, shapes or dtypes; names of tensors that have no place in nested dicts.
         NotADirectoryError, PermissionError: nothing can be made there.
     """
-    path = local_path(split_member(out)[0] if kind == "pool" else out)
+    path = any_path(split_member(out)[0] if kind == "pool" else out)
+    if isinstance(path, StorePath):
+        return _check_far(plan, path, out, kind)
     if kind != "pool" and in_pool(out):
         raise ValueError(f"{out} would be a folder beside the pool: --format pool writes a member")
     if kind == "file":
@@ -70,7 +78,7 @@ def check_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -
 
 
 @contextlib.contextmanager
-def held_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") -> Iterator[pathlib.Path]:
+def held_place(plan: Plan, out: PathLike, kind: str = "huggingface") -> Iterator[Path]:
     """Yield the absolute path of a new output, where no other merge writes meanwhile.
 
     Raises:
@@ -79,7 +87,8 @@ def held_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") ->
     """
     path = check_place(plan, out, kind).absolute()
     with locked(path):
-        if os.path.lexists(path):  # the merge that held it has just ended
+        # the merge that held it has just ended
+        if os.path.lexists(path) if isinstance(path, pathlib.Path) else _is_taken(path):
             raise FileExistsError(f"{out} exists: a merge is written to a new place")
         try:
             yield path
@@ -89,7 +98,39 @@ def held_place(plan: Plan, out: str | os.PathLike, kind: str = "huggingface") ->
             raise
 
 
-def unfinished(out: pathlib.Path) -> pathlib.Path:
+def _check_far(plan, path, out, kind):
+    if kind == "orbax":
+        raise ValueError(f"{out}: Orbax checkpoints are not written to a store: a folder, a file or POOL:NAME is")
+    if kind != "pool" and in_pool(out):
+        raise ValueError(f"{out} would be a folder beside the pool: --format pool writes a member")
+    if kind == "pool":
+        check_names(plan, escaped=True)
+        _check_pool(plan, *split_member(out))
+        return path
+    if kind == "file" and path.suffix != FILES[0]:
+        raise ValueError(f"{path} is not the name of a file that is written to a store: they end in {FILES[0]}")
+    if kind != "file" and path.suffix in SUFFIXES:
+        raise ValueError(
+            f"{out} would be a folder: on a store a merge writes folders, and files that end in {FILES[0]}"
+        )
+    if not path.name:
+        raise ValueError(f"{out} is a whole bucket: name a folder in it")
+    if _is_taken(path):
+        raise FileExistsError(f"{out} exists: a merge is written to a new place")
+    for model, checkpoint in plan.checkpoints.items():
+        if getattr(innermost(checkpoint), "directory", None) in (path, *path.parents):
+            raise ValueError(f"{out} would lie inside the model {model}: choose a place beside it")
+    if pools := [pool for pool in path.parents if pool.name and is_pool(pool)]:
+        raise ValueError(f"{out} would lie inside the pool {pools[0]}: --format pool writes a member, POOL:NAME")
+    return path
+
+
+def _is_taken(path):
+    """Say whether something else than an output that is gone on with is at a path of a store."""
+    return path.exists() and not any(True for _ in unfinished(path).iterdir())
+
+
+def unfinished(out: AnyPath) -> AnyPath:
     """Return the path beside an output at which it lies until it is complete."""
     return out.with_name(f".{out.name}.unfinished")
 
@@ -100,7 +141,7 @@ def sweep_unfinished(out: pathlib.Path) -> None:
         remove_unfinished(left)
 
 
-def split_member(out: str | os.PathLike) -> tuple[str, str]:
+def split_member(out: PathLike) -> tuple[str, str]:
     """Return pool and name of POOL:NAME.
 
     Raises:

@@ -4,12 +4,12 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
 
-from soups.files import local_path, replace_file
+from soups.files import PathLike, any_path, replace_file
 from soups.formats.folder import inside
 from soups.formats.hub import cached_model
 from soups.formats.mapping import hash_files
@@ -21,7 +21,10 @@ from soups.merging.planning import plan as make_plan
 from soups.merging.recipe_file import parse_recipe
 from soups.merging.repeated import repeated, same_contents
 from soups.merging.sources import is_pool, open_model, split_pool
+from soups.stores import StorePath, is_store
 
+Path = pathlib.Path | StorePath
+AnyPath = TypeVar("AnyPath", pathlib.Path, StorePath)
 FORMAT = "soups.merge/1"
 RECORD = "merge.json"  # in an output's folder; beside an output that is one file, FILE.merge.json
 Digests = dict[str, list[list[str]]]  # by output: model, tensor and digest of all that went in
@@ -50,18 +53,18 @@ def record(plan: Plan, digests: Digests, chosen: Mapping[str, Any] | None = None
     } | ({"chosen": dict(chosen)} if chosen else {})
 
 
-def record_beside(out: pathlib.Path) -> pathlib.Path:
+def record_beside(out: AnyPath) -> AnyPath:
     """Return where the record of an output that is one file lies."""
     return out.with_name(f"{out.name}.{RECORD}")
 
 
-def note_record(out: pathlib.Path, found: dict) -> None:
+def note_record(out: Path, found: dict) -> None:
     """Put a record into the place of an output's own."""
     note = record_beside(out) if out.is_file() else out / RECORD
     write_record(note, found, note.parent)
 
 
-def write_record(note: pathlib.Path, found: Mapping[str, Any], folder: pathlib.Path) -> None:
+def write_record(note: Path, found: Mapping[str, Any], folder: Path) -> None:
     """Write a record into a file that will lie in a folder, from which its paths go out: others need not see the rest.
 
     A path that shares nothing with the folder's stays absolute.
@@ -70,7 +73,7 @@ def write_record(note: pathlib.Path, found: Mapping[str, Any], folder: pathlib.P
     replace_file(note, json.dumps({**found, "inputs": inputs}, indent=1) + "\n")
 
 
-def is_record(path: pathlib.Path) -> bool:
+def is_record(path: Path) -> bool:
     """Say whether a file is the record of a merge."""
     try:
         return bool(_checked_record(read_json(path), path))
@@ -78,7 +81,7 @@ def is_record(path: pathlib.Path) -> bool:
         return False
 
 
-def read_record(out: str | os.PathLike) -> dict:
+def read_record(out: PathLike) -> dict:
     """Return the record of a merge: of a folder, a file or an Orbax checkpoint, of POOL:NAME, or of the hub's ORG/NAME.
 
     Raises:
@@ -88,7 +91,7 @@ def read_record(out: str | os.PathLike) -> dict:
     The paths of its inputs are absolute, wherever the output lies by now; of those that moved otherwise they are what
     the recipe says, if something is there.
     """
-    path = local_path(cached_model(str(out)))
+    path = any_path(cached_model(str(out)))
     note = record_beside(path) if path.is_file() else path / RECORD
     if note.is_file():
         found = _checked_record(read_json(note), note)
@@ -98,7 +101,8 @@ def read_record(out: str | os.PathLike) -> dict:
     from soups.pool import Pool
 
     pool, name = split_pool(out)
-    if not os.path.lexists(path) and not is_pool(pool):
+    there = path.exists() if isinstance(path, StorePath) else os.path.lexists(path)
+    if not there and not is_pool(pool):
         raise FileNotFoundError(f"there is nothing at {out}")
     members = Pool(pool) if pool else {}
     if name in members and "merge" in members.record(name)["metadata"]:
@@ -144,6 +148,8 @@ def _is_input(entry):
 def _seen_from(folder, reference):
     """Return an absolute reference to a model as it is from a folder: ./MODEL or ../MODEL, each part of MODEL+LORA."""
     path, adapter = split_reference(reference)
+    if isinstance(folder, StorePath):
+        return reference  # an absolute path or a URL: nothing lies beside a store
     if adapter is not None:
         return f"{_seen_from(folder, path)}+{_seen_from(folder, adapter)}"
     start = os.path.realpath(folder)
@@ -166,7 +172,9 @@ def _located(folder, reference, model):
 
 
 def _exists(reference):
-    return any(os.path.exists(part) for part in (reference, split_pool(reference)[0], reference.rpartition("@")[0]))
+    return is_store(reference) or any(
+        os.path.exists(part) for part in (reference, split_pool(reference)[0], reference.rpartition("@")[0])
+    )
 
 
 def _summary(digests, model):

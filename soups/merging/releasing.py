@@ -15,7 +15,7 @@ import xxhash
 import yaml
 
 from soups import state, tree
-from soups.files import PathLike, locked, made_folder, sweep_unfinished
+from soups.files import PathLike, local_path, locked, made_folder, sweep_unfinished
 from soups.merging import bands
 from soups.merging.evaluation import evaluation
 from soups.merging.folder import folder_files
@@ -200,7 +200,7 @@ class _Certifying(contextlib.AbstractContextManager):
             check_name(name, self._certificates, "certificate")
         # all of them before any work, and with the environment of this moment
         self._measures = {name: _measure(own, functions.get(name)) for name, own in self._certificates.items()}
-        self._place = pool.path / _RESULTS
+        self._place = local_path(pool.path) / _RESULTS
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -354,7 +354,7 @@ def _in_pool(pool, plan):
     inside = {
         model: found.name
         for model, found in ((model, innermost(one)) for model, one in plan.checkpoints.items())
-        if isinstance(found, Member) and os.path.samefile(found.directory.parent.parent, pool.path)
+        if isinstance(found, Member) and _is_same(found.directory.parent.parent, pool.path)
     }
     merged = [source.model for part in plan.job.slices for source in part.sources if is_member(plan.job, source)]
     strangers = [
@@ -362,6 +362,10 @@ def _in_pool(pool, plan):
     ]
     refuse("a release is made of members of its pool", strangers)
     return inside, [inside[model] for model in dict.fromkeys(merged)]
+
+
+def _is_same(place, other):
+    return place == other or (isinstance(place, pathlib.Path) and os.path.samefile(place, other))
 
 
 def _nested(member, merged):

@@ -1,6 +1,7 @@
 """Carry a plan out: stream every tensor through its recipe into files that are there whole or not at all."""
 
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import numpy as np
 import xxhash
 
 from soups import engine, tree
-from soups.files import PathLike, cannot_write, replace_file, sync_folder
+from soups.files import PathLike, any_path, cannot_write, replace_file, sync_folder
 from soups.formats import Checkpoint, Writer, open_checkpoint
 from soups.formats.folder import SINGLE
 from soups.formats.hub import cached_model
@@ -23,7 +24,7 @@ from soups.formats.tensors import nested
 from soups.formats.weights import ALL
 from soups.lazy import orbax
 from soups.merging import bands
-from soups.merging.origin import NO_KEYS, is_named, kept_files
+from soups.merging.origin import NO_KEYS, innermost, is_named, kept_files
 from soups.merging.places import check_place, held_place, split_member, sweep_unfinished, unfinished
 from soups.merging.planning import Output, Plan
 from soups.merging.record import (
@@ -37,12 +38,14 @@ from soups.merging.record import (
     write_record,
 )
 from soups.merging.sources import open_model, split_pool
+from soups.stores import StorePath, is_store
 from soups.workers import NUMBER, as_done, in_threads
 
 THREADS = NUMBER  #: how many tensors are worked on at a time by default
+FAR_THREADS = 8  #: and where they are read from a store, or written to one
 Progress = Callable[[int], None]
 File = bytes | str | pathlib.Path | Callable[[dict], str]
-_PLAN, _DIGESTS = "plan.json", "digests.json"
+PLAN, _DIGESTS = "plan.json", "digests.json"
 
 
 def merge_to_folder(
@@ -54,8 +57,10 @@ def merge_to_folder(
     files: Mapping[str, File] | None = None,
     chosen: Mapping[str, Any] | None = None,
     progress: Progress = lambda bytes_written: None,
-) -> pathlib.Path:
+) -> pathlib.Path | StorePath:
     """Merge into a folder of safetensors files and return its path, which appears only when it is complete.
+
+    On an object store the shards appear one by one, and last the index by which they are read.
 
     A merge that was killed goes on with the shards that are not finished, if the recipe is the same and what went into
     the others has the same content. Random methods draw by the place of an element, so threads, blocks and restarts
@@ -79,6 +84,11 @@ def merge_to_folder(
         CheckpointError: an input changed since it was planned.
         OSError: the disk is full or cannot be written to.
     """
+    if isinstance(far := any_path(out), StorePath):
+        from soups.merging.streaming import merge_to_store
+
+        options = {"threads": threads, "files": files or {}, "chosen": chosen, "progress": progress}
+        return merge_to_store(plan, far, shard_bytes=shard_bytes, **options)
     with held_place(plan, out) as place:
         folder = _write_folder(plan, place, threads, shard_bytes, files or {}, chosen, progress, place)
         os.rename(folder, place)
@@ -92,7 +102,7 @@ def merge_to_file(
     threads: int = THREADS,
     chosen: Mapping[str, Any] | None = None,
     progress: Progress = lambda bytes_written: None,
-) -> pathlib.Path:
+) -> pathlib.Path | StorePath:
     """Merge into one file, .safetensors or .npz as its name ends, and return its path; it is there whole or not at all.
 
     The record lies beside it, in OUT.merge.json. It is written as a folder first, so that a merge that was killed goes
@@ -101,6 +111,11 @@ def merge_to_file(
     Raises:
         FileExistsError, BlockingIOError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
     """
+    if isinstance(far := any_path(out), StorePath):
+        from soups.merging.streaming import merge_to_store
+
+        options = {"threads": threads, "files": {}, "chosen": chosen, "progress": progress}
+        return merge_to_store(plan, far, shard_bytes=None, **options)
     with held_place(plan, out, "file") as place:
         folder = _write_folder(plan, place, threads, sys.maxsize, {}, chosen, progress, place.parent)
         single = folder / SINGLE[0]
@@ -122,7 +137,7 @@ def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress, arou
     specs = {name: (output.shape, output.dtype) for name, output in outputs.items()}
     # tied tensors are noted as torch's helper of the format does it
     metadata = {"format": "pt", **plan.aliases}
-    shared = _measure_model(plan)
+    shared = measure_model(plan)
     with Writer(folder, specs, shard_bytes=shard_bytes, metadata=metadata) as writer:
 
         def make(name):
@@ -139,7 +154,7 @@ def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress, arou
                 digests |= found
                 writer.note_written(name, written)
                 progress(outputs[name].nbytes)
-            _write_digests(folder, digests)  # before the shard counts as finished
+            write_digests(folder, digests)  # before the shard counts as finished
             writer.finish_shard(shard)
         writer.finish()
         made = record(plan, digests, chosen)
@@ -148,7 +163,7 @@ def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress, arou
         made |= {"files": {name: hash_files(folder / name) for name in sorted(files)}} if files else {}
         write_record(folder / RECORD, made, around)
         writer.forget()  # last: until here a killed merge goes on with what is finished
-    for helper in (_DIGESTS, _PLAN):
+    for helper in (_DIGESTS, PLAN):
         (folder / helper).unlink(missing_ok=True)
     return folder
 
@@ -245,7 +260,7 @@ def merge_in_memory(
     progress: Progress = lambda bytes_merged: None,
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Return the merged tensors by name, and the record of the merge; errors are those of `merge_to_folder`."""
-    shared, digests = _measure_model(plan), {}
+    shared, digests = measure_model(plan), {}
     merged = {output.name: np.empty(output.shape, output.dtype) for output in plan.outputs}
 
     def make(output):
@@ -273,7 +288,7 @@ def verify_output(
         ValueError: as `merge_to_folder`.
     """
     found, there = read_record(out), open_model(f"{cached_model(str(out))}@{ALL}")
-    shared, digests = _measure_model(plan), {}
+    shared, digests = measure_model(plan), {}
     names = {output.name: output.name for output in plan.outputs}
     if (not isinstance(there, Checkpoint) or there.keys) and not getattr(there, "named", False):
         names = {leaf: name for name, leaf in tree.flatten(nested({name: name for name in names})).items()}
@@ -306,7 +321,9 @@ def _leaf(plan, output, digests):
 
     def read():
         # torch files may hold a tensor in any order of its axes
-        arrays = [model.map(tensor) for model, (_, tensor) in zip(models, pairs, strict=True)]
+        arrays = side_by_side(
+            [functools.partial(model.map, tensor) for model, (_, tensor) in zip(models, pairs, strict=True)], models
+        )
         return [np.ascontiguousarray(array).reshape(array.shape) for array in arrays]
 
     def passed(found):
@@ -333,10 +350,35 @@ def merged_blocks(plan: Plan, output: Output, shared, digests: Digests) -> Itera
 
 def _reader(plan, output):
     """Return what reads a band of all that a tensor of the output is made of."""
-    return lambda band: [plan.checkpoints[model].read(tensor, (band, ...)) for model, tensor in output.sources]
+    models = [plan.checkpoints[model] for model, _ in output.sources]
+
+    def read(band):
+        reads = [
+            functools.partial(model.read, tensor, (band, ...))
+            for model, (_, tensor) in zip(models, output.sources, strict=True)
+        ]
+        return side_by_side(reads, models)
+
+    return read
 
 
-def _measure_model(plan):
+def threads_for(plan: Plan, out: PathLike) -> int:
+    """Return how many tensors are worked on at a time by default: more where threads wait for a store."""
+    return max(THREADS, FAR_THREADS) if is_store(out) or _is_far(plan.checkpoints.values()) else THREADS
+
+
+def _is_far(models):
+    return any(isinstance(getattr(model, "directory", None), StorePath) for model in map(innermost, models))
+
+
+def side_by_side(reads, models):
+    """Return what each function reads, all of them at a time where they wait for a store."""
+    if _is_far(models):
+        return in_threads(lambda read: read(), reads, len(reads))
+    return [read() for read in reads]
+
+
+def measure_model(plan: Plan) -> Any:
     """Measure what a method of scope "model" needs, over all tensors."""
     outputs = [output for output in plan.outputs if output.recipe]
     if not outputs or outputs[0].recipe.scope != "model":
@@ -373,11 +415,9 @@ def _unfinished(out, plan, shard_bytes):
     content; else it is begun anew.
     """
     folder = unfinished(out)
-    outputs = [[output.name, list(output.shape), str(output.dtype)] for output in plan.outputs]
-    identity = {"format": FORMAT, "shard_bytes": shard_bytes, "job": repr(plan.job), "outputs": outputs}
-    digests = _known_digests(folder)
+    wanted, digests = identity(plan, shard_bytes), known_digests(folder)
     finished = any(folder.glob("*.done"))
-    same = _read(folder / _PLAN) == identity and bool(digests) >= finished and _still_same(plan, digests)
+    same = read_state(folder / PLAN) == wanted and bool(digests) >= finished and still_same(plan, digests)
     if folder.exists() and not same:
         shutil.rmtree(folder)
         digests = {}
@@ -385,11 +425,17 @@ def _unfinished(out, plan, shard_bytes):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    replace_file(folder / _PLAN, json.dumps(identity))
+    replace_file(folder / PLAN, json.dumps(wanted))
     return folder, digests
 
 
-def _read(path):
+def identity(plan: Plan, shard_bytes: int) -> dict[str, Any]:
+    """Return what an unfinished output must be of to be gone on with."""
+    outputs = [[output.name, list(output.shape), str(output.dtype)] for output in plan.outputs]
+    return {"format": FORMAT, "shard_bytes": shard_bytes, "job": repr(plan.job), "outputs": outputs}
+
+
+def read_state(path: pathlib.Path | StorePath) -> Any:
     """Return what is in a file of JSON; None if it is not whole."""
     try:
         return json.loads(path.read_bytes())
@@ -397,13 +443,15 @@ def _read(path):
         return None
 
 
-def _known_digests(folder) -> Digests:
-    state = _read(folder / _DIGESTS)
+def known_digests(folder: pathlib.Path | StorePath) -> Digests:
+    """Return the digests of what went into the shards of an unfinished output."""
+    state = read_state(folder / _DIGESTS)
     whole = isinstance(state, dict) and state.get("xxh3_128") == _digest_of_json(state.get("digests"))
     return state["digests"] if whole else {}
 
 
-def _write_digests(folder, digests):
+def write_digests(folder: pathlib.Path | StorePath, digests: Digests) -> None:
+    """Write down the digests of what went into the shards so far."""
     replace_file(folder / _DIGESTS, json.dumps({"xxh3_128": _digest_of_json(digests), "digests": digests}))
 
 
@@ -411,7 +459,7 @@ def _digest_of_json(value):
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
 
 
-def _still_same(plan, digests):
+def still_same(plan: Plan, digests: Digests) -> bool:
     """Say whether all that went into finished shards has the content that it had."""
     pairs = {(model, tensor): digest for found in digests.values() for model, tensor, digest in found}
 

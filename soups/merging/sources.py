@@ -4,7 +4,7 @@ import os
 import pathlib
 import re
 
-from soups.files import local_path
+from soups.files import PathLike, any_path
 from soups.formats import CheckpointError, open_checkpoint
 from soups.formats.folder import SINGLE
 from soups.formats.hub import cached_model
@@ -14,12 +14,13 @@ from soups.formats.weights import ALL
 from soups.lazy import orbax
 from soups.merging.origin import original
 from soups.names import check_name
+from soups.stores import StorePath, is_store
 
 _POOL = "manifest.json"
 MODEL_FILES = tuple(f"{name}{index}" for name in SINGLE for index in ("", ".index.json"))
 
 
-def open_model(reference: str | os.PathLike) -> Tensors:
+def open_model(reference: PathLike) -> Tensors:
     """Open a model by its path: a file or folder as `open_checkpoint`, POOL:MEMBER, or an Orbax checkpoint.
 
     PATH@TREE takes the tree of these keys, such as CKPT@ema_params or CKPT@model/ema, and PATH@. all of them; a path
@@ -30,39 +31,45 @@ def open_model(reference: str | os.PathLike) -> Tensors:
         FileNotFoundError: nothing is there; for a model of the hub the message says how to download it.
         CheckpointError: the checkpoint, or a file that is kept with a member, is damaged; several trees could be meant,
             or the one that is named is not there; a pool without the name of a member.
-        ValueError: a URL; a pool that has no such member, or whose member holds NaN or infinity.
+        ValueError: a URL of another kind than s3:// and gs://; a pool that has no such member, or whose member holds
+            NaN or infinity.
     """
-    if in_pool(local_path(reference)):
+    if in_pool(any_path(reference)):
         return _member(*split_pool(reference))
     path, tree = _split(cached_model(str(reference)))
     if is_pool(path):
         return _member(path, "")
+    if isinstance(path, StorePath):
+        return open_checkpoint(path, tree)
     hugging_face = any(os.path.lexists(path / name) for name in MODEL_FILES)
     return orbax.open_orbax(path, tree) if not hugging_face and is_orbax(path) else open_checkpoint(path, tree)
 
 
-def is_pool(path: str | os.PathLike) -> bool:
+def is_pool(path: PathLike) -> bool:
     """Say whether there is a pool at a path."""
-    return bool(path) and (pathlib.Path(path) / _POOL).is_file()
+    return bool(path) and ((any_path if is_store(path) else pathlib.Path)(path) / _POOL).is_file()
 
 
-def in_pool(path: str | pathlib.Path) -> bool:
+def in_pool(path: PathLike) -> bool:
     """Say whether a path is POOL:NAME of a pool that is there."""
     return is_pool(split_pool(path)[0])
 
 
-def split_pool(reference: str | os.PathLike) -> tuple[str, str]:
+def split_pool(reference: PathLike) -> tuple[str, str]:
     """Return pool and name of POOL:NAME; behind a pool that is there the name may have a ":" itself."""
     text = str(reference)
-    pools = [text[: mark.start()] for mark in re.finditer(":", text)]
+    pools = [text[: mark.start()] for mark in re.finditer(":(?!//)", text)]
     pool = next((pool for pool in pools if is_pool(pool)), (pools or [""])[-1])
     return pool, text[len(pool) + 1 :]
 
 
 def _split(reference):
-    path = local_path(reference)
+    path = any_path(reference)
     before, _, tree = str(reference).rpartition("@")
-    return (path, None) if path.exists() or not before or not os.path.exists(before) else (local_path(before), tree)
+    if not before or path.exists():
+        return path, None
+    first = any_path(before)
+    return (first, tree) if first.exists() else (path, None)
 
 
 def _member(path, name):

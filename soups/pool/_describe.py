@@ -1,24 +1,28 @@
 """Describe a member when it is added: its leaves, their digests, its files, and with what it was made."""
 
+import contextlib
 import datetime
 import functools
 import math
 import pathlib
 import platform
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from soups import engine
+from soups import engine, processes
 from soups.arrays import as_bytes, is_float
 from soups.formats.mapping import hash_files
 from soups.formats.tensors import listed, nested
 from soups.lazy import orbax
 from soups.pool import _paths
 from soups.pool._member import Member, relative_files, stored_name
+from soups.stores import PART, SIDE_BY_SIDE, StorePath
 from soups.tree import Tree, flatten
+from soups.workers import in_threads
 
 _PACKAGES = ("soups", "jax", "flax", "orbax-checkpoint", "numpy")
 
@@ -34,6 +38,36 @@ def save(directory: pathlib.Path, flat: _paths.Flat) -> None:
         if array.size
     }
     orbax.save_checkpoint(directory, nested(stored))
+
+
+@contextlib.contextmanager
+def staged(directory: pathlib.Path | StorePath) -> Iterator[pathlib.Path]:
+    """Yield where a member is written: its directory, or for a store a folder of this machine, which is then deleted.
+
+    Raises:
+        ValueError: a store, in a run of several processes.
+    """
+    if isinstance(directory, pathlib.Path):
+        yield directory
+        return
+    if processes.count() > 1:
+        raise ValueError(f"{directory}: to a pool on an object store one process adds, not several of one run together")
+    with tempfile.TemporaryDirectory(prefix="soups-") as folder:
+        yield pathlib.Path(folder) / directory.name
+
+
+def upload(folder: pathlib.Path, directory: StorePath, files: Iterable[str]) -> None:
+    """Copy the files of a member to a store, several at a time."""
+
+    def copy(file):
+        size = (folder / file).stat().st_size
+        if size <= PART:
+            (directory / file).write_bytes((folder / file).read_bytes())
+        else:
+            with open(folder / file, "rb") as content:
+                (directory / file).upload(iter(lambda: content.read(PART), b""), size)
+
+    in_threads(copy, files, SIDE_BY_SIDE)
 
 
 def describe(directory: pathlib.Path, flat: _paths.Flat) -> dict:
@@ -62,6 +96,8 @@ def restore(member: Member, wanted: Mapping[str, Any]) -> dict[str, Any]:
     import jax
 
     places = {_paths.exact_name(entry["keys"]): stored_name(entry) for entry in member.record["leaves"].values()}
+    if isinstance(member.directory, StorePath):
+        return _restored_from_store(member, wanted)
     on_disk = {tuple(places[name].split("/")): leaf for name, leaf in wanted.items() if math.prod(leaf.shape)}
     restored = flatten(orbax.load(member.directory, nested(on_disk)))
     for name, leaf in wanted.items():
@@ -75,6 +111,18 @@ def restore(member: Member, wanted: Mapping[str, Any]) -> dict[str, Any]:
             read = functools.partial(member.read, leaf)
             restored[places[name]] = jax.make_array_from_callback(wanted[name].shape, wanted[name].sharding, read)
     return {name: restored[places[name]] for name in wanted}
+
+
+def _restored_from_store(member, wanted):
+    import jax
+
+    names = {_paths.exact_name(entry["keys"]): leaf for leaf, entry in member.record["leaves"].items()}
+
+    def restored(name):
+        array, leaf = member.read(names[name]), wanted[name]
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, array.astype(leaf.dtype, copy=False).__getitem__)
+
+    return {name: restored(name) for name in wanted}
 
 
 def digest(params: Tree) -> str:

@@ -4,6 +4,8 @@
     records/00000012-NAME.json       a member's record; the numbers are the order in which members were added
     members/NAME/                    its checkpoint
 
+On an object store it is the same objects, and the locks are leases. What is not in the records is not there yet.
+
 A pool of the first format has all records in its manifest; it is read as it is, and the first change converts it.
 """
 
@@ -16,9 +18,12 @@ import uuid
 from collections.abc import Iterator
 
 from soups.files import lock, remove_held, remove_unfinished, replace_file, sweep_unfinished
+from soups.leases import Lease, is_held, leased
 from soups.names import bounded
 from soups.pool import _record
 from soups.pool._record import MEMBERS, PoolCorruptionError
+from soups.stores import SIDE_BY_SIDE, StorePath
+from soups.workers import in_threads
 
 FORMAT, OLD_FORMAT = "soups.pool/2", "soups.pool/1"
 RECORDS = "records"
@@ -27,7 +32,10 @@ _MARKER = ".adding"
 _RECORD = re.compile(r"(\d{8,})-([A-Za-z0-9_=-]+)\.json")
 
 
-def exists(path: pathlib.Path) -> bool:
+Path = pathlib.Path | StorePath
+
+
+def exists(path: Path) -> bool:
     """Say whether `path` holds a pool."""
     return (path / _FILE).is_file()
 
@@ -39,10 +47,11 @@ class Records:
     that came since.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: Path):
         self._path = path
         self._names: dict[str, str] = {}  # of the members, by the file of their records
         self._seen: set[str] | None = None  # in the folder of the records
+        self._lease: Lease | None = None  # of a pool on a store, while it is locked
         self.refresh()
 
     def refresh(self) -> None:
@@ -95,7 +104,7 @@ class Records:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the pool, as one that its records can be written to, and look which members there are now."""
-        with _locked(self._path):
+        with _locked(self._path) as self._lease:
             self.refresh()
             yield
 
@@ -103,6 +112,7 @@ class Records:
         """Write the record of a new or an old member; within `locked`."""
         _record.checked(record, self._path)  # what cannot be read back would close the pool
         self._begin()
+        self._check_lease()
         last = next(reversed(self._files.values()), None)
         file = self._files.get(name) or _file(1 + (_number(last) if last else 0), record)
         replace_file(self._path / RECORDS / file, _record.sealed({"name": name, **record}))
@@ -114,6 +124,7 @@ class Records:
     def delete(self, name: str) -> None:
         """Delete the record of a member; within `locked`."""
         self._begin()
+        self._check_lease()
         (self._path / RECORDS / self._files[name]).unlink()
         self._seen.discard(self._files.pop(name))
         self._read.pop(name, None)
@@ -124,18 +135,19 @@ class Records:
         entries = sorted(members.iterdir()) if members.is_dir() else []
         idle = [entry for entry in entries if not _in_progress(entry)]
         owned = self._owned()  # read last: whatever was finished since the listing is in it
-        return [f"{MEMBERS}/{entry.name}" for entry in idle if entry.name not in owned and os.path.lexists(entry)]
+        return [f"{MEMBERS}/{entry.name}" for entry in idle if entry.name not in owned and _is_there(entry)]
 
     def sweep(self) -> list[str]:
         """Delete the orphans and return their names."""
         if not self._path.is_dir():
             return []
         with _locked(self._path):
-            sweep_unfinished(self._path)
-            sweep_unfinished(_record.no_link(self._path / RECORDS))
+            for folder in (self._path, _record.no_link(self._path / RECORDS)):
+                if isinstance(folder, pathlib.Path):
+                    sweep_unfinished(folder)
             found = self.orphans()
             for entry in found:
-                _delete(self._path / entry)
+                delete(self._path / entry)
         return found
 
     def _manifest(self):
@@ -157,6 +169,8 @@ class Records:
         return manifest
 
     def _entries(self):
+        if isinstance(self._path, StorePath):  # where a folder without records is not there
+            return {entry.name for entry in (self._path / RECORDS).iterdir()}
         try:
             return set(os.listdir(_record.no_link(self._path / RECORDS)))
         except (FileNotFoundError, NotADirectoryError):
@@ -174,14 +188,21 @@ class Records:
 
     def _names_of(self, files):
         names, problems = {}, []
-        for file in files:
+
+        def look(file):
             place = self._path / RECORDS / file
             try:
                 names[file] = _record.name_of(_record.unsealed(place), place)
             except FileNotFoundError:
-                continue  # removed since the listing
+                pass  # removed since the listing
             except PoolCorruptionError as error:
                 problems.append(f"{error}; without this file the others can be read, and sweeping deletes its member")
+
+        if isinstance(self._path, StorePath):
+            in_threads(look, files, SIDE_BY_SIDE)
+        else:
+            for file in files:
+                look(file)
         if problems:
             raise PoolCorruptionError(bounded(problems))
         return names
@@ -194,12 +215,16 @@ class Records:
             return {pathlib.PurePath(record["path"]).name for record in manifest["members"].values()}
         return {_directory(file) for file in self._records_of(self._entries())}
 
+    def _check_lease(self):
+        if self._lease is not None:
+            self._lease.check()
+
     def _begin(self):
         """Make the pool if it is not there yet, and convert one of the first format."""
         if self._files or ((manifest := self._manifest()) and manifest["format"] == FORMAT):
             return
         old, records = self._read, _record.no_link(self._path / RECORDS)
-        _delete(records)  # what a killed conversion left
+        delete(records)  # what a killed conversion left
         records.mkdir()
         for number, (name, record) in enumerate(old.items(), 1):
             replace_file(records / _file(number, record), _record.sealed({"name": name, **record}))
@@ -208,7 +233,7 @@ class Records:
 
 
 @contextlib.contextmanager
-def reserved(path: pathlib.Path, name: str) -> Iterator[str]:
+def reserved(path: Path, name: str) -> Iterator[str]:
     """Keep the name of a new member directory ours during the block; delete the directory if the block fails.
 
     A marker file next to it stays locked as long as this process lives, so that others can tell work in progress
@@ -217,6 +242,15 @@ def reserved(path: pathlib.Path, name: str) -> Iterator[str]:
     readable = re.sub(r"[^A-Za-z0-9_=-]+", "_", name)[:60]
     directory = f"{MEMBERS}/{readable}-{uuid.uuid4().hex[:12]}"
     marker = path / f"{directory}{_MARKER}"
+    if isinstance(marker, StorePath):
+        with leased(marker, path, "process"):
+            try:
+                yield directory
+            except BaseException:
+                with contextlib.suppress(OSError):  # else it is an orphan
+                    (path / directory).delete_below()
+                raise
+        return
     with _locked(path):  # sweeping takes this lock too: it never sees a marker that is not locked yet
         _record.directory(path, directory).parent.mkdir(exist_ok=True)
         descriptor = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_RDWR)
@@ -233,12 +267,24 @@ def reserved(path: pathlib.Path, name: str) -> Iterator[str]:
         os.close(descriptor)
 
 
+def check_reserved(path: Path, directory: str) -> None:
+    """Raise a BlockingIOError if the name of a directory is not kept any more; within `Records.locked`."""
+    marker = path / f"{directory}{_MARKER}"
+    if isinstance(marker, StorePath) and not marker.is_file():
+        raise BlockingIOError(f"{path / directory} was swept away: its lease could not be renewed in time")
+
+
 @contextlib.contextmanager
 def _locked(path):
+    """Lock a pool, and yield the lease where it is one."""
+    if isinstance(path, StorePath):
+        with leased(path / ".lock", path, "process", wait=True) as lease:
+            yield lease
+        return
     path.mkdir(parents=True, exist_ok=True)
     with open(path / ".lock", "ab") as file:
         lock(file)
-        yield
+        yield None
 
 
 def _file(number, record):
@@ -253,16 +299,26 @@ def _directory(file):
     return _RECORD.fullmatch(file)[2]
 
 
-def _delete(place):
-    if place.is_dir() and not place.is_symlink():
+def delete(place: Path) -> None:
+    """Delete a file, or a folder with all that is in it, if it is there."""
+    if isinstance(place, StorePath):
+        place.delete_below()
+        place.unlink(missing_ok=True)
+    elif place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)
     else:
         place.unlink(missing_ok=True)
 
 
+def _is_there(place):
+    return place.exists() if isinstance(place, StorePath) else os.path.lexists(place)
+
+
 def _in_progress(entry):
     # Orbax writes to <directory>.orbax-checkpoint-tmp before it renames
     marker = entry.with_name(entry.name.partition(".")[0] + _MARKER)
+    if isinstance(marker, StorePath):
+        return is_held(marker)
     try:
         with open(marker, "rb") as file:
             lock(file, wait=False)

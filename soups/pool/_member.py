@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import xxhash
 
+from soups.arrays import as_bytes
 from soups.formats import tensors
 from soups.formats.mapping import hash_files, mapped
 from soups.formats.tensors import Leaf
@@ -17,8 +19,9 @@ from soups.lazy import orbax
 from soups.names import bounded, check_name, shown
 from soups.pool import _paths
 from soups.pool._record import PoolCorruptionError
+from soups.stores import SIDE_BY_SIDE, Copies, StorePath
 from soups.tree import Tree
-from soups.workers import in_threads
+from soups.workers import NUMBER, in_threads
 
 KEPT = "kept/files/"  # where a member's further files lie: two folders deep, which Orbax does not take for a tree
 _DIFFERS, _MISSING = "does not have the bytes that were written", "is missing"
@@ -38,7 +41,7 @@ class Member:
     named = False  #: whether the leaves have the names of what the member came from
     parts = ()  #: what is known of the models that it came from
 
-    def __init__(self, name: str, directory: pathlib.Path, record: dict):
+    def __init__(self, name: str, directory: pathlib.Path | StorePath, record: dict):
         self.name, self.directory, self.path, self.record = name, directory, directory, record
         self.digests = {leaf: entry["digest"] for leaf, entry in record["leaves"].items()}
         self._chunks = _chunks(record)
@@ -51,11 +54,15 @@ class Member:
         self.leaves = {leaf: self._header(leaf, entry) for leaf, entry in record["leaves"].items()}
         self._verified: set[str] = set()
         self._lock = threading.Lock()
+        self._copies: Copies | None = None
         self._opened = None  # what reads the leaves that do not lie raw, when the checkpoint's description is verified
 
     @functools.cached_property
-    def sizes(self) -> dict[pathlib.Path, int]:
+    def sizes(self) -> dict[pathlib.Path | StorePath, int]:
         """Return the sizes of those files of its checkpoint that are there."""
+        if isinstance(self.directory, StorePath):
+            kept = self.directory / KEPT
+            return {file: size for file, size in self.directory.sizes().items() if kept not in file.parents}
         files = [self.directory / file for file in self.record["files"] if not file.startswith(KEPT)]
         return {file: file.stat().st_size for file in files if file.is_file()}
 
@@ -74,7 +81,8 @@ class Member:
         known, there = self.kept_names, relative_files(self.directory / KEPT)
         problems = self._compare([KEPT + name for name in known]) if known else []
         self._raise(problems + [f"{shown(KEPT + name)} was put there" for name in there if name not in known])
-        return {name: self.directory / KEPT / name for name in known}
+        folder = _kept_copies(self.directory)[0] if known and self._is_far else self.directory
+        return {name: folder / KEPT / name for name in known}
 
     @property
     def kept_names(self) -> list[str]:
@@ -88,10 +96,22 @@ class Member:
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Return a leaf, read-only and mapped where it lies raw, or the part at `index`, a slice for each axis."""
         name = check_name(self.aliases.get(name, name), self.leaves, f"leaf of member {self.name!r}")
+        if self._is_far and name in self._raw:
+            return self._fetched(name)[index]
         if name not in self._verified:
             self._raise(self._compare(self._chunks[name]))
             self._verified.add(name)
         return self._array(name, index)
+
+    def _fetched(self, name):
+        array = self._array(name, ...)
+        if xxhash.xxh3_128_hexdigest(as_bytes(array)) != self.digests[name]:
+            self._raise([self._described(self._raw[name], _DIFFERS)])
+        return array
+
+    @property
+    def _is_far(self):
+        return isinstance(self.directory, StorePath)
 
     def map(self, name: str) -> np.ndarray:
         """Return a leaf as `read` does, but leave those that lie raw in one file to the caller to compare."""
@@ -100,6 +120,8 @@ class Member:
 
     def making(self, name: str) -> int:
         name = self.aliases.get(name, name)
+        if self._is_far and name in self._raw:
+            return self.leaves[name].nbytes
         return 0 if self._is_mapped(name) else self._stored(name).making
 
     def chunk_rows(self, name: str) -> int:
@@ -108,6 +130,10 @@ class Member:
 
     def load(self) -> Tree:
         """Compare every file and return nested dicts of read-only NumPy arrays, mapped where they lie raw."""
+        if self._is_far:
+            return nested(
+                self.record, dict(zip(self.leaves, in_threads(self.read, self.leaves, SIDE_BY_SIDE), strict=True))
+            )
         self.check()
         return nested(self.record, {name: self.read(name) for name in self.leaves})
 
@@ -183,7 +209,8 @@ class Member:
 
     def _open(self):
         try:
-            return orbax.open_leaves(self.directory)
+            raw = {*self._raw.values()} if self._is_far else ()
+            return orbax.open_leaves(self._copied([file for file in self.record["files"] if file not in raw]))
         except (ValueError, OSError) as error:  # it looks at all leaves, also at those that are not verified yet
             raise self._error(self.problems() or [str(error)]) from error
 
@@ -199,7 +226,16 @@ class Member:
     def _compare(self, files):
         if not self.directory.is_dir():
             return ["the whole directory is missing"]
-        return [problem for problem in in_threads(self._problem, sorted(files)) if problem]
+        number = SIDE_BY_SIDE if self._is_far else NUMBER
+        return [problem for problem in in_threads(self._problem, sorted(files), number) if problem]
+
+    def _copied(self, files):
+        """Return the directory, or of one on a store a folder of this machine with copies of some of its files."""
+        if not self._is_far:
+            return self.directory
+        self._copies = self._copies or Copies()
+        self._copies.fill({file: self.directory / file for file in files})
+        return self._copies.folder
 
     def _problem(self, file):
         try:
@@ -222,6 +258,13 @@ class Member:
         return PoolCorruptionError(f"member {self.name!r} is corrupted, in {self.directory}:{lines}")
 
 
+@functools.cache  # until the program ends: the paths are given away
+def _kept_copies(directory):
+    copies = Copies()
+    copies.fill({KEPT + path.relative_to(directory / KEPT): path for path in (directory / KEPT).sizes()})
+    return copies.folder, copies
+
+
 def nested(record: dict, values: dict[str, Any]) -> Tree:
     """Put a value for each leaf of a record into nested dicts with string keys, and None and {} where it was empty."""
     places = {tuple(_paths.texts(record["leaves"][name]["keys"])): value for name, value in values.items()}
@@ -235,8 +278,10 @@ def stored_name(entry: dict) -> str:
     return entry.get("stored") or "/".join(entry["keys"])
 
 
-def relative_files(directory: pathlib.Path) -> list[str]:
+def relative_files(directory: pathlib.Path | StorePath) -> list[str]:
     """List the files below a directory."""
+    if isinstance(directory, StorePath):
+        return sorted(file.relative_to(directory) for file in directory.sizes())
     return sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if not file.is_dir())
 
 

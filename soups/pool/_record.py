@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from soups.formats.zarr import holds
 from soups.names import shown
 from soups.pool._paths import texts
 from soups.state import seal, unseal
+from soups.stores import StorePath
 
+AnyPath = TypeVar("AnyPath", pathlib.Path, StorePath)
 MEMBERS = "members"
 _LARGEST = 1 << 31  # bytes of one file: the manifests of old pools had all members in one
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -31,7 +34,7 @@ def sealed(fields: dict) -> bytes:
     return seal(lines.encode() + b"}\n")
 
 
-def unsealed(file: pathlib.Path) -> str:
+def unsealed(file: pathlib.Path | StorePath) -> str:
     """Return the JSON object of a file, without its first field, the digest, which is compared."""
     try:
         return "{" + unseal(read_bytes(file, limit=_LARGEST), file).decode("ascii", "replace")
@@ -39,7 +42,7 @@ def unsealed(file: pathlib.Path) -> str:
         raise PoolCorruptionError(str(error)) from error
 
 
-def parsed(text: str, file: pathlib.Path) -> dict:
+def parsed(text: str, file: pathlib.Path | StorePath) -> dict:
     """Return the object in an unsealed text."""
     try:
         return parse_json(text, file)
@@ -47,7 +50,7 @@ def parsed(text: str, file: pathlib.Path) -> dict:
         raise PoolCorruptionError(str(error)) from error
 
 
-def name_of(text: str, file: pathlib.Path) -> str:
+def name_of(text: str, file: pathlib.Path | StorePath) -> str:
     """Return the member's name, the first field of an unsealed record, without reading the rest."""
     name = parsed(text.partition("\n")[0].removesuffix(",") + "}", file).get("name")
     if not isinstance(name, str) or not name:
@@ -55,7 +58,7 @@ def name_of(text: str, file: pathlib.Path) -> str:
     return name
 
 
-def checked(record, file: pathlib.Path) -> dict:
+def checked(record, file: pathlib.Path | StorePath) -> dict:
     """Return a member's record if it is what this library writes."""
     try:
         _check(record)
@@ -65,7 +68,7 @@ def checked(record, file: pathlib.Path) -> dict:
     return record
 
 
-def directory(pool: pathlib.Path, relative: str) -> pathlib.Path:
+def directory(pool: AnyPath, relative: str) -> AnyPath:
     """Return the directory of a member, the one door to it for reading, removing and sweeping."""
     if not _PLACE.fullmatch(relative):
         raise PoolCorruptionError(f"{pool}: a member must lie in {MEMBERS}/NAME, not in {shown(relative)!r}")
@@ -73,7 +76,7 @@ def directory(pool: pathlib.Path, relative: str) -> pathlib.Path:
     return no_link(pool / relative)
 
 
-def no_link(place: pathlib.Path) -> pathlib.Path:
+def no_link(place: AnyPath) -> AnyPath:
     """Return a place within a pool."""
     if place.is_symlink():
         raise PoolCorruptionError(f"{place} is a symbolic link, which a pool must not contain")

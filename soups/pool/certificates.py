@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import inspect
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from soups import state
+from soups.files import PathLike, any_path
 from soups.names import check_name
 from soups.pool._record import PoolCorruptionError
 
@@ -58,8 +58,8 @@ class Certificates(Mapping):
     A PoolCorruptionError names the file if it is not what was written.
     """
 
-    def __init__(self, path: pathlib.Path, locked: Callable[[], contextlib.AbstractContextManager]):
-        self._path, self._locked = path / _FILE, locked
+    def __init__(self, path: PathLike, locked: Callable[[], contextlib.AbstractContextManager]):
+        self._path, self._locked = any_path(path) / _FILE, locked
         self._found = self._read()
 
     def add(

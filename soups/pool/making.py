@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from soups.files import made_folder, replace_file
+from soups.files import create_file, made_folder, replace_file
 from soups.presence import Silence, content, described, has_ended
 
 LEASE = 45.0  # seconds after which a process that did not renew its file is taken for dead
@@ -95,8 +95,7 @@ class Maker:
             self._path(holder).unlink(missing_ok=True)  # so that all of its claims are free
         place = self.folder / f"{urllib.parse.quote(name, safe='')}.{max(found, default=-1) + 1}.claim"
         try:
-            with open(place, "x") as file:
-                json.dump({"maker": self.token}, file)
+            create_file(place, json.dumps({"maker": self.token}))
         except FileNotFoundError:  # the last of the others has just taken the folder away
             made_folder(self.folder)
             self._renew()

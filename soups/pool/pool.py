@@ -5,7 +5,6 @@ import contextlib
 import copy
 import json
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from soups import arguments
 from soups import tree as tree_lib
-from soups.files import PathLike, local_path, meant_path, replace_file, sync_files, sync_folder
+from soups.files import PathLike, any_path, meant_path, replace_file, sync_files, sync_folder
 from soups.formats.text import parse_json
 from soups.lazy import jax
 from soups.names import MOST, bounded, count_of, did_you_mean
@@ -21,32 +20,35 @@ from soups.pool import _describe, _manifest, _paths, _record
 from soups.pool._member import KEPT, Member, nested
 from soups.pool.certificates import Certificates
 from soups.processes import on_first_process
+from soups.stores import StorePath
 from soups.tree import Tree
 
 
 class Pool(Mapping):
     """Hold members by name: a mapping from names to nested dicts of read-only NumPy arrays, read when asked for.
 
-    A pool is a directory with one record and one Orbax checkpoint for each member. Adding is atomic, and any number of
-    processes may add at once. A `Pool` shows the members there were when it was opened or last changed through it;
-    `refresh` shows what others have added. Every byte that is read is compared with the digests in the records: what
-    differs is a PoolCorruptionError that names the file and its leaf. A name that is not there is a KeyError. With
-    several JAX processes all of them must call what changes a pool.
+    A pool is a directory, or a folder of an object store, with one record and one Orbax checkpoint for each member.
+    Adding is atomic, and any number of processes may add at once. A `Pool` shows the members there were when it was
+    opened or last changed through it; `refresh` shows what others have added. Every byte that is read is compared with
+    the digests in the records: what differs is a PoolCorruptionError that names the file and its leaf. A name that is
+    not there is a KeyError. With several JAX processes all of them must call what changes a pool.
 
     Args:
-        path: the directory; one that does not exist is an empty pool, and is made by the first `add`.
+        path: the directory, or s3://BUCKET/NAME or gs://BUCKET/NAME; one that does not exist is an empty pool, and is
+            made by the first `add`.
         must_exist: a pool must be there already.
 
     Raises:
         FileNotFoundError: with `must_exist`, there is no pool at `path`.
         NotADirectoryError: `path` is a file, or leads through one.
         PoolCorruptionError: the manifest or a record is not what was written; each such file is named.
-        ValueError: a URL; a pool whose format this version does not know.
+        ValueError: another URL; a pool whose format this version does not know.
     """
 
     def __init__(self, path: PathLike, *, must_exist: bool = False):
-        self.path = local_path(path).absolute()
-        if file := next((place for place in (self.path, *self.path.parents) if place.is_file()), None):
+        self.path = any_path(path).absolute()
+        above = () if isinstance(self.path, StorePath) else (self.path, *self.path.parents)
+        if file := next((place for place in above if place.is_file()), None):
             raise NotADirectoryError(f"a pool is a directory, but {file} is a file")
         if must_exist and not _manifest.exists(self.path):
             raise FileNotFoundError(f"there is no pool at {self.path}{meant_path(self.path)}")
@@ -155,7 +157,8 @@ class Pool(Mapping):
         wanted = _paths.by_exact_name(like)
         tree_lib.check_same_structure([_describe.recorded_shapes(member.record), wanted], [f"member {name}", "like"])
         wanted = {leaf: _with_sharding(abstract) for leaf, abstract in wanted.items()}
-        member.check()
+        if isinstance(self.path, pathlib.Path):  # of a store each leaf is compared when it is read
+            member.check()
         restored = _describe.restore(member, wanted)
         return jax.tree.unflatten(jax.tree.structure(like), [restored[leaf] for leaf in wanted])
 
@@ -219,8 +222,9 @@ class Pool(Mapping):
         flat = _paths.flatten(params, f"member {name!r}")
         with _explained(f"cannot add member {name!r} to the pool {self.path}"), contextlib.ExitStack() as stack:
             directory = on_first_process(lambda: self._reserve(name, flat, stack))
-            _describe.save(self.path / directory, flat)
-            return self._changed(lambda: self._enter(name, directory, flat, given, files))
+            with _describe.staged(self.path / directory) as folder:
+                _describe.save(folder, flat)
+                return self._changed(lambda: self._enter(name, directory, folder, flat, given, files))
 
     def update_metrics(self, name: str, metrics: Mapping) -> dict:
         """Add to the metrics of a member, anything JSON can hold, replacing those of the same name, and give all."""
@@ -244,7 +248,7 @@ class Pool(Mapping):
                 directory = _record.directory(self.path, record["path"])
                 self._records.delete(name)
             if directory.is_dir():  # else it was lost, and its record was all that there was
-                shutil.rmtree(directory)
+                _manifest.delete(directory)
 
         self._changed(remove)
 
@@ -295,15 +299,19 @@ class Pool(Mapping):
         self._check_addition(name, flat)
         return stack.enter_context(_manifest.reserved(self.path, name))
 
-    def _enter(self, name, directory, flat, given, files):
+    def _enter(self, name, directory, folder, flat, given, files):
         for file, content in files.items():
-            (self.path / directory / file).parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path / directory / file, content)
-        described = _describe.describe(self.path / directory, flat)
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(folder / file, content)
+        described = _describe.describe(folder, flat)
         record = {"path": directory, **given, **_describe.provenance(), **described}
-        sync_files(self.path / directory)  # a record must not outlive its member when the power goes
-        sync_folder((self.path / directory).parent)
+        if isinstance(self.path, StorePath):
+            _describe.upload(folder, self.path / directory, described["files"])
+        else:
+            sync_files(folder)  # a record must not outlive its member when the power goes
+            sync_folder(folder.parent)
         with self._records.locked():
+            _manifest.check_reserved(self.path, directory)
             self._check_addition(name, flat)  # again: others may have added since
             self._records.write(name, record)
         return record

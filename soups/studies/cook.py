@@ -109,7 +109,7 @@ def cook(
     _check_names(members, shifts)
     _check_functions(keep=keep, loss=loss, reestimate=reestimate)
     directory = local_path(workdir).absolute()
-    if isinstance(members, Pool) and os.path.realpath(members.path) == os.path.realpath(directory / "soups"):
+    if isinstance(members, Pool) and os.path.realpath(str(members.path)) == os.path.realpath(directory / "soups"):
         raise ValueError(f"the members lie where soups are kept, in {members.path}: choose another workdir")
     from soups.report.results import check  # where an extra is missing, this is said before long work
 

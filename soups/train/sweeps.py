@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import math
+import pathlib
 import shutil
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -238,7 +239,9 @@ class _Plan:
         training, params, data = self._training, self._params, self._data
         placement = Alone(training) if mesh is None else Lanes(training, params, mesh=mesh, shardings=shardings)
         feed = data if checks.is_arrays(data) else lambda name, *part: data(*part, **self._of_data[name])
-        beside = None if self._pool is None else self._pool.path.with_name(f"{self._pool.path.name}.training")
+        # states of training lie beside a pool of this machine; with one on a store, what was not added begins anew
+        near = self._pool is not None and isinstance(self._pool.path, pathlib.Path)
+        beside = self._pool.path.with_name(f"{self._pool.path.name}.training") if near else None
 
         def on_step(index, losses):
             for name, loss in losses.items():

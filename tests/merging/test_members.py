@@ -102,7 +102,7 @@ def test_null_is_a_value():
         (["sweep/pool:d*"], [], "nothing matches 'sweep/pool:d*'; sweep/pool has: b0, b1, c0, c1, nan"),
         (["empty/pool"], [], "nothing matches 'empty/pool' but members that hold NaN or infinity: empty/pool:nan"),
         (["\x1b*"], [], r"nothing matches '\x1b*'"),
-        (["gs://a/*"], [], "is a URL"),
+        (["hf://a/*"], [], "is a URL"),
         (["a\0*"], [], "is not a path"),
         (["x" * 300 + "*"], [], "is too long"),
         (["sweep/pool"], ["learning_rate"], "--where takes a name, one of <= >= != == < > =, and a value"),

@@ -42,7 +42,7 @@ def weights(*values):
 @pytest.mark.parametrize(
     ("out", "error", "message"),
     [
-        ("gs://bucket/model", ValueError, "'gs://bucket/model.*' is a URL"),
+        ("hf://bucket/model", ValueError, "'hf://bucket/model.*' is a URL"),
         ("{model}/out", ValueError, "would lie inside the model .*m0.*: choose a place beside it"),
         ("{model}/deep/er/out", ValueError, "would lie inside the model"),
         ("{link}/out", ValueError, "would lie inside the model"),
@@ -116,8 +116,8 @@ def test_a_pool_that_does_not_fit_is_an_error_before_any_work(linear_of, small, 
 
 @pytest.mark.parametrize("call", [merging.read_record, merging.open_model, merging.read_recipe])
 def test_urls_are_refused_where_something_is_read(call):
-    with pytest.raises(ValueError, match="'gs://bucket/model' is a URL"):
-        call("gs://bucket/model")
+    with pytest.raises(ValueError, match="'hf://bucket/model' is a URL"):
+        call("hf://bucket/model")
 
 
 @pytest.mark.parametrize("sink", ["orbax", "sharded"])

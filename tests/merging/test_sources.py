@@ -192,7 +192,7 @@ def test_errors(models, model, error, message):
         merging.open_model(f"{models}/{model}")
 
 
-@pytest.mark.parametrize("reference", ["gs://bucket/model", "hf://org/model@params", "https://x.org/pool:m0"])
+@pytest.mark.parametrize("reference", ["file:///bucket/model", "hf://org/model@params", "https://x.org/pool:m0"])
 def test_urls_are_refused(reference):
     with pytest.raises(ValueError, match="is a URL: give a local path"):
         merging.open_model(reference)
