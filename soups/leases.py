@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from soups.stores import StorePath, Version
 
 SECONDS = 30.0  #: after which a lease that was not renewed is free
+_WHOLE = 1.0  # seconds that two times may seem farther apart than they are, for stores tell whole ones
 _LOOK = 0.25  # seconds from one look at a lease that another process holds to the next
 
 
@@ -72,7 +73,7 @@ def take(path: StorePath, out: object, what: str, *, wait: bool = False) -> Leas
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError, ValueError):  # it was given back, or taken by a third
                 content, status = path.read_with_status()
-                if age(path, status.written) > SECONDS:
+                if age(path, status.written) > SECONDS + _WHOLE:
                     return Lease(path, path.write_bytes(_text(mine), version=status.version), mine)
                 if not wait:
                     raise BlockingIOError(f"another {what} writes to {out}: {_holder(content)}") from None
@@ -93,7 +94,7 @@ def leased(path: StorePath, out: object, what: str, *, wait: bool = False) -> It
 def is_held(path: StorePath) -> bool:
     """Say whether a process holds a lease."""
     try:
-        return age(path, path.stat().written) <= SECONDS
+        return age(path, path.stat().written) <= SECONDS + _WHOLE
     except FileNotFoundError:
         return False
 

@@ -131,7 +131,7 @@ def test_a_member_whose_writer_is_killed_is_not_there(at, proxy, folder):
     assert soups.Pool(folder).names == ["before"]
     pool.add("killed", {"w": np.ones(4, np.float32)})  # waits for the lease where the lock is held
     assert soups.Pool(folder).names == ["before", "killed"]
-    time.sleep(3.6)  # a store tells whole seconds
+    time.sleep(4.6)  # a store tells whole seconds
     strays = [name for name in pool.verify() if name not in pool]
     assert strays and all(name.startswith("members/killed-") for name in strays)
     assert pool.sweep_orphans() == strays
@@ -141,11 +141,11 @@ def test_a_member_whose_writer_is_killed_is_not_there(at, proxy, folder):
 def test_a_living_writer_is_not_swept_away(proxy, folder):
     pool = soups.Pool(folder)
     with child(folder, "slow") as process:
-        proxy.fails = lambda method, path: time.sleep(5) if "/state/" in path else False
+        proxy.fails = lambda method, path: time.sleep(6) if "/state/" in path else False
         go(process)
         while not any("/state/" in request for request in proxy.seen):
             time.sleep(0.05)
-        time.sleep(3.6)
+        time.sleep(4.6)
         assert pool.sweep_orphans() == []
         assert process.stdout.read() == "added slow\n"
     assert soups.Pool(folder).verify() == {"slow": []}
