@@ -134,7 +134,11 @@ def _unmoved(training, params, data, members, batch_size):
     if all(rates):
         return None
     numbers = training.numbers(next(iter(members.values())))
-    batch = jax.tree.map(lambda array: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype), data)
+
+    def rows(array):
+        return jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), jax.dtypes.canonicalize_dtype(array.dtype))
+
+    batch = jax.tree.map(rows, data)
     state = jax.eval_shape(functools.partial(init_state, training), params, numbers)
 
     def moved(state, batch):
