@@ -10,6 +10,7 @@ process alone succeeds. No clocks of two hosts are compared and nothing is locke
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import threading
@@ -115,15 +116,15 @@ class Maker:
 
     def _claimed(self, name):
         quoted = urllib.parse.quote(name, safe="")
-        found = (_CLAIM.fullmatch(path.name) for path in self.folder.glob(f"{_literal(quoted)}.*.claim"))
+        found = (_CLAIM.fullmatch(path.name) for path in _files(self.folder, ".claim"))
         return {int(match[2]): self.folder / match[0] for match in found if match and match[1] == quoted}
 
     def _sweep(self):
         """Take away what processes have left that are known to be dead."""
-        for path in self.folder.glob("*.maker"):
+        for path in _files(self.folder, ".maker"):
             if (there := content(path)) and has_ended(there):
                 path.unlink(missing_ok=True)
-        for path in self.folder.glob("*.claim"):
+        for path in _files(self.folder, ".claim"):
             if (holder := content(path).get("maker")) and not self._path(holder).exists():
                 path.unlink(missing_ok=True)
 
@@ -176,12 +177,16 @@ def note(pool: pathlib.Path, name: str, step: int, steps: int | None = None, los
 def makers(pool: pathlib.Path) -> list[dict[str, Any]]:
     """Return what each process that makes members of a pool says of itself, with its "claims", the oldest first."""
     folder, claimed = folder_of(pool), {}
-    for path in sorted(folder.glob("*.claim")):
+    for path in _files(folder, ".claim"):
         if match := _CLAIM.fullmatch(path.name):
             claimed.setdefault(content(path).get("maker"), []).append(urllib.parse.unquote(match[1]))
-    found = [content(path) | {"claims": claimed.get(path.stem, [])} for path in sorted(folder.glob("*.maker"))]
+    found = [content(path) | {"claims": claimed.get(path.stem, [])} for path in _files(folder, ".maker")]
     return sorted((one for one in found if "pid" in one), key=lambda one: (one["host"], one["pid"]))
 
 
-def _literal(text):
-    return re.sub(r"([*?[])", r"[\1]", text)
+def _files(folder, suffix):
+    """Return the files of a folder in order; none where the last of the makers takes the folder away just now."""
+    try:
+        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(suffix)]
+    except FileNotFoundError:
+        return []
