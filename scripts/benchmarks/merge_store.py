@@ -36,7 +36,7 @@ print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
 MERGE = """
-import json, resource, sys, time
+import json, re, sys, time
 from soups import merging
 from soups.stores import store_path
 first, second, out = sys.argv[1:]
@@ -47,10 +47,10 @@ plan = merging.plan(merging.parse_recipe(text), merging.open_model)
 merging.merge_to_folder(plan, out, threads=merging.threads_for(plan, out))
 seconds = time.perf_counter() - begin
 store_path(out).delete_below()
-print(json.dumps([seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+print(json.dumps([seconds, 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])]))
 """
 COPY = """
-import io, json, os, resource, sys, time
+import io, json, os, re, sys, time
 import boto3
 bucket, *names, out = sys.argv[1:]
 client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
@@ -62,7 +62,7 @@ content.seek(0)
 client.upload_fileobj(content, bucket, out)
 seconds = time.perf_counter() - begin
 client.delete_object(Bucket=bucket, Key=out)
-print(json.dumps([seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+print(json.dumps([seconds, 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])]))
 """
 
 
