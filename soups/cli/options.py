@@ -160,16 +160,20 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 def path_argument(text: str) -> str:
     """Return a word of a command line that can be a path of this machine."""
-    try:
-        local_path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+    return _checked(local_path, text)
 
 
 def place_argument(text: str) -> str:
     """Return a word of a command line that can be a path of this machine or of an object store."""
-    return text if is_store(text) and any_path(text) else path_argument(text)
+    return _checked(any_path if is_store(text) else local_path, text)
+
+
+def _checked(check, text):
+    try:
+        check(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _plain(word):

@@ -10,7 +10,6 @@ process alone succeeds. No clocks of two hosts are compared and nothing is locke
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import threading
@@ -187,6 +186,6 @@ def makers(pool: pathlib.Path) -> list[dict[str, Any]]:
 def _files(folder, suffix):
     """Return the files of a folder in order; none where the last of the makers takes the folder away just now."""
     try:
-        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(suffix)]
+        return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
     except FileNotFoundError:
         return []

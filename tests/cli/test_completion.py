@@ -16,7 +16,7 @@ CASES = [
     (["soups", "merge", "--base", "a", "--format", ""], ["huggingface", "orbax", "pool"]),
     (
         ["soups", "pool", ""],
-        ["list", "show", "verify", "add", "import", "export", "remove", "certify", "release", "log"],
+        ["list", "show", "verify", "add", "import", "export", "remove", "certify", "release", "log", "watch"],
     ),
     (["soups", "pool", "import", "--ar"], ["--arch"]),
     (["soups", "run", "--config", "dig"], ["digits", "digits_tasks"]),
