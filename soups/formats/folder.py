@@ -104,7 +104,7 @@ def _open_folder(folder, tree):
 
 def _open_shards(folder, index, tree):
     shards = _read_index(index)
-    missing = [name for name in shards if not _is_there(folder / name)]
+    missing = [name for name in shards if not (folder / name).exists()]
     for name in shards:
         inside(folder, name)
     if missing:

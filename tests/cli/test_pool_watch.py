@@ -15,8 +15,9 @@ def weights(value=0.0):
     return {"w": np.full(3, value, np.float32)}
 
 
-def test_each_member_has_its_line(tmp_path, capsys):
-    pool = Pool(tmp_path / "pool")
+def test_each_member_has_its_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for short lines
+    pool = Pool("pool")
     pool.add("a", weights(), {"losses": [2.0, 0.5]})
     pool.add("odd", weights(np.nan))
     with making.making(pool.path, {"a": 10, "b": 10, "c": 30, "odd": 10}) as maker:
