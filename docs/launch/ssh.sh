@@ -16,7 +16,8 @@ for index in "${!hosts[@]}"; do
     options+=("--processes=${#hosts[@]}" "--process=$index" "$@")
     # the shell there sees the end of its input when ssh ends here, and ends the run
     remote="${SOUPS:-soups} run $(printf '%q ' "${options[@]}") & run=\$!;"
-    remote+=" { cat; kill -TERM \$run; } <&0 > /dev/null 2>&1 & wait \$run"
+    remote+=" { while read -r _; do :; done; kill -TERM \$run; } <&0 > /dev/null 2>&1 & watch=\$!;"
+    remote+=" wait \$run; code=\$?; kill \$watch; exit \$code"
     if [ -n "${DRY_RUN:-}" ]; then
         echo ssh "${hosts[$index]}" "$remote"
         continue
