@@ -11,7 +11,6 @@ import optax
 
 from soups import tree
 from soups.data import pair_of
-from soups.models.t5 import decoder_tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +35,7 @@ class TextToText:
     words: np.ndarray
 
     def __post_init__(self):
-        decoder_tokens(self.words)  # refuses what are no words
+        self._begun()  # refuses what are no words
 
     def check(self, batch: Any, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs and the labels of a batch, or of all data in memory; a ValueError if they do not fit."""
@@ -52,10 +51,15 @@ class TextToText:
                 raise ValueError(f"labels must be 0 to {len(self.words) - 1}, but they go from {low} to {high}")
         return {"image": inputs, "label": labels}
 
+    def _begun(self):
+        from soups.models.t5 import decoder_tokens  # which needs Flax
+
+        return decoder_tokens(self.words)
+
     def __call__(self, params: tree.Tree, batch: Mapping[str, Any], key: jax.Array) -> tuple[jax.Array, tree.Tree]:
         """Return the mean cross-entropy of the words' tokens, and the weights with updated statistics."""
         words_BxU = jnp.asarray(self.words)[batch["label"]]
-        started_BxU = jnp.asarray(decoder_tokens(self.words))[batch["label"]]
+        started_BxU = jnp.asarray(self._begun())[batch["label"]]
         result = self.train_apply(params, {**batch["image"], "decoder_tokens": started_BxU}, key)
         logits, updated = result if isinstance(result, tuple) else (result, params)
         counted_BxU = words_BxU >= 0
