@@ -15,9 +15,8 @@ def weights(value=0.0):
     return {"w": np.full(3, value, np.float32)}
 
 
-def test_each_member_has_its_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # for short lines
-    pool = Pool("pool")
+def test_each_member_has_its_line(tmp_path, capsys):
+    pool = Pool(tmp_path / "pool")
     pool.add("a", weights(), {"losses": [2.0, 0.5]})
     pool.add("odd", weights(np.nan))
     with making.making(pool.path, {"a": 10, "b": 10, "c": 30, "odd": 10}) as maker:
@@ -27,11 +26,12 @@ def test_each_member_has_its_line(tmp_path, capsys, monkeypatch):
         maker.members["b"]["first"][0] = 0
         maker._renew()
         assert main(["pool", "watch", "--once", str(pool.path)]) == 0
-        out = capsys.readouterr().out.splitlines()
+        out = capsys.readouterr().out
         found = status(pool, making.makers(pool.path), time.time() + 60)
     wanted = f"{pool.path}: 2/4 members made, 1 being made, 1 steps/s, ETA "
-    assert out[0].startswith(wanted) and 38 <= int(out[0].removeprefix(wanted).split()[0]) <= 39
-    rows = {line.split()[0]: line.split() for line in out[3:]}
+    said = " ".join(out.split())  # the first line is broken where the path is long
+    assert said.startswith(wanted) and 38 <= int(said.removeprefix(wanted).split()[0]) <= 39
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     assert rows["a"][1:] == ["made", "0.5"] and rows["c"][1:] == ["waiting", "0/30"]
     assert rows["odd"][1] == "made," and rows["b"][1:3] == ["being", "made"] and rows["b"][-3:] == ["2/10", "1.25", "1"]
     assert {line.name: line.status for line in found}["b"].startswith("silent for 6")
