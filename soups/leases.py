@@ -38,7 +38,7 @@ class Lease:
             )
 
     def end(self) -> None:
-        """Give the lease back."""
+        """Return the lease back."""
         self._stop.set()
         self._thread.join()
         if not self.lost:

@@ -81,7 +81,7 @@ def content(path: pathlib.Path) -> dict[str, Any]:
 
 
 class Watch:
-    """Give signs of life in a file beside those of the other processes of a run, and look at theirs."""
+    """Return signs of life in a file beside those of the other processes of a run, and look at theirs."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ def packed(**files):
 
 @pytest.fixture
 def build(script, tmp_path, monkeypatch):
-    """Give the script, and a folder with packages whose digests it knows."""
+    """Return the script, and a folder with packages whose digests it knows."""
     build = script("build_text_tasks")
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]
     rated = [(f"{n}\t{2 if n % 2 else -1}\tsnippet &amp; {n} {{}} caf\xe9").encode("latin-1") for n in range(20)]

@@ -22,7 +22,7 @@ sys.exit(int(os.environ.get("CODE", 0)))
 
 @pytest.fixture
 def launch(tmp_path):
-    """Give a function that runs a script, with programs that do what the cluster's do, and gives the commands."""
+    """Return a function that runs a script, with programs that do what the cluster's do, and gives the commands."""
     (tmp_path / "bin").mkdir()
     programs = {
         "soups": SHIM.format(python=sys.executable),

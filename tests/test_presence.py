@@ -11,13 +11,13 @@ from soups.presence import Watch
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Give and look for signs of life quickly."""
+    """Return and look for signs of life quickly."""
     monkeypatch.setattr(presence, "BEAT", 0.02)
     monkeypatch.setattr(presence, "SILENT", 0.3)
 
 
 def pair(folder, **options):
-    """Give two watches of a run, and the list of what each of them finds lost."""
+    """Return two watches of a run, and the list of what each of them finds lost."""
     found = [[], []]
     return [Watch(folder, "run", index, 2, found[index].append, **options) for index in range(2)], found
 

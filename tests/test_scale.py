@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def scale():
-    """Give the script as a module."""
+    """Return the script as a module."""
     place = ROOT / "scripts" / "benchmarks"
     sys.path.insert(0, str(place))
     try:

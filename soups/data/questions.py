@@ -176,7 +176,7 @@ def _subject(path, subject):
 
 
 def _rows(path):
-    """Give the lines of a .csv as (question, answers, letter), by their numbers; without the right answer none."""
+    """Return the lines of a .csv as (question, answers, letter), by their numbers; without the right answer none."""
     left = []
     for number, row in numbered_rows(read_text(path)):
         if len(row) < 4:

@@ -119,7 +119,7 @@ class SqueezeBlock(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Give each channel a weight from 0 to 1, by two dense layers on the means of all."""
+    """Return each channel a weight from 0 to 1, by two dense layers on the means of all."""
 
     width: int
 

@@ -176,7 +176,7 @@ class PromptTokenizer:
 
 
 class AtMask(nn.Module):
-    """Give what a masked language model makes of the mask: the features whose products with words are their logits.
+    """Return what a masked language model makes of the mask: the features whose products with words are their logits.
 
     `encoder`: the model without its head, all tokens of it; `mask_token`: the number of the mask. The names of the
     weights are those of the model with its head, of which "mlm/bias" is not used; "head" is linear: see `word_head`.

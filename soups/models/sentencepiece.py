@@ -50,7 +50,7 @@ def read_pieces(content: bytes) -> Pieces:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
-    """Give the fields of a message: numbers of varints, bytes of all else."""
+    """Return the fields of a message: numbers of varints, bytes of all else."""
     place = 0
     while place < len(content):
         key, place = _varint(content, place)

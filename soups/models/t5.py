@@ -27,7 +27,7 @@ SHARDING_RULES = (
 
 
 class T5(nn.Module):
-    """Give the logits of a text's tokens after another text (Raffel et al., 2020, arXiv:1910.10683).
+    """Return the logits of a text's tokens after another text (Raffel et al., 2020, arXiv:1910.10683).
 
         network = architecture("t5-small").model(None)
         logits = apply_fn(network)(params, {**tokenize(texts), "decoder_tokens": tokens})  # [B, U, V]

@@ -109,7 +109,7 @@ class Maker:
         return True
 
     def release(self, name: str) -> None:
-        """Give up a claim."""
+        """Return up a claim."""
         self._claims.pop(name).unlink(missing_ok=True)
         self.end(name)
 

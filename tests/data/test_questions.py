@@ -53,7 +53,7 @@ def test_broken_lines_of_arc_are_errors(tmp_path, name, content, message):
 
 @pytest.fixture
 def mmlu(tmp_path):
-    """Give a folder as MMLU's with two subjects."""
+    """Return a folder as MMLU's with two subjects."""
     for split, count in {"dev": 2, "test": 1}.items():
         (tmp_path / split).mkdir()
         for subject in ("us_history", "anatomy"):

@@ -272,7 +272,7 @@ def test_texts_in_memory_are_checked():
 
 @pytest.fixture
 def inputs(rng):
-    """Give tokens of 20 texts, most of them short, padded to 64."""
+    """Return tokens of 20 texts, most of them short, padded to 64."""
     lengths = np.array([40, *rng.integers(1, 13, 19)])
     mask = np.arange(64)[None] < lengths[:, None]
     return {"tokens": np.where(mask, rng.integers(1, 99, mask.shape), 0).astype(np.int32), "mask": mask}

@@ -31,7 +31,7 @@ def recorded_questions():
 
 @pytest.fixture(scope="module")
 def found():
-    """Give what the recorded network makes of each task: its questions and their log-likelihoods."""
+    """Return what the recorded network makes of each task: its questions and their log-likelihoods."""
     questions, model = recorded_questions(), RECORDED / "model"
     arch, tokenize = decoder_of(model), text_tokenizer(model, length=4)
     asked = [question for each in questions.values() for question in each]

@@ -101,7 +101,7 @@ def half(content):
 
 
 def nibble(codes, at):
-    """Give the code of one of 32 numbers: the low halves of the bytes come first."""
+    """Return the code of one of 32 numbers: the low halves of the bytes come first."""
     return codes[at] & 15 if at < 16 else codes[at - 16] >> 4
 
 
@@ -110,7 +110,7 @@ def fifth(bits, at):
 
 
 def small_scale(packed, at):
-    """Give a scale and an offset of Q4_K, of 6 bits each."""
+    """Return a scale and an offset of Q4_K, of 6 bits each."""
     if at < 4:
         return packed[at] & 63, packed[at + 4] & 63
     low = packed[at + 4]

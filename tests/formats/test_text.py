@@ -18,7 +18,7 @@ ENCODINGS = {"utf-8": b"", "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs
 
 @pytest.fixture
 def file(tmp_path):
-    """Give a function that writes a file."""
+    """Return a function that writes a file."""
 
     def write(content):
         path = tmp_path / "config.json"

@@ -26,7 +26,7 @@ def mesh(sizes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Give a base and two members: by rows as FSDP cuts, by columns as tensor parallelism, and over both axes."""
+    """Return a base and two members: by rows as FSDP cuts, by columns as tensor parallelism, and over both axes."""
     place = tmp_path_factory.mktemp("members")
     cuts = {"base": NamedSharding(mesh((8,)), P("x")), "a": NamedSharding(mesh((4,)), P(None, "x"))}
     cuts["b"] = NamedSharding(mesh((4, 2)), P("x", "y"))

@@ -26,14 +26,14 @@ FOLDER = RECORDED / "transformers-ALIGN-align-base"
 
 @pytest.fixture(scope="module")
 def images(small):
-    """Give the small architecture, its weights and the compiled image tower."""
+    """Return the small architecture, its weights and the compiled image tower."""
     arch = small("align-base")
     return arch, import_weights(FOLDER, arch), jax.jit(arch.apply_fn(None))
 
 
 @pytest.fixture(scope="module")
 def texts(small):
-    """Give the weights of the text tower, its function, inputs, and the recorded logits of texts with images."""
+    """Return the weights of the text tower, its function, inputs, and the recorded logits of texts with images."""
     arch = small("align-base")
     with np.load(RECORDED / "transformers-ALIGN-text-align-base.logits.npz") as theirs:
         tokens, mask, segments = theirs["inputs"]

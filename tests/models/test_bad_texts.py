@@ -1,4 +1,4 @@
-"""Give every network of texts files of all kinds, and what it cannot take."""
+"""Return every network of texts files of all kinds, and what it cannot take."""
 
 import base64
 import dataclasses
@@ -50,7 +50,7 @@ def write_tokenizer(folder, arch):
 
 @pytest.fixture(params=FOLDERS)
 def network(request, small, tmp_path):
-    """Give a small network of each kind with as many embeddings as its recorded vocabulary has, and its folder."""
+    """Return a small network of each kind with as many embeddings as its recorded vocabulary has, and its folder."""
     arch = small(request.param)
     count = write_tokenizer(tmp_path, arch)
     return dataclasses.replace(arch, features=arch.features.clone(vocabulary_size=count)), tmp_path

@@ -20,7 +20,7 @@ EXPECTED = {
 
 @pytest.fixture
 def params(small):
-    """Give the text tower that open_clip wrote."""
+    """Return the text tower that open_clip wrote."""
     return import_text_tower(OPEN_CLIP, small("open-clip-vit-b32"))
 
 

@@ -45,7 +45,7 @@ def arch_of(folder):
 
 @pytest.fixture(scope="module")
 def case():
-    """Give a function from a recorded folder to its architecture, weights, compiled network, inputs and logits."""
+    """Return a function from a recorded folder to its architecture, weights, compiled network, inputs and logits."""
     known = {}
 
     def load(folder):

@@ -15,7 +15,7 @@ TOKENS = {"tokens": np.arange(12).reshape(2, 6).astype(np.int32), "mask": np.one
 
 
 def drawn(params, rng):
-    """Give every "b", which begins as zeros, random numbers."""
+    """Return every "b", which begins as zeros, random numbers."""
 
     def draw(name, leaf):
         return rng.normal(size=leaf.shape).astype(np.float32) if name.endswith("/b") else leaf
@@ -25,7 +25,7 @@ def drawn(params, rng):
 
 @pytest.fixture(scope="module")
 def decoder():
-    """Give a small Llama with its weights."""
+    """Return a small Llama with its weights."""
     model = Decoder(None, **SIZES, **LLAMA)
     return model, init(model, jax.random.key(0), TOKENS)
 

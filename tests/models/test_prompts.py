@@ -18,7 +18,7 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 @pytest.fixture(scope="module")
 def tokenize(tmp_path_factory):
-    """Give a function from a length to a tokenizer like RoBERTa's, whose long tokens are `WORDS` after a blank."""
+    """Return a function from a length to a tokenizer like RoBERTa's, whose long tokens are `WORDS` after a blank."""
     folder, merges = tmp_path_factory.mktemp("pairs"), []
     for word in WORDS:
         merges += [f"{('Ġ' + word)[: at + 1]} {word[at]}" for at in range(len(word))]

@@ -29,7 +29,7 @@ FOLDERS = {"t5-base": "transformers-T5-t5-base", "t5-v1_1-base": "transformers-T
 
 @pytest.fixture
 def case(small):
-    """Give a function from a name to its small architecture, recorded weights, compiled network and inputs."""
+    """Return a function from a name to its small architecture, recorded weights, compiled network and inputs."""
 
     def load(name):
         arch = small(name)

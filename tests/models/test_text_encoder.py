@@ -43,7 +43,7 @@ def name_of(folder):
 
 @pytest.fixture
 def case(small):
-    """Give a function from a recorded folder to its architecture, weights, compiled network and inputs."""
+    """Return a function from a recorded folder to its architecture, weights, compiled network and inputs."""
 
     def load(folder):
         arch = small(name_of(folder))

@@ -52,7 +52,7 @@ FORMS = {
 
 @pytest.fixture
 def pieces(tmp_path):
-    """Give a folder with the word pieces of `PIECES`."""
+    """Return a folder with the word pieces of `PIECES`."""
     return write_pieces(tmp_path / "pieces", do_lower_case=True)
 
 

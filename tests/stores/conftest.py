@@ -21,7 +21,7 @@ def servers():
 
 @pytest.fixture
 def proxy(servers, monkeypatch):
-    """Give the proxy, which fails nothing yet, as the endpoint of all stores; leases end after 2.5 s."""
+    """Return the proxy, which fails nothing yet, as the endpoint of all stores; leases end after 2.5 s."""
     from soups import leases, stores
 
     for name, value in {**KEYS, "AWS_ENDPOINT_URL": servers.url, "STORAGE_EMULATOR_HOST": servers.url}.items():

@@ -1,4 +1,4 @@
-"""Give tiny tasks of texts with a tiny encoder, for the studies of many tasks."""
+"""Return tiny tasks of texts with a tiny encoder, for the studies of many tasks."""
 
 import importlib.util
 import json

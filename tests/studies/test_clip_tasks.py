@@ -32,7 +32,7 @@ def draw(folder, classes, count, rng):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Give a folder with sets, a random CLIP and its vocabulary."""
+    """Return a folder with sets, a random CLIP and its vocabulary."""
     folder, rng = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
     for name, classes in FOLDERS.items():
         draw(folder / CLIP_SETS[name].train, classes, 12, rng)

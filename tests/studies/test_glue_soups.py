@@ -200,7 +200,7 @@ def scores_in(data_dir):
 
 
 def scores_of(workdir, data_dir, members):
-    """Give what each member says of the test pairs."""
+    """Return what each member says of the test pairs."""
     arch = encoder_of(data_dir / "encoder", pool_type="mean")
     data = load_text_task(data_dir / "sts-b", held_out=0.4).test
     inputs = text_tokenizer(data_dir / "encoder", arch, length=8)(data.texts, data.second)

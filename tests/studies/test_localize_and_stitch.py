@@ -46,13 +46,13 @@ def small(data_dir, heads="linear", **changes):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Give a folder with the tasks and encoders."""
+    """Return a folder with the tasks and encoders."""
     return write_tasks(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
-    """Give a finished run with linear heads."""
+    """Return a finished run with linear heads."""
     workdir = tmp_path_factory.mktemp("run") / "linear"
     localize_and_stitch.run(small(data_dir), workdir)
     return workdir

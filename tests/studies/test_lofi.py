@@ -38,7 +38,7 @@ def small(data_dir, **changes):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Give a folder with sets of domains and start weights."""
+    """Return a folder with sets of domains and start weights."""
     folder = tmp_path_factory.mktemp("sets")
     write_all(folder)
     return folder
@@ -46,7 +46,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
-    """Give a finished run."""
+    """Return a finished run."""
     workdir = tmp_path_factory.mktemp("run") / "lofi"
     lofi.run(small(data_dir), workdir)
     return workdir

@@ -17,13 +17,13 @@ def small(data_dir, **changes):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Give a folder with the tasks and encoders."""
+    """Return a folder with the tasks and encoders."""
     return write_tasks(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
-    """Give a finished run."""
+    """Return a finished run."""
     workdir = tmp_path_factory.mktemp("run") / "bases"
     rank_bases.run(small(data_dir), workdir)
     return workdir

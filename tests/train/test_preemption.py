@@ -45,7 +45,7 @@ def same(made, expected):
 
 @contextlib.contextmanager
 def two_processes(environment, place):
-    """Give two processes of a run that has begun, and where each of them prints."""
+    """Return two processes of a run that has begun, and where each of them prints."""
     port, logs, processes = free_port(), [], []
     try:
         for index in range(2):

@@ -16,7 +16,7 @@ def linear(params, inputs, key):
 
 @pytest.fixture
 def data(rng):
-    """Give features of 40 examples, and numbers that depend on them."""
+    """Return features of 40 examples, and numbers that depend on them."""
     x = rng.normal(size=(40, 3)).astype(np.float32)
     return x, (x @ [1.0, -2.0, 0.5] + 3 + 0.1 * rng.normal(size=40)).astype(np.float32)
 
@@ -95,7 +95,7 @@ WORDS = np.array([[5, 3, 1], [2, 1, -1]], np.int32)
 
 
 def writer(params, inputs, key):
-    """Give logits that depend on the token before, and are wrong for others than those of the words."""
+    """Return logits that depend on the token before, and are wrong for others than those of the words."""
     return params["table"][inputs["decoder_tokens"]]
 
 

@@ -19,14 +19,14 @@ SETTINGS = {"learning_rate": 0.05, "seed": 3}
 
 @pytest.fixture(scope="module")
 def arch():
-    """Give a small MiniLM."""
+    """Return a small MiniLM."""
     arch = architecture("minilm-l6")
     return dataclasses.replace(arch, feature_dim=8, features=arch.features.clone(**SIZES))
 
 
 @pytest.fixture(scope="module")
 def data():
-    """Give 24 texts of 2 to 8 tokens, whose class is that of their second token."""
+    """Return 24 texts of 2 to 8 tokens, whose class is that of their second token."""
     rng = np.random.default_rng(0)
     mask = np.arange(8)[None] < rng.permuted(np.array([2, 3, 4, 4] * 5 + [5, 6, 7, 8]))[:, None]
     labels = rng.integers(0, 2, 24).astype(np.int32)
