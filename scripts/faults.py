@@ -179,6 +179,7 @@ def queue(options, chance):
             processes[place].wait()
             kills, processes[place] = kills + 1, begin()
     pool, wrong = Pool(folder / "pool"), []
+    swept = pool.sweep_orphans()  # what was killed while it was added
     made = Counter(log.read_text().split())
     if sorted(pool) != names:
         wrong.append(f"the pool has {sorted(pool)}")
@@ -189,18 +190,17 @@ def queue(options, chance):
     wrong += [f"members were added twice: {twice}"] if twice else []
     left = [path.name for path in folder.glob(".pool.making/*")]
     seconds = round(time.monotonic() - begun, 1)
-    return {"members": len(pool), "kills": kills, "seconds": seconds, "left": len(left), "wrong": wrong}
+    return {"members": len(pool), "kills": kills, "seconds": seconds, "swept": len(swept), "left": len(left), "wrong": wrong}
 
 
 def queue_worker(options):
     """Make members until all are there, a third of a second for each."""
-    from soups import Pool
-    from soups.pool import making
+    from soups import Pool, leases
     from soups.pool.claims import claims
 
-    making.LEASE = LEASE
+    leases.SECONDS = LEASE
     if options.elsewhere:
-        making.has_ended = lambda there: False
+        leases.has_ended = lambda there: False
     pool = Pool(options.folder / "pool")
     for mine in claims(pool, [f"member_{index:02d}" for index in range(options.members)]):
         for name in mine:

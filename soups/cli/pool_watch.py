@@ -4,17 +4,18 @@ import contextlib
 import dataclasses
 import io
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from soups import leases
 from soups.cli.show import say, table
+from soups.files import any_path
 from soups.lazy import is_installed
 from soups.names import count_of
 from soups.pool import Pool
-from soups.pool.making import LEASE, folder_of, makers
+from soups.pool.making import folder_of, makers
 
 COLUMNS = ("member", "status", "where", "step", "loss", "steps/s")
 
@@ -41,7 +42,7 @@ class Line:
 
 def watch(options, run) -> int:
     """Show the members of a pool until all are made, in a table on a terminal and in lines elsewhere."""
-    there = folder_of(pathlib.Path(options.pool)).exists()
+    there = folder_of(any_path(options.pool)).exists()
     pool = Pool(options.pool, must_exist=not there)
     if options.every <= 0:
         raise ValueError(f"--every is a number of seconds above 0, not {options.every:g}")
@@ -67,7 +68,7 @@ def status(pool: Pool, found: Sequence[Mapping[str, Any]], now: float) -> list[L
             if name not in pool:
                 steps = one["steps"] or maker["planned"].get(name)
                 lines[name] = Line(name, "being made", where, one["step"], steps, one["loss"], _rate(one))
-                if silent > LEASE:  # the next process that looks for work takes it
+                if silent > leases.SECONDS:  # the next process that looks for work takes it
                     lines[name] = dataclasses.replace(lines[name], status=f"silent for {silent:.0f} s", rate=0.0)
     for maker in found:
         for name, steps in maker["planned"].items():

@@ -17,7 +17,7 @@ def claimed(pool: Pool, names: Iterable[str], most: int = 1, maker: Maker | None
     """Claim the first members, `most` of them, that are not in the pool and that no process is making, on any host.
 
     A claim is a lease: that of a process that was killed is free at once for processes on its machine, and for those
-    on others when it was not renewed for `soups.pool.making.LEASE` seconds. `maker`: from `making`, if there is one.
+    on others when it was not renewed for `soups.leases.SECONDS` seconds. `maker`: from `making`, if there is one.
     """
     names, mine = list(names), []
     with making(pool.path, names) if maker is None else contextlib.nullcontext(maker) as maker:

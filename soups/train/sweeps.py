@@ -177,7 +177,7 @@ def _told(plan, missing, pool):
                 maker.begin(name)
             maker.note(name, steps, plan.steps[name], None if math.isnan(loss) else loss)
             if steps >= plan.steps[name]:
-                maker.end(name)
+                maker.finish(name)
 
         yield tell
 

@@ -24,7 +24,7 @@ def test_each_member_has_its_line(tmp_path, capsys):
         making.note(pool.path, "b", 2, 10, 1.25)
         maker.members["b"]["first"][1] -= 2.0  # as if two steps took two seconds
         maker.members["b"]["first"][0] = 0
-        maker._renew()
+        maker.lease.renew()
         assert main(["pool", "watch", "--once", str(pool.path)]) == 0
         out = capsys.readouterr().out
         found = status(pool, making.makers(pool.path), time.time() + 60)
