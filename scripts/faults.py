@@ -190,7 +190,8 @@ def queue(options, chance):
     wrong += [f"members were added twice: {twice}"] if twice else []
     left = [path.name for path in folder.glob(".pool.making/*")]
     seconds = round(time.monotonic() - begun, 1)
-    return {"members": len(pool), "kills": kills, "seconds": seconds, "swept": len(swept), "left": len(left), "wrong": wrong}
+    counts = {"members": len(pool), "kills": kills, "swept": len(swept), "left": len(left)}
+    return counts | {"seconds": seconds, "wrong": wrong}
 
 
 def queue_worker(options):
