@@ -27,6 +27,10 @@ _BEYOND = 2**30  # a place in a file behind its text: what is locked on Windows,
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.unfinished$")
 # a scheme of two letters or more, for one letter is a drive of Windows; pathlib makes one slash of two
 _URL = re.compile(r"(.*\+)?[A-Za-z][A-Za-z0-9+.-]+:/", re.DOTALL)  # also of an adapter, MODEL+URL
+_OF_HUB = re.compile(
+    r"(?:https?:/+(?:www\.)?(?:huggingface|hf)\.co|hf:)/+(?!datasets/|spaces/)(?:models/)?([\w.-]+/[\w.-]+?)"
+    r"(?:/(?:tree|blob|resolve)/.*|/)?"
+)
 
 
 def any_path(path: PathLike) -> pathlib.Path | StorePath:
@@ -51,6 +55,8 @@ def local_path(path: PathLike) -> pathlib.Path:
         raise ValueError(f"{path!r:.200} is not a path: give text or a pathlib.Path")
     if _URL.match(text):
         where = "; s3:// and gs:// are for members, pools and what is merged" if is_store(text) else ""
+        if found := _OF_HUB.fullmatch(text):
+            where = f"; where a model of the Hugging Face hub is taken, it is named by its id, {found[1]}"
         raise ValueError(f"{text[:200]!a} is a URL: give a local path, such as that of a copy or of a mount{where}")
     # what is longer no Linux or macOS opens
     if max(map(len, os.fsencode(text).split(b"/"))) > 255 or len(text) > 4095:

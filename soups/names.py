@@ -60,10 +60,9 @@ def differences(missing: Iterable[str], extra: Iterable[str], label: str = "", k
     for split, verb in ((_from_front, "begin"), (_from_back, "end")):
         for (old, new), pairs in _renamed(missing, extra, split).items():
             wanted, found = pairs[0]
-            lines.append(
-                f"  ~ {where}{len(pairs)} names {verb} with {shown(new)!r} instead of {shown(old)!r}, "
-                f"such as {shown(found)} for {shown(wanted)}"
-            )
+            how = f"{verb} with {shown(new)!r}" if new else f"do not {verb} with {shown(old)!r}"
+            how += f" instead of {shown(old)!r}" if new and old else ""
+            lines.append(f"  ~ {where}{len(pairs)} names {how}, such as {shown(found)} for {shown(wanted)}")
             gone = {name for pair in pairs for name in pair}
             missing, extra = ([name for name in names if name not in gone] for names in (missing, extra))
     meant = {"-": _Closest(extra), "+": _Closest([*missing, *known])}
@@ -72,6 +71,11 @@ def differences(missing: Iterable[str], extra: Iterable[str], label: str = "", k
         hint = meant[sign].hint(name) if at < MOST else ""
         lines.append(f"  {sign} {where}{shown(name)} is {what}{hint}")
     return lines
+
+
+def beginnings(missing: Iterable[str], extra: Iterable[str]) -> list[tuple[str, str]]:
+    """Return how missing names begin and how extra ones do in their place, where `differences` says so in one line."""
+    return list(_renamed(list(missing), list(extra), _from_front))
 
 
 def bounded(lines: Sequence[str], most: int = MOST) -> str:

@@ -72,11 +72,18 @@ def test_each_missing_and_extra_name_has_a_line_with_what_may_be_meant():
     assert names.differences(["a"], []) == ["  - a is missing"]
 
 
-@pytest.mark.parametrize(("old", "new"), [("", "module."), ("module.", ""), ("transformer.", "text.trunk.")])
-def test_another_prefix_is_one_line(old, new):
+@pytest.mark.parametrize(
+    ("old", "new", "how"),
+    [
+        ("", "module.", "begin with 'module.'"),
+        ("module.", "", "do not begin with 'module.'"),
+        ("transformer.", "text.trunk.", "begin with 'text.trunk.' instead of 'transformer.'"),
+    ],
+)
+def test_another_prefix_is_one_line(old, new, how):
     lines = names.differences(layers(800, old), layers(800, new), "b")
     first = "model.layers.0.self_attn.q_proj.weight"
-    assert lines == [f"  ~ b: 800 names begin with {new!r} instead of {old!r}, such as {new}{first} for {old}{first}"]
+    assert lines == [f"  ~ b: 800 names {how}, such as {new}{first} for {old}{first}"]
 
 
 def test_another_suffix_is_one_line():
@@ -89,7 +96,7 @@ def test_another_suffix_is_one_line():
 
 def test_what_differs_otherwise_beside_another_prefix_is_listed():
     lines = names.differences([*layers(80), "head.bias"], [*layers(80, "module."), "step"], "b")
-    assert len(lines) == 3 and lines[0].startswith("  ~ b: 80 names begin with 'module.' instead of ''")
+    assert len(lines) == 3 and lines[0].startswith("  ~ b: 80 names begin with 'module.', such as")
     assert lines[1:] == ["  - b: head.bias is missing", "  + b: step is extra"]
 
 

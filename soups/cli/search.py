@@ -77,13 +77,16 @@ def _groups(only):
 def _present(found, axes, mode, work):
     """Print the best candidates, and write all of them and a plot."""
     names = _columns(found.recipe, axes)
-    candidates = [(number, *_values(step["settings"], axes), step["score"]) for number, step in enumerate(found.steps)]
-    best_first = sorted(candidates, key=lambda row: loss(row[-1], mode))
+    candidates = [
+        (number, *_values(step["settings"], axes), step["score"], step["reason"])
+        for number, step in enumerate(found.steps)
+    ]
+    best_first = sorted(candidates, key=lambda row: loss(row[-2], mode))
     title = f"{count_of(len(candidates), 'candidate')}, the best first"
-    selection.present(found, work, title, ("candidate", *names, "score"), best_first)
+    selection.present(found, work, title, ("candidate", *names, "score", ""), best_first)
     logarithmic = {name for name, axis in zip(names, axes, strict=True) if axis.logarithmic}
-    columns = dict(zip(names, zip(*(row[1:-1] for row in candidates), strict=True), strict=True))
-    selection.plot(work, columns, [row[-1] for row in candidates], mode, logarithmic)
+    columns = dict(zip(names, zip(*(row[1:-2] for row in candidates), strict=True), strict=True))
+    selection.plot(work, columns, [row[-2] for row in candidates], mode, logarithmic)
 
 
 def _columns(recipe, axes):

@@ -47,13 +47,13 @@ def local_note(reference: str) -> list[str]:
 
 
 def not_cached(reference: str) -> str:
-    """Return "; ..." that says how a model of the hub comes into the cache; nothing if it is no id with an owner."""
+    """Return "; ..." that says how to download a model of the hub; nothing if it is no id with an owner."""
     found = _id(reference)
     if not found or "/" not in found["name"]:
         return ""
     there = _revisions(_model(found["name"]))
-    where = f"of this model {cache()} has {few(there)}" if there else f"nor is such a model of the hub in {cache()}"
-    return f"; {where}, and nothing is downloaded here: {_command(found['name'], found['revision'])}"
+    what = f"of the model {found['name']} has only {few(there)}" if there else f"has no model {found['name']}"
+    return f"; the Hugging Face cache {cache()} {what}: to download it, {_command(found['name'], found['revision'])}"
 
 
 def pinned(path: str | os.PathLike) -> str | None:
@@ -75,7 +75,7 @@ def how_to_complete(path: str | os.PathLike) -> str:
     found = _SNAPSHOT.fullmatch(os.path.abspath(path))
     if not found:
         return ""
-    return f"; this snapshot was not downloaded whole, or lost a part: {_command(_name(found), found['commit'])}"
+    return f"; this snapshot is incomplete: to download the rest, {_command(_name(found), found['commit'])}"
 
 
 def listing(folder: str | os.PathLike) -> pathlib.Path | None:

@@ -11,7 +11,7 @@ from soups import tree
 from soups.formats import Tensors
 from soups.formats.tensors import leaf_of, listed
 from soups.merging import buffers, ties
-from soups.names import LEGEND, bounded, differences, shown
+from soups.names import LEGEND, beginnings, bounded, differences, few, shown
 
 COMPARED = 1 << 26  # bytes of integers in all models; if there are more, they are compared when they are merged
 
@@ -50,10 +50,18 @@ class Findings:
         lines = []
         for model in dict.fromkeys([*self._missing, *self._extra]):
             lines += differences(dict.fromkeys(self._missing[model]), self._extra[model], model)
+            lines += self._trees(model)
         if lines := [*lines, *self.lines]:
             raise ValueError(
                 f"these models cannot be merged; compared with {self.reference} ({LEGEND}):\n{bounded(lines)}"
             )
+
+    def _trees(self, model):
+        """Return a line with the trees that have the same names, where names differ in how they begin."""
+        pairs = beginnings(self._missing[model], self._extra[model])
+        starts = dict.fromkeys(start for old, new in pairs for start in ((self.reference, old), (model, new)))
+        trees = [shown(f"{name}@{start[:-1]}") for name, start in starts if start and "@" not in name]
+        return [f"    MODEL@NAME takes the names below one of these: {few(trees)}"] if trees else []
 
     def compare_names(self, reference: Tensors, model: str, checkpoint: Tensors) -> None:
         """Note the tensors that a model has and the reference lacks: extra, or left out without harm."""

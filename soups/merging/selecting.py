@@ -22,6 +22,7 @@ from soups.recipes._search import Axis
 from soups.recipes.greedy import select
 
 Check = Callable[[Plan, str | None], None]
+_INSIDE = 0.6  # a place in a range that is not its middle, so that weights rarely sum to zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,8 @@ def search(
 
     Raises:
         ValueError: as `Trials.score`, and `_search.search`; models that cannot be merged with the ends of all ranges.
+            Values that the method takes one by one but not together, such as weights that sum to zero, make a candidate
+            without a score, whose step has the reason.
     """
     arguments.check_within("budget", budget, "[1, inf)", whole=True)
     seed = arguments.check_within("seed", trials.seed, "[0, 4294967295]", whole=True)
@@ -81,19 +84,30 @@ def search(
         arguments.check_within("population", population, "[2, inf)", whole=True)
     _search.check(axes, by, budget, population)
     for end in (0.0, 1.0):
-        plan = trials.plan(with_settings(recipe, _search.settings_of(axes, [axis.at(end) for axis in axes])))
+        plan = _plan_at(end, trials, recipe, axes)
         check(plan, None)
     sought = {"by": by, "axes": [_said_axis(axis) for axis in axes], "population": population}
     asked = _asked("search", trials, [*plan.job.models, *plan.job.files], mode, {"merge": recipe, **sought})
     _tell(trials, [*plan.notes, *repeated(plan.job, asked["digests"])])
     check(plan, _identity(asked))
 
+    reasons = {}
+
     def scored(number, settings):
-        return trials.score(number, said(number, settings), with_settings(recipe, settings))[0]
+        tried = with_settings(recipe, settings)
+        try:
+            plan = trials.plan(tried)
+        except ValueError as error:
+            score, reason = math.nan, str(error)
+        else:
+            score, reason = trials.score(number, said(number, settings), tried, plan=plan)
+        reasons[json.dumps(settings)] = reason
+        return score
 
     history = _search.search(axes, scored, by=by, budget=budget, mode=mode, seed=seed, population=population)
     best = _search.best_of(history, mode)
-    return Selection(with_settings(recipe, best["settings"]), best["score"], history, asked)
+    steps = [{**step, "reason": reasons[json.dumps(step["settings"])]} for step in history]
+    return Selection(with_settings(recipe, best["settings"]), best["score"], steps, asked)
 
 
 def greedy(
@@ -222,6 +236,19 @@ def brief(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(brief, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plan_at(end, trials, recipe, axes):
+    """Return the plan at one end of all ranges, of those that each member has only for the first member."""
+    firsts = {axis.name: place for place, axis in reversed(list(enumerate(axes)))}
+    for others in (_INSIDE, end):  # weights of one or the other may sum to zero
+        places = [end if not axis.of_member or firsts[axis.name] == at else others for at, axis in enumerate(axes)]
+        values = [axis.at(place) for axis, place in zip(axes, places, strict=True)]
+        try:
+            return trials.plan(with_settings(recipe, _search.settings_of(axes, values)))
+        except ValueError:
+            if others == end:
+                raise
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:

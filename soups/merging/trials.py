@@ -100,18 +100,21 @@ class Trials:
         self._digests |= digests_of(model for model in models if model not in self._digests)
         return {model: self._digests[model] for model in models}
 
-    def score(self, name: str, what: str, recipe: Recipe, *, in_place: bool = False) -> tuple[float, str | None]:
+    def score(
+        self, name: str, what: str, recipe: Recipe, *, plan: Plan | None = None, in_place: bool = False
+    ) -> tuple[float, str | None]:
         """Return the score of what a recipe gives; NaN, and the reason, where that holds NaN or infinity.
 
         Args:
             name: of the candidate's folder.
             what: it is, for messages.
+            plan: of the recipe, if it has been made.
             in_place: whether the only model is evaluated where it lies, if that is as a candidate would be written.
 
         Raises:
             ValueError: as `soups.merging.plan`, `merge_to_folder` and the evaluation, which is told `what` it is.
         """
-        plan = self.plan(recipe)
+        plan = self.plan(recipe) if plan is None else plan
         files = folder_files(plan) if self.kind == "huggingface" else {}
         key = self._key(recipe, plan, files)
         if key not in self._known:

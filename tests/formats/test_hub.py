@@ -119,19 +119,35 @@ def test_every_command_that_takes_a_model_takes_an_id(hub, tmp_path, capsys):
     ):
         assert main(words) == 2
         err = capsys.readouterr().err
-        assert err.count("\n") == 1 and "nothing is downloaded here: hf download org/other --revision v1" in err
+        assert err.count("\n") == 1 and "to download it, hf download org/other --revision v1" in err
 
 
 def test_what_is_nowhere_says_how_to_download_it(hub):
-    message = "no checkpoint at org/other@v1: .* not there; nor is such a model of the hub in .*hub, and nothing is "
+    message = "no checkpoint at org/other@v1: .* not there; the Hugging Face cache .*hub has no model org/other: "
     for opener in (merging.open_model, open_checkpoint):
-        with pytest.raises(FileNotFoundError, match=f"{message}downloaded here: hf download org/other --revision v1$"):
+        with pytest.raises(FileNotFoundError, match=f"{message}to download it, hf download org/other --revision v1$"):
             opener("org/other@v1")
-    with pytest.raises(FileNotFoundError, match=r"of this model .*hub has main, pr/1, and .* org/name --revision v2$"):
+    with pytest.raises(FileNotFoundError, match=r"model org/name has only main, pr/1: .* org/name --revision v2$"):
         merging.open_model("org/name@v2")
     (hub / "refs").rename(hub / "lost")
-    assert f"has {COMMIT}, {OLDER}, and" in not_cached("org/name")
+    assert f"has only {COMMIT}, {OLDER}: to" in not_cached("org/name")
     assert not_cached("folder") == not_cached("/a/b") == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("https://huggingface.co/org/name", True),
+        ("https://huggingface.co/org/name/tree/main", True),
+        ("hf://org/name/", True),
+        ("https://huggingface.co/datasets/org/name", False),
+        ("https://example.org/org/name", False),
+    ],
+)
+def test_a_url_of_the_hub_says_the_id(url, named):
+    with pytest.raises(ValueError, match="is a URL") as error:
+        merging.open_model(url)
+    assert str(error.value).endswith("its id, org/name") == named
 
 
 # --- What is not whole ---
@@ -151,7 +167,7 @@ COMPLETE = f"hf download org/name --revision {COMMIT}$"
 def test_a_snapshot_without_weights_says_how_to_download_the_rest(hub):
     (hub / "snapshots" / COMMIT / "model.safetensors").unlink()
     link(hub, "config.json", b"{}")  # as AutoConfig downloads it
-    with pytest.raises(CheckpointError, match=f"holds none of model.safetensors.*not downloaded whole.*{COMPLETE}"):
+    with pytest.raises(CheckpointError, match=f"holds none of model.safetensors.*is incomplete.*{COMPLETE}"):
         merging.open_model("org/name")
 
 

@@ -1,11 +1,14 @@
 """Test plans: gradients over layers, slices, ties, dtypes, and every difference of headers in one message."""
 
 import dataclasses
+import re
 
 import ml_dtypes
 import numpy as np
 import pytest
+import yaml
 
+from soups import merging
 from soups.engine import BLOCK
 from soups.formats import write_safetensors
 from soups.merging import planning
@@ -190,6 +193,33 @@ def test_all_differences_are_in_one_message_before_any_output(two, small, tmp_pa
         f"  ~ {b}: model.norm.weight has shape [7] instead of [6]",
     }
     assert {path.name for path in tmp_path.iterdir()} == {"base", "a", "b"}
+
+
+def test_names_that_begin_otherwise_say_which_trees_have_the_same(tmp_path, small):
+    weights = {name: np.ones(2, np.float32) for name in ("a/w", "b/w", "head/w")}
+    for name, start in {"whole": "params/", "bare": "", "older": "opt/target/"}.items():
+        np.savez(tmp_path / f"{name}.npz", **{f"{start}{leaf}": array for leaf, array in weights.items()})
+
+    def recipe(*names):
+        models = [{"model": str(tmp_path / name)} for name in names]
+        return {"merge_method": "linear", "models": models, "parameters": {"weight": 1}}
+
+    whole, bare, older = (tmp_path / f"{name}.npz" for name in ("whole", "bare", "older"))
+    for names, line, trees in (
+        (("whole.npz", "bare.npz"), f"~ {bare}: 3 names do not begin with 'params/'", f"{whole}@params"),
+        (("bare.npz", "whole.npz"), f"~ {whole}: 3 names begin with 'params/', such", f"{whole}@params"),
+        (
+            ("whole.npz", "older.npz"),
+            f"~ {older}: 3 names begin with 'opt/target/' instead of 'params/'",
+            f"{whole}@params, {older}@opt/target",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(line)) as error:
+            small.plan(recipe(*names))
+        assert str(error.value).splitlines()[2:] == [f"    MODEL@NAME takes the names below one of these: {trees}"]
+    text = yaml.safe_dump(recipe("whole.npz@params", "older.npz@opt/target"))
+    made = merging.plan(merging.parse_recipe(text), merging.open_model)
+    assert [output.name for output in made.outputs] == list(weights)
 
 
 def test_a_name_that_both_have_is_not_meant(two, small):

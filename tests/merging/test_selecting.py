@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -161,6 +162,7 @@ def test_a_candidate_that_is_not_finite_is_the_worst_and_its_reason_is_kept(plac
     assert [math.isfinite(step["score"]) for step in found.steps] == [True, False, False, False]
     record = json.loads(json.dumps(found.record, allow_nan=False))
     assert record["steps"][1]["score"] is None
+    assert [step["reason"] is None for step in found.steps] == [True, False, False, False]
     with pytest.raises(ValueError, match="none of the 2 candidates has a finite score"):
         by_cma(trials(place, evaluate), [Axis("scale", values=(1.3, 1.9))], recipe(names="bc"), by="grid")
 
@@ -301,6 +303,36 @@ def test_an_evaluation_that_never_gave_a_score_may_be_replaced(place):
     mended = Counting(mixed(1), script="2")
     by_cma(trials(place, mended), SCALE, budget=2)
     assert mended.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "axes", "refused", "reason"),
+    [
+        (
+            recipe("linear", "ab") | {"base_model": None},
+            [Axis("weight", 0.0, 1.0, number=2, of_member=True)] * 2,
+            [True, False, False, False],
+            r"weights that sum to zero",
+        ),
+        (
+            recipe("linear", "ab") | {"base_model": None},
+            [Axis("weight", values=(-1, 1), of_member=True)] * 2,
+            [False, True, True, False],
+            r"weights that sum to zero",
+        ),
+        (
+            recipe("della"),
+            [Axis("density", 0.1, 0.7, number=2), Axis("epsilon", 0.05, 0.2, number=2)],
+            [False, True, False, False],
+            r"density ± epsilon must lie in \(0, 1\], but they are 0.1 ± 0.2",
+        ),
+    ],
+)
+def test_settings_that_a_method_does_not_take_together_have_no_score_but_a_reason(place, given, axes, refused, reason):
+    found = by_cma(trials(place, Counting(mixed(0.5, 0.5))), axes, given, by="grid")
+    assert [math.isnan(step["score"]) for step in found.steps] == refused
+    assert re.search(reason, found.steps[refused.index(True)]["reason"])
+    assert [step["reason"] is None for step in found.steps] == [not out for out in refused]
 
 
 @pytest.mark.parametrize(
