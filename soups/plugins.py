@@ -16,6 +16,7 @@ from soups.files import local_path
 from soups.names import bounded, did_you_mean, differences
 
 _LONG = 500  # characters of a line of what a user's function raises
+_GUARD = '; the file is imported: what it does as a script belongs under if __name__ == "__main__":'
 
 
 def load_plugin(path: str, option: str = "--plugin") -> ModuleType:
@@ -32,10 +33,12 @@ def load_plugin(path: str, option: str = "--plugin") -> ModuleType:
     spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, str(path)))
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with _without_arguments(str(path)):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ValueError(f"{option}: {given}, line {_line(error, path)}: {_words(error)}") from error
+        line = _line(error, path)
+        raise ValueError(f"{option}: {given}, line {line}: {_words(error)}{_guard(error)}") from error
     return module
 
 
@@ -124,7 +127,8 @@ def _nothing(module, name, fits, what, choices):
 
 def _imported(name, what, choices):
     try:
-        return importlib.import_module(name)
+        with _without_arguments(name):
+            return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             hint = did_you_mean(name, (module.name for module in pkgutil.iter_modules(sys.path[:1])))
@@ -132,7 +136,23 @@ def _imported(name, what, choices):
         file = None
         with contextlib.suppress(Exception):  # of a package that fails nothing can be found
             file = importlib.util.find_spec(name).origin
-        raise ValueError(f"{what} failed: {_place(error, file)}") from error
+        raise ValueError(f"{what} failed: {_place(error, file)}{_guard(error)}") from error
+
+
+@contextlib.contextmanager
+def _without_arguments(name):
+    """Let what is imported see a command line without arguments: those of this one are not meant for it."""
+    given, sys.argv = sys.argv, [name]
+    try:
+        yield
+    finally:
+        sys.argv = given
+
+
+def _guard(error):
+    """Return "; ..." on what a file does as a script, where an import fails by that; else nothing."""
+    lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__)]
+    return _GUARD if isinstance(error, SystemExit) or any("argv" in line for line in lines) else ""
 
 
 def _fitting(function, settings, offered, what, field):

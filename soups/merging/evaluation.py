@@ -53,7 +53,7 @@ def evaluation(text: str, metric: str | None = None, timeout: float | None = Non
     "python my_eval.py {model}" is a command, started without a shell, which has the path of the model in the place of
     {model} and prints the score: the last number on its standard output, or with `metric` the last one right behind
     this name, as in "accuracy: 0.81" and {"accuracy": 0.81}. "module:function" and "file.py:function" is a function of
-    the path that returns a number, or numbers by the names of metrics.
+    the path that returns a number, or numbers by the names of metrics; the file is imported, without arguments.
 
     The path of the model is no number wherever it is printed. A command has the environment of this moment, and may
     take `timeout` seconds.
@@ -82,8 +82,7 @@ class Command:
         except ValueError as error:
             raise ValueError(f"--eval is no command: {error}: {text!r:.200}") from None
         if not any(MODEL in word for word in self._words):
-            example = f"{text.strip() or 'python my_eval.py'} {MODEL}"
-            raise ValueError(f"--eval needs {MODEL}, where the path of a model will stand: {example!r:.200}")
+            raise ValueError(f"--eval needs {MODEL}, where the path of a model will stand: {_example(text)}")
         if MODEL not in self._words[0] and shutil.which(self._words[0]) is None:
             raise ValueError(f"--eval: there is no program {self._words[0]!r}")
         scripts = {word: hash_files(pathlib.Path(word)) for word in self._words if _is_script(word)}
@@ -157,6 +156,17 @@ def _function_of(name, function) -> Callable:
         known = [own for own, value in vars(module).items() if callable(value)]
         raise ValueError(f"--eval: there is no function {function!r} in {name}{did_you_mean(function, known)}")
     return found
+
+
+def _example(text):
+    """Return how a command without the place of a model may have been meant."""
+    text = text.strip() or "python my_eval.py"
+    if MODEL in (meant := re.sub(re.escape(MODEL), MODEL, text, flags=re.IGNORECASE)):
+        return f"{meant!r:.200}"
+    if re.fullmatch(r"\S+\.py:?", text):
+        file = text.removesuffix(":")
+        return f"{f'python {file} {MODEL}'!r:.200}, or {f'{file}:FUNCTION'!r:.200}"
+    return f"{f'{text} {MODEL}'!r:.200}"
 
 
 def _is_script(word):

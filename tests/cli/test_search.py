@@ -245,7 +245,9 @@ SCALE, GOOD = ["--range", "scale=0:1"], ["--eval", "mine.py:distance", "--lower"
     [
         ([*GOOD], "nothing to search: give --range NAME=LOW:HIGH"),
         ([*SCALE], "say how models are evaluated: --eval 'python my_eval.py {model}', or --eval module:function"),
-        ([*SCALE, "--eval", "python mine.py"], "--eval needs {model}"),
+        ([*SCALE, "--eval", "python mine.py"], "stand: 'python mine.py {model}'"),
+        ([*SCALE, "--eval", "python mine.py {Model}"], "stand: 'python mine.py {model}'"),
+        ([*SCALE, "--eval", "mine.py"], "stand: 'python mine.py {model}', or 'mine.py:FUNCTION'"),
         ([*GOOD, "--range", "scael=0:1"], "unknown setting of task_arithmetic 'scael' (did you mean 'scale'?)"),
         ([*GOOD, "--range", "scale"], "--range scale: a range is NAME=LOW:HIGH, such as scale=0.1:0.9"),
         ([*GOOD, "--range", "scale="], "--range scale=: a range is NAME=LOW:HIGH"),
