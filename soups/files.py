@@ -54,7 +54,7 @@ def local_path(path: PathLike) -> pathlib.Path:
     if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
         raise ValueError(f"{path!r:.200} is not a path: give text or a pathlib.Path")
     if _URL.match(text):
-        where = "; s3:// and gs:// are for members, pools and what is merged" if is_store(text) else ""
+        where = "; s3:// and gs:// are for pools, members, workdirs, journals and merges" if is_store(text) else ""
         if found := _OF_HUB.fullmatch(text):
             where = f"; where a model of the Hugging Face hub is taken, it is named by its id, {found[1]}"
         raise ValueError(f"{text[:200]!a} is a URL: give a local path, such as that of a copy or of a mount{where}")
@@ -97,6 +97,19 @@ def create_file(path: pathlib.Path | StorePath, content: str) -> None:
         return
     with open(path, "x") as file:
         file.write(content)
+
+
+def same_place(one: PathLike, other: PathLike) -> bool:
+    """Say whether two paths are of one place, behind all links."""
+    one, other = any_path(one), any_path(other)
+    if isinstance(one, StorePath) or isinstance(other, StorePath):
+        return one == other
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def from_here(path: AnyPath) -> str:
+    """Return how a path is best shown: from the working directory on, or the URL."""
+    return str(path) if isinstance(path, StorePath) else os.path.relpath(path)
 
 
 def made_folder(path: AnyPath) -> AnyPath:
@@ -150,10 +163,17 @@ def replace_file(path: PathLike, content: bytes | str | pathlib.Path) -> pathlib
     return path
 
 
-def append(path: str | os.PathLike, content: bytes, *, sync: bool = False) -> None:
-    """Append to a file, and with `sync` see it to the disk; an OSError has the path in its message."""
+def append(path: PathLike, content: bytes, *, sync: bool = False) -> None:
+    """Append to a file, and with `sync` see it to the disk; an OSError has the path in its message.
+
+    An object of a store, which cannot be appended to, is written anew.
+    """
+    path = any_path(path)
+    if isinstance(path, StorePath):
+        path.write_bytes((path.read_bytes() if path.is_file() else b"") + content)
+        return
     try:
-        with open(local_path(path), "ab") as file:
+        with open(path, "ab") as file:
             file.write(content)
             if sync:
                 file.flush()

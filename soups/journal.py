@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import xxhash
 
 from soups import state, tree
-from soups.files import append, local_path, replace_file
+from soups.files import PathLike, any_path, append, replace_file
 from soups.lazy import is_jax, jax, multihost_utils
 from soups.names import bounded
 from soups.processes import is_first, on_first_process
@@ -29,9 +28,9 @@ class Journal:
     """
 
     def __init__(
-        self, path: str | os.PathLike | None, header: dict[str, Any], *, members: Mapping[str, tree.Tree] | None = None
+        self, path: PathLike | None, header: dict[str, Any], *, members: Mapping[str, tree.Tree] | None = None
     ):
-        self._path = local_path(path) if path is not None else None
+        self._path = any_path(path) if path is not None else None
         self._old: list[dict[str, Any]] = []
         if self._path is not None:
             if members is not None:
@@ -83,18 +82,18 @@ class Journal:
             replace_file(self._path, state.sealed_line(self._header) + state.sealed_line(record))
 
 
-def records(path: str | os.PathLike) -> list[dict[str, Any]]:
+def records(path: PathLike) -> list[dict[str, Any]]:
     """Return the first line of a journal and its records; none where there is no journal.
 
     Raises:
         ValueError: a line that is damaged; the last one may be cut off.
     """
-    path = local_path(path)
+    path = any_path(path)
     lines = state.content(path).split(b"\n")[:-1] if path.exists() else []
     return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
 
 
-def amend(path: str | os.PathLike, **fields: Any) -> None:
+def amend(path: PathLike, **fields: Any) -> None:
     """Put fields into the first line of a journal in the place of those of the same names."""
     header, *others = records(path)
     replace_file(path, b"".join(map(state.sealed_line, [header | fields, *others])))

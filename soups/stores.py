@@ -52,6 +52,10 @@ class Status(NamedTuple):
     version: Version
     written: datetime.datetime
 
+    @property
+    def st_mtime_ns(self) -> int:
+        return int(self.written.timestamp()) * 10**9
+
 
 class StorePath:
     """Name an object of a store, or a folder: what begins with its name and a slash.
@@ -158,6 +162,10 @@ class StorePath:
     def glob(self, pattern: str) -> Iterator["StorePath"]:
         """Yield what lies directly below with names that match."""
         return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
+
+    def rglob(self, pattern: str) -> Iterator["StorePath"]:
+        """Yield all objects below with names that match."""
+        return (path for path in self.sizes() if fnmatch.fnmatchcase(path.name, pattern))
 
     def sizes(self) -> dict["StorePath", int]:
         """Return the sizes of all objects below."""

@@ -59,7 +59,7 @@ def test_a_path_that_is_not_there_is_answered_by_the_one_that_may_be_meant(words
 def test_nothing_is_kept_in_a_folder_that_is_called_as_a_url(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="is a URL: give a local path"), contextlib.ExitStack() as stack:
-        made = make("gs://bucket/a", *([{}] if make is Journal else []))
+        made = make("hf://bucket/a", *([{}] if make is Journal else []))
         stack.enter_context(made)
     assert os.listdir(tmp_path) == []
 

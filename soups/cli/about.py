@@ -1,11 +1,11 @@
 """Say before a run how long it takes and what it will show, and after it what is next: the section "about"."""
 
 import math
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from soups.files import PathLike, any_path
 from soups.names import did_you_mean
 
 #: `shows`: one sentence; `minutes`: of one seed on two idle cores; `rows`: the names of those that the terminal shows;
@@ -58,10 +58,10 @@ def closing(config: Mapping[str, Any], changes: Sequence[str] = ()) -> list[str]
     return ["", "What to try next:", *(f"  {line}" for line in lines)] if lines else []
 
 
-def report_of(workdir: str | os.PathLike) -> str:
+def report_of(workdir: PathLike) -> str:
     """Return the path of the report of a run, or of its folder where a study of a user's own has written none."""
-    page = os.path.join(workdir, "report.html")
-    return page if os.path.exists(page) else os.fspath(workdir)
+    page = any_path(workdir) / "report.html"
+    return str(page if page.exists() else workdir)
 
 
 def _seeds(config):

@@ -21,7 +21,6 @@ DIR gets results.json, report.html, tables, figures, and the soups as a pool.
 The same command goes on where it was stopped, and repeats no finished work.
 """
 
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +29,10 @@ from typing import Any
 from soups import tree
 from soups.arguments import no_member
 from soups.cli import about
-from soups.cli.options import Parser, path_argument
+from soups.cli.options import Parser, place_argument
 from soups.cli.pool import read_checkpoint
 from soups.cli.show import tell
+from soups.files import same_place
 from soups.merging import load_yaml
 from soups.merging.sources import split_pool
 from soups.plugins import importable, made, named
@@ -40,7 +40,7 @@ from soups.pool import Pool
 from soups.recipes.declare import METHODS
 from soups.studies.cook import cook
 
-_OWN, _PATH = {"metavar": "MODULE:NAME"}, {"type": path_argument}
+_OWN, _PATH = {"metavar": "MODULE:NAME"}, {"type": place_argument}
 _FUNCTIONS = {
     "loss": "loss(outputs, targets) of learned soups, if outputs are not logits of classes",
     "preprocess": "preprocess(inputs), compiled with the network; default: uint8 to [0, 1]",
@@ -91,7 +91,7 @@ def _members(pool: Pool, base: str | None) -> tuple[Pool, tree.Tree | None]:
 def _name_in(pool, base):
     """Return the name of a member that is given as POOL:NAME, as it would be elsewhere; anything else as it is."""
     path, name = split_pool(base)
-    return name if name in pool and os.path.realpath(path) == os.path.realpath(pool.path) else base
+    return name if name in pool and same_place(path, pool.path) else base
 
 
 def _apply_fn(members: Pool, reference: str | None) -> Callable:

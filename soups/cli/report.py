@@ -7,7 +7,7 @@ are printed, and report.html, tables as CSV and LaTeX and the figures are
 written beside it.
 """
 
-from soups.cli.options import Parser, path_argument
+from soups.cli.options import Parser, place_argument
 from soups.cli.show import say
 from soups.lazy import report
 
@@ -25,5 +25,5 @@ def main(arguments: list[str], run) -> int:
 def parser(prog: str) -> Parser:
     """Return the parser of the options."""
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("directory", metavar="DIR", type=path_argument, help="the folder that holds results.json")
+    parser.add_argument("directory", metavar="DIR", type=place_argument, help="the folder that holds results.json")
     return parser

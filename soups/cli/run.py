@@ -27,7 +27,8 @@ import jax
 
 from soups import presence
 from soups.cli import about
-from soups.cli.options import HOSTS, Parser, connect, path_argument
+from soups.cli.options import HOSTS, Parser, connect, path_argument, place_argument
+from soups.files import any_path
 from soups.lazy import extra
 from soups.names import did_you_mean, few
 from soups.plugins import blamed, importable, load_plugin, named
@@ -81,7 +82,7 @@ def main(arguments: list[str], run) -> int:
             say(line)
         study = _study(config.get("study"))
         seen = functools.partial(setattr, run, "leader")
-        stack.enter_context(presence.watched(pathlib.Path(workdir) / ".processes", functools.partial(_end, run), seen))
+        stack.enter_context(presence.watched(any_path(workdir) / ".processes", functools.partial(_end, run), seen))
         if options.join:
             if getattr(study, "members", None) is None:
                 raise ValueError(f"--join: a run of the study {config['study']} cannot be joined by other processes")
@@ -89,7 +90,7 @@ def main(arguments: list[str], run) -> int:
             return 0
         study(config, workdir)
         # whole, for what config.about proposes may run in another directory
-        changes += [] if options.workdir is None else [f"--workdir={os.path.abspath(workdir)}"]
+        changes += [] if options.workdir is None else [f"--workdir={any_path(workdir).absolute()}"]
         for line in about.closing(config, changes):
             say(line)
     run.made(about.report_of(workdir))
@@ -149,7 +150,8 @@ def parser(prog: str) -> Parser:
     parser = Parser(prog=prog, usage=_USAGE, description=__doc__)
     paths = {"type": path_argument}
     parser.add_argument("--config", required=True, metavar="CONFIG", **paths, help="what describes the run")
-    parser.add_argument("--workdir", metavar="DIR", **paths, help="the folder of the run; default: runs/NAME")
+    folder = "the folder of the run, or s3://… or gs://…; default: runs/NAME"
+    parser.add_argument("--workdir", metavar="DIR", type=place_argument, help=folder)
     join = "make members for the run that works in the folder, beside it, and end when all are there"
     parser.add_argument("--join", action="store_true", help=join)
     for name, settings in HOSTS:

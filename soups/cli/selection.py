@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from soups.arguments import check_within
-from soups.cli.options import path_argument
+from soups.cli.options import place_argument
 from soups.cli.show import parse_size, say, table, tell
 from soups.files import replace_file
 from soups.lazy import MissingExtraError, extra
@@ -39,7 +39,10 @@ EVALUATION = (
     ("--timeout", {"type": float, "metavar": "SECONDS", "help": "how long an evaluation may take"}),
 )
 WORK = (
-    ("--work", {"type": path_argument, "metavar": "DIR", "help": "the folder for scores and tables"}),
+    (
+        "--work",
+        {"type": place_argument, "metavar": "DIR", "help": "for scores and tables, a folder or s3://… or gs://…"},
+    ),
     ("--keep", _SWITCH | {"help": "keep the candidates, in DIR/candidates"}),
     ("--keep-scores", _SWITCH | {"help": "use scores from before the evaluation's scripts were changed"}),
 )
@@ -78,7 +81,9 @@ def trials(options, run, evaluate: Evaluation, out: str | None, work: str, **set
         losses.append(loss(score, mode))
         say(f"{what}: {score:.6g} in {seconds:.1f} s{', the best so far' if better else ''}")
 
-    work = f"{out.rstrip('/').replace(':', '.')}.{work}" if out else work
+    if out:
+        store, mark, place = out.rstrip("/").rpartition("://")
+        work = f"{store}{mark}{place.replace(':', '.')}.{work}"
     with held_work(options.work or work, out) as place:
         settings |= {"threads": threads, "keep": options.keep, "keep_scores": options.keep_scores, "report": report}
         settings |= {"tell": tell}

@@ -1,15 +1,14 @@
-"""Keep logits on disk."""
+"""Keep logits in files."""
 
 import io
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import xxhash
 
-from soups.files import local_path, replace_file
+from soups.files import PathLike, any_path, replace_file
 from soups.processes import from_first_process, on_first_process
 
 Arrays = np.ndarray | Mapping[str, np.ndarray]
@@ -32,8 +31,8 @@ class LogitCache:
     what it lacks all of them compute together.
     """
 
-    def __init__(self, directory: str | os.PathLike):
-        self.directory = local_path(directory)
+    def __init__(self, directory: PathLike):
+        self.directory = any_path(directory)
         on_first_process(lambda: self.directory.mkdir(parents=True, exist_ok=True))
 
     def get(self, key: str | Sequence[str], compute: Callable[[], Arrays]) -> Arrays:

@@ -2,7 +2,7 @@
 
 import os
 
-from soups.files import local_path
+from soups.files import any_path
 from soups.merging.folder import folder_files
 from soups.merging.places import check_place, split_member
 from soups.merging.planning import Plan
@@ -10,6 +10,7 @@ from soups.merging.record import note_record, read_record, record_beside
 from soups.merging.run import merge_to_file, merge_to_folder, merge_to_orbax, merge_to_pool
 from soups.merging.selecting import Selection
 from soups.merging.trials import Trials, remove
+from soups.stores import StorePath
 
 
 def check_output(plan: Plan, out: str, kind: str, identity: str | None) -> None:
@@ -36,8 +37,8 @@ def write_output(
     """Merge by the best recipe into an output whose record says how it was chosen; False if it is there already.
 
     What the same choice wrote there, when it had seen less, is replaced: it is there until the new one is complete, but
-    for the moment in which they change places; a member of a pool is removed first. Of one that is still the best the
-    record is written anew, but in a pool.
+    for the moment in which they change places; on a store and in a pool it is removed first. Of one that is still the
+    best the record is written anew, but in a pool.
 
     Raises:
         FileExistsError, ValueError, CheckpointError, OSError: as `merge_to_folder`.
@@ -45,7 +46,7 @@ def write_output(
     plan, there = trials.plan(selection.recipe), _record_of(out, selection.identity)
     if there is not None and there["recipe"] == plan.job.text:
         if kind != "pool" and there["chosen"] != selection.record:
-            note_record(local_path(out), {**there, "chosen": selection.record})
+            note_record(any_path(out), {**there, "chosen": selection.record})
         return False
     options = {"threads": trials.threads, "chosen": selection.record}
     if kind == "pool":
@@ -53,9 +54,13 @@ def write_output(
             _remove_member(*split_member(out))
         merge_to_pool(plan, out, files=folder_files(plan), **options)
         return True
-    path = local_path(out).absolute()
+    path = any_path(out).absolute()
     better = path.with_name(f".better.{path.name}")
-    remove(better)  # of one that was killed
+    if isinstance(path, StorePath):
+        remove(path)
+        there = None
+    else:
+        remove(better)  # of one that was killed
     fresh = path if there is None else better
     if kind == "huggingface":
         merge_to_folder(plan, fresh, shard_bytes=shard_bytes, files=folder_files(plan), **options)

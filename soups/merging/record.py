@@ -58,7 +58,7 @@ def record_beside(out: AnyPath) -> AnyPath:
     return out.with_name(f"{out.name}.{RECORD}")
 
 
-def note_record(out: Path, found: dict) -> None:
+def note_record(out: AnyPath, found: dict) -> None:
     """Put a record into the place of an output's own."""
     note = record_beside(out) if out.is_file() else out / RECORD
     write_record(note, found, note.parent)

@@ -16,7 +16,7 @@ import xxhash
 import yaml
 
 from soups import journal, tree
-from soups.files import local_path, locked, sweep_unfinished
+from soups.files import AnyPath, PathLike, any_path, locked, sweep_unfinished
 from soups.formats.hub import cached_model
 from soups.formats.mapping import hash_files
 from soups.merging import bands
@@ -27,9 +27,10 @@ from soups.merging.places import FILES
 from soups.merging.planning import Plan
 from soups.merging.planning import plan as make_plan
 from soups.merging.recipe_file import parse_recipe
-from soups.merging.record import record_beside
+from soups.merging.record import RECORD, record_beside
 from soups.merging.run import THREADS, merge_to_file, merge_to_folder, merge_to_orbax
 from soups.merging.sources import MODEL_FILES, open_model
+from soups.stores import Copies, StorePath
 from soups.workers import in_threads
 
 JOURNAL = "scores.jsonl"
@@ -46,7 +47,7 @@ class Trials:
     called and whatever asks for it: nothing is evaluated twice.
 
     Args:
-        work: a folder that `held_work` holds; what evaluations print is kept there too.
+        work: a folder that `held_work` holds; what evaluations print is kept there too, but on a store.
         evaluation: from `soups.merging.evaluation`.
         kind: how candidates are written, whose path an evaluation is given: "huggingface" or "orbax", such a folder, or
             a file of this end, ".safetensors" or ".npz".
@@ -62,7 +63,7 @@ class Trials:
 
     def __init__(
         self,
-        work: pathlib.Path,
+        work: pathlib.Path | StorePath,
         evaluation: Evaluation,
         *,
         kind: str = "huggingface",
@@ -74,6 +75,10 @@ class Trials:
         tell: Callable[[str], None] = lambda sentence: None,
     ):
         self.work, self.evaluation, self.kind, self.seed, self.threads = work, evaluation, kind, seed, threads
+        if keep and isinstance(work, StorePath):
+            raise ValueError(f"--keep: candidates are evaluated on this machine, and {work} is on a store")
+        self._copies = Copies() if isinstance(work, StorePath) else None
+        self._here = work if self._copies is None else self._copies.folder  # where evaluations find candidates
         self._keep, self._report, self.tell, self._digests = keep, report, tell, {}
         _settle_scripts(work / JOURNAL, evaluation.identity["scripts"], keep_scores)
         if (work / JOURNAL).exists():
@@ -128,7 +133,7 @@ class Trials:
     def _evaluated(self, name, what, plan, files, in_place):
         if in_place and (place := _lying(plan.job.models[0], self.kind)):
             return self._asked(name, what, place), None
-        place = self.work / _CANDIDATES / f"{name}{self.kind if self.kind in FILES else ''}"
+        place = self._here / _CANDIDATES / f"{name}{self.kind if self.kind in FILES else ''}"
         remove(place)
         try:
             if self.kind == "huggingface":
@@ -147,7 +152,7 @@ class Trials:
 
     def _asked(self, name, what, place):
         try:
-            return self.evaluation(place, self.work / _PRINTED / name)
+            return self.evaluation(place, self._here / _PRINTED / name)
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from error
 
@@ -160,7 +165,7 @@ class Trials:
 
 
 @contextlib.contextmanager
-def held_work(work: str | os.PathLike, out: str | None = None) -> Iterator[pathlib.Path]:
+def held_work(work: PathLike, out: str | None = None) -> Iterator[pathlib.Path | StorePath]:
     """Yield the absolute path of a folder of work, where no other process works meanwhile.
 
     Raises:
@@ -168,16 +173,20 @@ def held_work(work: str | os.PathLike, out: str | None = None) -> Iterator[pathl
         FileExistsError: it is there and holds something else.
         ValueError: a URL; it and the output would lie in each other.
     """
-    path = local_path(work).absolute()
-    real = pathlib.Path(os.path.realpath(path))
-    other = pathlib.Path(os.path.realpath(out)) if out is not None else None
+    path = any_path(work).absolute()
+    real, other = _real(path), _real(any_path(out)) if out is not None else None
     if other and (real == other or real in other.parents or other in real.parents):
         raise ValueError(f"--work {work} and --out {out} would lie in each other: choose places side by side")
     with locked(path, path.with_name(f".{path.name}.lock"), "search"):
-        sweep_unfinished(path)
+        if isinstance(path, pathlib.Path):
+            sweep_unfinished(path)
         if path.exists() and not (path / JOURNAL).is_file() and (not path.is_dir() or any(path.iterdir())):
             raise FileExistsError(f"{work} exists and has no {JOURNAL}: the work goes to a new folder (--work)")
         yield path
+
+
+def _real(path):
+    return path if isinstance(path, StorePath) else pathlib.Path(os.path.realpath(path))
 
 
 def digests_of(models: Iterable[str]) -> dict[str, str]:
@@ -188,8 +197,18 @@ def digests_of(models: Iterable[str]) -> dict[str, str]:
     return {model: _joined(next(lines) for _ in found.leaves) for model, found in opened.items()}
 
 
-def remove(place: pathlib.Path) -> None:
-    """Remove a merge: a folder, first its name, so that nothing is met half removed; a file, and its record."""
+def remove(place: AnyPath) -> None:
+    """Remove a merge: a folder, first its name, so that nothing is met half removed; a file, and its record.
+
+    On a store the record goes last: what was killed meanwhile is still known as a merge.
+    """
+    if isinstance(place, StorePath):
+        record = record_beside(place) if place.is_file() else place / RECORD
+        for path in [place, *place.sizes()]:
+            if path != record:
+                path.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+        return
     gone = place.with_name(f".{place.name}.removed")
     shutil.rmtree(gone, ignore_errors=True)
     if place.is_dir():

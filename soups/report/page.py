@@ -4,14 +4,13 @@ import base64
 import itertools
 import json
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from numbers import Real
 from typing import Any
 
-from soups.files import local_path, replace_file
+from soups.files import PathLike, any_path, replace_file
 from soups.report import page_assets, style
 from soups.report import results as files
 from soups.report.claims import claim_table
@@ -29,6 +28,7 @@ from soups.report.tables import (
     to_latex,
 )
 from soups.report.words import sentences
+from soups.stores import StorePath
 
 #: names of the tables that are files, too
 FILES = ("table", "test_sets", "claims")
@@ -36,7 +36,7 @@ _DEEPEST = 8  # levels of a configuration that become dotted names
 _LONG = 24  # rows of pairs above which they are folded away
 
 
-def write_report(directory: str | os.PathLike) -> list[pathlib.Path]:
+def write_report(directory: PathLike) -> list[pathlib.Path | StorePath]:
     """Make the report of a directory that holds `results.json`, and list what was written.
 
     That is `report.html`, which needs no other file, `figures/*.png` and `*.svg`, `table.csv` and `table.tex`, and with
@@ -45,14 +45,14 @@ def write_report(directory: str | os.PathLike) -> list[pathlib.Path]:
     report that is open in a browser is never half of one. The same results give the same bytes on one machine. Errors
     are those of `load_results` and `soups.files.replace_file`.
     """
-    directory = local_path(directory)
+    directory = any_path(directory)
     results = files.load_results(directory)
     drawn, folder = draw_all(results), directory / "figures"
     folder.mkdir(exist_ok=True)
     for name in PLANS.keys() - {figure.name for figure in drawn}:
         for ending in ("png", "svg"):
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
-    contents: dict[pathlib.Path, str | bytes] = {directory / "report.html": page(results, drawn)}
+    contents: dict[pathlib.Path | StorePath, str | bytes] = {directory / "report.html": page(results, drawn)}
     for figure in drawn:
         contents |= {folder / f"{figure.name}.png": figure.png, folder / f"{figure.name}.svg": figure.svg}
     tables = _tables(results)

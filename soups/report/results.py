@@ -25,13 +25,12 @@ A study writes a dict of JSON values. The least of one, from which a whole repor
 
 import difflib
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from soups import state
-from soups.files import PathLike, local_path, meant_path
+from soups.files import PathLike, any_path, meant_path
 from soups.names import count_of, few, refuse
 from soups.recipes._scores import MODES
 
@@ -143,13 +142,13 @@ _CURVES = {
 }
 
 
-def load_results(path: str | os.PathLike) -> dict[str, Any]:
+def load_results(path: PathLike) -> dict[str, Any]:
     """Read and check a results file, given as the file or as the directory that holds `results.json`.
 
     Sections that may be missing are empty in the result. A ValueError if it is damaged or of another version of the
     schema, and one that lists all that is missing, unknown, contradictory or of another type.
     """
-    path = local_path(path)
+    path = any_path(path)
     path = path / "results.json" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(

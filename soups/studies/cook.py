@@ -1,6 +1,5 @@
 """Cook soups from anyone's members and report on them."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from soups import arguments, tree
 from soups.data import pair_of
 from soups.evaluate import Metric, diagnose
 from soups.evaluate.evaluator import unit_range
-from soups.files import local_path
+from soups.files import PathLike, any_path, same_place
 from soups.names import did_you_mean, few
 from soups.pool import Pool, digest
 from soups.processes import on_first_process
@@ -35,7 +34,7 @@ def cook(
     members: Mapping[str, tree.Tree] | Sequence[tree.Tree],
     apply_fn: Callable,
     *,
-    workdir: str | os.PathLike,
+    workdir: PathLike,
     held_out: Any,
     test: Any,
     shifts: Mapping[str, Any] | None = None,
@@ -65,7 +64,7 @@ def cook(
     Args:
         members: a pool, or a mapping or sequence of pytrees; those with NaN or infinity are left out.
         apply_fn: `apply_fn(params, inputs) -> logits [B, C]`, or other outputs [B, ...], each example on its own.
-        workdir: the folder.
+        workdir: the folder, of this machine or of an object store.
         held_out: inputs [N, ...] and integer labels [N], or other targets [N, ...], that select, in any of the forms of
             `soups.data.pair_of`.
         test: the same for the report.
@@ -108,8 +107,8 @@ def cook(
     shifts = {} if shifts is None else shifts
     _check_names(members, shifts)
     _check_functions(keep=keep, loss=loss, reestimate=reestimate)
-    directory = local_path(workdir).absolute()
-    if isinstance(members, Pool) and os.path.realpath(str(members.path)) == os.path.realpath(directory / "soups"):
+    directory = any_path(workdir).absolute()
+    if isinstance(members, Pool) and same_place(members.path, directory / "soups"):
         raise ValueError(f"the members lie where soups are kept, in {members.path}: choose another workdir")
     from soups.report.results import check  # where an extra is missing, this is said before long work
 

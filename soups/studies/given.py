@@ -188,7 +188,7 @@ def open_run(config: Mapping[str, Any], workdir: Workdir) -> OnImageNet:
     """
     arch = architecture_of(config["arch"])
     num_classes, members = all_or_none(lambda: _members(config))
-    cache_dir = pathlib.Path(config["cache_dir"] or workdir.path.parent / "decoded")  # which other runs share
+    cache_dir = workdir.shared(config["cache_dir"], "decoded")
     sets = evaluation_sets(
         config["data_dir"], cache_dir, image_size=arch.image_size, sets=config["sets"], progress=progress
     )

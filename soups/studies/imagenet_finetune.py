@@ -4,7 +4,6 @@ The search is that of Wortsman et al., "Model soups", 2022, arXiv 2203.05482, ap
 configs/imagenet come from is said there.
 """
 
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from soups import tree
 from soups.data.imagenet import evaluation_sets, train_source
 from soups.data.random_transforms import MINIMAL
+from soups.files import from_here
 from soups.models.import_weights import import_weights
 from soups.names import check_name
 from soups.pool import load_checkpoint
@@ -63,7 +63,7 @@ def _check(config):
 
 def _scenes(config, workdir) -> list[Streamed]:
     arch, mesh = architecture_of(config["arch"]), mesh_of(config["finetune"])
-    cache_dir = pathlib.Path(config["cache_dir"] or workdir.path.parent / "decoded")  # which other runs share
+    cache_dir = workdir.shared(config["cache_dir"], "decoded")
     train = all_or_none(lambda: train_source(config["data_dir"], cache_dir=cache_dir))
     training = _training(config["finetune"], arch, len(train.class_names))
     start = all_or_none(lambda: _start(config, arch, len(train.class_names)))
@@ -116,14 +116,14 @@ def _cook(scene: Streamed) -> dict[str, Any]:
     drawn = scene.stage("search", lambda: draw_members(scene.config["sweep"], scene.config["seed"]))
     names = [FIRST, *scene.timed("fine_tuning", lambda: scene.fill(first, drawn))]
     for pool in (scene.pool, *scene.averages.values()):
-        say(f"\nCook from {os.path.relpath(pool.path)} with\n  {_next_command(scene, pool)}")
+        say(f"\nCook from {from_here(pool.path)} with\n  {_next_command(scene, pool)}")
     # nothing is selected here, so the held-out images are what reports
     split = {"role": "test", "examples": len(scene.held_out), "title": "held-out"}
     return {"splits": {"held_out": split}, "rows": scene.rows(names), "members": scene.described(names)}
 
 
 def _next_command(scene, pool):
-    config, workdir = scene.config, os.path.relpath(scene.workdir.path)
+    config, workdir = scene.config, from_here(scene.workdir.path)
     flags = [f"data_dir={config['data_dir']}", f"arch={config['arch']}", f"pool={workdir}/{pool.path.name}"]
     given = " ".join(f"--config.{flag}" for flag in [*flags, f"wise_ft.base={FIRST}"])
     own = workdir + pool.path.name.replace("pool", "_soups", 1)

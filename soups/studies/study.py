@@ -10,6 +10,7 @@ import datetime
 import functools
 import json
 import os
+import pathlib
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,13 +21,14 @@ import jax
 
 import soups
 from soups import state, tree
-from soups.files import local_path, locked, replace_file, sweep_unfinished
+from soups.files import PathLike, any_path, from_here, locked, replace_file, sweep_unfinished
 from soups.lazy import report
 from soups.merging.sources import is_pool
 from soups.names import did_you_mean
 from soups.pool import Pool
 from soups.processes import on_first_process
 from soups.progress import say
+from soups.stores import StorePath
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions all results tell
 ALWAYS_CHANGEABLE = ("about", "seeds")  # sections that nothing depends on which is made for one seed
@@ -39,14 +41,14 @@ NOTES = (
 
 
 @contextlib.contextmanager
-def held(directory: str | os.PathLike) -> Iterator[None]:
+def held(directory: PathLike) -> Iterator[None]:
     """Hold the lock of a workdir, a file in it that says who holds it; that of a killed process is free.
 
     Of several JAX processes the first one holds it for all.
 
     Raises:
         BlockingIOError: another run works there; the message says which process, where and since when.
-        ValueError: a URL, what is not a path, a path that is not UTF-8, or a pool.
+        ValueError: a URL of no store, what is not a path, a path that is not UTF-8, or a pool.
         NotADirectoryError: it is a file, or lies in one.
         OSError: the workdir cannot be written.
     """
@@ -74,9 +76,7 @@ class Workdir:
         OSError: it cannot be written.
     """
 
-    def __init__(
-        self, path: str | os.PathLike, config: Mapping[str, Any], changeable: Collection[str] = (), join: bool = False
-    ):
+    def __init__(self, path: PathLike, config: Mapping[str, Any], changeable: Collection[str] = (), join: bool = False):
         self.path = _place(path)
         free, config = {*changeable, *ALWAYS_CHANGEABLE}, json.loads(json.dumps(config))
         on_first_process(lambda: self._join(config, free) if join else self._open(config, free))
@@ -92,7 +92,8 @@ class Workdir:
             replace_file(self.path / "stages" / ".probe", b"").unlink()
         except OSError as error:
             raise _unusable(self.path, error) from error
-        sweep_unfinished(self.path / "stages")  # what a killed run left
+        if isinstance(self.path, pathlib.Path):
+            sweep_unfinished(self.path / "stages")  # what a killed run left
         path = self.path / "config.json"
         if not path.exists() or not self._begun():
             for note in (self.path / "stages").glob("*.json"):
@@ -120,7 +121,7 @@ class Workdir:
 
     def _begun(self):
         """Say whether anything is there that was computed; a run that failed before may be mended by another config."""
-        files = (file for folder in self.path.iterdir() if folder.is_dir() for file in folder.rglob("[!.]*"))
+        files = (file for file in self.path.rglob("[!.]*") if file.parent != self.path)
         return any(
             file.is_file()
             and not (file.stem.endswith(NOTES) if file.parent.name == "stages" else file.name == "manifest.json")
@@ -161,6 +162,11 @@ class Workdir:
         pool.sweep_orphans()
         return pool
 
+    def shared(self, given: str | None, name: str) -> pathlib.Path:
+        """Return a folder of this machine that other runs share: what is given, else one beside the workdir."""
+        beside = pathlib.Path("runs") if isinstance(self.path, StorePath) else self.path.parent
+        return pathlib.Path(given or beside / name)
+
     def head(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return what all results begin with: config, when and on what it ran."""
         return {
@@ -188,9 +194,9 @@ class Workdir:
         say("\n".join(["", *report.sentences(checked), ""]))
         for ending, what in ((".png", "Figure"), (".html", "Report")):
             if found := [path for path in paths if path.suffix == ending]:
-                say(f"{what}: {os.path.relpath(found[0])}")
-        places = dict.fromkeys(os.path.relpath(path, self.path).split(os.sep)[0] for path in paths)
-        say(f"All in {os.path.relpath(self.path)}: {', '.join(places)}")
+                say(f"{what}: {from_here(found[0])}")
+        places = dict.fromkeys(pathlib.PurePath(path.relative_to(self.path)).parts[0] for path in paths)
+        say(f"All in {from_here(self.path)}: {', '.join(places)}")
         return [str(path) for path in paths]
 
     def seconds(self, prefix: str) -> dict[str, float]:
@@ -285,7 +291,7 @@ class Study:
     within: Callable[[Mapping[str, Any]], contextlib.AbstractContextManager] = contextlib.nullcontext
     members: Callable[[Any], None] | None = None
 
-    def __call__(self, config: Mapping[str, Any], directory: str | os.PathLike, *, join: bool = False) -> list[str]:
+    def __call__(self, config: Mapping[str, Any], directory: PathLike, *, join: bool = False) -> list[str]:
         """Run the whole study in `directory`, or what of it is not finished there."""
         with contextlib.nullcontext() if join else held(directory), contextlib.ExitStack() as stack:
             self.check({name: section for name, section in config.items() if name != "about"})
@@ -295,7 +301,7 @@ class Study:
             if join:
                 for scene in scenes:
                     self.members(scene)
-                say(f"all members are in {os.path.relpath(workdir.path)}")
+                say(f"all members are in {from_here(workdir.path)}")
                 return []
             results = workdir.head(config) | {"seeds": list(dict.fromkeys(s.seed for s in scenes))}
             # those that a seed begins with: another interpreter may go on with the run
@@ -371,12 +377,13 @@ def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
 
 
 def _place(path):
-    place = local_path(path).absolute()
+    place = any_path(path).absolute()
     try:
         str(place).encode()
     except UnicodeEncodeError:  # no report could name it
-        raise ValueError(f"the workdir {os.fsencode(place)!r} is not UTF-8: choose another workdir") from None
-    if file := next((part for part in (place, *place.parents) if part.is_file()), None):
+        raise ValueError(f"the workdir {os.fsencode(str(place))!r} is not UTF-8: choose another workdir") from None
+    above = () if isinstance(place, StorePath) else place.parents
+    if file := next((part for part in (place, *above) if part.is_file()), None):
         lies = "is a file" if file == place else f"lies in {file}, which is a file"
         raise NotADirectoryError(f"the workdir {place} {lies}: choose another workdir")
     if is_pool(place):  # whose lock would be that of the run, which then waits for itself

@@ -141,7 +141,7 @@ def test_soups_of_anyones_pool_and_network(command, room):
         ({"seed": "-1"}, "seed must be in .0, 4294967295., not -1"),
         ({"workdir": "own_data.py"}, "the workdir .*own_data.py is a file: choose another workdir"),
         ({"workdir": "own_data.py/run"}, "run lies in .*own_data.py, which is a file: choose another workdir"),
-        ({"workdir": "gs://bucket/out"}, "is a URL: give a local path"),
+        ({"workdir": "hf://bucket/out"}, "is a URL: give a local path"),
         ({"workdir": "pool"}, "the workdir .*pool is a pool: choose another workdir, such as .*cooked"),
     ],
 )

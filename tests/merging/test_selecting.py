@@ -277,7 +277,7 @@ def test_one_process_works_in_a_folder_that_is_its_own(place):
         ("out/work", "out", ValueError, "would lie in each other"),
         ("work", "work/out", ValueError, "would lie in each other"),
         (".", "out", ValueError, "would lie in each other"),
-        ("gs://a/b", None, ValueError, "is a URL"),
+        ("hf://a/b", None, ValueError, "is a URL"),
     ]:
         with pytest.raises(error, match=message), held_work(work, out):
             pass

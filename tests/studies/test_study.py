@@ -140,7 +140,7 @@ def test_a_workdir_that_is_a_file_or_lies_in_one_is_named(begin, name, lies, tmp
 
 @pytest.mark.parametrize("begin", [lambda path: run(lambda _: None, path), lambda path: Workdir(path, CONFIG)])
 @pytest.mark.parametrize(
-    ("name", "message"), [("a\udcff", r"the workdir b'.*/a\\xff' is not UTF-8"), ("gs://bucket/run", "is a URL")]
+    ("name", "message"), [("a\udcff", r"the workdir b'.*/a\\xff' is not UTF-8"), ("hf://bucket/run", "is a URL")]
 )
 def test_a_workdir_that_no_report_can_name_is_refused(begin, name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -239,7 +239,7 @@ def test_what_cannot_be_fitted_is_listed(examples):
         ({"held_out": 3}, "held_out must be a pair"),
         ({"features": np.ones((4, 2), np.complex64)}, "the features must be real numbers, not complex64"),
         ({"features": np.ma.ones((4, 2))}, "one of the features and labels is a masked array"),
-        ({"journal": "gs://bucket/j"}, "is a URL: give a local path"),
+        ({"journal": "hf://bucket/j"}, "is a URL: give a local path"),
     ],
 )
 def test_what_a_probe_does_not_take(changes, message):
