@@ -43,6 +43,11 @@ def any_path(path: PathLike) -> pathlib.Path | StorePath:
     return store_path(path) if isinstance(path, str) and is_store(path) else local_path(path)
 
 
+def data_path(path: PathLike) -> pathlib.Path | StorePath:
+    """Return the path of data, as `any_path`, but "~" is the home folder, as in a config that is shared."""
+    return any_path(path if isinstance(path, StorePath) else os.path.expanduser(path))
+
+
 def local_path(path: PathLike) -> pathlib.Path:
     """Return a path of this machine's file system.
 

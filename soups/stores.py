@@ -154,10 +154,17 @@ class StorePath:
 
     def iterdir(self) -> Iterator["StorePath"]:
         """Yield what lies directly below, with one request for each thousand of them."""
+        folders, files = self.scan()
+        return (self / name for name in sorted([*folders, *files]))
+
+    def scan(self) -> tuple[list[str], dict[str, int]]:
+        """Return the names of the folders directly below, and those of the objects with their sizes."""
         with _explained(self):
             found = _client().list_with_delimiter(_store(self.root), self.key or None)
-        names = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
-        return (StorePath(self.root, name) for name in sorted(names))
+        name = lambda path: path.rstrip("/").rpartition("/")[2]  # noqa: E731
+        return [name(path) for path in found["common_prefixes"]], {
+            name(entry["path"]): entry["size"] for entry in found["objects"]
+        }
 
     def glob(self, pattern: str) -> Iterator["StorePath"]:
         """Yield what lies directly below with names that match."""

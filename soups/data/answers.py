@@ -1,14 +1,13 @@
 """Make rows of tokens of texts with their answers, from which a language model learns the answers."""
 
 import json
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from soups.arguments import check_within
 from soups.data.lengths import round_up
-from soups.files import PathLike
+from soups.files import PathLike, any_path
 from soups.formats.text import numbered_lines, read_text
 
 TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -62,7 +61,7 @@ def read_instructions(path: PathLike, template: str = TEMPLATE) -> list[tuple[st
         FileNotFoundError: there is no such file.
         ValueError: an object without these; the file and its number are named.
     """
-    path, made = pathlib.Path(path), []
+    path, made = any_path(path), []
     text = read_text(path)
     try:
         items = [json.loads(line) for _, line in numbered_lines(text)] if path.suffix == ".jsonl" else json.loads(text)

@@ -14,7 +14,7 @@ from soups.data.dataset import Dataset, Source, decode
 from soups.data.sources import folder_source
 from soups.data.splits import split_indices
 from soups.data.transforms import center_crop, compose, resize_shorter, to_channels
-from soups.files import PathLike
+from soups.files import PathLike, data_path
 from soups.formats.text import numbered_lines, read_text
 from soups.names import check_name
 
@@ -185,7 +185,7 @@ def load_clip_set(
         ValueError: an unknown set; folders that are no classes of it, or differ between its parts; too few images.
     """
     check_name(name, CLIP_SETS, "set")
-    chosen, folder = CLIP_SETS[name], pathlib.Path(data_dir).expanduser()
+    chosen, folder = CLIP_SETS[name], data_path(data_dir)
     read = compose(to_channels(3), resize_shorter(image_size), center_crop(image_size))
     sources = [folder_source(folder / part) for part in (chosen.train, chosen.test)]
     if sources[0].class_names != sources[1].class_names:

@@ -20,7 +20,7 @@ from soups.data.dataset import Dataset, Source, read_example, stack_examples
 from soups.data.domainbed import SETS, split_positions
 from soups.data.sources import View, class_folders, domain_folder_sources
 from soups.data.transforms import RandomTransform, resize, to_channels
-from soups.files import PathLike
+from soups.files import PathLike, any_path
 from soups.names import check_name, few
 
 #: what archives of the sets call the folder that holds the domains
@@ -120,7 +120,7 @@ def load_domains(data_dir: PathLike, name: str, *, image_size: int, left_out: Pa
             classes; a class without images; domains that are still in their archive's folder; a line of `left_out`
             that is not of the set; a broken image.
     """
-    folder = _folder_of(pathlib.Path(data_dir), name)
+    folder = _folder_of(any_path(data_dir), name)
     sources = domain_folder_sources(folder)
     known = SETS.get(name)
     if len(sources) < 2:
@@ -131,7 +131,7 @@ def load_domains(data_dir: PathLike, name: str, *, image_size: int, left_out: Pa
             f"{len(sources)} folders: {few(sources)}"
         )
     if left_out is not None:
-        sources = _without(sources, pathlib.Path(left_out), folder)
+        sources = _without(sources, any_path(left_out), folder)
     names = known.environments if known else tuple(sources)
     domains = [_decoded(*pair, image_size, name) for name, pair in zip(names, sources.items(), strict=True)]
     return DomainSet(name, tuple(domains))
@@ -298,7 +298,7 @@ def _without(sources: Mapping[str, Source], path: pathlib.Path, folder) -> dict[
     """Return the sources without the images that a file lists; images that are gone already are no fault."""
     if not path.is_file():
         raise FileNotFoundError(f"left_out={str(path)!r} is no file: it lists images, a line for each")
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().decode().split("\n")
     listed = {}
     for number, line in enumerate(map(str.strip, lines), start=1):
         domain, _, file = line.partition("/")

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import io
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ import numpy as np
 
 from soups.data.transforms import from_pil
 from soups.lazy import MissingExtraError, pillow
+from soups.stores import StorePath
 
 # Any of these may bear the name of another: an image of ImageNet is a PNG called .JPEG. None starts another program.
 _COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
@@ -37,7 +39,8 @@ def read_image(file, where: str, *, upright: bool = True) -> np.ndarray:
         UnreadableImage: a file that is not an image of the kinds in `EXTENSIONS`, is broken, has more than 8 bits per
             channel, or has more pixels than Pillow accepts (179 million).
     """
-    extension = os.path.splitext(file)[1].lower() if isinstance(file, (str, os.PathLike)) else ""
+    extension = os.path.splitext(str(file))[1].lower() if isinstance(file, (str, os.PathLike, StorePath)) else ""
+    file = io.BytesIO(file.read_bytes()) if isinstance(file, StorePath) else file
     try:
         with memory_held(), pillow.open(file, formats=(*_COMMON, *_BY_EXTENSION.get(extension, ()))) as image:
             _reserve(image.width * image.height * _BYTES_PER_PIXEL)

@@ -5,10 +5,9 @@ import dataclasses
 import io
 import json
 import logging
-import pathlib
 from collections.abc import Sequence
 
-from soups.files import PathLike
+from soups.files import PathLike, any_path
 from soups.formats.text import numbered_lines, numbered_rows, read_text
 from soups.names import check_name, count_of
 
@@ -77,7 +76,7 @@ def read_arc(path: PathLike, shots: Sequence[Question] = ()) -> list[Question]:
         FileNotFoundError: there is no such file.
         ValueError: a line that is no question; file and line are named.
     """
-    path = pathlib.Path(path)
+    path = any_path(path)
     rows = _rows(path) if path.suffix == ".csv" else _published(path)
     made = []
     for line, (question, choices, right) in rows:
@@ -97,7 +96,7 @@ def read_mmlu(path: PathLike, split: str = "test", *, shots: int = 0, subjects: 
         ValueError: an unknown split, a line that is no question, fewer questions in "dev" than shots.
     """
     check_name(split, ("dev", "val", "test"), "split of MMLU")
-    folder = pathlib.Path(path) / split
+    folder = any_path(path) / split
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     end = f"_{split}.csv"
@@ -106,7 +105,7 @@ def read_mmlu(path: PathLike, split: str = "test", *, shots: int = 0, subjects: 
         raise FileNotFoundError(f"{folder} has no files SUBJECT{end}")
     made = []
     for subject in names:
-        before = _subject(pathlib.Path(path) / "dev" / f"{subject}_dev.csv", subject)[:shots] if shots else []
+        before = _subject(any_path(path) / "dev" / f"{subject}_dev.csv", subject)[:shots] if shots else []
         if len(before) < shots:
             raise ValueError(f"{subject} of MMLU has {len(before)} questions in dev, fewer than shots={shots}")
         about = " ".join(subject.split("_"))
@@ -127,7 +126,7 @@ def read_truthful_qa(path: PathLike, targets: str = "mc1") -> list[Question]:
         ValueError: other `targets`, columns that are missing, or a line without right or without wrong answers.
     """
     check_name(targets, TRUTHFUL, "targets of TruthfulQA")
-    path, made = pathlib.Path(path), []
+    path, made = any_path(path), []
     read = _of_json if path.suffix == ".json" else _of_table
     for line, question, right, wrong in read(path, targets):
         if not right or not wrong:

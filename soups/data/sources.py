@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike
 from soups.data.dataset import ClassGroups, Dataset, Source, as_dataset, class_name_problems, example_name
 from soups.data.images import UnreadableImage as UnreadableImage
 from soups.data.images import is_image, read_image, text_names
-from soups.files import PathLike, local_path
+from soups.files import PathLike, any_path
 from soups.lazy import extra
 from soups.names import check_name, few
+from soups.stores import StorePath
 
 
 def array_source(images: np.ndarray, labels: ArrayLike, class_names: Sequence[str] | None = None) -> Dataset:
@@ -33,15 +34,12 @@ def folder_source(path: PathLike, folders: Sequence[str] | None = None, *, uprig
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: a URL; fewer than two classes; classes without images; a name that is not UTF-8. When an example is
-            read: a broken file.
+        ValueError: a URL of no store; fewer than two classes; classes without images; a name that is not UTF-8. When an
+            example is read: a broken file.
     """
-    path = local_path(path)
+    path = any_path(path)
     class_names = class_folders(path) if folders is None else list(folders)
-    files = [
-        text_names(folder, (entry.name for entry in os.scandir(folder) if is_image(entry.name) and entry.is_file()))
-        for folder in (path / name for name in class_names)
-    ]
+    files = [text_names(path / name, filter(is_image, _scanned(path / name)[1])) for name in class_names]
     empty = [name for name, found in zip(class_names, files, strict=True) if not found]
     if empty:
         raise ValueError(
@@ -57,12 +55,18 @@ def folder_source(path: PathLike, folders: Sequence[str] | None = None, *, uprig
 
 def class_folders(path) -> list[str]:
     """List the folders in a folder by name, without hidden ones."""
-    path = local_path(path)
+    path = any_path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
-    return text_names(
-        path, (entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
-    )
+    return text_names(path, (name for name in _scanned(path)[0] if not name.startswith(".")))
+
+
+def _scanned(path):
+    """Return the names of the folders in a folder, and those of the files."""
+    if isinstance(path, StorePath):
+        return path.scan()
+    entries = list(os.scandir(path))
+    return [[entry.name for entry in entries if kind(entry)] for kind in (os.DirEntry.is_dir, os.DirEntry.is_file)]
 
 
 def domain_folder_sources(path: PathLike) -> dict[str, Source]:
@@ -72,7 +76,7 @@ def domain_folder_sources(path: PathLike) -> dict[str, Source]:
         FileNotFoundError: no such folder, or no domains in it.
         ValueError: domains with different classes; for each, what is missing is listed. Also as `folder_source`.
     """
-    path = local_path(path)
+    path = any_path(path)
     domains = class_folders(path)
     if not domains:
         raise FileNotFoundError(f"{path}: no domain folders in it; the layout must be domain/class/file")
@@ -174,16 +178,16 @@ class _FolderSource:
         return len(self.files)
 
     def __getitem__(self, index):
-        path = self.name(index)
-        return {"image": read_image(path, path, upright=self._upright), "label": int(self.labels[index])}
+        image = read_image(self._path / self.files[index], self.name(index), upright=self._upright)
+        return {"image": image, "label": int(self.labels[index])}
 
     def name(self, index: int) -> str:
-        return os.path.join(self._path, self.files[index])
+        return str(self._path / self.files[index])
 
     def stamp(self, indices: Iterable[int]) -> str:
         files = [self.files[index] for index in indices]
         with ThreadPoolExecutor(16) as pool:  # on a network's disk each size takes a while
-            sizes = pool.map(lambda file: os.path.getsize(os.path.join(self._path, file)), files)
+            sizes = pool.map(lambda file: (self._path / file).stat().st_size, files)
             lines = [f"{file} {size}\n" for file, size in zip(files, sizes, strict=True)]
         return xxhash.xxh3_128_hexdigest("".join(lines).encode())
 

@@ -15,7 +15,7 @@ from soups.data.batches import BatchIterator, Order
 from soups.data.dataset import class_name_problems
 from soups.data.lengths import LENGTHS, shortened
 from soups.data.splits import split_indices
-from soups.files import PathLike, local_path
+from soups.files import PathLike, any_path
 from soups.formats.text import numbered_lines, numbered_rows, read_text
 from soups.names import check_name, count_of, did_you_mean, few, refuse
 
@@ -174,7 +174,7 @@ def load_text_task(
             fractions; numbers that are none, or all equal; fewer than two classes; nothing that says what shall select;
             shots of numbers. Lines and counts are named.
     """
-    folder = local_path(path)
+    folder = any_path(path)
     read = {split: _read(file, layout) for split, file in _files(folder).items()}
     labelled = {split: table for split, table in read.items() if table.labels is not None}
     if "train" not in labelled:

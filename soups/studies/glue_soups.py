@@ -8,7 +8,6 @@ An encoder begins with a linear probe, T5 writes the words of classes and has no
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from soups import models, tree
 from soups.data import TextTask, by_length, joined, load_text_task, text_batches
+from soups.files import data_path
 from soups.models.architectures import Architecture, architecture, encoder_of
 from soups.models.t5 import label_words
 from soups.models.text_tokenizer import Encoded, TextTokenizer, text_tokenizer
@@ -283,7 +283,7 @@ def _beside_published(row: Row, published) -> Row:
 
 def _scenes(config, workdir: Workdir) -> list[TextScene]:
     config = with_defaults(config, DEFAULTS)
-    model, splits, folder = config["model"], config["splits"], pathlib.Path(config["data_dir"]).expanduser()
+    model, splits, folder = config["model"], config["splits"], data_path(config["data_dir"])
     path, named = model["start"], model["arch"]
     if path is None and named not in (None, "minilm-l6"):
         raise ValueError(f"config.model.start must say where the weights and the tokenizer of {named} are")

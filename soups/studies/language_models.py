@@ -7,7 +7,6 @@ TruthfulQA are asked and scored as lm-evaluation-harness does.
 
 import dataclasses
 import functools
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from soups import models, tree
 from soups.data import Question, answer_rows, read_arc, read_instructions, read_mmlu, read_truthful_qa
 from soups.data.questions import PREAMBLE
 from soups.evaluate import ChoiceScorer, choice_metrics
+from soups.files import data_path
 from soups.models.architectures import Architecture, decoder_of
 from soups.models.lora import LORA_RULES, lora_fn, lora_params, merge_lora
 from soups.models.text_tokenizer import TextTokenizer, text_tokenizer
@@ -322,7 +322,7 @@ _READERS: dict[str, Callable[..., LanguageTask]] = {
 
 
 def _folder(config):
-    return pathlib.Path(config["data_dir"]).expanduser()
+    return data_path(config["data_dir"])
 
 
 def _pairs(questions, preamble=""):

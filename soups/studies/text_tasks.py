@@ -1,7 +1,6 @@
 """Hold many tasks of texts on one encoder: their tokens and heads, and what of the network all of them share."""
 
 import dataclasses
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from soups import models, tree
 from soups.data import TextDataset, load_text_task, text_batches
+from soups.files import data_path
 from soups.models.architectures import Architecture, architecture, encoder_of
 from soups.models.many_heads import ManyHeads, padded
 from soups.models.prompts import LIMITS, PROMPTS, Prompt, PromptTokenizer, at_mask, word_head
@@ -221,7 +221,7 @@ def _arrays(tasks):
 
 def _task(config, encoder, name, seed) -> TokenTask:
     """Read a task, draw no more of its examples than the config says, and tokenize them."""
-    splits, folder = config["splits"], pathlib.Path(config["data_dir"]).expanduser() / name
+    splits, folder = config["splits"], data_path(config["data_dir"]) / name
     layout = "cola" if name.lower() == "cola" else None
     task = load_text_task(folder, seed=seed, layout=layout, shots=splits["shots"], held_out=splits["held_out"])
     ask = _asked(config, encoder, name) if encoder.asked else encoder.tokenize

@@ -74,8 +74,8 @@ def test_folder_errors(tmp_path, colors):
 
 @pytest.mark.parametrize("open_folder", [folder_source, domain_folder_sources])
 def test_a_url_is_refused(open_folder):
-    with pytest.raises(ValueError, match="'gs://bucket/images' is a URL: give a local path"):
-        open_folder("gs://bucket/images")
+    with pytest.raises(ValueError, match="'hf://bucket/images' is a URL: give a local path"):
+        open_folder("hf://bucket/images")
 
 
 def test_a_broken_file_is_named_when_it_is_read(tmp_path, colors):
