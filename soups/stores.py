@@ -243,11 +243,11 @@ class StorePath:
             raise ValueError(f"{self} has {len(content)} bytes at {start} instead of {stop - start}")
         return content
 
-    def open(self, mode: str = "rb") -> io.BytesIO:
-        """Open a small object to read it, all of which is read at once."""
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """Open an object to read it here and there: what is asked for is fetched, 64 KiB at least."""
         if mode != "rb":
             raise ValueError(f"an object of a store is opened with 'rb', not {mode!r}")
-        return io.BytesIO(self.read_bytes())
+        return io.BufferedReader(_Ranges(self), 1 << 16)
 
     # --- writing ---
 
@@ -310,6 +310,33 @@ class StorePath:
         """Do nothing: a store has no folders."""
 
 
+class _Ranges(io.RawIOBase):
+    """Read an object as a file."""
+
+    def __init__(self, path):
+        status = path.stat()
+        self._path, self._size, self._at = path.at(path.version or status.version), status.st_size, 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(self._path))
+        self._at = at
+        return at
+
+    def readinto(self, buffer):
+        count = max(0, min(len(buffer), self._size - self._at))
+        buffer[:count] = self._path.read_range(self._at, self._at + count)
+        self._at += count
+        return count
+
+
 class Copies:
     """Be a temporary folder of this machine, for copies of objects, that goes when nothing refers to it any more."""
 
@@ -317,16 +344,34 @@ class Copies:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="soups-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
-    def fill(self, files: Mapping[str, StorePath]) -> None:
-        """Copy objects into the folder, by the names that they get there."""
+    def fill(self, files: Mapping[str, StorePath], sizes: Mapping[StorePath, int] = {}) -> None:
+        """Copy objects into the folder, by the names that they get there; of large ones, whose sizes are known, parts.
+
+        An OSError before anything is copied if these have more bytes than are free.
+        """
         from soups.workers import in_threads  # which imports NumPy
 
-        def copy(item):
-            place = self.folder / item[0]
+        needed, free = sum(sizes.get(path, 0) for path in files.values()), shutil.disk_usage(self.folder).free
+        if needed > free:
+            why = f"{needed} bytes are to be copied there, and {free} are free: let TMPDIR be another folder"
+            raise OSError(errno.ENOSPC, why, str(self.folder))
+        small = {name: path for name, path in files.items() if sizes.get(path, 0) <= PART}
+        parts = []
+        for name, path in files.items():
+            place, size = self.folder / name, sizes.get(path, 0)
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(item[1].read_bytes())
+            if name not in small:
+                place.touch()
+                parts += [(place, path, at, min(at + PART, size)) for at in range(0, size, PART)]
 
-        in_threads(copy, files.items(), SIDE_BY_SIDE)
+        def copy_part(part):
+            place, path, first, last = part
+            with place.open("r+b") as file:
+                file.seek(first)
+                file.write(path.read_range(first, last))
+
+        in_threads(lambda name: (self.folder / name).write_bytes(small[name].read_bytes()), small, SIDE_BY_SIDE)
+        in_threads(copy_part, parts, SIDE_BY_SIDE)
 
 
 def is_store(path: object) -> bool:

@@ -165,6 +165,11 @@ def path_argument(text: str) -> str:
 
 def place_argument(text: str) -> str:
     """Return a word of a command line that can be a path of this machine or of an object store."""
+    model, mark, adapter = text.rpartition("+")
+    if mark and model and is_store(adapter):  # MODEL+LORA
+        place_argument(model)
+        _checked(any_path, adapter)
+        return text
     return _checked(any_path if is_store(text) else local_path, text)
 
 

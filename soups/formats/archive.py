@@ -33,7 +33,7 @@ def data_offset(file: BinaryIO, entry: zipfile.ZipInfo, path: pathlib.Path, *, p
     """
     where = f"{path}: {short(entry.orig_filename)}"
     _check_compression(entry, where, packed)
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     if not 0 <= entry.header_offset <= size:
         raise CheckpointError(f"{where} lies outside the file")
     file.seek(entry.header_offset)

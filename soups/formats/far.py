@@ -1,21 +1,24 @@
-"""Read safetensors files, and folders of them, on an object store: headers first, then just the bytes that are needed.
+"""Read checkpoints on an object store: headers first, then just the bytes that are needed.
 
-The small files beside the weights, such as configs and tokenizers, are copied to a temporary folder of this machine for
-as long as the checkpoint is used. Every read asks for the version that the header was of.
+That are safetensors, plain .npz, torch's zip files, GGUF that is not quantised, and folders of these. Where tensors
+lie otherwise in a file, such as compressed, it is copied to this machine. The small files beside the weights, such as
+configs and tokenizers, are copied to a temporary folder for as long as the checkpoint is used. Every read asks for the
+version that the header was of.
 """
 
 import dataclasses
 import math
+import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from soups.formats.tensors import Checkpoint, CheckpointError
+from soups.formats.tensors import SUFFIXES, Checkpoint, CheckpointError, Header, map_file
 from soups.formats.text import MAX_TEXT
 from soups.stores import Copies, StorePath
 
-ONLY = "of files on stores only safetensors, folders of them and members of pools are read: make a local copy"
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|tar|h5|msgpack|onnx|gguf|npz|npy)", re.DOTALL)
 
 
@@ -24,18 +27,28 @@ class FarCheckpoint(Checkpoint):
     """Be the `Tensors` of a file or folder on a store; `path` is local: of the copies of what lies beside it."""
 
     directory: StorePath | None = None  #: where it lies
-    copies: Copies | None = dataclasses.field(default=None, repr=False, compare=False)
+    copies: tuple[Copies, ...] = dataclasses.field(default=(), repr=False, compare=False)  #: which live as long
 
     def making(self, name: str) -> int:
-        return self._leaf(name).nbytes
+        return self._leaf(name).nbytes if self._is_far(name) else super().making(name)
 
     def chunk_rows(self, name: str) -> int:
         shape = self._leaf(name).shape
-        return 1 if shape and shape[0] > 1 else 0
+        return (1 if shape and shape[0] > 1 else 0) if self._is_far(name) else super().chunk_rows(name)
+
+    def _is_far(self, name):
+        return isinstance(self._leaf(name).file, StorePath)
+
+    def _map(self, file):
+        if file not in self._maps:
+            self._maps[file] = map_file(file, file.stat().st_size)
+        return self._maps[file]
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
         """Read a tensor, or the part at an index, for which no more than its rows are asked for."""
         leaf = self._leaf(name)
+        if not self._is_far(name):
+            return super().read(name, index)
         rows, *others = index if isinstance(index, tuple) and index else (index,)
         if not leaf.shape or not isinstance(rows, slice) or rows.step not in (None, 1):
             return self._rows(leaf, 0, leaf.shape[0] if leaf.shape else 1).reshape(leaf.shape)[index]
@@ -55,9 +68,31 @@ class FarCheckpoint(Checkpoint):
         return array
 
 
-def far(found: Checkpoint, path: StorePath) -> FarCheckpoint:
-    """Return a checkpoint, whose headers were read, as one that reads from its store."""
-    single = path.suffix == ".safetensors"
+def far_header(path: StorePath, read: Callable[[StorePath | pathlib.Path], Header], copies: Copies) -> Header:
+    """Read the header of a file by a function of its path; of a file that is not read by ranges that of a copy."""
+    status = path.stat()
+    path = path.at(status.version)
+    if bytes(path.read_range(0, min(1, status.st_size))) != b"\x80":  # torch's older files, a pickle and what follows
+        header = read(path)
+        if all(leaf.offset is not None or not leaf.nbytes for leaf in header.leaves):
+            return header
+    copies.fill({path.key: path}, {path: status.st_size})
+    return read(copies.folder / path.key)
+
+
+def copied(path: StorePath, open_folder: Callable[[pathlib.Path], Checkpoint]) -> FarCheckpoint:
+    """Copy a folder to this machine and open it there."""
+    copies, sizes = Copies(), path.sizes()
+    copies.fill({file.relative_to(path): file for file in sizes}, sizes)
+    found = open_folder(copies.folder)
+    own = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    own["notes"] = (*found.notes, _note(path, copies))
+    return FarCheckpoint(**own, directory=path, copies=(copies,))
+
+
+def far(found: Checkpoint, path: StorePath, weights: Copies) -> FarCheckpoint:
+    """Return a checkpoint, whose headers were read, of copies of `weights` where that was needed."""
+    single = path.suffix in SUFFIXES
     folder, beside = (path.parent if single else path), {}
     if not single:
         beside = folder.sizes()
@@ -68,4 +103,10 @@ def far(found: Checkpoint, path: StorePath) -> FarCheckpoint:
     small = [file for file, size in beside.items() if size <= MAX_TEXT and not _WEIGHTS.fullmatch(file.name)]
     copies.fill({file.relative_to(folder): file for file in small})
     own = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    return FarCheckpoint(**own | {"path": local / path.name if single else local}, directory=path, copies=copies)
+    notes = tuple(_note(path, weights) for _ in range(any(weights.folder.iterdir())))
+    own |= {"path": local / path.name if single else local, "notes": (*found.notes, *notes)}
+    return FarCheckpoint(**own, directory=path, copies=(copies, weights))
+
+
+def _note(path, copies):
+    return f"{path} was copied to {copies.folder}, since it cannot be read in parts"

@@ -9,16 +9,13 @@ from typing import TypeVar
 
 from soups.files import PathLike, any_path, meant_path
 from soups.formats.hub import cached_model, how_to_complete, is_blob, not_cached
-from soups.formats.tensors import Checkpoint, CheckpointError, Header, listed, short
+from soups.formats.tensors import SUFFIXES, Checkpoint, CheckpointError, Header, listed, short
 from soups.formats.text import check_file, check_stand_in, read_json
 from soups.formats.weights import check_no_moments, left_out, weights_by_name
-from soups.stores import StorePath
+from soups.stores import Copies, StorePath
 
 Path = TypeVar("Path", pathlib.Path, StorePath)
 
-# the modules that read them; each is imported when such a file is met
-SUFFIXES = {".safetensors": "safetensors", ".gguf": "gguf", ".npz": "npz"}
-SUFFIXES |= dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar"), "torch_file")  # .pth.tar is a usual name
 START = 512  # bytes
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 
@@ -32,7 +29,7 @@ def open_checkpoint(path: PathLike, tree: str | None = None, *, dequantise: bool
     pytorch_model.bin.index.json and its shards, looked for in this order. Or the id of a model of the Hugging Face hub,
     org/name or org/name@revision, that is in the local cache; nothing is downloaded.
 
-    Of files on object stores, s3://BUCKET/NAME and gs://BUCKET/NAME, safetensors and folders of them are read.
+    All of these may lie on an object store, s3://BUCKET/NAME and gs://BUCKET/NAME: see `soups.formats.far`.
 
     `tree`: the keys of the tensors that are taken, joined with "/", or "." for all. Without it the weights of a torch
     file or an .npz are taken, as `soups.formats.weights` decides, and all of the others.
@@ -58,9 +55,9 @@ def open_checkpoint(path: PathLike, tree: str | None = None, *, dequantise: bool
     path = any_path(cached_model(str(path)))
     try:
         if isinstance(path, StorePath):
-            return _open_far(path, tree)
+            return _open_far(path, tree, dequantise)
         if path.is_dir():
-            return _open_folder(path, tree)
+            return _open_folder(path, tree, read_header)
         return _combine(path, {path: read_header(path, tree, dequantise)})
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -72,44 +69,45 @@ def open_checkpoint(path: PathLike, tree: str | None = None, *, dequantise: bool
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _open_far(path, tree):
-    from soups.formats.far import ONLY, far
+def _open_far(path, tree, dequantise):
+    from soups.formats.far import far, far_header
+
+    weights = Copies()
+
+    def read(file, *options):
+        return far_header(file, lambda place: read_header(place, *options), weights)
 
     if path.suffix in SUFFIXES:
-        if path.suffix != ".safetensors":
-            raise CheckpointError(f"{path}: {ONLY}")
-        return far(_combine(path, {path: read_header(path, tree)}), path)
+        return far(_combine(path, {path: read(path, tree, dequantise)}), path, weights)
     if not path.is_dir():
         raise FileNotFoundError("nothing is there")
-    if not any(_is_there(path / name) for name in (SINGLE[0], f"{SINGLE[0]}.index.json")):
-        raise CheckpointError(f"{path} holds neither {SINGLE[0]} nor {SINGLE[0]}.index.json: {ONLY}")
-    return far(_open_folder(path, tree), path)
+    return far(_open_folder(path, tree, read), path, weights)
 
 
 def _is_there(path):
     return path.is_file() if isinstance(path, StorePath) else os.path.lexists(path)
 
 
-def _open_folder(folder, tree):
+def _open_folder(folder, tree, read):
     for name in SINGLE:
         if _is_there(file := folder / name):
-            return _combine(folder, {file: read_header(inside(folder, name), tree)})
+            return _combine(folder, {file: read(inside(folder, name), tree)})
         if _is_there(folder / f"{name}.index.json"):
-            return _open_shards(folder, inside(folder, f"{name}.index.json"), tree)
+            return _open_shards(folder, inside(folder, f"{name}.index.json"), tree, read)
     files = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
     there = f"; open one of its files by name: {listed(files)}" if files else ""
     expected = ", ".join(f"{name}, {name}.index.json" for name in SINGLE)
     raise CheckpointError(f"{folder} holds none of {expected}{there or how_to_complete(folder)}")
 
 
-def _open_shards(folder, index, tree):
+def _open_shards(folder, index, tree, read):
     shards = _read_index(index)
     missing = [name for name in shards if not (folder / name).exists()]
     for name in shards:
         inside(folder, name)
     if missing:
         raise CheckpointError(f"{index} names shards that do not exist: {listed(missing)}{how_to_complete(folder)}")
-    headers = {folder / name: read_header(inside(folder, name)) for name in shards}
+    headers = {folder / name: read(inside(folder, name)) for name in shards}
     lines = []
     for name, expected in shards.items():
         header = headers[folder / name]
@@ -172,12 +170,10 @@ def _combine(path, headers):
 def read_header(path: pathlib.Path | StorePath, tree: str | None = None, dequantise: bool = False) -> Header:
     """Return what a file of any kind holds, without reading a tensor.
 
-    Of files on object stores, s3://BUCKET/NAME and gs://BUCKET/NAME, safetensors and folders of them are read.
-
     `tree`: the keys of the tensors that are taken, joined with "/", or "." for all; else the weights are, as
     `soups.formats.weights` decides for torch files and .npz. `dequantise`: as of `open_checkpoint`.
     """
-    kind = "safetensors" if isinstance(path, StorePath) else _kind_of(path)
+    kind = _kind_of(path)
     read = importlib.import_module(f"soups.formats.{kind}").read_header
     if kind == "torch_file":
         return read(path, tree)
@@ -190,8 +186,10 @@ def read_header(path: pathlib.Path | StorePath, tree: str | None = None, dequant
 
 
 def _kind_of(path):
+    if isinstance(path, StorePath) and path.suffix == ".safetensors":
+        return "safetensors"
     size = check_file(path)
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return _kind(file, path, size)
 
 

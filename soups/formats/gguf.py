@@ -14,6 +14,7 @@ import numpy as np
 
 from soups.formats.gguf_codes import CODES, decoded
 from soups.formats.tensors import CheckpointError, Header, Leaf, check_layout, checked_nbytes, listed, map_file, short
+from soups.stores import PART, StorePath
 
 MAX_STEPS = 5_000_000  # values in the header: a vocabulary of 256,000 tokens takes about a million
 MAX_TEXT = 1 << 20  # bytes of a string that is kept
@@ -49,11 +50,16 @@ def read_arrays(path: pathlib.Path, names: Collection[str]) -> dict[str, list[st
 
 def _opened(path, read):
     size = path.stat().st_size
-    machine = _Reader(memoryview(map_file(path, size)), path)
-    try:
-        return read(machine, size)
-    except (IndexError, struct.error) as error:
-        raise CheckpointError(f"{path} is truncated, or damaged at byte {machine.at}") from error
+    far = isinstance(path, StorePath)
+    known = min(size, PART) if far else size
+    while True:
+        machine = _Reader(memoryview(path.read_range(0, known) if far else map_file(path, size)), path)
+        try:
+            return read(machine, size)
+        except (IndexError, struct.error) as error:
+            if known == size:
+                raise CheckpointError(f"{path} is truncated, or damaged at byte {machine.at}") from error
+        known = min(size, 4 * known)  # the header is longer than what was read of it
 
 
 class _Reader:

@@ -27,7 +27,7 @@ def read_header(path: pathlib.Path) -> Header:
 
     Two raw bytes are bfloat16, as NumPy saves it.
     """
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         entries = read_entries(file, path).values()
         names = {entry.orig_filename: entry.orig_filename.removesuffix(".npy") for entry in entries}
         found = {
@@ -35,7 +35,7 @@ def read_header(path: pathlib.Path) -> Header:
             for entry in entries
             if (name := names[entry.orig_filename]) != entry.orig_filename
         }
-        size = os.fstat(file.fileno()).st_size
+        size = file.seek(0, os.SEEK_END)
     leaves = [leaf for leaf in found.values() if leaf is not None]
     ignored = [name for name in names.values() if found.get(name) is None]
     if not leaves:
@@ -61,7 +61,7 @@ def _leaf(name, file, entry, path):
         raise CheckpointError(f"{where} has {entry.file_size - length} bytes; its shape and dtype make {nbytes}")
     dtype = _dtype(stored)
     if packed or stored.newbyteorder("=") != stored:
-        size = os.fstat(file.fileno()).st_size
+        size = file.seek(0, os.SEEK_END)
 
         def load(index):
             return _load(path, size, entry, start, array)[index]

@@ -25,6 +25,11 @@ class UnsafeCheckpointError(CheckpointError):
     """Say that a checkpoint asks for code to be run; none was."""
 
 
+# the modules that read files, by their names; each is imported when such a file is met
+SUFFIXES = {".safetensors": "safetensors", ".gguf": "gguf", ".npz": "npz"}
+SUFFIXES |= dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar"), "torch_file")  # .pth.tar is a usual name
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
     """Say what a tensor is and where its bytes lie.

@@ -28,8 +28,9 @@ def read_header(path: pathlib.Path, tree: str | None = None) -> Header:
     `tree`: the keys of the mapping that is taken, joined with "/", or "." for all; else the weights are. NumPy arrays
     of numbers that lie among them are tensors too.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         start = file.read(2)
         if start == b"PK":
             value, length, locate = _read_zip(file, path)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from soups.formats import CheckpointError
-from soups.formats.folder import SUFFIXES, inside
+from soups.formats.folder import inside
 from soups.formats.hub import how_to_complete, listing
+from soups.formats.tensors import SUFFIXES
 from soups.formats.text import STAND_INS, check_file, read_json
 from soups.merging import ties
 from soups.merging.card import FILE as CARD

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from soups import tree
+from soups.files import any_path
 from soups.formats import Checkpoint, open_checkpoint
 from soups.formats.hub import cached_model, how_to_complete, local_note, not_cached, pinned
 from soups.formats.tensors import leaf_of, listed
@@ -22,7 +23,7 @@ from soups.merging.adapter_names import find_tensors, sort_parts
 from soups.merging.comparing import kind_of
 from soups.merging.sources import MODEL_FILES, split_pool
 from soups.names import bounded, pattern, shown
-from soups.stores import is_store
+from soups.stores import Copies, StorePath, is_store, store_path
 
 CONFIG, FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 _LINEAR, _EMBEDDING = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
@@ -69,9 +70,11 @@ def _with_revision(value):
 
 def split_reference(model: str) -> tuple[str, str | None]:
     """Return the paths of a model and its adapter; a path that exists, or a member of a pool, may have "+" itself."""
-    if "+" not in model or ":" in model or pathlib.Path(model).exists():
-        return model, None
     path, _, adapter = model.rpartition("+")
+    if not path or re.search(":(?!//)", model):
+        return model, None
+    if not is_store(adapter) and (store_path(model) if is_store(model) else pathlib.Path(model)).exists():
+        return model, None
     return path, adapter
 
 
@@ -89,7 +92,8 @@ def absolute_reference(model: str) -> str:
     path, adapter = split_reference(model)
     if adapter is not None:
         found = cached_model(adapter)
-        return f"{absolute_reference(path)}+{pinned(found) or os.path.abspath(found)}"
+        found = found if is_store(found) else pinned(found) or os.path.abspath(found)
+        return f"{absolute_reference(path)}+{found}"
     path = cached_model(path)
     if is_store(path):
         return path
@@ -126,13 +130,17 @@ def open_with_lora(model: str, open_model) -> Checkpoint | View:
     if adapter is None:
         return _open_whole(path, open_model)
     checkpoint = open_with_lora(path, open_model)
-    folder = pathlib.Path(cached_model(adapter))
+    folder, copies = any_path(cached_model(adapter)), None
+    if isinstance(folder, StorePath):
+        copies, sizes = Copies(), folder.sizes()
+        copies.fill({file.relative_to(folder): file for file in sizes}, sizes)
+        folder = copies.folder
     config, matrices = _config(folder), _open_adapter(folder)
     changes, notes = _changes(checkpoint, matrices, config, adapter)
     changed = {name: checkpoint.leaves[name] for name in changes}
     sizes = {**checkpoint.sizes, **matrices.sizes, folder / CONFIG: (folder / CONFIG).stat().st_size}
 
-    def make(name):
+    def make(name, copies=copies):  # which live as long as the model
         return changes[name](checkpoint.read(name))
 
     return View(checkpoint, changed, make, sizes, tuple(notes))

@@ -10,10 +10,9 @@ from typing import TypeVar
 
 from soups import tree
 from soups.files import PathLike, any_path, local_path, locked, remove_unfinished
-from soups.formats.folder import SUFFIXES
 from soups.formats.npz import check_npz
 from soups.formats.orbax_steps import TREE_METADATA
-from soups.formats.tensors import nested, separator
+from soups.formats.tensors import SUFFIXES, nested, separator
 from soups.lazy import jax, orbax
 from soups.merging.lora import CONFIG
 from soups.merging.origin import innermost

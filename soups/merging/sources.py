@@ -6,10 +6,11 @@ import re
 
 from soups.files import PathLike, any_path
 from soups.formats import CheckpointError, open_checkpoint
+from soups.formats.far import copied
 from soups.formats.folder import SINGLE
 from soups.formats.hub import cached_model
-from soups.formats.orbax_steps import is_orbax
-from soups.formats.tensors import Tensors, listed
+from soups.formats.orbax_steps import AGGREGATE, DATABASE, TREE_METADATA, is_orbax
+from soups.formats.tensors import SUFFIXES, Tensors, listed
 from soups.formats.weights import ALL
 from soups.lazy import orbax
 from soups.merging.origin import original
@@ -40,9 +41,19 @@ def open_model(reference: PathLike) -> Tensors:
     if is_pool(path):
         return _member(path, "")
     if isinstance(path, StorePath):
+        if _is_orbax(path):
+            return copied(path, lambda place: orbax.open_orbax(place, tree))
         return open_checkpoint(path, tree)
     hugging_face = any(os.path.lexists(path / name) for name in MODEL_FILES)
     return orbax.open_orbax(path, tree) if not hugging_face and is_orbax(path) else open_checkpoint(path, tree)
+
+
+def _is_orbax(path):
+    """Say whether a folder of a store is, or holds, an Orbax checkpoint."""
+    if path.suffix in SUFFIXES or any((path / name).is_file() for name in MODEL_FILES):
+        return False
+    markers = (TREE_METADATA, AGGREGATE, DATABASE)
+    return any(file.name in markers for file in path.sizes())
 
 
 def is_pool(path: PathLike) -> bool:

@@ -120,7 +120,8 @@ def test_what_cannot_be_read(folder, files, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
+    for opening in ("builtins.open", "pathlib.Path.open"):
+        monkeypatch.setattr(opening, refuse)
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
     path = tmp_path if folder else files["zip"]
     with pytest.raises(CheckpointError, match=f"{path} cannot be read: Permission denied"):
