@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TypeVar
 
 from soups.names import closest, shown
@@ -63,10 +63,11 @@ def local_path(path: PathLike) -> pathlib.Path:
         if found := _OF_HUB.fullmatch(text):
             where = f"; where a model of the Hugging Face hub is taken, it is named by its id, {found[1]}"
         raise ValueError(f"{text[:200]!a} is a URL: give a local path, such as that of a copy or of a mount{where}")
+    parts = pathlib.PurePath(text).parts
     # what is longer no Linux or macOS opens
-    if max(map(len, os.fsencode(text).split(b"/"))) > 255 or len(text) > 4095:
+    if max((len(os.fsencode(part)) for part in parts), default=0) > 255 or len(text) > 4095:
         raise ValueError(f"{text[:200]!a}... is not a path: it is too long for any file system")
-    if text.split("/")[0] == "~" and not os.path.lexists("~"):
+    if parts[:1] == ("~",) and not os.path.lexists("~"):
         raise ValueError(f"{text[:200]!a} begins with ~, which only a shell expands: write your home folder out")
     if not text or "\0" in text:
         raise ValueError(f"{text[:200]!a} is not a path: it is empty or contains a null character")
@@ -113,8 +114,11 @@ def same_place(one: PathLike, other: PathLike) -> bool:
 
 
 def from_here(path: AnyPath) -> str:
-    """Return how a path is best shown: from the working directory on, or the URL."""
-    return str(path) if isinstance(path, StorePath) else os.path.relpath(path)
+    """Return how a path is best shown: from the working directory on, or the URL; whole on another drive of Windows."""
+    try:
+        return str(path) if isinstance(path, StorePath) else os.path.relpath(path)
+    except ValueError:
+        return str(path)
 
 
 def made_folder(path: AnyPath) -> AnyPath:
@@ -267,7 +271,7 @@ def locked(
         try:
             yield
         finally:
-            remove_held(path)
+            remove_held(path, file.close)
 
 
 def lock(file: IO | int, *, wait: bool = True) -> None:
@@ -291,10 +295,16 @@ def lock(file: IO | int, *, wait: bool = True) -> None:
         time.sleep(0.05)
 
 
-def remove_held(path: pathlib.Path) -> None:
-    """Delete a file that this process has locked; Windows keeps it, since it is open."""
-    with contextlib.suppress(PermissionError):
+def remove_held(path: pathlib.Path, close: Callable[[], None]) -> None:
+    """Delete a file that this process has locked, and close it; Windows keeps one that is open, here or elsewhere."""
+    try:
         path.unlink(missing_ok=True)
+    except PermissionError:
+        close()
+        with contextlib.suppress(PermissionError):
+            path.unlink(missing_ok=True)
+    else:
+        close()
 
 
 def _held(path, out, what):

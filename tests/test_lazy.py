@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from soups.formats import open_checkpoint, write_safetensors
 from soups.lazy import EXTRAS, extra
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,16 +50,23 @@ def outside(requirements):
 
 
 @pytest.fixture(scope="module")
-def found(quick_start):
+def found(quick_start, tmp_path_factory):
     """Return what was wrong with which module, without all extras and without each, and what commands printed."""
     extras = PROJECT["optional-dependencies"]
-    jobs = {"core": outside(PROJECT["dependencies"]), "commands": list(COMMANDS)}
+    place = tmp_path_factory.mktemp("windows")
+    for name in "ab":
+        write_safetensors(place / name, {"w": np.full((300, 1000), ord(name), np.float32), "v": np.ones(3, np.float32)})
+    a, b, folder, npz, work = (str(place / name) for name in ("a", "b", "folder", "c.npz", "work"))
+    print_two = f"{sys.executable} -c 'print(2)' {{model}}"
+    on = [["merge", "--method", "linear", "--members", a, b, "--out", out] for out in (folder, npz)]
+    on += [["merge", "--verify", folder], ["rank", "--members", a, b, "--eval", print_two, "--work", work]]
+    jobs = {"core": outside(PROJECT["dependencies"]), "commands": list(COMMANDS), "on windows": on}
     for name in OF_ALL:
         others = [line for other in OF_ALL if other != name for line in extras[other]]
         jobs[name] = outside([*PROJECT["dependencies"], *others])
     command = [sys.executable, ROOT / "tests" / "without_extras.py", json.dumps(jobs)]
     done = subprocess.run(command, env=quick_start, capture_output=True, text=True, check=True)
-    return jobs, json.loads(done.stdout)
+    return jobs, json.loads(done.stdout) | {"place": place}
 
 
 def test_the_requirements_are_those_of_the_core_and_of_all_extras():
@@ -113,7 +122,16 @@ def test_a_command_that_lacks_extras_says_so_in_one_line(found):
 
 
 def test_every_module_is_imported_where_there_is_no_posix(found):
-    assert found[1]["windows"] == {}
+    assert found[1]["windows"]["refused"] == {}
+
+
+def test_merges_and_evaluations_run_where_there_is_no_posix(found):
+    for code, _, err in found[1]["windows"]["commands"]:
+        assert (code, err) == (0, "")
+    place = found[1]["place"]
+    for merged in (open_checkpoint(place / "folder"), open_checkpoint(place / "c.npz")):
+        np.testing.assert_array_equal(merged.read("w"), np.full((300, 1000), (ord("a") + ord("b")) / 2))
+    assert {path.name for path in place.iterdir()} == {"a", "b", "c.npz", "c.npz.merge.json", "folder", "work"}
 
 
 def test_an_error_of_something_else_stays_as_it_is():

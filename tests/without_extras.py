@@ -2,11 +2,13 @@
 
 JSON maps names to the packages that are not there. First those of "core": what is refused then is imported anew for
 each of the others, in a process of its own that has all else. "commands" are run without what "core" lacks. At last all
-modules are imported anew with no more of the standard library than Windows has.
+modules are imported anew with no more of the standard library than Windows has, where nobody deletes an open file, and
+"on windows" are run.
 """
 
 import contextlib
 import ctypes
+import errno
 import importlib
 import io
 import json
@@ -15,18 +17,22 @@ import pathlib
 import signal
 import sys
 import tempfile
+import types
 import warnings
 
 POSIX = {"_posixsubprocess", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 OF_OS = (
     "fork",
+    "getpgid",
     "getuid",
     "geteuid",
+    "killpg",
     "mkfifo",
     "posix_fadvise",
     "posix_fallocate",
     "pread",
     "pwrite",
+    "setsid",
     "sysconf",
     "uname",
 )
@@ -56,8 +62,8 @@ def refused(modules):
     return wrong
 
 
-def refused_on_windows(modules):
-    """Return what `refused` does, where the standard library has no more than on Windows."""
+def on_windows(modules, commands):
+    """Return what `refused` and then `run` do, where the standard library has no more than on Windows."""
     assert not refused(modules)  # other packages know of Windows: they have been imported before
     ours = {name for name in sys.modules if name.partition(".")[0] in ("soups", *POSIX)}
     for name in ours - {"soups.data.builders"}:  # TFDS takes no set twice
@@ -67,8 +73,28 @@ def refused_on_windows(modules):
     for module, names in {os: OF_OS, signal: OF_SIGNAL}.items():
         for name in names:
             delattr(module, name)
-    ctypes.CDLL = lambda name, **_: name.strip()  # a TypeError for None, the program itself
-    return refused(modules)
+    library, ctypes.CDLL = ctypes.CDLL, lambda name, **_: name.strip()  # a TypeError for None, the program itself
+    wrong = refused(modules)
+    ctypes.CDLL = library  # `os.name` would say "nt", and files be mapped by Python
+    sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=lambda *_: None)
+    for name in ("unlink", "rename", "replace"):
+        setattr(os, name, unless_open(getattr(os, name)))
+    return {"refused": wrong, "commands": [run(words) for words in commands]}
+
+
+def unless_open(function):
+    """Return a function of a path that raises what Windows does, if this process has the file open or mapped."""
+
+    def called(path, *arguments, dir_fd=None, **settings):
+        whole = os.path.join("" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}"), path)
+        held = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        held = {os.readlink(link) for link in held if os.path.lexists(link)}
+        held |= {line.split(maxsplit=5)[-1] for line in pathlib.Path("/proc/self/maps").read_text().splitlines()}
+        if os.path.abspath(whole) in held:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), whole)
+        return function(path, *arguments, **settings, **({} if dir_fd is None else {"dir_fd": dir_fd}))
+
+    return called if os.path.exists("/proc/self/maps") else function
 
 
 def run(words):
@@ -99,13 +125,14 @@ def main():
     roots = [file.relative_to(pathlib.Path(__file__).parents[1]).with_suffix("").parts for file in files]
     missing.packages = set(jobs.pop("core"))
     modules = [".".join(parts).removesuffix(".__init__") for parts in roots]
+    on = jobs.pop("on windows")
     core = refused(modules)
     found = {"core": core, "commands": [run(words) for words in jobs.pop("commands")]}
     for name, packages in jobs.items():
         missing.packages = set(packages)
         found[name] = in_child(refused, list(core))
     missing.packages = set()
-    found["windows"] = in_child(refused_on_windows, modules)
+    found["windows"] = in_child(on_windows, modules, on)
     print(json.dumps(found))
 
 

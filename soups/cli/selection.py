@@ -83,7 +83,8 @@ def trials(options, run, evaluate: Evaluation, out: str | None, work: str, **set
 
     if out:
         store, mark, place = out.rstrip("/").rpartition("://")
-        work = f"{store}{mark}{place.replace(':', '.')}.{work}"
+        drive, place = os.path.splitdrive(place)
+        work = f"{store}{mark}{drive}{place.replace(':', '.')}.{work}"
     with held_work(options.work or work, out) as place:
         settings |= {"threads": threads, "keep": options.keep, "keep_scores": options.keep_scores, "report": report}
         settings |= {"tell": tell}

@@ -58,21 +58,21 @@ def not_cached(reference: str) -> str:
 
 def pinned(path: str | os.PathLike) -> str | None:
     """Return the id with its commit, org/name@COMMIT, of a snapshot in the cache; None of any other folder."""
-    found = _SNAPSHOT.fullmatch(os.path.abspath(path))
-    if not found or found["inner"] or os.path.dirname(found["model"]) != os.path.abspath(cache()):
+    found = _of_snapshot(path)
+    if not found or found["inner"] or pathlib.Path(found["model"]).parent != pathlib.Path(os.path.abspath(cache())):
         return None
     return f"{_name(found)}@{found['commit']}"
 
 
 def model_id(path: str | os.PathLike) -> str | None:
     """Return the id of the model, org/name, that a snapshot is of; None of any other folder."""
-    found = _SNAPSHOT.fullmatch(os.path.abspath(path))
+    found = _of_snapshot(path)
     return _name(found) if found and not found["inner"] else None
 
 
 def how_to_complete(path: str | os.PathLike) -> str:
     """Return "; ..." with the command that downloads what a snapshot lacks; nothing of what lies in no snapshot."""
-    found = _SNAPSHOT.fullmatch(os.path.abspath(path))
+    found = _of_snapshot(path)
     if not found:
         return ""
     return f"; this snapshot is incomplete: to download the rest, {_command(_name(found), found['commit'])}"
@@ -80,14 +80,14 @@ def how_to_complete(path: str | os.PathLike) -> str:
 
 def listing(folder: str | os.PathLike) -> pathlib.Path | None:
     """Return the file that lists what a snapshot should hold, where huggingface_hub has written one."""
-    found = _SNAPSHOT.fullmatch(os.path.abspath(folder))
+    found = _of_snapshot(folder)
     path = pathlib.Path(found["model"]) / "trees" / f"{found['commit']}.json" if found else None
     return path if path and path.is_file() else None
 
 
 def is_blob(path: str | os.PathLike) -> bool:
     """Say whether a path is that of a blob of the cache, to which the files of its snapshots are linked."""
-    return _BLOB.fullmatch(str(path)) is not None
+    return _BLOB.fullmatch(pathlib.PurePath(str(path)).as_posix()) is not None
 
 
 def cache() -> pathlib.Path:
@@ -97,6 +97,10 @@ def cache() -> pathlib.Path:
             return pathlib.Path(os.path.expandvars(value)).expanduser() / inner
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(home).expanduser() / "huggingface" / "hub"
+
+
+def _of_snapshot(path):
+    return _SNAPSHOT.fullmatch(pathlib.Path(os.path.abspath(path)).as_posix())
 
 
 def _id(reference):

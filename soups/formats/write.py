@@ -22,6 +22,8 @@ from soups.workers import in_threads
 
 SHARD_BYTES = 5_000_000_000
 PIECE = 2**22  # bytes that are given to the disk together
+_BINARY = getattr(os, "O_BINARY", 0)  # of Windows, which else writes two bytes for the end of a line
+_PLACE = threading.Lock()  # of the one place in a file that all threads share where there is no pwrite, on Windows
 INDEX = "model.safetensors.index.json"
 
 Spec = tuple[tuple[int, ...], np.dtype]
@@ -196,7 +198,7 @@ class _File:
 
     def create(self):
         with self.named_errors():
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
             _allocate(self._descriptor, self.size)
             _write_at(self._descriptor, self.header, 0)
 
@@ -260,12 +262,20 @@ class _File:
 def _write_at(descriptor, content, offset):
     content, start = memoryview(content), offset
     while content:
-        written = os.pwrite(descriptor, content, offset)
+        written = _pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written
     first, last = start // PIECE, offset // PIECE
     if last > first and hasattr(os, "posix_fadvise"):
         # the disk begins with pieces that are full, so that the sync at the end waits for the last ones alone
         os.posix_fadvise(descriptor, first * PIECE, (last - first) * PIECE, os.POSIX_FADV_DONTNEED)
+
+
+def _pwrite(descriptor, content, offset):
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, content, offset)
+    with _PLACE:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.write(descriptor, content)
 
 
 def _allocate(descriptor, size):

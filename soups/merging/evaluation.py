@@ -78,7 +78,7 @@ class Command:
     def __init__(self, text, metric, timeout):
         self._metric, self._timeout, self._environ = metric, timeout, dict(os.environ)
         try:
-            self._words = shlex.split(text)
+            self._words = _words(text)
         except ValueError as error:
             raise ValueError(f"--eval is no command: {error}: {text!r:.200}") from None
         if not any(MODEL in word for word in self._words):
@@ -158,6 +158,15 @@ def _function_of(name, function) -> Callable:
     return found
 
 
+def _words(text):
+    """Return the words of a command, as `shlex.split`; on Windows a backslash stands in paths and escapes nothing."""
+    words = shlex.shlex(text, posix=True, punctuation_chars=False)
+    words.whitespace_split, words.commenters = True, ""
+    if os.name == "nt":
+        words.escape = ""
+    return list(words)
+
+
 def _example(text):
     """Return how a command without the place of a model may have been meant."""
     text = text.strip() or "python my_eval.py"
@@ -179,11 +188,14 @@ def _is_script(word):
 
 def _end(process):
     """End what a command has started, whether it has ended itself or not."""
-    for number, grace in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
+    for name, grace in (("SIGTERM", _GRACE), ("SIGKILL", None)):
         if process.poll() is not None:
             return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, getattr(signal, name))
+            else:  # Windows, which ends the command alone
+                process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace)
 
@@ -199,7 +211,7 @@ def _without(path, printed) -> str:
     forms = {os.fsencode(form).decode(errors="replace") for form in (path, os.path.realpath(path))}
     forms |= {json.dumps(form)[1:-1] for form in forms}
     longest_first = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
-    return re.sub(rf"(?:{longest_first})(?!\w)(?:/[^\s'\",;:]*)?", " ", printed)
+    return re.sub(rf"(?:{longest_first})(?!\w)(?:[/{re.escape(os.sep)}][^\s'\",;:]*)?", " ", printed)
 
 
 def _last_lines(*paths) -> str:

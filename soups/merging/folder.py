@@ -179,7 +179,7 @@ def _is_passed(name):
 def _walk(folder, left_out) -> Iterator[str]:
     """Yield the names of all files, those in folders with "/"; folders that are passed over go into `left_out`."""
     for place, inner, files in os.walk(folder):
-        at = os.path.relpath(place, folder)
+        at = os.path.relpath(place, folder).replace(os.sep, "/")
         names = {name: name if at == "." else f"{at}/{name}" for name in sorted([*inner, *files])}
         links = [name for name in inner if os.path.islink(os.path.join(place, name))]
         passed = [name for name in inner if name in links or _FOLDERS.fullmatch(name)]

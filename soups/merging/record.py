@@ -155,8 +155,8 @@ def _seen_from(folder, reference):
     start = os.path.realpath(folder)
     if not os.path.isabs(path) or pathlib.Path(start).parts[:2] != pathlib.Path(path).parts[:2]:
         return path
-    found = os.path.relpath(path, start)
-    return found if found.startswith(os.pardir) else os.path.join(os.curdir, found)
+    found = os.path.relpath(path, start).replace(os.sep, "/")  # a record may be read on another system
+    return found if found.startswith(os.pardir) else f"./{found}"
 
 
 def _located(folder, reference, model):
@@ -164,7 +164,7 @@ def _located(folder, reference, model):
     path, adapter = split_reference(reference)
     if adapter is not None:
         return f"{_located(folder, path, '')}+{_located(folder, adapter, '')}"
-    if not path.startswith((os.curdir + os.sep, os.pardir + os.sep)):
+    if not path.startswith(("./", "../")):
         return path
     found = os.path.normpath(os.path.join(os.path.realpath(folder), path))
     there = absolute_reference(model) if model else ""

@@ -118,16 +118,18 @@ def merge_to_file(
         return merge_to_store(plan, far, shard_bytes=None, **options)
     with held_place(plan, out, "file") as place:
         folder = _write_folder(plan, place, threads, sys.maxsize, {}, chosen, progress, place.parent)
-        single = folder / SINGLE[0]
-        if place.suffix == ".npz":
-            merged = open_checkpoint(single)
-            leaves = {output.name: merged.read(output.name) for output in plan.outputs}
-            single = write_npz(folder / "model.npz", leaves)
+        single = _as_npz(folder, plan) if place.suffix == ".npz" else folder / SINGLE[0]
         os.replace(folder / RECORD, record_beside(place))
         os.rename(single, place)
         sync_folder(place.parent)
         shutil.rmtree(folder)
     return place
+
+
+def _as_npz(folder, plan):
+    """Write what was merged as an .npz beside it, and return its path; the end lets go of the file, for Windows."""
+    merged = open_checkpoint(folder / SINGLE[0])
+    return write_npz(folder / "model.npz", {output.name: merged.read(output.name) for output in plan.outputs})
 
 
 def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress, around):

@@ -69,7 +69,8 @@ def in_pool(path: PathLike) -> bool:
 def split_pool(reference: PathLike) -> tuple[str, str]:
     """Return pool and name of POOL:NAME; behind a pool that is there the name may have a ":" itself."""
     text = str(reference)
-    pools = [text[: mark.start()] for mark in re.finditer(":(?!//)", text)]
+    drive = len(os.path.splitdrive(text)[0])  # of Windows, C:
+    pools = [text[: mark.start()] for mark in re.finditer(":(?!//)", text) if mark.start() >= drive]
     pool = next((pool for pool in pools if is_pool(pool)), (pools or [""])[-1])
     return pool, text[len(pool) + 1 :]
 

@@ -263,8 +263,7 @@ def reserved(path: Path, name: str) -> Iterator[str]:
                 remove_unfinished(unfinished)
         raise
     finally:
-        remove_held(marker)
-        os.close(descriptor)
+        remove_held(marker, lambda: os.close(descriptor))
 
 
 def check_reserved(path: Path, directory: str) -> None:

@@ -15,6 +15,7 @@ from soups.lazy import jax
 from soups.names import check_name
 
 _SHARE = 0.5  # of the memory that is free at the start, where nothing else is said
+_UNKNOWN = 2**32  # bytes that are taken to be free where the system does not say, as Windows
 
 
 def prefetched(
@@ -173,4 +174,4 @@ def _free_bytes():
     try:
         return 1024 * int(re.search(r"MemAvailable:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())[1])
     except OSError:  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else _UNKNOWN

@@ -85,7 +85,8 @@ def check_space(sets: list[DecodedSet]) -> None:
     if not sets:
         return
     begun = (one.unfinished / "images.bin" for one in sets)
-    needed = sum(one.num_bytes for one in sets) - sum(file.stat().st_blocks * 512 for file in begun if file.exists())
+    written = sum(getattr(file.stat(), "st_blocks", 0) * 512 for file in begun if file.exists())  # Windows says nothing
+    needed = sum(one.num_bytes for one in sets) - written
     parent = sets[0].folder.parent
     if needed > (free := shutil.disk_usage(parent).free):
         text = f"the decoded sets need {needed / 1e9:.1f} GB in {parent}, but only {free / 1e9:.1f} GB are free"
