@@ -3,7 +3,7 @@
     python scripts/benchmarks/train_lite_torch.py --torch-python PATH/bin/python
 
 BatchNorm's statistics are frozen, all weights are trained by Adam, as DomainBed does, and memory that a step frees is
-kept, as the studies of recycling do. PyTorch runs beside, as a process that waits while JAX is timed: eagerly with
+kept, as by `soups run`. PyTorch runs beside, as a process that waits while JAX is timed: eagerly with
 channels first and last, and compiled. Both start from the trained weights of the extra "recycling" and must give the
 same losses for the first steps. Each of PyTorch's is tried twice; then blocks of steps of soups and of the fastest take
 turns. The record is written after each case. Run it on a quiet machine.
@@ -20,7 +20,7 @@ import numpy as np
 from train_step_torch import HOW, check_losses, torch_process
 
 from soups import models
-from soups.allocator import freed_memory_kept
+from soups.allocator import keep_freed_memory
 from soups.models.architectures import architecture
 from soups.models.efficientnet_lite import STEM, TOP
 from soups.train import Classification, Training
@@ -40,6 +40,7 @@ def main():
     parser.add_argument("--steps", type=int, default=2, help="in each block")
     parser.add_argument("--output", default="runs/benchmarks/train_lite_torch.json")
     options = parser.parse_args()
+    keep_freed_memory()
     if not options.torch_python:
         sys.exit(HOW.replace("train_step_torch", "train_lite_torch"))
     entry = {"benchmark": "train_lite_torch", "what": __doc__.splitlines()[0], "goal": GOAL, "cases": []}
@@ -73,7 +74,7 @@ def case(size, count, options):
     params = models.replace_head(params, jax.random.key(1), CLASSES, zero=False)
     run = jax_trainer(batch, params)
     torch = torch_process(options.torch_python, batch, params, WORKER, settings())
-    with freed_memory_kept(), torch as (torch_run, said):
+    with torch as (torch_run, said):
         check_losses(run(len(next(iter(said["losses"].values())))), said["losses"])
         callables = {name: lambda name=name: torch_run(name, options.steps) for name in said["losses"]}
         tried = {name: min(times) for name, times in _common.measure(callables, 2).items()}

@@ -29,11 +29,11 @@ on a TPU pod or under SLURM, elsewhere with --coordinator HOST:PORT
 """
 
 import contextlib
-import ctypes
 import io
 import time
 
 from soups import merging
+from soups.allocator import keep_freed_blocks
 from soups.cli.merge_options import choose_members, parse, recipe_text
 from soups.cli.methods import SEMANTICS, describe_methods, list_methods
 from soups.cli.options import connect
@@ -53,7 +53,7 @@ def main(arguments: list[str], run) -> int:
     options, settings = parse(arguments, run.prog, __doc__)
     if options.methods is not None:
         return describe_methods(options.methods, run) if options.methods else list_methods(run)
-    _keep_freed_blocks()
+    keep_freed_blocks()
     if options.verify:
         return verify(options, run)
     connect(options)
@@ -123,17 +123,6 @@ def verify(options, run) -> int:
     if different and is_orbax(options.verify):
         say("if it was merged with --sharded: the last bits may differ where a device rounds otherwise than NumPy")
     return 1 if different else 0
-
-
-def _keep_freed_blocks() -> None:
-    # glibc gives the memory of every freed block back to the kernel, which then clears it page by page for the next
-    # one: ten times the cost of the arithmetic. So it keeps up to 256 MB, and maps only what is larger than 8 MB.
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or Windows, does as it likes
-        libc = ctypes.CDLL(None)
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-        libc.mallopt(trim_threshold, 2**28)
-        libc.mallopt(top_pad, 2**26)
-        libc.mallopt(mmap_threshold, 2**23)
 
 
 def _threads(plan, options):

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 
 from soups import presence
+from soups.allocator import keep_freed_memory
 from soups.cli import about
 from soups.cli.options import HOSTS, Parser, connect, path_argument, place_argument
 from soups.files import any_path
@@ -69,6 +70,7 @@ def main(arguments: list[str], run) -> int:
     options = parser(run.prog).parse([word for word in arguments if word not in changes])
     for name, value in preferred(os.environ).items():
         jax.config.update(name, value)
+    keep_freed_memory()
     connect(options)  # nothing may be computed before
     file = config_file(options.config)
     with importable(pathlib.Path(file).parent), contextlib.ExitStack() as stack:

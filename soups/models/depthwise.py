@@ -70,12 +70,26 @@ def _backward(stride, padding, kept, outer):
     places = [(*pair, stride - 1) for pair in zip(before, after, strict=True)]
     spread = jax.lax.pad(outer, jnp.zeros((), outer.dtype), ((0, 0, 0), *places, (0, 0, 0)))
     inputs = shifted_sum(spread, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
-    images = _shifted(x, size, stride, sides)
-    weights = jnp.stack([jnp.sum(image * outer, (0, 1, 2)) for image in images]).reshape(kernel.shape)
+    weights = _sums(_shifted(x, size, stride, sides), outer).reshape(kernel.shape)
     return jax.lax.optimization_barrier((inputs, weights))
 
 
 shifted_sum.defvjp(_forward, _backward)
+
+
+def _sums(images, outer):
+    """Return the sum of each image times `outer` over batch, rows and columns, [len(images), C].
+
+    Rows are added one by one, then columns: that is one vectorized loop over channels, where XLA's reduction writes the
+    products first and is four times slower.
+    """
+    rows = [_added([image[:, row] * outer[:, row] for row in range(outer.shape[1])]) for image in images]
+    rows = jax.lax.optimization_barrier(rows)
+    return jnp.sum(jnp.stack([_added([row[:, column] for column in range(outer.shape[2])]) for row in rows]), 1)
+
+
+def _added(terms):
+    return functools.reduce(operator.add, terms)
 
 
 def _shifted(x, size, stride, sides):

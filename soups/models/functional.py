@@ -20,6 +20,7 @@ from flax import nnx
 from flax.errors import ModifyScopeVariableError
 from numpy.typing import ArrayLike
 
+from soups.models.resnet import ConvNorm
 from soups.tree import Tree
 
 #: the flags that tell a network its mode, with what they are in training
@@ -76,7 +77,7 @@ def train_apply_fn(
     model, flags = in_mode(model, train=True)
     told = flags or model is not given
     watched = [] if told else [functools.partial(_see_mode, frozen_statistics)]
-    watched += [of_batch_norms(use_running_average=True)] if frozen_statistics else []
+    watched += [of_batch_norms(use_running_average=True), _fold] if frozen_statistics else []
 
     def train_apply(params, inputs, key):
         options = {"rngs": {"dropout": key}, "mutable": [] if frozen_statistics else ["batch_stats"]}
@@ -160,6 +161,14 @@ def _see_mode(frozen_statistics, call, args, kwargs, context):
         at_call = inspect.signature(type(layer).__call__).bind(layer, *args, **kwargs).arguments.get(flag)
         if (getattr(layer, flag) if at_call is None else at_call) is True:
             raise wrong_mode(f"{'/'.join(layer.path)}, a {type(layer).__name__},", train=True)
+    return call(*args, **kwargs)
+
+
+def _fold(call, args, kwargs, context):
+    """Call a layer, and let one of frozen statistics that has a convolution and its BatchNorm make one of both."""
+    layer = context.module
+    if isinstance(layer, ConvNorm) and layer.norm == "batch":
+        object.__setattr__(layer, "frozen", True)  # of this call's own copy
     return call(*args, **kwargs)
 
 

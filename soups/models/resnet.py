@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from soups.models.depthwise import DepthwiseConv
+from soups.models.depthwise import DepthwiseConv, depthwise
 from soups.names import check_name
 
 NORMS = ("layer", "batch")
@@ -69,7 +69,12 @@ class ResidualBlock(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Apply a square convolution without bias and a norm, "layer" or "batch"; `epsilon` is that of "batch"."""
+    """Apply a square convolution without bias and a norm, "layer" or "batch"; `epsilon` is that of "batch".
+
+    `frozen`, of "batch": normalise by the statistics that are there, whether in training or not, and the convolution
+    has the factors of channels in its kernel. That is the same function, and a step of gradients on a CPU takes a
+    quarter less: what normalising reads and the sums of its gradient over all places are not needed.
+    """
 
     width: int
     stride: int
@@ -80,15 +85,18 @@ class ConvNorm(nn.Module):
     padding: str | int | tuple[tuple[int, int], tuple[int, int]] = "SAME"
     epsilon: float = 1e-5
     depthwise: bool = False
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         """Map [B, H, W, C] to [B, H/stride, W/stride, width] in float32."""
+        if self.frozen:
+            return self._folded(x_BxHxWxC)
         if self.depthwise:
             conv = DepthwiseConv(self.size, self.stride, self.dtype, self.padding, name="conv")
         else:
             options = {"strides": self.stride, "padding": self.padding, "use_bias": False, "dtype": self.dtype}
-            options |= {"conv_general_dilated": _pointwise} if self.size == 1 and self.padding in ("SAME", 0) else {}
+            options |= {"conv_general_dilated": _convolution}
             conv = nn.Conv(self.width, (self.size, self.size), **options, name="conv")
         x = conv(x_BxHxWxC).astype(jnp.float32)
         # two-pass variances: E[x²] − E[x]² cancels in float32
@@ -97,8 +105,27 @@ class ConvNorm(nn.Module):
         options = {"momentum": self.momentum, "epsilon": self.epsilon, "dtype": jnp.float32}
         return nn.BatchNorm(**options, use_fast_variance=False, name="norm")(x, use_running_average=not train)
 
+    def _folded(self, x):
+        weights, statistics = self.variables["params"], self.variables["batch_stats"]["norm"]
+        factor = weights["norm"]["scale"] * jax.lax.rsqrt(statistics["var"] + self.epsilon)
+        shift = weights["norm"]["bias"] - statistics["mean"] * factor
+        factor, shift = (jnp.expand_dims(one, (0, 1, 2)) for one in (factor, shift))
+        # the barrier, or XLA multiplies again at each place
+        kernel, shift = jax.lax.optimization_barrier((weights["conv"]["kernel"] * factor, shift))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.depthwise:
+            x = depthwise(x, kernel, self.stride, self.padding)
+        else:
+            padding = [(self.padding, self.padding)] * 2 if isinstance(self.padding, int) else self.padding
+            x = _convolution(x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return x.astype(jnp.float32) + shift
 
-def _pointwise(x, kernel, strides, padding, **options):
-    """Convolve with a kernel of one place, [1, 1, D, C], as a product of matrices, which is faster on CPUs."""
+
+def _convolution(x, kernel, strides, padding, **options):
+    """Convolve; with a kernel of one place, [1, 1, D, C], by a product of matrices, which is faster on CPUs."""
+    if kernel.shape[:2] != (1, 1) or padding not in ("SAME", [(0, 0)] * 2):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
     rows, columns = strides
-    return jnp.einsum("bhwd,dc->bhwc", x[:, ::rows, ::columns], kernel[0, 0], precision=options.get("precision"))
+    x = x[:, ::rows, ::columns]
+    product = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=options.get("precision"))
+    return product.reshape(*x.shape[:-1], -1)

@@ -23,7 +23,7 @@ from soups.studies.courses import Course
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row, mean_of
 from soups.studies.study import Study, check_fields
-from soups.studies.trials import Trial, over_domains, trials, within
+from soups.studies.trials import Trial, over_domains, trials
 
 FIELDS = {
     "": "study name seeds? first_seed? data_dir dataset auxiliary test_domains? image_size",
@@ -171,7 +171,6 @@ run = Study(
     check=_check,
     scenes=trials,
     cook=_cook,
-    within=within,
     members=_members,
     folders=("pool",),
     changeable=("pairs",),

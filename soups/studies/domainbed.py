@@ -24,7 +24,7 @@ from soups.studies.courses import Course
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row
 from soups.studies.study import Study, check_fields
-from soups.studies.trials import Trial, over_domains, trials, within
+from soups.studies.trials import Trial, over_domains, trials
 from soups.train import search
 
 FIELDS = {
@@ -277,7 +277,6 @@ run = Study(
     check=_check,
     scenes=trials,
     cook=_cook,
-    within=within,
     members=_members,
     folders=("pool", "soups"),
     changeable=CHANGEABLE,

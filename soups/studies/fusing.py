@@ -25,7 +25,7 @@ from soups.progress import say
 from soups.studies.courses import Course, adam
 from soups.studies.rows import Row, mean_of
 from soups.studies.study import Study, check_fields
-from soups.studies.trials import Trial, trials, within
+from soups.studies.trials import Trial, trials
 from soups.train import extract_features, fit, probe_on_features
 
 FIELDS = {
@@ -284,4 +284,4 @@ def _claims(trial, rows) -> list[dict[str, Any]]:
     return [{"seed": trial.seed, "title": f"{a} > {b}", "value": test[a] - test[b]} for a, b in pairs]
 
 
-run = Study(check=_check, scenes=trials, cook=_cook, within=within, members=_members, folders=("pool",))
+run = Study(check=_check, scenes=trials, cook=_cook, members=_members, folders=("pool",))

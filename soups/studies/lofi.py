@@ -24,7 +24,7 @@ from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
 from soups.studies.rows import Row
 from soups.studies.study import Study, check_fields, with_defaults
-from soups.studies.trials import Trial, trials, within
+from soups.studies.trials import Trial, trials
 from soups.train import Exchange, Training
 from soups.train.loop import Alone, prepared
 from soups.train.loop import run as train
@@ -240,7 +240,6 @@ run = Study(
     check=_check,
     scenes=_scenes,
     cook=_cook,
-    within=within,
     members=_members,
     folders=("pool", "soups"),
     changeable=CHANGEABLE,

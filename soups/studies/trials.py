@@ -1,6 +1,5 @@
 """Hold the trials of a study of recycling: the sets, the network and the start weights that its courses share."""
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -12,7 +11,6 @@ import jax
 import numpy as np
 
 from soups import tree
-from soups.allocator import freed_memory_kept
 from soups.data.domains import (
     DomainSet,
     check_no_leak,
@@ -134,11 +132,6 @@ class Trial(Scene):
                 f"give of {config['views']} augmented views of each image is computed once."
             )
         return found
-
-
-def within(config: Mapping[str, Any]) -> contextlib.AbstractContextManager:
-    """Return what all of a study runs in."""
-    return freed_memory_kept()
 
 
 def trials(config: Mapping[str, Any], workdir: Workdir) -> list[Trial]:
