@@ -1,16 +1,11 @@
 """Train EfficientNet-Lite0 in PyTorch, on command: run by train_lite_torch.py with an interpreter that has torch.
 
-Reads weights and a batch (argv[1]), says the losses of the first steps of each variant as one line of JSON, then obeys
-lines "variant steps" from stdin and answers each with "done".
+`_torch_serve.serve` says what it reads, says and obeys.
 """
 
-import json
-import os
-import sys
-
-import numpy as np
 import torch
 import torch.nn.functional as F
+from _torch_serve import serve, stepper
 from torch import nn
 
 CHECKED_STEPS = 2  # Adam makes much of rounding: its first steps are signs of gradients
@@ -97,56 +92,21 @@ def load(model, weights):
     return model.eval()  # there is no dropout: only the BatchNorms know a mode
 
 
-def trainer(file, settings, *, compiled, channels_last):
-    """Return a function that takes some steps and gives their losses."""
+def tasks(file, settings, *, compiled, channels_last):
+    """Return the task of a variant."""
     model = load(Lite(settings), file)
     images, labels = torch.tensor(file["images"]).permute(0, 3, 1, 2), torch.tensor(file["labels"]).long()
-    if channels_last:
-        model, images = (
-            model.to(memory_format=torch.channels_last),
-            images.contiguous(memory_format=torch.channels_last),
-        )
-    else:
-        images = images.contiguous()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model, images = model.to(memory_format=layout), images.contiguous(memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["learning_rate"], fused=True)
     forward = torch.compile(model) if compiled else model
-
-    def run(steps):
-        losses = []
-        for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(forward(images), labels)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        return torch.stack(losses).tolist()
-
-    return run
-
-
-def main():
-    """Serve the benchmark."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    file = dict(np.load(sys.argv[1]))
-    settings = json.loads(str(file.pop("settings")))
-    runs, losses, failed = {}, {}, {}
-    for name, options in {
-        "torch": {"compiled": False, "channels_last": False},
-        "torch, channels last": {"compiled": False, "channels_last": True},
-        "torch.compile": {"compiled": True, "channels_last": True},
-    }.items():
-        run = trainer(file, settings, **options)
-        try:
-            losses[name] = run(CHECKED_STEPS)
-            runs[name] = run
-        except Exception as error:  # torch.compile needs a C++ compiler, which not every machine has
-            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    print(json.dumps({"losses": losses, "failed": failed, "version": torch.__version__}), flush=True)
-    for line in sys.stdin:
-        name, steps = line.rsplit(maxsplit=1)
-        runs[name](int(steps))
-        print("done", flush=True)
+    return {"train": stepper(lambda: F.cross_entropy(forward(images), labels), optimizer)}
 
 
 if __name__ == "__main__":
-    main()
+    variants = {
+        "torch": {"compiled": False, "channels_last": False},
+        "torch, channels last": {"compiled": False, "channels_last": True},
+        "torch.compile": {"compiled": True, "channels_last": True},
+    }
+    serve(tasks, variants, CHECKED_STEPS)

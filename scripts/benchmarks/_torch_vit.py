@@ -1,16 +1,12 @@
 """Train the benchmark's ViT in PyTorch, on command: run by train_step_torch.py with an interpreter that has torch.
 
-Reads a file of weights and a batch (argv[1]), says the losses of the first steps of each variant as one line of JSON,
-then obeys lines "variant steps" from stdin and answers each with "done".
+`_torch_serve.serve` says what it reads, says and obeys.
 """
-
-import json
-import os
-import sys
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _torch_serve import serve, stepper
 from torch import nn
 
 CHECKED_STEPS = 5
@@ -88,8 +84,8 @@ def load(model, weights):
         dense(model.head, "head", model.head.in_features)
 
 
-def trainer(file, settings, *, compiled, fused):
-    """Return a function that takes some steps and gives their losses."""
+def tasks(file, settings, *, compiled, fused):
+    """Return the task of a variant."""
     model = ViT(settings)
     load(model, file)
     decayed = [p for p in model.parameters() if p.ndim == 2]
@@ -99,44 +95,19 @@ def trainer(file, settings, *, compiled, fused):
     optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"], **kernels)
     forward = torch.compile(model) if compiled else model
     images, labels = torch.tensor(file["images"]), torch.tensor(file["labels"]).long()
-
-    def run(steps):
-        losses = []
-        for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(forward(images), labels, label_smoothing=settings["label_smoothing"])
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"], foreach=True)
-            optimizer.step()
-            losses.append(loss.detach())
-        return torch.stack(losses).tolist()
-
-    return run
-
-
-def main():
-    """Serve the benchmark."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    file = dict(np.load(sys.argv[1]))
-    settings = json.loads(str(file.pop("settings")))
-    runs, losses, failed = {}, {}, {}
-    for name, options in {
-        "torch": {"compiled": False, "fused": True},
-        "torch, foreach AdamW": {"compiled": False, "fused": False},
-        "torch.compile": {"compiled": True, "fused": True},
-    }.items():
-        run = trainer(file, settings, **options)
-        try:
-            losses[name] = run(CHECKED_STEPS)
-            runs[name] = run
-        except Exception as error:  # torch.compile needs a C++ compiler, which not every machine has
-            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    print(json.dumps({"losses": losses, "failed": failed, "version": torch.__version__}), flush=True)
-    for line in sys.stdin:
-        name, steps = line.rsplit(maxsplit=1)
-        runs[name](int(steps))
-        print("done", flush=True)
+    smoothing, limit = settings["label_smoothing"], settings["clip_norm"]
+    train = stepper(
+        lambda: F.cross_entropy(forward(images), labels, label_smoothing=smoothing),
+        optimizer,
+        lambda: nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True),
+    )
+    return {"train": train}
 
 
 if __name__ == "__main__":
-    main()
+    variants = {
+        "torch": {"compiled": False, "fused": True},
+        "torch, foreach AdamW": {"compiled": False, "fused": False},
+        "torch.compile": {"compiled": True, "fused": True},
+    }
+    serve(tasks, variants, CHECKED_STEPS)

@@ -15,14 +15,14 @@ import sys
 import _common
 import jax
 import numpy as np
-from train_step_torch import check_losses, torch_process
+from _beside_torch import COLUMNS, against_fastest, check_losses, how, rates, torch_process, trainer
 
 from soups import models
+from soups.allocator import keep_freed_memory
 from soups.models.architectures import architecture
 from soups.train import Classification, Training
-from soups.train.loop import prepared
 
-WORKER = __file__.replace("encoder_torch.py", "_torch_encoder.py")
+WORKER = "_torch_encoder.py"
 CLASSES, LENGTH, LEARNING_RATE = 2, 64, 1e-4
 VARIANTS = ("eager", "sdpa", "compiled")
 GOALS = {"train": 1.0, "forward": 1.2}
@@ -33,18 +33,24 @@ TOLERANCE = 1e-4
 def main():
     """Run the benchmark."""
     options = _options()
+    keep_freed_memory()  # as `soups run` does
+    if not options.torch_python:
+        sys.exit(how("encoder_torch.py", "torch==2.13.0 numpy transformers"))
     arch, batch, params = architecture("minilm-l6"), make_batch(options.batch), make_weights()
     settings = {"folder": str(models.minilm_folder()), "learning_rate": LEARNING_RATE, "variants": options.variants}
     train = jax_trainer(arch, batch, params)
     forward = jax_forward(arch, batch, params)
     given = {"image": np.stack([batch["image"]["tokens"], batch["image"]["mask"]]), "label": batch["label"]}
     with torch_process(options.torch_python, given, params, WORKER, settings) as (torch_run, said):
-        check_losses(train(len(next(iter(said["losses"].values())))), said["losses"])
+        check_losses(train, said["losses"])
         check_logits(np.asarray(forward(1)), said["logits"])
-        rows = [measure(task, run, torch_run, said, options) for task, run in (("train", train), ("forward", forward))]
-    columns = ["", "soups steps/s", "lowest", "highest", "torch steps/s", "ratio", "lowest", "highest", "goal"]
+        runs = {"train": train, "forward": forward}
+        rows = [
+            {"task": task, "goal": GOALS[task]} | against_fastest(task, run, torch_run, said, options)
+            for task, run in runs.items()
+        ]
     title = f"MiniLM, {options.batch} texts of {LENGTH} tokens, float32"
-    _common.table(title, columns, [row(one, options.steps) for one in rows])
+    _common.table(title, ["", *COLUMNS, "goal"], [[one["task"], *rates(one), one["goal"]] for one in rows])
     entry = {"benchmark": "encoder_torch", "what": __doc__.splitlines()[0], "rows": rows, "batch": options.batch}
     entry |= {"torch": {name: said[name] for name in ("version", "transformers", "failed")}}
     _common.write(options.output, entry | {"machine": _common.machine()})
@@ -68,21 +74,7 @@ def jax_trainer(arch, batch, params):
     """Return a function that takes some steps of the library's training step and gives their losses."""
     loss = Classification(arch.train_apply_fn(CLASSES), CLASSES, preprocess=None)
     training = Training(loss=loss, learning_rate_rules=((FROZEN, 0.0), (".*", 1.0)))
-    # so many steps that the learning rate stays at its peak, as PyTorch's does
-    chosen = {"learning_rate": LEARNING_RATE, "warmup_fraction": 0.0, "num_steps": 10**7}
-    _, members = prepared(training, params, batch, {"": chosen}, len(batch["label"]))  # as `fit` takes them
-    hyperparameters = training.numbers(members[""])
-    state, batch = training.begin(params, hyperparameters), jax.device_put(batch)
-
-    def run(steps):
-        nonlocal state
-        losses = []
-        for _ in range(steps):
-            state, loss = training.step(state, batch, hyperparameters)
-            losses.append(loss)
-        return np.asarray(jax.device_get(losses))
-
-    return run
+    return trainer(training, params, batch, {"learning_rate": LEARNING_RATE})
 
 
 def jax_forward(arch, batch, params):
@@ -105,32 +97,9 @@ def check_logits(ours, theirs):
             sys.exit(f"not the same network: relative error {error:.2g} of the logits of {name}")
 
 
-def measure(task, run, torch_run, said, options):
-    """Return what was measured of a task, against the fastest of PyTorch's variants."""
-    names = [f"{task}, {name}" for name in said["losses"]]
-    theirs = {name: lambda name=name: torch_run(name, options.steps) for name in names}
-    tried = {name: min(times) for name, times in _common.measure(theirs, 2).items()}
-    best = min(tried, key=tried.get)
-    callables = {"soups": lambda: run(options.steps), best: theirs[best]}
-    _common.measure(callables, 1)  # warm
-    seconds = _common.measure(callables, options.repeats)
-    summaries = {name: _common.summarize(times) for name, times in seconds.items()}
-    # of each round, so that a machine that gets busier changes both of its sides
-    ratios = [there / here for here, there in zip(seconds["soups"], seconds[best], strict=True)]
-    made = {"task": task, "goal": GOALS[task], "seconds": summaries, "tried": tried, "against": best, "ratios": ratios}
-    return made | {"ratio": float(np.median(ratios))}
-
-
-def row(made, steps):
-    """Return the row of a task in the table."""
-    ours, theirs = made["seconds"]["soups"], made["seconds"][made["against"]]
-    rates = [steps / ours["median"], steps / ours["max"], steps / ours["min"], steps / theirs["median"]]
-    return [made["task"], *rates, made["ratio"], min(made["ratios"]), max(made["ratios"]), made["goal"]]
-
-
 def _options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch-python", required=True, help="interpreter with PyTorch and transformers")
+    parser.add_argument("--torch-python", help="interpreter with PyTorch and transformers")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="of PyTorch")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=9)

@@ -11,22 +11,20 @@ turns. The record is written after each case. Run it on a quiet machine.
 
 import argparse
 import itertools
-import pathlib
 import sys
 
 import _common
 import jax
 import numpy as np
-from train_step_torch import HOW, check_losses, torch_process
+from _beside_torch import COLUMNS, against_fastest, check_losses, how, rates, torch_process, trainer
 
 from soups import models
 from soups.allocator import keep_freed_memory
 from soups.models.architectures import architecture
 from soups.models.efficientnet_lite import STEM, TOP
 from soups.train import Classification, Training
-from soups.train.loop import prepared
 
-WORKER = pathlib.Path(__file__).with_name("_torch_lite.py")
+WORKER = "_torch_lite.py"
 CLASSES, LEARNING_RATE, GOAL = 7, 5e-5, 1.0
 
 
@@ -40,17 +38,17 @@ def main():
     parser.add_argument("--steps", type=int, default=2, help="in each block")
     parser.add_argument("--output", default="runs/benchmarks/train_lite_torch.json")
     options = parser.parse_args()
-    keep_freed_memory()
+    keep_freed_memory()  # as `soups run` does
     if not options.torch_python:
-        sys.exit(HOW.replace("train_step_torch", "train_lite_torch"))
+        sys.exit(how("train_lite_torch.py"))
     entry = {"benchmark": "train_lite_torch", "what": __doc__.splitlines()[0], "goal": GOAL, "cases": []}
     entry |= {"settings": settings(), "machine": _common.machine()}
     for batch, size in itertools.product(options.batches, options.sizes):
         entry["cases"].append(case(size, batch, options))
         _common.write(options.output, entry)
-        columns = ["pixels, batch", "soups steps/s", "lowest", "highest", "torch steps/s", "ratio", "lowest", "highest"]
         title = f"Training step of EfficientNet-Lite0, float32, goal {GOAL}"
-        _common.table(title, columns, [row(one) for one in entry["cases"]])
+        rows = [[f"{one['size']}, {one['batch']}", *rates(one)] for one in entry["cases"]]
+        _common.table(title, ["pixels, batch", *COLUMNS], rows)
 
 
 def settings():
@@ -73,49 +71,17 @@ def case(size, count, options):
     params = models.import_weights(models.efficientnet_lite0_file(), "efficientnet-lite0")
     params = models.replace_head(params, jax.random.key(1), CLASSES, zero=False)
     run = jax_trainer(batch, params)
-    torch = torch_process(options.torch_python, batch, params, WORKER, settings())
-    with torch as (torch_run, said):
-        check_losses(run(len(next(iter(said["losses"].values())))), said["losses"])
-        callables = {name: lambda name=name: torch_run(name, options.steps) for name in said["losses"]}
-        tried = {name: min(times) for name, times in _common.measure(callables, 2).items()}
-        best = min(tried, key=tried.get)
-        callables = {"soups": lambda: run(options.steps), best: callables[best]}
-        _common.measure(callables, 1)  # warm
-        seconds = _common.measure(callables, options.repeats)
-    summaries = {name: _common.summarize(times) for name, times in seconds.items()}
-    # of each round, so that a machine that gets busier changes both of its sides
-    ratios = [theirs / ours for ours, theirs in zip(seconds["soups"], seconds[best], strict=True)]
-    made = {"size": size, "batch": count, "steps": options.steps, "seconds": summaries, "tried": tried, "against": best}
-    made |= {"ratio": summaries[best]["median"] / summaries["soups"]["median"], "ratios": ratios}
-    return made | {"torch": {"version": said["version"], "failed": said["failed"]}}
+    with torch_process(options.torch_python, batch, params, WORKER, settings()) as (torch_run, said):
+        check_losses(run, said["losses"])
+        found = against_fastest("train", run, torch_run, said, options)
+    return {"size": size, "batch": count, **found, "torch": {"version": said["version"], "failed": said["failed"]}}
 
 
 def jax_trainer(batch, params):
     """Return a function that takes some steps of the library's training step and gives their losses."""
     arch = architecture("efficientnet-lite0")
     training = Training(loss=Classification(arch.train_apply_fn(CLASSES, frozen_statistics=True), CLASSES))
-    # so many steps that the learning rate stays at its peak, as PyTorch's does
-    chosen = {"learning_rate": LEARNING_RATE, "warmup_fraction": 0.0, "num_steps": 10**7}
-    _, members = prepared(training, params, batch, {"": chosen}, len(batch["label"]))  # as `fit` takes them
-    hyperparameters = training.numbers(members[""])
-    state, batch = training.begin(params, hyperparameters), jax.device_put(batch)
-
-    def run(steps):
-        nonlocal state
-        losses = []
-        for _ in range(steps):
-            state, loss = training.step(state, batch, hyperparameters)
-            losses.append(loss)
-        return np.asarray(jax.device_get(losses))
-
-    return run
-
-
-def row(made):
-    """Return the row of a case in the table."""
-    steps, ours, theirs = made["steps"], made["seconds"]["soups"], made["seconds"][made["against"]]
-    rates = [steps / ours["median"], steps / ours["max"], steps / ours["min"], steps / theirs["median"]]
-    return [f"{made['size']}, {made['batch']}", *rates, made["ratio"], min(made["ratios"]), max(made["ratios"])]
+    return trainer(training, params, batch, {"learning_rate": LEARNING_RATE})
 
 
 if __name__ == "__main__":

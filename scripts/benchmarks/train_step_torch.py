@@ -9,20 +9,16 @@ the threads of both wait for each other, so a neighbour on one core costs more t
 """
 
 import argparse
-import contextlib
-import json
-import pathlib
-import subprocess
 import sys
-import tempfile
 
 import _common
 import jax
 import numpy as np
+from _beside_torch import check_losses, how, torch_process, trainer
 
-from soups import models, tree
+from soups import models
+from soups.allocator import keep_freed_memory
 from soups.train import Classification, Training
-from soups.train.loop import prepared
 
 NETWORK = {"patch_size": 7, "width": 64, "depth": 3, "mlp_dim": 128, "num_heads": 4, "num_classes": 10}
 SETTINGS = NETWORK | {
@@ -33,12 +29,8 @@ SETTINGS = NETWORK | {
     "label_smoothing": 0.1,
     "clip_norm": 1.0,
 }
-WORKER = pathlib.Path(__file__).with_name("_torch_vit.py")
+WORKER = "_torch_vit.py"
 GOAL = 1.0
-HOW = """This benchmark needs the interpreter of an environment with PyTorch:
-    python -m venv torch-venv
-    torch-venv/bin/pip install torch==2.13.0 numpy
-    python scripts/benchmarks/train_step_torch.py --torch-python torch-venv/bin/python"""
 
 
 def main():
@@ -50,13 +42,16 @@ def main():
     parser.add_argument("--output", default="runs/benchmarks/train_step_torch.json")
     options = parser.parse_args()
     if not options.torch_python:
-        sys.exit(HOW)
+        sys.exit(how("train_step_torch.py"))
+    keep_freed_memory()  # as `soups run` does
     batch, params = make_batch(), make_weights()
     run = jax_trainer(batch, params)
     with torch_process(options.torch_python, batch, params, WORKER, SETTINGS) as (torch_run, torch_says):
-        check_losses(run(len(next(iter(torch_says["losses"].values())))), torch_says["losses"])
+        check_losses(run, torch_says["losses"])
         callables = {"soups": lambda: run(options.steps)}
-        callables |= {name: lambda name=name: torch_run(name, options.steps) for name in torch_says["losses"]}
+        callables |= {
+            name: lambda name=name: torch_run(f"train, {name}", options.steps) for name in torch_says["losses"]
+        }
         _common.measure(callables, 1)  # warm
         seconds = _common.measure(callables, options.repeats)
     report(seconds, torch_says, options)
@@ -83,52 +78,7 @@ def jax_trainer(batch, params):
         clip_norm=SETTINGS["clip_norm"],
     )
     chosen = {name: SETTINGS[name] for name in ("learning_rate", "weight_decay", "label_smoothing")}
-    # so many steps that the learning rate stays at its peak, as PyTorch's does
-    chosen |= {"warmup_fraction": 0.0, "num_steps": 10**7}
-    _, members = prepared(training, params, batch, {"": chosen}, SETTINGS["batch_size"])  # as `fit` takes them
-    hyperparameters = training.numbers(members[""])
-    step, state = training.step, training.begin(params, hyperparameters)
-    batch = jax.device_put(batch)
-
-    def run(steps):
-        nonlocal state
-        losses = []
-        for _ in range(steps):
-            state, loss = step(state, batch, hyperparameters)
-            losses.append(loss)
-        return np.asarray(jax.device_get(losses))
-
-    return run
-
-
-@contextlib.contextmanager
-def torch_process(python, batch, params, worker, settings):
-    """Start PyTorch beside; give a function that lets one variant take some steps, and what it said at the start."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder) / "start.npz"
-        leaves = {name: np.asarray(leaf) for name, leaf in tree.flatten(params).items()}
-        np.savez(file, images=batch["image"], labels=batch["label"], settings=json.dumps(settings), **leaves)
-        with subprocess.Popen(
-            [python, worker, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        ) as process:
-            first = process.stdout.readline()
-            if not first:
-                sys.exit(f"PyTorch did not start.\n{HOW}")
-
-            def run(name, steps):
-                process.stdin.write(f"{name} {steps}\n")
-                if process.stdout.readline().strip() != "done":
-                    sys.exit(f"PyTorch failed at {name!r}")
-
-            yield run, json.loads(first)
-            process.stdin.close()
-
-
-def check_losses(ours, theirs):
-    """Stop if the first losses differ: then it is not the same training step."""
-    for name, losses in theirs.items():
-        if not np.allclose(ours, losses, rtol=1e-4):
-            sys.exit(f"not the same training step: losses {ours.tolist()} of soups, {losses} of {name}")
+    return trainer(training, params, batch, chosen)
 
 
 def report(seconds, torch_says, options):
