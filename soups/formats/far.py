@@ -10,6 +10,7 @@ import dataclasses
 import math
 import pathlib
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from soups.formats.tensors import SUFFIXES, Checkpoint, CheckpointError, Header,
 from soups.formats.text import MAX_TEXT
 from soups.stores import Copies, StorePath
 
+_WINDOW, _WINDOWS = 1 << 20, 4  # bytes that are read together where a tensor has few, and how many such stay
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|tar|h5|msgpack|onnx|gguf|npz|npy)", re.DOTALL)
 
 
@@ -28,6 +30,8 @@ class FarCheckpoint(Checkpoint):
 
     directory: StorePath | None = None  #: where it lies
     copies: tuple[Copies, ...] = dataclasses.field(default=(), repr=False, compare=False)  #: which live as long
+    _windows: dict[tuple[StorePath, int], Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False, compare=False)
 
     def making(self, name: str) -> int:
         return self._leaf(name).nbytes if self._is_far(name) else super().making(name)
@@ -60,7 +64,7 @@ class FarCheckpoint(Checkpoint):
         row, content = math.prod(leaf.shape[1:]) * leaf.dtype.itemsize, b""
         if row and last > first:
             try:
-                content = leaf.file.read_range(leaf.offset + first * row, leaf.offset + last * row)
+                content = self._content(leaf.file, leaf.offset + first * row, leaf.offset + last * row)
             except (FileNotFoundError, ValueError) as error:
                 raise CheckpointError(f"{leaf.file} has changed since its header was read: {error}") from error
         array = np.frombuffer(content, leaf.dtype).reshape(shape)
@@ -68,8 +72,25 @@ class FarCheckpoint(Checkpoint):
         return array
 
 
+    def _content(self, file, start, stop):
+        """Return some bytes of a file; few of them with those around, which are wanted next."""
+        number = start // _WINDOW
+        if stop - start > _WINDOW // 4 or stop > (number + 1) * _WINDOW:
+            return file.read_range(start, stop)
+        with self._lock:
+            if (file, number) not in self._windows:
+                end = min((number + 1) * _WINDOW, self.sizes[file])
+                self._windows[file, number] = file.read_range(number * _WINDOW, end)
+            window = self._windows[file, number]
+            if len(self._windows) > _WINDOWS:
+                del self._windows[next(iter(self._windows))]
+        return window[start - number * _WINDOW : stop - number * _WINDOW]
+
+
 def far_header(path: StorePath, read: Callable[[StorePath | pathlib.Path], Header], copies: Copies) -> Header:
     """Read the header of a file by a function of its path; of a file that is not read by ranges that of a copy."""
+    if path.suffix == ".safetensors":  # whose offsets need no look
+        return read(path)
     status = path.stat()
     path = path.at(status.version)
     if bytes(path.read_range(0, min(1, status.st_size))) != b"\x80":  # torch's older files, a pickle and what follows
