@@ -2,17 +2,21 @@
 
     python scripts/faults.py train --rounds 20 --processes 2
     python scripts/faults.py queue --kills 20 --processes 4
+    python scripts/faults.py spread
 
 `train` starts a run of several JAX processes with two devices each, kills one of them (SIGKILL), or tells one to end
 (SIGTERM), after a random time, waits for the others to end, and gives the same command again, in turn, until the rounds
 are over and the run has ended well; its weights and losses must be those of a run that nothing disturbed, to the bit.
 `queue` lets processes make members that each take a moment, kills one of them again and again, and starts another in
 its place; in the end each member must be there once, as the formula has it. With --elsewhere they take each other for
-processes of other hosts, whose claims end with their leases. What was seen is printed as JSON, and the exit code is 1
+processes of other hosts, whose claims end with their leases. `spread` trains one network on four devices of one, two
+and four processes, and once is told to end on two and goes on with one; it says which weights are the same bits, and
+fails where two are farther apart than rounding. What was seen is printed as JSON, and the exit code is 1
 if anything is wrong.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -33,7 +37,7 @@ STEPS, LEASE = 60, 3.0
 def main() -> int:
     """Run one of the trials, or what a process of one does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trial", choices=["train", "queue", "train-worker", "queue-worker"])
+    parser.add_argument("trial", choices=["train", "queue", "spread", "train-worker", "queue-worker"])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6, help="of train: how often something is killed")
     parser.add_argument("--kills", type=int, default=8, help="of queue")
@@ -42,6 +46,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=pathlib.Path)
     parser.add_argument("--process", type=int, default=0)
+    parser.add_argument("--devices", type=int, default=2, help="of a process that trains")
     parser.add_argument("--port")
     options = parser.parse_args()
     if options.trial.endswith("-worker"):
@@ -49,7 +54,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         options.folder = options.folder or pathlib.Path(folder)
-        found = {"train": train, "queue": queue}[options.trial](options, random.Random(options.seed))
+        found = {"train": train, "queue": queue, "spread": spread}[options.trial](options, random.Random(options.seed))
     print(json.dumps(found, indent=1))
     return int(bool(found["wrong"]))
 
@@ -57,6 +62,7 @@ def main() -> int:
 def start(options, kind, log, **more):
     """Start a process of a trial, whose output goes to a file."""
     words = [sys.executable, __file__, f"{kind}-worker", f"--processes={options.processes}"]
+    words += [f"--devices={options.devices}"]
     words += [f"--{name}={value}" for name, value in more.items()]
     words += [f"--members={options.members}"] + ["--elsewhere"] * options.elsewhere
     with open(log, "a") as file:
@@ -119,6 +125,29 @@ def together(options, folder, disturb=None, after=0.0):
     return codes, time.monotonic() - begun, lost, kept[-1] if kept else None
 
 
+def spread(options, chance):
+    """Compare what four devices find that belong to one, two and four processes."""
+    found, made, kept = {"wrong": []}, {}, None
+    for name, counts in {"1": [1], "2": [2], "4": [4], "2, then 1": [2, 1]}.items():
+        for count in counts:
+            options.processes, options.devices, place = count, 4 // count, options.folder / name.replace(", ", "-")
+            disturb = (signal.SIGTERM, 0) if count != counts[-1] else None
+            codes, _, _, step = together(options, place, disturb, 1.5)
+            kept = step if disturb else kept
+            if set(codes) != {0} and disturb is None:
+                found["wrong"].append(f"{name}: the processes ended with {codes}")
+        with np.load(place / "made.npz") as file:
+            made[name] = {leaf: file[leaf] for leaf in file.files}
+    for one, other in itertools.combinations(made, 2):
+        pairs = [(made[one][leaf], made[other][leaf]) for leaf in made[one]]
+        apart = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
+        same = all(np.array_equal(*pair) for pair in pairs)
+        found[f"{one} / {other}"] = "the same bits" if same else f"{apart:.1g} apart"
+        if apart > 1e-5:
+            found["wrong"].append(f"{one} and {other} are {apart:.2g} apart")
+    return found | {"kept on two": kept}
+
+
 def train_worker(options):
     """Train a small network over the devices of all processes, 30 ms for each step."""
     import jax
@@ -127,8 +156,9 @@ def train_worker(options):
     from soups import presence
     from soups.train import fit
 
-    jax.config.update("jax_num_cpu_devices", 2)
-    jax.distributed.initialize(f"localhost:{options.port}", options.processes, options.process)
+    jax.config.update("jax_num_cpu_devices", options.devices)
+    if options.processes > 1:
+        jax.distributed.initialize(f"localhost:{options.port}", options.processes, options.process)
     rng = np.random.default_rng(0)
     data = {"x": rng.normal(size=(48, 6)).astype(np.float32), "y": rng.normal(size=(48, 2)).astype(np.float32)}
     params = {"a": rng.normal(size=(6, 8)).astype(np.float32), "b": rng.normal(size=(8, 2)).astype(np.float32)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import pathlib
 import re
@@ -23,6 +24,8 @@ except ModuleNotFoundError:  # Windows, which has msvcrt instead
 PathLike = str | os.PathLike[str] | StorePath
 AnyPath = TypeVar("AnyPath", pathlib.Path, StorePath)
 
+# file systems whose locks may hold on one host alone
+_SHARED = re.compile(r"nfs\d?|cifs|smb3?|9p|virtiofs|lustre|gpfs|beegfs|ceph|glusterfs|afs|fuse(\..*)?")
 _BEYOND = 2**30  # a place in a file behind its text: what is locked on Windows, nobody else reads
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.unfinished$")
 # a scheme of two letters or more, for one letter is a drive of Windows; pathlib makes one slash of two
@@ -248,6 +251,30 @@ def cannot_write(path: str | os.PathLike, error: OSError) -> OSError:
     return OSError(error.errno, f"cannot write {path}: {error.strerror}")
 
 
+def has_locks(path: pathlib.Path | StorePath) -> bool:
+    """Say whether a lock of a file keeps out the processes of all hosts; else there are leases, `soups.leases`.
+
+    It is so where one host alone has the file system, as far as Linux tells; elsewhere it is taken to be so.
+    """
+    return not isinstance(path, StorePath) and not _SHARED.fullmatch(_file_system(os.path.realpath(path)))
+
+
+@functools.lru_cache(256)
+def _file_system(path):
+    """Return the kind of file system that a path lies on, "" where that is not known."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            mounts = [line.split(" - ") for line in file]
+    except OSError:
+        return ""
+    kinds = {_unescaped(left.split()[4]): right.split()[0] for left, right in mounts}
+    return next((kinds[str(place)] for place in (path, *pathlib.Path(path).parents) if str(place) in kinds), "")
+
+
+def _unescaped(text):
+    return re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), text)
+
+
 @contextlib.contextmanager
 def locked(
     out: pathlib.Path | StorePath, lock: pathlib.Path | StorePath | None = None, what: str = "merge"
@@ -255,10 +282,11 @@ def locked(
     """Hold the lock of an output: a file, by default beside it, which says who holds it; `what` works on the output.
 
     A BlockingIOError says which other process, or thread, holds it, where and since when; that of a killed process is
-    free. On a store it is a lease, which after a kill ends by itself. An OSError if nothing can be written there.
+    free. Where there are no locks it is a lease, which after a kill ends by itself. An OSError if nothing can be
+    written there.
     """
     path = lock or out.with_name(f".{out.name}.lock")
-    if isinstance(path, StorePath):
+    if not has_locks(path.parent):
         from soups.leases import leased
 
         with leased(path, out, what):

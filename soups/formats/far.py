@@ -71,7 +71,6 @@ class FarCheckpoint(Checkpoint):
         array.flags.writeable = False
         return array
 
-
     def _content(self, file, start, stop):
         """Return some bytes of a file; few of them with those around, which are wanted next."""
         number = start // _WINDOW

@@ -4,7 +4,8 @@
     records/00000012-NAME.json       a member's record; the numbers are the order in which members were added
     members/NAME/                    its checkpoint
 
-On an object store it is the same objects, and the locks are leases. What is not in the records is not there yet.
+On an object store it is the same objects. There, and in folders that hosts share, locks are leases. What is not in the
+records is not there yet.
 
 A pool of the first format has all records in its manifest; it is read as it is, and the first change converts it.
 """
@@ -17,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
-from soups.files import lock, remove_held, remove_unfinished, replace_file, sweep_unfinished
+from soups.files import has_locks, lock, remove_held, remove_unfinished, replace_file, sweep_unfinished
 from soups.leases import Lease, is_held, leased
 from soups.names import bounded
 from soups.pool import _record
@@ -51,7 +52,7 @@ class Records:
         self._path = path
         self._names: dict[str, str] = {}  # of the members, by the file of their records
         self._seen: set[str] | None = None  # in the folder of the records
-        self._lease: Lease | None = None  # of a pool on a store, while it is locked
+        self._lease: Lease | None = None  # of a pool without locks, while it is changed
         self.refresh()
 
     def refresh(self) -> None:
@@ -242,13 +243,13 @@ def reserved(path: Path, name: str) -> Iterator[str]:
     readable = re.sub(r"[^A-Za-z0-9_=-]+", "_", name)[:60]
     directory = f"{MEMBERS}/{readable}-{uuid.uuid4().hex[:12]}"
     marker = path / f"{directory}{_MARKER}"
-    if isinstance(marker, StorePath):
+    if not has_locks(path):
         with leased(marker, path, "process"):
             try:
                 yield directory
             except BaseException:
                 with contextlib.suppress(OSError):  # else it is an orphan
-                    (path / directory).delete_below()
+                    _delete_unfinished(path, directory)
                 raise
         return
     with _locked(path):  # sweeping takes this lock too: it never sees a marker that is not locked yet
@@ -258,29 +259,36 @@ def reserved(path: Path, name: str) -> Iterator[str]:
     try:
         yield directory
     except BaseException:
-        for unfinished in (path / MEMBERS).glob(f"{pathlib.Path(directory).name}*"):
-            if unfinished != marker:
-                remove_unfinished(unfinished)
+        _delete_unfinished(path, directory)
         raise
     finally:
         remove_held(marker, lambda: os.close(descriptor))
 
 
+def _delete_unfinished(path, directory):
+    if isinstance(path, StorePath):
+        (path / directory).delete_below()
+        return
+    for unfinished in (path / MEMBERS).glob(f"{pathlib.Path(directory).name}*"):
+        if _MARKER not in unfinished.name:
+            remove_unfinished(unfinished)
+
+
 def check_reserved(path: Path, directory: str) -> None:
     """Raise a BlockingIOError if the name of a directory is not kept any more; within `Records.locked`."""
     marker = path / f"{directory}{_MARKER}"
-    if isinstance(marker, StorePath) and not marker.is_file():
+    if not has_locks(path) and not marker.is_file():
         raise BlockingIOError(f"{path / directory} was swept away: its lease could not be renewed in time")
 
 
 @contextlib.contextmanager
 def _locked(path):
     """Lock a pool, and yield the lease where it is one."""
-    if isinstance(path, StorePath):
+    path.mkdir(parents=True, exist_ok=True)
+    if not has_locks(path):
         with leased(path / ".lock", path, "process", wait=True) as lease:
             yield lease
         return
-    path.mkdir(parents=True, exist_ok=True)
     with open(path / ".lock", "ab") as file:
         lock(file)
         yield None
@@ -316,7 +324,7 @@ def _is_there(place):
 def _in_progress(entry):
     # Orbax writes to <directory>.orbax-checkpoint-tmp before it renames
     marker = entry.with_name(entry.name.partition(".")[0] + _MARKER)
-    if isinstance(marker, StorePath):
+    if not has_locks(entry.parent):
         return is_held(marker)
     try:
         with open(marker, "rb") as file:
