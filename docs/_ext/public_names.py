@@ -17,6 +17,7 @@ from sphinx.pycode import ModuleAnalyzer
 MODULES = (
     "soups.tree",
     "soups.engine",
+    "soups.allocator",
     "soups.recipes.sparsify",
     "soups.recipes.permutation",
     "soups.recipes.rebasin",
