@@ -70,7 +70,7 @@ def repeated(contents: Mapping[str, Hashable], bases: Iterable[Hashable] = ()) -
 
 def no_member(base: str) -> str:
     """Return the sentence on a model that is named both as the base and among the members: it is left out of these."""
-    return f"{shown(base)} is the base, and no member"
+    return f"{shown(base)} is the base and not a member"
 
 
 def by_name(members: Members) -> Mapping[str, tree.Tree]:
@@ -96,8 +96,8 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
         )
     if parts := [name for name in members if _PART.fullmatch(str(name))]:
         raise ValueError(
-            f"members are trees, but {', '.join(map(repr, parts[:5]))} are called as the parts of one tree are: give a "
-            "list of trees, or {name: tree}"
+            f"members must be trees, but {', '.join(map(repr, parts[:5]))} are named like the parts of one tree: "
+            "give a list of trees, or {name: tree}"
         )
     return {name: member.params if getattr(member, "is_soup", False) else member for name, member in members.items()}
 

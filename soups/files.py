@@ -71,7 +71,7 @@ def local_path(path: PathLike) -> pathlib.Path:
     if max((len(os.fsencode(part)) for part in parts), default=0) > 255 or len(text) > 4095:
         raise ValueError(f"{text[:200]!a}... is not a path: it is too long for any file system")
     if parts[:1] == ("~",) and not os.path.lexists("~"):
-        raise ValueError(f"{text[:200]!a} begins with ~, which only a shell expands: write your home folder out")
+        raise ValueError(f"{text[:200]!a} begins with ~, which only a shell expands: write your home folder in full")
     if not text or "\0" in text:
         raise ValueError(f"{text[:200]!a} is not a path: it is empty or contains a null character")
     return pathlib.Path(path)
@@ -344,7 +344,7 @@ def _held(path, out, what):
             with file:
                 file.seek(0)
                 holder = file.read() or "it has just begun"
-            raise BlockingIOError(f"another {what} writes to {out}: {holder}") from None
+            raise BlockingIOError(f"another {what} is writing to {out}: {holder}") from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file

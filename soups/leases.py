@@ -118,7 +118,7 @@ def take(path: AnyPath, out: object, what: str, *, wait: bool = False, **options
         if not wait:
             holder = "process {pid} on {host}, since {since}".format(**there) if there else "it has just begun"
             killed = f"if it was killed, its lease ends in {SECONDS:g} s"
-            raise BlockingIOError(f"another {what} writes to {out}: {holder}; {killed}")
+            raise BlockingIOError(f"another {what} is writing to {out}: {holder}; {killed}")
         time.sleep(_LOOK)
 
 

@@ -125,6 +125,8 @@ class _Closest:
     def closest(self, name, like):
         if len(name) > _LONG:
             return None
+        if same := [other for other in self.known if other.casefold() == name.casefold()]:
+            return same[0]
         candidates = self.known
         if len(candidates) > 4 * MOST:
             places = [(bisect.bisect(ordered, key(name), key=key), ordered) for key, ordered in self._orders]

@@ -37,7 +37,7 @@ def config_file(given: str) -> str:
         return given
     if given not in known:
         raise ValueError(
-            f"--config: no file at {given}, and no config of the package is called so{did_you_mean(given, known)}; "
+            f"--config: no file at {given}, and no config of the package has this name{did_you_mean(given, known)}; "
             f"there are: {', '.join(known)}"
         )
     return str(known[given])

@@ -388,7 +388,7 @@ def store_path(url: str) -> StorePath:
     if {".", "..", ""} & set(parts) and parts != [""]:
         raise ValueError(f"{url[:200]!a} has an empty part, '.' or '..', which stores do not resolve")
     if any(ord(letter) < 32 for letter in url) or len(url) > 1024:
-        raise ValueError(f"{url[:200]!a} is no name of an object: control characters, or more than 1,024 letters")
+        raise ValueError(f"{url[:200]!a} is not the name of an object: control characters, or more than 1,024 letters")
     return StorePath(found["root"], *parts)
 
 

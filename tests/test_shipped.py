@@ -48,7 +48,7 @@ def test_a_wheel_has_what_git_has(installed):
         ("imagenet/wise_ft_vit_l14", "unknown option --config.nothing; fields of the config: arch"),
         (
             "digit",
-            "no file at digit, and no config of the package is called so (did you mean 'digits'?); there are:",
+            "no file at digit, and no config of the package has this name (did you mean 'digits'?); there are:",
         ),
         ("digit.py", "no file at digit.py"),
     ],

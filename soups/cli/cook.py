@@ -85,7 +85,7 @@ def _members(pool: Pool, base: str | None) -> tuple[Pool, tree.Tree | None]:
     try:
         return pool, read_checkpoint(base)
     except FileNotFoundError as error:
-        raise ValueError(f"--base {base} is no member of {pool.path}, and {error}") from error
+        raise ValueError(f"--base {base} is not a member of {pool.path}, and {error}") from error
 
 
 def _name_in(pool, base):
@@ -119,7 +119,8 @@ def _of_architecture(members: Pool) -> Callable:
     (first, arch), *others = found.items()
     for name, other in others:
         if other.name != arch.name:
-            raise ValueError(f"{first!r} is of {arch.name} and {name!r} of {other.name}: give --apply")
+            differ = f"{first!r} is {arch.name}, {name!r} is {other.name}"
+            raise ValueError(f"members differ in architecture, {differ}: give --apply")
     classes = num_classes_of(members.structure, where)
     tree.check_same_structure([arch.abstract(classes), members.structure], [arch.name, where], dtypes=False)
     return arch.apply_fn(classes)
@@ -151,7 +152,7 @@ def _recipe(word: str) -> str | tuple[str, Mapping[str, Any]] | Callable:
     for setting in rest.split(":"):
         key, _, value = setting.partition("=")
         if not key:
-            raise ValueError(f"--recipes {word}: {setting!r} is no setting, as in {name}:density=0.2")
+            raise ValueError(f"--recipes {word}: {setting!r} is not a setting, as in {name}:density=0.2")
         if not value:
             raise ValueError(f"--recipes {word}: setting {key!r} needs a value, as in {name}:{key}=0.2")
         settings[key] = load_yaml(value, f"--recipes {word}: {key}")

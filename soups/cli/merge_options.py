@@ -218,11 +218,13 @@ def _value(word):
     try:
         return merging.load_yaml(word)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is no value of YAML") from None
+        raise argparse.ArgumentTypeError(f"{word!r} is not a YAML value") from None
 
 
 def _check(options):
-    if bool(options.recipe) == bool(options.method):
+    if options.recipe and options.method:
+        raise ValueError(f"with --method there is no recipe file, but {options.recipe} was given")
+    if not (options.recipe or options.method):
         raise ValueError("give a recipe file, or --method with --members and --out (see --help)")
     if not options.out or (options.method and not options.members):
         raise ValueError("say what is merged and where to: RECIPE OUT, or --method, --members and --out")
@@ -241,7 +243,7 @@ def _check_devices(options):
     if options.sharded and options.format != "orbax":
         raise ValueError("--sharded writes an Orbax checkpoint: add --format orbax")
     if options.sharded and options.memory:
-        raise ValueError("--memory is of a merge on the host: with --sharded all devices share what the models need")
+        raise ValueError("--memory is for merges on the host: with --sharded all devices share what the models need")
     if options.coordinator and not options.sharded:
         raise ValueError("--coordinator needs --sharded: several hosts merge what each of them has shards of")
 

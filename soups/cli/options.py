@@ -33,6 +33,15 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
+_OF_ARGPARSE = (  # what it says of wrong arguments, and what is said instead
+    (r"^argument (\S+): invalid int value: ", r"\1 must be a whole number, not "),
+    (r"^argument (\S+): invalid float value: ", r"\1 must be a number, not "),
+    (r"^argument (\S+): expected (at least )?one argument$", r"\1 needs a value"),
+    (r"^the following arguments are required: (.*)$", r"missing: \1 (see --help)"),
+    (r"^argument ", ""),
+)
+
+
 class Parser(argparse.ArgumentParser):
     """Parse options that are written in full, with "-" or "_" between their words.
 
@@ -78,7 +87,12 @@ class Parser(argparse.ArgumentParser):
             check_name(value, action.choices, f"value of {kind}" if kind else str(action.metavar).lower())
 
     def error(self, message):
-        """Raise a ValueError instead of leaving."""
+        """Raise a ValueError instead of leaving, in the words of the other errors."""
+        if message.endswith("required: COMMAND"):
+            (commands,) = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+            raise ValueError(f"a command is needed; there are: {', '.join(commands.choices)} (see {self.prog} --help)")
+        for pattern, words in _OF_ARGPARSE:
+            message = re.sub(pattern, words, message)
         raise ValueError(message)
 
     def parse(self, words: list[str], hint: str = "", gone: Mapping[str, str] | None = None) -> argparse.Namespace:
@@ -93,7 +107,7 @@ class Parser(argparse.ArgumentParser):
         options, rest = self.parse_known_args(words)
         self._check_known(_options(rest), hint, {})  # those of other commands
         if rest:
-            raise ValueError(f"{rest[0]!r} belongs to no option")
+            raise ValueError(f"{rest[0]!r} does not belong to any option")
         return options
 
     def _check_known(self, unknown, hint, gone):
@@ -199,11 +213,11 @@ def connect(options: argparse.Namespace) -> None:
     if options.coordinator != "auto" and (options.coordinator is None) != (options.processes is None):
         raise ValueError("several hosts need --coordinator HOST:PORT, --processes and --process")
     if options.process is not None and not 0 <= options.process < options.processes:
-        raise ValueError(f"--process is a number from 0 to --processes - 1, not {options.process}")
+        raise ValueError(f"--process must be a number from 0 to --processes - 1, not {options.process}")
     if not options.coordinator:
         return
     if options.coordinator != "auto" and not re.fullmatch(r".+:\d{1,5}", options.coordinator):
-        raise ValueError(f"--coordinator is HOST:PORT, or auto, not {options.coordinator!r}")
+        raise ValueError(f"--coordinator must be HOST:PORT, or auto, not {options.coordinator!r}")
     import jax
 
     several = () if options.coordinator == "auto" else (options.coordinator, options.processes, options.process)

@@ -20,7 +20,7 @@ def certify(options, run) -> int:
         raise ValueError("say how the score is measured: --eval 'python my_eval.py {model}', or module:function")
     new = (options.eval, options.metric, options.at_least, options.at_most, options.of)
     if not options.add and any(one is not None for one in new):
-        raise ValueError("--eval, --metric, --at-least, --at-most and --of are of a new certificate: --add NAME")
+        raise ValueError("--eval, --metric, --at-least, --at-most and --of describe a new certificate: give --add NAME")
     if sum(map(bool, (options.add, options.remove, options.names))) > 1:
         raise ValueError("give one of --add, --remove and members")
     if options.add:
@@ -46,7 +46,7 @@ def release(options, run) -> int:
     """Merge members into the released soup, if all certificates hold."""
     pool = Pool(options.pool, must_exist=True)
     if options.source and any((options.method, options.members, options.base)):
-        raise ValueError("what --from names has its recipe: give no --method, --members or --base with it")
+        raise ValueError("--from takes its recipe from what it names: leave out --method, --members and --base")
     members = None
     if options.members:
         chosen, notes = chosen_members([f"{options.pool}:{name}" for name in options.members])

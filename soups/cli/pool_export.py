@@ -43,7 +43,7 @@ def _places(members, options):
     for member in members:
         if not in_pool(member):
             raise ValueError(
-                f"{member} is no member of a pool: POOL:NAME is one, and POOL stands for all of its members"
+                f"{member} is not a member of a pool: write POOL:NAME for one member, POOL for all of them"
             )
     if len(members) == 1:
         return {options.out: members[0]}

@@ -45,7 +45,7 @@ def watch(options, run) -> int:
     there = folder_of(any_path(options.pool)).exists()
     pool = Pool(options.pool, must_exist=not there)
     if options.every <= 0:
-        raise ValueError(f"--every is a number of seconds above 0, not {options.every:g}")
+        raise ValueError(f"--every must be a number of seconds above 0, not {options.every:g}")
     with _shown() as show:
         while True:
             pool.refresh()

@@ -46,7 +46,7 @@ def main(arguments: list[str], run) -> int:
     check_within("--batch-size", options.batch_size, "[1, inf)", whole=True)
     folder, out = pathlib.Path(options.images), pathlib.Path(options.out)
     if out.is_dir() or not out.parent.is_dir():
-        raise NotADirectoryError(f"--out {out}: a file in a folder that is there is needed")
+        raise NotADirectoryError(f"--out {out}: name a file in an existing folder")
     files = _files(folder)
     with importable("."):  # architectures of one's own
         params, arch = _weights(options)
@@ -78,7 +78,7 @@ def _weights(options):
     """Return the weights and their architecture, after the names and shapes were compared with it."""
     if options.weights:
         if options.member or not options.arch:
-            raise ValueError("--weights FILE needs --arch and no --member")
+            raise ValueError("--weights FILE needs --arch, and takes no --member")
         arch, where = architecture_of(options.arch), options.weights
         params = import_weights(options.weights, arch)
     else:

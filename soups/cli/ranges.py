@@ -70,15 +70,15 @@ def _axis(option, text, definition, by) -> Axis:
     if not equals or not values.strip():
         raise ValueError(f"{option} {text}: a range is NAME=LOW:HIGH, such as {name}=0.1:0.9")
     if name in definition.files:
-        raise ValueError(f"{option} {text}: {name} is a file")
+        raise ValueError(f"{option} {text}: {name} is a file, which has no range")
     if option == _EACH and name not in definition.of_member:
-        raise ValueError(f"{option} {text}: {name} holds for the whole merge: give --range {text}")
+        raise ValueError(f"{option} {text}: {name} has one value for the whole merge: give --range {text}")
     default, of_member = definition.settings[name], option == _EACH
     if "," in values or ":" not in values:
         return Axis(name, values=_choices(f"{option} {text}", values, kind_of(default)), of_member=of_member)
     if kind_of(default) in (bool, str):
         choices = "true,false" if kind_of(default) is bool else "A,B"
-        raise ValueError(f"{option} {text}: {name} is no number: list its values, {name}={choices}")
+        raise ValueError(f"{option} {text}: {name} is not a number: list its values, {name}={choices}")
     numbers = [merging.load_yaml(part) for part in values.split(":")]
     try:
         axis = ranged(name, numbers, default if type(default) is int else 0.0, of_member=of_member)

@@ -7,6 +7,8 @@ are printed, and report.html, tables as CSV and LaTeX and the figures are
 written beside it.
 """
 
+import os
+
 from soups.cli.options import Parser, place_argument
 from soups.cli.show import say
 from soups.lazy import report
@@ -15,6 +17,8 @@ from soups.lazy import report
 def main(arguments: list[str], run) -> int:
     """Print the table, write the report, and return the exit code."""
     directory = parser(run.prog).parse(arguments).directory
+    if os.path.isfile(directory):
+        raise NotADirectoryError(f"{directory} is a file: give the folder that holds results.json")
     report.print_table(report.load_results(directory))
     paths = report.write_report(directory)
     say("\n".join(map(str, paths)))

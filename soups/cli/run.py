@@ -66,6 +66,10 @@ OF_SEVERAL_PROCESSES = ("finetune_and_soup", "imagenet_finetune", "imagenet_soup
 def main(arguments: list[str], run) -> int:
     """Run the study that a config describes and return the exit code."""
     run.less_memory = "smaller batches and fewer members_per_program need less"
+    if arguments and not arguments[0].startswith("-"):
+        raise ValueError(
+            f"{arguments[0]!r} does not belong to any option: a config is given as --config {arguments[0]}"
+        )
     changes = [word for word in arguments if word.startswith("--config.")]
     options = parser(run.prog).parse([word for word in arguments if word not in changes])
     for name, value in preferred(os.environ).items():

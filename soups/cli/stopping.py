@@ -133,8 +133,17 @@ def _told(error, run) -> int:
     elif isinstance(error, ChildProcessError):
         run.end(f"{error}; {run.less_memory}")
     else:
-        run.complain(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        run.complain(_words(error))
     return getattr(error, "exit_code", 2)
+
+
+def _words(error):
+    """Return what an error says, without the number that Python puts before the words of a system's."""
+    if isinstance(error, KeyError) and error.args:
+        return error.args[0]
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
+    return error
 
 
 @contextlib.contextmanager

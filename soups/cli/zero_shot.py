@@ -37,7 +37,7 @@ def main(arguments: list[str], run) -> int:
     options = parser(run.prog).parse(arguments)
     out = pathlib.Path(options.out)
     if out.exists():
-        raise FileExistsError(f"{out} exists: a checkpoint is written to a new place")
+        raise FileExistsError(f"{out} exists: choose a new path for the checkpoint")
     names = _lines(options.classes) if options.classes else protocol.class_names()
     templates = _lines(options.templates) if options.templates else protocol.templates()
     tokenizer = clip_tokenizer(options.tokenizer)

@@ -66,7 +66,7 @@ def read_instructions(path: PathLike, template: str = TEMPLATE) -> list[tuple[st
     try:
         items = [json.loads(line) for _, line in numbered_lines(text)] if path.suffix == ".jsonl" else json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     for number, item in enumerate(items if isinstance(items, list) else [None], 1):
         item = item if isinstance(item, dict) else {}
         asked, answer = (item.get(a, item.get(b)) for a, b in (("instruction", "prompt"), ("output", "response")))

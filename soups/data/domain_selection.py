@@ -205,5 +205,5 @@ def _lines(file) -> Iterable[Record]:
         except (ValueError, TypeError, KeyError):
             whole = False
         if not whole:
-            raise ValueError(f"{file}: line {number} is no record of a run: {line[:100]!r}")
+            raise ValueError(f"{file}: line {number} is not the record of a run: {line[:100]!r}")
         yield record

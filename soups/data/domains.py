@@ -297,7 +297,7 @@ def _folder_of(data_dir, name):
 def _without(sources: Mapping[str, Source], path: pathlib.Path, folder) -> dict[str, Source]:
     """Return the sources without the images that a file lists; images that are gone already are no fault."""
     if not path.is_file():
-        raise FileNotFoundError(f"left_out={str(path)!r} is no file: it lists images, a line for each")
+        raise FileNotFoundError(f"left_out={str(path)!r} is not a file: it must list images, one on each line")
     lines = path.read_bytes().decode().split("\n")
     listed = {}
     for number, line in enumerate(map(str.strip, lines), start=1):

@@ -140,7 +140,7 @@ def _of_table(path, targets):
     reader = csv.DictReader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""))
     wanted = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
     if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
-        raise ValueError(f"{path} is no table of TruthfulQA: it lacks {', '.join(missing)}")
+        raise ValueError(f"{path} is not a table of TruthfulQA: it lacks {', '.join(missing)}")
     for number, row in enumerate(reader, 1):
         right = [row["Best Answer"]] if targets == "mc1" else (row["Correct Answers"] or "").split(";")
         wrong = (row["Incorrect Answers"] or "").split(";")
@@ -201,7 +201,7 @@ def _published(path):
             labels = [choice["label"] for choice in choices]
             texts, right = [choice["text"] for choice in choices], labels.index(item["answerKey"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: it is no question of ARC") from error
+            raise ValueError(f"{path}, line {number}: this is not a question of ARC") from error
         yield number, (question, texts, right)
 
 

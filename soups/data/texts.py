@@ -386,8 +386,8 @@ def _datasets(tables, folder) -> dict[str, TextDataset]:
     if any(map(_is_fraction, known)):
         such = min(filter(_is_fraction, known))
         raise ValueError(
-            f"{folder}: labels must be those of classes, not numbers such as {such:.100}; if they are, give them "
-            "names that are no numbers; numbers=True predicts them"
+            f"{folder}: labels are numbers such as {such:.100}, but classes are expected: give the classes names that "
+            "are not numbers, or predict the numbers with numbers=True"
         )
     _check_columns(tables)
     whole = all(label.lstrip("-").isdecimal() for label in known)

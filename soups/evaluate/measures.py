@@ -200,7 +200,7 @@ def chosen_metrics(metrics: Sequence[str] | Mapping[str, Callable | Metric]) -> 
         ValueError: an unknown name, a function whose direction is not known, or none.
     """
     if isinstance(metrics, str) or not metrics:
-        raise ValueError(f"metrics are a list of names or a mapping of functions by name, not {metrics!r}")
+        raise ValueError(f"metrics must be a list of names, or a mapping from names to functions, not {metrics!r}")
     if isinstance(metrics, Mapping):
         return {name: _metric(name, given) for name, given in metrics.items()}
     return {check_name(name, METRICS, "metric"): METRICS[name] for name in metrics}
@@ -210,7 +210,7 @@ def _metric(name, given):
     function, mode = given if isinstance(given, tuple) else (given, None)
     if mode is None and name.rpartition("/")[2] not in MODES:
         both = "Metric(function, 'max') or Metric(function, 'min')"
-        raise ValueError(f"is a higher or a lower {name!r} better?{did_you_mean(name, MODES)} Give {both}")
+        raise ValueError(f"say whether a higher or a lower {name!r} is better{did_you_mean(name, MODES)}: give {both}")
     return Metric(function, direction(name, mode))
 
 

@@ -106,7 +106,7 @@ def regret(values: Mapping[Collection[str], float] | Mapping[str, float], chosen
     """
     found = {_key(names): float(value) for names, value in values.items()}
     if len(found) < len(values):
-        raise ValueError("a set of names is there twice, in another order")
+        raise ValueError("the same set of names is given twice, in a different order")
     if not all(map(math.isfinite, found.values())):
         raise ValueError("values hold NaN or infinity")
     return max(found.values()) - found[check_name(_key(chosen), found, "choice")]

@@ -64,10 +64,10 @@ def evaluation(text: str, metric: str | None = None, timeout: float | None = Non
             with the last lines that it printed, that takes too long or prints no number; what the function raises.
     """
     if timeout is not None and not (timeout > 0 and math.isfinite(timeout)):
-        raise ValueError(f"--timeout is a number of seconds above 0, not {timeout}")
+        raise ValueError(f"--timeout must be a number of seconds above 0, not {timeout}")
     if MODEL not in text and _FUNCTION.fullmatch(text.strip()):
         if timeout is not None:
-            raise ValueError("--timeout is of commands: a function of Python cannot be stopped")
+            raise ValueError("--timeout is for commands: a Python function cannot be stopped")
         return _Function(text.strip(), metric)
     return Command(text, metric, timeout)
 
@@ -80,7 +80,7 @@ class Command:
         try:
             self._words = _words(text)
         except ValueError as error:
-            raise ValueError(f"--eval is no command: {error}: {text!r:.200}") from None
+            raise ValueError(f"--eval is not a command: {error}: {text!r:.200}") from None
         if not any(MODEL in word for word in self._words):
             raise ValueError(f"--eval needs {MODEL}, where the path of a model will stand: {_example(text)}")
         if MODEL not in self._words[0] and shutil.which(self._words[0]) is None:

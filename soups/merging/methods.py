@@ -14,7 +14,10 @@ from soups.recipes.declare import REQUIRED as REQUIRED
 
 VOCABULARIES = ("published", "mergekit")
 _ALIGN = "comes before a merge: --align SPEC with any method"
-_OTHERS = {"rebasin": _ALIGN, "git_rebasin": _ALIGN}  # what people may call what is no method here
+_OTHERS = {  # what people may call what has another name here, or is not a method
+    **dict.fromkeys(("rebasin", "git_rebasin"), _ALIGN),
+    **dict.fromkeys(("average", "mean", "model_soup", "soup", "uniform_soup"), "is called uniform here"),
+}
 
 
 def methods_of(vocabulary: str) -> dict[str, Method]:

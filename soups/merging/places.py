@@ -26,6 +26,7 @@ Path = pathlib.Path | StorePath
 AnyPath = TypeVar("AnyPath", pathlib.Path, StorePath)
 
 FILES = (".safetensors", ".npz")  # the ends of names of outputs that are one file
+_OF_FILES = {*SUFFIXES, ".h5", ".hdf5", ".keras", ".msgpack", ".npy", ".onnx", ".pb", ".pickle", ".pkl", ".tflite"}
 _DEPTH = 64  # of nested dicts
 _LONGEST = 255  # bytes of a folder's name
 
@@ -57,8 +58,8 @@ def check_place(plan: Plan, out: PathLike, kind: str = "huggingface") -> Path:
     if kind == "pool":
         _check_pool(plan, *split_member(out))
     elif os.path.lexists(path):
-        raise FileExistsError(f"{out} exists: a merge is written to a new place")
-    elif path.suffix in SUFFIXES and kind == "huggingface":
+        raise FileExistsError(f"{out} exists: choose a new path for the merge")
+    elif path.suffix in _OF_FILES and kind == "huggingface":
         files = f", and files that end in {' or '.join(FILES)}"
         raise ValueError(f"{out} would be a folder: a merge writes folders, such as {path.stem}{files}")
     real = pathlib.Path(os.path.realpath(path))
@@ -88,7 +89,7 @@ def held_place(plan: Plan, out: PathLike, kind: str = "huggingface") -> Iterator
     with locked(path):
         # the merge that held it has just ended
         if os.path.lexists(path) if isinstance(path, pathlib.Path) else _is_taken(path):
-            raise FileExistsError(f"{out} exists: a merge is written to a new place")
+            raise FileExistsError(f"{out} exists: choose a new path for the merge")
         try:
             yield path
         except BaseException:
@@ -107,15 +108,15 @@ def _check_far(plan, path, out, kind):
         _check_pool(plan, *split_member(out))
         return path
     if kind == "file" and path.suffix != FILES[0]:
-        raise ValueError(f"{path} is not the name of a file that is written to a store: they end in {FILES[0]}")
-    if kind != "file" and path.suffix in SUFFIXES:
+        raise ValueError(f"{path}: a file that is merged to a store ends in {FILES[0]}")
+    if kind != "file" and path.suffix in _OF_FILES:
         raise ValueError(
             f"{out} would be a folder: on a store a merge writes folders, and files that end in {FILES[0]}"
         )
     if not path.name:
         raise ValueError(f"{out} is a whole bucket: name a folder in it")
     if _is_taken(path):
-        raise FileExistsError(f"{out} exists: a merge is written to a new place")
+        raise FileExistsError(f"{out} exists: choose a new path for the merge")
     for model, checkpoint in plan.checkpoints.items():
         if getattr(innermost(checkpoint), "directory", None) in (path, *path.parents):
             raise ValueError(f"{out} would lie inside the model {model}: choose a place beside it")
@@ -188,7 +189,7 @@ def check_names(plan: Plan, *, escaped: bool = False) -> None:
 
 def _check_file(plan, path):
     if path.suffix not in FILES:
-        raise ValueError(f"{path} is not the name of a file that a merge writes: they end in {' or '.join(FILES)}")
+        raise ValueError(f"{path}: a file that a merge writes ends in {' or '.join(FILES)}")
     if path.suffix == ".npz":
         check_npz({output.name: output.dtype for output in plan.outputs})
     if os.path.lexists(note := record_beside(path)) and not is_record(note):
@@ -206,7 +207,7 @@ def _check_pool(plan, path, name):
 
     pool = Pool(path)
     if name in pool:
-        raise ValueError(f"{path} has a member {name!r}: a merge is written under a new name")
+        raise ValueError(f"{path} has a member {name!r}: choose a new name for the merge")
     if len(pool):
         specs = {output.name: jax.ShapeDtypeStruct(output.shape, output.dtype) for output in plan.outputs}
         tree.check_same_structure([pool.structure, nested(specs)], [f"the members of {path}", f"member {name}"])

@@ -27,6 +27,7 @@ DTYPES = {
     "bfloat16": np.dtype(bfloat16),
     "float64": np.dtype(np.float64),
 }
+_SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 KEYS = (
     "merge_method",
     "models",
@@ -295,7 +296,10 @@ def _dtype(given, name, where):
     value = given.get(name)
     if value is None:
         return None
-    return DTYPES[check_name(str(value).removeprefix("torch."), DTYPES, f"{name} of {where}")]
+    name, value = f"{name} of {where}", str(value).removeprefix("torch.")
+    if value in _SHORT:
+        raise ValueError(f"unknown {name} {value!r} (did you mean {_SHORT[value]!r}?)")
+    return DTYPES[check_name(value, DTYPES, name)]
 
 
 def _chat_template(value, where):

@@ -189,7 +189,7 @@ def text_tokenizer(
     if architecture(arch).family in KINDS if arch is not None else _is_decoder(file, tokenizer):
         special = _ends(file, tokenizer)
     elif missing := [" or ".join(names) for role, names in _ROLES.items() if role in needed and role not in special]:
-        raise ValueError(f"{file} is no tokenizer of an encoder: it lacks {', '.join(missing)}")
+        raise ValueError(f"{file} is not the tokenizer of an encoder: it lacks {', '.join(missing)}")
     options = {"truncation": truncation, "keep": keep, "limits": tuple(limits), "special": special}
     made = TextTokenizer(name=str(file), tokenizer=tokenizer, length=length, **options)
     if arch is not None:
@@ -218,7 +218,7 @@ def _ends(file, tokenizer):
         numbers = {role: tokenizer.token_to_id(name) for role, name in names.items() if name is not None}
         found = {role: number for role, number in numbers.items() if number is not None}
     if "end" not in found:
-        raise ValueError(f"{file} is no tokenizer of a decoder: nothing says which of its tokens is the end")
+        raise ValueError(f"{file} is not the tokenizer of a decoder: nothing says which of its tokens is the end")
     return {"padding": found["end"]} | found
 
 
@@ -304,7 +304,7 @@ def _word_pieces(file, lower_case):
         raise ValueError(f"{file}: nothing says whether its words are in small letters: give lower_case")
     start, end, *_ = names = ["[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"]
     if missing := [name for name in names if name not in numbers]:
-        raise ValueError(f"{file} is no vocabulary of word pieces: it lacks {', '.join(missing)}")
+        raise ValueError(f"{file} is not a vocabulary of word pieces: it lacks {', '.join(missing)}")
     made = Tokenizer(WordPiece(numbers, unk_token="[UNK]", max_input_chars_per_word=100))
     made.add_special_tokens(names)
     options = {"strip_accents": settings.get("strip_accents")}
@@ -329,7 +329,7 @@ def _byte_pairs(file):
     if _END in numbers and not numbers.keys() & {*names}:
         return _bytes(numbers, merges, [_END])
     if missing := [name for name in names if name not in numbers]:
-        raise ValueError(f"{file} is no vocabulary of RoBERTa: it lacks {', '.join(missing)}")
+        raise ValueError(f"{file} is not a vocabulary of RoBERTa: it lacks {', '.join(missing)}")
     space = bool(_settings(file).get("add_prefix_space", False))
     made = Tokenizer(BPE(numbers, merges))
     made.add_special_tokens([*names[:-1], AddedToken("<mask>", lstrip=True, special=True)])
@@ -357,7 +357,7 @@ def _of_gguf(file):
         raise ValueError(f"{file} has a tokenizer {kind!r} that cuts texts as {form!r}: {known}")
     found = read_arrays(file, lists)
     if missing := [name for name in lists if name not in found]:
-        raise ValueError(f"{file} is no tokenizer: it lacks {', '.join(missing)}")
+        raise ValueError(f"{file} is not a tokenizer: it lacks {', '.join(missing)}")
     tokens, merges, kinds = (found[name] for name in lists)
     if len(tokens) != len(kinds):
         raise ValueError(f"{file} is damaged: it has {len(tokens)} tokens, and the kinds of {len(kinds)}")

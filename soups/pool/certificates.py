@@ -85,7 +85,7 @@ class Certificates(Mapping):
             OSError: the disk is full or cannot be written to.
         """
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise ValueError(f"the name of a certificate is printable text, not {name!r:.200}")
+            raise ValueError(f"the name of a certificate must be printable text, not {name!r:.200}")
         bounds = [bound for bound in (at_least, at_most) if bound is not None]
         if len(bounds) != 1 or not math.isfinite(bounds[0]):
             raise ValueError(f"certificate {name!r} needs one finite bound: at_least or at_most")

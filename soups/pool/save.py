@@ -100,4 +100,4 @@ def _finish(directory, out, record, flat):
 
 def _check_free(out):
     if os.path.lexists(out):
-        raise FileExistsError(f"{out} exists: a soup is written to a new place")
+        raise FileExistsError(f"{out} exists: choose a new path for the soup")

@@ -30,14 +30,14 @@ def direction(metric: str | None, mode: str | None, evaluate: Any = None, called
     if mode is None and metric is not None:
         owner = getattr(evaluate, "__self__", evaluate)  # of a method, such as `Evaluator.many`
         if not isinstance(metric, str):
-            raise ValueError(f"metric is the name of one, not {metric!r:.200}")
+            raise ValueError(f"metric must be the name of a metric, not {metric!r:.200}")
         known = {**MODES, **getattr(owner, "modes", {})}
         mode = known.get(metric, known.get(metric.rpartition("/")[2]))
         if mode is None:
             if own := getattr(owner, "modes", None):
                 check_name(metric, own, "metric")
             hint = did_you_mean(metric, known)
-            raise ValueError(f"is a higher or a lower {metric!r} better?{hint} Give mode='max' or mode='min'")
+            raise ValueError(f"say whether a higher or a lower {metric!r} is better{hint}: mode='max' or mode='min'")
     if mode not in (None, "max", "min"):
         raise ValueError(f"mode must be 'max' or 'min', not {mode!r}")
     return mode or "max"

@@ -132,10 +132,10 @@ def check(axes: Sequence[Axis], by: str, budget: int, population: int | None = N
     """Raise the errors of `search`."""
     check_name(by, STRATEGIES, "way to search")
     if population is not None and by != "cma":
-        raise ValueError(f"population is of CMA-ES: a search by {by} has none")
+        raise ValueError(f"population is for CMA-ES: a search by {by} takes none")
     numbered = [axis.name for axis in axes if axis.number]
     if numbered and by != "grid":
-        raise ValueError(f"the number of values of {numbered[0]} is of a grid: a search by {by} has none")
+        raise ValueError(f"a number of values, as for {numbered[0]}, is for a grid: a search by {by} takes none")
     if by == "grid":
         _check_grid(axes, budget)
 

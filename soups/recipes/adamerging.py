@@ -183,5 +183,5 @@ def _forever(batches: Iterable[Any], name: str) -> Iterator[Any]:
             yield batch
         if empty:
             raise ValueError(
-                f"no batches for task {name}: the list is empty, or an iterator that is used up (give a list)"
+                f"no batches for task {name}: the list is empty, or an iterator that is exhausted: give a list"
             )

@@ -192,7 +192,7 @@ def _gradient_sum(loss_fn, batches, base, vectors, masks, epoch):
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     if total is None:
         raise ValueError(
-            f"no batches in epoch {epoch}: the list is empty, or an iterator that is used up (give a list)"
+            f"no batches in epoch {epoch}: the list is empty, or an iterator that is exhausted: give a list"
         )
     return total
 

@@ -72,7 +72,8 @@ def page(results: Mapping, drawn: Sequence[Drawn]) -> str:
     body = "".join(f'<section><h2 id="{a}">{heading}</h2>\n{text}\n</section>\n' for a, heading, text in sections)
     title = escape(f"Soups: {results['experiment']}")
     versions = [f"{name} {version}" for name, version in list(results["versions"].items())[:2]]
-    facts = [results["created"], f"seeds {', '.join(map(str, results['seeds']))}", results["device"], *versions]
+    word = "seed" if len(results["seeds"]) == 1 else "seeds"
+    facts = [results["created"], f"{word} {', '.join(map(str, results['seeds']))}", results["device"], *versions]
     # a number stays on one line with its sign
     said = "".join(f"<p>{escape(text)}</p>" for text in sentences(results)).replace(" %", "\u00a0%")
     notes = "".join(f'<p class="note">{escape(text)}</p>' for text in results["notes"])

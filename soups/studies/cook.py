@@ -182,9 +182,7 @@ def _wanted(given, base, members, lacking) -> dict[str, Any]:
     if isinstance(given, str) or callable(given) or _is_pair(given):
         given = [given]
     if not isinstance(given, Iterable):
-        raise ValueError(
-            f"recipes are a list of names, pairs and functions, or a mapping from titles, not {given!r:.200}"
-        )
+        raise ValueError(f"recipes must be a list of names, pairs and functions, or them by title, not {given!r:.200}")
     titled = given.items() if isinstance(given, Mapping) else ((_title(one), one) for one in given)
     wanted, problems = {}, []
     for title, one in titled:
@@ -275,11 +273,11 @@ def _check_functions(**given):
 
 def _check_names(members, shifts):
     if not isinstance(shifts, Mapping):
-        raise ValueError(f"shifts are a mapping from names to test sets, not a {type(shifts).__name__}")
+        raise ValueError(f"shifts must be a mapping from names to test sets, not a {type(shifts).__name__}")
     if wrong := [
         name for name in (*members, *shifts) if not isinstance(name, str) or not name.isprintable() or not name
     ]:
-        raise ValueError(f"names of members and shifts are printable texts, not {wrong[0]!a:.200}")
+        raise ValueError(f"names of members and shifts must be printable text, not {wrong[0]!a:.200}")
     if taken := [name for name in shifts if name in ("held_out", "test", "shift_mean")]:
         raise ValueError(f"a shift cannot be called {taken[0]!r}, the name of another split: choose another name")
 

@@ -290,7 +290,7 @@ def _scenes(config, workdir: Workdir) -> list[TextScene]:
     path = models.minilm_folder() if path is None else path
     arch = encoder_of(path, pool_type=model["pool_type"]) if named is None else architecture(named)
     if arch.image_size is not None or getattr(arch.features, "mlm", False):
-        raise ValueError(f"config.model.arch {named!r} is no encoder that classifies texts")
+        raise ValueError(f"config.model.arch {named!r} is not an encoder that classifies texts")
     start = models.import_weights(path, arch)
     shared = {"arch": arch, "start": {name: part for name, part in start.items() if name != "head"}}
     shared["tokenize"] = text_tokenizer(path, arch, length=model["length"])

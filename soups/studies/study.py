@@ -48,7 +48,8 @@ def held(directory: PathLike) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another run works there; the message says which process, where and since when.
-        ValueError: a URL of no store, what is not a path, a path that is not UTF-8, or a pool.
+        ValueError: a URL of no store, what is not a path, a path that is not UTF-8, or a pool; a folder with a
+            config.json that no run wrote, such as that of a model.
         NotADirectoryError: it is a file, or lies in one.
         OSError: the workdir cannot be written.
     """
@@ -56,6 +57,7 @@ def held(directory: PathLike) -> Iterator[None]:
     _ = report.write_report  # what a report needs is missed now, and not after the run
     with contextlib.ExitStack() as stack:
         on_first_process(lambda: _hold(place, stack))
+        _check_own(place / "config.json")
         yield
 
 
@@ -389,6 +391,15 @@ def _place(path):
     if is_pool(place):  # whose lock would be that of the run, which then waits for itself
         raise ValueError(f"the workdir {place} is a pool: choose another workdir, such as {place.parent / 'cooked'}")
     return place
+
+
+def _check_own(path):
+    """Raise a ValueError for a config that no run wrote, as a folder of a model has one, or that is damaged."""
+    if path.exists():
+        try:
+            state.read(path)
+        except ValueError as error:
+            raise ValueError(f"the workdir {path.parent} is not that of a run: {error}") from error
 
 
 def _hold(place, stack):

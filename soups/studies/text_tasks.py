@@ -168,7 +168,7 @@ def _encoder(config) -> _Encoder:
     mlm = {"mlm": True} if heads == "prompts" else {"pool_type": model["pool_type"]}
     arch = encoder_of(path, **mlm) if named is None else architecture(named)
     if arch.image_size is not None:
-        raise ValueError(f"config.model.arch {named!r} is no encoder of texts")
+        raise ValueError(f"config.model.arch {named!r} is not an encoder of texts")
     asked = heads == "prompts" or (heads == "auto" and arch.features.mlm)
     params = models.import_weights(path, arch)
     tokenize = text_tokenizer(path, arch, length=model["length"])

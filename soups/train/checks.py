@@ -74,7 +74,7 @@ def training(settings: Any) -> None:
         if (value := getattr(settings, name)) is not None:
             number(name, value)
     if not isinstance(settings.ema_decays, tuple | list):
-        raise ValueError(f"ema_decays are several, such as (0.99, 0.999), not {settings.ema_decays!r:.200}")
+        raise ValueError(f"ema_decays must be a sequence, such as (0.99, 0.999), not {settings.ema_decays!r:.200}")
     for decay in settings.ema_decays:
         number("ema_decays", decay)
     if len(set(settings.ema_decays)) < len(settings.ema_decays):
@@ -186,7 +186,7 @@ def opened(data: Any) -> Any:
     network's classes.
     """
     if data is None or isinstance(data, str | bytes | int | float):
-        raise ValueError(f"data are arrays, or an iterable of batches, not {data!r:.200}")
+        raise ValueError(f"data must be arrays, or an iterable of batches, not {data!r:.200}")
     if isinstance(data, Iterable) or not (hasattr(data, "labels") or hasattr(data, "class_names")):
         return data
     if getattr(data, "class_groups", None) is not None:

@@ -59,7 +59,7 @@ class Classification:
         named = isinstance(images, Mapping) and self.preprocess is None  # such as tokens with their mask
         arrays = [*images.values(), labels] if named else [images, labels]
         if wrong := [one for one in arrays if not (hasattr(one, "dtype") and hasattr(one, "shape"))]:
-            raise ValueError(f"images and labels of a batch are arrays, not a {type(wrong[0]).__name__}")
+            raise ValueError(f"images and labels of a batch must be arrays, not a {type(wrong[0]).__name__}")
         if not named:
             self._check_images(images, hyperparameters)
         elif changed := [name for name in ("augment_operations", "mixup") if hyperparameters.get(name)]:

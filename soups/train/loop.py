@@ -93,7 +93,7 @@ def fit(
     """
     training, data = training_of(loss, settings), checks.opened(data)
     if callable(data):
-        raise ValueError("data are arrays, or an iterable of batches, not a function, which only a sweep takes")
+        raise ValueError("data must be arrays, or an iterable of batches, not a function, which only a sweep takes")
     if steps is not None and epochs is not None:
         raise ValueError(f"steps={steps} and epochs={epochs} both say how long to train: give one of them")
     given = {"num_steps": steps, "epochs": epochs}

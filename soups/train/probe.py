@@ -107,7 +107,7 @@ def probe_on_features(
     2202.10054, as their code does.
     """
     if not isinstance(strengths, Sequence):
-        raise ValueError(f"strengths are a sequence of positive numbers, not {strengths!r:.200}")
+        raise ValueError(f"strengths must be a sequence of positive numbers, not {strengths!r:.200}")
     max_iterations = check_within("max_iterations", max_iterations, "[1, inf)", whole=True)
     num_classes = check_within("num_classes", num_classes, "[2, inf)", whole=True)
     _check(features, labels, num_classes, strengths, held_out)
@@ -176,7 +176,7 @@ def lp_ft(
     2202.10054.
     """
     if not isinstance(head, str) or not isinstance(probe, Mapping):
-        raise ValueError(f"head is a text and probe a mapping, not {head!r:.100} and {probe!r:.100}")
+        raise ValueError(f"head must be a string and probe a mapping, not {head!r:.100} and {probe!r:.100}")
     head = head.removesuffix("/.*")
     if not any(name.startswith(f"{head}/") for name in tree.names(params)):
         raise ValueError(

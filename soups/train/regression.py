@@ -48,7 +48,7 @@ class Regression:
         outputs, updated = result if isinstance(result, tuple) else (result, params)
         labels_B = batch["label"]
         if outputs.shape not in (labels_B.shape, (*labels_B.shape, 1)):
-            raise ValueError(f"the outputs are {list(outputs.shape)}, but labels {list(labels_B.shape)} need one each")
+            raise ValueError(f"labels {list(labels_B.shape)} need one output each, not outputs {list(outputs.shape)}")
         left_B = outputs.reshape(labels_B.shape).astype(jnp.float32) - labels_B
         return jnp.square(left_B).mean(), updated
 

@@ -41,7 +41,7 @@ class TextToText:
         """Return the inputs and the labels of a batch, or of all data in memory; a ValueError if they do not fit."""
         inputs, labels = pair_of(batch, "a batch", others=True)
         if not isinstance(inputs, Mapping):
-            raise ValueError(f"inputs are arrays by name, as a tokenizer gives, not a {type(inputs).__name__}")
+            raise ValueError(f"inputs must be arrays by name, as from a tokenizer, not a {type(inputs).__name__}")
         if not hasattr(labels, "dtype") or not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim != 1:
             found = f"{labels.dtype} {list(labels.shape)}" if hasattr(labels, "dtype") else type(labels).__name__
             raise ValueError(f"labels must be whole numbers [B], not {found}")

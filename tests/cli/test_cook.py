@@ -85,7 +85,7 @@ def command(room, capsys):
 
 def test_soups_of_anyones_pool_and_network(command, room):
     code, out, err = command()
-    assert (code, err) == (0, "") and out.splitlines()[0] == "start is the base, and no member"
+    assert (code, err) == (0, "") and out.splitlines()[0] == "start is the base and not a member"
     results, lines = load_results("out"), out.splitlines()
     accuracy = {row["name"]: row["metrics"]["test"]["accuracy"] for row in results["rows"]}
     test = importlib.import_module("own_data").test
@@ -124,7 +124,7 @@ def test_soups_of_anyones_pool_and_network(command, room):
         ({"test": "own_data:kernel"}, "test must be a pair"),
         ({"shift": "dark"}, "--shift dark: a name is needed, as in --shift night=my_data:night"),
         ({"shift": "test=own_data:dark"}, "a shift cannot be called 'test'"),
-        ({"base": "strat"}, "--base strat is no member of .*pool, and no checkpoint at strat"),
+        ({"base": "strat"}, "--base strat is not a member of .*pool, and no checkpoint at strat"),
         ({"base": None}, "wise_ft needs a base, base= .--base.: the weights .*\nties needs a base"),
         ({"recipes": "unifrom"}, "unknown recipe 'unifrom'.*did you mean 'uniform'"),
         ({"recipes": "halves:density"}, "no module 'halves'"),
@@ -132,7 +132,7 @@ def test_soups_of_anyones_pool_and_network(command, room):
         ({"recipes": "learned:epochs=many"}, "learned: epochs must be a finite number, not 'many'"),
         ({"recipes": "ties:density=0.2:scale"}, "setting 'scale' needs a value, as in ties:scale=0.2"),
         ({"recipes": "ties:density"}, "ties:density: setting 'density' needs a value, as in ties:density=0.2"),
-        ({"recipes": "ties:=1"}, "'=1' is no setting, as in ties:density=0.2"),
+        ({"recipes": "ties:=1"}, "'=1' is not a setting, as in ties:density=0.2"),
         ({"recipes": "ties:density=[0.2"}, "--recipes ties:density=.0.2: density is not YAML"),
         ({"recipes": "ties:densty=1"}, "ties has no setting 'densty' .did you mean 'density'"),
         ({"metrics": "acuracy"}, "unknown metric 'acuracy' .did you mean 'accuracy'"),
@@ -147,7 +147,7 @@ def test_soups_of_anyones_pool_and_network(command, room):
 )
 def test_what_cannot_be_done_is_said_before_any_work(command, room, changes, message):
     code, out, err = command(**changes)
-    assert (code, out) in ((2, ""), (2, "start is the base, and no member\n")) and not (room / "out").exists()
+    assert (code, out) in ((2, ""), (2, "start is the base and not a member\n")) and not (room / "out").exists()
     assert err.startswith("soups cook: ") and "Traceback" not in err
     assert re.search(message, err, re.DOTALL)
 
@@ -171,7 +171,7 @@ def test_the_network_is_that_of_the_pool(room):
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     assert jax.eval_shape(apply, pool.structure, images).shape == (2, 5)
     pool.add("c", weights, {"arch": "clip-vit-b32"})
-    with pytest.raises(ValueError, match="'a' is of clip-vit-mini and 'c' of clip-vit-b32: give --apply"):
+    with pytest.raises(ValueError, match="'a' is clip-vit-mini, 'c' is clip-vit-b32: give --apply"):
         cook._apply_fn(soups.Pool("clips"), None)
     with pytest.raises(ValueError, match="differ in structure from clip-vit-b32"):
         cook._apply_fn(soups.Pool("clips").select(["c"]), None)

@@ -100,7 +100,7 @@ def model(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("a", "a exists: a merge is written to a new place"),
+        ("a", "a exists: choose a new path for the merge"),
         ("file", "file exists"),
         ("dangling", "dangling exists"),
         ("a/out", "a/out would lie inside the model a: choose a place beside it"),

@@ -43,7 +43,7 @@ def test_it_ends_when_all_are_made(tmp_path, capsys):
     assert main(["pool", "watch", str(pool.path), "--every", "0.01"]) == 0
     assert capsys.readouterr().out == "1/1 member made, 0 being made\n"
     assert main(["pool", "watch", str(pool.path), "--every", "0"]) == 2
-    assert "--every is a number of seconds above 0, not 0" in capsys.readouterr().err
+    assert "--every must be a number of seconds above 0, not 0" in capsys.readouterr().err
     assert main(["pool", "watch", str(tmp_path / "none")]) == 2
 
 

@@ -60,7 +60,7 @@ def test_instructions_of_both_forms(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("no", "is no JSON"),
+        ("no", "is not JSON"),
         ("{}", "number 1: it needs an instruction and an output"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a", "output": " "}]', "number 2: it needs"),
         ('[{"instruction": 1, "output": "b"}]', "number 1: it needs"),

@@ -145,7 +145,7 @@ def test_what_is_no_folder_of_runs_is_an_error_of_one_line(tmp_path, script, cap
         _write(tmp_path / name / "run", [_record(0, (0.5, 0.5, T))])
         with open(tmp_path / name / "run" / "results.jsonl", "a") as file:
             file.write(text)
-        cases[name] = f"results.jsonl: line 2 is no record of a run: {text!r}"
+        cases[name] = f"results.jsonl: line 2 is not the record of a run: {text!r}"
     for name, says in cases.items():
         assert collect.main([str(tmp_path / name)]) == 2
         error = capsys.readouterr().err

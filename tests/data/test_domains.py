@@ -95,7 +95,7 @@ def test_lists_of_another_set_and_of_whole_classes_are_refused(data_dir, tmp_pat
     with pytest.raises(ValueError, match="it leaves no images in art of the classes bee"):
         load_domains(data_dir, "drawn", image_size=4, left_out=listed)
     for place in (tmp_path / "nowhere.txt", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"left_out='{place}' is no file: it lists images"):
+        with pytest.raises(FileNotFoundError, match=f"left_out='{place}' is not a file: it must list images"):
             load_domains(data_dir, "drawn", image_size=4, left_out=place)
 
 

@@ -40,9 +40,9 @@ def test_lines_without_their_right_answer_are_left_out_and_counted(tmp_path, cap
         ("a.csv", "What?,a,b,\n", r"line 1: nothing says which"),
         ("a.csv", "What?,a, ,b,A\n", r"line 1: answer 2 is empty"),
         ("a.csv", "What?,a,b,,?\n", r"line 1: nothing says which of its 2 answers is right"),
-        ("a.jsonl", "{}\n", r"line 1: it is no question of ARC"),
-        ("a.jsonl", "no\n", r"line 1: it is no question of ARC"),
-        ("a.jsonl", '{"question": {"stem": "?", "choices": []}, "answerKey": "A"}', r"line 1: it is no question"),
+        ("a.jsonl", "{}\n", r"line 1: this is not a question of ARC"),
+        ("a.jsonl", "no\n", r"line 1: this is not a question of ARC"),
+        ("a.jsonl", '{"question": {"stem": "?", "choices": []}, "answerKey": "A"}', r"line 1: this is not a question"),
     ],
 )
 def test_broken_lines_of_arc_are_errors(tmp_path, name, content, message):

@@ -231,7 +231,7 @@ def test_shots_of_a_folder_leave_the_test_part(tmp_path):
         ({"train_tsv": ["a\tgood"]}, "at least 2 classes, not 1"),
         (
             {"train_tsv": ["a\t3", "b\t2.5"]},
-            "labels must be those of classes, not numbers such as 2.5; if they are, give them names .*numbers=True",
+            "labels are numbers such as 2.5, but classes are expected: give the classes names .*numbers=True",
         ),
         ({"train_tsv": [""]}, r"train\.tsv (has no lines|is empty)"),
         ({"dev_tsv": ["a\tgood"]}, "several files for one split: val.tsv, dev.tsv"),

@@ -93,7 +93,7 @@ def test_a_metric_is_chosen_by_name_and_its_direction_is_known(rng, name):
     with pytest.raises(ValueError, match="choose one with metric="):
         SCORES[name](both, a, b)
     if name not in ("path", "plane_grid"):
-        with pytest.raises(ValueError, match="is a higher or a lower 'cost' better"):
+        with pytest.raises(ValueError, match="a higher or a lower 'cost' is better"):
             SCORES[name](both, a, b, metric="cost")
         with pytest.raises(ValueError, match="mode must be 'max' or 'min', not 'least'"):
             SCORES[name](both, a, b, metric="cost", mode="least")

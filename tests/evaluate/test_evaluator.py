@@ -572,9 +572,9 @@ def test_a_network_whose_output_does_not_fit_side_by_side(dataset, candidates):
         (
             (np.zeros((3, 2)), np.zeros(3)),
             {"metrics": {"cost": far_error}},
-            r"'cost' better\? Give Metric\(function, 'max'\) or",
+            r"'cost' is better: give Metric\(function, 'max'\) or",
         ),
-        ((np.zeros((3, 2)), np.zeros(3)), {"metrics": "mse"}, "metrics are a list of names or a mapping"),
+        ((np.zeros((3, 2)), np.zeros(3)), {"metrics": "mse"}, "metrics must be a list of names, or a mapping"),
         ((np.zeros((3, 2), ">f4"), np.zeros(3, int)), {}, r"has the byte order of other machines: .*'float32'"),
         ((np.zeros((3, 2)), np.ma.zeros(3, int)), {}, "is a masked array: leave out what is masked"),
         *[
@@ -584,7 +584,7 @@ def test_a_network_whose_output_does_not_fit_side_by_side(dataset, candidates):
         ((np.zeros((3, 2)), np.zeros(3, int)), {"width": 1.0}, "width must be an integer, not 1.0"),
         ((np.zeros((3, 2)), np.zeros(3, int)), {"preprocess": 3}, "preprocess must be a function .* not a int"),
         ((np.zeros((3, 2)), np.zeros(3, int)), {"keep": len}, "keep is called as keep.outputs, targets."),
-        ((np.zeros((3, 2)), np.zeros(3)), {"metrics": []}, "metrics are a list of names or a mapping"),
+        ((np.zeros((3, 2)), np.zeros(3)), {"metrics": []}, "metrics must be a list of names, or a mapping"),
         ((np.zeros((3, 2)), np.zeros(3, int)), {"mesh": "both", "width": 2}, "not both"),
     ],
 )

@@ -148,7 +148,7 @@ def test_no_shell_sees_the_command(ask, tmp_path):
         ),
         ("my_eval.py", {}, r"--eval needs \{model\}"),
         ("", {}, r"--eval needs \{model\}.*'python my_eval.py \{model\}'"),
-        ("cat '{model}", {}, "--eval is no command: No closing quotation"),
+        ("cat '{model}", {}, "--eval is not a command: No closing quotation"),
         ("no_such_program {model}", {}, "--eval: there is no program 'no_such_program'"),
         ("./no_such_program {model}", {}, "--eval: there is no program './no_such_program'"),
         ("no_such_module:score", {}, "--eval 'no_such_module:score': no module 'no_such_module' in .* or installed"),
@@ -156,9 +156,9 @@ def test_no_shell_sees_the_command(ask, tmp_path):
         ("nowhere.py:score", {}, "--eval: no file at nowhere.py"),
         ("mine.py:scoer", {}, r"--eval: there is no function 'scoer' in mine.py \(did you mean 'score'\?\)"),
         ("broken.py:score", {}, "--eval: broken.py, line 2: NameError"),
-        ("mine.py:score", {"timeout": 1}, "--timeout is of commands"),
-        ("cat {model}", {"timeout": 0}, "--timeout is a number of seconds above 0, not 0"),
-        ("cat {model}", {"timeout": math.nan}, "--timeout is a number of seconds above 0, not nan"),
+        ("mine.py:score", {"timeout": 1}, "--timeout is for commands"),
+        ("cat {model}", {"timeout": 0}, "--timeout must be a number of seconds above 0, not 0"),
+        ("cat {model}", {"timeout": math.nan}, "--timeout must be a number of seconds above 0, not nan"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused_before_any_work(tmp_path, monkeypatch, text, options, message):

@@ -275,13 +275,13 @@ def test_a_merge_may_be_sharded_over_all_devices(cli, refused, small, tmp_path):
     np.testing.assert_array_equal(soups.pool.load_checkpoint(tmp_path / "out")["w"], np.full((8, 2), 2.5))
     refused(*words, message="--sharded writes an Orbax checkpoint: add --format orbax")
     orbax = [*words, "--format", "orbax"]
-    refused(*orbax, "--memory", "2GB", message="--memory is of a merge on the host")
+    refused(*orbax, "--memory", "2GB", message="--memory is for merges on the host")
     refused(*orbax, "--process", 0, message="--processes and --process go together")
     refused(*orbax, "--coordinator", "x:1", message="several hosts need --coordinator HOST:PORT, --processes and")
     refused(*orbax, "--processes", 2, "--process", 0, message="several hosts need --coordinator HOST:PORT")
     hosts = [*orbax, "--processes", 2, "--coordinator"]
-    refused(*hosts, "x:1", "--process", 2, message="--process is a number from 0 to --processes - 1, not 2")
-    refused(*hosts, "x", "--process", 0, message="--coordinator is HOST:PORT, or auto, not 'x'")
+    refused(*hosts, "x:1", "--process", 2, message="--process must be a number from 0 to --processes - 1, not 2")
+    refused(*hosts, "x", "--process", 0, message="--coordinator must be HOST:PORT, or auto, not 'x'")
     alone = [word for word in orbax if word != "--sharded"]
     refused(*alone, "--coordinator", "auto", message="--coordinator needs --sharded")
 
@@ -331,21 +331,21 @@ def test_a_recipe_that_is_none_is_named(refused, tmp_path, content, message):
 
 def test_values_that_are_no_yaml_are_named(refused, models, tmp_path):
     words = [*method("ties", models, "a", "b"), "--out", tmp_path / "out"]
-    refused(*words, "--density", "[0.2", message="argument --density: '[0.2' is no value of YAML")
-    refused(*words, "--density", "{a: 1, a: 2}", message="argument --density: ")
-    refused(*words, "--threads", "many", message="argument --threads: invalid int value: 'many'")
+    refused(*words, "--density", "[0.2", message="--density: '[0.2' is not a YAML value")
+    refused(*words, "--density", "{a: 1, a: 2}", message="--density: ")
+    refused(*words, "--threads", "many", message="--threads must be a whole number, not 'many'")
     refused(*words, "--format", "gguf", message="unknown value of --format 'gguf'; there are: huggingface, orbax")
 
 
 def test_out_must_be_new(refused, recipe, tmp_path):
     (tmp_path / "out").mkdir()
-    refused(recipe, tmp_path / "out", message="out exists: a merge is written to a new place")
+    refused(recipe, tmp_path / "out", message="out exists: choose a new path for the merge")
 
 
 def test_a_second_merge_to_the_same_place_stops(cli, recipe, tmp_path):
     with locked(tmp_path / "out"):
         code, _, err = cli(recipe, tmp_path / "out")
-    assert code == 2 and f"another merge writes to {tmp_path / 'out'}: process {os.getpid()} on " in err
+    assert code == 2 and f"another merge is writing to {tmp_path / 'out'}: process {os.getpid()} on " in err
     assert cli(recipe, tmp_path / "out")[0] == 0
 
 
@@ -369,7 +369,7 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     gone = "unknown option --favor; floor takes one number for each member: above 0"
     refused(*method("fisher", models, "a", base=None), "--favor", 1, "--out", out, message=gone)
     refused(*ties, "--density", "x", "--out", out, message="parameters.density must be a number, not 'x'")
-    refused(*ties, "--density", "--out", out, message="argument --density: expected at least one argument")
+    refused(*ties, "--density", "--out", out, message="--density needs a value")
     refused(*ties, "--weight", 1, 2, 3, "--out", out, message="--weight: one value, or one for each of the 2 members")
     refused(*ties, "--scale", 1, 2, "--out", out, message="--scale: one value, or one for each of the 2 members")
     refused(*method("ties", models, "a", base=None), "--out", out, message="ties needs a base_model (--base)")
@@ -382,7 +382,7 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     )
     refused(*ties, message="say what is merged and where to")
     refused(recipe, message="say what is merged and where to")
-    refused(recipe, out, "--method", "ties", message="give a recipe file, or --method")
+    refused(recipe, out, "--method", "ties", message="with --method there is no recipe file, but ")
     refused(recipe, out, "--density", 1, message="unknown option --density")
     refused(tmp_path / "nowhere.yml", out, message="no recipe file at")
     given = ["--dtype", "bfloat16", "--base", models["a"], "--members", models["b"]]

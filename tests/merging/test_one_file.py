@@ -107,7 +107,7 @@ def test_what_is_there_stays(members, merge, tmp_path):
     for name in ("a.npz", "link.npz"):
         (tmp_path / "link.npz").is_symlink() or (tmp_path / "link.npz").symlink_to("nowhere")
         code, _, err = merge(tmp_path / name)
-        assert code == 2 and f"{name} exists: a merge is written to a new place" in err
+        assert code == 2 and f"{name} exists: choose a new path for the merge" in err
     (tmp_path / "c.npz.merge.json").write_text("mine")
     code, _, err = merge(tmp_path / "c.npz")
     assert code == 2 and "c.npz.merge.json exists, where the record of c.npz is written" in err
@@ -160,7 +160,7 @@ def test_other_suffixes_and_formats_are_refused(members, merge, tmp_path):
     plan = merging.plan(
         merging.parse_recipe(f"{{merge_method: passthrough, models: [{tmp_path / 'a.npz'}]}}"), merging.open_model
     )
-    with pytest.raises(ValueError, match="bin is not the name of a file that a merge writes: they end in"):
+    with pytest.raises(ValueError, match="bin: a file that a merge writes ends in"):
         merging.merge_to_file(plan, tmp_path / "c.bin")
     code, _, err = merge(tmp_path / "c.npz", "--format", "huggingface")
     assert code == 2 and "c.npz would be a folder" in err

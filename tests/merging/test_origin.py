@@ -436,8 +436,8 @@ def test_what_cannot_be_exported_is_one_line(cli, ok, write):
     pool.add("../up", pool["a"])
     pathlib.Path("there").mkdir()
     for words, message in {
-        "none:a out": "none:a is no member of a pool",
-        "a out": "a is no member of a pool: POOL:NAME is one",
+        "none:a out": "none:a is not a member of a pool",
+        "a out": "a is not a member of a pool: write POOL:NAME",
         "pool:d out": "unknown member of",
         "pool:x* out": "nothing matches 'pool:x*'; pool has: a, b, c, bad, ../up",
         "pool:bad out": "pool:bad holds NaN or infinity in 'model/norm/weight'",

@@ -92,7 +92,7 @@ def test_what_is_there_stays(recipe, linear_of, small, tmp_path, sink, there):
     (tmp_path / "link").symlink_to("m0")
     (tmp_path / "dangling").symlink_to("nowhere")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(FileExistsError, match=" exists: a merge is written to a new place"):
+    with pytest.raises(FileExistsError, match=" exists: choose a new path for the merge"):
         SINKS[sink](plan, tmp_path / there.replace("model", "m0"), progress=pytest.fail)
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "mine"
 
@@ -101,7 +101,7 @@ def test_a_pool_that_does_not_fit_is_an_error_before_any_work(linear_of, small, 
     pool = tmp_path / "pool"
     Pool(pool).add("a", {"head": {"bias": weights(1)}})
     other = {"merge_method": "passthrough", "models": [small.write_model(tmp_path / "other", {"w": weights(1)}, {})]}
-    with pytest.raises(ValueError, match="has a member 'a': a merge is written under a new name"):
+    with pytest.raises(ValueError, match="has a member 'a': choose a new name for the merge"):
         merging.merge_to_pool(small.plan(linear_of({"head.bias": weights(1)})), f"{pool}:a", progress=pytest.fail)
     text = f"{{merge_method: passthrough, models: ['{pool}:a']}}"
     member = merging.plan(merging.parse_recipe(text), merging.open_model)
@@ -213,7 +213,9 @@ def holder(tmp_path):
 
 
 def test_the_second_says_who_holds_the_place_and_a_killed_one_holds_nothing(holder, recipe, small, tmp_path):
-    with pytest.raises(BlockingIOError, match=rf"another merge writes to .*out: process {holder.pid} on \S+, since \d"):
+    with pytest.raises(
+        BlockingIOError, match=rf"another merge is writing to .*: process {holder.pid} on \S+, since \d"
+    ):
         small.merge(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     small.merge(recipe, tmp_path / "other")

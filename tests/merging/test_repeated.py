@@ -45,10 +45,10 @@ def merged(capsys, *words):
         (("uniform", "a", "b", "link"), f"{TWICE}a, link"),
         (("uniform", "a", "b", "copy"), f"{TWICE}a, copy"),  # known when all was read
         (("uniform", "pool"), f"{BASE}pool:base"),
-        (("uniform", "a", "base", "--base", "base"), "base is the base, and no member"),
-        (("task_arithmetic", "a", "base", "--base", "base"), "base is the base, and no member"),
-        (("ties", "a", "*ase", "--base", "./base"), "./base is the base, and no member"),
-        (("uniform", "pool", "--base", "pool:base"), "pool:base is the base, and no member"),
+        (("uniform", "a", "base", "--base", "base"), "base is the base and not a member"),
+        (("task_arithmetic", "a", "base", "--base", "base"), "base is the base and not a member"),
+        (("ties", "a", "*ase", "--base", "./base"), "./base is the base and not a member"),
+        (("uniform", "pool", "--base", "pool:base"), "pool:base is the base and not a member"),
         (("task_arithmetic", "a", "pool:base", "--base", "base"), f"{BASE}pool:base"),
     ],
 )
@@ -80,7 +80,7 @@ def test_what_is_named_as_the_base_is_no_member_of_any_method(place, capsys):
 def test_what_is_named_as_the_base_is_no_ingredient_of_a_release(place, capsys, members):
     assert main(["pool", "release", "pool", "--base", "base", *members]) == 0
     said = " ".join(capsys.readouterr().out.split())  # lines are as long as a terminal is wide
-    assert f"{place / 'pool'}:base is the base, and no member" in said
+    assert f"{place / 'pool'}:base is the base and not a member" in said
     assert soups.Pool("pool").releases.record("1")["metadata"]["ingredients"].keys() == {"a", "b"}
 
 

@@ -269,7 +269,11 @@ class Reading(Counting):
 def test_one_process_works_in_a_folder_that_is_its_own(place):
     (place / "full").mkdir()
     (place / "full" / "thesis.tex").write_text("")
-    with held_work("work", "out"), pytest.raises(BlockingIOError, match="another search writes to "), held_work("work"):
+    with (
+        held_work("work", "out"),
+        pytest.raises(BlockingIOError, match="another search is writing"),
+        held_work("work"),
+    ):
         pass
     for work, out, error, message in [
         ("full", None, FileExistsError, "full exists and has no scores.jsonl"),
@@ -340,7 +344,7 @@ def test_settings_that_a_method_does_not_take_together_have_no_score_but_a_reaso
     [
         ({"budget": 0}, "budget must be at least 1, not 0"),
         ({"population": 1}, "population must be at least 2, not 1"),
-        ({"by": "random", "population": 3}, "population is of CMA-ES: a search by random has none"),
+        ({"by": "random", "population": 3}, "population is for CMA-ES: a search by random takes none"),
         ({"by": "bayes"}, "unknown way to search 'bayes'"),
         ({"by": "grid"}, "a grid needs to know how many values of scale it tries"),
         (
@@ -349,7 +353,7 @@ def test_settings_that_a_method_does_not_take_together_have_no_score_but_a_reaso
         ),
         (
             {"axes": [Axis("scale", 0, 1, number=8)]},
-            "the number of values of scale is of a grid: a search by cma has none",
+            "a number of values, as for scale, is for a grid: a search by cma takes none",
         ),
         ({"given": recipe("ties"), "axes": [Axis("density", 0.5, 1.5)]}, r"density must be in \(0, 1\], not 1.5"),
     ],

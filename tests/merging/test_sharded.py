@@ -249,7 +249,7 @@ def test_pool_to_orbax_with_the_record_of_the_streamed_merge(tmp_path, programs)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pool", "sharded", "streamed"]
     with pytest.raises(FileExistsError, match="sharded exists"):
         merge_sharded(plan, tmp_path / "sharded")
-    with locked(tmp_path / "other"), pytest.raises(BlockingIOError, match=r"another merge writes to .*other"):
+    with locked(tmp_path / "other"), pytest.raises(BlockingIOError, match=r"another merge is writing to .*other"):
         merge_sharded(plan, tmp_path / "other")
 
 

@@ -107,7 +107,7 @@ def test_special_tokens_are_those_of_the_files(tmp_path):
         ({"pre": "qwen2"}, "cuts texts as 'qwen2': only byte pairs .* cut as gpt-2, smollm are read"),
         ({"pre": None}, "cuts texts as None"),
         ({"add_bos_token": True}, "without a token in front"),
-        ({"merges": None}, "is no tokenizer: it lacks tokenizer.ggml.merges"),
+        ({"merges": None}, "is not a tokenizer: it lacks tokenizer.ggml.merges"),
         ({"token_type": [3]}, "is damaged: it has 408 tokens, and the kinds of 1"),
         ({"merges": ["zz yy"]}, "is damaged, or no tokenizer"),
         ({"eos_token_id": None}, "nothing says which of its tokens is the end"),

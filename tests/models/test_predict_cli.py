@@ -136,4 +136,4 @@ def test_user_errors_are_one_message_and_no_file(cli, pool, images, tmp_path):
     assert not (tmp_path / "out.npz").exists()
     for out in (tmp_path, tmp_path / "none" / "out.npz"):
         code, _, err = cli(*known, "--images", images, "--out", out)
-        assert (code, err) == (2, f"soups predict: --out {out}: a file in a folder that is there is needed\n")
+        assert (code, err) == (2, f"soups predict: --out {out}: name a file in an existing folder\n")

@@ -77,7 +77,7 @@ def test_what_cannot_be_done_is_one_line(command, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(b"#version: 0.2\n"))
     for changes, message in (
-        ({"out": "taken"}, "taken exists: a checkpoint is written to a new place"),
+        ({"out": "taken"}, "taken exists: choose a new path for the checkpoint"),
         ({"classes": "latin.txt"}, "latin.txt is not text in UTF-8"),
         ({"templates": "latin.txt"}, "latin.txt is not text in UTF-8"),
         ({"classes": "absent.txt"}, "absent.txt is not there"),

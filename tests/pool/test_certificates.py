@@ -94,7 +94,7 @@ def test_certificates_are_kept_and_read_again(house):
 @pytest.mark.parametrize(
     ("name", "evaluate", "bounds", "message"),
     [
-        ("", "a {model}", {"at_least": 1}, "the name of a certificate is printable text, not ''"),
+        ("", "a {model}", {"at_least": 1}, "the name of a certificate must be printable text, not ''"),
         ("a", "a {model}", {}, "certificate 'a' needs one finite bound: at_least or at_most"),
         ("a", "a {model}", {"at_least": 1, "at_most": 2}, "needs one finite bound"),
         ("a", "a {model}", {"at_least": float("nan")}, "needs one finite bound"),
@@ -387,7 +387,7 @@ def test_two_at_once_exclude_each_other(house):
         lambda: admit(house.pool, "b", weights(1, 1)),
         lambda: release(house.pool),
     ):
-        with pytest.raises(BlockingIOError, match="another certification writes to"):
+        with pytest.raises(BlockingIOError, match="another certification is writing to"):
             blocked()
     let_go.set()
     other.join()
@@ -535,11 +535,11 @@ def test_mistakes_are_one_line_and_2(cli, house):
     for arguments, message in [
         (("certify", "--add", "x", "--at-least", 1), "say how the score is measured"),
         (("certify", "--add", "x", "--eval", "a {model}"), "needs one finite bound"),
-        (("certify", "--eval", "a {model}"), "are of a new certificate: --add NAME"),
+        (("certify", "--eval", "a {model}"), "describe a new certificate: give --add NAME"),
         (("certify", "a", "--remove", "x"), "give one of --add, --remove and members"),
         (("certify", "--remove", "x"), "unknown certificate 'x'"),
         (("certify", "a"), "has no certificates"),
-        (("release", "--from", "out", "--members", "a"), "what --from names has its recipe"),
+        (("release", "--from", "out", "--members", "a"), "--from takes its recipe from what it names"),
         (("release", "--members", "x*"), "nothing matches"),
         (("release", "--members", "x"), "no member 'x'"),
         (("release", "--method", "ties"), "needs a base_model (--base)"),
@@ -555,7 +555,7 @@ def test_mistakes_are_one_line_and_2(cli, house):
         ),
         (("release", "--method", "unifrom"), "did you mean 'uniform'?"),
         (("log", "--remake", 3, "out"), "has no releases yet"),
-        (("release", "--method", "ties", "--density", "0.2", "0.3"), "'0.3' belongs to no option"),
+        (("release", "--method", "ties", "--density", "0.2", "0.3"), "'0.3' does not belong to any option"),
     ]:
         code, out, err = cli(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), (arguments, err)

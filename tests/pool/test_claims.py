@@ -156,7 +156,7 @@ def test_who_saw_a_dead_claim_that_was_since_given_back_does_not_take_it(tmp_pat
         return found
 
     monkeypatch.setattr(leases, "_look", slow)
-    with pytest.raises(BlockingIOError, match="another process writes to pool"):
+    with pytest.raises(BlockingIOError, match="another process is writing to pool"):
         leases.take(path, "pool", "process")
     assert [place.name for place in tmp_path.iterdir()] == ["a.claim"]
     third[0].end()

@@ -97,7 +97,7 @@ def test_nothing_is_written_over(pool, tmp_path):
     for name in ("soup", "pool", "link"):
         with pytest.raises(FileExistsError, match=f"{name} exists"):
             save_soup(tmp_path / name, _params(1))
-    with locked(tmp_path / "other"), pytest.raises(BlockingIOError, match=r"writes to .*other"):
+    with locked(tmp_path / "other"), pytest.raises(BlockingIOError, match=r"is writing to .*other"):
         save_soup(tmp_path / "other", _params(1))
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -210,7 +210,7 @@ def test_the_device_never_holds_the_task_vectors():
         ({"apply_fn": APPLY[:1]}, "2 members need 2 values of apply_fns, but 1 were given"),
         ({"batches": {"0": BATCHES[0]}}, "batches must be given by the names of the members:\n  - 1 is missing"),
         ({"batches": [BATCHES[0], []]}, "no batches for task 1"),
-        ({"batches": [BATCHES[0], iter(BATCHES[1])]}, "no batches for task 1: .* an iterator that is used up"),
+        ({"batches": [BATCHES[0], iter(BATCHES[1])]}, "no batches for task 1: .* an iterator that is exhausted"),
         ({"batches": [BATCHES[0], [BATCHES[1][0] * np.inf]]}, "the entropy is nan at step 0"),
         ({"members": [MEMBERS[0], {"kernel": MEMBERS[1]["kernel"]}]}, "1: bias is missing"),
         (

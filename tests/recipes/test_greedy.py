@@ -104,7 +104,7 @@ def test_mode_min_and_metric():
         ({"metric": "accuracy"}, "returns a single number"),
         (
             {"metric": "acuracy"},
-            r"is a higher or a lower 'acuracy' better\? \(did you mean 'accuracy'\?\) Give mode='max'",
+            r"say whether a higher or a lower 'acuracy' is better \(did you mean 'accuracy'\?\): mode='max'",
         ),
         ({"order": []}, "order is empty: list the members"),
         ({"order": [8]}, "unknown member '8'"),

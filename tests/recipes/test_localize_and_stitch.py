@@ -149,7 +149,7 @@ def test_penalty_empties_the_mask():
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"density": 0.0}, r"density must be in \(0, 1\], not 0.0"),
         ({"batches": []}, "no batches in epoch 0"),
-        ({"batches": iter(BATCHES)}, "no batches in epoch 1: .* an iterator that is used up"),
+        ({"batches": iter(BATCHES)}, "no batches in epoch 1: .* an iterator that is exhausted"),
         ({"batches": [{**BATCHES[0], "x": BATCHES[0]["x"] * np.float32(np.nan)}]}, "the loss is nan in epoch 0"),
         ({"member": {"bias": BASE["bias"]}}, "member: kernel is missing"),
         ({"member": {**BASE, "bias": BASE["bias"] * np.float32(np.nan)}}, "  member: bias"),

@@ -227,9 +227,7 @@ def test_script_makes_the_report_again(results, write_results):
     assert "greedy soup" in done.stdout and "report.html" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"), [((), "arguments are required: DIR"), (("x",), "no results file at x")]
-)
+@pytest.mark.parametrize(("arguments", "message"), [((), "missing: DIR"), (("x",), "no results file at x")])
 def test_script_says_what_is_wrong_in_one_line(arguments, message):
     done = run_script(*arguments)
     assert done.returncode == 2 and done.stdout == ""

@@ -169,7 +169,7 @@ def test_two_merges_to_one_place(models, folder, tmp_path, proxy):
     ]
     errors = [process.communicate()[1] for process in processes]
     assert sorted(process.returncode for process in processes) == [0, 2]
-    assert re.search("another merge writes to|exists: a merge is written to a new place", "".join(errors))
+    assert re.search("another merge is writing to|exists: choose a new path for the merge", "".join(errors))
     check(f"{folder}/out", tmp_path)
 
 
@@ -200,11 +200,11 @@ def test_a_merge_that_fails_leaves_no_upload(models, folder, proxy, capsys, monk
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("out.npz", (), "is not the name of a file that is written to a store"),
+        ("out.npz", (), "a file that is merged to a store ends in .safetensors"),
         ("out.bin", (), "would be a folder: on a store a merge writes folders, and files that end in .safetensors"),
         ("out", ("--format", "orbax"), "Orbax checkpoints are not written to a store"),
         ("a/out", (), "would lie inside the model"),
-        ("a", (), "exists: a merge is written to a new place"),
+        ("a", (), "exists: choose a new path for the merge"),
     ],
 )
 def test_places_that_are_refused(out, options, message, models, folder, capsys):

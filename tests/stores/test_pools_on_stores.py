@@ -235,7 +235,7 @@ def test_a_lease_that_is_not_renewed_is_taken_and_its_holder_knows(either, monke
     place = store_path(either) / "lease"
     monkeypatch.setattr(leases.Lease, "_renewing", lambda self: None)  # as one of a machine that stands still
     lost = leases.take(place, "the pool", "process")
-    with pytest.raises(BlockingIOError, match=r"another process writes to the pool: process \d+ on .*ends in 2.5 s"):
+    with pytest.raises(BlockingIOError, match=r"process is writing to the pool: process \d+ on .*ends in 2.5 s"):
         leases.take(place, "the pool", "process")
     second = leases.take(place, "the pool", "process", wait=True)
     with pytest.raises(BlockingIOError, match="could not be renewed"):

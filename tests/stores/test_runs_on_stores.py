@@ -113,7 +113,7 @@ def test_a_study_runs_is_joined_and_held(room, folder, capsys, monkeypatch):
     assert main([*words, "--join"]) == 2 and "has no run to join" in capsys.readouterr().err
     with held(workdir):
         assert main(words) == 2
-        assert f"another run writes to {workdir}: process" in capsys.readouterr().err
+        assert f"another run is writing to {workdir}: process" in capsys.readouterr().err
     assert not store_path(workdir).exists()
     assert main(words) == 0 and main([*words, "--join"]) == 0
     assert f"all members are in {workdir}" in capsys.readouterr().out

@@ -169,7 +169,7 @@ def test_several_labels_are_measured_by_average_precision(tmp_path, undrawn):
     [
         ({"metrics": None}, "held_out: labels must be integers .*; give metrics= for targets that are not classes"),
         ({"metrics": ["msee"]}, "unknown metric 'msee'.*did you mean 'mse'"),
-        ({"metrics": {"mine": lambda outputs, targets: 0.0}}, "is a higher or a lower 'mine' better"),
+        ({"metrics": {"mine": lambda outputs, targets: 0.0}}, "a higher or a lower 'mine' is better"),
         (
             {"metrics": {"mine": Metric(lambda outputs: 0.0, "min")}},
             r"metrics\['mine'\] is called as .*\(outputs, targets\)",

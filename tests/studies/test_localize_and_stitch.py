@@ -166,7 +166,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(finished, data_dir, tmp_path, 
         ({"only": ["tise"]}, "unknown method of config.only 'tise'"),
         ({"heads": "prompt"}, "config.heads 'prompt'"),
         ({"model": {"arch": "roberta-base", "start": None}}, "must say where the weights and the tokenizer of roberta"),
-        ({"model": {"arch": "vit-b16"}}, "config.model.arch 'vit-b16' is no encoder of texts"),
+        ({"model": {"arch": "vit-b16"}}, "config.model.arch 'vit-b16' is not an encoder of texts"),
     ],
 )
 def test_configs_that_cannot_run_are_errors(data_dir, tmp_path, changes, message):

@@ -95,6 +95,13 @@ def run(function, directory):
         function(directory)
 
 
+def test_the_folder_of_a_model_is_no_workdir(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match=rf"the workdir {tmp_path} is not that of a run: .*config.json does not have"):
+        run(lambda _: pytest.fail("it ran"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_a_second_run_is_told_who_holds_the_workdir(tmp_path):
     place = tmp_path / "new" / "run"
 
@@ -102,7 +109,7 @@ def test_a_second_run_is_told_who_holds_the_workdir(tmp_path):
         with pytest.raises(BlockingIOError) as error:
             run(lambda _: pytest.fail("it ran"), directory)
         assert re.search(
-            rf"another run writes to {place}: process {os.getpid()} on {os.uname().nodename}, since \d{{4}}-\d\d-\d\d ",
+            rf"another run is writing to {place}: process {os.getpid()} on {os.uname().nodename}, since \d{{4}}-\d\d-",
             str(error.value),
         )
 

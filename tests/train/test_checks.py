@@ -234,10 +234,10 @@ def sizes(**changed):
         (lambda: fit(TRAINING, START, DATA, batch_size=4.0), "batch_size must be an integer, not 4.0"),
         (lambda: fit(TRAINING, START, DATA, batch_size=4, save_every=4.0), "save_every must be an integer, not 4.0"),
         (lambda: fit(TRAINING, START, DATA, batch_size=4, momentum=0.9), "unknown setting, which a hyper-parameter"),
-        (lambda: fit(TRAINING, START, "images.npz", batch_size=4), "data are arrays, .* not 'images.npz'"),
-        (lambda: sweep(TRAINING, START, None, [{}], batch_size=4), "data are arrays, .* not None"),
+        (lambda: fit(TRAINING, START, "images.npz", batch_size=4), "data must be arrays, .* not 'images.npz'"),
+        (lambda: sweep(TRAINING, START, None, [{}], batch_size=4), "data must be arrays, .* not None"),
         (lambda: fit(TRAINING, START, lambda: batches(DATA)), "not a function, which only a sweep takes"),
-        (sizes(label=None), "images and labels of a batch are arrays, not a NoneType"),
+        (sizes(label=None), "images and labels of a batch must be arrays, not a NoneType"),
         (lambda: fit(TRAINING, START, batches(DATA), batch_size=4), "batches were given, which have a size already"),
         (
             lambda: fit(TRAINING, START, list(DATA.values()), batch_size=4),
@@ -280,7 +280,10 @@ def sizes(**changed):
         ),
         (lambda: sweep(TRAINING, START, lambda *_: [], [{}], mode="map"), "mode='map' needs data in memory"),
         (lambda: lp_ft(TRAINING, START, DATA, head="top", probe={}, batch_size=4), "none of the leaves is below 'top'"),
-        (lambda: lp_ft(TRAINING, START, DATA, head=0, probe={}, batch_size=4), "head is a text and probe a mapping"),
+        (
+            lambda: lp_ft(TRAINING, START, DATA, head=0, probe={}, batch_size=4),
+            "head must be a string and probe a",
+        ),
         (
             lambda: lp_ft(TRAINING, START, DATA, head="head", probe={"strength": 1}, features=network, batch_size=4),
             "unknown setting of a probe on features 'strength' .did you mean 'strengths'",
@@ -310,7 +313,7 @@ def test_sizes_and_kinds(call, message):
         ({"accumulate": 0}, "accumulate must be at least 1, not 0"),
         ({"accumulate": 1.5}, "accumulate must be a whole number, not 1.5"),
         ({"accumulate": 2.0}, "accumulate must be an integer, not 2.0"),
-        ({"ema_decays": 0.9}, r"ema_decays are several, such as \(0.99, 0.999\), not 0.9"),
+        ({"ema_decays": 0.9}, r"ema_decays must be a sequence, such as \(0.99, 0.999\), not 0.9"),
         ({"decay_rules": ((".*", "no"),)}, "decay_rules must be pairs .regex, True or False., not"),
         ({"learning_rate_rules": ((".*", -1.0),)}, "learning_rate_rules must be pairs"),
         (

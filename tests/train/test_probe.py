@@ -234,7 +234,7 @@ def test_what_cannot_be_fitted_is_listed(examples):
         ({"num_classes": "3"}, "num_classes must be a whole number, not '3'"),
         ({"num_classes": 1}, "num_classes must be at least 2, not 1"),
         ({"max_iterations": -1}, "max_iterations must be at least 1, not -1"),
-        ({"strengths": 1.0}, "strengths are a sequence of positive numbers, not 1.0"),
+        ({"strengths": 1.0}, "strengths must be a sequence of positive numbers, not 1.0"),
         ({"strengths": ["a"]}, r"strengths must be positive numbers, not \('a',\)"),
         ({"held_out": 3}, "held_out must be a pair"),
         ({"features": np.ones((4, 2), np.complex64)}, "the features must be real numbers, not complex64"),

@@ -53,7 +53,7 @@ def test_labels_that_are_no_numbers_are_errors(labels, message):
 
 def test_several_outputs_are_errors(data):
     x, y = data
-    with pytest.raises(ValueError, match=r"the outputs are \[40, 2\], but labels \[40\] need one each"):
+    with pytest.raises(ValueError, match=r"labels \[40\] need one output each, not outputs \[40, 2\]"):
         Regression(linear)({"w": np.ones((3, 2), np.float32)}, {"image": {"x": x}, "label": jnp.asarray(y)}, KEY)
 
 
@@ -114,7 +114,7 @@ def test_the_loss_of_words_is_the_mean_over_their_tokens(rng):
     [
         (
             {"image": np.zeros(2), "label": np.array([0, 1])},
-            "inputs are arrays by name, as a tokenizer gives, not a nda",
+            "inputs must be arrays by name, as from a tokenizer, not a nda",
         ),
         ({"image": {}, "label": np.array([0, 2])}, "labels must be 0 to 1, but they go from 0 to 2"),
         ({"image": {}, "label": np.array([0.0, 1.0])}, r"labels must be whole numbers \[B\], not float64 \[2\]"),

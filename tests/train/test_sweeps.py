@@ -157,9 +157,9 @@ def test_one_sweep_at_a_time_trains_for_a_pool(into, tmp_path):
     pool, averaged = Pool(tmp_path / "pool"), Pool(tmp_path / "averaged")
 
     def again(name, result):
-        with pytest.raises(BlockingIOError, match=r"another sweep writes to .*pool: process"):
+        with pytest.raises(BlockingIOError, match=r"another sweep is writing to .*pool: process"):
             into(Pool(pool.path), MEMBERS[2:4], on_member=kill)
-        with pytest.raises(BlockingIOError, match=r"another sweep writes to .*averaged: process"):
+        with pytest.raises(BlockingIOError, match=r"another sweep is writing to .*averaged: process"):
             into(Pool(tmp_path / "other"), MEMBERS[:1], averages={"ema": averaged}, on_member=kill)
 
     into(pool, (member for member in MEMBERS[:1]), averages={"ema": averaged}, on_member=again)

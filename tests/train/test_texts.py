@@ -70,5 +70,5 @@ def test_tokens_cannot_be_mixed(arch, data, settings, message):
 
 def test_tokens_are_not_bytes_of_images(arch, data):
     inputs, labels = data
-    with pytest.raises(ValueError, match="images and labels of a batch are arrays, not a dict"):
+    with pytest.raises(ValueError, match="images and labels of a batch must be arrays, not a dict"):
         fit(Classification(arch.train_apply_fn(2), 2), arch.abstract(2), (inputs, labels), batch_size=4)

@@ -92,7 +92,7 @@ def test_errors(family, tmp_path):
         diagnose(family, metric="accuracy")
     with pytest.raises(ValueError, match=r"unknown metric 'acuracy' \(did you mean 'accuracy'\?\)"):
         diagnose(family, evaluate=lambda p: {"accuracy": 1.0}, metric="acuracy", mode="max")
-    with pytest.raises(ValueError, match=r"is a higher or a lower 'acuracy' better\? \(did you mean 'accuracy'\?\)"):
+    with pytest.raises(ValueError, match=r"a higher or a lower 'acuracy' is better \(did you mean 'accuracy'\?\)"):
         diagnose(family, evaluate=lambda p: {"accuracy": 1.0}, metric="acuracy")
     for settings in ({"max_members": 1}, {"points": 0}):
         with pytest.raises(ValueError, match="at least 2 and points at least 1"):
