@@ -83,7 +83,7 @@ def test_a_member_that_fails_leaves_nothing_and_a_place_is_held_by_one(tmp_path,
     assert os.listdir(pool.path / "members") == []
     with (
         locked(tmp_path / "out"),
-        pytest.raises(BlockingIOError, match=r"another merge writes to .*out: process \d+ on"),
+        pytest.raises(BlockingIOError, match=r"another merge is writing to .*out: process \d+ on"),
         locked(tmp_path / "out"),
     ):
         pytest.fail("two hold it")
