@@ -1,9 +1,8 @@
 """Keep the memory that is freed and needed again at once."""
 
 import ctypes
-import importlib.metadata
-import importlib.util
 import os
+from importlib.util import find_spec
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8  # parameters of glibc's mallopt
 _BY_USERS = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
@@ -18,7 +17,9 @@ def keep_freed_memory() -> None:
     Nothing is done where JAX has a plugin for accelerators, where the environment sets the allocator, and without
     glibc.
     """
-    accelerated = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")
+    from importlib.metadata import entry_points  # not for merges: it takes long
+
+    accelerated = entry_points(group="jax_plugins") or find_spec("libtpu")
     if not accelerated and not any(name in os.environ for name in _BY_USERS):
         _tell_glibc({_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1})
 

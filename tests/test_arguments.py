@@ -46,7 +46,8 @@ def test_the_weights_of_one_network_are_no_members(container):
     with pytest.raises(ValueError, match="members must be trees, but 'b', 'w' are arrays"):
         soups.uniform(container(b=np.ones(3), w=np.ones(3)))
     for names in (("params",), ("Dense_0", "Dense_1"), ("head", "encoderblock_0"), ("layers_0", "layers_1")):
-        with pytest.raises(ValueError, match=f"members are trees, but '{names[-1] if 'head' in names else names[0]}'"):
+        part = names[-1] if "head" in names else names[0]
+        with pytest.raises(ValueError, match=f"members must be trees, but '{part}'"):
             soups.uniform(container({name: {"w": np.ones(3)} for name in names}))
     assert soups.uniform(container(model_0={"w": np.ones(3)}, head={"w": np.ones(3)}))
 

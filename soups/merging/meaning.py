@@ -83,10 +83,12 @@ def mixed_dtypes(outputs: Iterable, checkpoints: Mapping) -> list[str]:
 def _promoted(one, other):
     if 1 in (one.itemsize, other.itemsize) and one.itemsize != other.itemsize:
         return max(one, other, key=lambda dtype: dtype.itemsize)  # each of 16 bits holds all of 8
+    if one != other and one.name.startswith("float8") and other.name.startswith("float8"):
+        return np.dtype(ml_dtypes.bfloat16)
     try:
         return np.promote_types(one, other)
-    except TypeError:  # two of 8 bits; bfloat16 and float16
-        return np.dtype(ml_dtypes.bfloat16 if one.itemsize == 1 else np.float32)
+    except TypeError:  # bfloat16 and float16
+        return np.dtype(np.float32)
 
 
 def _quantised(model, checkpoint, config):

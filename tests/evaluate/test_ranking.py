@@ -107,7 +107,7 @@ def test_regret_is_what_the_best_has_more(rng):
     assert regret({"a": 0.5, "ab": 0.75}, "a") == 0.25  # of single models
     with pytest.raises(ValueError, match="unknown choice"):
         regret(values, ["a"])
-    with pytest.raises(ValueError, match="twice, in another order"):
+    with pytest.raises(ValueError, match="twice, in a different order"):
         regret({("a", "b"): 1.0, ("b", "a"): 2.0}, ("a", "b"))
     with pytest.raises(ValueError, match="NaN or infinity"):
         regret({"a": math.nan, "b": 1.0}, "b")

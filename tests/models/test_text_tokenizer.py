@@ -267,11 +267,11 @@ def test_folders_and_files_that_hold_no_tokenizer_are_errors(tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer\.json is damaged, or no tokenizer"):
         text_tokenizer(tmp_path)
     Tokenizer(BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match=r"no tokenizer of an encoder: it lacks \[CLS\] or <s>"):
+    with pytest.raises(ValueError, match=r"is not the tokenizer of an encoder: it lacks \[CLS\] or <s>"):
         text_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match=r"no vocabulary of word pieces: it lacks \[CLS\], \[MASK\]"):
+    with pytest.raises(ValueError, match=r"is not a vocabulary of word pieces: it lacks \[CLS\], \[MASK\]"):
         text_tokenizer(write_pieces(tmp_path / "pieces", ["[PAD]", "[SEP]", "[UNK]"], do_lower_case=True))
-    with pytest.raises(ValueError, match="no vocabulary of RoBERTa: it lacks <s>, </s>"):
+    with pytest.raises(ValueError, match="is not a vocabulary of RoBERTa: it lacks <s>, </s>"):
         text_tokenizer(write_pairs(tmp_path / "pairs", ["a", "<pad>", "<unk>", "<mask>"], []))
     with pytest.raises(ValueError, match=r"vocab.json is damaged, or no tokenizer: .*`xy`"):
         text_tokenizer(write_pairs(tmp_path / "merges", merges=["x y"]))
