@@ -59,7 +59,7 @@ class Lease:
             self._renewed = begun
 
     def end(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -72,8 +72,8 @@ class ConvNorm(nn.Module):
     """Apply a square convolution without bias and a norm, "layer" or "batch"; `epsilon` is that of "batch".
 
     `frozen`, of "batch": normalise by the statistics that are there, whether in training or not, and the convolution
-    has the factors of channels in its kernel. That is the same function, and a step of gradients on a CPU takes a
-    quarter less: what normalising reads and the sums of its gradient over all places are not needed.
+    has the factors of channels in its kernel. That is the same function, whose gradients cost less on a CPU: what
+    normalising reads and the sums of its gradient over all places are not needed.
     """
 
     width: int

@@ -42,7 +42,7 @@ class Maker:
         _here[name] = self
 
     def close(self) -> None:
-        """Give all claims back, and take away what processes have left that are known to be dead."""
+        """Release all claims, and take away what processes have left that are known to be dead."""
         del _here[self.lease.path.name]
         for name in list(self.claims):
             self.release(name)
@@ -83,7 +83,7 @@ class Maker:
         return True
 
     def release(self, name: str) -> None:
-        """Give up a claim."""
+        """Release a claim."""
         self.claims.pop(name).end()
         self.finish(name)
 
