@@ -1,5 +1,6 @@
 """Place direct labels so that they cover neither each other nor the points, always the same way for the same figure."""
 
+import functools
 import math
 
 import numpy as np
@@ -99,29 +100,31 @@ def _descend(anchors, choices, markers, frame, rounds=8):
     """Pick one box for each label: insert them in several orders, improve each start label by label, keep the best."""
     count = len(anchors)  # the first markers are those that have labels
     fixed = [_fixed_cost(anchor, boxes, markers, count, frame) for anchor, boxes in zip(anchors, choices, strict=True)]
+
+    @functools.cache  # most labels stay where they are from round to round
+    def between(index, other, place):
+        box = choices[other][place]
+        overlap = _overlap(choices[index], box)
+        leaders = _leaders_hit(anchors[index], choices[index], anchors[other], box)
+        return 60 * (overlap > 0) + overlap + 60 * leaders
+
+    def cost(index, picked):
+        """Return the cost of each candidate of one label, the places of the others being as picked."""
+        return sum((between(index, *other) for other in picked.items() if other[0] != index), fixed[index])
+
     best_total, best = np.inf, []
     for order in (np.argsort(anchors[:, 1]), np.argsort(-anchors[:, 1]), np.argsort(anchors[:, 0])):
         picked: dict[int, int] = {}
         for _ in range(rounds):
             before = dict(picked)
             for index in map(int, order):
-                picked[index] = int(np.argmin(_cost(index, picked, anchors, choices, fixed)))
+                picked[index] = int(np.argmin(cost(index, picked)))
             if picked == before:
                 break
-        total = sum(_cost(index, picked, anchors, choices, fixed)[picked[index]] for index in picked)
+        total = sum(cost(index, picked)[picked[index]] for index in picked)
         if total < best_total:
             best_total, best = total, [choices[index][picked[index]] for index in range(len(choices))]
     return best
-
-
-def _cost(index, picked, anchors, choices, fixed):
-    """Return the cost of each candidate of one label, the places of the others being as picked."""
-    cost = fixed[index].copy()
-    for other in (j for j in picked if j != index):
-        box = choices[other][picked[other]]
-        overlap = _overlap(choices[index], box)
-        cost += 60 * (overlap > 0) + overlap + 60 * _leaders_hit(anchors[index], choices[index], anchors[other], box)
-    return cost
 
 
 def _points_between(start, end, frame):
