@@ -71,6 +71,12 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the figures out of reports, whose drawing takes most of the time."""
+    monkeypatch.setattr("soups.report.page.draw_all", lambda results: [])
+
+
 @pytest.fixture(scope="session")
 def quick_start():
     """Return the environment of a process that starts this library; its programs are compiled as those here."""

@@ -75,7 +75,7 @@ TOLD = {
 }
 
 
-def test_a_table_on_the_page_on_the_terminal_and_as_csv(results, write_results):
+def test_a_table_on_the_page_on_the_terminal_and_as_csv(results, write_results, undrawn):
     results = claimed(results, **TOLD)
     half = stats.t.ppf(0.975, 2) * stats.sem([0.4, 0.5, 0.6])
     rows = [[cell.text for cell in row] for row in claim_table(results).rows]
@@ -123,7 +123,7 @@ def test_one_sentence_counts_them(results):
     assert report.sentences(claimed(results, **{"A > B": [0.1]}))[-1] == "Of 1 claim: 1 not decided."
 
 
-def test_results_without_claims_have_no_table_of_them(results, write_results):
+def test_results_without_claims_have_no_table_of_them(results, write_results, undrawn):
     directory = write_results(claimed(results, **TOLD))
     report.write_report(directory)
     write_results({name: found for name, found in results.items() if name != "claims"})

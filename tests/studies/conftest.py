@@ -7,16 +7,16 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = pathlib.Path(__file__).with_name("small_config.py")
+HERE = pathlib.Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
 def command(digits_dir):
     """Return a function from a workdir and more flags to the command that runs the small experiment there."""
 
-    def words(workdir, *flags):
-        script = [sys.executable, ROOT / "scripts" / "run.py", f"--config={CONFIG}", f"--config.data_dir={digits_dir}"]
-        return [*script, f"--workdir={workdir}", *flags]
+    def words(workdir, *flags, config="small_config"):
+        script = [sys.executable, ROOT / "scripts" / "run.py", f"--config={HERE / config}.py"]
+        return [*script, f"--config.data_dir={digits_dir}", f"--workdir={workdir}", *flags]
 
     return words
 
@@ -25,8 +25,8 @@ def command(digits_dir):
 def start(command, quick_start):
     """Return a function that starts the small experiment in a workdir, with more flags, and gives its process."""
 
-    def starting(workdir, *flags, **options):
-        return subprocess.Popen(command(workdir, *flags), cwd=ROOT, env=quick_start, **options)
+    def starting(workdir, *flags, config="small_config", **options):
+        return subprocess.Popen(command(workdir, *flags, config=config), cwd=ROOT, env=quick_start, **options)
 
     return starting
 
@@ -35,8 +35,9 @@ def start(command, quick_start):
 def run(start):
     """Return a function that runs the small experiment to its end and gives the finished process."""
 
-    def finish(workdir, *flags):
-        with start(workdir, *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    def finish(workdir, *flags, config="small_config"):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with start(workdir, *flags, config=config, **pipes) as process:
             try:
                 printed, errors = process.communicate(timeout=300)
             finally:
@@ -53,9 +54,3 @@ def finished(run, tmp_path_factory):
     process = run(workdir)
     assert process.returncode == 0, process.stderr[-3000:]
     return workdir, process.stdout
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leave out the figures, which take most of the time."""
-    monkeypatch.setattr("soups.report.write_report", lambda directory: [])

@@ -27,7 +27,7 @@ from soups.data.imagenet import SETS, evaluation_sets
 from soups.evaluate import Evaluator
 from soups.models.architectures import architecture
 from soups.pool import digest, prefetch
-from soups.report import load_results
+from soups.report import load_results, page
 from soups.studies import imagenet_finetune, imagenet_soups, streamed
 from soups.studies.given import open_members
 from soups.studies.kitchen import Kitchen, slug
@@ -39,13 +39,14 @@ HERE = pathlib.Path(__file__).parent
 
 @pytest.fixture(scope="module", autouse=True)
 def small_machine():
-    """Let the runs see four devices, as many as two processes of two have together, and compile the step quickly."""
+    """Let the runs see four devices, as two processes of two have them, compile quickly, and draw nothing."""
     few = jax.devices()[:4]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda: few)
         for name in ("device_count", "local_device_count"):
             patch.setattr(jax, name, lambda: 4)
         patch.setattr(train_step, "cpu_options", lambda statistics: QUICK)
+        patch.setattr(page, "draw_all", lambda results: [])
         yield
 
 

@@ -209,7 +209,8 @@ def study_of(made, factor=lambda: 1.0):
 def test_a_study_cooks_every_seed_goes_on_and_repeats_what_a_figure_needs(tmp_path, undrawn, monkeypatch):
     made, config = [], {"name": "mine", "seeds": 2, "figures": {"counts": [1]}}
     paths = study_of(made)(config, tmp_path)
-    assert paths == [str(tmp_path / name) for name in ("results.json", "pool")]
+    written = ("results.json", "report.html", "table.csv", "table.tex", "pool")
+    assert paths == [str(tmp_path / name) for name in written]
     results = load_results(tmp_path)
     assert [(row["seed"], row["name"], row["metrics"]["test"]["accuracy"]) for row in results["rows"]] == [
         (seed, name, 1 / (1 + seed)) for seed in (0, 1) for name in ("soup", "of 1")
