@@ -1,4 +1,4 @@
-"""Describe the small experiment without what takes long and is not looked at: SAM, trajectories, random heads, figures."""
+"""Describe the small experiment without steps that take long: SAM, trajectories, random heads, figures."""
 
 import importlib.util
 import pathlib
