@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 from soups import tree
-from soups.arguments import check_batches
+from soups.arguments import check_batches, check_takes
 from soups.models.functional import as_variables, in_mode, normalizer, of_batch_norms
 from soups.models.nnx import batch_statistics
 from soups.names import bounded
@@ -76,12 +76,16 @@ def reestimate_batch_stats(stats: Callable, params: Tree, batches: Iterable) -> 
     Needed after averaging weights: Izmailov et al., "Averaging Weights Leads to Wider Optima" (2018), arXiv:1803.05407.
 
     Raises:
-        ValueError: weights that have no BatchNorm statistics; no batches, or one array in their place.
+        ValueError: weights that have no BatchNorm statistics; no batches, or one array in their place; a batch that
+            holds NaN or infinity; `stats` that does not give the statistics of these weights.
     """
+    check_takes("stats", stats, "params, inputs")
     old = _from_zeros(params)["batch_stats"]
     measure = jax.jit(stats)
     count, pooled = 0, None
-    for inputs in check_batches(batches):
+    for index, inputs in enumerate(check_batches(batches)):
+        if tree.nonfinite_names(inputs):
+            raise ValueError(f"batch {index} holds NaN or infinity, and so would all statistics: leave such inputs out")
         batch = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), measure(params, inputs))
         size = jax.tree.leaves(inputs)[0].shape[0]
         count += size
@@ -89,6 +93,10 @@ def reestimate_batch_stats(stats: Callable, params: Tree, batches: Iterable) -> 
     if pooled is None:
         raise ValueError("no batches were given: BatchNorm statistics need at least one")
     leaves, structure = jax.tree.flatten(old)  # which may be other containers
+    if [np.shape(new) for new in jax.tree.leaves(pooled)] != [leaf.shape for leaf in leaves]:
+        raise ValueError(
+            f"stats must give new statistics for all of {tree.names(old)[:5]}, not {tree.names(pooled)[:5]}"
+        )
     cast = [jnp.asarray(new, leaf.dtype) for new, leaf in zip(jax.tree.leaves(pooled), leaves, strict=True)]
     return {**params, "batch_stats": jax.tree.unflatten(structure, cast)}
 

@@ -35,7 +35,12 @@ def init(model: nn.Module, key: jax.Array, image_shape: Sequence[int] | Mapping[
 
     A network that takes arrays by name, such as `soups.models.TextEncoder`, needs a batch of them instead of a shape.
     """
-    inputs = image_shape if isinstance(image_shape, Mapping) else jnp.zeros((1, *image_shape), jnp.float32)
+    if isinstance(image_shape, Mapping):
+        inputs = image_shape
+    elif isinstance(image_shape, Sequence) and all(isinstance(n, int | np.integer) and n > 0 for n in image_shape):
+        inputs = jnp.zeros((1, *image_shape), jnp.float32)
+    else:
+        raise ValueError(f"image_shape must be whole numbers above 0, such as (224, 224, 3), not {image_shape!r:.200}")
     model, flags = in_mode(model, train=False)
     variables = jax.jit(lambda key: model.init(key, inputs, **flags))(key)
     return variables if len(variables) > 1 else variables["params"]
@@ -113,6 +118,8 @@ def of_batch_norms(*, use_running_average: bool, called: Callable[[str], Any] = 
 
 def as_variables(params: Tree) -> Tree:
     """Return the variable collections that Linen wants: {"params": ...} around weights that lack them."""
+    if not isinstance(params, Mapping):
+        raise ValueError(f"the weights of a Linen module must be a mapping, not a {type(params).__name__}")
     return params if "params" in params else {"params": params}
 
 
@@ -205,7 +212,10 @@ def normalizer(mean: Sequence[float] | None = None, std: Sequence[float] | None 
 
 
 def _checked(inputs):
-    for leaf in jax.tree.leaves(inputs):
+    leaves = jax.tree.leaves(inputs)
+    if not leaves or any(not hasattr(leaf, "dtype") for leaf in leaves):
+        raise ValueError(f"inputs must be arrays, not a {type(inputs).__name__}: numpy.asarray makes arrays of lists")
+    for leaf in leaves:
         tokens = jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.dtype.itemsize >= 4 and leaf.ndim <= 2
         if not tokens and not jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.dtype != bool:
             raise ValueError(f"inputs must be floats, but they are {leaf.dtype}: scale the images first")

@@ -263,3 +263,35 @@ def test_network_without_batch_norm_is_an_error(images):
 def test_no_batches_is_an_error(params):
     with pytest.raises(ValueError, match="at least one"):
         models.reestimate_batch_stats(models.stats_fn(MODEL), params, [])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_batch_that_is_not_finite_is_named_before_it_spoils_the_statistics(params, images, value):
+    spoilt = np.array(images)
+    spoilt[0] = value
+    mlp, flat = models.MLP(3, (4,)), spoilt.reshape(len(spoilt), -1)
+    weights = models.init(mlp, jax.random.key(0), flat.shape[1:])
+    calls = {
+        "reestimate_batch_stats": lambda: models.reestimate_batch_stats(models.stats_fn(MODEL), params, [spoilt]),
+        "activation_statistics": lambda: models.activation_statistics(mlp, weights, [flat]),
+        "repair": lambda: models.repair(mlp, weights, [weights, weights], [flat]),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match="batch 0 holds NaN or infinity"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("stats", "message"),
+    [
+        (None, "stats must be a function stats.params, inputs., not a NoneType"),
+        (lambda params: params, "stats is called as stats.params, inputs., but takes"),
+        (
+            lambda params, inputs: {"bn": {"mean": np.zeros(3), "var": np.ones(3)}},
+            "must give new statistics for all of",
+        ),
+    ],
+)
+def test_what_gives_no_statistics_is_an_error(params, images, stats, message):
+    with pytest.raises(ValueError, match=message):
+        models.reestimate_batch_stats(stats, params, [images])

@@ -87,3 +87,26 @@ def test_a_module_need_not_take_train(model):
     logits, after = models.train_apply_fn(model)(params, images, jax.random.key(0))
     np.testing.assert_array_equal(logits, expected)
     assert after is not params and jax.tree.structure(after) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda model, params: models.apply_fn(model)(params, [[1.0]]),
+            "inputs must be arrays, not a list: numpy.asarr",
+        ),
+        (lambda model, params: models.apply_fn(model)(params, None), "inputs must be arrays, not a NoneType"),
+        (
+            lambda model, params: models.apply_fn(model)(None, np.ones((1, 2, 2, 1))),
+            "must be a mapping, not a NoneType",
+        ),
+        *[
+            (lambda model, params, shape=shape: models.init(model, jax.random.key(0), shape), "whole numbers above 0")
+            for shape in (224, "224", (0, 2, 1), (2.0, 2, 1), None)
+        ],
+    ],
+)
+def test_what_is_no_array_no_weights_or_no_shape_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(models.MLP(3, (4,)), {})
