@@ -220,14 +220,17 @@ def read_example(source: Source, index: int, transform: Transform | None) -> tup
 
     An `UnreadableImage` names what cannot be read, or what the transform refuses.
     """
+    if transform is not None and not callable(transform):
+        raise ValueError(f"transform must be a function of an image, not a {type(transform).__name__}")
     with memory_held():
         example = source[index]
         try:
             image = example["image"] if transform is None else transform(example["image"])
         except ValueError as error:
             raise UnreadableImage(f"{example_name(source, index)}: {error}") from error
-    if image.dtype != np.uint8 or image.ndim != 3:
-        raise ValueError(f"image {index} must be uint8 [H, W, C], not {image.dtype} {list(image.shape)}")
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+        raise ValueError(f"image {index} must be uint8 [H, W, C], not {found}")
     return image, int(example["label"])
 
 

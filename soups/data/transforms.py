@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from soups.arguments import check_within
 from soups.lazy import pillow
 from soups.names import check_name
 
@@ -41,7 +42,10 @@ def resize(size: int | tuple[int, int], method: str = "bicubic") -> Transform:
             that is empty, or does not have 1 or 3 channels.
     """
     check_name(method, _METHODS, "resize method")
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = (size, size) if isinstance(size, int | np.integer) else size
+    if not isinstance(sides, tuple | list) or [isinstance(s, int | np.integer) for s in sides] != [True, True]:
+        raise ValueError(f"a size must be a whole number of pixels, or two (height, width), not {size!r:.100}")
+    height, width = map(int, sides)
     if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise ValueError(f"a size must have 1 to {MAX_PIXELS:,} pixels, not {height} x {width}")
     resampling = pillow.Resampling[method.upper()]
@@ -73,8 +77,9 @@ def resize_shorter(size: int, method: str = "bicubic") -> Transform:
 def center_crop(size: int) -> Transform:
     """Cut the central square of `size` pixels; half a pixel is rounded to the even neighbour.
 
-    An image that is smaller than the crop is a ValueError.
+    An image that is smaller than the crop is a ValueError, and so is a size that is no whole number of pixels.
     """
+    size = check_within("the size of a crop", size, "[1, inf)", whole=True)
 
     def apply(image):
         height, width = image.shape[:2]

@@ -92,6 +92,21 @@ def test_a_broken_file_is_named_when_it_is_read(tmp_path, colors):
         decode(source)
 
 
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (3, "transform must be a function of an image, not a int"),
+        (lambda image: None, r"image 0 must be uint8 \[H, W, C\], not a NoneType"),
+        (lambda image: image / 255, r"image 0 must be uint8 \[H, W, C\], not float64 \["),
+    ],
+)
+def test_what_a_transform_makes_is_an_image(tmp_path, colors, transform, message):
+    for name in "ab":
+        _save(tmp_path / name / "1.png", colors[0])
+    with pytest.raises(ValueError, match=message):
+        decode(folder_source(tmp_path), transform, num_threads=1)
+
+
 def test_broken_files_of_every_kind_are_unreadable_images(tmp_path, colors):
     file = tmp_path / "a" / "1.png"
     _save(file, colors[0])

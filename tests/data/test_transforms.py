@@ -70,5 +70,11 @@ def test_errors(rng):
         to_channels(4)
     with pytest.raises(ValueError, match=r"must be uint8 .* not uint8 \[7, 9, 2\]"):
         resize(8)(_image(rng, 7, 9, 2))
+    for size in ("8", (8,), (8, 8, 8), 8.0, None, (8, "8")):
+        with pytest.raises(ValueError, match=r"a size must be a whole number of pixels, or two .height, width., not"):
+            resize(size)
+    for size in (0, -1, "8", 1.5):
+        with pytest.raises(ValueError, match="the size of a crop must be"):
+            center_crop(size)
     with pytest.raises(ValueError, match="more than 8 bits"):
         from_pil(PIL.Image.fromarray(np.zeros((4, 4), np.uint16)))
