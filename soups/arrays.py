@@ -130,11 +130,18 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def refusal(array) -> str:
-    """Say why programs cannot take an array, "" where they can: a mask would be lost, another byte order misread."""
+def refusal(array, *, numbers: bool = True) -> str:
+    """Say why programs cannot take an array, "" where they can: a mask would be lost, another byte order misread.
+
+    `numbers`: whether it must hold numbers, as what is computed with.
+    """
     if isinstance(array, np.ma.MaskedArray):
         return "is a masked array: leave out what is masked, or give .filled()"
-    if isinstance(dtype := getattr(array, "dtype", None), np.dtype) and not dtype.isnative:
+    if not isinstance(dtype := getattr(array, "dtype", None), np.dtype):
+        return ""
+    if numbers and (dtype.kind in "OSUTMm" or dtype.type is np.void):
+        return f"has dtype {dtype}: programs take arrays of numbers alone"
+    if not dtype.isnative:
         return f"has the byte order of other machines: give .astype({dtype.newbyteorder('=').name!r})"
     return ""
 

@@ -1,9 +1,21 @@
 """Say over which axes of a mesh arrays are cut, and join what is cut."""
 
 from collections.abc import Collection
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def check_mesh(mesh: Any, *axes: str) -> None:
+    """See that a mesh, where one is given, is one and has these axes, or raise a ValueError."""
+    if mesh is None:
+        return
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh must be a jax.sharding.Mesh, not a {type(mesh).__name__}")
+    if missing := [axis for axis in axes if axis not in mesh.axis_names]:
+        axes = ", ".join(map(repr, mesh.axis_names))
+        raise ValueError(f"the mesh needs an axis {missing[0]!r}; it has {axes}")
 
 
 def axes_of(spec: PartitionSpec) -> set[str]:

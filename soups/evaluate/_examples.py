@@ -38,6 +38,8 @@ class Examples:
                 f"inputs hold NaN or infinity, first in example {row}: leave such examples out, or give a preprocess, "
                 "such as lambda x: x if the network takes them as they are"
             )
+        if refused := [why for leaf in jax.tree.leaves(self.inputs) if (why := refusal(leaf))]:
+            raise ValueError(f"the dataset cannot be evaluated: one of its inputs {refused[0]}")
         if classes:
             self._check_labels()
         leaves = [*jax.tree.leaves(self.inputs), *jax.tree.leaves(self.targets)]
@@ -83,7 +85,8 @@ def _not_finite(inputs) -> int | None:
 
 
 def _length_problems(leaves, images) -> list[str]:
-    if refused := [why for leaf in leaves if (why := refusal(leaf))]:
+    # inputs are computed with; of targets a metric of one's own may take what it likes
+    if refused := [why for leaf in leaves if (why := refusal(leaf, numbers=False))]:
         return [f"one of its arrays {refused[0]}"]
     if bare := [leaf for leaf in leaves if not hasattr(leaf, "__len__") or not getattr(leaf, "ndim", 1)]:
         return [f"it must hold arrays [N, ...], but {bare[0]!r:.80} is not one: numpy.asarray makes arrays of lists"]

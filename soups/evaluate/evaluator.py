@@ -12,14 +12,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from soups import tree
 from soups.arguments import check_takes, check_within
+from soups.arrays import refusal
 from soups.data import project_logits
 from soups.evaluate import classification
 from soups.evaluate._examples import Examples
 from soups.evaluate.cache import LogitCache
 from soups.evaluate.measures import CLASS_METRICS, Metric, chosen_metrics
 from soups.journal import content_digest
-from soups.partition import axes_of, constrained, joined
-from soups.recipes._scores import NotFiniteError
+from soups.names import bounded
+from soups.partition import axes_of, check_mesh, constrained, joined
+from soups.recipes._scores import NotFiniteError, number
 
 # inputs up to this size stay on the devices; where these tell how much memory they have, up to this part of it
 _RESIDENT_BYTES, _RESIDENT_PART = 2**30, 1 / 16
@@ -99,7 +101,8 @@ class Evaluator:
         self.labels = self._examples.targets
         self.forward_passes = 0
         batch_size = check_within("batch_size", batch_size, "[1, inf)", whole=True)
-        _check_settings(mesh, width, cache, key)
+        _check_settings(mesh, width, devices, cache, key)
+        check_takes("apply_fn", apply_fn, "params, inputs")
         for name, function, given in (("preprocess", preprocess, "inputs"), ("keep", keep, "outputs, targets")):
             if function is not None:
                 check_takes(name, function, given)
@@ -160,7 +163,8 @@ class Evaluator:
         """
         if self._at_once:
             return classification.metrics(outputs, self.labels)
-        return {name: float(metric.function(outputs, self.labels)) for name, metric in self._metrics.items()}
+        found = {name: metric.function(outputs, self.labels) for name, metric in self._metrics.items()}
+        return {name: number(value, f"the metric {name!r} must give a number, not") for name, value in found.items()}
 
     def _measured_or_nan(self, outputs):
         try:
@@ -169,6 +173,10 @@ class Evaluator:
             return dict.fromkeys(self.modes, math.nan)
 
     def _outputs(self, networks):
+        if not isinstance(networks, Sequence):
+            raise ValueError(f"several networks must be a list of their weights, not a {type(networks).__name__}")
+        for params in networks:
+            check_weights(params)
         if self._rows > 1 and len(networks) > 1:
             tree.check_same_structure(networks)
         for start in range(0, len(networks), self._rows):
@@ -298,6 +306,8 @@ class _Network(NamedTuple):
         shapes = [leaf.shape for leaf in jax.tree.leaves(outputs)]
         if self.classes and (len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != count):
             raise ValueError(f"the network must give logits [{count}, classes], not of shape {_listed(shapes)}")
+        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(outputs)):
+            raise ValueError("the network must give real numbers, but some of its outputs are complex")
         if any(shape[:1] != (count,) for shape in shapes):
             raise ValueError(f"{count} examples need outputs [{count}, ...], not of shape {_listed(shapes)}")
         return jax.tree.map(_in_float32, outputs)
@@ -338,6 +348,23 @@ def _in_float32(leaf):
     return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
+def check_weights(params: tree.Tree) -> None:
+    """See that weights can be computed with, or raise a ValueError that names the leaves that cannot."""
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise ValueError(f"there are no weights in {params!r:.200}")
+    if any(map(_unfit, leaves)):
+        found = {name: _unfit(leaf) for name, leaf in tree.flatten(params).items()}
+        lines = [f"  {name or 'the whole'} {why}" for name, why in found.items() if why]
+        raise ValueError(f"weights must be arrays of numbers:\n{bounded(lines)}")
+
+
+def _unfit(leaf):
+    if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+        return refusal(leaf)
+    return f"is a {type(leaf).__name__}"
+
+
 def unit_range(inputs: Any) -> Any:
     """Turn uint8 into float32 in [0, 1], in any pytree; all else stays, but images of other integers: a ValueError."""
     return jax.tree.map(_in_unit_range, inputs)
@@ -367,14 +394,18 @@ def _listed(shapes):
     return ", ".join(map(str, shapes)) or "()"
 
 
-def _check_settings(mesh, width, cache, key):
+def _check_settings(mesh, width, devices, cache, key):
     if width is not None and (isinstance(width, bool) or not isinstance(width, int | np.integer)):
         raise ValueError(f"width must be an integer, not {width!r:.200}")
-    if not isinstance(mesh, Mesh | None):
-        raise ValueError(f"mesh must be a jax.sharding.Mesh, not a {type(mesh).__name__}")
+    check_mesh(mesh, "data")
     if mesh is not None and width is not None:
         raise ValueError("give a mesh for one network at a time, or a width for several, not both")
-    if mesh is not None and "data" not in mesh.axis_names:
-        raise ValueError(f"the mesh needs an axis 'data'; it has {', '.join(map(repr, mesh.axis_names))}")
+    if not (
+        devices is None
+        or (isinstance(devices, Sequence | np.ndarray) and all(isinstance(d, jax.Device) for d in devices))
+    ):
+        raise ValueError(f"devices must be a list of them, such as jax.devices()[:2], not {devices!r:.200}")
+    if not isinstance(cache, LogitCache | None):
+        raise ValueError(f"cache must be a soups.evaluate.LogitCache, not a {type(cache).__name__}")
     if cache is not None and not (isinstance(key, str) and key):
         raise ValueError("a cache needs a key=, a string such as a network's name and a digest of the data")

@@ -14,6 +14,7 @@ import numpy as np
 import scipy  # its parts are imported when they are used
 from numpy.typing import ArrayLike
 
+from soups.arguments import check_takes
 from soups.evaluate import classification
 from soups.evaluate.classification import check_finite
 from soups.names import check_name, did_you_mean
@@ -211,6 +212,7 @@ def _metric(name, given):
     if mode is None and name.rpartition("/")[2] not in MODES:
         both = "Metric(function, 'max') or Metric(function, 'min')"
         raise ValueError(f"say whether a higher or a lower {name!r} is better{did_you_mean(name, MODES)}: give {both}")
+    check_takes(name, function, "outputs, targets")
     return Metric(function, direction(name, mode))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from soups import arguments, tree
@@ -162,7 +162,7 @@ def _individual(names, candidates, log):
 
 
 def _resolve(order, names) -> list[str]:
-    if not isinstance(order, Iterable):
+    if isinstance(order, str | bytes | Set | Mapping) or not isinstance(order, Iterable):
         raise ValueError(f"order must be a sequence of members, not {order!r:.200}")
     resolved = [names[arguments.place_of(item, names)] for item in order]
     if not resolved:

@@ -59,7 +59,7 @@ def learned(
     Wortsman et al., "Model soups", 2022, arXiv 2203.05482, appendix I.
     """
     check_name(per, ("model", "leaf"), "value of per")
-    learning_rate = arguments.check_within("learning_rate", learning_rate, "[0, inf)")
+    learning_rate = arguments.check_within("learning_rate", learning_rate, "(0, inf)")
     arguments.check_takes("loss", loss, "params, batch, temperature")
     arguments.check_batches(batches)
     members = arguments.as_mapping(members)

@@ -584,13 +584,57 @@ def test_a_network_whose_output_does_not_fit_side_by_side(dataset, candidates):
         ((np.zeros((3, 2)), np.zeros(3, int)), {"width": 1.0}, "width must be an integer, not 1.0"),
         ((np.zeros((3, 2)), np.zeros(3, int)), {"preprocess": 3}, "preprocess must be a function .* not a int"),
         ((np.zeros((3, 2)), np.zeros(3, int)), {"keep": len}, "keep is called as keep.outputs, targets."),
+        ((np.zeros((3, 2), object), np.zeros(3, int)), {}, "one of its inputs has dtype object: programs take arrays"),
+        ((np.full((3, 2), "a"), np.zeros(3, int)), {}, "one of its inputs has dtype <U1: programs take arrays"),
+        ((np.zeros((3, 2)), np.zeros(3, int)), {"metrics": {"f1": 3}}, "f1 must be a function f1.* not a int"),
+        (
+            (np.zeros((3, 2)), np.zeros(3, int)),
+            {"metrics": {"f1": lambda o: 1.0}},
+            "f1 is called as f1.outputs, targets",
+        ),
+        (
+            (np.zeros((3, 2)), np.zeros(3, int)),
+            {"cache": "here", "key": "k"},
+            "cache must be a soups.evaluate.LogitCache",
+        ),
+        ((np.zeros((3, 2)), np.zeros(3, int)), {"width": 1, "devices": "cpu"}, "devices must be a list of them"),
+        ((np.zeros((3, 2)), np.zeros(3, int)), {"mesh": "data"}, "mesh must be a jax.sharding.Mesh, not a str"),
         ((np.zeros((3, 2)), np.zeros(3)), {"metrics": []}, "metrics must be a list of names, or a mapping"),
         ((np.zeros((3, 2)), np.zeros(3, int)), {"mesh": "both", "width": 2}, "not both"),
     ],
 )
 def test_data_and_settings_that_cannot_be_evaluated(data, options, message, mesh):
     with pytest.raises(ValueError, match=message):
-        Evaluator(linear, data, **({**options, "mesh": mesh} if "mesh" in options else options))
+        Evaluator(linear, data, **({**options, "mesh": mesh} if options.get("mesh") == "both" else options))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (None, "there are no weights in None"),
+        ({"w": "a"}, "weights must be arrays of numbers:\n  w is a str"),
+        ({"w": np.array(["a"])}, "  w has dtype <U1: programs take arrays of numbers alone"),
+        ({"w": jax.ShapeDtypeStruct((2,), np.float32)}, "  w is a ShapeDtypeStruct"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named_before_the_network_sees_them(dataset, params, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluator(linear, dataset)(params)
+    with pytest.raises(ValueError, match="several networks must be a list of their weights, not a dict"):
+        Evaluator(linear, dataset).many({"a": params})
+
+
+@pytest.mark.parametrize("apply_fn", ["linear", lambda params: 0, lambda params, x, key: x])
+def test_what_is_no_function_of_weights_and_inputs_is_no_network(dataset, apply_fn):
+    with pytest.raises(ValueError, match=r"apply_fn (must be a function|is called as) apply_fn.params, inputs"):
+        Evaluator(apply_fn, dataset)
+
+
+@pytest.mark.parametrize("found", [None, np.ones(3), "good"])
+def test_what_a_metric_gives_is_a_number(dataset, candidates, found):
+    evaluate = Evaluator(linear, dataset, metrics={"accuracy": lambda outputs, targets: found})
+    with pytest.raises(ValueError, match="the metric 'accuracy' must give a number, not"):
+        evaluate(candidates[0])
 
 
 def test_images_of_other_integers_than_bytes_are_not_taken_as_they_are():

@@ -175,6 +175,7 @@ def test_a_pool_is_streamed_and_its_digests_are_recorded(tmp_path):
         ({"settings": {"scale": (0.0, 1.0, "log")}}, "above 0 on a log scale"),
         ({"weights": (1.0, 1.0)}, "the range of weights needs finite ends, the lower first"),
         ({"metric": "accuracy"}, "returns a single number"),
+        ({"recipe": "ties"}, "recipe must be a merge function, such as soups.ties, not 'ties'"),
         (
             {"settings": {"density": (1.5, 2.0)}, "recipe": soups.ties},
             r"ties cannot merge with \{'density': 1.*density must be in \(0, 1\]",

@@ -110,6 +110,8 @@ def test_mode_min_and_metric():
         ({"order": [8]}, "unknown member '8'"),
         ({"order": [-1]}, "unknown member '-1'"),
         ({"order": [1.5]}, "unknown member '1.5'"),
+        ({"order": "m0"}, "order must be a sequence of members, not 'm0'"),
+        ({"order": {"m0", "m1"}}, "order must be a sequence of members, not {'m"),
         ({"order": 1}, "order must be a sequence of members, not 1"),
     ],
 )

@@ -126,6 +126,8 @@ def test_integer_leaves_are_carried_along():
 def test_wrong_use_is_explained():
     with pytest.raises(ValueError, match="unknown value of per 'layer'"):
         soups.learned(MEMBERS, loss, BATCHES, per="layer")
+    with pytest.raises(ValueError, match="learning_rate must be above 0, not 0"):
+        soups.learned(MEMBERS, loss, BATCHES, learning_rate=0)
     with pytest.raises(ValueError, match="no batches"):
         soups.learned(MEMBERS, loss, [])
     with pytest.raises(ValueError, match="the loss is nan at step 0"):
