@@ -207,15 +207,7 @@ class Pool(Mapping):
             OSError: the disk is full or cannot be written to.
         """
         self._check_whole_pool("add")
-        if not isinstance(name, str) or not name or not name.isprintable():
-            raise ValueError(f"a member's name must be a non-empty printable string, not {name!r}")
-        if base is not None and not isinstance(base, str):
-            raise ValueError(f"base must be the name or the digest of weights, not {base!r:.200}")
-        given = {
-            "metadata": as_json(metadata or {}, "metadata"),
-            "metrics": as_json(metrics or {}, "metrics"),
-            "base": base,
-        }
+        given = facts(name, metadata, metrics, base)
         files = {KEPT + file: content for file, content in (files or {}).items()}
         for file in files:
             _record.check_file(file)
@@ -335,6 +327,19 @@ def _with_sharding(leaf):
         raise ValueError(f"JAX holds {leaf.dtype} only with jax_enable_x64; pool[name] gives NumPy arrays without it")
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def facts(name: Any, metadata: Any, metrics: Any, base: Any) -> dict[str, Any]:
+    """Return what a record says of a member beside its weights; a ValueError for what cannot be in one."""
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise ValueError(f"a member's name must be a non-empty printable string, not {name!r}")
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"base must be the name or the digest of weights, not {base!r:.200}")
+    return {
+        "metadata": as_json({} if metadata is None else metadata, "metadata"),
+        "metrics": as_json({} if metrics is None else metrics, "metrics"),
+        "base": base,
+    }
 
 
 def as_json(values: Mapping, what: str) -> dict[str, Any]:

@@ -27,14 +27,38 @@ _RANGES |= dict.fromkeys(("label_smoothing", "warmup_fraction"), "[0, 1]") | {"a
 _RANGES |= dict.fromkeys(("ema_decay", "ema_decays", "swa_start"), "[0, 1)")
 _RANGES |= dict.fromkeys(("epochs", "clip_norm"), "(0, inf)")
 _COUNTS = dict.fromkeys(("accumulate", "save_every", "batch_size"), "[1, inf)")
-_WHOLE = _COUNTS | {"num_steps": "[1, inf)", "augment_operations": "[0, 2]", "seed": f"[0, {2**31 - 1}]"}
+_MOST = 2**31 - 1  # of what programs hold as int32
+_WHOLE = _COUNTS | {"num_steps": "[1, inf)", "augment_operations": "[0, 2]", "seed": f"[0, {_MOST}]"}
+
+_EITHER = (
+    ("num_steps", "epochs", "how long to train"),
+    ("warmup_steps", "warmup_fraction", "how long to warm up"),
+)
 
 
-def number(name: str, value: Any) -> None:
-    """See that a setting is a finite number in the range of its name, or raise a ValueError."""
-    check_within(name, value, _WHOLE.get(name) or _RANGES.get(name, "(-inf, inf)"), whole=name in _WHOLE)
+def number(name: str, value: Any) -> int | float:
+    """Return a setting that is a finite number in the range of its name, or raise a ValueError."""
+    found = check_within(name, value, _WHOLE.get(name) or _RANGES.get(name, "(-inf, inf)"), whole=name in _WHOLE)
     if name in _COUNTS and not isinstance(value, int | np.integer):
         raise ValueError(f"{name} must be an integer, not {value!r}")
+    return found
+
+
+def callbacks(**given: tuple[Any, str]) -> None:
+    """See that functions of the caller's can be called, each given with its arguments; a ValueError if not."""
+    for name, (function, arguments) in given.items():
+        if function is not None:
+            check_takes(name, function, arguments)
+
+
+def length(hyperparameters: Any, steps: Any, epochs: Any) -> dict[str, Any]:
+    """Return a member's hyper-parameters with how long it is trained; a ValueError if both say so."""
+    if not isinstance(hyperparameters, Mapping | None):
+        raise ValueError(f"hyperparameters must be a mapping, not {hyperparameters!r:.200}")
+    if steps is not None and epochs is not None:
+        raise ValueError(f"steps={steps} and epochs={epochs} both say how long to train: give one of them")
+    given = {"num_steps": steps, "epochs": epochs}
+    return dict(hyperparameters or {}) | {name: value for name, value in given.items() if value is not None}
 
 
 def takes(function: Callable, skip: int = 0) -> dict[str, Any]:
@@ -58,7 +82,7 @@ def takes_mask(function: Callable) -> bool:
 
 def is_transformation(optimizer: Any) -> bool:
     """Say whether an optimizer is an optax transformation, not a function that makes one."""
-    return hasattr(optimizer, "init") and hasattr(optimizer, "update")
+    return hasattr(optimizer, "init") and hasattr(optimizer, "update") and not isinstance(optimizer, type)
 
 
 def training(settings: Any) -> None:
@@ -73,17 +97,22 @@ def training(settings: Any) -> None:
     for name in ("clip_norm", "ema_decay", "swa_start", "accumulate"):
         if (value := getattr(settings, name)) is not None:
             number(name, value)
+    if not isinstance(settings.sam, bool | np.bool_):
+        raise ValueError(f"sam must be True or False, not {settings.sam!r:.200}")
     if not isinstance(settings.ema_decays, tuple | list):
         raise ValueError(f"ema_decays must be a sequence, such as (0.99, 0.999), not {settings.ema_decays!r:.200}")
     for decay in settings.ema_decays:
         number("ema_decays", decay)
     if len(set(settings.ema_decays)) < len(settings.ema_decays):
         raise ValueError(f"ema_decays names a decay twice: {settings.ema_decays}")
+    for name in ("learning_rate_rules", "decay_rules"):
+        if not isinstance(rules := getattr(settings, name), tuple | list | None):
+            raise ValueError(f"{name} must be a sequence of pairs, not {rules!r:.200}")
     for rule in settings.learning_rate_rules or ():
-        if len(rule) != 2 or not _is_number(rule[1]) or not 0 <= rule[1] < math.inf:
+        if not _is_pair(rule) or not _is_number(rule[1]) or not 0 <= rule[1] < math.inf:
             raise ValueError(f"learning_rate_rules must be pairs (regex, multiplier of at least 0), not {rule!r:.200}")
     for rule in settings.decay_rules or ():
-        if len(rule) != 2 or not isinstance(rule[1], bool):
+        if not _is_pair(rule) or not isinstance(rule[1], bool):
             raise ValueError(f"decay_rules must be pairs (regex, True or False), not {rule!r:.200}")
     if settings.decay_rules is not None and is_transformation(settings.optimizer):
         raise ValueError("decay_rules cannot change a finished optimizer: give a function that takes `mask`")
@@ -99,12 +128,15 @@ def hyperparameters(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
                 "the function that makes it, such as optimizer=optax.adamw"
             )
         check_name(name, known, "hyper-parameter")
+    for one, other, what in _EITHER:
+        if given.get(one) and given.get(other):
+            raise ValueError(f"{one}={given[one]} and {other}={given[other]} both say {what}: give one of them")
     completed = known | dict(given)
     if missing := [name for name, value in completed.items() if value is REQUIRED]:
         raise ValueError(f"the loss or the optimizer needs a number for {', '.join(missing)}")
     for name, value in completed.items():
         if name != "num_steps" or name in given:  # it may follow from the data
-            number(name, value)
+            _check_holds(name, number(name, value), known[name], settings.dtypes[name])
     if (completed["sam_radius"] > 0) != settings.sam:
         raise ValueError(f"Training(sam={settings.sam}) does not fit sam_radius={completed['sam_radius']}")
     return completed
@@ -125,9 +157,24 @@ def weights(settings: Any, params: tree.Tree, members: Iterable[Mapping[str, Any
     wrong = [f"  {name} {why}" for name, leaf in tree.flatten(params).items() if (why := refusal(leaf))]
     if wrong:
         raise ValueError(f"start weights cannot be trained on:\n{bounded(wrong)}")
+    narrow = [
+        f"  {name} is {leaf.dtype}: give .astype('float32'), or freeze it by learning_rate_rules"
+        for name, leaf in tree.flatten(settings.trained(params)).items()
+        if leaf.dtype.itemsize < 2
+    ]
+    if narrow:
+        raise ValueError(f"floats of less than 16 bits cannot be trained:\n{bounded(narrow)}")
     if not any(settings.decays(params)) and any(member.get("weight_decay") for member in members):
         raise ValueError(
             'weight_decay is given, but no trained leaf decays: choose some by decay_rules, such as ((".*", True),)'
+        )
+
+
+def held(params: tree.Tree) -> None:
+    """See that start weights are there, not shapes and dtypes alone, or raise a ValueError."""
+    if abstract := [name for name, leaf in tree.flatten(params).items() if isinstance(leaf, jax.ShapeDtypeStruct)]:
+        raise ValueError(
+            f"there is no checkpoint to go on from, so start weights must be arrays; these are not: {few(abstract, 3)}"
         )
 
 
@@ -238,6 +285,15 @@ def described(value: Any, known: tuple[int, ...] = ()) -> Any:
     return [*map(inner, value)] if isinstance(value, tuple | list) else type(value).__qualname__
 
 
+def _check_holds(name, value, default, dtype):
+    """See that a dtype holds a finite number as it is: a fraction would be cut off without a word."""
+    whole = np.issubdtype(dtype, np.integer)
+    if whole and value != int(value):
+        raise ValueError(f"{name} must be a whole number, not {value}, for its default is one: {default}")
+    if abs(value) > (_MOST if whole else float(np.finfo(dtype).max)):
+        raise ValueError(f"{name}={value} is larger than {np.dtype(dtype)} can hold")
+
+
 def _lengths(data):
     leaves = tree.flatten(data)
     if not leaves:
@@ -247,9 +303,14 @@ def _lengths(data):
         lists = [str(name) for name, part in parts if isinstance(part, list)]
         hint = f": make arrays of the lists {few(lists)} with numpy.asarray" if lists else ""
         raise ValueError(
-            f"data in memory must be arrays with one row for each example; these are not: {few(wrong, 3)}{hint}"
+            f"data in memory must be arrays with one row for each example; these are not: "
+            f"{few([name or 'the whole' for name in wrong], 3)}{hint}"
         )
     return {name: len(leaf) for name, leaf in leaves.items()}
+
+
+def _is_pair(rule):
+    return isinstance(rule, tuple | list) and len(rule) == 2
 
 
 def _is_number(value):

@@ -14,6 +14,7 @@ from soups import tree
 from soups.data import pair_of, unscaled
 from soups.train.augment import mixup, rand_augment
 
+_ROUNDED = 0.02  # by which sums of probabilities may differ from 1, rounded to two digits as they may be
 TrainApply = Callable[[tree.Tree, jax.Array, jax.Array], Any]
 
 
@@ -97,6 +98,11 @@ class Classification:
         low, high = np.min(labels), np.max(labels)  # NaN if there is one
         if soft and not 0 <= low <= high < np.inf:
             raise ValueError(f"targets must be finite and not negative, but they go from {low} to {high}")
+        if soft and (off := np.abs((sums := np.sum(labels, axis=-1, dtype=np.float32)) - 1)).max() > _ROUNDED:
+            raise ValueError(
+                f"targets must be the probabilities of one class, which sum to 1 in each row, but one sums to "
+                f"{sums.flat[off.argmax()]:.4g}: where an example has several labels, write a loss of your own"
+            )
         # inside a program a label out of bounds has no target, which is no error there
         if not soft and not 0 <= low <= high < self.num_classes:
             raise ValueError(f"labels must be 0 to {self.num_classes - 1}, but they go from {low} to {high}")

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from soups import tree
-from soups.partition import axes_of
+from soups.partition import axes_of, check_mesh
 from soups.train.sharding import gathered, mesh_of_shardings, on_devices, state_shardings
 from soups.train.step import Training, init_state, jit_step, training_step
 
@@ -158,6 +158,7 @@ def with_lanes(mesh: Mesh | None, shardings: tree.Tree | None) -> tuple[Mesh | N
 
     A ValueError for shardings that are not all of that mesh, a mesh without "data" or with several places on "pool".
     """
+    check_mesh(mesh)
     if shardings is not None:
         mesh = mesh_of_shardings(shardings, mesh)
     if mesh is None:
@@ -238,6 +239,7 @@ def shares_of(owners: np.ndarray) -> dict[int, dict[int, tuple[int, int]]]:
 
 
 def _lanes(mesh):
+    check_mesh(mesh)
     if missing := {"pool", "data"} - set(mesh.axis_names):
         raise ValueError(f"the mesh needs the axes 'pool' and 'data', and lacks {sorted(missing)}")
     return mesh.shape["pool"]

@@ -6,8 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from soups import tree
+
+_PARTS = "tokens", "mask", "learned"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +29,29 @@ class NextToken:
 
     train_apply: Callable[[tree.Tree, Mapping[str, jax.Array], jax.Array], Any]
 
+    def check(self, batch: Any, hyperparameters: Mapping[str, Any]) -> Any:
+        """Return a batch, or all data in memory; a ValueError for what are no rows of tokens with their masks."""
+        if not isinstance(batch, Mapping):
+            raise ValueError(f"a batch of a language model must be a mapping, not a {type(batch).__name__}")
+        if missing := [name for name in _PARTS if not hasattr(batch.get(name), "dtype")]:
+            raise ValueError(f"a batch of a language model needs tokens, mask and learned, and lacks {missing[0]}")
+        kinds = {name: (batch[name].dtype, list(batch[name].shape)) for name in _PARTS}
+        (of_tokens, shape), *masks = kinds.values()
+        whole = jnp.issubdtype(of_tokens, jnp.integer) and len(shape) == 2
+        if not whole or any(dtype.kind != "b" or other != shape for dtype, other in masks):
+            found = ", ".join(f"{name} {dtype} {other}" for name, (dtype, other) in kinds.items())
+            raise ValueError(f"tokens must be whole numbers [B, T], mask and learned booleans [B, T], not {found}")
+        tokens = batch["tokens"]
+        known = not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True)
+        if known and tokens.size and (low := np.min(tokens, where=batch["mask"], initial=0)) < 0:
+            raise ValueError(f"tokens count from 0, but one is {low}: what is no text is False in mask and learned")
+        return batch
+
     def __call__(
         self, params: tree.Tree, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, tree.Tree]:
         """Return the mean loss and the weights; a ValueError for a batch or logits of another kind."""
-        if missing := [name for name in ("tokens", "mask", "learned") if name not in batch]:
-            raise ValueError(f"a batch of a language model needs tokens, mask and learned, and lacks {missing[0]}")
+        self.check(batch, {})
         result = self.train_apply(params, {name: batch[name] for name in ("tokens", "mask")}, key)
         logits_BxTxV, updated = result if isinstance(result, tuple) else (result, params)
         if logits_BxTxV.shape[:-1] != batch["tokens"].shape:

@@ -94,10 +94,8 @@ def fit(
     training, data = training_of(loss, settings), checks.opened(data)
     if callable(data):
         raise ValueError("data must be arrays, or an iterable of batches, not a function, which only a sweep takes")
-    if steps is not None and epochs is not None:
-        raise ValueError(f"steps={steps} and epochs={epochs} both say how long to train: give one of them")
-    given = {"num_steps": steps, "epochs": epochs}
-    given = dict(hyperparameters or {}) | {name: value for name, value in given.items() if value is not None}
+    given = checks.length(hyperparameters, steps, epochs)
+    checks.callbacks(on_step=(on_step, "index, loss"), on_checkpoint=(on_checkpoint, "step, made"))
     if jax.process_count() > 1 and mesh is None and (directory is not None or not checks.is_arrays(data)):
         raise ValueError(f"{jax.process_count()} processes need a mesh to train one member together")
     data, members = prepared(training, params, data, {"": given}, batch_size)
@@ -129,7 +127,10 @@ def training_of(loss: Callable[..., Any] | Training, settings: Mapping[str, Any]
 
 def num_steps(hyperparameters: Mapping[str, Any], num_examples: int, batch_size: int) -> int:
     """Count the steps of a member: epochs times examples over batch size, rounded up."""
-    return math.ceil(hyperparameters["epochs"] * num_examples / batch_size)
+    steps = hyperparameters["epochs"] * num_examples / batch_size
+    if steps >= 2**31:
+        raise ValueError(f"{hyperparameters['epochs']} epochs are {steps:.3g} steps, more than can be counted")
+    return math.ceil(steps)
 
 
 def prepared(
@@ -190,6 +191,7 @@ def run(
         kept = restore_state(directory, placement.abstract(params))
     values = placement.values([member for _, member in lanes])
     if kept is None:
+        checks.held(params)
         kept = 0, placement.begin([(starts or {}).get(name, params) for name, _ in lanes], values), None
     first, state, position = kept
     log = LossLog(directory, members, placement, first, on_step)

@@ -27,6 +27,7 @@ from soups.evaluate.evaluator import Evaluator
 from soups.files import local_path
 from soups.journal import Journal
 from soups.names import check_name, few, refuse
+from soups.partition import check_mesh
 from soups.pool import digest
 from soups.train import checks
 from soups.train.classification import Classification
@@ -111,6 +112,7 @@ def probe_on_features(
     max_iterations = check_within("max_iterations", max_iterations, "[1, inf)", whole=True)
     num_classes = check_within("num_classes", num_classes, "[2, inf)", whole=True)
     _check(features, labels, num_classes, strengths, held_out)
+    check_mesh(mesh, "data")
     features, labels = np.asarray(features), np.asarray(labels)
     mean, scale = float(np.mean(features, dtype=np.float64)), float(np.std(features, dtype=np.float64))
     header = {"recipe": "linear probe", "num_classes": num_classes, "strengths": sorted(strengths)}

@@ -10,6 +10,7 @@ import numpy as np
 
 from soups import tree
 from soups.arguments import check_within
+from soups.arrays import is_array, is_complex
 from soups.data import pair_of
 
 
@@ -68,13 +69,17 @@ def ridge_on_features(
     A ValueError for features and labels that do not fit together or are not finite, strengths that are not positive,
     and several of them without `held_out`.
     """
-    x, y = (np.asarray(one, np.float64) for one in (features, labels))
-    if x.ndim != 2 or y.shape != x.shape[:1] or not len(y) or not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError(f"features [N, D] and numbers [N], all finite, are needed, not {x.shape} and {y.shape}")
+    x, y = _numbers("features", features, labels)
+    if not isinstance(strengths, Sequence | np.ndarray):
+        raise ValueError(f"strengths must be a sequence of positive numbers, not {strengths!r:.200}")
     for strength in strengths:
         check_within("strengths", strength, "(0, inf)")
     if not len(strengths) or (len(strengths) > 1 and held_out is None):
         raise ValueError("one strength is needed, or several and held_out, which chooses among them")
+    if held_out is not None:
+        held_out = _numbers("held_out", *pair_of(held_out, "held_out"))
+        if held_out[0].shape[1:] != x.shape[1:]:
+            raise ValueError(f"held_out has features {list(held_out[0].shape)}, not [N, {x.shape[1]}]")
     mean, scale, middle = x.mean(axis=0), x.std() or 1.0, y.mean()
     values, vectors = np.linalg.eigh((x - mean).T @ (x - mean) / scale**2 / len(x))
     moment = vectors.T @ ((x - mean).T @ (y - middle) / scale / len(x))
@@ -86,3 +91,13 @@ def ridge_on_features(
         if best is None or left < least:
             best, least = {"kernel": weights[:, None].astype(np.float32), "bias": np.float32([bias])}, left
     return best
+
+
+def _numbers(what, features, labels):
+    given = [np.asarray(one) for one in (features, labels)]
+    if all(is_array(one) and not is_complex(one) for one in given):
+        x, y = (one.astype(np.float64) for one in given)
+        if x.ndim == 2 and y.shape == x.shape[:1] and len(y) and np.isfinite(x).all() and np.isfinite(y).all():
+            return x, y
+    found = " and ".join(f"{one.dtype} {list(one.shape)}" for one in given)
+    raise ValueError(f"{what}: features [N, D] and numbers [N], all finite, are needed, not {found}")

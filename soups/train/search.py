@@ -1,23 +1,24 @@
 """Say which hyper-parameters the members of a sweep have: a sweep is a list of plain dicts."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from soups.arguments import check_within
+from soups.arguments import check_takes, check_within
 
 
 def grid(**choices: Sequence[Any]) -> list[dict[str, Any]]:
     """List all combinations of the choices, the last name changing fastest; one value for several is a ValueError."""
-    _check_several(choices)
+    choices = _several(choices)
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
 def zipped(**choices: Sequence[Any]) -> list[dict[str, Any]]:
     """List the choices side by side: the first of each, the second of each, ...; a ValueError if the numbers differ."""
-    _check_several(choices)
+    choices = _several(choices)
     if len({len(values) for values in choices.values()}) > 1:
         raise ValueError(f"zipped choices need equally many values: { {name: len(v) for name, v in choices.items()} }")
     return [dict(zip(choices, values, strict=True)) for values in zip(*choices.values(), strict=True)]
@@ -35,6 +36,8 @@ def random(number: int, seed: int, /, **distributions: Callable[[np.random.Gener
     seed = check_within("seed", seed, "[0, inf)", whole=True)
     if wrong := [name for name, draw in distributions.items() if not callable(draw)]:
         raise ValueError(f"{', '.join(wrong)} must be a distribution, such as search.uniform(0, 1)")
+    for name, draw in distributions.items():
+        check_takes(name, draw, "generator")
     generators = [np.random.default_rng([seed, index]) for index in range(number)]
     return [{name: draw(generator) for name, draw in distributions.items()} for generator in generators]
 
@@ -70,16 +73,20 @@ def zero_or(probability: float, distribution: Callable) -> Callable[[np.random.G
     return lambda generator: distribution(generator) if generator.uniform() >= probability else 0
 
 
-def _check_several(choices):
+def _several(choices):
     if wrong := [name for name, values in choices.items() if not isinstance(values, Iterable)]:
         raise ValueError(
             f"the choices of {', '.join(wrong)} must be a list of values, such as [{choices[wrong[0]]!r:.200}]"
         )
+    return {name: list(values) for name, values in choices.items()}
 
 
 def _bounds(name, low, high, interval="(-inf, inf)", *, whole=False):
+    interval = f"[{-(2**53)}, {2**53}]" if whole else interval
     low = check_within(f"the lower bound of {name}", low, interval, whole=whole)
     high = check_within(f"the upper bound of {name}", high, interval, whole=whole)
     if low > high:
         raise ValueError(f"the lower bound of {name}, {low}, is above the upper one, {high}")
+    if not math.isfinite(high - low):
+        raise ValueError(f"the bounds of {name}, {low} and {high}, are too far apart")
     return low, high

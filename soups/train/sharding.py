@@ -118,6 +118,8 @@ def place(params: tree.Tree, shardings: tree.Tree) -> tree.Tree:
 
 def mesh_of_shardings(shardings: tree.Tree, mesh: Mesh | None) -> Mesh:
     """Return the mesh of shardings; a ValueError if they are not all of one, or of another than `mesh`."""
+    if wrong := [leaf for leaf in jax.tree.leaves(shardings) if not isinstance(leaf, NamedSharding)]:
+        raise ValueError(f"shardings must be as param_shardings gives them, for each weight, not {wrong[0]!r:.200}")
     meshes = {leaf.mesh for leaf in jax.tree.leaves(shardings)}
     if len(meshes | ({mesh} - {None})) > 1:
         raise ValueError(f"the shardings are not all on the given mesh: {', '.join(map(str, meshes))} and {mesh}")

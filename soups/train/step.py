@@ -111,6 +111,10 @@ class Training:
         """Return hyper-parameters as the compiled programs take them."""
         return {name: np.asarray(value, self.dtypes[name]) for name, value in hyperparameters.items()}
 
+    def trained(self, params: tree.Tree) -> tree.Tree:
+        """Return the leaves that are trained; a ValueError for rules that do not fit the names."""
+        return tree.split_by(matched(self, params)[0], params)[0]
+
     def decays(self, params: tree.Tree) -> list[bool]:
         """Return for each trained leaf whether it decays; a ValueError for rules that do not fit the names."""
         return jax.tree.leaves(matched(self, params)[1])
@@ -333,7 +337,10 @@ def _optimizer(training, hp, rate, mask):
     given = {name: rate if name == "learning_rate" else hp[name] for name in training.takers["optimizer"]}
     if checks.takes_mask(training.optimizer):
         given["mask"] = mask
-    return training.optimizer(**given)
+    made = training.optimizer(**given)
+    if not checks.is_transformation(made):
+        raise ValueError(f"optimizer must make an optax transformation, but it makes a {type(made).__name__}")
+    return made
 
 
 def _moved(optimizer, grads, state, trainable, multipliers, extra):

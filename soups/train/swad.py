@@ -45,10 +45,10 @@ class Swad:
 
     def add(self, step: int, loss: float, mean: tree.Tree) -> None:
         """Take the validation loss after so many steps, and the mean of the weights after each step until then."""
+        check_within("step", step, "(-inf, inf)", whole=True)
         if not step > self._steps[-1]:
             raise ValueError(f"checkpoints must come in order, but step {step} came after {self._steps[-1]}")
-        if not np.isfinite(loss):
-            raise ValueError(f"the validation loss after step {step} is {loss}")
+        check_within(f"the validation loss after step {step}", loss, "(-inf, inf)")
         if self._last is not None:
             return
         self._steps.append(step)

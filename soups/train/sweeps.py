@@ -1,5 +1,6 @@
 """Train the members of a sweep from the same weights, and put each where it is kept when it is done."""
 
+import collections
 import contextlib
 import functools
 import inspect
@@ -19,18 +20,21 @@ import xxhash
 from soups import arguments, tree
 from soups import state as state_files
 from soups.files import locked
-from soups.names import check_name
+from soups.names import check_name, few
+from soups.partition import check_mesh
 from soups.pool import Pool, digest
 from soups.pool.making import making
-from soups.pool.pool import as_json
+from soups.pool.pool import as_json, facts
 from soups.processes import is_first, on_all_processes, on_first_process
 from soups.progress import progress, say
+from soups.recipes._scores import number
 from soups.train import checks
 from soups.train.lanes import Lanes, groups_of
 from soups.train.loop import Alone, prepared, run, training_of
 from soups.train.programs import MODES, in_programs
 from soups.train.step import Training
 from soups.train.trajectory import averages as averages_of
+from soups.train.trajectory import kinds_of
 
 _LOSSES = 50  # of a member's curve, in its record
 _DIVERGED = "diverged, and no soup will take it"
@@ -110,11 +114,13 @@ def sweep(
     data, members = checks.opened(data), _listed(members)
     mode = _mode(mode, mesh, checks.is_arrays(data))
     members_per_program = _lockstep(members_per_program, mode)
-    pools = ({} if pool is None else {"pool": pool}) | {f"averages[{n!r}]": one for n, one in (averages or {}).items()}
-    for name, one in pools.items():
-        if not isinstance(one, Pool):
-            raise ValueError(f"{name} must be a pool: give soups.Pool({str(one)!r:.200})")
-    make_plan = functools.partial(_Plan, training_of(loss, settings), params, data, members, pool, batch_size, names)
+    training = training_of(loss, settings)
+    pools = _pools(pool, averages, training)
+    checks.callbacks(evaluate=(evaluate, "params"), on_member=(on_member, "name, result"))
+    names = _given_names(names, members)
+    for name in names or ["a"]:
+        facts(name, metadata, None, base)  # refuses now what no record could hold in the end
+    make_plan = functools.partial(_Plan, training, params, data, members, pool, batch_size, names)
     plan = make_plan()
     with _held(pools.values() if plan.missing else ()):
         if plan.missing and any([one.refresh() for one in pools.values()]):  # since they were opened others have added
@@ -141,6 +147,37 @@ def sweep(
                 say(f"{name}: {shown}")
                 on_member(name, result)
     return {name: plan.kept[name] for name in plan.names} if pool is None else pool.select(plan.names)
+
+
+def _pools(pool, averages, training):
+    """Return all pools by what they are called."""
+    if not isinstance(averages, Mapping | None):
+        raise ValueError(f"averages must be a mapping from their names to pools, not {averages!r:.200}")
+    pools = ({} if pool is None else {"pool": pool}) | {f"averages[{n!r}]": one for n, one in (averages or {}).items()}
+    for name, one in pools.items():
+        if not isinstance(one, Pool):
+            raise ValueError(f"{name} must be a pool: give soups.Pool({str(one)!r:.200})")
+    for name in averages or {}:
+        if not (known := kinds_of(training)):
+            raise ValueError(f"averages[{name!r}] needs a setting that averages: ema_decay, swa_start or ema_decays")
+        check_name(name, known, "average")
+    if len({str(one.path) for one in pools.values()}) < len(pools):
+        raise ValueError(f"{', '.join(pools)} must be pools of their own, for a member has one name in all of them")
+    return pools
+
+
+def _given_names(names, members):
+    """Return the names of members as a list, or None; a ValueError if they are not one for each."""
+    if names is None:
+        return None
+    if isinstance(names, str | bytes) or not isinstance(names, Iterable):
+        raise ValueError(f"names must be a list with one for each member, not {names!r:.200}")
+    names = list(names)
+    if len(names) != len(members):
+        raise ValueError(f"{len(members)} members need {len(members)} names, but {len(names)} were given")
+    if twice := [name for name, times in collections.Counter(names).items() if times > 1]:
+        raise ValueError(f"several members would have one name: {few(twice)}")
+    return names
 
 
 def _listed(members):
@@ -185,6 +222,7 @@ def _told(plan, missing, pool):
 def _mode(mode, mesh, in_memory):
     if mode is not None and not in_memory:
         raise ValueError(f"mode={mode!r} needs data in memory; batches are trained by one loop")
+    check_mesh(mesh)
     mode = mode or ("sequential" if not in_memory else "map" if mesh is None else "sharded")
     check_name(mode, ("sequential", *MODES), "mode")
     if mode == "sharded" and (mesh is None or "pool" not in mesh.axis_names):
@@ -284,7 +322,8 @@ def _added(pool, name, params, metadata, evaluate, base, prefix=""):
     """Put weights into a pool, if they are not there, and return what is to be shown of them."""
     if name not in pool:
         measured = {} if evaluate is None or not tree.all_finite(params) else evaluate(params)
-        metrics = measured if isinstance(measured, Mapping) else {"score": float(measured)}
+        wrong = "evaluate must return a number, or metrics by name, not"
+        metrics = measured if isinstance(measured, Mapping) else {"score": number(measured, wrong)}
         pool.add(name, params, metadata, metrics=metrics, base=base)
     record = pool.record(name)
     shown = [f"{prefix}{metric} {value:.4g}" for metric, value in record["metrics"].items() if np.ndim(value) == 0]
@@ -315,7 +354,7 @@ def _identities(training, params, data, members, known, batch_size):
         "training": checks.described(training),
         "start": digest({"start": params}),
         "data": digest(arrays) if arrays else checks.described(data),
-        "batch_size": batch_size,
+        "batch_size": batch_size if batch_size is None else int(batch_size),
     }
     found = []
     for index, member in enumerate(members):
@@ -333,12 +372,10 @@ def _names(pool, names, identities):
     if names is None:
         free = (f"member_{n:02d}" for n in itertools.count() if pool is None or f"member_{n:02d}" not in pool)
         return [there.get(identity) or next(free) for identity in identities]
-    if len(names) != len(identities):
-        raise ValueError(f"{len(identities)} members need {len(identities)} names, but {len(names)} were given")
     pairs = zip(names, identities, strict=True)
     if wrong := [name for name, one in pairs if pool is not None and name in pool and there.get(one) != name]:
         raise ValueError(f"{pool} has {', '.join(wrong)} already, made from something else: take other names or pools")
-    return list(names)
+    return names
 
 
 def _groups(steps, missing, count, beside):

@@ -27,6 +27,12 @@ def follow(drifts: Mapping[str, Any], params: tree.Tree, decays: Sequence[float]
     return {"start": drifts["start"], "moved": tuple(moved)}
 
 
+def kinds_of(training: Any) -> list[str]:
+    """Return the names of the averages that a `soups.train.Training` makes."""
+    kept = {"ema": training.ema_decay, "swa": training.swa_start}
+    return [name for name, setting in kept.items() if setting is not None] + list(map(_name_of, training.ema_decays))
+
+
 def averages(state: Mapping[str, Any], decays: Sequence[float] = (), *, unbiased: bool = False) -> dict[str, tree.Tree]:
     """Return the averages that a training state holds, by name: "ema", "swa", and "ema_0.999" for each of `decays`.
 
@@ -42,8 +48,12 @@ def averages(state: Mapping[str, Any], decays: Sequence[float] = (), *, unbiased
         scale = 1.0
         if unbiased and decay:  # 1 − β^t, precisely also where β is next to 1
             scale = -1.0 / jnp.expm1(jnp.maximum(state["step"], 1).astype(jnp.float32) * math.log(decay))
-        named[f"ema_{decay}"] = _moved(state["drifts"]["start"], moved, scale)
+        named[_name_of(decay)] = _moved(state["drifts"]["start"], moved, scale)
     return named
+
+
+def _name_of(decay):
+    return f"ema_{decay}"
 
 
 _moved = jax.jit(tree.add_scaled)  # traced, so that the averages of a run that diverged are no error

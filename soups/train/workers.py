@@ -141,14 +141,16 @@ def fit_workers(
     """
     if (mesh is None) == (workers is None):
         raise ValueError('give either a number of workers, or a mesh with one on each place of its axis "pool"')
-    training = training_of(loss, settings)
+    if not isinstance(exchange, Exchange):
+        raise ValueError(f"exchange must be a soups.train.Exchange, not {exchange!r:.200}")
+    checks.callbacks(on_step=(on_step, "index, losses"))
+    training, given = training_of(loss, settings), checks.length(hyperparameters, steps, epochs)
     if mesh is None:
         placement = InTurn(training, workers, exchange)
     else:
         placement = WorkerLanes(training, params, exchange, mesh=mesh, shardings=shardings)
-    given = dict(hyperparameters or {})
-    given |= {n: v for n, v in (("num_steps", steps), ("epochs", epochs)) if v is not None}
     seed = given.get("seed", 0)
+    checks.number("seed", seed)
     own = {f"worker_{index}": given | {"seed": seed + index} for index in range(placement.count)}
     data, members = prepared(training, params, checks.opened(data), own, batch_size)
     feed = data if checks.is_arrays(data) else lambda name, *part: data(int(name.removeprefix("worker_")), *part)

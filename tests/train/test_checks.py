@@ -1,6 +1,7 @@
 """Test that whatever enters training is checked, in every entry point, before any work."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,8 +9,9 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
+from soups import Pool
 from soups.data import array_source
-from soups.train import Classification, Lanes, Training, fit, lp_ft, sweep
+from soups.train import Classification, Lanes, Training, fit, fit_workers, lp_ft, sweep
 from soups.train.loop import prepared, run
 
 CLASSES, BATCH = 3, 4
@@ -77,6 +79,10 @@ HYPERPARAMETERS = [
     ({"augment_operations": 3}, r"augment_operations must be in \[0, 2\], not 3"),
     ({"augment_operations": 0.5}, "augment_operations must be a whole number, not 0.5"),
     ({"augment_magnitude": 21}, r"augment_magnitude must be in \[0, 20\], not 21"),
+    ({"learning_rate": 1e39}, r"learning_rate=1e\+39 is larger than float32 can hold"),
+    ({"num_steps": 2**40}, "num_steps=1099511627776 is larger than int32 can hold"),
+    ({"epochs": 3}, "num_steps=2 and epochs=3 both say how long to train: give one of them"),
+    ({"warmup_steps": 1, "warmup_fraction": 0.5}, "both say how long to warm up: give one of them"),
     ({"sam_radius": 0.1}, r"Training\(sam=False\) does not fit sam_radius=0.1"),
 ]
 
@@ -87,6 +93,15 @@ def test_hyperparameters(enter, given, message):
         enter(TRAINING, START, DATA, NUMBERS | given)
 
 
+def test_a_fraction_is_no_value_of_a_whole_number(enter):
+    def loss(params, batch, key, *, power=2):
+        return (params["head"]["kernel"] ** power).mean()
+
+    with pytest.raises(ValueError, match=r"power must be a whole number, not 1\.5, for its default is one: 2"):
+        enter(Training(loss=loss), START, DATA, NUMBERS | {"power": 1.5})
+
+
+SOFT = np.eye(CLASSES, dtype=np.float32)[DATA["label"]]
 FLOATS = dataclasses.replace(TRAINING, loss=Classification(network, CLASSES, preprocess=None))
 BAD_DATA = [
     (
@@ -108,6 +123,20 @@ BAD_DATA = [
         DATA | {"label": DATA["label"][:, None]},
         r"logits are \[4, 3\], but the labels make targets \[4, 1, 3\]",
     ),
+    *[
+        (TRAINING, DATA | {"label": targets}, f"sum to 1 in each row, but one sums to {total}: where an example has")
+        for targets, total in (
+            (2 * SOFT, 2),
+            (0 * SOFT, 0),
+            (np.ones_like(SOFT), 3),
+            (SOFT.astype(np.float16) / 2, 0.5),
+        )
+    ],
+    *[
+        (FLOATS, DATA | {name: DATA[name].astype(kind)}, f"{name} has dtype .*: programs take arrays of numbers alone")
+        for name in DATA
+        for kind in (object, str, "datetime64[s]", "V4")
+    ],
     (TRAINING, DATA | {"label": DATA["label"] > 0}, "labels must be whole numbers, or float targets, not bool"),
     (TRAINING, DATA | {"image": DATA["image"] / np.float32(255)}, "images must be bytes .* not float32"),
     (
@@ -149,6 +178,14 @@ def test_what_only_suits_images(enter, given):
     [
         ({"head": {"kernel": 1.0}}, "head/kernel is a float"),
         ({"head": {"kernel": np.ones((4, 3), np.int32)}}, "no leaf is trained"),
+        (
+            {"head": {"kernel": np.full((4, 3), "1")}},
+            "head/kernel has dtype <U1: programs take arrays of numbers alone",
+        ),
+        (
+            {"head": {"kernel": np.ones((4, 3), "float8_e4m3fn")}},
+            "less than 16 bits cannot be trained:\n  head/kernel is",
+        ),
         ({"head": {"kernel": np.ones((4, 3), ">f4")}}, "head/kernel has the byte order of other machines"),
         ({"head": {"kernel": np.ma.ones((4, 3), np.float32)}}, "head/kernel is a masked array"),
         (
@@ -257,6 +294,51 @@ def sizes(**changed):
             lambda: sweep(TRAINING, START, DATA, [{}], averages={"ema": "here"}, batch_size=4),
             r"averages\['ema'\] must be a pool: give soups.Pool\('here'",
         ),
+        *[
+            (lambda given=given: sweep(TRAINING, START, DATA, [{}, {"seed": 1}], **{"batch_size": 4} | given), message)
+            for given, message in [
+                ({"names": "ab"}, "names must be a list with one for each member, not 'ab'"),
+                ({"names": ["a", "a"]}, "several members would have one name: a"),
+                ({"names": ["a"]}, "2 members need 2 names, but 1 were given"),
+                ({"names": ["a", 1]}, "a member's name must be a non-empty printable string, not 1"),
+                ({"metadata": [1]}, "metadata must be a dict, not list"),
+                ({"metadata": {"of": set()}}, "metadata must be something that JSON can hold"),
+                ({"base": 3}, "base must be the name or the digest of weights, not 3"),
+                ({"evaluate": 3}, r"evaluate must be a function evaluate\(params\), not a int"),
+                ({"evaluate": lambda: 1.0}, r"evaluate is called as evaluate\(params\), but takes \(\)"),
+                ({"on_member": 3}, r"on_member must be a function on_member\(name, result"),
+                ({"averages": [1]}, "averages must be a mapping from their names to pools"),
+                ({"averages": {"ema": Pool("p")}}, r"averages\['ema'\] needs a setting that averages: ema_decay"),
+                ({"averages": {"emo": Pool("p")}, "ema_decay": 0.9}, "unknown average 'emo' .did you mean 'ema'"),
+                ({"averages": {"ema": Pool("p")}, "ema_decay": 0.9, "pool": Pool("p")}, "must be pools of their own"),
+                ({"mesh": "pool"}, "mesh must be a jax.sharding.Mesh, not a str"),
+            ]
+        ],
+        *[
+            (
+                lambda call=call, given=given: call(TRAINING, START, DATA, **{"batch_size": 4, "steps": 2} | given),
+                message,
+            )
+            for call in (fit, functools.partial(fit_workers, workers=2))
+            for given, message in [
+                ({"epochs": 1}, "steps=2 and epochs=1 both say how long to train"),
+                ({"hyperparameters": [1]}, r"hyperparameters must be a mapping, not \[1\]"),
+                ({"on_step": 3}, "on_step must be a function on_step"),
+                ({"hyperparameters": {"seed": "a"}}, "seed must be a whole number, not 'a'"),
+            ]
+        ],
+        (lambda: fit(TRAINING, START, DATA, batch_size=4, on_checkpoint=3), "on_checkpoint must be a function"),
+        (lambda: fit(TRAINING, START, DATA, batch_size=4, mesh="data"), "mesh must be a jax.sharding.Mesh, not a str"),
+        (lambda: fit(TRAINING, START, DATA, batch_size=4, shardings="data"), "shardings must be as param_shardings"),
+        (lambda: fit(TRAINING, START, DATA, batch_size=4, epochs=1e38), r"epochs are 2e\+38 steps, more than can be"),
+        (
+            lambda: fit(TRAINING, jax.eval_shape(lambda: START), DATA, batch_size=4),
+            "no checkpoint to go on from, so start weights must be arrays; these are not: head/kernel",
+        ),
+        (
+            lambda: fit_workers(TRAINING, START, DATA, 2, batch_size=4, exchange=5),
+            "exchange must be a soups.train.Exchange, not 5",
+        ),
         (lambda: sweep(TRAINING, START, DATA, [], batch_size=4), "a sweep needs at least one member"),
         (
             lambda: sweep(TRAINING, START, DATA, [{}], batch_size=4, members_per_program=2),
@@ -310,6 +392,10 @@ def test_sizes_and_kinds(call, message):
         ({"swa_start": 5}, r"swa_start must be in \[0, 1\), not 5"),
         ({"ema_decays": (0.9, 1.0)}, r"ema_decays must be in \[0, 1\), not 1.0"),
         ({"ema_decays": (0.9, 0.9)}, "ema_decays names a decay twice"),
+        ({"sam": "yes"}, "sam must be True or False, not 'yes'"),
+        ({"learning_rate_rules": {".*": 1.0}}, "learning_rate_rules must be a sequence of pairs"),
+        ({"learning_rate_rules": iter([(".*", 1.0)])}, "learning_rate_rules must be a sequence of pairs"),
+        ({"decay_rules": ".*"}, "decay_rules must be a sequence of pairs, not '.*'"),
         ({"accumulate": 0}, "accumulate must be at least 1, not 0"),
         ({"accumulate": 1.5}, "accumulate must be a whole number, not 1.5"),
         ({"accumulate": 2.0}, "accumulate must be an integer, not 2.0"),
@@ -333,6 +419,7 @@ def test_settings(settings, message):
     ("settings", "member", "message"),
     [
         ({"optimizer": optax.adam(1e-3)}, {"learning_rate": 0.1}, "the optimizer is a finished transformation"),
+        ({"optimizer": lambda: None}, {}, "optimizer must make an optax transformation, but it makes a NoneType"),
         ({"optimizer": optax.sgd}, {}, "the loss or the optimizer needs a number for learning_rate"),
         ({"optimizer": optax.adamw}, {"learning_rate": 0.1, "b2": np.inf}, "b2 must be a finite number, not inf"),
         (

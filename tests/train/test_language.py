@@ -38,5 +38,20 @@ def test_other_batches_and_logits_are_errors():
     batch = {"tokens": np.zeros((1, 2), np.int32), "mask": np.ones((1, 2), bool)}
     with pytest.raises(ValueError, match="needs tokens, mask and learned, and lacks learned"):
         NextToken(logits)(TABLE, batch, jax.random.key(0))
+    batch["learned"] = batch["mask"]
+    for changes, message in [
+        (
+            {"mask": batch["mask"].astype(int)},
+            "tokens must be whole numbers .*, mask and learned booleans .* mask int64",
+        ),
+        ({"learned": batch["mask"][:, :1]}, r"learned booleans \[B, T\], not .*learned bool \[1, 1\]"),
+        ({"tokens": np.zeros((1, 2))}, r"tokens must be whole numbers \[B, T\], .* not tokens float64 \[1, 2\]"),
+        ({"tokens": np.full((1, 2), -100)}, "tokens count from 0, but one is -100"),
+        ({"tokens": [0, 1]}, "lacks tokens"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            NextToken(logits).check(batch | changes, {})
+    with pytest.raises(ValueError, match="must be a mapping, not a tuple"):
+        NextToken(logits).check((batch["tokens"], batch["mask"]), {})
     with pytest.raises(ValueError, match=r"logits for each token, not \[1, 5\] for tokens \[1, 2\]"):
         NextToken(lambda *_: jnp.zeros((1, 5)))(TABLE, batch | {"learned": batch["mask"]}, jax.random.key(0))

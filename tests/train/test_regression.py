@@ -76,7 +76,12 @@ def test_the_strength_is_chosen_by_the_held_out_error(data):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features": np.zeros((4, 3))}, r"needed, not \(4, 3\) and \(40,\)"),
+        ({"features": np.zeros((4, 3))}, r"needed, not float64 \[4, 3\] and float\d\d \[40\]"),
+        ({"strengths": 1.0}, "strengths must be a sequence of positive numbers, not 1.0"),
+        ({"features": np.full((40, 3), "1")}, "needed, not <U1"),
+        ({"held_out": (np.zeros((4, 2)), np.zeros(4))}, r"held_out has features \[4, 2\], not \[N, 3\]"),
+        ({"held_out": (np.full((4, 3), np.nan), np.zeros(4))}, "held_out: features .* all finite"),
+        ({"held_out": (np.zeros((4, 3)), np.zeros((4, 1)))}, r"held_out: .* not float64 \[4, 3\] and float64 \[4, 1\]"),
         ({"labels": np.full(40, np.inf)}, "all finite"),
         ({"strengths": [0.0]}, r"strengths must be .*\(0, inf\)|strengths"),
         ({"strengths": [1.0, 2.0]}, "several and held_out"),
@@ -86,7 +91,7 @@ def test_the_strength_is_chosen_by_the_held_out_error(data):
 def test_fits_that_cannot_be_made_are_errors(data, changes, message):
     given = {"features": data[0], "labels": data[1], "strengths": [1.0]} | changes
     with pytest.raises(ValueError, match=message):
-        ridge_on_features(given["features"], given["labels"], strengths=given["strengths"])
+        ridge_on_features(given.pop("features"), given.pop("labels"), **given)
 
 
 # --- Words ---

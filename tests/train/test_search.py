@@ -68,6 +68,12 @@ def test_distributions():
         (lambda: search.random(3, -1), "seed must be at least 0, not -1"),
         (lambda: search.random(3, 0, learning_rate=0.1), "learning_rate must be a distribution"),
         (lambda: search.grid(a=[1], b=2), r"choices of b must be a list of values, such as \[2\]"),
+        (lambda: search.uniform(-1.7e308, 1.7e308), "the bounds of uniform, .* are too far apart"),
+        (
+            lambda: search.integers(0, 2**70),
+            r"upper bound of integers must be in \[-9007199254740992, 9007199254740992",
+        ),
+        (lambda: search.random(1, 0, epochs=lambda: 1), r"epochs is called as epochs\(generator\), but takes \(\)"),
         (lambda: search.zipped(a=[1], b=2), r"choices of b must be a list of values, such as \[2\]"),
     ],
 )

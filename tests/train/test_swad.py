@@ -84,7 +84,9 @@ def test_the_average_is_that_of_the_weights_after_each_step():
         (lambda: Swad(rate=0.9), "rate"),
         (lambda: Swad().average(), "before the first checkpoint"),
         (lambda: Swad().add(0, 1.0, {}), "step 0 came after 0"),
-        (lambda: Swad().add(1, float("nan"), {}), "after step 1 is nan"),
+        (lambda: Swad().add(1, float("nan"), {}), "after step 1 must be a finite number, not nan"),
+        (lambda: Swad().add(1, None, {}), "after step 1 must be a finite number, not None"),
+        (lambda: Swad().add("1", 1.0, {}), "step must be a whole number, not '1'"),
     ],
 )
 def test_what_cannot_be_averaged_is_refused(act, message):
