@@ -200,7 +200,7 @@ def chosen_metrics(metrics: Sequence[str] | Mapping[str, Callable | Metric]) -> 
     Raises:
         ValueError: an unknown name, a function whose direction is not known, or none.
     """
-    if isinstance(metrics, str) or not metrics:
+    if not isinstance(metrics, Mapping | Sequence) or isinstance(metrics, str) or not metrics:  # a set has no first one
         raise ValueError(f"metrics must be a list of names, or a mapping from names to functions, not {metrics!r}")
     if isinstance(metrics, Mapping):
         return {name: _metric(name, given) for name, given in metrics.items()}
@@ -212,7 +212,7 @@ def _metric(name, given):
     if mode is None and name.rpartition("/")[2] not in MODES:
         both = "Metric(function, 'max') or Metric(function, 'min')"
         raise ValueError(f"say whether a higher or a lower {name!r} is better{did_you_mean(name, MODES)}: give {both}")
-    check_takes(name, function, "outputs, targets")
+    check_takes(f"metrics[{name!r}]", function, "outputs, targets")
     return Metric(function, direction(name, mode))
 
 

@@ -146,10 +146,11 @@ def _members(given, base) -> Mapping[str, tree.Tree]:
         Pool(given.path, must_exist=True)  # says that there is none
     members = arguments.by_name(given)
     if isinstance(members, dict):  # in memory
-        tree.check_same_structure(list(members.values()), [f"member {name}" for name in members], dtypes=False)
+        tree.check_same_structure(list(members.values()), [f"member {name}" for name in members])
     if base is not None:
         pair = [tree.flatten(one) for one in (_one_of(members), base)]
         tree.check_same_structure(pair, ["the members", "the base"], dtypes=False)
+        tree.check_finite({"the base": base})
     return members
 
 
@@ -161,6 +162,9 @@ def _one_of(members) -> tree.Tree:
 
 _BASE = "a base, base= (--base): the weights that the members were fine-tuned from"
 _OWN = ("uniform", "greedy", "learned", "learned_per_leaf", "wise_ft", "ensemble")
+# names of rows, which no other recipe may have
+_TAKEN = ("best member", "mean member", "worst member", "base", "uniform soup", "greedy soup", "ensemble")
+_TAKEN += ("greedy ensemble",)
 _LEARNED = {"learned": "model", "learned_per_leaf": "leaf"}
 _LEARNING = {"learning_rate": "(0, inf)", "epochs": "(0, inf)", "batch_size": "[1, inf)"}  # settings of learned soups
 
@@ -192,12 +196,35 @@ def _wanted(given, base, members, lacking) -> dict[str, Any]:
             problems += [f"{name} needs {lacking[name]}"] if name in lacking else []
         else:
             found = one if callable(one) else _method(one, base, members, problems)
+        title = str(title)
+        if callable(one):
+            problems += _wrong_call(title, one)
+        if not isinstance(found, str) and not (isinstance(found, tuple) and found[0] == name):
+            problems += _wrong_title(title, wanted)
         if title in wanted or (isinstance(found, str) and found in wanted.values()):
             problems.append(f"{title!r} is asked for twice: give the recipes different titles, as a mapping")
-        wanted[str(title)] = found
+        wanted[title] = found
     if problems or not wanted:
         raise ValueError("\n".join(problems) or "no recipes were asked for")
     return wanted
+
+
+def _wrong_call(title, function) -> list[str]:
+    try:
+        arguments.check_takes(title, function, "members")
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _wrong_title(title, others) -> list[str]:
+    """Say why a row, and a soup in the pool, cannot have a title."""
+    if not title.strip() or not title.isprintable():
+        return [f"titles of recipes must be printable text, not {title!a:.200}"]
+    if title in _TAKEN or title.startswith(("learned soup", "WiSE-FT")):
+        return [f"a recipe cannot be called {title!r}, the name of another row: choose another title"]
+    alike = [other for other in others if other != title and other.replace(" ", "_") == title.replace(" ", "_")]
+    return [f"the soups of {alike[0]!r} and {title!r} would have one name in the pool"] if alike else []
 
 
 def _title(one):

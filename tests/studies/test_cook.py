@@ -166,6 +166,14 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"recipes": [("greedy", {"order": 5})]}, "greedy has no settings: give its name alone"),
         ({"recipes": [("wise_ft", {})], "base": None}, "wise_ft needs a base"),
         ({"recipes": {"mean": "uniform", "average": "uniform"}}, "'average' is asked for twice"),
+        *[
+            ({"recipes": {title: ("ties", {})}}, f"a recipe cannot be called '{title}', the name of another row")
+            for title in ("best member", "base", "uniform soup", "ensemble", "learned soup", "WiSE-FT, α = 0.5")
+        ],
+        *[({"recipes": {title: "ties"}}, "titles of recipes must be printable text") for title in ("", " ", "a\nb")],
+        ({"recipes": {"a b": "ties", "a_b": lambda members: 0}}, "'a b' and 'a_b' would have one name in the pool"),
+        ({"recipes": [lambda: 0]}, r"lambda is called as lambda\(members\), but takes \(\): too many"),
+        ({"metrics": {"accuracy", "nll"}}, "metrics must be a list of names, or a mapping .*, not {"),
         ({"recipes": [3]}, "unknown recipe 3: a recipe is a name"),
         ({"recipes": 3}, "recipes must be a list of names, .* not 3"),
         ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
@@ -180,6 +188,7 @@ def test_a_pool_without_shifts_or_base_leaves_out_what_is_not_finite(kit, tmp_pa
         ({"recipes": [("ties", {"density": 5})]}, r"ties: density must be in \(0, 1\], not 5"),
         ({"recipes": ["fisher"]}, r"fisher takes more than members: call it in a function\(members\)"),
         ({"base": {"kernel": KERNEL}}, "structure from the members .*:\n.*the base: bias is missing"),
+        ({"base": {"kernel": np.full_like(KERNEL, np.nan), "bias": np.zeros(3, np.float32)}}, "base: kernel"),
         ({"test": (np.zeros((0, 10)), np.zeros(0, int))}, "test: the dataset cannot be evaluated: it has no examples"),
         ({"held_out": (NOT_FINITE, np.zeros(8, int))}, "held_out: inputs hold NaN or infinity, first in example 5"),
         ({"test": (NOT_FINITE, np.zeros(8, int))}, "test: inputs hold NaN or infinity, first in example 5"),
@@ -204,6 +213,10 @@ def test_what_users_do_wrong_is_one_clear_error_before_anything_is_measured(kit,
             "two members whose weights and outputs are finite, but only 1 of 1 are",
         ),
         (lambda members: [members["m0"], {"kernel": members["m0"]["kernel"]}], "member 1: bias is missing"),
+        (
+            lambda members: {"m0": members["m0"], "m1": {n: x.astype(np.float16) for n, x in members["m1"].items()}},
+            "member m1: .* has dtype float16 instead of float32",
+        ),
         (lambda members: {}, "no members were given"),
         (lambda members: {1: members["m0"], 2: members["m1"]}, "names of members .* must be printable text, not 1"),
         (lambda members: {"a\ud800": members["m0"]}, "printable text, not 'a.ud800'"),
@@ -241,7 +254,7 @@ def test_a_workdir_that_would_be_the_members_pool_is_refused(kit, tmp_path, work
     ("apply_fn", "message"),
     [
         (None, "apply_fn must be a function .*, not a NoneType"),
-        (lambda params: params, "apply_fn on an input of held_out failed: .*positional argument"),
+        (lambda params: params, "held_out: apply_fn is called as .*positional argument"),
         (lambda params, inputs: inputs @ params["kernel"].T, "apply_fn on an input of held_out failed: .*TypeError"),
         (lambda params, inputs: (inputs, inputs), r"apply_fn must give logits \[B, C\], not a tuple"),
         (
@@ -260,7 +273,7 @@ def test_a_network_that_does_not_fit_is_named(kit, tmp_path, apply_fn, message):
     ("recipe", "message"),
     [
         (lambda members: None, "recipe 'mine' failed: .*must return weights or a soups.Soup, not a NoneType"),
-        (lambda: None, "recipe 'mine' failed: .*takes 0 positional arguments"),
+        (lambda: None, r"mine is called as mine\(members\), but takes \(\)"),
         (lambda members: {"kernel": members["m0"]["kernel"]}, "its weights: bias is missing"),
     ],
 )
