@@ -351,8 +351,8 @@ def _in_float32(leaf):
 def check_weights(params: tree.Tree) -> None:
     """See that weights can be computed with, or raise a ValueError that names the leaves that cannot."""
     leaves = jax.tree.leaves(params)
-    if not leaves:
-        raise ValueError(f"there are no weights in {params!r:.200}")
+    if params is None:
+        raise ValueError("weights must be a tree of arrays, not None")
     if any(map(_unfit, leaves)):
         found = {name: _unfit(leaf) for name, leaf in tree.flatten(params).items()}
         lines = [f"  {name or 'the whole'} {why}" for name, why in found.items() if why]

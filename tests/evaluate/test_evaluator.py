@@ -615,7 +615,7 @@ def test_data_and_settings_that_cannot_be_evaluated(data, options, message, mesh
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (None, "there are no weights in None"),
+        (None, "weights must be a tree of arrays, not None"),
         ({"w": "a"}, "weights must be arrays of numbers:\n  w is a str"),
         ({"w": np.array(["a"])}, "  w has dtype <U1: programs take arrays of numbers alone"),
         ({"w": jax.ShapeDtypeStruct((2,), np.float32)}, "  w is a ShapeDtypeStruct"),

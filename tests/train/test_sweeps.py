@@ -143,7 +143,9 @@ def test_averages_metrics_losses_and_bases_are_kept(into, tmp_path):
 
 def test_a_member_that_diverged_is_kept_and_not_measured(into, tmp_path, capsys):
     pool = Pool(tmp_path / "pool")
-    into(pool, [{"learning_rate": 1e30, "seed": 1, "num_steps": 5}], evaluate=kill)  # which is not called
+    into(
+        pool, [{"learning_rate": 1e30, "seed": 1, "num_steps": 5}], evaluate=lambda params: kill("", params)
+    )  # not called
     assert pool.metrics("member_00") == {} and not pool.usable
     assert pool.record("member_00")["metadata"]["losses"][-1] is None
     assert "at the last of 5 steps, diverged, and no soup will take it" in capsys.readouterr().out
