@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from soups.names import check_name
 from soups.progress import say
 from soups.studies import curves
 from soups.studies.measuring import Row
@@ -12,6 +13,7 @@ from soups.studies.named import check_unchanged, network_of, task_of
 from soups.studies.search_space import choices
 from soups.studies.study import Study, Workdir, check_fields, with_defaults
 from soups.train import Classification, Training, search
+from soups.train.programs import MODES
 
 _AUGMENTED = "augment_operations? augment_magnitude?"
 FIELDS = {  # a step is not taken without its section
@@ -52,6 +54,7 @@ def _check(config):
         members = config.get(section, {"members": least})["members"]
         if not isinstance(members, int) or members < least:
             raise ValueError(f"config.{section}.members must be a whole number, at least {least}, not {members!r}")
+    check_name(config["finetune"].get("mode", "auto"), ("auto", "sequential", *MODES), "config.finetune.mode")
     sweep_members(config["sweep"], 0)  # refuses what cannot be drawn
 
 

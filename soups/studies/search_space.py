@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from soups.train import search
+from soups.train import checks, search
 
 
 def _or_zero(low, high):
@@ -29,7 +29,7 @@ def choices(config: Mapping[str, Any], **more: Callable) -> dict[str, Callable]:
 
     Raises:
         ValueError: ends that are not two finite numbers, the lower one first, or, where the logarithm is taken, are not
-            positive.
+            positive, or ends that training refuses.
     """
     kinds = {name: make for name, make in {**_COMMON, **more}.items() if name in config}
     return {name: make(*_ends(name, config[name], make is search.log_uniform)) for name, make in kinds.items()}
@@ -41,4 +41,9 @@ def _ends(name, given, positive):
     if not fits or numbers[0] > numbers[1] or (positive and numbers[0] <= 0):
         kind = "positive numbers" if positive else "numbers"
         raise ValueError(f"config.sweep.{name} must be two {kind}, the lower one first, not {given!r:.200}")
+    for end in given:
+        try:
+            checks.number(name, end)
+        except ValueError as error:
+            raise ValueError(f"config.sweep.{error}") from None
     return given

@@ -21,6 +21,7 @@ import jax
 
 import soups
 from soups import state, tree
+from soups.arguments import check_within
 from soups.files import PathLike, any_path, from_here, locked, replace_file, sweep_unfinished
 from soups.lazy import report
 from soups.merging.sources import is_pool
@@ -338,7 +339,7 @@ def _add(results, seed, outcome):
 def check_fields(config: Mapping[str, Any], fields: Mapping[str, str]) -> None:
     """Raise one ValueError that lists every field of a config that is unknown or missing, with the closest known name.
 
-    It lists numbers of seeds and sizes of batches that cannot be, too, before anything is computed.
+    It lists numbers that cannot be, too, such as those of seeds and rates, before anything is computed.
 
     `fields` has the names of the fields of each section in one text, those of the top level under "". What ends in "?",
     a field or a whole section, may be left out.
@@ -367,9 +368,52 @@ def check_fields(config: Mapping[str, Any], fields: Mapping[str, str]) -> None:
     for name, (number, least) in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             lines.append(f"  ~ {name} must be a whole number, at least {least}, not {number!r:.200}")
+    lines += _wrong_numbers(config, sections)
     lines += [f"  - {name} is missing" for name in sorted(needed - given)]
     if lines:
         raise ValueError("the fields of the config are not those of its study:\n" + "\n".join(lines))
+
+
+# numbers of configs that training does not know, or of which there are several
+_NUMBERS = {"members_per_program": "[1, inf)", "random_orders": "[0, inf)", "plane_points": "[2, inf)"}
+_NUMBERS |= {"plane_examples": "[1, inf)", "pairs_members": "[2, inf)"}
+_SEVERAL = {"alphas": "(-inf, inf)", "barrier_ts": "[0, 1]", "counts": "[1, inf)", "ema_decays": "[0, 1)"}
+_RANGES = ("sweep", "runs")  # sections whose numbers are drawn between two
+
+
+def _wrong_numbers(config, sections) -> list[str]:
+    """List the numbers of a config that no step could take, by which a run would end only when it came to that step."""
+    lines = []
+    for section, names in sections.items():
+        one = config.get(section) if section else None
+        for field in map(str, one if isinstance(one, Mapping) and section not in _RANGES else ()):
+            optional = f"{field}?" in names or field == "clip_norm"
+            if not (one[field] is None and optional):
+                try:
+                    _check_number(section, field, one[field])
+                except ValueError as error:
+                    lines.append(f"  ~ {section}.{error}")
+    return lines
+
+
+def _check_number(section, field, value):
+    from soups.train import checks  # not needed to cook
+
+    if field in _SEVERAL:
+        if not isinstance(value, tuple | list) or (not value and field in ("alphas", "barrier_ts")):
+            raise ValueError(f"{field} must be a list of numbers, not {value!r:.200}")
+        for part in value:
+            check_within(field, part, _SEVERAL[field], whole=field == "counts")
+    elif field in _NUMBERS:
+        check_within(field, value, _NUMBERS[field], whole=True)
+    elif field == "radius":
+        check_within(field, value, "(0, inf)")
+    elif field == "members" and section == "sam":
+        check_within(field, value, "[0, inf)", whole=True)
+    elif section == "learned" and field == "learning_rate":
+        check_within(field, value, "(0, inf)")
+    elif field in checks.NUMBERS and field != "batch_size":
+        checks.number(field, value)
 
 
 def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _COUNTS = dict.fromkeys(("accumulate", "save_every", "batch_size"), "[1, inf)")
 _MOST = 2**31 - 1  # of what programs hold as int32
 _WHOLE = _COUNTS | {"num_steps": "[1, inf)", "augment_operations": "[0, 2]", "seed": f"[0, {_MOST}]"}
 
+NUMBERS = {*_RANGES, *_WHOLE}  # that have a range
 _EITHER = (
     ("num_steps", "epochs", "how long to train"),
     ("warmup_steps", "warmup_fraction", "how long to warm up"),
@@ -128,15 +129,16 @@ def hyperparameters(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
                 "the function that makes it, such as optimizer=optax.adamw"
             )
         check_name(name, known, "hyper-parameter")
-    for one, other, what in _EITHER:
-        if given.get(one) and given.get(other):
-            raise ValueError(f"{one}={given[one]} and {other}={given[other]} both say {what}: give one of them")
     completed = known | dict(given)
     if missing := [name for name, value in completed.items() if value is REQUIRED]:
         raise ValueError(f"the loss or the optimizer needs a number for {', '.join(missing)}")
     for name, value in completed.items():
         if name != "num_steps" or name in given:  # it may follow from the data
             _check_holds(name, number(name, value), known[name], settings.dtypes[name])
+    for one, other, what in _EITHER:
+        own = other in given and known[other] == RUN[other] != given[other]  # not that of a whole set of defaults
+        if given.get(one) and own:
+            raise ValueError(f"{one}={given[one]} and {other}={given[other]} both say {what}: give one of them")
     if (completed["sam_radius"] > 0) != settings.sam:
         raise ValueError(f"Training(sam={settings.sam}) does not fit sam_radius={completed['sam_radius']}")
     return completed

@@ -26,6 +26,14 @@ def test_ends_without_a_sense_are_named(name, ends):
         choices({name: ends}, epochs=search.integers)
 
 
+@pytest.mark.parametrize(
+    ("name", "ends"), [("epochs", (0, 2)), ("label_smoothing", (0.0, 2.0)), ("mixup", (-0.2, 0.2)), ("epochs", (-1, 1))]
+)
+def test_ends_that_training_refuses_are_named_before_it(name, ends):
+    with pytest.raises(ValueError, match=rf"config\.sweep\.{name} must be"):
+        choices({name: ends}, epochs=search.integers)
+
+
 def test_a_logarithm_needs_positive_numbers():
     choices({"mixup": (0.0, 0.0)})
     with pytest.raises(ValueError, match=r"config\.sweep\.weight_decay must be two positive numbers"):

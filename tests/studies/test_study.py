@@ -277,6 +277,32 @@ def test_what_a_config_leaves_out_is_filled_in_sections_too():
     assert defaults["sweep"] == {"mode": "auto", "epochs": 2}
 
 
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("pretrain", "learning_rate", -1, "learning_rate must be at least 0, not -1"),
+        ("probe", "epochs", "2", "epochs must be a finite number, not '2'"),
+        ("finetune", "clip_norm", 0, "clip_norm must be above 0, not 0"),
+        ("finetune", "members_per_program", 0, "members_per_program must be at least 1, not 0"),
+        ("sam", "radius", 0, "radius must be above 0, not 0"),
+        ("sam", "members", 1.5, "members must be a whole number, not 1.5"),
+        ("trajectory", "swa_start", 5, r"swa_start must be in \[0, 1\), not 5"),
+        ("greedy", "random_orders", -1, "random_orders must be at least 0, not -1"),
+        ("learned", "learning_rate", 0, "learning_rate must be above 0, not 0"),
+        ("wise_ft", "alphas", (), r"alphas must be a list of numbers, not \(\)"),
+        ("figures", "counts", "12", "counts must be a list of numbers, not '12'"),
+        ("figures", "barrier_ts", [2.0], r"barrier_ts must be in \[0, 1\], not 2.0"),
+        ("figures", "plane_points", 1, "plane_points must be at least 2, not 1"),
+        ("finetune", "ema_decays", [1.0], r"ema_decays must be in \[0, 1\), not 1.0"),
+    ],
+)
+def test_numbers_that_a_later_step_would_refuse_are_named_before_the_first(section, field, value, message):
+    fields = {"": "name", f"{section}?": f"{field}?"}
+    check_fields({"name": "x", section: {field: None}}, fields)  # left to its default
+    with pytest.raises(ValueError, match=rf"  ~ {section}\.{message}$"):
+        check_fields({"name": "x", section: {field: value}}, fields)
+
+
 @pytest.mark.parametrize("size", [0, -1, 2.5, "3", True])
 def test_sizes_of_batches_without_a_sense_are_named_in_every_section(size):
     fields = {"": "batch_size", "finetune": "batch_size", "runs?": "batch_size?", "evaluate?": "batch_size"}
