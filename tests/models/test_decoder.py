@@ -1,80 +1,27 @@
-"""Compare decoders of texts with what transformers computed, from folders that it wrote; nothing may leak.
-
-The recorded folders and outputs are those of `scripts/benchmarks/parity_decoders.py --sizes small --record`.
-"""
+"""Give decoders of texts their inputs and files; what all networks of texts share is in test_text_networks.py."""
 
 import dataclasses
-import json
-import pathlib
-import re
-import shutil
 import struct
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recorded_texts import DECODERS, GPT2, LLAMA, RECORDED, UNTIED, changed, tensors_of
 
 from soups import tree
 from soups.formats import open_checkpoint
-from soups.models.architectures import architecture, decoder_of
-from soups.models.decoder import SHARDING_RULES
+from soups.models.architectures import decoder_of
 from soups.models.import_weights import check_weights, import_weights
 from soups.models.tables import reading
-from soups.train import param_shardings
 
-RECORDED = pathlib.Path(__file__).parent / "recorded" / "models"
-FOLDERS = {
-    "transformers-GPT-2-gpt2": ("gpt2", {}),
-    "transformers-Llama-smollm2-135m": ("smollm2-135m", {"num_kv_heads": 2}),
-    "transformers-Llama-untied-smollm2-135m": (
-        "smollm2-135m",
-        {"num_kv_heads": 2, "tied": False, "norm_epsilon": 1e-6, "rope_theta": 1e4},
-    ),
-}
-GPT2, LLAMA, UNTIED = FOLDERS
-SMALL = {"width": 16, "depth": 2, "mlp_dim": 32, "num_heads": 4, "vocabulary_size": 24, "context_length": 10}
 ROW = {"tokens": np.zeros((2, 4), np.int32), "mask": np.ones((2, 4), bool)}
 
 
-def arch_of(folder):
-    name, fields = FOLDERS[folder]
-    arch = architecture(name)
-    return dataclasses.replace(arch, feature_dim=16, features=arch.features.clone(**SMALL, **fields))
-
-
-@pytest.fixture(scope="module")
-def case():
-    """Return a function from a recorded folder to its architecture, weights, compiled network, inputs and logits."""
-    known = {}
-
-    def load(folder):
-        if folder not in known:
-            arch = arch_of(folder)
-            with np.load(RECORDED / f"{folder}.logits.npz") as theirs:
-                (tokens, mask), expected = theirs["inputs"], theirs["float64"]
-            inputs = {"tokens": tokens, "mask": mask.astype(bool)}
-            params = import_weights(RECORDED / folder, arch)
-            known[folder] = arch, params, jax.jit(arch.apply_fn(None)), inputs, expected
-        return known[folder]
-
-    return load
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_logits_equal_those_of_transformers(case, folder):
-    arch, params, apply, inputs, expected = case(folder)
-    tree.check_same_structure([arch.abstract(None), params])
-    found = np.where(inputs["mask"][..., None], apply(params, inputs), 0).astype(np.float64)
-    assert found.shape == expected.shape and np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-
-
 @pytest.mark.parametrize("folder", [GPT2, LLAMA])
-def test_no_token_sees_padding_or_one_behind_it(case, folder):
+def test_no_token_sees_one_behind_it(case, folder):
     _, params, apply, inputs, _ = case(folder)
-    expected, tokens, mask = np.asarray(apply(params, inputs)), inputs["tokens"], inputs["mask"]
-    other = np.asarray(apply(params, {**inputs, "tokens": np.where(mask, tokens, 7)}))
-    np.testing.assert_array_equal(other[mask], expected[mask])
+    expected, tokens = np.asarray(apply(params, inputs)), inputs["tokens"]
     for at in (0, 4):
         changed = tokens.copy()
         changed[0, at] = 3 + (changed[0, at] - 2) % 20
@@ -120,43 +67,6 @@ def test_a_classifier_reads_the_last_token(case):
     assert zeros["kernel"].shape == (16, 3) and not any(leaf.any() for leaf in zeros.values())
 
 
-def test_dropout_is_on_in_training_alone():
-    arch = arch_of(LLAMA)
-    params = arch.abstract(None)
-
-    def draws(program):
-        return set(re.findall(r"random_bits\[[^]]*shape=\(([\d, ]+)\)", str(jax.make_jaxpr(program)(params, ROW))))
-
-    train = arch.train_apply_fn(None, dropout=0.1)
-    assert draws(arch.apply_fn(None, dropout=0.1)) == set()
-    assert draws(lambda p, x: train(p, x, jax.random.key(0))) == {"2, 2, 2, 4, 4", "2, 4, 16"}
-
-
-def test_training_without_dropout_is_evaluation_and_remat_changes_nothing(case):
-    arch, params, apply, inputs, _ = case(LLAMA)
-    logits, same = jax.jit(arch.train_apply_fn(None, remat=True))(params, inputs, jax.random.key(0))
-    np.testing.assert_allclose(logits, apply(params, inputs), rtol=1e-5, atol=1e-6)
-    tree.check_same_structure([params, same])
-
-
-@pytest.mark.parametrize("folder", [GPT2, UNTIED])
-def test_bfloat16_keeps_float32_weights_and_logits(folder):
-    model = arch_of(folder).model(None, dtype=jnp.bfloat16)
-    shapes = jax.eval_shape(model.init_with_output, jax.random.key(0), ROW)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
-
-
-@pytest.mark.parametrize("folder", [GPT2, UNTIED])
-def test_weights_sharded_by_the_rules_give_the_same(case, folder):
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    _, params, apply, inputs, _ = case(folder)
-    shardings = param_shardings(params, mesh, SHARDING_RULES)
-    whole = [name for name, leaf in tree.flatten(shardings).items() if "model" not in str(leaf.spec)]
-    assert all(re.search("scale$|bias$|position_embedding", name) for name in whole)
-    found = apply(jax.device_put(params, shardings), inputs)
-    np.testing.assert_allclose(found, apply(params, inputs), rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -167,7 +77,7 @@ def test_weights_sharded_by_the_rules_give_the_same(case, folder):
         ({**ROW, "at": np.zeros((2, 3), bool)}, r"at must be integers \[2, 3\], but they are bool"),
     ],
 )
-def test_other_inputs_are_errors(inputs, message):
+def test_other_inputs_are_errors(arch_of, inputs, message):
     arch = arch_of(GPT2)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(arch.apply_fn(None), arch.abstract(None), jax.tree.map(jnp.asarray, inputs))
@@ -182,7 +92,7 @@ def test_other_inputs_are_errors(inputs, message):
         ({"num_classes": 3}, {"at": np.zeros((2, 1), np.int32)}, "a classifier takes none"),
     ],
 )
-def test_other_fields_are_errors(fields, more, message):
+def test_other_fields_are_errors(arch_of, fields, more, message):
     model = arch_of(GPT2).features.clone(**fields)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), ROW | more)
@@ -202,7 +112,7 @@ def test_what_is_beyond_the_tables_is_not_a_number(case):
 
 
 @pytest.mark.parametrize("order", [("embed", "logits"), ("logits", "embed")])
-def test_logits_that_torch_saved_as_the_embeddings_are_these(monkeypatch, order):
+def test_logits_that_torch_saved_as_the_embeddings_are_these(arch_of, monkeypatch, order):
     tensors, names = tensors_of(LLAMA), {"embed": "model.embed_tokens.weight", "logits": "lm_head.weight"}
     first, second = (names[one] for one in order)
     checkpoint = open_checkpoint(RECORDED / LLAMA)
@@ -215,7 +125,7 @@ def test_logits_that_torch_saved_as_the_embeddings_are_these(monkeypatch, order)
     assert "lm_head" not in found
 
 
-def test_gpt2_may_have_its_own_matrix_of_logits(write):
+def test_gpt2_may_have_its_own_matrix_of_logits(arch_of, write):
     own = {**tensors_of(GPT2), "lm_head.weight": tensors_of(GPT2)["transformer.wte.weight"] + 1}
     with pytest.raises(ValueError, match=r"'lm_head.weight' is extra"):
         check_weights(write(own), arch_of(GPT2))
@@ -225,21 +135,16 @@ def test_gpt2_may_have_its_own_matrix_of_logits(write):
     np.testing.assert_array_equal(found["lm_head"]["kernel"].T, own["lm_head.weight"])
 
 
-def tensors_of(folder):
-    checkpoint = open_checkpoint(RECORDED / folder)
-    return {name: np.array(checkpoint.read(name)) for name in checkpoint.leaves}
-
-
 @pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_gpt2_is_read_with_and_without_the_prefix_and_with_old_buffers(write, prefix):
+def test_gpt2_is_read_with_and_without_the_prefix_and_with_old_buffers(arch_of, write, prefix):
     tensors = {prefix + name.removeprefix("transformer."): leaf for name, leaf in tensors_of(GPT2).items()}
     tensors[f"{prefix}h.0.attn.bias"] = np.ones((1, 1, 10, 10), np.uint8)
     found = import_weights(write(tensors), arch_of(GPT2))
     jax.tree.map(np.testing.assert_array_equal, found, import_weights(RECORDED / GPT2, arch_of(GPT2)))
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_a_decoder_has_the_sizes_that_its_folder_says(folder):
+@pytest.mark.parametrize("folder", DECODERS)
+def test_a_decoder_has_the_sizes_that_its_folder_says(arch_of, folder):
     found, wanted = decoder_of(RECORDED / folder), arch_of(folder).features
     assert (found.family, found.feature_dim) == (arch_of(folder).family, 16)
     assert found.features.clone(head_dim=None) == wanted
@@ -275,39 +180,16 @@ def test_folders_of_other_networks_are_errors(tmp_path, folder, fields, message)
         (GPT2, {"layer_norm_epsilon": 1e-3}, "says norm_epsilon 0.001, but gpt2 has 1e-05"),
     ],
 )
-def test_configs_of_another_computation_are_errors(tmp_path, folder, fields, message):
+def test_configs_of_another_computation_are_errors(arch_of, tmp_path, folder, fields, message):
     with pytest.raises(ValueError, match=message):
         check_weights(changed(tmp_path, folder, **fields), arch_of(folder))
 
 
-def test_files_of_another_decoder_are_errors():
+def test_files_of_another_decoder_are_errors(arch_of):
     with pytest.raises(ValueError, match=r"GPT-2 names, but smollm2-135m needs Hugging Face's Llama names or GGUF's"):
         check_weights(RECORDED / GPT2, arch_of(LLAMA))
     with pytest.raises(ValueError, match=r"'lm_head.weight' is extra"):
         check_weights(RECORDED / UNTIED / "model.safetensors", arch_of(LLAMA))
-
-
-def changed(tmp_path, folder, **fields):
-    """Copy a recorded folder, with other values in its config.json; None leaves one out."""
-    copy = tmp_path / "copy"
-    shutil.copytree(RECORDED / folder, copy)
-    config = json.loads((copy / "config.json").read_text()) | fields
-    (copy / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
-    return copy
-
-
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("gpt2", 124_439_808),
-        ("gpt2-medium", 354_823_168),
-        ("gpt2-large", 774_030_080),
-        ("gpt2-xl", 1_557_611_200),
-        ("smollm2-135m", 134_515_008),
-    ],
-)
-def test_decoders_have_the_published_number_of_weights(name, count):
-    assert tree.count(architecture(name).abstract(None)) == count
 
 
 # --- GGUF ---
@@ -353,7 +235,7 @@ def as_gguf(tensors):
     return made
 
 
-def test_a_gguf_file_gives_the_same_network(tmp_path):
+def test_a_gguf_file_gives_the_same_network(arch_of, tmp_path):
     expected = import_weights(RECORDED / LLAMA, arch_of(LLAMA))
     file = written_gguf(tmp_path / "model.gguf", as_gguf(tensors_of(LLAMA)), SAID)
     arch = decoder_of(file)
@@ -384,7 +266,7 @@ def test_gguf_files_of_other_networks_are_errors(tmp_path, said, architecture, m
         decoder_of(file)
 
 
-def test_scaled_rotations_of_a_gguf_file_are_an_error(tmp_path):
+def test_scaled_rotations_of_a_gguf_file_are_an_error(arch_of, tmp_path):
     tensors = {**as_gguf(tensors_of(LLAMA)), "rope_freqs.weight": np.full(2, 8, np.float32)}
     file = written_gguf(tmp_path / "model.gguf", tensors, SAID)
     with pytest.raises(ValueError, match=r"not known: it has rope_freqs\.weight"):
@@ -393,7 +275,7 @@ def test_scaled_rotations_of_a_gguf_file_are_an_error(tmp_path):
         check_weights(file, arch_of(LLAMA))
 
 
-def test_a_gguf_file_of_another_computation_is_an_error(tmp_path):
+def test_a_gguf_file_of_another_computation_is_an_error(arch_of, tmp_path):
     file = written_gguf(tmp_path / "model.gguf", as_gguf(tensors_of(LLAMA)), {**SAID, "rope.freq_base": 500.0})
     with pytest.raises(ValueError, match=r"model.gguf says rope_theta 500.0, but smollm2-135m has 100000.0"):
         check_weights(file, arch_of(LLAMA))
