@@ -1,11 +1,11 @@
 """Compare residual networks of bottlenecks with NumPy in float64."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_weights
 
-from soups import models, tree
+from soups import models
 from soups.models.bottleneck_resnet import BottleneckResNet
 
 SMALL = {"blocks": (1, 2), "width": 2}
@@ -14,15 +14,7 @@ SHAPE = (16, 12, 3)
 
 @pytest.fixture(scope="module")
 def params():
-    """Return random weights and positive statistics."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: models.init(BottleneckResNet(3, **SMALL), jax.random.key(0), SHAPE))
-
-    def draw(name, leaf):
-        values = rng.normal(size=leaf.shape).astype(np.float32)
-        return np.abs(values) + np.float32(0.5) if name.endswith(("var", "scale")) else values
-
-    return tree.map_with_names(draw, shapes)
+    return random_weights(BottleneckResNet(3, **SMALL), SHAPE)
 
 
 def windows(x, size, stride, fill):
@@ -75,35 +67,3 @@ def test_shortcuts_are_where_the_shape_changes(params):
         "stage_0_0",
         "stage_1_0",
     ]
-
-
-def test_training_updates_statistics_alike_with_and_without_remat(params, rng):
-    images = rng.normal(size=(4, *SHAPE)).astype(np.float32)
-
-    def updated(remat):
-        train = models.train_apply_fn(BottleneckResNet(3, **SMALL, remat=remat))
-        return jax.jit(lambda params: train(params, images, jax.random.key(0)))(params)
-
-    (logits, plain), (same_logits, same) = updated(False), updated(True)
-    stem = np.asarray(
-        jax.lax.conv_general_dilated(
-            jnp.asarray(images),
-            jnp.asarray(params["params"]["stem"]["conv"]["kernel"]),
-            (2, 2),
-            ((3, 3), (3, 3)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        ),
-        np.float64,
-    )
-    old = params["batch_stats"]["stem"]["norm"]["mean"]
-    expected = 0.9 * old + 0.1 * stem.mean((0, 1, 2))
-    np.testing.assert_allclose(plain["batch_stats"]["stem"]["norm"]["mean"], expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(logits, same_logits, rtol=1e-4, atol=1e-4)
-    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(same), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_bfloat16_keeps_float32_weights_and_logits():
-    model = BottleneckResNet(3, **SMALL, dtype=jnp.bfloat16)
-    shapes = jax.eval_shape(model.init_with_output, jax.random.key(0), np.zeros((2, *SHAPE), np.float32))
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}

@@ -6,10 +6,10 @@ import sys
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from random_weights import random_weights
 
 from soups import models, tree
 from soups.data import center_crop, compose, resize_shorter
@@ -25,15 +25,7 @@ LOGITS = "EfficientNet-PyTorch-trained-efficientnet-lite0.pth.logits.npz"
 
 @pytest.fixture(scope="module")
 def params():
-    """Return random weights and positive statistics."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: models.init(EfficientNetLite(3, **SMALL), jax.random.key(0), SHAPE))
-
-    def draw(name, leaf):
-        values = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 1)
-        return np.asarray(np.abs(values) + 0.5 if name.endswith(("var", "scale")) else values, np.float32)
-
-    return tree.map_with_names(draw, shapes)
+    return random_weights(EfficientNetLite(3, **SMALL), SHAPE, scaled=True)
 
 
 def conv_norm(p, stats, x, stride=1):
@@ -92,40 +84,6 @@ def test_multipliers_make_the_published_stages(name, widths, blocks):
     stages = architecture(name).features.stages()
     assert tuple(stage.width for stage in stages) == widths
     assert tuple(stage.blocks for stage in stages) == blocks
-
-
-def test_training_updates_statistics_alike_with_and_without_remat(params, rng):
-    images = rng.normal(size=(4, *SHAPE)).astype(np.float32)
-
-    def updated(remat):
-        train = models.train_apply_fn(EfficientNetLite(3, **SMALL, momentum=0.9, remat=remat))
-        return jax.jit(lambda params: train(params, images, jax.random.key(0)))(params)
-
-    (logits, plain), (same_logits, same) = updated(False), updated(True)
-    kernel = jnp.asarray(params["params"]["stem"]["conv"]["kernel"])
-    names = ("NHWC", "HWIO", "NHWC")
-    stem = jax.lax.conv_general_dilated(jnp.asarray(images), kernel, (2, 2), "SAME", dimension_numbers=names)
-    expected = 0.9 * params["batch_stats"]["stem"]["norm"]["mean"] + 0.1 * np.asarray(stem, np.float64).mean((0, 1, 2))
-    np.testing.assert_allclose(plain["batch_stats"]["stem"]["norm"]["mean"], expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(logits, same_logits, rtol=1e-4, atol=1e-4)
-    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(same), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_bfloat16_keeps_float32_weights_and_logits():
-    model = EfficientNetLite(3, **SMALL, dtype=jnp.bfloat16)
-    shapes = jax.eval_shape(model.init_with_output, jax.random.key(0), np.zeros((2, *SHAPE), np.float32))
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
-
-
-@pytest.mark.parametrize("kind", [EfficientNetLite, models.BottleneckResNet])
-def test_dropout_takes_features_before_the_head_in_training_alone(kind):
-    model = kind(3, dropout=0.5)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    params = jax.eval_shape(lambda: models.init(model, jax.random.key(0), (32, 32, 3)))
-    programs = [models.apply_fn(model), lambda p, x: models.train_apply_fn(model)(p, x, jax.random.key(0))]
-    drawn = ["random_bits" in str(jax.make_jaxpr(program)(params, images)) for program in programs]
-    assert drawn == [False, True]
 
 
 # --- The trained network ---

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from random_weights import random_weights
 
 from soups import models, tree
 from soups.train import Classification, fit
@@ -18,18 +19,6 @@ NETWORKS = {
 }
 
 
-def drawn(model):
-    """Return random weights, with positive statistics, as those of a trained network."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0), SHAPE))
-
-    def draw(name, leaf):
-        values = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 1)
-        return np.asarray(np.abs(values) + 0.5 if name.endswith(("var", "scale")) else values, np.float32)
-
-    return tree.map_with_names(draw, shapes)
-
-
 @pytest.fixture
 def images(rng):
     return rng.random((6, *SHAPE), np.float32)
@@ -37,7 +26,7 @@ def images(rng):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scale_and_bias_get_the_gradient_of_evaluation(name, images):
-    model, params = NETWORKS[name], drawn(NETWORKS[name])
+    model, params = NETWORKS[name], random_weights(NETWORKS[name], SHAPE, scaled=True)
     evaluated, trained = models.apply_fn(model), models.train_apply_fn(model, frozen_statistics=True)
 
     def gradients(weights):
@@ -97,7 +86,9 @@ def test_the_rest_of_the_network_is_in_training_mode(rng):
 
 @pytest.mark.parametrize("name", ["ResNet-50, small", "EfficientNet-Lite, small"])
 def test_training_moves_the_affine_parameters_and_never_the_statistics(name, images):
-    network = models.Network.of(NETWORKS[name], start=drawn(NETWORKS[name]), frozen_statistics=True)
+    network = models.Network.of(
+        NETWORKS[name], start=random_weights(NETWORKS[name], SHAPE, scaled=True), frozen_statistics=True
+    )
     start = network.init(jax.random.key(0), SHAPE)
     steps = {"num_steps": 2, "learning_rate": 1e-2}
     data = {"image": (images * 255).astype(np.uint8), "label": np.arange(6) % 3}

@@ -4,23 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from soups import models, tree
 from soups.models.mlp import MLP
 from soups.models.resnet import ResNet
 
 SHAPE = (4, 4, 2)
-
-
-def random_weights(model, shape=SHAPE):
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: models.init(model, key, shape), jax.random.key(0))
-
-    def draw(name, leaf):
-        values = rng.normal(size=leaf.shape).astype(np.float32)
-        return np.abs(values) + np.float32(0.5) if name.endswith(("var", "scale")) else values
-
-    return tree.map_with_names(draw, shapes)
 
 
 def wide(params):
@@ -32,7 +22,7 @@ def wide(params):
 
 def test_mlp_equals_float64(rng):
     model = MLP(3, widths=(5, 6))
-    params = random_weights(model)
+    params = random_weights(model, SHAPE)
     images = rng.normal(size=(4, *SHAPE)).astype(np.float32)
     p, x = wide(params), images.astype(np.float64).reshape(4, -1)
     for layer in ("layer_0", "layer_1"):
@@ -109,7 +99,7 @@ def _at(node, path):
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_resnet_equals_float64(norm, rng):
     model = ResNet(3, blocks=(1, 1), width_multiplier=0.25, norm=norm)
-    params = random_weights(model)
+    params = random_weights(model, SHAPE)
     images = rng.normal(size=(3, *SHAPE)).astype(np.float32)
     p = wide(params)
     expected = resnet(p.get("params", p), p.get("batch_stats"), images.astype(np.float64))
@@ -136,7 +126,7 @@ def test_width_multiplier_multiplies_every_width():
 
 def test_batch_statistics_can_be_estimated_again(rng):
     model = ResNet(3, blocks=(1,), width_multiplier=0.25, norm="batch")
-    params = random_weights(model)
+    params = random_weights(model, SHAPE)
     images = rng.normal(size=(6, *SHAPE)).astype(np.float32)
     repaired = models.reestimate_batch_stats(models.stats_fn(model), params, [images])
     stem = convolve(images.astype(np.float64), wide(params)["params"]["stem"]["conv"]["kernel"], 1)

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from random_weights import random_weights
 
-from soups import models, tree
+from soups import models
 from soups.models.mlp import MLP
 from soups.models.permutation_specs import permutation_spec
 from soups.models.resnet import ResNet
@@ -62,22 +63,10 @@ CASES = {  # network, whether the residual stream is permuted, and the sizes of 
 }
 
 
-def random_weights(model, seed):
-    """Draw all weights, the head, biases and statistics too, of which a fresh network has zeros and ones."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda key: models.init(model, key, SHAPE), jax.random.key(0))
-
-    def draw(name, leaf):
-        values = rng.normal(size=leaf.shape).astype(np.float32)
-        return np.abs(values) + np.float32(0.5) if name.endswith(("var", "scale")) else values
-
-    return tree.map_with_names(draw, shapes)
-
-
 @pytest.fixture(params=CASES)
 def case(request):
     model, residual, sizes = CASES[request.param]
-    params = random_weights(model, 0)
+    params = random_weights(model, SHAPE)
     return model, params, permutation_spec(model, params, residual=residual), sizes
 
 
@@ -104,7 +93,7 @@ def test_permuted_copy_is_recovered(case):
 def test_wrong_spec_is_found_out():
     model, _, _ = CASES["mlp"]
     model = model.clone(widths=(5, 5))
-    params = random_weights(model, 0)
+    params = random_weights(model, SHAPE)
     spec = {**permutation_spec(model, params), "layer_1/bias": ("layer_0",)}
     inputs = np.random.default_rng(1).normal(size=(3, *SHAPE)).astype(np.float32)
     permutations = random_permutations(spec, params, jax.random.key(1))
@@ -118,4 +107,4 @@ def test_unknown_networks_and_weights_of_others_are_errors():
     ):
         permutation_spec(nn.Dense(3), {})
     with pytest.raises(ValueError, match=r"rule 'layer_2/kernel' matches no leaf"):
-        permutation_spec(MLP(3, widths=(5, 6, 7)), random_weights(MLP(3, widths=(5, 6)), 0))
+        permutation_spec(MLP(3, widths=(5, 6, 7)), random_weights(MLP(3, widths=(5, 6)), SHAPE))
