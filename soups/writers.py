@@ -18,11 +18,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from soups import state
+from soups.arguments import check_within
 from soups.files import append, local_path, replace_file
 from soups.lazy import extra, jax
 from soups.names import check_name
+from soups.recipes._scores import number
 
 FILE = "metrics.jsonl"  #: where JSON lines go, in the directory of a run
+_METHODS = "write_scalars", "write_hparams", "flush", "close"
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
@@ -50,10 +53,17 @@ def open_writer(directory: str | os.PathLike, also: Iterable[str | Writer] = ())
     step on is replaced. `directory`: of one run, such as a member of a sweep; it is made. `also`: "tensorboard" and
     "wandb" (each imported only then, and writing below `directory`), or writers of one's own.
 
-    A ValueError for a name that no writer has, and for a damaged file; a MissingExtraError for a package that is not
-    installed; an OSError if the directory cannot be written; the first and the last also from the writer.
+    A ValueError for what is no writer or a name that none has, for a damaged file, and for steps and numbers that are
+    none; a MissingExtraError for a package that is not installed; an OSError if the directory cannot be written; the
+    first and the last also from the writer.
     """
-    directory, also = local_path(directory), list(also)
+    directory = local_path(directory)
+    if isinstance(also, str) or not isinstance(also, Iterable):
+        raise ValueError(f"also must be a list of writers, such as ['tensorboard'], not {also!r:.200}")
+    also = list(also)
+    for writer in also:
+        if not isinstance(writer, str) and not all(callable(getattr(writer, name, None)) for name in _METHODS):
+            raise ValueError(f"a writer needs the methods {', '.join(_METHODS)}, which {writer!r:.200} lacks")
     if jax.process_index():
         also, kinds = [], []
     else:
@@ -75,12 +85,19 @@ class _All:
         self._writers, self._kinds, self._stack, self._hparams = writers, kinds, stack, []
 
     def write_scalars(self, step, scalars):
-        scalars = {name: float(value) for name, value in scalars.items()}
-        self._open(int(step))
+        step = check_within("step", step, "(-inf, inf)", whole=True)
+        if not isinstance(scalars, Mapping):
+            raise ValueError(f"scalars must be a mapping from names to numbers, not a {type(scalars).__name__}")
+        if taken := [name for name in ("step", "time", "hparams") if name in scalars]:
+            raise ValueError(f"a scalar cannot be called {taken[0]!r}, which each line has itself")
+        scalars = {name: number(value, f"the scalar {name!r} must be a number, not") for name, value in scalars.items()}
+        self._open(step)
         for writer in self._writers:
-            writer.write_scalars(int(step), scalars)
+            writer.write_scalars(step, scalars)
 
     def write_hparams(self, hparams):
+        if not isinstance(hparams, Mapping):
+            raise ValueError(f"hyper-parameters must be a mapping, not a {type(hparams).__name__}")
         for writer in self._writers:
             writer.write_hparams(hparams)
         self._hparams += [hparams] if self._kinds else []
@@ -117,7 +134,7 @@ class _JsonLines:
         append(self._path, _line({"step": step, "time": round(time.time(), 3), **finite}))
 
     def write_hparams(self, hparams):
-        line = _line({"hparams": dict(hparams)})
+        line = _line({"hparams": _plain(hparams)})
         if line not in self._known:
             append(self._path, line)
 
@@ -137,7 +154,7 @@ class _TensorBoard:
             self._events.add_scalar(name, value, step)
 
     def write_hparams(self, hparams):
-        self._events.add_text("hyper-parameters", json.dumps(dict(hparams), default=str), 0)
+        self._events.add_text("hyper-parameters", json.dumps(_plain(hparams)), 0)
 
     def flush(self):
         self._events.flush()
@@ -179,15 +196,28 @@ def _package(name):
 
 
 def _line(record):
-    return json.dumps(record, default=str).encode() + b"\n"
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def _plain(value):
+    """Return what JSON can hold: NumPy's and JAX's numbers as Python's, null if not finite, all else as text."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _lines_before(path, first_step):
     """Yield the lines of a killed run that stay; only its last one can be torn."""
     lines = path.read_bytes().split(b"\n")[:-1] if first_step and path.exists() else []
-    for number, line in enumerate(lines, 1):
-        record = state.parsed(line.decode("utf-8", "replace"), f"line {number} of {path}")
+    for place, line in enumerate(lines, 1):
+        record = state.parsed(line.decode("utf-8", "replace"), f"line {place} of {path}")
         if "hparams" not in record and not isinstance(record.get("step"), int):
-            raise ValueError(f"line {number} of {path} has no step: it is damaged, remove the file")
+            raise ValueError(f"line {place} of {path} has no step: it is damaged, remove the file")
         if "hparams" in record or record["step"] < first_step:
             yield line + b"\n"

@@ -110,6 +110,48 @@ def test_writers_of_ones_own_get_the_same_and_are_closed(tmp_path):
     assert log == [("write_scalars", 3, {"loss": 2.0}), ("write_hparams", {"seed": 1}), ("flush",), ("close",)]
 
 
+@pytest.mark.parametrize(
+    ("step", "scalars", "message"),
+    [
+        (1.5, {"loss": 1.0}, "step must be a whole number, not 1.5"),
+        ("a", {"loss": 1.0}, "step must be a whole number, not 'a'"),
+        (0, {"step": 9.0}, "a scalar cannot be called 'step', which each line has itself"),
+        (0, {"loss": None}, "the scalar 'loss' must be a number, not None"),
+        (0, {"loss": np.ones(3)}, "the scalar 'loss' must be a number, not array"),
+        (0, [1.0], "scalars must be a mapping from names to numbers, not a list"),
+    ],
+)
+def test_what_is_no_step_or_no_number_is_named_and_not_written(step, scalars, message, tmp_path):
+    with open_writer(tmp_path) as writer:
+        with pytest.raises(ValueError, match=message):
+            writer.write_scalars(step, scalars)
+        with pytest.raises(ValueError, match="hyper-parameters must be a mapping, not a list"):
+            writer.write_hparams([1])
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ("tensorboard", r"also must be a list of writers, such as \['tensorboard'\], not 'tensorboard'"),
+        (None, "also must be a list of writers"),
+        ([3], "a writer needs the methods write_scalars, write_hparams, flush, close, which 3 lacks"),
+    ],
+)
+def test_what_is_no_writer_is_named(also, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        refused(tmp_path, also)
+
+
+def test_hyper_parameters_are_json_whatever_they_are(tmp_path):
+    with open_writer(tmp_path) as writer:
+        writer.write_hparams(
+            {"rate": np.float32(0.5), "sizes": np.arange(2), "limit": np.inf, "of": {"bad": (np.nan,)}}
+        )
+        writer.write_scalars(0, {"loss": 1.0})
+    assert lines(tmp_path)[0] == {"hparams": {"rate": 0.5, "sizes": [0, 1], "limit": None, "of": {"bad": [None]}}}
+
+
 @pytest.mark.parametrize(("first", "purge"), [(0, None), (5, 5)])
 def test_tensorboard(first, purge, packages, tmp_path):
     with open_writer(tmp_path, ["tensorboard"]) as writer:

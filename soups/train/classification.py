@@ -29,10 +29,10 @@ class Classification:
 
         loss = Classification(soups.models.train_apply_fn(model), num_classes=10)
 
-    A batch is {"image": [B, ...], "label": int [B]} or a pair of both, with float targets [B, classes] for soft labels;
-    a network that gives [B, T, classes] has labels [B, T]. With `preprocess=None` images may be arrays by name, such as
-    tokens with their mask. Its hyper-parameters: `label_smoothing`, `mixup`, and for images [B, H, W, C]
-    `augment_operations` and `augment_magnitude`, see `soups.train.augment`.
+    A batch is {"image": [B, ...], "label": int [B]} or a pair of both, with float targets [B, classes] that sum to 1
+    for soft labels; a network that gives [B, T, classes] has labels [B, T]. With `preprocess=None` images may be arrays
+    by name, such as tokens with their mask. Its hyper-parameters: `label_smoothing`, `mixup`, and for images
+    [B, H, W, C] `augment_operations` and `augment_magnitude`, see `soups.train.augment`.
 
     Attributes:
         train_apply: from weights, inputs and key to logits, or to (logits, weights with their updated statistics).

@@ -106,8 +106,8 @@ def sweep(
 
     Raises:
         ValueError: as `fit`; an unknown mode; mode "sharded" with a mesh that has no axis "pool"; `members_per_program`
-            in a mode other than "vmap"; no members; a name that the pool already has, for a member made from something
-            else.
+            in a mode other than "vmap"; no members; names, metadata, a base, averages or functions that would fail in
+            the end; a name that the pool already has, for a member made from something else.
         BlockingIOError: another sweep is training members for one of the pools.
         OSError: the disk is full or cannot be written to.
     """
