@@ -20,9 +20,11 @@ from numpy.typing import DTypeLike
 from soups import arguments, tree
 from soups.arrays import as_bytes, doubled, total
 from soups.lazy import is_jax, jax
-from soups.names import pattern
+from soups.names import check_name, pattern
 from soups.workers import in_threads
 
+SCOPES, UNITS = ("leaf", "model"), ("element", "row", "leaf")
+_NUMBERS = "biufcV"  # kinds of dtypes; the last is that of bfloat16 and of floats of 8 bits
 BLOCK = 2**16  #: elements of a block: a few blocks fit into the cache of a core
 
 
@@ -76,6 +78,9 @@ class Recipe:
         scope: "leaf" or "model": what is measured together.
         unit: what a part must hold whole: an "element", a "row" (last axis), or the "leaf".
         propagates: whether NaN or infinity in a member always shows in the result, so that it alone is looked at.
+
+    Raises:
+        ValueError: an unknown scope or unit.
     """
 
     merge: Callable[[Part, Any], Any]
@@ -83,6 +88,10 @@ class Recipe:
     scope: str = "leaf"
     unit: str = "element"
     propagates: bool = False
+
+    def __post_init__(self):
+        check_name(self.scope, SCOPES, "scope of a recipe")
+        check_name(self.unit, UNITS, "unit of a recipe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +125,7 @@ def merge(
     *,
     labels: Sequence[str] | None = None,
     keep_first: str | None = None,
+    first: int = 0,
     check: Callable[[Mapping[str, Any]], None] = lambda headers: None,
 ) -> tree.Tree:
     """Merge trees in memory, or stream them from a pool with the memory of the result and a few blocks.
@@ -129,6 +139,7 @@ def merge(
         beside: trees whose leaves follow the members' in each part, such as Fisher diagonals; each may lack leaves.
         labels: what errors call the members; "member NAME" without.
         keep_first: a regex for the names of leaves that come from the first member, whatever the others hold.
+        first: the place of that member, which counters come from too; 1 where a base is the first of the members.
         check: is called with {name: leaf}, shapes and dtypes of a member's leaves, when all structures were compared.
 
     Raises:
@@ -143,7 +154,7 @@ def merge(
     on_host = all(source.on_host for source in sources)
     beside = [tree.flatten(jax.device_get(extra) if on_host and not tree.traced(extra) else extra) for extra in beside]
     kept = pattern(keep_first, "keep_first") if keep_first else None
-    leaves = {name: _leaf(name, len(members), recipe, sources, beside, kept) for name in tree.names(like)}
+    leaves = {name: _leaf(name, len(members), recipe, sources, beside, kept, first) for name in tree.names(like)}
     given = {source.label: source.headers for source in sources if not source.compare}
     given |= {f"beside {source.label}": flat for source, flat in zip(sources, beside, strict=False)}
     if on_host:
@@ -202,13 +213,13 @@ def _given(label, params):
     return _Source(label, leaves, leaves.__getitem__)
 
 
-def _leaf(name, number, recipe, sources, beside, kept):
-    like = sources[0].headers[name]
+def _leaf(name, number, recipe, sources, beside, kept, first):
+    like = sources[first].headers[name]
     first_alone = bool(kept and kept.fullmatch(name)) or (not tree.is_float(like) and tree.is_counter(name))
     mixed = tree.is_float(like) and not first_alone
     extra = [flat[name] for flat in beside if name in flat] if mixed else []
     # what is copied has been compared, a pool's by digests: then its bytes are compared with them too
-    copied = sources[:number] if sources[0].compare and not first_alone else sources[:1]
+    copied = sources[:number] if sources[0].compare and not first_alone else sources[first : first + 1]
     used = sources if mixed else copied
 
     def read():
@@ -323,10 +334,14 @@ def _merged(leaf, arrays, hashes, measured, at_least):
 
 
 def _made(leaf, part, measured):
-    merged = leaf.recipe.merge(part, measured)
-    if getattr(merged, "size", None) != part.leaves[0].size:
-        what = f"an array of shape {tuple(merged.shape)}" if hasattr(merged, "shape") else f"a {type(merged).__name__}"
-        raise ValueError(f"the method makes {what} of {leaf.name}, not one of shape {tuple(part.leaves[0].shape)}")
+    merged, like = leaf.recipe.merge(part, measured), part.leaves[0]
+    if getattr(getattr(merged, "dtype", None), "kind", "O") not in _NUMBERS:
+        kind = f"an array of {merged.dtype}" if hasattr(merged, "dtype") else f"a {type(merged).__name__}"
+        raise ValueError(f"the method makes {kind} of {leaf.name}, not an array of numbers")
+    if merged.shape != like.shape:
+        raise ValueError(f"the method makes an array of shape {merged.shape} of {leaf.name}, not one of {like.shape}")
+    if tree.is_complex(merged) and not tree.is_complex(like):
+        raise ValueError(f"the method makes complex numbers of {leaf.name}, which holds real ones")
     return merged
 
 

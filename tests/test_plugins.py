@@ -70,6 +70,17 @@ def test_a_message_of_many_lines_is_printed_up_to_a_bound(tmp_path, capsys):
         ({"base": "requird"}, lambda inputs: None, "unknown base of <lambda> 'requird' .did you mean 'required'"),
         ({"per_member": ("weigths",)}, lambda inputs, *, weights=1.0: None, "unknown setting of <lambda> 'weigths'"),
         ({}, lambda: None, "<lambda> must take Inputs as its first parameter"),
+        ({}, lambda inputs, **settings: None, "<lambda> must name each of its settings, instead of .*settings"),
+        ({}, lambda inputs, *, table={}: None, "the default of table of <lambda> must not be a dict"),
+        ({"scope": "leaf"}, lambda inputs: None, "unknown field of a method 'scope'"),
+        ({"members": 2}, lambda inputs: None, r"members of <lambda> must be .smallest, largest. numbers, not 2"),
+        ({"members": (3, 1)}, lambda inputs: None, r"members of <lambda> must be .*, not \(3, 1\)"),
+        (
+            {"per_member": "gain"},
+            lambda inputs, *, gain=1.0: None,
+            r"must be a tuple of names, \('gain',\), not 'gain'",
+        ),
+        ({}, lambda inputs, *, seed=7: None, "the default of the seed of <lambda> must be 0, that of every merge of"),
     ],
 )
 def test_a_declaration_without_a_sense_is_an_error(declared, function, message):
@@ -83,16 +94,50 @@ def test_a_declaration_without_a_sense_is_an_error(declared, function, message):
         (3, "must return a Recipe, not a int"),
         (
             Recipe(lambda part, _: part.leaves[0].sum()),
-            r"the method makes an array of shape \(\) of w, not one of shape",
+            r"the method makes an array of shape \(\) of w, not one of \(3, 2\)",
         ),
-        (Recipe(lambda part, _: part.base), "the method makes a NoneType of w, not one of shape"),
+        (
+            Recipe(lambda part, _: part.leaves[0].T),
+            r"the method makes an array of shape \(2, 3\) of w, not one of \(3, 2\)",
+        ),
+        (Recipe(lambda part, _: part.base), "the method makes a NoneType of w, not an array of numbers"),
+        (Recipe(lambda part, _: list(part.leaves[0])), "the method makes a list of w, not an array of numbers"),
+        (
+            Recipe(lambda part, _: np.full((3, 2), "x")),
+            "the method makes an array of <U1 of w, not an array of numbers",
+        ),
+        (
+            Recipe(lambda part, _: part.leaves[0].astype(np.complex64)),
+            "the method makes complex numbers of w, which holds real ones",
+        ),
     ],
 )
 @pytest.mark.parametrize("xp", [np, jax.numpy], ids=["host", "device"])
 def test_what_a_method_makes_is_looked_at(made, message, xp):
     merge = method(registry={}, summary="")(lambda inputs: made)
     with pytest.raises(ValueError, match=message):
-        merge([{"w": xp.ones(3, np.float32)}])
+        merge([{"w": xp.ones((3, 2), np.float32)}])
+
+
+def test_a_recipe_has_a_known_scope_and_unit():
+    for wrong, message in [
+        ({"scope": "layer"}, "unknown scope of a recipe 'layer'"),
+        ({"unit": "rows"}, "did you mean 'row'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Recipe(lambda part, _: part.leaves[0], **wrong)
+
+
+@pytest.mark.parametrize("setting", ["threads", "shard_size", "keep_first_", "dtype", "verbose"])
+def test_a_setting_that_an_option_of_the_command_hides_is_an_error(setting, tmp_path, capsys):
+    name = f"hidden_{setting.rstrip('_')}"
+    body = f"@method(summary='')\ndef {name}(inputs, *, {setting}=2.0):\n    return Recipe(lambda part, _: part.base)\n"
+    (tmp_path / "mine.py").write_text(f"from soups.recipes import Recipe, method\n\n\n{body}")
+    words = ["--plugin", tmp_path / "mine.py", "--method", name, "--members", "a", "--out", tmp_path / "out"]
+    assert main(["merge", *map(str, words)]) == 2
+    option = f"--{setting.rstrip('_').replace('_', '-')}"
+    said = f"{option} is an option of the command, so it cannot give the setting {setting.rstrip('_')} of {name}: "
+    assert capsys.readouterr().err == f"soups merge: {said}give that another name, or merge by a recipe file\n"
 
 
 def test_a_file_is_run_once(tmp_path, capsys):

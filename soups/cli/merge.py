@@ -158,7 +158,8 @@ def describe(plan, out, needed: str) -> None:
     title += f" ({definition.paper})" if definition.paper else ""
     columns = ("model", "", "tensors", "size", "settings")
     table(title, columns, [row for pair in plan.checkpoints.items() for row in _rows(job, *pair)], ("tensors", "size"))
-    known = {name: job.parameters.get(name, default) for name, default in definition.settings.items()}
+    known = {**definition.settings, **({"seed": job.seed} if "seed" in definition.settings else {}), **job.parameters}
+    known = {name: known[name] for name in definition.settings}
     shown = ", ".join(f"{name} {value}" for name, value in known.items() if value is not merging.REQUIRED)
     tell(f"settings: {shown or 'none'}")
     for name, reason in definition.idle.items():

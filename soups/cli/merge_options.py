@@ -205,8 +205,13 @@ def add_settings(group, known: Sequence[str], method: Method, several: bool = Tr
         needed = "needed" if default is merging.REQUIRED else f"default: {default}"
         of_each = "; one value, or one for each member" if several and setting in method.of_member else ""
         option = option_of(setting)
-        if option in known:  # such as --seed, which is of the whole merge
+        if option == "--seed" and option in known:  # which is of the whole merge
             continue
+        if option in known:
+            raise ValueError(
+                f"{option} is an option of the command, so it cannot give the setting {setting} of {method.name}: "
+                "give that another name, or merge by a recipe file"
+            )
         places[setting] = f"setting {setting}"
         text = f"{needed}{of_each}".replace("%", "%%")
         number = "+" if several else 1

@@ -24,6 +24,7 @@ from soups.merging.tokenizers import Aligned, align
 from soups.merging.values import Place, is_constant
 from soups.names import shown
 from soups.recipes import _select
+from soups.recipes.regmean import gram_sizes
 from soups.workers import may_fork
 
 # bytes: of a process, of a header, and of JAX and TensorStore
@@ -167,7 +168,7 @@ def plan(job: Job, open_model: Callable[[str], Checkpoint], located: Mapping[str
     planner = _Planner(job, checkpoints)
     found, outputs = planner.found, settle_copied(planner.outputs(), checkpoints, job.base, planner.found)
     found.check()
-    _check_regexes(job, outputs)
+    _check_regexes(job, outputs, checkpoints[job.models[0]].leaves)
     if any(output.recipe and output.recipe.scope == "model" for output in outputs):
         _check_constant(job)
     if not (job.out_dtype or job.dtype):
@@ -313,8 +314,7 @@ class _Planner:
         found = {pair: leaf for pair, leaf in self._leaves(files).items() if leaf is not None}
         missing = [pair for pair in files if pair not in found]
         lines = [f"  - {file}: {tensor} is missing, others have it" for file, tensor in missing]
-        ends = [1] if inputs == "last" else range(1, len(like.shape))
-        sizes = [math.prod(like.shape[end:] if inputs == "last" else like.shape[:end]) for end in ends]
+        sizes = gram_sizes(like.shape, inputs)
         for (file, tensor), leaf in found.items():
             if len(like.shape) < 2:
                 lines.append(
@@ -347,7 +347,7 @@ class _Planner:
         return alike
 
 
-def _check_regexes(job, outputs):
+def _check_regexes(job, outputs, leaves):
     names = [output.name for output in outputs]
     merged = [output.name for output in outputs if output.recipe]
     fields = {
@@ -357,7 +357,7 @@ def _check_regexes(job, outputs):
     }
     for field, (regex, among) in fields.items():
         if regex is not None and not any(re.fullmatch(regex, name) for name in among):
-            one = next(iter(among), next((name for name in outputs), None))
+            one = next(iter(among), next(iter(leaves), None))
             called = f"; one is called {shown(one)!r}" if one else ""
             raise ValueError(f"{field}: {regex!r} does not match the whole name of any tensor{called}")
 

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from soups import arguments, engine, tree
@@ -34,6 +34,7 @@ ELSEWHERE: dict[str, str] = {}  #: functions that no recipe file can call: what 
 _PAPER = re.compile(r'([^"]+), "([^"]+)",\s(\d{4})(?:,\sarXiv\s(\d{4}\.\d{5}))?')
 _RAISES = """    ValueError: no members, trees of different structures, NaN or infinity, integer leaves that differ,
         not one value for each member, a setting of another kind or outside its range."""
+_NAMELESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _BASES = ("none", "optional", "required", "first")
 _IN_FILES = {"weights": "weight", "fishers": "fisher", "masks": "mask"}
 _IN_FILES |= {"fisher_base": "base_fisher", "fisher_member": "fisher"}
@@ -71,7 +72,7 @@ class Method:
     single: bool = False  #: whether the function takes one tree instead of several
     grams: bool = False  #: whether what goes in beside has a Gram matrix [in, in] under the name of a kernel
     takes_complex: bool = False  #: whether leaves may be complex: nothing is ordered, compared or signed
-    #: raises a ValueError about trees beside the members, from {name: leaf} of a member and them by member
+    #: raises a ValueError about trees beside the members, from {name: leaf} of a member, them by member, and settings
     check: Callable[..., None] | None = None
     #: from the only member, a base that may lack leaves, and the settings to a base that has all of them
     complete: Callable[[tree.Tree, tree.Tree, Mapping[str, Any]], tree.Tree] | None = None
@@ -123,7 +124,8 @@ class Method:
         try:
             bound = self.signature.bind(*arguments, **named)
         except TypeError as error:
-            raise TypeError(f"{self.name}: {self._refused(named) or error}") from None
+            said = self._refused(named) or f"{error}; it takes {', '.join(self.signature.parameters)}"
+            raise TypeError(f"{self.name}: {said}") from None
         bound.apply_defaults()
         return self._merge(**bound.arguments)
 
@@ -163,10 +165,12 @@ class Method:
             if (only := given.get("only", ".*")) != ".*":
                 tree.match(headers, only)  # an error if it matches nothing
             if self.check:
-                self.check(headers, beside)
+                self.check(headers, beside, given)
 
-        labels = list(members) if self.single else None
-        return engine.merge(recipe, members, base, trees, labels=labels, keep_first=keep_first, check=check)
+        labels, first = list(members) if self.single else None, int(self.base == "first")
+        return engine.merge(
+            recipe, members, base, trees, labels=labels, keep_first=keep_first, first=first, check=check
+        )
 
     def _beside(self, name, values, members):
         if self.single:
@@ -245,14 +249,20 @@ def method(*, registry: dict[str, Method] = METHODS, **declared: Any) -> Callabl
     `recipe(inputs, **settings)` is the recipe alone.
 
     Raises:
-        ValueError: the name of a method of another module; a function without a parameter for `Inputs`; an unknown
-            `base`; a per-member setting that the function does not have.
+        ValueError: the name of a method of another module; a function without a parameter for `Inputs`, or with
+            parameters that have no names; an unknown field or `base`; `members` that are not (smallest, largest); a
+            per-member setting that the function does not have; a default that can be changed, such as a list; a `seed`
+            whose default is not 0.
     """
+    for name in declared:
+        check_name(name, [field.name for field in dataclasses.fields(Method)], "field of a method")
 
     def declare(function):
         inputs, *own = list(inspect.signature(function).parameters.values()) or [None]
         if inputs is None:
             raise ValueError(f"{function.__name__} must take Inputs as its first parameter")
+        if nameless := [str(parameter) for parameter in own if parameter.kind in _NAMELESS]:
+            raise ValueError(f"{function.__name__} must name each of its settings, instead of {nameless[0]}")
         found = Method(
             name=function.__name__.removeprefix("_"),
             function=function,
@@ -312,7 +322,7 @@ def check_real(name: str, leaves: Mapping[str, Any]) -> None:
         raise ValueError(f"{name} does not take complex leaves: {few(odd)}")
 
 
-def check_alike(leaves: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> None:
+def check_alike(leaves: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]], settings: object = None) -> None:
     """Raise a ValueError unless the trees beside the members have the names and shapes of the members' leaves."""
     for trees in beside.values():
         flat = [tree.flatten(extra) for extra in trees.values()]
@@ -321,6 +331,17 @@ def check_alike(leaves: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any
 
 def _register(found, registry):
     check_name(found.base, _BASES, f"base of {found.name}")
+    few_and_many = found.members if isinstance(found.members, tuple) else ()
+    if [type(number) for number in few_and_many] != [int, int] or not 0 < few_and_many[0] <= few_and_many[1]:
+        raise ValueError(f"members of {found.name} must be (smallest, largest) numbers, not {found.members!r}")
+    for field in ("per_member", "beside"):
+        if isinstance(names := getattr(found, field), str):
+            raise ValueError(f"{field} of {found.name} must be a tuple of names, ({names!r},), not {names!r}")
+    for name, default in found.defaults.items():
+        if not isinstance(default, Hashable):  # it is looked up by its values, and must stay as it is
+            raise ValueError(f"the default of {name} of {found.name} must not be a {type(default).__name__}")
+    if found.defaults.get("seed", REQUIRED) not in (0, REQUIRED):  # recipe files and --seed have it
+        raise ValueError(f"the default of the seed of {found.name} must be 0, that of every merge of files")
     for setting in found.per_member:
         check_name(setting, found.defaults, f"setting of {found.name}")
     known = registry.get(found.name)

@@ -106,7 +106,7 @@ def _check_masks(trees, labels):
     base="required",
     beside=("masks",),
     takes_complex=True,
-    check=lambda leaves, beside: _check_masks(
+    check=lambda leaves, beside, settings: _check_masks(
         [leaves, *map(tree.flatten, beside["masks"].values())], ["the weights", *beside["masks"]]
     ),
     only_in_python="needs a mask for each member: use soups.stitch in Python, or localize_and_stitch",

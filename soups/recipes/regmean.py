@@ -18,7 +18,14 @@ from soups.recipes.declare import Inputs, method, python_only
 Grams = Mapping[str, Any]  # by the name of a kernel [*in, *out]: Xᵀ X / rows of its inputs X [rows, in], as [in, in]
 
 
-def _check_grams(leaves, beside):
+def gram_sizes(shape: Sequence[int], inputs: str) -> list[int]:
+    """Return how many inputs a kernel can have: if they are "first" the axes are [*in, *out], if "last" [out, *in]."""
+    if inputs == "last":
+        return [math.prod(shape[1:])]
+    return [math.prod(shape[:axes]) for axes in range(1, len(shape))]
+
+
+def _check_grams(leaves, beside, settings):
     grams = beside["grams"]
     if odd := [member for member, of_member in grams.items() if not isinstance(of_member, Mapping)]:
         raise ValueError(
@@ -34,19 +41,19 @@ def _check_grams(leaves, beside):
                 + ", ".join(different)
             )
         for name, gram in of_member.items():
-            _check_gram(member, name, gram, leaves[name])
+            _check_gram(member, name, gram, leaves[name], settings["inputs"])
 
 
-def _check_gram(member, name, gram, leaf):
+def _check_gram(member, name, gram, leaf, inputs):
     if not tree.is_float(leaf) or len(leaf.shape) < 2:
         raise ValueError(
             f"leaf {name} of shape {tuple(leaf.shape)} and dtype {leaf.dtype} is not the kernel of a linear layer"
         )
-    sizes = [math.prod(leaf.shape[:axes]) for axes in range(1, len(leaf.shape))]
+    sizes = gram_sizes(leaf.shape, inputs)
     if len(gram.shape) != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] not in sizes:
         raise ValueError(
             f"the Gram matrix of member {member} for {name} has shape {tuple(gram.shape)}, but a kernel of shape "
-            f"{tuple(leaf.shape)} needs [in, in] with in = {' or '.join(map(str, sizes))}"
+            f"{tuple(leaf.shape)} with its inputs {inputs} needs [in, in] with in = {' or '.join(map(str, sizes))}"
         )
     if not tree.traced(gram) and not tree.all_finite(gram):
         raise ValueError(f"NaN or infinity in the Gram matrix of member {member} for {name}")

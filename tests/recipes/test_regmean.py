@@ -200,6 +200,20 @@ def test_errors(arguments, message):
         regmean(**{"members": MEMBERS, "grams": GRAMS, **arguments})
 
 
+@pytest.mark.parametrize("shape", [(OUT, D), (OUT, 2, 3), (D, D)], ids=str)
+def test_kernels_of_torch_have_their_inputs_last(shape):
+    rng, size = np.random.default_rng(3), int(np.prod(shape[1:]))
+    members = [{"weight": rng.normal(size=shape).astype(np.float32)} for _ in range(2)]
+    measured = [gram(seed, size) for seed in (1, 2)]
+    turned = [member["weight"].reshape(len(member["weight"]), -1).T for member in members]
+    expected = regression(turned, measured, 0.9, [1, 1]).T.reshape(shape)
+    close(regmean(members, [{"weight": g} for g in measured], inputs="last"), {"weight": expected})
+    if shape[0] != size:  # of as many inputs as the kernel has outputs
+        wrong = [{"weight": np.eye(shape[0], dtype=np.float32)}] * 2
+        with pytest.raises(ValueError, match=rf"with its inputs last needs \[in, in\] with in = {size}$"):
+            regmean(members, wrong, inputs="last")
+
+
 # --- RegMean++ ---
 
 
