@@ -79,7 +79,7 @@ def weights_by_path(
         node, keys = tree, list(path)
         while len(keys) > 1 and isinstance(node.get(keys[0], {}), dict):
             node = node.setdefault(keys.pop(0), {})
-        node["/".join(keys)] = path  # a name may be a tensor and a folder
+        node["/".join(keys)] = (path, keys)  # a name may be a tensor and a folder
     taken, left = weights(tree, where, is_tensor=lambda item: isinstance(item, tuple), choice=choice)
     new, stack = {}, [((), taken)]
     while stack:
@@ -88,7 +88,8 @@ def weights_by_path(
             if isinstance(item, dict):
                 stack.append(((*keys, key), item))
             else:
-                new[item] = (*keys, key)
+                path, last = item
+                new[path] = (*keys, *last)
     return {new[path]: path for path in leaves if path in new}, left
 
 

@@ -212,6 +212,14 @@ def test_damage_of_a_packed_member_is_found_when_it_is_read(write):
         checkpoint.read("a")
 
 
+@pytest.mark.parametrize("mark", "./")
+def test_a_name_may_be_that_of_a_tensor_and_of_a_folder(mark, tmp_path):
+    trees = {mark.join(name): np.full(2, index) for index, name in enumerate(["a", "ab", "abc", "xy"])}
+    np.savez(tmp_path / "weights.npz", **trees)
+    checkpoint = open_checkpoint(tmp_path / "weights.npz")
+    assert {name: list(checkpoint.read(name)) for name in checkpoint.leaves} == {n: list(x) for n, x in trees.items()}
+
+
 def test_the_weights_of_a_training_checkpoint(tmp_path):
     arrays = {"params/a/b": np.ones(2), "params/c": np.zeros(1), "opt/0/mu/a/b": np.ones(2), "chrono/steps": np.ones(1)}
     np.savez(tmp_path / "x.npz", **arrays)

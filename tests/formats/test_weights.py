@@ -220,5 +220,7 @@ def test_names_by_path():
         ["step", "opt"],
     )
     both = [("a", "b"), ("a",), ("a", "b", "c")]  # tensors and folders of one name
-    assert list(weights_by_path(both, "x")[0].values()) == both
+    assert list(weights_by_path(both, "x")[0].items()) == [(path, path) for path in both]
+    below = [("params", *path) for path in both]
+    assert weights_by_path([("opt", "mu"), *below], "x")[0] == dict(zip(both, below, strict=True))
     assert weights_by_path([("a", "x"), ("b", "y")], "x", "b") == ({("y",): ("b", "y")}, ["a"])
