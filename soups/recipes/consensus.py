@@ -210,7 +210,7 @@ def _exponential(part, pair, units, ranges, factor=1):
     xp, product = part.xp, _product(part, *pair, units)
     low, high = (arrays.scalar(bound, product) for bound in ranges[pair])
     width = xp.where(high > low, high - low, xp.ones_like(high))
-    return xp.exp(arrays.scalar(factor, product) * ((product - low) / width - 1))
+    return xp.exp(arrays.scalar(factor, product) * ((product - high) / width))
 
 
 def _sums_of_exponentials(part, units, ranges):

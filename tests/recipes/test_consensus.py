@@ -233,6 +233,11 @@ def test_pcb_of_many_members_does_not_overflow():
     close(pcb(members, base=BASE, density=0.2), flat(BASE) + balanced(0.2, [1.0] * 90)(vectors(members)), 1e-5)
 
 
+def test_pcb_of_many_members_whose_elements_are_all_equal():
+    members = [{"w": np.full(2, index, np.float32)} for index in range(1, 111)]  # e^-110 is zero in float32
+    close(pcb(members, base={"w": np.zeros(2, np.float32)}), np.full(2, 55.5), 1e-5)
+
+
 def test_pcb_of_members_that_did_not_move():
     close(pcb([BASE] * 2, base=BASE), flat(BASE), 0)
     step = flat(pcb([BASE, MEMBERS[0]], base=BASE, density=0.5)) - flat(BASE)
