@@ -23,9 +23,16 @@ T = TypeVar("T")
 PerMember: TypeAlias = T | Sequence[T] | Mapping[str, T]  # one value, one for each member, or by their names
 
 logger = logging.getLogger("soups")
-# names of parts of one network: Linen's collections, and layers that are numbered
+# names of parts of one network: Linen's collections, layers that are numbered, Haiku's paths
 _PART = re.compile(
-    r"params|batch_stats|[a-z]*(dense|conv|embed|linear|norm|block|layer|attention)[a-z]*_\d+", re.IGNORECASE
+    r"params|batch_stats|.*/~/.*|(.*/)?[a-z]*(dense|conv|embed|linear|norm|block|layer|attention)[a-z]*_\d+",
+    re.IGNORECASE,
+)
+# names that are those of parts if all are such, for a member may be called by what was tuned in it
+_PARTS = re.compile(
+    r"((text|vision|image|audio|token|position)_)?(encoder|decoder|backbone|trunk|head|classifier|embedder|embeddings?|"
+    r"layers?|blocks?|stages?|features|linear|dense|conv|norm|bn|attention|attn|mlp|fc|query|key|value|out)_?\d*",
+    re.IGNORECASE,
 )
 _NAMED = 8  # members of a sentence
 _KINDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
@@ -79,13 +86,13 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
     A ValueError where there are none, and where one tree is given, or the leaves of one.
     """
     if _is_array(members) or isinstance(members, str | bytes) or not isinstance(members, Iterable):
-        raise ValueError(f"members must be a sequence or mapping of trees, or a pool, not a {type(members).__name__}")
+        raise ValueError(f"members must be a sequence or mapping of trees, or a pool, not {_kind(members)}")
     if not isinstance(members, Mapping):
         members = {str(index): member for index, member in enumerate(members)}
     if not len(members):
         raise ValueError(_none_of(members))
     # what JAX takes apart lies in memory; members of other mappings are read when they are asked for
-    if hasattr(members, "usable") or jax.tree_util.all_leaves([members]):
+    if hasattr(members, "usable") or tree.sorting(jax.tree_util.all_leaves, [members]):
         return members
     if any(member is None for member in members.values()):
         raise ValueError("members must be trees, but one of them is None")
@@ -94,7 +101,9 @@ def by_name(members: Members) -> Mapping[str, tree.Tree]:
             f"members must be trees, but {', '.join(map(repr, arrays[:5]))} are arrays, as if this were one tree: "
             "give a list of trees, or {name: tree}"
         )
-    if parts := [name for name in members if _PART.fullmatch(str(name))]:
+    parts = [name for name in members if _PART.fullmatch(str(name))]
+    parts = parts or [name for name in members if all(_PARTS.fullmatch(str(other)) for other in members)]
+    if parts:
         raise ValueError(
             f"members must be trees, but {', '.join(map(repr, parts[:5]))} are named like the parts of one tree: "
             "give a list of trees, or {name: tree}"

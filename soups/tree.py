@@ -37,9 +37,9 @@ def flatten(tree: Tree) -> dict[str, Any]:
     """Return the leaves of `tree` by name, the keys of a path joined with "/".
 
     Raises:
-        ValueError: two leaves have one name, as "a/b" and "b" in "a".
+        ValueError: two leaves have one name, as "a/b" and "b" in "a"; a dict has keys of several kinds.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = sorting(jax.tree_util.tree_leaves_with_path, tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(named) < len(leaves):
         paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -48,6 +48,18 @@ def flatten(tree: Tree) -> dict[str, Any]:
             f'two leaves have the same name, because a key contains the "/" that joins keys: {few(map(shown, twice))}'
         )
     return named
+
+
+def sorting(function: Callable, tree: Tree) -> Any:
+    """Return what a function of JAX makes of a tree; a ValueError where a dict in it has keys that cannot be sorted."""
+    try:
+        return function(tree)
+    except ValueError as error:
+        if "sorting pytree" not in str(error):
+            raise
+        raise ValueError(
+            "a dict has keys of several kinds, such as 0 and 'a', which have no order: make all of its keys text"
+        ) from None
 
 
 def names(tree: Tree) -> list[str]:
@@ -320,11 +332,11 @@ def check_arrays(trees: Sequence[Tree], labels: Sequence[str] | None = None, *, 
     def fits(leaf):
         return arrays.is_array(leaf) and (abstract or hasattr(leaf, "__array__"))
 
-    if all(fits(leaf) for leaf in jax.tree.leaves(trees)):
+    if all(fits(leaf) for leaf in sorting(jax.tree.leaves, trees)):
         return
     labels = labels or [f"member {index}" for index in range(len(trees))]
     found = [
-        f"  {label}: {shown(name)} is a {_type_of(leaf)}"
+        f"  {label}{f': {shown(name)}' if name else ''} is {_type_of(leaf)}"
         for label, tree in zip(labels, trees, strict=True)
         for name, leaf in flatten(tree).items()
         if not fits(leaf)
@@ -419,6 +431,7 @@ def _combine(leaves, arithmetic):
 
 def _type_of(leaf):
     kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}".removeprefix("builtins.")
+    kind = f"a{'n' * (kind[0] in 'aeiou')} {kind}"
     return f"{kind} of {leaf.dtype}" if hasattr(leaf, "dtype") else kind
 
 

@@ -45,11 +45,42 @@ def call(name, members=MEMBERS, **settings):
 def test_the_weights_of_one_network_are_no_members(container):
     with pytest.raises(ValueError, match="members must be trees, but 'b', 'w' are arrays"):
         soups.uniform(container(b=np.ones(3), w=np.ones(3)))
-    for names in (("params",), ("Dense_0", "Dense_1"), ("head", "encoderblock_0"), ("layers_0", "layers_1")):
-        part = names[-1] if "head" in names else names[0]
+    numbered = [("params",), ("Dense_0", "Dense_1"), ("encoderblock_0", "head"), ("layers_0", "layers_1")]
+    paths = [("mlp/~/linear_0", "mlp/~/linear_1"), ("net/linear_1", "head")]
+    words = [("encoder", "decoder"), ("layer1", "layer2"), ("text_encoder", "vision_encoder"), ("head",), ("layers",)]
+    for names in numbered + paths + words:
+        part = names[0]
         with pytest.raises(ValueError, match=f"members must be trees, but '{part}'"):
             soups.uniform(container({name: {"w": np.ones(3)} for name in names}))
-    assert soups.uniform(container(model_0={"w": np.ones(3)}, head={"w": np.ones(3)}))
+    for names in [("model_0", "head"), ("only_head", "frozen_encoder"), ("encoder", "all"), ("0", "1")]:
+        assert soups.uniform(container({name: {"w": np.ones(3)} for name in names}))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[{0: np.ones(1), "x": np.ones(1)}] * 2, {"a": MEMBERS[0], "b": {"w": {1: 2, "y": 3}}}],
+)
+def test_keys_that_cannot_be_sorted_are_an_error_in_words(given):
+    for function in (soups.uniform, lambda members: soups.ties(members, base=BASE), soups.tree.flatten):
+        with pytest.raises(
+            ValueError, match="a dict has keys of several kinds, such as 0 and 'a', which have no order"
+        ):
+            function(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (3, "a sequence or mapping of trees, or a pool, not an int$"),
+        (np.ones((2, 3), np.float32), r"a pool, not float32\[2, 3\]$"),
+        ("a.npz", "a pool, not a str$"),
+        (["a.npz", "b.npz"], "NumPy or JAX arrays(.|\n)*  member 0 is a str\n  member 1 is a str$"),
+        ([{"w": 1}, {"w": object()}], "(.|\n)*  member 0: w is an int\n  member 1: w is an object$"),
+    ],
+)
+def test_what_is_no_member_is_said_in_words(given, words):
+    with pytest.raises(ValueError, match=words):
+        soups.uniform(given)
 
 
 @pytest.mark.parametrize(
@@ -362,6 +393,9 @@ def test_arguments_that_a_method_does_not_take(name):
     method = METHODS[name]
     with pytest.raises(TypeError, match=rf"^{name}: unknown argument 'keep_frist' .did you mean 'keep_first'."):
         method(MEMBERS, keep_frist=1)
+    if method.base == "none":
+        with pytest.raises(TypeError, match=f"^{name}: too many positional arguments; it takes .*keep_first$"):
+            method(*MEMBERS)
     if method.base == "required":
         with pytest.raises(TypeError, match=f"^{name}: it needs base=, the weights that the members were"):
             method(MEMBERS, *[MEMBERS] * len(method.beside))

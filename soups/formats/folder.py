@@ -95,9 +95,18 @@ def _open_folder(folder, tree, read):
         if _is_there(folder / f"{name}.index.json"):
             return _open_shards(folder, inside(folder, f"{name}.index.json"), tree, read)
     files = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
-    there = f"; open one of its files by name: {listed(files)}" if files else ""
+    there = f"; open one of its files by name: {listed(files)}" if files else _models_inside(folder)
     expected = ", ".join(f"{name}, {name}.index.json" for name in SINGLE)
     raise CheckpointError(f"{folder} holds none of {expected}{there or how_to_complete(folder)}")
+
+
+def _models_inside(folder):
+    """Return a hint on the folders of a local folder that hold weights, such as those that a training has left."""
+    if isinstance(folder, StorePath):
+        return ""
+    known = [end for name in SINGLE for end in (name, f"{name}.index.json")]
+    found = [inner.name for inner in folder.iterdir() if any(os.path.lexists(inner / name) for name in known)]
+    return f"; there are models in it: name one of {listed(sorted(found))}" if found else ""
 
 
 def _open_shards(folder, index, tree, read):

@@ -59,7 +59,7 @@ def check_place(plan: Plan, out: PathLike, kind: str = "huggingface") -> Path:
         _check_pool(plan, *split_member(out))
     elif os.path.lexists(path):
         raise FileExistsError(f"{out} exists: choose a new path for the merge")
-    elif path.suffix in _OF_FILES and kind == "huggingface":
+    elif path.suffix.lower() in _OF_FILES and kind == "huggingface":
         files = f", and files that end in {' or '.join(FILES)}"
         raise ValueError(f"{out} would be a folder: a merge writes folders, such as {path.stem}{files}")
     real = pathlib.Path(os.path.realpath(path))
@@ -109,7 +109,7 @@ def _check_far(plan, path, out, kind):
         return path
     if kind == "file" and path.suffix != FILES[0]:
         raise ValueError(f"{path}: a file that is merged to a store ends in {FILES[0]}")
-    if kind != "file" and path.suffix in _OF_FILES:
+    if kind != "file" and path.suffix.lower() in _OF_FILES:
         raise ValueError(
             f"{out} would be a folder: on a store a merge writes folders, and files that end in {FILES[0]}"
         )

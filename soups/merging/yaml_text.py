@@ -17,7 +17,7 @@ _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"
 
 
 def load_yaml(text: str, where: str = "the text") -> Any:
-    """Return the value of a YAML document: 1e-5 is a number too, keys are text, dates and unknown tags are not there.
+    """Return the value of a YAML document, in which 1e-5 and -.5 are numbers, keys and dates text, other tags errors.
 
     Raises:
         ValueError: text that is not YAML, or holds several documents; a key that appears twice, or is not text; a tag
@@ -129,7 +129,7 @@ def _problem(node, text):
     return yaml.MarkedYAMLError(None, None, text, node.start_mark)
 
 
-# a date is text, and 1e-5 is a number, which YAML 1.1 takes for text
+# a date is text, and 1e-5 and -.5 are numbers, which YAML 1.1 takes for text
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -138,5 +138,7 @@ _Loader.yaml_constructors = {
     tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in _TAGS
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+|\.[0-9]+([eE][-+]?[0-9]+)?)$"),
+    list("-+.0123456789"),
 )

@@ -76,6 +76,17 @@ def test_a_folder_of_other_files_says_which(tmp_path):
         open_checkpoint(tmp_path)
 
 
+def test_a_folder_of_models_says_which(tmp_path):
+    for name, file in {"checkpoint-20": "model.safetensors", "checkpoint-10": "pytorch_model.bin.index.json"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"; there are models in it: name one of 'checkpoint-10', 'checkpoint-20'$"
+    ):
+        open_checkpoint(tmp_path)
+
+
 def test_a_folder_in_the_place_of_a_file(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is a directory"):

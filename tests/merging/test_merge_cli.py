@@ -113,7 +113,7 @@ def test_merges_a_recipe_and_verifies_it(cli, recipe, small, tmp_path):
     code, printed, err = cli(recipe, out, *options)
     assert (code, err) == (0, "")
     assert "dare_ties, as in mergekit" in printed and "weight 1, density [0.2, 0.8]" in printed
-    assert "with 2 threads" in printed and len(list(out.glob("*.safetensors"))) > 3
+    assert "with 2 threads" in printed and "seed 3" in printed and len(list(out.glob("*.safetensors"))) > 3
     assert (out / "mergekit_config.yml").read_text() == recipe.read_text()
     merged = small.merge(recipe.read_text(), tmp_path / "here", seed=3)
     for name, array in small.read(out).items():
@@ -391,7 +391,10 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     refused(recipe, out, "--memory", "lots", message="'lots' is not a size; 2GB is one, with B, kB, MB, GB, TB")
     refused(recipe, out, "--shard-size", "5GiB", message="'5GiB' is not a size")
     refused(recipe, out, "--shard-size", "0.1B", message="--shard-size must be at least one byte, not 0.1B")
-    refused(recipe, f"{out}.pth", message="out.pth would be a folder: a merge writes folders, such as out, and files")
+    for end in ("pth", "PTH", "Safetensors"):
+        refused(
+            recipe, f"{out}.{end}", message=f"out.{end} would be a folder: a merge writes folders, such as out, and"
+        )
     named = [f"{out}.npz", "--format", "huggingface"]
     refused(recipe, *named, message="out.npz would be a folder: a merge writes folders")
     recipe.write_text("merge_method: dare-ties")

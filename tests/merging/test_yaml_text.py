@@ -14,6 +14,7 @@ def test_values():
         **{"a": 1e-5, "b": -2000.0, "c": 150.0, "d": "1e5x", "e": 30, "f": "2024-01-31", "g": True, "h": None},
         **{"1": "x", "on": "x", "~": "x"},
     }
+    assert load_yaml("[-.5, +.25, .5e3, -.5E-1, -., .5.]") == [-0.5, 0.25, 500.0, -0.05, "-.", ".5."]
     assert load_yaml("") is None
     assert load_yaml("---\na: 1\n---\n") == {"a": 1}
 
