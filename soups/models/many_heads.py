@@ -59,6 +59,12 @@ class ManyHeads:
         return self._shapes["head"]["kernel"].shape[0]
 
     @property
+    def zero_head(self) -> tree.Tree:
+        """Return a head that gives each class the same probability."""
+        shape = self.width, self.num_classes
+        return {"kernel": np.zeros(shape, np.float32), "bias": np.zeros(shape[1], np.float32)}
+
+    @property
     def single(self) -> nn.Module:
         """Return the module of a trunk with one head."""
         return self.make(self.num_classes)

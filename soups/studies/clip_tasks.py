@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from soups import models, tree
 from soups.data.clip_sets import CLIP_SETS, ClipTask, load_clip_set
@@ -66,8 +65,7 @@ class ClipTasks(Tasks):
 
     def start(self, otherwise: Any = None) -> tree.Tree:
         """Return the image tower with a head that says nothing."""
-        shape = self.networks.width, self.networks.num_classes
-        return {**self.trunk, "head": {"kernel": np.zeros(shape, np.float32), "bias": np.zeros(shape[1], np.float32)}}
+        return {**self.trunk, "head": self.networks.zero_head}
 
     def task_heads(self, trunk: tree.Tree) -> dict[str, tree.Tree]:
         """Return the heads of the names of the classes."""

@@ -61,7 +61,7 @@ def _cook(trial: Trial) -> dict[str, Any]:
         pairs += trial.stage(f"{domain} pairs", lambda: _pairs(kitchen, groups, domain, settings), settings)  # noqa: B023
         members += trial.described(course)
     found = {"rows": over_domains(rows), "pairs": pairs, "claims": _claims(trial.seed, pairs), "members": members}
-    return trial.described_splits | {"facts": trial.facts, "notes": trial.notes} | found
+    return {"splits": trial.described_splits, "facts": trial.facts, "notes": trial.notes} | found
 
 
 def _members(trial: Trial) -> None:

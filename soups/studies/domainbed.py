@@ -22,7 +22,7 @@ from soups.recipes import METHODS
 from soups.studies.choosing import OneMore, best_rows, best_settings, greedy_rows
 from soups.studies.courses import Course
 from soups.studies.kitchen import Kitchen
-from soups.studies.rows import Row
+from soups.studies.rows import Row, claims_of
 from soups.studies.study import Study, check_fields
 from soups.studies.trials import Trial, over_domains, trials
 from soups.train import search
@@ -88,7 +88,8 @@ def _cook(trial: Trial) -> dict[str, Any]:
         make = functools.partial(_rows, trial, course, auxiliary)
         by_domain[domain] = trial.stage(f"{domain} rows", make, settings)
         members += trial.described(course)
-    return trial.described_splits | {
+    return {
+        "splits": trial.described_splits,
         "reference": REFERENCE,
         "rows": beside_published(trial.data.name, rows := over_domains(by_domain)),
         "claims": _claims(trial, rows),
@@ -265,12 +266,7 @@ def _claims(trial, rows) -> list[dict[str, Any]]:
     single = [RECYCLED.format(f"only {name}") for name in trial.auxiliary]
     pairs += [(uniform, "uniform soup"), (greedy, "greedy soup"), *((name, REFERENCE) for name in (uniform, *single))]
     pairs += [("inter-training", REFERENCE), ("fusing", REFERENCE), (uniform, "ensemble, logits")]
-    accuracy = {row["name"]: row["metrics"]["test"]["accuracy"] for row in rows}
-    return [
-        {"seed": trial.seed, "title": f"{better} > {than}", "value": accuracy[better] - accuracy[than]}
-        for better, than in pairs
-        if {better, than} <= accuracy.keys()
-    ]
+    return claims_of(trial.seed, rows, pairs)
 
 
 run = Study(

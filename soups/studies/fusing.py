@@ -23,7 +23,7 @@ from soups.evaluate.ranking import rank_by_score, rank_by_similarity, rank_greed
 from soups.pool.claims import made_once
 from soups.progress import say
 from soups.studies.courses import Course, adam
-from soups.studies.rows import Row, mean_of
+from soups.studies.rows import Row, claims_of, mean_of, splits_of
 from soups.studies.study import Study, check_fields
 from soups.studies.trials import Trial, trials
 from soups.train import extract_features, fit, probe_on_features
@@ -62,7 +62,7 @@ def _cook(trial: Trial) -> dict[str, Any]:
             found.setdefault(target, {}).update(made)
     rows = over_targets(trial.seed, found)
     return {
-        "splits": _splits(courses),
+        "splits": splits_of({n: (len(one.held_out.labels) // 2,) * 2 for n, one in courses.items()}, "targets"),
         "reference": REFERENCE,
         "rows": rows,
         "claims": _claims(trial, rows),
@@ -264,24 +264,13 @@ def _kind(title):
     return next((kind for begin, kind in kinds.items() if title.startswith(begin)), "soup")
 
 
-def _splits(courses) -> dict[str, Any]:
-    halves = {name: len(course.held_out.labels) // 2 for name, course in courses.items()}
-    return {
-        "test": {"role": "test", "mean_of": list(courses), "title": "mean of targets"},
-        "held_out": {"role": "held_out", "mean_of": [f"{name}, held-out" for name in courses]},
-        **{name: {"role": "test", "examples": count} for name, count in halves.items()},
-        **{f"{name}, held-out": {"role": "held_out", "examples": count} for name, count in halves.items()},
-    }
-
-
 def _claims(trial, rows) -> list[dict[str, Any]]:
-    test = {row["name"]: row["metrics"]["test"]["accuracy"] for row in rows if row["group"] == "main"}
     decays, pairs = trial.config["weight_decays"], []
     for suffix in [""] if len(decays) == 1 else [f", decay {decay:g}" for decay in decays]:
         single, fused = f"inter-training, mean{suffix}", f"fusing all{suffix}"
         pairs += [(fused, REFERENCE), (single, REFERENCE), (fused, single), (fused, f"multi-task learning{suffix}")]
         pairs += [(f"model ratatouille{suffix}", fused), (f"fusing half, by held-out gain{suffix}", fused)]
-    return [{"seed": trial.seed, "title": f"{a} > {b}", "value": test[a] - test[b]} for a, b in pairs]
+    return claims_of(trial.seed, rows, pairs)
 
 
 run = Study(check=_check, scenes=trials, cook=_cook, members=_members, folders=("pool",))

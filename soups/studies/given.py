@@ -23,7 +23,7 @@ from soups.progress import progress, say
 from soups.studies.kitchen import Kitchen
 from soups.studies.named import architecture_of
 from soups.studies.published import TITLES
-from soups.studies.study import Scene, Workdir
+from soups.studies.study import OneSeed, Scene, Workdir
 
 
 class Given(Mapping):
@@ -162,17 +162,12 @@ ROUNDED = "every member was rounded to {}, so that the memory holds all; the pub
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OnImageNet(Scene):
+class OnImageNet(OneSeed):
     """Hold the kitchen of the one seed, and what results tell of the data."""
 
     kitchen: Kitchen
     facts: Mapping[str, Any]
     notes: list[str]
-
-    @property
-    def prefix(self) -> str:
-        """Return nothing: one seed alone has the workdir."""
-        return ""
 
     def cooked(self, name: str, make, *sections: str) -> Any:
         """Return a stage that is made again where members, or these sections of the config, change."""

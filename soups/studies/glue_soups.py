@@ -17,16 +17,16 @@ import numpy as np
 from soups import models, tree
 from soups.data import TextTask, by_length, joined, load_text_task, text_batches
 from soups.files import data_path
-from soups.models.architectures import Architecture, architecture, encoder_of
+from soups.models.architectures import Architecture
 from soups.models.t5 import label_words
 from soups.models.text_tokenizer import Encoded, TextTokenizer, text_tokenizer
-from soups.pool import digest
+from soups.pool import Pool, digest
 from soups.progress import counted, say
 from soups.studies import text_ways
 from soups.studies.examples import Examples
 from soups.studies.kitchen import Kitchen
-from soups.studies.named import check_contents
-from soups.studies.rows import Row, known_of
+from soups.studies.named import check_contents, encoder_at
+from soups.studies.rows import Row, claims_of, described, splits_of
 from soups.studies.search_space import choices
 from soups.studies.study import Scene, Study, Workdir, check_fields, with_defaults
 from soups.studies.trials import over_domains
@@ -55,6 +55,8 @@ DEFAULTS = {
 SPLITS = ("train", "held_out", "test")
 HELD_OUT = "{}, held-out"
 REFERENCE = "best member"
+#: differences that the paper reports
+CLAIMED = [("greedy soup", REFERENCE), ("uniform soup", REFERENCE), ("greedy soup", "ensemble")]
 #: test scores in percent of BERT-base and of T5-base, table 5 of the paper
 PUBLISHED = {
     "bert": {
@@ -103,12 +105,13 @@ class TextScene(Scene):
         published = PUBLISHED["t5" if self.writes else "bert"]
         rows = [_beside_published(row, published) for row in over_domains(by_task, HELD_OUT)]
         kitchen = self.kitchen(next(iter(self.tasks)))
+        sizes = {name: (len(task.test), len(task.held_out)) for name, task in self.tasks.items()}
         return {
-            "splits": self.described_splits,
+            "splits": splits_of(sizes, "tasks", HELD_OUT),
             "reference": REFERENCE,
             "rows": rows,
-            "claims": self.claims(rows),
-            "members": [one for name in self.tasks for one in self.described(name)],
+            "claims": claims_of(self.seed, rows, CLAIMED, "score"),
+            "members": [m for name in self.tasks for m in described(self.pool(name), self.prefix, name)],
             "facts": {"Tasks": {name: self.facts(name) for name in self.tasks}},
             **kitchen.described_metrics,
         }
@@ -128,9 +131,9 @@ class TextScene(Scene):
 
     # --- Weights of one task ------------------------------------------------------------------------------------------
 
-    def place(self, name: str) -> str:
-        """Return the name of what is kept of a task."""
-        return f"{name}_pool"
+    def pool(self, name: str) -> Pool:
+        """Open the pool of a task's members."""
+        return self.workdir.pool(f"{name}_pool")
 
     @property
     def writes(self) -> bool:
@@ -202,7 +205,7 @@ class TextScene(Scene):
 
     def fill(self, name: str, probe: tree.Tree) -> None:
         """Fill the pool of a task with its members."""
-        task, pool, training = self.tasks[name], self.workdir.pool(self.place(name)), self.ways[name].training
+        task, pool, training = self.tasks[name], self.pool(name), self.ways[name].training
         base = self.workdir.pool(f"{name}_bases").digest(self.name("probe"))
         drawn = _drawn(self.config["sweep"], self.seed)
 
@@ -223,7 +226,7 @@ class TextScene(Scene):
 
     def kitchen(self, name: str) -> Kitchen:
         """Return what measures and cooks the members of a task."""
-        pool, task, way = self.workdir.pool(self.place(name)), self.tasks[name], self.ways[name]
+        pool, task, way = self.pool(name), self.tasks[name], self.ways[name]
         return Kitchen(
             members=pool.select([member for member in pool if member.startswith(self.prefix)]),
             apply_fn=way.apply_fn,
@@ -241,38 +244,11 @@ class TextScene(Scene):
 
     # --- What results tell --------------------------------------------------------------------------------------------
 
-    def described(self, name: str) -> list[dict[str, Any]]:
-        """Return the members of a task as results hold them."""
-        pool = self.workdir.pool(self.place(name))
-        names = [member for member in pool if member.startswith(self.prefix)]
-        called = {member: f"{name} {member.removeprefix(self.prefix)}" for member in names}
-        return [{"name": called[member], **known_of(pool.record(member))} for member in names]
-
-    @property
-    def described_splits(self) -> dict[str, Any]:
-        """Return the splits as results hold them."""
-        selecting = {name: HELD_OUT.format(name) for name in self.tasks}
-        return {
-            "test": {"role": "test", "mean_of": list(self.tasks), "title": "mean of tasks"},
-            "held_out": {"role": "held_out", "mean_of": list(selecting.values())},
-            **{name: {"role": "test", "examples": len(task.test)} for name, task in self.tasks.items()},
-            **{
-                selecting[name]: {"role": "held_out", "examples": len(task.held_out)}
-                for name, task in self.tasks.items()
-            },
-        }
-
     def facts(self, name: str) -> dict[str, Any]:
         """Return what the results tell of a task."""
         task, cut = self.tasks[name], sum(self.encoded[name, split].cut for split in SPLITS)
         found = {"classes": len(task.class_names) or "numbers", "train": len(task.train), "over-long texts": cut}
         return found | {f"{split} also in train": count for split, count in task.facts["shared"].items()}
-
-    def claims(self, rows: list[Row]) -> list[dict[str, Any]]:
-        """Return the differences that the paper reports."""
-        test = {row["name"]: row["metrics"]["test"]["score"] for row in rows}
-        pairs = [("greedy soup", REFERENCE), ("uniform soup", REFERENCE), ("greedy soup", "ensemble")]
-        return [{"seed": self.seed, "title": f"{a} > {b}", "value": test[a] - test[b]} for a, b in pairs]
 
 
 def _beside_published(row: Row, published) -> Row:
@@ -284,13 +260,9 @@ def _beside_published(row: Row, published) -> Row:
 def _scenes(config, workdir: Workdir) -> list[TextScene]:
     config = with_defaults(config, DEFAULTS)
     model, splits, folder = config["model"], config["splits"], data_path(config["data_dir"])
-    path, named = model["start"], model["arch"]
-    if path is None and named not in (None, "minilm-l6"):
-        raise ValueError(f"config.model.start must say where the weights and the tokenizer of {named} are")
-    path = models.minilm_folder() if path is None else path
-    arch = encoder_of(path, pool_type=model["pool_type"]) if named is None else architecture(named)
-    if arch.image_size is not None or getattr(arch.features, "mlm", False):
-        raise ValueError(f"config.model.arch {named!r} is not an encoder that classifies texts")
+    path, arch = encoder_at(model, pool_type=model["pool_type"])
+    if getattr(arch.features, "mlm", False):
+        raise ValueError(f"config.model.arch {arch.name!r} is not an encoder that classifies texts")
     start = models.import_weights(path, arch)
     shared = {"arch": arch, "start": {name: part for name, part in start.items() if name != "head"}}
     shared["tokenize"] = text_tokenizer(path, arch, length=model["length"])

@@ -4,7 +4,6 @@ The search is that of Wortsman et al., "Model soups", 2022, arXiv 2203.05482, ap
 configs/imagenet come from is said there.
 """
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,12 +14,10 @@ from soups import tree
 from soups.data.imagenet import evaluation_sets, train_source
 from soups.data.random_transforms import MINIMAL
 from soups.files import from_here
-from soups.models.import_weights import import_weights
 from soups.names import check_name
-from soups.pool import load_checkpoint
 from soups.processes import all_or_none
 from soups.progress import progress, say
-from soups.studies.named import architecture_of
+from soups.studies.named import architecture_of, start_weights
 from soups.studies.search_space import choices
 from soups.studies.streamed import FIRST, Streamed, mesh_of
 from soups.studies.study import Study, check_fields
@@ -100,13 +97,12 @@ def _training(config, arch, num_classes) -> Training:
 
 def _start(config, arch, num_classes):
     """Read start weights: a published file, or a checkpoint of soups zero-shot; a probe replaces their head."""
-    path = pathlib.Path(config["start"]).expanduser()
-    is_orbax = (path / "_CHECKPOINT_METADATA").exists()
-    params = load_checkpoint(path) if is_orbax else import_weights(path, arch)
+    params = start_weights(config["start"], arch)
     if config["probe"]["strengths"]:
         kernel = np.zeros((arch.feature_dim, num_classes), np.float32)
         params = with_head(params, arch.head, {"kernel": kernel, "bias": kernel[0]})
-    tree.check_same_structure([arch.abstract(num_classes), params], [f"{arch.name}, {num_classes} classes", str(path)])
+    labels = [f"{arch.name}, {num_classes} classes", config["start"]]
+    tree.check_same_structure([arch.abstract(num_classes), params], labels)
     return params
 
 

@@ -90,12 +90,6 @@ class LanguageModels(Tasks):
     params: tree.Tree
     tokenize: TextTokenizer
 
-    @property
-    def methods(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return the methods of the config, or those of them that it chooses."""
-        found, chosen = self.config["methods"], self.config["only"]
-        return {name: found[name] for name in chosen} if chosen else found
-
     def facts(self, task: LanguageTask) -> dict[str, Any]:
         """Return what results tell of a task."""
         return {"train": len(task.train), "score": task.score}
@@ -244,8 +238,6 @@ def _check(config):
     check_name(config["finetune"]["mode"], MODES, "config.finetune.mode")
     for name in config["methods"]:
         check_name(name, FITTING, "method for language models, which merge weights alone,")
-    for name in config.get("only") or ():
-        check_name(name, config["methods"], "method of config.only")
     for name in config["tasks"]:
         check_name(name, SCORES, "task of language models")
     if len(config["tasks"]) < 2:

@@ -7,10 +7,7 @@ that learns all tasks at once, which the paper leaves out.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
-from soups.names import check_name
 from soups.studies import multi_task, text_tasks
 from soups.studies.study import Study
 
@@ -20,15 +17,8 @@ FIELDS = text_tasks.FIELDS | {
     "examples": "few batch_size",
 }
 
-
-def _check(config: Mapping[str, Any]) -> None:
-    multi_task.check_config(config, FIELDS)
-    for name in config.get("only") or ():
-        check_name(name, config["methods"], "method of config.only")
-
-
 run = Study(
-    check=_check,
+    check=functools.partial(multi_task.check_config, fields=FIELDS),
     scenes=functools.partial(text_tasks.text_scenes, text_tasks.TextTasks),
     cook=multi_task.cook,
     folders=("pool", "merged"),

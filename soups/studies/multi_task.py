@@ -10,6 +10,7 @@ from soups.models.many_heads import ManyHeads, bundled, split_head, unstacked
 from soups.names import check_name
 from soups.progress import say
 from soups.studies.named import module_of, section_of, tasks_of
+from soups.studies.rows import claims_of, splits_of
 from soups.studies.study import Study, Workdir, check_fields
 from soups.studies.task_methods import METHODS, why_not
 from soups.studies.tasks import Tasks, trunk_bytes
@@ -41,6 +42,8 @@ def check_config(config: Mapping[str, Any], fields: Mapping[str, str] = FIELDS) 
         needed = [setting for setting in method.settings if setting in choices or setting not in method.with_default]
         if missing := [setting for setting in needed if not choices.get(setting)]:
             raise ValueError(f"method {name} needs at least one value of: {', '.join(missing)}")
+    for name in config.get("only") or ():
+        check_name(name, config["methods"], "method of config.only")
 
 
 def _scenes(config, workdir: Workdir) -> list[Tasks]:
@@ -95,11 +98,11 @@ def _claims(seed, rows):
     merged = {row["name"]: row["metrics"]["held_out"]["accuracy"] for row in rows if row["kind"] == "soup"}
     pairs = [(LOCALIZED, METHODS[name].title) for name in BELOW]
     pairs += [(METHODS["localize_dataless"].title, METHODS["uniform"].title), (LOCALIZED, JOINT)]
-    found = {f"{a} > {b}": test[a] - test[b] for a, b in pairs if a in test and b in test}
+    found = claims_of(seed, rows, pairs)
     if merged and JOINT in test:
-        best = max(merged, key=merged.get)
-        found["the merge that is best on held-out data > multi-task learning"] = test[best] - test[JOINT]
-    return [{"seed": seed, "title": title, "value": value} for title, value in found.items()]
+        title = "the merge that is best on held-out data > multi-task learning"
+        found.append({"seed": seed, "title": title, "value": test[max(merged, key=merged.get)] - test[JOINT]})
+    return found
 
 
 def _baselines(scene, probe, joint):
@@ -141,15 +144,10 @@ def described(scene: Tasks, trunk: Any) -> dict[str, Any]:
     """Return what results tell of the splits, the tasks and the weights that are merged."""
     tasks = scene.tasks
     methods = [METHODS[name] for name in scene.methods]
+    sizes = {name: (len(task.test), len(task.held_out)) for name, task in tasks.items()}
     left_out = {method.title: why_not(method, len(tasks)) for method in methods}
     return {
-        "splits": {
-            "test": {"role": "test", "mean_of": list(tasks), "title": "mean of tasks"},
-            "held_out": {"role": "held_out", "mean_of": [f"{name}, held-out" for name in tasks]},
-            **scene.other_splits,
-            **{name: {"role": "test", "examples": len(task.test)} for name, task in tasks.items()},
-            **{f"{n}, held-out": {"role": "held_out", "examples": len(task.held_out)} for n, task in tasks.items()},
-        },
+        "splits": splits_of(sizes, "tasks", beside=scene.other_splits),
         "reference": MEMBERS,
         "facts": {
             "Tasks": {name: scene.facts(task) for name, task in tasks.items()},

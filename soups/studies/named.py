@@ -1,5 +1,6 @@
 """Make the task and the network that a config names, and see that they are what a study takes."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ from soups import tree
 from soups.data import Dataset, Task
 from soups.lazy import extra
 from soups.models import Network
-from soups.models.architectures import Architecture, architecture
+from soups.models.architectures import Architecture, architecture, encoder_of
+from soups.models.import_weights import import_weights
+from soups.models.pretrained import minilm_folder
 from soups.plugins import blamed, called, named
-from soups.pool import Pool, digest
+from soups.pool import Pool, digest, load_checkpoint
 from soups.studies.digests import program_digest
 from soups.studies.study import Scene
 
@@ -157,6 +160,31 @@ def architecture_of(reference: str) -> Architecture:
     if features.shape != (1, made.feature_dim):
         raise ValueError(f"{what}: feature_dim is {made.feature_dim}, but the features are {list(features.shape)}")
     return made
+
+
+def start_weights(path: str | pathlib.Path, arch: Architecture) -> tree.Tree:
+    """Read the weights that a config starts from: published ones, or a checkpoint of this library."""
+    path = pathlib.Path(path).expanduser()
+    is_orbax = (path / "_CHECKPOINT_METADATA").exists()
+    return load_checkpoint(path) if is_orbax else import_weights(path, arch)
+
+
+def encoder_at(model: Mapping[str, Any], **fields: Any) -> tuple[pathlib.Path, Architecture]:
+    """Return where the weights and the tokenizer of a section "model" of texts are, and the network, with fields.
+
+    Without a `start` it is the encoder of a package; without an `arch` the folder says what it is.
+
+    Raises:
+        ValueError: another network without a folder; one of images.
+    """
+    path, name = model["start"], model["arch"]
+    if path is None and name not in (None, "minilm-l6"):
+        raise ValueError(f"config.model.start must say where the weights and the tokenizer of {name} are")
+    path = minilm_folder() if path is None else path
+    arch = encoder_of(path, **fields) if name is None else architecture(name)
+    if arch.image_size is not None:
+        raise ValueError(f"config.model.arch {name!r} is not an encoder of texts")
+    return path, arch
 
 
 def architecture_of_member(pool: Pool, name: str, otherwise: str) -> Architecture:

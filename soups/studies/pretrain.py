@@ -19,7 +19,7 @@ from soups.progress import say
 from soups.studies.kitchen import Kitchen
 from soups.studies.members import arrays_of
 from soups.studies.named import check_unchanged, network_of, section_of, task_of
-from soups.studies.study import Scene, Study, Workdir, check_fields, with_defaults
+from soups.studies.study import OneSeed, Study, Workdir, check_fields, with_defaults
 from soups.train import Classification, Training, sweep
 
 FIELDS = {
@@ -42,17 +42,12 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pretrained(Scene):
+class Pretrained(OneSeed):
     """Hold the task, the network before it is trained, and the pool that keeps it then."""
 
     task: Task
     network: models.Network
     pool: Pool
-
-    @property
-    def prefix(self) -> str:
-        """Return nothing: one seed alone has the workdir."""
-        return ""
 
     def start(self) -> tree.Tree:
         """Return the weights before training."""

@@ -23,7 +23,7 @@ from soups.names import check_name
 from soups.progress import counted, say
 from soups.studies import text_tasks
 from soups.studies.fusing import REFERENCE, over_targets
-from soups.studies.rows import mean_of
+from soups.studies.rows import claims_of, mean_of, splits_of
 from soups.studies.study import Study, check_fields
 from soups.studies.text_tasks import TextTasks, TokenTask
 
@@ -60,7 +60,7 @@ class Bases(TextTasks):
         found = {name: self._chosen(name, made, scores) for name in self.tasks}
         rows = over_targets(self.seed, found)
         return {
-            "splits": self._splits(),
+            "splits": splits_of({n: (len(t.test), len(t.held_out)) for n, t in self.tasks.items()}, "targets"),
             "reference": REFERENCE,
             "rows": rows,
             "claims": self._claims(rows, made, scores),
@@ -126,20 +126,9 @@ class Bases(TextTasks):
         }
         return found | {f"from {name}": one for name, one in single.items()}
 
-    def _splits(self) -> dict[str, Any]:
-        names = list(self.tasks)
-        return {
-            "test": {"role": "test", "mean_of": names, "title": "mean of targets"},
-            "held_out": {"role": "held_out", "mean_of": [f"{name}, held-out" for name in names]},
-            **{name: {"role": "test", "examples": len(task.test)} for name, task in self.tasks.items()},
-            **{f"{n}, held-out": {"role": "held_out", "examples": len(t.held_out)} for n, t in self.tasks.items()},
-        }
-
     def _claims(self, rows, made, scores):
-        test = {row["name"]: row["metrics"]["test"]["accuracy"] for row in rows if row["group"] == "main"}
         pairs = [(OTHERS, REFERENCE), (OTHERS, MEAN), (PROBED, MEAN), (PROBED, REFERENCE), (MEAN, REFERENCE)]
         pairs += [(FUSED, REFERENCE), (FUSED, MEAN), (FUSED, OTHERS), (HALF, FUSED)]
-        found = [{"title": f"{a} > {b}", "value": test[a] - test[b]} for a, b in pairs]
         base = [made[target]["found"][REFERENCE]["test"]["accuracy"] for target in scores]
         matrix = gains(np.array([list(scores[target].values()) for target in scores]).T, base)
         probes = made[self.config["probe_task"]]["probes"]
@@ -147,9 +136,11 @@ class Bases(TextTasks):
             "the best starts of half the targets are those of the others": _or_none(lambda: split_half(matrix)),
             "a linear probe on one task ranks the starts": _or_none(lambda: spearman(list(probes.values()), matrix)),
         }
-        unit = {"unit": "rank correlation"}
-        found += [{"title": title, "value": one, **unit} for title, one in correlations.items() if one is not None]
-        return [{"seed": self.seed, **claim} for claim in found]
+        return claims_of(self.seed, rows, pairs) + [
+            {"seed": self.seed, "title": title, "value": one, "unit": "rank correlation"}
+            for title, one in correlations.items()
+            if one is not None
+        ]
 
 
 def _accuracies(single: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:

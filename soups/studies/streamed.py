@@ -22,7 +22,7 @@ from soups.pool import Pool, digest
 from soups.processes import on_first_process
 from soups.progress import say
 from soups.studies.rows import Row, known_of, mean_of
-from soups.studies.study import Scene
+from soups.studies.study import OneSeed
 from soups.train import Training, sweep
 from soups.train.lanes import lane_mesh, lane_shares
 from soups.train.loop import num_steps
@@ -33,7 +33,7 @@ FIRST = "member_00"  # the head alone was trained, or none at all: what all othe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Streamed(Scene):
+class Streamed(OneSeed):
     """Hold data, network and pools of one run; `train` is decoded as it is read.
 
     Attributes:
@@ -51,11 +51,6 @@ class Streamed(Scene):
     training: Training
     pool: Pool
     averages: Mapping[str, Pool]
-
-    @property
-    def prefix(self) -> str:
-        """Return nothing: one seed alone has the workdir."""
-        return ""
 
     @functools.cached_property
     def _flat_mesh(self):

@@ -257,6 +257,15 @@ class Scene:
         return pool[self.name(name)]
 
 
+class OneSeed(Scene):
+    """Hold what the stages of a study share that has one seed: it alone has the workdir."""
+
+    @property
+    def prefix(self) -> str:
+        """Return nothing."""
+        return ""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
     """State a study, and run it: called with a config and a directory it gives the paths that it wrote.

@@ -39,8 +39,9 @@ class Tasks(Trained):
 
     @property
     def methods(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return the methods that are cooked, each with the values of its settings."""
-        return self.config["methods"]
+        """Return the methods of the config, or those that its "only" chooses, each with the values of its settings."""
+        found, chosen = self.config["methods"], self.config.get("only")
+        return {name: found[name] for name in chosen} if chosen else found
 
     @property
     def other_splits(self) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import numpy as np
 from soups import models, tree
 from soups.data import TextDataset, load_text_task, text_batches
 from soups.files import data_path
-from soups.models.architectures import Architecture, architecture, encoder_of
+from soups.models.architectures import Architecture
 from soups.models.many_heads import ManyHeads, padded
 from soups.models.prompts import LIMITS, PROMPTS, Prompt, PromptTokenizer, at_mask, word_head
 from soups.models.text_tokenizer import TextTokenizer, text_tokenizer
 from soups.names import check_name
 from soups.pool import digest
-from soups.studies.named import check_contents
+from soups.studies.named import check_contents, encoder_at
 from soups.studies.study import Workdir, with_defaults
 from soups.studies.tasks import Tasks
 from soups.train import Classification, Training, probe_on_features
@@ -82,14 +82,7 @@ class TextTasks(Tasks):
 
     def start(self, otherwise: Any = None) -> tree.Tree:
         """Return the encoder's own trunk, with a head that says nothing."""
-        shape = self.networks.width, self.networks.num_classes
-        return {**self.trunk, "head": {"kernel": np.zeros(shape, np.float32), "bias": np.zeros(shape[1], np.float32)}}
-
-    @property
-    def methods(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return the methods of the config, or those of them that it chooses."""
-        found, chosen = self.config["methods"], self.config.get("only")
-        return {name: found[name] for name in chosen} if chosen else found
+        return {**self.trunk, "head": self.networks.zero_head}
 
     @property
     def of_base(self) -> str:
@@ -161,14 +154,8 @@ class _Encoder:
 
 def _encoder(config) -> _Encoder:
     model, heads = config["model"], check_name(config["heads"], HEADS, "config.heads")
-    path, named = model["start"], model["arch"]
-    if path is None and named not in (None, "minilm-l6"):
-        raise ValueError(f"config.model.start must say where the weights and the tokenizer of {named} are")
-    path = models.minilm_folder() if path is None else path
-    mlm = {"mlm": True} if heads == "prompts" else {"pool_type": model["pool_type"]}
-    arch = encoder_of(path, **mlm) if named is None else architecture(named)
-    if arch.image_size is not None:
-        raise ValueError(f"config.model.arch {named!r} is not an encoder of texts")
+    fields = {"mlm": True} if heads == "prompts" else {"pool_type": model["pool_type"]}
+    path, arch = encoder_at(model, **fields)
     asked = heads == "prompts" or (heads == "auto" and arch.features.mlm)
     params = models.import_weights(path, arch)
     tokenize = text_tokenizer(path, arch, length=model["length"])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +16,11 @@ from soups.data.domains import (
     load_domains,
 )
 from soups.data.random_transforms import domainbed_augmentation
-from soups.models.import_weights import import_weights
 from soups.models.pretrained import efficientnet_lite0_file
 from soups.names import check_name
-from soups.pool import load_checkpoint
 from soups.studies.courses import AVERAGES, Course, Trunk, adam
-from soups.studies.named import architecture_of
-from soups.studies.rows import Row, known_of, mean_of
+from soups.studies.named import architecture_of, start_weights
+from soups.studies.rows import Row, described, mean_of, splits_of
 from soups.studies.study import Scene, Workdir, with_defaults
 from soups.train import Lanes, Training
 from soups.train.lanes import lane_mesh
@@ -90,27 +87,14 @@ class Trial(Scene):
 
     def described(self, course: Course) -> list[dict[str, Any]]:
         """Return the members of a course as results hold them."""
-        pool = course.pools["pool"]
-        names = [name for name in pool if name.startswith(course.prefix)]
-        called = {name: f"{course.called} {name.removeprefix(course.prefix)}" for name in names}
-        return [{"name": called[name], **known_of(pool.record(name))} for name in names]
+        return described(course.pools["pool"], course.prefix, course.called)
 
     @property
     def described_splits(self) -> dict[str, Any]:
         """Return the splits as results hold them: each domain, tested by what was made without it, and their means."""
-        domains = self.test_domains
-        size = {domain: len(self.data[domain]) for domain in domains}
-        return {
-            "splits": {
-                "test": {"role": "test", "mean_of": domains, "title": "mean of domains"},
-                "held_out": {"role": "held_out", "mean_of": [f"without {domain}" for domain in domains]},
-                **{domain: {"role": "test", "examples": size[domain]} for domain in domains},
-                **{
-                    f"without {one}": {"role": "held_out", "examples": len(self.course(self.data, one).held_out.labels)}
-                    for one in domains
-                },
-            }
-        }
+        held_out = {domain: self.course(self.data, domain).held_out.labels for domain in self.test_domains}
+        sizes = {domain: (len(self.data[domain]), len(labels)) for domain, labels in held_out.items()}
+        return splits_of(sizes, "domains", "without {}")
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -186,10 +170,7 @@ def _start(config, arch):
         if arch.name != "efficientnet-lite0":
             raise ValueError(f"config.model.start must say where the weights of {arch.name} are")
         path = efficientnet_lite0_file()
-    path = pathlib.Path(path).expanduser()
-    is_orbax = (path / "_CHECKPOINT_METADATA").exists()
-    params = load_checkpoint(path) if is_orbax else import_weights(path, arch)
-    return with_head(params, arch.head, None)
+    return with_head(start_weights(path, arch), arch.head, None)
 
 
 def over_domains(by_domain: Mapping[str, Sequence[Row]], selecting: str = "without {}") -> list[Row]:

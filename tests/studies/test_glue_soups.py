@@ -229,7 +229,7 @@ def test_the_score_of_mrpc_is_the_mean_of_accuracy_and_f1():
         ("sweep", {"members": 1}, "config.sweep.members must be at least 2"),
         ("sweep", {"learning_rate": 1e-3}, "config.sweep.learning_rate must be two positive numbers"),
         ("sweep", {"batch_sizes": [0]}, r"config.sweep.batch_sizes must be whole numbers of at least 1, not \(0,\)"),
-        ("model", {"arch": "vit-b16"}, "config.model.arch 'vit-b16' is not an encoder that classifies texts"),
+        ("model", {"arch": "vit-b16"}, "config.model.arch 'vit-b16' is not an encoder of texts"),
         (
             "model",
             {"arch": "bert-base-cased", "start": None},
