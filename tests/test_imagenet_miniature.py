@@ -1,9 +1,8 @@
 """Test the miniature of ImageNet: its files, its networks, and that both are what the released ones are like."""
 
-import importlib.util
 import json
-import pathlib
 
+import imagenet_miniature
 import jax
 import numpy as np
 import PIL.Image
@@ -14,11 +13,6 @@ from soups.evaluate import Evaluator
 from soups.formats import open_checkpoint
 from soups.models.architectures import architecture
 from soups.models.import_weights import import_weights
-
-ROOT = pathlib.Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("imagenet_miniature", ROOT / "tests" / "imagenet_miniature.py")
-imagenet_miniature = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(imagenet_miniature)
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,17 @@
 """Numbers of tables as IBM's model recycling has them, on made-up ones, against NumPy and SciPy."""
 
 import csv
-import importlib.util
 import itertools
-import pathlib
 
 import numpy as np
 import pytest
 import scipy
 
-ROOT = pathlib.Path(__file__).parents[1]
 
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("model_recycling", ROOT / "scripts" / "model_recycling.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", name="script")
+def model_recycling(script):
+    """Return the script as a module."""
+    return script("model_recycling")
 
 
 @pytest.fixture

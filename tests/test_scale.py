@@ -1,10 +1,10 @@
 """See that the page about large members has the numbers of its script, whose formulas are right on a small case."""
 
-import importlib.util
 import pathlib
-import sys
 
 import pytest
+
+from soups.plugins import importable, load_plugin
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -13,14 +13,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 def scale():
     """Return the script as a module."""
     place = ROOT / "scripts" / "benchmarks"
-    sys.path.insert(0, str(place))
-    try:
-        spec = importlib.util.spec_from_file_location("scale", place / "scale.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(place))
-    return module
+    with importable(place):
+        return load_plugin(place / "scale.py")
 
 
 def test_formulas_are_right_on_a_small_case(scale):

@@ -1,6 +1,5 @@
 """Test that two processes fine-tune, keep and soup as one does."""
 
-import importlib.util
 import pathlib
 import sys
 
@@ -10,11 +9,10 @@ import numpy as np
 import soups
 from soups import models
 from soups.evaluate import Evaluator
+from soups.plugins import load_plugin
 
 WORKER = pathlib.Path(__file__).with_name("two_processes.py")
-spec = importlib.util.spec_from_file_location("two_processes", WORKER)
-worker = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(worker)
+worker = load_plugin(WORKER)
 
 
 def test_two_processes_fine_tune_keep_and_soup_as_one(run_both, tmp_path):

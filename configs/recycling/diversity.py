@@ -6,18 +6,16 @@
 Sets, network and protocol are those of configs/recycling/domainbed.py.
 """
 
-import importlib.util
 import pathlib
 
 from ml_collections import ConfigDict
 
+from soups.plugins import load_plugin
+
 
 def get_config() -> ConfigDict:
     """Return the config of the experiment."""
-    spec = importlib.util.spec_from_file_location("domainbed", pathlib.Path(__file__).with_name("domainbed.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = load_plugin(pathlib.Path(__file__).with_name("domainbed.py")).get_config()
     config.study = config.name = "diversity"
     with config.unlocked():
         for name in ("about", "leave_one_out", "fusing", "methods", "fisher"):

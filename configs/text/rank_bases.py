@@ -7,18 +7,16 @@
 Encoder and tasks are those of configs/text/localize_and_stitch.py.
 """
 
-import importlib.util
 import pathlib
 
 from ml_collections import ConfigDict
 
+from soups.plugins import load_plugin
+
 
 def get_config() -> ConfigDict:
     """Return the config of the experiment."""
-    spec = importlib.util.spec_from_file_location("many", pathlib.Path(__file__).with_name("localize_and_stitch.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = load_plugin(pathlib.Path(__file__).with_name("localize_and_stitch.py")).get_config()
     config.study = config.name = "rank_bases"
     with config.unlocked():
         for name in ("about", "joint", "examples", "methods", "only"):

@@ -1,6 +1,5 @@
 """Make small checkpoints with layers, and merge them."""
 
-import importlib.util
 import json
 import pathlib
 import types
@@ -12,6 +11,7 @@ import yaml
 from soups import merging
 from soups.formats import open_checkpoint, write_safetensors
 from soups.merging.record import record
+from soups.plugins import load_plugin
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = 3
@@ -170,10 +170,7 @@ def write_lora(tmp_path):
 @pytest.fixture(scope="session")
 def torch_bytes():
     """Return the functions that write torch files byte by byte."""
-    spec = importlib.util.spec_from_file_location("torch_bytes", ROOT / "tests" / "formats" / "conftest.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_plugin(ROOT / "tests" / "formats" / "conftest.py")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Test that two processes of four devices merge a pool as one process does, each reading its own shards."""
 
-import importlib.util
 import json
 import pathlib
 import sys
@@ -10,12 +9,11 @@ import numpy as np
 import pytest
 
 from soups.merging.run import merge_to_orbax
+from soups.plugins import load_plugin
 from soups.pool import load_checkpoint
 
 WORKER = pathlib.Path(__file__).with_name("two_processes_merge.py")
-spec = importlib.util.spec_from_file_location("two_processes_merge", WORKER)
-worker = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(worker)
+worker = load_plugin(WORKER)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 The cases are built in `contract_cases.py`, from what methods declare.
 """
 
-import importlib.util
 import inspect
 import pathlib
 
@@ -17,12 +16,11 @@ from jax.sharding import PartitionSpec as P
 
 import soups
 from soups import engine
+from soups.plugins import load_plugin
 from soups.pool import Pool
 from soups.recipes import METHODS
 
-spec = importlib.util.spec_from_file_location("contract_cases", pathlib.Path(__file__).with_name("contract_cases.py"))
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
+cases = load_plugin(pathlib.Path(__file__).with_name("contract_cases.py"))
 close, equal, leaves, members_of = cases.close, cases.equal, cases.leaves, cases.members_of
 named, narrow, to_jax = cases.named, cases.narrow, cases.to_jax
 

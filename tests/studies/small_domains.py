@@ -1,6 +1,5 @@
 """Make sets of domains, a network and a config that are small, for the tests of the studies of recycling."""
 
-import importlib.util
 import pathlib
 import sys
 
@@ -15,6 +14,7 @@ from PIL import Image
 from soups.formats.orbax import save_checkpoint
 from soups.models import functional
 from soups.models.architectures import Architecture
+from soups.plugins import load_plugin
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "recycling"
 SIZE, HALF = 12, (0.5, 0.5, 0.5)
@@ -73,10 +73,7 @@ def write_all(folder):
 
 def config_of(name, data_dir) -> ConfigDict:
     """Return a config of `configs/recycling` with all that it has in common with its siblings made small."""
-    spec = importlib.util.spec_from_file_location(name, _CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = load_plugin(_CONFIGS / f"{name}.py").get_config()
     sys.modules.setdefault("small_domains", sys.modules[__name__])  # whose network the config names
     config.data_dir, config.dataset, config.auxiliary = str(data_dir), "squares", ("more", "others")
     config.image_size = SIZE

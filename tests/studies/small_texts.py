@@ -1,11 +1,12 @@
 """Return tiny tasks of texts with a tiny encoder, for the studies of many tasks."""
 
-import importlib.util
 import json
 import pathlib
 import shutil
 
 import numpy as np
+
+from soups.plugins import load_plugin
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "models" / "recorded" / "models"
@@ -37,10 +38,7 @@ def write_tasks(folder):
 
 def small_config(name, data_dir, heads="linear", **changes):
     """Return the config of a study as the command line hands it over, small."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / "text" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = load_plugin(ROOT / "configs" / "text" / f"{name}.py").get_config()
     config.data_dir, config.tasks = str(data_dir), tuple(MARKS)
     config.model.update(arch=None, start=str(data_dir / heads), length=8)
     config.heads = heads

@@ -1,7 +1,6 @@
 """Merge tiny CLIPs of several image sets: fine-tuned here, or given as files; a ninth set; wrong configs."""
 
 import gzip
-import importlib.util
 import json
 import pathlib
 
@@ -14,6 +13,7 @@ from soups import Pool
 from soups.data.clip_sets import CLIP_SETS
 from soups.models.architectures import architecture
 from soups.models.import_weights import import_weights
+from soups.plugins import load_plugin
 from soups.report import load_results
 from soups.studies import clip_tasks
 
@@ -51,10 +51,7 @@ def data_dir(tmp_path_factory):
 
 
 def small(data_dir, **changes):
-    spec = importlib.util.spec_from_file_location("clip_tasks", ROOT / "configs" / "clip_tasks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = json.loads(json.dumps(module.get_config().to_dict()))
+    config = json.loads(json.dumps(load_plugin(ROOT / "configs" / "clip_tasks.py").get_config().to_dict()))
     config |= {"arch": ARCH, "tasks": ["MNIST", "EuroSAT"], "ninth": "DTD", "data_dir": str(data_dir)}
     config |= {"start": str(data_dir / "start.pt"), "tokenizer": str(data_dir)}
     config |= {"splits": {"most": 12, "most_held_out": 6, "most_test": 10}, "examples": {"few": 4, "batch_size": 4}}

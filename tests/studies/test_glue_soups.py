@@ -1,7 +1,6 @@
 """Run the study of soups on tasks of texts, small, as users do, and run it wrongly."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -20,6 +19,7 @@ from soups.data import load_text_task
 from soups.data.texts import TextDataset
 from soups.models.architectures import encoder_of
 from soups.models.text_tokenizer import text_tokenizer
+from soups.plugins import load_plugin
 from soups.report import load_results
 from soups.studies import glue_soups
 from soups.studies.study import Workdir
@@ -90,10 +90,7 @@ def data_dir(tmp_path_factory):
 
 def small(data_dir, **changes):
     """Return the config of the study as the command line hands it over, small."""
-    spec = importlib.util.spec_from_file_location("glue_soups_config", ROOT / "configs" / "text" / "glue_soups.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = load_plugin(ROOT / "configs" / "text" / "glue_soups.py").get_config()
     config.data_dir, config.tasks = str(data_dir), ("cola", "films")
     config.model.arch, config.model.start, config.model.length = None, str(data_dir / "encoder"), 8
     config.splits.shots = 6

@@ -1,6 +1,5 @@
 """Run the study of merged language models, small, on a random Llama and a random GPT-2, and run it wrongly."""
 
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -11,6 +10,7 @@ import pytest
 from soups import Pool, tree
 from soups.formats import write_safetensors
 from soups.models import decoder_of, import_weights
+from soups.plugins import load_plugin
 from soups.report import load_results
 from soups.studies import language_models
 
@@ -78,10 +78,7 @@ def data_dir(tmp_path_factory):
 def small(data_dir, **changes):
     """Return the config of the study as the command line hands it over, small."""
     path = ROOT / "configs" / "text" / "language_models.py"
-    spec = importlib.util.spec_from_file_location("language_models_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = load_plugin(path).get_config()
     config.data_dir, config.model.start, config.model.length = str(data_dir), str(data_dir / "llama"), 32
     config.model.max_length = 96
     config.tasks.science.update(train=("arc_train.csv",), test=("arc_test.csv",))

@@ -1,6 +1,5 @@
 """Run the study of lo-fi, small, as users do; see its rows against the members that it keeps."""
 
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -15,6 +14,7 @@ from small_domains import SIZE, Net, write_all
 from soups import Pool
 from soups.data.domains import load_domains
 from soups.models import functional
+from soups.plugins import load_plugin
 from soups.report import load_results
 from soups.studies import lofi
 
@@ -23,11 +23,8 @@ CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "lofi.py"
 
 def small(data_dir, **changes):
     """Return the config as the command line hands it to the study."""
-    spec = importlib.util.spec_from_file_location("lofi_config", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     sys.modules.setdefault("small_domains", small_domains)  # whose network the config names
-    config = module.get_config()
+    config = load_plugin(CONFIG).get_config()
     config.data_dir, config.dataset, config.test_domains, config.image_size = str(data_dir), "squares", ("dark",), SIZE
     config.model.update(arch="small_domains:net", start=str(data_dir / "start"), frozen_stages=0)
     config.workers.update(count=3, steps=5, batch_size=4, learning_rate=1e-2)

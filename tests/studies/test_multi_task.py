@@ -1,6 +1,5 @@
 """Run the multi-task experiment, small, from start to report; go on with it; configure it wrongly."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -10,7 +9,7 @@ import pytest
 
 from soups import Pool, tree
 from soups.models.many_heads import split_head
-from soups.plugins import importable
+from soups.plugins import importable, load_plugin
 from soups.studies import multi_task
 
 _CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits_tasks.py"
@@ -27,10 +26,7 @@ METHODS = {
 
 def small_config(data_dir):
     """Return configs/digits_tasks.py with everything small."""
-    spec = importlib.util.spec_from_file_location("digits_tasks", _CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config().to_dict()
+    config = load_plugin(_CONFIG).get_config().to_dict()
     config["data_dir"] = str(data_dir)
     config["tasks"] |= {"image_size": 14, "num_train": 64, "num_held_out": 40, "num_test": 50, "num_pretraining": 64}
     config["tasks"]["names"] = list(TASKS)

@@ -1,7 +1,6 @@
 """Run the experiment on independent networks, small; lose some of its work; configure it wrongly."""
 
 import copy
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -13,7 +12,7 @@ import pytest
 from soups import Pool, models
 from soups.data import digits_task
 from soups.models.permutation_specs import permutation_spec
-from soups.plugins import importable
+from soups.plugins import importable, load_plugin
 from soups.report import load_results
 from soups.studies import rebasin
 
@@ -22,10 +21,7 @@ CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "rebasin.py"
 
 
 def default_config():
-    spec = importlib.util.spec_from_file_location("rebasin_config", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config().to_dict()
+    return load_plugin(CONFIG).get_config().to_dict()
 
 
 def small_config(data_dir=None):

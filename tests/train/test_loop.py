@@ -1,7 +1,6 @@
 """Test that a run trains by any loss, and that one that is killed goes on to the same weights, to the bit."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -12,6 +11,7 @@ import sys
 
 import chex
 import jax
+import killed_run
 import numpy as np
 import pytest
 from jax.sharding import AxisType
@@ -22,9 +22,6 @@ from soups.train import fit, param_shardings
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")
-_spec = importlib.util.spec_from_file_location("killed_run", SCRIPT)
-killed_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(killed_run)
 STEPS, SAVE_EVERY = killed_run.STEPS, killed_run.SAVE_EVERY
 
 
