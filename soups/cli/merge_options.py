@@ -86,6 +86,8 @@ def choose_members(options: argparse.Namespace) -> None:
 
 def recipe_text(options, settings) -> tuple[str, str]:
     """Return the recipe, of the file or made from the options, and where it stands."""
+    from soups.merging.yaml_text import dump_yaml
+
     fields = {"base_model": options.base, "dtype": options.dtype, "out_dtype": options.out_dtype}
     fields |= {"tokenizer_source": options.tokenizer_source, "align": options.align}
     if options.align is not None:
@@ -99,8 +101,8 @@ def recipe_text(options, settings) -> tuple[str, str]:
         text = _text(options.recipe, "no recipe file at")
         # what was asked for goes in, so that the record is enough to make the same merge again
         given = merging.load_yaml(text, options.recipe) if asked else None
-        return (_dumped(given | asked) if isinstance(given, dict) else text), options.recipe
-    return _dumped(_recipe(options, settings) | fields | asked), "the command line"
+        return (dump_yaml(given | asked) if isinstance(given, dict) else text), options.recipe
+    return dump_yaml(_recipe(options, settings) | fields | asked), "the command line"
 
 
 def _recipe(options, settings):
@@ -127,12 +129,6 @@ def _recipe(options, settings):
         ],
         "parameters": {name: values[0] for name, values in settings.items() if name not in lists},
     }
-
-
-def _dumped(recipe):
-    import yaml
-
-    return yaml.safe_dump(recipe, sort_keys=False)
 
 
 def _summary(method):

@@ -10,8 +10,6 @@ from soups.merging.members import chosen_members
 from soups.names import count_of
 from soups.pool import Pool
 
-_GO_ON = "the same command goes on, and measures nothing twice"
-
 
 def certify(options, run) -> int:
     """Keep certificates and look whether they hold; 1 if one does not."""

@@ -3,8 +3,6 @@
 import os
 import pathlib
 
-import yaml
-
 from soups import merging
 from soups.cli.merge_options import settle_format
 from soups.cli.show import advance, parse_size, say, tell
@@ -13,6 +11,7 @@ from soups.merging.members import chosen_members
 from soups.merging.origin import files_of, innermost, is_named
 from soups.merging.record import FORMAT, note_record, record
 from soups.merging.sources import in_pool, split_pool
+from soups.merging.yaml_text import dump_yaml
 from soups.names import few, shown
 
 
@@ -64,7 +63,7 @@ def _plan(member):
     # copied bit for bit, whatever its tensors mean
     recipe = {"vocabulary": "published", "merge_method": "passthrough", "models": [{"model": member}]}
     recipe |= {"keep_first": "(?s:.*)", "insist": True}
-    return merging.plan(merging.parse_recipe(yaml.safe_dump(recipe, sort_keys=False)), merging.open_model)
+    return merging.plan(merging.parse_recipe(dump_yaml(recipe)), merging.open_model)
 
 
 def _is_there(plan, out):

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from soups import merging
 from soups.merging.job import is_member, kind_of
 from soups.merging.methods import VOCABULARIES
 from soups.merging.selecting import with_settings
 from soups.merging.values import check
+from soups.merging.yaml_text import dump_yaml
 from soups.names import check_name
 from soups.recipes._search import Axis, ranged
 
@@ -48,7 +47,7 @@ def parse_ranges(options, recipe: Any, where: str) -> tuple[dict[str, Any], list
     recipe = _with_mappings(recipe)
     if where == "the command line":
         _check_no_value(recipe, names)
-    job = merging.parse_recipe(_dumped(with_settings(recipe, {axis.name: axis.at(0) for axis in axes})), where=where)
+    job = merging.parse_recipe(dump_yaml(with_settings(recipe, {axis.name: axis.at(0) for axis in axes})), where=where)
     for axis in axes:
         _check_effect(axis, job, where)
     count = sum(is_member(job, source) for source in job.slices[0].sources)
@@ -60,7 +59,7 @@ def _definition(recipe, where):
     if isinstance(recipe, Mapping):
         method, vocabulary = recipe.get("merge_method"), recipe.get("vocabulary") or "mergekit"
     if not isinstance(method, str) or vocabulary not in VOCABULARIES:
-        merging.parse_recipe(_dumped(recipe), where=where)  # says what is wrong with it
+        merging.parse_recipe(dump_yaml(recipe), where=where)  # says what is wrong with it
     return merging.find_method(method, vocabulary, "merge_method")
 
 
@@ -123,7 +122,3 @@ def _check_effect(axis, job, where):
         return
     if job.parameters.get(axis.name) != axis.at(0) or any(axis.name in scope for scope in job.scopes[1:]):
         raise ValueError(f"{where}: {axis.name} has values of its own for parts of the merge, where no range holds")
-
-
-def _dumped(recipe):
-    return yaml.safe_dump(recipe, sort_keys=False)

@@ -25,7 +25,7 @@ from soups.progress import progress
 
 with extra("data", "text", "train"):
     from soups.data.imagenet import protocol
-    from soups.models.clip_text import import_text_tower, text_features
+    from soups.models.clip_text import check_vocabulary, import_text_tower, text_features
     from soups.models.clip_tokenizer import clip_tokenizer
     from soups.models.import_weights import import_weights
     from soups.models.zero_shot import zero_shot_head
@@ -43,7 +43,7 @@ def main(arguments: list[str], run) -> int:
     tokenizer = clip_tokenizer(options.tokenizer)
     classifier = import_weights(options.clip, options.arch)
     text = jax.device_put(import_text_tower(options.clip, options.arch))
-    _check_vocabulary(tokenizer, text, options)
+    check_vocabulary(tokenizer, options.tokenizer, text, options.clip)
     encode = jax.jit(functools.partial(text_features, arch=options.arch))
     with progress("zero-shot head", len(names), "classes") as advance:
         head = zero_shot_head(
@@ -59,13 +59,6 @@ def main(arguments: list[str], run) -> int:
     say(f"wrote {out}: {options.arch}, {len(names)} classes from {count_of(len(templates), 'template')}")
     run.made(out)
     return 0
-
-
-def _check_vocabulary(tokenizer, text, options):
-    # the end token has the last number; a row that is not there would be read as the last one without a word
-    tokens, rows = int(tokenizer([""]).max()) + 1, text["token_embedding"]["embedding"].shape[0]
-    if tokens != rows:
-        raise ValueError(f"the vocabulary in {options.tokenizer} has {tokens} tokens, but {options.clip} has {rows}")
 
 
 def _lines(path):

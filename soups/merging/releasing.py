@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 import xxhash
-import yaml
 
 from soups import state, tree
 from soups.files import PathLike, local_path, locked, made_folder, sweep_unfinished
@@ -26,6 +25,7 @@ from soups.merging.recipe_file import parse_recipe
 from soups.merging.record import plan_again, read_record
 from soups.merging.run import kept_with, merge_in_memory, merge_to_folder
 from soups.merging.sources import open_model
+from soups.merging.yaml_text import dump_yaml
 from soups.names import check_name, differences, few, refuse, shown
 from soups.plugins import blamed
 from soups.pool import Pool, PoolCorruptionError, digest
@@ -346,7 +346,7 @@ def _planned(pool, members, method, base, settings, seed, source):
     recipe = {"vocabulary": "published", "merge_method": method, "parameters": as_json(settings, "settings")}
     recipe |= {"models": [f"{pool.path}:{name}" for name in names]}
     recipe |= {"base_model": f"{pool.path}:{base}" if base in pool else str(base)} if base else {}
-    return make_plan(parse_recipe(yaml.safe_dump(recipe, sort_keys=False), seed=seed), open_model), {}
+    return make_plan(parse_recipe(dump_yaml(recipe), seed=seed), open_model), {}
 
 
 def _in_pool(pool, plan):

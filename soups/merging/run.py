@@ -22,6 +22,7 @@ from soups.formats.mapping import hash_files
 from soups.formats.npz import write_npz
 from soups.formats.tensors import nested
 from soups.formats.weights import ALL
+from soups.formats.write_far import FarWriter
 from soups.lazy import orbax
 from soups.merging import bands
 from soups.merging.origin import NO_KEYS, innermost, is_named, kept_files
@@ -135,39 +136,63 @@ def _as_npz(folder, plan):
 def _write_folder(plan, out, threads, shard_bytes, files, chosen, progress, around):
     """Return the unfinished folder of an output, with all that belongs into it; its record will lie in `around`."""
     folder, digests = _unfinished(out, plan, shard_bytes)
-    outputs = {output.name: output for output in plan.outputs}
-    specs = {name: (output.shape, output.dtype) for name, output in outputs.items()}
-    # tied tensors are noted as torch's helper of the format does it
-    metadata = {"format": "pt", **plan.aliases}
-    shared = measure_model(plan)
-    with Writer(folder, specs, shard_bytes=shard_bytes, metadata=metadata) as writer:
-
-        def make(name):
-            found = {}
-            for start, block in merged_blocks(plan, outputs[name], shared, found):
-                writer.write(name, block, start)
-            return name, found, writer.written(name)
-
-        for shard, names in writer.shards.items():
-            if writer.is_done(shard) and all(name in digests for name in names):
-                progress(sum(outputs[name].nbytes for name in names))
-                continue
-            for name, found, written in as_done(make, names, threads, fork=plan.worth_processes):
-                digests |= found
-                writer.note_written(name, written)
-                progress(outputs[name].nbytes)
-            write_digests(folder, digests)  # before the shard counts as finished
-            writer.finish_shard(shard)
+    with Writer(folder, specs(plan), shard_bytes=shard_bytes, metadata=metadata(plan)) as writer:
+        write_shards(plan, writer, folder, digests, threads, progress, fork=plan.worth_processes)
         writer.finish()
-        made = record(plan, digests, chosen)
-        for name, content in files.items():
-            replace_file(folder / name, content(made) if callable(content) else content)
-        made |= {"files": {name: hash_files(folder / name) for name in sorted(files)}} if files else {}
+        made = with_files(folder, files, record(plan, digests, chosen))
         write_record(folder / RECORD, made, around)
         writer.forget()  # last: until here a killed merge goes on with what is finished
     for helper in (_DIGESTS, PLAN):
         (folder / helper).unlink(missing_ok=True)
     return folder
+
+
+def specs(plan: Plan) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return shape and dtype of each tensor of the output."""
+    return {output.name: (output.shape, output.dtype) for output in plan.outputs}
+
+
+def metadata(plan: Plan) -> dict[str, str]:
+    """Return the metadata of the output's files: tied tensors are noted as torch's helper of the format does it."""
+    return {"format": "pt", **plan.aliases}
+
+
+def write_shards(
+    plan: Plan,
+    writer: Writer | FarWriter,
+    notes: pathlib.Path | StorePath,
+    digests: Digests,
+    threads: int,
+    progress: Progress,
+    *,
+    fork: bool = False,
+) -> None:
+    """Merge into the shards that are not finished; `digests` gets those of what went in, which a folder keeps."""
+    outputs, shared = {output.name: output for output in plan.outputs}, measure_model(plan)
+
+    def make(name):
+        found = {}
+        for start, block in merged_blocks(plan, outputs[name], shared, found):
+            writer.write(name, block, start)
+        return name, found, writer.written(name)
+
+    for shard, names in writer.shards.items():
+        if writer.is_done(shard) and all(name in digests for name in names):
+            progress(sum(outputs[name].nbytes for name in names))
+            continue
+        for name, found, written in as_done(make, names, threads, fork=fork):
+            digests |= found
+            writer.note_written(name, written)
+            progress(outputs[name].nbytes)
+        write_digests(notes, digests)  # before the shard counts as finished
+        writer.finish_shard(shard)
+
+
+def with_files(folder: pathlib.Path | StorePath, files: Mapping[str, File], made: dict) -> dict:
+    """Write further files, which may be functions of the record, and return the record with their digests."""
+    for name, content in files.items():
+        replace_file(folder / name, content(made) if callable(content) else content)
+    return made | ({"files": {name: hash_files(folder / name) for name in sorted(files)}} if files else {})
 
 
 def merge_to_orbax(

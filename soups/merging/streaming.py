@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from soups.files import replace_file
-from soups.formats.mapping import hash_files
 from soups.formats.write_far import FarWriter
 from soups.merging import run
 from soups.merging.places import held_place, unfinished
 from soups.merging.planning import Plan
 from soups.merging.record import RECORD, record, record_beside, write_record
 from soups.stores import StorePath
-from soups.workers import as_done
 
 
 def merge_to_store(
@@ -36,29 +34,10 @@ def merge_to_store(
     with held_place(plan, out, "file" if single else "huggingface") as place:
         state = unfinished(place)
         digests = _begin(plan, place, state, shard_bytes or sys.maxsize)
-        outputs = {output.name: output for output in plan.outputs}
-        specs = {name: (output.shape, output.dtype) for name, output in outputs.items()}
-        options = {"metadata": {"format": "pt", **plan.aliases}, "single": single}
-        shared = run.measure_model(plan)
-        with FarWriter(place, state, specs, shard_bytes=shard_bytes or sys.maxsize, **options) as writer:
-
-            def make(name):
-                found = {}
-                for start, block in run.merged_blocks(plan, outputs[name], shared, found):
-                    writer.write(name, block, start)
-                return name, found
-
-            for shard, names in writer.shards.items():
-                if writer.is_done(shard) and all(name in digests for name in names):
-                    progress(sum(outputs[name].nbytes for name in names))
-                    continue
-                for name, found in as_done(make, names, threads):
-                    digests |= found
-                    progress(outputs[name].nbytes)
-                run.write_digests(state, digests)  # before the shard counts as finished
-                writer.finish_shard(shard)
-            made = record(plan, digests, chosen)
-            made |= _write_files(place, files, made)
+        options = {"metadata": run.metadata(plan), "single": single}
+        with FarWriter(place, state, run.specs(plan), shard_bytes=shard_bytes or sys.maxsize, **options) as writer:
+            run.write_shards(plan, writer, state, digests, threads, progress)
+            made = run.with_files(place, files, record(plan, digests, chosen))
             note = record_beside(place) if single else place / RECORD
             write_record(note, made, note.parent)
             writer.finish()
@@ -78,10 +57,3 @@ def _begin(plan, place, state, shard_bytes):
         digests = {}
     replace_file(state / run.PLAN, json.dumps(identity))
     return digests
-
-
-def _write_files(place, files, made):
-    contents = {name: content(made) if callable(content) else content for name, content in files.items()}
-    for name, content in contents.items():
-        replace_file(place / name, content)
-    return {"files": {name: hash_files(place / name) for name in sorted(files)}} if files else {}

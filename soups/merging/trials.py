@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import xxhash
-import yaml
 
 from soups import journal, tree
 from soups.files import AnyPath, PathLike, any_path, locked, sweep_unfinished
@@ -30,6 +29,7 @@ from soups.merging.recipe_file import parse_recipe
 from soups.merging.record import RECORD, record_beside
 from soups.merging.run import THREADS, merge_to_file, merge_to_folder, merge_to_orbax
 from soups.merging.sources import MODEL_FILES, open_model
+from soups.merging.yaml_text import dump_yaml
 from soups.stores import Copies, StorePath
 from soups.workers import in_threads
 
@@ -97,7 +97,7 @@ class Trials:
 
     def plan(self, recipe: Recipe) -> Plan:
         """Plan the merge of a recipe from the headers of its models."""
-        return make_plan(parse_recipe(yaml.safe_dump(dict(recipe), sort_keys=False), seed=self.seed), open_model)
+        return make_plan(parse_recipe(dump_yaml(dict(recipe)), seed=self.seed), open_model)
 
     def digests(self, models: Iterable[str]) -> dict[str, str]:
         """Return the digest of each model's tensors; each model is read for it once."""

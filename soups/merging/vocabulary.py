@@ -10,6 +10,7 @@ from typing import Any
 
 from xxhash import xxh3_128_digest
 
+from soups.formats.protobuf import fields
 from soups.formats.text import read_bytes, read_json, read_text
 from soups.merging.config import folder_of
 from soups.names import few, shown
@@ -202,8 +203,8 @@ def _pieces(path):
     """Return the pieces of a model of sentencepiece, a protocol buffer whose field 1 has them, each in its field 1."""
     content = read_bytes(path)
     try:
-        pieces = [_text(piece) for field, piece in _fields(content) if field == 1]
-    except (ValueError, IndexError, StopIteration, TypeError) as error:
+        pieces = [_text(piece) for field, piece in fields(content) if field == 1]
+    except (ValueError, StopIteration, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a sentencepiece model, or is damaged") from error
     if not pieces:
         raise ValueError(f"{path} is not a sentencepiece model: it has no pieces")
@@ -211,32 +212,4 @@ def _pieces(path):
 
 
 def _text(piece):
-    return next(value for field, value in _fields(piece) if field == 1).decode()
-
-
-def _fields(content):
-    """Yield (number, bytes or None) of the fields of a protocol buffer."""
-    at = 0
-    while at < len(content):
-        key, at = _varint(content, at)
-        size = {1: 8, 5: 4}.get(key & 7, 0)
-        if key & 7 == 2:
-            size, at = _varint(content, at)
-        elif key & 7 == 0:
-            _, at = _varint(content, at)
-        elif not size:
-            raise ValueError(f"{key & 7} is not a kind of field")
-        if at + size > len(content):
-            raise ValueError("a field goes on after the end")
-        yield key >> 3, content[at : at + size] if key & 7 == 2 else None
-        at += size
-
-
-def _varint(content, at):
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = content[at + shift // 7]
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at + shift // 7 + 1
-    raise ValueError("a number is longer than ten bytes")
+    return next(value for field, value in fields(piece) if field == 1).decode()

@@ -1,4 +1,4 @@
-"""Read YAML that may be anything: of bounded size and depth, with plain values alone."""
+"""Read YAML that may be anything: of bounded size and depth, with plain values alone; and write it."""
 
 import re
 from typing import Any
@@ -36,6 +36,11 @@ def load_yaml(text: str, where: str = "the text") -> Any:
             f"{where} has several documents: give each a file of its own, and merge them one after another"
         )
     return value
+
+
+def dump_yaml(value: Any) -> str:
+    """Return plain values as a YAML document, keys in their order."""
+    return yaml.safe_dump(value, sort_keys=False)
 
 
 try:  # several times as fast, and part of PyYAML's wheels

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from numpy.typing import ArrayLike
@@ -50,6 +50,14 @@ def import_text_tower(path: PathLike, arch: str | Architecture) -> Tree:
     if problems := mismatches(tensors, table, layout.left_out) + config_problems(path, wanted):
         raise ValueError(f"{path} does not hold the text tower of {wanted.name}:\n" + "\n".join(problems))
     return nested(convert(tensors, table))
+
+
+def check_vocabulary(tokenizer: Callable, where: PathLike, params: Tree, weights: PathLike) -> None:
+    """Raise a ValueError if a tokenizer of CLIP has other tokens than the rows that its text tower has for them."""
+    # the end token has the last number; a row that is not there would be read as the last one without a word
+    tokens, rows = int(tokenizer([""]).max()) + 1, params["token_embedding"]["embedding"].shape[0]
+    if tokens != rows:
+        raise ValueError(f"the vocabulary in {where} has {tokens} tokens, but {weights} has {rows}")
 
 
 def import_temperature(path: PathLike) -> float:

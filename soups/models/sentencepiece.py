@@ -1,9 +1,9 @@
 """Read the vocabularies of SentencePiece, spiece.model and spm.model, without its library."""
 
 import struct
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from soups.formats.protobuf import fields
 from soups.lazy import extra
 
 with extra("text"):
@@ -31,15 +31,15 @@ class Pieces(NamedTuple):
 def read_pieces(content: bytes) -> Pieces:
     """Return what a model of SentencePiece holds; a ValueError for damage, and for one that is not Unigram's."""
     pieces, types, trainer, normalizer = [], [], {}, {}
-    for number, value in _fields(content):
+    for number, value in fields(content):
         if number == 1:
-            piece = dict(_fields(value))
+            piece = dict(fields(value))
             pieces.append((piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0]))
             types.append(piece.get(3, 1))
         elif number == 2:
-            trainer = dict(_fields(value))
+            trainer = dict(fields(value))
         elif number == 3:
-            normalizer = dict(_fields(value))
+            normalizer = dict(fields(value))
     if not pieces:
         raise ValueError("it holds no pieces")
     if trainer.get(MODEL_TYPE, UNIGRAM) != UNIGRAM:
@@ -47,35 +47,6 @@ def read_pieces(content: bytes) -> Pieces:
     options = (bool(normalizer.get(DUMMY_PREFIX, 1)), bool(normalizer.get(REMOVE_SPACES, 1)))
     fallback, charsmap = bool(trainer.get(BYTE_FALLBACK, 0)), normalizer.get(CHARSMAP, b"")
     return Pieces(pieces, types, trainer.get(UNK_ID, 0), fallback, charsmap, *options)
-
-
-def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
-    """Return the fields of a message: numbers of varints, bytes of all else."""
-    place = 0
-    while place < len(content):
-        key, place = _varint(content, place)
-        kind = key & 7
-        if kind == 0:
-            value, place = _varint(content, place)
-        else:
-            size = {1: 8, 5: 4}.get(kind)
-            if kind == 2:
-                size, place = _varint(content, place)
-            if size is None or place + size > len(content):
-                raise ValueError("it is cut, or no model of SentencePiece")
-            value, place = content[place : place + size], place + size
-        yield key >> 3, value
-
-
-def _varint(content, place):
-    number = shift = 0
-    while True:
-        if place >= len(content) or shift > 63:
-            raise ValueError("it is cut, or no model of SentencePiece")
-        byte, place = content[place], place + 1
-        number, shift = number | (byte & 127) << shift, shift + 7
-        if byte < 128:
-            return number, place
 
 
 def unigram_tokenizer(content: bytes) -> Tokenizer:

@@ -17,7 +17,7 @@ from soups import models, tree
 from soups.data.clip_sets import CLIP_SETS, ClipTask, load_clip_set
 from soups.evaluate import accuracy
 from soups.models.architectures import architecture
-from soups.models.clip_text import import_text_tower, text_features
+from soups.models.clip_text import check_vocabulary, import_text_tower, text_features
 from soups.models.clip_tokenizer import clip_tokenizer
 from soups.models.many_heads import ManyHeads, head_logits, padded
 from soups.models.zero_shot import zero_shot_head
@@ -114,11 +114,7 @@ def _heads(config, arch, tasks: Mapping[str, ClipTask], classes: int) -> dict[st
     """Return the zero-shot head of each set, padded to the same number of classes."""
     tokenizer = clip_tokenizer(pathlib.Path(config["tokenizer"]).expanduser())
     text = jax.device_put(import_text_tower(pathlib.Path(config["start"]).expanduser(), arch))
-    tokens, rows = int(tokenizer([""]).max()) + 1, text["token_embedding"]["embedding"].shape[0]
-    if tokens != rows:
-        raise ValueError(
-            f"the vocabulary in {config['tokenizer']} has {tokens} tokens, but {config['start']} has {rows}"
-        )
+    check_vocabulary(tokenizer, config["tokenizer"], text, config["start"])
     encode = functools.partial(jax.jit(functools.partial(text_features, arch=arch)), text)
     made = {name: zero_shot_head(encode, tokenizer, one.class_names, one.templates) for name, one in tasks.items()}
     return {name: padded(head, classes) for name, head in made.items()}
