@@ -21,9 +21,7 @@ def cli(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "250")
 
     def run(*arguments):
-        code = main(["merge", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return main(["merge", *map(str, arguments)]), *capsys.readouterr()
 
     return run
 

@@ -31,11 +31,9 @@ def cli(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "1000")
 
     def run(*words):
-        code = main(
+        return main(
             [one for word in words for one in ([str(word)] if isinstance(word, pathlib.Path) else word.split())]
-        )
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        ), *capsys.readouterr()
 
     return run
 

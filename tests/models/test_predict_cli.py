@@ -18,9 +18,7 @@ def cli(capsys):
     """Return a function that runs `soups predict` and returns (exit code, output, errors)."""
 
     def run(*arguments):
-        code = main(["predict", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return main(["predict", *map(str, arguments)]), *capsys.readouterr()
 
     return run
 

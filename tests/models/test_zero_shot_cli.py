@@ -42,9 +42,7 @@ def command(tmp_path, monkeypatch, capsys):
         options |= {"classes": "names.txt", "templates": "templates.txt"} | changes
         paths = {name: str(tmp_path / value) for name, value in options.items() if name not in ("arch", "batch-size")}
         given = [part for name, value in (options | paths).items() for part in (f"--{name}", value)]
-        code = main(["zero-shot", *given])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return main(["zero-shot", *given]), *capsys.readouterr()
 
     return run
 

@@ -429,9 +429,7 @@ def cli(monkeypatch, capsys, house):
     monkeypatch.setenv("COLUMNS", "250")
 
     def run(command, *arguments):
-        code = main(["pool", command, str(house.path), *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return main(["pool", command, str(house.path), *map(str, arguments)]), *capsys.readouterr()
 
     return run
 

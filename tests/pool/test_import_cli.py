@@ -24,9 +24,7 @@ def cli(monkeypatch, capsys):
 
     def run(*arguments):
         arch = [] if "--arch" in arguments else ["--arch", ARCH]
-        code = main(["pool", "import", *arch, *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return main(["pool", "import", *arch, *map(str, arguments)]), *capsys.readouterr()
 
     return run
 

@@ -26,9 +26,7 @@ def cli(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
-        code = main(["pool", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return main(["pool", *map(str, arguments)]), *capsys.readouterr()
 
     return run
 

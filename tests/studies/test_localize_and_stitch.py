@@ -1,14 +1,9 @@
-"""Run the study of merging encoders of many tasks, small, with both kinds of heads; kill it; run it wrongly."""
-
-import json
-import subprocess
-import sys
-import time
+"""Run the study of merging encoders of many tasks, small, with both kinds of heads; run it wrongly."""
 
 import jax
 import numpy as np
 import pytest
-from small_texts import ENCODERS, MARKS, ROOT, small_config, write_tasks
+from small_texts import ENCODERS, MARKS, small_config, write_tasks
 
 from soups import Pool, models
 from soups.models.many_heads import split_head
@@ -137,26 +132,6 @@ def test_prompts_are_scored_at_the_mask_by_heads_that_stay(data_dir, tmp_path, u
     np.testing.assert_array_equal(head["kernel"][:, :2], expected["kernel"])
     np.testing.assert_array_equal(head["bias"][:2], expected["bias"])
     assert rows["zero-shot prompts"]["metrics"] == rows["base with the members' heads"]["metrics"]
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(finished, data_dir, tmp_path, undrawn):
-    config, workdir = small(data_dir), tmp_path / "killed"
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    program = (
-        "import json, sys\nfrom soups.studies import localize_and_stitch\n"
-        f"localize_and_stitch.run(json.load(open({str(tmp_path / 'config.json')!r})), {str(workdir)!r})\n"
-    )
-    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        begun = workdir / "pool" / "members"
-        while not (begun.is_dir() and any(begun.iterdir())) and child.poll() is None:
-            time.sleep(0.02)
-    finally:
-        child.kill()
-        child.wait()
-    localize_and_stitch.run(config, workdir)
-    there, here = rows_of(finished), rows_of(workdir)
-    assert {name: row["metrics"] for name, row in here.items()} == {n: row["metrics"] for n, row in there.items()}
 
 
 @pytest.mark.parametrize(
