@@ -30,13 +30,16 @@ import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
 
 from soups.data import check_no_leak, load_domains
 from soups.files import made_folder, replace_file
+from soups.lazy import extra
 from soups.progress import counted, say
+
+with extra("data", "recycling", "report"):
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont
 
 LIST = pathlib.Path(__file__).with_name("domain_icons.tsv")
 SIZE, DRAWN, SHARE = 96, 256, 0.84  # pixels of an image, of what is drawn for it, share of the longer side

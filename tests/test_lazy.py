@@ -1,5 +1,6 @@
 """Test what an installation without extras can do, and that it names the extra where it lacks one."""
 
+import ast
 import importlib.metadata
 import json
 import pathlib
@@ -132,6 +133,17 @@ def test_merges_and_evaluations_run_where_there_is_no_posix(found):
     for merged in (open_checkpoint(place / "folder"), open_checkpoint(place / "c.npz")):
         np.testing.assert_array_equal(merged.read("w"), np.full((300, 1000), (ord("a") + ord("b")) / 2))
     assert {path.name for path in place.iterdir()} == {"a", "b", "c.npz", "c.npz.merge.json", "folder", "work"}
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+def test_scripts_import_packages_of_extras_where_their_lack_is_named(script):
+    named = [line for node in ast.parse(script.read_text()).body for line in _imported(node)]
+    assert not {name.partition(".")[0] for name in named} & {name for names in EXTRAS.values() for name in names}
+
+
+def _imported(node):
+    """Return what a statement at the top of a module imports by itself, not within `with extra(...)`."""
+    return [one.name for one in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
 
 
 def test_an_error_of_something_else_stays_as_it_is():
