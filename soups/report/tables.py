@@ -412,7 +412,7 @@ def _note(results, rows, others, costs):
         points = "points over" if metric.percent else "difference from"
         lower = "" if metric.better == "higher" else "; lower is better"
         parts.append(
-            f"{_called(metric).capitalize()}: {points} {results['reference']} of the same seed{lower}{interval}."
+            f"{_called(metric).capitalize()}: {points} the {results['reference']} of the same seed{lower}{interval}."
         )
     if others:
         parts.append(f"{', '.join(files.metric_of(results, name).title for name in others)}: on test.")

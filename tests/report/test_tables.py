@@ -305,7 +305,7 @@ def test_where_less_is_better_a_difference_is_called_a_change(results):
     results["metric"] = "loss"
     table = tables.main_table(results)
     assert "test change" in table.heads and not any("gain" in head for head in table.heads)
-    assert "Change: difference from best member of the same seed; lower is better" in table.note
+    assert "Change: difference from the best member of the same seed; lower is better" in table.note
     said = " ".join(report.sentences(results))
     assert "lower is better, and no interval is known" in said and "clearly" not in said
 
