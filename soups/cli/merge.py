@@ -19,8 +19,8 @@ layout of Hugging Face, or one file if it ends in .safetensors or .npz; with
 of all files are compared first; --dry-run stops there. OUT appears when it is
 complete, and the same command goes on with a merge that was stopped.
 
-SPEC is a YAML file: a list of [regex, axes], with the name of the permutation
-of each axis.
+--align takes a YAML file, a list of [regex, axes], with the name of the
+permutation of each axis.
 
 --format orbax --sharded merges on all devices, each with its shards of every
 tensor. On several hosts give the same command on each: with --coordinator auto
@@ -34,7 +34,7 @@ import time
 
 from soups import merging
 from soups.allocator import keep_freed_blocks
-from soups.cli.merge_options import choose_members, parse, recipe_text
+from soups.cli.merge_options import choose_members, naming_options, parse, recipe_text
 from soups.cli.methods import SEMANTICS, describe_methods, list_methods
 from soups.cli.options import connect
 from soups.cli.show import advance, amount, parse_size, say, table, tell
@@ -68,7 +68,9 @@ def merge(options, settings, run) -> int:
     text, where = recipe_text(options, settings)
     if (shard_bytes := parse_size(options.shard_size or "5GB")) < 1:
         raise ValueError(f"--shard-size must be at least one byte, not {options.shard_size}")
-    plan = merging.plan(merging.parse_recipe(text, where=where, seed=options.seed), merging.open_model)
+    with naming_options():
+        job = merging.parse_recipe(text, where=where, seed=options.seed)
+    plan = merging.plan(job, merging.open_model)
     out, threads = options.out, _threads(plan, options)
     merging.check_place(plan, out, options.format)
     describe(plan, out, _needed(plan, options, threads))

@@ -1,8 +1,10 @@
 """Understand the words of `soups merge`: its options, and those that are settings of the chosen method."""
 
 import argparse
+import contextlib
+import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from soups import merging
 from soups.cli.options import HOSTS, Parser, option_of, path_argument, place_argument
@@ -12,6 +14,18 @@ from soups.merging.members import chosen_members
 from soups.plugins import load_plugin
 from soups.recipes.declare import Method
 
+COMMAND_LINE = "the command line"  # where a recipe comes from that options made
+_MADE = rf"(?:{COMMAND_LINE}|the recipe)"  # also by `soups pool release`
+_AS_OPTIONS = (  # what is said of fields of such a recipe, and what is said instead
+    (rf"{_MADE}: parameters\.(\w+)", r"--\1"),
+    (rf"{_MADE}: parameters of (.+)\.(\w+)(?= )", r"--\2 of \1"),
+    (rf"{_MADE}: (align|keep_first|only_tensors)", r"--\1"),
+    (rf"(dtype|out_dtype|tokenizer_source|seed) of {_MADE}", r"--\1"),
+    (r"^the --", "--"),
+    (rf"^{_MADE}: ", ""),
+    (r"needs a base_model \(--base\)", "needs --base"),
+    (r"needs a value of '?(\w+)'?", r"needs --\1"),
+)
 FORMATS = ("huggingface", "orbax", "pool")
 MEMBERS = (
     (
@@ -102,7 +116,25 @@ def recipe_text(options, settings) -> tuple[str, str]:
         # what was asked for goes in, so that the record is enough to make the same merge again
         given = merging.load_yaml(text, options.recipe) if asked else None
         return (dump_yaml(given | asked) if isinstance(given, dict) else text), options.recipe
-    return dump_yaml(_recipe(options, settings) | fields | asked), "the command line"
+    return dump_yaml(_recipe(options, settings) | fields | asked), COMMAND_LINE
+
+
+@contextlib.contextmanager
+def naming_options() -> Iterator[None]:
+    """Have errors about a recipe that options made name the options; those about a recipe file stay as they are."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        if not re.search(rf"^{_MADE}: | of {_MADE}", said):
+            raise
+        for pattern, instead in _AS_OPTIONS:
+            said = re.sub(pattern, lambda found, to=instead: _hyphened(found.expand(to)), said)
+        raise ValueError(said) from error
+
+
+def _hyphened(text):
+    return re.sub(r"--\w+", lambda option: option[0].replace("_", "-"), text, count=1)
 
 
 def _recipe(options, settings):

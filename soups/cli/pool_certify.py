@@ -2,7 +2,7 @@
 
 import contextlib
 
-from soups.cli.merge_options import given_settings
+from soups.cli.merge_options import given_settings, naming_options
 from soups.cli.show import say, table, tell
 from soups.lazy import jax
 from soups.merging import load_yaml, releasing
@@ -54,10 +54,10 @@ def release(options, run) -> int:
     recipe = {"base": options.base, "seed": options.seed, "source": options.source}
     recipe |= {"settings": {name: one for name, (one,) in given_settings(options, options.places).items()}}
     before = len(pool.releases)
-    with measuring(pool, run) as report:
+    with measuring(pool, run) as report, naming_options():
         record = releasing.release(pool, members, options.method or "uniform", **recipe, report=report)
     number = pool.releases.names[-1]
-    done = "released" if len(pool.releases) > before else "there already:"
+    done = "released" if len(pool.releases) > before else "already there:"
     say(f"{done} {number}: {', '.join(record['metadata']['ingredients'])}")
     for note in record["metadata"]["merge"].get("notes", ()):
         tell(note)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from soups import merging
+from soups.cli.merge_options import COMMAND_LINE, naming_options
+from soups.cli.show import tell
 from soups.merging.job import is_member, kind_of
 from soups.merging.methods import VOCABULARIES
 from soups.merging.selecting import with_settings
@@ -45,12 +47,17 @@ def parse_ranges(options, recipe: Any, where: str) -> tuple[dict[str, Any], list
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} has two ranges: give it one")
     recipe = _with_mappings(recipe)
-    if where == "the command line":
+    if where == COMMAND_LINE:
         _check_no_value(recipe, names)
-    job = merging.parse_recipe(dump_yaml(with_settings(recipe, {axis.name: axis.at(0) for axis in axes})), where=where)
+    tried = dump_yaml(with_settings(recipe, {axis.name: axis.at(0) for axis in axes}))
+    with naming_options():
+        job = merging.parse_recipe(tried, where=where)
     for axis in axes:
         _check_effect(axis, job, where)
     count = sum(is_member(job, source) for source in job.slices[0].sources)
+    for (option, text), axis in zip(texts, axes, strict=True):
+        if count > 1 and not axis.of_member and axis.name in definition.of_member:
+            tell(f"{option} {text} tries one value for all members; {_EACH} {text} tries one for each")
     return recipe, [axis for one in axes for axis in [one] * (count if one.of_member else 1)]
 
 
@@ -121,4 +128,6 @@ def _check_effect(axis, job, where):
             raise ValueError(f"{where}: {_EACH} {axis.name} needs models, not slices")
         return
     if job.parameters.get(axis.name) != axis.at(0) or any(axis.name in scope for scope in job.scopes[1:]):
-        raise ValueError(f"{where}: {axis.name} has values of its own for parts of the merge, where no range holds")
+        raise ValueError(
+            f"{where}: {axis.name} is also set for parts of the merge, where a range has no effect: remove those values"
+        )

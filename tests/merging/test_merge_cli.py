@@ -347,6 +347,29 @@ def test_a_second_merge_to_the_same_place_stops(cli, recipe, tmp_path):
     assert cli(recipe, tmp_path / "out")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--method ties --density x --base {b} --members {a}", "--density must be a number, not 'x'"),
+        ("--method ties --density .nan --base {b} --members {a}", "--density must be finite, not nan"),
+        ("--method linear --weight 1 x --members {a} {b}", "--weight of {b} must be a number, not 'x'"),
+        ("--method linear --members {a} --dtype f4", "unknown --dtype 'f4'; there are: "),
+        ("--method linear --members {a} --out-dtype f4", "unknown --out-dtype 'f4'; there are: "),
+        ("--method linear --members {a} --tokenizer-source x", "unknown --tokenizer-source 'x'; there are: "),
+        ("--method linear --members {a} --keep-first (", "--keep-first must be a regular expression, not '('"),
+        ("--method linear --members {a} --seed 9223372036854775808", "--seed must be a whole number that fits"),
+        ("--method linear --members {a} --align {align}", "--align[0] must be [regex, axes], not ['a']"),
+        ("--method slerp --base {b} --members {a} {c}", "slerp needs 1 member beside the base, but there are 2"),
+        ("--method fisher --members {a} {b}", "fisher needs --fisher for {a}"),
+    ],
+)
+def test_errors_about_options_name_them_as_they_are_given(refused, models, tmp_path, words, message):
+    (tmp_path / "align.yml").write_text("[[a]]")
+    names = {**models, "align": tmp_path / "align.yml"}
+    given = [word.format(**names) for word in words.split()]
+    refused(*given, "--out", tmp_path / "out", message=f"soups merge: {message.format(**names)}")
+
+
 def test_mistakes_are_named(refused, models, recipe, tmp_path):
     out = tmp_path / "out"
     ties = method("ties", models, "a", "b")
@@ -357,7 +380,7 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
         message="unknown method 'teis' (did you mean 'ties'?); soups merge --methods lists all",
     )
     refused(*method("regmean_pp", models, "a"), "--out", out, message="method 'regmean_pp' needs the networks")
-    refused(*method("regmean", models, "a"), "--out", out, message="regmean needs a value of 'grams' for ")
+    refused(*method("regmean", models, "a"), "--out", out, message="regmean needs --grams for ")
     missing = ["--align", tmp_path / "none.yml", "--out", out]
     refused(*method("linear", models, "a", "b", base=None), *missing, message="--align: no file at ")
     refused(*ties, "--densty", 0.2, "--out", out, message="unknown option --densty (did you mean --density?)")
@@ -366,11 +389,10 @@ def test_mistakes_are_named(refused, models, recipe, tmp_path):
     refused(*linear, "--density", 0.2, "--out", out, message=none)
     gone = "unknown option --favor; floor takes one number for each member: above 0"
     refused(*method("fisher", models, "a", base=None), "--favor", 1, "--out", out, message=gone)
-    refused(*ties, "--density", "x", "--out", out, message="parameters.density must be a number, not 'x'")
     refused(*ties, "--density", "--out", out, message="--density needs a value")
     refused(*ties, "--weight", 1, 2, 3, "--out", out, message="--weight: one value, or one for each of the 2 members")
     refused(*ties, "--scale", 1, 2, "--out", out, message="--scale: one value, or one for each of the 2 members")
-    refused(*method("ties", models, "a", base=None), "--out", out, message="ties needs a base_model (--base)")
+    refused(*method("ties", models, "a", base=None), "--out", out, message="soups merge: ties needs --base\n")
     refused(*method("ties", {**models, "a": "nowhere"}, "a"), "--out", out, message="no checkpoint at nowhere")
     only = ["--only", "mlp", "--out", out]
     refused(
