@@ -113,7 +113,7 @@ def _parsed(path, number, line):
     try:
         return state.unsealed_line(line, f"line {number} of journal {path}")
     except ValueError as error:
-        remedy = "Cut the file before it to go on from there, or remove the file." if number > 1 else "Remove it."
+        remedy = "Cut the file off before that line to go on from there, or remove it." if number > 1 else "Remove it."
         raise ValueError(f"{error}: {line[:100]!r}\n{remedy}") from error
 
 

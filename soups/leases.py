@@ -49,7 +49,7 @@ class Lease:
         """Raise a BlockingIOError if another process may hold it by now."""
         if self.lost:
             late = f"could not be renewed for {SECONDS:g} s"
-            raise BlockingIOError(f"the lease {self.path} {late}: another may write now")
+            raise BlockingIOError(f"the lease {self.path} {late}: another process may be writing now")
 
     def renew(self) -> None:
         """Write it anew, unless another process may hold it by now."""
@@ -88,7 +88,7 @@ class Lease:
             if all(_is_still(path, there) for path, there in before.items()):
                 return None
             self.path.unlink(missing_ok=True)
-            raise FileNotFoundError(errno.ENOENT, "what it was the heir of was given back", str(self.path))
+            raise FileNotFoundError(errno.ENOENT, "the lease that it was to follow was released", str(self.path))
 
     def _renewing(self):
         while not self._done.wait(SECONDS / 6):

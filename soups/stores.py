@@ -353,7 +353,7 @@ class Copies:
 
         needed, free = sum(sizes.get(path, 0) for path in files.values()), shutil.disk_usage(self.folder).free
         if needed > free:
-            why = f"{needed} bytes are to be copied there, and {free} are free: let TMPDIR be another folder"
+            why = f"{needed} bytes are to be copied there, but only {free} are free: set TMPDIR to another folder"
             raise OSError(errno.ENOSPC, why, str(self.folder))
         small = {name: path for name, path in files.items() if sizes.get(path, 0) <= PART}
         parts = []
@@ -437,7 +437,7 @@ def _explained(path):
     try:
         yield
     except kinds.AlreadyExistsError:
-        raise FileExistsError(errno.EEXIST, "it is there already", str(path)) from None
+        raise FileExistsError(errno.EEXIST, "it already exists", str(path)) from None
     except kinds.PreconditionError:
         raise ValueError(f"{path} has changed since it was looked at") from None
     except FileNotFoundError as error:
@@ -463,5 +463,5 @@ def _named(path, text):
     tries = re.search(r"after (\d+) retries", text)
     other = "it cannot be reached" if "HTTP error" in text else re.sub(r"\s+", " ", text)[:200]
     why = f"it answered {status[1].strip()}" if status else other
-    tried = f", also when asked {tries[1]} times more" if tries and tries[1] != "0" else ""
+    tried = f", also in {tries[1]} more tries" if tries and tries[1] != "0" else ""
     return StoreError(errno.EIO, f"the store failed: {why}{tried}", str(path))

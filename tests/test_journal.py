@@ -81,7 +81,7 @@ def test_a_journal_without_a_record_is_of_whoever_comes_next(tmp_path, rest):
 def test_a_line_that_is_no_record_is_named(line, tmp_path):
     first = state.sealed_line({"recipe": "greedy"})
     (tmp_path / "j").write_bytes(first + line.encode() + b"\n")
-    with pytest.raises(ValueError, match=r"line 2 of journal .*j does not have the bytes .*\n.*Cut the file before it"):
+    with pytest.raises(ValueError, match=r"line 2 of journal .*j does not have the bytes .*\n.*Cut the file off"):
         replayed(tmp_path / "j")
     (tmp_path / "j").write_bytes(line.encode() + b"\n" + first)
     with pytest.raises(ValueError, match=r"line 1 of journal .*j does not have the bytes .*\nRemove it"):

@@ -244,13 +244,13 @@ def test_a_name_that_is_taken_is_an_error(plugin, tmp_path, capsys):
     file = tmp_path / "taken.py"
     file.write_text(plugin.read_text().replace("sign_mean", "ties"))
     assert main(["merge", "--plugin", str(file), "--methods"]) == 2
-    message = "there is a method 'ties' already, in soups.recipes.task_vectors: take another name"
+    message = "there is already a method 'ties', in soups.recipes.task_vectors: choose another name"
     assert message in capsys.readouterr().err
     assert METHODS["ties"] is ours
     load_plugin(str(plugin))
     second = shutil.copy(plugin, tmp_path / "second.py")
     assert main(["merge", "--plugin", str(second), "--methods"]) == 2
-    assert "there is a method 'sign_mean' already" in capsys.readouterr().err
+    assert "there is already a method 'sign_mean'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ _HELP = """
   soups merge --methods NAME ...    what a method does, and its settings
 
 exit codes: 0 done; 1 a check failed, such as a certificate or soups pool
-verify; 2 wrong words or input; 128 + N stopped by signal N
+verify; 2 a wrong command or input; 128 + N stopped by signal N
 """
 
 

@@ -24,17 +24,17 @@ _OF_CERTIFICATES = {
     "certify": (
         ("--add", {"metavar": "CERTIFICATE", "help": "the name of a new certificate"}),
         ("--eval", {"metavar": "COMMAND", "help": "'python my_eval.py {model}', or module:function"}),
-        ("--metric", {"metavar": "NAME", "help": "the score is the last number behind this name, or of it"}),
-        ("--at-least", {"type": float, "metavar": "BOUND", "help": "the score holds if it is not less"}),
-        ("--at-most", {"type": float, "metavar": "BOUND", "help": "the score holds if it is not more"}),
-        ("--of", {"nargs": "+", "metavar": "NAME", "help": "members, which may still be to come (default: all)"}),
-        ("--remove", {"metavar": "CERTIFICATE", "help": "the name of a certificate to take out"}),
+        ("--metric", {"metavar": "NAME", "help": "the score is the last number after this name"}),
+        ("--at-least", {"type": float, "metavar": "BOUND", "help": "the lowest score with which it holds"}),
+        ("--at-most", {"type": float, "metavar": "BOUND", "help": "the highest score with which it holds"}),
+        ("--of", {"nargs": "+", "metavar": "NAME", "help": "members, also future ones (default: all)"}),
+        ("--remove", {"metavar": "CERTIFICATE", "help": "the name of a certificate to remove"}),
     ),
     "release": (
         ("--members", {"nargs": "+", "metavar": "NAME", "help": "members, or patterns of names (default: all)"}),
         ("--method", {"metavar": "METHOD", "help": "how they are merged (default: uniform)"}),
         ("--base", _PATH | {"metavar": "MODEL", "help": "what they were fine-tuned from, a member or a model"}),
-        ("--seed", {"type": int, "default": 0, "metavar": "N", "help": "of all that is random (default: 0)"}),
+        ("--seed", {"type": int, "default": 0, "metavar": "N", "help": "seed of all that is random (default: 0)"}),
         ("--from", _PATH | {"dest": "source", "metavar": "OUT", "help": "an output, whose recipe is taken instead"}),
     ),
     "log": (
@@ -98,15 +98,15 @@ def show(options, run) -> int:
 
 
 def watch(options, run) -> int:
-    """Show who makes which members, how far they are, and when all will be made.
+    """Show which processes train which members, their progress, and the time left.
 
     soups pool watch runs/domainbed/pool           until all are there
-    soups pool watch --once runs/domainbed/pool    how it stands now
+    soups pool watch --once runs/domainbed/pool    the present state
 
-    Processes on all hosts that train members for the pool say beside it which
-    these are and how many steps they took. On a terminal this is a table that
-    is drawn anew, elsewhere a line every few seconds. ETA is the time that the
-    steps which are left take at the rate of now.
+    Processes on all hosts that train members for the pool record beside it which
+    members these are and how many steps are done. A terminal shows this as a table
+    that is updated in place, anything else as a line every few seconds. ETA is the
+    time that the remaining steps take at the current rate.
     """
     from soups.cli.pool_watch import watch
 
@@ -203,10 +203,10 @@ def export(options, run) -> int:
     tokenizer and all else that was kept with the member, to the bit, and
     merge.json, by which soups merge --verify OUT compares it; one file if it ends
     in .safetensors or .npz; with --format orbax a checkpoint. Of several members
-    each is written into OUT under its name. Of a member that came from nowhere,
-    as one that was trained here, the tensors have the names of the pool. What is
-    there already of the same members is left, so the same command goes on after
-    it was stopped.
+    each is written into OUT under its name. A member that came from no file, such
+    as one that was trained here, has the names of its tensors in the pool. Members
+    that are already there are left alone, so the same command goes on after it was
+    stopped.
     """
     from soups.cli.pool_export import export_members
 
@@ -227,17 +227,17 @@ def remove(options, run) -> int:
 
 
 def certify(options, run) -> int:
-    """Keep certificates, and look whether they hold.
+    """Keep certificates, and check whether they hold.
 
     soups pool certify POOL --add fast --eval 'time.py {model}' --at-most 0.5
     soups pool certify POOL                of the released soup
     soups pool certify POOL NAME ...       of members
 
     A certificate is an evaluation, as soups search --eval takes it, and a bound
-    on its score. It must hold of every member that is added with --certified and
-    of every soup that is released; with --of of these members, and of the soups
-    that are made of them. What was measured is measured again only if the weights
-    or the evaluation changed. The exit code is 1 if a certificate does not hold.
+    on its score. It must hold for every member that is added with --certified and
+    for every soup that is released; with --of only for these members, and for the
+    soups that are made of them. What was measured is measured again only if the
+    weights or the evaluation changed. The exit code is 1 if one does not hold.
     """
     from soups.cli.pool_certify import certify
 
@@ -251,10 +251,10 @@ def release(options, run) -> int:
     soups pool release POOL --method ties --base a --density 0.2
     soups pool release POOL --from OUT         as soups merge or search made it
 
-    The certificates of each ingredient must hold of it, and those of all of them
-    of the soup; else the released soup stays, and each certificate that does not
-    hold is named, and the exit code is 1. Released soups are the members 1, 2, ...
-    of POOL/releases.
+    The certificates of each ingredient must hold for it, and those of all of them
+    for the soup; else the released soup stays, each certificate that does not hold
+    is named, and the exit code is 1. Released soups are the members 1, 2, ... of
+    POOL/releases.
     """
     from soups.cli.pool_certify import release
 
@@ -303,12 +303,12 @@ def parser(prog: str, method: Method | None = None) -> Parser:
                 "checkpoint", metavar="CHECKPOINT", type=place_argument, help="as soups merge takes it"
             )
             command.add_argument("--metadata", default="{}", metavar="JSON", help="what to remember about it")
-            command.add_argument("--certified", action="store_true", help="only if the certificates of the pool hold")
+            command.add_argument("--certified", action="store_true", help="add it only if the pool's certificates hold")
         for names, settings in _OF_CERTIFICATES.get(name, ()):
             command.add_argument(names, **settings)
         if function is watch:
-            command.add_argument("--once", action="store_true", help="print the table once, and end")
-            command.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="from look to look")
+            command.add_argument("--once", action="store_true", help="print the table once")
+            command.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="default: 5")
         if function is release:
             group = command.add_argument_group(f"settings of {method.name}") if method else None
             command.set_defaults(places=add_settings(group, command.known, method, several=False) if method else {})
@@ -328,9 +328,9 @@ def _add_export_arguments(command):
     command.add_argument("members", metavar="MEMBER", nargs="+", type=place_argument, help="POOL:NAME, POOL, 'POOL:a*'")
     command.add_argument("out", metavar="OUT", type=path_argument, help="a new folder, or FILE.safetensors or FILE.npz")
     command.add_argument("--where", metavar="CONDITION", action="append", default=[], help="which members: 'seed<3'")
-    formats = {"choices": ("huggingface", "orbax"), "help": "of OUT (default: huggingface, or one file if OUT ends so)"}
+    formats = {"choices": ("huggingface", "orbax"), "help": "default: huggingface, or one file if OUT ends like one"}
     command.add_argument("--format", **formats)
-    command.add_argument("--shard-size", metavar="SIZE", default="5GB", help="of the largest file (default: 5GB)")
+    command.add_argument("--shard-size", metavar="SIZE", default="5GB", help="of the largest file; default: 5GB")
 
 
 _OWN_ARGUMENTS = {import_files: _add_import_arguments, export: _add_export_arguments}

@@ -155,10 +155,10 @@ def parser(prog: str) -> Parser:
     """Return the parser of the options."""
     parser = Parser(prog=prog, usage=_USAGE, description=__doc__)
     paths = {"type": path_argument}
-    parser.add_argument("--config", required=True, metavar="CONFIG", **paths, help="what describes the run")
+    parser.add_argument("--config", required=True, metavar="CONFIG", **paths, help="the name of a config, or a file")
     folder = "the folder of the run, or s3://… or gs://…; default: runs/NAME"
     parser.add_argument("--workdir", metavar="DIR", type=place_argument, help=folder)
-    join = "make members for the run that works in the folder, beside it, and end when all are there"
+    join = "help a run that is working in the folder to make its members"
     parser.add_argument("--join", action="store_true", help=join)
     for name, settings in HOSTS:
         parser.add_argument(name, **settings)

@@ -44,7 +44,7 @@ WORK = (
         {"type": place_argument, "metavar": "DIR", "help": "for scores and tables, a folder or s3://… or gs://…"},
     ),
     ("--keep", _SWITCH | {"help": "keep the candidates, in DIR/candidates"}),
-    ("--keep-scores", _SWITCH | {"help": "use scores from before the evaluation's scripts were changed"}),
+    ("--keep-scores", _SWITCH | {"help": "keep scores from before the evaluation's scripts changed"}),
 )
 THREADS_OPTION = ("--threads", {"type": int, "metavar": "N", "help": "how many tensors to work on at a time"})
 
@@ -115,7 +115,7 @@ def write(options, run, trials: Trials, found: Selection) -> None:
     """Write the best, and say so."""
     made = write_output(trials, found, options.out, options.format, shard_bytes=parse_size(options.shard_size or "5GB"))
     better = {"max": "higher", "min": "lower"}[mode_of(options)]
-    say(f"{'wrote' if made else 'there already:'} {options.out}, with the score {found.score:.6g} ({better} is better)")
+    say(f"{'wrote' if made else 'already there:'} {options.out}, with the score {found.score:.6g} ({better} is better)")
     run.made(options.out)
 
 

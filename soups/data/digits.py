@@ -76,7 +76,7 @@ def set_apart(dataset: Dataset, name: str, size: int, seed: int = _FIXED_SEED) -
     chosen = split_indices(dataset.labels, {name: size}, seed)[name]
     rest = np.setdiff1d(np.arange(len(dataset)), chosen)
     if not rest.size:
-        raise ValueError(f"{name} takes all {len(dataset)} images, nothing is left to train on")
+        raise ValueError(f"{name} takes all {len(dataset)} images: nothing is left to train on")
     return dataset.take(chosen), dataset.take(rest)
 
 

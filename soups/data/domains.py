@@ -268,7 +268,7 @@ def check_no_leak(test: Domain | DomainSet, auxiliary: Mapping[str, Domain | Dom
         if shared:
             found.append(f"{name} has {len(shared)} of them ({shared[0]})")
     if found:
-        raise ValueError(f"images of {test.name}, which tests, must not be in auxiliary sets, but {'; '.join(found)}")
+        raise ValueError(f"no image of the test set {test.name} may be in an auxiliary set, but {'; '.join(found)}")
 
 
 def _domains(data):

@@ -39,7 +39,7 @@ def font_files(fonts: str | os.PathLike | None) -> tuple[list[pathlib.Path], int
     noted = {name: digest for one in recorded(folder) for name, digest in one["files"].items()}
     if changed := changed_files(folder, noted):
         raise ValueError(
-            f"{folder}: {len(changed)} files are missing or differ from {RECORD}; scripts/fetch_fonts.py mends that: "
+            f"{folder}: {len(changed)} files are missing or differ from {RECORD}; run scripts/fetch_fonts.py again: "
             f"{few(changed, 5)}"
         )
     listed = [path for path in files if path.relative_to(folder).as_posix() in noted]

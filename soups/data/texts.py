@@ -342,7 +342,7 @@ def _check_no_header(file, first, places, label):
 
 def _refuse_header(file, number, row, swapped=False):
     again = f". Its names say that {_SWAP}" if swapped else ""
-    raise ValueError(f"{file}, line {number}: {few(row)} is a header, which this layout has not: remove it{again}")
+    raise ValueError(f"{file}, line {number}: {few(row)} is a header, but this layout has none: remove it{again}")
 
 
 def _layout(file, layout, first) -> str:

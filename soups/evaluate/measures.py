@@ -288,7 +288,7 @@ def _tokens(outputs, targets):
         raise ValueError("no token counts: all targets are -100")
     if targets[counted].min() < 0:
         raise ValueError(
-            f"tokens count from 0, or are -100 where they do not count, but one is {targets[counted].min()}"
+            f"tokens must be at least 0, or -100 where they do not count, but one is {targets[counted].min()}"
         )
     if not isinstance(outputs, Mapping):
         outputs = _token_scores_of(np.asarray(outputs), targets)

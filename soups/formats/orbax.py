@@ -251,7 +251,7 @@ def _begin(name, place, database, available):
     if database is None:
         parts = place.name.split("/")
         if not any(parts) or ".." in parts or place.name.startswith("/") or "\0" in place.name:
-            raise CheckpointError(f"{place.item}: a tensor's files would lie outside, in {short(place.name)}")
+            raise CheckpointError(f"{place.item}: a tensor's files would lie outside it, in {short(place.name)}")
         try:
             content = read_bytes(f"{where}/{kind}", limit=zarr.MAX_HEADER)
         except FileNotFoundError as error:

@@ -239,7 +239,7 @@ def _licence_section(parts):
         for part in found
     ]
     lines = "\n".join(f"* {line}" for line in dict.fromkeys(stated))
-    return f"## Licence\n\nNone is stated here, for the models do not state one and the same on their cards:\n\n{lines}"
+    return f"## Licence\n\nNone is stated here, because the models' cards do not all state the same one:\n\n{lines}"
 
 
 def _again(plan, parts, record):
@@ -247,11 +247,7 @@ def _again(plan, parts, record):
     lines = [f"hf download {name} --revision {commit}" for name, commit in pinned]
     lines += ["soups merge --verify ."]
     unknown = sum(part.id is None for found in parts.values() for part in found)
-    where = (
-        f" The hub has no id of {unknown} of them, as far as is known: merge.json says where they lay."
-        if unknown
-        else ""
-    )
+    where = f" No id on the hub is known of {unknown} of them: merge.json has their paths." if unknown else ""
     text = "In this folder, this makes it again from the models and compares it bit for bit."
     commands = _fenced("\n".join(lines), "bash")
     return f"## Make it again\n\n{text}{where}\n\n{commands}"

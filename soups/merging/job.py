@@ -122,7 +122,7 @@ def settings_at(job: Job, part: Slice, source: Source | None, place: Place) -> d
         found[name] = next((value for value in values if value is not None), default)
         if found[name] is REQUIRED:
             of = "" if source is None else f" of {source.model}"
-            raise ValueError(f"{job.method}: no value of {name!r}{of} holds for tensor {place.name}")
+            raise ValueError(f"{job.method}: no value of {name!r}{of} applies to tensor {place.name}")
     if source is None and "seed" in defaults and not any("seed" in scope for scope in scopes):
         found["seed"] = job.seed
     return found

@@ -48,13 +48,14 @@ def chosen_members(words: Sequence[str], where: Sequence[str] = ()) -> tuple[lis
         if not models:
             raise ValueError(f"nothing matches '{shown(word)}'{pools.names_at(word)}")
         found += models if models == [word] else [model for model in models if model not in before]
-    notes = [f"left out, for they hold NaN or infinity: {few(map(shown, pools.nonfinite))}"] if pools.nonfinite else []
+    lost = few(map(shown, pools.nonfinite))
+    notes = [f"left out, because they hold NaN or infinity: {lost}"] if pools.nonfinite else []
     if not conditions:
         return found, notes
     kept = _filtered(found, conditions, pools)
     chosen = set(kept)
     left_out = [shown(model) for model in found if model not in chosen]
-    notes += [f"{' and '.join(where)} does not hold for {few(left_out)}"] if left_out else []
+    notes += [f"left out, because {' and '.join(where)} does not hold: {few(left_out)}"] if left_out else []
     return kept, notes
 
 
@@ -168,7 +169,8 @@ def _filtered(models, conditions, pools) -> list[str]:
     for model in models:
         pool, name = split_pool(model)
         if not is_pool(pool):
-            raise ValueError(f"--where chooses among members of pools, by what these know of them: {model} is none")
+            what = "--where chooses among members of pools by their metadata and metrics"
+            raise ValueError(f"{what}: {model} is not a member of a pool")
         record = pools[pool].record(name)
         known[model] = dict(_values({kind: record[kind] for kind in ("metadata", "metrics")}))
     there = list(dict.fromkeys(name for values in known.values() for name in values))

@@ -27,7 +27,7 @@ def check_output(plan: Plan, out: str, kind: str, identity: str | None) -> None:
             check_place(plan, out, kind)
         except FileExistsError as error:
             raise FileExistsError(
-                f"{out} exists, and this is not what made it: give another --out, with the same --work to keep scores"
+                f"{out} exists, but was made by something else: give another --out; the same --work keeps the scores"
             ) from error
 
 

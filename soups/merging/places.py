@@ -100,7 +100,7 @@ def held_place(plan: Plan, out: PathLike, kind: str = "huggingface") -> Iterator
 
 def _check_far(plan, path, out, kind):
     if kind == "orbax":
-        raise ValueError(f"{out}: Orbax checkpoints are not written to a store: a folder, a file or POOL:NAME is")
+        raise ValueError(f"{out}: Orbax checkpoints are not written to a store: give a folder, a file or POOL:NAME")
     if kind != "pool" and in_pool(out):
         raise ValueError(f"{out} would be a folder beside the pool: --format pool writes a member")
     if kind == "pool":
@@ -108,7 +108,7 @@ def _check_far(plan, path, out, kind):
         _check_pool(plan, *split_member(out))
         return path
     if kind == "file" and path.suffix != FILES[0]:
-        raise ValueError(f"{path}: a file that is merged to a store ends in {FILES[0]}")
+        raise ValueError(f"{path}: a file on a store must end in {FILES[0]}")
     if kind != "file" and path.suffix.lower() in _OF_FILES:
         raise ValueError(
             f"{out} would be a folder: on a store a merge writes folders, and files that end in {FILES[0]}"

@@ -79,7 +79,7 @@ def parse_recipe(text: str, *, where: str = "the recipe", seed: int = 0) -> Job:
     given = _of_module(_fields(given, KEYS, where, ignored), where, ignored)
     job = _alone(_with_base_notes(_job(given, vocabulary, text, seed, where, ignored)))
     if job.align and job.files:
-        raise ValueError(f"{where}: align would not permute the units in {job.files[0]}: align its model beforehand")
+        raise ValueError(f"{where}: align would not permute the units in {job.files[0]}: align its model first")
     _check_models(job, where)
     _check_required(job, where)
     return job
@@ -176,7 +176,7 @@ def _parameters(given, definition, scope, ignored, of_source=False):
             )
             ignored.parameters[name, reason].append(scope.removeprefix(f"{ignored.where}: "))
         elif elsewhere:
-            raise ValueError(f"{scope}: {name!r} holds for all models; it belongs to the merge's parameters")
+            raise ValueError(f"{scope}: {name!r} applies to all models: give it among the parameters of the merge")
         else:
             gone = definition.gone.get(name)
             hint = f"; {gone}" if gone else did_you_mean(name, known) or f"; it has: {', '.join(known) or 'none'}"

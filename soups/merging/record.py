@@ -107,7 +107,7 @@ def read_record(out: PathLike) -> dict:
     members = Pool(pool) if pool else {}
     if name in members and "merge" in members.record(name)["metadata"]:
         return members.record(name)["metadata"]["merge"]
-    raise FileNotFoundError(f"{out} has no record of a merge: no {note.name}, nor is it a member POOL:NAME with one")
+    raise FileNotFoundError(f"{out} has no record of a merge: no {note.name}, and it is not a pool's member with one")
 
 
 def changed_files(found: Mapping[str, Any], folder: pathlib.Path) -> list[str]:

@@ -101,7 +101,7 @@ def admit(
     """
     with _Certifying(pool, functions, report) as certifying:
         if name in pool:  # before it is measured
-            raise ValueError(f"the pool {pool.path} already has a member {name!r}: take another name, or remove it")
+            raise ValueError(f"the pool {pool.path} already has a member {name!r}: choose another name, or remove it")
         kept = known.get("files") or {}
         scores = certifying.scores(f"{name!r}", [name], digest(params), params, kept)
         certifying.demand(f"{name!r} is not added", {f"{name!r}": scores})
@@ -308,7 +308,7 @@ def _source(function):
         return xxhash.xxh3_128_hexdigest(inspect.getsource(function).encode())
     except (OSError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"the source of {function!r:.200}, by which a score is known again, is not there: {error}"
+            f"the source of {function!r:.200}, which identifies its scores, cannot be read: {error}"
         ) from error
 
 

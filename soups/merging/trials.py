@@ -76,7 +76,7 @@ class Trials:
     ):
         self.work, self.evaluation, self.kind, self.seed, self.threads = work, evaluation, kind, seed, threads
         if keep and isinstance(work, StorePath):
-            raise ValueError(f"--keep: candidates are evaluated on this machine, and {work} is on a store")
+            raise ValueError(f"--keep: candidates are evaluated on this machine, but {work} is on a store")
         self._copies = Copies() if isinstance(work, StorePath) else None
         self._here = work if self._copies is None else self._copies.folder  # where evaluations find candidates
         self._keep, self._report, self.tell, self._digests = keep, report, tell, {}
@@ -171,17 +171,17 @@ def held_work(work: PathLike, out: str | None = None) -> Iterator[pathlib.Path |
     Raises:
         BlockingIOError: another process works there.
         FileExistsError: it is there and holds something else.
-        ValueError: a URL; it and the output would lie in each other.
+        ValueError: a URL; it and the output would lie one inside the other.
     """
     path = any_path(work).absolute()
     real, other = _real(path), _real(any_path(out)) if out is not None else None
     if other and (real == other or real in other.parents or other in real.parents):
-        raise ValueError(f"--work {work} and --out {out} would lie in each other: choose places side by side")
+        raise ValueError(f"--work {work} and --out {out} would lie one inside the other: choose two separate folders")
     with locked(path, path.with_name(f".{path.name}.lock"), "search"):
         if isinstance(path, pathlib.Path):
             sweep_unfinished(path)
         if path.exists() and not (path / JOURNAL).is_file() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"{work} exists and has no {JOURNAL}: the work goes to a new folder (--work)")
+            raise FileExistsError(f"{work} exists and has no {JOURNAL}: give --work a new folder")
         yield path
 
 
@@ -226,8 +226,8 @@ def _settle_scripts(path, scripts, keep):
     changed = [name for name in scripts if name in before and scripts[name] != before[name]]
     if changed and not keep:
         raise ValueError(
-            f"{', '.join(changed)} has changed since the scores in {path} were made: --keep-scores goes on with them, "
-            "another --work begins anew"
+            f"{', '.join(changed)} has changed since the scores in {path} were made: --keep-scores keeps them, "
+            "another --work starts over"
         )
     if changed:
         journal.amend(path, scripts=scripts)

@@ -166,7 +166,7 @@ def encoder_of(
     family = check_name(config.get("model_type"), kinds, f"model_type in {folder / 'config.json'}")
     named = SIZES_IN_CONFIG[family]
     if wrong := [name for name in named.values() if type(config.get(name)) is not int or config[name] < 1]:
-        raise ValueError(f"{folder / 'config.json'} does not say, as whole numbers of at least 1: {', '.join(wrong)}")
+        raise ValueError(f"{folder / 'config.json'} must give these as whole numbers of at least 1: {', '.join(wrong)}")
     sizes = {ours: config[theirs] for ours, theirs in named.items()}
     if family == "t5":
         sizes |= {"gated": str(config.get("feed_forward_proj")).startswith("gated")}

@@ -70,4 +70,4 @@ def import_temperature(path: PathLike) -> float:
         if name in tensors and tensors[name].size == 1:
             number = float(tensors[name].reshape(()))
             return number if name == "temperature" else math.exp(-number)
-    raise ValueError(f"{path} has no temperature: neither temperature nor logit_scale, one number")
+    raise ValueError(f"{path} has no temperature: a single number named temperature or logit_scale is needed")

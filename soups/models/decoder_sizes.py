@@ -70,7 +70,7 @@ def _of_config(config, file):
     fields = _whole({ours: config.get(theirs) for ours, theirs in _SIZES[kind].items()}, _SIZES[kind], file)
     plain = _PLAIN[kind]
     if wrong := [f"{name} is {config[name]!r}" for name, value in plain.items() if config.get(name, value) != value]:
-        raise ValueError(f"{file} is of a decoder that is not known: {', '.join(wrong)}")
+        raise ValueError(f"{file} describes a decoder that is not supported: {', '.join(wrong)}")
     activation = str(
         config.get("activation_function", "gelu_new") if kind == "gpt2" else config.get("hidden_act", "silu")
     )
@@ -82,7 +82,7 @@ def _of_config(config, file):
     rope = config.get("rope_parameters") or {}
     plain = {"rope_type": "default", "partial_rotary_factor": 1.0}
     if wrong := [f"{name} is {rope[name]!r}" for name, value in plain.items() if rope.get(name, value) != value]:
-        raise ValueError(f"{file} is of a decoder that is not known: {', '.join(wrong)}")
+        raise ValueError(f"{file} describes a decoder that is not supported: {', '.join(wrong)}")
     fields |= {"rope_theta": float(config.get("rope_theta", rope.get("rope_theta", 10000.0)))}
     fields |= {"num_kv_heads": config.get("num_key_value_heads") or fields["num_heads"]}
     fields |= {"head_dim": config.get("head_dim") or fields["width"] // fields["num_heads"]}
@@ -104,7 +104,7 @@ def _of_gguf(path):
     fields = _whole(given, wanted, path)
     scaled = [name for name in said if name.startswith("llama.rope.scaling") and said[name] != "none"]
     if scaled := [*scaled, *(name for name in names if name == "rope_freqs.weight")]:
-        raise ValueError(f"{path} is of a decoder that is not known: it has {', '.join(scaled)}")
+        raise ValueError(f"{path} describes a decoder that is not supported: it has {', '.join(scaled)}")
     heads, size = fields["num_heads"], _integer(said.get("llama.attention.key_length"))
     fields |= {"num_kv_heads": _integer(said.get("llama.attention.head_count_kv")) or heads}
     fields |= {"head_dim": size or fields["width"] // heads, "tied": "output.weight" not in names}
@@ -118,5 +118,5 @@ def _integer(text):
 
 def _whole(fields, theirs, where):
     if wrong := [theirs[name] for name, value in fields.items() if type(value) is not int or value < 1]:
-        raise ValueError(f"{where} does not say, as whole numbers of at least 1: {', '.join(wrong)}")
+        raise ValueError(f"{where} must give these as whole numbers of at least 1: {', '.join(wrong)}")
     return fields

@@ -220,5 +220,5 @@ def _checked(inputs):
         if not tokens and not jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.dtype != bool:
             raise ValueError(f"inputs must be floats, but they are {leaf.dtype}: scale the images first")
         if not leaf.size:
-            raise ValueError(f"there is no input in an array {list(leaf.shape)}: a batch has one example at least")
+            raise ValueError(f"an array {list(leaf.shape)} holds no inputs: a batch needs at least one example")
     return inputs

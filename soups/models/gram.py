@@ -117,6 +117,6 @@ def _check(called, batch, only):
         raise ValueError(f"no kernel of an nn.Dense or nn.DenseGeneral matches {only!r}")
     if lost := sorted(called - set(batch)):
         raise ValueError(
-            f"inputs inside nn.scan or nn.vmap cannot be measured, nor stacked kernels regressed: {', '.join(lost)}; "
+            f"inputs inside nn.scan or nn.vmap, and those of stacked kernels, cannot be measured: {', '.join(lost)}; "
             "leave them out with `only`"
         )

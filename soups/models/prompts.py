@@ -89,7 +89,7 @@ class PromptTokenizer:
     def __post_init__(self):
         fields = [part.strip(" {}") for part in self._parts if "{" in part]
         known = ["mask", *_TEXTS]
-        wrong = [f"{{{name}}} is none" for name in fields if name not in known]
+        wrong = [f"{{{name}}} is not a field" for name in fields if name not in known]
         wrong += [f"{{{name}}} is there twice" for name in known if fields.count(name) > 1]
         wrong += [f"{{{name}}} is missing" for name in known[:2] if name not in fields]
         refuse(f"the template {self.prompt.template!r} must have the fields {{first}}, {{mask}}, {{second}}", wrong)

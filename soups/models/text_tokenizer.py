@@ -287,7 +287,7 @@ def _read(file, lower_case):
     except (FileNotFoundError, ValueError):
         raise
     except Exception as error:  # what the library raises has no class of its own
-        raise ValueError(f"{file} is damaged, or no tokenizer: {error}") from error
+        raise ValueError(f"{file} is damaged, or not a tokenizer: {error}") from error
 
 
 def _settings(file) -> dict:
@@ -301,7 +301,7 @@ def _word_pieces(file, lower_case):
     settings = _settings(file)
     lower = settings.get("do_lower_case") if lower_case is None else lower_case
     if not isinstance(lower, bool):
-        raise ValueError(f"{file}: nothing says whether its words are in small letters: give lower_case")
+        raise ValueError(f"{file}: nothing says whether its words are in lower case: give lower_case")
     start, end, *_ = names = ["[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"]
     if missing := [name for name in names if name not in numbers]:
         raise ValueError(f"{file} is not a vocabulary of word pieces: it lacks {', '.join(missing)}")
@@ -319,7 +319,7 @@ def _unigram(file):
     try:
         return unigram_tokenizer(read_bytes(file))
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{file} is damaged, or no tokenizer: {error}") from error
+        raise ValueError(f"{file} is damaged, or not a tokenizer: {error}") from error
 
 
 def _byte_pairs(file):
@@ -360,7 +360,7 @@ def _of_gguf(file):
         raise ValueError(f"{file} is not a tokenizer: it lacks {', '.join(missing)}")
     tokens, merges, kinds = (found[name] for name in lists)
     if len(tokens) != len(kinds):
-        raise ValueError(f"{file} is damaged: it has {len(tokens)} tokens, and the kinds of {len(kinds)}")
+        raise ValueError(f"{file} is damaged: it has {len(tokens)} tokens, but the kinds of {len(kinds)}")
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
     numbers = {token: number for number, token in enumerate(tokens)}
     return _bytes(numbers, [tuple(pair.split(" ")) for pair in merges], special, _DIGITS[form])

@@ -51,7 +51,7 @@ def staged(directory: pathlib.Path | StorePath) -> Iterator[pathlib.Path]:
         yield directory
         return
     if processes.count() > 1:
-        raise ValueError(f"{directory}: to a pool on an object store one process adds, not several of one run together")
+        raise ValueError(f"{directory}: only one process may add to a pool on an object store, not several of one run")
     with tempfile.TemporaryDirectory(prefix="soups-") as folder:
         yield pathlib.Path(folder) / directory.name
 

@@ -197,7 +197,7 @@ class Records:
             except FileNotFoundError:
                 pass  # removed since the listing
             except PoolCorruptionError as error:
-                problems.append(f"{error}; without this file the others can be read, and sweeping deletes its member")
+                problems.append(f"{error}; if it is removed, the others can be read, and sweeping deletes its member")
 
         if isinstance(self._path, StorePath):
             in_threads(look, files, SIDE_BY_SIDE)
@@ -278,7 +278,7 @@ def check_reserved(path: Path, directory: str) -> None:
     """Raise a BlockingIOError if the name of a directory is not kept any more; within `Records.locked`."""
     marker = path / f"{directory}{_MARKER}"
     if not has_locks(path) and not marker.is_file():
-        raise BlockingIOError(f"{path / directory} was swept away: its lease could not be renewed in time")
+        raise BlockingIOError(f"{path / directory} was removed as abandoned, because its lease was not renewed in time")
 
 
 @contextlib.contextmanager

@@ -281,7 +281,7 @@ class Pool(Mapping):
 
     def _check_addition(self, name, flat):
         if name in self._records:
-            raise ValueError(f"the pool {self.path} already has a member {name!r}: take another name, or remove it")
+            raise ValueError(f"the pool {self.path} already has a member {name!r}: choose another name, or remove it")
         if (first := next(iter(self._records), None)) is not None:
             expected = _describe.recorded_shapes(self._records[first])
             tree_lib.check_same_structure([expected, _describe.shapes(flat)], [f"member {first}", f"member {name}"])

@@ -128,7 +128,7 @@ def _descend(raw, vectors, base, apply_fns, streams, recipe):
     for step in range(recipe["steps"]):
         value, products = _entropy_and_products(base, vectors, _clipped(raw, recipe), apply_fns, streams)
         if not np.isfinite(value):
-            raise ValueError(f"the entropy is {value} at step {step}: lower the learning rate, or look at the batches")
+            raise ValueError(f"the entropy is {value} at step {step}: lower the learning rate, or check the batches")
         if recipe["clip"]:
             products = np.where((raw >= 0) & (raw <= 1), products, np.float32(0))
         raw, state = jax.device_get(update(products, state, raw))

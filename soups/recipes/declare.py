@@ -346,7 +346,8 @@ def _register(found, registry):
         check_name(setting, found.defaults, f"setting of {found.name}")
     known = registry.get(found.name)
     if known is not None and known.function.__module__ != found.function.__module__:
-        raise ValueError(f"there is a method {found.name!r} already, in {known.function.__module__}: take another name")
+        where = known.function.__module__
+        raise ValueError(f"there is already a method {found.name!r}, in {where}: choose another name")
     if found.only_in_python:
         ELSEWHERE[found.name] = found.only_in_python
     registry[found.name] = found

@@ -71,7 +71,7 @@ def fisher_information(
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     information = jax.tree.map(lambda leaf: leaf / np.float32(count), total)
     if not tree.traced(information) and (bad := tree.nonfinite_names(information)):
-        raise ValueError(f"NaN or infinity in the Fisher information of {', '.join(bad)}: see the weights or inputs")
+        raise ValueError(f"NaN or infinity in the Fisher information of {', '.join(bad)}: check weights and inputs")
     return information
 
 

@@ -105,7 +105,7 @@ def _descend(variables, trees, mix, loss, batches, learning_rate, log):
         value, leaf_grads, temperature_grad = gradient(mix(weights), batch, variables["temperature"])
         if not np.isfinite(value):
             raise ValueError(
-                f"the loss is {float(value)} at step {len(history)}: lower the learning rate, or look at the batch"
+                f"the loss is {float(value)} at step {len(history)}: lower the learning rate, or check the batch"
             )
         products = _mixing.gradient(leaf_grads, trees, len(weights))
         del leaf_grads  # else the device would hold them beside those of the next step

@@ -188,7 +188,7 @@ def _gradient_sum(loss_fn, batches, base, vectors, masks, epoch):
     for batch in batches:
         value, grads = _loss_and_gradient(loss_fn, base, vectors, masks, batch)
         if not np.isfinite(value):
-            raise ValueError(f"the loss is {float(value)} in epoch {epoch}: look at the weights and the batches")
+            raise ValueError(f"the loss is {float(value)} in epoch {epoch}: check the weights and the batches")
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     if total is None:
         raise ValueError(

@@ -219,5 +219,5 @@ def check_function_unchanged(
     raise ValueError(
         f"the permuted network computes something else: outputs differ by up to {worst:.3g} of the largest output "
         f"{scale:.3g} (tolerance {tolerance:g}). Permutations that change them alone: {', '.join(wrong) or 'none'}. "
-        "Look at the spec's entries for these."
+        "Check the spec's entries for these."
     )

@@ -208,7 +208,7 @@ def straight_through_matching(
         found = _descend(_votes(free, params, spec, ignore), spec, found, generator, max_sweeps).permutations
         value, grads = jax.device_get(gradient(tree.mean([reference, permute(params, found, spec)]), batch))
         if not np.isfinite(value):
-            raise ValueError(f"the midpoint's loss is {float(value)} at step {len(history)}: look at the batch")
+            raise ValueError(f"the midpoint's loss is {float(value)} at step {len(history)}: check the batch")
         best = found if not history or value < min(history) else best
         history.append(float(value))
         velocity = jax.tree.map(lambda v, g: _accumulate(v, g, momentum), velocity, grads)

@@ -109,7 +109,9 @@ def cook(
     _check_functions(keep=keep, loss=loss, reestimate=reestimate)
     directory = any_path(workdir).absolute()
     if isinstance(members, Pool) and same_place(members.path, directory / "soups"):
-        raise ValueError(f"the members lie where soups are kept, in {members.path}: choose another workdir")
+        raise ValueError(
+            f"the pool of the members is where soups would be kept, {members.path}: choose another workdir"
+        )
     from soups.report.results import check  # where an extra is missing, this is said before long work
 
     kitchen = Kitchen(

@@ -49,8 +49,8 @@ def shared_examples(chooses: str, splits: Mapping[str, Any]) -> list[str]:
             )
         if shared := sum(example in own for example in there):
             sentences.append(
-                f"{shared} of {len(there)} examples of {name} are in {chooses} too, which chooses the soups: "
-                f"the scores on {name} are too good by that"
+                f"{shared} of {len(there)} examples of {name} are also in {chooses}, which chooses the soups: "
+                f"the scores on {name} are inflated by that"
             )
     return sentences
 

@@ -86,7 +86,7 @@ class Workdir:
 
     def _join(self, config, changeable):
         if not (self.path / "config.json").exists():
-            raise ValueError(f"{self.path} has no run to join: begin it without --join")
+            raise ValueError(f"{self.path} has no run to join: start it without --join")
         self._compare(config, changeable)
 
     def _open(self, config, changeable):

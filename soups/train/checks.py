@@ -291,7 +291,7 @@ def _check_holds(name, value, default, dtype):
     """See that a dtype holds a finite number as it is: a fraction would be cut off without a word."""
     whole = np.issubdtype(dtype, np.integer)
     if whole and value != int(value):
-        raise ValueError(f"{name} must be a whole number, not {value}, for its default is one: {default}")
+        raise ValueError(f"{name} must be a whole number, as its default {default} is, not {value}")
     if abs(value) > (_MOST if whole else float(np.finfo(dtype).max)):
         raise ValueError(f"{name}={value} is larger than {np.dtype(dtype)} can hold")
 

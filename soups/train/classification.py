@@ -136,7 +136,7 @@ class Classification:
         if logits.shape != batch["target"].shape:
             raise ValueError(
                 f"the logits are {list(logits.shape)}, but the labels make targets {list(batch['target'].shape)}: "
-                "labels are whole numbers [B] (not [B, 1]), and the network's outputs as many as num_classes"
+                "labels are whole numbers [B] (not [B, 1]), and the network must have num_classes outputs"
             )
         return optax.softmax_cross_entropy(logits.astype(jnp.float32), batch["target"]).mean(), updated
 

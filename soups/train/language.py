@@ -44,7 +44,7 @@ class NextToken:
         tokens = batch["tokens"]
         known = not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True)
         if known and tokens.size and (low := np.min(tokens, where=batch["mask"], initial=0)) < 0:
-            raise ValueError(f"tokens count from 0, but one is {low}: what is no text is False in mask and learned")
+            raise ValueError(f"tokens must be at least 0, but one is {low}: set mask and learned False there")
         return batch
 
     def __call__(

@@ -162,7 +162,7 @@ def _pools(pool, averages, training):
             raise ValueError(f"averages[{name!r}] needs a setting that averages: ema_decay, swa_start or ema_decays")
         check_name(name, known, "average")
     if len({str(one.path) for one in pools.values()}) < len(pools):
-        raise ValueError(f"{', '.join(pools)} must be pools of their own, for a member has one name in all of them")
+        raise ValueError(f"{', '.join(pools)} must be different pools, because a member has the same name in each")
     return pools
 
 
@@ -374,7 +374,8 @@ def _names(pool, names, identities):
         return [there.get(identity) or next(free) for identity in identities]
     pairs = zip(names, identities, strict=True)
     if wrong := [name for name, one in pairs if pool is not None and name in pool and there.get(one) != name]:
-        raise ValueError(f"{pool} has {', '.join(wrong)} already, made from something else: take other names or pools")
+        made = f"already has {', '.join(wrong)}, made from something else"
+        raise ValueError(f"{pool} {made}: choose other names or another pool")
     return names
 
 

@@ -109,7 +109,7 @@ def test_a_search_by_a_command(run, place):
     assert "warming up" in pathlib.Path("best.search/printed/2.out").read_text()
     code, printed, _ = run(*words, "--eval", f"{sys.executable} mine.py {{model}}")
     assert code == 0 and printed.startswith("3 scores are in best.search already\n3 candidates")
-    assert "there already: best" in printed
+    assert "already there: best" in printed
 
 
 def test_a_search_of_a_recipe_file_by_a_function(run, place):
@@ -151,6 +151,15 @@ def test_a_grid_and_a_seed(run, place):
     assert code == 0 and f"0: scale {2 * np.random.default_rng([5, 0]).random():.4g}: " in printed
 
 
+@pytest.mark.parametrize(("method", "name", "said"), [("linear", "weight", True), ("task_arithmetic", "scale", False)])
+def test_one_range_for_all_members_points_to_one_for_each(run, place, method, name, said):
+    base = ["--base", "base"] if method == "task_arithmetic" else []
+    words = ["--method", method, *base, "--members", "m0", "m1", "--range", f"{name}=0.5:1", "--budget", "1"]
+    _, out, _ = run("search", *words, "--out", "out", *GOOD)
+    told = "--range weight=0.5:1 tries one value for all members; --range-each weight=0.5:1 tries one for each\n"
+    assert out.startswith(told) == said and ("--range-each" in out) == said
+
+
 def test_greedy_and_rank_of_a_pool(run, place):
     pool = soups.Pool("pool")
     for index, step in enumerate(STEPS):
@@ -158,7 +167,7 @@ def test_greedy_and_rank_of_a_pool(run, place):
     pool.add("far", {"w": BASE + 9}, {"config": {"learning_rate": 1.0}})
     chosen = ["--members", "pool:m*", "pool", "--where", "learning_rate>0.01", "--lower", "--eval", "mine.py:distance"]
     code, printed, err = run("rank", *chosen)
-    assert (code, err) == (0, "") and "learning_rate>0.01 does not hold for pool:m2" in printed
+    assert (code, err) == (0, "") and "left out, because learning_rate>0.01 does not hold: pool:m2" in printed
     ranking = json.loads(pathlib.Path("ranking/rank.json").read_text())["steps"]
     expected = {f"pool:m{i}": float(np.square(BASE + STEPS[i] - TARGET).sum()) for i in (0, 1)}
     assert [step["member"] for step in ranking] == [*sorted(expected, key=expected.get), "pool:far"]
@@ -276,7 +285,7 @@ SCALE, GOOD = ["--range", "scale=0:1"], ["--eval", "mine.py:distance", "--lower"
         ([*GOOD, *SCALE, "--higher"], "give one of --lower and --higher"),
         ([*GOOD[:2], *SCALE, "--metric", "zork"], "--metric zork: say which is better, --lower or --higher"),
         ([*GOOD, *SCALE, "--timeout", "5"], "--timeout is for commands"),
-        ([*GOOD, *SCALE, "--work", "out/work"], "--work out/work and --out out would lie in each other"),
+        ([*GOOD, *SCALE, "--work", "out/work"], "--work out/work and --out out would lie one inside the other"),
         ([*GOOD, *SCALE, "--work", "m0"], "m0 exists and has no scores.jsonl"),
         ([*GOOD, *SCALE, "--shard-size", "big"], "'big' is not a size"),
         ([*GOOD, *SCALE, "--format", "pool"], "a member of a pool is written as POOL:NAME, not 'out'"),
@@ -303,8 +312,8 @@ RECIPES = {
 @pytest.mark.parametrize(
     ("recipe", "option", "message"),
     [
-        ("own", "--range", "density has values of its own for parts of the merge, where no range holds"),
-        ("module", "--range", "density has values of its own for parts of the merge, where no range holds"),
+        ("own", "--range", "density is also set for parts of the merge, where a range has no effect"),
+        ("module", "--range", "density is also set for parts of the merge, where a range has no effect"),
         ("slices", "--range-each", "--range-each density needs models, not slices"),
         ("missing", "--range", "no recipe file at missing.yml"),
         ("list", "--range", "list.yml must be a mapping"),
@@ -333,7 +342,7 @@ def test_recipe_files_in_which_a_range_would_not_hold(run, place, recipe, option
         (["greedy", "--members", "x*", "--out", "out", *GOOD], "nothing matches 'x*'"),
         (
             ["greedy", "--members", "m0", "--out", "m1", *GOOD],
-            "m1 exists, and this is not what made it: give another --out",
+            "m1 exists, but was made by something else: give another --out",
         ),
         (
             ["greedy", "--members", "m0", "--out", "o", *GOOD, "--accept", "lt"],

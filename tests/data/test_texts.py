@@ -215,7 +215,7 @@ def test_shots_of_a_folder_leave_the_test_part(tmp_path):
         ({"train_tsv": ["a\tgood", "b\t", "c\t "]}, "train.tsv: 2 lines with an empty label, the first is line 2"),
         ({"val_tsv": ["a\tgood", "b\t"]}, "val.tsv: 1 line with an empty label, the first is line 2"),
         ({"val_tsv": ["x\tGood"]}, r"1 line with the label 'Good', the first is line 1 \(did you mean 'good'\?\)"),
-        ({"train_tsv": ["text\tlabel", *PLAIN]}, "train.tsv, line 1: text, label is a header, which .* remove it$"),
+        ({"train_tsv": ["text\tlabel", *PLAIN]}, "train.tsv, line 1: text, label is a header, but .* remove it$"),
         ({"val_tsv": ["", "Sentence1\tSentence2\tClass", *PAIRS]}, "val.tsv, line 2: Sentence1, .* is a header"),
         ({"train_tsv": ["label\ttext", "good\ta"]}, "is a header.*: remove it. Its names .* each other's place"),
         (

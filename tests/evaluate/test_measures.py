@@ -212,12 +212,12 @@ def test_outputs_that_are_not_finite_are_named(name):
         (evaluate.token_nll, np.zeros((3, 2)), np.zeros((3, 2), int), r"need logits \(3, 2, 'V'\), not of shape"),
         (evaluate.token_nll, np.zeros((3, 2, 4)), np.full((3, 2), 4), r"tokens must be in \[0, 4\)"),
         (evaluate.perplexity, np.zeros((3, 2, 4)), np.full((3, 2), -100), "no token counts"),
-        (evaluate.token_nll, np.zeros((3, 2, 4)), np.full((3, 2), -1), "tokens count from 0, or are -100 .* one is -1"),
+        (evaluate.token_nll, np.zeros((3, 2, 4)), np.full((3, 2), -1), "at least 0, or -100 .* one is -1"),
         (
             evaluate.token_accuracy,
             {"nll": np.zeros((3, 2)), "correct": np.zeros((3, 2), bool)},
             np.full((3, 2), -1),
-            "tokens count from 0, or are -100 .* one is -1",
+            "at least 0, or -100 .* one is -1",
         ),
         (
             evaluate.token_accuracy,

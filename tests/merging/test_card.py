@@ -75,7 +75,7 @@ def test_the_header_has_the_ids_of_the_hub_and_what_all_models_state(hub, small,
     assert header(card) == {"base_model": ["org/a"], "base_model_relation": "merge", "tags": ["merge", "soups"]}
     assert f"[org/a](https://huggingface.co/org/a/tree/{1:040x}) | member" in card and "| `c` | member" in card
     assert f"hf download org/a --revision {1:040x}\nsoups merge --verify .\n" in card
-    assert "The hub has no id of 1 of them, as far as is known: merge.json says where they lay." in card
+    assert "No id on the hub is known of 1 of them: merge.json has their paths." in card
 
 
 LICENCES = {
@@ -105,7 +105,7 @@ def test_a_licence_is_claimed_if_all_models_state_it_and_only_then(case, locals_
     if expected:
         assert f"All models state `{expected['license']}`" in card and merging.folder_notes(plan) == []
     else:
-        assert "None is stated here, for the models do not state one and the same on their cards" in card
+        assert "None is stated here, because the models' cards do not all state the same one" in card
         assert "the card states no licence: not all models state the same one" in merging.folder_notes(plan)
 
 

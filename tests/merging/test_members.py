@@ -86,7 +86,7 @@ def test_words_choose(words, models):
 def test_conditions_choose(where, names):
     found, notes = chosen_members(["sweep/pool"], where)
     assert found == of_pool(*names)
-    assert notes[0] == "left out, for they hold NaN or infinity: sweep/pool:nan"
+    assert notes[0] == "left out, because they hold NaN or infinity: sweep/pool:nan"
     assert all(name in notes[1] for name in RATES if name not in names)
 
 
@@ -119,7 +119,7 @@ def test_null_is_a_value():
         (["sweep/pool"], ["seed<1"], "seed may mean metadata.config.seed or metadata.config.layer.seed: write more"),
         (["sweep/pool"], ["kind=z"], "kind=z holds for none of 4 members; metadata.kind is b, c"),
         (["sweep/pool"], ["kind>3"], "holds for none of 4 members"),
-        (["sweep/pool", "runs/1/model"], ["kind=b"], "what these know of them: runs/1/model is none"),
+        (["sweep/pool", "runs/1/model"], ["kind=b"], "metadata and metrics: runs/1/model is not a member of a pool"),
     ],
     ids=str,
 )
@@ -132,7 +132,7 @@ def test_what_cannot_be_chosen_is_explained(words, where, message):
 def test_merge_takes_what_is_chosen(tmp_path, capsys):
     words = ["merge", "--method", "linear", "--members", "sweep/pool", "--where", "learning_rate<1e-3", "seed_=1"]
     assert main([*words[:-1], "--weight", "1", "2", "--out", str(tmp_path / "out")]) == 0
-    assert "left out, for they hold NaN or infinity: sweep/pool:nan" in capsys.readouterr().out
+    assert "left out, because they hold NaN or infinity: sweep/pool:nan" in capsys.readouterr().out
     np.testing.assert_allclose(open_checkpoint(tmp_path / "out").read("w"), np.float32([(0 + 2 * 1) / 3]))
     assert main(["merge", "--verify", str(tmp_path / "out")]) == 0
     assert main(["merge", "recipe.yml", "out", "--where", "seed=1"]) == 2

@@ -70,7 +70,7 @@ def test_filters_choose_by_name(models, small, tmp_path):
 
 def test_a_filter_that_leaves_a_required_value_out_is_an_error_before_any_output(models, small, tmp_path):
     recipe = linear(models, [{"filter": "mlp", "value": 1}])
-    with pytest.raises(ValueError, match=r"no value of 'weight' of .*a holds for tensor"):
+    with pytest.raises(ValueError, match=r"no value of 'weight' of .*a applies to tensor"):
         small.merge(recipe, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

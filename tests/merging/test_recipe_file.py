@@ -182,7 +182,7 @@ def two(**fields):
         (two(models="[{model: a, parameters: {weight: x}}]"), "parameters of a.weight must be a number, not 'x'"),
         (
             two(vocabulary="published", models="[{model: a, parameters: {weight: 1, normalize: true}}]"),
-            "parameters of a: 'normalize' holds for all models",
+            "parameters of a: 'normalize' applies to all models",
         ),
         (two(merge_method="slerp", models="[a, b]", base_model="a"), "slerp needs a value of t"),
         (two(merge_method="ties"), "ties needs a base_model"),
@@ -239,7 +239,7 @@ def test_filters_that_leave_a_tensor_without_a_required_value_are_named():
     job = parse_recipe(two(models="[{model: a, parameters: {weight: [{filter: mlp, value: 1}]}}]"))
     (part,) = job.slices
     assert settings_at(job, part, part.sources[0], Place("x.mlp"))["weight"] == 1
-    with pytest.raises(ValueError, match=r"linear: no value of 'weight' of a holds for tensor x\.norm"):
+    with pytest.raises(ValueError, match=r"linear: no value of 'weight' of a applies to tensor x\.norm"):
         settings_at(job, part, part.sources[0], Place("x.norm"))
 
 

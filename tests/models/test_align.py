@@ -85,7 +85,7 @@ def test_temperatures_are_read_of_clip_too(write):
     assert models.import_temperature(FOLDER) == pytest.approx(0.07)
     scale = np.float32(math.log(100))
     assert models.import_temperature(write({"logit_scale": scale.reshape(1)})) == pytest.approx(0.01)
-    with pytest.raises(ValueError, match="has no temperature: neither temperature nor logit_scale"):
+    with pytest.raises(ValueError, match="has no temperature: a single number named temperature or logit_scale"):
         models.import_temperature(write({"weight": np.ones(2, np.float32)}))
 
 

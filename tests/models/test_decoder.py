@@ -155,10 +155,10 @@ def test_a_decoder_has_the_sizes_that_its_folder_says(arch_of, folder):
     ("folder", "fields", "message"),
     [
         (GPT2, {"model_type": "t5"}, "unknown model_type in .*config.json 't5'; there are: gpt2, llama"),
-        (GPT2, {"n_embd": None, "vocab_size": 0}, "does not say, .*: n_embd, vocab_size"),
+        (GPT2, {"n_embd": None, "vocab_size": 0}, "must give these .*: n_embd, vocab_size"),
         (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         (GPT2, {"activation_function": "relu"}, "unknown activation of .*'relu'"),
-        (LLAMA, {"attention_bias": True}, "not known: attention_bias is True"),
+        (LLAMA, {"attention_bias": True}, "not supported: attention_bias is True"),
         (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "rope_type is 'llama3'"),
         (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         (LLAMA, {"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling is {'rope_type': 'yarn'}"),
@@ -256,8 +256,8 @@ def test_a_gguf_file_may_have_its_own_matrix_of_logits(tmp_path):
     ("said", "architecture", "message"),
     [
         (SAID, b"qwen2", "unknown general.architecture in .*'qwen2'; there are: llama"),
-        ({**SAID, "block_count": 0}, b"llama", "does not say, .*: llama.block_count"),
-        ({**SAID, "rope.scaling.factor": 8.0}, b"llama", "not known: it has llama.rope.scaling.factor"),
+        ({**SAID, "block_count": 0}, b"llama", "must give these .*: llama.block_count"),
+        ({**SAID, "rope.scaling.factor": 8.0}, b"llama", "not supported: it has llama.rope.scaling.factor"),
     ],
 )
 def test_gguf_files_of_other_networks_are_errors(tmp_path, said, architecture, message):
@@ -269,7 +269,7 @@ def test_gguf_files_of_other_networks_are_errors(tmp_path, said, architecture, m
 def test_scaled_rotations_of_a_gguf_file_are_an_error(arch_of, tmp_path):
     tensors = {**as_gguf(tensors_of(LLAMA)), "rope_freqs.weight": np.full(2, 8, np.float32)}
     file = written_gguf(tmp_path / "model.gguf", tensors, SAID)
-    with pytest.raises(ValueError, match=r"not known: it has rope_freqs\.weight"):
+    with pytest.raises(ValueError, match=r"not supported: it has rope_freqs\.weight"):
         decoder_of(file)
     with pytest.raises(ValueError, match=r"rope_freqs\.weight"):
         check_weights(file, arch_of(LLAMA))

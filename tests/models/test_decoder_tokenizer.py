@@ -108,8 +108,8 @@ def test_special_tokens_are_those_of_the_files(tmp_path):
         ({"pre": None}, "cuts texts as None"),
         ({"add_bos_token": True}, "without a token in front"),
         ({"merges": None}, "is not a tokenizer: it lacks tokenizer.ggml.merges"),
-        ({"token_type": [3]}, "is damaged: it has 408 tokens, and the kinds of 1"),
-        ({"merges": ["zz yy"]}, "is damaged, or no tokenizer"),
+        ({"token_type": [3]}, "is damaged: it has 408 tokens, but the kinds of 1"),
+        ({"merges": ["zz yy"]}, "is damaged, or not a tokenizer"),
         ({"eos_token_id": None}, "nothing says which of its tokens is the end"),
     ],
 )

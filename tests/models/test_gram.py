@@ -108,5 +108,5 @@ def test_errors():
     with pytest.raises(ValueError, match=r"no kernel of an nn.Dense or nn.DenseGeneral matches 'share/\.\*'"):
         linear_inputs_gram(Twice(), PARAMS, BATCHES, only="share/.*")
     stacked = Stacked().init(jax.random.key(0), BATCHES[0])["params"]
-    with pytest.raises(ValueError, match=r"nn.scan or nn.vmap cannot be measured.*: ScanLayer_0/Dense_0/kernel"):
+    with pytest.raises(ValueError, match=r"nn.scan or nn.vmap, .* cannot be measured.*: ScanLayer_0/Dense_0/kernel"):
         linear_inputs_gram(Stacked(), stacked, BATCHES)

@@ -98,7 +98,7 @@ def test_what_does_not_normalise_is_explained(helper, rng):
 
 
 def test_a_batch_of_nothing_is_refused(helper):
-    with pytest.raises(ValueError, match=r"there is no input in an array \[0, 4, 4, 2\]"):
+    with pytest.raises(ValueError, match=r"an array \[0, 4, 4, 2\] holds no inputs"):
         helper(np.zeros((0, *SHAPE), np.float32))
 
 

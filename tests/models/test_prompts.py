@@ -93,7 +93,7 @@ def test_words_that_cannot_stand_for_classes_are_named(tokenize, words, message)
         ("{first} It was.", "{mask} is missing"),
         ("It was{mask}.", "{first} is missing"),
         ("{first}{mask}{mask}", "{mask} is there twice"),
-        ("{first} {third}{mask}", "{third} is none"),
+        ("{first} {third}{mask}", "{third} is not a field"),
     ],
 )
 def test_templates_have_their_fields_once(tokenize, template, message):

@@ -139,5 +139,5 @@ def test_a_network_has_the_sizes_that_its_folder_says(arch_of, tmp_path, folder)
     found = encoder_of(RECORDED / folder)
     assert found.features.clone(context_length=10) == arch_of(folder).features
     check_weights(RECORDED / folder, found)
-    with pytest.raises(ValueError, match=r"does not say, .*: d_kv"):
+    with pytest.raises(ValueError, match=r"must give these .*: d_kv"):
         encoder_of(changed(tmp_path, folder, d_kv=None))

@@ -193,7 +193,7 @@ def test_an_encoder_has_the_sizes_that_its_folder_says(small, folder, options):
             {"model_type": "electra"},
             "unknown model_type in .*config.json 'electra'; there are: bert, deberta-v2, roberta, t5",
         ),
-        ({"hidden_size": None, "vocab_size": 0}, "does not say, .*: hidden_size, vocab_size"),
+        ({"hidden_size": None, "vocab_size": 0}, "must give these .*: hidden_size, vocab_size"),
         ({"hidden_act": "relu"}, "unknown hidden_act in .*'relu'"),
     ],
 )

@@ -134,8 +134,8 @@ def test_the_most_likely_pieces_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (model_of(ENDS)[:-9], "is damaged, or no tokenizer: it is cut, or no model of SentencePiece"),
-        (b"\xff" * 40, "is damaged, or no tokenizer: it is cut, or no model of SentencePiece"),
+        (model_of(ENDS)[:-9], "is damaged, or not a tokenizer: it is truncated, or not a SentencePiece model"),
+        (b"\xff" * 40, "is damaged, or not a tokenizer: it is truncated, or not a SentencePiece model"),
         (field(2, b""), "it holds no pieces"),
         (model_of(ENDS, field(3, 2)), "only its Unigram vocabularies are read: give tokenizer.json"),
         (model_of(ENDS[2:]), r"it has neither \[CLS\] and \[SEP\] nor </s>: give tokenizer.json"),
@@ -208,7 +208,7 @@ def test_small_letters_and_accents_are_as_the_folder_says(tmp_path, settings, op
 
 
 def test_a_vocabulary_whose_case_nothing_says_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="nothing says whether its words are in small letters: give lower_case"):
+    with pytest.raises(ValueError, match="nothing says whether its words are in lower case: give lower_case"):
         text_tokenizer(write_pieces(tmp_path / "pieces"))
 
 
@@ -264,7 +264,7 @@ def test_folders_and_files_that_hold_no_tokenizer_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no tokenizer"):
         text_tokenizer(tmp_path / "absent")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged, or no tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged, or not a tokenizer"):
         text_tokenizer(tmp_path)
     Tokenizer(BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"is not the tokenizer of an encoder: it lacks \[CLS\] or <s>"):
@@ -273,5 +273,5 @@ def test_folders_and_files_that_hold_no_tokenizer_are_errors(tmp_path):
         text_tokenizer(write_pieces(tmp_path / "pieces", ["[PAD]", "[SEP]", "[UNK]"], do_lower_case=True))
     with pytest.raises(ValueError, match="is not a vocabulary of RoBERTa: it lacks <s>, </s>"):
         text_tokenizer(write_pairs(tmp_path / "pairs", ["a", "<pad>", "<unk>", "<mask>"], []))
-    with pytest.raises(ValueError, match=r"vocab.json is damaged, or no tokenizer: .*`xy`"):
+    with pytest.raises(ValueError, match=r"vocab.json is damaged, or not a tokenizer: .*`xy`"):
         text_tokenizer(write_pairs(tmp_path / "merges", merges=["x y"]))

@@ -299,7 +299,7 @@ def test_what_cannot_be_certified_is_said(house, functions, tmp_path):
         certify(house.pool, ["a"], functions={"first": lambda params: params["v"]})
     nowhere = {}
     exec("def nowhere(params): return 1", nowhere)
-    with pytest.raises(ValueError, match="by which a score is known again, is not there"):
+    with pytest.raises(ValueError, match="which identifies its scores, cannot be read"):
         certify(house.pool, ["a"], functions={"first": nowhere["nowhere"]})
     house.pool.certificates.add("gone", "no-such-program {model}", at_least=0)
     with pytest.raises(ValueError, match="certificate 'gone': --eval: there is no program"):
@@ -470,7 +470,7 @@ def test_commands_certify_release_and_log(cli, house, tmp_path):
     assert cli("certify", "--remove", "second")[0] == 0
     code, out, _ = cli("release")
     assert code == 0 and out.endswith("released 2: a, b\n")
-    assert cli("release")[1].endswith("there already: 2: a, b\n")
+    assert cli("release")[1].endswith("already there: 2: a, b\n")
     code, out, _ = cli("log")
     lines = out.splitlines()
     assert code == 0 and len(lines) == 5 and "2 releases" in lines[0]
@@ -540,11 +540,12 @@ def test_mistakes_are_one_line_and_2(cli, house):
         (("release", "--from", "out", "--members", "a"), "--from takes its recipe from what it names"),
         (("release", "--members", "x*"), "nothing matches"),
         (("release", "--members", "x"), "no member 'x'"),
-        (("release", "--method", "ties"), "needs a base_model (--base)"),
+        (("release", "--method", "ties"), "ties needs --base"),
         (
             ("release", "--settings", "{x}"),
             "unknown option --settings; each setting of --method is an option",
         ),
+        (("release", "--method", "ties", "--base", "a", "--density", "x"), ": --density must be a number, not 'x'"),
         (("release", "--density", "1"), "unknown option --density; settings of a method belong beside --method"),
         (("release", "--method", "linear", "--weihgt", "1"), "unknown option --weihgt (did you mean --weight?)"),
         (

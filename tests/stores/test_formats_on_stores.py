@@ -169,7 +169,7 @@ def test_copies_need_room_and_are_made_in_parts(folder, monkeypatch):
     with path.open() as file:
         assert file.seek(-5, 2) == len(content) - 5 and file.read() == content[-5:]
     with pytest.raises(
-        OSError, match=r"1000000000000000000 bytes are to be copied there, and \d+ are free: let TMPDIR"
+        OSError, match=r"1000000000000000000 bytes are to be copied there, but only \d+ are free: set TMPDIR"
     ):
         copies.fill({"c": path}, {path: 10**18})
     place = copies.folder

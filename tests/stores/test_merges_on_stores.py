@@ -200,7 +200,7 @@ def test_a_merge_that_fails_leaves_no_upload(models, folder, proxy, capsys, monk
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("out.npz", (), "a file that is merged to a store ends in .safetensors"),
+        ("out.npz", (), "a file on a store must end in .safetensors"),
         ("out.bin", (), "would be a folder: on a store a merge writes folders, and files that end in .safetensors"),
         ("out", ("--format", "orbax"), "Orbax checkpoints are not written to a store"),
         ("a/out", (), "would lie inside the model"),

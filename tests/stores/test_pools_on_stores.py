@@ -186,7 +186,7 @@ def test_a_store_that_fails_for_good_is_one_sentence(proxy, folder, monkeypatch)
     monkeypatch.setattr(stores, "RETRIES", 2)
     stores._store.cache_clear()
     proxy.fails = lambda method, path: True
-    with pytest.raises(OSError, match=r"it answered 503 Service Unavailable, also when asked 2 times more: '.*manif"):
+    with pytest.raises(OSError, match=r"it answered 503 Service Unavailable, also in 2 more tries: '.*manif"):
         soups.Pool(folder)
     assert len(proxy.seen) == 3
 

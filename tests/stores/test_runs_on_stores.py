@@ -167,7 +167,7 @@ def test_choices_go_on_and_are_those_of_a_folder(models, folder, capsys):
     assert main([*greedy, "other.safetensors", "--work", f"{folder}/work", "--keep"]) == 2
     assert "--keep: candidates are evaluated on this machine" in capsys.readouterr().err
     assert main([*greedy, f"{folder}/a/out.safetensors", "--work", f"{folder}/a"]) == 2
-    assert "would lie in each other" in capsys.readouterr().err
+    assert "would lie one inside the other" in capsys.readouterr().err
 
 
 def test_journals_go_on(either):

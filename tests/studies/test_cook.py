@@ -238,7 +238,7 @@ def test_a_pool_that_is_not_there_is_named(kit, tmp_path):
     ("workdir", "message"),
     [
         ("run/soups", "the workdir .*soups is a pool: choose another workdir"),
-        ("run", "the members lie where soups are kept, in .*soups: choose another workdir"),
+        ("run", "the pool of the members is where soups would be kept, .*soups: choose another workdir"),
     ],
 )
 def test_a_workdir_that_would_be_the_members_pool_is_refused(kit, tmp_path, workdir, message):
@@ -310,7 +310,7 @@ def test_examples_that_choose_and_judge_are_named(kit, tmp_path, undrawn, capsys
     shifts = {"night": (inputs[3:5], labels[3:5]), "noisy": noisy}
     options = {"workdir": tmp_path, "recipes": ["uniform"], "held_out": splits["held_out"]}
     results = cook(members, network, test=mixed, shifts=shifts, **options)
-    said = "examples of {} are in held_out too, which chooses the soups: the scores on {} are too good by that"
+    said = "examples of {} are also in held_out, which chooses the soups: the scores on {} are inflated by that"
     notes = [f"30 of 150 {said.format('test', 'test')}", f"2 of 2 {said.format('night', 'night')}"]
     assert results["notes"] == notes == report.load_results(tmp_path)["notes"]
     assert "\n".join(notes) in capsys.readouterr().out.partition("soups · ")[0]  # before the work

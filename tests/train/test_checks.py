@@ -97,7 +97,7 @@ def test_a_fraction_is_no_value_of_a_whole_number(enter):
     def loss(params, batch, key, *, power=2):
         return (params["head"]["kernel"] ** power).mean()
 
-    with pytest.raises(ValueError, match=r"power must be a whole number, not 1\.5, for its default is one: 2"):
+    with pytest.raises(ValueError, match=r"power must be a whole number, as its default 2 is, not 1\.5"):
         enter(Training(loss=loss), START, DATA, NUMBERS | {"power": 1.5})
 
 
@@ -310,7 +310,7 @@ def sizes(**changed):
                 ({"averages": [1]}, "averages must be a mapping from their names to pools"),
                 ({"averages": {"ema": Pool("p")}}, r"averages\['ema'\] needs a setting that averages: ema_decay"),
                 ({"averages": {"emo": Pool("p")}, "ema_decay": 0.9}, "unknown average 'emo' .did you mean 'ema'"),
-                ({"averages": {"ema": Pool("p")}, "ema_decay": 0.9, "pool": Pool("p")}, "must be pools of their own"),
+                ({"averages": {"ema": Pool("p")}, "ema_decay": 0.9, "pool": Pool("p")}, "must be different pools"),
                 ({"mesh": "pool"}, "mesh must be a jax.sharding.Mesh, not a str"),
             ]
         ],

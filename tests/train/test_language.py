@@ -46,7 +46,7 @@ def test_other_batches_and_logits_are_errors():
         ),
         ({"learned": batch["mask"][:, :1]}, r"learned booleans \[B, T\], not .*learned bool \[1, 1\]"),
         ({"tokens": np.zeros((1, 2))}, r"tokens must be whole numbers \[B, T\], .* not tokens float64 \[1, 2\]"),
-        ({"tokens": np.full((1, 2), -100)}, "tokens count from 0, but one is -100"),
+        ({"tokens": np.full((1, 2), -100)}, "tokens must be at least 0, but one is -100"),
         ({"tokens": [0, 1]}, "lacks tokens"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -114,7 +114,7 @@ def test_what_a_member_is_made_from_decides(into, tmp_path):
         {"training": dataclasses.replace(TRAINING, optimizer=lambda learning_rate: optax.sgd(learning_rate))},
         {"members": [MEMBERS[0] | {"learning_rate": 0.2}]},
     ):
-        with pytest.raises(ValueError, match="has first already, made from something else"):
+        with pytest.raises(ValueError, match="already has first, made from something else"):
             into(pool, **{"members": MEMBERS[:1], "names": ["first"], **changed})
     assert list(pool) == ["first"]
 
@@ -177,7 +177,7 @@ def test_a_pool_that_was_opened_before_others_added_makes_nothing_again(into, tm
     assert not trained and sorted(made) == sorted(Pool(tmp_path / "pool"))
     early = Pool(tmp_path / "pool")
     into(late, [{**MEMBERS[0], "seed": 90}], names=["mine"])
-    with pytest.raises(ValueError, match="has mine already, made from something else"):
+    with pytest.raises(ValueError, match="already has mine, made from something else"):
         into(early, [{**MEMBERS[0], "seed": 91}], names=["mine"], on_member=lambda name, result: trained.append(name))
     assert not trained
 

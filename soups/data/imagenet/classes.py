@@ -28,7 +28,7 @@ def training_classes(data_dir) -> tuple[str, ...]:
     raise FileNotFoundError(
         f"{data_dir}: the list of classes comes from the folders of one of "
         + ", ".join(path for name in listed for path in layouts.LAYOUTS[name].folders)
-        + ", or from a set that TFDS prepared: there is none"
+        + ", or from a set that TFDS prepared: none of these is there"
     )
 
 

@@ -193,7 +193,7 @@ class _Judge:
         cosine = self.cosines[np.ix_(left, left)]
         least = max(OUTLIER_COSINE, self.chance)
         if self.has_base:
-            advice = "it undoes what they learned: look at its data and labels"
+            advice = "it undoes what they learned: check its data and labels"
             self._remark("against", left, _against(cosine, least), "task vector against the mean of the others", advice)
         if len(left) < 4:
             return
@@ -201,7 +201,7 @@ class _Judge:
         unlike = np.abs(moved - np.median(moved)) > np.log(OUTLIER_NORM)
         unlike &= np.abs(robust_z(moved)) > OUTLIER_Z
         what = "moved much farther, or much less, than the others"
-        self._remark("outlier", left, unlike, what, "look at its learning rate and number of steps")
+        self._remark("outlier", left, unlike, what, "check its learning rate and number of steps")
         mean = off_diagonal(cosine).mean(axis=1)
         lonely = (robust_z(mean) < -OUTLIER_Z) & (mean < np.median(mean) - least)
         self._remark("outlier", left, lonely, "points elsewhere than the others", "measure it with evaluate=")
