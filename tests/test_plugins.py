@@ -30,6 +30,15 @@ def first_times(inputs, *, factor=2.0):
 EXAMPLE = pathlib.Path(__file__).parent / "recipes" / "plugin_example.py"  # its other tests: test_contract.py
 
 
+@pytest.fixture(autouse=True)
+def no_method_stays():
+    """Take the methods of a test's files away after it: other tests list all that are known."""
+    known = dict(METHODS)
+    yield
+    for name in METHODS.keys() - known.keys():
+        del METHODS[name]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -65,12 +65,12 @@ def evolve(
     evolution strategy: a tutorial", 2016, arXiv 1604.00772, as the package cmaes has it.
     """
     mode = direction(metric, mode, evaluate)
-    if not callable(recipe):
-        raise ValueError(f"recipe must be a merge function, such as soups.ties, not {recipe!r:.200}")
     budget = arguments.check_within("budget", budget, "[1, inf)", whole=True)
     if population is not None:
         population = arguments.check_within("population", population, "[2, inf)", whole=True)
     seed = arguments.check_within("seed", seed, "[0, 4294967295]", whole=True)
+    if not callable(recipe):
+        raise ValueError(f"recipe must be a merge function, such as soups.ties, not {recipe!r:.200}")
     usable = arguments.as_mapping(members)
     name, axes = _name(recipe), _axes(recipe, settings or {}, weights, len(usable))
     sought = {"of": name, "axes": [[a.name, a.low, a.high, a.logarithmic] for a in axes]}

@@ -84,7 +84,7 @@ def test_function_with_flattened_axes_is_unchanged(flat_params, rng):
     permutations = {"channels": np.array([2, 0, 1]), "heads": np.array([1, 2, 0])}
     check_function_unchanged(flat_network, flat_params, permutations, FLAT_SPEC, inputs)
     wrong = {**FLAT_SPEC, "dense/kernel": (Blocks("channels", inner=4), Blocks("heads", inner=2))}
-    with pytest.raises(ValueError, match=r"outputs differ by up to .* alone: channels \(\d\.\d+\)\. Look"):
+    with pytest.raises(ValueError, match=r"outputs differ by up to .* alone: channels \(\d\.\d+\)\. Check"):
         check_function_unchanged(flat_network, flat_params, permutations, wrong, inputs)
 
 

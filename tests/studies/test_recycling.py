@@ -336,7 +336,7 @@ def test_rows_of_a_known_set_stand_beside_what_was_published_for_it():
     ("names", "place", "value", "message"),
     [
         (STUDIES, "dataset", "nowhere", "no set 'nowhere'"),
-        (STUDIES, "auxiliary", ("more", "squares"), "images of squares"),
+        (STUDIES, "auxiliary", ("more", "squares"), "no image of the test set squares"),
         (("diversity", "fusing"), "auxiliary", (), "config.auxiliary must name"),
         (STUDIES, "model.start", None, "config.model.start"),
         (STUDIES, "model.frozen_stages", 2, "frozen_stages must be .* from 0 to 0, of small, not 2"),
