@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from soups import models
+from soups.allocator import keep_freed_memory
 from soups.pool import Pool
 from soups.train import Classification, Training, fit, training_step
 from soups.train.loop import num_steps, prepared
@@ -24,6 +25,8 @@ from soups.train.programs import in_programs
 def main():
     """Train, save, and train again."""
     folder, way, pool, *indices = sys.argv[1:]
+    if way == "sharded":
+        keep_freed_memory()  # as `soups run` does
     folder = pathlib.Path(folder)
     task = json.loads((folder / "task.json").read_text())
     data = dict(np.load(folder / "data.npz"))
